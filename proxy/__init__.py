@@ -1,0 +1,1 @@
+"""The gateway: an OpenAI-compatible streaming server in front of vLLM. `proxy/README.md` is its plan."""

@@ -1,0 +1,79 @@
+"""Owns the error family, the one table of status, type and code, and rendering to OpenAI error JSON.
+Must not know HTTP servers, engines or Redis: whoever meets a foreign error maps it to one of these.
+Called by every layer below; rendered once, at the door (`respond.py`)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+
+class Code(Enum):
+    """Every way a request can fail here: `code` string, HTTP status, OpenAI `type`."""
+
+    INVALID_JSON = ("invalid_json", 400, "invalid_request_error")
+    INVALID_VALUE = ("invalid_value", 400, "invalid_request_error")
+    MISSING_FIELD = ("missing_field", 400, "invalid_request_error")
+    INVALID_HEADER = ("invalid_header", 400, "invalid_request_error")
+    NOT_FOUND = ("not_found", 404, "invalid_request_error")
+    METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
+    BODY_TIMEOUT = ("body_timeout", 408, "invalid_request_error")
+    BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
+    UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", 415, "invalid_request_error")
+    HEADERS_TOO_LARGE = ("headers_too_large", 431, "invalid_request_error")
+    INTERNAL = ("internal_error", 500, "server_error")
+    EMBEDDINGS_UNAVAILABLE = ("embeddings_unavailable", 501, "server_error")
+    UPSTREAM_UNREACHABLE = ("upstream_unreachable", 502, "upstream_error")
+    UPSTREAM_TRUNCATED = ("upstream_truncated", 502, "upstream_error")
+    UPSTREAM_PROTOCOL = ("upstream_protocol", 502, "upstream_error")
+    UPSTREAM_TOO_LARGE = ("upstream_too_large", 502, "upstream_error")
+    UPSTREAM_ERROR_FRAME = ("upstream_error_frame", 502, "upstream_error")
+    QUEUE_FULL = ("queue_full", 503, "overloaded_error")
+    NO_BACKEND = ("no_backend", 503, "overloaded_error")
+    SHUTTING_DOWN = ("shutting_down", 503, "overloaded_error")
+    UPSTREAM_CONNECT_TIMEOUT = ("upstream_connect_timeout", 504, "upstream_error")
+    UPSTREAM_FIRST_TOKEN_TIMEOUT = ("upstream_first_token_timeout", 504, "upstream_error")
+    UPSTREAM_TOKEN_TIMEOUT = ("upstream_token_timeout", 504, "upstream_error")
+    UPSTREAM_TOTAL_TIMEOUT = ("upstream_total_timeout", 504, "upstream_error")
+
+    def __init__(self, code: str, status: int, type_: str) -> None:
+        self.code = code
+        self.status = status
+        self.type = type_
+
+
+class GatewayError(Exception):
+    """An error a client may see. `message` says what was wrong and what would be right."""
+
+    def __init__(
+        self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after  # whole seconds, for the `Retry-After` header
+
+    @property
+    def status(self) -> int:
+        return self.code.status
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error object: `{"error": {"message", "type", "param", "code"}}`."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.code.type,
+                "param": self.param,
+                "code": self.code.code,
+            }
+        }
+
+    def json(self) -> bytes:
+        return msgspec.json.encode(self.body())
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. The message names the setting, its source and what would be right."""

@@ -1,0 +1,1 @@
+"""What crosses the wire, without I/O: bytes to frames, bytes to structs, and back."""
