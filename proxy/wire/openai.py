@@ -1,0 +1,172 @@
+"""Owns the request side of the wire: body bytes to an `Ask`, and the body that goes up to the engine.
+Must not know sharing policy, keys, engines or HTTP servers; it reads only the fields the gateway acts on.
+Called by the gateway's handlers (decode) and by the scheduler (the body for upstream)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+
+Endpoint = Literal["chat", "completions", "embeddings"]
+
+PATHS: Final[dict[Endpoint, str]] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
+"""Where each endpoint lives at the engine (and at the gateway)."""
+
+_PROMPT_FIELD: Final[dict[Endpoint, str]] = {
+    "chat": "messages",
+    "completions": "prompt",
+    "embeddings": "input",
+}
+
+
+class _Key(str):
+    """A JSON object key equal only to itself, so that a dict keeps duplicates and they can be seen."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class _Head(msgspec.Struct):
+    """The fields the gateway itself reads. Everything else belongs to the engine, which judges it."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+class _Chat(_Head):
+    messages: list[msgspec.Raw] | None = None
+
+
+class _Completions(_Head):
+    prompt: str | list[msgspec.Raw] | None = None
+
+
+class _Embeddings(_Head):
+    input: str | list[msgspec.Raw] | None = None
+
+
+# The prompt may be any array (strings, token ids, message objects): only that it is one is checked here.
+_HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
+    "chat": msgspec.json.Decoder(_Chat),
+    "completions": msgspec.json.Decoder(_Completions),
+    "embeddings": msgspec.json.Decoder(_Embeddings),
+}
+_PAIRS: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, value: kind(value))
+_WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
+
+
+@dataclass(slots=True)
+class Ask:
+    """One decoded request. `fields` are its top-level JSON members, undecoded; `body` its exact bytes."""
+
+    endpoint: Endpoint
+    model: str | None
+    stream: bool
+    include_usage: bool
+    temperature: float | None
+    seed: int | None
+    fields: dict[str, msgspec.Raw]
+    body: bytes
+
+    @property
+    def prompt(self) -> bytes:
+        """The prompt as JSON bytes, for a log that was asked to show it."""
+        return bytes(self.fields.get(_PROMPT_FIELD[self.endpoint], b"null"))
+
+
+def decode(endpoint: Endpoint, body: bytes) -> Ask:
+    """Read a request body. Raises GatewayError 400 that says what is wrong, where, and what is right.
+
+    Types are checked for the fields the gateway acts on; the rest goes to the engine untouched. A member
+    given twice is refused: two readers of one body must not see two different requests.
+    """
+    if not body:
+        raise GatewayError(Code.INVALID_JSON, "The request body is empty; send a JSON object.")
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise GatewayError(
+            Code.INVALID_JSON, f"The request body is not UTF-8 (byte {e.start}); send JSON encoded as UTF-8."
+        ) from None
+    try:
+        pairs = _PAIRS.decode(body)
+        head = _HEADS[endpoint].decode(body)
+    except msgspec.ValidationError as e:
+        raise _wrong_type(str(e)) from None
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {e}.") from None
+    fields = {str(name): value for name, value in pairs.items()}
+    if len(fields) != len(pairs):
+        names = [str(name) for name in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise GatewayError(
+            Code.INVALID_JSON, f"The field {twice[:64]!r} is given twice; give it once.", param=twice[:64]
+        )
+    prompt_field = _PROMPT_FIELD[endpoint]
+    if getattr(head, prompt_field) is None and not (endpoint == "completions" and "prompt_embeds" in fields):
+        raise GatewayError(
+            Code.MISSING_FIELD, f"The field {prompt_field!r} is missing; it is required.", param=prompt_field
+        )
+    options = head.stream_options
+    return Ask(
+        endpoint=endpoint,
+        model=head.model,
+        stream=head.stream is True,
+        include_usage=options is not None and options.include_usage is True,
+        temperature=head.temperature,
+        seed=head.seed,
+        fields=fields,
+        body=body,
+    )
+
+
+def with_usage(ask: Ask) -> bytes:
+    """The body that asks the engine for usage in a stream, every other member as the client wrote it."""
+    options = ask.fields.get("stream_options")
+    members: dict[str, Any] = (
+        msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {} if options else {}
+    )
+    members["include_usage"] = True
+    return msgspec.json.encode({**ask.fields, "stream_options": members})
+
+
+def stream_extras(ask: Ask) -> dict[str, msgspec.Raw]:
+    """Members of `stream_options` that change the frames, so all but `include_usage`."""
+    options = ask.fields.get("stream_options")
+    if options is None:
+        return {}
+    members = msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {}
+    return {
+        name: raw
+        for name, raw in members.items()
+        if name != "include_usage" and bytes(raw) not in (b"null", b"false")
+    }
+
+
+def _wrong_type(message: str) -> GatewayError:
+    where = _WHERE.search(message)
+    path = where.group(1) if where else ""
+    what = message[: where.start()] if where else message
+    if not path:
+        return GatewayError(Code.INVALID_VALUE, f"The request body must be a JSON object: {what}.")
+    return GatewayError(Code.INVALID_VALUE, f"Wrong type at {path!r}: {what}.", param=path)
