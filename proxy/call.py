@@ -1,0 +1,159 @@
+"""Owns one client request's facts while it is answered: its id, its body, and what is logged and counted.
+Must not know flights' insides, engines or Redis.
+Called by the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_exceptions import HTTPException
+
+from proxy.config import Settings
+from proxy.errors import Code, GatewayError
+from proxy.flight import Subscriber
+from proxy.log import RequestRecord
+from proxy.wire.openai import Ask
+
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
+
+
+def request_id(given: str | None) -> str:
+    """The client's own id where it is a plain token of at most 128 characters, else a new one."""
+    return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+@dataclass(slots=True)
+class Call:
+    """One request at the gateway."""
+
+    request: web.BaseRequest
+    id: str
+    endpoint: str = "unknown"
+    model: str | None = None
+    stream: bool = False
+    ask: Ask | None = None
+    reader: Subscriber | None = None
+    status: int = 0
+    error: str | None = None
+    allow: str | None = None
+    bytes_out: int = 0
+    client_left: bool = False
+    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+
+    def _times(self) -> tuple[float, float | None, float]:
+        """Seconds in the queue, to the first token (as this client saw it), and in all."""
+        total = asyncio.get_running_loop().time() - self.began
+        if self.reader is None:
+            return 0.0, None, total
+        times = self.reader.flight.times
+        queued = max(0.0, (times.dispatched or times.ended or self.began) - self.began)
+        first = None if times.first is None else max(0.0, times.first - self.began)
+        return min(queued, total), first, total
+
+    def _tokens(self) -> tuple[int | None, int | None, str | None]:
+        """Prompt tokens, completion tokens, and where the count is from."""
+        if self.reader is None:
+            return None, None, None
+        flight = self.reader.flight
+        if flight.usage is not None:
+            return flight.usage.prompt_tokens, flight.usage.completion_tokens, "usage"
+        if flight.content_events:
+            return None, flight.content_events, "events"
+        return None, None, None
+
+    @property
+    def verdict(self) -> str:
+        return self.reader.verdict if self.reader is not None else "bypass"
+
+    def failure(self) -> str | None:
+        """The error's code: of a refusal, or of a stream that broke after its head had gone out."""
+        if self.error is None and self.reader is not None and self.reader.flight.error is not None:
+            return self.reader.flight.error.code.code
+        return self.error
+
+    def measures(self) -> dict[str, Any]:
+        queue, ttft, total = self._times()
+        prompt, completion, source = self._tokens()
+        return {
+            "endpoint": self.endpoint,
+            "status": 499 if self.client_left else self.status,
+            "verdict": self.verdict,
+            "model": self.model,
+            "queue_s": queue,
+            "ttft_s": ttft,
+            "total_s": total,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "token_source": source,
+        }
+
+    def record(self, *, show_prompt: bool) -> RequestRecord:
+        queue, ttft, total = self._times()
+        prompt, completion, source = self._tokens()
+        return RequestRecord(
+            request_id=self.id,
+            model_id=self.model,
+            endpoint=self.endpoint,
+            method=self.request.method,
+            status=499 if self.client_left else self.status,
+            verdict=self.verdict,
+            stream=self.stream,
+            queue_ms=round(queue * 1000, 3),
+            ttft_ms=None if ttft is None else round(ttft * 1000, 3),
+            total_ms=round(total * 1000, 3),
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            token_source=source,
+            backend=self.reader.flight.backend if self.reader is not None else None,
+            bytes_out=self.bytes_out,
+            error=self.failure(),
+            client_left=self.client_left,
+            prompt=self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
+        )
+
+
+async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes:
+    """The whole body, within its bounds of bytes and seconds. Raises GatewayError 400, 408, 413 or 415."""
+    if json:
+        kind = request.headers.get("content-type")
+        if kind is not None and not _is_json(kind):
+            raise GatewayError(
+                Code.UNSUPPORTED_MEDIA_TYPE, f"Send application/json, not {kind.partition(';')[0][:64]!r}."
+            )
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send the body without a Content-Encoding.")
+    limit = settings.max_body_bytes
+    too_large = GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {limit} bytes.")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    if not request.can_read_body:
+        return b""
+    if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(settings.body_timeout or None):
+            while piece := await request.content.readany():
+                size += len(piece)
+                if size > limit:
+                    raise too_large
+                pieces.append(piece)
+    except TimeoutError:
+        raise GatewayError(
+            Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
+        ) from None
+    except (HttpProcessingError, HTTPException, ClientPayloadError, ValueError) as e:
+        raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _is_json(kind: str) -> bool:
+    media = kind.partition(";")[0].strip().lower()
+    return media == "application/json" or (media.startswith("application/") and media.endswith("+json"))

@@ -1,0 +1,227 @@
+"""Owns the way from an engine's answer into a Flight: frames, the terminal, the limits, the clocks.
+Must not know connections, pools or queues: it is a Receiver that is handed bytes.
+Called by upstream (as the bytes arrive); made by the scheduler, one for each attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+from proxy.flight import Flight, Head, Mode, Phase
+from proxy.upstream import HOP_BY_HOP
+from proxy.wire.frames import Usage, has_content, is_error, usage_of
+from proxy.wire.sse import Framer, is_done
+
+_KEPT_FOR_SHARED: Final = frozenset({"content-type"})
+
+
+class _Whole(msgspec.Struct):
+    usage: Usage | None = None
+
+
+_WHOLE: Final = msgspec.json.Decoder(_Whole)
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What an answer may take. Seconds and bytes; 0 seconds is no limit."""
+
+    first_token: float = 300.0
+    token: float = 60.0
+    total: float = 1800.0
+    frame: int = 4 * 1024 * 1024
+    flight: int = 64 * 1024 * 1024
+
+
+class Feeder:
+    """Feeds one Flight from one exchange. `done` resolves to None, or to the error that ended it."""
+
+    def __init__(self, flight: Flight, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.flight = flight
+        self.done: asyncio.Future[GatewayError | None] = loop.create_future()
+        self.clean = False  # a whole, successful answer: one that may be stored
+        self.error_frame = False
+        self.held = False  # the reader lags and the engine is held back: its silence is our doing
+        self._loop = loop
+        self._limits = limits
+        self._framer = Framer(limits.frame)
+        self._began = self._last = loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._head: Head | None = None
+        self._count = not flight.plan.usage_added
+        self._arm()
+
+    # -- Receiver ---------------------------------------------------------------------------------
+
+    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        flight = self.flight
+        self._last = self._loop.time()
+        kept = None if flight.private else _KEPT_FOR_SHARED
+        passed = tuple(
+            (name, value)
+            for name, value in headers
+            if name not in HOP_BY_HOP and name != "content-length" and (kept is None or name in kept)
+        )
+        length = next((value for name, value in headers if name == "content-length"), "")
+        self._head = Head(status, passed, int(length) if length.isascii() and length.isdigit() else None)
+        if flight.mode is Mode.RAW:
+            flight.start(self._head)
+        elif flight.mode is Mode.STREAM:
+            kind = next((value for name, value in headers if name == "content-type"), "")
+            if status == 200 and kind.lower().startswith("text/event-stream"):
+                flight.head = self._head
+            else:
+                flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
+
+    def body(self, data: bytes) -> None:
+        if self.done.done():
+            return
+        flight = self.flight
+        self._last = now = self._loop.time()
+        if flight.mode is Mode.STREAM:
+            self._frames(data, now)
+        else:
+            if flight.times.first is None:
+                flight.times.first = now
+            flight.piece(data)
+            flight.times.last = now
+        if flight.size > self._limits.flight and not self.done.done():
+            self._fail(
+                GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes.")
+            )
+
+    def end(self) -> None:
+        if self.done.done():
+            return
+        flight, head = self.flight, self._head
+        if flight.mode is Mode.RAW:
+            self._land()
+        elif flight.mode is Mode.WHOLE and head is not None:
+            if head.status == 200 and not self._read_whole():
+                return
+            self.clean = head.status == 200
+            self._land(Head(head.status, head.headers, flight.size))
+        else:
+            self._fail(
+                GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended the stream before it was complete.")
+            )
+
+    def lost(self, error: GatewayError) -> None:
+        self._fail(error)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _frames(self, data: bytes, now: float) -> None:
+        flight, times = self.flight, self.flight.times
+        error: GatewayError | None = None
+        try:
+            frames = self._framer.feed(data)
+        except GatewayError as e:
+            frames, error = [], e
+        finished = False
+        for frame in frames:
+            if is_done(frame):
+                finished = True
+                continue
+            if (times.first is None or self._count) and has_content(frame):
+                flight.content_events += 1
+                if times.first is None:
+                    times.first = now
+            usage = usage_of(frame)
+            if usage is not None:
+                flight.usage = usage
+            elif is_error(frame):
+                self.error_frame = True
+        times.last = now
+        if frames:
+            flight.frames(frames)
+        if error is not None:
+            self._fail(error)
+        elif finished:
+            self.clean = not self.error_frame
+            self._land(self._head)
+
+    def _read_whole(self) -> bool:
+        """Whether a successful body is what it says it is; its usage is taken on the way."""
+        flight = self.flight
+        if flight.plan.ask is None:
+            return True
+        try:
+            flight.usage = _WHOLE.decode(b"".join(flight.log)).usage
+        except (msgspec.MsgspecError, RecursionError):
+            self._fail(
+                GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
+            )
+            return False
+        return True
+
+    def _land(self, head: Head | None = None) -> None:
+        if head is not None and self.flight.mode is Mode.STREAM:
+            head = Head(head.status, head.headers, None)
+        self.flight.land(head)
+        self._close(None)
+
+    def _fail(self, error: GatewayError) -> None:
+        if not self.done.done():
+            self._close(error)
+
+    def _close(self, error: GatewayError | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.done.set_result(error)
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No one waits for this exchange any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.done.done():
+            self.done.cancel()
+
+    def _deadline(self) -> tuple[float, Code, str]:
+        """What would run out next: when, as which error, and in which words."""
+        limits = self._limits
+        total = (
+            self._began + (limits.total or float("inf")),
+            Code.UPSTREAM_TOTAL_TIMEOUT,
+            f"The engine did not complete the answer within {limits.total:g} s.",
+        )
+        if self.held:
+            return total
+        if self._head is None or self.flight.phase is Phase.PREFILL:
+            if self.flight.mode is Mode.WHOLE:
+                return total  # one body: its first byte is as late as its last token
+            wait = (
+                self._began + (limits.first_token or float("inf")),
+                Code.UPSTREAM_FIRST_TOKEN_TIMEOUT,
+                f"The engine sent no token within {limits.first_token:g} s.",
+            )
+        else:
+            wait = (
+                self._last + (limits.token or float("inf")),
+                Code.UPSTREAM_TOKEN_TIMEOUT,
+                f"The engine sent nothing more for {limits.token:g} s.",
+            )
+        return min(total, wait, key=lambda limit: limit[0])
+
+    def _arm(self) -> None:
+        """One timer, set again when it fires too early: nothing is done about time for each token."""
+        when, _, _ = self._deadline()
+        if when != float("inf"):
+            # Looking again within a second (or the limit itself) bounds how late a change of phase is seen.
+            self._timer = self._loop.call_at(min(when, self._loop.time() + 1.0), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self.done.done():
+            return
+        when, code, message = self._deadline()
+        if self._loop.time() >= when:
+            self._fail(GatewayError(code, message))
+        else:
+            self._arm()

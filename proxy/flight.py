@@ -1,0 +1,362 @@
+"""Owns the Flight: one answer's append-only log, its states as a table, its readers' cursors, its registry.
+Must not know HTTP, sockets, Redis or engines: it is fed frames and hands out bytes.
+Called by the gateway (join, leave), the scheduler (feeding, ending) and respond (reading)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Protocol
+
+from proxy.errors import GatewayError
+from proxy.wire.frames import PlainView, Usage
+from proxy.wire.openai import Ask
+from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunk
+
+
+SLICE: Final = 512
+"""Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
+
+
+class Phase(Enum):
+    QUEUED = "queued"  # waits for a look-up or for a place at an engine
+    CONNECTING = "connecting"
+    PREFILL = "prefill"  # the request is at the engine, nothing came back yet
+    STREAMING = "streaming"
+    LANDED = "landed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDS: Final = frozenset({Phase.LANDED, Phase.FAILED, Phase.CANCELLED})
+
+TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.QUEUED: frozenset({Phase.CONNECTING, Phase.STREAMING}) | _ENDS,  # STREAMING at once: a cache hit
+    Phase.CONNECTING: frozenset({Phase.PREFILL, Phase.CONNECTING}) | _ENDS,
+    # Back to CONNECTING: a kept-alive connection that had died is replaced before its first byte.
+    Phase.PREFILL: frozenset({Phase.STREAMING, Phase.CONNECTING}) | _ENDS,
+    Phase.STREAMING: _ENDS,
+    Phase.LANDED: frozenset(),
+    Phase.FAILED: frozenset(),
+    Phase.CANCELLED: frozenset(),
+}
+
+
+class Mode(Enum):
+    STREAM = "stream"  # SSE: the log holds frames, each in its HTTP chunk
+    WHOLE = "whole"  # one JSON body
+    RAW = "raw"  # passed through as it comes, never shared
+
+
+@dataclass(slots=True, frozen=True)
+class Head:
+    """An answer's status and end-to-end headers, as the engine gave them."""
+
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None  # Content-Length in bytes, where the engine gave one
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a Flight is for, fixed at its making."""
+
+    method: str
+    path: str  # with its query, as sent to the engine
+    body: bytes
+    mode: Mode
+    request_id: str
+    headers: tuple[tuple[str, str], ...] = ()
+    ask: Ask | None = None
+    model: str | None = None
+    key: bytes | None = None  # None: shares nothing
+    fresh: bool = False  # do not look in the store, but write to it
+    usage_added: bool = False  # usage was asked for by us, not by every reader
+
+
+@dataclass(slots=True)
+class Times:
+    """Loop times in seconds of what happened to a Flight; None for what did not."""
+
+    created: float = 0.0
+    dispatched: float | None = None  # left the queue for an engine
+    first: float | None = None  # first frame with content (role chunks do not count)
+    last: float | None = None
+    ended: float | None = None
+
+
+class Pipe(Protocol):
+    """Where a streaming reader's bytes go."""
+
+    def write(self, data: bytes) -> bool:
+        """Take the bytes. False: taken, but the reader lags and wants no more until it has drained."""
+
+
+class Flight:
+    """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
+
+    def __init__(self, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
+        self.plan = plan
+        self.phase = Phase.QUEUED
+        self.mode = plan.mode
+        self.times = Times(created=loop.time())
+        self.head: Head | None = None
+        self.error: GatewayError | None = None
+        self.log: list[bytes] = []  # STREAM: chunked frames; WHOLE: the body's pieces; RAW: pieces as sent
+        self.size = 0  # bytes that the log holds now
+        self.bytes_in = 0  # bytes that it ever took
+        self.tail = b""  # what ends the body, known once the flight has ended
+        self.usage: Usage | None = None
+        self.content_events = 0
+        self.backend: str | None = None
+        self.stored_at: float | None = None  # wall-clock time when a hit was stored
+        self.replace = False  # what the store holds under our key is of no use: overwrite it
+        self.folded: bytes | None = None
+        self.subscribers: set[Subscriber] = set()
+        self.on_empty: Callable[[Flight], None] | None = None
+        self.throttle: Callable[[bool], None] | None = None
+        self._plain: list[bytes] | None = [] if plan.usage_added else None
+        self._view = PlainView() if plan.usage_added else None
+        self._loop = loop
+        self._scheduled = False
+        self._joined: tuple[int, int, bool, bytes] = (0, 0, False, b"")
+
+    def __repr__(self) -> str:
+        return f"<Flight {self.phase.value} {self.mode.value} log={len(self.log)} readers={len(self.subscribers)}>"
+
+    @property
+    def private(self) -> bool:
+        return self.plan.key is None
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in _ENDS
+
+    @property
+    def started(self) -> bool:
+        """Something can be answered: bytes, a head, or the reason why not."""
+        return bool(self.log) or self.head is not None or self.phase in _ENDS
+
+    def enter(self, phase: Phase) -> None:
+        """The one place where the phase changes."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise AssertionError(f"no way from {self.phase} to {phase}")
+        self.phase = phase
+
+    # -- feeding ------------------------------------------------------------------------------------
+
+    def frames(self, frames: Iterable[bytes]) -> None:
+        """Append SSE frames (raw bytes). Each is put into its HTTP chunk once, for every reader."""
+        if self.phase is not Phase.STREAMING:
+            self.enter(Phase.STREAMING)
+        log, plain, view = self.log, self._plain, self._view
+        for frame in frames:
+            wired = chunk(frame)
+            log.append(wired)
+            self.size += len(wired)
+            self.bytes_in += len(frame)
+            if plain is not None and view is not None:
+                for seen in view.feed(frame):
+                    plain.append(wired if seen is frame else chunk(seen))
+        self.wake()
+
+    def start(self, head: Head) -> None:
+        """RAW: status and headers are known; pieces follow."""
+        self.enter(Phase.STREAMING)
+        self.head = head
+        self.wake()
+
+    def piece(self, data: bytes) -> None:
+        """RAW and WHOLE: append a piece of the body."""
+        framed = chunk(data) if self.mode is Mode.RAW and self.head and self.head.length is None else data
+        self.log.append(framed)
+        self.size += len(framed)
+        self.bytes_in += len(data)
+        if self.mode is Mode.RAW:
+            self.wake()
+
+    def land(self, head: Head | None = None) -> None:
+        """The answer is whole."""
+        self.enter(Phase.LANDED)
+        if head is not None:
+            self.head = head
+        self._finish(b"" if self.head is not None and self.head.length is not None else LAST_CHUNK)
+
+    def fail(self, error: GatewayError) -> None:
+        """The answer will not be whole. Readers that have had bytes get an error frame, the others a status."""
+        self.enter(Phase.FAILED)
+        self.error = error
+        self._finish(chunk(encode(error.json())) + LAST_CHUNK if self.mode is Mode.STREAM else b"")
+
+    def cancel(self) -> None:
+        self.enter(Phase.CANCELLED)
+        self._finish(b"")
+
+    def _finish(self, tail: bytes) -> None:
+        self.times.ended = self._loop.time()
+        if self._view is not None and self._plain is not None:
+            self._plain.extend(chunk(frame) for frame in self._view.end())
+        self.tail = tail
+        self.wake()
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    def view(self, *, usage: bool) -> list[bytes]:
+        """The log as a reader sees it: with the usage chunk, or as if usage had not been asked for."""
+        return self.log if usage or self._plain is None else self._plain
+
+    def raw_frames(self) -> list[bytes]:
+        """STREAM: the frames as they came, out of their chunks."""
+        return [unchunk(wired) for wired in self.log]
+
+    def joined(self, view: list[bytes], start: int, end: int) -> bytes:
+        """The view from `start` to `end`. Readers at the same place share one join."""
+        if end - start == 1:
+            return view[start]
+        which = view is self.log
+        if self._joined[:3] != (start, end, which):
+            self._joined = (start, end, which, b"".join(view[start:end]))
+        return self._joined[3]
+
+    def wake(self) -> None:
+        """Have every reader served once in this turn of the loop, whatever is appended in it."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        for subscriber in tuple(self.subscribers):
+            subscriber.pump()
+        self._joined = (0, 0, False, b"")
+        self.trim()
+
+    def trim(self) -> None:
+        """A private log is dropped as its one reader has it."""
+        if not self.private or self.mode is Mode.WHOLE or len(self.subscribers) != 1:
+            return
+        (reader,) = self.subscribers
+        if reader.pipe is not None and reader.cursor == len(self.log):
+            self.log.clear()
+            self.size = 0
+            reader.cursor = 0
+
+    def leave(self, subscriber: Subscriber) -> None:
+        self.subscribers.discard(subscriber)
+        if not self.subscribers and not self.ended and self.on_empty is not None:
+            self.on_empty(self)
+
+
+@dataclass(eq=False, slots=True)
+class Subscriber:
+    """A reader: a cursor into one Flight's log."""
+
+    flight: Flight
+    usage: bool = True  # wants the usage chunk
+    whole: bool = False  # wants one body: woken at the end only
+    verdict: str = "miss"
+    cursor: int = 0
+    pipe: Pipe | None = None
+    lagging: bool = False
+    done: bool = False  # the tail was written too
+    _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
+
+    def pump(self) -> None:
+        """Write everything since the cursor, once; wake the reader's own task only where it must act."""
+        flight = self.flight
+        if self.pipe is None or self.lagging:
+            if flight.ended or (flight.started and not self.whole):
+                self._wake()
+            return
+        view = flight.view(usage=self.usage)
+        end = min(len(view), self.cursor + SLICE)
+        data = flight.joined(view, self.cursor, end) if self.cursor < end else b""
+        if flight.ended and end == len(view):
+            data += flight.tail
+            self.done = True
+        if data:
+            self.cursor = end
+            fits = self.pipe.write(data)
+            self.lagging = not self.done and (not fits or end < len(view))
+        if self.done or self.lagging:
+            self._wake()
+
+    async def changed(self) -> None:
+        """Wait until there is something for this reader's own task to do."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def ready(self) -> None:
+        """Wait for the first thing that can be answered."""
+        while not self.flight.started or (self.flight.mode is Mode.STREAM and not self._visible()):
+            await self.changed()
+
+    async def ended(self) -> None:
+        while not self.flight.ended:
+            await self.changed()
+
+    def leave(self) -> None:
+        self.pipe = None
+        self.flight.leave(self)
+
+    def _visible(self) -> bool:
+        return bool(self.flight.view(usage=self.usage)) or self.flight.ended
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class FlightGroup:
+    """Every live Flight, and the map by which identical requests find each other."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._map: dict[tuple[bytes, Mode], Flight] = {}
+        self.live: set[Flight] = set()
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def __repr__(self) -> str:
+        return f"<FlightGroup live={len(self.live)} joinable={len(self._map)}>"
+
+    @property
+    def subscribers(self) -> int:
+        return sum(len(flight.subscribers) for flight in self.live)
+
+    def find(self, key: bytes, *, stream: bool) -> Flight | None:
+        """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
+        streams never waits for a body: its first token would come with the last."""
+        flight = self._map.get((key, Mode.STREAM))
+        if flight is None and not stream:
+            flight = self._map.get((key, Mode.WHOLE))
+        return flight
+
+    def attach(self, flight: Flight, *, usage: bool, whole: bool, verdict: str) -> Subscriber:
+        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict)
+        flight.subscribers.add(subscriber)
+        return subscriber
+
+    def launch(self, plan: Plan) -> Flight:
+        """A new Flight, joinable from now on where it may be shared."""
+        flight = Flight(plan, self._loop)
+        self.live.add(flight)
+        if plan.key is not None:
+            self._map[plan.key, plan.mode] = flight
+        return flight
+
+    def hide(self, flight: Flight) -> None:
+        """No one joins it any more. Removed only if the map still holds *this* flight."""
+        key = flight.plan.key
+        if key is not None and self._map.get((key, flight.plan.mode)) is flight:
+            del self._map[key, flight.plan.mode]
+
+    def remove(self, flight: Flight) -> None:
+        self.hide(flight)
+        self.live.discard(flight)

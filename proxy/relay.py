@@ -1,0 +1,71 @@
+"""Owns what may be passed through to an engine as it is: which paths, and which of a client's headers.
+Must not know flights or sockets: pure functions of texts.
+Called by the gateway's handlers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote
+
+from proxy.upstream import HOP_BY_HOP
+
+_PATHS: Final = frozenset(
+    {
+        "/tokenize",
+        "/detokenize",
+        "/version",
+        "/score",
+        "/rerank",
+        "/v2/rerank",
+        "/pooling",
+        "/classify",
+    }
+)
+"""vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
+
+_BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_PLAIN: Final = re.compile(r"[!-~]+")
+
+_NOT_FORWARDED: Final = HOP_BY_HOP | {
+    "host",
+    "content-length",  # written anew
+    "expect",  # answered here
+    "authorization",  # the gateway's, not the engine's
+    "cookie",
+    "forwarded",
+    "x-request-id",  # written anew
+    "x-gateway-share",
+}
+
+
+def passes(path: str, raw: str) -> bool:
+    """Whether a path goes to the engine. `raw` is the request target as it came: nothing in it may be read as
+    another path by the next server (dot segments, however encoded, backslashes, controls, absolute form)."""
+    if not (path.startswith("/v1/") or path in _PATHS) or path.rstrip("/") in _BLOCKED:
+        return False
+    if not raw.startswith("/") or not _PLAIN.fullmatch(raw):
+        return False
+    target = raw.partition("?")[0]
+    decoded = unquote(unquote(target))
+    return not (
+        "//" in decoded
+        or "\\" in decoded
+        or any(ord(c) < 0x20 or c == "\x7f" for c in decoded)
+        or any(part in (".", "..") for part in decoded.split("/"))
+        or decoded.rstrip("/") in _BLOCKED
+    )
+
+
+def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """A client's end-to-end headers, as they came, but for those that end here."""
+    items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
+    named = {
+        token.strip().lower() for name, value in items if name.lower() == "connection" for token in value.split(",")
+    }
+    return [
+        (name, value)
+        for name, value in items
+        if (low := name.lower()) not in _NOT_FORWARDED and low not in named and not low.startswith("x-forwarded-")
+    ]

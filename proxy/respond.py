@@ -1,0 +1,213 @@
+"""Owns the way from a Subscriber to bytes on the client's socket: heads, chunks, folds, slow readers, errors.
+Must not know engines, Redis, the queue or policy.
+Called by the gateway's handlers, once a request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
+
+from proxy.errors import GatewayError
+from proxy.flight import Flight, Mode, Phase, Subscriber
+from proxy.wire.fold import fold
+
+Headers = Iterable[tuple[str, str]]
+
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_OURS: Final = frozenset({"x-request-id", "x-gateway-cache", "age"})  # an engine's header of these names is ours
+
+
+class Written(web.StreamResponse):
+    """What aiohttp is given for a response whose bytes are on the socket already."""
+
+    def __init__(self, status: int, *, keep_alive: bool) -> None:
+        super().__init__(status=status)
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+class SocketPipe:
+    """A client's socket as a Pipe. The head goes out with the first frame, in one write."""
+
+    __slots__ = ("_bare", "_mute", "_protocol", "_transport", "head", "sent")
+
+    def __init__(self, request: web.BaseRequest, head: bytes, *, bare: bool = False, mute: bool = False) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has left")
+        self._transport = transport
+        self._protocol = request.protocol
+        self.head = head
+        self.sent = 0  # bytes, framing included
+        self._bare = bare  # HTTP/1.0: no chunks
+        self._mute = mute  # HEAD, 204, 304: no body at all
+
+    def write(self, data: bytes) -> bool:
+        if self._mute:
+            data = b""
+        elif self._bare:
+            data = dechunk(data)
+        if self.head:
+            data, self.head = self.head + data, b""
+        self.sent += len(data)
+        self._transport.write(data)
+        return not self._protocol.writing_paused
+
+
+async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> tuple[Written, int]:
+    """Write a Flight to the client as it grows: (response, bytes sent). `stall`: seconds a client may take
+    nothing while bytes wait for it.
+
+    Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
+    """
+    await reader.ready()
+    flight = reader.flight
+    if flight.mode is Mode.WHOLE:
+        return await whole(request, reader, headers, stall)
+    if flight.error is not None and not flight.view(usage=reader.usage):
+        raise flight.error
+    chunks = request.version >= HttpVersion11
+    keep = request.keep_alive and chunks
+    status = flight.head.status if flight.head else 200
+    head = write_head(status, [*framing(flight, chunks), *merged(flight, headers)], keep_alive=keep)
+    length = flight.head.length if flight.head and flight.mode is Mode.RAW else None
+    pipe = SocketPipe(
+        request, head, bare=not chunks and length is None, mute=request.method == "HEAD" or status in (204, 304)
+    )
+    reader.pipe = pipe
+    reader.pump()
+    await _follow(request, reader, stall)
+    if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
+        keep = False  # no clean end: the client must see that the answer is not whole
+        if request.transport is not None:
+            request.transport.close()
+    return Written(status, keep_alive=keep), pipe.sent
+
+
+async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) -> None:
+    """Wait until all is written. Where the reader lags, its own task writes, at its own pace."""
+    flight = reader.flight
+    while not reader.done:
+        if not reader.lagging:
+            await reader.changed()
+            continue
+        if flight.throttle is not None and flight.private:
+            flight.throttle(True)
+        async with asyncio.timeout(stall or None):
+            await request.writer.drain()
+        reader.lagging = False
+        reader.pump()
+        if not reader.lagging:
+            flight.trim()
+            if flight.throttle is not None and flight.private:
+                flight.throttle(False)
+
+
+async def whole(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> tuple[Written, int]:
+    """Write one body, when it is whole. Raises the Flight's GatewayError; Unfoldable where a stream's frames
+    hold something that only the engine can put into a body."""
+    reader.whole = True
+    await reader.ended()
+    flight = reader.flight
+    if flight.error is not None:
+        raise flight.error
+    if flight.mode is Mode.STREAM:
+        status, body, passed = 200, folded(flight), (("content-type", "application/json"),)
+    else:
+        status = flight.head.status if flight.head else 200
+        passed = tuple(merged(flight, ()))
+        body = b"".join(flight.log)
+    sent = await write(request, status, [*passed, *headers], body, stall)
+    return Written(status, keep_alive=request.keep_alive), sent
+
+
+async def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes, stall: float) -> int:
+    """Write a response at once; returns the bytes sent. Raises TimeoutError if the client does not take it."""
+    empty = status in (204, 304)
+    lengthed = [("content-length", str(len(body))), *headers] if not empty else [*headers]
+    pipe = SocketPipe(
+        request, write_head(status, lengthed, keep_alive=request.keep_alive), mute=request.method == "HEAD" or empty
+    )
+    if not pipe.write(body):
+        async with asyncio.timeout(stall or None):
+            await request.writer.drain()
+    return pipe.sent
+
+
+def folded(flight: Flight) -> bytes:
+    """The one body that a landed stream amounts to, made once for all who want it. Raises Unfoldable."""
+    if flight.folded is None:
+        ask = flight.plan.ask
+        assert ask is not None
+        assert ask.endpoint != "embeddings"
+        flight.folded = fold(flight.raw_frames(), ask.endpoint)
+    return flight.folded
+
+
+def error_headers(error: GatewayError) -> list[tuple[str, str]]:
+    headers = [("content-type", "application/json")]
+    if error.retry_after is not None:
+        headers.append(("retry-after", str(error.retry_after)))
+    return headers
+
+
+def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
+    """How the body's end is told."""
+    head = flight.head
+    if head is not None and flight.mode is Mode.RAW:
+        if head.length is not None:
+            return [("content-length", str(head.length))]
+        if head.status in (204, 304):
+            return []
+    return [("transfer-encoding", "chunked")] if chunks else []
+
+
+def merged(flight: Flight, headers: Headers) -> list[tuple[str, str]]:
+    """The engine's headers as far as they are passed on, then ours."""
+    passed = flight.head.headers if flight.head else (("content-type", "text/event-stream; charset=utf-8"),)
+    return [*((name, value) for name, value in passed if name not in _OURS), *headers]
+
+
+def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
+    """Status line and headers. Values were parsed or made by us, so they hold no line breaks: made sure of."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
+    names = set()
+    for name, value in headers:
+        names.add(name)
+        lines.append(f"{name}: {value}")
+    if "date" not in names:
+        lines.append(f"date: {_date(int(time.time()))}")
+    if not keep_alive:
+        lines.append("connection: close")
+    if any("\r" in line or "\n" in line for line in lines):
+        raise AssertionError("a header has a line break in it")
+    return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
+
+
+def dechunk(data: bytes) -> bytes:
+    """Chunks of our own making, taken off, for a client of HTTP/1.0."""
+    pieces, at = [], 0
+    while at < len(data):
+        line = data.index(b"\r\n", at)
+        size = int(data[at:line], 16)
+        pieces.append(data[line + 2 : line + 2 + size])
+        at = line + 2 + size + 2
+    return b"".join(pieces)
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    return formatdate(second, usegmt=True)
