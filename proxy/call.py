@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,11 +45,11 @@ class Call:
     allow: str | None = None
     bytes_out: int = 0
     client_left: bool = False
-    began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    began: float = field(default_factory=time.monotonic)
 
     def _times(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""
-        total = asyncio.get_running_loop().time() - self.began
+        total = time.monotonic() - self.began
         if self.reader is None:
             return 0.0, None, total
         times = self.reader.flight.times
@@ -111,7 +112,7 @@ class Call:
             completion_tokens=completion,
             token_source=source,
             backend=self.reader.flight.backend if self.reader is not None else None,
-            bytes_out=self.bytes_out,
+            bytes_out=self.bytes_out or (self.reader.sent if self.reader is not None else 0),
             error=self.failure(),
             client_left=self.client_left,
             prompt=self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,

@@ -47,7 +47,7 @@ class Feeder:
         self._loop = loop
         self._limits = limits
         self._framer = Framer(limits.frame)
-        self._began = self._last = loop.time()
+        self._began = self._last = flight.clock()
         self._timer: asyncio.TimerHandle | None = None
         self._head: Head | None = None
         self._count = not flight.plan.usage_added
@@ -57,7 +57,7 @@ class Feeder:
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         flight = self.flight
-        self._last = self._loop.time()
+        self._last = flight.clock()
         kept = None if flight.private else _KEPT_FOR_SHARED
         passed = tuple(
             (name, value)
@@ -79,7 +79,7 @@ class Feeder:
         if self.done.done():
             return
         flight = self.flight
-        self._last = now = self._loop.time()
+        self._last = now = flight.clock()
         if flight.mode is Mode.STREAM:
             self._frames(data, now)
         else:
@@ -88,9 +88,7 @@ class Feeder:
             flight.piece(data)
             flight.times.last = now
         if flight.size > self._limits.flight and not self.done.done():
-            self._fail(
-                GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes.")
-            )
+            self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
     def end(self) -> None:
         if self.done.done():
@@ -214,14 +212,14 @@ class Feeder:
         when, _, _ = self._deadline()
         if when != float("inf"):
             # Looking again within a second (or the limit itself) bounds how late a change of phase is seen.
-            self._timer = self._loop.call_at(min(when, self._loop.time() + 1.0), self._tick)
+            self._timer = self._loop.call_later(min(max(0.0, when - self.flight.clock()), 1.0), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
         if self.done.done():
             return
         when, code, message = self._deadline()
-        if self._loop.time() >= when:
+        if self.flight.clock() >= when:
             self._fail(GatewayError(code, message))
         else:
             self._arm()

@@ -5,6 +5,7 @@ Called by the gateway (join, leave), the scheduler (feeding, ending) and respond
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,7 +15,6 @@ from proxy.errors import GatewayError
 from proxy.wire.frames import PlainView, Usage
 from proxy.wire.openai import Ask
 from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunk
-
 
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
@@ -78,7 +78,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Times:
-    """Loop times in seconds of what happened to a Flight; None for what did not."""
+    """Times by the flight's clock, in seconds, of what happened to a Flight; None for what did not."""
 
     created: float = 0.0
     dispatched: float | None = None  # left the queue for an engine
@@ -97,11 +97,14 @@ class Pipe(Protocol):
 class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
-    def __init__(self, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, plan: Plan, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.plan = plan
+        self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = Phase.QUEUED
         self.mode = plan.mode
-        self.times = Times(created=loop.time())
+        self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
         self.log: list[bytes] = []  # STREAM: chunked frames; WHOLE: the body's pieces; RAW: pieces as sent
@@ -195,7 +198,7 @@ class Flight:
         self._finish(b"")
 
     def _finish(self, tail: bytes) -> None:
-        self.times.ended = self._loop.time()
+        self.times.ended = self.clock()
         if self._view is not None and self._plain is not None:
             self._plain.extend(chunk(frame) for frame in self._view.end())
         self.tail = tail
@@ -261,6 +264,7 @@ class Subscriber:
     pipe: Pipe | None = None
     lagging: bool = False
     done: bool = False  # the tail was written too
+    sent: int = 0  # bytes, framing included
     _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
 
     def pump(self) -> None:
@@ -278,6 +282,7 @@ class Subscriber:
             self.done = True
         if data:
             self.cursor = end
+            self.sent += len(data)
             fits = self.pipe.write(data)
             self.lagging = not self.done and (not fits or end < len(view))
         if self.done or self.lagging:

@@ -23,9 +23,7 @@ NewHash = Callable[[], Any]
 
 # Numbers stay as they are written (1.0 is not 1 to a template that prints them); escapes and spaces do not.
 _ANY: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
-_OBJECTS: Final = msgspec.json.Decoder(
-    list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode())
-)
+_OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode()))
 
 
 def hash_for(cpuinfo: str) -> NewHash:

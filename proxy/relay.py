@@ -62,7 +62,10 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]
     """A client's end-to-end headers, as they came, but for those that end here."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
     named = {
-        token.strip().lower() for name, value in items if name.lower() == "connection" for token in value.split(",")
+        token.strip().lower()
+        for name, value in items
+        if name.lower() == "connection"
+        for token in value.split(",")
     }
     return [
         (name, value)

@@ -67,7 +67,9 @@ class SocketPipe:
         return not self._protocol.writing_paused
 
 
-async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> tuple[Written, int]:
+async def stream(
+    request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float
+) -> tuple[Written, int]:
     """Write a Flight to the client as it grows: (response, bytes sent). `stall`: seconds a client may take
     nothing while bytes wait for it.
 
@@ -85,7 +87,10 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
     head = write_head(status, [*framing(flight, chunks), *merged(flight, headers)], keep_alive=keep)
     length = flight.head.length if flight.head and flight.mode is Mode.RAW else None
     pipe = SocketPipe(
-        request, head, bare=not chunks and length is None, mute=request.method == "HEAD" or status in (204, 304)
+        request,
+        head,
+        bare=not chunks and length is None,
+        mute=request.method == "HEAD" or status in (204, 304),
     )
     reader.pipe = pipe
     reader.pump()
@@ -116,7 +121,9 @@ async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) ->
                 flight.throttle(False)
 
 
-async def whole(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> tuple[Written, int]:
+async def whole(
+    request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float
+) -> tuple[Written, int]:
     """Write one body, when it is whole. Raises the Flight's GatewayError; Unfoldable where a stream's frames
     hold something that only the engine can put into a body."""
     reader.whole = True
@@ -124,12 +131,12 @@ async def whole(request: web.BaseRequest, reader: Subscriber, headers: Headers, 
     flight = reader.flight
     if flight.error is not None:
         raise flight.error
+    passed = [("content-type", "application/json")]
     if flight.mode is Mode.STREAM:
-        status, body, passed = 200, folded(flight), (("content-type", "application/json"),)
+        status, body = 200, folded(flight)
     else:
-        status = flight.head.status if flight.head else 200
-        passed = tuple(merged(flight, ()))
-        body = b"".join(flight.log)
+        status, body = flight.head.status if flight.head else 200, b"".join(flight.log)
+        passed = merged(flight, ())
     sent = await write(request, status, [*passed, *headers], body, stall)
     return Written(status, keep_alive=request.keep_alive), sent
 
@@ -139,7 +146,9 @@ async def write(request: web.BaseRequest, status: int, headers: Headers, body: b
     empty = status in (204, 304)
     lengthed = [("content-length", str(len(body))), *headers] if not empty else [*headers]
     pipe = SocketPipe(
-        request, write_head(status, lengthed, keep_alive=request.keep_alive), mute=request.method == "HEAD" or empty
+        request,
+        write_head(status, lengthed, keep_alive=request.keep_alive),
+        mute=request.method == "HEAD" or empty,
     )
     if not pipe.write(body):
         async with asyncio.timeout(stall or None):

@@ -61,9 +61,7 @@ class Scheduler:
         try:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
-            lookup = (
-                plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
-            )
+            lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
             self._batcher.offer(flight, self._loop.time(), lookup=lookup)
         except GatewayError:
             self._group.remove(flight)
@@ -140,7 +138,7 @@ class Scheduler:
             body = stored.frames[0] if stored.kind == "whole" and stored.frames else b""
             if stored.kind == "stream" and flight.plan.ask is not None:
                 try:
-                    body = fold(stored.frames, flight.plan.ask.endpoint)  # type: ignore[arg-type]
+                    body = fold(stored.frames, flight.plan.ask.endpoint)
                 except Unfoldable:
                     return False
             if not body:
@@ -159,7 +157,7 @@ class Scheduler:
             flight.usage = Usage(
                 prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0
             )
-        flight.times.first = self._loop.time()
+        flight.times.first = flight.clock()
         flight.land(head)
         for reader in flight.subscribers:
             reader.verdict = "hit"
@@ -195,7 +193,7 @@ class Scheduler:
     # -- at the engine ----------------------------------------------------------------------------
 
     async def _fly(self, flight: Flight) -> None:
-        flight.times.dispatched = self._loop.time()
+        flight.times.dispatched = flight.clock()
         tried: set[Backend] = set()
         error: GatewayError | None
         try:

@@ -1,0 +1,242 @@
+"""Owns the wiring: which object is given which, and in what order they start and stop.
+Must not hold any logic of a request. The only file that knows everyone.
+Called by `__main__`, and by tests that run the gateway in their own loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from proxy.backends import Backend, Backends
+from proxy.batcher import Batcher
+from proxy.cache import Cache
+from proxy.config import Settings
+from proxy.door import Door
+from proxy.embedded.engine import EmbeddedEngine
+from proxy.embedded.redis import EmbeddedRedis
+from proxy.feeder import Limits
+from proxy.flight import Flight, FlightGroup
+from proxy.gateway import Gateway
+from proxy.key import Keyer, hash_for
+from proxy.log import Log
+from proxy.metrics import Metrics
+from proxy.scheduler import Scheduler
+from proxy.upstream import Pool
+
+FIRST_LOOK_SECONDS = 2.0
+"""How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
+
+
+@dataclass(slots=True)
+class App:
+    """A running gateway."""
+
+    host: str
+    port: int
+    engines: list[str]
+    redis: str  # what it is backed by, in words without secrets
+    group: FlightGroup
+    scheduler: Scheduler
+    backends: Backends
+    cache: Cache | None
+    metrics: Metrics
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
+    """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        urls, redis_url, redis_words = await _children(settings, log, stack)
+        metrics = Metrics()
+        group = FlightGroup(loop)
+        cache = await _cache(redis_url, settings, log, metrics, stack)
+        backends = _backends(urls, settings, log, loop, stack)
+        batcher: Batcher[Flight] = Batcher(
+            limit=settings.queue_limit, max_batch=settings.max_batch, window=settings.batch_window_ms / 1000
+        )
+        scheduler = Scheduler(
+            group=group,
+            batcher=batcher,
+            backends=backends,
+            cache=cache,
+            limits=Limits(
+                first_token=settings.first_token_timeout,
+                token=settings.token_timeout,
+                total=settings.total_timeout,
+                frame=settings.max_frame_bytes,
+                flight=settings.max_flight_bytes,
+            ),
+            metrics=metrics,
+            loop=loop,
+        )
+        gateway = Gateway(
+            settings=settings,
+            group=group,
+            scheduler=scheduler,
+            backends=backends,
+            keyer=Keyer(hash_for(_cpuinfo())),
+            metrics=metrics,
+            log=log,
+        )
+        await _first_look(backends)
+        stack.push_async_callback(_stop_task, asyncio.create_task(backends.watch(settings.refresh_seconds)))
+        stack.push_async_callback(scheduler.close)
+        door = Door(
+            gateway.handle,
+            max_connections=settings.max_connections,
+            max_header=settings.max_header_bytes,
+        )
+        port = await _listen(door, settings, stack)
+        _gauges(metrics, group, batcher, backends, door, log, cache)
+        yield App(
+            settings.host,
+            port,
+            [b.name for b in backends.all],
+            redis_words,
+            group,
+            scheduler,
+            backends,
+            cache,
+            metrics,
+        )
+
+
+async def _children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
+    """Start the embedded engine and the embedded Redis, as far as they are asked for, side by side."""
+
+    def told(name: str) -> Callable[[str, str], None]:
+        return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
+
+    engine = None if settings.backends else EmbeddedEngine(on_event=told("embedded engine"))
+    redis = (
+        EmbeddedRedis(settings.redis_memory_mb, on_event=told("embedded redis"))
+        if settings.redis == "auto"
+        else None
+    )
+    for child in (engine, redis):
+        if child is not None:
+            stack.push_async_callback(child.stop)
+    starts = [child.start() for child in (engine, redis) if child is not None]
+    started = await asyncio.gather(*starts, return_exceptions=True)
+    for result in started:
+        if isinstance(result, BaseException):
+            raise result
+    found = [str(result) for result in started]
+    urls = list(settings.backends) or [found.pop(0)]
+    if settings.redis == "off":
+        return urls, None, "off"
+    return (
+        urls,
+        (found.pop() if redis is not None else settings.redis),
+        "embedded" if redis is not None else "yours",
+    )
+
+
+async def _cache(
+    url: str | None, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack
+) -> Cache | None:
+    if url is None:
+        return None
+
+    def breaker(opened: bool, why: str) -> None:
+        metrics.cache_breaker(opened)
+        log.event("warning" if opened else "info", "redis away" if opened else "redis back", detail=why)
+
+    cache = Cache(
+        url,
+        timeout=settings.redis_timeout_ms / 1000,
+        ttl=settings.cache_ttl_seconds,
+        max_entry=settings.cache_max_entry_bytes,
+        max_pending=settings.cache_max_pending_bytes,
+        record=metrics.cache,
+        on_breaker=breaker,
+    )
+    await cache.start()
+    stack.push_async_callback(cache.stop)
+    await cache.ping()
+    return cache
+
+
+def _backends(
+    urls: list[str], settings: Settings, log: Log, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack
+) -> Backends:
+    pools = [Pool(url, connect_timeout=settings.connect_timeout, loop=loop) for url in urls]
+    for pool in pools:
+        stack.callback(pool.close)
+    backends = Backends([Backend(pool.url, pool, settings.max_inflight) for pool in pools])
+    backends.on_change = lambda b: log.event(
+        "info" if b.up else "warning", "engine up" if b.up else "engine down", backend=b.name, detail=b.detail
+    )
+    return backends
+
+
+async def _first_look(backends: Backends) -> None:
+    try:
+        async with asyncio.timeout(FIRST_LOOK_SECONDS):
+            await backends.refresh()
+    except TimeoutError:
+        pass  # the watch asks again; meanwhile they are tried as they are
+
+
+async def _listen(door: Door, settings: Settings, stack: AsyncExitStack) -> int:
+    """Bind, and at the end stop taking connections, then give those under way their time."""
+    runner = web.ServerRunner(door, shutdown_timeout=settings.shutdown_timeout)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+    await site.start()
+    port: int = runner.addresses[0][1]
+    return port
+
+
+async def _stop_task(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _gauges(
+    metrics: Metrics,
+    group: FlightGroup,
+    batcher: Batcher[Flight],
+    backends: Backends,
+    door: Door,
+    log: Log,
+    cache: Cache | None,
+) -> None:
+    """What is read when it is asked for, and costs nothing otherwise."""
+    metrics.gauge("flights", "Generations and other answers in the making.", lambda: len(group))
+    metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
+    metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(batcher))
+    metrics.gauge("client_connections", "Open client connections.", lambda: len(door.connections))
+    metrics.gauge("log_lines_dropped", "Log lines lost to a reader that does not keep up.", lambda: log.dropped)
+    for backend in backends.all:
+        labels = {"backend": backend.name}
+        metrics.gauge("backend_inflight", "Requests under way at an engine.", _inflight(backend), labels)
+        metrics.gauge("backend_up", "1 where the engine answers.", _up(backend), labels)
+    if cache is not None:
+        metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
+
+
+def _inflight(backend: Backend) -> Callable[[], float]:
+    return lambda: backend.inflight
+
+
+def _up(backend: Backend) -> Callable[[], float]:
+    return lambda: int(bool(backend.up))
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text("ascii", "replace")
+    except OSError:
+        return ""
