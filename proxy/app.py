@@ -17,8 +17,6 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.door import Door
-from proxy.embedded.engine import EmbeddedEngine
-from proxy.embedded.redis import EmbeddedRedis
 from proxy.feeder import Limits
 from proxy.flight import Flight, FlightGroup
 from proxy.gateway import Gateway
@@ -113,6 +111,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
 
 async def _children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
     """Start the embedded engine and the embedded Redis, as far as they are asked for, side by side."""
+    # Imported where they are used: with an engine and a Redis of your own they cost no start-up time.
+    from proxy.embedded.engine import EmbeddedEngine
+    from proxy.embedded.redis import EmbeddedRedis
 
     def told(name: str) -> Callable[[str, str], None]:
         return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)

@@ -38,7 +38,7 @@ class Scheduler:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._group = group
-        self._batcher = batcher
+        self.queue = batcher
         self._backends = backends
         self._cache = cache
         self._limits = limits
@@ -53,7 +53,7 @@ class Scheduler:
         backends.on_release = self._soon
 
     def __repr__(self) -> str:
-        return f"<Scheduler {self._batcher!r} flying={len(self._flying)}>"
+        return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
 
     def submit(self, flight: Flight) -> None:
         """Take charge of a new Flight. Raises GatewayError 503 (and forgets it) when the queue is full."""
@@ -62,7 +62,7 @@ class Scheduler:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
             lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
-            self._batcher.offer(flight, self._loop.time(), lookup=lookup)
+            self.queue.offer(flight, self._loop.time(), lookup=lookup)
         except GatewayError:
             self._group.remove(flight)
             raise
@@ -76,7 +76,7 @@ class Scheduler:
             self._window.cancel()
         for flight in tuple(self._group.live):
             if not flight.ended and flight not in self._flying:
-                self._batcher.discard(flight)
+                self.queue.discard(flight)
                 self._end(flight, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
         for task in tuple(self._tasks):
             task.cancel()
@@ -94,17 +94,17 @@ class Scheduler:
         self._turn_due = False
         if self._closed:
             return
-        batch = self._batcher.due(self._loop.time())
+        batch = self.queue.due(self._loop.time())
         if batch:
             self._own(asyncio.ensure_future(self._look_up(batch)))
         else:
             self._wait_for_window()
         full: set[str | None] = set()
-        self._batcher.place(lambda flight: self._place(flight, full))
+        self.queue.place(lambda flight: self._place(flight, full))
 
     def _wait_for_window(self) -> None:
-        deadline = self._batcher.next_deadline()
-        if self._batcher.window > 0 and deadline is not None and self._window is None:
+        deadline = self.queue.next_deadline()
+        if self.queue.window > 0 and deadline is not None and self._window is None:
             self._window = self._loop.call_at(deadline, self._window_closed)
 
     def _window_closed(self) -> None:
@@ -124,12 +124,12 @@ class Scheduler:
                 found = await self._cache.lookup([flight.plan.key or b"" for flight in batch])
                 misses = []
                 for flight, stored in zip(batch, found, strict=True):
-                    if not self._batcher.looking(flight):
+                    if not self.queue.looking(flight):
                         continue  # its last reader left meanwhile
                     if stored is None or not self._hit(flight, stored):
                         misses.append(flight)
         finally:
-            self._batcher.looked(misses)
+            self.queue.looked(misses)
             self._soon()
 
     def _hit(self, flight: Flight, stored: Stored) -> bool:
@@ -296,7 +296,7 @@ class Scheduler:
         """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
         self._group.remove(flight)
         flight.cancel()
-        self._batcher.discard(flight)
+        self.queue.discard(flight)
         self._measure(flight, "cancelled")
         task = self._flying.get(flight)
         if task is not None:

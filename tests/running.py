@@ -1,0 +1,44 @@
+"""Owns running the gateway in a test's own loop, against engines the test made.
+Must not know what a test checks.
+Called by tests of the app over loopback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proxy.app import App, running
+from proxy.config import Settings
+from proxy.log import Log
+from tests.engine import Engine
+
+HELLO = {"model": "m1", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+HELLO_STREAM = HELLO | {"stream": True}
+
+
+@asynccontextmanager
+async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes: Any) -> AsyncIterator[App]:
+    """The gateway on a free port of loopback, without Redis unless told. `changes` are settings."""
+    urls = tuple(engine if isinstance(engine, str) else engine.url for engine in engines)
+    settings = Settings(**{"backends": urls, "port": 0, "redis": "off", "shutdown_timeout": 1.0} | changes)
+    fd = os.open(log_to or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = Log(fd, settings.log_format, settings.log_level)
+    try:
+        async with running(settings, log) as app:
+            yield app
+        assert len(app.group) == 0, f"flights are left: {app.group!r}"
+        assert all(backend.inflight == 0 for backend in app.backends.all), repr(app.backends)
+        assert len(app.scheduler.queue) == 0, repr(app.scheduler)
+    finally:
+        log.close()
+        os.close(fd)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The log's lines, decoded."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
