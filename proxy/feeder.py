@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Head, Mode, Phase
+from proxy.flight import Flight, Phase
+from proxy.plan import Head, Mode
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import Usage, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done

@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from proxy.errors import GatewayError
+from proxy.plan import Head, Mode, Plan, Times
 from proxy.wire.frames import PlainView, Usage
-from proxy.wire.openai import Ask
 from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunk
 
 SLICE: Final = 512
@@ -42,49 +42,6 @@ TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.FAILED: frozenset(),
     Phase.CANCELLED: frozenset(),
 }
-
-
-class Mode(Enum):
-    STREAM = "stream"  # SSE: the log holds frames, each in its HTTP chunk
-    WHOLE = "whole"  # one JSON body
-    RAW = "raw"  # passed through as it comes, never shared
-
-
-@dataclass(slots=True, frozen=True)
-class Head:
-    """An answer's status and end-to-end headers, as the engine gave them."""
-
-    status: int = 200
-    headers: tuple[tuple[str, str], ...] = ()
-    length: int | None = None  # Content-Length in bytes, where the engine gave one
-
-
-@dataclass(slots=True)
-class Plan:
-    """What a Flight is for, fixed at its making."""
-
-    method: str
-    path: str  # with its query, as sent to the engine
-    body: bytes
-    mode: Mode
-    request_id: str
-    headers: tuple[tuple[str, str], ...] = ()
-    ask: Ask | None = None
-    model: str | None = None
-    key: bytes | None = None  # None: shares nothing
-    fresh: bool = False  # do not look in the store, but write to it
-    usage_added: bool = False  # usage was asked for by us, not by every reader
-
-
-@dataclass(slots=True)
-class Times:
-    """Times by the flight's clock, in seconds, of what happened to a Flight; None for what did not."""
-
-    created: float = 0.0
-    dispatched: float | None = None  # left the queue for an engine
-    first: float | None = None  # first frame with content (role chunks do not count)
-    last: float | None = None
-    ended: float | None = None
 
 
 class Pipe(Protocol):

@@ -18,10 +18,11 @@ from proxy.backends import Backends
 from proxy.call import Call, read_body, request_id
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flight import FlightGroup, Mode, Plan, Subscriber
+from proxy.flight import FlightGroup, Subscriber
 from proxy.key import Keyer
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.relay import forwardable, passes
 from proxy.scheduler import Scheduler

@@ -1,122 +1,279 @@
-"""Owns the log: one JSON line a request and a few for the process, written without ever holding the loop up.
+"""Owns the log: one line a request and a few for the process, JSON or text, written without holding the loop up.
 Must not know requests or flights: it is given records.
 Called by the gateway (requests) and the app (events)."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import select
 import threading
 import time
-from collections import deque
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
+from proxy.config_values import mask_url
+
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up
-_ENCODE: Final = msgspec.json.Encoder().encode
+MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+PACE: Final = 0.02  # seconds between two writes: woken for each line, the writer would fight the loop for the GIL
+BATCH: Final = 256  # lines in one write, at most
+
+_COLOUR: Final = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m"}
+_SLY: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON lets through but a terminal or a line splitter may obey."""
+
+_ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 
-class RequestRecord(msgspec.Struct, omit_defaults=True):
-    """What is logged of one request. Times in milliseconds."""
+class RequestRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line."""
 
     request_id: str
-    model_id: str | None
+    model_id: str | None = None
     endpoint: str
     method: str
     status: int
-    verdict: str
+    verdict: str  # of the cache: hit, miss, attached, merged, bypass
     stream: bool
     queue_ms: float
-    ttft_ms: float | None
+    ttft_ms: float | None = None
     total_ms: float
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    token_source: str | None = None
+    token_source: str | None = None  # usage: the engine counted; events: we did
     backend: str | None = None
     bytes_out: int = 0
     error: str | None = None
     client_left: bool = False
-    prompt: str | None = None
+    prompt: str | None = None  # only where the settings ask for it
+
+    @property
+    def level(self) -> str:
+        """A client's mistake and a client's leaving are its own affair; what we or an engine failed at is not."""
+        broke = self.error is not None and self.status < 400
+        return "warning" if self.status >= 500 or broke else "info"
 
 
 class Log:
     """Lines to one file descriptor, by a thread of its own: a stalled pipe stalls the thread, not the loop.
 
-    What waits is bounded; over it lines are dropped and counted.
+    What waits is bounded in bytes; over that, lines are dropped, counted, and owned up to once writing works.
+    Safe from any thread; never raises.
     """
 
-    def __init__(self, fd: int, fmt: str = "json", level: str = "info") -> None:
+    def __init__(
+        self,
+        fd: int,
+        fmt: str = "json",
+        level: str = "info",
+        *,
+        max_pending: int = MAX_PENDING,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.dropped = 0
         self._fd = fd
         self._text = fmt == "text"
-        self._level = LEVELS.index(level)
-        self._lines: deque[bytes] = deque()
-        self._put_bytes = 0  # grows in the loop's thread only
-        self._gone_bytes = 0  # grows in the writer's thread only
+        self._colour = self._text and os.isatty(fd)
+        self._levels = frozenset(LEVELS[LEVELS.index(level) :])
+        self._max_pending = max_pending
+        self._clock = clock
+        self._stamped = (-1, "")
+        self._lock = threading.Lock()  # of all below; never held while writing
+        self._lines: list[bytes] = []
+        self._pending = 0  # bytes that wait or are being written
         self._told = 0  # drops that a line has owned up to
+        self._works = True  # whether the last write did
+        self._idle = False  # the writer waits to be woken
         self._wanted = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
         self._thread.start()
 
+    def __repr__(self) -> str:
+        return f"<Log pending={self._pending} dropped={self.dropped}>"
+
     def request(self, record: RequestRecord) -> None:
-        level = "warning" if record.status >= 500 or (record.error and not record.client_left) else "info"
-        if LEVELS.index(level) >= self._level:
-            self._put(level, "request", msgspec.structs.asdict(record))
-
-    def event(self, level: str, msg: str, **fields: Any) -> None:
-        if LEVELS.index(level) >= self._level:
-            self._put(level, msg, fields)
-
-    def _put(self, level: str, msg: str, fields: dict[str, Any]) -> None:
-        stamp = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        fields = {name: value for name, value in fields.items() if value is not None and value != ""}
-        if self._text:
-            line = f"{stamp} {level.upper():7} {msg}" + "".join(
-                f" {name}={_shown(v)}" for name, v in fields.items()
-            )
-            data = line.encode("utf-8", "backslashreplace") + b"\n"
-        else:
-            data = _ENCODE({"ts": stamp, "level": level, "msg": msg, **fields}) + b"\n"
-        if self._put_bytes - self._gone_bytes + len(data) > MAX_PENDING:
-            self.dropped += 1
+        """Log one request."""
+        level = record.level
+        if level not in self._levels:
             return
-        self._lines.append(data)
-        self._put_bytes += len(data)
-        self._wanted.set()
+        if record.prompt is not None and len(record.prompt) > MAX_PROMPT:
+            record = msgspec.structs.replace(record, prompt=record.prompt[:MAX_PROMPT] + "…")
+        if self._text:
+            self._put(self._text_line(level, *_request_words(record)))
+            return
+        try:
+            fields = _ENCODE(record)
+        except (TypeError, ValueError, OverflowError):
+            fields = _json(msgspec.structs.asdict(record))
+        self._put(self._json_line(level, b'"request"', fields))
 
-    def _write_for_ever(self) -> None:
-        while not (self._closing and not self._lines):
-            self._wanted.wait()
-            self._wanted.clear()
-            while self._lines:
-                lines = [self._lines.popleft() for _ in range(min(len(self._lines), 256))]
-                size = sum(map(len, lines))
-                if self.dropped > self._told:
-                    lines.append(
-                        _ENCODE({"level": "warning", "msg": "log lines dropped", "count": self.dropped}) + b"\n"
-                    )
-                    self._told = self.dropped
-                data = b"".join(lines)
-                try:
-                    while data:
-                        data = data[os.write(self._fd, data) :]
-                except OSError:  # the reader is gone: the gateway is not
-                    self.dropped += len(lines)
-                    self._told = self.dropped
-                self._gone_bytes += size
+    def event(self, level: str, msg: str, **fields: object) -> None:
+        """Log something of the process's life. A field that is None or "" is left out; URLs are masked."""
+        if level not in self._levels:
+            return
+        told = {
+            name: mask_url(value) if isinstance(value, str) and "://" in value else value
+            for name, value in fields.items()
+            if value is not None and value != ""
+        }
+        if self._text:
+            self._put(self._text_line(level, _shown(msg, " "), told))
+        else:
+            self._put(self._json_line(level, _json(msg), _json(told)))
 
-    def close(self, timeout: float = 1.0) -> None:
-        """Write what waits, for at most `timeout` seconds."""
-        self._closing = True
+    def close(self, timeout: float = 1.0) -> bool:
+        """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
+        self._closing.set()
         self._wanted.set()
         self._thread.join(timeout)
+        return not self._thread.is_alive() and self._pending == 0
+
+    # -- lines ------------------------------------------------------------------------------------
+
+    def _stamp(self) -> str:
+        """RFC 3339 in UTC to the millisecond. The date is formatted once a second."""
+        now = self._clock()
+        second = int(now)
+        known, text = self._stamped
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            self._stamped = (second, text)
+        return f"{text}{int((now - second) * 1000):03d}Z"
+
+    def _json_line(self, level: str, msg: bytes, fields: bytes) -> bytes:
+        """`fields` is a JSON object; time, level and message become its first members."""
+        comma = b"," if len(fields) > 2 else b""
+        line = b'{"ts":"%b","level":"%b","msg":%b%b%b\n' % (
+            self._stamp().encode(),
+            level.encode(),
+            msg,
+            comma,
+            fields[1:],
+        )
+        if not line.isascii() or b"\x7f" in line:
+            line = _SLY.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
+        return line
+
+    def _text_line(self, level: str, words: str, fields: dict[str, object]) -> bytes:
+        shown = f"{level:<7}"
+        if self._colour and level in _COLOUR:
+            shown = f"{_COLOUR[level]}{shown}\x1b[0m"
+        rest = "".join(f" {name}={_shown(value)}" for name, value in fields.items())
+        return f"{self._stamp()[11:]} {shown} {words}{rest}\n".encode("utf-8", "backslashreplace")
+
+    def _put(self, line: bytes) -> None:
+        with self._lock:
+            if self._closing.is_set() or self._pending + len(line) > self._max_pending:
+                self.dropped += 1
+                return
+            self._lines.append(line)
+            self._pending += len(line)
+            wake, self._idle = self._idle, False
+        if wake:
+            self._wanted.set()
+
+    # -- the writer's thread ----------------------------------------------------------------------
+
+    def _write_for_ever(self) -> None:
+        while (taken := self._take()) is not None:
+            lines, drops = taken
+            for at in range(0, len(lines), BATCH):
+                batch = lines[at : at + BATCH]
+                works = self._write(b"".join(batch))
+                with self._lock:
+                    self._works = works
+                    self._pending -= sum(map(len, batch))
+                    if not works:
+                        self.dropped += len(batch)
+            if drops and self._works and self._write(self._drop_line(drops)):
+                with self._lock:
+                    self._told += drops
+            self._closing.wait(PACE)
+
+    def _take(self) -> tuple[list[bytes], int] | None:
+        """What to write next, and how many drops to own up to after it. None: the log is closed."""
+        while True:
+            with self._lock:
+                lines, drops = self._lines, self.dropped - self._told
+                if lines or (drops and self._works and not self._closing.is_set()):
+                    self._lines = []
+                    return lines, drops
+                if self._closing.is_set():
+                    return None
+                self._idle = True
+            self._wanted.wait()
+            self._wanted.clear()
+
+    def _drop_line(self, count: int) -> bytes:
+        if self._text:
+            return self._text_line("warning", "log lines dropped", {"count": count})
+        return self._json_line("warning", b'"log lines dropped"', _ENCODE({"count": count}))
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it, however long that takes. False: it cannot be, the reader is gone or the disk full."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self._fd, rest) :]
+                except BlockingIOError:  # whoever shares the pipe made it non-blocking
+                    poll = select.poll()
+                    poll.register(self._fd, select.POLLOUT)
+                    poll.poll()
+        except OSError:
+            return False
+        return True
 
 
-def _shown(value: Any) -> str:
-    """A value on one line of text, whatever is in it."""
-    text = value if isinstance(value, str) else _ENCODE(value).decode()
-    plain = text.isprintable() and " " not in text and '"' not in text and "=" not in text
-    return text if plain else _ENCODE(text).decode()
+def _json(value: Any) -> bytes:
+    """Any value as JSON: what JSON cannot say is said in words."""
+    try:
+        return _ENCODE(value)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        if isinstance(value, dict):
+            members = (_json(str(name)) + b":" + _json(member) for name, member in value.items())
+            return b"{" + b",".join(members) + b"}"
+        return _ENCODE(str(value).encode("utf-8", "backslashreplace").decode())
+
+
+def _shown(value: object, allowed: str = "") -> str:
+    """A value as one word of a text line, whatever is in it."""
+    text = value if isinstance(value, str) else _json(value).decode()
+    if text.isprintable():
+        plain = text and not any(mark in text for mark in ' "=' if mark not in allowed)
+        return text if plain else json.dumps(text, ensure_ascii=False)
+    return json.dumps(text)  # only ASCII: no control, no line break, no lone surrogate
+
+
+def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:
+    """The columns of a request, and the rest of it as name=value."""
+    tokens = None
+    if record.completion_tokens is not None:
+        tokens = f"{'?' if record.prompt_tokens is None else record.prompt_tokens}+{record.completion_tokens}"
+    fields = {
+        "model": record.model_id,
+        "queue": _duration(record.queue_ms),
+        "ttft": _duration(record.ttft_ms),
+        "total": _duration(record.total_ms),
+        "tokens": tokens,
+        "bytes": record.bytes_out,
+        "backend": record.backend,
+        "error": record.error,
+        "id": record.request_id,
+        "prompt": record.prompt,
+    }
+    end = "left" if record.client_left else "stream" if record.stream else "whole"
+    words = f"{record.status} {_shown(record.verdict):<8} {_shown(record.endpoint):<11} {end:<6}"
+    return words, {name: value for name, value in fields.items() if value is not None}
+
+
+def _duration(ms: float | None) -> str | None:
+    if ms is None:
+        return None
+    return f"{ms / 1000:.2f}s" if ms >= 1000 else f"{ms:.1f}ms"

@@ -16,7 +16,8 @@ from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from proxy.errors import GatewayError
-from proxy.flight import Flight, Mode, Phase, Subscriber
+from proxy.flight import Flight, Phase, Subscriber
+from proxy.plan import Mode
 from proxy.wire.fold import fold
 
 Headers = Iterable[tuple[str, str]]

@@ -11,10 +11,12 @@ from proxy import cache as store
 from proxy.backends import Backend, Backends, Lease
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
+from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits
-from proxy.flight import Flight, FlightGroup, Head, Mode, Phase
+from proxy.flight import Flight, FlightGroup, Phase
 from proxy.metrics import Metrics
+from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold
 from proxy.wire.frames import Usage
 from proxy.wire.openai import with_usage
@@ -244,7 +246,7 @@ class Scheduler:
                     return e
             flight.enter(Phase.PREFILL)
             feeder = Feeder(flight, self._limits, self._loop)
-            flight.throttle = _Throttle(feeder, connection.throttle)
+            flight.throttle = _Throttle(feeder, connection)
             complete = False
             try:
                 connection.send(request, feeder)
@@ -253,10 +255,7 @@ class Scheduler:
             finally:
                 flight.throttle = None
                 feeder.close()
-                if complete:
-                    connection.detach()
-                else:
-                    connection.abort()
+                connection.release(feeder, content=complete)
             if error is None:
                 self._landed(flight, feeder)
                 return None
@@ -313,12 +312,12 @@ class Scheduler:
 class _Throttle:
     """Holds an engine back for a private Flight whose one reader lags, and stops its clock meanwhile."""
 
-    __slots__ = ("_feeder", "_hold")
+    __slots__ = ("_connection", "_feeder")
 
-    def __init__(self, feeder: Feeder, hold: object) -> None:
+    def __init__(self, feeder: Feeder, connection: Connection) -> None:
         self._feeder = feeder
-        self._hold = hold
+        self._connection = connection
 
     def __call__(self, hold: bool) -> None:
         self._feeder.held = hold
-        self._hold(hold)  # type: ignore[operator]
+        self._connection.throttle(self._feeder, hold)

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from tests.engine_turn import PATIENCE, ClientGone, Connection, Turn
 from tests.engine_wire import Request, models_body
+from tests.leaks import settle
 
 __all__ = ["ClientGone", "Engine", "Script", "Turn", "full_backlog"]
 
@@ -135,6 +136,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop_listening()
+        await settle()  # what the loop had already accepted becomes a connection
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -151,14 +153,12 @@ class Engine:
 
     def _accept(self) -> Connection:
         self.accepted += 1
-        connection = Connection(self.accepted, self._dispatch)
-        self._connections.add(connection)
+        connection = Connection(self._connections, self.accepted, self._dispatch)
         self._changed.set()
         connection.lost.add_done_callback(lambda _: self._lose(connection))
         return connection
 
     def _lose(self, connection: Connection) -> None:
-        self._connections.discard(connection)
         self._changed.set()
         if connection.error is not None:
             self._errors.append(connection.error)

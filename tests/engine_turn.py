@@ -37,11 +37,14 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, number: int, on_request: Callable[[Connection, Request], None]) -> None:
+    def __init__(
+        self, open_: set[Connection], number: int, on_request: Callable[[Connection, Request], None]
+    ) -> None:
         self.number = number
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.turn: Turn | None = None
         self.error: Exception | None = None  # what the client did wrong
+        self._open = open_
         self._on_request = on_request
         self._reader = RequestReader()
         self._writable: asyncio.Future[None] | None = None
@@ -49,6 +52,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self._open.add(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -61,6 +65,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._open.discard(self)
         self.lost.set_result(None)
         self.resume_writing()
 

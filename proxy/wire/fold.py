@@ -4,14 +4,9 @@ Called by `respond.py`, the scheduler (a stored stream) and the gateway's handle
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
-
-from proxy.wire.sse import data_of, is_done
+from msgspec import Raw, Struct
 
 _NULL: Final = Raw(b"null")
 

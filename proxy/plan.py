@@ -1,0 +1,53 @@
+"""Owns what a Flight is for and what is known of it: its plan, its head, its times, its mode.
+Must not know how it is fed or read: plain data.
+Called by flight and by everyone who makes, feeds or renders one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from proxy.wire.openai import Ask
+
+
+class Mode(Enum):
+    STREAM = "stream"  # SSE: the log holds frames, each in its HTTP chunk
+    WHOLE = "whole"  # one JSON body
+    RAW = "raw"  # passed through as it comes, never shared
+
+
+@dataclass(slots=True, frozen=True)
+class Head:
+    """An answer's status and end-to-end headers, as the engine gave them."""
+
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None  # Content-Length in bytes, where the engine gave one
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a Flight is for, fixed at its making."""
+
+    method: str
+    path: str  # with its query, as sent to the engine
+    body: bytes
+    mode: Mode
+    request_id: str
+    headers: tuple[tuple[str, str], ...] = ()
+    ask: Ask | None = None
+    model: str | None = None
+    key: bytes | None = None  # None: shares nothing
+    fresh: bool = False  # do not look in the store, but write to it
+    usage_added: bool = False  # usage was asked for by us, not by every reader
+
+
+@dataclass(slots=True)
+class Times:
+    """Times by the flight's clock, in seconds, of what happened to a Flight; None for what did not."""
+
+    created: float = 0.0
+    dispatched: float | None = None  # left the queue for an engine
+    first: float | None = None  # first frame with content (role chunks do not count)
+    last: float | None = None
+    ended: float | None = None
