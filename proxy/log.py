@@ -10,7 +10,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,8 @@ _SLY: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What JSON lets through but a terminal or a line splitter may obey."""
 
 _ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
+_MS: Final = tuple(f"{ms:03d}Z" for ms in range(1000))
+_REQUEST: Final = {level: f'","level":"{level}","msg":"request",' for level in LEVELS}
 
 
 class RequestRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -111,7 +113,7 @@ class Log:
             fields = _ENCODE(record)
         except (TypeError, ValueError, OverflowError):
             fields = _json(msgspec.structs.asdict(record))
-        self._put(self._json_line(level, b'"request"', fields))
+        self._put(self._json_line(_REQUEST[level], fields))
 
     def event(self, level: str, msg: str, **fields: object) -> None:
         """Log something of the process's life. A field that is None or "" is left out; URLs are masked."""
@@ -125,11 +127,13 @@ class Log:
         if self._text:
             self._put(self._text_line(level, _shown(msg, " "), told))
         else:
-            self._put(self._json_line(level, _json(msg), _json(told)))
+            self._put(self._json_line(_head(level, msg, told), _json(told)))
 
     def close(self, timeout: float = 1.0) -> bool:
         """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
         self._closing.set()
+        with self._lock:
+            self._max_pending = 0
         self._wanted.set()
         self._thread.join(timeout)
         return not self._thread.is_alive() and self._pending == 0
@@ -144,19 +148,12 @@ class Log:
         if second != known:
             text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             self._stamped = (second, text)
-        return f"{text}{int((now - second) * 1000):03d}Z"
+        return text + _MS[int((now - second) * 1000)]
 
-    def _json_line(self, level: str, msg: bytes, fields: bytes) -> bytes:
-        """`fields` is a JSON object; time, level and message become its first members."""
-        comma = b"," if len(fields) > 2 else b""
-        line = b'{"ts":"%b","level":"%b","msg":%b%b%b\n' % (
-            self._stamp().encode(),
-            level.encode(),
-            msg,
-            comma,
-            fields[1:],
-        )
-        if not line.isascii() or b"\x7f" in line:
+    def _json_line(self, head: str, fields: bytes) -> bytes:
+        """One JSON object: the time, what `head` holds, then the members of the object `fields`."""
+        line = b"".join((b'{"ts":"', (self._stamp() + head).encode(), fields[1:], b"\n"))
+        if not line.isascii():
             line = _SLY.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
         return line
 
@@ -169,11 +166,12 @@ class Log:
 
     def _put(self, line: bytes) -> None:
         with self._lock:
-            if self._closing.is_set() or self._pending + len(line) > self._max_pending:
+            pending = self._pending + len(line)
+            if pending > self._max_pending:
                 self.dropped += 1
                 return
             self._lines.append(line)
-            self._pending += len(line)
+            self._pending = pending
             wake, self._idle = self._idle, False
         if wake:
             self._wanted.set()
@@ -213,7 +211,8 @@ class Log:
     def _drop_line(self, count: int) -> bytes:
         if self._text:
             return self._text_line("warning", "log lines dropped", {"count": count})
-        return self._json_line("warning", b'"log lines dropped"', _ENCODE({"count": count}))
+        told = {"count": count}
+        return self._json_line(_head("warning", "log lines dropped", told), _ENCODE(told))
 
     def _write(self, data: bytes) -> bool:
         """Write all of it, however long that takes. False: it cannot be, the reader is gone or the disk full."""
@@ -229,6 +228,10 @@ class Log:
         except OSError:
             return False
         return True
+
+
+def _head(level: str, msg: str, fields: Mapping[str, object]) -> str:
+    return f'","level":"{level}","msg":{_json(msg).decode()}' + ("," if fields else "")
 
 
 def _json(value: Any) -> bytes:

