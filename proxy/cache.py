@@ -19,6 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 PREFIX: Final = b"gateway:"
+MAX_UNREADABLE: Final = 4096
 STORE_SECONDS: Final = 1.0  # bound of one round of stores; no client waits for it
 
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed"]
@@ -93,6 +94,7 @@ class Cache:
         self.breaker = Breaker()
         self._pending: deque[tuple[bytes, bytes, bool, Callable[[], None]]] = deque()
         self._pending_bytes = 0
+        self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
         self._wanted = asyncio.Event()
         self._probe_wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,9 +135,9 @@ class Cache:
         except (TimeoutError, RedisError, OSError) as e:
             self._failed(e)
             return [None] * len(keys)
-        return [self._decode(value) for value in values]
+        return [self._decode(key, value) for key, value in zip(keys, values, strict=True)]
 
-    def _decode(self, value: bytes | str | None) -> Stored | None:
+    def _decode(self, key: bytes, value: bytes | str | None) -> Stored | None:
         if value is None:
             self._record("miss")
             return None
@@ -143,6 +145,8 @@ class Cache:
             stored = _DECODE(value)  # type: ignore[arg-type]  # bytes: decode_responses is off
         except msgspec.MsgspecError:
             self._record("garbage")
+            if len(self._unreadable) < MAX_UNREADABLE:
+                self._unreadable.add(key)
             return None
         self._record("hit")
         return stored
@@ -152,6 +156,9 @@ class Cache:
         is already there."""
         value = _ENCODE(stored)
         size = len(value)
+        if key in self._unreadable:
+            self._unreadable.discard(key)
+            replace = True
         if (
             self._ttl <= 0
             or size > self._max_entry

@@ -24,7 +24,7 @@ PACE: Final = 0.02  # seconds between two writes: woken for each line, the write
 BATCH: Final = 256  # lines in one write, at most
 
 _COLOUR: Final = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m"}
-_SLY: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_SLY: Final = re.compile("[\x80-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What JSON lets through but a terminal or a line splitter may obey."""
 
 _ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
@@ -76,6 +76,7 @@ class Log:
         *,
         max_pending: int = MAX_PENDING,
         clock: Callable[[], float] = time.time,
+        write: Callable[[int, memoryview], int] = os.write,
     ) -> None:
         self.dropped = 0
         self._fd = fd
@@ -84,12 +85,14 @@ class Log:
         self._levels = frozenset(LEVELS[LEVELS.index(level) :])
         self._max_pending = max_pending
         self._clock = clock
+        self._os_write = write
         self._stamped = (-1, "")
         self._lock = threading.Lock()  # of all below; never held while writing
         self._lines: list[bytes] = []
         self._pending = 0  # bytes that wait or are being written
         self._told = 0  # drops that a line has owned up to
         self._works = True  # whether the last write did
+        self._torn = False  # it failed inside a line
         self._idle = False  # the writer waits to be woken
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -133,7 +136,7 @@ class Log:
         """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
         self._closing.set()
         with self._lock:
-            self._max_pending = 0
+            self._max_pending = 0  # no later line finds room
         self._wanted.set()
         self._thread.join(timeout)
         return not self._thread.is_alive() and self._pending == 0
@@ -216,17 +219,22 @@ class Log:
 
     def _write(self, data: bytes) -> bool:
         """Write all of it, however long that takes. False: it cannot be, the reader is gone or the disk full."""
+        if self._torn:
+            data = b"\n" + data
         rest = memoryview(data)
         try:
             while rest:
                 try:
-                    rest = rest[os.write(self._fd, rest) :]
+                    rest = rest[self._os_write(self._fd, rest) :]
                 except BlockingIOError:  # whoever shares the pipe made it non-blocking
                     poll = select.poll()
                     poll.register(self._fd, select.POLLOUT)
                     poll.poll()
         except OSError:
+            sent = len(data) - len(rest)
+            self._torn = data[sent - 1] != ord("\n") if sent else self._torn
             return False
+        self._torn = False
         return True
 
 
