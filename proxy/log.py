@@ -21,7 +21,6 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up
 MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
 PACE: Final = 0.02  # seconds between two writes: woken for each line, the writer would fight the loop for the GIL
-BATCH: Final = 256  # lines in one write, at most
 
 _COLOUR: Final = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m"}
 _SLY: Final = re.compile("[\x80-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -184,14 +183,13 @@ class Log:
     def _write_for_ever(self) -> None:
         while (taken := self._take()) is not None:
             lines, drops = taken
-            for at in range(0, len(lines), BATCH):
-                batch = lines[at : at + BATCH]
-                works = self._write(b"".join(batch))
-                with self._lock:
-                    self._works = works
-                    self._pending -= sum(map(len, batch))
-                    if not works:
-                        self.dropped += len(batch)
+            data = b"".join(lines)
+            works = self._write(data)
+            with self._lock:
+                self._works = works
+                self._pending -= len(data)
+                if not works:
+                    self.dropped += len(lines)
             if drops and self._works and self._write(self._drop_line(drops)):
                 with self._lock:
                     self._told += drops

@@ -4,8 +4,9 @@ Called by tests of the app over loopback."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ HELLO_STREAM = HELLO | {"stream": True}
 async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes: Any) -> AsyncIterator[App]:
     """The gateway on a free port of loopback, without Redis unless told. `changes` are settings."""
     urls = tuple(engine if isinstance(engine, str) else engine.url for engine in engines)
-    settings = Settings(**{"backends": urls, "port": 0, "redis": "off", "shutdown_timeout": 1.0} | changes)
+    chosen: dict[str, Any] = {"backends": urls, "port": 0, "redis": "off", "shutdown_timeout": 1.0}
+    settings = Settings(**(chosen | changes))
     fd = os.open(log_to or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = Log(fd, settings.log_format, settings.log_level)
     try:
@@ -37,6 +39,12 @@ async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes:
     finally:
         log.close()
         os.close(fd)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Turns of the loop until the fact holds; bounded by the test's own timeout."""
+    while not fact():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from proxy.embedded.redis import EmbeddedRedis
 from tests.client import post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
-from tests.running import HELLO, HELLO_STREAM, gateway
+from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
 
@@ -39,10 +39,13 @@ def url(redis: EmbeddedRedis) -> str:
     return str(redis.url)  # type: ignore[attr-defined]
 
 
+def available(app: App) -> bool:
+    return app.cache is not None and app.cache.available
+
+
 async def settled(app: App) -> None:
     """Stores are through: no flight waits for one."""
-    while len(app.group):
-        await asyncio.sleep(0)
+    await until(lambda: not len(app.group))
 
 
 async def test_a_finished_stream_answers_the_next_request_with_the_same_bytes(
@@ -127,7 +130,6 @@ async def test_requests_are_served_while_redis_is_away_and_it_is_used_again_when
 ) -> None:
     engine.auto(echo_script(tokens=3))
     async with gateway(engine, redis=url(redis), redis_timeout_ms=50) as app:
-        assert app.cache is not None
         await post_json(app.url, CHAT, HELLO_STREAM)
         await settled(app)
         harm(redis)
@@ -136,12 +138,11 @@ async def test_requests_are_served_while_redis_is_away_and_it_is_used_again_when
             assert answer.status == 200
             assert answer.head["x-gateway-cache"] == "miss"
         assert (await post_json(app.url, "/health", {})).status == 405  # it lives
-        assert not app.cache.available
+        assert not available(app)
         if harm is _stop:
             assert redis.pid is not None
             os.kill(redis.pid, signal.SIGCONT)
-        while not app.cache.available:  # the probe finds it; killed, its supervisor has started it again
-            await asyncio.sleep(0)
+        await until(lambda: available(app))  # the probe finds it; killed, its supervisor started it again
         await settled(app)
         await post_json(app.url, CHAT, HELLO_STREAM)
         await settled(app)
@@ -174,8 +175,7 @@ async def test_a_full_redis_that_evicts_nothing_only_stores_nothing(engine: Engi
         for _ in range(2):
             assert (await post_json(app.url, CHAT, HELLO_STREAM)).head["x-gateway-cache"] == "miss"
             await settled(app)
-        assert app.cache is not None
-        assert app.cache.available
+        assert available(app)
 
 
 async def test_one_round_trip_serves_a_whole_batch_of_look_ups(redis: EmbeddedRedis) -> None:

@@ -1,0 +1,155 @@
+"""The log's writer: order, a bounded buffer, and readers that stall, trickle or are gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.log import Log
+from tests.test_log import NOW, RECORD, Sink, logged
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the test closed it
+
+
+def test_lines_are_written_in_the_order_in_which_they_came() -> None:
+    count = 1000
+
+    def write(log: Log) -> None:
+        for i in range(count):
+            log.event("info", "x", i=i)
+
+    assert [msgspec.json.decode(text)["i"] for text in logged(write).splitlines()] == list(range(count))
+
+
+def test_a_line_is_written_without_being_asked_for(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer)
+    for i in range(3):
+        log.event("info", "x", i=i)
+        text = b""
+        while not text.endswith(b"\n"):
+            text += os.read(reader, 4096)
+        assert msgspec.json.decode(text)["i"] == i
+    assert log.close()
+
+
+def test_a_pipe_that_takes_a_few_bytes_at_a_time_gets_all_of_them() -> None:
+    sink = Sink(step=7)
+    log = Log(-1, write=sink)
+    log.request(RECORD)
+    log.event("info", "x")
+    assert log.close()
+    assert [msgspec.json.decode(text)["msg"] for text in sink.data.splitlines()] == ["request", "x"]
+
+
+def test_a_stalled_reader_holds_nobody_up_and_is_told_later_what_it_missed(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer, max_pending=10_000)
+    put = 0
+    while log.dropped < 100:  # a pipe holds 64 KiB, the log 10 kB more: then lines go, and this still returns
+        log.event("info", "x", i=put)
+        put += 1
+    dropped = log.dropped
+    data = b""
+    while b"log lines dropped" not in data or not data.endswith(b"\n"):
+        data += os.read(reader, 65536)
+    log.event("info", "after")
+    assert log.close()
+    data += os.read(reader, 65536)
+    told = [msgspec.json.decode(text) for text in data.splitlines()]
+    kept = [fields["i"] for fields in told if fields["msg"] == "x"]
+    assert kept == sorted(kept)
+    assert len(kept) == put - dropped
+    assert [fields["count"] for fields in told if fields["msg"] == "log lines dropped"] == [dropped]
+    assert told[-1]["msg"] == "after"
+
+
+def test_closing_does_not_wait_for_ever_for_a_stalled_reader(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer)
+    log.event("info", "x", value="y" * 200_000)
+    assert log.close(timeout=0.01) is False
+    while not log.close(timeout=0.01):  # the reader wakes up: the writer's thread ends
+        os.read(reader, 65536)
+
+
+def test_a_line_after_the_end_is_dropped() -> None:
+    log = Log(-1, write=Sink())
+    assert log.close()
+    log.event("info", "x")
+    assert log.dropped == 1
+    assert log.close()
+
+
+def test_a_reader_that_is_gone_does_not_stop_the_process(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.close(reader)
+    log = Log(writer)
+    log.event("info", "x")
+    assert log.close()
+    assert log.dropped == 1
+
+
+def test_after_a_failed_write_the_next_line_begins_anew_and_says_what_was_lost() -> None:
+    sink = Sink(step=10)
+    sink.failures = [None, OSError(errno.ENOSPC, "disk full")]
+    log = Log(-1, write=sink, clock=lambda: NOW)
+    log.event("info", "lost")
+    while not log.dropped:
+        pass
+    log.event("info", "kept")
+    assert log.close()
+    torn, *whole = sink.data.splitlines()
+    assert torn == b'{"ts":"202'
+    assert [(told["msg"], told.get("count")) for told in map(msgspec.json.decode, whole)] == [
+        ("kept", None),
+        ("log lines dropped", 1),
+    ]
+
+
+def test_a_pipe_that_someone_made_non_blocking_is_waited_for(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    log = Log(writer)
+    log.event("info", "x", value="y" * 200_000)
+    data = b""
+    while not data.endswith(b"\n"):
+        select.select([reader], [], [])
+        data += os.read(reader, 65536)
+    assert log.close()
+    assert log.dropped == 0
+    assert len(msgspec.json.decode(data)["value"]) == 200_000
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["ok", "fail", "busy"])), max_size=12))
+def test_every_line_is_written_once_or_counted_as_dropped(plan: list[tuple[int, str]]) -> None:
+    sink = Sink(step=64)
+    failures = {"ok": None, "fail": OSError(errno.EPIPE, "gone"), "busy": None}
+    sink.failures = [failures[kind] for _, kind in plan]
+    log = Log(-1, write=sink, max_pending=1500)
+    put = 0
+    for count, _ in plan:
+        for _ in range(count):
+            log.event("info", "x", i=put)
+            put += 1
+    assert log.close(timeout=10)
+    whole = [text for text in sink.data.splitlines() if text.endswith(b"}") and b'"msg":"x"' in text]
+    seen = [msgspec.json.decode(text)["i"] for text in whole if text.startswith(b'{"ts"')]
+    assert seen == sorted(set(seen))
+    assert len(seen) <= put <= len(seen) + log.dropped
