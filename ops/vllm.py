@@ -165,8 +165,8 @@ class Installation:
         """From nothing, always: what a broken attempt left behind is thrown away first."""
         self._stamp.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
-        for folder in (self.home / "venv", self.home / "models", self._wheels):
-            shutil.rmtree(folder, ignore_errors=not folder.exists())
+        for folder in filter(Path.exists, (self.home / "venv", self.home / "models", self._wheels)):
+            shutil.rmtree(folder)
         free = shutil.disk_usage(self.home).free
         if free < DISK_BYTES:
             raise InstallError(f"{self.home} has {free >> 30} GiB free, {DISK_BYTES >> 30} are needed")
@@ -228,8 +228,14 @@ class Installation:
         with self.log.open("ab", buffering=0) as log:
             start = log.tell()
             log.write(f"\n==> {what}\n".encode())
-            to_log = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-            status = subprocess.call(command, cwd=self.home, pass_fds=self._held, **to_log)
+            status = subprocess.call(
+                command,
+                cwd=self.home,
+                pass_fds=self._held,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         if status != 0:
             tail = "\n".join(self.log.read_bytes()[start:].decode(errors="replace").splitlines()[-15:])
             raise InstallError(f"step failed with status {status}: {what}\n{tail}\nall of it: {self.log}")

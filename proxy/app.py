@@ -93,7 +93,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             gateway.handle,
             max_connections=settings.max_connections,
             max_header=settings.max_header_bytes,
+            on_refused=metrics.connection_refused,
         )
+        stack.callback(metrics.watch_loop(loop))
         port = await _listen(door, settings, stack)
         _gauges(metrics, group, batcher, backends, door, log, cache)
         yield App(
@@ -219,7 +221,9 @@ def _gauges(
     metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
     metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(batcher))
     metrics.gauge("client_connections", "Open client connections.", lambda: len(door.connections))
-    metrics.gauge("log_lines_dropped", "Log lines lost to a reader that does not keep up.", lambda: log.dropped)
+    metrics.counter(
+        "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped
+    )
     for backend in backends.all:
         labels = {"backend": backend.name}
         metrics.gauge("backend_inflight", "Requests under way at an engine.", _inflight(backend), labels)

@@ -69,6 +69,8 @@ class Feeder:
         self._head = Head(status, passed, int(length) if length.isascii() and length.isdigit() else None)
         if flight.mode is Mode.RAW:
             flight.start(self._head)
+            if flight.plan.method == "HEAD":
+                self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
             kind = next((value for name, value in headers if name == "content-type"), "")
             if status == 200 and kind.lower().startswith("text/event-stream"):

@@ -280,7 +280,10 @@ class Gateway:
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        return await self._send(call, error.status, headers, error.json())
+        response = await self._send(call, error.status, headers, error.json())
+        if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
+            call.request.transport.close()  # aiohttp would wait on for the rest of the body
+        return response
 
     async def _send(
         self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes

@@ -48,9 +48,9 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
     completion_tokens: int | None = None
     token_source: str | None = None  # usage: the engine counted; events: we did
     backend: str | None = None
-    bytes_out: int = 0
+    bytes_out: int
     error: str | None = None
-    client_left: bool = False
+    client_left: bool
     prompt: str | None = None  # only where the settings ask for it
 
     @property

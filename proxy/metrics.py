@@ -1,22 +1,43 @@
-"""Owns what Prometheus is told: one typed method a fact, bounded labels, LLM-sized buckets.
+"""Owns what Prometheus is told: one typed method a fact, LLM-sized buckets, and which labels there may be.
 Must not know requests, flights or sockets: it is given numbers and names.
 Called by the gateway, scheduler and app, once a request or a flight, never once a token."""
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+import asyncio
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
 
-from aioprometheus.collectors import Counter, Gauge, Histogram, Registry
+from aioprometheus.collectors import Registry
 from aioprometheus.renderer import render
 
-PREFIX: Final = "gateway_"
-MAX_MODELS: Final = 64  # distinct model labels; the rest are `other`: clients choose these names
+from proxy.config import VERSION
+from proxy.errors import Code
+from proxy.series import Counts, Histograms, Label, ReadCounter, ReadGauge
 
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._:/@+-]")
-Key = tuple[str, ...]
+PREFIX: Final = "gateway_"
+EMPTY: Final[Mapping[str, str]] = {}
+MAX_MODELS: Final = 64  # distinct model labels; the rest are `other`: clients choose these names
+ENDPOINTS: Final = (
+    "chat",
+    "completions",
+    "embeddings",
+    "passthrough",
+    "models",
+    "health",
+    "ready",
+    "metrics",
+    "unknown",
+)
+VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
+OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
+OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
+LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
 
 TTFT_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -34,119 +55,78 @@ QUEUE_BUCKETS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0, 60.0, 120.0,
 )  # fmt: skip
-BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-
-
-class Counts(Counter):
-    """A counter kept in a plain dict (0.1 µs) and folded into the registry when it is scraped: aioprometheus'
-    own labelled increment costs 5 µs."""
-
-    def __init__(self, name: str, doc: str, labels: Key, registry: Registry) -> None:
-        super().__init__(PREFIX + name, doc, registry=registry)
-        self._labels = labels
-        self.counts: dict[Key, float] = {}
-
-    def add_one(self, *key: str, by: float = 1) -> None:
-        self.counts[key] = self.counts.get(key, 0) + by
-
-    def get_all(self) -> list[tuple[dict[str, str], Any]]:
-        return [(dict(zip(self._labels, key, strict=True)), value) for key, value in self.counts.items()]
-
-
-class Gauges(Gauge):
-    """A gauge that is read when it is scraped."""
-
-    def __init__(self, name: str, doc: str, registry: Registry) -> None:
-        super().__init__(PREFIX + name, doc, registry=registry)
-        self.readers: list[tuple[dict[str, str], Callable[[], float]]] = []
-
-    def get_all(self) -> list[tuple[dict[str, str], Any]]:
-        return [(labels, read()) for labels, read in self.readers]
-
-
-class Buckets(Histogram):
-    """A histogram by bisection in plain lists, folded when it is scraped."""
-
-    def __init__(self, name: str, doc: str, labels: Key, bounds: Sequence[float], registry: Registry) -> None:
-        super().__init__(PREFIX + name, doc, registry=registry, buckets=(*bounds, float("inf")))
-        self._labels = labels
-        self._bounds = bounds
-        self.series: dict[Key, tuple[list[int], list[float]]] = {}
-
-    def seen(self, value: float, *key: str) -> None:
-        """Count one value, in the metric's unit."""
-        series = self.series.get(key)
-        if series is None:
-            series = self.series[key] = ([0] * (len(self._bounds) + 1), [0.0])
-        counts, total = series
-        counts[bisect_left(self._bounds, value)] += 1
-        total[0] += value
-
-    def get_all(self) -> list[tuple[dict[str, str], Any]]:
-        found = []
-        for key, (counts, total) in self.series.items():
-            told: dict[float | str, float] = {}
-            running = 0
-            for bound, count in zip((*self._bounds, float("inf")), counts, strict=True):
-                running += count
-                told[bound] = running
-            told["count"], told["sum"] = running, total[0]
-            found.append((dict(zip(self._labels, key, strict=True)), told))
-        return found
+LAG_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
 
 
 class Metrics:
     """All of the gateway's metrics, in a registry of their own."""
 
     def __init__(self, registry: Registry | None = None) -> None:
-        self._registry = registry = registry or Registry()
-        self._models: dict[str | None, str] = {None: "", "": ""}
-        self._gauges: dict[str, Gauges] = {}
+        self._registry = registry = registry if registry is not None else Registry()
+        self._gauges: dict[str, ReadGauge] = {}
+        self._counters: dict[str, ReadCounter] = {}
+        self._models = Label("model", room=MAX_MODELS)
+        endpoint = Label("endpoint", ENDPOINTS)
+        verdict = Label("verdict", VERDICTS)
+        backend = Label("backend", room=256)
 
-        def counts(name: str, doc: str, *labels: str) -> Counts:
-            return Counts(name, doc, labels, registry)
+        def counts(name: str, doc: str, *labels: Label) -> Counts:
+            return Counts(PREFIX + name, doc, labels, registry)
 
-        def buckets(name: str, doc: str, bounds: Sequence[float], *labels: str) -> Buckets:
-            return Buckets(name, doc, labels, bounds, registry)
+        def histograms(name: str, doc: str, bounds: tuple[float, ...], *labels: Label) -> Histograms:
+            return Histograms(PREFIX + name, doc, labels, bounds, registry)
 
         self._requests = counts(
             "requests_total",
-            "Requests answered, by endpoint, status and cache verdict.",
-            "endpoint",
-            "status",
-            "verdict",
+            "Requests answered; status 499: the client left.",
+            endpoint,
+            Label("status", map(str, range(100, 600))),
+            verdict,
         )
         self._tokens = counts(
             "tokens_total",
-            "Tokens of answers given; `source` says whether the engine counted (usage) or events were.",
-            "direction",
-            "model",
-            "source",
+            "Tokens given to clients, shared answers too; by source usage the engine counted, else we.",
+            Label("direction", ("in", "out")),
+            self._models,
+            Label("source", ("usage", "events")),
         )
-        self._flights = counts("flights_total", "Flights ended, by outcome.", "outcome", "model")
-        self._coalesced = counts("coalesced_total", "Requests that joined a flight under way.", "endpoint")
-        self._cache = counts("cache_operations_total", "What became of look-ups and stores.", "result")
-        self._breaker = counts("cache_breaker_changes_total", "Redis given up and found again.", "to")
-        self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", "backend", "code")
-        self._upstream = counts("upstream_requests_total", "Requests sent to engines.", "backend")
+        self._ended = counts("flights_ended_total", "Answers that ended, however.", Label("outcome", OUTCOMES))
+        self._coalesced = counts("coalesced_total", "Requests that joined a flight under way.", endpoint)
+        self._cache = counts("cache_operations_total", "What became of look-ups and stores.", Label("op", OPS))
+        self._breaker = counts(
+            "cache_breaker_changes_total", "Redis given up and found again.", Label("to", ("open", "closed"))
+        )
+        code = Label("code", (code.code for code in Code))
+        self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", backend, code)
+        self._upstream = counts("upstream_requests_total", "Requests sent to engines.", backend)
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
-        self._latency = buckets(
-            "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, "endpoint"
+        self._latency = histograms(
+            "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
         )
-        self._ttft = buckets(
-            "time_to_first_token_seconds",
-            "From the request to its first token.",
-            TTFT_BUCKETS,
-            "endpoint",
-            "verdict",
+        self._ttft = histograms(
+            "time_to_first_token_seconds", "From the request to its first token.", TTFT_BUCKETS, endpoint, verdict
         )
-        self._queue = buckets(
-            "queue_duration_seconds", "From the request to an engine.", QUEUE_BUCKETS, "endpoint"
+        self._queue = histograms(
+            "queue_duration_seconds", "From the request to an engine or a hit.", QUEUE_BUCKETS, endpoint
         )
-        self._inter = buckets(
-            "inter_token_seconds", "Mean gap between tokens, one value a flight.", INTER_TOKEN_BUCKETS, "model"
-        )
-        self._batch = buckets("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
+        self._inter_token = histograms(
+            "inter_token_seconds", "Mean gap of a stream's tokens, one value a flight.", INTER_TOKEN_BUCKETS,
+            self._models,
+        )  # fmt: skip
+        self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
+        for value in OUTCOMES:  # a rate needs the zero before the first one
+            self._ended.count((value,), 0)
+        for value in OPS:
+            self._cache.count((value,), 0)
+        for value in ("open", "closed"):
+            self._breaker.count((value,), 0)
+        self._refused.count((), 0)
+        what_runs = {"version": VERSION, "python": platform.python_version()}
+        self.gauge("build_info", "1; the labels say what runs.", lambda: 1, what_runs)
+        self._process()
+
+    # -- facts ------------------------------------------------------------------------------------
 
     def request(
         self,
@@ -163,62 +143,111 @@ class Metrics:
         token_source: str | None,
     ) -> None:
         """One request was answered. Durations in seconds."""
-        self._requests.add_one(endpoint, str(status), verdict)
-        self._latency.seen(total_s, endpoint)
+        self._requests.count((endpoint, str(status), verdict))
+        self._latency.seen((endpoint,), total_s)
         if ttft_s is not None:
-            self._ttft.seen(ttft_s, endpoint, verdict)
-            self._queue.seen(queue_s, endpoint)
+            self._ttft.seen((endpoint, verdict), ttft_s)
+        if ttft_s is not None or queue_s > 0:
+            self._queue.seen((endpoint,), queue_s)
         if token_source is not None:
-            label = self._model(model)
-            if prompt_tokens:
-                self._tokens.add_one("in", label, token_source, by=prompt_tokens)
-            if completion_tokens:
-                self._tokens.add_one("out", label, token_source, by=completion_tokens)
+            label = self._model(model, known=status < 400)
+            if prompt_tokens is not None and prompt_tokens > 0:
+                self._tokens.count(("in", label, token_source), prompt_tokens)
+            if completion_tokens is not None and completion_tokens > 0:
+                self._tokens.count(("out", label, token_source), completion_tokens)
 
     def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None) -> None:
-        """A flight ended: hit, landed, failed, cancelled or error."""
-        label = self._model(model)
-        self._flights.add_one(outcome, label)
+        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens."""
+        self._ended.count((outcome,))
         if inter_token_s is not None:
-            self._inter.seen(inter_token_s, label)
+            self._inter_token.seen((self._model(model, known=True),), inter_token_s)
 
     def coalesced(self, endpoint: str) -> None:
-        self._coalesced.add_one(endpoint)
+        """A request joined a flight under way."""
+        self._coalesced.count((endpoint,))
 
-    def cache(self, result: str) -> None:
-        self._cache.add_one(result)
+    def cache(self, op: str) -> None:
+        """A look-up or a store ended: see OPS."""
+        self._cache.count((op,))
 
     def cache_breaker(self, opened: bool) -> None:
-        self._breaker.add_one("open" if opened else "closed")
-
-    def upstream_error(self, backend: str, code: str) -> None:
-        self._upstream_errors.add_one(backend, code)
+        """Redis was given up, or found again."""
+        self._breaker.count(("open" if opened else "closed",))
 
     def upstream_request(self, backend: str) -> None:
-        self._upstream.add_one(backend)
+        """A request is sent to an engine."""
+        self._upstream.count((backend,))
 
-    def connection_refused(self) -> None:
-        self._refused.add_one()
+    def upstream_error(self, backend: str, code: str) -> None:
+        """An engine failed a request: the code of the error table."""
+        self._upstream_errors.count((backend, code))
 
     def batch(self, size: int) -> None:
-        self._batch.seen(float(size))
+        """One Redis round trip looked this many keys up."""
+        self._batch.seen((), size)
 
-    def gauge(self, name: str, doc: str, read: Callable[[], float], labels: dict[str, str] | None = None) -> None:
-        """Have a number read at each scrape."""
+    def connection_refused(self) -> None:
+        """A client's connection was one too many."""
+        self._refused.count(())
+
+    # -- what is read at each scrape --------------------------------------------------------------
+
+    def gauge(self, name: str, doc: str, read: Callable[[], float], labels: Mapping[str, str] = EMPTY) -> None:
+        """Have a number read at each scrape. One that cannot be read is left out."""
+        self._gauge(PREFIX + name, doc).read_by(read, labels)
+
+    def counter(self, name: str, doc: str, read: Callable[[], float], labels: Mapping[str, str] = EMPTY) -> None:
+        """The same, of a number that only grows. Its name ends in `_total`."""
+        self._counter(PREFIX + name, doc).read_by(read, labels)
+
+    def _gauge(self, name: str, doc: str) -> ReadGauge:
         if name not in self._gauges:
-            self._gauges[name] = Gauges(name, doc, self._registry)
-        self._gauges[name].readers.append((labels or {}, read))
+            self._gauges[name] = ReadGauge(name, doc, self._registry)
+        return self._gauges[name]
+
+    def _counter(self, name: str, doc: str) -> ReadCounter:
+        if name not in self._counters:
+            self._counters[name] = ReadCounter(name, doc, self._registry)
+        return self._counters[name]
+
+    def _process(self) -> None:
+        """The process, under the names that every Prometheus client gives it."""
+        page = resource.getpagesize()
+        self._gauge("process_resident_memory_bytes", "Resident memory.").read_by(
+            lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * page, EMPTY
+        )
+        self._counter("process_cpu_seconds_total", "User and system CPU time.").read_by(time.process_time, EMPTY)
+        self._gauge("process_open_fds", "Open file descriptors.").read_by(
+            lambda: len(os.listdir("/proc/self/fd")), EMPTY
+        )
+        self._gauge("process_max_fds", "Most file descriptors that may be open.").read_by(
+            lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0], EMPTY
+        )
+
+    def watch_loop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Measure once a second how late the loop runs what is due. Returns what stops it."""
+        lag = Histograms(
+            PREFIX + "event_loop_lag_seconds", "How late a timer ran.", (), LAG_BUCKETS, self._registry
+        )
+        handle: asyncio.TimerHandle
+
+        def tick(due: float) -> None:
+            nonlocal handle
+            now = loop.time()
+            lag.seen((), max(0.0, now - due))
+            handle = loop.call_at(now + LAG_SECONDS, tick, now + LAG_SECONDS)
+
+        first = loop.time() + LAG_SECONDS
+        handle = loop.call_at(first, tick, first)
+        return lambda: handle.cancel()
+
+    # -- the page ---------------------------------------------------------------------------------
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""
         body, headers = render(self._registry, [part.strip() for part in accept.split(",") if part.strip()])
         return body, headers["Content-Type"]
 
-    def _model(self, name: str | None) -> str:
-        """A label for a name that a client chose: clean, short, and one of a bounded number."""
-        label = self._models.get(name)
-        if label is None:
-            label = _UNSAFE.sub("_", name or "")[:100] if len(self._models) < MAX_MODELS + 2 else "other"
-            if label != "other":
-                self._models[name] = label
-        return label
+    def _model(self, name: str | None, *, known: bool) -> str:
+        """A model's label. Only one that an engine has answered for takes a place, not what clients make up."""
+        return self._models.clean(name or "unknown", claim=known)

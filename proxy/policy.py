@@ -54,6 +54,6 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
 def deterministic(ask: Ask) -> bool:
     """True where asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding.
 
-    A temperature left out is the engine's default, which samples.
+    A temperature left out is the engine's default, which samples. A negative seed is none: vLLM 0.32 takes -1 so.
     """
-    return ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None
+    return ask.endpoint == "embeddings" or ask.temperature == 0 or (ask.seed is not None and ask.seed >= 0)

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 from proxy.errors import GatewayError
 from proxy.flight import Flight, Phase, Subscriber
 from proxy.plan import Mode
-from proxy.wire.fold import fold
+from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
 
@@ -95,6 +95,8 @@ async def stream(
     )
     reader.pipe = pipe
     reader.pump()
+    if pipe.head and flight.mode is Mode.RAW:
+        pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
     await _follow(request, reader, stall)
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
         keep = False  # no clean end: the client must see that the answer is not whole
@@ -161,8 +163,10 @@ def folded(flight: Flight) -> bytes:
     """The one body that a landed stream amounts to, made once for all who want it. Raises Unfoldable."""
     if flight.folded is None:
         ask = flight.plan.ask
-        assert ask is not None
-        flight.folded = fold(flight.raw_frames(), ask.endpoint)
+        if ask is None or ask.endpoint == "embeddings":
+            raise Unfoldable("this endpoint does not stream")
+        frames = flight.raw_frames()
+        flight.folded = fold(frames, ask.endpoint, forced_tool=forces_tool(ask.fields))
     return flight.folded
 
 

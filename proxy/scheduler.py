@@ -17,7 +17,7 @@ from proxy.feeder import Feeder, Limits
 from proxy.flight import Flight, FlightGroup, Phase
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
-from proxy.wire.fold import Unfoldable, fold
+from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
 from proxy.wire.openai import with_usage
 
@@ -138,9 +138,10 @@ class Scheduler:
         """Land a Flight from the store; False where what is stored does not serve it."""
         if flight.plan.mode is Mode.WHOLE:
             body = stored.frames[0] if stored.kind == "whole" and stored.frames else b""
-            if stored.kind == "stream" and flight.plan.ask is not None:
+            ask = flight.plan.ask
+            if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
                 try:
-                    body = fold(stored.frames, flight.plan.ask.endpoint)
+                    body = fold(stored.frames, ask.endpoint, forced_tool=forces_tool(ask.fields))
                 except Unfoldable:
                     return False
             if not body:

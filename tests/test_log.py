@@ -32,6 +32,7 @@ RECORD = RequestRecord(
     token_source="usage",
     backend="http://127.0.0.1:8000",
     bytes_out=4096,
+    client_left=False,
 )
 
 
@@ -91,6 +92,7 @@ def test_a_request_is_one_json_object_with_what_is_known_of_it() -> None:
         "token_source": "usage",
         "backend": "http://127.0.0.1:8000",
         "bytes_out": 4096,
+        "client_left": False,
     }
 
 
@@ -104,9 +106,11 @@ def test_what_is_not_known_of_a_request_is_left_out() -> None:
         stream=False,
         queue_ms=0.0,
         total_ms=1.0,
+        bytes_out=120,
+        client_left=False,
     )
     fields = msgspec.json.decode(line(lambda log: log.request(record)))
-    assert not {"model_id", "ttft_ms", "prompt_tokens", "error", "client_left", "prompt"} & set(fields)
+    assert not {"model_id", "ttft_ms", "prompt_tokens", "error", "prompt"} & set(fields)
 
 
 def test_an_event_is_one_json_object() -> None:

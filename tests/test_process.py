@@ -62,7 +62,7 @@ async def proxy(*flags: str, **env: str) -> AsyncIterator[Gateway]:
     gateway = Gateway(process, url)
     try:
         yield gateway
-        if process.returncode is not None:
+        if ended(process):
             return
         process.send_signal(signal.SIGTERM)
         out, err = await process.communicate()
@@ -73,6 +73,10 @@ async def proxy(*flags: str, **env: str) -> AsyncIterator[Gateway]:
         if process.returncode is None:
             process.kill()
             await process.communicate()
+
+
+def ended(process: asyncio.subprocess.Process) -> bool:
+    return process.returncode is not None
 
 
 async def stored(gateway: Gateway) -> None:

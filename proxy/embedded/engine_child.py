@@ -24,6 +24,10 @@ def main() -> None:
     params.endpoint_metrics = True
     params.embedding = True  # with pooling, one server answers chat, completions and embeddings
     params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    params.n_batch = params.n_ubatch = CONTEXT  # an embedded text goes through in one piece: 512 by default
+    params.cache_ram_mib = 256  # of earlier prompts; 8 GiB by default
+    params.verbosity = 1  # errors
+    params.ui = params.fit_params = params.warmup = False
     # Waiting threads sleep: spinning ones starve each other, and the gateway, where cores are few.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     server = Server(params)

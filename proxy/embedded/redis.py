@@ -48,7 +48,11 @@ class EmbeddedRedis:
         }
         command = [str(binary), *(word for name, value in settings.items() for word in (f"--{name}", value))]
         self._child = Child("embedded redis", command, lambda: _answers(path), on_event=self._on_event)
-        await self._child.start()
+        try:
+            await self._child.start()
+        except BaseException:
+            await self.stop()
+            raise
         return f"unix://{path}"
 
     async def stop(self) -> None:

@@ -10,11 +10,13 @@ import random
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 TAIL_LINES = 50
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before a restart: doubled each time, with full jitter
 LOOK_EVERY = 0.02  # seconds between two looks at whether it serves
-GRACE = 2.0  # seconds for a child to end at SIGTERM
+SETTLED = 5.0  # seconds up after which the next restart is a first one again
+GRACE = 2.0  # seconds for a child to end at SIGTERM, and for the rest of its output to be read
 
 
 class ChildFailed(RuntimeError):
@@ -54,10 +56,14 @@ class Child:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Start it and wait until it serves. Raises ChildFailed with the end of its output."""
+        """Start it and wait until it serves. Raises ChildFailed with the end of its output, leaving nothing."""
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep(up))
-        await asyncio.shield(up)
+        try:
+            await asyncio.shield(up)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """End it, and whatever was to start it again."""
@@ -68,23 +74,26 @@ class Child:
 
     async def _keep(self, up: asyncio.Future[None]) -> None:
         pause = FIRST_PAUSE
+        loop = asyncio.get_running_loop()
         while True:
+            born = loop.time()
             try:
-                served = await self._run(up)
-            except ChildFailed as e:
+                await self._run(up)
+            except (ChildFailed, OSError) as e:  # OSError: no process could be made
                 if not up.done():
-                    up.set_exception(e)
+                    up.set_exception(e if isinstance(e, ChildFailed) else ChildFailed(f"{self.name}: {e}"))
                     return
                 self._on_event("failed", str(e))
-                served = False
-            pause = FIRST_PAUSE if served else min(pause * 2, LONGEST_PAUSE)
+            if loop.time() - born > SETTLED:
+                pause = FIRST_PAUSE
             self.restarts += 1
             wait = pause * self._jitter()
+            pause = min(pause * 2, LONGEST_PAUSE)
             self._on_event("died", f"starting it again in {wait:.2f} s; it said: {self._said()}")
             await asyncio.sleep(wait)
 
-    async def _run(self, up: asyncio.Future[None]) -> bool:
-        """One life of the process: True if it served, once it has ended."""
+    async def _run(self, up: asyncio.Future[None]) -> None:
+        """One life of the process: returns when it has served and ended. Raises ChildFailed if it did not."""
         self._tail.clear()
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -95,31 +104,38 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is the gateway's: it drains while its children still serve
         )
         reading = asyncio.create_task(self._read(process))
+        failed: str | None = None
         try:
-            await self._until_it_serves(process)
-            self._on_event("up", f"pid {process.pid}")
-            if not up.done():
-                up.set_result(None)
-            await process.wait()
-            return True
+            failed = await self._until_it_serves(process)
+            if failed is None:
+                self._on_event("up", f"pid {process.pid}")
+                if not up.done():
+                    up.set_result(None)
+                await process.wait()
         finally:
-            await self._end(process)
-            await asyncio.gather(reading, return_exceptions=True)
+            try:
+                await self._end(process)
+                await asyncio.wait({reading}, timeout=GRACE)  # a child of its own may hold the pipe open
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+        if failed is not None:
+            raise ChildFailed(f"{self.name} {failed}: {self._said()}")
 
-    async def _until_it_serves(self, process: asyncio.subprocess.Process) -> None:
+    async def _until_it_serves(self, process: asyncio.subprocess.Process) -> str | None:
+        """None once it serves, else what went wrong."""
         try:
             async with asyncio.timeout(self._patience):
-                while not await self._serves():
-                    if process.returncode is not None:
-                        break
+                while process.returncode is None:
+                    if await self._serves() and process.returncode is None:
+                        return None
                     await asyncio.sleep(LOOK_EVERY)
-                else:
-                    return
         except TimeoutError:
-            raise ChildFailed(f"{self.name} did not serve within {self._patience:g} s: {self._said()}") from None
-        raise ChildFailed(f"{self.name} ended with status {process.returncode}: {self._said()}")
+            return f"did not serve within {self._patience:g} s"
+        return f"ended with status {process.returncode}"
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Keep the last lines. Reading goes on for ever, so that the child never blocks on a full pipe."""
@@ -134,11 +150,13 @@ class Child:
             process.terminate()
             async with asyncio.timeout(GRACE):
                 await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        except ProcessLookupError:
-            await process.wait()
+        except (TimeoutError, ProcessLookupError):
+            pass
+        finally:  # at once when this wait is itself cancelled
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+        await process.wait()
 
     def _said(self) -> str:
         return " | ".join(list(self._tail)[-5:]) or "nothing"

@@ -77,8 +77,8 @@ def is_error(frame: bytes) -> bool:
     if b"error" in (value.strip() for value in field_of(frame, b"event")):
         return True
     members = _members(frame)
-    error = members.get("error")
-    return (error is not None and bytes(error) != b"null") or members.get("object") == b'"error"'
+    error = bytes(members.get("error", b"null"))
+    return error != b"null" or bytes(members.get("object", b"")) == b'"error"'
 
 
 class PlainView:

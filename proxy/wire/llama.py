@@ -82,9 +82,9 @@ def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dic
     if endpoint == "chat":
         roles = [part.delta.role for part in parts if part.delta.role is not None]
         content = "".join(part.delta.content or "" for part in parts)
-        if len(roles) != 1 or not content:
-            raise Unfoldable("no content, or not one role")
-        choice = {"finish_reason": finish, "index": 0, "message": {"role": roles[0], "content": content}}
+        if not content or roles not in ([], ["assistant"]):  # none where the first character came in pieces
+            raise Unfoldable("no content, or an unknown role")
+        choice = {"finish_reason": finish, "index": 0, "message": {"role": "assistant", "content": content}}
     else:
         text = "".join(part.text for part in parts)
         choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish}

@@ -133,8 +133,9 @@ def unnamed(data: bytes) -> bytes:
     """Without what differs from run to run: ids and times, and how vLLM interleaves several choices."""
     data = re.sub(rb'"(chatcmpl|cmpl)-(tool-)?[^"]*"', rb'"\1"', data)
     data = re.sub(rb'"created":\d+', b'"created":0', data)
-    events = data.split(b"\n\n")
-    return b"\n\n".join(sorted(events, key=_choice_of))
+    events: list[bytes] = data.split(b"\n\n")
+    events.sort(key=_choice_of)
+    return b"\n\n".join(events)
 
 
 def _choice_of(event: bytes) -> int:

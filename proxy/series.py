@@ -1,0 +1,167 @@
+"""Owns how numbers are kept: plain counters and bisect histograms, folded into aioprometheus when scraped.
+Must not know what is counted: names, labels and bounds are given.
+Called by `metrics.py`. aioprometheus' own labelled increment costs 5 µs, a dict's 0.2."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from math import inf
+from typing import Any, Final
+
+from aioprometheus import collectors
+from aioprometheus.collectors import Registry
+
+OTHER: Final = "other"
+MAX_LABEL: Final = 100  # characters
+_UNSAFE: Final = re.compile(r"[^\x21\x23-\x5b\x5d-\x7e]")
+"""All but printable ASCII; `"` and `\\` too: aioprometheus escapes nothing, so a value must not need it."""
+
+Key = tuple[str, ...]  # the values of a metric's labels
+Sample = tuple[dict[str, str], Any]
+
+
+def clean(value: str) -> str:
+    """Short, and with nothing in it that the text format would have to escape."""
+    return _UNSAFE.sub("_", value[:MAX_LABEL])
+
+
+class Label:
+    """A label with a bounded set of values: those known beforehand, then the first `room` others; the rest are
+    `other`."""
+
+    __slots__ = ("_known", "_room", "name")
+
+    def __init__(self, name: str, known: Iterable[str] = (), *, room: int = 0) -> None:
+        self.name = name
+        self._known = {OTHER, *known}
+        self._room = room
+
+    def clean(self, value: str, *, claim: bool = True) -> str:
+        """The value as it may be shown. With `claim` a new one takes one of the free places."""
+        if value in self._known:
+            return value
+        text = clean(value)
+        if text in self._known:
+            return text
+        if not claim or self._room <= 0:
+            return OTHER
+        self._room -= 1
+        self._known.add(text)
+        return text
+
+
+class _Labels(tuple[Label, ...]):
+    """The labels of one metric. Values are looked up as they are given, and cleaned only where they are new."""
+
+    __slots__ = ()
+
+    def clean(self, key: Key) -> Key:
+        return tuple(label.clean(value) for label, value in zip(self, key, strict=True))
+
+    def named(self, key: Key) -> dict[str, str]:
+        return {label.name: value for label, value in zip(self, key, strict=True)}
+
+
+class Counts(collectors.Counter):
+    """A counter in a plain dict."""
+
+    def __init__(self, name: str, doc: str, labels: Iterable[Label], registry: Registry) -> None:
+        super().__init__(name, doc, registry=registry)
+        self._labels = _Labels(labels)
+        self._counts: dict[Key, float] = {}
+
+    def count(self, key: Key, by: float = 1) -> None:
+        """`by` more, 0 to have the series shown from the start."""
+        try:
+            self._counts[key] += by
+        except KeyError:
+            key = self._labels.clean(key)
+            self._counts[key] = self._counts.get(key, 0) + by
+
+    def get_all(self) -> list[Sample]:
+        return [(self._labels.named(key), count) for key, count in self._counts.items()]
+
+
+class Histogram:
+    """Counts of values by upper bound."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds  # ascending, each inclusive; above the last is +Inf
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def told(self) -> dict[float | str, float]:
+        """As aioprometheus renders it: each bound with how many are not over it, then the sum and the count."""
+        running = list(accumulate(self._counts))
+        told: dict[float | str, float] = dict(zip((*self._bounds, inf), running, strict=True))
+        return told | {"sum": self._sum, "count": running[-1]}
+
+
+class Histograms(collectors.Histogram):
+    """A histogram for each combination of labels."""
+
+    def __init__(
+        self, name: str, doc: str, labels: Iterable[Label], bounds: Sequence[float], registry: Registry
+    ) -> None:
+        super().__init__(name, doc, registry=registry)
+        self._labels = _Labels(labels)
+        self._bounds = bounds
+        self._series: dict[Key, Histogram] = {}
+
+    def seen(self, key: Key, value: float) -> None:
+        """Count one value, in the metric's unit."""
+        series = self._series.get(key)
+        if series is None:
+            key = self._labels.clean(key)
+            series = self._series.get(key)
+            if series is None:
+                series = self._series[key] = Histogram(self._bounds)
+        series.observe(value)
+
+    def get_all(self) -> list[Sample]:
+        return [(self._labels.named(key), series.told()) for key, series in self._series.items()]
+
+
+class _Read:
+    """Numbers that are read when they are scraped."""
+
+    _readers: dict[tuple[tuple[str, str], ...], Callable[[], float]]
+
+    def read_by(self, read: Callable[[], float], labels: Mapping[str, str]) -> None:
+        """Have one number read. A second reader of the same labels takes the first one's place."""
+        self._readers[tuple((name, clean(value)) for name, value in labels.items())] = read
+
+    def get_all(self) -> list[Sample]:
+        """What can be read now: the page is wanted most when something is broken."""
+        found: list[Sample] = []
+        for labels, read in self._readers.items():
+            try:
+                found.append((dict(labels), +read()))  # a bool becomes a number, None an error
+            except Exception:  # noqa: BLE001, S112 - whatever it is, the other numbers still count
+                continue
+        return found
+
+
+class ReadGauge(_Read, collectors.Gauge):
+    """A gauge that is read when it is scraped."""
+
+    def __init__(self, name: str, doc: str, registry: Registry) -> None:
+        super().__init__(name, doc, registry=registry)
+        self._readers = {}
+
+
+class ReadCounter(_Read, collectors.Counter):
+    """A count kept elsewhere, that is read when it is scraped."""
+
+    def __init__(self, name: str, doc: str, registry: Registry) -> None:
+        super().__init__(name, doc, registry=registry)
+        self._readers = {}

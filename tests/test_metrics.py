@@ -1,0 +1,255 @@
+"""The metrics page: what each fact becomes, that it is valid, and that clients cannot make it grow."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+from typing import Any, get_args
+
+import pytest
+from aioprometheus.collectors import REGISTRY, Registry
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import cache, metrics
+from proxy.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
+from proxy.wire.openai import PATHS
+from tests.clock import virtual
+
+ANSWERED: dict[str, Any] = {
+    "endpoint": "chat",
+    "status": 200,
+    "verdict": "miss",
+    "model": "m1",
+    "queue_s": 0.25,
+    "ttft_s": 0.5,
+    "total_s": 3.0,
+    "prompt_tokens": 31,
+    "completion_tokens": 128,
+    "token_source": "usage",
+}
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    """Every sample of the page by its name and labels as written."""
+    lines = metrics.render("")[0].decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def everything() -> Metrics:
+    """Metrics that have met each fact at least once."""
+    made = Metrics()
+    made.request(**ANSWERED)
+    made.request(**ANSWERED | {"status": 404, "ttft_s": None, "queue_s": 0.0, "model": None, "token_source": None})
+    made.flight_landed("landed", "m1", 0.02)
+    made.coalesced("chat")
+    made.cache("hit")
+    made.cache_breaker(True)
+    made.upstream_request("http://[::1]:8000/base")
+    made.upstream_error("http://[::1]:8000/base", "upstream_truncated")
+    made.batch(7)
+    made.connection_refused()
+    made.gauge("flights", "Flights.", lambda: 3)
+    made.counter("log_lines_dropped_total", "Lines.", lambda: 4)
+    return made
+
+
+def test_nothing_is_registered_globally() -> None:
+    everything()
+    assert REGISTRY.get_all() == []
+
+
+def test_two_sets_of_metrics_share_nothing() -> None:
+    one, other = Metrics(), Metrics()
+    one.connection_refused()
+    assert samples(other)["gateway_connections_refused_total"] == 0
+
+
+def test_metrics_go_into_the_registry_that_is_given() -> None:
+    registry = Registry()
+    Metrics(registry)
+    assert registry.get("gateway_requests_total").name == "gateway_requests_total"
+
+
+def test_the_content_type_is_that_of_the_text_format() -> None:
+    for accept in (
+        "",
+        "*/*",
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+        "\x00,,",
+    ):
+        body, kind = Metrics().render(accept)
+        assert kind == "text/plain; version=0.0.4; charset=utf-8"
+        assert body.endswith(b"\n")
+
+
+def test_each_fact_is_on_the_page() -> None:
+    found = samples(everything())
+    assert found['gateway_requests_total{endpoint="chat",status="200",verdict="miss"}'] == 1
+    assert found['gateway_requests_total{endpoint="chat",status="404",verdict="miss"}'] == 1
+    assert found['gateway_request_duration_seconds_sum{endpoint="chat"}'] == 6
+    assert found['gateway_time_to_first_token_seconds_sum{endpoint="chat",verdict="miss"}'] == 0.5
+    assert found['gateway_queue_duration_seconds_count{endpoint="chat"}'] == 1
+    assert found['gateway_tokens_total{direction="in",model="m1",source="usage"}'] == 31
+    assert found['gateway_tokens_total{direction="out",model="m1",source="usage"}'] == 128
+    assert found['gateway_flights_ended_total{outcome="landed"}'] == 1
+    assert found['gateway_inter_token_seconds_sum{model="m1"}'] == 0.02
+    assert found['gateway_coalesced_total{endpoint="chat"}'] == 1
+    assert found['gateway_cache_operations_total{op="hit"}'] == 1
+    assert found['gateway_cache_breaker_changes_total{to="open"}'] == 1
+    assert found['gateway_upstream_requests_total{backend="http://[::1]:8000/base"}'] == 1
+    assert found['gateway_upstream_errors_total{backend="http://[::1]:8000/base",code="upstream_truncated"}'] == 1
+    assert found["gateway_lookup_batch_size_sum"] == 7
+    assert found["gateway_connections_refused_total"] == 1
+    assert found["gateway_flights"] == 3
+    assert found["gateway_log_lines_dropped_total"] == 4
+
+
+def test_a_histogram_is_cumulative_up_to_its_count() -> None:
+    made = Metrics()
+    for value in (0.0005, 0.001, 0.3, 500.0):
+        made.request(**ANSWERED | {"ttft_s": value})
+    name = 'gateway_time_to_first_token_seconds_{}{{endpoint="chat"{},verdict="miss"}}'
+    found = samples(made)
+    at = {le: found[name.format("bucket", f',le="{le}"')] for le in ("0.001", "0.25", "0.5", "120.0", "+Inf")}
+    assert at == {"0.001": 2, "0.25": 2, "0.5": 3, "120.0": 3, "+Inf": 4}
+    assert found[name.format("count", "")] == 4
+    assert found[name.format("sum", "")] == pytest.approx(500.3015)
+
+
+def test_what_may_happen_is_there_as_a_zero_before_it_does() -> None:
+    found = samples(Metrics())
+    assert {key for key, value in found.items() if value == 0} >= {
+        f'gateway_cache_operations_total{{op="{op}"}}' for op in OPS
+    }
+
+
+def test_the_process_is_told_of() -> None:
+    found = samples(Metrics())
+    assert found["process_resident_memory_bytes"] > 1e6
+    assert found["process_cpu_seconds_total"] > 0
+    assert 2 < found["process_open_fds"] < found["process_max_fds"]
+    assert any(name.startswith("gateway_build_info{") for name in found)
+
+
+def test_the_process_is_left_out_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> list[str]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "listdir", missing)
+    assert "process_open_fds" not in samples(Metrics())
+
+
+def test_the_labels_known_here_are_those_that_the_callers_use() -> None:
+    assert set(get_args(cache.Op)) == set(OPS)
+    assert set(PATHS) < set(ENDPOINTS)
+
+
+# -- clients cannot make it grow --------------------------------------------------------------------
+
+
+def test_models_over_the_cap_are_other_and_nothing_is_lost() -> None:
+    made = Metrics()
+    for i in range(MAX_MODELS + 10):
+        made.request(**ANSWERED | {"model": f"m{i}"})
+    tokens = {key: value for key, value in samples(made).items() if 'tokens_total{direction="in"' in key}
+    assert len(tokens) == MAX_MODELS + 1
+    assert sum(tokens.values()) == 31 * (MAX_MODELS + 10)
+    assert tokens['gateway_tokens_total{direction="in",model="other",source="usage"}'] == 310
+
+
+def test_a_model_that_no_engine_answered_for_takes_no_place() -> None:
+    made = Metrics()
+    for i in range(MAX_MODELS):
+        made.request(**ANSWERED | {"model": f"made up {i}", "status": 404})
+    made.request(**ANSWERED)
+    assert samples(made)['gateway_tokens_total{direction="in",model="m1",source="usage"}'] == 31
+
+
+SLY = st.text(max_size=300) | st.sampled_from(['"} 1\n', "\\", "a\nb", 'x",y="', "other", ""])
+
+
+@given(
+    st.lists(st.tuples(SLY, st.sampled_from([*ENDPOINTS, "/made/up"]), st.integers(-1, 1000), SLY), max_size=20)
+)
+def test_a_page_stays_valid_whatever_clients_send(calls: list[tuple[str, str, int, str]]) -> None:
+    made = Metrics()
+    for text, endpoint, status, other in calls:
+        made.request(**ANSWERED | {"model": text, "endpoint": endpoint, "status": status, "verdict": other})
+        made.flight_landed(other, text, 0.1)
+        made.upstream_error(text, other)
+    requests = {key: n for key, n in samples(made).items() if key.startswith("gateway_requests_total")}
+    pattern = r'gateway_requests_total\{endpoint="(\w+)",status="(\d{3}|other)",verdict="(\w+)"\}'
+    for key in requests:
+        match = re.fullmatch(pattern, key)
+        assert match is not None
+        assert match[1] in {*ENDPOINTS, "other"}
+        assert match[3] in {*VERDICTS, "other"}
+    assert sum(requests.values()) == len(calls)
+
+
+# -- an independent reader --------------------------------------------------------------------------
+
+
+def test_prometheus_own_parser_reads_the_page() -> None:
+    parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus_client, in the dev extra")
+    made = everything()
+    made.request(**ANSWERED | {"model": 'a"b\\c\nd'})
+    text = made.render("")[0].decode()
+    families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+    kinds = dict(line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE"))
+    assert {family.name: family.type for family in families.values()} == {
+        name.removesuffix("_total") if kind == "counter" else name: kind for name, kind in kinds.items()
+    }
+    parsed = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert len(parsed) == len(samples(made))
+    assert parsed[("gateway_tokens_total", (("direction", "in"), ("model", "a_b_c_d"), ("source", "usage")))] == 31
+    for family in families.values():
+        assert family.documentation
+        if family.type == "histogram":
+            by_labels: dict[Any, list[tuple[float, float]]] = {}
+            counts: dict[Any, float] = {}
+            for sample in family.samples:
+                labels = {name: value for name, value in sample.labels.items() if name != "le"}
+                if sample.name.endswith("_bucket"):
+                    by_labels.setdefault(str(labels), []).append((float(sample.labels["le"]), sample.value))
+                elif sample.name.endswith("_count"):
+                    counts[str(labels)] = sample.value
+            assert {labels: max(buckets)[1] for labels, buckets in by_labels.items()} == counts
+            assert all(buckets == sorted(buckets) and len(buckets) > 5 for buckets in by_labels.values())
+            assert all([n for _, n in b] == sorted(n for _, n in b) for b in by_labels.values())
+
+
+def test_names_keep_to_the_conventions() -> None:
+    for line in everything().render("")[0].decode().splitlines():
+        if line.startswith("# TYPE"):
+            name, kind = line.split()[2:]
+            assert re.fullmatch(r"(gateway|process)(_[a-z]+)+", name)
+            assert name.endswith("_total") is (kind == "counter")
+            if kind == "histogram":
+                assert name.endswith(("_seconds", "_size"))
+
+
+def test_every_public_method_says_what_it_is_for() -> None:
+    for name, method in inspect.getmembers(metrics.Metrics, inspect.isfunction):
+        assert name.startswith("_") or method.__doc__
+
+
+# -- the event loop ---------------------------------------------------------------------------------
+
+
+@virtual
+async def test_the_loop_is_watched_until_that_is_stopped() -> None:
+    made = Metrics()
+    stop = made.watch_loop(asyncio.get_running_loop())
+    await asyncio.sleep(3.5)
+    assert samples(made)["gateway_event_loop_lag_seconds_count"] == 3
+    stop()
+    await asyncio.sleep(10)
+    assert samples(made)["gateway_event_loop_lag_seconds_count"] == 3

@@ -1,0 +1,212 @@
+"""Every other path of vLLM's: bytes and headers go both ways as they are, at the pace of the slower side."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.client import Connection, IncompleteBody, call, post_json, streaming
+from tests.engine import Engine, Turn
+from tests.running import gateway, until
+
+PATHS = ["/v1/responses", "/v1/messages", "/v1/a/b", "/tokenize", "/detokenize", "/score", "/v2/rerank"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+async def test_method_target_and_bytes_go_up_as_they_came(engine: Engine, method: str, path: str) -> None:
+    engine.auto(lambda turn: turn.respond(200, b"ok"))
+    body = b"" if method in ("GET", "DELETE") else b"\x00\xff not json"
+    target = f"{path}?a=%20b&c=%2F&d"
+    async with gateway(engine) as app:
+        answer = await call(app.url, method, target, body, [("Content-Type", "application/x-odd")])
+    assert (answer.status, answer.body) == (200, b"ok")
+    (turn,) = engine.requests
+    assert (turn.method, turn.path, turn.body) == (method, target, body)
+    assert turn.headers["content-type"] == "application/x-odd"
+
+
+async def test_end_to_end_headers_go_up_and_the_others_stay(engine: Engine) -> None:
+    engine.auto(lambda turn: turn.respond(200, b"{}"))
+    passed = [
+        ("Accept", "text/event-stream"),
+        ("User-Agent", "me/1"),
+        ("X-Mine", "caf\xe9"),
+        ("X-Twice", "1"),
+        ("X-Twice", "2"),
+        ("Anthropic-Version", "2023-06-01"),
+    ]
+    kept = [
+        ("Connection", "x-named, keep-alive"),
+        ("X-Named", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Trailer", "X-T"),
+        ("Proxy-Authorization", "Basic eA=="),
+        ("Proxy-Connection", "keep-alive"),
+        ("Authorization", "Bearer secret"),
+        ("Cookie", "a=b"),
+        ("Forwarded", "for=1.2.3.4"),
+        ("X-Forwarded-For", "1.2.3.4"),
+        ("X-Gateway-Share", "off"),
+    ]
+    async with gateway(engine) as app:
+        assert (await call(app.url, "POST", "/v1/responses", b"{}", passed + kept)).status == 200
+    (turn,) = engine.requests
+    for name, value in passed:
+        assert (name, value) in turn.raw_headers
+    arrived = {name.lower() for name, _ in turn.raw_headers}
+    assert not arrived & {name.lower() for name, _ in kept}
+    assert "secret" not in str(turn.raw_headers)
+    assert [name for name, _ in turn.raw_headers].count("Content-Length") == 1
+
+
+@pytest.mark.parametrize("status", [200, 201, 400, 404, 418, 500, 503])
+async def test_status_headers_and_bytes_come_back_as_they_were(engine: Engine, status: int) -> None:
+    said = [("X-Engine", "1"), ("Set-Cookie", "a=b"), ("Set-Cookie", "c=d"), ("Keep-Alive", "timeout=5")]
+    engine.auto(lambda turn: turn.respond(status, b"\x00 odd", [("content-type", "x/y"), *said]))
+    async with gateway(engine) as app:
+        answer = await call(app.url, "POST", "/v1/responses", b"{}")
+    assert (answer.status, answer.body) == (status, b"\x00 odd")
+    assert answer.head["content-type"] == "x/y"
+    assert answer.head["content-length"] == "5"
+    values = [v for n, v in answer.head.headers if n.lower() == "set-cookie"]
+    assert values == ["a=b", "c=d"]
+    assert "keep-alive" not in answer.head
+    assert answer.head["x-gateway-cache"] == "bypass"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_without_a_body_has_none(engine: Engine, status: int) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.raw(b"HTTP/1.1 %d X\r\nx-a: b\r\n\r\n" % status)
+        turn.mark_done()
+
+    engine.auto(script)
+    async with gateway(engine) as app, await Connection.open(app.url) as client:
+        for _ in range(2):  # the second one shows where the first ended
+            await client.request("GET", "/v1/x")
+            head = await client.read_head()
+            assert (head.status, head["x-a"]) == (status, "b")
+            assert "transfer-encoding" not in head
+
+
+async def test_head_is_passed_on_and_answered_without_a_body(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        assert turn.method == "HEAD"
+        await turn.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+        turn.mark_done()
+
+    engine.auto(script)
+    async with gateway(engine, token_timeout=1.0) as app, await Connection.open(app.url) as client:
+        for _ in range(2):
+            await client.request("HEAD", "/v1/x")
+            head = await client.read_head()
+            assert (head.status, head["content-length"]) == (200, "5")
+
+
+async def test_a_stream_comes_through_piece_by_piece_as_it_is(engine: Engine) -> None:
+    pieces = [b"event: a\ndata: {}\n\n", b": comment\n\n", b"data: half", b" a frame\r\n\r\n", b"no frame at all"]
+    async with gateway(engine) as app, streaming(app.url, "/v1/responses", {"stream": True}) as client:
+        turn = await engine.next_request()
+        await turn.start()
+        assert (await client.read_head())["content-type"] == "text/event-stream; charset=utf-8"
+        for piece in pieces:
+            await turn.frame(piece)
+            assert await client.chunk() == piece
+        await turn.end()
+        assert await client.chunk() is None
+
+
+async def test_what_passes_through_is_never_shared(engine: Engine) -> None:
+    async with gateway(engine, share="all") as app:
+        answers = [asyncio.create_task(post_json(app.url, "/v1/responses", {"input": "x"})) for _ in range(2)]
+        for i in range(2):
+            await (await engine.next_request()).respond(200, {"n": i})
+        assert sorted([(await a).json()["n"] for a in answers]) == [0, 1]
+
+
+async def test_a_large_body_goes_up_whole(engine: Engine) -> None:
+    engine.auto(lambda turn: turn.respond(200, turn.body))
+    body = bytes(range(256)) * 40_000
+    async with gateway(engine) as app:
+        assert (await call(app.url, "POST", "/v1/files", body)).body == body
+    assert engine.requests[0].body == body
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_slow_reader_holds_the_engine_back_and_gets_everything(engine: Engine, chunked: bool) -> None:
+    piece = b"x" * 2**20
+    count = 100  # far more than all sockets between hold, and more than one answer may take in memory
+    written = 0
+
+    async def script(turn: Turn) -> None:
+        nonlocal written
+        length = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % (count * len(piece))
+        await turn.raw(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n")
+        for _ in range(count):
+            await turn.raw(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            written += 1
+        if chunked:
+            await turn.raw(b"0\r\n\r\n")
+        turn.mark_done()
+
+    engine.auto(script)
+    async with gateway(engine, max_flight_bytes=32 * 2**20) as app, await Connection.open(app.url) as client:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await client.request("GET", "/v1/files/big")
+        await until(lambda: any(r.lagging for f in app.group.live for r in f.subscribers))
+        seen = -1
+        while seen != written:  # until nothing moves any more
+            seen = written
+            for _ in range(200):
+                await asyncio.sleep(0)
+        assert written < count
+        assert sum(f.size for f in app.group.live) < 16 * 2**20
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        size = 0
+        async for data in client.chunks():
+            size += len(data)
+        assert size == count * len(piece)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_an_answer_cut_by_the_engine_is_seen_as_cut(engine: Engine, chunked: bool, reset: bool) -> None:
+    async with gateway(engine) as app, streaming(app.url, "/v1/responses", {}) as client:
+        turn = await engine.next_request()
+        length = b"transfer-encoding: chunked" if chunked else b"content-length: 10"
+        await turn.raw(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n" + (b"3\r\nabc\r\n" if chunked else b"abc"))
+        assert await client.chunk() == b"abc"
+        await turn.drop(reset=reset)
+        with pytest.raises(IncompleteBody):
+            await client.read()
+
+
+async def test_an_engine_that_refuses_is_told_as_everywhere(engine: Engine) -> None:
+    async with gateway(engine) as app:
+        engine.stop_listening()
+        await engine.drop_connections()
+        answer = await post_json(app.url, "/v1/responses", {})
+        assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_unreachable")
+
+
+@pytest.mark.parametrize("body", [b"", b"x"])
+async def test_an_empty_answer_is_answered_too(engine: Engine, body: bytes) -> None:
+    engine.auto(lambda turn: turn.respond(200, b"", [("x-a", "b")]))
+    async with gateway(engine) as app, await Connection.open(app.url) as client:
+        for _ in range(2):
+            await client.request("POST", "/v1/x", body)
+            answer = await client.read()
+            assert (answer.status, answer.body, answer.head["x-a"]) == (200, b"", "b")
+
+
+async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.raw(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        await turn.drop()
+
+    engine.auto(script)
+    async with gateway(engine) as app:
+        assert (await call(app.url, "GET", "/v1/x")).body == b"abc"
