@@ -117,12 +117,13 @@ class Backends:
                 status, body = await backend.pool.get("/v1/models")
             if status == 200:
                 listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
+                listed = listed if isinstance(listed, list) else []
                 backend.models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
             # Any answer that is not a server error shows a living engine: not all of them list models.
             self._set(backend, up=status < 500, detail="" if status < 500 else f"/v1/models: {status}")
         except TimeoutError:
             self._set(backend, up=False, detail=f"no answer to /v1/models in {self._refresh_timeout:g} s")
-        except (GatewayError, msgspec.DecodeError) as e:
+        except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             self._set(backend, up=False, detail=str(e))
 
     async def watch(self, every: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:

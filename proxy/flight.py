@@ -200,6 +200,7 @@ class Flight:
         (reader,) = self.subscribers
         if reader.pipe is not None and reader.cursor == len(self.log):
             self.log.clear()
+            self._joined = (0, 0, False, b"")  # places in the log mean something else from now on
             self.size = 0
             reader.cursor = 0
 
@@ -227,6 +228,8 @@ class Subscriber:
     def pump(self) -> None:
         """Write everything since the cursor, once; wake the reader's own task only where it must act."""
         flight = self.flight
+        if self.done:
+            return  # it has the tail: once
         if self.pipe is None or self.lagging:
             if flight.ended or (flight.started and not self.whole):
                 self._wake()

@@ -1,8 +1,8 @@
-"""The queue: nothing lost, nothing twice, bounds kept, first come first served, and the window."""
+"""The queue, under any sequence of what may happen to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,101 +11,103 @@ from hypothesis import strategies as st
 from proxy.batcher import Batcher
 from proxy.errors import Code, GatewayError
 
-steps = st.lists(
-    st.tuples(
-        st.sampled_from(["look", "direct", "due", "looked", "place", "discard", "wait"]), st.integers(0, 30)
+OPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("offer"), st.booleans()),
+        st.tuples(st.just("due"), st.just(0)),
+        st.tuples(st.just("looked"), st.integers(0, 255)),
+        st.tuples(st.just("place"), st.integers(0, 5)),
+        st.tuples(st.just("discard"), st.integers(0, 40)),
+        st.tuples(st.just("time"), st.integers(0, 3)),
     ),
     max_size=60,
 )
 
 
-def takes(took: list[int], room: int) -> Callable[[int], bool]:
-    """An engine with room for so many."""
-
-    def take(item: int) -> bool:
-        if len(took) < room:
-            took.append(item)
-            return True
-        return False
-
-    return take
-
-
-@given(steps, st.integers(1, 8), st.integers(1, 4), st.sampled_from([0.0, 5.0]))
-def test_nothing_is_lost_nothing_comes_twice_and_bounds_hold(
-    script: list[tuple[str, int]], limit: int, max_batch: int, window: float
+@given(ops=OPS, limit=st.integers(1, 8), max_batch=st.integers(1, 4), window=st.integers(0, 3))
+def test_nothing_is_lost_or_served_twice_whatever_happens(
+    ops: list[tuple[str, Any]], limit: int, max_batch: int, window: int
 ) -> None:
-    batcher: Batcher[int] = Batcher(limit=limit, max_batch=max_batch, window=window)
-    now, new = 0.0, 0
-    waiting: set[int] = set()
-    placed: list[int] = []
+    queue: Batcher[int] = Batcher(limit=limit, max_batch=max_batch, window=float(window))
+    arrived: list[tuple[int, float]] = []
     looking: list[int] = []
-    for what, n in script:
-        if what in ("look", "direct"):
-            new += 1
-            if len(waiting) < limit:
-                batcher.offer(new, now, lookup=what == "look")
-                waiting.add(new)
-            else:
-                with pytest.raises(GatewayError) as full:
-                    batcher.offer(new, now, lookup=what == "look")
-                assert full.value.code is Code.QUEUE_FULL
-                assert full.value.retry_after
-        elif what == "due":
-            batch = batcher.due(now)
-            assert len(batch) <= max_batch
-            assert not (batch and looking)
-            assert batch == sorted(batch)
-            looking = looking or batch
-        elif what == "looked":
-            misses = [item for item in looking if item % 2]
-            batcher.looked(misses)
-            waiting -= {item for item in looking if item not in misses}
+    missed: list[int] = []
+    now, made = 0.0, 0
+    for op, argument in ops:
+        if op == "time":
+            now += argument
+        elif op == "offer":
+            full = len(arrived) + len(looking) + len(missed) >= limit
+            try:
+                queue.offer(made, now, lookup=argument)
+                assert not full
+                if argument:
+                    arrived.append((made, now))
+                else:
+                    missed.append(made)
+            except GatewayError as error:
+                assert full
+                assert error.code is Code.QUEUE_FULL
+                assert error.retry_after is not None
+            made += 1
+        elif op == "due":
+            closed = bool(arrived) and (len(arrived) >= max_batch or now >= arrived[0][1] + window)
+            expected = [item for item, _ in arrived[:max_batch]] if closed and not looking else []
+            assert queue.due(now) == expected
+            if expected:
+                del arrived[: len(expected)]
+                looking = expected
+        elif op == "looked":
+            before, misses = looking, [item for at, item in enumerate(looking) if argument >> at & 1]
+            queue.looked([*misses, -1])  # -1 was discarded meanwhile, or never asked for
+            missed += misses
             looking = []
-        elif what == "place":
-            took: list[int] = []
-            batcher.place(takes(took, n % 3))
-            assert waiting >= set(took)
-            waiting -= set(took)
-            placed += took
-        elif what == "discard" and waiting:
-            item = sorted(waiting)[n % len(waiting)]
-            assert batcher.discard(item)
-            assert not batcher.discard(item)
-            waiting.discard(item)
+            assert not any(queue.looking(item) for item in before)
+        elif op == "place":
+            offered: list[int] = []
+
+            def take(item: int, offered: list[int] = offered, room: int = argument) -> bool:
+                offered.append(item)
+                return len(offered) <= room
+
+            queue.place(take)
+            assert offered == missed
+            missed = missed[argument:]
         else:
-            now += n
-        assert len(batcher) == len(waiting) <= limit
-    assert len(placed) == len(set(placed))
+            waits = argument in [item for item, _ in arrived] + looking + missed
+            assert queue.discard(argument) is waits
+            arrived = [(item, at) for item, at in arrived if item != argument]
+            looking = [item for item in looking if item != argument]
+            missed = [item for item in missed if item != argument]
+        assert len(queue) == len(arrived) + len(looking) + len(missed) <= limit
+        assert queue.next_deadline() == (arrived[0][1] + window if arrived else None)
+        assert all(queue.looking(item) for item in looking)
 
 
-def test_with_no_window_a_batch_is_due_at_once_and_the_next_when_the_round_trip_ends() -> None:
-    batcher: Batcher[str] = Batcher(limit=9, max_batch=2)
-    for name in "abc":
-        batcher.offer(name, 0.0, lookup=True)
-    assert batcher.due(0.0) == ["a", "b"]
-    assert batcher.due(0.0) == []
-    batcher.looked([])
-    assert batcher.due(0.0) == ["c"]
+def test_a_full_queue_says_when_to_come_again() -> None:
+    queue: Batcher[str] = Batcher(limit=1, max_batch=1)
+    queue.offer("a", 0.0, lookup=True)
+    with pytest.raises(GatewayError) as caught:
+        queue.offer("b", 0.0, lookup=False)
+    assert caught.value.status == 503
+    assert caught.value.retry_after == 1
 
 
-def test_a_window_is_waited_for_unless_the_batch_is_full() -> None:
-    batcher: Batcher[str] = Batcher(limit=9, max_batch=2, window=1.0)
-    batcher.offer("a", 10.0, lookup=True)
-    assert batcher.due(10.5) == []
-    assert batcher.next_deadline() == 11.0
-    assert batcher.due(11.0) == ["a"]
-    batcher.looked([])
-    batcher.offer("b", 20.0, lookup=True)
-    batcher.offer("c", 20.1, lookup=True)
-    assert batcher.due(20.1) == ["b", "c"]
+def test_without_a_window_nobody_waits_for_company() -> None:
+    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    queue.offer("a", 5.0, lookup=True)
+    queue.offer("b", 5.0, lookup=True)
+    assert queue.due(5.0) == ["a", "b"]
 
 
-def test_a_reader_that_left_during_the_look_up_is_not_placed() -> None:
-    batcher: Batcher[str] = Batcher(limit=9, max_batch=9)
-    batcher.offer("a", 0.0, lookup=True)
-    batcher.due(0.0)
-    batcher.discard("a")
-    assert not batcher.looking("a")
-    batcher.looked(["a"])
-    batcher.place(lambda item: pytest.fail(f"{item} was placed"))
+def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() -> None:
+    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    for item in "abc":
+        queue.offer(item, 0.0, lookup=False)
+
+    def take(item: str) -> bool:
+        queue.discard(item)
+        return item == "b"
+
+    queue.place(take)
+    assert len(queue) == 0

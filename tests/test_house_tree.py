@@ -17,26 +17,16 @@ ROOT = Path(__file__).parent.parent
 # Rooms are tested as one; a module named here says which tests cover it instead.
 UNTESTED_BY_NAME = {
     "app.py": "every test through tests/running.py runs it",
-    "backends.py": "test_engine_faults.py: unreachable, failover, connections kept; test_process.py: models",
-    "call.py": "test_bad_input.py has the body and the id, test_process.py what is logged",
-    "connection.py": "test_engine_faults.py and test_golden_through.py, against real bytes",
     "config_values.py": "test_config_load.py has every value through its sources",
     "door.py": "test_bad_input.py: what aiohttp refuses, the connection limit",
     "embedded/engine_child.py": "test_process.py",
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
-    "embedded/redis.py": "test_cache.py runs it, freezes and kills it",
-    "embedded/supervise.py": "test_cache.py: a killed child comes back; test_process.py: none is left",
-    "errors.py": "test_readme.py holds the table; test_bad_input.py the bodies",
     "feeder.py": "test_engine_faults.py",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
     "plan.py": "plain data",
-    "relay.py": "test_bad_input.py (paths) and test_golden_through.py (headers)",
-    "respond.py": "test_sharing.py (slow readers), test_bad_input.py (HTTP/1.0), test_golden_through.py",
     "scheduler.py": "test_sharing.py, test_cache.py, test_cancel.py",
-    "upstream.py": "test_engine_faults.py: the pool",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
-    "wire/openai.py": "test_bad_input.py and test_key.py",
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",
 }
 

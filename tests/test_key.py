@@ -1,7 +1,8 @@
-"""The key: what is the same request, and what is not."""
+"""The key: what makes two requests one and the same, and what never may."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,92 +10,200 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.key import UNKEYED, Keyer, hash_for
-from proxy.wire.openai import decode
+from proxy.errors import Code, GatewayError
+from proxy.key import UNKEYED, Keyer, canonical, hash_for
+from proxy.wire.openai import Endpoint, decode
 
-BASE: dict[str, Any] = {
-    "model": "m",
-    "messages": [{"role": "user", "content": "é / hi"}],
+CHAT: dict[str, Any] = {
+    "model": "m1",
+    "messages": [{"role": "user", "content": "héllo"}, {"role": "assistant", "content": "hi"}],
     "temperature": 0,
-    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": 1, "b": 2}}}],
+    "seed": 7,
+    "stop": ["a", "b"],
 }
-
-values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
+EXTRAS = st.dictionaries(TEXT.filter(lambda name: name not in {*CHAT, *UNKEYED}), VALUES, max_size=4)
 
 
-def key(body: dict[str, Any] | bytes, **how: Any) -> bytes:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Keyer().key(decode("chat", data), **how)
+def key(body: str | bytes | dict[str, Any], endpoint: Endpoint = "chat", **options: Any) -> bytes:
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    return Keyer().key(decode(endpoint, data.encode() if isinstance(data, str) else data), **options)
 
 
-def test_order_spaces_and_escapes_do_not_matter() -> None:
-    turned = dict(reversed(BASE.items())) | {"messages": [{"content": "é / hi", "role": "user"}]}
-    spelled = json.dumps(turned, ensure_ascii=False, indent=3).replace("/", "\\/").encode()
-    assert key(BASE) == key(spelled)
+def raw(name: str, text: str) -> bytes:
+    """The key of a request with one more member, as it is written."""
+    return key(json.dumps(CHAT)[:-1] + f", {json.dumps(name)}: {text}}}")
 
 
-@pytest.mark.parametrize("name", sorted(UNKEYED))
-def test_fields_that_cannot_change_the_answer_are_not_keyed(name: str) -> None:
-    value: Any = {"stream": True, "stream_options": {"include_usage": True}}.get(
-        name, "x" if name == "user" else {}
-    )
-    assert key(BASE | {name: value}) == key(BASE)
+def test_a_key_is_thirty_two_bytes_whichever_hash_is_chosen() -> None:
+    ask = decode("chat", json.dumps(CHAT).encode())
+    for cpuinfo in ("flags: sse sha_ni", "Features: sha2", "flags: sse"):
+        assert len(Keyer(hash_for(cpuinfo)).key(ask)) == 32
 
 
-@pytest.mark.parametrize("name", ["seed", "n", "stop", "logprobs", "top_k", "cache_salt", "never_heard_of"])
-@given(value=values.filter(lambda value: value is not None))
-def test_every_other_field_is_keyed_known_or_not(name: str, value: Any) -> None:
-    changed = BASE | {name: 3 if name == "seed" else value}
-    assert key(changed) != key(BASE)
-    assert key(changed) != key(changed | {name: 4 if name == "seed" else [value]})
+def test_sha256_is_taken_only_where_the_processor_has_it() -> None:
+    assert hash_for("flags : fpu sha_ni avx") is hashlib.sha256
+    assert hash_for("Features : fp sha1 sha2") is hashlib.sha256
+    assert hash_for("flags : fpu avx")().name == "blake2b"
+    assert hash_for("")().name == "blake2b"
+
+
+@given(extras=EXTRAS, order=st.randoms(use_true_random=False))
+def test_order_of_members_spaces_and_escapes_do_not_matter(extras: dict[str, Any], order: Any) -> None:
+    body = {**CHAT, **extras}
+    names = list(body)
+    order.shuffle(names)
+    shuffled = {name: body[name] for name in names}
+    spaced = json.dumps(shuffled, indent=3, ensure_ascii=True)
+    dense = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    assert key(spaced) == key(dense)
+
+
+def test_the_order_of_a_message_own_members_does_not_matter() -> None:
+    turned = [dict(reversed(message.items())) for message in CHAT["messages"]]
+    assert key({**CHAT, "messages": turned}) == key(CHAT)
+
+
+def test_the_order_of_messages_matters() -> None:
+    assert key({**CHAT, "messages": CHAT["messages"][::-1]}) != key(CHAT)
+
+
+@pytest.mark.parametrize("name", ["tools", "response_format", "unknown"])
+def test_the_inner_order_of_tools_and_schemas_matters(name: str) -> None:
+    one = {"type": "function", "function": {"name": "f", "parameters": {"a": 1, "b": 2}}}
+    two = {"type": "function", "function": {"name": "f", "parameters": {"b": 2, "a": 1}}}
+    assert key({**CHAT, name: [one]}) != key({**CHAT, name: [two]})
+
+
+def test_deeper_order_inside_a_message_matters() -> None:
+    one, two = ([{"role": "user", "content": [part]}] for part in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert key({**CHAT, "messages": one}) != key({**CHAT, "messages": two})
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "value"),
     [
-        {"model": "other"},
-        {"temperature": 0.0},  # a template may print numbers as they are written
-        {"messages": [{"role": "user", "content": "é / hi "}]},
-        {"messages": BASE["messages"] * 2},
-        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"b": 2, "a": 1}}}]},
-        {"stream_options": {"continuous_usage_stats": True}},
+        ("model", "m2"),
+        ("messages", [{"role": "user", "content": "hello"}]),
+        ("temperature", 1),
+        ("seed", 8),
+        ("stop", ["b", "a"]),
+        ("max_tokens", 1),
+        ("top_p", 0.5),
+        ("logprobs", True),
+        ("n", 2),
+        ("lora", None),
+        ("an unknown field", ""),
+        ("cache_salt", "x"),
     ],
 )
-def test_what_can_change_the_answer_changes_the_key(change: dict[str, Any]) -> None:
-    assert key(BASE | change) != key(BASE)
+def test_any_change_of_a_keyed_field_changes_the_key(name: str, value: Any) -> None:
+    assert key({**CHAT, name: value}) != key(CHAT)
 
 
-def test_tenant_endpoint_and_where_it_must_be_mode_are_in_the_key() -> None:
-    assert key(BASE, tenant=b"a") != key(BASE, tenant=b"b")
-    assert key(BASE | {"stream": True}, fold=False) != key(BASE, fold=False)
-    assert key(BASE | {"stream": True}) == key(BASE)
-    prompt = json.dumps({"prompt": "x", "input": "x"}).encode()
-    assert Keyer().key(decode("completions", prompt)) != Keyer().key(decode("embeddings", prompt))
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=4), values, max_size=4), st.data())
-def test_two_bodies_have_one_key_only_if_they_say_the_same(extra: dict[str, Any], data: st.DataObject) -> None:
-    reserved = {"messages", "stream", "stream_options", "model", "temperature", "seed", *UNKEYED}
-    one = {name: value for name, value in extra.items() if name not in reserved}
-    other = data.draw(st.dictionaries(st.sampled_from([*one, "zz"]), values, max_size=4))
-    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-    if not same:
-        assert key(BASE | one) != key(BASE | other)
+@pytest.mark.parametrize("name", sorted(CHAT.keys() - {"messages"}))
+def test_leaving_a_keyed_field_out_changes_the_key(name: str) -> None:
+    assert key({other: value for other, value in CHAT.items() if other != name}) != key(CHAT)
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "name"),
-    [("flags : fpu sha_ni sse", "sha256"), ("Features : aes sha2", "sha256"), ("fpu", "blake2b")],
+    ("name", "value"),
+    [
+        ("stream", True),
+        ("stream", False),
+        ("user", "someone"),
+        ("metadata", {"a": [1]}),
+        ("stream_options", None),
+        ("stream_options", {}),
+        ("stream_options", {"include_usage": True}),
+        ("stream_options", {"include_usage": False, "continuous_usage_stats": False}),
+        ("stream_options", {"continuous_usage_stats": None}),
+    ],
 )
-def test_the_hash_is_cryptographic_and_the_one_the_cpu_does_best(cpuinfo: str, name: str) -> None:
-    digest = hash_for(cpuinfo)()
-    assert digest.name == name
-    assert digest.digest_size == 32
+def test_what_cannot_change_the_tokens_is_not_keyed(name: str, value: Any) -> None:
+    assert name in UNKEYED
+    assert key({**CHAT, name: value}) == key(CHAT)
+
+
+@pytest.mark.parametrize("options", [{"continuous_usage_stats": True}, {"new": 1}, {"new": "x"}])
+def test_stream_options_that_change_the_frames_are_keyed(options: dict[str, Any]) -> None:
+    assert key({**CHAT, "stream_options": options}) != key(CHAT)
+    assert key({**CHAT, "stream_options": options}) == key(
+        {**CHAT, "stream_options": {"include_usage": True, **options}}
+    )
+
+
+def test_a_stream_option_is_not_taken_for_a_field_of_its_name() -> None:
+    assert key({**CHAT, "stream_options": {"a": 1}}) != key({**CHAT, "stream_options.a": 1})
+
+
+def test_each_tenant_has_keys_of_its_own() -> None:
+    keys = [key(CHAT), key(CHAT, tenant=b"a"), key(CHAT, tenant=b"b"), key(CHAT, tenant=b"ab")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_each_endpoint_has_keys_of_its_own() -> None:
+    body = {"prompt": "a", "input": "a", "messages": []}
+    endpoints: list[Endpoint] = ["chat", "completions", "embeddings"]
+    assert len({key(body, endpoint) for endpoint in endpoints}) == 3
+
+
+def test_modes_share_a_key_only_where_a_fold_can_join_them() -> None:
+    stream, whole = {**CHAT, "stream": True}, {**CHAT, "stream": False}
+    assert key(stream) == key(whole)
+    assert key(stream, fold=False) != key(whole, fold=False)
+    assert key(stream) not in (key(stream, fold=False), key(whole, fold=False))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "1.0"),
+        ("1.0", "1.00"),
+        ("1e1", "10"),
+        ("0", "-0.0"),
+        ("1", '"1"'),
+        ("true", '"true"'),
+        ("null", "false"),
+        ("[1,2]", "[12]"),
+        ("[]", "{}"),
+        ("9007199254740992.0", "9007199254740993.0"),
+        ("100000000000000000000000", "100000000000000000000001"),
+        ("1e400", "1e401"),
+    ],
+)
+def test_values_that_are_written_differently_are_kept_apart(one: str, other: str) -> None:
+    assert raw("x", one) != raw("x", other)
+
+
+@given(one=EXTRAS, other=EXTRAS)
+def test_keys_are_the_same_only_for_the_same_fields(one: dict[str, Any], other: dict[str, Any]) -> None:
+    spelled = [{name: json.dumps(value) for name, value in extras.items()} for extras in (one, other)]
+    assert (key({**CHAT, **one}) == key({**CHAT, **other})) == (spelled[0] == spelled[1])
+
+
+@given(parts=st.lists(TEXT, min_size=1, max_size=4), cut=st.integers(0, 20))
+def test_moving_text_between_the_parts_moves_the_key(parts: list[str], cut: int) -> None:
+    text = "".join(parts)
+    cut = min(cut, len(text))
+    pair = {"tenant": text[:cut].encode(), "name": "z" + text[cut:]}
+    whole = {"tenant": text.encode(), "name": "z"}
+    keys = {key({**CHAT, str(p["name"]): 1}, tenant=p["tenant"]) for p in (pair, whole)}
+    assert len(keys) == (1 if cut == len(text) else 2)
+
+
+def test_messages_that_are_no_objects_still_have_a_key() -> None:
+    assert canonical("messages", decode("chat", b'{"messages": [ 1, "a" ]}').fields["messages"]) == b'[1,"a"]'
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 5000 + "]" * 5000])
+def test_a_value_that_no_reader_can_read_is_refused_or_keyed_but_never_breaks(value: str) -> None:
+    try:
+        assert len(raw("x", value)) == 32
+    except GatewayError as error:
+        assert error.code is Code.INVALID_JSON

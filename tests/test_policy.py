@@ -1,4 +1,4 @@
-"""Whose answer may be shared, as a table."""
+"""The sharing decision, as a table."""
 
 from __future__ import annotations
 
@@ -8,45 +8,73 @@ from typing import Any
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.policy import Share, Sharing, sharing
-from proxy.wire.openai import decode
+from proxy.policy import PRIVATE, Share, Sharing, deterministic, sharing
+from proxy.wire.openai import Ask, Endpoint, decode
 
-YES, NO, FRESH = Sharing(shared=True), Sharing(shared=False), Sharing(shared=True, fresh=True)
+SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
+
+
+def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
+    prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
+    return decode(endpoint, json.dumps({"model": "m1", prompt: [], **fields}).encode())
 
 
 @pytest.mark.parametrize(
-    ("default", "fields", "cache_control", "override", "expected"),
+    ("endpoint", "fields", "same"),
     [
-        ("auto", {"temperature": 0}, "", "", YES),
-        ("auto", {"seed": 7}, "", "", YES),
-        ("auto", {"seed": -1}, "", "", NO),
-        ("auto", {"temperature": 0.1}, "", "", NO),
-        ("auto", {}, "", "", NO),  # a temperature left out is the engine's default, which samples
-        ("auto", {"temperature": None}, "", "", NO),
-        ("all", {}, "", "", YES),
-        ("off", {"temperature": 0}, "", "", NO),
-        ("off", {"temperature": 0}, "", "auto", YES),
-        ("auto", {}, "", " ALL ", YES),
-        ("all", {}, "", "off", NO),
-        ("auto", {"temperature": 0}, "no-store", "", NO),
-        ("auto", {"temperature": 0}, "max-age=0, No-Cache", "", FRESH),
-        ("all", {}, "no-store, no-cache", "", NO),
-        ("auto", {"temperature": 0}, "no-cached, private=x", "", YES),
+        ("chat", {}, False),
+        ("chat", {"temperature": None}, False),
+        ("chat", {"temperature": 0}, True),
+        ("chat", {"temperature": 0.0}, True),
+        ("chat", {"temperature": 1e-9}, False),
+        ("chat", {"temperature": 1, "seed": 0}, True),
+        ("completions", {"seed": 3}, True),
+        ("completions", {"seed": None}, False),
+        ("embeddings", {}, True),
     ],
 )
-def test_sharing(
-    default: Share, fields: dict[str, Any], cache_control: str, override: str, expected: Sharing
+def test_asking_twice_gives_the_same_only_where_it_was_said(
+    endpoint: Endpoint, fields: dict[str, Any], same: bool
 ) -> None:
-    ask = decode("chat", json.dumps({"messages": []} | fields).encode())
-    assert sharing(ask, default, cache_control=cache_control, override=override) == expected
+    assert deterministic(ask(endpoint, **fields)) is same
 
 
-def test_an_embedding_is_always_the_same() -> None:
-    assert sharing(decode("embeddings", b'{"input": "x"}'), "auto") == YES
+@pytest.mark.parametrize(
+    ("default", "temperature", "cache_control", "override", "decision"),
+    [
+        ("auto", 0, "", "", SHARED),
+        ("auto", 1, "", "", PRIVATE),
+        ("all", 1, "", "", SHARED),
+        ("off", 0, "", "", PRIVATE),
+        ("auto", 1, "", "all", SHARED),
+        ("all", 0, "", "off", PRIVATE),
+        ("off", 0, "", "auto", SHARED),
+        ("off", 1, "", " AUTO ", PRIVATE),
+        ("all", 1, "", "  ", SHARED),
+        ("auto", 0, "no-store", "", PRIVATE),
+        ("auto", 0, "No-Store", "all", PRIVATE),
+        ("auto", 0, "max-age=0, no-store", "", PRIVATE),
+        ("auto", 0, "no-cache", "", FRESH),
+        ("auto", 0, "max-age=0 , NO-CACHE ", "", FRESH),
+        ("auto", 0, 'no-cache="x"', "", FRESH),
+        ("auto", 1, "no-cache", "", PRIVATE),
+        ("off", 0, "no-cache", "", PRIVATE),
+        ("all", 1, "no-cache, no-store", "", PRIVATE),
+        ("auto", 0, "only-if-cached, nonsense,,=", "", SHARED),
+        ("auto", 0, "not-no-store", "", SHARED),
+    ],
+)
+def test_the_setting_the_headers_and_the_request_decide_together(
+    default: Share, temperature: float, cache_control: str, override: str, decision: Sharing
+) -> None:
+    request = ask(temperature=temperature)
+    assert sharing(request, default, cache_control=cache_control, override=override) == decision
 
 
-def test_a_mode_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(GatewayError) as refused:
-        sharing(decode("chat", b'{"messages": []}'), "auto", override="some")
-    assert refused.value.code is Code.INVALID_HEADER
-    assert "auto, all, off" in refused.value.message
+@pytest.mark.parametrize("override", ["yes", "auto,all", "x" * 1000])
+def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: str) -> None:
+    with pytest.raises(GatewayError, match="auto, all, off") as caught:
+        sharing(ask(), "auto", override=override)
+    assert caught.value.code is Code.INVALID_HEADER
+    assert caught.value.param == "x-gateway-share"
+    assert len(caught.value.message) < 200

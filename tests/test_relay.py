@@ -1,0 +1,101 @@
+"""What passes through to the engine: which paths, and which headers."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import pytest
+
+from proxy.relay import forwardable, passes
+
+
+@pytest.mark.parametrize(
+    ("raw", "through"),
+    [
+        ("/v1/models", True),
+        ("/v1/audio/transcriptions", True),
+        ("/v1/responses/resp_1?stream=true", True),
+        ("/v1/models/meta-llama%2FLlama-3", True),
+        ("/v1/files?after=../x", True),
+        ("/v1/a..b", True),
+        ("/tokenize", True),
+        ("/v2/rerank?x=1", True),
+        ("/tokenize/", False),
+        ("/tokenizer", False),
+        ("/v1", False),
+        ("/v2/models", False),
+        ("/metrics", False),
+        ("/sleep", False),
+        ("/load_lora_adapter", False),
+        ("/v1/load_lora_adapter", False),
+        ("/v1/load_lora_adapter/", False),
+        ("/v1/unload_lora_adapter?x=1", False),
+        ("/v1/load%5Flora_adapter", False),
+        ("/v1/load%255Flora_adapter", False),
+        ("/v1/%2e%2e/metrics", False),
+        ("/v1/../metrics", False),
+        ("/v1/./models", False),
+        ("/v1/%252e%252e/metrics", False),
+        ("/v1/..%2fmetrics", False),
+        ("/v1//metrics", False),
+        ("/v1/%2Fmetrics", False),
+        ("/v1/..\\metrics", False),
+        ("/v1/%5c..%5cmetrics", False),
+        ("/v1/a%0d%0ab", False),
+        ("/v1/a%00", False),
+        ("/v1/a%7f", False),
+        ("/v1/a b", False),
+        ("/v1/a\r\nb", False),
+        ("/v1/é", False),
+    ],
+)
+def test_a_path_passes_only_where_nobody_could_read_another_in_it(raw: str, through: bool) -> None:
+    assert passes(unquote(raw.partition("?")[0]), raw) is through
+
+
+@pytest.mark.parametrize("raw", ["http://other/v1/models", "v1/models", "*", ""])
+def test_a_target_that_is_no_path_does_not_pass(raw: str) -> None:
+    assert passes("/v1/models", raw) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [
+        ("Accept", True),
+        ("Content-Type", True),
+        ("X-Custom", True),
+        ("traceparent", True),
+        ("Authorization", False),
+        ("cookie", False),
+        ("Host", False),
+        ("Content-Length", False),
+        ("Expect", False),
+        ("Forwarded", False),
+        ("X-Forwarded-For", False),
+        ("x-forwarded-anything", False),
+        ("X-Request-Id", False),
+        ("x-gateway-share", False),
+        ("Connection", False),
+        ("Keep-Alive", False),
+        ("Proxy-Authorization", False),
+        ("Proxy-Connection", False),
+        ("TE", False),
+        ("Trailer", False),
+        ("Transfer-Encoding", False),
+        ("Upgrade", False),
+    ],
+)
+def test_a_header_passes_unless_it_ends_here(name: str, through: bool) -> None:
+    assert forwardable([(name.encode(), b"x")]) == ([(name, "x")] if through else [])
+
+
+def test_a_header_that_connection_names_ends_here() -> None:
+    headers = [(b"X-Hop", b"1"), (b"connection", b"close, x-HOP ,,"), (b"CONNECTION", b"X-Two"), (b"x-two", b"2")]
+    assert forwardable([*headers, (b"X-End", b"3")]) == [("X-End", "3")]
+
+
+def test_repeated_headers_their_order_their_case_and_their_bytes_are_kept() -> None:
+    headers = [(b"X-B", b"2"), (b"x-a", "é".encode()), (b"X-B", b"\xff"), (b"x-empty", b"")]
+    passed = forwardable(headers)
+    assert [name for name, _ in passed] == ["X-B", "x-a", "X-B", "x-empty"]
+    assert [value.encode("utf-8", "surrogateescape") for _, value in passed] == [value for _, value in headers]

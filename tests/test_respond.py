@@ -1,0 +1,54 @@
+"""The last step's pure parts: a response's head, and taking off the chunks for HTTP/1.0."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import Code, GatewayError
+from proxy.respond import dechunk, error_headers, write_head
+from proxy.wire.sse import LAST_CHUNK, chunk
+
+
+@given(frames=st.lists(st.binary(min_size=1, max_size=40), max_size=6), ended=st.booleans())
+def test_taking_off_the_chunks_gives_what_was_put_into_them(frames: list[bytes], ended: bool) -> None:
+    assert dechunk(b"".join(map(chunk, frames)) + (LAST_CHUNK if ended else b"")) == b"".join(frames)
+
+
+def test_a_head_is_a_status_line_its_headers_in_order_and_a_date() -> None:
+    head = write_head(200, [("b", "1"), ("a", "2"), ("b", "3")], keep_alive=True)
+    assert head.startswith(b"HTTP/1.1 200 OK\r\nb: 1\r\na: 2\r\nb: 3\r\ndate: ")
+    assert head.endswith(b" GMT\r\n\r\n")
+
+
+def test_a_date_of_the_engine_is_kept() -> None:
+    assert write_head(204, [("date", "x")], keep_alive=True) == b"HTTP/1.1 204 No Content\r\ndate: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(("keep_alive", "closes"), [(True, False), (False, True)])
+def test_a_connection_that_is_not_kept_says_so(keep_alive: bool, closes: bool) -> None:
+    assert (b"connection: close\r\n" in write_head(200, [], keep_alive=keep_alive)) is closes
+
+
+def test_a_status_without_a_name_still_has_a_line() -> None:
+    assert write_head(599, [("date", "x")], keep_alive=True).startswith(b"HTTP/1.1 599 Unknown\r\n")
+
+
+@pytest.mark.parametrize("bad", ["a\r\nevil: 1", "a\nb", "a\rb"])
+def test_a_line_break_never_reaches_the_head(bad: str) -> None:
+    for header in ((bad, "x"), ("x", bad)):
+        with pytest.raises(AssertionError):
+            write_head(200, [header], keep_alive=True)
+
+
+def test_a_letter_that_no_header_can_hold_is_replaced() -> None:
+    assert b"x: ?\xe9\r\n" in write_head(200, [("x", "→é")], keep_alive=True)
+
+
+@pytest.mark.parametrize(("retry_after", "told"), [(None, []), (3, [("retry-after", "3")])])
+def test_an_error_says_when_to_come_again_where_it_knows(
+    retry_after: int | None, told: list[tuple[str, str]]
+) -> None:
+    error = GatewayError(Code.QUEUE_FULL, "full", retry_after=retry_after)
+    assert error_headers(error) == [("content-type", "application/json"), *told]
