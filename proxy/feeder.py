@@ -151,7 +151,7 @@ class Feeder:
             return True
         try:
             flight.usage = _WHOLE.decode(b"".join(flight.log)).usage
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
             )

@@ -234,7 +234,7 @@ class Gateway:
         body = await read_body(request, self._settings, json=False)
         try:
             call.model = msgspec.json.decode(body, type=_Model).model if body else None
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             call.model = None  # not for us to judge; the engine will
         plan = Plan(
             method=request.method,
@@ -312,7 +312,7 @@ def _names_model(log: list[bytes]) -> bool:
     """Whether a 404 is about the model, not about embedding."""
     try:
         error = msgspec.json.decode(b"".join(log), type=_Error).error
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return error is not None and error.get("param") == "model"
 
