@@ -1,0 +1,157 @@
+"""Owns one benchmark run: subjects and workloads in rounds, each with a fresh process, then the table.
+Must not know how any subject works.
+Called as `python -m ops.bench` (`--help`); a program that a person runs, never a test."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvloop
+
+from ops.bench import subjects as start
+from ops.bench.account import cpu_ns, rss_mb, user_share
+from ops.bench.client import Load, Tally, same_bytes, same_text
+from ops.bench.table import Part, machine, render
+from ops.bench.workloads import NAMES, Workload, workloads
+
+HARNESS_CPU: Final = 0  # engine, client and Redis
+SUBJECT_CPU: Final = 1
+OURS: Final = ("gateway", "gateway-private")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ops.bench",
+        description="CPU per event and per request, added latency and memory of gateways, beside each other. "
+        "Engine, client and Redis run on CPU 0, the subject on CPU 1, one worker. Linux, 2 CPUs or more.",
+    )
+    parser.add_argument(
+        "--subjects", default="gateway,gateway-private", metavar="NAME,…",
+        help="gateway (prompts that may be shared: key, Redis look-up, store), gateway-private (the same prompts, "
+        "sampled: nothing shared), direct (no one in between), and the peers of `python -m ops.bench.peers`",
+    )  # fmt: skip
+    parser.add_argument("--workloads", default=",".join(NAMES), metavar="NAME,…", help=", ".join(NAMES))
+    parser.add_argument("--rounds", type=int, default=3, help="each with fresh processes (default 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of each part's seconds (default 1)")
+    parser.add_argument("--home", type=Path, default=Path.home() / ".cache/streaming-gateway/bench",
+                        help="where the peers are installed")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="write every part's figures there, as JSON lines")
+    args = parser.parse_args()
+    names = args.subjects.split(",")
+    chosen = args.workloads.split(",")
+    unknown = sorted(set(chosen) - set(NAMES))
+    if unknown:
+        parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    import os
+
+    if (os.cpu_count() or 1) < 2:
+        parser.error("two CPUs are needed: one for the subject alone")
+    os.sched_setaffinity(0, {HARNESS_CPU})
+    parts: list[Part] = []
+    versions: dict[str, str] = {}
+    for round_ in range(args.rounds):
+        for name in names:
+            print(f"round {round_ + 1} of {args.rounds}: {name}", file=sys.stderr, flush=True)
+            parts += _subject(name, chosen, round_, args.scale, args.home, versions)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_bytes(b"".join(msgspec.json.encode(part) + b"\n" for part in parts))
+    print(render(parts, names, versions, machine()))
+    return 1 if any(part.wrong for part in parts) else 0
+
+
+def _subject(
+    name: str, chosen: list[str], round_: int, scale: float, home: Path, versions: dict[str, str]
+) -> list[Part]:
+    found = []
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine_port, port = start.free_port(), start.free_port()
+        stack.enter_context(
+            start.started(
+                start.engine_command(engine_port), engine_port, {HARNESS_CPU},
+                ready=lambda: start.answers(engine_port, "/health", {}), log=work / "engine.log",
+            )
+        )  # fmt: skip
+        headers: dict[str, str] = {}
+        check = same_bytes
+        subject = None
+        if name == "direct":
+            port = engine_port
+        else:
+            ready = "/ready"
+            if name in OURS:
+                redis, url = start.redis_command(work)
+                stack.enter_context(
+                    start.started(redis, 0, {HARNESS_CPU}, ready=(work / "redis.sock").exists, log=work / "r.log")
+                )
+                command = start.gateway(port, engine_port, url)
+                versions[name] = _own_version()
+            else:
+                from ops.bench.peers import peer
+
+                other = peer(name)
+                command = other.command(home, work, port, f"http://127.0.0.1:{engine_port}")
+                headers, ready = dict(other.headers), other.ready
+                check = same_text if other.reserialises else same_bytes
+                versions[name] = other.version(home)
+            subject = stack.enter_context(
+                start.started(
+                    command, port, {SUBJECT_CPU}, ready=lambda: start.answers(port, ready, headers),
+                    log=work / "subject.log",
+                )
+            )  # fmt: skip
+        for workload in workloads(shared=name != "gateway-private"):
+            if workload.name in chosen and not (workload.ours_only and name != "gateway"):
+                found.append(_measure(name, round_, workload, scale, Load(port, headers, check), subject))
+    return found
+
+
+def _measure(
+    name: str, round_: int, workload: Workload, scale: float, load: Load, subject: start.Started | None
+) -> Part:
+    """One workload: a short warm-up that is not counted, then the part itself."""
+    pid = subject.pid if subject is not None else None
+
+    async def both() -> tuple[Tally, int, tuple[int, int]]:
+        await workload.run(load, min(1.0, workload.seconds * scale / 4))
+        before, ticks = (cpu_ns(pid), user_share(pid)) if pid else (0, (0, 0))
+        tally = await workload.run(load, workload.seconds * scale)
+        after, ticks_after = (cpu_ns(pid), user_share(pid)) if pid else (0, (0, 0))
+        return tally, after - before, (ticks_after[0] - ticks[0], ticks_after[1] - ticks[1])
+
+    tally, cpu, (user, system) = uvloop.run(both())
+    units = tally.events if workload.per_event else tally.done
+    return Part(
+        subject=name,
+        workload=workload.name,
+        round=round_,
+        done=tally.done,
+        events=tally.events,
+        seconds=tally.seconds,
+        cpu_us=cpu / 1000 / max(1, units),
+        user=user / max(1, user + system),
+        busy=cpu / 1e9 / max(1e-9, tally.seconds),
+        ttft_ms=Part.spread([1000 * value for value in tally.ttft]),
+        gap_ms=Part.spread([1000 * value for value in tally.gaps]),
+        rss_mb=rss_mb(pid) if pid else 0.0,
+        start_s=subject.seconds if subject is not None else 0.0,
+        verdicts=tally.verdicts,
+        wrong=tally.wrong,
+    )
+
+
+def _own_version() -> str:
+    from importlib.metadata import version
+
+    return f"aiohttp {version('aiohttp')}, uvloop {version('uvloop')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Owns what a process tree has used: CPU nanoseconds by the scheduler's own books, resident memory.
+Must not know what the processes do.
+Called by the benchmark, around each measured part. Linux only: it reads /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text("ascii", "replace")
+            except OSError:
+                continue
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        waiting.extend(children.get(one, []))
+    return found
+
+
+def cpu_ns(pid: int) -> int:
+    """Time that the tree's threads were on a CPU, in nanoseconds (`schedstat`'s first number, kernel included).
+
+    A thread that has ended since is not counted: measure across a span in which none ends.
+    """
+    total = 0
+    for one in tree(pid):
+        for path in Path(f"/proc/{one}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text("ascii").split()[0])
+            except OSError:
+                continue
+    return total
+
+
+def user_share(pid: int) -> tuple[int, int]:
+    """(user, system) clock ticks of the tree: for what share of the CPU time is the program's own."""
+    user = system = 0
+    for one in tree(pid):
+        try:
+            fields = Path(f"/proc/{one}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        user += int(fields[11])
+        system += int(fields[12])
+    return user, system
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of the tree, in MB (10^6 bytes)."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = 0
+    for one in tree(pid):
+        try:
+            total += int(Path(f"/proc/{one}/statm").read_text("ascii").split()[1]) * page
+        except OSError:
+            continue
+    return total / 1e6

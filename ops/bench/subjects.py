@@ -1,0 +1,118 @@
+"""Owns what is measured: how each subject is started between client and engine, and what it is called.
+Must not know workloads or figures.
+Called by the benchmark's main. The peers' own drivers are in `peers`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A subject that answers."""
+
+    pid: int
+    port: int
+    seconds: float  # from exec to the first answer
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def answers(port: int, path: str, headers: Mapping[str, str]) -> bool:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=dict(headers))  # noqa: S310 - loopback
+    try:
+        with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - loopback
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def started(
+    command: Command, port: int, cpus: set[int], *, ready: Callable[[], bool], log: Path
+) -> Iterator[Started]:
+    """Run it, pinned, until the block ends; then its whole process group is ended."""
+    with log.open("ab") as out:
+        began = time.monotonic()
+        child = subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, sorted(cpus))), *command.argv],
+            env={**os.environ, **command.env},
+            cwd=command.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            while not ready():
+                if child.poll() is not None or time.monotonic() - began > READY_SECONDS:
+                    raise RuntimeError(f"{command.argv[0]} does not answer; its output is in {log}")
+                time.sleep(0.01)
+            yield Started(child.pid, port, time.monotonic() - began)
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGTERM)
+                child.wait(5)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
+
+
+def gateway(port: int, engine: int, redis: str, *extra: str) -> Command:
+    """Ours, everything on: flights, metrics, the log line (to a file), the Redis look-up and store."""
+    return Command(
+        [
+            sys.executable, "-m", "proxy", "--port", str(port), "--backend", f"http://127.0.0.1:{engine}",
+            "--redis", redis, "--queue-limit", "4096", "--max-inflight", "4096", *extra,
+        ]
+    )  # fmt: skip
+
+
+def engine_command(port: int) -> Command:
+    return Command([sys.executable, "-m", "ops.bench.engine", "--port", str(port)])
+
+
+def redis_command(folder: Path) -> tuple[Command, str]:
+    """A Redis of its own, without persistence, on a unix socket."""
+    server = shutil.which("redis-server")
+    if server is None:
+        raise RuntimeError("redis-server is not installed: Debian's package redis-server has it")
+    path = folder / "redis.sock"
+    return (
+        Command(
+            [server, "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no",
+             "--maxmemory", "512mb", "--maxmemory-policy", "allkeys-lru"],
+            cwd=folder,
+        ),
+        f"unix://{path}",
+    )  # fmt: skip

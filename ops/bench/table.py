@@ -1,0 +1,125 @@
+"""Owns the results: one part's figures as data, and the Markdown table of all of them.
+Must not know how they were measured.
+Called by the benchmark's main."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ops.bench.workloads import workloads
+
+_WORDS: Final = {workload.name: (workload.words, workload.per_event) for workload in workloads(shared=True)}
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """One workload against one subject in one round. CPU in microseconds per event or per request."""
+
+    subject: str
+    workload: str
+    round: int
+    done: int
+    events: int
+    seconds: float
+    cpu_us: float
+    user: float  # share of the CPU time that was not the kernel's
+    busy: float  # CPUs in use
+    ttft_ms: tuple[float, float, float]  # p50, p99, max
+    gap_ms: tuple[float, float, float]
+    rss_mb: float  # after the part
+    start_s: float
+    verdicts: dict[str, int]
+    wrong: list[str]
+
+    @staticmethod
+    def spread(values: list[float]) -> tuple[float, float, float]:
+        if not values:
+            return (0.0, 0.0, 0.0)
+        values = sorted(values)
+        return (values[len(values) // 2], values[int(len(values) * 0.99)], values[-1])
+
+
+def machine() -> str:
+    """What it ran on, for the table's head."""
+    try:
+        info = Path("/proc/cpuinfo").read_text("ascii", "replace")
+        model = next(line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor()
+    return (
+        f"{os.cpu_count()} × {model}, Linux {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}, {time.strftime('%d %b %Y')}"
+    )
+
+
+def _middle(values: Sequence[float], digits: int = 1) -> str:
+    """Median, and the smallest and largest in brackets."""
+    if not values:
+        return "–"
+    middle, low, high = statistics.median(values), min(values), max(values)
+    if len(values) == 1:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, str], where: str) -> str:
+    """The results as Markdown: medians of the rounds with their spread."""
+    lines = [f"{where}. {max((part.round for part in parts), default=0) + 1} rounds; median (min–max).", ""]
+    present = [name for name in _WORDS if any(part.workload == name for part in parts)]
+    by = {
+        (name, workload): [p for p in parts if p.subject == name and p.workload == workload]
+        for name in subjects
+        for workload in present
+    }
+    base = "nginx" if "nginx" in subjects else None
+    head = ["CPU µs", *subjects]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for workload in present:
+        words, per_event = _WORDS[workload]
+        cells = [f"per {'event' if per_event else 'request'}: {words}"]
+        for name in subjects:
+            text = _middle([part.cpu_us for part in by[name, workload]]) if name != "direct" else "–"
+            if base and name not in (base, "direct") and by[base, workload] and by[name, workload]:
+                ratio = statistics.median(p.cpu_us for p in by[name, workload]) / statistics.median(
+                    p.cpu_us for p in by[base, workload]
+                )
+                text += f" · {ratio:.2f}×"
+            cells.append(text)
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| milliseconds, p50 / p99 | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
+    for workload in present:
+        for what in ("ttft_ms", "gap_ms"):
+            row = []
+            for name in subjects:
+                values = [getattr(part, what) for part in by[name, workload]]
+                row.append(
+                    f"{statistics.median(v[0] for v in values):.2f} / {statistics.median(v[1] for v in values):.2f}"
+                    if values and any(v[1] for v in values)
+                    else "–"
+                )
+            if any(cell != "–" for cell in row):
+                lines.append(f"| {'TTFT' if what == 'ttft_ms' else 'gap'}: {_WORDS[workload][0]} | " + " | ".join(row) + " |")
+    lines += ["", "| | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
+    rows = {
+        "RSS MB, most": lambda ps: _middle([max(p.rss_mb for p in ps)]),
+        "ready after s": lambda ps: _middle(sorted({p.start_s for p in ps}), 2),
+        "requests": lambda ps: str(sum(p.done for p in ps)),
+        "wrong": lambda ps: str(sum(len(p.wrong) for p in ps)),
+    }
+    for words, of in rows.items():
+        row = []
+        for name in subjects:
+            mine = [part for part in parts if part.subject == name]
+            row.append(of(mine) if mine else "–")
+        lines.append(f"| {words} | " + " | ".join(row) + " |")
+    lines += ["", *(f"- {name}: {version}" for name, version in versions.items())]
+    for part in parts:
+        lines += [f"- WRONG {part.subject} {part.workload}: {text}" for text in part.wrong[:3]]
+    return "\n".join(lines)

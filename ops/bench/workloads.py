@@ -1,0 +1,79 @@
+"""Owns the workloads: what is asked, by how many, for how long, and what the figure is called.
+Must not know subjects or processes.
+Called by the benchmark's main."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ops.bench.client import Load, Tally
+from ops.bench.wire import Spec
+
+_NONCES = itertools.count(1)
+
+
+def unique(spec: Spec) -> Iterator[Spec]:
+    """Prompts that never repeat in this process: nothing can be shared or answered from a store."""
+    while True:
+        yield replace(spec, nonce=next(_NONCES))
+
+
+def repeated(spec: Spec, count: int) -> Iterator[Spec]:
+    """The same `count` prompts over and over."""
+    specs = [replace(spec, nonce=next(_NONCES)) for _ in range(count)]
+    return itertools.cycle(specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One part of the benchmark."""
+
+    name: str
+    words: str
+    run: Callable[[Load, float], Awaitable[Tally]]
+    per_event: bool  # the figure is CPU µs per event, else per request
+    seconds: float
+    ours_only: bool = False  # it measures sharing, which the peers do not do
+
+
+def _closed(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tally]]:
+    return lambda load, seconds: load.closed(connections, unique(spec), seconds)
+
+
+def _fan(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tally]]:
+    return lambda load, seconds: load.waves(connections, unique(spec), seconds)
+
+
+def workloads(*, shared: bool) -> list[Workload]:
+    """All of them. `shared`: unique prompts still go through the key, the look-up and the store."""
+
+    def ask(tokens: int, itl_us: int, *, stream: bool = True) -> Spec:
+        return Spec(0, tokens, itl_us, stream=stream, shared=shared)
+
+    async def hits(load: Load, seconds: float) -> Tally:
+        return await load.closed(32, repeated(Spec(0, 128, 0, shared=True), 32), seconds)
+
+    return [
+        Workload("json", "small JSON, 32 connections", _closed(32, ask(1, 0, stream=False)), False, 4),
+        Workload("burst", "128 tokens at once, 32 streams", _closed(32, ask(128, 0)), True, 4),
+        Workload("c64", "64 streams × 10 ms", _closed(64, ask(128, 10_000)), True, 6),
+        Workload("c256", "256 streams × 20 ms", _closed(256, ask(128, 20_000)), True, 6),
+        Workload("c1000", "1,000 streams × 20 ms", _closed(1000, ask(128, 20_000)), True, 8),
+        Workload(
+            "ttft", "50 requests/s, 8 tokens × 10 ms",
+            lambda load, seconds: load.opened(50, unique(ask(8, 10_000)), seconds), False, 8,
+        ),
+        Workload("fan64", "64 readers of one flight × 10 ms", _fan(64, replace(ask(128, 10_000), shared=True)),
+                 True, 6, ours_only=True),
+        Workload("fan1000", "1,000 readers of one flight × 10 ms",
+                 _fan(1000, replace(ask(128, 10_000), shared=True)), True, 6, ours_only=True),
+        Workload("fanburst", "64 readers of one flight, all at once",
+                 _fan(64, replace(ask(128, 0), shared=True)), True, 4, ours_only=True),
+        Workload("hit", "128-token stream out of Redis, 32 connections", hits, False, 4, ours_only=True),
+    ]  # fmt: skip
+
+
+NAMES: Final = tuple(workload.name for workload in workloads(shared=True))
