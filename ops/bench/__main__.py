@@ -98,7 +98,7 @@ def _subject(
 
                 other = peer(name)
                 command = other.command(home, work, port, f"http://127.0.0.1:{engine_port}")
-                headers, ready = dict(other.headers), other.ready
+                headers, ready = other.headers(f"http://127.0.0.1:{engine_port}"), other.ready
                 check = same_text if other.reserialises else same_bytes
                 versions[name] = other.version(home)
             subject = stack.enter_context(

@@ -72,7 +72,8 @@ def started(
         try:
             while not ready():
                 if child.poll() is not None or time.monotonic() - began > READY_SECONDS:
-                    raise RuntimeError(f"{command.argv[0]} does not answer; its output is in {log}")
+                    said = log.read_text("utf-8", "replace")[-500:]
+                    raise RuntimeError(f"{command.argv[0]} does not answer; it said: {said}")
                 time.sleep(0.01)
             yield Started(child.pid, port, time.monotonic() - began)
         finally:
