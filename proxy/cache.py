@@ -177,7 +177,7 @@ class Cache:
             return None
         try:
             stored = _DECODE(value)
-        except (msgspec.MsgspecError, TypeError):  # TypeError: not even bytes
+        except (msgspec.MsgspecError, ValueError, TypeError):  # text that is not UTF-8; not even bytes
             stored = None
         if stored is None or not stored.sound():
             self._record("garbage")

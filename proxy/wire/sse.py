@@ -184,6 +184,8 @@ def are_chunks(*parts: bytes | memoryview) -> bool:
             parser.feed_data(_CHUNKED_HEAD)
             if len(part):
                 parser.feed_data(part)
+                if part[-2:] != b"\r\n":
+                    return False  # what is half a size would go on in the last chunk's
             if ends.count != number:
                 return False
             parser.feed_data(LAST_CHUNK)
