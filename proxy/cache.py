@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError
-from proxy.wire.sse import are_chunks
+from proxy.wire.sse import ChunkCheck
 
 PREFIX: Final = b"gateway:"
 MAX_UNREADABLE: Final = 4096
@@ -42,10 +42,9 @@ class Stored(msgspec.Struct, array_like=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def sound(self) -> bool:
+    def sound(self, are_chunks: ChunkCheck) -> bool:
         """Whether it may go to a client as it is. Whoever can write to Redis can put words into our mouth;
         but not end an answer early and begin another on a connection that others share."""
-        view = memoryview(self.body)
         if not self.body or not 0 <= self.created < 1e11 or not self.content_type.isprintable():
             return False
         if min(self.prompt_tokens or 0, self.completion_tokens or 0) < 0:
@@ -53,7 +52,8 @@ class Stored(msgspec.Struct, array_like=True):
         if self.kind == "whole":
             return self.cut is None and not self.tail
         if self.cut is None:
-            return not self.tail and are_chunks(view)
+            return not self.tail and are_chunks(self.body)
+        view = memoryview(self.body)
         return 0 <= self.cut <= len(view) and are_chunks(view[: self.cut], view[self.cut :], self.tail)
 
 
@@ -126,6 +126,7 @@ class Cache:
         self._record = record
         self._on_breaker = on_breaker
         self.breaker = Breaker()
+        self._are_chunks = ChunkCheck()
         self._last_loss: WireError | None = None
         self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
         self._probe_wanted = asyncio.Event()
@@ -179,7 +180,7 @@ class Cache:
             stored = _DECODE(value)
         except (msgspec.MsgspecError, ValueError, TypeError):  # text that is not UTF-8; not even bytes
             stored = None
-        if stored is None or not stored.sound():
+        if stored is None or not stored.sound(self._are_chunks):
             self._record("garbage")
             if len(self._unreadable) < MAX_UNREADABLE:
                 self._unreadable.add(key)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from proxy.cache import PREFIX, Cache, Op, Stored, stream_views
-from proxy.wire.sse import LAST_CHUNK, chunk
+from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk
 from tests.redis_server import redis_server
 
 ONE, TWO, THREE = (chunk(b"data: %d\n\n" % n) for n in range(3))
@@ -31,7 +31,7 @@ def test_both_views_of_a_stream_come_back_from_what_is_stored(
     assert body == b"".join(full)
     assert (body if cut is None else body[:cut] + tail) == b"".join(plain)
     stored = Stored("stream", 1.0, body, cut, tail)
-    assert stored.sound() is bool(body)
+    assert stored.sound(ChunkCheck()) is bool(body)
 
 
 def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
@@ -65,14 +65,14 @@ def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
     ],
 )
 def test_what_could_harm_a_client_is_not_sound(changes: dict[str, Any]) -> None:
-    assert STREAM.sound()
-    assert Stored("whole", 1.0, b"{}").sound()
-    assert not msgspec.structs.replace(STREAM, **changes).sound()
+    assert STREAM.sound(ChunkCheck())
+    assert Stored("whole", 1.0, b"{}").sound(ChunkCheck())
+    assert not msgspec.structs.replace(STREAM, **changes).sound(ChunkCheck())
 
 
 def test_a_cut_inside_a_chunk_is_not_sound_even_where_what_follows_looks_like_chunks() -> None:
     inner = chunk(b"a" + ONE)  # the content ends in a whole chunk
-    assert not Stored("stream", 1.0, inner, cut=len(inner) - len(ONE) - 2, tail=TWO).sound()
+    assert not Stored("stream", 1.0, inner, cut=len(inner) - len(ONE) - 2, tail=TWO).sound(ChunkCheck())
 
 
 @asynccontextmanager
@@ -125,7 +125,7 @@ def test_no_bytes_under_our_key_make_a_look_up_fail(noise: bytes, at: int) -> No
         cache = Cache("unix:///none", timeout=1, ttl=1, max_entry=1, max_pending=1)
         for value in (noise, SOUND[:at] + noise, SOUND[:at] + noise + SOUND[at + len(noise) :]):
             stored = cache._decode(b"k", value)
-            assert stored is None or stored.sound()
+            assert stored is None or stored.sound(ChunkCheck())
 
     asyncio.run(run())
 

@@ -171,26 +171,41 @@ class _Ends:
         self.count += 1
 
 
-def are_chunks(*parts: bytes | memoryview) -> bool:
-    """Whether each part is whole HTTP chunks and nothing else, as an HTTP parser (llhttp) sees it: followed
-    by the last chunk it is one body, and it cannot end that body and begin something else.
+class ChunkCheck:
+    """Whether bytes are whole HTTP chunks and nothing else, as an HTTP parser (llhttp) sees it: followed by the
+    last chunk they are one body, and they cannot end that body and begin something else.
 
     Measured, 131 chunks, 33 KB (CPython 3.11, one EPYC core): 6 µs; a walk in Python 81, crc32 13, sha256 23.
+    The parser is kept: to make one costs as much as 40 chunks.
     """
-    ends = _Ends()
-    parser = httptools.HttpResponseParser(ends)
-    try:
-        for number, part in enumerate(parts):
-            parser.feed_data(_CHUNKED_HEAD)
-            if len(part):
-                parser.feed_data(part)
-                if part[-2:] != b"\r\n":
-                    return False  # what is half a size would go on in the last chunk's
-            if ends.count != number:
-                return False
-            parser.feed_data(LAST_CHUNK)
-            if ends.count != number + 1:
-                return False
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+
+    __slots__ = ("_ends", "_parser")
+
+    def __init__(self) -> None:
+        self._ends = _Ends()
+        self._parser = httptools.HttpResponseParser(self._ends)
+
+    def __call__(self, *parts: bytes | memoryview) -> bool:
+        """True where each of the parts is."""
+        try:
+            if all(map(self._whole, parts)):
+                return True
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            pass
+        self._ends = _Ends()  # the old parser is in the middle of something
+        self._parser = httptools.HttpResponseParser(self._ends)
         return False
-    return True
+
+    def _whole(self, part: bytes | memoryview) -> bool:
+        if not len(part):
+            return True
+        if part[-2:] != b"\r\n":
+            return False  # what is half a size would go on in the last chunk's
+        ends, feed = self._ends, self._parser.feed_data
+        before = ends.count
+        feed(_CHUNKED_HEAD)
+        feed(part)
+        if ends.count != before:
+            return False
+        feed(LAST_CHUNK)
+        return ends.count == before + 1
