@@ -1,4 +1,4 @@
-"""Owns what Redis holds for us: finished answers as their own raw frames, and the breaker that fails open.
+"""Owns what Redis holds for us: finished answers as they go to a client, and the breaker that fails open.
 Must not know flights, HTTP or policy: it is given keys and `Stored` values.
 Called by the scheduler (lookup, store) and the app (lifecycle). No error of Redis leaves this file."""
 
@@ -6,34 +6,71 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from binascii import hexlify
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from proxy.redis_link import Link, address
+from proxy.resp import Lost, Overfull, Refused, WireError
+from proxy.wire.sse import ChunkCheck
 
 PREFIX: Final = b"gateway:"
 MAX_UNREADABLE: Final = 4096
-STORE_SECONDS: Final = 1.0  # bound of one round of stores; no client waits for it
+STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
+AWAY: Final = frozenset({"LOADING", "NOAUTH"})
+"""Refusals that everything will meet until something changes over there. Full (OOM), read-only, moved: it
+answers, so look-ups go on; only this one is not served."""
 
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed"]
 
 
 class Stored(msgspec.Struct, array_like=True):
-    """One finished answer. `frames`: the stream's raw frames, or the one JSON body."""
+    """One finished answer, so that a hit is one joined write.
+
+    `stream`: `body` is every frame in its HTTP chunk, joined, without the last chunk: what a client sees that
+    asked for usage. One that did not sees `body[:cut] + tail`; with no `cut`, the same. `whole`: the JSON body.
+    """
 
     kind: Literal["stream", "whole"]
     created: float  # wall-clock seconds since the epoch, for `age`
-    frames: list[bytes]
+    body: bytes
+    cut: int | None = None
+    tail: bytes = b""
     content_type: str = "application/json"
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    def sound(self, are_chunks: ChunkCheck) -> bool:
+        """Whether it may go to a client as it is. Whoever can write to Redis can put words into our mouth;
+        but not end an answer early and begin another on a connection that others share."""
+        if not self.body or not 0 <= self.created < 1e11 or not self.content_type.isprintable():
+            return False
+        if min(self.prompt_tokens or 0, self.completion_tokens or 0) < 0:
+            return False
+        if self.kind == "whole":
+            return self.cut is None and not self.tail
+        if self.cut is None:
+            return not self.tail and are_chunks(self.body)
+        view = memoryview(self.body)
+        return 0 <= self.cut <= len(view) and are_chunks(view[: self.cut], view[self.cut :], self.tail)
+
+
+def stream_views(full: Sequence[bytes], plain: Sequence[bytes]) -> tuple[bytes, int | None, bytes]:
+    """`body`, `cut` and `tail` of a stream, from its chunks with usage and as if it had not been asked for."""
+    body = b"".join(full)
+    if plain is full:
+        return body, None, b""
+    same = cut = 0
+    for one, other in zip(full, plain, strict=False):
+        if one != other:
+            break
+        same += 1
+        cut += len(one)
+    if same == len(full) == len(plain):
+        return body, None, b""
+    return body, cut, b"".join(plain[same:])
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -62,9 +99,11 @@ class Breaker:
 
 
 class Cache:
-    """Look-ups and stores, each bounded in time, each a round trip for many. Fails open: never raises.
+    """Look-ups and stores, each bounded in time. A look-up of many keys is one command, one future, no task.
+    Fails open: never raises.
 
     While the breaker is open nothing is asked of Redis on a request's path; a probe of our own closes it.
+    Stores have a connection of their own: their bytes and their longer bound are in no look-up's way.
     """
 
     def __init__(
@@ -78,72 +117,70 @@ class Cache:
         record: Callable[[Op], None] = lambda op: None,
         on_breaker: Callable[[bool, str], None] = lambda open_, why: None,
     ) -> None:
-        self._redis = Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=timeout,
-            decode_responses=False,
-            protocol=2,
-        )
+        where = address(url)
+        self._lookups = Link(where, connect_timeout=timeout)
+        self._stores = Link(where, connect_timeout=timeout, max_pending=max_pending)
         self._timeout = timeout
         self._ttl = ttl
         self._max_entry = max_entry
-        self._max_pending = max_pending
         self._record = record
         self._on_breaker = on_breaker
         self.breaker = Breaker()
-        self._pending: deque[tuple[bytes, bytes, bool, Callable[[], None]]] = deque()
-        self._pending_bytes = 0
+        self._are_chunks = ChunkCheck()
+        self._last_loss: WireError | None = None
         self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
-        self._wanted = asyncio.Event()
         self._probe_wanted = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._probe: asyncio.Task[None] | None = None
+        self._stopping = False
 
     def __repr__(self) -> str:
-        return f"<Cache {'open' if self.breaker.open else 'closed'} pending={len(self._pending)}>"
+        return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
     @property
     def available(self) -> bool:
         return not self.breaker.open
 
     async def start(self) -> None:
-        self._tasks = [
-            asyncio.create_task(self._write_for_ever()),
-            asyncio.create_task(self._probe_for_ever()),
-        ]
+        self._probe = asyncio.create_task(self._probe_for_ever())
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        while self._pending:
-            self._pending.popleft()[3]()
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._redis.aclose()
-        except (TimeoutError, RedisError, OSError):
-            pass  # it is going away anyhow
+        self._stopping = True
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._lookups.close()
+        await self._stores.close()
 
-    async def lookup(self, keys: Sequence[bytes]) -> list[Stored | None]:
+    def lookup(self, keys: Sequence[bytes]) -> asyncio.Future[list[Stored | None]]:
         """What is stored under each key, in one round trip; None where there is nothing, or no telling."""
+        found: asyncio.Future[list[Stored | None]] = asyncio.get_running_loop().create_future()
         if self.breaker.open:
             self._record("bypassed")
-            return [None] * len(keys)
-        try:
-            async with asyncio.timeout(self._timeout):
-                values = await self._redis.mget([PREFIX + key.hex().encode() for key in keys])
-        except (TimeoutError, RedisError, OSError) as e:
-            self._failed(e)
-            return [None] * len(keys)
-        return [self._decode(key, value) for key, value in zip(keys, values, strict=True)]
+            found.set_result([None] * len(keys))
+            return found
 
-    def _decode(self, key: bytes, value: bytes | str | None) -> Stored | None:
+        def done(reply: Any) -> None:
+            if not found.done():  # else who asked has left
+                found.set_result(self._read(keys, reply))
+
+        self._lookups.send([b"MGET", *[PREFIX + hexlify(key) for key in keys]], self._timeout, done)
+        return found
+
+    def _read(self, keys: Sequence[bytes], reply: Any) -> list[Stored | None]:
+        if type(reply) is not list or len(reply) != len(keys):
+            self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no answer to MGET"))
+            return [None] * len(keys)
+        return [self._decode(key, value) for key, value in zip(keys, reply, strict=True)]
+
+    def _decode(self, key: bytes, value: Any) -> Stored | None:
         if value is None:
             self._record("miss")
             return None
         try:
-            stored = _DECODE(value)  # type: ignore[arg-type]  # bytes: decode_responses is off
-        except msgspec.MsgspecError:
+            stored = _DECODE(value)
+        except (msgspec.MsgspecError, ValueError, TypeError):  # text that is not UTF-8; not even bytes
+            stored = None
+        if stored is None or not stored.sound(self._are_chunks):
             self._record("garbage")
             if len(self._unreadable) < MAX_UNREADABLE:
                 self._unreadable.add(key)
@@ -155,56 +192,35 @@ class Cache:
         """Have an answer stored; `settled` is called once it is, or will not be. `replace=False` leaves what
         is already there."""
         value = _ENCODE(stored)
-        size = len(value)
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if (
-            self._ttl <= 0
-            or size > self._max_entry
-            or self._pending_bytes + size > self._max_pending
-            or self.breaker.open
-        ):
+        if self._ttl <= 0 or len(value) > self._max_entry or self.breaker.open:
             self._record("store_skipped")
             settled()
             return
-        self._pending.append((PREFIX + key.hex().encode(), value, replace, settled))
-        self._pending_bytes += size
-        self._wanted.set()
 
-    async def _write_for_ever(self) -> None:
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            batch = list(self._pending)
-            self._pending.clear()
-            try:
-                await self._write(batch)
-            finally:
-                self._pending_bytes -= sum(len(value) for _, value, _, _ in batch)
-                for *_, settled in batch:
-                    settled()
+        def done(reply: Any) -> None:
+            if isinstance(reply, Overfull):
+                self._record("store_skipped")
+            elif isinstance(reply, WireError):
+                self._failed(reply)
+            else:
+                self._record("store")
+            settled()
 
-    async def _write(self, batch: list[tuple[bytes, bytes, bool, Callable[[], None]]]) -> None:
-        try:
-            async with asyncio.timeout(STORE_SECONDS):
-                pipe = self._redis.pipeline(transaction=False)
-                for key, value, replace, _ in batch:
-                    pipe.set(key, value, ex=self._ttl, nx=not replace)
-                results = await pipe.execute(raise_on_error=False)
-        except (TimeoutError, RedisError, OSError) as e:
-            self._failed(e)
-            return
-        for result in results:
-            # Full (OOM), read-only, loading: it answers, so look-ups go on; only this value is not kept.
-            self._record("error" if isinstance(result, Exception) else "store")
+        command = [b"SET", PREFIX + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
+        self._stores.send(command, STORE_SECONDS, done)
 
-    def _failed(self, e: BaseException) -> None:
+    def _failed(self, e: WireError) -> None:
+        if self._stopping or e is self._last_loss:
+            return  # one loss is one error, however many commands it took along
         self._record("error")
-        if isinstance(e, ResponseError) and not isinstance(e, (RedisConnectionError, RedisTimeoutError)):
-            return  # it lives and said no
+        if isinstance(e, Overfull) or (isinstance(e, Refused) and e.code not in AWAY):
+            return  # it lives
+        self._last_loss = e
         if self.breaker.failure():
-            self._on_breaker(True, _why(e, self._timeout))
+            self._on_breaker(True, str(e))
         self._probe_wanted.set()
 
     async def _probe_for_ever(self) -> None:
@@ -213,9 +229,8 @@ class Cache:
             while self.breaker.open:
                 await asyncio.sleep(self.breaker.pause)
                 try:
-                    async with asyncio.timeout(self._timeout):
-                        await self._redis.ping()
-                except (TimeoutError, RedisError, OSError):
+                    await self._lookups.call(b"PING", timeout=self._timeout)
+                except WireError:
                     self.breaker.failure()
                 else:
                     self.breaker.success()
@@ -225,18 +240,11 @@ class Cache:
     async def ping(self) -> bool:
         """Whether it answers now; opens the breaker where it does not."""
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._redis.ping()
-        except (TimeoutError, RedisError, OSError) as e:
+            await self._lookups.call(b"PING", timeout=self._timeout)
+        except WireError as e:
             self._failed(e)
             return False
         return True
-
-
-def _why(e: BaseException, timeout: float) -> str:
-    if isinstance(e, TimeoutError | RedisTimeoutError):
-        return f"no answer within {timeout * 1000:g} ms"
-    return type(e).__name__
 
 
 def now() -> float:

@@ -13,7 +13,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.wire.openai import Ask, stream_extras
 
-SCHEMA: Final = b"1"
+SCHEMA: Final = b"2"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""
 
 UNKEYED: Final = frozenset({"stream", "stream_options", "user", "metadata"})

@@ -20,6 +20,7 @@ from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
 from proxy.wire.openai import with_usage
+from proxy.wire.sse import unchunks
 
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -137,20 +138,26 @@ class Scheduler:
     def _hit(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""
         if flight.plan.mode is Mode.WHOLE:
-            body = stored.frames[0] if stored.kind == "whole" and stored.frames else b""
+            body = stored.body if stored.kind == "whole" else b""
             ask = flight.plan.ask
             if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
                 try:
-                    body = fold(stored.frames, ask.endpoint, forced_tool=forces_tool(ask.fields))
+                    body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
                 except Unfoldable:
                     return False
+                except ValueError:
+                    body = b""  # whole chunks, but not ours
             if not body:
                 flight.replace = True
                 return False
             flight.piece(body)
             head = Head(200, _JSON, len(body))
-        elif stored.kind == "stream" and stored.frames:
-            flight.frames(stored.frames)
+        elif stored.kind == "stream":
+            try:
+                flight.frames(unchunks(stored.body))
+            except ValueError:
+                flight.replace = True
+                return False
             head = Head(200, _SSE)
         else:
             flight.replace = True  # one body is no stream; the stream that now follows serves both
@@ -274,10 +281,13 @@ class Scheduler:
             return
         streamed = flight.mode is Mode.STREAM
         usage = flight.usage
+        body, cut, tail = store.stream_views(flight.log, flight.view(usage=not streamed))
         stored = Stored(
             kind="stream" if streamed else "whole",
             created=store.now(),
-            frames=flight.raw_frames() if streamed else [b"".join(flight.log)],
+            body=body,
+            cut=cut,
+            tail=tail,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
         )

@@ -184,7 +184,7 @@ async def test_one_round_trip_serves_a_whole_batch_of_look_ups(redis: EmbeddedRe
     await cache.start()
     try:
         done = asyncio.Event()
-        cache.store(b"k1", Stored("whole", 1.0, [b"{}"]), done.set)
+        cache.store(b"k1", Stored("whole", 1.0, b"{}"), done.set)
         await done.wait()
         async with Redis.from_url(url(redis)) as other:
             before = (await other.info("commandstats"))["cmdstat_mget"]["calls"] if await stats(other) else 0
@@ -205,7 +205,7 @@ async def test_what_is_too_large_or_too_much_is_not_stored(redis: EmbeddedRedis)
     seen: list[Op] = []
     cache = make(url(redis), record=seen.append, max_entry=100)
     done: list[int] = []
-    cache.store(b"k", Stored("whole", 1.0, [b"x" * 101]), lambda: done.append(1))
+    cache.store(b"k", Stored("whole", 1.0, b"x" * 101), lambda: done.append(1))
     assert (seen, done) == (["store_skipped"], [1])
     await cache.stop()
 
@@ -215,7 +215,7 @@ async def test_entries_expire(redis: EmbeddedRedis) -> None:
     await cache.start()
     try:
         done = asyncio.Event()
-        cache.store(b"k", Stored("whole", 1.0, [b"{}"]), done.set)
+        cache.store(b"k", Stored("whole", 1.0, b"{}"), done.set)
         await done.wait()
         async with Redis.from_url(url(redis)) as other:
             assert 0 < await other.ttl(PREFIX + b"k".hex().encode()) <= 7

