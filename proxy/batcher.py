@@ -34,6 +34,11 @@ class Batcher(Generic[T]):
     def __repr__(self) -> str:
         return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} missed={len(self._missed)}>"
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits for a place already: a later one must not overtake it."""
+        return bool(self._missed)
+
     def offer(self, item: T, now: float, *, lookup: bool) -> None:
         """Queue an item. Raises GatewayError 503 with Retry-After when the queue is full."""
         if len(self) >= self.limit:

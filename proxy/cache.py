@@ -99,7 +99,7 @@ class Breaker:
 
 
 class Cache:
-    """Look-ups and stores, each bounded in time. A look-up of many keys is one command, one future, no task.
+    """Look-ups and stores, each bounded in time. A look-up of many keys is one command and no task.
     Fails open: never raises.
 
     While the breaker is open nothing is asked of Redis on a request's path; a probe of our own closes it.
@@ -151,20 +151,18 @@ class Cache:
         await self._lookups.close()
         await self._stores.close()
 
-    def lookup(self, keys: Sequence[bytes]) -> asyncio.Future[list[Stored | None]]:
-        """What is stored under each key, in one round trip; None where there is nothing, or no telling."""
-        found: asyncio.Future[list[Stored | None]] = asyncio.get_running_loop().create_future()
+    def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
+        """Have `done` called, once, with what is stored under each key: one round trip for all. None where there
+        is nothing, or no telling. It may be called before this returns."""
         if self.breaker.open:
             self._record("bypassed")
-            found.set_result([None] * len(keys))
-            return found
-
-        def done(reply: Any) -> None:
-            if not found.done():  # else who asked has left
-                found.set_result(self._read(keys, reply))
-
-        self._lookups.send([b"MGET", *[PREFIX + hexlify(key) for key in keys]], self._timeout, done)
-        return found
+            done([None] * len(keys))
+            return
+        self._lookups.send(
+            [b"MGET", *[PREFIX + hexlify(key) for key in keys]],
+            self._timeout,
+            lambda reply: done(self._read(keys, reply)),
+        )
 
     def _read(self, keys: Sequence[bytes], reply: Any) -> list[Stored | None]:
         if type(reply) is not list or len(reply) != len(keys):

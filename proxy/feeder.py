@@ -5,6 +5,7 @@ Called by upstream (as the bytes arrive); made by the scheduler, one for each at
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -13,7 +14,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import Flight, Phase
 from proxy.plan import Head, Mode
 from proxy.upstream import HOP_BY_HOP
-from proxy.wire.frames import Usage, has_content, is_error, usage_of
+from proxy.wire.frames import Twins, Usage, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
 
 _KEPT_FOR_SHARED: Final = frozenset({"content-type"})
@@ -36,23 +37,65 @@ class Limits(msgspec.Struct, frozen=True):
     flight: int = 64 * 1024 * 1024
 
 
-class Feeder:
-    """Feeds one Flight from one exchange. `done` resolves to None, or to the error that ended it."""
+class Watch:
+    """The clocks of all exchanges by one timer: nothing is done about time for each token or each request."""
 
-    def __init__(self, flight: Flight, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit > 0]
+        # A limit is seen to be over at most a tenth of the smallest too late, and never more than a second.
+        self._every = min(1.0, min(bounds) / 10) if bounds else None
+        self._loop = loop
+        self._watched: set[Feeder] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def add(self, feeder: Feeder) -> None:
+        self._watched.add(feeder)
+        if self._timer is None and self._every is not None:
+            self._timer = self._loop.call_later(self._every, self._tick)
+
+    def drop(self, feeder: Feeder) -> None:
+        self._watched.discard(feeder)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        for feeder in tuple(self._watched):
+            feeder.look()
+        if self._watched and self._every is not None:
+            self._timer = self._loop.call_later(self._every, self._tick)
+
+
+class Feeder:
+    """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
+
+    __slots__ = (
+        "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_twins", "_watch",
+        "clean", "error_frame", "flight", "held",
+    )  # fmt: skip
+
+    def __init__(
+        self, flight: Flight, limits: Limits, watch: Watch, on_done: Callable[[GatewayError | None], None]
+    ) -> None:
         self.flight = flight
-        self.done: asyncio.Future[GatewayError | None] = loop.create_future()
         self.clean = False  # a whole, successful answer: one that may be stored
         self.error_frame = False
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
-        self._loop = loop
+        self._on_done = on_done
+        self._done = False
         self._limits = limits
+        self._watch = watch
         self._framer = Framer(limits.frame)
+        self._twins = Twins()
         self._began = self._last = flight.clock()
-        self._timer: asyncio.TimerHandle | None = None
         self._head: Head | None = None
-        self._count = not flight.plan.usage_added
-        self._arm()
+        watch.add(self)
 
     # -- Receiver ---------------------------------------------------------------------------------
 
@@ -79,7 +122,7 @@ class Feeder:
                 flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
 
     def body(self, data: bytes) -> None:
-        if self.done.done():
+        if self._done:
             return
         flight = self.flight
         self._last = now = flight.clock()
@@ -90,11 +133,11 @@ class Feeder:
                 flight.times.first = now
             flight.piece(data)
             flight.times.last = now
-        if flight.size > self._limits.flight and not self.done.done():
+        if flight.size > self._limits.flight and not self._done:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
     def end(self) -> None:
-        if self.done.done():
+        if self._done:
             return
         flight, head = self.flight, self._head
         if flight.mode is Mode.RAW:
@@ -115,34 +158,47 @@ class Feeder:
     # -- inside -----------------------------------------------------------------------------------
 
     def _frames(self, data: bytes, now: float) -> None:
-        flight, times = self.flight, self.flight.times
+        flight = self.flight
         error: GatewayError | None = None
         try:
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
         finished = False
+        twins = self._twins
         for frame in frames:
-            if is_done(frame):
-                finished = True
-                continue
-            if (times.first is None or self._count) and has_content(frame):
+            if frame in twins:
                 flight.content_events += 1
-                if times.first is None:
-                    times.first = now
-            usage = usage_of(frame)
-            if usage is not None:
-                flight.usage = usage
-            elif is_error(frame):
-                self.error_frame = True
-        times.last = now
-        if frames:
-            flight.frames(frames)
-        if error is not None:
-            self._fail(error)
-        elif finished:
+                flight.add(frame, same=True)
+            elif is_done(frame):
+                finished = True
+            else:
+                self._look_at(frame, now)
+                flight.add(frame)
+        flight.times.last = now
+        if finished:
             self.clean = not self.error_frame
             self._land(self._head)
+        elif frames:
+            flight.flush()
+        if error is not None:
+            self._fail(error)
+
+    def _look_at(self, frame: bytes, now: float) -> None:
+        """What a frame says that is not just more of the same."""
+        flight, times = self.flight, self.flight.times
+        content = has_content(frame)
+        if content:
+            flight.content_events += 1
+            if times.first is None:
+                times.first = now
+        usage = usage_of(frame)
+        if usage is not None:
+            flight.usage = usage
+        elif is_error(frame):
+            self.error_frame = True
+        elif content:
+            self._twins.learn(frame)
 
     def _read_whole(self) -> bool:
         """Whether a successful body is what it says it is; its usage is taken on the way."""
@@ -165,24 +221,19 @@ class Feeder:
         self._close(None)
 
     def _fail(self, error: GatewayError) -> None:
-        if not self.done.done():
+        if not self._done:
             self._close(error)
 
     def _close(self, error: GatewayError | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self.done.set_result(error)
+        self.close()
+        self._on_done(error)
 
     # -- time -------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """No one waits for this exchange any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if not self.done.done():
-            self.done.cancel()
+        self._done = True
+        self._watch.drop(self)
 
     def _deadline(self) -> tuple[float, Code, str]:
         """What would run out next: when, as which error, and in which words."""
@@ -210,19 +261,8 @@ class Feeder:
             )
         return min(total, wait, key=lambda limit: limit[0])
 
-    def _arm(self) -> None:
-        """One timer, set again when it fires too early: nothing is done about time for each token."""
-        when, _, _ = self._deadline()
-        if when != float("inf"):
-            # Looking again within a second (or the limit itself) bounds how late a change of phase is seen.
-            self._timer = self._loop.call_later(min(max(0.0, when - self.flight.clock()), 1.0), self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self.done.done():
-            return
+    def look(self) -> None:
+        """End the exchange where its time is over."""
         when, code, message = self._deadline()
-        if self.flight.clock() >= when:
+        if not self._done and self.flight.clock() >= when:
             self._fail(GatewayError(code, message))
-        else:
-            self._arm()

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from proxy.errors import GatewayError
 from proxy.plan import Head, Mode, Plan, Times
 from proxy.wire.frames import PlainView, Usage
-from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunk
+from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunks
 
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
@@ -30,6 +30,7 @@ class Phase(Enum):
     CANCELLED = "cancelled"
 
 
+_NOTHING_JOINED: Final = (0, 0, False, b"")
 _ENDS: Final = frozenset({Phase.LANDED, Phase.FAILED, Phase.CANCELLED})
 
 TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
@@ -54,17 +55,26 @@ class Pipe(Protocol):
 class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
+    __slots__ = (
+        "_joined", "_plain", "_view", "backend", "bytes_in", "clock", "content_events",
+        "ended", "error", "folded", "head", "log", "mode", "on_empty", "phase", "plan", "private", "replace",
+        "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
+    )  # fmt: skip
+
     def __init__(
         self, plan: Plan, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.plan = plan
+        self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = Phase.QUEUED
+        self.ended = False
         self.mode = plan.mode
         self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
-        self.log: list[bytes] = []  # STREAM: chunked frames; WHOLE: the body's pieces; RAW: pieces as sent
+        # STREAM: frames in their HTTP chunks, one or more an entry; WHOLE: the body's pieces; RAW: pieces as sent
+        self.log: list[bytes] = []
         self.size = 0  # bytes that the log holds now
         self.bytes_in = 0  # bytes that it ever took
         self.tail = b""  # what ends the body, known once the flight has ended
@@ -79,54 +89,61 @@ class Flight:
         self.throttle: Callable[[bool], None] | None = None
         self._plain: list[bytes] | None = [] if plan.usage_added else None
         self._view = PlainView() if plan.usage_added else None
-        self._loop = loop
-        self._scheduled = False
-        self._joined: tuple[int, int, bool, bytes] = (0, 0, False, b"")
+        self._joined = _NOTHING_JOINED
 
     def __repr__(self) -> str:
         return f"<Flight {self.phase.value} {self.mode.value} log={len(self.log)} readers={len(self.subscribers)}>"
 
     @property
-    def private(self) -> bool:
-        return self.plan.key is None
-
-    @property
-    def ended(self) -> bool:
-        return self.phase in _ENDS
-
-    @property
     def started(self) -> bool:
         """Something can be answered: bytes, a head, or the reason why not."""
-        return bool(self.log) or self.head is not None or self.phase in _ENDS
+        return self.ended or bool(self.log) or self.head is not None
 
     def enter(self, phase: Phase) -> None:
         """The one place where the phase changes."""
         if phase not in TRANSITIONS[self.phase]:
             raise AssertionError(f"no way from {self.phase} to {phase}")
         self.phase = phase
+        self.ended = phase in _ENDS
 
     # -- feeding ------------------------------------------------------------------------------------
 
-    def frames(self, frames: Iterable[bytes]) -> None:
-        """Append SSE frames (raw bytes). Each is put into its HTTP chunk once, for every reader."""
+    def add(self, frame: bytes, *, same: bool = False) -> None:
+        """Append one SSE frame (raw bytes), put into its HTTP chunk once, for every reader; `flush` has them
+        served. `same`: known to look the same to those who did not ask for usage."""
         if self.phase is not Phase.STREAMING:
             self.enter(Phase.STREAMING)
-        log, plain, view = self.log, self._plain, self._view
+        wired = chunk(frame)
+        self.log.append(wired)
+        self.size += len(wired)
+        self.bytes_in += len(frame)
+        plain, view = self._plain, self._view
+        if plain is not None and view is not None:
+            if same and not view.holds:
+                plain.append(wired)
+            else:
+                plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+
+    def frames(self, frames: Iterable[bytes]) -> None:
+        """Append frames and have every reader served."""
         for frame in frames:
-            wired = chunk(frame)
-            log.append(wired)
-            self.size += len(wired)
-            self.bytes_in += len(frame)
-            if plain is not None and view is not None:
-                for seen in view.feed(frame):
-                    plain.append(wired if seen is frame else chunk(seen))
-        self.wake()
+            self.add(frame)
+        self.flush()
+
+    def stored(self, body: bytes, plain: bytes) -> None:
+        """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
+        self.enter(Phase.STREAMING)
+        self.log.append(body)
+        self.size += len(body)
+        if self._plain is not None:
+            self._plain.append(plain)
+            self._view = None  # nothing is held back from now on
 
     def start(self, head: Head) -> None:
         """RAW: status and headers are known; pieces follow."""
         self.enter(Phase.STREAMING)
         self.head = head
-        self.wake()
+        self.flush()
 
     def piece(self, data: bytes) -> None:
         """RAW and WHOLE: append a piece of the body."""
@@ -135,7 +152,7 @@ class Flight:
         self.size += len(framed)
         self.bytes_in += len(data)
         if self.mode is Mode.RAW:
-            self.wake()
+            self.flush()
 
     def land(self, head: Head | None = None) -> None:
         """The answer is whole."""
@@ -159,7 +176,7 @@ class Flight:
         if self._view is not None and self._plain is not None:
             self._plain.extend(chunk(frame) for frame in self._view.end())
         self.tail = tail
-        self.wake()
+        self.flush()
 
     # -- reading ------------------------------------------------------------------------------------
 
@@ -169,7 +186,7 @@ class Flight:
 
     def raw_frames(self) -> list[bytes]:
         """STREAM: the frames as they came, out of their chunks."""
-        return [unchunk(wired) for wired in self.log]
+        return unchunks(b"".join(self.log))
 
     def joined(self, view: list[bytes], start: int, end: int) -> bytes:
         """The view from `start` to `end`. Readers at the same place share one join."""
@@ -180,18 +197,14 @@ class Flight:
             self._joined = (start, end, which, b"".join(view[start:end]))
         return self._joined[3]
 
-    def wake(self) -> None:
-        """Have every reader served once in this turn of the loop, whatever is appended in it."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._scheduled = False
+    def flush(self) -> None:
+        """Serve every reader, at once: a read of the engine's is handled in one call, so what it brought goes out
+        in one write. Later in the turn would cost each token another round of the loop (6 µs with uvloop)."""
         for subscriber in tuple(self.subscribers):
             subscriber.pump()
-        self._joined = (0, 0, False, b"")
-        self.trim()
+        self._joined = _NOTHING_JOINED
+        if self.private:
+            self.trim()
 
     def trim(self) -> None:
         """A private log is dropped as its one reader has it."""
@@ -200,7 +213,7 @@ class Flight:
         (reader,) = self.subscribers
         if reader.pipe is not None and reader.cursor == len(self.log):
             self.log.clear()
-            self._joined = (0, 0, False, b"")  # places in the log mean something else from now on
+            self._joined = _NOTHING_JOINED  # places in the log mean something else from now on
             self.size = 0
             reader.cursor = 0
 
@@ -235,8 +248,11 @@ class Subscriber:
                 self._wake()
             return
         view = flight.view(usage=self.usage)
-        end = min(len(view), self.cursor + SLICE)
-        data = flight.joined(view, self.cursor, end) if self.cursor < end else b""
+        start = self.cursor
+        end = len(view)
+        if end - start > SLICE:
+            end = start + SLICE
+        data = flight.joined(view, start, end) if start < end else b""
         if flight.ended and end == len(view):
             data += flight.tail
             self.done = True
@@ -282,14 +298,15 @@ class FlightGroup:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._map: dict[tuple[bytes, Mode], Flight] = {}
+        self._streams: dict[bytes, Flight] = {}
+        self._wholes: dict[bytes, Flight] = {}
         self.live: set[Flight] = set()
 
     def __len__(self) -> int:
         return len(self.live)
 
     def __repr__(self) -> str:
-        return f"<FlightGroup live={len(self.live)} joinable={len(self._map)}>"
+        return f"<FlightGroup live={len(self.live)} joinable={len(self._streams) + len(self._wholes)}>"
 
     @property
     def subscribers(self) -> int:
@@ -298,9 +315,9 @@ class FlightGroup:
     def find(self, key: bytes, *, stream: bool) -> Flight | None:
         """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
         streams never waits for a body: its first token would come with the last."""
-        flight = self._map.get((key, Mode.STREAM))
+        flight = self._streams.get(key)
         if flight is None and not stream:
-            flight = self._map.get((key, Mode.WHOLE))
+            flight = self._wholes.get(key)
         return flight
 
     def attach(self, flight: Flight, *, usage: bool, whole: bool, verdict: str) -> Subscriber:
@@ -313,14 +330,19 @@ class FlightGroup:
         flight = Flight(plan, self._loop)
         self.live.add(flight)
         if plan.key is not None:
-            self._map[plan.key, plan.mode] = flight
+            self._map(plan)[plan.key] = flight
         return flight
 
     def hide(self, flight: Flight) -> None:
         """No one joins it any more. Removed only if the map still holds *this* flight."""
         key = flight.plan.key
-        if key is not None and self._map.get((key, flight.plan.mode)) is flight:
-            del self._map[key, flight.plan.mode]
+        if key is not None:
+            where = self._map(flight.plan)
+            if where.get(key) is flight:
+                del where[key]
+
+    def _map(self, plan: Plan) -> dict[bytes, Flight]:
+        return self._streams if plan.mode is Mode.STREAM else self._wholes
 
     def remove(self, flight: Flight) -> None:
         self.hide(flight)
