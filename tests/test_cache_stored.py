@@ -158,7 +158,8 @@ async def test_more_than_may_wait_to_be_stored_is_left_out_and_settled_at_once()
 
 
 async def test_stopping_settles_what_is_under_way_and_is_no_error() -> None:
-    async with cached() as (cache, seen, _):
+    async with cached() as (cache, seen, other):
+        await other.client_pause(60_000)
         settled: list[int] = []
         cache.store(b"k", STREAM, lambda: settled.append(1))
         found = cache.lookup([b"k"])
