@@ -11,20 +11,28 @@ from typing import Final
 import aiohttp
 import uvloop
 from aiohttp import web
+from yarl import URL
 
-HOP_BY_HOP: Final = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
-)
+HOP_BY_HOP: Final = {
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
 ENGINE: Final = web.AppKey("engine", str)
 SESSION: Final = web.AppKey("session", aiohttp.ClientSession)
 
 
 async def forward(request: web.Request) -> web.StreamResponse:
     headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
-    del headers["Host"]
+    headers.pop("Host", None)
     async with request.app[SESSION].request(
         request.method,
-        request.app[ENGINE] + request.raw_path,
+        URL(request.app[ENGINE] + request.raw_path, encoded=True),
         headers=headers,
         data=await request.read(),
         allow_redirects=False,

@@ -34,7 +34,7 @@ class InstallError(Exception):
 
 
 class Peer(Protocol):
-    """One program between client and engine, with one worker process and set as a good operator would for speed."""
+    """One program between client and engine: one worker process, set as a good operator would for speed."""
 
     @property
     def name(self) -> str: ...

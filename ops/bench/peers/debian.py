@@ -53,6 +53,8 @@ http {{
             proxy_set_header Connection "";
             proxy_buffering off;
             proxy_buffer_size 16k;
+            proxy_buffers 4 16k;
+            proxy_busy_buffers_size 32k;
             proxy_read_timeout 600s;
         }}
     }}

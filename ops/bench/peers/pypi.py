@@ -61,7 +61,9 @@ class Distribution:
     def version(self, home: Path) -> str:
         self._python(home)
         stem = self._distribution.replace("-", "_")
-        for info in (home / self._distribution / "venv" / "lib").glob(f"python3*/site-packages/{stem}-*.dist-info"):
+        for info in (home / self._distribution / "venv" / "lib").glob(
+            f"python3*/site-packages/{stem}-*.dist-info"
+        ):
             return info.name.removeprefix(f"{stem}-").removesuffix(".dist-info")
         raise InstallError(f"{self._distribution} is not in its environment below {home}: install it again")
 
@@ -142,8 +144,7 @@ def sglang_router(run: Run = run) -> Router:
 def smg(run: Run = run) -> Router:
     """The Shepherd Model Gateway. Load monitoring would poll the engine; tokenizers are not needed to route."""
     flags = (
-        "--log-level", "warn", "--policy", "round_robin", "--disable-load-monitoring", "--disable-tokenizer-autoload",
+        "--log-level", "warn", "--policy", "round_robin",
+        "--disable-load-monitoring", "--disable-tokenizer-autoload",
     )  # fmt: skip
     return Router("smg", "smg", ("-m", "smg.cli", "launch"), *flags, run=run)
-
-
