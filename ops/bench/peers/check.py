@@ -85,15 +85,12 @@ def check(peer: Peer, home: Path, asked: Callable[[int, Spec, dict[str, str]], A
         )  # fmt: skip
         headers = peer.headers(engine)
         command = peer.command(home, work, port, engine)
-        log = work / "peer.log"
-        try:
-            start = stack.enter_context(
-                subjects.started(
-                    command, port, cpus, log=log, ready=lambda: subjects.answers(port, peer.ready, headers)
-                )
+        start = stack.enter_context(
+            subjects.started(
+                command, port, cpus, log=work / "peer.log",
+                ready=lambda: subjects.answers(port, peer.ready, headers),
             )
-        except RuntimeError as error:  # the log goes with the folder
-            raise RuntimeError(f"{error}:\n{log.read_text(errors='replace')[-2000:]}") from error
+        )  # fmt: skip
         verdicts = [
             verdict(spec, asked(port, spec, headers), reserialises=peer.reserialises) for spec in (PLAIN, STREAMED)
         ]
