@@ -1,0 +1,66 @@
+"""Owns the command line of the peers: install them, check them.
+Must not know any one peer.
+Called as `python -m ops.bench.peers install|check [NAME…] [--home FOLDER]`."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ops.bench.peers import HOME, PEERS, InstallError, Peer, peer
+from ops.bench.peers.check import check
+from ops.bench.peers.folder import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all went well, 1 if a peer did not; 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers", description=__doc__.partition("\n")[0])
+    parser.add_argument("action", choices=("install", "check"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(PEERS)}")
+    parser.add_argument("--home", type=Path, default=HOME, help="where they are installed (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if unknown := [name for name in args.names if name not in PEERS]:
+        parser.error(f"no peer {', '.join(unknown)}: there are {', '.join(PEERS)}")
+    home = args.home.expanduser().absolute()
+    act = _install if args.action == "install" else _check
+    return max([_tried(act, peer(name), home) for name in args.names or PEERS])
+
+
+def _tried(act: Callable[[Peer, Path], bool], one: Peer, home: Path) -> int:
+    """The other peers go on where one fails."""
+    try:
+        return 0 if act(one, home) else 1
+    except (InstallError, RuntimeError, OSError, http.client.HTTPException) as error:
+        say(f"{one.name}: {error}")
+        return 1
+
+
+def _install(one: Peer, home: Path) -> bool:
+    began = time.monotonic()
+    one.install(home)
+    print(f"{one.name} {one.version(home)}: there after {time.monotonic() - began:.1f} s", flush=True)
+    return True
+
+
+def _check(one: Peer, home: Path) -> bool:
+    found = check(one, home)
+    print(
+        f"{found.name} {found.version}: answers after {found.start_seconds:.2f} s; "
+        f"plain: {found.plain}; streamed: {found.streamed}",
+        flush=True,
+    )
+    return found.right
+
+
+def _terminated(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # through every `finally`: no child stays behind
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Owns a peer's own folder: installed once, by one recipe, from nothing; every step bounded in time.
+Must not know what is installed there.
+Called by the drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from ops.bench.peers.base import InstallError
+
+STEP_SECONDS: Final = 900.0
+_STAMP: Final = "installed"  # holds the recipe; written last of all
+_MARK: Final = "installing"  # this program made the folder, and may throw it away
+
+Run = Callable[..., str]
+
+
+def run(argv: Sequence[str], *, cwd: Path | None = None, seconds: float = STEP_SECONDS) -> str:
+    """Its standard output. The whole process group is ended with it, or when its time is over.
+
+    Raises InstallError with the end of what it said where it fails.
+    """
+    try:
+        child = subprocess.Popen(
+            argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise InstallError(f"{argv[0]} cannot be run: {error.strerror}") from error
+    try:
+        out, err = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise InstallError(f"{' '.join(argv)}: not done after {seconds:g} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+    if child.returncode:
+        said = [line for line in (err or out).splitlines() if line.strip()]
+        raise InstallError(f"{' '.join(argv)} ended with {child.returncode}:\n" + "\n".join(said[-12:]))
+    return out
+
+
+def ensure(folder: Path, recipe: str, install: Callable[[], None]) -> None:
+    """`install` into an empty `folder`, unless this very recipe was finished there before; one at a time.
+
+    Raises InstallError where the folder holds what this program did not put there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done(folder, recipe):
+            return
+        if folder.exists():
+            if any(folder.iterdir()) and not any((folder / name).exists() for name in (_STAMP, _MARK)):
+                raise InstallError(f"{folder} holds what this program did not put there; choose another --home")
+            shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / _MARK).touch()
+        install()
+        (folder / _STAMP).write_text(recipe)
+
+
+def done(folder: Path, recipe: str) -> bool:
+    try:
+        return (folder / _STAMP).read_text() == recipe
+    except OSError:
+        return False
+
+
+def need(path: Path, name: str) -> Path:
+    """The path, if it is there. Raises InstallError that says how to get it."""
+    if not path.exists():
+        raise InstallError(
+            f"{name} is not installed there ({path} is missing): python -m ops.bench.peers install {name}"
+        )
+    return path
+
+
+def say(text: str) -> None:
+    print(f"peers: {text}", file=sys.stderr, flush=True)

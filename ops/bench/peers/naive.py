@@ -1,0 +1,34 @@
+"""Owns how the plain aiohttp proxy of ops/bench/naive.py is run as a peer.
+Must not know the other peers; there is nothing to install.
+Called through `peers.peer`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Final
+
+from ops.bench.peers.base import Command
+
+ROOT: Final = Path(__file__).parents[3]
+
+
+class Naive:
+    name = "aiohttp-naive"
+    ready = "/health"  # forwarded: the engine answers
+    reserialises = False
+
+    def headers(self, engine: str) -> dict[str, str]:
+        return {}
+
+    def install(self, home: Path) -> None:
+        """It runs on this interpreter."""
+
+    def version(self, home: Path) -> str:
+        return f"aiohttp {importlib.metadata.version('aiohttp')}"
+
+    def command(self, home: Path, work: Path, port: int, engine: str) -> Command:
+        return Command(
+            [sys.executable, "-m", "ops.bench.naive", "--port", str(port), "--engine", engine], {}, ROOT
+        )
