@@ -5,11 +5,11 @@ Called by the gateway."""
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,7 +18,8 @@ from aiohttp.web_exceptions import HTTPException
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
-from proxy.log import RequestRecord
+from proxy.log import Log, RequestRecord
+from proxy.metrics import Metrics
 from proxy.wire.openai import Ask
 
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
@@ -26,7 +27,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 def request_id(given: str | None) -> str:
     """The client's own id where it is a plain token of at most 128 characters, else a new one."""
-    return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _ID.fullmatch(given) else os.urandom(16).hex()
 
 
 @dataclass(slots=True)
@@ -78,44 +79,49 @@ class Call:
             return self.reader.flight.error.code.code
         return self.error
 
-    def measures(self) -> dict[str, Any]:
+    def tell(self, metrics: Metrics, log: Log | None, *, show_prompt: bool) -> None:
+        """One count, and one line where `log` is given, of the request, after all is said."""
         queue, ttft, total = self._times()
         prompt, completion, source = self._tokens()
-        return {
-            "endpoint": self.endpoint,
-            "status": 499 if self.client_left else self.status,
-            "verdict": self.verdict,
-            "model": self.model,
-            "queue_s": queue,
-            "ttft_s": ttft,
-            "total_s": total,
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "token_source": source,
-        }
-
-    def record(self, *, show_prompt: bool) -> RequestRecord:
-        queue, ttft, total = self._times()
-        prompt, completion, source = self._tokens()
-        return RequestRecord(
-            request_id=self.id,
-            model_id=self.model,
+        status = 499 if self.client_left else self.status
+        reader = self.reader
+        metrics.request(
             endpoint=self.endpoint,
-            method=self.request.method,
-            status=499 if self.client_left else self.status,
+            status=status,
             verdict=self.verdict,
-            stream=self.stream,
-            queue_ms=round(queue * 1000, 3),
-            ttft_ms=None if ttft is None else round(ttft * 1000, 3),
-            total_ms=round(total * 1000, 3),
+            model=self.model,
+            queue_s=queue,
+            ttft_s=ttft,
+            total_s=total,
             prompt_tokens=prompt,
             completion_tokens=completion,
             token_source=source,
-            backend=self.reader.flight.backend if self.reader is not None else None,
-            bytes_out=self.bytes_out or (self.reader.sent if self.reader is not None else 0),
-            error=self.failure(),
-            client_left=self.client_left,
-            prompt=self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
+        )
+        if log is None:
+            return
+        log.request(
+            RequestRecord(
+                request_id=self.id,
+                model_id=self.model,
+                endpoint=self.endpoint,
+                method=self.request.method,
+                status=status,
+                verdict=self.verdict,
+                stream=self.stream,
+                queue_ms=round(queue * 1000, 3),
+                ttft_ms=None if ttft is None else round(ttft * 1000, 3),
+                total_ms=round(total * 1000, 3),
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                token_source=source,
+                backend=reader.flight.backend if reader is not None else None,
+                bytes_out=self.bytes_out or (reader.sent if reader is not None else 0),
+                error=self.failure(),
+                client_left=self.client_left,
+                prompt=(
+                    self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None
+                ),
+            )
         )
 
 
@@ -123,18 +129,27 @@ async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool)
     """The whole body, within its bounds of bytes and seconds. Raises GatewayError 400, 408, 413 or 415."""
     if json:
         kind = request.headers.get("content-type")
-        if kind is not None and not _is_json(kind):
+        if kind is not None and kind != "application/json" and not _is_json(kind):
             raise GatewayError(
                 Code.UNSUPPORTED_MEDIA_TYPE, f"Send application/json, not {kind.partition(';')[0][:64]!r}."
             )
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
+        if (coding := request.headers.get("content-encoding")) is not None and coding.lower() != "identity":
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send the body without a Content-Encoding.")
     limit = settings.max_body_bytes
-    too_large = GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {limit} bytes.")
+
+    def too_large() -> GatewayError:
+        return GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {limit} bytes.")
+
     if (request.content_length or 0) > limit:
-        raise too_large
+        raise too_large()
     if not request.can_read_body:
         return b""
+    content = request.content
+    if content.is_eof() and content.exception() is None:  # it came with its head: nothing to wait for
+        body = content.read_nowait()
+        if len(body) > limit:
+            raise too_large()
+        return body
     if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     pieces: list[bytes] = []
@@ -144,7 +159,7 @@ async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool)
             while piece := await request.content.readany():
                 size += len(piece)
                 if size > limit:
-                    raise too_large
+                    raise too_large()
                 pieces.append(piece)
     except TimeoutError:
         raise GatewayError(

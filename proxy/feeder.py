@@ -172,6 +172,7 @@ class Feeder:
                 flight.add(frame, same=True)
             elif is_done(frame):
                 finished = True
+                flight.add(frame)
             else:
                 self._look_at(frame, now)
                 flight.add(frame)

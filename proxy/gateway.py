@@ -29,7 +29,7 @@ from proxy.scheduler import Scheduler
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
-Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[Call], Awaitable[respond.Sent]]
 
 _FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
@@ -77,14 +77,15 @@ class Gateway:
             "/metrics": ("GET", "metrics", self._metrics_page),
         }
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Every request comes through here, and leaves one log line and one count behind."""
+    async def handle(self, request: web.BaseRequest) -> bool:
+        """Every request comes through here, and leaves one log line and one count behind. True: the connection
+        may be kept."""
         call = Call(request=request, id=request_id(request.headers.get("x-request-id")))
         try:
             try:
-                response = await self._route(call)
+                sent = await self._route(call)
             except GatewayError as e:
-                response = await self._refuse(call, e)
+                sent = await self._refuse(call, e)
             except TimeoutError:
                 call.error = "client_stalled"
                 raise ConnectionResetError("the client took nothing for too long") from None
@@ -92,7 +93,7 @@ class Gateway:
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
                 self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=_where(e))
-                response = await self._refuse(
+                sent = await self._refuse(
                     call, GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
                 )
         except (asyncio.CancelledError, ConnectionError):
@@ -102,9 +103,9 @@ class Gateway:
             if call.reader is not None:
                 call.reader.leave()
             self._record(call)
-        return response
+        return sent.keep_alive
 
-    async def _route(self, call: Call) -> web.StreamResponse:
+    async def _route(self, call: Call) -> respond.Sent:
         path = call.request.path
         route = self._routes.get(path)
         if route is None:
@@ -121,7 +122,7 @@ class Gateway:
     # -- generations ------------------------------------------------------------------------------
 
     def _generation(self, endpoint: Endpoint) -> Handler:
-        async def handler(call: Call) -> web.StreamResponse:
+        async def handler(call: Call) -> respond.Sent:
             return await self._generate(call, await self._ask(call, endpoint))
 
         return handler
@@ -133,7 +134,7 @@ class Gateway:
         call.ask, call.model, call.stream = ask, ask.model, ask.stream
         return ask
 
-    async def _generate(self, call: Call, ask: Ask) -> web.StreamResponse:
+    async def _generate(self, call: Call, ask: Ask) -> respond.Sent:
         """2 policy, 4 key, 5 flights, 6 respond."""
         headers = call.request.headers
         share = sharing(
@@ -190,7 +191,7 @@ class Gateway:
         self._scheduler.submit(flight)
         return call.reader
 
-    async def _answer(self, call: Call, reader: Subscriber, *, streamed: bool) -> web.StreamResponse:
+    async def _answer(self, call: Call, reader: Subscriber, *, streamed: bool) -> respond.Sent:
         stall = self._settings.client_stall_timeout
         if streamed:
             await reader.ready()
@@ -200,11 +201,11 @@ class Gateway:
         if reader.flight.stored_at is not None:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         send = respond.stream if streamed else respond.whole
-        response, call.bytes_out = await send(call.request, reader, headers, stall)
-        call.status = response.status
-        return response
+        sent = await send(call.request, reader, headers, stall)
+        call.status, call.bytes_out = sent.status, sent.bytes
+        return sent
 
-    async def _embed(self, call: Call) -> web.StreamResponse:
+    async def _embed(self, call: Call) -> respond.Sent:
         """`/v1/embeddings` under a short name; where no engine can embed, a marked stub if that is wanted."""
         ask = await self._ask(call, "embeddings")
         stub = self._settings.embed_stub
@@ -228,7 +229,7 @@ class Gateway:
 
     # -- everything else --------------------------------------------------------------------------
 
-    async def _pass(self, call: Call) -> web.StreamResponse:
+    async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
         body = await read_body(request, self._settings, json=False)
@@ -250,56 +251,50 @@ class Gateway:
         self._scheduler.submit(flight)
         return await self._answer(call, call.reader, streamed=True)
 
-    async def _models(self, call: Call) -> web.StreamResponse:
+    async def _models(self, call: Call) -> respond.Sent:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         return await self._reply(call, 200, {"object": "list", "data": self._backends.models()})
 
-    async def _health(self, call: Call) -> web.StreamResponse:
+    async def _health(self, call: Call) -> respond.Sent:
         return await self._reply(call, 200, {"status": "ok"})
 
-    async def _ready(self, call: Call) -> web.StreamResponse:
+    async def _ready(self, call: Call) -> respond.Sent:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
         return await self._reply(call, 200, {"status": "ready"})
 
-    async def _metrics_page(self, call: Call) -> web.StreamResponse:
+    async def _metrics_page(self, call: Call) -> respond.Sent:
         body, kind = self._metrics.render(call.request.headers.get("accept", ""))
         return await self._send(call, 200, [("content-type", kind)], body)
 
-    async def _reply(
-        self, call: Call, status: int, answer: object, headers: respond.Headers = ()
-    ) -> web.StreamResponse:
+    async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
         return await self._send(
             call, status, [("content-type", "application/json"), *headers], msgspec.json.encode(answer)
         )
 
-    async def _refuse(self, call: Call, error: GatewayError) -> web.StreamResponse:
+    async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
         call.error = error.code.code
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        response = await self._send(call, error.status, headers, error.json())
+        sent = await self._send(call, error.status, headers, error.json())
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # aiohttp would wait on for the rest of the body
-        return response
+        return sent
 
-    async def _send(
-        self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes
-    ) -> web.StreamResponse:
+    async def _send(self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes) -> respond.Sent:
         call.status = status
         headers.append(("x-request-id", call.id))
-        call.bytes_out = await respond.write(
-            call.request, status, headers, body, self._settings.client_stall_timeout
-        )
-        return respond.Written(status, keep_alive=call.request.keep_alive)
+        sent = await respond.write(call.request, status, headers, body, self._settings.client_stall_timeout)
+        call.bytes_out = sent.bytes
+        return sent
 
     def _record(self, call: Call) -> None:
         """One count and one line for the request, after all is said."""
-        self._metrics.request(**call.measures())
-        if call.endpoint not in ("health", "ready", "metrics") or call.error is not None:
-            self._log.request(call.record(show_prompt=self._settings.log_prompts))
+        logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
+        call.tell(self._metrics, self._log if logged else None, show_prompt=self._settings.log_prompts)
 
 
 def tenant(request: web.BaseRequest) -> bytes:

@@ -38,7 +38,7 @@ class Journey:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
-        "_connecting", "_connection", "_over", "_request", "_reused", "_road", "_tried", "feeder", "flight", "lease",
+        "_connecting", "_connection", "_over", "_reused", "_road", "_tried", "feeder", "flight", "lease",
     )  # fmt: skip
 
     def __init__(self, flight: Flight, lease: Lease, road: Road) -> None:
@@ -66,7 +66,7 @@ class Journey:
         if self._connecting is not None:
             self._connecting.cancel()
         self._part(content=False)
-        self._end()
+        self._over = True
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -159,11 +159,8 @@ class Journey:
             connection.release(feeder, content=content)
 
     def _arrive(self, error: GatewayError | None) -> None:
-        self._end()
-        self._road.arrived(self, error)
-
-    def _end(self) -> None:
         self._over = True
+        self._road.arrived(self, error)
 
     def _throttle(self, hold: bool) -> None:
         """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
 
 from proxy.errors import GatewayError
 from proxy.flight import Flight, Phase, Subscriber
@@ -26,18 +25,12 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _OURS: Final = frozenset({"x-request-id", "x-gateway-cache", "age"})  # an engine's header of these names is ours
 
 
-class Written(web.StreamResponse):
-    """What aiohttp is given for a response whose bytes are on the socket already."""
+class Sent(NamedTuple):
+    """A response whose bytes are on the socket."""
 
-    def __init__(self, status: int, *, keep_alive: bool) -> None:
-        super().__init__(status=status)
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
+    status: int
+    keep_alive: bool  # whether the connection may serve another request
+    bytes: int  # framing included
 
 
 class SocketPipe:
@@ -68,10 +61,8 @@ class SocketPipe:
         return not self._protocol.writing_paused
 
 
-async def stream(
-    request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float
-) -> tuple[Written, int]:
-    """Write a Flight to the client as it grows: (response, bytes sent). `stall`: seconds a client may take
+async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
+    """Write a Flight to the client as it grows. `stall`: seconds a client may take
     nothing while bytes wait for it.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
@@ -102,7 +93,7 @@ async def stream(
         keep = False  # no clean end: the client must see that the answer is not whole
         if request.transport is not None:
             request.transport.close()
-    return Written(status, keep_alive=keep), pipe.sent
+    return Sent(status, keep, pipe.sent)
 
 
 async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) -> None:
@@ -124,9 +115,7 @@ async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) ->
                 flight.throttle(False)
 
 
-async def whole(
-    request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float
-) -> tuple[Written, int]:
+async def whole(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
     """Write one body, when it is whole. Raises the Flight's GatewayError; Unfoldable where a stream's frames
     hold something that only the engine can put into a body."""
     reader.whole = True
@@ -140,23 +129,21 @@ async def whole(
     else:
         status, body = flight.head.status if flight.head else 200, b"".join(flight.log)
         passed = merged(flight, ())
-    sent = await write(request, status, [*passed, *headers], body, stall)
-    return Written(status, keep_alive=request.keep_alive), sent
+    return await write(request, status, [*passed, *headers], body, stall)
 
 
-async def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes, stall: float) -> int:
-    """Write a response at once; returns the bytes sent. Raises TimeoutError if the client does not take it."""
+async def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes, stall: float) -> Sent:
+    """Write a response at once. Raises TimeoutError if the client does not take it."""
     empty = status in (204, 304)
+    keep = request.keep_alive
     lengthed = [("content-length", str(len(body))), *headers] if not empty else [*headers]
     pipe = SocketPipe(
-        request,
-        write_head(status, lengthed, keep_alive=request.keep_alive),
-        mute=request.method == "HEAD" or empty,
+        request, write_head(status, lengthed, keep_alive=keep), mute=request.method == "HEAD" or empty
     )
     if not pipe.write(body):
         async with asyncio.timeout(stall or None):
             await request.writer.drain()
-    return pipe.sent
+    return Sent(status, keep, pipe.sent)
 
 
 def folded(flight: Flight) -> bytes:
@@ -197,17 +184,19 @@ def merged(flight: Flight, headers: Headers) -> list[tuple[str, str]]:
 def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
     """Status line and headers. Values were parsed or made by us, so they hold no line breaks: made sure of."""
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
-    names = set()
+    dated = False
     for name, value in headers:
-        names.add(name)
         lines.append(f"{name}: {value}")
-    if "date" not in names:
-        lines.append(f"date: {_date(int(time.time()))}")
+        dated = dated or name == "date"
+    if not dated:
+        lines.append(_date(int(time.time())))
     if not keep_alive:
         lines.append("connection: close")
-    if any("\r" in line or "\n" in line for line in lines):
+    lines.append("\r\n")
+    head = "\r\n".join(lines)
+    if head.count("\r") != len(lines) or head.count("\n") != len(lines):
         raise AssertionError("a header has a line break in it")
-    return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
+    return head.encode("latin-1", "replace")
 
 
 def dechunk(data: bytes) -> bytes:
@@ -223,4 +212,4 @@ def dechunk(data: bytes) -> bytes:
 
 @lru_cache(maxsize=2)
 def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+    return "date: " + formatdate(second, usegmt=True)

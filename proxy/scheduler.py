@@ -10,7 +10,7 @@ from typing import Final
 from proxy import cache as store
 from proxy.backends import Backends
 from proxy.batcher import Batcher
-from proxy.cache import Cache, Stored, stream_views
+from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits, Watch
 from proxy.flight import Flight, FlightGroup
@@ -124,9 +124,7 @@ class Scheduler:
             self._found(batch, [None] * len(batch))
             return
         self._metrics.batch(len(batch))
-        self._cache.lookup(
-            [flight.plan.key or b"" for flight in batch], lambda found: self._found(batch, found)
-        )
+        self._cache.lookup([flight.plan.key or b"" for flight in batch], lambda found: self._found(batch, found))
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
         """Hits land; misses are given to an engine, or wait for one."""

@@ -11,11 +11,12 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from proxy.cache import Cache, Stored
 from proxy.embedded.redis import server_binary
 from proxy.embedded.supervise import Child
 
@@ -123,3 +124,10 @@ async def tls_end(path: str, certificate: Certificate) -> AsyncIterator[int]:
         server.close()
         await asyncio.gather(*tasks)  # they end when their client has left
         await server.wait_closed()
+
+
+def look_up(cache: Cache, keys: Sequence[bytes]) -> asyncio.Future[list[Stored | None]]:
+    """One look-up as something to await. Who awaits may leave; the look-up goes on."""
+    found: asyncio.Future[list[Stored | None]] = asyncio.get_running_loop().create_future()
+    cache.lookup(keys, lambda values: None if found.done() else found.set_result(values))
+    return found

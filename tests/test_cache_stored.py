@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from proxy.cache import PREFIX, Cache, Op, Stored, stream_views
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk
-from tests.redis_server import redis_server
+from tests.redis_server import look_up, redis_server
 
 ONE, TWO, THREE = (chunk(b"data: %d\n\n" % n) for n in range(3))
 STREAM = Stored("stream", 1.0, ONE + TWO, cut=len(ONE), tail=THREE)
@@ -99,7 +99,7 @@ async def test_what_is_stored_comes_back_as_it_was() -> None:
         whole = Stored("whole", 2.5, b"{}", prompt_tokens=1, completion_tokens=2)
         await put(cache, b"a", STREAM)
         await put(cache, b"b", whole)
-        assert await cache.lookup([b"a", b"b", b"c"]) == [STREAM, whole, None]
+        assert await look_up(cache, [b"a", b"b", b"c"]) == [STREAM, whole, None]
 
 
 SOUND = msgspec.msgpack.encode(STREAM)
@@ -113,9 +113,9 @@ SOUND = msgspec.msgpack.encode(STREAM)
 async def test_garbage_is_a_miss_and_whatever_comes_next_replaces_it(value: bytes) -> None:
     async with cached() as (cache, seen, other):
         await other.set(PREFIX + b"k".hex().encode(), value)
-        assert await cache.lookup([b"k"]) == [None]
+        assert await look_up(cache, [b"k"]) == [None]
         await put(cache, b"k", STREAM, replace=False)
-        assert await cache.lookup([b"k"]) == [STREAM]
+        assert await look_up(cache, [b"k"]) == [STREAM]
         assert seen == ["garbage", "store", "hit"]
 
 
@@ -133,7 +133,7 @@ def test_no_bytes_under_our_key_make_a_look_up_fail(noise: bytes, at: int) -> No
 async def test_another_kind_of_value_under_our_key_is_nothing_to_us() -> None:
     async with cached() as (cache, seen, other):
         await other.rpush(PREFIX + b"k".hex().encode(), "a")
-        assert await cache.lookup([b"k"]) == [None]
+        assert await look_up(cache, [b"k"]) == [None]
         assert seen == ["miss"]  # as MGET has it
 
 
@@ -141,7 +141,7 @@ async def test_replace_false_leaves_what_is_there() -> None:
     async with cached() as (cache, _, _):
         await put(cache, b"k", STREAM)
         await put(cache, b"k", Stored("whole", 1.0, b"{}"), replace=False)
-        assert await cache.lookup([b"k"]) == [STREAM]
+        assert await look_up(cache, [b"k"]) == [STREAM]
 
 
 async def test_more_than_may_wait_to_be_stored_is_left_out_and_settled_at_once() -> None:
@@ -154,7 +154,7 @@ async def test_more_than_may_wait_to_be_stored_is_left_out_and_settled_at_once()
         await put(cache, b"small", Stored("whole", 1.0, b"{}"))
         assert settled == [1, 0]
         await put(cache, b"1", big)
-        assert [value is not None for value in await cache.lookup([b"0", b"1"])] == [True, True]
+        assert [value is not None for value in await look_up(cache, [b"0", b"1"])] == [True, True]
 
 
 async def test_stopping_settles_what_is_under_way_and_is_no_error() -> None:
@@ -162,7 +162,7 @@ async def test_stopping_settles_what_is_under_way_and_is_no_error() -> None:
         await other.client_pause(60_000)
         settled: list[int] = []
         cache.store(b"k", STREAM, lambda: settled.append(1))
-        found = cache.lookup([b"k"])
+        found = look_up(cache, [b"k"])
         await cache.stop()
         assert (settled, await found, seen) == ([1], [None], [])
         assert cache.available
@@ -171,8 +171,8 @@ async def test_stopping_settles_what_is_under_way_and_is_no_error() -> None:
 async def test_who_asked_may_leave_and_the_next_look_up_is_right() -> None:
     async with cached() as (cache, seen, _):
         await put(cache, b"k", STREAM)
-        cache.lookup([b"other"]).cancel()
-        assert await cache.lookup([b"k"]) == [STREAM]
+        look_up(cache, [b"other"]).cancel()
+        assert await look_up(cache, [b"k"]) == [STREAM]
         assert seen == ["store", "hit"]
 
 
@@ -190,7 +190,7 @@ async def test_a_refusal_opens_the_breaker_only_where_everything_would_be_refuse
     told: list[tuple[bool, str]] = []
     async with cached(on_breaker=lambda opened, why: told.append((opened, why))) as (cache, seen, other):
         await harm(other)
-        assert await cache.lookup([b"k"]) == [None]
+        assert await look_up(cache, [b"k"]) == [None]
         assert seen == ["error"]
         assert cache.available is not opens
         assert told == ([(True, "it refused the login (NOAUTH)")] if opens else [])

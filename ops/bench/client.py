@@ -250,6 +250,7 @@ class Load:
         free: list[Client] = [await self._open() for _ in range(16)]
         everyone = list(free)
         running = 0
+        idle = asyncio.Event()
         began = time.perf_counter()
         for at in range(int(rate * seconds)):
             pause = began + at / rate - time.perf_counter()
@@ -261,17 +262,21 @@ class Load:
             else:
                 client = free.pop()
             running += 1
+            idle.clear()
 
             def ended(client: Client) -> None:
                 nonlocal running
                 running -= 1
+                if not running:
+                    idle.set()
                 if client.usable:
                     free.append(client)
 
             client.send(next(specs), ended)
-        while running and time.perf_counter() < began + seconds + 30:
-            await asyncio.sleep(0.01)
-        if running:
+        try:
+            async with asyncio.timeout(30):
+                await idle.wait()
+        except TimeoutError:
             self.tally.wrong.append(f"{running} answers never ended")
         self.tally.seconds = time.perf_counter() - began
         for client in everyone:

@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         elif path.endswith(b"/bench/counts"):
             text = ",".join(f'"{name}":{count}' for name, count in self.counts.items())
             self.transport.write(_plain("200 OK", f"{{{text}}}".encode()))
-        elif path.endswith(b"/health") or path.endswith(b"/get_model_info") or path.endswith(b"/server_info"):
+        elif path.endswith((b"/health", b"/get_model_info", b"/server_info")):
             self.transport.write(_plain("200 OK", b"{}"))
         elif path.endswith(b"/render"):  # vllm-router's cache-aware policy asks for the rendered prompt
             self.transport.write(_plain("200 OK", b'{"prompt":"","token_ids":[1,2,3]}'))

@@ -45,7 +45,7 @@ def free_port() -> int:
 
 
 def answers(port: int, path: str, headers: Mapping[str, str]) -> bool:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=dict(headers))  # noqa: S310 - loopback
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=dict(headers))
     try:
         with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - loopback
             return bool(response.status == 200)

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -99,26 +99,24 @@ def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, s
             row = []
             for name in subjects:
                 values = [getattr(part, what) for part in by[name, workload]]
-                row.append(
-                    f"{statistics.median(v[0] for v in values):.2f} / {statistics.median(v[1] for v in values):.2f}"
-                    if values and any(v[1] for v in values)
-                    else "–"
-                )
+                middle = [statistics.median(v[which] for v in values) for which in (0, 1)] if values else []
+                row.append(f"{middle[0]:.2f} / {middle[1]:.2f}" if any(middle) else "–")
             if any(cell != "–" for cell in row):
-                lines.append(f"| {'TTFT' if what == 'ttft_ms' else 'gap'}: {_WORDS[workload][0]} | " + " | ".join(row) + " |")
+                lines.append(
+                    f"| {'TTFT' if what == 'ttft_ms' else 'gap'}: {_WORDS[workload][0]} | "
+                    + " | ".join(row)
+                    + " |"
+                )
     lines += ["", "| | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
-    rows = {
-        "RSS MB, most": lambda ps: _middle([max(p.rss_mb for p in ps)]),
-        "ready after s": lambda ps: _middle(sorted({p.start_s for p in ps}), 2),
-        "requests": lambda ps: str(sum(p.done for p in ps)),
-        "wrong": lambda ps: str(sum(len(p.wrong) for p in ps)),
+    rows: dict[str, Callable[[list[Part]], str]] = {
+        "RSS MB, most": lambda found: _middle([max(part.rss_mb for part in found)]),
+        "ready after s": lambda found: _middle(sorted({part.start_s for part in found}), 2),
+        "requests": lambda found: str(sum(part.done for part in found)),
+        "wrong": lambda found: str(sum(len(part.wrong) for part in found)),
     }
     for words, of in rows.items():
-        row = []
-        for name in subjects:
-            mine = [part for part in parts if part.subject == name]
-            row.append(of(mine) if mine else "–")
-        lines.append(f"| {words} | " + " | ".join(row) + " |")
+        mine = [[part for part in parts if part.subject == name] for name in subjects]
+        lines.append(f"| {words} | " + " | ".join(of(found) if found else "–" for found in mine) + " |")
     lines += ["", *(f"- {name}: {version}" for name, version in versions.items())]
     for part in parts:
         lines += [f"- WRONG {part.subject} {part.workload}: {text}" for text in part.wrong[:3]]

@@ -76,7 +76,8 @@ def _backs(tokens: int, usage: bool) -> tuple[bytes, ...]:
         ',"prompt_token_ids":null,"prompt_text":null'
     ]
     found += [
-        f'{{"index":0,"delta":{{"content":" token{at:06d}"}},"logprobs":null,"finish_reason":null,"token_ids":null}}]'
+        f'{{"index":0,"delta":{{"content":" token{at:06d}"}},"logprobs":null,"finish_reason":null,'
+        f'"token_ids":null}}]'
         for at in range(tokens)
     ]
     # vLLM moves the fingerprint to the usage chunk, where there is one.
