@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from proxy.connection import MAX_HEAD, Connection
+from proxy.answer import MAX_HEAD
+from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 from tests.engine import Engine
@@ -196,7 +197,7 @@ async def test_a_drain_that_is_through_leaves_its_timer_without_teeth(engine: En
     await turn.frame(b"data: [DONE]\n\n")
     await first.until(b"[DONE]\n\n")
     connection.release(first, content=True)
-    drain = connection._receiver
+    drain = connection._answer
     assert drain is not None
     await turn.end()
     async with asyncio.timeout(PATIENCE):
@@ -219,7 +220,7 @@ async def test_a_drain_that_does_not_end_is_cut_off(engine: Engine, pool: Pool) 
     await turn.frame(b"data: a\n\n")
     await taker.until(b"\n\n")
     connection.release(taker, content=True)
-    drain = connection._receiver
+    drain = connection._answer
     assert drain is not None
     connection._abort_if(drain)
     await turn.cancelled()
