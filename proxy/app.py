@@ -5,6 +5,7 @@ Called by `__main__`, and by tests that run the gateway in their own loop."""
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from proxy.backends import Backend, Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.config import Settings
+from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.feeder import Limits
 from proxy.flight import Flight, FlightGroup
@@ -53,12 +55,13 @@ class App:
 async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
     """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds."""
     loop = asyncio.get_running_loop()
+    tls = _tls(settings, log)
     async with AsyncExitStack() as stack:
         urls, redis_url, redis_words = await _children(settings, log, stack)
         metrics = Metrics()
         group = FlightGroup(loop)
         cache = await _cache(redis_url, settings, log, metrics, stack)
-        backends = _backends(urls, settings, log, loop, stack)
+        backends = _backends(urls, settings, tls, log, loop, stack)
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit, max_batch=settings.max_batch, window=settings.batch_window_ms / 1000
         )
@@ -170,10 +173,31 @@ async def _cache(
     return cache
 
 
+def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
+    """For all engines at https:// URLs, made once: reading the system's certificates takes milliseconds."""
+    given = settings.backend_ca or settings.backend_cert or settings.backend_key
+    if not given and not any(url.startswith("https:") for url in settings.backends):
+        return None
+    context = tls_context(
+        ca=settings.backend_ca,
+        cert=settings.backend_cert,
+        key=settings.backend_key,
+        insecure=settings.backend_insecure,
+    )
+    if settings.backend_insecure:
+        log.event("warning", "settings", detail="backend_insecure: anyone can pass for an https:// engine")
+    return context
+
+
 def _backends(
-    urls: list[str], settings: Settings, log: Log, loop: asyncio.AbstractEventLoop, stack: AsyncExitStack
+    urls: list[str],
+    settings: Settings,
+    tls: ssl.SSLContext | None,
+    log: Log,
+    loop: asyncio.AbstractEventLoop,
+    stack: AsyncExitStack,
 ) -> Backends:
-    pools = [Pool(url, connect_timeout=settings.connect_timeout, loop=loop) for url in urls]
+    pools = [Pool(url, connect_timeout=settings.connect_timeout, loop=loop, tls=tls) for url in urls]
     for pool in pools:
         stack.callback(pool.close)
     backends = Backends([Backend(pool.url, pool, settings.max_inflight) for pool in pools])

@@ -59,6 +59,10 @@ def _switch(help: str) -> Any:
     return _setting(False, values.switch, "on|off", help)
 
 
+def _file(help: str) -> Any:
+    return _setting("", values.file, "FILE", help)
+
+
 def _choice(default: str, *others: str, help: str) -> Any:
     return _setting(default, values.choice(default, *others), "|".join((default, *others)), help)
 
@@ -85,9 +89,14 @@ class Settings:
         (),
         values.backend_urls,
         "URL",
-        "An engine (vLLM), repeated or comma-separated for several; none: the embedded engine.",
+        "An engine (vLLM): http://, https:// or unix:///path; repeated or comma-separated for several; none: the "
+        "embedded engine.",
         flag="--backend",
     )
+    backend_ca: str = _file("The only certificates to trust of https:// engines, PEM; none: the system's.")
+    backend_cert: str = _file("The client certificate shown to https:// engines, PEM; it may hold the key too.")
+    backend_key: str = _file("The private key of that certificate, PEM, unencrypted.")
+    backend_insecure: bool = _switch("Whether https:// engines are trusted whatever their certificate says.")
     redis: str = _setting(
         "auto",
         values.redis_url,

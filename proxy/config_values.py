@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _FACTOR: Final = {
@@ -25,6 +25,8 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _PORTS: Final = {"http": 80, "https": 443}
+_UNIX: Final = re.compile(r"unix:|http\+unix:", re.IGNORECASE)
+_UNIX_PATH: Final = 107  # bytes: sun_path without its end
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
 
 Reader = Callable[[Any], Any]
@@ -127,7 +129,12 @@ def backend_urls(raw: object) -> tuple[str, ...]:
 
 def _backend_url(text: str) -> str:
     """`http://Host:80/base/v1/` is `http://host/base`: the same engine is always written the same."""
-    right = "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000"
+    if _UNIX.match(text):
+        return _unix_url(text)
+    right = (
+        "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
+        "such as unix:///run/vllm.sock"
+    )
     parts = _split(text, right)
     if parts.scheme not in _PORTS or not parts.hostname:
         raise ValueError(right)
@@ -135,14 +142,53 @@ def _backend_url(text: str) -> str:
         raise ValueError("must not hold a user or password: an engine's URL is shown in logs and metrics")
     if "?" in text or "#" in text:
         raise ValueError(right + ", without ? or #")
-    path = parts.path.rstrip("/")
-    path = path.removesuffix("/v1").rstrip("/")
-    for endpoint in _ENDPOINTS:
-        if path.endswith(endpoint):
-            raise ValueError(right + f", without {endpoint}")
+    path = _base(parts.path, right)
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     port = "" if parts.port in (None, _PORTS[parts.scheme]) else f":{parts.port}"
     return f"{parts.scheme}://{name}{port}{path}"
+
+
+def _unix_url(text: str) -> str:
+    """`unix:/socket` and `unix:///socket` as Redis and gRPC write it, `http+unix://%2Fsocket/base` as Python's
+    HTTP clients do. Kept as `unix:///socket`, where that says it all."""
+    right = "must be a Unix socket's full path, such as unix:///run/vllm.sock or http+unix://%2Frun%2Fvllm.sock"
+    scheme, _, rest = text.partition(":")
+    base = ""
+    if scheme.lower() == "unix":
+        path = rest.removeprefix("//")
+    else:
+        encoded, slash, after = rest.removeprefix("//").partition("/")
+        if not re.fullmatch(r"[\x21-\x7e]+", encoded + after):
+            raise ValueError(right)
+        path, base = unquote(encoded, errors="replace"), _base(slash + after, right)
+    if (
+        not re.fullmatch(r"/[^\x00-\x1f\x7f\ufffd\ud800-\udfff]+", path)
+        or path.endswith("/")
+        or "?" in rest
+        or "#" in rest
+    ):
+        raise ValueError(right)
+    if len(path.encode()) > _UNIX_PATH:
+        raise ValueError(f"must have a path of at most {_UNIX_PATH} bytes: the system takes no longer one")
+    plain = re.fullmatch(r"(/[\w.@:+-]+)+", path, re.ASCII)
+    return f"unix://{path}" if plain and not base else f"http+unix://{quote(path, safe='')}{base}"
+
+
+def _base(path: str, right: str) -> str:
+    """What comes before /v1 in every path of an engine."""
+    base = path.rstrip("/").removesuffix("/v1").rstrip("/")
+    for endpoint in _ENDPOINTS:
+        if base.endswith(endpoint):
+            raise ValueError(right + f", without {endpoint}")
+    return base
+
+
+def file(raw: object) -> str:
+    """A file's path; `none`, or nothing, for none. Whether it can be read is found out by who reads it."""
+    if not isinstance(raw, str) or "\0" in raw or "://" in raw:
+        raise ValueError("must be the path of a file, or none")
+    path = raw.strip()
+    return "" if path == "none" else path
 
 
 def _split(text: str, right: str) -> SplitResult:

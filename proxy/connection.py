@@ -5,18 +5,23 @@ Called by the pool in upstream and by the scheduler (one exchange at a time)."""
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import Final, Protocol
 
-import httptools
-
+from proxy.answer import Answer
+from proxy.dial import unreachable
 from proxy.errors import Code, GatewayError
+from proxy.framing import Refused
 
-MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers an engine may send
 DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
 
 
 class Receiver(Protocol):
-    """Takes one answer. Exactly one of `end` and `lost` is called, last. None of these may raise."""
+    """Takes one answer. Exactly one of `end` and `lost` is called, last, unless it was released before. None of
+    these may raise.
+
+    `body` is called once for each read that had any body in it, however many chunks those bytes came in.
+    """
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
     def body(self, data: bytes) -> None: ...
@@ -33,8 +38,8 @@ class Owner(Protocol):
     def forget(self, connection: Connection) -> None: ...
 
 
-class _Drain:
-    """Receives the rest of an answer that is already complete for its reader."""
+class _Nobody:
+    """Receives what is left of an answer whose receiver is through with it."""
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         pass
@@ -49,48 +54,70 @@ class _Drain:
         pass
 
 
+_NOBODY: Final = _Nobody()
+
+
 class Connection(asyncio.Protocol):
-    """One connection to an engine, one exchange at a time."""
+    """One connection to an engine, one exchange at a time.
+
+    The law of reuse: it is kept only if the answer ended where its own framing said, nothing came after it, the
+    request had gone out whole, and neither side had said `close`. Whatever is in doubt closes it: the next
+    exchange on it may be another client's.
+    """
+
+    __slots__ = ("_answer", "_drain", "_poll", "_pool", "_receiver", "_transport", "idle_since", "received")
 
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
-        self._receiver: Receiver | None = None
-        self._parser: httptools.HttpResponseParser | None = None
-        self._headers: list[tuple[str, str]] = []
-        self._head_bytes = 0
-        self._in_body = False
-        self._until_close = False
+        self._poll: select.poll | None = None
+        self._answer: Answer | None = None  # None between exchanges
+        self._receiver: Receiver = _NOBODY
+        self._drain: asyncio.TimerHandle | None = None
         self.idle_since = 0.0
         self.received = False  # any byte of the present answer
+
+    def __repr__(self) -> str:
+        answer = self._answer
+        if not self.usable:
+            state = "closed"
+        elif answer is None:
+            state = "idle"
+        elif answer.framing is None:
+            state = "head" if self.received else "waiting"
+        else:
+            state = answer.framing.kind.value
+        return f"<Connection {state}{' draining' if self._drain is not None else ''}>"
 
     # -- for the scheduler ------------------------------------------------------------------------
 
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Start an exchange on a connection that has none."""
         transport = self._transport
+        answer = self._answer = Answer(receiver, bodiless=request.startswith(b"HEAD "))
         self._receiver = receiver
-        self._reset()
         self.received = False
         if transport is None or transport.is_closing():
-            self._pool.loop.call_soon(self._lose, "the connection was already closed")
-            return
-        transport.write(request)
+            self._pool.loop.call_soon(self._lose, answer)
+        else:
+            transport.write(request)
 
     def release(self, receiver: Receiver, *, content: bool) -> None:
         """The receiver is through. If it has all it wanted the connection is kept, should the message end by
         itself soon; else it is closed. A connection that serves the next exchange already is left alone."""
-        if self._receiver is not receiver:
+        answer = self._answer
+        if answer is None or self._receiver is not receiver:
             return
-        if not content:
+        if not content or answer.until_close or not self.usable:
             self.abort()
             return
-        drain = self._receiver = _Drain()
-        self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, drain)
+        self._receiver = answer.to = _NOBODY
+        self._drain = self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, answer)
+        self.resume()
 
     def abort(self) -> None:
         """Close at once: the engine sees it and stops generating."""
-        self._receiver = None
+        self._part()
         if self._transport is not None:
             self._transport.abort()
 
@@ -102,112 +129,112 @@ class Connection(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
+    # -- for the pool -----------------------------------------------------------------------------
+
     def resume(self) -> None:
-        if self.usable and self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()  # without effect where it was not held
 
     @property
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def _abort_if(self, receiver: Receiver) -> None:
-        if self._receiver is receiver:
-            self.abort()
-
-    def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers = []
-        self._head_bytes = 0
-        self._in_body = self._until_close = False
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has come in that the loop has not read yet: on an idle connection that is its end, or
+        what nobody asked for. Costs a system call."""
+        return self._poll is None or not self._poll.poll(0)
 
     # -- asyncio.Protocol -------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
-        receiver = self._receiver
-        if receiver is None or self._parser is None:
-            self.abort()  # nobody asked: whatever this is, it must not be taken for the next answer
+        answer = self._answer
+        if answer is None:
+            self._drop()  # nobody asked: whatever this is, it must not be taken for the next answer
             return
         self.received = True
-        if not self._in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD + len(data):
-                self._break(Code.UPSTREAM_PROTOCOL, f"its answer's head is larger than {MAX_HEAD} bytes")
-                return
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break(Code.UPSTREAM_PROTOCOL, "it wants to switch protocols")
-        except httptools.HttpParserError as e:
-            self._break(Code.UPSTREAM_PROTOCOL, f"it does not speak HTTP/1.1 as it should ({e})")
+            ended = answer.feed(data)
+        except Refused as e:
+            if self._answer is answer:
+                self._refuse(str(e))
+            return
+        if ended and self._answer is answer:
+            self._finish(answer)
 
     def eof_received(self) -> bool:
+        if self._answer is None:
+            self._drop()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._poll = None
         self._pool.forget(self)
-        receiver, self._receiver = self._receiver, None
-        if receiver is None:
+        answer, receiver = self._answer, self._part()
+        if answer is None:
             return
-        if self._until_close and exc is None:
+        if answer.framing is None:
+            receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
+        elif answer.until_close and exc is None:
             receiver.end()
-        elif self._in_body:
-            receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, "The engine closed the connection in mid-answer."))
         else:
-            receiver.lost(unreachable("it closed the connection before it answered"))
+            message = f"The engine closed the connection in mid-answer{_detail(exc)}."
+            receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
 
-    # -- httptools callbacks ----------------------------------------------------------------------
+    # -- ends -------------------------------------------------------------------------------------
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
-
-    def on_headers_complete(self) -> None:
-        parser = self._parser
-        if parser is None or self._receiver is None:
-            return
-        status = parser.get_status_code()
-        if status < 200:
-            return
-        self._in_body = True
-        names = {name for name, _ in self._headers}
-        self._until_close = (
-            "content-length" not in names and "transfer-encoding" not in names and status not in (204, 304)
-        )
-        self._receiver.head(status, self._headers)
-
-    def on_body(self, data: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.body(data)
-
-    def on_message_complete(self) -> None:
-        parser, receiver = self._parser, self._receiver
-        if parser is None or receiver is None:
-            return
-        if not self._in_body:  # 1xx: the answer itself is still to come
-            self._headers = []
-            return
-        keep = parser.should_keep_alive() and not self._until_close
-        self._receiver = self._parser = None
-        if keep:
-            self._pool.give(self)
-        elif self._transport is not None:
-            self._transport.close()
+    def _finish(self, answer: Answer) -> None:
+        receiver, transport = self._part(), self._transport
+        if transport is not None:
+            # A request that is still going out: the engine may take its rest for the next one.
+            clean = not answer.surplus and not transport.get_write_buffer_size()
+            if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
+                self._pool.give(self)
+            elif clean:
+                transport.close()
+            else:
+                transport.abort()  # a close would wait for an engine that may read no more
         receiver.end()
 
-    def _break(self, code: Code, why: str) -> None:
-        receiver = self._receiver
+    def _part(self) -> Receiver:
+        """End the exchange, if there is one. Its receiver hears no more but from who called this."""
+        answer, receiver = self._answer, self._receiver
+        self._answer, self._receiver = None, _NOBODY
+        if answer is not None:
+            answer.to = _NOBODY
+            answer.close()
+        if self._drain is not None:
+            self._drain.cancel()
+            self._drain = None
+        return receiver
+
+    def _refuse(self, why: str) -> None:
+        receiver = self._part()
         self.abort()
-        if receiver is not None:
-            receiver.lost(GatewayError(code, f"The engine's answer cannot be read: {why}."))
+        receiver.lost(GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {why}."))
 
-    def _lose(self, why: str) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            receiver.lost(unreachable(why))
+    def _drop(self) -> None:
+        """Out of the pool now, not only once the loop has closed it."""
+        self._pool.forget(self)
+        self.abort()
+
+    def _abort_if(self, answer: Answer) -> None:
+        if self._answer is answer:
+            self.abort()
+
+    def _lose(self, answer: Answer) -> None:
+        if self._answer is answer:
+            self._part().lost(unreachable("the connection was already closed"))
 
 
-def unreachable(why: str) -> GatewayError:
-    return GatewayError(Code.UPSTREAM_UNREACHABLE, f"The engine could not be reached: {why}.")
+def _detail(exc: Exception | None) -> str:
+    """What the system or TLS said of a connection's end, as ` (…)`."""
+    text = str(getattr(exc, "strerror", None) or exc or "")
+    return f" ({text})" if text else ""

@@ -8,9 +8,9 @@ import asyncio
 import ssl
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urlsplit
 
-from proxy.connection import Connection, unreachable
+from proxy.connection import Connection
+from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
@@ -34,7 +34,10 @@ HOP_BY_HOP: Final = frozenset(
 
 
 class Pool:
-    """The connections to one engine. LIFO: the freshest is the least likely to have gone stale."""
+    """The connections to one engine. LIFO: the freshest is the least likely to have gone stale.
+
+    Bounded by who uses it: one connection for each lease and each poll, and MAX_IDLE that wait.
+    """
 
     def __init__(
         self,
@@ -42,18 +45,17 @@ class Pool:
         *,
         connect_timeout: float,
         loop: asyncio.AbstractEventLoop,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        parts = urlsplit(url)
         self.url = url
         self.loop = loop
-        self.base = parts.path.rstrip("/")
-        self.host = parts.hostname or ""
-        self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
-        self._authority = parts.netloc.rpartition("@")[2]
+        self.address = address_of(url)
+        self._tls = tls or (tls_context() if self.address.tls else None)
         self._connect_timeout = connect_timeout
-        self._idle: list[Connection] = []
+        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n"
+        self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Pool {self.url} open={len(self._live)} idle={len(self._idle)}>"
@@ -65,29 +67,21 @@ class Pool:
         """A kept connection, if one is fresh enough; stale ones are closed."""
         now = self.loop.time()
         while self._idle:
-            connection = self._idle.pop()
-            if connection.usable and now - connection.idle_since < IDLE_SECONDS:
+            connection, _ = self._idle.popitem()
+            if connection.usable and now - connection.idle_since < IDLE_SECONDS and connection.quiet:
                 return connection
             connection.abort()
         return None
 
     async def connect(self) -> Connection:
         """A new connection. Raises GatewayError 502 or 504."""
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                _, connection = await self.loop.create_connection(
-                    lambda: Connection(self),
-                    self.host,
-                    self.port,
-                    ssl=self._ssl,
-                )
-        except TimeoutError:
-            raise GatewayError(
-                Code.UPSTREAM_CONNECT_TIMEOUT,
-                f"The engine did not take the connection within {self._connect_timeout:g} s.",
-            ) from None
-        except OSError as e:  # refused, unreachable, no such host, TLS
-            raise unreachable(e.strerror or type(e).__name__) from None
+        connection = await dial(
+            self.address,
+            lambda: Connection(self),
+            loop=self.loop,
+            tls=self._tls,
+            timeout=self._connect_timeout,
+        )
         self._live.add(connection)
         return connection
 
@@ -98,22 +92,39 @@ class Pool:
             return
         connection.resume()
         connection.idle_since = self.loop.time()
-        self._idle.append(connection)
+        self._idle[connection] = None
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(IDLE_SECONDS, self._sweep)
 
     def forget(self, connection: Connection) -> None:
         self._live.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._idle.pop(connection, None)
+
+    def _sweep(self) -> None:
+        """Close what nobody will take any more: an engine need not keep a socket for us."""
+        self._sweeper = None
+        now = self.loop.time()
+        while self._idle:
+            oldest = next(iter(self._idle))
+            wait = oldest.idle_since + IDLE_SECONDS - now
+            if wait > 0:
+                self._sweeper = self.loop.call_later(wait, self._sweep)
+                return
+            del self._idle[oldest]
+            oldest.abort()
 
     def request(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
         """One request's bytes. A header that could smuggle another line is refused."""
-        lines = [f"{method} {self.base}{path} HTTP/1.1", f"Host: {self._authority}"]
-        lines.extend(f"{name}: {value}" for name, value in headers)
+        lines = [f"{name}: {value}\r\n" for name, value in headers]
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            lines.append(f"Content-Length: {len(body)}")
-        if any("\r" in line or "\n" in line or "\0" in line for line in lines):
-            raise GatewayError(Code.INVALID_HEADER, "A header or the path has a line break in it.")
-        return "\r\n".join(lines).encode("utf-8", "surrogateescape") + b"\r\n\r\n" + body
+            lines.append(f"Content-Length: {len(body)}\r\n")
+        text = f"{method} {self.address.base}{path}{self._head}{''.join(lines)}\r\n"
+        count = len(lines) + 3  # a line break for each, the request line, Host and the end
+        if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
+            raise GatewayError(
+                Code.INVALID_HEADER, "A header or the path has a line break in it, or the path a space."
+            )
+        return text.encode("utf-8", "surrogateescape") + body
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """A small GET of our own, for polls: (status, body). Raises GatewayError."""
@@ -133,6 +144,10 @@ class Pool:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
+        """Close all connections, in use or not."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
         for connection in tuple(self._live):
             connection.abort()
         self._idle.clear()

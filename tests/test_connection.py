@@ -6,52 +6,13 @@ import asyncio
 
 import pytest
 
-from proxy.connection import MAX_HEAD, Connection
-from proxy.errors import Code, GatewayError
+from proxy.answer import MAX_HEAD
+from proxy.connection import Connection
+from proxy.errors import Code
 from proxy.upstream import Pool
 from tests.engine import Engine
 from tests.engine_turn import PATIENCE
-
-
-class Taker:
-    """Receives one answer and keeps it."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.headers: list[tuple[str, str]] = []
-        self.data = b""
-        self.endings: list[GatewayError | None] = []  # None: a clean end
-        self._changed = asyncio.Event()
-
-    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        self.status, self.headers = status, headers
-        self._changed.set()
-
-    def body(self, data: bytes) -> None:
-        self.data += data
-        self._changed.set()
-
-    def end(self) -> None:
-        self.endings.append(None)
-        self._changed.set()
-
-    def lost(self, error: GatewayError) -> None:
-        self.endings.append(error)
-        self._changed.set()
-
-    async def until(self, data: bytes) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not self.data.endswith(data) or not self.status:
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def ended(self) -> GatewayError | None:
-        async with asyncio.timeout(PATIENCE):
-            while not self.endings:
-                self._changed.clear()
-                await self._changed.wait()
-        (ending,) = self.endings
-        return ending
+from tests.taker import Taker
 
 
 @pytest.fixture
@@ -196,7 +157,7 @@ async def test_a_drain_that_is_through_leaves_its_timer_without_teeth(engine: En
     await turn.frame(b"data: [DONE]\n\n")
     await first.until(b"[DONE]\n\n")
     connection.release(first, content=True)
-    drain = connection._receiver
+    drain = connection._answer
     assert drain is not None
     await turn.end()
     async with asyncio.timeout(PATIENCE):
@@ -219,7 +180,7 @@ async def test_a_drain_that_does_not_end_is_cut_off(engine: Engine, pool: Pool) 
     await turn.frame(b"data: a\n\n")
     await taker.until(b"\n\n")
     connection.release(taker, content=True)
-    drain = connection._receiver
+    drain = connection._answer
     assert drain is not None
     connection._abort_if(drain)
     await turn.cancelled()

@@ -135,7 +135,7 @@ async def test_the_freshest_connection_is_taken_first_and_a_stale_one_never(engi
 
 async def test_no_more_connections_are_kept_than_the_bound(engine: Engine) -> None:
     pool = pool_of(engine.url)
-    pool._idle = [Connection(pool) for _ in range(MAX_IDLE)]
+    pool._idle = {Connection(pool): None for _ in range(MAX_IDLE)}
     connection = await pool.connect()
     pool.give(connection)
     assert connection.usable is False
@@ -148,7 +148,7 @@ async def test_a_request_is_written_under_the_engines_own_path() -> None:
     assert pool.request("POST", "/v1/x?y=1", [("A", "é")], b"hi") == (
         "POST /base/v1/x?y=1 HTTP/1.1\r\nHost: host:81\r\nA: é\r\nContent-Length: 2\r\n\r\nhi".encode()
     )
-    assert (pool.host, pool.port) == ("host", 81)
+    assert (pool.address.host, pool.address.port) == ("host", 81)
 
 
 @pytest.mark.parametrize(("method", "told"), [("GET", False), ("HEAD", False), ("POST", True), ("PUT", True)])
