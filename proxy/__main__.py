@@ -5,9 +5,11 @@ Called as `python -m proxy`."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
+from typing import Final
 
 import uvloop
 
@@ -16,6 +18,9 @@ from proxy.config import Settings
 from proxy.config_load import load
 from proxy.errors import SettingsError
 from proxy.log import Log
+
+GC_THRESHOLD: Final = 20_000
+"""Containers made, less those freed, before a look for circles."""
 
 SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
@@ -29,9 +34,17 @@ async def serve(settings: Settings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(settings, log) as app:
+        settle_collector()
         _greet(app)
         await stop.wait()
         log.event("info", "stopping", flights=len(app.group))
+
+
+def settle_collector() -> None:
+    """What lives as long as the process is not looked through again, and the rest seldom."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 50, 100)
 
 
 def _greet(app: App) -> None:
