@@ -20,8 +20,9 @@ from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.feeder import Limits
-from proxy.flight import Flight, FlightGroup
+from proxy.flight import Flight
 from proxy.gateway import Gateway
+from proxy.group import FlightGroup
 from proxy.key import Keyer, hash_for
 from proxy.log import Log
 from proxy.metrics import Metrics
@@ -59,7 +60,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         urls, redis_url, redis_words = await _children(settings, log, stack)
         metrics = Metrics()
-        group = FlightGroup(loop)
+        group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
         backends = _backends(urls, settings, tls, log, loop, stack)
         batcher: Batcher[Flight] = Batcher(

@@ -125,31 +125,32 @@ class Call:
         )
 
 
-async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes:
-    """The whole body, within its bounds of bytes and seconds. Raises GatewayError 400, 408, 413 or 415."""
+def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes | None:
+    """The body, where it came with its head, as small ones do: nothing to wait for. None: `read_body` waits for
+    it. Raises GatewayError 413 or 415."""
+    headers = request.headers
     if json:
-        kind = request.headers.get("content-type")
+        kind = headers.get("content-type")
         if kind is not None and kind != "application/json" and not _is_json(kind):
             raise GatewayError(
                 Code.UNSUPPORTED_MEDIA_TYPE, f"Send application/json, not {kind.partition(';')[0][:64]!r}."
             )
-        if (coding := request.headers.get("content-encoding")) is not None and coding.lower() != "identity":
+        coding = headers.get("content-encoding")
+        if coding is not None and coding.lower() != "identity":
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send the body without a Content-Encoding.")
-    limit = settings.max_body_bytes
-
-    def too_large() -> GatewayError:
-        return GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {limit} bytes.")
-
-    if (request.content_length or 0) > limit:
-        raise too_large()
-    if not request.can_read_body:
-        return b""
+    if (request.content_length or 0) > settings.max_body_bytes:
+        raise _too_large(settings)
     content = request.content
-    if content.is_eof() and content.exception() is None:  # it came with its head: nothing to wait for
-        body = content.read_nowait()
-        if len(body) > limit:
-            raise too_large()
-        return body
+    if not content.is_eof() or content.exception() is not None:
+        return None
+    body = content.read_nowait()
+    if len(body) > settings.max_body_bytes:
+        raise _too_large(settings)
+    return body
+
+
+async def read_body(request: web.BaseRequest, settings: Settings) -> bytes:
+    """The whole body, within its bounds of bytes and seconds. Raises GatewayError 400, 408 or 413."""
     if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     pieces: list[bytes] = []
@@ -158,8 +159,8 @@ async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool)
         async with asyncio.timeout(settings.body_timeout or None):
             while piece := await request.content.readany():
                 size += len(piece)
-                if size > limit:
-                    raise too_large()
+                if size > settings.max_body_bytes:
+                    raise _too_large(settings)
                 pieces.append(piece)
     except TimeoutError:
         raise GatewayError(
@@ -168,6 +169,10 @@ async def read_body(request: web.BaseRequest, settings: Settings, *, json: bool)
     except (HttpProcessingError, HTTPException, ClientPayloadError, ValueError) as e:
         raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(settings: Settings) -> GatewayError:
+    return GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {settings.max_body_bytes} bytes.")
 
 
 def _is_json(kind: str) -> bool:

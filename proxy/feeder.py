@@ -17,8 +17,6 @@ from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import Twins, Usage, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
 
-_KEPT_FOR_SHARED: Final = frozenset({"content-type"})
-
 
 class _Whole(msgspec.Struct):
     usage: Usage | None = None
@@ -102,20 +100,26 @@ class Feeder:
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         flight = self.flight
         self._last = flight.clock()
-        kept = None if flight.private else _KEPT_FOR_SHARED
-        passed = tuple(
-            (name, value)
-            for name, value in headers
-            if name not in HOP_BY_HOP and name != "content-length" and (kept is None or name in kept)
-        )
-        length = next((value for name, value in headers if name == "content-length"), "")
-        self._head = Head(status, passed, int(length) if length.isascii() and length.isdigit() else None)
+        shared = not flight.private
+        passed = []
+        length: int | None = None
+        kind = ""
+        for header in headers:
+            name, value = header
+            if name == "content-length":
+                length = int(value) if value.isascii() and value.isdigit() else None
+                continue
+            if name == "content-type":
+                kind = value
+            elif shared or name in HOP_BY_HOP:
+                continue  # of a shared answer only its type is passed on
+            passed.append(header)
+        self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:
             flight.start(self._head)
             if flight.plan.method == "HEAD":
                 self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
-            kind = next((value for name, value in headers if name == "content-type"), "")
             if status == 200 and kind.lower().startswith("text/event-stream"):
                 flight.head = self._head
             else:

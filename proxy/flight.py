@@ -1,4 +1,4 @@
-"""Owns the Flight: one answer's append-only log, its states as a table, its readers' cursors, its registry.
+"""Owns the Flight: one answer's append-only log, its states as a table, its readers' cursors.
 Must not know HTTP, sockets, Redis or engines: it is fed frames and hands out bytes.
 Called by the gateway (join, leave), the scheduler (feeding, ending) and respond (reading)."""
 
@@ -29,20 +29,25 @@ class Phase(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    leads_to: tuple[Phase, ...]
+    """Its row of TRANSITIONS: to hash an Enum member takes a call of Python, to compare two takes none."""
+
 
 _NOTHING_JOINED: Final = (0, 0, False, b"")
-_ENDS: Final = frozenset({Phase.LANDED, Phase.FAILED, Phase.CANCELLED})
+_ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
 
-TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
-    Phase.QUEUED: frozenset({Phase.CONNECTING, Phase.STREAMING}) | _ENDS,  # STREAMING at once: a cache hit
-    Phase.CONNECTING: frozenset({Phase.PREFILL, Phase.CONNECTING}) | _ENDS,
+TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
+    Phase.QUEUED: (Phase.CONNECTING, Phase.STREAMING, *_ENDS),  # STREAMING at once: a cache hit
+    Phase.CONNECTING: (Phase.PREFILL, Phase.CONNECTING, *_ENDS),
     # Back to CONNECTING: a kept-alive connection that had died is replaced before its first byte.
-    Phase.PREFILL: frozenset({Phase.STREAMING, Phase.CONNECTING}) | _ENDS,
+    Phase.PREFILL: (Phase.STREAMING, Phase.CONNECTING, *_ENDS),
     Phase.STREAMING: _ENDS,
-    Phase.LANDED: frozenset(),
-    Phase.FAILED: frozenset(),
-    Phase.CANCELLED: frozenset(),
+    Phase.LANDED: (),
+    Phase.FAILED: (),
+    Phase.CANCELLED: (),
 }
+for _phase, _next in TRANSITIONS.items():
+    _phase.leads_to = _next
 
 
 class Pipe(Protocol):
@@ -61,9 +66,7 @@ class Flight:
         "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
 
-    def __init__(
-        self, plan: Plan, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         self.plan = plan
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
@@ -101,10 +104,10 @@ class Flight:
 
     def enter(self, phase: Phase) -> None:
         """The one place where the phase changes."""
-        if phase not in TRANSITIONS[self.phase]:
+        if phase not in self.phase.leads_to:
             raise AssertionError(f"no way from {self.phase} to {phase}")
         self.phase = phase
-        self.ended = phase in _ENDS
+        self.ended = not phase.leads_to
 
     # -- feeding ------------------------------------------------------------------------------------
 
@@ -264,86 +267,31 @@ class Subscriber:
         if self.done or self.lagging:
             self._wake()
 
-    async def changed(self) -> None:
-        """Wait until there is something for this reader's own task to do."""
+    def changed(self) -> asyncio.Future[None]:
+        """Resolves when there is something for this reader's own task to do."""
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     async def ready(self) -> None:
         """Wait for the first thing that can be answered."""
-        while not self.flight.started or (self.flight.mode is Mode.STREAM and not self._visible()):
-            await self.changed()
-
-    async def ended(self) -> None:
-        while not self.flight.ended:
+        while not self.visible:
             await self.changed()
 
     def leave(self) -> None:
         self.pipe = None
         self.flight.leave(self)
 
-    def _visible(self) -> bool:
-        return bool(self.flight.view(usage=self.usage)) or self.flight.ended
+    @property
+    def visible(self) -> bool:
+        """Whether this reader can be answered with something."""
+        flight = self.flight
+        if flight.ended or flight.mode is not Mode.STREAM:
+            return flight.started
+        return bool(flight.view(usage=self.usage))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-class FlightGroup:
-    """Every live Flight, and the map by which identical requests find each other."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._streams: dict[bytes, Flight] = {}
-        self._wholes: dict[bytes, Flight] = {}
-        self.live: set[Flight] = set()
-
-    def __len__(self) -> int:
-        return len(self.live)
-
-    def __repr__(self) -> str:
-        return f"<FlightGroup live={len(self.live)} joinable={len(self._streams) + len(self._wholes)}>"
-
-    @property
-    def subscribers(self) -> int:
-        return sum(len(flight.subscribers) for flight in self.live)
-
-    def find(self, key: bytes, *, stream: bool) -> Flight | None:
-        """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
-        streams never waits for a body: its first token would come with the last."""
-        flight = self._streams.get(key)
-        if flight is None and not stream:
-            flight = self._wholes.get(key)
-        return flight
-
-    def attach(self, flight: Flight, *, usage: bool, whole: bool, verdict: str) -> Subscriber:
-        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict)
-        flight.subscribers.add(subscriber)
-        return subscriber
-
-    def launch(self, plan: Plan) -> Flight:
-        """A new Flight, joinable from now on where it may be shared."""
-        flight = Flight(plan, self._loop)
-        self.live.add(flight)
-        if plan.key is not None:
-            self._map(plan)[plan.key] = flight
-        return flight
-
-    def hide(self, flight: Flight) -> None:
-        """No one joins it any more. Removed only if the map still holds *this* flight."""
-        key = flight.plan.key
-        if key is not None:
-            where = self._map(flight.plan)
-            if where.get(key) is flight:
-                del where[key]
-
-    def _map(self, plan: Plan) -> dict[bytes, Flight]:
-        return self._streams if plan.mode is Mode.STREAM else self._wholes
-
-    def remove(self, flight: Flight) -> None:
-        self.hide(flight)
-        self.live.discard(flight)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)

@@ -15,10 +15,12 @@ from aiohttp import web
 
 from proxy import respond
 from proxy.backends import Backends
-from proxy.call import Call, read_body, request_id
+from proxy.call import Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
+from proxy.embed import CANNOT_EMBED, names_model, stub_vector
 from proxy.errors import Code, GatewayError
-from proxy.flight import FlightGroup, Subscriber
+from proxy.flight import Subscriber
+from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.log import Log
 from proxy.metrics import Metrics
@@ -34,15 +36,9 @@ Handler = Callable[[Call], Awaitable[respond.Sent]]
 _FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
-_CANNOT_EMBED: Final = frozenset({404, 405, 501})
-
 
 class _Model(msgspec.Struct):
     model: str | None = None
-
-
-class _Error(msgspec.Struct):
-    error: dict[str, object] | None = None
 
 
 class Gateway:
@@ -83,7 +79,7 @@ class Gateway:
         call = Call(request=request, id=request_id(request.headers.get("x-request-id")))
         try:
             try:
-                sent = await self._route(call)
+                sent = await self._route(call)(call)
             except GatewayError as e:
                 sent = await self._refuse(call, e)
             except TimeoutError:
@@ -105,55 +101,53 @@ class Gateway:
             self._record(call)
         return sent.keep_alive
 
-    async def _route(self, call: Call) -> respond.Sent:
+    def _route(self, call: Call) -> Handler:
+        """Who answers. Raises GatewayError 404 or 405."""
         path = call.request.path
         route = self._routes.get(path)
         if route is None:
             if not passes(path, call.request.raw_path):
                 raise GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
             call.endpoint = "passthrough"
-            return await self._pass(call)
+            return self._pass
         method, call.endpoint, handler = route
         if call.request.method != method and not (method == "GET" and call.request.method == "HEAD"):
             call.allow = method
             raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{path} takes {method}, not {call.request.method[:16]}.")
-        return await handler(call)
+        return handler
 
     # -- generations ------------------------------------------------------------------------------
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         async def handler(call: Call) -> respond.Sent:
-            return await self._generate(call, await self._ask(call, endpoint))
+            body = body_at_hand(call.request, self._settings, json=True)
+            if body is None:
+                body = await read_body(call.request, self._settings)
+            ask = self._decode(call, endpoint, body)
+            streamed = ask.stream and endpoint != "embeddings"
+            reader = self._join(call, ask, self._sharing(call, ask))
+            return await (self._stream(call, reader) if streamed else self._whole(call, ask, reader))
 
         return handler
 
-    async def _ask(self, call: Call, endpoint: Endpoint) -> Ask:
+    def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
         """1 decode. The label of an endpoint is the endpoint's, under whatever path it came."""
-        body = await read_body(call.request, self._settings, json=True)
-        ask = decode(endpoint, body)
-        call.ask, call.model, call.stream = ask, ask.model, ask.stream
+        ask = call.ask = decode(endpoint, body)
+        call.model, call.stream = ask.model, ask.stream
         return ask
 
-    async def _generate(self, call: Call, ask: Ask) -> respond.Sent:
-        """2 policy, 4 key, 5 flights, 6 respond."""
+    def _sharing(self, call: Call, ask: Ask) -> Sharing:
+        """2 policy."""
         headers = call.request.headers
-        share = sharing(
+        return sharing(
             ask,
             self._settings.share,
             cache_control=headers.get("cache-control", ""),
             override=headers.get("x-gateway-share", ""),
         )
-        reader = self._join(call, ask, share)
-        try:
-            return await self._answer(call, reader, streamed=ask.stream and ask.endpoint != "embeddings")
-        except Unfoldable:
-            # A stream that only the engine can put into one body. Nothing has gone out: ask for the body itself.
-            reader.leave()
-            reader = self._join(call, ask, PRIVATE)
-            return await self._answer(call, reader, streamed=False)
 
     def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
-        """A place at a Flight: one that is under way, or a new one."""
+        """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
         streamed = ask.stream and ask.endpoint != "embeddings"
         key = None
         if share.shared:
@@ -191,32 +185,57 @@ class Gateway:
         self._scheduler.submit(flight)
         return call.reader
 
-    async def _answer(self, call: Call, reader: Subscriber, *, streamed: bool) -> respond.Sent:
-        stall = self._settings.client_stall_timeout
-        if streamed:
+    async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
+        """6 respond, as it comes."""
+        if not reader.visible:
             await reader.ready()
-        else:
-            await reader.ended()
-        headers = [("x-request-id", call.id), ("x-gateway-cache", reader.verdict)]
-        if reader.flight.stored_at is not None:
-            headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
-        send = respond.stream if streamed else respond.whole
-        sent = await send(call.request, reader, headers, stall)
+        if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that will not stream
+            return await self._body(call, reader)
+        sent = await respond.stream(
+            call.request, reader, self._headers(call, reader), self._settings.client_stall_timeout
+        )
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
+    async def _whole(self, call: Call, ask: Ask, reader: Subscriber) -> respond.Sent:
+        """6 respond, with one body."""
+        try:
+            return await self._body(call, reader)
+        except Unfoldable:
+            # A stream that only the engine can put into one body. Nothing has gone out: ask for the body itself.
+            reader.leave()
+            return await self._body(call, self._join(call, ask, PRIVATE))
+
+    async def _body(self, call: Call, reader: Subscriber) -> respond.Sent:
+        reader.whole = True
+        while not reader.flight.ended:
+            await reader.changed()
+        status, headers, body = respond.whole(reader.flight)
+        return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
+
+    def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
+        headers = [("x-request-id", call.id), ("x-gateway-cache", reader.verdict)]
+        if reader.flight.stored_at is not None:
+            headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
+        return headers
+
     async def _embed(self, call: Call) -> respond.Sent:
         """`/v1/embeddings` under a short name; where no engine can embed, a marked stub if that is wanted."""
-        ask = await self._ask(call, "embeddings")
+        body = body_at_hand(call.request, self._settings, json=True)
+        if body is None:
+            body = await read_body(call.request, self._settings)
+        ask = self._decode(call, "embeddings", body)
         stub = self._settings.embed_stub
         try:
             reader = self._join(call, ask, sharing(ask, self._settings.share))
-            await reader.ended()
+            reader.whole = True
+            while not reader.flight.ended:
+                await reader.changed()
             head = reader.flight.head
             if reader.flight.error is not None:
                 raise reader.flight.error
-            if head is None or head.status not in _CANNOT_EMBED or _names_model(reader.flight.log):
-                return await self._answer(call, reader, streamed=False)
+            if head is None or head.status not in CANNOT_EMBED or names_model(reader.flight.log):
+                return await self._body(call, reader)
             if not stub:
                 raise GatewayError(
                     Code.EMBEDDINGS_UNAVAILABLE,
@@ -225,14 +244,16 @@ class Gateway:
         except GatewayError as e:
             if not stub or e.code is Code.QUEUE_FULL:
                 raise
-        return await self._reply(call, 200, _stub(ask), [("x-gateway-stub", "1")])
+        return await self._reply(call, 200, stub_vector(ask), [("x-gateway-stub", "1")])
 
     # -- everything else --------------------------------------------------------------------------
 
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = await read_body(request, self._settings, json=False)
+        body = body_at_hand(request, self._settings, json=False)
+        if body is None:
+            body = await read_body(request, self._settings)
         try:
             call.model = msgspec.json.decode(body, type=_Model).model if body else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -249,7 +270,7 @@ class Gateway:
         flight = self._group.launch(plan)
         call.reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass")
         self._scheduler.submit(flight)
-        return await self._answer(call, call.reader, streamed=True)
+        return await self._stream(call, call.reader)
 
     async def _models(self, call: Call) -> respond.Sent:
         if not self._backends.ready:
@@ -266,12 +287,11 @@ class Gateway:
 
     async def _metrics_page(self, call: Call) -> respond.Sent:
         body, kind = self._metrics.render(call.request.headers.get("accept", ""))
-        return await self._send(call, 200, [("content-type", kind)], body)
+        return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
-        return await self._send(
-            call, status, [("content-type", "application/json"), *headers], msgspec.json.encode(answer)
-        )
+        ours = [("content-type", "application/json"), *headers, ("x-request-id", call.id)]
+        return await self._send(call, status, ours, msgspec.json.encode(answer))
 
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
@@ -279,16 +299,17 @@ class Gateway:
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        sent = await self._send(call, error.status, headers, error.json())
+        sent = await self._send(call, error.status, [*headers, ("x-request-id", call.id)], error.json())
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
-            call.request.transport.close()  # aiohttp would wait on for the rest of the body
+            call.request.transport.close()  # the rest of the body may never come
         return sent
 
     async def _send(self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes) -> respond.Sent:
         call.status = status
-        headers.append(("x-request-id", call.id))
-        sent = await respond.write(call.request, status, headers, body, self._settings.client_stall_timeout)
+        sent, fits = respond.write(call.request, status, headers, body)
         call.bytes_out = sent.bytes
+        if not fits:
+            await respond.taken(call.request, self._settings.client_stall_timeout)
         return sent
 
     def _record(self, call: Call) -> None:
@@ -301,26 +322,6 @@ def tenant(request: web.BaseRequest) -> bytes:
     """Whose answers these are. Without keys of our own, a caller's credential, hashed, keeps answers apart."""
     credential = request.headers.get("authorization")
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""
-
-
-def _names_model(log: list[bytes]) -> bool:
-    """Whether a 404 is about the model, not about embedding."""
-    try:
-        error = msgspec.json.decode(b"".join(log), type=_Error).error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return error is not None and error.get("param") == "model"
-
-
-def _stub(ask: Ask) -> dict[str, object]:
-    """A vector that says it is none: zeros, marked, for clients that only need the shape."""
-    return {
-        "object": "list",
-        "stub": True,
-        "model": ask.model,
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.0] * 8}],
-        "usage": {"prompt_tokens": 0, "total_tokens": 0},
-    }
 
 
 def _where(e: BaseException) -> str:

@@ -72,20 +72,19 @@ class Journey:
 
     def _depart(self) -> None:
         """The first attempt at an engine."""
-        flight, backend = self.flight, self.lease.backend
-        flight.backend = backend.name
+        backend = self.lease.backend
+        self.flight.backend = backend.name
         self._road.metrics.upstream_request(backend.name)
         self._attempt(backend)
 
     def _attempt(self, backend: Backend) -> None:
-        flight = self.flight
-        flight.enter(Phase.CONNECTING)
+        self.flight.enter(Phase.CONNECTING)
         connection = backend.pool.take()
         if connection is not None:
             self._send(backend, connection, reused=True)
-            return
-        self._connecting = asyncio.ensure_future(self._connect(backend))
-        self._road.own(self._connecting)
+        else:
+            self._connecting = asyncio.ensure_future(self._connect(backend))
+            self._road.own(self._connecting)
 
     async def _connect(self, backend: Backend) -> None:
         try:

@@ -22,6 +22,7 @@ from proxy.wire.fold import Unfoldable, fold, forces_tool
 Headers = Iterable[tuple[str, str]]
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_JSON: Final = (("content-type", "application/json"),)
 _OURS: Final = frozenset({"x-request-id", "x-gateway-cache", "age"})  # an engine's header of these names is ours
 
 
@@ -62,15 +63,12 @@ class SocketPipe:
 
 
 async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
-    """Write a Flight to the client as it grows. `stall`: seconds a client may take
-    nothing while bytes wait for it.
+    """Write a Flight that can be answered to the client, as it grows. `stall`: seconds a client may take nothing
+    while bytes wait for it.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
     """
-    await reader.ready()
     flight = reader.flight
-    if flight.mode is Mode.WHOLE:
-        return await whole(request, reader, headers, stall)
     if flight.error is not None and not flight.view(usage=reader.usage):
         raise flight.error
     chunks = request.version >= HttpVersion11
@@ -105,8 +103,7 @@ async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) ->
             continue
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
-        async with asyncio.timeout(stall or None):
-            await request.writer.drain()
+        await taken(request, stall)
         reader.lagging = False
         reader.pump()
         if not reader.lagging:
@@ -115,35 +112,38 @@ async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) ->
                 flight.throttle(False)
 
 
-async def whole(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
-    """Write one body, when it is whole. Raises the Flight's GatewayError; Unfoldable where a stream's frames
-    hold something that only the engine can put into a body."""
-    reader.whole = True
-    await reader.ended()
-    flight = reader.flight
+def whole(flight: Flight) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of a Flight that has ended. Raises the Flight's GatewayError; Unfoldable where a
+    stream's frames hold something that only the engine can put into a body."""
     if flight.error is not None:
         raise flight.error
-    passed = [("content-type", "application/json")]
     if flight.mode is Mode.STREAM:
-        status, body = 200, folded(flight)
-    else:
-        status, body = flight.head.status if flight.head else 200, b"".join(flight.log)
-        passed = merged(flight, ())
-    return await write(request, status, [*passed, *headers], body, stall)
+        return 200, _JSON, folded(flight)
+    log = flight.log
+    status = flight.head.status if flight.head else 200
+    return status, merged(flight, ()), log[0] if len(log) == 1 else b"".join(log)
 
 
-async def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes, stall: float) -> Sent:
-    """Write a response at once. Raises TimeoutError if the client does not take it."""
-    empty = status in (204, 304)
+def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) -> tuple[Sent, bool]:
+    """Write a response at once. False: the client lags, see `taken`. ConnectionResetError: it has left."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has left")
     keep = request.keep_alive
-    lengthed = [("content-length", str(len(body))), *headers] if not empty else [*headers]
-    pipe = SocketPipe(
-        request, write_head(status, lengthed, keep_alive=keep), mute=request.method == "HEAD" or empty
-    )
-    if not pipe.write(body):
-        async with asyncio.timeout(stall or None):
-            await request.writer.drain()
-    return Sent(status, keep, pipe.sent)
+    if status in (204, 304):
+        data = write_head(status, headers, keep_alive=keep)
+    else:
+        data = write_head(status, (("content-length", str(len(body))), *headers), keep_alive=keep)
+        if request.method != "HEAD":
+            data += body
+    transport.write(data)
+    return Sent(status, keep, len(data)), not request.protocol.writing_paused
+
+
+async def taken(request: web.BaseRequest, stall: float) -> None:
+    """Wait until the client has taken what was written. TimeoutError after `stall` seconds; 0 is no limit."""
+    async with asyncio.timeout(stall or None):
+        await request.writer.drain()
 
 
 def folded(flight: Flight) -> bytes:

@@ -13,7 +13,8 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits, Watch
-from proxy.flight import Flight, FlightGroup
+from proxy.flight import Flight
+from proxy.group import FlightGroup
 from proxy.journey import Journey, Road
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
@@ -52,7 +53,7 @@ class Scheduler:
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
-        backends.on_release = self._soon
+        backends.on_release = self._released
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -92,6 +93,11 @@ class Scheduler:
         if not self._turn_due:
             self._turn_due = True
             self._loop.call_soon(self._turn)
+
+    def _released(self) -> None:
+        """A place at an engine is free."""
+        if self.queue.waits:
+            self._soon()
 
     def _turn(self) -> None:
         self._turn_due = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,10 +12,12 @@ from aiohttp import ClientPayloadError, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.call import Call, read_body, request_id
+from proxy.call import Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flight import FlightGroup
+from proxy.group import FlightGroup
+from proxy.log import Log, RequestRecord
+from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
@@ -29,7 +32,9 @@ class Limits:
 class Body:
     """A request as far as its body goes: pieces that arrive, an error, or nothing more (None)."""
 
-    def __init__(self, *pieces: bytes | Exception | None, length: int | None = None, **headers: str) -> None:
+    def __init__(
+        self, *pieces: bytes | Exception | None, length: int | None = None, complete: bool = False, **headers: str
+    ) -> None:
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
         self.content_length = length
         self.can_read_body = bool(pieces)
@@ -37,10 +42,22 @@ class Body:
         self.transport = self
         self.method = "POST"
         self.written = b""
+        self.complete = complete  # it came with its head
         self._pieces = list(pieces)
 
     def write(self, data: bytes) -> None:
         self.written += data
+
+    def is_eof(self) -> bool:
+        return not self._pieces or (self.complete and len(self._pieces) == 1)
+
+    def exception(self) -> BaseException | None:
+        return None
+
+    def read_nowait(self) -> bytes:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        assert isinstance(piece, bytes)
+        return piece
 
     async def readany(self) -> bytes:
         piece = self._pieces.pop(0) if self._pieces else b""
@@ -52,7 +69,9 @@ class Body:
 
 
 async def read(body: Body, *, json: bool = True) -> bytes:
-    return await read_body(cast(web.BaseRequest, body), cast(Settings, Limits()), json=json)
+    request, limits = cast(web.BaseRequest, body), cast(Settings, Limits())
+    at_hand = body_at_hand(request, limits, json=json)
+    return at_hand if at_hand is not None else await read_body(request, limits)
 
 
 @pytest.mark.parametrize("given_id", ["a", "A-1._:/+=@", "x" * 128])
@@ -80,6 +99,7 @@ def test_an_id_is_always_safe_in_a_header_and_a_log(given_id: str) -> None:
     [
         (Body(), b""),
         (Body(b"abc"), b"abc"),
+        (Body(b"abc", complete=True), b"abc"),
         (Body(b"abc", b"de"), b"abcde"),
         (Body(b"0123456789", length=10), b"0123456789"),
         (Body(b"a", content_type="application/json; charset=utf-8"), b"a"),
@@ -97,6 +117,7 @@ async def test_a_body_within_its_bounds_is_read_whole(body: Body, whole: bytes) 
     [
         (Body(b"a", length=11), Code.BODY_TOO_LARGE),
         (Body(b"012345", b"678901"), Code.BODY_TOO_LARGE),
+        (Body(b"01234567890", complete=True), Code.BODY_TOO_LARGE),
         (Body(b"a", None), Code.BODY_TIMEOUT),
         (Body(b"a", ClientPayloadError("x")), Code.INVALID_VALUE),
         (Body(b"a", content_type="text/plain"), Code.UNSUPPORTED_MEDIA_TYPE),
@@ -131,50 +152,74 @@ async def test_a_client_that_waits_is_told_to_go_on_unless_it_would_be_refused()
     assert refused.written == b""
 
 
+class Told:
+    """Keeps what the metrics and the log are told."""
+
+    def __init__(self) -> None:
+        self.counted: list[dict[str, Any]] = []
+        self.logged: list[RequestRecord] = []
+
+    def of(self, call: Call, *, show_prompt: bool = False) -> tuple[dict[str, Any], RequestRecord]:
+        call.tell(cast(Metrics, self._counting()), cast(Log, self._logging()), show_prompt=show_prompt)
+        return self.counted[-1], self.logged[-1]
+
+    def _counting(self) -> Any:
+        return SimpleNamespace(request=lambda **facts: self.counted.append(facts))
+
+    def _logging(self) -> Any:
+        return SimpleNamespace(request=self.logged.append)
+
+
 def call(**facts: Any) -> Call:
     return Call(cast(web.BaseRequest, Body()), "id", endpoint="chat", status=200, **facts)
 
 
 def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:
-    record = call(error="invalid_json").record(show_prompt=True)
+    _, record = Told().of(call(error="invalid_json"), show_prompt=True)
     assert (record.verdict, record.error, record.ttft_ms, record.backend) == ("bypass", "invalid_json", None, None)
     assert (record.token_source, record.prompt, record.method) == (None, None, "POST")
 
 
 def test_a_client_that_left_is_counted_as_such_whatever_was_sent() -> None:
-    left = call(client_left=True)
-    assert (left.measures()["status"], left.record(show_prompt=False).status) == (499, 499)
+    counted, record = Told().of(call(client_left=True))
+    assert (counted["status"], record.status) == (499, 499)
 
 
 def test_the_prompt_is_recorded_only_where_it_was_asked_for() -> None:
     asked = call(ask=decode("chat", b'{"messages": [1]}'))
-    assert asked.record(show_prompt=True).prompt == "[1]"
-    assert asked.record(show_prompt=False).prompt is None
+    assert Told().of(asked, show_prompt=True)[1].prompt == "[1]"
+    assert Told().of(asked)[1].prompt is None
+
+
+def test_a_probe_is_counted_and_not_logged() -> None:
+    told = Told()
+    call().tell(cast(Metrics, told._counting()), None, show_prompt=False)
+    assert (len(told.counted), told.logged) == (1, [])
 
 
 @virtual
 async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
-    group = FlightGroup(asyncio.get_running_loop())
+    group = FlightGroup()
     flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
     one = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
-    assert one.measures()["token_source"] is None
+    assert Told().of(one)[0]["token_source"] is None
     flight.content_events = 3
-    facts = one.measures()
+    facts, _ = Told().of(one)
     assert (facts["prompt_tokens"], facts["completion_tokens"], facts["token_source"]) == (None, 3, "events")
     flight.usage = Usage(5, 4, 9)
-    facts = one.measures()
+    facts, record = Told().of(one)
     assert (facts["prompt_tokens"], facts["completion_tokens"], facts["token_source"]) == (5, 4, "usage")
-    assert facts["verdict"] == "attached"
+    assert (facts["verdict"], record.completion_tokens) == ("attached", 4)
     group.remove(flight)
 
 
 @virtual
 async def test_times_are_this_clients_own_and_never_negative() -> None:
-    group = FlightGroup(asyncio.get_running_loop())
+    group = FlightGroup()
     flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
     late = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
     flight.times.dispatched, flight.times.first = late.began - 5, late.began - 4
-    facts = late.measures()
+    facts, _ = Told().of(late)
     assert (facts["queue_s"], facts["ttft_s"]) == (0.0, 0.0)
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert late.failure() == "upstream_truncated"

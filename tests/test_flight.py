@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,24 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import SLICE, TRANSITIONS, Flight, FlightGroup, Phase, Subscriber
+from proxy.flight import SLICE, TRANSITIONS, Flight, Phase, Subscriber
+from proxy.group import FlightGroup
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.sse import chunk
-
-
-class Turns:
-    """The loop, as far as a flight knows it: what is to be done at the end of the turn."""
-
-    def __init__(self) -> None:
-        self.due: list[Callable[[], None]] = []
-
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.due.append(call)
-
-    def turn(self) -> None:
-        due, self.due = self.due, []
-        for call in due:
-            call()
 
 
 class Sink:
@@ -45,11 +29,10 @@ class Sink:
         return not self.full
 
 
-def lake(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> tuple[FlightGroup, Flight, Turns]:
-    turns = Turns()
-    group = FlightGroup(cast(asyncio.AbstractEventLoop, turns))
+def lake(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> tuple[FlightGroup, Flight]:
+    group = FlightGroup()
     flight = group.launch(Plan(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key))
-    return group, flight, turns
+    return group, flight
 
 
 def frame(n: int) -> bytes:
@@ -65,7 +48,7 @@ def join(group: FlightGroup, flight: Flight) -> tuple[Subscriber, Sink]:
 
 
 script = st.lists(
-    st.tuples(st.sampled_from(["append", "join", "leave", "full", "drain", "turn"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["append", "join", "leave", "full", "drain"]), st.integers(0, 9)),
     max_size=50,
 )
 
@@ -74,7 +57,7 @@ script = st.lists(
 def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
     steps: list[tuple[str, int]], fails: bool
 ) -> None:
-    group, flight, turns = lake()
+    group, flight = lake()
     emptied: list[Flight] = []
     flight.on_empty = emptied.append
     readers: list[tuple[Subscriber, Sink]] = [join(group, flight)]
@@ -96,14 +79,11 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
             if some[0].lagging:
                 some[0].lagging = False
                 some[0].pump()
-        else:
-            turns.turn()
     assert len(emptied) == (0 if readers else 1)
     if fails:
         flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     else:
         flight.land(Head())
-    turns.turn()
     whole = b"".join(chunk(frame(i)) for i in range(n)) + flight.tail
     for reader, sink in readers:
         sink.full = False
@@ -118,28 +98,27 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
 
 
 def test_a_late_joiner_gets_all_there_is_in_one_write() -> None:
-    group, flight, turns = lake()
+    group, flight = lake()
     join(group, flight)
     flight.frames([frame(i) for i in range(100)])
-    turns.turn()
     _, late = join(group, flight)
     assert late.writes == 1
     group.remove(flight)
 
 
-def test_what_comes_in_one_turn_goes_out_in_one_write() -> None:
-    group, flight, turns = lake()
+def test_what_comes_in_one_read_goes_out_in_one_write() -> None:
+    group, flight = lake()
     _, sink = join(group, flight)
     for i in range(5):
-        flight.frames([frame(i)])
+        flight.add(frame(i))
     assert sink.writes == 0
-    turns.turn()
+    flight.flush()
     assert sink.writes == 1
     group.remove(flight)
 
 
 def test_a_long_log_is_replayed_in_slices() -> None:
-    group, flight, _ = lake()
+    group, flight = lake()
     flight.frames([frame(i) for i in range(SLICE + 1)])
     reader, sink = join(group, flight)
     assert reader.cursor == SLICE
@@ -151,22 +130,20 @@ def test_a_long_log_is_replayed_in_slices() -> None:
 
 
 def test_the_end_goes_out_with_the_last_frames() -> None:
-    group, flight, turns = lake()
+    group, flight = lake()
     reader, sink = join(group, flight)
-    flight.frames([frame(1)])
+    flight.add(frame(1))
     flight.land(Head())
-    turns.turn()
     assert (sink.writes, reader.done) == (1, True)
     assert sink.got.endswith(b"0\r\n\r\n")
     group.remove(flight)
 
 
 def test_a_private_log_is_dropped_as_it_is_read() -> None:
-    group, flight, turns = lake(key=None)
+    group, flight = lake(key=None)
     _, sink = join(group, flight)
     for i in range(3):
         flight.frames([frame(i)])
-        turns.turn()
         assert (flight.log, flight.size) == ([], 0)
     assert sink.got == b"".join(chunk(frame(i)) for i in range(3))
     group.remove(flight)
@@ -175,7 +152,7 @@ def test_a_private_log_is_dropped_as_it_is_read() -> None:
 @pytest.mark.parametrize("phase", list(Phase))
 def test_the_table_of_phases_is_the_law(phase: Phase) -> None:
     for target in Phase:
-        group, flight, _ = lake()
+        group, flight = lake()
         flight.phase = phase
         if target in TRANSITIONS[phase]:
             flight.enter(target)
@@ -187,7 +164,7 @@ def test_the_table_of_phases_is_the_law(phase: Phase) -> None:
 
 
 def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() -> None:
-    group, flight, _ = lake(mode=Mode.WHOLE)
+    group, flight = lake(mode=Mode.WHOLE)
     assert group.find(b"k", stream=True) is None
     assert group.find(b"k", stream=False) is flight
     stream = group.launch(Plan(method="POST", path="/", body=b"", mode=Mode.STREAM, request_id="r", key=b"k"))
@@ -198,7 +175,7 @@ def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() 
 
 
 def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
-    group, old, _ = lake()
+    group, old = lake()
     new = group.launch(old.plan)
     group.remove(old)
     assert group.find(b"k", stream=True) is new
@@ -207,7 +184,7 @@ def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
 
 
 def test_its_repr_tells_its_state() -> None:
-    group, flight, _ = lake()
+    group, flight = lake()
     flight.frames([frame(1)])
     assert repr(flight) == "<Flight streaming stream log=1 readers=0>"
     group.remove(flight)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, FlightGroup
+from proxy.flight import Flight
+from proxy.group import FlightGroup
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.sse import chunk
 from tests.clock import virtual
-from tests.leaks import settle
-from tests.test_flight import Sink, Turns, frame, join, lake, script
+from tests.test_flight import Sink, frame, join, lake, script
 
 
 def plain(n: int, finish: str = "null") -> bytes:
@@ -30,8 +29,7 @@ DONE = b"data: [DONE]\n\n"
 
 @given(cuts=st.lists(st.integers(0, 5), max_size=6), late=st.integers(0, 5))
 def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], late: int) -> None:
-    turns = Turns()
-    group = FlightGroup(cast(asyncio.AbstractEventLoop, turns))
+    group = FlightGroup()
     plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
     flight = group.launch(plan)
     frames = [plain(1), plain(2), plain(3, '"stop"'), USAGE, DONE]
@@ -49,11 +47,10 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
         if at == late:
             for usage in (True, False):
                 come(usage)
-        flight.frames([one])
+        flight.add(one)
         if at in cuts:
-            turns.turn()
+            flight.flush()
     flight.land(Head())
-    turns.turn()
     finish = plain(3, '"stop"')[:-3] + b',"system_fingerprint":"f"}\n\n'
     seen = {True: frames, False: [plain(1), plain(2), finish, DONE]}
     for usage in (True, False):
@@ -63,14 +60,12 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
 
 
 def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() -> None:
-    turns = Turns()
-    group = FlightGroup(cast(asyncio.AbstractEventLoop, turns))
+    group = FlightGroup()
     flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     reader = group.attach(flight, usage=False, whole=False, verdict="miss")
     sink = reader.pipe = Sink()
     flight.frames([plain(1), plain(2, '"stop"')])
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
-    turns.turn()
     assert sink.got == chunk(plain(1)) + chunk(plain(2, '"stop"')) + flight.tail
     assert b"upstream_truncated" in flight.tail
     assert b"[DONE]" not in flight.tail
@@ -79,7 +74,7 @@ def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() 
 
 @given(script)
 def test_a_private_reader_that_lags_gets_every_frame_once(steps: list[tuple[str, int]]) -> None:
-    group, flight, turns = lake(key=None)
+    group, flight = lake(key=None)
     reader, sink = join(group, flight)
     n = 0
 
@@ -99,10 +94,7 @@ def test_a_private_reader_that_lags_gets_every_frame_once(steps: list[tuple[str,
             sink.full = True
         elif what == "drain":
             drain()
-        else:
-            turns.turn()
     flight.land(Head())
-    turns.turn()
     while reader.lagging:
         drain()
     assert reader.done
@@ -111,49 +103,43 @@ def test_a_private_reader_that_lags_gets_every_frame_once(steps: list[tuple[str,
 
 
 def test_what_a_lagging_private_reader_was_given_is_never_given_for_what_came_after() -> None:
-    group, flight, turns = lake(key=None)
+    group, flight = lake(key=None)
     reader, sink = join(group, flight)
     sink.full = True
     flight.frames([frame(0)])
-    turns.turn()
     flight.frames([frame(1), frame(2)])
-    turns.turn()
     sink.full = reader.lagging = False
     reader.pump()
     flight.trim()
     flight.frames([frame(3), frame(4)])
-    turns.turn()
     assert sink.got == b"".join(chunk(frame(i)) for i in range(5))
     group.remove(flight)
 
 
 def test_a_trimmed_log_forgets_what_was_joined_of_it() -> None:
-    group, flight, turns = lake(key=None)
+    group, flight = lake(key=None)
     reader = group.attach(flight, usage=True, whole=False, verdict="miss")
     flight.frames([frame(0), frame(1)])
-    turns.turn()
     sink = reader.pipe = Sink()
     reader.pump()
     flight.trim()
     flight.frames([frame(2), frame(3)])
-    turns.turn()
     assert sink.got == b"".join(chunk(frame(i)) for i in range(4))
     group.remove(flight)
 
 
 def test_a_reader_that_has_the_end_is_not_given_it_again() -> None:
-    group, flight, turns = lake()
+    group, flight = lake()
     flight.frames([frame(1)])
     flight.land(Head())
     reader, sink = join(group, flight)  # reads at once, before the turn in which all readers are served
     assert reader.done
-    turns.turn()
     assert sink.got == chunk(frame(1)) + b"0\r\n\r\n"
     group.remove(flight)
 
 
 def test_leaving_twice_or_after_the_end_empties_nothing_again() -> None:
-    group, flight, _ = lake()
+    group, flight = lake()
     emptied: list[Flight] = []
 
     def cancel(empty: Flight) -> None:
@@ -174,25 +160,22 @@ def test_leaving_twice_or_after_the_end_empties_nothing_again() -> None:
 
 
 def test_a_raw_answer_of_known_length_goes_through_as_it_came() -> None:
-    group, flight, turns = lake(key=None, mode=Mode.RAW)
+    group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head(length=5))
     _, sink = join(group, flight)
     flight.piece(b"ab")
-    turns.turn()
     flight.piece(b"cde")
     flight.land()
-    turns.turn()
     assert (sink.got, flight.bytes_in) == (b"abcde", 5)
     group.remove(flight)
 
 
 def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() -> None:
-    group, flight, turns = lake(key=None, mode=Mode.RAW)
+    group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head())
     reader, sink = join(group, flight)
     flight.piece(b"ab")
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
-    turns.turn()
     assert sink.got == b"2\r\nab\r\n"
     assert reader.done
     group.remove(flight)
@@ -200,22 +183,21 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
 
 @virtual
 async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
-    group = FlightGroup(asyncio.get_running_loop())
+    group = FlightGroup()
     flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
     reader = group.attach(flight, usage=True, whole=True, verdict="miss")
-    waiting = asyncio.ensure_future(reader.ended())
+    waiting = reader.changed()
     flight.frames([frame(1)])
-    await settle()
     assert not waiting.done()
     flight.land(Head())
-    await waiting
+    assert waiting.done()
     assert flight.raw_frames() == [frame(1)]
     group.remove(flight)
 
 
 @virtual
 async def test_a_reader_without_usage_is_ready_only_when_it_has_something_to_see() -> None:
-    group = FlightGroup(asyncio.get_running_loop())
+    group = FlightGroup()
     flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     readers = [group.attach(flight, usage=usage, whole=False, verdict="miss") for usage in (True, False)]
     with_usage, without = (asyncio.ensure_future(reader.ready()) for reader in readers)

@@ -50,5 +50,5 @@ async def test_a_recorded_answer_comes_through_byte_for_byte(name: str, step: in
     async with Engine(script=replay(name)) as engine:
         direct_status, direct_headers, direct_body, direct_chunks = await through(engine.url, golden_request(name))
     assert (status, headers, body) == (direct_status, direct_headers, direct_body)
-    if step is None and "stream" in name:
-        assert chunks == direct_chunks
+    if step is None and "stream" in name and name.startswith(("chat", "completion")):
+        assert chunks == direct_chunks  # what only passes through is cut as it was read

@@ -108,6 +108,7 @@ async def test_usage_is_shown_to_those_who_asked_and_only_to_them(engine: Engine
     ):
         turn = await engine.next_request()
         assert turn.wants_usage
+        await until(lambda: app.group.subscribers == 2)
         await turn.send("a")
         await turn.finish()
         plain_events = [event async for event in plain.events()]
@@ -155,6 +156,7 @@ async def test_sampled_twins_share_where_the_client_says_all(engine: Engine) -> 
         streaming(app.url, CHAT, body, headers) as two,
     ):
         turn = await engine.next_request()
+        await until(lambda: app.group.subscribers == 2)
         await turn.finish("a")
         assert await texts(one) == await texts(two) == "a"
         assert engine.generations == 1
@@ -193,6 +195,7 @@ async def test_an_error_before_the_first_frame_keeps_its_status_for_every_reader
         streaming(app.url, CHAT, HELLO_STREAM) as two,
     ):
         turn = await engine.next_request()
+        await until(lambda: app.group.subscribers == 2)
         error = {"error": {"message": "no", "type": "NotFoundError", "param": "model", "code": 404}}
         await turn.respond(404, error)
         for reader in (one, two):

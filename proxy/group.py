@@ -1,0 +1,63 @@
+"""Owns the registry of live Flights, and the map by which identical requests find each other.
+Must not know HTTP, Redis or engines, nor what a Flight holds.
+Called by the gateway (find, attach, launch) and the scheduler (hide, remove)."""
+
+from __future__ import annotations
+
+from proxy.flight import Flight, Subscriber
+from proxy.plan import Mode, Plan
+
+
+class FlightGroup:
+    """Every live Flight, and the map by which identical requests find each other."""
+
+    def __init__(self) -> None:
+        self._streams: dict[bytes, Flight] = {}
+        self._wholes: dict[bytes, Flight] = {}
+        self.live: set[Flight] = set()
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def __repr__(self) -> str:
+        return f"<FlightGroup live={len(self.live)} joinable={len(self._streams) + len(self._wholes)}>"
+
+    @property
+    def subscribers(self) -> int:
+        return sum(len(flight.subscribers) for flight in self.live)
+
+    def find(self, key: bytes, *, stream: bool) -> Flight | None:
+        """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
+        streams never waits for a body: its first token would come with the last."""
+        flight = self._streams.get(key)
+        if flight is None and not stream:
+            flight = self._wholes.get(key)
+        return flight
+
+    def attach(self, flight: Flight, *, usage: bool, whole: bool, verdict: str) -> Subscriber:
+        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict)
+        flight.subscribers.add(subscriber)
+        return subscriber
+
+    def launch(self, plan: Plan) -> Flight:
+        """A new Flight, joinable from now on where it may be shared."""
+        flight = Flight(plan)
+        self.live.add(flight)
+        if plan.key is not None:
+            self._map(plan)[plan.key] = flight
+        return flight
+
+    def hide(self, flight: Flight) -> None:
+        """No one joins it any more. Removed only if the map still holds *this* flight."""
+        key = flight.plan.key
+        if key is not None:
+            where = self._map(flight.plan)
+            if where.get(key) is flight:
+                del where[key]
+
+    def _map(self, plan: Plan) -> dict[bytes, Flight]:
+        return self._streams if plan.mode is Mode.STREAM else self._wholes
+
+    def remove(self, flight: Flight) -> None:
+        self.hide(flight)
+        self.live.discard(flight)
