@@ -38,7 +38,7 @@ class Peer:
             return await self._reader.readuntil(b"\r\n\r\n")
 
     async def send(self, data: bytes, step: int = 0) -> None:
-        """All at once, or `step` bytes at a time, each as a segment of its own as far as the kernel allows. A client
+        """All at once, or `step` bytes at a time, each a segment of its own as far as the kernel allows. A client
         that has had enough before the end is no fault of the server's."""
         with contextlib.suppress(ConnectionError):
             for at in range(0, len(data), step or max(1, len(data))):
