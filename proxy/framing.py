@@ -4,7 +4,7 @@ Called by the answer that is being read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 def framing_of(
-    version: str, status: int, headers: Iterable[tuple[str, str]], *, bodiless: bool = False
+    version: str, status: int, headers: Sequence[tuple[str, str]], *, bodiless: bool = False
 ) -> Framing | None:
     """None for an interim (1xx) answer. `headers` have lower-case names and their content-length is digits;
     `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
@@ -43,9 +43,7 @@ def framing_of(
     length: int | None = None
     chunked = close = False
     keep = version == "1.1"
-    count = 0
     for name, value in headers:
-        count += 1
         if name == "content-length":
             if length is not None:
                 raise Refused("it has two lengths")
@@ -58,7 +56,7 @@ def framing_of(
         elif name == "connection":
             tokens = {token.strip().lower() for token in value.split(",")}
             keep, close = keep or "keep-alive" in tokens, close or "close" in tokens
-    if count > MAX_HEADERS:
+    if len(headers) > MAX_HEADERS:
         raise Refused(f"it has more than {MAX_HEADERS} headers")
     if chunked and length is not None:
         raise Refused("it has both a length and a transfer encoding")
