@@ -26,6 +26,9 @@ class Framing(NamedTuple):
     keep: bool  # whether the connection outlives an answer that ends as it should
 
 
+_CHUNKS: Final = {keep: Framing(Kind.CHUNKED, 0, keep) for keep in (True, False)}
+
+
 class Refused(Exception):
     """An answer that cannot be read, or not beyond doubt. The text says why."""
 
@@ -70,7 +73,7 @@ def framing_of(
     if status == 204:  # one that claims a body is against the rules, and the body may come none the less
         return Framing(Kind.NONE, 0, keep and not chunked and not length)
     if chunked:
-        return Framing(Kind.CHUNKED, 0, keep)
+        return _CHUNKS[keep]
     if length is not None:
         return Framing(Kind.LENGTH if length else Kind.NONE, length, keep)
     return Framing(Kind.UNTIL_CLOSE, 0, False)
