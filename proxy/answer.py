@@ -4,6 +4,7 @@ Called by the connection, which makes one for each exchange."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import httptools
@@ -15,6 +16,20 @@ MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _H: Final = ord("H")
+_CHUNKED: Final = Kind.CHUNKED  # a member looked up on its class costs a call in Python 3.11
+_NONE: Final = Kind.NONE
+
+_COMMON: Final = (
+    "date",
+    "server",
+    "content-type",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "x-request-id",
+)
+_NAMES: Final = {form.encode(): name for name in _COMMON for form in (name, name.title())}
+"""Names as engines write them, in lower case: nothing to decode for what every answer has."""
 
 
 class Sink(Protocol):
@@ -36,6 +51,7 @@ class Answer:
         "_headers",
         "_left",
         "_overhead",
+        "_parse",
         "_parser",
         "_pieces",
         "_tail",
@@ -62,6 +78,7 @@ class Answer:
         # httptools calls this for each chunk: a C function, no frame of Python. A read's pieces go on together.
         self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._parse: Callable[[bytes], None] = self._parser.feed_data
 
     @property
     def until_close(self) -> bool:
@@ -70,7 +87,22 @@ class Answer:
     def feed(self, data: bytes) -> bool:
         """True where the answer has ended. Raises Refused; what came before the fault has gone out by then."""
         if self._chunks:
-            return self._read_chunks(data)
+            # The way of every token: what is done here, once a read, is all that is added to the parser's work.
+            try:
+                self._parse(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+                return self._chunks_over(data, _refused(e))
+            pieces = self._pieces
+            if self._end >= 0 or not pieces:
+                return self._chunks_over(data, None)
+            self._overhead = 0
+            if len(pieces) == 1:
+                self.to.body(pieces.pop())
+            else:
+                body = b"".join(pieces)
+                pieces.clear()
+                self.to.body(body)
+            return False
         if self.framing is None:
             return self._read_head(data)
         if self._left:
@@ -81,47 +113,53 @@ class Answer:
     def close(self) -> None:
         """Let go of the parser: it and its answer hold each other, and would wait for the garbage collector."""
         self._parser = None
+        self._parse = _ignore
 
     # -- the head ---------------------------------------------------------------------------------
 
     def _read_head(self, data: bytes) -> bool:
         """Heads are cut off exactly where they end, so that all that follows is known to be body or surplus."""
         while data:
-            if not self._tail and data[0] != _H:  # the parser also takes RTSP, ICE and line breaks before
+            tail = self._tail
+            if not tail and data[0] != _H:  # the parser also takes RTSP, ICE and line breaks before
                 raise Refused("it does not begin as HTTP/1.1 does")
-            whole = self._tail + data
+            whole = tail + data if tail else data
             end = whole.find(_END_OF_HEAD)
-            cut = len(data) if end < 0 else end + len(_END_OF_HEAD) - len(self._tail)
+            cut = len(data) if end < 0 else end + 4 - len(tail)
             self._head_bytes += cut
             if self._head_bytes > MAX_HEAD:
                 raise Refused(f"its head is larger than {MAX_HEAD} bytes")
-            self._parse(data[:cut])
+            try:
+                self._parse(data[:cut])
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
+                raise _refused(e) from None
             if end < 0:
-                self._tail = whole[1 - len(_END_OF_HEAD) :]
+                self._tail = whole[-3:]
                 return False
-            self._tail, data = b"", data[cut:]
+            data = data[cut:]
             if self._begin_body():
                 return self._first_body(data)
-            self._headers, self._head_done = [], False  # an interim answer: the answer itself is still to come
+            # An interim answer: the answer itself is still to come.
+            self._tail, self._headers, self._head_done = b"", [], False
         return False
 
     def _begin_body(self) -> bool:
         """Whether the head that is complete is the answer's own; then it goes out."""
-        parser = self._parser
+        parser, headers = self._parser, self._headers
         if parser is None or not self._head_done:
             raise Refused("its head does not end where it should")
         status = parser.get_status_code()
-        framing = framing_of(parser.get_http_version(), status, self._headers, bodiless=self._bodiless)
+        framing = framing_of(parser.get_http_version(), status, headers, bodiless=self._bodiless)
         if framing is None:
             return False
         self.framing = framing
         self._left = framing.length
-        self._chunks = framing.kind is Kind.CHUNKED
-        self.to.head(status, self._headers)
+        self._chunks = framing.kind is _CHUNKED
+        self.to.head(status, headers)
         return True
 
     def _first_body(self, data: bytes) -> bool:
-        if self.framing is not None and self.framing.kind is Kind.NONE:
+        if self.framing is not None and self.framing.kind is _NONE:
             self.surplus = bool(data)
             return True
         return self.feed(data) if data else False
@@ -135,17 +173,13 @@ class Answer:
         self.to.body(data if left >= 0 else data[:left])
         return left <= 0
 
-    def _read_chunks(self, data: bytes) -> bool:
-        pieces, fault = self._pieces, None
-        try:
-            self._parse(data)
-        except Refused as e:
-            fault = e
+    def _chunks_over(self, data: bytes, fault: Refused | None) -> bool:
+        """After a read of chunks that had the end in it, or a fault, or no body."""
+        pieces = self._pieces
         if self.surplus:
             del pieces[self._end :]  # of another answer, which nobody asked for
         if pieces:
-            self._overhead = 0
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            body = b"".join(pieces)
             pieces.clear()
             self.to.body(body)
         else:
@@ -159,21 +193,12 @@ class Answer:
             raise Refused(f"{MAX_OVERHEAD} bytes of its chunks and more are no body")
         return False
 
-    def _parse(self, data: bytes) -> None:
-        if self._parser is None:
-            return
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            raise Refused("it wants to switch protocols") from None
-        except httptools.HttpParserError as e:
-            raise Refused(f"it does not speak HTTP/1.1 as it should ({e})") from None
-
     # -- httptools callbacks ----------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.framing is None:  # else a trailer: not passed on, and it may not pass for a header
-            self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")))
+            low = _NAMES.get(name) or name.decode("latin-1").lower()
+            self._headers.append((low, value.decode("latin-1").rstrip(" \t")))
 
     def on_headers_complete(self) -> None:
         self._head_done = True
@@ -185,3 +210,13 @@ class Answer:
     def on_message_begin(self) -> None:
         if self._end >= 0:
             self.surplus = True
+
+
+def _refused(e: Exception) -> Refused:
+    if isinstance(e, httptools.HttpParserUpgrade):
+        return Refused("it wants to switch protocols")
+    return Refused(f"it does not speak HTTP/1.1 as it should ({e})")
+
+
+def _ignore(data: bytes) -> None:
+    """In a parser's place, once nobody listens to its answer."""

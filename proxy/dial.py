@@ -127,7 +127,7 @@ def _why(e: OSError | UnicodeError, address: Address) -> str:
 
 
 def _words(e: Exception) -> str:
-    return str(getattr(e, "reason", None) or getattr(e, "strerror", None) or e or type(e).__name__)
+    return str(getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e) or type(e).__name__)
 
 
 def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool = False) -> ssl.SSLContext:

@@ -4,7 +4,7 @@ Called by the answer that is being read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -26,12 +26,15 @@ class Framing(NamedTuple):
     keep: bool  # whether the connection outlives an answer that ends as it should
 
 
+_CHUNKS: Final = {keep: Framing(Kind.CHUNKED, 0, keep) for keep in (True, False)}
+
+
 class Refused(Exception):
     """An answer that cannot be read, or not beyond doubt. The text says why."""
 
 
 def framing_of(
-    version: str, status: int, headers: Iterable[tuple[str, str]], *, bodiless: bool = False
+    version: str, status: int, headers: Sequence[tuple[str, str]], *, bodiless: bool = False
 ) -> Framing | None:
     """None for an interim (1xx) answer. `headers` have lower-case names and their content-length is digits;
     `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
@@ -43,9 +46,7 @@ def framing_of(
     length: int | None = None
     chunked = close = False
     keep = version == "1.1"
-    count = 0
     for name, value in headers:
-        count += 1
         if name == "content-length":
             if length is not None:
                 raise Refused("it has two lengths")
@@ -58,7 +59,7 @@ def framing_of(
         elif name == "connection":
             tokens = {token.strip().lower() for token in value.split(",")}
             keep, close = keep or "keep-alive" in tokens, close or "close" in tokens
-    if count > MAX_HEADERS:
+    if len(headers) > MAX_HEADERS:
         raise Refused(f"it has more than {MAX_HEADERS} headers")
     if chunked and length is not None:
         raise Refused("it has both a length and a transfer encoding")
@@ -72,7 +73,7 @@ def framing_of(
     if status == 204:  # one that claims a body is against the rules, and the body may come none the less
         return Framing(Kind.NONE, 0, keep and not chunked and not length)
     if chunked:
-        return Framing(Kind.CHUNKED, 0, keep)
+        return _CHUNKS[keep]
     if length is not None:
         return Framing(Kind.LENGTH if length else Kind.NONE, length, keep)
     return Framing(Kind.UNTIL_CLOSE, 0, False)

@@ -154,7 +154,7 @@ def broken_cases() -> list[Case]:
             TRUNCATED,
             end="reset",
             seen=b"abc",
-            theirs=CLOSED,
+            theirs=Whole(b"abc", kept=False),
             why="a reset is not the end that such an answer needs",
         ),
         Case("two lengths", OK + b"Content-Length: 2\r\n" + HI, PROTOCOL),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -12,6 +13,8 @@ from proxy.errors import Code
 from proxy.upstream import Pool
 from tests.engine import Engine
 from tests.engine_turn import PATIENCE
+from tests.raw_server import RawServer
+from tests.running import until
 from tests.taker import Taker
 
 
@@ -219,3 +222,126 @@ async def test_a_held_connection_reads_on_when_it_is_given_back(engine: Engine, 
     await (await engine.next_request()).respond(200, b"b")
     assert await second.ended() is None
     pool.close()
+
+
+# What the loop has, and has not, seen of an engine that closes an idle connection
+
+
+async def test_a_kept_connection_that_the_engine_closes_leaves_the_pool_at_once() -> None:
+    async with RawServer() as server:
+        pool = Pool(server.url, connect_timeout=5, loop=asyncio.get_running_loop())
+        taker = ask(pool, await pool.connect())
+        peer = await server.peer()
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na")
+        assert await taker.ended() is None
+        assert repr(pool).endswith("open=1 idle=1>")
+        peer.close()
+        await until(lambda: repr(pool).endswith("open=0 idle=0>"))
+
+
+@pytest.mark.parametrize("last", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+async def test_an_end_that_the_loop_has_not_read_yet_is_seen_when_a_connection_is_taken(last: bytes) -> None:
+    """No turn of the loop lies between the engine's FIN and `take`: only the kernel knows of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        pool = Pool(f"http://127.0.0.1:{port}", connect_timeout=5, loop=asyncio.get_running_loop())
+        connection = await pool.connect()
+        accepted, _ = listener.accept()
+        pool.give(connection)
+        assert pool.take() is connection
+        pool.give(connection)
+        accepted.sendall(last)
+        accepted.shutdown(socket.SHUT_WR)
+        assert connection.usable, "the loop cannot know"
+        assert pool.take() is None
+        accepted.close()
+        pool.close()
+
+
+async def test_an_answer_before_the_request_was_read_is_taken_and_closes_the_connection() -> None:
+    """Whatever is left of the request, the engine may take for the next one."""
+    async with RawServer() as server:
+        pool = Pool(server.url, connect_timeout=5, loop=asyncio.get_running_loop())
+        connection, taker = await pool.connect(), Taker()
+        connection.send(pool.request("POST", "/x", (), b"x" * 2**25), taker)
+        peer = await server.peer()
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+        assert await taker.ended() is None
+        assert (taker.status, taker.data, connection.usable) == (413, b"no", False)
+        assert pool.take() is None
+
+
+async def test_an_engine_that_half_closes_has_ended_its_answer() -> None:
+    async with RawServer() as server:
+        pool = Pool(server.url, connect_timeout=5, loop=asyncio.get_running_loop())
+        taker = ask(pool, await pool.connect())
+        peer = await server.peer()
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+        peer.half_close()
+        assert await taker.ended() is None
+        assert taker.data == b"all of it"
+        assert await peer.gone() == b""
+
+
+async def test_a_held_connection_reads_on_to_its_end_when_its_receiver_is_through(
+    engine: Engine, pool: Pool
+) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    turn = await engine.next_request()
+    await turn.start()
+    await turn.frame(b"data: [DONE]\n\n")
+    await taker.until(b"\n\n")
+    connection.throttle(taker, True)
+    connection.release(taker, content=True)
+    assert repr(connection) == "<Connection chunked draining>"
+    await turn.end()
+    await until(lambda: repr(connection) == "<Connection idle>")
+    assert pool.take() is connection
+    pool.close()
+
+
+async def test_an_answer_that_only_closing_ends_is_not_waited_for(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    taker = ask(pool, connection)
+    turn = await engine.next_request()
+    await turn.raw(b"HTTP/1.1 200 OK\r\n\r\ndata: [DONE]\n\n")
+    await taker.until(b"\n\n")
+    connection.release(taker, content=True)
+    assert repr(connection) == "<Connection closed>"
+    await turn.cancelled()
+
+
+async def test_a_receiver_that_leaves_in_the_middle_of_a_read_hears_no_more_of_it(
+    engine: Engine, pool: Pool
+) -> None:
+    connection = await pool.connect()
+
+    class Leaver(Taker):
+        def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+            super().head(status, headers)
+            connection.release(self, content=False)
+
+    leaver = Leaver()
+    connection.send(pool.request("GET", "/x", (), b""), leaver)
+    await engine.next_request()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    assert (leaver.status, leaver.data, leaver.endings) == (200, b"", [])
+    assert pool.take() is None
+
+
+async def test_a_connection_tells_what_it_is_doing(engine: Engine, pool: Pool) -> None:
+    connection = await pool.connect()
+    told = [repr(connection)]
+    ask(pool, connection)
+    told.append(repr(connection))
+    for data in (b"HTTP/1.1 200 OK\r\n", b"Content-Length: 2\r\n\r\n", b"hi"):
+        connection.data_received(data)
+        told.append(repr(connection))
+    pool.close()
+    states = ["idle", "waiting", "head", "content-length", "idle"]
+    assert told == [f"<Connection {state}>" for state in states]
+    assert repr(connection) == "<Connection closed>"

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from proxy.backends import Backend, Backends
 from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.upstream import IDLE_SECONDS, MAX_IDLE, MAX_POLL, Pool
+from tests.clock import virtual
 from tests.engine import Engine, full_backlog
 
 
@@ -166,3 +168,54 @@ async def test_a_line_break_is_refused_wherever_it_is(bad: str) -> None:
         with pytest.raises(GatewayError) as caught:
             pool.request("GET", "/", [header], b"")
         assert caught.value.code is Code.INVALID_HEADER
+
+
+@virtual
+async def test_connections_that_nobody_takes_are_closed_and_the_sweeper_rests() -> None:
+    loop = asyncio.get_running_loop()
+    pool = Pool("http://h", connect_timeout=5, loop=loop)
+    transports = []
+    for _ in range(2):
+        connection, transport = Connection(pool), _Transport()
+        connection.connection_made(transport)
+        pool.give(connection)
+        transports.append(transport)
+        await asyncio.sleep(1)
+    await asyncio.sleep(IDLE_SECONDS - 1.5)
+    assert [t.closed for t in transports] == [True, False]
+    await asyncio.sleep(1)
+    assert [t.closed for t in transports] == [True, True]
+    assert (repr(pool), pool._sweeper) == ("<Pool http://h open=0 idle=0>", None)
+
+
+class _Transport(asyncio.Transport):
+    closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def resume_reading(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("bad", ["/a b", "/a HTTP/1.1\r\nEvil: 1", "/ HTTP/1.1"])
+async def test_a_space_in_the_path_would_end_it_and_is_refused(bad: str) -> None:
+    with pytest.raises(GatewayError, match="space"):
+        pool_of("http://h").request("GET", bad, (), b"")
+
+
+async def test_a_slow_head_is_bounded_by_who_asks(engine: Engine) -> None:
+    """The connection has no clock of its own: the feeder's timers bound an exchange, the backends' a poll."""
+    pool = pool_of(engine.url)
+    engine.take("/v1/models")
+    backends = Backends([Backend(engine.url, pool, 1)], refresh_timeout=0.05)
+    refreshing = asyncio.ensure_future(backends.refresh())
+    turn = await engine.next_request()
+    await turn.raw(b"HTTP/1.1 200 OK\r\nX: ")
+    await refreshing
+    assert backends.all[0].detail == "no answer to /v1/models in 0.05 s"
+    await turn.cancelled()
+    assert len(pool._idle) == 0

@@ -1,0 +1,146 @@
+"""One answer, read under any split: the outcome is that of the table, wherever the reads fall."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.answer import MAX_HEAD, MAX_OVERHEAD, Answer
+from proxy.errors import Code
+from proxy.framing import Refused
+from tests.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
+from tests.taker import Taker
+
+CASES = [case for case in (*whole_cases(), *surplus_cases(), *broken_cases()) if case.answer]
+SHORT = [case for case in CASES if len(case.answer) < 300]
+CUTS = st.lists(st.integers(0, 400), max_size=12)
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
+
+
+def outcome(case: Case, reads: list[bytes]) -> Outcome:
+    """As the connection would have it, without one: what is read after the end is surplus."""
+    taker = Taker()
+    answer = Answer(taker, bodiless=case.method == "HEAD")
+    ended = more = False
+    for read in reads:
+        if ended:
+            more = True
+            break
+        try:
+            ended = answer.feed(read)
+        except Refused:
+            return Code.UPSTREAM_PROTOCOL
+    framing = answer.framing
+    if framing is None:
+        return Code.UPSTREAM_UNREACHABLE
+    if not ended and not (answer.until_close and case.end == "fin"):
+        return Code.UPSTREAM_TRUNCATED
+    kept = framing.keep and not answer.surplus and not more and not case.end
+    return Whole(taker.data, taker.status, kept)
+
+
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
+def test_one_cut_anywhere_changes_nothing(case: Case) -> None:
+    for at in range(len(case.answer)):
+        assert outcome(case, split(case.answer, [at])) == case.ours, at
+
+
+@given(st.sampled_from(CASES), CUTS)
+def test_many_cuts_change_nothing(case: Case, cuts: list[int]) -> None:
+    assert outcome(case, split(case.answer, cuts)) == case.ours
+
+
+EXTENSIONS = st.sampled_from([b"", b";a", b";a=b", b';a="b;c"', b";a;b=c"])
+CHUNKS = st.lists(st.tuples(st.binary(min_size=1, max_size=40), EXTENSIONS, st.integers(0, 3)), max_size=8)
+TRAILERS = st.lists(st.sampled_from([b"x: y\r\n", b"x-longer: and more\r\n"]), max_size=3)
+
+
+@given(CHUNKS, TRAILERS, CUTS, st.binary(max_size=10))
+def test_any_chunks_give_their_body_and_end_where_they_end(
+    chunks: list[tuple[bytes, bytes, int]], trailers: list[bytes], cuts: list[int], surplus: bytes
+) -> None:
+    coded = b"".join(b"0" * zeros + b"%x%b\r\n%b\r\n" % (len(c), e, c) for c, e, zeros in chunks)
+    data = CHUNKED + coded + b"0\r\n" + b"".join(trailers) + b"\r\n"
+    taker = Taker()
+    answer = Answer(taker, bodiless=False)
+    ends = [answer.feed(read) for read in split(data, cuts)]
+    assert ends == [False] * (len(ends) - 1) + [True]
+    assert (taker.data, answer.surplus) == (b"".join(c for c, _, _ in chunks), False)
+    assert taker.headers == [("transfer-encoding", "chunked")]
+
+
+@given(st.binary(max_size=200), CUTS)
+def test_rubbish_raises_nothing_but_refused(rubbish: bytes, cuts: list[int]) -> None:
+    for start in (b"", OK, CHUNKED, OK + b"Content-Length: "):
+        answer = Answer(Taker(), bodiless=False)
+        try:
+            for read in split(start + rubbish, cuts):
+                if answer.feed(read):
+                    break
+        except Refused:
+            pass
+
+
+def test_the_chunks_of_one_read_are_one_call() -> None:
+    taker = Taker()
+    answer = Answer(taker, bodiless=False)
+    answer.feed(CHUNKED + b"1\r\na\r\n" * 40)
+    assert (taker.data, taker.reads) == (b"a" * 40, 1)
+    answer.feed(b"1\r\nb\r\n1\r\nc")
+    assert (taker.data, taker.reads) == (b"a" * 40 + b"bc", 2)
+
+
+def test_what_came_before_a_fault_has_gone_out() -> None:
+    taker = Taker()
+    answer = Answer(taker, bodiless=False)
+    with pytest.raises(Refused, match="chunk size"):
+        answer.feed(CHUNKED + b"2\r\nhi\r\nzz\r\n")
+    assert taker.data == b"hi"
+
+
+def test_a_trailer_does_not_become_a_header_that_was_handed_out() -> None:
+    taker = Taker()
+    assert Answer(taker, bodiless=False).feed(CHUNKED + b"2\r\nhi\r\n0\r\nset-cookie: evil\r\n\r\n")
+    assert taker.headers == [("transfer-encoding", "chunked")]
+
+
+def test_a_head_is_bounded_to_the_byte_and_interim_ones_count() -> None:
+    for before in (b"", b"HTTP/1.1 100 C\r\n\r\n" * 100):
+        rest = MAX_HEAD - len(before) - len(OK) - len("X: \r\n" + "Content-Length: 2\r\n\r\n")
+        for size, fits in ((rest, True), (rest + 1, False)):
+            data = before + OK + b"X: " + b"y" * size + b"\r\n" + HI
+            for reads in ([data], split(data, list(range(0, len(data), 1000)))):
+                answer = Answer(Taker(), bodiless=False)
+                if fits:
+                    assert any(answer.feed(read) for read in reads)
+                else:
+                    with pytest.raises(Refused, match="larger than"):
+                        for read in reads:
+                            answer.feed(read)
+
+
+@pytest.mark.parametrize("start", [b"1;", b"0\r\nx: ", b"0"])
+def test_chunks_that_are_all_framing_have_an_end(start: bytes) -> None:
+    """An extension, a trailer or a size that never ends would be kept, or read, for ever."""
+    answer = Answer(Taker(), bodiless=False)
+    answer.feed(CHUNKED + b"1\r\na\r\n" + start)
+    with pytest.raises(Refused, match="no body"):
+        for _ in range(MAX_OVERHEAD // 1000 + 2):
+            answer.feed(b"0" * 1000)
+
+
+def test_a_long_body_of_small_chunks_is_not_taken_for_framing() -> None:
+    taker = Taker()
+    answer = Answer(taker, bodiless=False)
+    answer.feed(CHUNKED)
+    for _ in range(MAX_OVERHEAD // 5 + 2):
+        answer.feed(b"1;x")
+        answer.feed(b"\r\na\r\n")
+    assert len(taker.data) == MAX_OVERHEAD // 5 + 2
