@@ -22,6 +22,7 @@ class _Whole(msgspec.Struct):
     usage: Usage | None = None
 
 
+_STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
 
@@ -130,7 +131,7 @@ class Feeder:
             return
         flight = self.flight
         self._last = now = flight.clock()
-        if flight.mode is Mode.STREAM:
+        if flight.mode is _STREAM:
             self._frames(data, now)
         else:
             if flight.times.first is None:

@@ -46,6 +46,7 @@ TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
     Phase.FAILED: (),
     Phase.CANCELLED: (),
 }
+_STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
 for _phase, _next in TRANSITIONS.items():
     _phase.leads_to = _next
 
@@ -61,8 +62,8 @@ class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
     __slots__ = (
-        "_joined", "_plain", "_view", "backend", "bytes_in", "clock", "content_events",
-        "ended", "error", "folded", "head", "log", "mode", "on_empty", "phase", "plan", "private", "replace",
+        "_joined", "_view", "backend", "clock", "content_events", "ended",
+        "error", "folded", "head", "log", "mode", "on_empty", "phase", "plain", "plan", "private", "replace",
         "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
 
@@ -79,7 +80,6 @@ class Flight:
         # STREAM: frames in their HTTP chunks, one or more an entry; WHOLE: the body's pieces; RAW: pieces as sent
         self.log: list[bytes] = []
         self.size = 0  # bytes that the log holds now
-        self.bytes_in = 0  # bytes that it ever took
         self.tail = b""  # what ends the body, known once the flight has ended
         self.usage: Usage | None = None
         self.content_events = 0
@@ -90,7 +90,8 @@ class Flight:
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
         self.throttle: Callable[[bool], None] | None = None
-        self._plain: list[bytes] | None = [] if plan.usage_added else None
+        # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
+        self.plain: list[bytes] = [] if plan.usage_added else self.log
         self._view = PlainView() if plan.usage_added else None
         self._joined = _NOTHING_JOINED
 
@@ -114,18 +115,17 @@ class Flight:
     def add(self, frame: bytes, *, same: bool = False) -> None:
         """Append one SSE frame (raw bytes), put into its HTTP chunk once, for every reader; `flush` has them
         served. `same`: known to look the same to those who did not ask for usage."""
-        if self.phase is not Phase.STREAMING:
-            self.enter(Phase.STREAMING)
+        if self.phase is not _STREAMING:
+            self.enter(_STREAMING)
         wired = chunk(frame)
         self.log.append(wired)
         self.size += len(wired)
-        self.bytes_in += len(frame)
-        plain, view = self._plain, self._view
-        if plain is not None and view is not None:
+        view = self._view
+        if view is not None:
             if same and not view.holds:
-                plain.append(wired)
+                self.plain.append(wired)
             else:
-                plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+                self.plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
 
     def frames(self, frames: Iterable[bytes]) -> None:
         """Append frames and have every reader served."""
@@ -138,8 +138,8 @@ class Flight:
         self.enter(Phase.STREAMING)
         self.log.append(body)
         self.size += len(body)
-        if self._plain is not None:
-            self._plain.append(plain)
+        if self._view is not None:
+            self.plain.append(plain)
             self._view = None  # nothing is held back from now on
 
     def start(self, head: Head) -> None:
@@ -153,7 +153,6 @@ class Flight:
         framed = chunk(data) if self.mode is Mode.RAW and self.head and self.head.length is None else data
         self.log.append(framed)
         self.size += len(framed)
-        self.bytes_in += len(data)
         if self.mode is Mode.RAW:
             self.flush()
 
@@ -176,8 +175,8 @@ class Flight:
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
-        if self._view is not None and self._plain is not None:
-            self._plain.extend(chunk(frame) for frame in self._view.end())
+        if self._view is not None:
+            self.plain.extend(chunk(frame) for frame in self._view.end())
         self.tail = tail
         self.flush()
 
@@ -185,7 +184,7 @@ class Flight:
 
     def view(self, *, usage: bool) -> list[bytes]:
         """The log as a reader sees it: with the usage chunk, or as if usage had not been asked for."""
-        return self.log if usage or self._plain is None else self._plain
+        return self.log if usage else self.plain
 
     def raw_frames(self) -> list[bytes]:
         """STREAM: the frames as they came, out of their chunks."""
@@ -193,8 +192,6 @@ class Flight:
 
     def joined(self, view: list[bytes], start: int, end: int) -> bytes:
         """The view from `start` to `end`. Readers at the same place share one join."""
-        if end - start == 1:
-            return view[start]
         which = view is self.log
         if self._joined[:3] != (start, end, which):
             self._joined = (start, end, which, b"".join(view[start:end]))
@@ -205,9 +202,10 @@ class Flight:
         in one write. Later in the turn would cost each token another round of the loop (6 µs with uvloop)."""
         for subscriber in tuple(self.subscribers):
             subscriber.pump()
-        self._joined = _NOTHING_JOINED
         if self.private:
             self.trim()
+        elif self._joined is not _NOTHING_JOINED:
+            self._joined = _NOTHING_JOINED
 
     def trim(self) -> None:
         """A private log is dropped as its one reader has it."""
@@ -250,12 +248,12 @@ class Subscriber:
             if flight.ended or (flight.started and not self.whole):
                 self._wake()
             return
-        view = flight.view(usage=self.usage)
+        view = flight.log if self.usage else flight.plain
         start = self.cursor
         end = len(view)
         if end - start > SLICE:
             end = start + SLICE
-        data = flight.joined(view, start, end) if start < end else b""
+        data = view[start] if end - start == 1 else flight.joined(view, start, end) if start < end else b""
         if flight.ended and end == len(view):
             data += flight.tail
             self.done = True

@@ -37,7 +37,7 @@ class Sent(NamedTuple):
 class SocketPipe:
     """A client's socket as a Pipe. The head goes out with the first frame, in one write."""
 
-    __slots__ = ("_bare", "_mute", "_protocol", "_transport", "head", "sent")
+    __slots__ = ("_bare", "_mute", "_plain", "_protocol", "_transport", "head", "sent")
 
     def __init__(self, request: web.BaseRequest, head: bytes, *, bare: bool = False, mute: bool = False) -> None:
         transport = request.transport
@@ -48,15 +48,21 @@ class SocketPipe:
         self.head = head
         self.sent = 0  # bytes, framing included
         self._bare = bare  # HTTP/1.0: no chunks
+        self._plain = False  # the head is out, and what follows goes out as it is
         self._mute = mute  # HEAD, 204, 304: no body at all
 
     def write(self, data: bytes) -> bool:
+        if self._plain:
+            self.sent += len(data)
+            self._transport.write(data)
+            return not self._protocol.writing_paused
         if self._mute:
             data = b""
         elif self._bare:
             data = dechunk(data)
         if self.head:
             data, self.head = self.head + data, b""
+        self._plain = not (self._mute or self._bare)
         self.sent += len(data)
         self._transport.write(data)
         return not self._protocol.writing_paused

@@ -88,17 +88,22 @@ class Twins:
     nor finish nor error, and is not the terminal: 0.25 µs instead of 1.5 for all the looks together.
     """
 
-    __slots__ = ("_back", "_front", "_short")
+    __slots__ = ("_back", "_front", "_short", "_start", "_stop")
 
     def __init__(self) -> None:
         self._front = self._back = b""
-        self._short = 0
+        self._start = self._stop = 0  # where the text begins, and where it ends, from the frame's end
+        self._short = 0  # as long as a frame with no text
 
     def __contains__(self, frame: bytes) -> bool:
-        if not self._short or not frame.startswith(self._front) or not frame.endswith(self._back):
-            return False
-        text = frame[len(self._front) : -len(self._back)]
-        return len(frame) > self._short and b'"' not in text and b"\n" not in text and b"\r" not in text
+        return (
+            len(frame) > self._short > 0
+            and frame.startswith(self._front)
+            and frame.endswith(self._back)
+            and frame.find(b'"', self._start, self._stop) < 0
+            and frame.find(b"\n", self._start, self._stop) < 0
+            and frame.find(b"\r", self._start, self._stop) < 0
+        )
 
     def learn(self, frame: bytes) -> None:
         """Take a frame that has content, and neither usage, error nor end, as the one to compare with."""
@@ -109,7 +114,8 @@ class Twins:
                 end = frame.find(b'"', start)
                 if end > start and frame[end - 1] != 92 and _FINISH.search(frame) is None and not is_done(frame):
                     self._front, self._back = frame[:start], frame[end:]
-                    self._short = start + len(self._back)
+                    self._start, self._stop = start, end - len(frame)
+                    self._short = len(frame) - (end - start)
                 return
 
 

@@ -128,9 +128,16 @@ def encode(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
+_SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
+"""The size lines of small chunks, made once: to format one takes three times as long as to join it."""
+
+
 def chunk(frame: bytes) -> bytes:
     """The frame as one HTTP/1.1 chunk. Nothing gives nothing: an empty chunk would end the body."""
-    return b"%x\r\n%b\r\n" % (len(frame), frame) if frame else b""
+    size = len(frame)
+    if 0 < size < 4096:
+        return _SIZES[size] + frame + b"\r\n"
+    return b"%x\r\n%b\r\n" % (size, frame) if frame else b""
 
 
 def unchunk(chunk: bytes) -> bytes:
