@@ -132,12 +132,15 @@ class Feeder:
         flight = self.flight
         self._last = now = flight.clock()
         if flight.mode is _STREAM:
-            self._frames(data, now)
+            if data in self._twins and self._framer.clear:
+                flight.content_events += 1
+                flight.push(data)
+            else:
+                self._frames(data, now)
         else:
             if flight.times.first is None:
                 flight.times.first = now
             flight.piece(data)
-            flight.times.last = now
         if flight.size > self._limits.flight and not self._done:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
@@ -181,7 +184,6 @@ class Feeder:
             else:
                 self._look_at(frame, now)
                 flight.add(frame)
-        flight.times.last = now
         if finished:
             self.clean = not self.error_frame
             self._land(self._head)
@@ -221,6 +223,7 @@ class Feeder:
         return True
 
     def _land(self, head: Head | None = None) -> None:
+        self.flight.times.last = self._last
         if head is not None and self.flight.mode is Mode.STREAM:
             head = Head(head.status, head.headers, None)
         self.flight.land(head)

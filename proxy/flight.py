@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from proxy.errors import GatewayError
 from proxy.plan import Head, Mode, Plan, Times
 from proxy.wire.frames import PlainView, Usage
-from proxy.wire.sse import LAST_CHUNK, chunk, encode, unchunks
+from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
@@ -122,10 +122,40 @@ class Flight:
         self.size += len(wired)
         view = self._view
         if view is not None:
-            if same and not view.holds:
+            if same and not view.held:
                 self.plain.append(wired)
             else:
                 self.plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+
+    def push(self, frame: bytes) -> None:
+        """`add(frame, same=True)` and `flush`, for the one frame of a read that is like the one before it: what
+        nearly every token takes. No call for a reader that is up to date but the write: 14 calls become 5."""
+        size = len(frame)
+        wired = SIZES[size] + frame + b"\r\n" if size < len(SIZES) else chunk(frame)
+        log, plain, view = self.log, self.plain, self._view
+        log.append(wired)
+        self.size += len(wired)
+        if view is not None:
+            if view.held:
+                plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+            else:
+                plain.append(wired)
+        end, end_plain = len(log), len(plain)
+        for reader in tuple(self.subscribers):
+            at = end if reader.usage else end_plain
+            pipe = reader.pipe
+            if pipe is not None and reader.cursor == at - 1 and not reader.lagging:
+                reader.cursor = at
+                reader.sent += len(wired)
+                if not pipe.write(wired):
+                    reader.lagging = True
+                    reader.wake()
+            else:
+                reader.pump()
+        if self.private:
+            self.trim()
+        else:
+            self._joined = _NOTHING_JOINED
 
     def frames(self, frames: Iterable[bytes]) -> None:
         """Append frames and have every reader served."""
@@ -246,7 +276,7 @@ class Subscriber:
             return  # it has the tail: once
         if self.pipe is None or self.lagging:
             if flight.ended or (flight.started and not self.whole):
-                self._wake()
+                self.wake()
             return
         view = flight.log if self.usage else flight.plain
         start = self.cursor
@@ -263,7 +293,7 @@ class Subscriber:
             fits = self.pipe.write(data)
             self.lagging = not self.done and (not fits or end < len(view))
         if self.done or self.lagging:
-            self._wake()
+            self.wake()
 
     def changed(self) -> asyncio.Future[None]:
         """Resolves when there is something for this reader's own task to do."""
@@ -287,7 +317,7 @@ class Subscriber:
             return flight.started
         return bool(flight.view(usage=self.usage))
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None

@@ -96,6 +96,7 @@ class Twins:
         self._short = 0  # as long as a frame with no text
 
     def __contains__(self, frame: bytes) -> bool:
+        # A front has no line end and a back only the two that end the event: such bytes are one whole event.
         return (
             len(frame) > self._short > 0
             and frame.startswith(self._front)
@@ -112,7 +113,8 @@ class Twins:
             if at >= 0:
                 start = at + len(key)
                 end = frame.find(b'"', start)
-                if end > start and frame[end - 1] != 92 and _FINISH.search(frame) is None and not is_done(frame):
+                whole = frame.find(b"\n") == len(frame) - 2 and 13 not in frame
+                if end > start and whole and frame[end - 1] != 92 and not _FINISH.search(frame):
                     self._front, self._back = frame[:start], frame[end:]
                     self._start, self._stop = start, end - len(frame)
                     self._short = len(frame) - (end - start)
@@ -129,18 +131,13 @@ class PlainView:
     0.5 µs a frame.
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("held",)
 
     def __init__(self) -> None:
-        self._held: list[tuple[bytes, set[int]]] = []
+        self.held: list[tuple[bytes, set[int]]] = []  # while any waits, every frame must be fed
 
     def __repr__(self) -> str:
-        return f"<PlainView, {len(self._held)} held>"
-
-    @property
-    def holds(self) -> bool:
-        """Whether a frame waits: until it is out, every frame must be fed."""
-        return bool(self._held)
+        return f"<PlainView, {len(self.held)} held>"
 
     def feed(self, frame: bytes) -> list[bytes]:
         """The frames that the client gets now."""
@@ -150,21 +147,21 @@ class PlainView:
                 moved = [(name, members[name]) for name in _MOVED if name in members]
                 return [_put_back(held, moved) for held in self.end()]
         if _FINISH.search(frame) is not None:
-            self._held.append((frame, _indexes(frame)))
+            self.held.append((frame, _indexes(frame)))
             return []
-        if not self._held:
+        if not self.held:
             return [frame]
         if is_done(frame) or is_error(frame):
             return [*self.end(), frame]
         indexes = _indexes(frame)
-        if any(indexes & of_held for _, of_held in self._held):
-            self._held.append((frame, indexes))
+        if any(indexes & of_held for _, of_held in self.held):
+            self.held.append((frame, indexes))
             return []
         return [frame]
 
     def end(self) -> list[bytes]:
         """What is still held when nothing more comes, unchanged."""
-        held, self._held = self._held, []
+        held, self.held = self.held, []
         return [frame for frame, _ in held]
 
 

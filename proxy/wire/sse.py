@@ -48,6 +48,11 @@ class Framer:
         """What has come of an event whose end has not."""
         return bytes(self._pending)
 
+    @property
+    def clear(self) -> bool:
+        """Whether the next byte begins an event."""
+        return not self._pending
+
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with its terminating blank line.
 
@@ -128,15 +133,15 @@ def encode(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
-_SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
+SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
 """The size lines of small chunks, made once: to format one takes three times as long as to join it."""
 
 
 def chunk(frame: bytes) -> bytes:
     """The frame as one HTTP/1.1 chunk. Nothing gives nothing: an empty chunk would end the body."""
     size = len(frame)
-    if 0 < size < 4096:
-        return _SIZES[size] + frame + b"\r\n"
+    if 0 < size < len(SIZES):
+        return SIZES[size] + frame + b"\r\n"
     return b"%x\r\n%b\r\n" % (size, frame) if frame else b""
 
 
