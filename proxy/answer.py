@@ -220,3 +220,9 @@ def _refused(e: Exception) -> Refused:
 
 def _ignore(data: bytes) -> None:
     """In a parser's place, once nobody listens to its answer."""
+
+
+def _unreadable(e: Exception) -> Refused:
+    if isinstance(e, httptools.HttpParserUpgrade):
+        return Refused("it wants to switch protocols")
+    return Refused(f"it does not speak HTTP/1.1 as it should ({e})")

@@ -133,6 +133,14 @@ class Flight:
         size = len(frame)
         wired = SIZES[size] + frame + b"\r\n" if size < len(SIZES) else chunk(frame)
         log, plain, view = self.log, self.plain, self._view
+        if self.private and not log:
+            for reader in self.subscribers:  # its only one: there is nothing to keep for another
+                if reader.pipe is not None and not reader.lagging:
+                    reader.sent += len(wired)
+                    if not reader.pipe.write(wired):
+                        reader.lagging = True
+                        reader.wake()
+                    return
         log.append(wired)
         self.size += len(wired)
         if view is not None:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from aiohttp import HttpVersion11, web
 
+from proxy.door import DoorHandler
 from proxy.errors import GatewayError
 from proxy.flight import Flight, Phase, Subscriber
 from proxy.plan import Mode
@@ -44,7 +45,7 @@ class SocketPipe:
         if transport is None:
             raise ConnectionResetError("the client has left")
         self._transport = transport
-        self._protocol = request.protocol
+        self._protocol = cast(DoorHandler, request.protocol)
         self.head = head
         self.sent = 0  # bytes, framing included
         self._bare = bare  # HTTP/1.0: no chunks
@@ -55,7 +56,7 @@ class SocketPipe:
         if self._plain:
             self.sent += len(data)
             self._transport.write(data)
-            return not self._protocol.writing_paused
+            return not self._protocol.lags
         if self._mute:
             data = b""
         elif self._bare:
@@ -65,7 +66,7 @@ class SocketPipe:
         self._plain = not (self._mute or self._bare)
         self.sent += len(data)
         self._transport.write(data)
-        return not self._protocol.writing_paused
+        return not self._protocol.lags
 
 
 async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
