@@ -64,3 +64,8 @@ def rss_mb(pid: int) -> float:
         except OSError:
             continue
     return total / 1e6
+
+
+def open_fds(pid: int) -> int:
+    """File descriptors that the tree holds."""
+    return sum(len(os.listdir(f"/proc/{one}/fd")) for one in tree(pid))

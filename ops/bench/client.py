@@ -174,7 +174,7 @@ class Load:
         self._check = check
         self.tally = Tally()
 
-    async def _open(self) -> Client:
+    async def open(self) -> Client:
         loop = asyncio.get_running_loop()
         host = f"127.0.0.1:{self._port}"
         async with asyncio.timeout(10):
@@ -187,7 +187,7 @@ class Load:
         """Each connection asks again as soon as it is answered. The last answers are waited for."""
         loop = asyncio.get_running_loop()
         self.tally = Tally()
-        clients = [await self._open() for _ in range(connections)]
+        clients = [await self.open() for _ in range(connections)]
         until = time.perf_counter() + seconds
         over: asyncio.Future[None] = loop.create_future()
         running = connections
@@ -218,7 +218,7 @@ class Load:
         """All connections ask the same at once; when all are answered, the next question."""
         loop = asyncio.get_running_loop()
         self.tally = Tally()
-        clients = [await self._open() for _ in range(connections)]
+        clients = [await self.open() for _ in range(connections)]
         began = time.perf_counter()
         while time.perf_counter() < began + seconds:
             spec = next(specs)
@@ -247,7 +247,7 @@ class Load:
     async def opened(self, rate: float, specs: Iterator[Spec], seconds: float) -> Tally:
         """`rate` requests a second, whatever comes back; connections are reused where one is free."""
         self.tally = Tally()
-        free: list[Client] = [await self._open() for _ in range(16)]
+        free: list[Client] = [await self.open() for _ in range(16)]
         everyone = list(free)
         running = 0
         idle = asyncio.Event()
@@ -257,7 +257,7 @@ class Load:
             if pause > 0:
                 await asyncio.sleep(pause)
             if not free:
-                client = await self._open()
+                client = await self.open()
                 everyone.append(client)
             else:
                 client = free.pop()
