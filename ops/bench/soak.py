@@ -154,7 +154,8 @@ def main() -> int:
         f"{machine()}. {args.minutes:g} minutes, {args.connections} connections: {tally.done} answers right, "
         f"{len(tally.wrong)} wrong, {left} clients left in mid-answer.\n"
         f"RSS {points[0][1]:.1f} MB at the start, {max(p[1] for p in points):.1f} at most, "
-        f"{points[-1][1]:.1f} at the end; slope {per_hour:+.2f} ± {error:.2f} MB/h after the first {WARM_SHARE:.0%}. "
+        f"{points[-1][1]:.1f} at the end; "
+        f"slope {per_hour:+.2f} ± {error:.2f} MB/h after the first {WARM_SHARE:.0%}. "
         f"File descriptors {points[-1][2]} at the end, {max(p[2] for p in points)} at most.\n"
         f"{args.out}/soak.csv{f' and {args.out}/soak.svg' if drawn else ''}"
     )

@@ -1,0 +1,113 @@
+"""Owns the guard against slowly growing costs: Python calls per token and per request, which no noise can move.
+Must not know time: it counts calls, as `cProfile` sees them, and compares them with what they were.
+Called as `python -m ops.bench.guard`; a program that a person runs, never a test. Exits 1 where a bound is passed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import cProfile
+import os
+import pstats
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from ops.bench import subjects as start
+from ops.bench.client import Load
+from ops.bench.wire import Spec
+from ops.bench.workloads import unique
+from proxy.app import running
+from proxy.config import Settings
+from proxy.log import Log
+
+HARNESS: Final = ("ops/bench", "cProfile", "/asyncio/")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    name: str
+    spec: Spec
+    connections: int
+    per_event: bool
+    bound: float  # calls of Python functions, each event or each request; measured 24 Nov 2026, and a tenth more
+
+
+CASES: Final = (
+    Case("a token, nothing shared", Spec(0, 128, 10_000), 16, True, 9.0),
+    Case("a token of a flight that may be shared", Spec(0, 128, 10_000, shared=True), 16, True, 9.0),
+    Case("a small JSON request, nothing shared", Spec(0, 1, 0, stream=False), 8, False, 120.0),
+    Case("a small JSON request with look-up and store", Spec(0, 1, 0, stream=False, shared=True), 8, False, 190.0),
+)
+
+
+async def count(case: Case, port: int, seconds: float) -> tuple[float, list[tuple[float, str]]]:
+    """Calls a unit of the gateway's own, of aiohttp's and of the libraries' Python; the dearest of them."""
+    load = Load(port, {})
+    await load.closed(case.connections, unique(case.spec), 0.5)
+    profile = cProfile.Profile()
+    profile.enable()
+    tally = await load.closed(case.connections, unique(case.spec), seconds)
+    profile.disable()
+    if tally.wrong:
+        raise SystemExit(f"wrong answers: {tally.wrong[:3]}")
+    units = tally.events if case.per_event else tally.done
+    found = [
+        (calls / units, f"{Path(file).name}:{line} {name}")
+        for (file, line, name), (_, calls, *_) in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
+        if file != "~" and not any(part in file for part in HARNESS)
+    ]
+    return sum(calls for calls, _ in found), sorted(found, reverse=True)
+
+
+async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
+    settings = Settings(backends=(f"http://127.0.0.1:{engine}",), port=0, redis=redis)
+    log = Log(os.open(os.devnull, os.O_WRONLY), settings.log_format, settings.log_level)
+    kept = True
+    print("| | calls of Python | bound | |\n|---|---|---|---|")
+    try:
+        async with running(settings, log) as app:
+            for case in CASES:
+                calls, dearest = await count(case, app.port, seconds)
+                fine = calls <= case.bound
+                kept = kept and fine
+                print(
+                    f"| {case.name} | {calls:.1f} | {case.bound:g} | {'kept' if fine else 'PASSED'} |", flush=True
+                )
+                for each, name in dearest[:show]:
+                    print(f"    {each:6.2f}  {name}")
+    finally:
+        log.close()
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.guard", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each case")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="the N most often called functions")
+    args = parser.parse_args()
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = start.free_port()
+        stack.enter_context(
+            start.started(
+                start.engine_command(port), port, set(range(os.cpu_count() or 1)),
+                ready=lambda: start.answers(port, "/health", {}), log=work / "engine.log",
+            )
+        )  # fmt: skip
+        redis, url = start.redis_command(work)
+        everywhere = set(range(os.cpu_count() or 1))
+        stack.enter_context(
+            start.started(redis, 0, everywhere, ready=(work / "redis.sock").exists, log=work / "redis.log")
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return 0 if runner.run(guard(port, url, args.seconds, args.show)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
