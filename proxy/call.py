@@ -16,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPException
 
 from proxy.config import Settings
+from proxy.door import at_hand
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.log import Log, RequestRecord
@@ -84,11 +85,11 @@ class Call:
         queue, ttft, total = self._times()
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
-        reader = self.reader
+        reader, verdict = self.reader, self.verdict
         metrics.request(
             endpoint=self.endpoint,
             status=status,
-            verdict=self.verdict,
+            verdict=verdict,
             model=self.model,
             queue_s=queue,
             ttft_s=ttft,
@@ -106,7 +107,7 @@ class Call:
                 endpoint=self.endpoint,
                 method=self.request.method,
                 status=status,
-                verdict=self.verdict,
+                verdict=verdict,
                 stream=self.stream,
                 queue_ms=round(queue * 1000, 3),
                 ttft_ms=None if ttft is None else round(ttft * 1000, 3),
@@ -140,10 +141,9 @@ def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) ->
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send the body without a Content-Encoding.")
     if (request.content_length or 0) > settings.max_body_bytes:
         raise _too_large(settings)
-    content = request.content
-    if not content.is_eof() or content.exception() is not None:
+    body = at_hand(request.content)
+    if body is None:
         return None
-    body = content.read_nowait()
     if len(body) > settings.max_body_bytes:
         raise _too_large(settings)
     return body

@@ -22,6 +22,7 @@ class _Whole(msgspec.Struct):
     usage: Usage | None = None
 
 
+_NOT_PASSED: Final = HOP_BY_HOP | {"x-request-id", "x-gateway-cache", "age"}  # of these names ours go out
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
@@ -112,7 +113,7 @@ class Feeder:
                 continue
             if name == "content-type":
                 kind = value
-            elif shared or name in HOP_BY_HOP:
+            elif shared or name in _NOT_PASSED:
                 continue  # of a shared answer only its type is passed on
             passed.append(header)
         self._head = Head(status, tuple(passed), length)
@@ -214,7 +215,8 @@ class Feeder:
         if flight.plan.ask is None:
             return True
         try:
-            flight.usage = _WHOLE.decode(b"".join(flight.log)).usage
+            log = flight.log
+            flight.usage = _WHOLE.decode(log[0] if len(log) == 1 else b"".join(log)).usage
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
@@ -241,8 +243,9 @@ class Feeder:
 
     def close(self) -> None:
         """No one waits for this exchange any more."""
-        self._done = True
-        self._watch.drop(self)
+        if not self._done:
+            self._done = True
+            self._watch.drop(self)
 
     def _deadline(self) -> tuple[float, Code, str]:
         """What would run out next: when, as which error, and in which words."""

@@ -241,7 +241,8 @@ class Flight:
         for subscriber in tuple(self.subscribers):
             subscriber.pump()
         if self.private:
-            self.trim()
+            if self.mode is not Mode.WHOLE:
+                self.trim()
         elif self._joined is not _NOTHING_JOINED:
             self._joined = _NOTHING_JOINED
 

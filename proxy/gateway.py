@@ -120,31 +120,37 @@ class Gateway:
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         async def handler(call: Call) -> respond.Sent:
-            body = body_at_hand(call.request, self._settings, json=True)
+            settings, request = self._settings, call.request
+            body = body_at_hand(request, settings, json=True)
             if body is None:
-                body = await read_body(call.request, self._settings)
+                body = await read_body(request, settings)
             ask = self._decode(call, endpoint, body)
-            streamed = ask.stream and endpoint != "embeddings"
-            reader = self._join(call, ask, self._sharing(call, ask))
-            return await (self._stream(call, reader) if streamed else self._whole(call, ask, reader))
+            headers = request.headers
+            share = sharing(
+                ask,
+                settings.share,
+                cache_control=headers.get("cache-control", ""),
+                override=headers.get("x-gateway-share", ""),
+            )
+            reader = self._join(call, ask, share)
+            if ask.stream and endpoint != "embeddings":
+                return await self._stream(call, reader)
+            while not reader.flight.ended:
+                await reader.changed()
+            try:
+                return await self._body(call, reader)
+            except Unfoldable:
+                # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
+                reader.leave()
+                return await self._body(call, self._join(call, ask, PRIVATE))
 
         return handler
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
-        """1 decode. The label of an endpoint is the endpoint's, under whatever path it came."""
+        """The label of an endpoint is the endpoint's, under whatever path it came."""
         ask = call.ask = decode(endpoint, body)
         call.model, call.stream = ask.model, ask.stream
         return ask
-
-    def _sharing(self, call: Call, ask: Ask) -> Sharing:
-        """2 policy."""
-        headers = call.request.headers
-        return sharing(
-            ask,
-            self._settings.share,
-            cache_control=headers.get("cache-control", ""),
-            override=headers.get("x-gateway-share", ""),
-        )
 
     def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
@@ -161,14 +167,17 @@ class Gateway:
                 )
                 return call.reader
         headers = call.request.headers
-        passed = [(name, headers[name]) for name in _FORWARDED if name in headers]
+        up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
+        for name in _FORWARDED:
+            if name in headers:
+                up.append((name, headers[name]))
         plan = Plan(
             method="POST",
             path=PATHS[ask.endpoint],
             body=ask.body,
             mode=Mode.STREAM if streamed else Mode.WHOLE,
             request_id=call.id,
-            headers=(("Content-Type", "application/json"), ("X-Request-Id", call.id), *passed),
+            headers=up,
             ask=ask,
             model=ask.model,
             key=key,
@@ -197,20 +206,13 @@ class Gateway:
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
-    async def _whole(self, call: Call, ask: Ask, reader: Subscriber) -> respond.Sent:
-        """6 respond, with one body."""
-        try:
-            return await self._body(call, reader)
-        except Unfoldable:
-            # A stream that only the engine can put into one body. Nothing has gone out: ask for the body itself.
-            reader.leave()
-            return await self._body(call, self._join(call, ask, PRIVATE))
-
     async def _body(self, call: Call, reader: Subscriber) -> respond.Sent:
-        reader.whole = True
-        while not reader.flight.ended:
+        """6 respond, with one body."""
+        flight = reader.flight
+        while not flight.ended:
+            reader.whole = True
             await reader.changed()
-        status, headers, body = respond.whole(reader.flight)
+        status, headers, body = respond.whole(flight)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:

@@ -154,7 +154,7 @@ class Journey:
         self.flight.throttle = None
         self._connection = None
         if feeder is not None and connection is not None:
-            feeder.close()
+            feeder.close()  # without effect where it has ended itself
             connection.release(feeder, content=content)
 
     def _arrive(self, error: GatewayError | None) -> None:

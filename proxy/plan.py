@@ -4,6 +4,7 @@ Called by flight and by everyone who makes, feeds or renders one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -34,7 +35,7 @@ class Plan:
     body: bytes
     mode: Mode
     request_id: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Sequence[tuple[str, str]] = ()
     ask: Ask | None = None
     model: str | None = None
     key: bytes | None = None  # None: shares nothing

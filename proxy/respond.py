@@ -24,7 +24,6 @@ Headers = Iterable[tuple[str, str]]
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
-_OURS: Final = frozenset({"x-request-id", "x-gateway-cache", "age"})  # an engine's header of these names is ours
 
 
 class Sent(NamedTuple):
@@ -128,7 +127,7 @@ def whole(flight: Flight) -> tuple[int, Headers, bytes]:
         return 200, _JSON, folded(flight)
     log = flight.log
     status = flight.head.status if flight.head else 200
-    return status, merged(flight, ()), log[0] if len(log) == 1 else b"".join(log)
+    return status, flight.head.headers if flight.head else (), log[0] if len(log) == 1 else b"".join(log)
 
 
 def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) -> tuple[Sent, bool]:
@@ -144,7 +143,7 @@ def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) 
         if request.method != "HEAD":
             data += body
     transport.write(data)
-    return Sent(status, keep, len(data)), not request.protocol.writing_paused
+    return Sent(status, keep, len(data)), not cast(DoorHandler, request.protocol).lags
 
 
 async def taken(request: web.BaseRequest, stall: float) -> None:
@@ -185,7 +184,7 @@ def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
 def merged(flight: Flight, headers: Headers) -> list[tuple[str, str]]:
     """The engine's headers as far as they are passed on, then ours."""
     passed = flight.head.headers if flight.head else (("content-type", "text/event-stream; charset=utf-8"),)
-    return [*((name, value) for name, value in passed if name not in _OURS), *headers]
+    return [*passed, *headers]
 
 
 def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:

@@ -49,15 +49,19 @@ class Body:
         self.written += data
 
     def is_eof(self) -> bool:
-        return not self._pieces or (self.complete and len(self._pieces) == 1)
+        return not self._pieces or self.complete
 
     def exception(self) -> BaseException | None:
         return None
 
+    @property
+    def _buffer(self) -> list[bytes]:
+        return [piece for piece in self._pieces if isinstance(piece, bytes)]
+
+    _buffer_offset = 0
+
     def read_nowait(self) -> bytes:
-        piece = self._pieces.pop(0) if self._pieces else b""
-        assert isinstance(piece, bytes)
-        return piece
+        return b"".join(self._buffer)
 
     async def readany(self) -> bytes:
         piece = self._pieces.pop(0) if self._pieces else b""
@@ -100,6 +104,7 @@ def test_an_id_is_always_safe_in_a_header_and_a_log(given_id: str) -> None:
         (Body(), b""),
         (Body(b"abc"), b"abc"),
         (Body(b"abc", complete=True), b"abc"),
+        (Body(b"abc", b"de", complete=True), b"abcde"),
         (Body(b"abc", b"de"), b"abcde"),
         (Body(b"0123456789", length=10), b"0123456789"),
         (Body(b"a", content_type="application/json; charset=utf-8"), b"a"),
