@@ -14,6 +14,8 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 
+MAX_KNOWN = 256  # models whose candidates are remembered
+
 
 @dataclass(eq=False, slots=True)
 class Backend:
@@ -35,19 +37,20 @@ class Backend:
 class Lease:
     """A place at an engine, for as long as the stream lasts."""
 
-    __slots__ = ("_release", "backend")
+    __slots__ = ("_owner", "backend")
 
-    def __init__(self, backend: Backend, release: Callable[[], None]) -> None:
+    def __init__(self, backend: Backend, owner: Backends) -> None:
         self.backend = backend
-        self._release: Callable[[], None] | None = release
+        self._owner: Backends | None = owner
         backend.inflight += 1
 
     def release(self) -> None:
         """Give the place back, once however often it is called."""
-        if self._release is not None:
-            release, self._release = self._release, None
+        owner = self._owner
+        if owner is not None:
+            self._owner = None
             self.backend.inflight -= 1
-            release()
+            owner.on_release()
 
 
 class Backends:
@@ -58,6 +61,7 @@ class Backends:
         self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self._refresh_timeout = refresh_timeout
+        self._known: dict[str | None, list[Backend]] = {}  # candidates of a model, until something changes
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -90,18 +94,26 @@ class Backends:
 
         Raises GatewayError 503 where there is no engine at all, or each has been excluded.
         """
-        candidates = [b for b in self.candidates(model) if b not in exclude]
+        candidates = self._known.get(model)
+        if candidates is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()  # clients choose these names
+            candidates = self._known[model] = self.candidates(model)
+        if exclude:
+            candidates = [b for b in candidates if b not in exclude]
         if not candidates:
             raise GatewayError(Code.NO_BACKEND, "No engine is available for this request.", retry_after=1)
-        free = [b for b in candidates if b.inflight < b.max_inflight]
-        if not free:
-            return None
-        return Lease(min(free, key=lambda b: b.inflight), lambda: self.on_release())
+        best = None
+        for backend in candidates:
+            if backend.inflight < backend.max_inflight and (best is None or backend.inflight < best.inflight):
+                best = backend
+        return Lease(best, self) if best is not None else None
 
     def seen_down(self, backend: Backend, why: str) -> None:
         self._set(backend, up=False, detail=why)
 
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
+        self._known.clear()
         changed = backend.up is not up
         backend.up, backend.detail = up, detail
         if changed:

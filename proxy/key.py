@@ -5,6 +5,7 @@ Called by the gateway's handlers, once a request whose answer may be shared."""
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -24,6 +25,10 @@ NewHash = Callable[[], Any]
 # Numbers stay as they are written (1.0 is not 1 to a template that prints them); escapes and spaces do not.
 _ANY: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode()))
+
+
+# Its own canonical form: a name, a number without exponent or sign, a string of ASCII without escapes.
+_PLAIN: Final = re.compile(rb'true|false|null|0|[1-9][0-9]{0,14}|"[ !#-\[\]-~]*"')
 
 
 def hash_for(cpuinfo: str) -> NewHash:
@@ -54,11 +59,20 @@ class Keyer:
         for name in sorted(extras):
             parts += (b"stream_options." + name.encode("utf-8", "surrogatepass"), bytes(extras[name]))
         parts.append(b"")
-        for name in sorted(ask.fields):
+        fields = ask.fields
+        for name in sorted(fields):
             if name not in UNKEYED:
-                parts += (name.encode("utf-8", "surrogatepass"), canonical(name, ask.fields[name]))
+                raw = bytes(fields[name])
+                parts += (
+                    name.encode("utf-8", "surrogatepass"),
+                    raw if _PLAIN.fullmatch(raw) else canonical(name, fields[name]),
+                )
         # Each part is preceded by its length: no two lists of parts give the same bytes.
-        digest.update(b"".join(b"%d:%b" % (len(part), part) for part in parts))
+        sized = []
+        for part in parts:
+            sized.append(b"%d:" % len(part))
+            sized.append(part)
+        digest.update(b"".join(sized))
         result: bytes = digest.digest()
         return result
 

@@ -18,7 +18,7 @@ from aioprometheus.renderer import render
 
 from proxy.config import VERSION
 from proxy.errors import Code
-from proxy.series import Counts, Histograms, Label, ReadCounter, ReadGauge
+from proxy.series import Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -37,6 +37,7 @@ ENDPOINTS: Final = (
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
+_STATUS: Final = {status: str(status) for status in range(100, 600)}
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
 
 TTFT_BUCKETS: Final = (
@@ -115,6 +116,7 @@ class Metrics:
             self._models,
         )  # fmt: skip
         self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
+        self._kept: dict[str, tuple[Histogram, Histogram]] = {}  # by endpoint: latency, queue
         for value in OUTCOMES:  # a rate needs the zero before the first one
             self._ended.count((value,), 0)
         for value in OPS:
@@ -143,12 +145,15 @@ class Metrics:
         token_source: str | None,
     ) -> None:
         """One request was answered. Durations in seconds."""
-        self._requests.count((endpoint, str(status), verdict))
-        self._latency.seen((endpoint,), total_s)
+        self._requests.count((endpoint, _STATUS.get(status) or str(status), verdict))
+        kept = self._kept.get(endpoint)
+        if kept is None:
+            kept = self._kept[endpoint] = (self._latency.of((endpoint,)), self._queue.of((endpoint,)))
+        kept[0].observe(total_s)
         if ttft_s is not None:
             self._ttft.seen((endpoint, verdict), ttft_s)
         if ttft_s is not None or queue_s > 0:
-            self._queue.seen((endpoint,), queue_s)
+            kept[1].observe(queue_s)
         if token_source is not None:
             label = self._model(model, known=status < 400)
             if prompt_tokens is not None and prompt_tokens > 0:

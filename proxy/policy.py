@@ -28,6 +28,7 @@ class Sharing:
 
 
 PRIVATE: Final = Sharing(shared=False)
+_SHARED: Final = Sharing(shared=True)
 
 
 def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
@@ -36,6 +37,8 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
     RFC 9111 (5.2.3) asks.
     """
+    if not override and not cache_control:
+        return _SHARED if default == "all" or (default == "auto" and deterministic(ask)) else PRIVATE
     mode: str = override.strip().lower() or default
     if mode not in SHARES:
         raise GatewayError(

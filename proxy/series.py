@@ -117,15 +117,19 @@ class Histograms(collectors.Histogram):
         self._bounds = bounds
         self._series: dict[Key, Histogram] = {}
 
-    def seen(self, key: Key, value: float) -> None:
-        """Count one value, in the metric's unit."""
+    def of(self, key: Key) -> Histogram:
+        """The histogram of these labels. Whoever keeps it saves the look-up."""
         series = self._series.get(key)
         if series is None:
             key = self._labels.clean(key)
             series = self._series.get(key)
             if series is None:
                 series = self._series[key] = Histogram(self._bounds)
-        series.observe(value)
+        return series
+
+    def seen(self, key: Key, value: float) -> None:
+        """Count one value, in the metric's unit."""
+        self.of(key).observe(value)
 
     def get_all(self) -> list[Sample]:
         return [(self._labels.named(key), series.told()) for key, series in self._series.items()]

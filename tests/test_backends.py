@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import Backend, Backends, Lease
+from proxy.backends import MAX_KNOWN, Backend, Backends, Lease
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 from tests.clock import virtual
@@ -198,3 +198,25 @@ async def test_an_engine_that_stops_and_comes_back_is_seen_to(engine: Engine) ->
     await backends.refresh()
     assert (one.up, one.detail) == (True, "")
     pool.close()
+
+
+async def test_who_is_a_candidate_is_asked_anew_when_an_engine_changes() -> None:
+    one, two = backend("one", "m1", up=True), backend("two", "m1", up=True)
+    backends = Backends([one, two])
+    first, second = backends.acquire("m1"), backends.acquire("m1")
+    assert first is not None
+    assert second is not None
+    assert {first.backend, second.backend} == {one, two}
+    backends.seen_down(one, "gone")
+    third = backends.acquire("m1")
+    assert third is not None
+    assert third.backend is two
+
+
+def test_models_that_clients_make_up_are_not_remembered_without_end() -> None:
+    backends = Backends([backend("one", "m1", up=True)])
+    for n in range(3 * MAX_KNOWN):
+        lease = backends.acquire(f"made-up-{n}")
+        assert lease is not None
+        lease.release()
+    assert len(backends._known) <= MAX_KNOWN

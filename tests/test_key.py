@@ -6,12 +6,13 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.key import UNKEYED, Keyer, canonical, hash_for
+from proxy.key import _PLAIN, UNKEYED, Keyer, canonical, hash_for
 from proxy.wire.openai import Endpoint, decode
 
 CHAT: dict[str, Any] = {
@@ -207,3 +208,17 @@ def test_a_value_that_no_reader_can_read_is_refused_or_keyed_but_never_breaks(va
         assert len(raw("x", value)) == 32
     except GatewayError as error:
         assert error.code is Code.INVALID_JSON
+
+
+@given(
+    st.one_of(st.text(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none())
+)
+def test_a_value_that_is_taken_as_it_stands_is_its_own_canonical_form(value: object) -> None:
+    for raw in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")):
+        if _PLAIN.fullmatch(raw):
+            assert canonical("x", msgspec.Raw(raw)) == raw
+
+
+@pytest.mark.parametrize("raw", [b"-0", b"1.0", b"1e5", b'"a\\n"', b'"a" ', b" 1", b'"\xc3\xa9"', b"[1]", b"01"])
+def test_whatever_could_be_written_otherwise_takes_the_long_way(raw: bytes) -> None:
+    assert _PLAIN.fullmatch(raw) is None

@@ -71,6 +71,7 @@ _HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
     "completions": msgspec.json.Decoder(_Completions),
     "embeddings": msgspec.json.Decoder(_Embeddings),
 }
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PAIRS: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, value: kind(value))
 _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -102,26 +103,22 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
     """
     if not body:
         raise GatewayError(Code.INVALID_JSON, "The request body is empty; send a JSON object.")
+    if not body.isascii():
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise GatewayError(
+                Code.INVALID_JSON, f"The request body is not UTF-8 (byte {e.start}); send JSON encoded as UTF-8."
+            ) from None
     try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise GatewayError(
-            Code.INVALID_JSON, f"The request body is not UTF-8 (byte {e.start}); send JSON encoded as UTF-8."
-        ) from None
-    try:
-        pairs = _PAIRS.decode(body)
+        fields = _FIELDS.decode(body)
+        if not _all_there(fields, body):
+            _refuse_twice(body)
         head = _HEADS[endpoint].decode(body)
     except msgspec.ValidationError as e:
         raise _wrong_type(str(e)) from None
     except (msgspec.DecodeError, RecursionError) as e:
         raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {e}.") from None
-    fields = {str(name): value for name, value in pairs.items()}
-    if len(fields) != len(pairs):
-        names = [str(name) for name in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise GatewayError(
-            Code.INVALID_JSON, f"The field {twice[:64]!r} is given twice; give it once.", param=twice[:64]
-        )
     prompt_field = _PROMPT_FIELD[endpoint]
     if getattr(head, prompt_field) is None and not (endpoint == "completions" and "prompt_embeds" in fields):
         raise GatewayError(
@@ -138,6 +135,26 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
         fields=fields,
         body=body,
     )
+
+
+def _all_there(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
+    """Whether these members account for every byte of a compactly written body: then none was given twice. (A
+    second one of a name would have taken the first one's place, and its bytes would be missing.)"""
+    size = 1 + len(fields)  # braces, and a comma between two
+    for name, raw in fields.items():
+        if not name.isascii():
+            return False
+        size += len(name) + 3 + len(raw)
+    return size == len(body)
+
+
+def _refuse_twice(body: bytes) -> None:
+    names = [str(name) for name in _PAIRS.decode(body)]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise GatewayError(
+            Code.INVALID_JSON, f"The field {twice[:64]!r} is given twice; give it once.", param=twice[:64]
+        )
 
 
 def with_usage(ask: Ask) -> bytes:

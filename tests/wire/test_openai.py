@@ -165,3 +165,25 @@ def test_only_stream_options_that_change_the_frames_are_extras(
     member = "" if options is None else f', "stream_options": {options}'
     found = stream_extras(decode("chat", f'{{"messages": []{member}}}'.encode()))
     assert {name: bytes(raw) for name, raw in found.items()} == extras
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["model", "user", "é", "x", "\n"]), st.text(max_size=5)), max_size=6),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :")]),
+    st.booleans(),
+)
+def test_a_member_given_twice_is_always_found(
+    members: list[tuple[str, str]], marks: tuple[str, str], ascii_only: bool
+) -> None:
+    pairs: list[tuple[str, object]] = [("messages", []), *members]
+    texts = [
+        json.dumps(name, ensure_ascii=ascii_only) + marks[1] + json.dumps(value, ensure_ascii=ascii_only)
+        for name, value in pairs
+    ]
+    body = ("{" + marks[0].join(texts) + "}").encode()
+    names = [name for name, _ in pairs]
+    if len(set(names)) == len(names):
+        assert set(decode("chat", body).fields) == set(names)
+    else:
+        with pytest.raises(GatewayError, match="given twice"):
+            decode("chat", body)
