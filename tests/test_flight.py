@@ -163,26 +163,6 @@ def test_the_table_of_phases_is_the_law(phase: Phase) -> None:
         group.remove(flight)
 
 
-def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() -> None:
-    group, flight = lake(mode=Mode.WHOLE)
-    assert group.find(b"k", stream=True) is None
-    assert group.find(b"k", stream=False) is flight
-    stream = group.launch(Plan(method="POST", path="/", body=b"", mode=Mode.STREAM, request_id="r", key=b"k"))
-    assert group.find(b"k", stream=True) is stream
-    assert group.find(b"k", stream=False) is stream
-    group.remove(stream)
-    group.remove(flight)
-
-
-def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
-    group, old = lake()
-    new = group.launch(old.plan)
-    group.remove(old)
-    assert group.find(b"k", stream=True) is new
-    group.remove(new)
-    assert len(group) == 0
-
-
 def test_its_repr_tells_its_state() -> None:
     group, flight = lake()
     flight.frames([frame(1)])

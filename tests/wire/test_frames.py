@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import PlainView, Usage, has_content, is_error, usage_of
+from proxy.wire.frames import PlainView, Twins, Usage, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, data_of, is_done
 from tests.golden import load, names
 from tests.wire import llama_cpp
@@ -219,3 +220,50 @@ def test_llama_cpp_gets_its_timings_back_and_is_otherwise_left_alone(kind: str) 
     assert sorted(map(llama_cpp.scrub, asked)) == sorted(map(llama_cpp.scrub, never))
     assert is_done(asked[-1])
     assert all(b'"choices":[]' not in (data_of(frame) or b"") for frame in asked)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["", '"', "\\", "a\\", "\n", "\r\n\r\n", "[DONE]", '"usage":{', "error"]),
+)
+
+
+@given(st.lists(st.tuples(TEXTS, st.sampled_from(["chat", "text", "stop", "usage", "error", "raw"])), max_size=8))
+def test_what_is_taken_for_more_of_the_same_has_content_and_nothing_else(parts: list[tuple[str, str]]) -> None:
+    twins = Twins()
+    for text, kind in parts:
+        quoted = json.dumps(text)
+        seen = {
+            "chat": delta(f'{{"content":{quoted}}}'),
+            "text": frame(f'{{"choices":[{{"index":0,"text":{quoted},"finish_reason":null}}]}}'),
+            "stop": frame(f'{{"choices":[{{"index":0,"text":{quoted},"finish_reason":"stop"}}]}}'),
+            "usage": frame(f'{{"choices":[],"usage":{{"prompt_tokens":1}},"content":{quoted}}}'),
+            "error": frame(f'{{"error":{{"message":{quoted}}}}}'),
+            "raw": b"data: " + text.encode() + b"\n\n",
+        }[kind]
+        if seen in twins:
+            assert has_content(seen)
+            assert usage_of(seen) is None
+            assert not is_error(seen)
+            assert not is_done(seen)
+            assert PlainView().feed(seen) == [seen]
+            assert Framer(1 << 20).feed(seen) == [seen]
+        elif has_content(seen) and usage_of(seen) is None and not is_error(seen):
+            twins.learn(seen)
+
+
+def test_nearly_all_tokens_of_a_recorded_chat_are_more_of_the_same() -> None:
+    for name in ("chat-greedy-stream", "completion-stream", "chat-unicode-stream"):
+        twins, known, content = Twins(), 0, 0
+        for seen in frames_of(load(name).body):
+            if seen in twins:
+                known += 1
+            elif has_content(seen):
+                twins.learn(seen)
+            content += has_content(seen)
+        assert known >= content - 2, name  # the first is learnt from, the last may bring the finish
+
+
+def test_nothing_is_known_before_something_is_learnt() -> None:
+    assert b"" not in Twins()
+    assert delta('{"content":"a"}') not in Twins()
