@@ -1,4 +1,4 @@
-"""The listening side: our own loop in place of aiohttp's, what it leans on, and that it serves as aiohttp's did."""
+"""The listening side: our own loop in place of aiohttp's, what it leans on, that it serves as aiohttp's did."""
 
 from __future__ import annotations
 
