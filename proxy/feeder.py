@@ -37,6 +37,10 @@ class Limits(msgspec.Struct, frozen=True):
     flight: int = 64 * 1024 * 1024
 
 
+def _nobody(error: GatewayError | None) -> None:
+    """Who is told of an exchange that is over."""
+
+
 class Watch:
     """The clocks of all exchanges by one timer: nothing is done about time for each token or each request."""
 
@@ -236,8 +240,9 @@ class Feeder:
             self._close(error)
 
     def _close(self, error: GatewayError | None) -> None:
+        on_done = self._on_done
         self.close()
-        self._on_done(error)
+        on_done(error)
 
     # -- time -------------------------------------------------------------------------------------
 
@@ -245,6 +250,7 @@ class Feeder:
         """No one waits for this exchange any more."""
         if not self._done:
             self._done = True
+            self._on_done = _nobody  # a circle less: it holds whoever holds us
             self._watch.drop(self)
 
     def _deadline(self) -> tuple[float, Code, str]:

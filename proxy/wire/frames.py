@@ -85,7 +85,8 @@ class Twins:
     """Recognises frames that differ from one looked at before in nothing but their text.
 
     An engine's content frames are the same but for one JSON string. Such a frame has content and neither usage
-    nor finish nor error, and is not the terminal: 0.25 µs instead of 1.5 for all the looks together.
+    nor finish nor error, and is not the terminal: one look for five. (A regex for each stream is quicker still
+    for a token, but takes 0.7 ms to compile.)
     """
 
     __slots__ = ("_back", "_front", "_short", "_start", "_stop")
@@ -97,14 +98,10 @@ class Twins:
 
     def __contains__(self, frame: bytes) -> bool:
         # A front has no line end and a back only the two that end the event: such bytes are one whole event.
-        return (
-            len(frame) > self._short > 0
-            and frame.startswith(self._front)
-            and frame.endswith(self._back)
-            and frame.find(b'"', self._start, self._stop) < 0
-            and frame.find(b"\n", self._start, self._stop) < 0
-            and frame.find(b"\r", self._start, self._stop) < 0
-        )
+        if not (len(frame) > self._short > 0 and frame.startswith(self._front) and frame.endswith(self._back)):
+            return False
+        text = frame[self._start : self._stop]
+        return 34 not in text and 10 not in text and 13 not in text  # no quote, no line end
 
     def learn(self, frame: bytes) -> None:
         """Take a frame that has content, and neither usage, error nor end, as the one to compare with."""

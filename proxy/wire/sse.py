@@ -134,7 +134,7 @@ def encode(data: bytes) -> bytes:
 
 
 SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
-"""The size lines of small chunks, made once: to format one takes three times as long as to join it."""
+"""The size lines of small chunks, made once: to format one takes 1.4 times as long as to join it."""
 
 
 def chunk(frame: bytes) -> bytes:
