@@ -49,6 +49,7 @@ class Answer:
         "_head_bytes",
         "_head_done",
         "_headers",
+        "_joins",
         "_left",
         "_overhead",
         "_parse",
@@ -71,11 +72,12 @@ class Answer:
         self._head_done = False
         self._tail = b""  # the last bytes of the head so far, where its end may begin
         self._chunks = False
+        self._joins = False
         self._left = 0  # bytes of a counted body to come
         self._overhead = 0
         self._end = -1  # how many pieces of this read belong to the answer, once it has ended
         self._pieces: list[bytes] = []
-        # httptools calls this for each chunk: a C function, no frame of Python. A read's pieces go on together.
+        # httptools calls this for each chunk: a C function, no frame of Python. They go on after it.
         self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._parse: Callable[[bytes], None] = self._parser.feed_data
@@ -99,9 +101,7 @@ class Answer:
             if len(pieces) == 1:
                 self.to.body(pieces.pop())
             else:
-                body = b"".join(pieces)
-                pieces.clear()
-                self.to.body(body)
+                self._hand_out()
             return False
         if self.framing is None:
             return self._read_head(data)
@@ -156,6 +156,7 @@ class Answer:
         self._left = framing.length
         self._chunks = framing.kind is _CHUNKED
         self.to.head(status, headers)
+        self._joins = getattr(self.to, "joins", False)
         return True
 
     def _first_body(self, data: bytes) -> bool:
@@ -173,15 +174,22 @@ class Answer:
         self.to.body(data if left >= 0 else data[:left])
         return left <= 0
 
+    def _hand_out(self) -> None:
+        pieces = self._pieces.copy()
+        self._pieces.clear()
+        if self._joins:
+            self.to.body(b"".join(pieces))
+        else:
+            for piece in pieces:
+                self.to.body(piece)
+
     def _chunks_over(self, data: bytes, fault: Refused | None) -> bool:
         """After a read of chunks that had the end in it, or a fault, or no body."""
         pieces = self._pieces
         if self.surplus:
             del pieces[self._end :]  # of another answer, which nobody asked for
         if pieces:
-            body = b"".join(pieces)
-            pieces.clear()
-            self.to.body(body)
+            self._hand_out()
         else:
             self._overhead += len(data)
         if self._end >= 0:

@@ -48,6 +48,7 @@ class Kept:
     """What a reader of answers hands its bytes to; keeps the last."""
 
     data = b""
+    joins = False
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         pass
@@ -86,6 +87,11 @@ def one_answer() -> None:
     ours = Answer(Kept(), bodiless=False)
     ours.feed(HEAD)
     ours.close()
+
+
+def joined(to: Kept) -> Feed:
+    to.joins = True
+    return answer(to)
 
 
 def before(to: Kept) -> Feed:
@@ -139,15 +145,16 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
     for per_read in (1, 40):
         data = CHUNK * per_read
         for name, make in (
-            ("Answer (httptools, one call a read)", answer),
-            ("httptools, one call a chunk", before),
+            ("Answer (httptools), joined to one call a read", joined),
+            ("Answer (httptools)", answer),
+            ("httptools alone", before),
             ("hand-written", by_hand),
             ("aiohttp's HttpResponseParser", aiohttps),
         ):
             kept = Kept()
             feed = make(kept)
             feed(data)
-            assert kept.data == (EVENT if make is before else EVENT * per_read), name
+            assert kept.data == (EVENT if make in (before, answer) else EVENT * per_read), name
             ways[f"event, {per_read} a read: {name}"] = functools.partial(feed, data), per_read
     return ways
 
