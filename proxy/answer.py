@@ -49,7 +49,6 @@ class Answer:
         "_head_bytes",
         "_head_done",
         "_headers",
-        "_joins",
         "_left",
         "_overhead",
         "_parse",
@@ -72,7 +71,6 @@ class Answer:
         self._head_done = False
         self._tail = b""  # the last bytes of the head so far, where its end may begin
         self._chunks = False
-        self._joins = False
         self._left = 0  # bytes of a counted body to come
         self._overhead = 0
         self._end = -1  # how many pieces of this read belong to the answer, once it has ended
@@ -156,7 +154,6 @@ class Answer:
         self._left = framing.length
         self._chunks = framing.kind is _CHUNKED
         self.to.head(status, headers)
-        self._joins = getattr(self.to, "joins", False)
         return True
 
     def _first_body(self, data: bytes) -> bool:
@@ -175,13 +172,10 @@ class Answer:
         return left <= 0
 
     def _hand_out(self) -> None:
-        pieces = self._pieces.copy()
-        self._pieces.clear()
-        if self._joins:
-            self.to.body(b"".join(pieces))
-        else:
-            for piece in pieces:
-                self.to.body(piece)
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self.to.body(data)
 
     def _chunks_over(self, data: bytes, fault: Refused | None) -> bool:
         """After a read of chunks that had the end in it, or a fault, or no body."""

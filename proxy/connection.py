@@ -20,9 +20,8 @@ class Receiver(Protocol):
     """Takes one answer. Exactly one of `end` and `lost` is called, last, unless it was released before. None of
     these may raise.
 
-    `body` is called for each chunk that a read has some of. One with an attribute `joins` that is true once its
-    `head` has been called is called once a read instead: its own work per call is then saved, and the engine's
-    chunk boundaries, which mean nothing, are lost.
+    `body` is called once for each read that had any body in it, however many chunks those bytes came in: the
+    chunks' boundaries mean nothing.
     """
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...

@@ -68,8 +68,8 @@ class DoorHandler(RequestHandler):
             factory = self._request_factory
             if factory is None:
                 break  # the client has left
-            task: Any = self._task_handler
-            request = factory(message, payload, self, StreamWriter(self, loop), task)
+            # No name for the task: a traceback would keep it, and all its frames hold, alive in a circle.
+            request = factory(message, payload, self, StreamWriter(self, loop), self._task_handler)  # type: ignore[arg-type]
             self._current_request = request
             self._request_in_progress = True
             try:
