@@ -57,6 +57,8 @@ class SocketPipe:
             data = dechunk(data)
         if self.head:
             data, self.head = self.head + data, b""
+        if self._transport.is_closing():
+            return True  # the client has left, its handler will hear of it: uvloop's write would raise
         self.sent += len(data)
         self._transport.write(data)
         return not self._protocol.writing_paused

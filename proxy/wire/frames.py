@@ -98,7 +98,14 @@ class Twins:
         if not self._short or not frame.startswith(self._front) or not frame.endswith(self._back):
             return False
         text = frame[len(self._front) : -len(self._back)]
-        return len(frame) > self._short and b'"' not in text and b"\n" not in text and b"\r" not in text
+        # A text that ends in a backslash may take the quote after it along: such a one is looked at.
+        return (
+            len(frame) > self._short
+            and b'"' not in text
+            and b"\n" not in text
+            and b"\r" not in text
+            and text[-1] != 92
+        )
 
     def learn(self, frame: bytes) -> None:
         """Take a frame that has content, and neither usage, error nor end, as the one to compare with."""
