@@ -253,6 +253,11 @@ class Feeder:
             self._on_done = _nobody  # a circle less: it holds whoever holds us
             self._watch.drop(self)
 
+    def hold(self, held: bool) -> None:
+        """The reader lags and the engine is held back, or it goes on: the wait for the next token begins anew."""
+        self.held = held
+        self._last = self.flight.clock()
+
     def _deadline(self) -> tuple[float, Code, str]:
         """What would run out next: when, as which error, and in which words."""
         limits = self._limits

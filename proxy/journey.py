@@ -164,5 +164,5 @@ class Journey:
     def _throttle(self, hold: bool) -> None:
         """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""
         if self.feeder is not None and self._connection is not None:
-            self.feeder.held = hold
+            self.feeder.hold(hold)
             self._connection.throttle(self.feeder, hold)

@@ -52,19 +52,19 @@ class SocketPipe:
         self._mute = mute  # HEAD, 204, 304: no body at all
 
     def write(self, data: bytes) -> bool:
-        if self._plain:
-            self.sent += len(data)
-            self._transport.write(data)
-            return not self._protocol.lags
-        if self._mute:
-            data = b""
-        elif self._bare:
-            data = dechunk(data)
-        if self.head:
-            data, self.head = self.head + data, b""
-        self._plain = not (self._mute or self._bare)
+        transport = self._transport
+        if transport.is_closing():
+            return True  # the client has left, its handler will hear of it: uvloop's write would raise
+        if not self._plain:
+            if self._mute:
+                data = b""
+            elif self._bare:
+                data = dechunk(data)
+            if self.head:
+                data, self.head = self.head + data, b""
+            self._plain = not (self._mute or self._bare)
         self.sent += len(data)
-        self._transport.write(data)
+        transport.write(data)
         return not self._protocol.lags
 
 

@@ -108,6 +108,9 @@ class Scheduler:
             self._look_up(batch)
         else:
             self._wait_for_window()
+        self._place_waiting()
+
+    def _place_waiting(self) -> None:
         full: set[str | None] = set()
         self.queue.place(lambda flight: self._place(flight, full))
 
@@ -141,7 +144,9 @@ class Scheduler:
             if stored is None or not self._hit(flight, stored):
                 misses.append(flight)
         self.queue.looked(misses)
-        self._turn()
+        if self.queue.next_deadline() is not None:
+            self._soon()  # not at once: with the store away each look-up would end inside the one before it
+        self._place_waiting()
 
     def _hit(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -168,4 +168,73 @@ def test_its_repr_tells_its_state() -> None:
     flight.frames([frame(1)])
     assert repr(flight) == "<Flight streaming stream log=1 readers=0>"
     group.remove(flight)
-    assert cast(Any, repr(group)) == "<FlightGroup live=0 joinable=0>"
+
+
+class Fragile(Sink):
+    """A socket under which something happens while it is written to."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def write(self, data: bytes) -> bool:
+        fits = super().write(data)
+        self.meanwhile()
+        return fits
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_a_reader_that_leaves_while_readers_are_served_takes_nothing_from_the_others(who: str) -> None:
+    group, flight = lake()
+    readers = [join(group, flight) for _ in range(4)]
+    left: list[Subscriber] = []
+
+    def leaving(one: Subscriber, other: Subscriber) -> Callable[[], None]:
+        def leave() -> None:
+            if not left:
+                left.append(one if who == "itself" else other)
+                left[0].leave()
+
+        return leave
+
+    fragile = [Fragile(leaving(readers[n][0], readers[n - 1][0])) for n in range(4)]
+    for (reader, _), sink in zip(readers, fragile, strict=True):
+        reader.pipe = sink
+    flight.frames([frame(1)])
+    flight.frames([frame(2)])
+    flight.land(Head())
+    whole = chunk(frame(1)) + chunk(frame(2)) + flight.tail
+    for (reader, _), sink in zip(readers, fragile, strict=True):
+        assert sink.got == whole or (reader in left and whole.startswith(sink.got))
+        assert reader.done is (reader not in left)
+    assert len(flight.subscribers) == 3
+    group.remove(flight)
+
+
+def test_who_joins_while_readers_are_served_has_all_of_it_once() -> None:
+    group, flight = lake()
+    late: list[Sink] = []
+    reader, _ = join(group, flight)
+    reader.pipe = Fragile(lambda: late.append(join(group, flight)[1]) if not late else None)
+    flight.frames([frame(1)])
+    flight.frames([frame(2)])
+    flight.land(Head())
+    assert late[0].got == chunk(frame(1)) + chunk(frame(2)) + flight.tail
+    group.remove(flight)
+
+
+def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -> None:
+    group = FlightGroup()
+    plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
+    flight = group.launch(plan)
+    sinks = []
+    for usage in (True, False):
+        reader = group.attach(flight, usage=usage, whole=False, verdict="hit")
+        reader.pipe = sink = Sink()
+        sinks.append(sink)
+    flight.stored(chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)))
+    flight.land(Head())
+    assert [sink.writes for sink in sinks] == [1, 1]
+    assert sinks[0].got == chunk(frame(1)) + chunk(frame(2)) + b"0\r\n\r\n"
+    assert sinks[1].got == chunk(frame(1)) + b"0\r\n\r\n"
+    group.remove(flight)

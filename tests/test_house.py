@@ -21,6 +21,7 @@ SPAWNERS = ("create_task", "ensure_future")
 MAY_SLEEP = {
     "tests/engine_scripts.py::_pause": "the timed engine's pace is what it is for; 0 in tests",
     "tests/test_clock.py::divide": "virtual time, by run_virtual",
+    "tests/test_journey.py::play": "virtual time, by run_virtual",
 }
 
 Table = Mapping[str, int]  # "wire/sse.py" or "embedded/" -> layer

@@ -1,257 +1,298 @@
-"""A Flight's way to an engine, without sockets: attempts, other engines, cancellation, one arrival."""
+"""A Flight's way to an engine: which failure leads where, and that it is told once, whatever the order."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import Backend, Backends
-from proxy.connection import Receiver
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits, Watch
-from proxy.flight import Flight, Phase
-from proxy.group import FlightGroup
-from proxy.journey import Journey, Road
-from proxy.metrics import Metrics
-from proxy.plan import Mode, Plan
+from proxy.flight import Phase
 from tests.clock import run_virtual, virtual
+from tests.trip import Trip, Wire
 
-SSE = [("content-type", "text/event-stream")]
-TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+FRAME = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+UNREACHABLE = GatewayError(Code.UPSTREAM_UNREACHABLE, "nobody is there")
+SLOW = GatewayError(Code.UPSTREAM_CONNECT_TIMEOUT, "nobody answers")
+CUT = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
 
 
-class FakeConnection:
-    """Keeps whom it serves; the test says what comes."""
-
-    def __init__(self) -> None:
-        self.receiver: Receiver | None = None
-        self.sent: list[bytes] = []
-        self.received = False
-        self.released: bool | None = None  # with what `content` it was given up
-
-    def send(self, request: bytes, receiver: Receiver) -> None:
-        self.sent.append(request)
-        self.receiver = receiver
-
-    def release(self, receiver: Receiver, *, content: bool) -> None:
-        assert receiver is self.receiver
-        self.released = content
-
-    def throttle(self, receiver: Receiver, hold: bool) -> None:
-        assert receiver is self.receiver
-
-    def answer(self, *pieces: bytes, end: bool = False) -> None:
-        assert self.receiver is not None
-        self.received = True
-        self.receiver.head(200, SSE)
-        for piece in pieces:
-            self.receiver.body(piece)
-        if end:
-            self.receiver.end()
-
-    def lose(self, code: Code = Code.UPSTREAM_UNREACHABLE) -> None:
-        assert self.receiver is not None
-        self.receiver.lost(GatewayError(code, "lost"))
-
-
-class FakePool:
-    """Kept connections, then new ones: each made when the test lets it."""
-
-    def __init__(self, *kept: FakeConnection, refuses: bool = False, holds: bool = False) -> None:
-        self.kept = list(kept)
-        self.made: list[FakeConnection] = []
-        self.given: list[FakeConnection] = []
-        self.unwritable = False
-        self._refuses = refuses
-        self._gate = asyncio.Event()
-        if not holds:
-            self._gate.set()
-
-    def take(self) -> FakeConnection | None:
-        return self.kept.pop() if self.kept else None
-
-    async def connect(self) -> FakeConnection:
-        await self._gate.wait()
-        if self._refuses:
-            raise GatewayError(Code.UPSTREAM_UNREACHABLE, "refused")
-        self.made.append(FakeConnection())
-        return self.made[-1]
-
-    def give(self, connection: FakeConnection) -> None:
-        self.given.append(connection)
-
-    def request(self, method: str, path: str, headers: Any, body: bytes) -> bytes:
-        if self.unwritable:
-            raise GatewayError(Code.INVALID_HEADER, "no")
-        return f"{method} {path}".encode()
-
-
-class Trip:
-    """A journey and all that it needs."""
-
-    def __init__(self, *pools: FakePool) -> None:
-        self.group = FlightGroup()
-        self.flight: Flight = self.group.launch(Plan("POST", "/x", b"{}", Mode.STREAM, "r", model="m"))
-        self.engines = [Backend(f"e{n}", cast(Any, pool), 8, up=True) for n, pool in enumerate(pools)]
-        self.backends = Backends(self.engines)
-        self.watch = Watch(Limits(), asyncio.get_running_loop())
-        self.metrics = Metrics()
-        self.tasks: list[asyncio.Task[None]] = []
-        self.arrivals: list[GatewayError | None] = []
-        road = Road(self.backends, Limits(), self.watch, self.metrics, self.tasks.append, self._arrived)
-        lease = self.backends.acquire("m")
-        assert lease is not None
-        self.journey = Journey(self.flight, lease, road)
-        self.journey.begin()
-
-    def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
-        self.arrivals.append(error)
-
-    async def settled(self) -> None:
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-    def end(self) -> None:
-        """What the scheduler does when it is over."""
-        self.journey.lease.release()
-        assert all(engine.inflight == 0 for engine in self.engines)
-        assert len(self.watch) == 0
-        self.watch.close()
-        if not self.flight.ended:
-            self.flight.cancel()
-        self.group.remove(self.flight)
-
-    def errors(self) -> str:
-        return self.metrics.render("")[0].decode()
+def answer(wire: Wire) -> None:
+    wire.head()
+    wire.body(FRAME)
+    wire.body(DONE)
 
 
 @virtual
-async def test_an_answer_that_is_whole_lands_and_its_connection_is_kept() -> None:
-    kept = FakeConnection()
-    trip = Trip(FakePool(kept))
-    assert (kept.sent, trip.flight.phase, trip.tasks) == ([b"POST /x"], Phase.PREFILL, [])
-    kept.answer(TOKEN, DONE)
-    assert (trip.arrivals, kept.released, trip.flight.phase) == ([None], True, Phase.LANDED)
-    trip.end()
-
-
-@virtual
-async def test_a_kept_connection_that_had_died_is_replaced_and_is_not_the_engine_s_failure() -> None:
-    dead = FakeConnection()
-    pool = FakePool(dead)
-    trip = Trip(pool)
-    dead.lose()
-    await trip.settled()
-    (fresh,) = pool.made
-    assert trip.engines[0].up
-    assert "gateway_upstream_errors_total{" not in trip.errors()
-    fresh.answer(TOKEN, DONE)
+async def test_a_whole_answer_lands_and_its_connection_may_be_kept() -> None:
+    trip = Trip(kept=1)
+    trip.journey.begin()
+    wire = trip.engines[0].wire
+    assert (trip.flight.phase, trip.flight.backend, trip.inflight) == (Phase.PREFILL, "e0", [1])
+    answer(wire)
     assert trip.arrivals == [None]
-    trip.end()
+    assert trip.flight.phase is Phase.LANDED
+    assert wire.kept is True
+    assert trip.flight.times.dispatched is not None
+    assert trip.counted("e0") == (1, 0)
+    await trip.left_nothing()
 
 
 @virtual
-async def test_a_new_connection_that_dies_before_it_answers_is_the_engine_s_failure() -> None:
-    pool = FakePool()
-    trip = Trip(pool)
-    await trip.settled()
-    pool.made[0].lose()
-    assert [error.code for error in trip.arrivals if error] == [Code.UPSTREAM_UNREACHABLE]
-    assert not trip.engines[0].up
-    trip.end()
-
-
-@virtual
-async def test_an_engine_that_cannot_be_reached_is_passed_over_for_another() -> None:
-    there = FakeConnection()
-    trip = Trip(FakePool(refuses=True), FakePool(there))
-    await trip.settled()
-    assert (trip.engines[0].up, trip.engines[0].inflight, trip.engines[1].inflight) == (False, 0, 1)
-    assert trip.flight.backend == "e1"
-    there.answer(TOKEN, DONE)
+async def test_with_no_connection_kept_one_is_made() -> None:
+    trip = Trip()
+    trip.journey.begin()
+    assert trip.flight.phase is Phase.CONNECTING
+    answer(await trip.dialled())
     assert trip.arrivals == [None]
-    trip.end()
+    await trip.left_nothing()
 
 
 @virtual
-async def test_nothing_is_tried_elsewhere_once_something_has_come() -> None:
-    first, second = FakeConnection(), FakeConnection()
-    trip = Trip(FakePool(first), FakePool(second))
-    first.answer(TOKEN)
-    first.lose()
-    assert [error.code for error in trip.arrivals if error] == [Code.UPSTREAM_UNREACHABLE]
-    assert (second.sent, first.released) == ([], False)
-    trip.end()
+async def test_dead_kept_connections_are_replaced_at_the_same_engine_and_are_not_its_failure() -> None:
+    trip = Trip(engines=2, kept=2)
+    trip.journey.begin()
+    for _ in range(2):
+        trip.engines[0].wire.lose(UNREACHABLE)
+        assert trip.inflight == [1, 0]
+    answer(await trip.dialled())
+    assert trip.arrivals == [None]
+    assert len(trip.engines[0].wires) == 3
+    assert (trip.counted("e0"), trip.counted("e1")) == ((1, 0), (0, 0))
+    assert trip.backends.all[0].up is not False
+    await trip.left_nothing()
 
 
 @virtual
-async def test_a_request_that_cannot_be_written_gives_its_connection_back() -> None:
-    kept = FakeConnection()
-    pool = FakePool()
-    trip = Trip(pool)
-    pool.unwritable = True
-    await trip.settled()
-    assert [error.code for error in trip.arrivals if error] == [Code.INVALID_HEADER]
-    assert (len(pool.given), kept.sent) == (1, [])
-    trip.end()
+async def test_a_new_connection_that_dies_unanswered_is_the_engine_s_failure() -> None:
+    trip = Trip()
+    trip.journey.begin()
+    (await trip.dialled()).lose(UNREACHABLE)
+    assert trip.arrivals == [UNREACHABLE]
+    assert (trip.counted("e0"), trip.backends.all[0].up) == ((1, 1), False)
+    await trip.left_nothing()
 
 
 @virtual
-async def test_cancelling_while_connecting_ends_the_attempt() -> None:
-    trip = Trip(FakePool(holds=True))
+async def test_a_kept_connection_that_dies_in_mid_answer_is_not_replaced() -> None:
+    trip = Trip(engines=2, kept=2)
+    trip.journey.begin()
+    trip.engines[0].wire.head()
+    trip.engines[0].wire.lose(UNREACHABLE)
+    assert trip.arrivals == [UNREACHABLE]
+    assert (len(trip.engines[0].wires), trip.engines[1].wires) == (1, [])
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, SLOW], ids=["refused", "timeout"])
+@virtual
+async def test_an_engine_that_cannot_be_reached_is_passed_over_for_another(error: GatewayError) -> None:
+    trip = Trip(engines=3)
+    trip.journey.begin()
+    await trip.dialled(0, error=error)
+    assert trip.inflight == [0, 1, 0]
+    assert (trip.flight.backend, trip.flight.phase) == ("e1", Phase.CONNECTING)
+    await trip.dialled(1, error=error)
+    assert trip.inflight == [0, 0, 1]
+    answer(await trip.dialled(2))
+    assert trip.arrivals == [None]
+    assert [trip.counted(f"e{n}") for n in range(3)] == [(1, 1), (1, 1), (1, 0)]
+    assert [backend.up for backend in trip.backends.all[:2]] == [False, False]
+    await trip.left_nothing()
+
+
+@virtual
+async def test_when_no_engine_is_left_the_last_one_s_error_is_told() -> None:
+    trip = Trip(engines=2)
+    trip.journey.begin()
+    await trip.dialled(0, error=UNREACHABLE)
+    await trip.dialled(1, error=SLOW)
+    assert trip.arrivals == [SLOW]
+    await trip.left_nothing()
+
+
+@virtual
+async def test_an_engine_that_is_full_is_not_waited_for_by_one_that_failed_elsewhere() -> None:
+    trip = Trip(engines=2)
+    other = trip.backends.acquire(None, exclude=frozenset({trip.backends.all[0]}))
+    assert other is not None
+    trip.journey.begin()
+    await trip.dialled(0, error=UNREACHABLE)
+    assert (trip.arrivals, trip.inflight) == ([UNREACHABLE], [0, 1])
+    other.release()
+    await trip.left_nothing()
+
+
+@virtual
+async def test_what_another_engine_would_do_no_better_is_not_tried_there() -> None:
+    trip = Trip(engines=2)
+    trip.journey.begin()
+    (await trip.dialled()).lose(GatewayError(Code.UPSTREAM_PROTOCOL, "no HTTP"))
+    assert [error and error.code for error in trip.arrivals] == [Code.UPSTREAM_PROTOCOL]
+    assert trip.engines[1].dials == []
+    assert trip.backends.all[0].up is not False
+    await trip.left_nothing()
+
+
+@virtual
+async def test_once_something_has_gone_out_nothing_is_tried_elsewhere() -> None:
+    trip = Trip(engines=2)
+    trip.journey.begin()
+    wire = await trip.dialled()
+    wire.head()
+    wire.body(FRAME)
+    wire.lose(UNREACHABLE)
+    assert trip.arrivals == [UNREACHABLE]
+    assert trip.engines[1].dials == []
+    assert trip.flight.phase is Phase.FAILED
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["new", "kept"])
+@virtual
+async def test_a_request_that_cannot_be_written_gives_its_connection_back(kept: int) -> None:
+    trip = Trip(engines=2, kept=kept)
+    refusal = GatewayError(Code.INVALID_HEADER, "a line break")
+    trip.engines[0].refuses = refusal
+    trip.journey.begin()
+    if not kept:
+        await trip.dialled()
+    assert trip.engines[0].given == trip.engines[0].wires != []
+    assert trip.engines[0].wire.asked == 0
+    assert trip.arrivals == [refusal]
+    assert trip.counted("e0") == (1, 0)
+    await trip.left_nothing()
+
+
+@virtual
+async def test_cancelled_while_connecting_it_waits_for_no_connection() -> None:
+    trip = Trip()
+    trip.journey.begin()
+    await trip.turn()
+    trip.cancel()
+    await trip.turn()
+    assert trip.engines[0].dials[0].cancelled()
+    assert all(task.done() for task in trip.tasks)
+    assert trip.arrivals == []
+    await trip.left_nothing()
+
+
+@virtual
+async def test_cancelled_before_it_began_to_connect_nothing_is_dialled() -> None:
+    trip = Trip()
+    trip.journey.begin()
+    trip.cancel()
+    await trip.turn()
+    assert (trip.engines[0].dials, trip.arrivals) == ([], [])
+    await trip.left_nothing()
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["prefill", "streaming"])
+@virtual
+async def test_cancelled_at_the_engine_its_connection_is_ended(streaming: bool) -> None:
+    trip = Trip(kept=1)
+    trip.journey.begin()
+    wire = trip.engines[0].wire
+    if streaming:
+        wire.head()
+        wire.body(FRAME)
+    trip.cancel()
+    assert wire.kept is False
+    trip.cancel()  # twice is once
+    assert trip.arrivals == []
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_cancellation_after_the_landing_changes_nothing() -> None:
+    trip = Trip(kept=1)
+    trip.journey.begin()
+    answer(trip.engines[0].wire)
     trip.journey.cancel()
-    await trip.settled()
-    assert (trip.tasks[0].cancelled(), trip.arrivals) == (True, [])
-    trip.end()
+    assert (trip.arrivals, trip.engines[0].wire.kept) == ([None], True)
+    await trip.left_nothing()
 
 
 @virtual
-async def test_cancelling_in_prefill_and_in_mid_stream_closes_the_connection() -> None:
-    for streaming in (False, True):
-        kept = FakeConnection()
-        trip = Trip(FakePool(kept))
-        if streaming:
-            kept.answer(TOKEN)
-        trip.journey.cancel()
-        assert (kept.released, trip.arrivals) == (False, [])
-        kept.lose()  # what still comes meets nobody
-        assert trip.arrivals == []
-        trip.end()
+async def test_an_engine_is_held_back_only_while_the_exchange_lasts() -> None:
+    trip = Trip(kept=1, key=None)
+    trip.journey.begin()
+    wire = trip.engines[0].wire
+    throttle = trip.flight.throttle
+    assert throttle is not None
+    throttle(True)
+    throttle(False)
+    assert wire.held == [True, False]
+    answer(wire)
+    throttle(True)
+    assert wire.held == [True, False]
+    assert trip.flight.throttle is None
+    await trip.left_nothing()
 
 
-@given(st.lists(st.sampled_from(["head", "token", "done", "end", "lost", "cancel", "turn"]), max_size=12))
-def test_it_arrives_at_most_once_whatever_comes_in_whatever_order(script: list[str]) -> None:
-    async def play() -> None:
-        connection = FakeConnection()
-        pool = FakePool(connection)
-        trip = Trip(pool)
-        headed = cancelled = False
-        for step in script:
-            at = [connection, *pool.made][-1]
-            if step == "turn":
-                await trip.settled()
-            elif step == "cancel":
-                trip.journey.cancel()
-                cancelled = True
-            elif at.receiver is None or (step in ("token", "done", "end") and not headed):
-                continue
-            elif step == "head":
-                if not headed:
-                    at.received = headed = True
-                    at.receiver.head(200, SSE)
-            elif step in ("token", "done"):
-                at.receiver.body(TOKEN if step == "token" else DONE)
-            elif step == "end":
-                at.receiver.end()
-            else:
-                at.lose()
-        trip.journey.cancel()
-        await trip.settled()
-        assert len(trip.arrivals) <= 1
-        assert not (cancelled and script[0] == "cancel" and trip.arrivals)
-        trip.end()
+EVENTS = st.lists(
+    st.sampled_from(
+        ["dialled", "refused", "head", "frame", "done", "end", "died", "cut", "cancel", "time", "hold"]
+    ),
+    max_size=12,
+)
 
-    run_virtual(play())
+
+async def play(events: list[str], kept: int, engines: int) -> None:
+    trip = Trip(engines, kept=kept)
+    cancelled = False
+    trip.journey.begin()
+    await trip.turn()
+    for event in events:
+        wires = [wire for engine in trip.engines for wire in engine.wires]
+        wire = next((wire for wire in wires if wire.receiver is not None), None)
+        dial = next((d for engine in trip.engines for d in engine.dials if not d.done()), None)
+        if event == "dialled" and dial is not None:
+            dial.set_result(Wire())
+        elif event == "refused" and dial is not None:
+            dial.set_exception(UNREACHABLE)
+        elif event == "cancel" and not trip.arrivals and not cancelled:
+            cancelled = True
+            trip.cancel()
+        elif event == "time":
+            await asyncio.sleep(301.0)
+        elif event == "hold" and trip.flight.throttle is not None:
+            trip.flight.throttle(True)
+        elif wire is not None:
+            happens(wire, event)
+        await trip.turn()
+    if not cancelled and not trip.arrivals:
+        await asyncio.sleep(2000.0)  # the limit of the whole answer; a dial has its own
+        for engine in trip.engines:
+            for dial in engine.dials:
+                if not dial.done():
+                    dial.set_exception(CUT)
+        await trip.turn()
+    assert len(trip.arrivals) == (0 if cancelled else 1)
+    assert trip.flight.ended
+    assert all(dial.done() for engine in trip.engines for dial in engine.dials)
+    await trip.left_nothing()
+
+
+def happens(wire: Wire, event: str) -> None:
+    receiver: Any = wire.receiver
+    if event == "head" and not wire.received:
+        wire.head()
+    elif event in ("frame", "done") and wire.received:
+        wire.body(FRAME if event == "frame" else DONE)
+    elif event == "end" and wire.received:
+        wire.receiver = None
+        receiver.end()
+    elif event == "died" and not wire.received:
+        wire.lose(UNREACHABLE)
+    elif event == "cut" and wire.received:
+        wire.lose(CUT)
+
+
+@given(EVENTS, st.integers(0, 2), st.integers(1, 3))
+def test_whatever_happens_it_is_told_once_and_leaves_nothing(events: list[str], kept: int, engines: int) -> None:
+    run_virtual(play(events, kept, engines))

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from proxy.group import FlightGroup
 from tests.client import Connection, IncompleteBody, NoAnswer, get, post_json, sse_events, streaming
 from tests.engine import ClientGone, Engine, Turn, full_backlog
 from tests.engine_scripts import echo_script, replay
@@ -298,9 +299,9 @@ def test_a_flight_left_in_its_group_is_caught(monkeypatch: pytest.MonkeyPatch) -
     class FlightGroup(dict[str, str]):
         pass
 
-    module = ModuleType("proxy.flight")
+    module = ModuleType("proxy.group")
     module.__dict__["FlightGroup"] = FlightGroup
-    monkeypatch.setitem(sys.modules, "proxy.flight", module)
+    monkeypatch.setitem(sys.modules, "proxy.group", module)
     with recorded_groups() as groups:
         group = FlightGroup()
     check_groups(groups)
@@ -308,3 +309,9 @@ def test_a_flight_left_in_its_group_is_caught(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(AssertionError, match="flights left in 1 groups"):
         check_groups(groups)
     assert "__init__" not in vars(FlightGroup) or FlightGroup.__init__ is dict.__init__
+
+
+def test_the_flight_group_that_is_watched_is_the_proxy_s_own() -> None:
+    with recorded_groups() as groups:
+        group = FlightGroup()
+    assert groups == [group]

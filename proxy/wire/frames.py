@@ -101,7 +101,8 @@ class Twins:
         if not (len(frame) > self._short > 0 and frame.startswith(self._front) and frame.endswith(self._back)):
             return False
         text = frame[self._start : self._stop]
-        return 34 not in text and 10 not in text and 13 not in text  # no quote, no line end
+        # No quote and no line end; and a text that ends in a backslash may take the quote after it along.
+        return 34 not in text and 10 not in text and 13 not in text and text[-1] != 92
 
     def learn(self, frame: bytes) -> None:
         """Take a frame that has content, and neither usage, error nor end, as the one to compare with."""
