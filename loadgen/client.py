@@ -137,7 +137,7 @@ def _tls(insecure: bool) -> ssl.SSLContext | bool:
     return not insecure
 
 
-def _connecting() -> TraceConfig[SimpleNamespace]:
+def _connecting() -> TraceConfig:
     """Times each new connection: name look-up, TCP and TLS."""
     started: Final = "_started"
     trace = TraceConfig()

@@ -77,11 +77,11 @@ def _first_line(path: str) -> str | None:
         return None
 
 
-def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limits) -> None:
+def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limits, *, open_loop: bool) -> None:
     """Fill in the run's own error, its validity and its warnings."""
     run.lag = lag_of(records, owns)
     steps = max((own.step_ns for own in owns), default=0)
-    run.invalid, warnings = verdict(run.lag, records, limits, steps)
+    run.invalid, warnings = verdict(run.lag, records, limits, steps, open_loop=open_loop)
     run.warnings += warnings
     known = calibration.load()
     if known is not None:

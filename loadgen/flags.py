@@ -114,6 +114,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     number = values.number(0)
     group.add_argument("--limit-error-ms", type=number, default=1.0, metavar="MS", help="default %(default)g")
     group.add_argument(
+        "--limit-late-ms", type=number, default=5.0, metavar="MS", help="p99 of lateness (default %(default)g)"
+    )
+    group.add_argument(
         "--limit-error-share",
         type=number,
         default=0.05,
@@ -196,6 +199,7 @@ def body_of(args: argparse.Namespace, model: str) -> Body:
 def limits_of(args: argparse.Namespace) -> Limits:
     return Limits(
         error_ms=args.limit_error_ms,
+        late_ms=args.limit_late_ms,
         error_share=args.limit_error_share,
         censored=args.limit_censored,
         cpu=args.limit_cpu,

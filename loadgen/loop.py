@@ -115,7 +115,8 @@ class Probe:
             self._handle = loop.call_later(interval_ns / 1e9, self._tick)
 
     def clear(self) -> None:
-        """Forget what was before the run began."""
+        """Forget what was before the run began, and the ticks that are overdue from then."""
+        self._next = late_ticks(time.monotonic_ns(), self._next, self._interval, lambda late: None)
         del self.samples[:]
 
     def _tick(self) -> None:

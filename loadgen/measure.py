@@ -31,6 +31,8 @@ LEAD_NS: Final = 50_000_000  # the start is agreed on this long before it
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
 View = Callable[[Snapshot], None]
+Inspect = Callable[[Exchange, Record, Clock], None]
+"""Sees each exchange beside its record: what `calibrate` compares."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -58,6 +60,7 @@ class Measure:
         kernel: bool = True,
         hide: Callable[[str], str] = str,
         view: View | None = None,
+        inspect: Inspect | None = None,
     ) -> None:
         self._http = http
         self._asks = asks
@@ -66,6 +69,7 @@ class Measure:
         self._kernel = kernel
         self._hide = hide
         self._view = view
+        self._inspect = inspect
         self._runner: Runner | None = None
         self._stopped = False
 
@@ -155,7 +159,10 @@ class Measure:
         if exchange.wrote_ns:
             own.kernel_sends += exchange.tx_ns != 0
             own.user_sends += exchange.tx_ns == 0
-        return finish(exchange, clock, self._hide)
+        record = finish(exchange, clock, self._hide)
+        if self._inspect is not None:
+            self._inspect(exchange, record, clock)
+        return record
 
     async def _tick(
         self,

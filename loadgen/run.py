@@ -111,12 +111,20 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
         else:
             records, owns = await workers.together(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
-    return end(args, folder, run, records, owns)
+    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)
 
 
-def end(args: argparse.Namespace, folder: Path, run: Run, records: list[Record], owns: list[Own]) -> int:
+def end(
+    args: argparse.Namespace,
+    folder: Path,
+    run: Run,
+    records: list[Record],
+    owns: list[Own],
+    *,
+    open_loop: bool,
+) -> int:
     """Verdict, files, words, exit code."""
-    conclude.judge(run, records, owns, flags.limits_of(args))
+    conclude.judge(run, records, owns, flags.limits_of(args), open_loop=open_loop)
     conclude.say(folder, run, records)
     conclude.write(folder, run, records, args.goodput)
     return conclude.exit_code(run, records, args.max_error_rate)

@@ -50,6 +50,7 @@ class Runner:
         self._make = make
         self._ended = ended
         self._places = places  # how many may be under way, by descriptors if by nothing else
+        self._due_now = False  # closed loop: a request is due when its user has come round to it
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[Ask] = deque()
         self._shots: Iterator[Shot] = iter(())
@@ -117,6 +118,7 @@ class Runner:
 
     async def _closed(self, shots: Iterator[Shot], places: int) -> None:
         await self._alarm.until(self._clock.zero)
+        self._due_now = True
         self._shots = shots
         while self.under_way < places and self._next():
             if self.sent % 16 == 0:
@@ -124,13 +126,11 @@ class Runner:
         await self._drained()
 
     def _next(self) -> bool:
-        """Send the next shot, due now. False where there is none."""
+        """Send the next shot, due when its task begins. False where there is none."""
         shot = next(self._shots, None)
         if shot is None:
             return False
-        due = self._clock.since_start(self._clock.now())
         ask = self._make(shot)
-        ask.record.due_ns = due
         self.due += 1
         self._send(ask, self._free_closed)
         return True
@@ -185,6 +185,8 @@ class Runner:
         task.add_done_callback(over)
 
     async def _one(self, ask: Ask) -> None:
+        if self._due_now:
+            ask.record.due_ns = self._clock.since_start(self._clock.now())
         self._ended(await self._client.send(ask))
 
     def _give_up(self, ask: Ask, failure: str, detail: str) -> None:

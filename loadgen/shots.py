@@ -39,7 +39,7 @@ class Item(Protocol):
 class Shot(NamedTuple):
     """One request of the schedule. `due_s` is None where it goes when a place is free (closed loop)."""
 
-    index: int
+    number: int
     prompt: Prompt
     due_s: float | None = None
     target: str = "a"
@@ -58,7 +58,7 @@ def scheduled(
 
 def slice_of(shots: Iterable[Shot], worker: int, workers: int) -> Iterator[Shot]:
     """Every worker walks the whole schedule and fires its share: together they fire each shot once."""
-    return (shot for shot in shots if shot.index % workers == worker)
+    return (shot for shot in shots if shot.number % workers == worker)
 
 
 def paired(prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0) -> Iterator[Shot]:
@@ -94,8 +94,8 @@ class Asks:
     def make(self, shot: Shot, *, worker: int = 0, warmup: bool = False) -> Ask:
         fields = self.fields(shot.prompt)
         record = Record(
-            index=shot.index,
-            id=f"{self._run}-{shot.index}{shot.target}",
+            index=shot.number,
+            id=f"{self._run}-{shot.number}{shot.target}",
             prompt=shot.prompt.id,
             target=shot.target,
             pair=shot.pair,

@@ -54,6 +54,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     error_ms: float = 1.0
+    late_ms: float = 5.0  # p99 of lateness: a tail bears less than a median does
     error_share: float = 0.05
     censored: float = 0.05  # share of generated events; above it, and wide, through our own lag
     cpu: float = 0.9  # of one core
@@ -61,6 +62,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     def allowed_ms(self, median_ms: float | None) -> float:
         return max(self.error_ms, self.error_share * (median_ms or 0.0))
+
+    def allowed_late_ms(self, median_ms: float | None) -> float:
+        """For the p99 of lateness."""
+        return max(self.late_ms, self.error_share * (median_ms or 0.0))
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
