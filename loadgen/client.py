@@ -53,7 +53,7 @@ class Client:
         install(connector, loop, sockets, http.max_response_bytes)
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=ClientTimeout(total=None, connect=None, sock_connect=http.connect_timeout),
+            timeout=ClientTimeout(total=None, connect=http.connect_timeout or None),
             headers={"Accept-Encoding": "identity", "Content-Type": "application/json", **dict(http.headers)},
             skip_auto_headers=("User-Agent", "Accept"),
             auto_decompress=False,
@@ -78,11 +78,9 @@ class Client:
                 await self._exchange(ask, exchange)
         except asyncio.CancelledError:
             exchange.fail("cancelled", "the run was ended first")
-        except TimeoutError:
-            exchange.fail(
-                "timeout", f"not answered in full within {limit:g} s (--request-timeout)" if limit else ""
-            )
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises is this request's failure, in words
+            if type(error) is TimeoutError:  # ours; aiohttp's are subclasses of it
+                exchange.fail("timeout", f"not answered in full within {limit or 0:g} s (--request-timeout)")
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
             self.open.pop(exchange, None)
@@ -122,7 +120,7 @@ class Client:
     async def get(self, url: str, timeout: float) -> tuple[int, bytes]:
         """For the questions before a run. Raises what aiohttp raises, and TimeoutError."""
         CURRENT.set(Exchange(Record(index=-1, id="", prompt="", due_ns=0)))
-        limit = ClientTimeout(total=timeout, sock_connect=self._http.connect_timeout)
+        limit = ClientTimeout(total=timeout, connect=self._http.connect_timeout or None)
         async with self._session.get(url, timeout=limit, allow_redirects=False) as response:
             exchange = CURRENT.get()
             await response.content.wait_eof()

@@ -78,11 +78,21 @@ def _first_line(path: str) -> str | None:
 
 
 def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limits, *, open_loop: bool) -> None:
-    """Fill in the run's own error, its validity and its warnings."""
+    """Fill in the run's own error, its validity and its warnings.
+
+    Each stage is judged by itself (`owns` has one for each then): one that starved us spoils no other.
+    """
     run.lag = lag_of(records, owns)
-    steps = max((own.step_ns for own in owns), default=0)
-    run.invalid, warnings = verdict(run.lag, records, limits, steps, open_loop=open_loop)
-    run.warnings += warnings
+    stages = list(dict.fromkeys(record.stage for record in records if not record.warmup))
+    for number, stage in enumerate(stages):
+        part = records if len(stages) == 1 else [record for record in records if record.stage == stage]
+        mine = owns if len(stages) == 1 else owns[number : number + 1]
+        lag = lag_of(part, mine)
+        steps = max((own.step_ns for own in mine), default=0)
+        invalid, warnings = verdict(lag, part, limits, steps, open_loop=open_loop)
+        name = f"{stage}: " if stage else ""
+        run.invalid += [name + text for text in invalid]
+        run.warnings += [name + text for text in warnings]
     known = calibration.load()
     if known is not None:
         run.lag.floor_ms = known.floor_ms

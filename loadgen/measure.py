@@ -72,6 +72,7 @@ class Measure:
         self._inspect = inspect
         self._runner: Runner | None = None
         self._stopped = False
+        self._began = 0  # of the phase
 
     async def __aenter__(self) -> Measure:
         loop = asyncio.get_running_loop()
@@ -90,6 +91,11 @@ class Measure:
         self._stopped = True
         if self._runner is not None:
             self._runner.stop()
+
+    @staticmethod
+    def now() -> int:
+        """Nanoseconds on the clock that `start_ns` is given on."""
+        return time.monotonic_ns()
 
     @property
     def stopped(self) -> bool:
@@ -127,6 +133,7 @@ class Measure:
         runner = self._runner = Runner(self.client, clock, self._timer, make, ended, places=self._places)
         if self._stopped:
             runner.stop()
+        self._began = max(clock.zero, clock.now())
         ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage))
         with _calm_collector():
             self._probe.clear()
@@ -184,7 +191,7 @@ class Measure:
                 continue
             snapshot = progress.snapshot()
             snapshot.stage, snapshot.total, snapshot.asked_rate = stage, total, rate
-            snapshot.seconds = clock.since_start(clock.now()) / 1e9
+            snapshot.seconds = (clock.now() - self._began) / 1e9
             snapshot.due, snapshot.sent = runner.due, runner.sent
             snapshot.under_way, snapshot.waiting = runner.under_way, runner.waiting
             recent = sorted(self._probe.samples[-1000:])

@@ -74,7 +74,7 @@ def finish(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -
         _set(record, exchange.failure, exchange.detail)
     if record.failure == "status":
         pass
-    elif exchange.status is not None and body:
+    elif body:
         _read_body(record, exchange, body, Timeline(reads, clock))
     elif exchange.complete:
         _set(record, "garbage", f"status {exchange.status} and an empty body")
