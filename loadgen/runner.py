@@ -97,7 +97,8 @@ class Runner:
         return max(self._clock.zero - self._clock.now(), 0) / 1e9
 
     async def _end(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool]) -> None:
-        whole = firing.done()
+        broken = firing.exception() if firing.done() and not firing.cancelled() else None
+        whole = firing.done() and broken is None and not self.overrun
         for task in (firing, stopping):
             task.cancel()
         if not whole:
@@ -109,10 +110,9 @@ class Runner:
                 self._give_up(self._waiting.popleft(), "cancelled", "the run was ended before a place was free")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(firing, stopping, return_exceptions=True)
-        if self._error is not None:
-            raise self._error
-        if whole:
-            firing.result()  # its own error, if any: a broken workload
+        error = self._error or broken  # a bug, or a workload that broke half-way
+        if error is not None:
+            raise error
 
     # Closed loop: as many users as places, each with one request at a time
 
