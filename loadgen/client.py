@@ -40,7 +40,7 @@ class Client:
     def __init__(self, http: Http, *, kernel: bool) -> None:
         loop = asyncio.get_running_loop()
         self._http = http
-        sockets = Sockets(kernel=kernel)
+        sockets = self._sockets = Sockets(kernel=kernel)
         connector = TCPConnector(
             limit=0,
             limit_per_host=0,
@@ -128,6 +128,7 @@ class Client:
 
     async def close(self) -> None:
         await self._session.close()
+        self._sockets.close()
         await asyncio.sleep(0)  # transports close in the turn after
 
 

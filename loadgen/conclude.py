@@ -47,6 +47,18 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", label).strip("-.")[:60] or "run"
 
 
+def check_goodput(words: Sequence[str] | None) -> None:
+    """Raises UsageError before a run, where its objectives cannot be read."""
+    if not words:
+        return
+    try:
+        importlib.import_module("loadgen.goodput").parse(words)
+    except ModuleNotFoundError:
+        pass
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def machine() -> dict[str, Any]:
     """What a reader needs to know of the machine that measured."""
     versions = {name: version(name) for name in ("aiohttp", "msgspec")}

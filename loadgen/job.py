@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadgen import pacer
+from loadgen.flags import UsageError
 from loadgen.measure import Measure, Outcome, View
 from loadgen.pacer import Ramp
 from loadgen.record import Record
@@ -90,12 +91,15 @@ class Job(msgspec.Struct, kw_only=True):
 
 
 def open_workload(plain: dict[str, Any], endpoint: Endpoint) -> Workload:
-    """By `loadgen.workload`, where it is there. Raises its WorkloadError."""
+    """By `loadgen.workload`, where it is there. Raises UsageError for a file or a flag that cannot be used."""
     if "repeat" in plain:
         return Repeated(plain["repeat"], endpoint)
     module = importlib.import_module("loadgen.workload")
     options = msgspec.convert(plain, module.Options)
-    workload: Workload = module.open_workload(options)
+    try:
+        workload: Workload = module.open_workload(options)
+    except ValueError as error:  # its WorkloadError
+        raise UsageError(str(error)) from None
     return workload
 
 

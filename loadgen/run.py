@@ -132,6 +132,7 @@ def end(
 
 async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
     """The job, with everything settled that can be before a request is sent. Raises UsageError."""
+    conclude.check_goodput(args.goodput)
     http = flags.http_of(args, os.environ)
     endpoint = flags.endpoint_of(args)
     schedule, pace = arrivals_of(args)
@@ -174,7 +175,10 @@ def workload_of(args: argparse.Namespace, endpoint: str) -> dict[str, Any]:
         module = importlib.import_module("loadgen.workload_flags")
     except ModuleNotFoundError:
         return {"repeat": args.prompt}
-    options: dict[str, Any] = msgspec.to_builtins(module.workload_options(args, endpoint))
+    try:
+        options: dict[str, Any] = msgspec.to_builtins(module.workload_options(args, endpoint))
+    except ValueError as error:  # its WorkloadError
+        raise UsageError(str(error)) from None
     return options
 
 

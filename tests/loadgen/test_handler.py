@@ -11,8 +11,8 @@ from aiohttp.client_proto import ResponseHandler
 from loadgen.client import Client
 from loadgen.handler import StampedHandler
 from loadgen.spec import Http
+from tests.loadgen.kit import on_our_loop, sent
 from tests.loadgen.servers import GOOD, answering, serving
-from tests.loadgen.test_client import on_our_loop, sent
 
 
 @on_our_loop

@@ -10,8 +10,8 @@ from loadgen import preflight
 from loadgen.client import Client
 from loadgen.flags import UsageError
 from loadgen.preflight import SPARE, model_of, places
+from tests.loadgen.kit import on_our_loop
 from tests.loadgen.servers import QUICK, answering, serving, whole
-from tests.loadgen.test_client import on_our_loop
 
 
 async def asked(answer: bytes, wait: float = 0.0) -> str:

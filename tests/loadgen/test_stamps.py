@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadgen.stamps import READ_SIZE, Sockets, StampedSocket
+from loadgen.stamps import READ_SIZE, Keeper, Sockets, StampedSocket
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING is Linux's")
 Pair = tuple[StampedSocket, socket.socket]
@@ -19,13 +19,15 @@ Pair = tuple[StampedSocket, socket.socket]
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """Ours, connected over loopback to a plain one."""
+    sockets = Sockets(kernel=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        made = Sockets(kernel=True).make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("", 0)))
+        made = sockets.make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("", 0)))
         assert isinstance(made, StampedSocket)
         made.connect(server.getsockname())
         peer, _ = server.accept()
         with made, peer:
             yield made, peer
+    sockets.close()
 
 
 @linux
@@ -121,3 +123,10 @@ def test_a_socket_is_found_by_its_descriptor_while_it_lives() -> None:
     assert sockets.find(made.fileno()) is made
     assert sockets.find(10**6) is None
     made.close()
+
+
+@linux
+def test_the_kernel_stamps_from_before_the_first_request_on() -> None:
+    keeper = Keeper()
+    assert keeper.stamping
+    keeper.close()
