@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 350
+HOUSES = ("proxy", "loadgen", "corpus")
+TABLED = ("proxy", "loadgen")  # with a layer table in their README.md
 SPAWNERS = ("create_task", "ensure_future")
 
 # file::function -> why it may pass time. Functions under `@virtual` pass none and need no line here.
@@ -34,8 +36,8 @@ def files(*folders: str) -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in found}
 
 
-def modules() -> dict[str, str]:
-    return {name.removeprefix("proxy/"): source for name, source in files("proxy").items()}
+def modules(house: str = "proxy") -> dict[str, str]:
+    return {name.removeprefix(f"{house}/"): source for name, source in files(house).items()}
 
 
 # Layers
@@ -56,9 +58,9 @@ def layer_of(module: str, table: Table) -> int | None:
     return next((table[name] for name in (module, *packages) if name in table), None)
 
 
-def imported(module: str, source: str, known: Iterable[str]) -> set[str]:
-    """The proxy's modules that this one imports anywhere in its text, inside functions too."""
-    package = ("proxy", *Path(module).parent.parts)
+def imported(module: str, source: str, known: Iterable[str], house: str = "proxy") -> set[str]:
+    """The house's own modules that this one imports anywhere in its text, inside functions too."""
+    package = (house, *Path(module).parent.parts)
     dotted: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -67,12 +69,12 @@ def imported(module: str, source: str, known: Iterable[str]) -> set[str]:
             base = package[: len(package) + 1 - node.level] if node.level else ()
             origin = ".".join([*base, *([node.module] if node.module else [])])
             dotted += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    paths = [name.removeprefix("proxy.").replace(".", "/") for name in dotted if name.startswith("proxy.")]
+    paths = [name.removeprefix(f"{house}.").replace(".", "/") for name in dotted if name.startswith(f"{house}.")]
     return {name for path in paths for name in (f"{path}.py", f"{path}/__init__.py") if name in known}
 
 
-def import_graph(sources: Mapping[str, str]) -> Imports:
-    return {module: imported(module, source, sources) for module, source in sources.items()}
+def import_graph(sources: Mapping[str, str], house: str = "proxy") -> Imports:
+    return {module: imported(module, source, sources, house) for module, source in sources.items()}
 
 
 def breaks_layers(graph: Imports, table: Table) -> list[str]:
@@ -210,25 +212,28 @@ def sleeps(sources: Mapping[str, str]) -> list[tuple[str, int]]:
 # The laws, on the house as it stands
 
 
-def test_every_module_is_tabled_and_imports_only_from_its_layer_or_above() -> None:
-    table = read_table((ROOT / "proxy/README.md").read_text())
-    assert breaks_layers(import_graph(modules()), table) == []
+@pytest.mark.parametrize("house", TABLED)
+def test_every_module_is_tabled_and_imports_only_from_its_layer_or_above(house: str) -> None:
+    table = read_table((ROOT / house / "README.md").read_text())
+    assert breaks_layers(import_graph(modules(house), house), table) == []
 
 
-def test_no_imports_run_in_a_circle() -> None:
-    assert circles(import_graph(modules())) == []
+@pytest.mark.parametrize("house", HOUSES)
+def test_no_imports_run_in_a_circle(house: str) -> None:
+    assert circles(import_graph(modules(house), house)) == []
 
 
 def test_no_file_is_too_long_to_hold_one_concept() -> None:
-    assert too_long(files("proxy", "tests", "ops")) == []
+    assert too_long(files(*HOUSES, "tests", "ops")) == []
 
 
-def test_every_proxy_module_opens_by_saying_what_it_owns() -> None:
-    assert without_docstring(modules()) == []
+@pytest.mark.parametrize("house", HOUSES)
+def test_every_module_opens_by_saying_what_it_owns(house: str) -> None:
+    assert without_docstring(modules(house)) == []
 
 
 def test_every_task_has_an_owner() -> None:
-    everything = files("proxy", "tests", "ops").items()
+    everything = files(*HOUSES, "tests", "ops").items()
     assert [found for name, source in everything for found in dropped_tasks(name, source)] == []
 
 

@@ -1,0 +1,80 @@
+"""Owns `python -m loadgen ab`: the same requests to two servers in one run, interleaved and paired.
+Must not know statistics: records carry their target and their pair, the report has the difference.
+Called by `cli.py`; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator
+
+from loadgen import conclude, flags, live, store, values
+from loadgen.flags import Hide, UsageError
+from loadgen.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
+from loadgen.loop import new_loop
+from loadgen.record import Record
+from loadgen.run import add_arrivals, add_workload, end, new_run, note, prepare, sent_stats, stop_on_signals
+from loadgen.shots import Shot, paired
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(
+            f"--{name}", type=values.url, required=True, metavar="URL", help=f"server {name.upper()}"
+        )
+    flags.add_server(parser, target=False)
+    add_workload(parser)
+    add_arrivals(parser)
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    if args.workers != 1:
+        raise UsageError("--workers is for `run`: the two requests of a pair belong to one process")
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_ab(args, argv))
+
+
+def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
+    """Two requests a prompt; with a rate, it is that of both together."""
+    times = job.schedule.times(
+        item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
+    )
+    items = itertools.islice(workload.requests(), job.num_prompts)
+    return paired(prompts_of(items), times, seed=job.schedule.seed)
+
+
+async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
+    job = await prepare(args, {"a": args.a, "b": args.b})
+    workload = open_workload(job.workload, job.endpoint)
+    hide = Hide(flags.secrets_of(args, os.environ))
+    run = new_run(args, argv, job, hide)
+    folder = conclude.make_folder(args.result_dir, args.label or "ab", conclude.now())
+    records: list[Record] = []
+    with (folder / store.EVENTS).open("wb") as file, live.view(quiet=args.quiet) as view:
+
+        def emit(record: Record) -> None:
+            records.append(record)
+            store.append(file, record)
+
+        async with measure_of(job, hide, view) as measure:
+            stop_on_signals(measure)
+            await warm_up(job, measure, workload, emit)
+            outcome = await measure.phase(
+                shots_of(job, workload),
+                job.pace,
+                emit,
+                total=None if job.num_prompts is None else 2 * job.num_prompts,
+                rate=job.schedule.rate,
+                stage="a and b",
+            )
+    run.interrupted = outcome.interrupted
+    run.start_unix_ns = outcome.start_unix_ns
+    note(run, outcome.waited, outcome.overrun, job)
+    run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
+    return end(args, folder, run, records, [outcome.own], open_loop=job.schedule.open_loop)

@@ -1,0 +1,123 @@
+"""Owns the generator's own error: from records and probe samples to `Lag`, and whether it makes a run invalid.
+Must not know sockets or tasks. Pure: the same records give the same verdict, merged from many workers or not.
+Called when a run has ended, by the runner and by calibrate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from loadgen.record import GENERATED, Lag, Record
+from loadgen.spec import Limits
+
+CLOCK = Literal["kernel", "user", "mixed"]
+
+
+class Own(msgspec.Struct, kw_only=True):
+    """What one worker process knows of itself, besides the records."""
+
+    loop_ns: list[int] = []  # the probe's samples
+    cpu: float = 0.0  # CPU seconds per wall second
+    drift_ns: int = 0
+    step_ns: int = 0
+    kernel_reads: int = 0  # reads with a kernel's stamp
+    user_reads: int = 0
+    kernel_sends: int = 0
+    user_sends: int = 0
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the sample does not exceed (inverse of the step function)."""
+    return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """p50, p99 and max in milliseconds, of nanoseconds; empty where there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {
+        "p50": quantile(ordered, 0.5) / 1e6,
+        "p99": quantile(ordered, 0.99) / 1e6,
+        "max": ordered[-1] / 1e6,
+    }
+
+
+def _clock(by_kernel: int, by_user: int) -> CLOCK:
+    if not by_kernel:
+        return "user"
+    return "mixed" if by_user else "kernel"
+
+
+def lag_of(records: Sequence[Record], owns: Sequence[Own]) -> Lag:
+    """Of one run, warm-up left out. What was due while no place was free is late by the cap, not by us."""
+    measured = [record for record in records if not record.warmup]
+    events = [event for record in measured for event in record.events if event.kind in GENERATED]
+    censored = [event.at_ns - event.low_ns for event in events if event.at_ns != event.low_ns]
+    return Lag(
+        clock=_clock(sum(own.kernel_reads for own in owns), sum(own.user_reads for own in owns)),
+        send_clock=_clock(sum(own.kernel_sends for own in owns), sum(own.user_sends for own in owns)),
+        loop_ms=spread(sample for own in owns for sample in own.loop_ns),
+        read_ms=spread(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
+        late_ms=spread(
+            record.sent_ns - record.due_ns - (record.connect_ns or 0)
+            for record in measured
+            if record.sent_ns is not None and not record.waited
+        ),
+        censored=len(censored) / len(events) if events else 0.0,
+        censored_width_ms=spread(censored),
+        cpu=max((own.cpu for own in owns), default=0.0),
+        clock_drift_ms=max((own.drift_ns for own in owns), key=abs, default=0) / 1e6,
+    )
+
+
+def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
+    """Median TTFT from due, and median gap between generated events, of requests that succeeded."""
+    first: list[float] = []
+    gaps: list[float] = []
+    for record in records:
+        if record.warmup or record.failure is not None:
+            continue
+        times = [event.at_ns for event in record.events if event.kind in GENERATED]
+        if times:
+            first.append(times[0] - record.due_ns)
+            gaps += [b - a for a, b in itertools.pairwise(times)]
+    return spread(first).get("p50"), spread(gaps).get("p50")
+
+
+def verdict(
+    lag: Lag, records: Sequence[Record], limits: Limits, step_ns: int = 0, *, open_loop: bool
+) -> tuple[list[str], list[str]]:
+    """Reasons why the run is invalid, and warnings. Each says what was measured and what the limit is.
+
+    Lateness counts in an open loop only: in a closed one a request is due when its user comes round to it.
+    """
+    invalid: list[str] = []
+    warnings: list[str] = []
+    ttft, itl = medians_ms(records)
+    loop, for_itl = lag.loop_ms.get("p99", 0.0), limits.allowed_ms(itl)
+    for share, allowed in (("p50", limits.allowed_ms(ttft)), ("p99", limits.allowed_late_ms(ttft))):
+        late = lag.late_ms.get(share, 0.0)
+        if open_loop and late > allowed:
+            invalid.append(f"requests left {late:.2f} ms late ({share}); {allowed:.2f} ms may be")
+    if lag.clock != "kernel" and loop > for_itl:
+        invalid.append(
+            f"the loop lagged {loop:.2f} ms (p99) and stamps are the program's own ({lag.clock}); "
+            f"{for_itl:.2f} ms may be"
+        )
+    width = lag.censored_width_ms.get("p50", 0.0)
+    if lag.censored > limits.censored and width > for_itl:
+        said = f"{lag.censored:.1%} of events came merged, {width:.2f} ms wide (p50)"
+        if loop > for_itl:
+            invalid.append(f"{said}, while the loop lagged {loop:.2f} ms (p99); {for_itl:.2f} ms may be")
+        else:
+            warnings.append(f"{said}; the loop was in time (p99 {loop:.2f} ms), so the server sent them together")
+    if lag.cpu > limits.cpu:
+        invalid.append(f"the generator used {lag.cpu:.0%} of a core; {limits.cpu:.0%} may be (--workers)")
+    if lag.clock != "user" and step_ns > limits.step_ms * 1e6:
+        invalid.append(f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run")
+    return invalid, warnings

@@ -1,0 +1,82 @@
+"""Owns when requests are due: constant, Poisson, gamma, ramps, traces. Seeded, absolute, in seconds.
+Must not know clocks, tasks or requests: an iterator of times, the same for the same arguments.
+Called by the CLI's plan (which builds it) and by workers (each takes its slice of the same schedule)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import msgspec
+
+RampStrategy = Literal["linear", "exponential"]
+
+
+class Ramp(msgspec.Struct, frozen=True, kw_only=True):
+    """Rates in requests per second, from the first request to the last of `over`."""
+
+    strategy: RampStrategy
+    start: float
+    end: float
+    over: int  # requests
+
+    def rate_at(self, index: int) -> float:
+        """As vLLM ramps: by the share of the requests that have been sent."""
+        done = min(index / max(self.over - 1, 1), 1.0)
+        if self.strategy == "linear":
+            return self.start + (self.end - self.start) * done
+        return float(self.start * (self.end / self.start) ** done)
+
+
+def gaps(rate: float, burstiness: float, rng: random.Random) -> Iterator[float]:
+    """Seconds between arrivals, of mean 1/rate.
+
+    `burstiness` is the shape of a gamma distribution, as vLLM's flag: 1 is Poisson, below 1 burstier, above 1
+    more even, infinite is constant. The coefficient of variation is 1/sqrt(burstiness).
+    """
+    while True:
+        yield gap(rate, burstiness, rng)
+
+
+def gap(rate: float, burstiness: float, rng: random.Random) -> float:
+    if math.isinf(burstiness):
+        return 1 / rate
+    if burstiness == 1:
+        return rng.expovariate(rate)
+    return rng.gammavariate(burstiness, 1 / (rate * burstiness))
+
+
+def open_loop(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
+    """Arrival times without end. An infinite rate is everything at once.
+
+    The sum of gaps is what it is: it is not rescaled to an exact total (as vLLM does), so a Poisson process
+    stays one. The first request comes after the first gap, but a constant rate starts at 0.
+    """
+    if math.isinf(rate):
+        return itertools.repeat(0.0)
+    if math.isinf(burstiness):
+        return (index / rate for index in itertools.count())
+    return itertools.accumulate(gaps(rate, burstiness, random.Random(seed)))  # noqa: S311 - not for secrets
+
+
+def ramp(shape: Ramp, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
+    """Arrival times whose rate changes with each request; after the last one the end's rate holds."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    steps = (gap(shape.rate_at(index), burstiness, rng) for index in itertools.count())
+    return itertools.accumulate(steps, initial=0.0)
+
+
+def trace(times: Iterable[float | None], speed: float = 1.0) -> Iterator[float]:
+    """A trace's own times, `speed` times as fast. They must not run backwards; raises ValueError where they do."""
+    last = 0.0
+    for index, at in enumerate(times):
+        if at is None:
+            raise ValueError(f"request {index} of the trace has no time")
+        due = at / speed
+        if due < last:
+            raise ValueError(f"request {index} of the trace is due {last - due:g} s before the one before it")
+        last = due
+        yield due

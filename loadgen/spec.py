@@ -1,0 +1,77 @@
+"""Owns what a run was told, as frozen plain data: how to connect, what to send, when, within which limits.
+Must not know where it came from (flags) nor who carries it out.
+Filled by `cli.py`; read by everything that measures."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+Endpoint = Literal["chat", "completions", "embeddings"]
+
+PATHS: Final[dict[Endpoint, str]] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+}
+MIB: Final = 1024 * 1024
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests travel. Times in seconds; 0 is no limit."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    keepalive: bool = True
+    keepalive_seconds: float = 4.0  # below uvicorn's 5 s, or a request may meet a connection that is being closed
+    insecure: bool = False
+    connect_timeout: float = 10.0
+    request_timeout: float = 600.0
+    idle_timeout: float = 120.0
+    max_response_bytes: int = 64 * MIB
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True):
+    """What is put into every request beside its prompt. None: left to the server, or to the prompt's own field."""
+
+    model: str
+    stream: bool = True
+    continuous_usage: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    ignore_eos: bool = False
+    extra: dict[str, Any] = {}
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the generator's own error may be before its figures must not be used.
+
+    A figure is to bear a claim of 1 ms or of 5 %, whichever is wider: so an error may be as large as the larger
+    of `error_ms` and `error_share` of the median it blurs.
+    """
+
+    error_ms: float = 1.0
+    late_ms: float = 5.0  # p99 of lateness: a tail bears less than a median does
+    error_share: float = 0.05
+    censored: float = 0.05  # share of generated events; above it, and wide, through our own lag
+    cpu: float = 0.9  # of one core
+    step_ms: float = 1.0  # CLOCK_REALTIME stepped while the kernel stamped by it
+
+    def allowed_ms(self, median_ms: float | None) -> float:
+        return max(self.error_ms, self.error_share * (median_ms or 0.0))
+
+    def allowed_late_ms(self, median_ms: float | None) -> float:
+        """For the p99 of lateness."""
+        return max(self.late_ms, self.error_share * (median_ms or 0.0))
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """When requests go. `max_concurrency` alone is a closed loop; with a rate it caps an open one."""
+
+    max_concurrency: int | None = None
+    open_loop: bool = False
+    shed: bool = False  # due without a place: counted and not sent, instead of waiting
+    max_seconds: float | None = None

@@ -1,0 +1,74 @@
+"""A run's files: what was written is what is read, and a broken line is named by its number."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from loadgen.record import Event, Kind, Record, Run
+from loadgen.store import EVENTS, RUN, StoreError, append, read_records, read_run, write_run
+
+RECORD = Record(
+    index=1, id="x", prompt="p", due_ns=5, events=[Event(3, 1, 4, Kind.CONTENT, 2, 1)], failure="truncated"
+)
+RUN_OF_NOTHING = Run(
+    date="d", label="l", command=[], config={}, targets={}, model="m", endpoint="/v1/chat/completions"
+)
+
+
+def written(folder: Path, *records: Record) -> Path:
+    with (folder / EVENTS).open("wb") as file:
+        for record in records:
+            append(file, record)
+    return folder
+
+
+def test_records_and_runs_come_back_as_they_were(tmp_path: Path) -> None:
+    written(tmp_path, RECORD, RECORD)
+    write_run(tmp_path, RUN_OF_NOTHING)
+    assert list(read_records(tmp_path)) == list(read_records(tmp_path / EVENTS)) == [RECORD, RECORD]
+    assert read_run(tmp_path) == read_run(tmp_path / RUN) == RUN_OF_NOTHING
+
+
+def test_a_gzipped_file_is_read_too(tmp_path: Path) -> None:
+    written(tmp_path, RECORD)
+    packed = gzip.compress((tmp_path / EVENTS).read_bytes())
+    (tmp_path / f"{EVENTS}.gz").write_bytes(packed)
+    (tmp_path / EVENTS).unlink()
+    assert list(read_records(tmp_path)) == [RECORD]
+    (tmp_path / f"{EVENTS}.gz").write_bytes(packed[:-9])
+    with pytest.raises(StoreError, match=EVENTS):
+        list(read_records(tmp_path))
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path) -> None:
+    written(tmp_path, RECORD)
+    with (tmp_path / EVENTS).open("ab") as file:
+        file.write(b"\n{nonsense}\n")
+    with pytest.raises(StoreError, match=r"events.jsonl, line 3: not a record"):
+        list(read_records(tmp_path))
+
+
+def test_a_line_that_was_cut_off_is_said_to_be(tmp_path: Path) -> None:
+    written(tmp_path, RECORD)
+    with (tmp_path / EVENTS).open("ab") as file:
+        file.write(b'{"index":2,"id')
+    with pytest.raises(StoreError, match=r"line 2.*cut off"):
+        list(read_records(tmp_path))
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"holds no events\.jsonl"):
+        list(read_records(tmp_path))
+    with pytest.raises(StoreError, match="No such file"):
+        read_run(tmp_path)
+
+
+def test_another_schema_is_refused_by_name(tmp_path: Path) -> None:
+    write_run(tmp_path, RUN_OF_NOTHING)
+    text = (tmp_path / RUN).read_text().replace('"schema": 1', '"schema": 9')
+    (tmp_path / RUN).write_text(text)
+    with pytest.raises(StoreError, match="schema 9; this version reads schema 1"):
+        read_run(tmp_path)
