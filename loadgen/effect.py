@@ -1,6 +1,6 @@
 """Owns how two samples differ: shift, its interval, effect size, and what that is called in words.
 Must not know requests, runs or files: only numbers and what `stats.py` says of them.
-Called by `compare.py` and `paired.py`."""
+Called by `compare.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from loadgen.stats import Bounds, Sample, Stat, describe
+from loadgen.stats import Bounds
 
 Side = Literal["lower", "higher", "unclear"]
 
@@ -62,14 +62,3 @@ def cliffs_delta(a: Sequence[float], b: Sequence[float]) -> float | None:
 def size_of(delta: float) -> str:
     """The usual word for an effect of this size."""
     return next((word for limit, word in _SIZES if abs(delta) < limit), "large")
-
-
-def paired_differences(pairs: Sequence[tuple[float, float]], *, seed: int = 0) -> Stat:
-    """B less A of each pair, in the order of time: median by order statistics, mean by block bootstrap.
-
-    What slowed a whole pair down is in both and leaves: this is why `ab` interleaves.
-    """
-    sample = Sample()
-    for a, b in pairs:
-        sample.add((b - a,))
-    return describe(sample, seed=seed)

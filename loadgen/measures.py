@@ -107,6 +107,11 @@ class Measured:
         return self.failure == "cancelled"
 
     @property
+    def fresh(self) -> bool:
+        """An engine generated it for this request."""
+        return self.shared in FRESH
+
+    @property
     def ttft_due(self) -> Span | None:
         """TTFT from when the request was due, so that waiting in the generator's own queue is in it."""
         return None if self.ttft is None else self.ttft.later(self.queued)
@@ -164,8 +169,10 @@ def _succeeded(measured: Measured, record: Record, sent: int, end: int, counted:
     tokens = (record.completion_tokens or 0) / choices
     if tokens > 1:
         first, rest = events[0], tokens - 1
-        measured.tpot = Span(*((end - at) / MS / rest for at in (first.at_ns, first.at_ns, first.low_ns)))
-    _gaps(measured, events, choices)
+        measured.tpot = Span(
+            *((end - at) / MS / rest for at in (first.at_ns, first.at_ns, max(first.low_ns, sent)))
+        )
+    _gaps(measured, events, choices, sent)
 
 
 def _since(event: Event, start: int) -> Span:
@@ -175,14 +182,14 @@ def _since(event: Event, start: int) -> Span:
 # Gaps
 
 
-def _gaps(measured: Measured, events: Sequence[Event], choices: int) -> None:
+def _gaps(measured: Measured, events: Sequence[Event], choices: int, sent: int) -> None:
     streams = [events] if choices == 1 else _by_choice(events)
     places = _exact if not measured.censored else _spread
-    parts = [(_chunk_gaps(stream, places(stream)), stream) for stream in streams]
-    measured.chunk_gaps = _joined([gaps for gaps, _ in parts])
+    parts = [_chunk_gaps(stream, places(stream), sent) for stream in streams]
+    measured.chunk_gaps = _joined(parts)
     # Continuous usage counts the request's tokens, not a choice's: with several choices chunks are all there is.
     measured.by_tokens = choices == 1 and len(events) > 1 and all(event.tokens is not None for event in events)
-    measured.itl = _token_gaps(parts[0][0], events) if measured.by_tokens else measured.chunk_gaps
+    measured.itl = _token_gaps(parts[0], events) if measured.by_tokens else measured.chunk_gaps
 
 
 def _by_choice(events: Iterable[Event]) -> list[Sequence[Event]]:
@@ -216,13 +223,13 @@ def _spread(events: Sequence[Event]) -> list[float]:
     return places
 
 
-def _chunk_gaps(events: Sequence[Event], places: Sequence[float]) -> Gaps:
+def _chunk_gaps(events: Sequence[Event], places: Sequence[float], sent: int) -> Gaps:
     values = array("d", [(after - before) / MS for before, after in itertools.pairwise(places)])
     if all(event.low_ns == event.at_ns for event in events):
         return Gaps(values, values, values)
     following = list(itertools.pairwise(events))
     lows = array("d", [max(0, after.low_ns - before.at_ns) / MS for before, after in following])
-    highs = array("d", [(after.at_ns - before.low_ns) / MS for before, after in following])
+    highs = array("d", [(after.at_ns - max(before.low_ns, sent)) / MS for before, after in following])
     return Gaps(values, lows, highs)
 
 

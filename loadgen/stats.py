@@ -270,8 +270,8 @@ def describe(sample: Sample, percentiles: Sequence[float] = PERCENTILES, *, seed
         mean=mean,
         mean_interval=mean_interval(sample, spans, seed=seed),
         std=sqrt(squares / n),
-        min=lows[0],
-        max=highs[-1],
+        min=ordered[0],
+        max=ordered[-1],
         censored=censored / n,
         quantiles=[quantile(ordered, p, lows=lows, highs=highs, blocks=blocks) for p in percentiles],
     )

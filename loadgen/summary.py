@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from loadgen.goodput import Goodput, Slos, goodput
-from loadgen.measures import FRESH, Definitions, Gaps, Measured, Span, measure
+from loadgen.measures import Definitions, Gaps, Measured, Span, measure
 from loadgen.record import Record, Run
 from loadgen.stats import PERCENTILES, Sample, Stat, describe
 from loadgen.timeline import SECOND, peak_in_flight, peak_tokens_per_second, window
@@ -105,7 +105,7 @@ def digest(
     targets = _split(kept, lambda request: request.target)
     stages = _split(kept, lambda request: request.stage)
     shared = _split(kept, lambda request: request.shared or "unsaid")
-    fresh = [request for request in kept if request.shared in FRESH]
+    fresh = [request for request in kept if request.fresh]
     told = bool(set(shared) - {"unsaid"})
 
     def groups(parts: Mapping[str, Sequence[Measured]]) -> dict[str, Group]:
@@ -163,7 +163,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int) 
         seconds=seconds,
         input_tokens=inputs,
         output_tokens=outputs,
-        generated_tokens=sum(request.output_tokens or 0 for request in done if request.shared in FRESH),
+        generated_tokens=sum(request.output_tokens or 0 for request in done if request.fresh),
         without_usage=sum(request.output_tokens is None for request in done),
         cached_tokens=sum(cached) if cached else None,
         request_throughput=rate(len(done)),

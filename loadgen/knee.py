@@ -1,0 +1,70 @@
+"""Owns where a server saturates: stages at rising rates in, the knee and the next rate to try out.
+Must not know how a stage was measured. Pure, tested on synthetic queues.
+Called by `sweep.py` between stages and by whoever shows a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+KEEPS_UP: Final = 0.95
+"""A server that completes less than this share of the asked rate falls behind: its queue grows without end."""
+SLOWER: Final = 4.0
+"""Median TTFT over that of the lightest stage: beyond it, what is measured is the queue."""
+FINE: Final = 1.12
+"""Neighbouring rates closer than this factor tell nothing more apart."""
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one stage measured. Rates in requests per second, of requests that succeeded; TTFT from due."""
+
+    asked: float
+    achieved: float
+    ttft_p50_ms: float | None
+    failed: float = 0.0  # share of requests
+
+
+def saturated(stage: Stage, base_ms: float | None) -> bool:
+    if stage.achieved < stage.asked * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
+        return True
+    return base_ms is not None and stage.ttft_p50_ms > base_ms * SLOWER
+
+
+def base_of(stages: Sequence[Stage]) -> float | None:
+    """TTFT where nothing queues: the lightest stage's."""
+    known = [stage for stage in stages if stage.ttft_p50_ms is not None]
+    return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
+
+
+def knee(stages: Sequence[Stage]) -> float | None:
+    """The highest asked rate below the first saturated one; None where even the lightest is saturated."""
+    base = base_of(stages)
+    best: float | None = None
+    for stage in sorted(stages, key=lambda stage: stage.asked):
+        if saturated(stage, base):
+            break
+        best = stage.asked
+    return best
+
+
+def next_rate(stages: Sequence[Stage], *, start: float, limit: float, refine: bool = True) -> float | None:
+    """The rate to try next: doubled until one is saturated, then halving the gap (geometrically); None: enough.
+
+    `limit` is the highest rate that may be tried, in requests per second.
+    """
+    if not stages:
+        return start
+    base = base_of(stages)
+    bad = [stage.asked for stage in stages if saturated(stage, base)]
+    if not bad:
+        highest = max(stage.asked for stage in stages)
+        return None if highest >= limit else min(highest * 2, limit)
+    low, high = knee(stages), min(bad)
+    if low is None:
+        lower = high / 4
+        return lower if len(stages) < 4 else None
+    if not refine or high / low <= FINE**2:
+        return None
+    return float((low * high) ** 0.5)
