@@ -36,7 +36,7 @@ MEASURES: Final[Mapping[str, Callable[[Measured], Span | None]]] = {
 
 
 class Paired(msgspec.Struct, frozen=True, kw_only=True):
-    """B less A in milliseconds, over the pairs in which both completed."""
+    """B less A in milliseconds, over the pairs that count."""
 
     n: int
     a_p50: float | None
@@ -46,7 +46,8 @@ class Paired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True):
-    paired: int
+    paired: int  # both completed, and both were generated for the request
+    shared: int  # both completed, but one answer was shared: it would flatter its side
     only_a: int  # pairs of which only A completed
     only_b: int
     neither: int
@@ -61,6 +62,11 @@ def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
             sides.setdefault(request.pair, {})[request.target] = request
     found = [(side["a"], side["b"]) for side in sides.values() if "a" in side and "b" in side]
     return sorted(found, key=lambda pair: min(pair[0].due_ns, pair[1].due_ns))
+
+
+def comparable(pairs: Iterable[Pair]) -> list[Pair]:
+    """Those in which both completed and no answer was shared."""
+    return [(a, b) for a, b in pairs if a.completed and b.completed and a.fresh and b.fresh]
 
 
 def differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> Sample:
@@ -83,9 +89,11 @@ def pair_up(requests: Iterable[Measured], *, seed: int = 0) -> Pairs | None:
     pairs = pairs_of(requests)
     if not pairs:
         return None
-    both = [(a, b) for a, b in pairs if a.completed and b.completed]
+    done = [(a, b) for a, b in pairs if a.completed and b.completed]
+    both = comparable(pairs)
     return Pairs(
         paired=len(both),
+        shared=len(done) - len(both),
         only_a=sum(a.completed and not b.completed for a, b in pairs),
         only_b=sum(b.completed and not a.completed for a, b in pairs),
         neither=sum(not a.completed and not b.completed for a, b in pairs),

@@ -5,7 +5,7 @@ Called by `plots.py`. Only figures' own objects: nothing of matplotlib's global 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
@@ -124,9 +124,6 @@ def log_axis(axis: Any, values: Sequence[float]) -> None:
 def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool = False) -> None:
     """A dot with a word beside it."""
     axes.plot([x], [y], "o", color=colour, markersize=4.5)
-    place = (-7, 3) if left else (7, -10)
+    place = (-6, 6) if left else (8, -10)
     align = "right" if left else "left"
     axes.annotate(text, (x, y), textcoords="offset points", xytext=place, color=colour, fontsize=9, ha=align)
-
-
-Draw = Callable[[], "Figure | None"]

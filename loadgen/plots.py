@@ -5,25 +5,24 @@ Called by `report.py`. Without matplotlib `available()` says no, and reports hav
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
-from loadgen.numbers import digits
-from loadgen.paired import MEASURES, differences, pairs_of
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, log_axis, mark, saved, styled
+from loadgen.paired import MEASURES, comparable, differences, pairs_of
+from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, log_axis, saved, styled
+from loadgen.plots_share import curves, gaps_plot, share_plot
 from loadgen.plots_time import timeline_plot
 from loadgen.stages import by_rate, knee_of
-from loadgen.stats import Sample, Stat, interpolated
-from loadgen.summary import PER_REQUEST, POOLED, Summary, pooled, sample_of
+from loadgen.stats import describe, interpolated
+from loadgen.summary import Summary
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS: Final = 400
-"""Points of a curve: more cannot be seen and make the page heavy."""
+SHARE: Final = "Share of requests at or below; the band is what merged reads leave open."
+PAIRED: Final = "b less a, request by request: what slowed both down has left."
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
 
@@ -42,137 +41,25 @@ def available() -> bool:
 
 def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
     """Every picture that the run has data for."""
-    done = [request for request in requests if request.completed]
-    drawn = []
+    words, lines = curves(requests, summary)
+    of = f"{words[0].upper()}{words[1:]}. " if words else ""
     with styled():
-        for name, title, caption, figure in (
-            ("sweep", "Latency against rate", "TTFT from when requests were due. Where p50 turns up, a queue grows.",
-             _sweep(summary)),
-            ("paired", "Paired difference", "b less a, request by request: what slowed both down has left. "
-             "The band is the median's 95 % interval.", _paired(requests)),
-            ("ttft", "Time to first token", "Share of requests at or below. The band is what merged reads leave open.",
-             _ttft(done, summary)),
-            ("itl", "Between tokens", "All gaps of all streams; right: the slowest, where stalls show.",
-             _itl(done, summary)),
-            ("e2e", "End to end", "Share of requests at or below.", _e2e(done, summary)),
-            ("timeline", "Timeline", "What was sent, what came back, and when it failed.", timeline_plot(requests)),
+        figures = (
+            ("sweep", "Latency against rate", "TTFT from due. Where p50 turns up, a queue grows.", _sweep(summary)),
+            ("paired", "Paired difference", f"{PAIRED} The band is the median's 95 % interval.", _paired(requests)),
+            ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
+            ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest, where stalls show.",
+             gaps_plot(lines)),
+            ("e2e", "End to end", of + SHARE, share_plot(lines, "e2el", "E2E")),
+            ("timeline", "Timeline", "What was sent, what came back, and what failed.", timeline_plot(requests)),
             ("goodput", "Goodput", "Share of what was attempted that met each objective; failures met none.",
              _goodput(summary)),
-        ):  # fmt: skip
-            if figure is not None:
-                drawn.append(Plot(name, title, caption, saved(figure, "svg"), saved(figure, "png")))
-    return drawn
-
-
-# Distributions
-
-
-def curve(values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """An ECDF of at most about `POINTS` points, as dense in the last percent as in the first."""
-    ordered = sorted(values)
-    n = len(ordered)
-    if n <= POINTS:
-        places = list(range(n))
-    else:
-        even = {round(place * (n - 1) / (POINTS // 2)) for place in range(POINTS // 2 + 1)}
-        tail = {n - 1 - round(n ** (place / (POINTS // 2)) - 1) for place in range(POINTS // 2)}
-        places = sorted(place for place in even | tail if 0 <= place < n)
-    return [ordered[place] for place in places], [(place + 1) / n for place in places]
-
-
-def _ecdf(axes: Axes, sample: Sample, label: str, colour: str, style: str = "-") -> None:
-    x, y = curve(sample.values)
-    axes.step(x, y, where="post", color=colour, label=label, linestyle=style)
-    if not sample.exact:
-        low, at_low = curve(sample.lows)
-        high, at_high = curve(sample.highs)
-        axes.fill_betweenx(
-            at_low, low, [_at(high, at_high, share) for share in at_low], color=colour, alpha=0.22, lw=0
-        )
-
-
-def _at(x: Sequence[float], y: Sequence[float], share: float) -> float:
-    """The curve's x at a share."""
-    return next((value for value, height in zip(x, y, strict=True) if height >= share), x[-1])
-
-
-def _percentiles(axes: Axes, stat: Stat, colour: str) -> None:
-    for p in (50.0, 95.0, 99.0):
-        found = stat.at(p)
-        if found is not None and found.value is not None:
-            mark(axes, found.value, p / 100, f"p{p:g}  {digits(found.value)}", colour, left=p > 90)
-
-
-def _share_axis(axes: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axes.set_ylim(0, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-
-
-def _distribution(done: Sequence[Measured], summary: Summary, name: str, due: str, title: str) -> Figure | None:
-    fresh = [request for request in done if request.fresh]
-    sample = sample_of(fresh, PER_REQUEST[name])
-    if len(sample) < 2:
-        return None
-    figure, (axes,) = canvas(height=3.7)
-    shared = sample_of((request for request in done if not request.fresh), PER_REQUEST[name])
-    log_axis(axes.xaxis, [*sample.values, *shared.values])
-    label = "generated" if len(shared) else "from send"
-    _ecdf(axes, sample, label, BLUE)
-    from_due = sample_of(fresh, PER_REQUEST[due])
-    _ecdf(axes, from_due, "from due", ORANGE, "--")
-    if len(shared):
-        _ecdf(axes, shared, "shared (hit, attached)", GREEN)
-    _percentiles(axes, (summary.fresh or summary.whole).stats[name], BLUE)
-    _share_axis(axes)
-    axes.set_xlabel(f"{title}, ms (log)")
-    axes.legend(loc="upper left" if not len(shared) else "center left")
-    return figure
-
-
-def _ttft(done: Sequence[Measured], summary: Summary) -> Figure | None:
-    return _distribution(done, summary, "ttft", "ttft_due", "TTFT")
-
-
-def _e2e(done: Sequence[Measured], summary: Summary) -> Figure | None:
-    return _distribution(done, summary, "e2el", "e2el_due", "E2E")
-
-
-def _itl(done: Sequence[Measured], summary: Summary) -> Figure | None:
-    sample = pooled((request for request in done if request.fresh), POOLED["itl"])
-    if len(sample) < 10:
-        return None
-    group = summary.fresh or summary.whole
-    figure, (whole, tail) = canvas(1, 2, height=3.7)
-    what = f"gap between {group.itl_by if group.itl_by in ('tokens', 'chunks') else 'tokens or chunks'}, ms (log)"
-    ordered = sorted(sample.values)
-    log_axis(whole.xaxis, [interpolated(ordered, 0.001), ordered[-1]])
-    whole.set_xlim(max(interpolated(ordered, 0.001) * 0.7, 1e-4), ordered[-1] * 1.2)
-    _ecdf(whole, sample, "gaps", BLUE)
-    _percentiles(whole, group.stats["itl"], BLUE)
-    _share_axis(whole)
-    whole.set_xlabel(what)
-    log_axis(tail.xaxis, [interpolated(ordered, 0.5), ordered[-1]])
-    for side, style, label in ((sample.values, "-", "as measured"), (sample.highs, ":", "at most (merged reads)")):
-        if style == "-" or not sample.exact:
-            x, y = curve(side)
-            above = [
-                (value, 1 - share + 1 / len(sample)) for value, share in zip(x, y, strict=True) if share > 0.5
-            ]
-            tail.step(
-                *zip(*above, strict=True),
-                where="pre",
-                color=BLUE if style == "-" else MUTED,
-                ls=style,
-                label=label,
-            )
-    tail.set_yscale("log")
-    tail.set_title("share of gaps above")
-    tail.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
-    tail.set_xlabel(what)
-    tail.legend(loc="upper right")
-    return figure
+        )  # fmt: skip
+        return [
+            Plot(name, title, caption, saved(figure, "svg"), saved(figure, "png"))
+            for name, title, caption, figure in figures
+            if figure is not None
+        ]
 
 
 # Against something else
@@ -240,13 +127,11 @@ def _goodput(summary: Summary) -> Figure | None:
 
 
 def _paired(requests: Sequence[Measured]) -> Figure | None:
-    both = [(a, b) for a, b in pairs_of(requests) if a.completed and b.completed]
+    both = comparable(pairs_of(requests))
     shown = [(title, differences(both, MEASURES[name])) for name, title in (("ttft", "TTFT"), ("e2el", "E2E"))]
     known = [(title, sample) for title, sample in shown if len(sample) >= 5]
     if not known:
         return None
-    from loadgen.stats import describe
-
     figure, panels = canvas(1, len(known), height=3.5)
     for axes, (title, sample) in zip(panels, known, strict=True):
         ordered = sorted(sample.values)

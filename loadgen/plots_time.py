@@ -12,6 +12,7 @@ from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, canvas, log_axis
 from loadgen.timeline import SECOND, timeline
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_DOTS: Final = 2000
@@ -29,7 +30,8 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     arrivals.step(at, line.due, where="post", color=MUTED, ls=":", label="due", lw=1.4)
     arrivals.step(at, line.sent, where="post", color=BLUE, label="sent", lw=1.4)
     arrivals.set_title("requests/s")
-    arrivals.legend(loc="upper right", ncols=2)
+    arrivals.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    arrivals.margins(x=0.01)
     flight.fill_between(at, line.in_flight, step="post", color=BLUE, alpha=0.25, lw=0)
     flight.step(at, line.in_flight, where="post", color=BLUE, lw=1.4)
     flight.set_title("in flight")
@@ -47,22 +49,29 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
     streams = any(request.ttft is not None for request in requests)
     done = [request for request in requests if request.completed]
     drawn = done[:: -(-len(done) // MAX_DOTS) or 1]
-    took = []
-    for request in drawn:
-        value = request.ttft_due.value if request.ttft_due is not None else None if streams else request.e2e_due
-        if value is not None:
-            took.append(((request.due_ns - start) / SECOND, value))
-    if took:
-        log_axis(axes.yaxis, [value for _, value in took])
-        axes.scatter(*zip(*took, strict=True), s=7, color=ORANGE, alpha=0.6, lw=0, rasterized=len(took) > 5000)
+    everything: list[float] = []
+    for fresh, colour, label in ((True, ORANGE, None), (False, GREEN, "shared")):
+        took = [
+            ((request.due_ns - start) / SECOND, value)
+            for request in drawn
+            if request.fresh is fresh and (value := _from_due(request, streams)) is not None
+        ]
+        if took:
+            x, y = zip(*took, strict=True)
+            axes.scatter(x, y, s=7, color=colour, alpha=0.6, lw=0, label=label)
+            everything += y
+    if everything:
+        log_axis(axes.yaxis, everything)
     failed = [(r.end_ns or r.due_ns) for r in requests if not r.completed and not r.cancelled]
     for place, moment in enumerate(failed[:: -(-len(failed) // 200) or 1]):
         label = f"failed ({len(failed):,})" if place == 0 else None
         axes.axvline((moment - start) / SECOND, color=RED, lw=1, alpha=0.6, label=label)
-    if failed:
-        axes.legend(loc="upper right")
+    if failed or not all(request.fresh for request in drawn):
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
     axes.set_title(f"{'TTFT' if streams else 'E2E'} from due, ms (log), by when it was due")
 
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+def _from_due(request: Measured, streams: bool) -> float | None:
+    if not streams:
+        return request.e2e_due
+    return request.ttft_due.value if request.ttft_due is not None else None

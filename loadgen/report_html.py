@@ -19,7 +19,8 @@ POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def render(view: View, plots: Sequence[Plot] = ()) -> str:
     title = escape(view.title)
-    tables = "\n".join(_section(table) for table in view.tables)
+    first, *others = map(_section, view.tables)
+    rest = "\n".join(others)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -40,8 +41,9 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 <main>
 <div class="tiles">{"".join(_tile(*tile) for tile in view.headline)}</div>
 {"".join(f'<p class="warning">{escape(text)}</p>' for text in view.warnings)}
+{first}
 {_pictures(plots)}
-{tables}
+{rest}
 {_section(view.own)}
 <details open><summary>What the words mean</summary>
 <dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in view.definitions)}</dl>

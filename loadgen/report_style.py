@@ -26,7 +26,9 @@ header { margin-bottom: 1.4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .1rem 0 .7rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 0 0 .7rem; }
 .kicker { color: var(--muted); margin: 0; font-size: .85rem; }
-.verdict { display: inline-block; margin: 0 0 .6rem; padding: .3rem .8rem; border-radius: .5rem; font-weight: 600; }
+.verdict {
+  display: inline-block; margin: 0 0 .6rem; padding: .3rem .8rem; border-radius: .5rem; font-weight: 600;
+}
 .valid { color: var(--green); background: color-mix(in srgb, var(--green) 13%, transparent); }
 .invalid { color: var(--red); background: color-mix(in srgb, var(--red) 14%, transparent); }
 .ran { margin: 0; color: var(--muted); overflow-wrap: anywhere; }
@@ -38,7 +40,9 @@ h2 { font-size: 1.05rem; margin: 0 0 .7rem; }
 .tile strong { font-size: 1.5rem; line-height: 1.35; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tile small { font-size: .85rem; font-weight: 500; color: var(--muted); }
 section, figure, details, .warning, .hint { margin: .8rem 0 0; }
-.warning { padding: .55rem .9rem; border-left: 4px solid var(--orange); border-radius: .3rem; background: var(--card); }
+.warning {
+  padding: .55rem .9rem; border-left: 4px solid var(--orange); border-radius: .3rem; background: var(--card);
+}
 .hint, .note { color: var(--muted); }
 .note { margin: .6rem 0 0; font-size: .9rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -53,7 +57,9 @@ td:first-child { font-weight: 500; white-space: nowrap; }
 .num { text-align: right; white-space: nowrap; padding: .34rem 0 .34rem .8rem; }
 td small { color: var(--muted); font-size: .8rem; }
 summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.1rem; margin: .8rem 0 0; font-size: .92rem; }
+dl {
+  display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.1rem; margin: .8rem 0 0; font-size: .92rem;
+}
 dt { font-weight: 600; }
 dd { margin: 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }

@@ -1,13 +1,13 @@
 """Owns how a sweep's stages are read: the rate that a stage's name tells, and the knee.
 Must not know tables or pictures.
-Called by `view.py` and `plots.py`."""
+Called by `view.py`, `headline.py` and the plots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from loadgen.knee import Stage, knee
-from loadgen.summary import Group
+from loadgen.summary import Group, Summary
 
 
 def rate_of(name: str) -> float | None:
@@ -39,3 +39,16 @@ def knee_of(stages: Mapping[str, Group]) -> float | None:
             )
         )
     return knee(seen)
+
+
+def focus(summary: Summary) -> tuple[str, str, Group]:
+    """Whose latency is told: (words, stage, group). A sweep's is the knee's, or its lightest stage's: all rates
+    mixed are nobody's latency. Else the answers that were generated for their request."""
+    rates = by_rate(summary.by_stage)
+    if not rates:
+        words = "answers generated for the request" if summary.fresh else ""
+        return words, "", summary.fresh or summary.whole
+    found = knee_of(summary.by_stage)
+    asked, group = next((stage for stage in rates if stage[0] == found), rates[0])
+    name = next(name for name, part in summary.by_stage.items() if part is group)
+    return f"at {asked:g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group

@@ -65,8 +65,8 @@ class Summary(msgspec.Struct, kw_only=True):
     definitions: Definitions
     warmups: int
     whole: Group
-    by_target: dict[str, Group] = {}  # `ab`
-    by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran
+    by_target: dict[str, Group] = {}  # `ab`; latencies without shared answers
+    by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran; latencies without shared answers
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared answers, where there are any
 
@@ -115,8 +115,14 @@ def digest(
         definitions=definitions,
         warmups=len(everything) - len(kept),
         whole=_group(kept, slos, seconds, run.seed),
-        by_target=groups(targets) if len(targets) > 1 else {},
-        by_stage={name: _group(part, slos, _length(part), run.seed) for name, part in stages.items() if name},
+        by_target={
+            name: _group(part, slos, seconds, run.seed, fresh=True)
+            for name, part in sorted(targets.items())
+            if len(targets) > 1
+        },
+        by_stage={
+            name: _group(part, slos, _length(part), run.seed, fresh=True) for name, part in stages.items() if name
+        },
         by_shared=groups(shared) if told else {},
         fresh=_group(fresh, slos, seconds, run.seed) if told and len(fresh) < len(kept) else None,
     )
@@ -140,7 +146,8 @@ def _length(requests: Sequence[Measured]) -> float:
     return (end - start) / SECOND
 
 
-def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int) -> Group:
+def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, *, fresh: bool = False) -> Group:
+    """`fresh`: shared answers are counted, but are in no latency."""
     done = [request for request in requests if request.completed]
     cancelled = sum(request.cancelled for request in requests)
     failed = len(requests) - len(done) - cancelled
@@ -173,7 +180,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int) 
         peak_in_flight=peak_in_flight(requests),
         itl_by=_itl_by(done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
-        stats=_stats(done, requests, seed),
+        stats=_stats([request for request in done if request.fresh] if fresh else done, requests, seed),
         goodput=goodput(requests, slos, seconds),
     )
 

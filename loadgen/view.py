@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from loadgen.headline import headline
 from loadgen.numbers import amount, cell, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
-from loadgen.stages import knee_of, rate_of
+from loadgen.stages import focus, knee_of, rate_of
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
 from loadgen.view_error import own_error
@@ -71,16 +72,16 @@ class View:
 
 def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mapping[str, str] | None = None) -> View:
     """`details`: an example in words for each kind of error."""
-    latency = summary.fresh or summary.whole
+    which, _, latency = focus(summary)
     tables = [
         *([_paired(run, pairs)] if pairs else []),
         *([_sides(run, summary)] if summary.by_target else []),
         *([_stages(summary)] if summary.by_stage else []),
-        _latency(latency, summary),
+        *([_latency(latency, which)] if not summary.by_target else []),
         *([_shared(summary)] if summary.by_shared else []),
         _totals(summary),
         *([_errors(summary.whole, details or {})] if summary.whole.errors else []),
-        _tails(latency),
+        *([_tails(latency, which)] if not summary.by_target else []),
     ]
     return View(
         title=run.label or "run",
@@ -89,7 +90,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         verdict=_verdict(run),
         ran=_ran(run, summary),
         command=shlex.join(run.command),
-        headline=_headline(latency, summary),
+        headline=headline(summary, pairs),
         warnings=[*run.warnings, *_own_warnings(run, summary)],
         tables=tables,
         own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary.whole), words=(0, 1, 2)),
@@ -131,23 +132,6 @@ def _load(run: Run) -> str:
     return f"{asked:g}/s asked ({how})" + (f", at most {cap} at once" if cap else "")
 
 
-def _headline(latency: Group, summary: Summary) -> list[tuple[str, str, str]]:
-    whole = summary.whole
-    ttft, e2e = latency.stats["ttft"], latency.stats["e2el"]
-    first = ttft if ttft.n else e2e
-    name = "TTFT" if ttft.n else "E2E"
-    tokens = f"peak {rate(whole.peak_output_throughput)}" if whole.output_tokens else "no usage: not counted"
-    good = whole.goodput
-    return [
-        (f"{name} p50", f"{ms(first.at(50))} ms", f"p95 {ms(first.at(95))}, p99 {ms(first.at(99))}"),
-        ("E2E p50", f"{ms(e2e.at(50))} ms", f"p95 {ms(e2e.at(95))}, p99 {ms(e2e.at(99))}"),
-        ("throughput", f"{rate(whole.request_throughput)} req/s", f"{whole.peak_in_flight} in flight at most"),
-        ("output", f"{rate(whole.output_throughput)} tok/s" if whole.output_tokens else "…", tokens),
-        ("errors", percent(whole.error_rate), f"{amount(whole.failed)} of {whole.completed + whole.failed:,}"),
-        *([("goodput", percent(good.attainment), f"{rate(good.per_second)} good req/s")] if good else []),
-    ]  # fmt: skip
-
-
 def _own_warnings(run: Run, summary: Summary) -> list[str]:
     whole, found = summary.whole, []
     if whole.without_usage:
@@ -172,8 +156,7 @@ def _row(name: str, stat: Stat, points: Sequence[float]) -> list[str]:
     return [name, amount(stat.n), *(cell(stat.at(p)) for p in points)]
 
 
-def _latency(group: Group, summary: Summary) -> Table:
-    which = ", answers generated for the request" if summary.fresh else ""
+def _latency(group: Group, which: str) -> Table:
     rows = []
     for name in SHOWN:
         stat = group.stats[name]
@@ -181,17 +164,23 @@ def _latency(group: Group, summary: Summary) -> Table:
             continue
         label = NAMES[name] + (f" by {group.itl_by[:-1]}" if name == "itl" and group.itl_by != "none" else "")
         rows.append([*_row(label, stat, (50, 95, 99)), cell(stat)])
-    return Table(f"Latency in ms{which}", ("", "n", "p50", "p95", "p99", "mean"), rows)
+    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows)
 
 
-def _tails(group: Group) -> Table:
+def _of(title: str, which: str) -> str:
+    return f"{title}, {which}" if which else title
+
+
+def _tails(group: Group, which: str) -> Table:
     rows = [
         [NAMES[name], *(cell(stat.at(p)) for p in (90, 99.9)), *map(ms, (stat.min, stat.max, stat.std)),
          percent(stat.censored)]
         for name in NAMES
         if (stat := group.stats[name]).n and not (name == "chunk_gap" and stat == group.stats["itl"])
     ]  # fmt: skip
-    return Table("More of the distributions, ms", ("", "p90", "p99.9", "min", "max", "std", "censored"), rows)
+    return Table(
+        _of("More of the distributions, ms", which), ("", "p90", "p99.9", "min", "max", "std", "censored"), rows
+    )
 
 
 def _shared(summary: Summary) -> Table:
@@ -271,6 +260,8 @@ def _paired(run: Run, pairs: Pairs) -> Table:
                      cell(stat, sign=True), percent(paired.higher)])  # fmt: skip
     lost = pairs.only_a + pairs.only_b + pairs.neither
     notes = [f"{amount(pairs.paired)} pairs in which both completed."]
+    if pairs.shared:
+        notes.append(f"Left out: {amount(pairs.shared)} pairs of which one answer was shared.")
     if lost:
         notes.append(
             f"Left out: {pairs.only_b} where only a failed, {pairs.only_a} where only b, {pairs.neither} both."
