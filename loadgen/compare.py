@@ -5,7 +5,7 @@ Called by `compare_cli.py`."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,7 +23,10 @@ POINTS: Final = (50.0, 95.0, 99.0, 99.9)
 THROUGHPUTS: Final = ("request_throughput", "output_throughput", "total_token_throughput")
 SAME: Final = ("model", "endpoint", "seed", "workers")
 """Of a run: what has to be equal for two runs to be told apart by what is compared."""
-EXPECTED: Final = frozenset({"label", "base_url", "host", "port", "result_dir", "result_filename", "metadata"})
+EXPECTED: Final = frozenset(
+    {"label", "base_url", "host", "port", "a", "b", "result_dir", "result_filename", "metadata", "header", "quiet"}
+    | {"knee", "goodput", "machine load_1m"}
+)
 """Settings that are often the very thing that is compared, or say nothing: told, without a warning."""
 
 
@@ -104,6 +107,13 @@ def values(result: Mapping[str, Any]) -> dict[str, float | None]:
         flat[name] = whole[name]
     flat["goodput_attainment"] = whole["goodput"]["attainment"] if whole.get("goodput") else None
     return flat
+
+
+def named(found: Comparison, flat: Mapping[str, float | None], side: Literal["a", "b"]) -> dict[str, float | None]:
+    """What a rule can name of one side. Latencies are those of the comparison's lines, without shared answers."""
+    lines = {line.metric: getattr(line, side) for line in found.lines}
+    medians = {f"median{metric[3:]}": value for metric, value in lines.items() if metric.startswith("p50_")}
+    return {**flat, **lines, **medians}
 
 
 def _comparable(summary: Summary) -> Group:
@@ -199,7 +209,7 @@ def _settings(run: Run) -> dict[str, str]:
     facts |= {f"machine {name}": value for name, value in run.machine.items()}
     facts |= {f"sent {name}": value for name, value in run.sent_stats.items()}
     facts |= {"clock": run.lag.clock, **run.config}
-    return {name: str(value) for name, value in facts.items()}
+    return {name: str(value) for name, value in facts.items() if value is not None}
 
 
 def warnings(a: tuple[Run, Summary], b: tuple[Run, Summary], names: tuple[str, str] = ("A", "B")) -> list[str]:

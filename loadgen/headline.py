@@ -23,7 +23,7 @@ def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
         tokens = max(part.output_throughput for part in parts)
         found = knee_of(summary.by_stage)
         return [
-            ("knee", f"{found:g} req/s" if found else "none", "the highest rate kept up with"),
+            ("knee", f"{found:.4g} req/s" if found else "none", "the highest rate kept up with"),
             *_latency(latency, " there" if found else ", lightest"),
             ("most done", f"{rate(most)} req/s", f"{amount(whole.peak_in_flight)} in flight at most"),
             ("output", f"{rate(tokens)} tok/s", "at the best rate"),

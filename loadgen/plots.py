@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHARE: Final = "Share of requests at or below; the band is what merged reads leave open."
-PAIRED: Final = "b less a, request by request: what slowed both down has left."
+PAIRED: Final = "b less a, request by request: what slowed both has left. The band: the median's 95 % interval."
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
 
@@ -45,8 +45,8 @@ def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
     of = f"{words[0].upper()}{words[1:]}. " if words else ""
     with styled():
         figures = (
-            ("sweep", "Latency against rate", "TTFT from due. Where p50 turns up, a queue grows.", _sweep(summary)),
-            ("paired", "Paired difference", f"{PAIRED} The band is the median's 95 % interval.", _paired(requests)),
+            ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, a queue grows.", _sweep(summary)),
+            ("paired", "Paired difference", PAIRED, _paired(requests)),
             ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
             ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest, where stalls show.",
              gaps_plot(lines)),
@@ -101,7 +101,7 @@ def _sweep(summary: Summary) -> Figure | None:
     for axes in (latency, done):
         axes.set_xlabel("asked, requests/s")
         if found:
-            axes.axvline(found, color=RED, ls="--", lw=1.2, label=f"knee {found:g}/s")
+            axes.axvline(found, color=RED, ls="--", lw=1.2, label=f"knee {found:.4g}/s")
         axes.legend(loc="upper left")
     return figure
 

@@ -33,7 +33,7 @@ def knee_of(stages: Mapping[str, Group]) -> float | None:
         seen.append(
             Stage(
                 asked=asked,
-                achieved=group.request_throughput,
+                achieved=asked * group.kept_up,
                 ttft_p50_ms=middle.value if middle is not None else None,
                 failed=group.error_rate,
             )
@@ -51,4 +51,4 @@ def focus(summary: Summary) -> tuple[str, str, Group]:
     found = knee_of(summary.by_stage)
     asked, group = next((stage for stage in rates if stage[0] == found), rates[0])
     name = next(name for name, part in summary.by_stage.items() if part is group)
-    return f"at {asked:g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group
+    return f"at {asked:.4g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group

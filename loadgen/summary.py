@@ -14,7 +14,7 @@ from loadgen.goodput import Goodput, Slos, goodput
 from loadgen.measures import Definitions, Gaps, Measured, Span, measure
 from loadgen.record import Record, Run
 from loadgen.stats import PERCENTILES, Sample, Stat, describe
-from loadgen.timeline import SECOND, peak_in_flight, peak_tokens_per_second, window
+from loadgen.timeline import SECOND, kept_up, peak_in_flight, peak_tokens_per_second, window
 
 Value = Span | float | None
 ItlBy = Literal["tokens", "chunks", "mixed", "none"]
@@ -55,6 +55,7 @@ class Group(msgspec.Struct, kw_only=True):
     total_token_throughput: float
     peak_output_throughput: float
     peak_in_flight: int
+    kept_up: float  # share of what was due that completed as fast as it came; less than 1: a queue grew
     itl_by: ItlBy
     censored: float  # share of generated events whose time is an interval
     stats: dict[str, Stat]
@@ -178,6 +179,7 @@ def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, 
         total_token_throughput=rate(inputs + outputs),
         peak_output_throughput=peak_tokens_per_second(requests, start, seconds),
         peak_in_flight=peak_in_flight(requests),
+        kept_up=kept_up(requests),
         itl_by=_itl_by(done),
         censored=sum(request.censored for request in done) / generated if generated else 0.0,
         stats=_stats([request for request in done if request.fresh] if fresh else done, requests, seed),

@@ -78,6 +78,17 @@ def peak_in_flight(requests: Iterable[Measured]) -> int:
     return max(accumulate(change for _, change in steps(requests)), default=0)
 
 
+def kept_up(requests: Sequence[Measured]) -> float:
+    """The share that completed, less by as much as ending took longer than arriving: `sweep`'s measure of whether
+    a server falls behind. A run's drain after its last arrival does not count against it."""
+    ends = sorted(request.end_ns for request in requests if request.completed and request.end_ns is not None)
+    if not ends:
+        return 0.0
+    dues = sorted(request.due_ns for request in requests)
+    pace = max(dues[-1] - dues[0], 1) / max(ends[-1] - ends[0], 1)
+    return min(pace, 1.0) * len(ends) / len(dues)
+
+
 def timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:
     start, end = window(requests)
     width = max(end - start, 1) / bins

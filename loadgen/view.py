@@ -13,7 +13,7 @@ from loadgen.headline import headline
 from loadgen.numbers import amount, cell, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
-from loadgen.stages import focus, knee_of, rate_of
+from loadgen.stages import by_rate, focus, knee_of, rate_of
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
 from loadgen.view_error import own_error
@@ -110,7 +110,7 @@ def _ran(run: Run, summary: Summary) -> str:
     where = targets or next(iter(run.targets.values()), "?")
     words = [
         f"{amount(whole.requests)} requests in {amount(whole.seconds)} s",
-        f"{_load(run)}",
+        _load(run, summary),
         f"model {run.model or '?'} at {where}{run.endpoint}" if not targets else f"model {run.model} at {targets}",
     ]
     if summary.warmups:
@@ -122,8 +122,11 @@ def _ran(run: Run, summary: Summary) -> str:
     return ", ".join(words) + (". Interrupted: this is what there was." if run.interrupted else ".")
 
 
-def _load(run: Run) -> str:
+def _load(run: Run, summary: Summary) -> str:
     config = run.config
+    stages = by_rate(summary.by_stage)
+    if stages:
+        return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
     asked, cap = config.get("request_rate"), config.get("max_concurrency")
     if asked in (None, "inf", float("inf")):
         return f"at most {cap} at once" if cap else "all at once"
@@ -228,12 +231,12 @@ def _stages(summary: Summary) -> Table:
         ttft = stage.stats["ttft_due"]
         asked = rate_of(name)
         rows.append(
-            [f"{asked:g}/s" if asked is not None else name, rate(stage.request_throughput), cell(ttft.at(50)),
+            [f"{asked:.4g}/s" if asked is not None else name, rate(stage.request_throughput), cell(ttft.at(50)),
              cell(ttft.at(95)), cell(ttft.at(99)), rate(stage.output_throughput), percent(stage.error_rate),
              percent(stage.goodput.attainment) if stage.goodput else "…"]
         )  # fmt: skip
     found = knee_of(summary.by_stage)
-    notes = [f"Knee: {found:g} requests/s is the highest rate that it kept up with."] if found else []
+    notes = [f"Knee: {found:.4g} requests/s is the highest rate that it kept up with."] if found else []
     columns = ("asked", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors", "goodput")
     return Table("By rate: TTFT from due, ms", columns, rows, notes)
 
