@@ -1,0 +1,54 @@
+"""Owns how a sweep's stages are read: the rate that a stage's name tells, and the knee.
+Must not know tables or pictures.
+Called by `view.py`, `headline.py` and the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loadgen.knee import Stage, knee
+from loadgen.summary import Group, Summary
+
+
+def rate_of(name: str) -> float | None:
+    """8.0 of "rate=8"; None of a stage that is not a rate."""
+    key, _, text = name.partition("=")
+    try:
+        return float(text) if key == "rate" else None
+    except ValueError:
+        return None
+
+
+def by_rate(stages: Mapping[str, Group]) -> list[tuple[float, Group]]:
+    """(asked, stage) of those that are rates, ascending."""
+    rates = ((rate_of(name), group) for name, group in stages.items())
+    return sorted(((asked, group) for asked, group in rates if asked is not None), key=lambda stage: stage[0])
+
+
+def knee_of(stages: Mapping[str, Group]) -> float | None:
+    """The highest asked rate that was kept up with; None without a sweep, or where none was."""
+    seen = []
+    for asked, group in by_rate(stages):
+        middle = group.stats["ttft_due"].at(50) or group.stats["e2el_due"].at(50)
+        seen.append(
+            Stage(
+                asked=asked,
+                achieved=asked * group.kept_up,
+                ttft_p50_ms=middle.value if middle is not None else None,
+                failed=group.error_rate,
+            )
+        )
+    return knee(seen)
+
+
+def focus(summary: Summary) -> tuple[str, str, Group]:
+    """Whose latency is told: (words, stage, group). A sweep's is the knee's, or its lightest stage's: all rates
+    mixed are nobody's latency. Else the answers that were generated for their request."""
+    rates = by_rate(summary.by_stage)
+    if not rates:
+        words = "answers generated for the request" if summary.fresh else ""
+        return words, "", summary.fresh or summary.whole
+    found = knee_of(summary.by_stage)
+    asked, group = next((stage for stage in rates if stage[0] == found), rates[0])
+    name = next(name for name, part in summary.by_stage.items() if part is group)
+    return f"at {asked:.4g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group

@@ -1,0 +1,47 @@
+"""Owns how the generator's own error is told: clock, lag, lateness, censoring, CPU.
+Must not know how they were measured or are rendered.
+Called by `view.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from loadgen.numbers import ms, percent
+from loadgen.record import Run
+from loadgen.summary import Group
+
+CLOCKS: Final = {
+    "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
+    "user": "the program's, after the read: its own delays are in every figure",
+    "mixed": "the kernel's for some reads, the program's for others",
+}
+
+
+def own_error(run: Run, whole: Group) -> list[list[str]]:
+    lag = run.lag
+    rows = [
+        ["clock of receiving", lag.clock, CLOCKS[lag.clock]],
+        ["clock of sending", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
+        ["event-loop lag", _spread(lag.loop_ms), "how late the program's own turn came"],
+        ["kernel to program", _spread(lag.read_ms), "the delay that a clock in the program would have added"],
+        ["sent late", _spread(lag.late_ms), "sent − due, where a place was free"],
+        [
+            "censored",
+            percent(whole.censored),
+            "events whose time is an interval: the kernel had merged their reads",
+        ],
+        ["their width", _spread(lag.censored_width_ms), "of those intervals"],
+        ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
+        ["clock drift", ms(lag.clock_drift_ms) + " ms", "realtime against monotonic, over the run"],
+    ]
+    if lag.floor_ms:
+        floor = ", ".join(f"{name} {ms(value)}" for name, value in lag.floor_ms.items())
+        rows.append(["error floor", f"{floor} ms", "by loadgen calibrate on this machine"])
+    else:
+        rows.append(["error floor", "unknown", "loadgen calibrate measures it"])
+    return rows
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms(value)}" for name, value in values.items()) + " ms" if values else "not measured"
