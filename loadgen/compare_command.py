@@ -69,7 +69,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         return refuse(str(error))
     findings = [judge(rule, before, after, found.intervals, certain=args.certain) for rule in rules]
     render = as_json if args.format == "json" else as_markdown
-    print(render(found, findings))  # noqa: T201
+    print(render(found, findings))
     return FAILED if any(finding.failed for finding in findings) else 0
 
 

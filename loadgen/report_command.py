@@ -41,7 +41,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
         return refuse(str(error))
     except OSError as error:
         return refuse(f"{error.filename}: {error.strerror}")
-    print("\n".join(map(str, written)))  # noqa: T201
+    print("\n".join(map(str, written)))
     return 0
 
 
@@ -69,5 +69,5 @@ def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def refuse(message: str) -> int:
-    print(f"loadgen: {message}", file=sys.stderr)  # noqa: T201
+    print(f"loadgen: {message}", file=sys.stderr)
     return 2
