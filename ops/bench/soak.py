@@ -159,6 +159,8 @@ def main() -> int:
         f"File descriptors {points[-1][2]} at the end, {max(p[2] for p in points)} at most.\n"
         f"{args.out}/soak.csv{f' and {args.out}/soak.svg' if drawn else ''}"
     )
+    for text in tally.wrong[:5]:
+        print(f"WRONG: {text}")
     return 1 if tally.wrong else 0
 
 
