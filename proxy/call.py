@@ -166,7 +166,7 @@ async def read_body(request: web.BaseRequest, settings: Settings) -> bytes:
         raise GatewayError(
             Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
         ) from None
-    except (HttpProcessingError, HTTPException, ClientPayloadError, ValueError) as e:
+    except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError) as e:
         raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

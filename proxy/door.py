@@ -14,14 +14,14 @@ from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.errors import Code, GatewayError
 
 KEEPALIVE_SECONDS = 75.0
+LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
 AT_HAND = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
-
 
 Handler = Callable[[web.BaseRequest], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
@@ -35,6 +35,7 @@ class DoorHandler(RequestHandler):
     """
 
     lags = False  # the client takes less than it is sent
+    _payload: StreamReader | None = None  # the body of the latest request
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -43,6 +44,18 @@ class DoorHandler(RequestHandler):
     def resume_writing(self) -> None:
         self.lags = False
         super().resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        payload = self._payload
+        if (
+            payload is not None
+            and not payload._eof
+            and self._messages
+            and isinstance(self._messages[-1][0], _ErrInfo)
+        ):
+            # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
+            payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
 
     async def start(self) -> None:
         loop = self._loop
@@ -57,6 +70,7 @@ class DoorHandler(RequestHandler):
                 finally:
                     self._waiter = None
             message, payload = self._messages.popleft()
+            self._payload = payload
             if self._parser is not None:
                 self._parser.message_consumed()
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
@@ -104,8 +118,8 @@ class DoorHandler(RequestHandler):
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof():
                     await payload.readany()
-        except TimeoutError:
-            return False
+        except (TimeoutError, ConnectionError, RequestPayloadError):
+            return False  # it does not end, or its chunks cannot be read: what follows it is no request
         return True
 
     def _refuse(self, exc: BaseException) -> None:
@@ -154,10 +168,12 @@ class Door(web.Server):
         *,
         max_connections: int,
         max_header: int,
+        lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self._limits: dict[str, Any] = {
             "keepalive_timeout": KEEPALIVE_SECONDS,
+            "lingering_time": lingering,
             "max_line_size": max_header,
             "max_field_size": max_header,
             "access_log": None,

@@ -73,6 +73,22 @@ async def test_a_body_over_the_limit_is_refused_by_its_length_and_as_it_comes(en
             refused(await client.read(), 413, "body_too_large")
 
 
+@pytest.mark.parametrize("start", [b"", b"1\r\na\r\n"], ids=["first chunk", "second"])
+@pytest.mark.parametrize("chunk", [b"no chunk\r\n", b"2\r\nabcd\r\n"], ids=["size", "end"])
+async def test_a_body_whose_chunks_cannot_be_read_is_refused_at_once(
+    engine: Engine, start: bytes, chunk: bytes
+) -> None:
+    async with gateway(engine, body_timeout=0.0) as app, await Connection.open(app.url) as client:
+        await client.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+            b"expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(start + chunk)
+        refused(await client.read(), 400, "invalid_value")
+        assert await client.at_eof()
+
+
 async def test_a_slow_body_is_given_up(engine: Engine) -> None:
     async with gateway(engine, body_timeout=0.05) as app, await Connection.open(app.url) as client:
         await client.send(

@@ -1,104 +1,287 @@
-"""The clocks of exchanges: every limit is seen to be over, not much too late, by one timer for all."""
+"""The clocks of exchanges: one timer sees every limit to be over, in time, and stops when nobody is watched."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
-from proxy.group import FlightGroup
+from proxy.flight import Flight, Phase
 from proxy.plan import Mode, Plan
-from tests.clock import virtual
+from tests.clock import run_virtual, virtual
 
-TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+SSE = [("content-type", "text/event-stream")]
+FRAME = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
 class Exchange:
-    """A feeder whose flight tells time by the loop's clock."""
+    """A feeder that is watched, and when it ended as what."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(
+        self, watch: Watch, limits: Limits, *, mode: Mode = Mode.STREAM, key: bytes | None = b"k"
+    ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.group = FlightGroup()
-        self.flight = self.group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
-        self.flight.clock = self.loop.time
-        self.ended: asyncio.Future[GatewayError | None] = self.loop.create_future()
-        self.watch = Watch(limits, self.loop)
-        self.feeder = Feeder(self.flight, limits, self.watch, self.ended.set_result)
+        self.over: asyncio.Future[GatewayError | None] = self.loop.create_future()
+        self.endings: list[tuple[float, GatewayError | None]] = []
+        self.also: Callable[[], None] = lambda: None  # done at its end
+        self.flight = Flight(Plan("POST", "/", b"", mode, "r", key=key), self.loop.time)
+        self.flight.enter(Phase.CONNECTING)
+        self.flight.enter(Phase.PREFILL)
+        self.feeder = Feeder(self.flight, limits, watch, self.ended)
 
-    def head(self) -> None:
-        self.feeder.head(200, [("content-type", "text/event-stream")])
+    def ended(self, error: GatewayError | None) -> None:
+        self.endings.append((self.loop.time(), error))
+        if not self.over.done():
+            self.over.set_result(error)
+        self.also()
 
-    def close(self) -> None:
-        self.feeder.close()
-        self.watch.close()
-        self.group.remove(self.flight)
+    async def at(self) -> tuple[float, Code | None]:
+        """When it ended, and as what."""
+        await self.over
+        ((when, error),) = self.endings
+        return when, error.code if error is not None else None
 
 
-@pytest.mark.parametrize(
-    ("limits", "tokens", "code", "due"),
-    [
-        (Limits(first_token=2, token=5, total=100), 0, Code.UPSTREAM_FIRST_TOKEN_TIMEOUT, 2.0),
-        (Limits(first_token=50, token=5, total=100), 1, Code.UPSTREAM_TOKEN_TIMEOUT, 5.0),
-        (Limits(first_token=50, token=0, total=9), 1, Code.UPSTREAM_TOTAL_TIMEOUT, 9.0),
-        (Limits(first_token=0, token=0, total=3), 0, Code.UPSTREAM_TOTAL_TIMEOUT, 3.0),
-        (Limits(first_token=0.05, token=5, total=100), 0, Code.UPSTREAM_FIRST_TOKEN_TIMEOUT, 0.05),
-    ],
-)
-def test_a_limit_is_seen_to_be_over_and_not_much_too_late(
-    limits: Limits, tokens: int, code: Code, due: float
-) -> None:
-    @virtual
-    async def passes() -> None:
-        exchange = Exchange(limits)
-        if tokens:
-            exchange.head()
-        for _ in range(tokens):
-            exchange.feeder.body(TOKEN)
-        error = await exchange.ended
-        late = exchange.loop.time() - due
-        assert error is not None
-        assert error.code is code
-        assert 0 <= late <= min(1.0, due / 10) + 1e-9
-        exchange.close()
+def late(limits: Limits) -> float:
+    """By how much a limit may be overrun, in seconds; the loop's own clock has a grain."""
+    bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit]
+    return min(1.0, min(bounds) / 10) + 1e-6
 
-    passes()
+
+LIMITS = [
+    Limits(first_token=5.0, token=2.0, total=60.0),
+    Limits(first_token=300.0, token=60.0, total=1800.0),
+    Limits(first_token=0.1, token=0.05, total=0.3),
+    Limits(first_token=30.0, token=20.0, total=100.0),
+]
+
+
+def in_time(when: float, due: float, limits: Limits) -> bool:
+    return due <= when <= due + late(limits)
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
+@pytest.mark.parametrize("head", [False, True])
+@virtual
+async def test_no_first_token_is_seen_in_time(limits: Limits, head: bool) -> None:
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits)
+    if head:
+        exchange.feeder.head(200, SSE)
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
+    assert in_time(when, limits.first_token, limits)
+    watch.close()
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
+@virtual
+async def test_no_further_token_is_seen_in_time(limits: Limits) -> None:
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits)
+    exchange.feeder.head(200, SSE)
+    for _ in range(2):
+        await asyncio.sleep(limits.token * 0.8)
+        exchange.feeder.body(FRAME)
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOKEN_TIMEOUT
+    assert in_time(when, limits.token * 2.6, limits)
+    watch.close()
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
+@virtual
+async def test_an_answer_that_never_ends_is_seen_in_time(limits: Limits) -> None:
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits)
+    exchange.feeder.head(200, SSE)
+    while not exchange.over.done():
+        exchange.feeder.body(FRAME)
+        await asyncio.sleep(limits.token / 2)
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOTAL_TIMEOUT
+    assert in_time(when, limits.total, limits)
+    watch.close()
 
 
 @virtual
-async def test_an_engine_that_is_held_back_is_not_taken_for_a_silent_one() -> None:
-    exchange = Exchange(Limits(first_token=2, token=2, total=30))
-    exchange.head()
-    exchange.feeder.body(TOKEN)
-    exchange.feeder.held = True
-    error = await exchange.ended
-    assert error is not None
-    assert error.code is Code.UPSTREAM_TOTAL_TIMEOUT
-    exchange.close()
+async def test_one_body_is_as_late_as_its_last_token_may_be() -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits, mode=Mode.WHOLE)
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOTAL_TIMEOUT
+    assert in_time(when, 60.0, limits)
+    watch.close()
 
 
 @virtual
-async def test_without_limits_and_without_exchanges_no_timer_runs() -> None:
-    exchange = Exchange(Limits(first_token=0, token=0, total=0))
-    assert len(exchange.watch) == 1
-    exchange.close()
-    assert len(exchange.watch) == 0
-    limited = Exchange(Limits(first_token=1, token=1, total=1))
-    limited.feeder.close()
-    await asyncio.sleep(5)  # virtual: the timer that was set fires, sees nobody and is not set again
-    assert limited.watch._timer is None
-    limited.close()
+async def test_while_its_reader_lags_an_engine_s_silence_is_no_failure() -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits, key=None)
+    exchange.feeder.head(200, SSE)
+    exchange.feeder.body(FRAME)
+    exchange.feeder.hold(True)
+    await asyncio.sleep(30.0)
+    assert exchange.endings == []
+    exchange.feeder.hold(False)  # the engine has its whole time again
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOKEN_TIMEOUT
+    assert in_time(when, 32.0, limits)
+    watch.close()
 
 
 @virtual
-async def test_one_read_may_hold_an_event_and_the_front_of_the_next() -> None:
-    exchange = Exchange(Limits())
-    exchange.head()
-    exchange.feeder.body(TOKEN)
-    exchange.feeder.body(TOKEN + TOKEN[:9])
-    exchange.feeder.body(TOKEN[9:])
-    exchange.feeder.body(TOKEN)
-    assert exchange.flight.raw_frames() == [TOKEN] * 4
-    assert exchange.flight.content_events == 4
-    exchange.close()
+async def test_held_or_not_the_whole_answer_has_its_limit() -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits, key=None)
+    exchange.feeder.head(200, SSE)
+    exchange.feeder.body(FRAME)
+    exchange.feeder.hold(True)
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOTAL_TIMEOUT
+    assert in_time(when, 60.0, limits)
+    watch.close()
+
+
+@virtual
+async def test_a_limit_of_nothing_is_none() -> None:
+    limits = Limits(first_token=0.0, token=2.0, total=0.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits)
+    await asyncio.sleep(10_000.0)
+    exchange.feeder.head(200, SSE)
+    exchange.feeder.body(FRAME)
+    assert (await exchange.at())[1] is Code.UPSTREAM_TOKEN_TIMEOUT
+    watch.close()
+
+
+class Counting:
+    """A loop's `call_later`, counted: every timer that a Watch set."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.timers: list[asyncio.TimerHandle] = []
+        self.loop = loop
+
+    def call_later(self, delay: float, call: object) -> asyncio.TimerHandle:
+        self.timers.append(self.loop.call_later(delay, call))  # type: ignore[arg-type]
+        return self.timers[-1]
+
+    def waiting(self) -> int:
+        now = self.loop.time()
+        return sum(not timer.cancelled() and timer.when() > now for timer in self.timers)
+
+
+def counted(limits: Limits) -> tuple[Watch, Counting]:
+    counting = Counting(asyncio.get_running_loop())
+    return Watch(limits, counting), counting  # type: ignore[arg-type]
+
+
+@virtual
+async def test_with_no_limit_at_all_there_is_no_timer() -> None:
+    limits = Limits(first_token=0.0, token=0.0, total=0.0)
+    watch, counting = counted(limits)
+    Exchange(watch, limits).feeder.close()
+    assert counting.timers == []
+
+
+@virtual
+async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched() -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch, counting = counted(limits)
+    exchanges = [Exchange(watch, limits) for _ in range(20)]
+    for _ in range(10):
+        assert counting.waiting() == 1
+        await asyncio.sleep(0.2001)
+    for exchange in exchanges:
+        exchange.feeder.close()
+    assert len(watch) == 0
+    await asyncio.sleep(0.3)
+    before = len(counting.timers)
+    await asyncio.sleep(100.0)
+    assert (counting.waiting(), len(counting.timers)) == (0, before)
+    again = Exchange(watch, limits)
+    assert counting.waiting() == 1
+    again.feeder.close()
+    watch.close()
+
+
+@virtual
+async def test_a_watch_that_is_closed_leaves_no_timer() -> None:
+    limits = Limits()
+    watch, counting = counted(limits)
+    exchange = Exchange(watch, limits)
+    watch.close()
+    assert counting.waiting() == 0
+    exchange.feeder.close()
+
+
+@pytest.mark.parametrize("how", ["landed", "failed", "closed"])
+@virtual
+async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    looked: list[Feeder] = []
+    monkeypatch.setattr(Feeder, "look", lambda feeder: looked.append(feeder))
+    one, other = Exchange(watch, limits), Exchange(watch, limits)
+    one.feeder.head(200, SSE)
+    if how == "landed":
+        one.feeder.body(FRAME + DONE)
+    elif how == "failed":
+        one.feeder.end()
+    else:
+        one.feeder.close()
+    await asyncio.sleep(1.0)
+    assert set(looked) == {other.feeder}
+    other.feeder.close()
+    watch.close()
+
+
+@virtual
+async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchanges = [Exchange(watch, limits) for _ in range(3)]
+
+    def all_close() -> None:
+        for exchange in exchanges:
+            exchange.feeder.close()
+
+    for exchange in exchanges:
+        exchange.also = all_close
+    await asyncio.sleep(10.0)
+    assert sum(len(exchange.endings) for exchange in exchanges) == 1
+    assert len(watch) == 0
+    watch.close()
+
+
+async def pace(gaps: list[float], limits: Limits) -> None:
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits)
+    exchange.feeder.head(200, SSE)
+    due, last = limits.first_token, 0.0
+    for gap in gaps:
+        await asyncio.wait([exchange.over], timeout=gap)
+        if exchange.over.done():
+            break
+        exchange.feeder.body(FRAME)
+        last = asyncio.get_running_loop().time()
+        due = last + limits.token
+    when, code = await exchange.at()
+    due = min(due, limits.total)
+    assert in_time(when, due, limits), (when, due, code)
+    assert (code is Code.UPSTREAM_TOTAL_TIMEOUT) == (due == limits.total)
+    watch.close()
+
+
+@given(st.lists(st.floats(0.01, 8.0), max_size=20))
+def test_at_whatever_pace_tokens_come_the_first_limit_that_is_over_ends_it(gaps: list[float]) -> None:
+    run_virtual(pace(gaps, Limits(first_token=5.0, token=2.0, total=9.0)))
