@@ -5,7 +5,6 @@ Called by the gateway's handlers (decode) and by the scheduler (the body for ups
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -73,11 +72,12 @@ _HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
 }
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PAIRS: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, value: kind(value))
+_ENCODE: Final = msgspec.json.Encoder().encode
+_USAGE: Final = b',"stream_options":{"include_usage":true}}'
 _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct, gc=False):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
     """One decoded request. `fields` are its top-level JSON members, undecoded; `body` its exact bytes."""
 
     endpoint: Endpoint
@@ -112,9 +112,9 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
             ) from None
     try:
         fields = _FIELDS.decode(body)
-        if not _all_there(fields, body):
-            _refuse_twice(body)
         head = _HEADS[endpoint].decode(body)
+        if not _all_once(fields, body):
+            _refuse_twice(body)
     except msgspec.ValidationError as e:
         raise _wrong_type(str(e)) from None
     except (msgspec.DecodeError, RecursionError) as e:
@@ -126,29 +126,29 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
         )
     options = head.stream_options
     return Ask(
-        endpoint=endpoint,
-        model=head.model,
-        stream=head.stream is True,
-        include_usage=options is not None and options.include_usage is True,
-        temperature=head.temperature,
-        seed=head.seed,
-        fields=fields,
-        body=body,
+        endpoint,
+        head.model,
+        head.stream is True,
+        options is not None and options.include_usage is True,
+        head.temperature,
+        head.seed,
+        fields,
+        body,
     )
 
 
-def _all_there(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
-    """Whether these members account for every byte of a compactly written body: then none was given twice. (A
-    second one of a name would have taken the first one's place, and its bytes would be missing.)"""
-    size = 1 + len(fields)  # braces, and a comma between two
-    for name, raw in fields.items():
-        if not name.isascii():
-            return False
-        size += len(name) + 3 + len(raw)
-    return size == len(body)
+def _all_once(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
+    """Whether the size of a body proves that no member is given twice. False: it may be, or there are many spaces.
+
+    No spelling of an object is shorter than msgspec's, and a second member takes five bytes at least besides its
+    name: `"":0,`. So a body that exceeds its members, each once, by less than that has none twice. (0.3 µs; and
+    nearly as good for five members spaced as Python does: nine spaces, and the shortest name is mostly `model`.)
+    """
+    return len(body) - len(_ENCODE(fields)) < 5 + len(min(fields, key=len, default=""))
 
 
 def _refuse_twice(body: bytes) -> None:
+    """Raises GatewayError 400 where a member is given twice. A Python call a member: 1.8 µs for five."""
     names = [str(name) for name in _PAIRS.decode(body)]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -159,7 +159,11 @@ def _refuse_twice(body: bytes) -> None:
 
 def with_usage(ask: Ask) -> bytes:
     """The body that asks the engine for usage in a stream, every other member as the client wrote it."""
+    if ask.include_usage:
+        return ask.body
     options = ask.fields.get("stream_options")
+    if options is None and ask.fields:
+        return ask.body.rstrip()[:-1] + _USAGE
     members: dict[str, Any] = (
         msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {} if options else {}
     )

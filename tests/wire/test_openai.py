@@ -168,8 +168,10 @@ def test_only_stream_options_that_change_the_frames_are_extras(
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["model", "user", "é", "x", "\n"]), st.text(max_size=5)), max_size=6),
-    st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :")]),
+    st.lists(
+        st.tuples(st.sampled_from(["model", "user", "é", "x", "\n", "", "\x1f"]), st.text(max_size=5)), max_size=6
+    ),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :"), (",", ": ")]),
     st.booleans(),
 )
 def test_a_member_given_twice_is_always_found(
@@ -187,3 +189,32 @@ def test_a_member_given_twice_is_always_found(
     else:
         with pytest.raises(GatewayError, match="given twice"):
             decode("chat", body)
+
+
+def test_a_member_as_short_as_can_be_given_twice_is_found() -> None:
+    for body in (b'{"":0,"":0,"messages":[]}', b'{"messages":[],"":"","":0}', b'{"n":1,"n":2,"messages":[]}'):
+        with pytest.raises(GatewayError, match="given twice"):
+            decode("chat", body)
+
+
+@given(st.text(max_size=8), st.randoms(use_true_random=False))
+def test_no_spelling_of_a_name_is_shorter_than_the_one_that_sizes_are_compared_with(name: str, pick: Any) -> None:
+    """What the check for members given twice rests on."""
+    try:
+        least = len(msgspec.json.encode({name: 0}))
+    except UnicodeEncodeError:
+        return  # a lone surrogate is no name
+    escaped = "".join(json.dumps(c, ensure_ascii=pick.random() < 0.5)[1:-1] for c in name)
+    body = f'{{"{escaped}":0}}'.encode()
+    assert msgspec.json.decode(body) == {name: 0}
+    assert least <= len(body)
+
+
+@pytest.mark.parametrize("tail", ["", " \n"])
+def test_usage_is_asked_for_without_writing_the_body_anew(tail: str) -> None:
+    body = '{"messages": [ ], "stream": true}' + tail
+    assert with_usage(decode("chat", body.encode())) == (
+        b'{"messages": [ ], "stream": true,"stream_options":{"include_usage":true}}'
+    )
+    asked = ('{"stream_options": {"include_usage": true}, "messages": []}' + tail).encode()
+    assert with_usage(decode("chat", asked)) == asked
