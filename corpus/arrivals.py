@@ -18,7 +18,7 @@ class Arrivals(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """Independent gamma gaps: burstiness 1 is Poisson, less is burstier (gap CV = burstiness ** -0.5), inf is even.
+    """Independent gamma gaps: burstiness 1 is Poisson, less is burstier (gap CV = burstiness ** -0.5), inf even.
 
     vLLM's `--burstiness` is the same number.
     """
@@ -38,7 +38,7 @@ class Renewal:
 
 @dataclass(frozen=True, slots=True)
 class Modulated:
-    """Poisson whose rate is drawn anew from a gamma (relative variance `variance`) every `memory` seconds in the mean.
+    """Poisson whose rate is drawn anew from a gamma (relative variance `variance`) every `memory` seconds or so.
 
     The times between redraws are exponential, so the rate's autocovariance is variance * rate^2 * exp(-t/memory),
     and the dispersion (variance over mean of counts in windows of w seconds) is

@@ -1,5 +1,5 @@
 """Owns the manifest's making: files counted and hashed, tokens counted by a server's `/tokenize`.
-Must not know which server that is: llama.cpp's form, with vLLM's as the second try; and the gateway passes both on.
+Must not know which server that is: llama.cpp's form, with vLLM's as the second try; the gateway passes both on.
 Called as `python -m corpus calibrate`, by whoever changes a set."""
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 from corpus.bank import DATA, bank, exactly, one_token_words
 from corpus.draw import Draw
-from corpus.manifest import LICENCE, MANIFEST, Composed, CorpusError, Entry, Manifest, PromptSet, Tokens, measured, parse
+from corpus.manifest import (
+    LICENCE,
+    MANIFEST,
+    Composed,
+    CorpusError,
+    Entry,
+    Manifest,
+    PromptSet,
+    Tokens,
+    measured,
+    parse,
+)
 from corpus.measure import quantile
 
 Count = Callable[[str], int]
@@ -36,7 +47,9 @@ def server_count(url: str) -> Count:
             except urllib.error.HTTPError:
                 return ask({"prompt": text, "add_special_tokens": False})
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise CorpusError(f"{url}/tokenize did not count: {e}; start an engine, such as python -m proxy") from None
+            raise CorpusError(
+                f"{url}/tokenize did not count: {e}; start an engine, such as python -m proxy"
+            ) from None
 
     return count
 
@@ -49,7 +62,9 @@ def calibrated(old: Manifest, count: Count) -> Manifest:
         entries = parse(one.file, data)
         values = measured(entries, data)
         sets.append(
-            PromptSet(one.name, one.file, one.about, LICENCE, one.endpoint, **values, tokens=_tokens(entries, count))
+            PromptSet(
+                one.name, one.file, one.about, LICENCE, one.endpoint, **values, tokens=_tokens(entries, count)
+            )
         )
     return Manifest(old.tokenizer, _composed(count), sets)
 
@@ -92,8 +107,8 @@ def _composed(count: Count) -> Composed:
 
 def write(manifest: Manifest) -> None:
     lines = [
-        "# The prompt sets. Written by `python -m corpus calibrate --url URL --write`; names and `about` are by hand.",
-        "# Tokens are of the texts alone, by the tokenizer named here; error_* is that of bytes / bytes_per_token.",
+        "# The prompt sets. Written by `python -m corpus calibrate --url URL --write`; `about` is by hand.",
+        "# Tokens are of the texts alone, by the tokenizer named here; error_* is of bytes / bytes_per_token.",
         "",
         f"tokenizer = {json.dumps(manifest.tokenizer)}",
         "",

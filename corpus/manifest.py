@@ -143,6 +143,8 @@ def verify() -> list[str]:
             if getattr(one, key) != value:
                 wrong.append(f"{one.file}: the manifest says {key} {getattr(one, key)}, the file has {value}")
         wrong += [f"{one.file}: the id {e.id} is there twice" for e in found if e.id in ids or ids.add(e.id)]  # type: ignore[func-returns-value]
-        wrong += [f"{one.file}: {e.id} must begin with {one.name}/" for e in found if not e.id.startswith(f"{one.name}/")]
+        wrong += [
+            f"{one.file}: {e.id} must begin with {one.name}/" for e in found if not e.id.startswith(f"{one.name}/")
+        ]
         wrong += [f"{one.name}: the licence must be {LICENCE}"] * (one.licence != LICENCE)
     return wrong + [f"{file} is not in the manifest" for file in sorted(files)]

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -98,7 +99,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 def gap_cv(times: Sequence[float]) -> float:
     """Standard deviation over mean of the gaps between arrivals."""
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     mean = math.fsum(gaps) / len(gaps) if gaps else 0.0
     return math.sqrt(math.fsum((g - mean) ** 2 for g in gaps) / len(gaps)) / mean if mean else math.nan
 

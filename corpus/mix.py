@@ -24,8 +24,8 @@ def mixed(count: int, duplicates: float, zipf: float, chance: Draw) -> list[int]
     """A prompt's number for each of `count` requests, numbers from 0 in the order of their first request.
 
     Exactly round(duplicates * count) requests repeat an earlier one (at most count - 1 can). What is repeated is
-    drawn by Zipf from a pool of popular prompts; the others are asked once. A pure Zipf draw over all prompts could
-    not do it: its duplicate share follows from the exponent (1.1 gives at least a third of 1,000 requests).
+    drawn by Zipf from a pool of popular prompts; the others are asked once. A Zipf draw over all prompts could not
+    do it: its duplicate share follows from the exponent (1.1 gives at least a third of 1,000 requests).
     """
     repeats = min(round(duplicates * count), count - 1)
     if repeats <= 0:

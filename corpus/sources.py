@@ -17,10 +17,10 @@ Endpoint = Literal["chat", "completions", "embeddings"]
 DEFAULT_SETS: Final = ("short-chat", "code", "multi-turn", "shared-system", "languages")
 
 _READERS: Final = (
-    "a beginner", "an expert", "a child of ten", "somebody in a hurry", "a sceptic", "a night nurse", "a retired engineer",
-    "a student before an exam", "somebody who reads it on a phone", "a translator", "my team", "a newcomer to the country",
-    "an editor", "a customer who is annoyed", "two friends who disagree", "a radio audience", "a volunteer", "a judge",
-    "a farmer", "somebody who will read it aloud",
+    "a beginner", "an expert", "a child of ten", "somebody in a hurry", "a sceptic", "a night nurse",
+    "a retired engineer", "a student before an exam", "somebody who reads it on a phone", "a translator",
+    "my team", "a newcomer to the country", "an editor", "a customer who is annoyed", "a radio audience",
+    "two friends who disagree", "a volunteer", "a judge", "a farmer", "somebody who will read it aloud",
 )  # fmt: skip
 _FORMS: Final = (
     "as a list", "as one paragraph", "as a table", "in full sentences", "as a dialogue", "in plain words",
@@ -31,7 +31,7 @@ _FORMS: Final = (
 
 
 class Made(msgspec.Struct, frozen=True):
-    """One distinct prompt: its body fields, and an estimate of its length in tokens (bytes over bytes per token)."""
+    """One distinct prompt: its body fields, and its length in tokens by bytes over bytes per token."""
 
     id: str
     fields: dict[str, Any]
