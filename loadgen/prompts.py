@@ -1,0 +1,85 @@
+"""Owns what a workload is made of: prompts, items, the options, the error; the shape every dataset has.
+Must not know files, the corpus or the runner.
+Called by the datasets, by `workload.py`, and through it by the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal, Protocol, get_args
+
+import msgspec
+
+Endpoint = Literal["chat", "completions", "embeddings"]
+Dataset = Literal["corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition"]
+DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
+DEFAULT_PROMPTS: Final = 1000
+
+
+class WorkloadError(ValueError):
+    """A flag or a file from which no workload can be made. The message says where and what, and what is right."""
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """What carries the prompt in a request's body. Never changed in place: twins share `fields`."""
+
+    id: str  # twins (the same bytes) have the same one
+    endpoint: Endpoint
+    fields: dict[str, Any]  # messages, prompt or input, and max_tokens where the workload says one
+    expected_input: int | None = None  # an estimate in tokens, for composing: never printed as a count
+
+
+class Item(msgspec.Struct, frozen=True):
+    prompt: Prompt
+    at_s: float | None = None  # due, from the run's start; None: the pacer decides
+
+
+class Workload(Protocol):
+    name: str
+
+    def requests(self) -> Iterator[Item]:
+        """The run's requests, lazily; every call gives the same ones."""
+
+    def warmups(self, n: int) -> Iterator[Item]:
+        """`n` requests like the run's, which share no prefix block with it or with each other."""
+
+
+class Source(Protocol):
+    """A dataset: distinct prompts by number."""
+
+    name: str
+    distinct: int | None
+    """How many there are; None: without end."""
+
+    def prompt(self, number: int) -> Prompt: ...
+
+    def schedule(self) -> list[tuple[float, int]] | None:
+        """Of a trace: when (seconds from 0, ascending) which number is due. None: the dataset has no times."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags, by vLLM's names and with its defaults where it has them. Lengths are in tokens."""
+
+    dataset_name: Dataset = "corpus"
+    dataset_path: str | None = None
+    endpoint: Endpoint = "chat"
+    prompt: str | None = None
+    num_prompts: int | None = None  # None: 1,000, or what a file holds
+    seed: int = 0
+    random_input_len: int = 1024
+    random_output_len: int = 128
+    random_range_ratio: float = 0.0  # lengths from len * (1 - ratio) to len * (1 + ratio)
+    random_prefix_len: int = 0
+    prefix_repetition_prefix_len: int = 256
+    prefix_repetition_suffix_len: int = 256
+    prefix_repetition_num_prefixes: int = 10
+    prefix_repetition_output_len: int = 128
+    sharegpt_output_len: int | None = None  # None: about as long as the answer in the file
+    custom_output_len: int = 256  # -1: each line's own output_tokens
+    corpus_output_len: int | None = None  # None: where the engine ends by itself
+    corpus_set: tuple[str, ...] = ()
+    disable_shuffle: bool = False
+    trace_jitter: float | None = None  # seconds; None: within the slot, where the file's clock is a coarse grid
+    duplicates: float = 0.0
+    zipf: float = 1.1
+    unique: bool = False
+    salt: str = ""  # of the nonces that `unique` puts in front
