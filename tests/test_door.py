@@ -341,7 +341,8 @@ async def test_a_body_at_hand_is_all_of_it_or_nothing() -> None:
 
     async with serving(looks) as (url, _), await Connection.open(url) as connection:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
-        for sent, rest in ((head + b"abcd", b""), (head + b"ab", b"cd"), (ASK, b"")):
+        bare = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        for sent, rest in ((head + b"abcd", b""), (head + b"ab", b"cd"), (bare, b"")):
             await connection.send(sent)
             await connection.read()
             await connection.send(rest)
