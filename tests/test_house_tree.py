@@ -18,13 +18,10 @@ ROOT = Path(__file__).parent.parent
 UNTESTED_BY_NAME = {
     "app.py": "every test through tests/running.py runs it",
     "config_values.py": "test_config_load.py has every value through its sources",
-    "door.py": "test_bad_input.py: what aiohttp refuses, the connection limit",
     "embedded/engine_child.py": "test_process.py",
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
-    "feeder.py": "test_engine_faults.py",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
     "plan.py": "plain data",
-    "scheduler.py": "test_sharing.py, test_cache.py, test_cancel.py",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",
