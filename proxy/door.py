@@ -47,13 +47,8 @@ class DoorHandler(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        payload = self._payload
-        if (
-            payload is not None
-            and not payload._eof
-            and self._messages
-            and isinstance(self._messages[-1][0], _ErrInfo)
-        ):
+        payload, messages = self._payload, self._messages
+        if messages and payload is not None and not payload.is_eof() and isinstance(messages[-1][0], _ErrInfo):
             # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
             payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
 

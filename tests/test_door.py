@@ -54,12 +54,8 @@ async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
     door = Door(refuse_all, max_connections=1, max_header=8190)
     handler = door()
     parser = handler._parser
-    owners: dict[str, object] = {
-        "self": handler,
-        "manager": door,
-        "self._parser": parser,
-        "payload": StreamReader(handler, 1),
-    }
+    owners: dict[str, object] = {"self": handler, "manager": door, "self._parser": parser}
+    owners["payload"] = StreamReader(handler, 1)
     missing = [
         f"{owner}.{name}"
         for owner, value in owners.items()

@@ -22,7 +22,6 @@ UNTESTED_BY_NAME = {
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
     "plan.py": "plain data",
-    "scheduler.py": "test_sharing.py, test_cache.py, test_cancel.py",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",

@@ -1,0 +1,260 @@
+"""The loop that feeds Flights: what waits, what flies and what is looked up, and that closing ends all of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from proxy.backends import Backend, Backends
+from proxy.batcher import Batcher
+from proxy.cache import Cache, Stored
+from proxy.errors import Code, GatewayError
+from proxy.feeder import Limits
+from proxy.flight import Flight, Phase, Subscriber
+from proxy.group import FlightGroup
+from proxy.metrics import Metrics
+from proxy.plan import Mode, Plan
+from proxy.scheduler import Scheduler
+from proxy.upstream import Pool
+from tests.clock import virtual
+from tests.trip import MemoryEngine, Wire
+
+FRAME = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+class Store:
+    """A store in memory whose answers come when the test says so, or at once where it is away."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.asked: list[tuple[list[bytes], Callable[[list[Stored | None]], None]]] = []
+        self.storing: list[Callable[[], None]] = []
+
+    def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
+        if self.available:
+            self.asked.append((list(keys), done))
+        else:
+            done([None] * len(keys))
+
+    def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True) -> None:
+        self.storing.append(settled)
+
+    def answer(self) -> None:
+        keys, done = self.asked.pop(0)
+        done([None] * len(keys))
+
+
+class House:
+    """A scheduler with one engine and one store, both in memory."""
+
+    def __init__(
+        self, *, inflight: int = 1, kept: int = 0, store: bool = False, limit: int = 10_000, batch: int = 64
+    ):
+        loop = asyncio.get_running_loop()
+        self.engine = MemoryEngine()
+        self.engine.idle = [Wire() for _ in range(kept)]
+        self.backends = Backends([Backend("e0", cast(Pool, self.engine), inflight)])
+        self.group = FlightGroup()
+        self.store = Store()
+        self.scheduler = Scheduler(
+            group=self.group,
+            batcher=Batcher(limit=limit, max_batch=batch),
+            backends=self.backends,
+            cache=cast(Cache, self.store) if store else None,
+            limits=Limits(),
+            metrics=Metrics(),
+            loop=loop,
+        )
+
+    def ask(self, key: bytes | None = None) -> tuple[Flight, Subscriber]:
+        flight = self.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key))
+        reader = self.group.attach(flight, usage=True, whole=False, verdict="miss")
+        self.scheduler.submit(flight)
+        return flight, reader
+
+    async def turn(self) -> None:
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    def left_nothing(self) -> None:
+        assert len(self.group) == 0
+        assert self.backends.all[0].inflight == 0
+        assert repr(self.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=0>"
+        assert all(wire.receiver is None for wire in self.engine.wires)
+
+
+@virtual
+async def test_with_a_place_free_and_no_store_a_flight_departs_at_once() -> None:
+    house = House(kept=1)
+    flight, _ = house.ask()
+    assert flight.phase is Phase.PREFILL
+    wire = house.engine.wire
+    wire.head()
+    wire.body(FRAME + DONE)
+    assert flight.phase is Phase.LANDED
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_who_waits_departs_as_a_place_is_free_in_order() -> None:
+    house = House(kept=3)
+    flights = [house.ask()[0] for _ in range(3)]
+    for n in range(3):
+        await house.turn()
+        assert [flight.phase for flight in flights[n:]] == [Phase.PREFILL, *[Phase.QUEUED] * (2 - n)]
+        house.engine.wire.head()
+        house.engine.wire.body(DONE)
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_a_place_that_is_free_is_not_taken_by_one_that_came_later() -> None:
+    house = House(kept=3)
+    first, second = house.ask()[0], house.ask()[0]
+    house.engine.wire.head()
+    house.engine.wire.body(DONE)  # the place is free; the turn in which it is given away has not come
+    third = house.ask()[0]
+    await house.turn()
+    assert [flight.phase for flight in (first, second, third)] == [Phase.LANDED, Phase.PREFILL, Phase.QUEUED]
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_a_place_freed_while_only_look_ups_wait_is_taken_once_they_are_answered() -> None:
+    house = House(kept=2, store=True)
+    first, _ = house.ask()
+    second, _ = house.ask(b"k")
+    await house.turn()
+    house.engine.wire.head()
+    house.engine.wire.body(DONE)
+    await house.turn()
+    assert (first.phase, second.phase) == (Phase.LANDED, Phase.QUEUED)
+    house.store.answer()
+    assert second.phase is Phase.PREFILL
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_what_arrives_during_a_look_up_is_the_next_one() -> None:
+    house = House(inflight=9, kept=9, store=True)
+    house.ask(b"a")
+    house.ask(b"b")
+    await house.turn()
+    house.ask(b"c")
+    house.ask(b"d")
+    await house.turn()
+    assert [keys for keys, _ in house.store.asked] == [[b"a", b"b"]]
+    house.store.answer()
+    await house.turn()
+    assert [keys for keys, _ in house.store.asked] == [[b"c", b"d"]]
+    await house.scheduler.close()
+    house.store.answer()
+    house.left_nothing()
+
+
+@virtual
+async def test_a_store_that_goes_away_with_thousands_waiting_ends_every_look_up() -> None:
+    house = House(store=True, batch=1)
+    flights = [house.ask(b"%d" % n)[0] for n in range(3000)]
+    await house.turn()
+    house.store.available = False
+    house.store.answer()
+    for _ in range(3000):
+        await asyncio.sleep(0)
+    assert repr(house.scheduler.queue) == "<Batcher arrived=0 looking=0 missed=2999>"
+    assert flights[0].phase is Phase.CONNECTING
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_a_request_that_cannot_be_written_ends_before_submit_returns_and_its_reader_may_leave() -> None:
+    house = House(kept=1)
+    house.engine.refuses = GatewayError(Code.INVALID_HEADER, "a line break")
+    flight, reader = house.ask()
+    assert flight.error is house.engine.refuses
+    reader.leave()
+    assert flight.phase is Phase.FAILED
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_with_the_queue_full_a_flight_is_refused_and_forgotten() -> None:
+    house = House(kept=1, limit=1)
+    house.ask()
+    house.ask()
+    with pytest.raises(GatewayError) as refused:
+        house.ask()
+    assert refused.value.code is Code.QUEUE_FULL
+    assert len(house.group) == 2
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+def storing(house: House) -> Any:
+    wire = house.engine.wire
+    wire.head()
+    wire.body(FRAME + DONE)
+
+
+@virtual
+async def test_closing_ends_flights_in_every_phase_and_looks_nothing_up_any_more() -> None:
+    house = House(inflight=4, kept=3, store=True)
+    stored = house.ask(b"stored")[0]
+    await house.turn()
+    house.store.answer()
+    storing(house)
+    streaming = house.ask()[0]
+    house.engine.wire.head()
+    house.engine.wire.body(FRAME)
+    prefill, connecting, dialling = (house.ask()[0] for _ in range(3))
+    await house.turn()
+    starting = house.ask()[0]  # its task has not had its first turn
+    waiting = house.ask()[0]
+    looking = house.ask(b"looking")[0]
+    await house.turn()
+    arrived = house.ask(b"arrived")[0]
+    cut = [streaming, prefill, connecting, dialling, starting, waiting, looking, arrived]
+    await house.scheduler.close()
+    assert stored.phase is Phase.LANDED
+    assert [flight.phase for flight in cut] == [Phase.FAILED] * len(cut)
+    assert {flight.error.code for flight in cut if flight.error} == {Code.SHUTTING_DOWN}
+    house.store.answer()  # what was under way comes too late
+    assert house.group.live == {stored}
+    house.store.storing.pop()()
+    house.left_nothing()
+    with pytest.raises(GatewayError) as refused:
+        house.ask()
+    assert refused.value.code is Code.SHUTTING_DOWN
+    await house.turn()
+    house.left_nothing()
+
+
+@pytest.mark.parametrize("when", ["waiting", "looking", "prefill", "streaming", "connecting"])
+@virtual
+async def test_the_last_reader_s_leaving_ends_a_flight_wherever_it_is(when: str) -> None:
+    house = House(kept=0 if when == "connecting" else 1, store=True)
+    other = house.ask()[1] if when == "waiting" else None
+    flight, reader = house.ask(b"k" if when == "looking" else None)
+    await house.turn()
+    if when == "streaming":
+        house.engine.wire.head()
+        house.engine.wire.body(FRAME)
+    reader.leave()
+    assert flight.phase is Phase.CANCELLED
+    if when == "looking":
+        house.store.answer()
+    if other is not None:
+        other.leave()
+    await house.turn()
+    house.left_nothing()
+    await house.scheduler.close()
