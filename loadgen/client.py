@@ -23,6 +23,7 @@ from loadgen.stamps import Sockets
 
 READ_BUFFER: Final = 1024 * 1024  # aiohttp pauses reading beyond twice this; the handler empties it at each read
 LARGE_BODY: Final = 1024 * 1024  # aiohttp warns where larger bytes are sent as one object
+MAX_RESENT: Final = 3
 _GONE: Final = (aiohttp.ClientConnectionError, ConnectionError)
 
 
@@ -75,7 +76,8 @@ class Client:
         try:
             async with asyncio.timeout(limit) as timer:
                 self.open[exchange] = timer
-                await self._exchange(ask, exchange)
+                while not await self._went(ask, exchange):
+                    ask.record.resent += 1
         except asyncio.CancelledError:
             exchange.fail("cancelled", "the run was ended first")
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises is this request's failure, in words
@@ -85,6 +87,21 @@ class Client:
         finally:
             self.open.pop(exchange, None)
         return exchange
+
+    async def _went(self, ask: Ask, exchange: Exchange) -> bool:
+        """Whether the exchange has ended. False: it met a kept connection that the server was closing; send again.
+
+        Servers may close what is kept at any time, and some (llama.cpp) do so after each stream without a word.
+        Every client with a pool sends again then. Here it is counted, and the time since due goes on.
+        """
+        try:
+            await self._exchange(ask, exchange)
+        except _GONE:
+            kept = exchange.connect_ns is None
+            if not kept or exchange.answered or ask.record.resent >= MAX_RESENT:
+                raise
+            return False
+        return True
 
     async def _exchange(self, ask: Ask, exchange: Exchange) -> None:
         body: Any = ask.body if len(ask.body) <= LARGE_BODY else io.BytesIO(ask.body)

@@ -109,6 +109,11 @@ def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limi
     if known is not None:
         run.lag.floor_ms = known.floor_ms
         run.warnings += calibration.beyond(known, records, workers=run.workers)
+    resent = sum(record.resent for record in records if not record.warmup)
+    if resent:
+        run.warnings.append(
+            f"{resent} requests went out again: the server had closed the connection that was kept for them"
+        )
     silent = sum(record.completion_tokens is None for record in _answered(records))
     if silent and run.endpoint.endswith("completions"):
         run.warnings.append(f"{silent} answers came without usage: their tokens are not counted")

@@ -48,7 +48,7 @@ _DECODER: Final = msgspec.json.Decoder(Message)
 
 
 def decode(data: bytes) -> Message:
-    """Raises NotAnAnswer. 1.5 µs for a vLLM chunk of 223 bytes."""
+    """Raises NotAnAnswer. 1.3 µs for a vLLM chunk of 215 bytes."""
     try:
         return _DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 PROBE_NS: Final = 10_000_000
-"""The loop's lag is looked at every 10 ms: 100 wake-ups a second, 0.2 % of a core (measured)."""
+"""The loop's lag is looked at every 10 ms. 100 wake-ups a second cost 1.5 % of a core (measured, idle)."""
 
 
 class LookingSelector(selectors.DefaultSelector):
@@ -24,7 +24,7 @@ class LookingSelector(selectors.DefaultSelector):
 
     A socket that was not ready at one look received whatever it holds after that look. So a look that finds
     nothing is dated before the loop falls asleep, and bytes read in one turn cannot be older than the look of
-    the turn before: that bounds how far merged segments can lie apart. Costs one poll of 0.6 µs a turn.
+    the turn before: that bounds how far merged segments can lie apart. Costs one poll more, 1.3 µs, in a turn that sleeps.
     """
 
     def __init__(self) -> None:

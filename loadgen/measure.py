@@ -180,7 +180,7 @@ class Measure:
         rate: float | None,
         stage: str,
     ) -> None:
-        """The four looks a second that a run takes at itself; 60 µs each."""
+        """The four looks a second that a run takes at itself."""
         ticks = 0
         while True:
             await asyncio.sleep(TICK)

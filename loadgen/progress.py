@@ -12,7 +12,7 @@ import msgspec
 
 from loadgen.exchange import Exchange
 
-RECENT: Final = 500
+RECENT: Final = 200
 _TOKENS: Final = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
@@ -45,7 +45,7 @@ class Snapshot(msgspec.Struct, kw_only=True):
 
 
 class Progress:
-    """Counts as requests end. 3 µs a request."""
+    """Counts as requests end. 2 µs a request."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -60,15 +60,13 @@ class Progress:
         elif exchange.status is not None and not 200 <= exchange.status < 300:
             self.failed["status"] += 1
         if exchange.first_ns and exchange.wrote_ns:
-            self._ttft.append((exchange.first_ns - exchange.wrote_ns) / 1e6)
+            self._ttft.append((exchange.first_ns - exchange.wrote_ns) // 1000 / 1e3)
         counts = _TOKENS.findall(b"".join(exchange.parts[-2:])[-4096:])
         if counts:
             self.tokens += int(counts[-1])
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(
-            done=self.done, failed=dict(self.failed), tokens=self.tokens, ttft_ms=[round(t, 2) for t in self._ttft]
-        )
+        return Snapshot(done=self.done, failed=dict(self.failed), tokens=self.tokens, ttft_ms=list(self._ttft))
 
 
 def merged(parts: list[Snapshot]) -> Snapshot:

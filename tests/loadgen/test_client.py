@@ -55,6 +55,21 @@ async def test_a_kept_connection_is_used_again_and_connecting_is_counted_once() 
 
 
 @on_our_loop
+async def test_a_kept_connection_that_the_server_was_closing_is_no_failure_and_is_counted() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(GOOD)
+        await writer.drain()
+        await read_request(reader)  # and closes without a word
+
+    async with serving(handle) as url:
+        records = await sent(url, times=3)
+    assert [record.failure for record in records] == [None] * 3, records
+    assert [record.resent for record in records] == [0, 1, 1]
+    assert [record.connect_ns is not None for record in records] == [True] * 3
+
+
+@on_our_loop
 async def test_without_keep_alive_every_request_connects() -> None:
     async with serving(answering(GOOD)) as url:
         records = await sent(url, msgspec.structs.replace(QUICK, keepalive=False), times=2)
