@@ -46,7 +46,7 @@ def test_a_wrong_objective_is_refused_with_what_would_be_right(word: str, says: 
 def test_failures_and_shed_requests_are_in_the_denominator_and_cancelled_ones_are_not() -> None:
     good = measure(record(ev(20), ev(30), completion_tokens=2))
     slow = measure(record(ev(500), ev(510), completion_tokens=2))
-    failed, shed, cancelled = (measure(record(ev(11), failure=kind)) for kind in ("status", "shed", "cancelled"))  # type: ignore[arg-type]
+    failed, shed, cancelled = (measure(record(ev(11), failure=kind)) for kind in ("status", "shed", "cancelled"))
     found = goodput([good, slow, failed, shed, cancelled], {"ttft": 100, "tpot": 50}, 2.0)
     assert found is not None
     assert (found.attempted, found.good, found.per_second, found.attainment) == (4, 1, 0.5, 0.25)
