@@ -45,14 +45,14 @@ def itl(measured: Measured) -> Gaps:
 def test_the_first_token_is_the_first_that_was_generated_and_never_the_role(kind: Kind) -> None:
     found = measure(record(ev(20, Kind.ROLE), ev(21, Kind.OTHER), ev(50, kind), ev(60)))
     assert found.ttft is not None and found.ttft_role is not None and found.ttft_due is not None  # noqa: PT018
-    assert found.ttft == (40, 40, 40)
+    assert tuple(found.ttft) == (40, 40, 40)
     assert found.ttft_due.value == 42
     assert found.ttft_role.value == 10
 
 
 def test_vllms_definitions_count_the_role_and_the_finish_and_end_at_the_last_choice() -> None:
     events = (ev(20, Kind.ROLE), ev(50), ev(60), ev(61, Kind.FINISH), ev(70, Kind.USAGE), ev(71, Kind.DONE))
-    ours, theirs = (measure(record(*events, completion_tokens=2), way) for way in ("loadgen", "vllm"))  # type: ignore[arg-type]
+    ours, theirs = (measure(record(*events, completion_tokens=2), way) for way in ("loadgen", "vllm"))
     assert (ours.e2e, theirs.e2e) == (61, 51)
     assert ours.ttft is not None and theirs.ttft is not None  # noqa: PT018
     assert (ours.ttft.value, theirs.ttft.value) == (40, 10)
@@ -130,13 +130,13 @@ def test_a_long_silence_before_a_merged_read_is_not_spread_over_it() -> None:
 
 def test_a_censored_first_token_is_taken_at_its_worst() -> None:
     found = measure(record(ev(50, low=30), ev(50), completion_tokens=2))
-    assert found.ttft == (40, 20, 40)
+    assert tuple(found.ttft or ()) == (40, 20, 40)
     assert found.censored == 1
 
 
 def test_an_interval_never_begins_before_the_request_was_sent() -> None:
     found = measure(record(ev(50, low=0), ev(50)))
-    assert found.ttft == (40, 0, 40)
+    assert tuple(found.ttft or ()) == (40, 0, 40)
     assert list(itl(found).highs) == [40]
 
 
