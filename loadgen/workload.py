@@ -88,7 +88,7 @@ def _order(source: Source, options: Options) -> list[int]:
     if source.distinct is not None and wanted > source.distinct:
         raise WorkloadError(
             f"{source.name} has {source.distinct} different prompts and {wanted} are wanted: lower --num-prompts, "
-            f"or say with --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f} that they may come again"
+            f"or say by --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f} that they may recur"
         )
     return order
 

@@ -28,6 +28,22 @@ UNTESTED_BY_NAME = {
 }
 
 LOADGEN_UNTESTED_BY_NAME = {
+    "compare_command.py": "loadgen/test_compare.py",
+    "headline.py": "loadgen/test_report.py",
+    "numbers.py": "loadgen/test_report.py: how figures are written",
+    "plot_style.py": "loadgen/test_report.py, loadgen/test_browser.py",
+    "plots.py": "loadgen/test_report.py, loadgen/test_browser.py",
+    "plots_share.py": "loadgen/test_report.py, loadgen/test_browser.py",
+    "plots_time.py": "loadgen/test_report.py, loadgen/test_browser.py",
+    "prompts.py": "plain data",
+    "report_command.py": "loadgen/test_report.py",
+    "report_html.py": "loadgen/test_report.py, loadgen/test_browser.py",
+    "report_md.py": "loadgen/test_report.py",
+    "report_style.py": "plain text: loadgen/test_browser.py",
+    "stages.py": "loadgen/test_report.py",
+    "timeline.py": "loadgen/test_summary.py",
+    "view.py": "loadgen/test_report.py",
+    "view_error.py": "loadgen/test_report.py",
     "__main__.py": "run as a process by loadgen/test_cli.py",
     "ab.py": "loadgen/test_cli.py, and test_shots.py for its order",
     "calibrate_server.py": "loadgen/test_cli.py: calibrate runs against it",
