@@ -220,9 +220,8 @@ def _show(command: str) -> None:
         for preset in PRESETS.values():
             say(f"{preset.name:<22} {preset.requests:>6}  {preset.source}")
         return
-    say(
-        f"{'set':<14} {'prompts':>7} {'bytes':>8} {'tokens':>7} {'mean':>6} {'p50':>5} {'max':>5} {'B/token':>8}  error"
-    )
+    heads = f"{'tokens':>7} {'mean':>6} {'p50':>5} {'max':>5} {'B/token':>8}  error, p50 / p90"
+    say(f"{'set':<14} {'prompts':>7} {'bytes':>8} {heads}")
     for one in manifest().set:
         if (t := one.tokens) is not None:
             row = f"{one.name:<14} {one.prompts:>7} {one.bytes:>8} {t.total:>7} {t.mean:>6} {t.p50:>5} {t.max:>5}"
@@ -230,9 +229,7 @@ def _show(command: str) -> None:
     made = manifest().composed
     errors = f"{made.error_p50:.1%} / {made.error_p90:.1%}, of texts of {made.length} tokens"
     say(f"{'composed':<14} {made.bytes_per_token:>52}  {errors}")
-    say(
-        f"Tokens by the {manifest().tokenizer} tokenizer, of the texts alone. Error: of bytes over bytes per token, p50 / p90."
-    )
+    say(f"Tokens by the {manifest().tokenizer} tokenizer, of the texts alone. Error: of bytes / bytes per token.")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Final, TypeVar
 
@@ -25,10 +25,12 @@ class Draw:
 
     __slots__ = ("unit",)
 
+    unit: Callable[[], float]
+    """Uniform in [0, 1)."""
+
     def __init__(self, seed: int, *names: object) -> None:
         text = "\x1f".join([str(seed), *map(str, names)])
         self.unit = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")).random  # noqa: S311
-        """Uniform in [0, 1)."""
 
     def below(self, n: int) -> int:
         return int(self.unit() * n)
@@ -50,7 +52,7 @@ class Draw:
     def gamma(self, shape: float, mean: float) -> float:
         """Marsaglia and Tsang (2000); below shape 1 by their boost."""
         if shape < 1:
-            return self.gamma(shape + 1, 1.0) * (shape + 1) / shape * mean * (1.0 - self.unit()) ** (1 / shape)
+            return self.gamma(shape + 1, 1.0) * (shape + 1) / shape * mean * math.pow(1.0 - self.unit(), 1 / shape)
         d = shape - 1 / 3
         c = 1 / math.sqrt(9 * d)
         while True:

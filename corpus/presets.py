@@ -84,7 +84,7 @@ PRESETS: Final = {
             (7.00, 1.36, 2.79, 0.85),
             {"rate /s": 2.6, "gap CV": 13.2, "dispersion 1 s": 13, "dispersion 10 s": 72},
             notes=(
-                "bursts of 4.6 s (mean) between gamma pauses (22.5 s, shape 0.35), fitted to gap CV and dispersion;",
+                "bursts of 4.6 s between gamma pauses (22.5 s, shape 0.35), fitted to gap CV and dispersion;",
                 "few long pauses decide them all, so they and the rate differ much from seed to seed",
                 "the texts are prose: of code only the lengths and times are imitated",
             ),
@@ -101,7 +101,7 @@ PRESETS: Final = {
             sharing=Sharing(0.366, popular=0.1),
             duplicates=0.010,
             notes=(
-                "the published times are on a grid of 3 s; here they are jittered within each slot, so of gaps below",
+                "the published times are on a grid of 3 s; here they are jittered within it, so of gaps below",
                 "3 s nothing is known; --grid keeps the grid, which fires about ten requests at once",
             ),
         ),

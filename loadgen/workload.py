@@ -80,15 +80,13 @@ def _source(options: Options) -> Source:
 
 def _order(source: Source, options: Options) -> list[int]:
     """Numbers of prompts, one a request. A file is not silently repeated: that would measure caches."""
-    if source.distinct == 1:
-        return [0] * (options.num_prompts or DEFAULT_PROMPTS)
     count = options.num_prompts or (DEFAULT_PROMPTS if source.distinct is None else source.distinct)
     order = mixed(count, options.duplicates, options.zipf, Draw(options.seed, "mix"))
     wanted = max(order) + 1
     if source.distinct is not None and wanted > source.distinct:
         raise WorkloadError(
             f"{source.name} has {source.distinct} different prompts and {wanted} are wanted: lower --num-prompts, "
-            f"or say with --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f} that they may come again"
+            f"or say by --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f} that they may recur"
         )
     return order
 

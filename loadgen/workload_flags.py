@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import secrets
 
-from loadgen.prompts import DATASETS, Endpoint, Options, WorkloadError
+from loadgen.prompts import DATASETS, Dataset, Endpoint, Options, WorkloadError
 
 _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_set"}
 
@@ -68,7 +68,7 @@ def workload_options(args: argparse.Namespace, endpoint: Endpoint) -> Options:
     Without --unique-salt the salt is a new one, written back into `args`: a run records its flags as in force.
     """
     given = {name: getattr(args, name) for name in _FIELDS}
-    name = given.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
+    name: Dataset = given.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
     if args.prompt is not None and name != "prompt":
         raise WorkloadError(f"--prompt is for --dataset-name prompt, not {name}")
     sets = tuple(part.strip() for value in args.corpus_set or () for part in value.split(",") if part.strip())
