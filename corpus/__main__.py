@@ -229,7 +229,7 @@ def _show(command: str) -> None:
     made = manifest().composed
     errors = f"{made.error_p50:.1%} / {made.error_p90:.1%}, of texts of {made.length} tokens"
     say(f"{'composed':<14} {made.bytes_per_token:>52}  {errors}")
-    say(f"Tokens by the {manifest().tokenizer} tokenizer, of the texts alone. Error: of bytes over bytes a token.")
+    say(f"Tokens by the {manifest().tokenizer} tokenizer, of the texts alone. Error: of bytes / bytes per token.")
 
 
 def main(argv: list[str] | None = None) -> int:

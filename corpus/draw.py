@@ -52,8 +52,7 @@ class Draw:
     def gamma(self, shape: float, mean: float) -> float:
         """Marsaglia and Tsang (2000); below shape 1 by their boost."""
         if shape < 1:
-            boost = math.pow(1.0 - self.unit(), 1 / shape)
-            return self.gamma(shape + 1, 1.0) * (shape + 1) / shape * mean * boost
+            return self.gamma(shape + 1, 1.0) * (shape + 1) / shape * mean * math.pow(1.0 - self.unit(), 1 / shape)
         d = shape - 1 / 3
         c = 1 / math.sqrt(9 * d)
         while True:

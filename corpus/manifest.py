@@ -106,7 +106,7 @@ def parse(file: str, data: bytes) -> list[Entry]:
     for number, line in enumerate(data.splitlines(), 1):
         try:
             entry = decoder.decode(line)
-        except (msgspec.DecodeError, msgspec.ValidationError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:  # the first has wrong types as well
             raise CorpusError(f"{file}:{number}: {e}") from None
         if (entry.messages is None) == (entry.input is None):
             raise CorpusError(f"{file}:{number}: must have either messages or input")

@@ -101,7 +101,7 @@ PRESETS: Final = {
             sharing=Sharing(0.366, popular=0.1),
             duplicates=0.010,
             notes=(
-                "the published times are on a grid of 3 s; here they are jittered in the slot, so of gaps below",
+                "the published times are on a grid of 3 s; here they are jittered within it, so of gaps below",
                 "3 s nothing is known; --grid keeps the grid, which fires about ten requests at once",
             ),
         ),

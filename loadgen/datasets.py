@@ -27,9 +27,10 @@ class Untimed:
 class OnePrompt(Untimed):
     """The same text again and again. Only a nonce tells its requests apart, and then each has its own id."""
 
+    distinct: int | None = None
+
     def __init__(self, text: str, options: Options) -> None:
         self.name = "prompt"
-        self.distinct: int | None = None if options.unique else 1
         self._unique = options.unique
         self._endpoint = options.endpoint
         self._fields = as_fields(text, options.endpoint)

@@ -80,8 +80,6 @@ def _source(options: Options) -> Source:
 
 def _order(source: Source, options: Options) -> list[int]:
     """Numbers of prompts, one a request. A file is not silently repeated: that would measure caches."""
-    if source.distinct == 1:
-        return [0] * (options.num_prompts or DEFAULT_PROMPTS)
     count = options.num_prompts or (DEFAULT_PROMPTS if source.distinct is None else source.distinct)
     order = mixed(count, options.duplicates, options.zipf, Draw(options.seed, "mix"))
     wanted = max(order) + 1

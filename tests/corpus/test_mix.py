@@ -41,7 +41,7 @@ def test_zipfs_exponent_is_recovered_from_draws(exponent: float) -> None:
 
 @pytest.mark.parametrize("exponent", [0.8, 1.1, 1.5])
 def test_zipfs_exponent_is_recovered_from_a_mix(exponent: float) -> None:
-    """Of the pool alone: the prompts that are asked once belong to no law. Sorted counts bend it a little."""
+    """Of the pool alone: prompts that are asked once belong to no law. Sorting bends the estimate a little."""
     order = Counter(mixed(20_000, 0.9, exponent, Draw(0)))
     pool = sorted(order.values(), reverse=True)[:300]
     assert zipf_exponent(pool) == pytest.approx(exponent, abs=0.1)

@@ -167,3 +167,7 @@ def test_garbage_raises_nothing_but_a_workload_error(
         sent(str(path), name)
     except WorkloadError as e:
         assert str(path) in str(e)
+
+
+def test_a_file_of_one_prompt_is_one_request(tmp_path: Path) -> None:
+    assert len(sent(written(tmp_path, {"prompt": "only"}))) == 1
