@@ -252,20 +252,22 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
         return await hello(request)
 
     door = Door(slow, max_connections=10, max_header=8190)
-    server = await asyncio.get_running_loop().create_server(door, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    runner = web.ServerRunner(door, shutdown_timeout=6 * PATIENCE)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     async with await Connection.open(url) as idle, await Connection.open(url) as client:
         await client.request("GET", "/one")
         await asked.wait()
-        server.close()
-        closing = asyncio.ensure_future(door.shutdown(PATIENCE))
-        assert await idle.at_eof()  # who has no answer under way is not waited for
+        closing = asyncio.ensure_future(runner.cleanup())
+        await until(lambda: any(each._handler_waiter is not None for each in door.connections))
         assert not closing.done()
         go.set()
         assert (await client.read()).body == b"/one"
         assert await client.at_eof()
-        await closing
-    await server.wait_closed()
+        assert await idle.at_eof()
+        async with asyncio.timeout(PATIENCE):  # and no longer than for that
+            await closing
 
 
 async def test_closing_does_not_wait_for_ever() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
+import uvloop
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.respond import dechunk, error_headers, write_head
+from proxy.respond import SocketPipe, dechunk, error_headers, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 
 
@@ -52,3 +59,36 @@ def test_an_error_says_when_to_come_again_where_it_knows(
 ) -> None:
     error = GatewayError(Code.QUEUE_FULL, "full", retry_after=retry_after)
     assert error_headers(error) == [("content-type", "application/json"), *told]
+
+
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_client_that_has_left_is_not_written_to_and_nobody_else_hears_of_it(
+    loop_of: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """uvloop's `write` raises once the socket is closed: in the middle of serving all readers of a Flight."""
+
+    async def leaves() -> None:
+        made: asyncio.Future[asyncio.Transport] = asyncio.get_running_loop().create_future()
+        gone = asyncio.Event()
+
+        class Peer(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                made.set_result(cast(asyncio.Transport, transport))
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                gone.set()
+
+        server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        request = SimpleNamespace(transport=await made, protocol=SimpleNamespace(writing_paused=False))
+        pipe = SocketPipe(cast(web.BaseRequest, request), b"head")
+        writer.close()
+        await gone.wait()
+        await asyncio.sleep(0)
+        assert pipe.write(chunk(b"late"))
+        assert pipe.sent == 0
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=loop_of) as runner:
+        runner.run(leaves())
