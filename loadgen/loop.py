@@ -24,7 +24,8 @@ class LookingSelector(selectors.DefaultSelector):
 
     A socket that was not ready at one look received whatever it holds after that look. So a look that finds
     nothing is dated before the loop falls asleep, and bytes read in one turn cannot be older than the look of
-    the turn before: that bounds how far merged segments can lie apart. Costs one poll more, 1.3 µs, in a turn that sleeps.
+    the turn before: that bounds how far merged segments can lie apart. Costs one poll more, 1.3 µs, in a turn
+    that sleeps.
     """
 
     def __init__(self) -> None:

@@ -163,7 +163,7 @@ async def test_ab_pairs_the_same_requests_to_both(start: Start, echo: Engine) ->
         process = await start("ab", "--a", echo.url, "--b", other.url, "--num-prompts", "10", *LENIENT)
         code, said = await process.wait()
         assert code == 0, said
-        assert [turn.body for turn in echo.requests] == [turn.body for turn in other.requests]
+        assert sorted(turn.body for turn in echo.requests) == sorted(turn.body for turn in other.requests)
     records = process.records()
     assert len(records) == 20
     pairs = {(record.pair, record.target) for record in records}
@@ -301,7 +301,7 @@ async def test_a_secret_is_in_no_file_and_in_no_output(start: Start) -> None:
     assert code == 1
     assert "sk-hush" not in said
     for path in process.folder().iterdir():
-        assert b"sk-hush" not in path.read_bytes(), path
+        assert path.is_dir() or b"sk-hush" not in path.read_bytes(), path
 
 
 # Calibrate
