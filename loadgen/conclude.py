@@ -105,6 +105,8 @@ def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limi
         name = f"{stage}: " if stage else ""
         run.invalid += [name + text for text in invalid]
         run.warnings += [name + text for text in warnings]
+    if all(record.warmup for record in records):
+        run.invalid.append("nothing was measured")
     known = calibration.load()
     if known is not None:
         run.lag.floor_ms = known.floor_ms

@@ -20,7 +20,8 @@ from proxy.wire.frames import has_content
 class StampedHandler(ResponseHandler):
     """Takes each read's bytes out of aiohttp's buffer at once: no task wakes for them, no buffer fills up.
 
-    Measured against a task that awaits `content.readany()`: see DECISIONS.
+    Against a task that iterates `content.iter_any()`, measured: 28 µs of CPU an event for 46 (100 streams of
+    100 events a second); at 32 streams there is no difference that stands out of the noise.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sockets: Sockets, max_bytes: int) -> None:

@@ -79,6 +79,13 @@ def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkey
     assert made.warnings == ["1 answers came without usage: their tokens are not counted"]
 
 
+def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "load", lambda: None)
+    made = run()
+    conclude.judge(made, [record(-1, warmup=True)], [Own()], Limits(), open_loop=False)
+    assert made.invalid == ["nothing was measured"]
+
+
 def test_the_machine_is_told() -> None:
     machine = conclude.machine()
     assert machine["cores"] >= 1
