@@ -96,9 +96,10 @@ class Backends:
         """
         candidates = self._known.get(model)
         if candidates is None:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()  # clients choose these names
-            candidates = self._known[model] = self.candidates(model)
+            candidates = self.candidates(model)
+            # Only names that engines claim: what clients make up is as many and as long as they like.
+            if len(self._known) < MAX_KNOWN and any(model in b.served for b in candidates):
+                self._known[model] = candidates
         if exclude:
             candidates = [b for b in candidates if b not in exclude]
         if not candidates:
