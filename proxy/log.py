@@ -31,26 +31,29 @@ _MS: Final = tuple(b"%03dZ" % ms for ms in range(1000))
 _REQUEST: Final = {level: f'","level":"{level}","msg":"request",'.encode() for level in LEVELS}
 
 
-class RequestRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line."""
+class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
+    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line.
+
+    Given in their order the fields take 0.2 µs, by their names 1.0.
+    """
 
     request_id: str
-    model_id: str | None = None
     endpoint: str
     method: str
     status: int
     verdict: str  # of the cache: hit, miss, attached, merged, bypass
     stream: bool
     queue_ms: float
-    ttft_ms: float | None = None
     total_ms: float
+    bytes_out: int
+    client_left: bool
+    model_id: str | None = None
+    ttft_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     token_source: str | None = None  # usage: the engine counted; events: we did
     backend: str | None = None
-    bytes_out: int
     error: str | None = None
-    client_left: bool
     prompt: str | None = None  # only where the settings ask for it
 
     @property
