@@ -14,8 +14,6 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 
-MAX_KNOWN = 256  # models whose candidates are remembered
-
 
 @dataclass(eq=False, slots=True)
 class Backend:
@@ -25,7 +23,7 @@ class Backend:
     pool: Pool
     max_inflight: int
     inflight: int = 0
-    up: bool | None = None  # None: not asked yet
+    up: bool | None = None  # None: not asked yet. This and `models` are changed by `Backends` alone
     models: list[dict[str, Any]] = field(default_factory=list)
     detail: str = ""  # why it is down
 
@@ -61,7 +59,9 @@ class Backends:
         self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self._refresh_timeout = refresh_timeout
-        self._known: dict[str | None, list[Backend]] = {}  # candidates of a model, until something changes
+        self._chosen: dict[str | None, list[Backend]] = {}
+        """Candidates of each model that an engine claims, and of all others by None; empty when something changed.
+        Not of each name that comes: clients choose those, and their length."""
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -94,12 +94,10 @@ class Backends:
 
         Raises GatewayError 503 where there is no engine at all, or each has been excluded.
         """
-        candidates = self._known.get(model)
+        chosen = self._chosen or self._choose()
+        candidates = chosen.get(model)
         if candidates is None:
-            candidates = self.candidates(model)
-            # Only names that engines claim: what clients make up is as many and as long as they like.
-            if len(self._known) < MAX_KNOWN and any(model in b.served for b in candidates):
-                self._known[model] = candidates
+            candidates = chosen[None]
         if exclude:
             candidates = [b for b in candidates if b not in exclude]
         if not candidates:
@@ -110,11 +108,17 @@ class Backends:
                 best = backend
         return Lease(best, self) if best is not None else None
 
+    def _choose(self) -> dict[str | None, list[Backend]]:
+        claimed: set[str | None] = {None}
+        claimed.update(*(backend.served for backend in self.all))
+        self._chosen = {model: self.candidates(model) for model in claimed}
+        return self._chosen
+
     def seen_down(self, backend: Backend, why: str) -> None:
         self._set(backend, up=False, detail=why)
 
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
-        self._known.clear()
+        self._chosen = {}
         changed = backend.up is not up
         backend.up, backend.detail = up, detail
         if changed:

@@ -27,30 +27,33 @@ _SLY: Final = re.compile("[\x80-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What JSON lets through but a terminal or a line splitter may obey."""
 
 _ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
-_MS: Final = tuple(f"{ms:03d}Z" for ms in range(1000))
-_REQUEST: Final = {level: f'","level":"{level}","msg":"request",' for level in LEVELS}
+_MS: Final = tuple(b"%03dZ" % ms for ms in range(1000))
+_REQUEST: Final = {level: f'","level":"{level}","msg":"request",'.encode() for level in LEVELS}
 
 
-class RequestRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line."""
+class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
+    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line.
+
+    Given in their order the fields take 0.2 µs, by their names 1.0.
+    """
 
     request_id: str
-    model_id: str | None = None
     endpoint: str
     method: str
     status: int
     verdict: str  # of the cache: hit, miss, attached, merged, bypass
     stream: bool
     queue_ms: float
-    ttft_ms: float | None = None
     total_ms: float
+    bytes_out: int
+    client_left: bool
+    model_id: str | None = None
+    ttft_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     token_source: str | None = None  # usage: the engine counted; events: we did
     backend: str | None = None
-    bytes_out: int
     error: str | None = None
-    client_left: bool
     prompt: str | None = None  # only where the settings ask for it
 
     @property
@@ -85,7 +88,7 @@ class Log:
         self._max_pending = max_pending
         self._clock = clock
         self._os_write = write
-        self._stamped = (-1, "")
+        self._stamped = (-1, b"")
         self._lock = threading.Lock()  # of all below; never held while writing
         self._lines: list[bytes] = []
         self._pending = 0  # bytes that wait or are being written
@@ -142,19 +145,19 @@ class Log:
 
     # -- lines ------------------------------------------------------------------------------------
 
-    def _stamp(self) -> str:
+    def _stamp(self) -> bytes:
         """RFC 3339 in UTC to the millisecond. The date is formatted once a second."""
         now = self._clock()
         second = int(now)
-        known, text = self._stamped
+        known, text = self._stamped  # one tuple: the writer's thread stamps too
         if second != known:
-            text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second)).encode()
             self._stamped = (second, text)
         return text + _MS[int((now - second) * 1000)]
 
-    def _json_line(self, head: str, fields: bytes) -> bytes:
+    def _json_line(self, head: bytes, fields: bytes) -> bytes:
         """One JSON object: the time, what `head` holds, then the members of the object `fields`."""
-        line = b"".join((b'{"ts":"', (self._stamp() + head).encode(), fields[1:], b"\n"))
+        line = b"".join((b'{"ts":"', self._stamp(), head, fields[1:], b"\n"))
         if not line.isascii():
             line = _SLY.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
         return line
@@ -164,7 +167,7 @@ class Log:
         if self._colour and level in _COLOUR:
             shown = f"{_COLOUR[level]}{shown}\x1b[0m"
         rest = "".join(f" {name}={_shown(value)}" for name, value in fields.items())
-        return f"{self._stamp()[11:]} {shown} {words}{rest}\n".encode("utf-8", "backslashreplace")
+        return f"{self._stamp()[11:].decode()} {shown} {words}{rest}\n".encode("utf-8", "backslashreplace")
 
     def _put(self, line: bytes) -> None:
         with self._lock:
@@ -236,8 +239,8 @@ class Log:
         return True
 
 
-def _head(level: str, msg: str, fields: Mapping[str, object]) -> str:
-    return f'","level":"{level}","msg":{_json(msg).decode()}' + ("," if fields else "")
+def _head(level: str, msg: str, fields: Mapping[str, object]) -> bytes:
+    return b'","level":"%b","msg":%b%b' % (level.encode(), _json(msg), b"," if fields else b"")
 
 
 def _json(value: Any) -> bytes:

@@ -18,7 +18,7 @@ from aioprometheus.renderer import render
 
 from proxy.config import VERSION
 from proxy.errors import Code
-from proxy.series import Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
+from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -37,7 +37,8 @@ ENDPOINTS: Final = (
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
-_STATUS: Final = {status: str(status) for status in range(100, 600)}
+STATUSES: Final = range(100, 600)
+SOURCES: Final = ("usage", "events")
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
 
 TTFT_BUCKETS: Final = (
@@ -58,6 +59,18 @@ QUEUE_BUCKETS: Final = (
 )  # fmt: skip
 LAG_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0)
+
+
+class _Kind:
+    """The series that requests of one endpoint, status and verdict count in."""
+
+    __slots__ = ("count", "latency", "queue", "ttft")
+
+    def __init__(self, count: Count, latency: Histogram, queue: Histogram, ttft: Histogram) -> None:
+        self.count = count
+        self.latency = latency
+        self.queue = queue
+        self.ttft = ttft
 
 
 class Metrics:
@@ -82,7 +95,7 @@ class Metrics:
             "requests_total",
             "Requests answered; status 499: the client left.",
             endpoint,
-            Label("status", map(str, range(100, 600))),
+            Label("status", map(str, STATUSES)),
             verdict,
         )
         self._tokens = counts(
@@ -90,7 +103,7 @@ class Metrics:
             "Tokens given to clients, shared answers too; by source usage the engine counted, else we.",
             Label("direction", ("in", "out")),
             self._models,
-            Label("source", ("usage", "events")),
+            Label("source", SOURCES),
         )
         self._ended = counts("flights_ended_total", "Answers that ended, however.", Label("outcome", OUTCOMES))
         self._coalesced = counts("coalesced_total", "Requests that joined a flight under way.", endpoint)
@@ -116,7 +129,10 @@ class Metrics:
             self._models,
         )  # fmt: skip
         self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
-        self._kept: dict[str, tuple[Histogram, Histogram]] = {}  # by endpoint: latency, queue
+        # What is counted for each request, found by one look-up. Bounded, as the labels are: a name that is shown
+        # as `other` is never a key here.
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+        self._spent: dict[tuple[str | None, str], tuple[Count, Count]] = {}
         for value in OUTCOMES:  # a rate needs the zero before the first one
             self._ended.count((value,), 0)
         for value in OPS:
@@ -132,7 +148,6 @@ class Metrics:
 
     def request(
         self,
-        *,
         endpoint: str,
         status: int,
         verdict: str,
@@ -145,21 +160,39 @@ class Metrics:
         token_source: str | None,
     ) -> None:
         """One request was answered. Durations in seconds."""
-        self._requests.count((endpoint, _STATUS.get(status) or str(status), verdict))
-        kept = self._kept.get(endpoint)
-        if kept is None:
-            kept = self._kept[endpoint] = (self._latency.of((endpoint,)), self._queue.of((endpoint,)))
-        kept[0].observe(total_s)
+        kind = self._kinds.get((endpoint, status, verdict)) or self._kind(endpoint, status, verdict)
+        kind.count.value += 1
+        kind.latency.observe(total_s)
         if ttft_s is not None:
-            self._ttft.seen((endpoint, verdict), ttft_s)
-        if ttft_s is not None or queue_s > 0:
-            kept[1].observe(queue_s)
+            kind.ttft.observe(ttft_s)
+            kind.queue.observe(queue_s)
+        elif queue_s > 0:
+            kind.queue.observe(queue_s)
         if token_source is not None:
-            label = self._model(model, known=status < 400)
+            spent = self._spent.get((model, token_source)) or self._tally(model, token_source, known=status < 400)
             if prompt_tokens is not None and prompt_tokens > 0:
-                self._tokens.count(("in", label, token_source), prompt_tokens)
+                spent[0].value += prompt_tokens
             if completion_tokens is not None and completion_tokens > 0:
-                self._tokens.count(("out", label, token_source), completion_tokens)
+                spent[1].value += completion_tokens
+
+    def _kind(self, endpoint: str, status: int, verdict: str) -> _Kind:
+        kind = _Kind(
+            self._requests.of((endpoint, str(status), verdict)),
+            self._latency.of((endpoint,)),
+            self._queue.of((endpoint,)),
+            self._ttft.of((endpoint, verdict)),
+        )
+        if endpoint in ENDPOINTS and status in STATUSES and verdict in VERDICTS:
+            self._kinds[endpoint, status, verdict] = kind
+        return kind
+
+    def _tally(self, model: str | None, source: str, *, known: bool) -> tuple[Count, Count]:
+        """Tokens in and out."""
+        label = self._model(model, known=known)
+        tally = self._tokens.of(("in", label, source)), self._tokens.of(("out", label, source))
+        if label == (model or "unknown") and source in SOURCES:
+            self._spent[model, source] = tally
+        return tally
 
     def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None) -> None:
         """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens."""

@@ -65,24 +65,43 @@ class _Labels(tuple[Label, ...]):
         return {label.name: value for label, value in zip(self, key, strict=True)}
 
 
+class Count:
+    """One number that only grows."""
+
+    __slots__ = ("shown", "value")
+
+    def __init__(self) -> None:
+        self.value: float = 0
+        self.shown = False  # though it is zero
+
+
 class Counts(collectors.Counter):
-    """A counter in a plain dict."""
+    """A counter for each combination of labels."""
 
     def __init__(self, name: str, doc: str, labels: Iterable[Label], registry: Registry) -> None:
         super().__init__(name, doc, registry=registry)
         self._labels = _Labels(labels)
-        self._counts: dict[Key, float] = {}
+        self._series: dict[Key, Count] = {}
+
+    def of(self, key: Key) -> Count:
+        """The count of these labels. Whoever keeps it saves the look-up."""
+        series = self._series.get(key)
+        if series is None:
+            key = self._labels.clean(key)
+            series = self._series.get(key)
+            if series is None:
+                series = self._series[key] = Count()
+        return series
 
     def count(self, key: Key, by: float = 1) -> None:
         """`by` more, 0 to have the series shown from the start."""
-        try:
-            self._counts[key] += by
-        except KeyError:
-            key = self._labels.clean(key)
-            self._counts[key] = self._counts.get(key, 0) + by
+        series = self._series.get(key) or self.of(key)
+        series.value += by
+        series.shown = True
 
     def get_all(self) -> list[Sample]:
-        return [(self._labels.named(key), count) for key, count in self._counts.items()]
+        """Those that have counted something."""
+        return [(self._labels.named(key), c.value) for key, c in self._series.items() if c.shown or c.value]
 
 
 class Histogram:
@@ -98,6 +117,10 @@ class Histogram:
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+
+    @property
+    def empty(self) -> bool:
+        return not any(self._counts)
 
     def told(self) -> dict[float | str, float]:
         """As aioprometheus renders it: each bound with how many are not over it, then the sum and the count."""
@@ -132,7 +155,8 @@ class Histograms(collectors.Histogram):
         self.of(key).observe(value)
 
     def get_all(self) -> list[Sample]:
-        return [(self._labels.named(key), series.told()) for key, series in self._series.items()]
+        """Those that have seen something."""
+        return [(self._labels.named(key), seen.told()) for key, seen in self._series.items() if not seen.empty]
 
 
 class _Read:

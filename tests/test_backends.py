@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import MAX_KNOWN, Backend, Backends, Lease
+from proxy.backends import Backend, Backends, Lease
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 from tests.clock import virtual
@@ -213,10 +213,38 @@ async def test_who_is_a_candidate_is_asked_anew_when_an_engine_changes() -> None
     assert third.backend is two
 
 
-def test_models_that_clients_make_up_are_not_remembered_without_end() -> None:
+def test_models_that_clients_make_up_are_not_remembered() -> None:
     backends = Backends([backend("one", "m1", up=True)])
-    for n in range(3 * MAX_KNOWN):
+    for n in range(99):
         lease = backends.acquire(f"made-up-{n}")
         assert lease is not None
         lease.release()
-    assert backends._known == {}
+    assert backends._chosen.keys() == {None, "m1"}
+
+
+ENGINES = st.lists(
+    st.tuples(st.sampled_from([True, False, None]), st.lists(st.sampled_from("xyz"), max_size=2)), max_size=3
+)
+
+
+@given(engines=ENGINES, downs=st.lists(st.integers(0, 2), max_size=3), excluded=st.sets(st.integers(0, 2)))
+def test_what_is_remembered_chooses_as_asking_anew_would(
+    engines: list[tuple[bool | None, list[str]]], downs: list[int], excluded: set[int]
+) -> None:
+    made = [backend(str(n), *models, up=up) for n, (up, models) in enumerate(engines)]
+    backends = Backends(made)
+    exclude = frozenset(made[n] for n in excluded if n < len(made))
+    for down in [None, *downs]:
+        if down is not None and down < len(made):
+            backends.seen_down(made[down], "gone")
+        for model in (None, "x", "y", "z", "made up"):
+            left = [b for b in backends.candidates(model) if b not in exclude]
+            free = [b for b in left if b.inflight < b.max_inflight]
+            best = min(free, key=lambda b: b.inflight, default=None)
+            try:
+                lease = backends.acquire(model, exclude=exclude)
+            except GatewayError:
+                assert not left
+                continue
+            assert left
+            assert (lease and lease.backend) is best

@@ -6,13 +6,12 @@ import hashlib
 import json
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.key import _PLAIN, UNKEYED, Keyer, canonical, hash_for
+from proxy.key import SCHEMA, UNKEYED, Keyer, hash_for
 from proxy.wire.openai import Endpoint, decode
 
 CHAT: dict[str, Any] = {
@@ -50,8 +49,8 @@ def test_a_key_is_thirty_two_bytes_whichever_hash_is_chosen() -> None:
 def test_sha256_is_taken_only_where_the_processor_has_it() -> None:
     assert hash_for("flags : fpu sha_ni avx") is hashlib.sha256
     assert hash_for("Features : fp sha1 sha2") is hashlib.sha256
-    assert hash_for("flags : fpu avx")().name == "blake2b"
-    assert hash_for("")().name == "blake2b"
+    assert hash_for("flags : fpu avx")(b"").name == "blake2b"
+    assert hash_for("")(b"").name == "blake2b"
 
 
 @given(extras=EXTRAS, order=st.randoms(use_true_random=False))
@@ -199,7 +198,9 @@ def test_moving_text_between_the_parts_moves_the_key(parts: list[str], cut: int)
 
 
 def test_messages_that_are_no_objects_still_have_a_key() -> None:
-    assert canonical("messages", decode("chat", b'{"messages": [ 1, "a" ]}').fields["messages"]) == b'[1,"a"]'
+    keys = [key(f'{{"messages": {text}}}') for text in ('[ 1, "a" ]', '[1,"\\u0061"]', '[1,"b"]', '["a",1]')]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("value", ['"\\ud800"', "[" * 5000 + "]" * 5000])
@@ -210,15 +211,110 @@ def test_a_value_that_no_reader_can_read_is_refused_or_keyed_but_never_breaks(va
         assert error.code is Code.INVALID_JSON
 
 
-@given(
-    st.one_of(st.text(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none())
+# -- what is hashed, against the same made slowly by other means --------------------------------------
+
+
+class Hashed:
+    """A hash that lets its text be read."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+    def digest(self) -> bytes:
+        return self.text
+
+
+class Written(str):
+    """A number as it is written."""
+
+
+def dense(value: Any) -> str:
+    """JSON in one spelling, every number as it was written."""
+    if isinstance(value, Written):
+        return value
+    if isinstance(value, list):
+        return f"[{','.join(map(dense, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{dense(name)}:{dense(member)}" for name, member in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def slow(body: str) -> bytes:
+    """What is hashed of a request of chat, by the standard library."""
+    fields = json.loads(body, parse_float=Written)
+    messages = fields["messages"]
+    if all(isinstance(message, dict) for message in messages):
+        fields["messages"] = [dict(sorted(message.items())) for message in messages]
+    extras = fields.get("stream_options") or {}
+    extras = {
+        name: extras[name]
+        for name in sorted(extras)
+        if name != "include_usage" and extras[name] is not None and extras[name] is not False
+    }
+    keyed = {name: fields[name] for name in sorted(fields) if name not in UNKEYED}
+    return dense(["gateway", SCHEMA, "", "chat", "both", extras or None, keyed]).encode()
+
+
+@st.composite
+def spelled(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> str:
+    """A value as JSON, with spaces and escapes as they may come."""
+    pick = draw(st.randoms(use_true_random=False))
+
+    def space() -> str:
+        return pick.choice(["", "", " ", "\n\t"])
+
+    def text(value: str) -> str:
+        marks = [
+            f"\\u{ord(c):04x}"
+            if ord(c) < 0x10000 and pick.random() < 0.2
+            else json.dumps(c, ensure_ascii=False)[1:-1]
+            for c in value
+        ]
+        return '"' + "".join(marks) + '"'
+
+    def spell(value: Any) -> str:
+        if isinstance(value, Written):
+            return value
+        if isinstance(value, str):
+            return text(value)
+        if isinstance(value, list):
+            return "[" + space() + f"{space()},{space()}".join(map(spell, value)) + space() + "]"
+        if isinstance(value, dict):
+            members = list(value.items())
+            pairs = [f"{text(name)}{space()}:{space()}{spell(member)}" for name, member in members]
+            return "{" + space() + f"{space()},{space()}".join(pairs) + space() + "}"
+        return json.dumps(value)
+
+    return spell(draw(values))
+
+
+WRITTEN = st.sampled_from(["1.0", "1.00", "-0.0", "1e5", "1E+5", "1e400", "0", "12"]).map(Written)
+DEEP = VALUES | WRITTEN | st.lists(WRITTEN, max_size=2)
+MESSAGES = st.lists(
+    st.dictionaries(TEXT | st.sampled_from(["role", "content"]), TEXT | DEEP, max_size=4)
+    | st.dictionaries(TEXT | st.sampled_from(["role", "content"]), TEXT | st.none() | st.booleans(), max_size=4),
+    max_size=3,
 )
-def test_a_value_that_is_taken_as_it_stands_is_its_own_canonical_form(value: object) -> None:
-    for raw in (json.dumps(value).encode(), json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")):
-        if _PLAIN.fullmatch(raw):
-            assert canonical("x", msgspec.Raw(raw)) == raw
+REQUESTS = st.builds(
+    lambda messages, extras: {**extras, "messages": messages},
+    MESSAGES | st.lists(DEEP, max_size=3),
+    st.dictionaries(TEXT.filter(lambda name: name not in {*CHAT, *UNKEYED}), DEEP, max_size=4),
+)
 
 
-@pytest.mark.parametrize("raw", [b"-0", b"1.0", b"1e5", b'"a\\n"', b'"a" ', b" 1", b'"\xc3\xa9"', b"[1]", b"01"])
-def test_whatever_could_be_written_otherwise_takes_the_long_way(raw: bytes) -> None:
-    assert _PLAIN.fullmatch(raw) is None
+@given(body=spelled(REQUESTS))
+def test_what_is_hashed_is_what_the_standard_library_makes_of_it(body: str) -> None:
+    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+
+
+@given(body=spelled(st.fixed_dictionaries({"messages": MESSAGES, "stream_options": st.just({"x": 1, "a": None})})))
+def test_the_options_that_are_hashed_are_those_that_change_the_frames(body: str) -> None:
+    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+
+
+@pytest.mark.parametrize(
+    "messages", ["[]", "[{}]", '[{"n":-0}]', '[{"n":1.0}]', '[{"a":1,"a":"b"}]', '[{"a":[{"b":1,"a":2}]}]']
+)
+def test_messages_that_are_not_flat_are_hashed_by_the_same_rules(messages: str) -> None:
+    body = f'{{"messages":{messages},"z":-0}}'
+    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)

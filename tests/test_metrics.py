@@ -168,6 +168,26 @@ def test_a_model_that_no_engine_answered_for_takes_no_place() -> None:
     assert samples(made)['gateway_tokens_total{direction="in",model="m1",source="usage"}'] == 31
 
 
+def test_what_clients_make_up_is_not_remembered() -> None:
+    made = Metrics()
+    for i in range(3 * MAX_MODELS):
+        name = f"made up {i}"
+        made.request(**ANSWERED | {"model": name, "status": 404})
+        made.request(**ANSWERED | {"endpoint": name, "token_source": None})
+        made.request(**ANSWERED | {"verdict": name, "status": 1000 + i, "token_source": name})
+    assert list(made._kinds) == [("chat", 404, "miss")]
+    assert list(made._spent) == []
+
+
+def test_requests_are_told_the_same_however_they_are_given() -> None:
+    by_name, by_place = Metrics(), Metrics()
+    for changes in ({}, {"ttft_s": None}, {"prompt_tokens": 0, "completion_tokens": None}, {"status": 499}):
+        by_name.request(**ANSWERED | changes)
+        by_place.request(*(ANSWERED | changes).values())
+    gateways = [{k: v for k, v in samples(m).items() if k.startswith("gateway_")} for m in (by_name, by_place)]
+    assert gateways[0] == gateways[1]
+
+
 SLY = st.text(max_size=300) | st.sampled_from(['"} 1\n', "\\", "a\nb", 'x",y="', "other", ""])
 
 

@@ -70,6 +70,20 @@ def test_counts_and_histograms_are_rendered_by_aioprometheus() -> None:
     ]
 
 
+def test_what_is_kept_is_shown_only_once_it_has_counted() -> None:
+    registry = Registry()
+    counts = Counts("x_total", "X.", [Label("colour", ["red", "blue"])], registry)
+    histograms = Histograms("y", "Y.", [], (1.0,), registry)
+    red, seen = counts.of(("red",)), histograms.of(())
+    assert page(registry) == []
+    red.value += 2
+    counts.count(("red",))
+    counts.count(("blue",), 0)
+    seen.observe(0.5)
+    assert page(registry)[:2] == ['x_total{colour="red"} 3', 'x_total{colour="blue"} 0']
+    assert len(page(registry)) == 6
+
+
 def test_a_value_that_is_not_known_beforehand_is_other() -> None:
     label = Label("x", ["a"])
     assert [label.clean(value) for value in ("a", "b", OTHER)] == ["a", OTHER, OTHER]

@@ -138,17 +138,20 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
 
 
 def _all_once(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
-    """Whether the size of a body proves that no member is given twice. False: it may be, or there are many spaces.
+    """Whether it is sure that no member is given twice: by size where the body is compact, else by its quotes.
 
-    No spelling of an object is shorter than msgspec's, and a second member takes five bytes at least besides its
-    name: `"":0,`. So a body that exceeds its members, each once, by less than that has none twice. (0.3 µs; and
-    nearly as good for five members spaced as Python does: nine spaces, and the shortest name is mostly `model`.)
+    No spelling of an object is shorter than msgspec's, and a second member of a name takes five bytes at least:
+    `"":0,`. Whatever the spaces, it has two quotes at least that the members, each once, do not have; a name that
+    holds a quote itself can be spelled without one, and proves nothing.
     """
-    return len(body) - len(_ENCODE(fields)) < 5 + len(min(fields, key=len, default=""))
+    least = _ENCODE(fields)
+    if len(body) - len(least) < 5:
+        return True
+    return body.count(b'"') == least.count(b'"') and '"' not in "".join(fields)
 
 
 def _refuse_twice(body: bytes) -> None:
-    """Raises GatewayError 400 where a member is given twice. A Python call a member: 1.8 µs for five."""
+    """Raises GatewayError 400 where a member is given twice. Slow: a call of Python for each."""
     names = [str(name) for name in _PAIRS.decode(body)]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -169,7 +169,8 @@ def test_only_stream_options_that_change_the_frames_are_extras(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["model", "user", "é", "x", "\n", "", "\x1f"]), st.text(max_size=5)), max_size=6
+        st.tuples(st.sampled_from(["model", "user", "é", "x", "\n", "", "\x1f", '"']), st.text(max_size=5)),
+        max_size=6,
     ),
     st.sampled_from([(",", ":"), (", ", ": "), (" ,", " :"), (",", ": ")]),
     st.booleans(),
@@ -192,7 +193,12 @@ def test_a_member_given_twice_is_always_found(
 
 
 def test_a_member_as_short_as_can_be_given_twice_is_found() -> None:
-    for body in (b'{"":0,"":0,"messages":[]}', b'{"messages":[],"":"","":0}', b'{"n":1,"n":2,"messages":[]}'):
+    for body in (
+        b'{"":0,"":0,"messages":[]}',
+        b'{"messages":[],"":"","":0}',
+        b'{"n":1,"n":2,"messages":[]}',
+        b'{"\\"\\"":1, "\\u0022\\u0022":2, "messages":[]}',
+    ):
         with pytest.raises(GatewayError, match="given twice"):
             decode("chat", body)
 

@@ -1,0 +1,36 @@
+"""Owns who a request is from, once that is known: the name to log, the tenant, and what this caller may do.
+Must not know where keys are kept, HTTP, or how a limit is counted.
+Called by the gateway and by everything that decides by caller: sharing, limits, models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Ceilings of one caller; None is no ceiling of its own (the setting's default then holds)."""
+
+    rps: float | None = None
+    """Requests a second, on average."""
+    burst: int | None = None
+    """Requests that may come at once."""
+    tokens_per_minute: int | None = None
+    """Prompt and completion tokens a minute."""
+    streams: int | None = None
+    """Requests under way at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whoever sends a request: the owner of an API key or, where no keys are set, a client's address."""
+
+    id: str
+    """What limits are counted by: a key's id, or an address. No secret; at most 64 characters."""
+    name: str = ""
+    """What the log calls the caller: the key's name; empty where no keys are set."""
+    tenant: bytes = b""
+    """Callers of one tenant may share answers; another tenant's are never theirs."""
+    models: frozenset[str] | None = None
+    """The models this caller may name; None: every one."""
+    rates: Rates = Rates()
