@@ -86,42 +86,30 @@ class Call:
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
         reader, verdict = self.reader, self.verdict
-        metrics.request(
-            endpoint=self.endpoint,
-            status=status,
-            verdict=verdict,
-            model=self.model,
-            queue_s=queue,
-            ttft_s=ttft,
-            total_s=total,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            token_source=source,
-        )
+        # By place: by name the two take a microsecond and a half more.
+        metrics.request(self.endpoint, status, verdict, self.model, queue, ttft, total, prompt, completion, source)
         if log is None:
             return
         log.request(
             RequestRecord(
-                request_id=self.id,
-                model_id=self.model,
-                endpoint=self.endpoint,
-                method=self.request.method,
-                status=status,
-                verdict=verdict,
-                stream=self.stream,
-                queue_ms=round(queue * 1000, 3),
-                ttft_ms=None if ttft is None else round(ttft * 1000, 3),
-                total_ms=round(total * 1000, 3),
-                prompt_tokens=prompt,
-                completion_tokens=completion,
-                token_source=source,
-                backend=reader.flight.backend if reader is not None else None,
-                bytes_out=self.bytes_out or (reader.sent if reader is not None else 0),
-                error=self.failure(),
-                client_left=self.client_left,
-                prompt=(
-                    self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None
-                ),
+                self.id,
+                self.endpoint,
+                self.request.method,
+                status,
+                verdict,
+                self.stream,
+                round(queue * 1000, 3),
+                round(total * 1000, 3),
+                self.bytes_out or (reader.sent if reader is not None else 0),
+                self.client_left,
+                self.model,
+                None if ttft is None else round(ttft * 1000, 3),
+                prompt,
+                completion,
+                source,
+                reader.flight.backend if reader is not None else None,
+                self.failure(),
+                self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
             )
         )
 

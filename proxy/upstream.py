@@ -14,7 +14,7 @@ from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
-MAX_IDLE: Final = 256  # connections kept for reuse
+MAX_IDLE: Final = 4096  # connections kept for reuse; one each of what was under way at once, for IDLE_SECONDS
 MAX_POLL: Final = 4 * 1024 * 1024  # bytes of a polled answer
 
 HOP_BY_HOP: Final = frozenset(
