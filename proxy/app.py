@@ -80,6 +80,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             ),
             metrics=metrics,
             loop=loop,
+            merge_max=settings.merge_max,
         )
         gateway = Gateway(
             settings=settings,

@@ -31,6 +31,11 @@ class Backend:
     def served(self) -> set[str]:
         return {str(model.get("id")) for model in self.models}
 
+    @property
+    def merges(self) -> bool:
+        """Whether it samples `n` choices for the price of one prefill: vLLM does, llama.cpp does not."""
+        return any(model.get("owned_by") == "vllm" for model in self.models)
+
 
 class Lease:
     """A place at an engine, for as long as the stream lasts."""

@@ -52,6 +52,10 @@ class Batcher(Generic[T]):
         else:
             self._missed[item] = None
 
+    def put(self, item: T) -> None:
+        """Have an item wait for a place again that had one already: no bound is asked."""
+        self._missed[item] = None
+
     def due(self, now: float) -> list[T]:
         """The next batch of look-ups: at most `max_batch`, empty while one is under way or the window is open."""
         if self._looking or not self._arrived:
@@ -86,6 +90,10 @@ class Batcher(Generic[T]):
         for item in list(self._missed):
             if take(item):
                 self._missed.pop(item, None)
+
+    def waiting(self) -> tuple[T, ...]:
+        """What waits for a place at an engine, in order."""
+        return tuple(self._missed)
 
     def discard(self, item: T) -> bool:
         """Forget an item whose reader left. True if it was waiting."""

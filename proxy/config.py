@@ -120,6 +120,9 @@ class Settings:
     batch_window_ms: float = _setting(
         0.0, values.number(0, 1000), "MS", "How long a look-up waits for company; 0 waits for nobody."
     )
+    merge_max: int = _count(
+        16, "Most choices of sampled twins that go to vLLM as one request with `n`; 1 merges none.", high=1024
+    )
     max_inflight: int = _count(256, "Most requests under way at one engine.")
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")

@@ -183,6 +183,8 @@ class Gateway:
             key=key,
             fresh=share.fresh,
             usage_added=streamed and key is not None,
+            merge=share.merge,
+            tenant=tenant(call.request) if share.merge else b"",
         )
         flight = self._group.launch(plan)
         call.reader = self._group.attach(

@@ -41,6 +41,8 @@ class Plan:
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # do not look in the store, but write to it
     usage_added: bool = False  # usage was asked for by us, not by every reader
+    merge: bool = False  # it samples: it may go up together with its twins
+    tenant: bytes = b""  # whose it is: twins of others are none
 
 
 @dataclass(slots=True)

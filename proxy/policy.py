@@ -21,13 +21,16 @@ class Sharing:
     `shared`: it may be one of many readers of a generation, and its answer may be stored.
     `fresh`: it must be a new generation all the same (`no-cache`): others may join it, and it replaces what
     is stored, but it joins nothing itself.
+    `merge`: it samples, so an answer of its own is owed to it; but it may go to the engine with its twins.
     """
 
     shared: bool
     fresh: bool = False
+    merge: bool = False
 
 
 PRIVATE: Final = Sharing(shared=False)
+_SAMPLED: Final = Sharing(shared=False, merge=True)
 _SHARED: Final = Sharing(shared=True)
 
 
@@ -38,7 +41,9 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
     RFC 9111 (5.2.3) asks.
     """
     if not override and not cache_control:
-        return _SHARED if default == "all" or (default == "auto" and deterministic(ask)) else PRIVATE
+        if default == "auto":
+            return _SHARED if deterministic(ask) else _SAMPLED
+        return _SHARED if default == "all" else PRIVATE
     mode: str = override.strip().lower() or default
     if mode not in SHARES:
         raise GatewayError(
@@ -50,7 +55,7 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
     if mode == "off" or "no-store" in directives:
         return PRIVATE
     if mode == "auto" and not deterministic(ask):
-        return PRIVATE
+        return _SAMPLED
     return Sharing(shared=True, fresh="no-cache" in directives)
 
 

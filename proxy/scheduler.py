@@ -11,11 +11,13 @@ from proxy import cache as store
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
+from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits, Watch
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.journey import Journey, Road
+from proxy.merger import Merger
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
@@ -39,6 +41,7 @@ class Scheduler:
         limits: Limits,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        merge_max: int = 1,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -50,6 +53,7 @@ class Scheduler:
         self._flying: dict[Flight, Journey] = {}
         self._watch = Watch(limits, loop)
         self._road = Road(backends, limits, self._watch, metrics, self._own, self._arrived)
+        self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=group.remove)
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
@@ -65,9 +69,14 @@ class Scheduler:
         try:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
-            if lookup or self.queue.waits or not self._place(flight, set()):
-                self.queue.offer(flight, self._loop.time(), lookup=lookup)
-                self._soon()
+            now = self._loop.time()
+            held = plan.merge and self._merger.expects(flight, now)
+            if lookup or held or self.queue.waits or not self._place(flight, set()):
+                self.queue.offer(flight, now, lookup=lookup)
+                if held and self._merger.window:
+                    self._loop.call_later(self._merger.window, self._soon)
+                else:
+                    self._soon()
         except GatewayError:
             self._group.remove(flight)
             raise
@@ -112,7 +121,7 @@ class Scheduler:
 
     def _place_waiting(self) -> None:
         full: set[str | None] = set()
-        self.queue.place(lambda flight: self._place(flight, full))
+        self.queue.place(lambda flight: not self._merger.holds(flight) and self._place(flight, full))
 
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
@@ -188,6 +197,8 @@ class Scheduler:
     def _place(self, flight: Flight, full: set[str | None]) -> bool:
         """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
         model = flight.plan.model
+        if self._merger.carried(flight):
+            return True  # it went along with a twin of its before it
         if model in full:
             return False
         try:
@@ -198,6 +209,8 @@ class Scheduler:
         if lease is None:
             full.add(model)
             return False
+        if flight.plan.merge and self.queue.waits and lease.backend.merges:
+            flight = self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
         journey = self._flying[flight] = Journey(flight, lease, self._road)
         journey.begin()
         return True
@@ -207,14 +220,28 @@ class Scheduler:
     def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
         flight = journey.flight
         self._flying.pop(flight, None)
-        if error is None:
+        if isinstance(flight, Carrier):
+            self._unload(flight, error)
+        elif error is None:
             self._landed(journey)
         else:
             self._end(flight, error)
         journey.lease.release()
 
+    def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
+        """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
+        together. Those are asked for one by one: `n` may be what it did not like."""
+        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None)
+        for rider in self._merger.unload(carrier, error):
+            self.queue.put(rider)
+            self._soon()
+
     def _cut(self, flight: Flight) -> None:
-        """Stop its engine."""
+        """Stop its engine, unless it is working for others too."""
+        carrier = self._merger.leave(flight)
+        if carrier is not None:
+            self._cut(carrier)
+            return
         journey = self._flying.pop(flight, None)
         if journey is not None:
             journey.cancel()

@@ -12,6 +12,7 @@ from proxy.policy import PRIVATE, Share, Sharing, deterministic, sharing
 from proxy.wire.openai import Ask, Endpoint, decode
 
 SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
+MERGED = Sharing(shared=False, merge=True)
 
 
 def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
@@ -43,13 +44,13 @@ def test_asking_twice_gives_the_same_only_where_it_was_said(
     ("default", "temperature", "cache_control", "override", "decision"),
     [
         ("auto", 0, "", "", SHARED),
-        ("auto", 1, "", "", PRIVATE),
+        ("auto", 1, "", "", MERGED),
         ("all", 1, "", "", SHARED),
         ("off", 0, "", "", PRIVATE),
         ("auto", 1, "", "all", SHARED),
         ("all", 0, "", "off", PRIVATE),
         ("off", 0, "", "auto", SHARED),
-        ("off", 1, "", " AUTO ", PRIVATE),
+        ("off", 1, "", " AUTO ", MERGED),
         ("all", 1, "", "  ", SHARED),
         ("auto", 0, "no-store", "", PRIVATE),
         ("auto", 0, "No-Store", "all", PRIVATE),
@@ -57,7 +58,7 @@ def test_asking_twice_gives_the_same_only_where_it_was_said(
         ("auto", 0, "no-cache", "", FRESH),
         ("auto", 0, "max-age=0 , NO-CACHE ", "", FRESH),
         ("auto", 0, 'no-cache="x"', "", FRESH),
-        ("auto", 1, "no-cache", "", PRIVATE),
+        ("auto", 1, "no-cache", "", MERGED),
         ("off", 0, "no-cache", "", PRIVATE),
         ("all", 1, "no-cache, no-store", "", PRIVATE),
         ("auto", 0, "only-if-cached, nonsense,,=", "", SHARED),

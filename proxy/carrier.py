@@ -1,0 +1,150 @@
+"""Owns the Carrier: one request at an engine that carries several clients' sampled twins, each in its own Flight.
+Must not know the queue, leases or which requests are twins.
+Called by the scheduler (made, landed, failed, left) and, as the Flight that it is, by its feeder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Raw
+
+from proxy.errors import Code, GatewayError
+from proxy.flight import Flight, Phase
+from proxy.plan import Head, Mode, Plan
+from proxy.wire.choices import Part, StreamSplit, split_body
+from proxy.wire.known import Unfoldable
+
+
+class Carrier(Flight):
+    """A Flight without readers: what it is fed goes to its riders at once, taken apart by choice.
+
+    A rider ends when its own choices have; one whose client leaves drops out, and the others go on.
+    """
+
+    __slots__ = ("_limit", "_on_rider", "_split", "_touched", "broken", "riders")
+
+    def __init__(
+        self,
+        plan: Plan,
+        riders: Sequence[tuple[Flight, int]],
+        *,
+        limit: int,
+        on_rider: Callable[[Flight], None],
+        fingerprint: Raw | None = None,
+    ) -> None:
+        """`riders`: each with how many choices it wants; `limit`: bytes that a rider's log may hold; `on_rider` is
+        told of each that has ended while the carrier still flies."""
+        super().__init__(plan)
+        self.riders: list[Flight | None] = [rider for rider, _ in riders]
+        self._limit = limit
+        self._on_rider = on_rider
+        self._touched: set[int] = set()
+        self.broken: GatewayError | None = None  # what came cannot be told apart
+        parts, first = [], 0
+        for rider, count in riders:
+            usage = rider.plan.ask is not None and rider.plan.ask.include_usage
+            parts.append(Part(first, count, usage, rider.plan.request_id))
+            first += count
+        self._split = StreamSplit(parts, request_id=plan.request_id, fingerprint=fingerprint)
+
+    @property
+    def fingerprint(self) -> Raw | None:
+        """The engine's, once it has told it."""
+        return self._split.fingerprint
+
+    def drop(self, rider: Flight) -> bool:
+        """Its client has left. True: it was the last one."""
+        self.riders = [None if one is rider else one for one in self.riders]
+        return not any(self.riders)
+
+    # -- fed --------------------------------------------------------------------------------------
+
+    def add(self, frame: bytes, *, same: bool = False) -> None:
+        if self.phase is not Phase.STREAMING:
+            self.enter(Phase.STREAMING)
+        if self.broken is not None:
+            return
+        try:
+            given = self._split.feed(frame)
+        except Unfoldable as e:
+            self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what cannot be told apart: {e}.")
+            return
+        for n, own, content in given:
+            rider = self.riders[n]
+            if rider is None:
+                continue
+            rider.add(own)
+            self._touched.add(n)
+            if content:
+                rider.content_events += 1
+                if rider.times.first is None:
+                    rider.times.first = self.clock()
+
+    def push(self, frame: bytes) -> None:
+        self.add(frame)
+        self.flush()
+
+    def flush(self) -> None:
+        touched, self._touched = self._touched, set()
+        for n in touched:
+            rider = self.riders[n]
+            if rider is None or rider.ended:
+                continue
+            rider.head, rider.backend = self.head, self.backend
+            if self._split.parts[n].ended:
+                self._land_rider(n, rider)
+            elif rider.size > self._limit:
+                self._end_rider(n, rider, GatewayError(Code.UPSTREAM_TOO_LARGE, f"Over {self._limit} bytes wait."))
+            else:
+                rider.flush()
+
+    def land_riders(self) -> None:
+        """The engine's answer is whole: so is each rider's that is not yet."""
+        if self.mode is Mode.WHOLE:
+            self._land_bodies()
+        error = self.broken or GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
+        for n, rider in enumerate(self.riders):
+            if rider is not None:
+                self._end_rider(n, rider, error)
+
+    def fail_riders(self, error: GatewayError) -> None:
+        for n, rider in enumerate(self.riders):
+            if rider is not None:
+                self._end_rider(n, rider, error)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _land_bodies(self) -> None:
+        head, body = self.head or Head(), b"".join(self.log)
+        parts = self._split.parts
+        if head.status == 200:
+            try:
+                bodies = split_body(body, parts, request_id=self.plan.request_id)
+            except Unfoldable as e:
+                self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
+                return
+        else:
+            bodies = [(body, None)] * len(parts)  # type: ignore[list-item]
+        for n, rider in enumerate(self.riders):
+            if rider is None:
+                continue
+            own, rider.usage = bodies[n]
+            rider.backend, rider.mode = self.backend, Mode.WHOLE
+            rider.times.first = rider.times.last = self.clock()
+            rider.piece(own)
+            self.riders[n] = None
+            rider.land(Head(head.status, head.headers, len(own)))
+            self._on_rider(rider)
+
+    def _land_rider(self, n: int, rider: Flight) -> None:
+        self.riders[n] = None
+        rider.usage = self._split.usage_of(n)
+        rider.times.last = self.clock()
+        rider.land(self.head)
+        self._on_rider(rider)
+
+    def _end_rider(self, n: int, rider: Flight, error: GatewayError) -> None:
+        self.riders[n] = None
+        rider.backend = self.backend
+        rider.fail(error)
+        self._on_rider(rider)

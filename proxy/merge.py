@@ -1,0 +1,85 @@
+"""Owns which sampled requests are twins, and the one request with `n` that they become.
+Must not know flights, engines or the queue: pure functions of Asks.
+Called by the scheduler, where requests wait together."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from proxy.key import UNKEYED
+from proxy.wire.fold import FOLDABLE_FIELDS
+from proxy.wire.openai import Ask, stream_extras
+
+_ENCODE: Final = msgspec.json.Encoder().encode
+_NOT_SAMPLED_APART: Final = frozenset({"seed", "priority"})
+_MAX_RECENT: Final = 512
+RECENT_SECONDS: Final = 1.0
+
+
+def choices_asked(ask: Ask) -> int | None:
+    """`n`, 1 where it is not given; None where it is no whole number above 0."""
+    raw = bytes(ask.fields.get("n", b"1"))
+    if raw == b"null":
+        return 1
+    return int(raw) if raw.isdigit() and len(raw) < 6 and int(raw) > 0 else None
+
+
+def mergeable(ask: Ask) -> bool:
+    """Whether this request and its twins may be one request with `n`: it samples, nothing in it is a matter of
+    the whole answer rather than of a choice, and every field of it is known to be so."""
+    if ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None:
+        return False
+    fields = ask.fields
+    known = FOLDABLE_FIELDS[ask.endpoint] - _NOT_SAMPLED_APART
+    if not fields.keys() <= known or choices_asked(ask) is None:
+        return False
+    if ask.endpoint == "completions" and not bytes(fields.get("prompt", b"")).startswith(b'"'):
+        return False  # a list of prompts has choices of each
+    return not stream_extras(ask)
+
+
+def twin_key(ask: Ask, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+    """The same for requests that differ in nothing but `n`, who asks, and whether usage is wanted.
+
+    It is the request itself and no hash of it: two that are not the same cannot meet under one key.
+    """
+    fields = ask.fields
+    same = {name: fields[name] for name in sorted(fields) if name not in UNKEYED and name != "n"}
+    return _ENCODE((ask.endpoint, ask.stream, tenant, sorted(headers), same))
+
+
+def merged_body(ask: Ask, n: int) -> bytes:
+    """The request for all: `n` choices and, in a stream, each choice's usage as it grows."""
+    members: dict[str, object] = {**ask.fields, "n": n}
+    if ask.stream:
+        members["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    return _ENCODE(members)
+
+
+class Recent:
+    """Which prompts came a moment ago. The first of several twins waits for nobody; the next one that sees it
+    here is worth a turn of the loop, in which others may come.
+
+    By Python's own hash of the prompt's bytes, keyed by the process: a collision costs one turn and no more.
+    """
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[int, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def seen(self, prompt: bytes, now: float) -> bool:
+        """Whether it came within the last second; from now on it has."""
+        mark = hash(prompt)
+        before = self._seen.pop(mark, None)
+        self._seen[mark] = now
+        if len(self._seen) > _MAX_RECENT:
+            self._seen.popitem(last=False)
+        return before is not None and now - before <= RECENT_SECONDS

@@ -1,0 +1,146 @@
+"""Owns the merging of sampled twins that wait together: who rides with whom, and who still does.
+Must not know leases, connections or the store.
+Called by the scheduler, when a Flight gets its place and when one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from msgspec import Raw
+
+from proxy.carrier import Carrier
+from proxy.errors import GatewayError
+from proxy.flight import Flight
+from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
+from proxy.plan import Mode
+
+_OWN: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
+"""Headers in which twins may differ."""
+_MAX_ENGINES: Final = 256
+_TICK: Final = 0.002  # a timer of uvloop's may be a millisecond early
+
+
+class Merger:
+    """Finds twins among what waits and sends them up as one request. None waits longer for that than its turn of
+    the loop, or `window` seconds where that is set."""
+
+    def __init__(self, most: int, *, limit: int, window: float, on_rider: Callable[[Flight], None]) -> None:
+        self.window = window
+        self._most = most  # choices of one request
+        self._limit = limit
+        self._on_rider = on_rider
+        self._recent = Recent()
+        self._carried: dict[Flight, Carrier] = {}
+        self._fingerprints: dict[str, Raw] = {}
+
+    def __len__(self) -> int:
+        return len(self._carried)
+
+    def __repr__(self) -> str:
+        return f"<Merger {len(self._carried)} riders>"
+
+    def expects(self, flight: Flight, now: float) -> bool:
+        """Whether twins of it may come in this turn: one was here a moment ago, or the setting says to wait."""
+        ask = flight.plan.ask
+        if self._most < 2 or ask is None:
+            return False
+        return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
+
+    def holds(self, flight: Flight) -> bool:
+        """Whether it waits for its window to close."""
+        if not self.window or not flight.plan.merge:
+            return False
+        return flight.clock() - flight.times.created < self.window - _TICK
+
+    def carried(self, flight: Flight) -> bool:
+        return flight in self._carried
+
+    def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
+        """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none."""
+        riders = self._riders(flight, waiting)
+        ask = flight.plan.ask
+        if len(riders) < 2 or ask is None:
+            return flight
+        body = merged_body(ask, sum(count for _, count in riders))
+        carrier = Carrier(
+            replace(flight.plan, body=body, merge=False),
+            riders,
+            limit=self._limit,
+            on_rider=self._left,
+            fingerprint=self._fingerprints.get(backend),
+        )
+        now = carrier.clock()
+        for rider, _ in riders:
+            self._carried[rider] = carrier
+            rider.times.dispatched = now
+            rider.backend = backend
+            for reader in rider.subscribers:
+                reader.verdict = "merged"
+        return carrier
+
+    def leave(self, rider: Flight) -> Carrier | None:
+        """A client has left. The carrier, where that was its last one: nobody wants the answer any more."""
+        carrier = self._carried.pop(rider, None)
+        if carrier is None or not carrier.drop(rider):
+            return None
+        carrier.cancel()
+        return carrier
+
+    def unload(self, carrier: Carrier, error: GatewayError | None) -> Sequence[Flight]:
+        """End every rider that has not ended. Those that the engine refused together are given back, to be asked
+        for one by one."""
+        if carrier.fingerprint is not None and carrier.backend is not None:
+            if len(self._fingerprints) >= _MAX_ENGINES:
+                self._fingerprints.clear()
+            self._fingerprints[carrier.backend] = carrier.fingerprint
+        refused = carrier.head is not None and 400 <= carrier.head.status < 500 and carrier.mode is Mode.WHOLE
+        if error is None and refused:
+            alone = [rider for rider in carrier.riders if rider is not None]
+            for rider in alone:
+                self._carried.pop(rider, None)
+                rider.plan.merge = False
+                for reader in rider.subscribers:
+                    reader.verdict = "bypass"
+            return alone
+        if error is None:
+            carrier.land_riders()
+        else:
+            carrier.fail(error)
+            carrier.fail_riders(error)
+        return ()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _left(self, rider: Flight) -> None:
+        self._carried.pop(rider, None)
+        self._on_rider(rider)
+
+    def _riders(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
+        ask = flight.plan.ask
+        if self._most < 2 or ask is None or not mergeable(ask):
+            return []
+        room = self._most - (choices_asked(ask) or 1)
+        key = _key(flight)
+        riders = [(flight, choices_asked(ask) or 1)]
+        prompt = ask.prompt
+        for other in waiting:
+            theirs = other.plan.ask
+            if other is flight or theirs is None or not other.plan.merge or other in self._carried:
+                continue
+            if theirs.prompt != prompt or not mergeable(theirs) or _key(other) != key:
+                continue
+            count = choices_asked(theirs) or 1
+            if count <= room:
+                room -= count
+                riders.append((other, count))
+        return riders
+
+
+def _key(flight: Flight) -> bytes:
+    plan = flight.plan
+    if plan.ask is None:
+        return b""
+    apart = [(name, value) for name, value in plan.headers if name.lower() not in _OWN]
+    return twin_key(plan.ask, tenant=plan.tenant, headers=apart)

@@ -1,0 +1,236 @@
+"""Owns the taking apart of one answer with many choices: whose each choice is, renumbered, with its usage.
+Must not know flights, engines or HTTP: frames and bodies in, frames and bodies out.
+Called by the carrier, which fed several clients' sampled twins to an engine as one request with `n`."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from proxy.wire.frames import Usage, has_content, is_error
+from proxy.wire.known import Unfoldable
+from proxy.wire.sse import DONE, data_of, encode, is_done
+
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
+_LIST: Final = msgspec.json.Decoder(list[dict[str, Raw]])
+_INT: Final = msgspec.json.Decoder(int)
+_USAGE: Final = msgspec.json.Decoder(Usage)
+_TEXT: Final = msgspec.json.Decoder(str)
+_ENCODE: Final = msgspec.json.Encoder().encode
+_BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NULL: Final = b"null"
+MOVED: Final = "system_fingerprint"
+"""vLLM 0.32 moves it from each finish to the usage chunk where usage is asked for; see `frames.PlainView`."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One client's share of the choices: `count` of them from `first` on."""
+
+    first: int
+    count: int
+    usage: bool  # asked for the usage chunk
+    request_id: str
+    finished: int = 0  # choices that have said why they ended
+    ended: bool = False
+    held: list[bytes] = field(default_factory=list)  # finishes that wait for the fingerprint
+    content_events: int = 0
+    completion_tokens: int = 0
+
+
+Given = tuple[int, bytes, bool]
+"""Whose (the part's place), the frame, and whether it has content."""
+
+
+class StreamSplit:
+    """Takes one stream with `n` choices apart, frame by frame.
+
+    Each part gets what a stream of its own would have said: its choices numbered from 0, its request's id, and
+    its end as soon as its own choices have ended, not when the longest twin has. Asked of the engine are usage and
+    `continuous_usage_stats`, so each choice's tokens are the engine's own count; where an engine does not give
+    them, the total is shared out by content events. Who asked for usage gets it with the engine's final one.
+    `fingerprint`: the engine's, where it is known; else finishes of those who did not ask wait for it.
+    """
+
+    def __init__(self, parts: Sequence[Part], *, request_id: str, fingerprint: Raw | None = None) -> None:
+        self.parts = list(parts)
+        self.fingerprint = fingerprint
+        self.prompt_tokens = 0
+        self._id = request_id
+        self._firsts = [part.first for part in parts]
+        self._counts: dict[int, int] = {}  # tokens of each choice, as the engine counts on
+        self._total: dict[str, Raw] | None = None  # the final usage chunk
+
+    @property
+    def ended(self) -> bool:
+        return all(part.ended for part in self.parts)
+
+    def feed(self, frame: bytes) -> list[Given]:
+        """What the frame is to each part. Raises Unfoldable for what cannot be told apart."""
+        if is_done(frame):
+            return [given for n in range(len(self.parts)) for given in self._end(n)]
+        data = data_of(frame)
+        if data is None or is_error(frame):  # a comment, or an error: everybody's
+            return [(n, frame, False) for n, part in enumerate(self.parts) if not part.ended]
+        try:
+            members = _MEMBERS.decode(data)
+            choices = _LIST.decode(members.get("choices", _NULL))
+            usage = members.pop("usage", None)
+            if not choices:
+                if usage is not None:
+                    self._total = {**members, "usage": usage}
+                    self.fingerprint = members.get(MOVED, self.fingerprint)
+                    self.prompt_tokens = _USAGE.decode(usage).prompt_tokens
+                return []
+            return self._choices(members, choices, usage)
+        except _BROKEN as e:
+            raise Unfoldable(f"a frame of unknown shape: {e}") from None
+
+    def usage_of(self, n: int) -> Usage:
+        """Tokens of one part: the whole prompt, and its own choices' answer."""
+        part = self.parts[n]
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=part.completion_tokens,
+            total_tokens=self.prompt_tokens + part.completion_tokens,
+        )
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _choices(self, members: dict[str, Raw], choices: list[dict[str, Raw]], usage: Raw | None) -> list[Given]:
+        given: list[Given] = []
+        for choice in choices:
+            index = _INT.decode(choice["index"]) if "index" in choice else 0
+            n = bisect_right(self._firsts, index) - 1
+            part = self.parts[n]
+            if not 0 <= index - part.first < part.count:
+                raise Unfoldable(f"a choice with the index {index}")
+            if usage is not None and usage != _NULL:
+                counted = _USAGE.decode(usage)
+                self.prompt_tokens = counted.prompt_tokens
+                self._counts[index] = counted.completion_tokens
+            if part.ended:
+                continue
+            own = {**members, "choices": [{**choice, "index": index - part.first}]}
+            _rename(own, self._id, part.request_id)
+            finish = bytes(choice.get("finish_reason", _NULL)) != _NULL
+            frame = encode(_ENCODE(own))
+            content = has_content(frame)
+            part.content_events += content
+            if not finish:
+                given.append((n, frame, content))
+                continue
+            part.finished += 1
+            if part.usage:  # theirs comes on the usage chunk
+                given.append((n, frame, content))
+                continue
+            part.held.append(frame)
+            if self.fingerprint is not None and part.finished == part.count:
+                given += self._end(n)
+        return given
+
+    def _end(self, n: int) -> list[Given]:
+        """What ends a part: its held finishes, its usage where it asked for it, [DONE]."""
+        part = self.parts[n]
+        if part.ended:
+            return []
+        part.ended = True
+        part.completion_tokens = self._completion(n)
+        given = [(n, self._with_fingerprint(frame), has_content(frame)) for frame in part.held]
+        if part.usage and self._total is not None:
+            own: dict[str, Any] = dict(self._total)
+            _rename(own, self._id, part.request_id)
+            own["usage"] = {**_MEMBERS.decode(self._total["usage"]), **msgspec.structs.asdict(self.usage_of(n))}
+            given.append((n, encode(_ENCODE(own)), False))
+        return [*given, (n, DONE, False)]
+
+    def _with_fingerprint(self, frame: bytes) -> bytes:
+        members = _MEMBERS.decode(data_of(frame) or b"{}")
+        if self.fingerprint is None or MOVED in members:
+            return frame
+        return encode(_ENCODE({**members, MOVED: self.fingerprint}))
+
+    def _completion(self, n: int) -> int:
+        part = self.parts[n]
+        if self._counts:
+            return sum(self._counts.get(index, 0) for index in range(part.first, part.first + part.count))
+        if self._total is None:
+            return part.content_events
+        total = _USAGE.decode(self._total["usage"]).completion_tokens
+        return shares(total, [one.content_events for one in self.parts])[n]
+
+
+def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[tuple[bytes, Usage]]:
+    """One body with all choices to one a part. Raises Unfoldable where it is not what it should be.
+
+    An engine counts the tokens of all choices together. Where it says how many each has (token ids, logprobs) that
+    is what a part is told; else the total is shared out by the bytes of each one's choices, and adds up.
+    """
+    try:
+        members = _MEMBERS.decode(body)
+        choices = {_INT.decode(choice["index"]): choice for choice in _LIST.decode(members["choices"])}
+        usage = _MEMBERS.decode(members.get("usage") or b"{}")
+        total = _USAGE.decode(members.get("usage") or b"{}")
+        mine = [[choices[index] for index in range(part.first, part.first + part.count)] for part in parts]
+        tokens = _tokens(total.completion_tokens, mine)
+        split = []
+        for part, own_choices, count in zip(parts, mine, tokens, strict=True):
+            own: dict[str, Any] = dict(members)
+            _rename(own, request_id, part.request_id)
+            own["choices"] = [{**choice, "index": n} for n, choice in enumerate(own_choices)]
+            used = Usage(total.prompt_tokens, count, total.prompt_tokens + count)
+            if "usage" in members:
+                own["usage"] = {**usage, **msgspec.structs.asdict(used)}
+            split.append((_ENCODE(own), used))
+        return split
+    except KeyError as e:
+        raise Unfoldable(f"a body without {e}") from None
+    except _BROKEN as e:
+        raise Unfoldable(f"a body of unknown shape: {e}") from None
+
+
+def shares(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` in whole parts in proportion to the weights, by the largest remainder; they add up to it."""
+    whole = sum(weights)
+    if not whole:
+        weights, whole = [1] * len(weights), len(weights)
+    parts = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
+    for n in by_remainder[: total - sum(parts)]:
+        parts[n] += 1
+    return parts
+
+
+def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> list[int]:
+    counts = [[_counted(choice) for choice in own] for own in mine]
+    known = [[count for count in own if count is not None] for own in counts]
+    if all(len(k) == len(own) for k, own in zip(known, counts, strict=True)) and sum(map(sum, known)) == total:
+        return [sum(own) for own in known]
+    return shares(total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine])
+
+
+def _counted(choice: dict[str, Raw]) -> int | None:
+    """How many tokens a choice says that it has."""
+    for name, inner in (("token_ids", None), ("logprobs", "content"), ("logprobs", "tokens")):
+        raw = choice.get(name, _NULL)
+        if bytes(raw) == _NULL:
+            continue
+        value: Any = msgspec.json.decode(raw)
+        listed = value if inner is None else value.get(inner) if isinstance(value, dict) else None
+        if isinstance(listed, list):
+            return len(listed)
+    return None
+
+
+def _rename(members: dict[str, Any], theirs: str, own: str) -> None:
+    """vLLM's ids end in the request's own: each client is to see its own there."""
+    raw = members.get("id")
+    if raw is not None and theirs and theirs != own:
+        text = _TEXT.decode(raw)
+        if text.endswith(theirs):
+            members["id"] = text.removesuffix(theirs) + own
