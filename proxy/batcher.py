@@ -74,12 +74,16 @@ class Batcher(Generic[T]):
         oldest = next(iter(self._arrived.values()), None)
         return None if oldest is None else oldest + self.window
 
-    def looked(self, misses: Iterable[T]) -> None:
-        """The look-up under way has ended. Its misses wait for an engine, but for those discarded meanwhile."""
+    def looked(self, batch: Iterable[T], misses: Iterable[T]) -> None:
+        """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile.
+
+        Of this batch only: where all of one was discarded while it was looked up, the next is under way already.
+        """
         for item in misses:
             if item in self._looking:
                 self._missed[item] = None
-        self._looking.clear()
+        for item in batch:
+            self._looking.pop(item, None)
 
     def looking(self, item: T) -> bool:
         """Whether the item is still wanted from the look-up under way."""

@@ -152,7 +152,7 @@ class Scheduler:
                 continue  # its last reader left meanwhile
             if stored is None or not self._hit(flight, stored):
                 misses.append(flight)
-        self.queue.looked(misses)
+        self.queue.looked(batch, misses)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
         self._place_waiting()

@@ -32,6 +32,9 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
     arrived: list[tuple[int, float]] = []
     looking: list[int] = []
     missed: list[int] = []
+    trips: list[
+        list[int]
+    ] = []  # look-ups under way, each as it was asked for: two, where all of one was discarded
     now, made = 0.0, 0
     for op, argument in ops:
         if op == "time":
@@ -57,12 +60,16 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
             if expected:
                 del arrived[: len(expected)]
                 looking = expected
+                trips.append(expected)
         elif op == "looked":
-            before, misses = looking, [item for at, item in enumerate(looking) if argument >> at & 1]
-            queue.looked([*misses, -1])  # -1 was discarded meanwhile, or never asked for
-            missed += misses
-            looking = []
-            assert not any(queue.looking(item) for item in before)
+            if not trips:
+                continue
+            trip = trips.pop(argument % len(trips))
+            misses = [item for at, item in enumerate(trip) if argument >> at & 1]
+            queue.looked(trip, misses)
+            missed += [item for item in misses if item in looking]
+            looking = [item for item in looking if item not in trip]
+            assert not any(queue.looking(item) for item in trip)
         elif op == "place":
             offered: list[int] = []
 
@@ -98,6 +105,19 @@ def test_without_a_window_nobody_waits_for_company() -> None:
     queue.offer("a", 5.0, lookup=True)
     queue.offer("b", 5.0, lookup=True)
     assert queue.due(5.0) == ["a", "b"]
+
+
+def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_along() -> None:
+    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    queue.offer("left", 0.0, lookup=True)
+    assert queue.due(0.0) == ["left"]
+    queue.discard("left")
+    queue.offer("stays", 0.0, lookup=True)
+    assert queue.due(0.0) == ["stays"]
+    queue.looked(["left"], ["left"])
+    assert queue.looking("stays")
+    queue.looked(["stays"], ["stays"])
+    assert queue.waiting() == ("stays",)
 
 
 def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() -> None:

@@ -160,6 +160,23 @@ async def test_what_arrives_during_a_look_up_is_the_next_one() -> None:
 
 
 @virtual
+async def test_a_look_up_whose_clients_have_left_takes_nothing_of_the_next_one_along() -> None:
+    house = House(kept=1, store=True)
+    _, leaver = house.ask(b"a")
+    await house.turn()
+    leaver.leave()
+    flight, _ = house.ask(b"b")
+    await house.turn()
+    assert [len(keys) for keys, _ in house.store.asked] == [1, 1]
+    house.store.answer()
+    house.store.answer()
+    await house.turn()
+    assert flight.phase is Phase.PREFILL
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
 async def test_a_store_that_goes_away_with_thousands_waiting_ends_every_look_up() -> None:
     house = House(store=True, batch=1)
     flights = [house.ask(b"%d" % n)[0] for n in range(3000)]

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,12 @@ async def soak(pid: int, port: int, connections: int, minutes: float, out: Path)
     return await steady, await leaving, points
 
 
+def told_besides(log: Path) -> bytes:
+    """What the gateway said that is not the line of a request: its events, and what Python has to complain of."""
+    with log.open("rb") as lines:
+        return b"".join(line for line in lines if b'"msg":"request"' not in line)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
@@ -132,6 +139,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept = args.out / "gateway.err"
         engine_port, port = start.free_port(), start.free_port()
         stack.enter_context(
             start.started(
@@ -147,7 +155,10 @@ def main() -> int:
                 ready=lambda: start.answers(port, "/ready", {}), log=work / "subject.log",
             )
         )  # fmt: skip
+        stack.callback(lambda: kept.write_bytes(told_besides(work / "subject.log")))
         tally, left, points = uvloop.run(soak(subject.pid, port, args.connections, args.minutes, args.out))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            (args.out / "metrics.txt").write_bytes(answer.read())
     drawn = plot(points, args.out / "soak.svg")
     per_hour, error = slope(points)
     print(

@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,53 @@ async def test_a_hundred_twins_are_one_generation_by_vllm_s_own_counter(app: App
     assert len({answer.body for answer in others}) == 1
     assert others[0].body.endswith(rest.events()[-1])
     assert await counted(engine) - before == 1
+
+
+async def sampled(url: str, k: int, **more: Any) -> list[Answer]:
+    ask = {"model": "smollm2", "messages": MESSAGES, "temperature": 1.0} | more
+    return list(await asyncio.gather(*(post_json(url, CHAT, ask) for _ in range(k))))
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole body"])
+async def test_sampled_twins_are_one_request_and_as_many_different_samples(engine: str, stream: bool) -> None:
+    async with gateway(engine, batch_window_ms=100.0) as app:
+        for n in range(4):
+            ask = {"messages": [{"role": "user", "content": f"Tell me fact {n} about the sea."}], "max_tokens": 12}
+            options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+            answers = await sampled(app.url, 6, **ask, **options)
+            assert {answer.head["x-gateway-cache"] for answer in answers} == {"merged"}
+            if stream:
+                events = [[json.loads(event[6:]) for event in answer.events()[:-1]] for answer in answers]
+                texts = [
+                    "".join(c["delta"].get("content") or "" for e in own for c in e["choices"]) for own in events
+                ]
+                used = [own[-1]["usage"] for own in events]
+            else:
+                texts = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+                used = [answer.json()["usage"] for answer in answers]
+            assert len(set(texts)) >= 5
+            assert all(
+                usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] for usage in used
+            )
+            if stream:
+                assert all(0 < usage["completion_tokens"] <= 12 for usage in used)
+            assert app.group.subscribers == 0
+
+
+async def test_merged_samples_are_distributed_as_those_of_separate_requests(engine: str) -> None:
+    """The share of each first token, over 160 samples each way: apart by less than five standard errors."""
+    async with gateway(engine, batch_window_ms=100.0) as app:
+        first: list[Counter[str]] = []
+        for url in (engine, app.url):
+            found: Counter[str] = Counter()
+            for _ in range(10):
+                for answer in await sampled(url, 16, max_tokens=1):
+                    found[answer.json()["choices"][0]["message"]["content"]] += 1
+            first.append(found)
+    apart, merged = first
+    for token in apart.keys() | merged.keys():
+        share = (apart[token] + merged[token]) / 320
+        assert abs(apart[token] - merged[token]) / 160 < 5 * (2 * share * (1 - share) / 160) ** 0.5 + 1e-9
 
 
 async def test_a_hit_costs_no_generation(engine: str) -> None:
