@@ -119,6 +119,7 @@ class Call:
                 bytes_out=self.bytes_out or (reader.sent if reader is not None else 0),
                 error=self.failure(),
                 client_left=self.client_left,
+                attempts=reader.flight.attempts if reader is not None else 1,
                 prompt=(
                     self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None
                 ),

@@ -41,6 +41,7 @@ class Plan:
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # do not look in the store, but write to it
     usage_added: bool = False  # usage was asked for by us, not by every reader
+    affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
 
 
 @dataclass(slots=True)

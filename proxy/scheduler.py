@@ -12,12 +12,13 @@ from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits, Watch
+from proxy.feeder import Fault, Limits, Watch, raised
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.journey import Journey, Road
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
+from proxy.retry import Budget, RetryRules
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
 from proxy.wire.sse import unchunks
@@ -39,6 +40,9 @@ class Scheduler:
         limits: Limits,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        retry: RetryRules | None = None,
+        budget: Budget | None = None,
+        on_fault: Fault = raised,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -48,8 +52,19 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
-        self._watch = Watch(limits, loop)
-        self._road = Road(backends, limits, self._watch, metrics, self._own, self._arrived)
+        self._watch = Watch(limits, loop, on_fault)
+        self._road = Road(
+            backends=backends,
+            limits=limits,
+            watch=self._watch,
+            metrics=metrics,
+            own=self._own,
+            arrived=self._arrived,
+            later=loop.call_later,
+            fault=on_fault,
+            retry=retry or RetryRules(),
+            budget=budget or Budget(),
+        )
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
@@ -191,7 +206,7 @@ class Scheduler:
         if model in full:
             return False
         try:
-            lease = self._backends.acquire(model)
+            lease = self._backends.acquire(model, affinity=flight.plan.affinity)
         except GatewayError as e:
             self._end(flight, e)
             return True
