@@ -19,11 +19,14 @@ from tests.engine import Engine
 class Answers:
     """A pool that answers a poll as told."""
 
-    def __init__(self, answer: tuple[int, bytes] | Exception | None) -> None:
+    def __init__(self, answer: tuple[int, bytes] | Exception | None, health: int = 200) -> None:
         self.answer = answer  # None: never
+        self.health = health
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        assert path == "/v1/models"
+        assert path in ("/health", "/v1/models")
+        if path == "/health" and isinstance(self.answer, tuple):
+            return self.health, b""
         if self.answer is None:
             await asyncio.Event().wait()
         if isinstance(self.answer, Exception):

@@ -216,6 +216,6 @@ async def test_a_slow_head_is_bounded_by_who_asks(engine: Engine) -> None:
     turn = await engine.next_request()
     await turn.raw(b"HTTP/1.1 200 OK\r\nX: ")
     await refreshing
-    assert backends.all[0].detail == "no answer to /v1/models in 0.05 s"
+    assert backends.all[0].detail == "no answer to /health in 0.05 s"
     await turn.cancelled()
     assert len(pool._idle) == 0
