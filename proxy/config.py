@@ -181,7 +181,7 @@ class Settings:
     log_prompts: bool = _switch("Whether prompts are written into the log.")
     shutdown_timeout: float = _seconds(10.0, "For requests under way to end at shutdown.")
     warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given
-    config: str = ""  # no setting: the file that some are from
+    config: str = field(default="", compare=False)  # no setting: the file that some are from
 
 
 def options() -> tuple[Option, ...]:

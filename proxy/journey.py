@@ -17,6 +17,7 @@ from proxy.errors import Code, GatewayError
 from proxy.feeder import Fault, Feeder, Limits, Watch
 from proxy.flight import Flight, Phase
 from proxy.metrics import Metrics
+from proxy.plan import Mode
 from proxy.retry import (
     CONNECT,
     FIRST_TOKEN,
@@ -117,7 +118,7 @@ class Journey:
         self._road.metrics.upstream_request(backend.name)
         plan = self.flight.plan
         # What must not be sent twice does not go where it could meet a connection that is being closed.
-        self._attempt(backend, fresh=plan.ask is None and not repeatable(plan.method, plan.path))
+        self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
 
     def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
         self.flight.enter(Phase.CONNECTING)
@@ -229,7 +230,7 @@ class Journey:
         road, flight, plan = self._road, self.flight, self.flight.plan
         if self._left <= 0 or cause not in road.retry.on or not flight.untouched:
             return False
-        if cause is not CONNECT and plan.ask is None and not repeatable(plan.method, plan.path):
+        if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
             return False
         self._tried.add(self.lease.backend)
         other = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)

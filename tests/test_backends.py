@@ -187,6 +187,17 @@ async def test_a_down_engine_is_asked_again_each_second_and_a_living_one_at_leis
     assert pauses == [30.0, 1.0, 1.0, 30.0, 30.0]
 
 
+@virtual
+async def test_an_engine_whose_health_is_an_error_is_down_though_it_lists_models() -> None:
+    engine = backend("a", "old", answer=(200, b'{"data": []}'))
+    cast(Answers, engine.pool).health = 503
+    await Backends([engine]).refresh()
+    assert (engine.up, engine.detail, engine.served) == (False, "/health: 503", {"old"})
+    cast(Answers, engine.pool).health = 404  # it has none
+    await Backends([engine]).refresh()
+    assert engine.up is True
+
+
 async def test_an_engine_that_stops_and_comes_back_is_seen_to(engine: Engine) -> None:
     pool = Pool(engine.url, connect_timeout=5, loop=asyncio.get_running_loop())
     one = Backend(engine.url, pool, 1)
