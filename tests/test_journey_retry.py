@@ -80,7 +80,7 @@ async def test_with_one_engine_it_is_asked_again_after_a_jittered_backoff_that_d
         trip.engines[0].wire.head(503, JSON)
         trip.engines[0].idle.append(trip.engines[0].wire)
         asked = trip.engines[0].wire.asked
-        while trip.engines[0].wire.asked == asked:
+        while trip.engines[0].wire.asked == asked:  # noqa: ASYNC110 - in virtual time
             await asyncio.sleep(0.125)
         times.append(loop.time())
     assert times == [0.5, 1.5, 3.5]

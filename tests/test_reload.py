@@ -96,7 +96,8 @@ def test_a_file_s_mark_changes_when_it_is_written_or_replaced_and_is_none_withou
     file.write_text("x")
     first = mark_of(str(file))
     other.write_text("y")
-    os.utime(other, ns=(0, first[0]) if first else None)
+    assert first is not None
+    os.utime(other, ns=(0, first[0]))  # of the same time and size
     assert mark_of(str(file)) == first
     other.replace(file)
     assert mark_of(str(file)) not in (None, first)
