@@ -29,7 +29,9 @@ async def serve(settings: Settings, log: Log) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, log) as app:
+    async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
+        if app.reload is not None:
+            loop.add_signal_handler(signal.SIGHUP, app.reload.wake)
         settle_collector()
         _greet(app)
         await stop.wait()

@@ -13,21 +13,25 @@ from pathlib import Path
 
 from aiohttp import web
 
-from proxy.backends import Backend, Backends
+from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.feeder import Limits
+from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.gateway import Gateway
 from proxy.group import FlightGroup
 from proxy.key import Keyer, hash_for
+from proxy.load import LoadWatch
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.reload import Reload
+from proxy.retry import Budget, RetryRules
+from proxy.routing import affinity
 from proxy.scheduler import Scheduler
-from proxy.upstream import Pool
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
@@ -46,6 +50,7 @@ class App:
     backends: Backends
     cache: Cache | None
     metrics: Metrics
+    reload: Reload | None = None  # where the settings are from a file
 
     @property
     def url(self) -> str:
@@ -53,8 +58,13 @@ class App:
 
 
 @asynccontextmanager
-async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
-    """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds."""
+async def running(
+    settings: Settings, log: Log, reread: Callable[[], Settings] | None = None
+) -> AsyncIterator[App]:
+    """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds.
+
+    `reread` reads the settings anew, where their file is to be watched.
+    """
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
     async with AsyncExitStack() as stack:
@@ -62,7 +72,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
         metrics = Metrics()
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
-        backends = _backends(urls, settings, tls, log, loop, stack)
+        fleet = Fleet(urls, settings, tls=tls, log=log, metrics=metrics, loop=loop)
+        stack.callback(fleet.close)
+        backends = fleet.backends
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit, max_batch=settings.max_batch, window=settings.batch_window_ms / 1000
         )
@@ -81,6 +93,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             metrics=metrics,
             loop=loop,
             merge_max=settings.merge_max,
+            retry=_retry(settings),
+            budget=Budget(settings.retry_budget / 100, settings.retry_burst),
+            on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
         )
         gateway = Gateway(
             settings=settings,
@@ -90,9 +105,12 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             keyer=Keyer(hash_for(_cpuinfo())),
             metrics=metrics,
             log=log,
+            affinity=affinity(settings.routing),
         )
         await _first_look(backends)
-        stack.push_async_callback(_stop_task, asyncio.create_task(backends.watch(settings.refresh_seconds)))
+        reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+        for task in _watches(settings, backends, reload, loop):
+            stack.push_async_callback(_stop_task, task)
         stack.push_async_callback(scheduler.close)
         door = Door(
             gateway.handle,
@@ -102,7 +120,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
         )
         stack.callback(metrics.watch_loop(loop))
         port = await _listen(door, settings, stack)
-        _gauges(metrics, group, batcher, backends, door, log, cache)
+        _gauges(metrics, group, batcher, door, log, cache)
         yield App(
             settings.host,
             port,
@@ -113,6 +131,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             backends,
             cache,
             metrics,
+            reload,
         )
 
 
@@ -191,22 +210,28 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
     return context
 
 
-def _backends(
-    urls: list[str],
-    settings: Settings,
-    tls: ssl.SSLContext | None,
-    log: Log,
-    loop: asyncio.AbstractEventLoop,
-    stack: AsyncExitStack,
-) -> Backends:
-    pools = [Pool(url, connect_timeout=settings.connect_timeout, loop=loop, tls=tls) for url in urls]
-    for pool in pools:
-        stack.callback(pool.close)
-    backends = Backends([Backend(pool.url, pool, settings.max_inflight) for pool in pools])
-    backends.on_change = lambda b: log.event(
-        "info" if b.up else "warning", "engine up" if b.up else "engine down", backend=b.name, detail=b.detail
+def _retry(settings: Settings) -> RetryRules:
+    return RetryRules(
+        retries=settings.retries,
+        on=frozenset(settings.retry_on.split(",")),
+        backoff=settings.retry_backoff_ms / 1000,
+        longest=settings.retry_max_wait,
     )
-    return backends
+
+
+def _watches(
+    settings: Settings, backends: Backends, reload: Reload | None, loop: asyncio.AbstractEventLoop
+) -> list[asyncio.Task[None]]:
+    """What looks at something time and again."""
+    watches = [asyncio.create_task(backends.watch(settings.refresh_seconds))]
+    if settings.load_seconds > 0 and settings.load_weight > 0:
+        load = LoadWatch(
+            lambda: backends.all, every=settings.load_seconds, weight=settings.load_weight, clock=loop.time
+        )
+        watches.append(asyncio.create_task(load.run()))
+    if reload is not None:
+        watches.append(asyncio.create_task(reload.run()))
+    return watches
 
 
 async def _first_look(backends: Backends) -> None:
@@ -237,7 +262,6 @@ def _gauges(
     metrics: Metrics,
     group: FlightGroup,
     batcher: Batcher[Flight],
-    backends: Backends,
     door: Door,
     log: Log,
     cache: Cache | None,
@@ -250,20 +274,8 @@ def _gauges(
     metrics.counter(
         "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped
     )
-    for backend in backends.all:
-        labels = {"backend": backend.name}
-        metrics.gauge("backend_inflight", "Requests under way at an engine.", _inflight(backend), labels)
-        metrics.gauge("backend_up", "1 where the engine answers.", _up(backend), labels)
     if cache is not None:
         metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
-
-
-def _inflight(backend: Backend) -> Callable[[], float]:
-    return lambda: backend.inflight
-
-
-def _up(backend: Backend) -> Callable[[], float]:
-    return lambda: int(bool(backend.up))
 
 
 def _cpuinfo() -> str:

@@ -5,14 +5,21 @@ Called by the scheduler (acquire, release), the app (refresh) and the gateway (m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from proxy.breaker import Breaker, State
 from proxy.errors import Code, GatewayError
+from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
+
+if TYPE_CHECKING:
+    from proxy.load import Report
 
 
 @dataclass(eq=False, slots=True)
@@ -26,6 +33,14 @@ class Backend:
     up: bool | None = None  # None: not asked yet. This and `models` are changed by `Backends` alone
     models: list[dict[str, Any]] = field(default_factory=list)
     detail: str = ""  # why it is down
+    breaker: Breaker = field(default_factory=Breaker)
+    reported: float = 0.0  # load that it tells of besides ours, in requests; `load.py` says what that is
+    report: Report | None = None
+    leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.seed = key_of(self.name.encode())
 
     @property
     def served(self) -> set[str]:
@@ -40,10 +55,11 @@ class Backend:
 class Lease:
     """A place at an engine, for as long as the stream lasts."""
 
-    __slots__ = ("_owner", "backend")
+    __slots__ = ("_owner", "backend", "probe")
 
     def __init__(self, backend: Backend, owner: Backends) -> None:
         self.backend = backend
+        self.probe = False  # of a half-open breaker, and its outcome has not been told
         self._owner: Backends | None = owner
         backend.inflight += 1
 
@@ -53,16 +69,32 @@ class Lease:
         if owner is not None:
             self._owner = None
             self.backend.inflight -= 1
+            if self.probe:
+                self.probe = False
+                self.backend.breaker.left()
+            if self.backend.leaving:
+                owner.left(self.backend)
             owner.on_release()
 
 
 class Backends:
     """All engines. Choosing is synchronous and pure of I/O; `refresh` is what asks them."""
 
-    def __init__(self, backends: Sequence[Backend], *, refresh_timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        *,
+        router: Router | None = None,
+        refresh_timeout: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.all = list(backends)
         self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
+        self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
+        self._router = router or LeastOutstanding()
+        self._clock = clock
+        self._tripped: set[Backend] = set()  # whose breaker is not closed
         self._refresh_timeout = refresh_timeout
         self._chosen: dict[str | None, list[Backend]] = {}
         """Candidates of each model that an engine claims, and of all others by None; empty when something changed.
@@ -94,10 +126,13 @@ class Backends:
             return [b for b in self.all if model in b.served]  # known, but down: try it, say so honestly
         return claiming or living
 
-    def acquire(self, model: str | None, *, exclude: frozenset[Backend] = frozenset()) -> Lease | None:
-        """A place at the least busy engine that serves the model; None while they are all full.
+    def acquire(
+        self, model: str | None, *, exclude: frozenset[Backend] = frozenset(), affinity: int = 0
+    ) -> Lease | None:
+        """A place at an engine that serves the model, by the policy; None while they are all full, or wait for
+        what becomes of a probe.
 
-        Raises GatewayError 503 where there is no engine at all, or each has been excluded.
+        Raises GatewayError 503 where there is no engine at all, each has been excluded, or every breaker is open.
         """
         chosen = self._chosen or self._choose()
         candidates = chosen.get(model)
@@ -107,11 +142,42 @@ class Backends:
             candidates = [b for b in candidates if b not in exclude]
         if not candidates:
             raise GatewayError(Code.NO_BACKEND, "No engine is available for this request.", retry_after=1)
-        best = None
-        for backend in candidates:
-            if backend.inflight < backend.max_inflight and (best is None or backend.inflight < best.inflight):
-                best = backend
+        if self._tripped:
+            return self._acquire_guarded(candidates, affinity)
+        if len(candidates) == 1:
+            best: Backend | None = candidates[0]
+            if best is not None and best.inflight >= best.max_inflight:
+                return None
+        else:
+            best = self._router.choose(candidates, affinity)
         return Lease(best, self) if best is not None else None
+
+    def another(self, model: str | None, tried: frozenset[Backend], affinity: int = 0) -> Lease | None:
+        """A place at one that was not tried yet; None where there is none now."""
+        try:
+            return self.acquire(model, exclude=tried, affinity=affinity)
+        except GatewayError:
+            return None
+
+    def _acquire_guarded(self, candidates: list[Backend], affinity: int) -> Lease | None:
+        """The same while any breaker is not closed."""
+        now = self._clock()
+        admitted = [b for b in candidates if b.breaker.admits(now)]
+        if not admitted:
+            if any(b.breaker.probing for b in candidates):
+                return None  # whose end is a release: whoever waits is looked at then
+            wait = math.ceil(max(0.0, min(b.breaker.until for b in candidates) - now)) or 1
+            raise GatewayError(
+                Code.NO_BACKEND, "Every engine for this request has failed too often lately.", retry_after=wait
+            )
+        best = self._router.choose(admitted, affinity)
+        if best is None:
+            return None
+        lease = Lease(best, self)
+        if best.breaker.state is State.HALF_OPEN:
+            lease.probe = True
+            best.breaker.probe(now)
+        return lease
 
     def _choose(self) -> dict[str | None, list[Backend]]:
         claimed: set[str | None] = {None}
@@ -120,23 +186,67 @@ class Backends:
         return self._chosen
 
     def seen_down(self, backend: Backend, why: str) -> None:
+        """It cannot be connected to: nobody tries until it answers a look."""
         self._set(backend, up=False, detail=why)
 
+    def seen_good(self, lease: Lease) -> None:
+        """A request went well there, as far as the engine is concerned."""
+        backend, probe = lease.backend, lease.probe
+        lease.probe = False
+        if backend.breaker.good(self._clock(), probe=probe):
+            self._tripped.discard(backend)
+            self.on_breaker(backend, "")
+            self.on_release()  # who waited for the probe
+
+    def seen_bad(self, lease: Lease, why: str) -> None:
+        """The engine failed a request."""
+        backend, probe = lease.backend, lease.probe
+        lease.probe = False
+        if backend.breaker.bad(self._clock(), probe=probe) and not backend.leaving:
+            self._tripped.add(backend)
+            self.on_breaker(backend, why)
+
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
+        if backend.leaving:
+            return
         self._chosen = {}
         changed = backend.up is not up
+        back = up and backend.up is False
         backend.up, backend.detail = up, detail
+        if back:
+            backend.breaker.half()  # it was away, and is back: a request may try now
         if changed:
             self.on_change(backend)
 
+    def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
+        """Other engines from now on. One that is removed ends what it has under way."""
+        gone = list(removed)
+        self.all = [*(b for b in self.all if b not in gone), *added]
+        self._chosen = {}
+        for backend in gone:
+            backend.leaving = True
+            self._tripped.discard(backend)
+            self.left(backend)
+
+    def left(self, backend: Backend) -> None:
+        """One that is leaving may be let go, once nothing is under way there."""
+        if backend.inflight == 0:
+            backend.pool.close()
+
     async def refresh(self) -> None:
-        """Ask every engine what it serves. None of them can hold the others up, or fail this."""
+        """Ask every engine how it is and what it serves. None of them can hold the others up, or fail this."""
         await asyncio.gather(*(self._refresh(backend) for backend in self.all))
 
     async def _refresh(self, backend: Backend) -> None:
+        path = "/health"
         try:
             async with asyncio.timeout(self._refresh_timeout):
-                status, body = await backend.pool.get("/v1/models")
+                status, body = await backend.pool.get(path)
+                if status >= 500:  # vLLM's server outlives its engine; one without /health says 404
+                    self._set(backend, up=False, detail=f"/health: {status}")
+                    return
+                path = "/v1/models"
+                status, body = await backend.pool.get(path)
             if status == 200:
                 listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
                 listed = listed if isinstance(listed, list) else []
@@ -144,7 +254,7 @@ class Backends:
             # Any answer that is not a server error shows a living engine: not all of them list models.
             self._set(backend, up=status < 500, detail="" if status < 500 else f"/v1/models: {status}")
         except TimeoutError:
-            self._set(backend, up=False, detail=f"no answer to /v1/models in {self._refresh_timeout:g} s")
+            self._set(backend, up=False, detail=f"no answer to {path} in {self._refresh_timeout:g} s")
         except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             self._set(backend, up=False, detail=str(e))
 

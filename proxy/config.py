@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from proxy import config_values as values
+from proxy.retry import CAUSES, USUAL
+from proxy.routing import POLICIES
 
 VERSION: Final = "0.1.0"
 KIB: Final = 1024
@@ -97,6 +99,41 @@ class Settings:
     backend_cert: str = _file("The client certificate shown to https:// engines, PEM; it may hold the key too.")
     backend_key: str = _file("The private key of that certificate, PEM, unencrypted.")
     backend_insecure: bool = _switch("Whether https:// engines are trusted whatever their certificate says.")
+    routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
+        "power-of-two",
+        values.choice(*POLICIES),
+        "|".join(POLICIES),
+        "How one of several engines is chosen; `hash` by session, `prefix` by how a prompt begins.",
+    )
+    load_seconds: float = _seconds(1.0, "Between two looks at what several engines report of their load; 0: none.")
+    load_weight: float = _setting(
+        1.0, values.number(0, 1000), "X", "How much such a report counts beside requests under way."
+    )
+    breaker_failures: int = _count(5, "Failures in a row that open an engine's breaker; 0: none do.", low=0)
+    breaker_rate: float = _setting(
+        50.0,
+        values.number(0, 100),
+        "PERCENT",
+        "Failures among at least 20 requests that open it; 0: no rate.",
+    )
+    breaker_window: float = _seconds(10.0, "For how long such a failure counts.", low=0.1)
+    breaker_seconds: float = _seconds(1.0, "Open before the first probe; doubled each time.", low=0.01)
+    breaker_max_seconds: float = _seconds(30.0, "Open at most.", low=0.01)
+    retries: int = _count(2, "Most times a request is asked again; 0: never.", low=0, high=100)
+    retry_on: str = _setting(
+        ",".join(USUAL), values.names(*CAUSES), "CAUSES", "After what: " + ", ".join(CAUSES) + "; or none."
+    )
+    retry_backoff_ms: float = _setting(
+        50.0,
+        values.number(0, 60_000),
+        "MS",
+        "First wait at most, for the same engine again; doubled each time.",
+    )
+    retry_max_wait: float = _seconds(5.0, "Longest such wait; a longer `Retry-After` goes to the client.")
+    retry_budget: float = _setting(
+        20.0, values.number(0, 100), "PERCENT", "Retries for each hundred requests, besides the burst."
+    )
+    retry_burst: int = _count(20, "Retries that may come at once, whatever the budget.", low=0)
     redis: str = _setting(
         "auto",
         values.redis_url,
@@ -147,6 +184,7 @@ class Settings:
     log_prompts: bool = _switch("Whether prompts are written into the log.")
     shutdown_timeout: float = _seconds(10.0, "For requests under way to end at shutdown.")
     warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given
+    config: str = field(default="", compare=False)  # no setting: the file that some are from
 
 
 def options() -> tuple[Option, ...]:

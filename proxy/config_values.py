@@ -91,6 +91,21 @@ def choice(*known: str) -> Reader:
     return read
 
 
+def names(*known: str) -> Reader:
+    """Some of the known names, comma-separated, each once and in the order in which they are known; `none`."""
+
+    def read(raw: object) -> str:
+        items = [raw] if isinstance(raw, str) else raw
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str | int) for item in items):
+            raise ValueError(f"must be some of {', '.join(known)}, or none")
+        given = {name for item in items for name in str(item).lower().replace(",", " ").split()} - {"none"}
+        if given - set(known):
+            raise ValueError(f"must be some of {', '.join(known)}, or none")
+        return ",".join(name for name in known if name in given)
+
+    return read
+
+
 def host(raw: object) -> str:
     text = raw.strip() if isinstance(raw, str) else ""
     if text.startswith("[") and text.endswith("]"):

@@ -27,6 +27,10 @@ _STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
 
+Fault = Callable[[str, BaseException], None]
+OnHead = Callable[[int, list[tuple[str, str]]], bool]
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What an answer may take. Seconds and bytes; 0 seconds is no limit."""
 
@@ -41,14 +45,20 @@ def _nobody(error: GatewayError | None) -> None:
     """Who is told of an exchange that is over."""
 
 
+def raised(where: str, error: BaseException) -> None:
+    """Who is told of a fault of ours, where nobody else is."""
+    asyncio.get_running_loop().call_exception_handler({"message": where, "exception": error})
+
+
 class Watch:
     """The clocks of all exchanges by one timer: nothing is done about time for each token or each request."""
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, on_fault: Fault = raised) -> None:
         bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit > 0]
         # A limit is seen to be over at most a tenth of the smallest too late, and never more than a second.
         self._every = min(1.0, min(bounds) / 10) if bounds else None
         self._loop = loop
+        self._on_fault = on_fault
         self._watched: set[Feeder] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -71,7 +81,10 @@ class Watch:
     def _tick(self) -> None:
         self._timer = None
         for feeder in tuple(self._watched):
-            feeder.look()
+            try:
+                feeder.look()
+            except Exception as e:  # noqa: BLE001 - one exchange's fault must not stop the others' clocks
+                self._on_fault("the clock of an exchange", e)
         if self._watched and self._every is not None:
             self._timer = self._loop.call_later(self._every, self._tick)
 
@@ -80,30 +93,44 @@ class Feeder:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_twins", "_watch",
+        "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first", "_on_head", "_total",
+        "_twins", "_watch",
         "clean", "error_frame", "flight", "held",
     )  # fmt: skip
 
     def __init__(
-        self, flight: Flight, limits: Limits, watch: Watch, on_done: Callable[[GatewayError | None], None]
+        self,
+        flight: Flight,
+        limits: Limits,
+        watch: Watch,
+        on_done: Callable[[GatewayError | None], None],
+        on_head: OnHead | None = None,
+        on_first: Callable[[], None] | None = None,
     ) -> None:
+        """`on_head` is shown each answer's head, and may say True: it will not be this one, nothing more is wanted
+        of it. `on_first` is called at the first token of a stream."""
         self.flight = flight
         self.clean = False  # a whole, successful answer: one that may be stored
         self.error_frame = False
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
         self._on_done = on_done
+        self._on_head = on_head
+        self._on_first = on_first
         self._done = False
         self._limits = limits
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = Twins()
-        self._began = self._last = flight.clock()
+        self._began = self._last = now = flight.clock()
+        self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
         watch.add(self)
 
     # -- Receiver ---------------------------------------------------------------------------------
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        if self._on_head is not None and self._on_head(status, headers):
+            return
         flight = self.flight
         self._last = flight.clock()
         shared = not flight.private
@@ -205,6 +232,8 @@ class Feeder:
             flight.content_events += 1
             if times.first is None:
                 times.first = now
+                if self._on_first is not None:
+                    self._on_first()
         usage = usage_of(frame)
         if usage is not None:
             flight.usage = usage
@@ -251,6 +280,7 @@ class Feeder:
         if not self._done:
             self._done = True
             self._on_done = _nobody  # a circle less: it holds whoever holds us
+            self._on_head = self._on_first = None
             self._watch.drop(self)
 
     def hold(self, held: bool) -> None:
@@ -262,7 +292,7 @@ class Feeder:
         """What would run out next: when, as which error, and in which words."""
         limits = self._limits
         total = (
-            self._began + (limits.total or float("inf")),
+            self._total + (limits.total or float("inf")),
             Code.UPSTREAM_TOTAL_TIMEOUT,
             f"The engine did not complete the answer within {limits.total:g} s.",
         )

@@ -34,6 +34,7 @@ class Phase(Enum):
 
 
 _NOTHING_JOINED: Final = (0, 0, False, b"")
+_BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
 _ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
 
 TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
@@ -62,7 +63,7 @@ class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
     __slots__ = (
-        "_joined", "_view", "backend", "clock", "content_events", "ended",
+        "_joined", "_view", "attempts", "backend", "clock", "content_events", "ended",
         "error", "folded", "head", "log", "mode", "on_empty", "phase", "plain", "plan", "private", "replace",
         "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
@@ -84,6 +85,7 @@ class Flight:
         self.usage: Usage | None = None
         self.content_events = 0
         self.backend: str | None = None
+        self.attempts = 1
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
@@ -109,6 +111,19 @@ class Flight:
             raise AssertionError(f"no way from {self.phase} to {phase}")
         self.phase = phase
         self.ended = not phase.leads_to
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
+        return self.phase in _BEFORE and self.mode is self.plan.mode
+
+    def rewind(self) -> None:
+        """As if it had not been asked for yet: what came of it is forgotten."""
+        self.enter(Phase.CONNECTING)
+        self.head = self.usage = self.times.first = None
+        self.log.clear()
+        self.size = self.content_events = 0
+        self.attempts += 1
 
     # -- feeding ------------------------------------------------------------------------------------
 

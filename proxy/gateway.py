@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -54,6 +54,7 @@ class Gateway:
         keyer: Keyer,
         metrics: Metrics,
         log: Log,
+        affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -62,6 +63,7 @@ class Gateway:
         self._keyer = keyer
         self._metrics = metrics
         self._log = log
+        self._affinity = affinity
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -185,6 +187,7 @@ class Gateway:
             usage_added=streamed and key is not None,
             merge=share.merge,
             tenant=tenant(call.request) if share.merge else b"",
+            affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
         )
         flight = self._group.launch(plan)
         call.reader = self._group.attach(

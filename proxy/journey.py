@@ -1,27 +1,54 @@
-"""Owns one Flight's way to an engine and back: its lease, its attempts, which errors lead to another one.
+"""Owns one Flight's way to an engine and back: its lease, its attempts, which failures lead to another one.
 Must not know the queue, the store or readers. No task: it moves as its connection calls it.
 Called by the scheduler, once a Flight that has been given a place."""
 
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from proxy.backends import Backend, Backends, Lease
 from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, Watch
+from proxy.feeder import Fault, Feeder, Limits, Watch
 from proxy.flight import Flight, Phase
 from proxy.metrics import Metrics
+from proxy.plan import Mode
+from proxy.retry import (
+    CONNECT,
+    FIRST_TOKEN,
+    GONE,
+    RESET,
+    STALE,
+    STATUSES,
+    TRUNCATED,
+    Budget,
+    RetryRules,
+    repeatable,
+    retry_after,
+)
 from proxy.wire.openai import with_usage
 
-_ELSEWHERE: Final = frozenset({Code.UPSTREAM_UNREACHABLE.code, Code.UPSTREAM_CONNECT_TIMEOUT.code})
-"""What another engine may do better."""
+_FAULTS: Final = frozenset(
+    {
+        Code.UPSTREAM_UNREACHABLE,
+        Code.UPSTREAM_CONNECT_TIMEOUT,
+        Code.UPSTREAM_TRUNCATED,
+        Code.UPSTREAM_PROTOCOL,
+        Code.UPSTREAM_FIRST_TOKEN_TIMEOUT,
+        Code.UPSTREAM_TOKEN_TIMEOUT,
+    }
+)
+"""What speaks against an engine. Not what one request asked too much: its size, its whole time."""
+
+_BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Road:
     """What every journey needs."""
 
@@ -32,13 +59,19 @@ class Road:
     own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
     arrived: Callable[[Journey, GatewayError | None], None]
     """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
+    later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; what it gives can be cancelled
+    fault: Fault  # is told of an error of ours
+    retry: RetryRules
+    budget: Budget
+    jitter: Callable[[], float] = random.random
 
 
 class Journey:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
-        "_connecting", "_connection", "_over", "_reused", "_road", "_tried", "feeder", "flight", "lease",
+        "_connecting", "_connection", "_error", "_judged", "_left", "_over", "_reused", "_road", "_tried",
+        "_waiting", "feeder", "flight", "lease",
     )  # fmt: skip
 
     def __init__(self, flight: Flight, lease: Lease, road: Road) -> None:
@@ -46,10 +79,14 @@ class Journey:
         self.lease = lease
         self.feeder: Feeder | None = None
         self._road = road
-        self._tried: list[Backend] = []
+        self._tried: set[Backend] = set()
+        self._left = road.retry.retries
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._waiting: Any = None  # the timer of a retry
+        self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
+        self._judged = False  # what this attempt says of its engine has been said
         self._over = False
 
     def __repr__(self) -> str:
@@ -57,6 +94,7 @@ class Journey:
 
     def begin(self) -> None:
         self.flight.times.dispatched = self.flight.clock()
+        self._road.budget.deposit()
         self._depart()
 
     def cancel(self) -> None:
@@ -65,21 +103,26 @@ class Journey:
             return
         if self._connecting is not None:
             self._connecting.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._part(content=False)
         self._over = True
 
-    # -- inside -----------------------------------------------------------------------------------
+    # -- one attempt ------------------------------------------------------------------------------
 
     def _depart(self) -> None:
-        """The first attempt at an engine."""
+        """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.backend = backend.name
+        self._judged = False
         self._road.metrics.upstream_request(backend.name)
-        self._attempt(backend)
+        plan = self.flight.plan
+        # What must not be sent twice does not go where it could meet a connection that is being closed.
+        self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
 
-    def _attempt(self, backend: Backend) -> None:
+    def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
         self.flight.enter(Phase.CONNECTING)
-        connection = backend.pool.take()
+        connection = None if fresh else backend.pool.take()
         if connection is not None:
             self._send(backend, connection, reused=True)
         else:
@@ -91,65 +134,153 @@ class Journey:
             connection = await backend.pool.connect()
         except GatewayError as e:
             self._connecting = None
-            self._failed(e)
+            self._failed(e, CONNECT)
+            return
+        except Exception as e:  # noqa: BLE001 - a Flight whose task died would wait for ever, and its place with it
+            self._connecting = None
+            self._broke("connecting to an engine", e)
             return
         self._connecting = None
         self._send(backend, connection, reused=False)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, plan = self.flight, self.flight.plan
+        flight, plan, road = self.flight, self.flight.plan, self._road
         flight.enter(Phase.PREFILL)
-        body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
         try:
+            body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
             request = backend.pool.request(plan.method, plan.path, plan.headers, body)
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
             self._arrive(e)
             return
+        except Exception as e:  # noqa: BLE001 - as above
+            backend.pool.give(connection)
+            self._broke("writing a request", e)
+            return
         self._reused = reused
         self._connection = connection
-        self.feeder = Feeder(flight, self._road.limits, self._road.watch, self._fed)
+        first = self._first if self.lease.probe else None
+        self.feeder = Feeder(flight, road.limits, road.watch, self._fed, self._head, first)
         flight.throttle = self._throttle
         connection.send(request, self.feeder)
 
+    def _head(self, status: int, headers: list[tuple[str, str]]) -> bool:
+        """The engine's answer begins. True: it is asked again, this answer is dropped."""
+        if status < 429:
+            return False
+        if status in _BAD_STATUSES:
+            self._bad(f"it answered {status}")
+        if status not in STATUSES:
+            return False
+        self._error = None  # should no engine be free after a wait, that is what is said
+        return self._again(str(status), retry_after(headers, time.time))
+
+    def _first(self) -> None:
+        """A probe's stream has begun: it need not end before others may go."""
+        self._good()
+
     def _fed(self, error: GatewayError | None) -> None:
         """The exchange is over."""
-        connection = self._connection
+        connection, flight = self._connection, self.flight
         self._part(content=error is None)
         if error is None:
+            self._good()
             self._arrive(None)
-        elif (
-            self._reused
-            and connection is not None
-            and not connection.received
-            and error.code is Code.UPSTREAM_UNREACHABLE
-        ):
-            self._attempt(self.lease.backend)  # a kept connection that had died: not the engine's failure
-        else:
-            self._failed(error)
+            return
+        cause = None
+        if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
+            if self._reused and connection is not None and not connection.received:
+                # A kept connection that had died: not the engine's failure. Once, and then on a new one.
+                self._road.metrics.retry(STALE)
+                self._attempt(self.lease.backend, fresh=True)
+                return
+            cause = RESET
+        elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
+            cause = TRUNCATED
+        elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
+            cause = FIRST_TOKEN
+        self._failed(error, cause)
 
-    def _failed(self, error: GatewayError) -> None:
-        """An attempt failed: another engine, where this one could not be reached and nothing has gone out."""
+    # -- its outcome ------------------------------------------------------------------------------
+
+    def _good(self) -> None:
+        if not self._judged:
+            self._judged = True
+            self._road.backends.seen_good(self.lease)
+
+    def _bad(self, why: str) -> None:
+        if not self._judged or not self.lease.probe:
+            self._judged = True
+            self._road.backends.seen_bad(self.lease, why)
+
+    def _failed(self, error: GatewayError, cause: str | None) -> None:
+        """An attempt failed: once more, where the rules allow it and nothing has gone out."""
         backend, road = self.lease.backend, self._road
         road.metrics.upstream_error(backend.name, error.code.code)
-        self._tried.append(backend)
-        if error.code.code not in _ELSEWHERE or self.flight.started:
+        if error.code in _FAULTS:
+            self._bad(error.message)
+        if cause is CONNECT:
+            road.backends.seen_down(backend, error.message)
+        self._error = error
+        if cause is None or not self._again(cause):
             self._arrive(error)
-            return
-        road.backends.seen_down(backend, error.message)
-        try:
-            other = road.backends.acquire(self.flight.plan.model, exclude=frozenset(self._tried))
-        except GatewayError:
-            other = None
+
+    def _again(self, cause: str, after: float | None = None) -> bool:
+        """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not."""
+        road, flight, plan = self._road, self.flight, self.flight.plan
+        if self._left <= 0 or cause not in road.retry.on or not flight.untouched:
+            return False
+        if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
+            return False
+        self._tried.add(self.lease.backend)
+        other = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+        pause = None
         if other is None:
-            self._arrive(error)
-            return
+            pause = road.retry.wait(flight.attempts, road.jitter(), after)
+            if pause is None:
+                return False
+        if (other is None or cause not in GONE) and not road.budget.withdraw():
+            road.metrics.retry_denied()
+            if other is not None:
+                other.release()
+            return False
+        self._left -= 1
+        road.metrics.retry(cause)
+        self._part(content=True)  # of an answer that is dropped; else there is nothing to part with
+        flight.rewind()
         self.lease.release()
-        self.lease = other
-        self._depart()
+        if other is not None:
+            self.lease = other
+            self._depart()
+        else:
+            self._waiting = road.later(pause or 0.0, self._resume)
+        return True
+
+    def _resume(self) -> None:
+        """A retry's wait is over: one that was not tried yet, else any. None is free: another wait, while any is
+        left."""
+        road, plan = self._road, self.flight.plan
+        self._waiting = None
+        lease = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+        lease = lease or road.backends.another(plan.model, frozenset(), plan.affinity)
+        if lease is not None:
+            self.lease = lease
+            self._depart()
+        elif self._left > 0:
+            self._left -= 1
+            pause = road.retry.wait(road.retry.retries - self._left + 1, road.jitter()) or 0.0
+            self._waiting = road.later(pause, self._resume)
+        else:
+            none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
+            self._arrive(self._error or none)
+
+    def _broke(self, where: str, error: Exception) -> None:
+        """An error of ours."""
+        self._road.fault(where, error)
+        self._arrive(GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason."))
 
     def _part(self, *, content: bool) -> None:
-        """Leave the connection; `content`: the answer is whole, so it may be kept."""
+        """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
         feeder, connection = self.feeder, self._connection
         self.flight.throttle = None
         self._connection = None

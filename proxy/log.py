@@ -55,6 +55,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     backend: str | None = None
     error: str | None = None
     prompt: str | None = None  # only where the settings ask for it
+    attempts: int = 1  # at engines, where it took more than one
 
     @property
     def level(self) -> str:

@@ -18,6 +18,7 @@ from aioprometheus.renderer import render
 
 from proxy.config import VERSION
 from proxy.errors import Code
+from proxy.retry import CAUSES, STALE
 from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
 
 PREFIX: Final = "gateway_"
@@ -114,6 +115,12 @@ class Metrics:
         code = Label("code", (code.code for code in Code))
         self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", backend, code)
         self._upstream = counts("upstream_requests_total", "Requests sent to engines.", backend)
+        self._retries = counts("retries_total", "Requests asked again, by why.", Label("cause", (*CAUSES, STALE)))
+        self._denied = counts("retries_denied_total", "Retries that the budget did not allow.")
+        self._breakers = counts(
+            "backend_breaker_changes_total", "Engines given up and found again.", backend,
+            Label("to", ("open", "closed")),
+        )  # fmt: skip
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
         self._latency = histograms(
             "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
@@ -139,6 +146,9 @@ class Metrics:
             self._cache.count((value,), 0)
         for value in ("open", "closed"):
             self._breaker.count((value,), 0)
+        for value in (*CAUSES, STALE):
+            self._retries.count((value,), 0)
+        self._denied.count((), 0)
         self._refused.count((), 0)
         what_runs = {"version": VERSION, "python": platform.python_version()}
         self.gauge("build_info", "1; the labels say what runs.", lambda: 1, what_runs)
@@ -219,6 +229,18 @@ class Metrics:
     def upstream_error(self, backend: str, code: str) -> None:
         """An engine failed a request: the code of the error table."""
         self._upstream_errors.count((backend, code))
+
+    def retry(self, cause: str) -> None:
+        """A request is asked again: see `retry.CAUSES`."""
+        self._retries.count((cause,))
+
+    def retry_denied(self) -> None:
+        """A request would have been asked again, but for the budget."""
+        self._denied.count(())
+
+    def backend_breaker(self, backend: str, opened: bool) -> None:
+        """An engine was given up, or found again."""
+        self._breakers.count((backend, "open" if opened else "closed"))
 
     def batch(self, size: int) -> None:
         """One Redis round trip looked this many keys up."""

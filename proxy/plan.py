@@ -43,6 +43,7 @@ class Plan:
     usage_added: bool = False  # usage was asked for by us, not by every reader
     merge: bool = False  # it samples: it may go up together with its twins
     tenant: bytes = b""  # whose it is: twins of others are none
+    affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
 
 
 @dataclass(slots=True)

@@ -13,13 +13,14 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits, Watch
+from proxy.feeder import Fault, Limits, Watch, raised
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.journey import Journey, Road
 from proxy.merger import Merger
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
+from proxy.retry import Budget, RetryRules
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
 from proxy.wire.sse import unchunks
@@ -42,6 +43,9 @@ class Scheduler:
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
+        retry: RetryRules | None = None,
+        budget: Budget | None = None,
+        on_fault: Fault = raised,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -51,8 +55,19 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
-        self._watch = Watch(limits, loop)
-        self._road = Road(backends, limits, self._watch, metrics, self._own, self._arrived)
+        self._watch = Watch(limits, loop, on_fault)
+        self._road = Road(
+            backends=backends,
+            limits=limits,
+            watch=self._watch,
+            metrics=metrics,
+            own=self._own,
+            arrived=self._arrived,
+            later=loop.call_later,
+            fault=on_fault,
+            retry=retry or RetryRules(),
+            budget=budget or Budget(),
+        )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=group.remove)
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
@@ -202,7 +217,7 @@ class Scheduler:
         if model in full:
             return False
         try:
-            lease = self._backends.acquire(model)
+            lease = self._backends.acquire(model, affinity=flight.plan.affinity)
         except GatewayError as e:
             self._end(flight, e)
             return True

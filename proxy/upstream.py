@@ -14,7 +14,7 @@ from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
-MAX_IDLE: Final = 4096  # connections kept for reuse; one each of what was under way at once, for IDLE_SECONDS
+MAX_IDLE: Final = 256  # connections kept for reuse, unless more may be in use
 MAX_POLL: Final = 4 * 1024 * 1024  # bytes of a polled answer
 
 HOP_BY_HOP: Final = frozenset(
@@ -36,7 +36,8 @@ HOP_BY_HOP: Final = frozenset(
 class Pool:
     """The connections to one engine. LIFO: the freshest is the least likely to have gone stale.
 
-    Bounded by who uses it: one connection for each lease and each poll, and MAX_IDLE that wait.
+    Bounded by who uses it: one connection for each lease and each poll, and `max_idle` that wait. It should be as
+    many as the leases, or a burst's connections are closed as they come back, and made again for the next.
     """
 
     def __init__(
@@ -46,12 +47,15 @@ class Pool:
         connect_timeout: float,
         loop: asyncio.AbstractEventLoop,
         tls: ssl.SSLContext | None = None,
+        max_idle: int = MAX_IDLE,
     ) -> None:
         self.url = url
         self.loop = loop
         self.address = address_of(url)
         self._tls = tls or (tls_context() if self.address.tls else None)
         self._connect_timeout = connect_timeout
+        self._max_idle = max_idle
+        self._closed = False
         self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n"
         self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()
@@ -87,7 +91,7 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Take a connection back for the next exchange."""
-        if len(self._idle) >= MAX_IDLE:
+        if self._closed or len(self._idle) >= self._max_idle:
             connection.abort()
             return
         connection.resume()
@@ -144,7 +148,8 @@ class Pool:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Close all connections, in use or not."""
+        """Close all connections, in use or not; none is kept from now on."""
+        self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None

@@ -19,11 +19,14 @@ from tests.engine import Engine
 class Answers:
     """A pool that answers a poll as told."""
 
-    def __init__(self, answer: tuple[int, bytes] | Exception | None) -> None:
+    def __init__(self, answer: tuple[int, bytes] | Exception | None, health: int = 200) -> None:
         self.answer = answer  # None: never
+        self.health = health
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        assert path == "/v1/models"
+        assert path in ("/health", "/v1/models")
+        if path == "/health" and isinstance(self.answer, tuple):
+            return self.health, b""
         if self.answer is None:
             await asyncio.Event().wait()
         if isinstance(self.answer, Exception):
@@ -182,6 +185,17 @@ async def test_a_down_engine_is_asked_again_each_second_and_a_living_one_at_leis
     with pytest.raises(asyncio.CancelledError):
         await backends.watch(30.0, pause)
     assert pauses == [30.0, 1.0, 1.0, 30.0, 30.0]
+
+
+@virtual
+async def test_an_engine_whose_health_is_an_error_is_down_though_it_lists_models() -> None:
+    engine = backend("a", "old", answer=(200, b'{"data": []}'))
+    cast(Answers, engine.pool).health = 503
+    await Backends([engine]).refresh()
+    assert (engine.up, engine.detail, engine.served) == (False, "/health: 503", {"old"})
+    cast(Answers, engine.pool).health = 404  # it has none
+    await Backends([engine]).refresh()
+    assert engine.up is True
 
 
 async def test_an_engine_that_stops_and_comes_back_is_seen_to(engine: Engine) -> None:

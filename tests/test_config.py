@@ -18,8 +18,8 @@ from proxy.config_values import backend_urls, mask_url, redis_url, size, size_te
 OPTIONS = {option.name: option for option in options()}
 
 
-def test_every_field_but_the_warnings_is_a_setting() -> None:
-    assert [*OPTIONS, "warnings"] == [f.name for f in dataclasses.fields(Settings)]
+def test_every_field_but_the_last_two_is_a_setting() -> None:
+    assert [*OPTIONS, "warnings", "config"] == [f.name for f in dataclasses.fields(Settings)]
 
 
 @pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
@@ -91,6 +91,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("embed_stub", 2, "on or off"),
     ("share", "some", "auto, all, off"),
     ("share", ["auto"], "auto, all, off"),
+    ("routing", "random", "power-of-two, least-outstanding, round-robin, hash, prefix"),
+    ("retry_on", "500", "connect, reset, truncated, 429, 502, 503, 504, first-token, or none"),
+    ("retry_on", ["connect", 5.0], "or none"),
+    ("retry_budget", 101, "from 0 to 100"),
     ("host", "", "an address"),
     ("host", "http://0.0.0.0", "an address"),
     ("host", "0.0.0.0:80", "an address"),

@@ -285,3 +285,45 @@ async def pace(gaps: list[float], limits: Limits) -> None:
 @given(st.lists(st.floats(0.01, 8.0), max_size=20))
 def test_at_whatever_pace_tokens_come_the_first_limit_that_is_over_ends_it(gaps: list[float]) -> None:
     run_virtual(pace(gaps, Limits(first_token=5.0, token=2.0, total=9.0)))
+
+
+@virtual
+async def test_an_error_in_one_exchange_s_clock_is_told_and_stops_no_other_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    faults: list[BaseException] = []
+    watch = Watch(limits, asyncio.get_running_loop(), lambda where, error: faults.append(error))
+    broken, fine = Exchange(watch, limits), Exchange(watch, limits)
+    look, fault = Feeder.look, RuntimeError("ours")
+
+    def looks(feeder: Feeder) -> None:
+        if feeder is broken.feeder:
+            raise fault
+        look(feeder)
+
+    monkeypatch.setattr(Feeder, "look", looks)
+    when, code = await fine.at()
+    assert code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
+    assert in_time(when, limits.first_token, limits)
+    assert set(faults) == {fault}
+    monkeypatch.setattr(Feeder, "look", look)  # its own clock goes on too
+    assert (await broken.at())[1] is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
+    watch.close()
+
+
+@virtual
+async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> None:
+    limits = Limits(first_token=0.0, token=0.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    first = Exchange(watch, limits)
+    first.flight.times.dispatched = asyncio.get_running_loop().time()
+    await asyncio.sleep(50.0)
+    first.feeder.close()
+    over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
+    Feeder(first.flight, limits, watch, over.set_result)
+    error = await over
+    assert error is not None
+    assert error.code is Code.UPSTREAM_TOTAL_TIMEOUT
+    assert in_time(asyncio.get_running_loop().time(), 60.0, limits)
+    watch.close()

@@ -49,6 +49,9 @@ def everything() -> Metrics:
     made.cache_breaker(True)
     made.upstream_request("http://[::1]:8000/base")
     made.upstream_error("http://[::1]:8000/base", "upstream_truncated")
+    made.retry("429")
+    made.retry_denied()
+    made.backend_breaker("http://[::1]:8000/base", True)
     made.batch(7)
     made.connection_refused()
     made.gauge("flights", "Flights.", lambda: 3)
@@ -101,6 +104,9 @@ def test_each_fact_is_on_the_page() -> None:
     assert found['gateway_cache_breaker_changes_total{to="open"}'] == 1
     assert found['gateway_upstream_requests_total{backend="http://[::1]:8000/base"}'] == 1
     assert found['gateway_upstream_errors_total{backend="http://[::1]:8000/base",code="upstream_truncated"}'] == 1
+    assert found['gateway_retries_total{cause="429"}'] == 1
+    assert found["gateway_retries_denied_total"] == 1
+    assert found['gateway_backend_breaker_changes_total{backend="http://[::1]:8000/base",to="open"}'] == 1
     assert found["gateway_lookup_batch_size_sum"] == 7
     assert found["gateway_connections_refused_total"] == 1
     assert found["gateway_flights"] == 3

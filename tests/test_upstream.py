@@ -145,6 +145,26 @@ async def test_no_more_connections_are_kept_than_the_bound(engine: Engine) -> No
     pool.close()
 
 
+async def test_as_many_are_kept_as_may_be_in_use(engine: Engine) -> None:
+    """A burst's connections are there for the next one, however large: nothing churns."""
+    pool = Pool(engine.url, connect_timeout=5, loop=asyncio.get_running_loop(), max_idle=1000)
+    pool._idle = {Connection(pool): None for _ in range(999)}
+    last, over = await pool.connect(), await pool.connect()
+    pool.give(last)
+    pool.give(over)
+    assert (last.usable, over.usable, len(pool._idle)) == (True, False, 1000)
+    pool.close()
+
+
+async def test_a_pool_that_is_closed_keeps_nothing_that_comes_back(engine: Engine) -> None:
+    pool = pool_of(engine.url)
+    connection = await pool.connect()
+    pool.close()
+    other = await pool.connect()
+    pool.give(other)
+    assert (connection.usable, other.usable) == (False, False)
+
+
 async def test_a_request_is_written_under_the_engines_own_path() -> None:
     pool = pool_of("http://user:secret@host:81/base/")
     assert pool.request("POST", "/v1/x?y=1", [("A", "é")], b"hi") == (

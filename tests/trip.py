@@ -16,6 +16,7 @@ from proxy.flight import Flight
 from proxy.journey import Journey, Road
 from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
+from proxy.retry import Budget, RetryRules
 from proxy.upstream import Pool
 
 SSE = [("content-type", "text/event-stream")]
@@ -46,10 +47,10 @@ class Wire:
 
     # -- what the engine does
 
-    def head(self, status: int = 200) -> None:
+    def head(self, status: int = 200, headers: Iterable[tuple[str, str]] = SSE) -> None:
         self.received = True
         if self.receiver is not None:
-            self.receiver.head(status, SSE)
+            self.receiver.head(status, list(headers))
 
     def body(self, data: bytes) -> None:
         self.received = True
@@ -70,7 +71,8 @@ class MemoryEngine:
         self.given: list[Wire] = []
         self.wires: list[Wire] = []  # every connection that was handed out
         self.dials: list[asyncio.Future[Wire]] = []
-        self.refuses: GatewayError | None = None  # to write the request
+        self.refuses: Exception | None = None  # to write the request
+        self.closed = False
 
     def take(self) -> Wire | None:
         wire = self.idle.pop() if self.idle else None
@@ -92,6 +94,9 @@ class MemoryEngine:
             raise self.refuses
         return body
 
+    def close(self) -> None:
+        self.closed = True
+
     @property
     def wire(self) -> Wire:
         return self.wires[-1]
@@ -100,23 +105,51 @@ class MemoryEngine:
 class Trip:
     """One Flight on its way, with `engines` that are scripts, and all that must be left as it was."""
 
-    def __init__(self, engines: int = 1, *, kept: int = 0, key: bytes | None = b"k") -> None:
+    def __init__(
+        self,
+        engines: int = 1,
+        *,
+        kept: int = 0,
+        key: bytes | None = b"k",
+        retry: RetryRules | None = None,
+        budget: Budget | None = None,
+        plan: Plan | None = None,
+        room: int = 1,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.engines = [MemoryEngine() for _ in range(engines)]
         self.backends = Backends(
-            [Backend(f"e{n}", cast(Pool, engine), 1) for n, engine in enumerate(self.engines)]
+            [Backend(f"e{n}", cast(Pool, engine), room) for n, engine in enumerate(self.engines)],
+            clock=loop.time,
         )
         self.engines[0].idle = [Wire() for _ in range(kept)]
         self.metrics = Metrics()
         self.tasks: set[asyncio.Task[None]] = set()
         self.arrivals: list[GatewayError | None] = []
         limits = Limits()
-        self.watch = Watch(limits, loop)
-        road = Road(self.backends, limits, self.watch, self.metrics, self.tasks.add, self.arrived)
-        self.flight = Flight(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
+        self.faults: list[BaseException] = []
+        self.watch = Watch(limits, loop, self.fault)
+        self.budget = budget or Budget()
+        road = Road(
+            backends=self.backends,
+            limits=limits,
+            watch=self.watch,
+            metrics=self.metrics,
+            own=self.tasks.add,
+            arrived=self.arrived,
+            later=loop.call_later,
+            fault=self.fault,
+            retry=retry or RetryRules(),
+            budget=self.budget,
+            jitter=lambda: 0.5,
+        )
+        self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
         self.journey = Journey(self.flight, lease, road)
+
+    def fault(self, where: str, error: BaseException) -> None:
+        self.faults.append(error)
 
     def arrived(self, journey: Journey, error: GatewayError | None) -> None:
         """As the scheduler does."""
@@ -137,7 +170,7 @@ class Trip:
         for _ in range(3):
             await asyncio.sleep(0)
 
-    async def dialled(self, engine: int = 0, *, error: GatewayError | None = None) -> Wire:
+    async def dialled(self, engine: int = 0, *, error: Exception | None = None) -> Wire:
         """The connection that is being made is there, or cannot be."""
         await self.turn()
         dial = self.engines[engine].dials[-1]
@@ -160,6 +193,13 @@ class Trip:
         assert self.flight.throttle is None
         assert all(wire.receiver is None for engine in self.engines for wire in engine.wires)
         self.watch.close()
+
+    def retries(self) -> dict[str, int]:
+        """How often it was asked again, by cause; `denied` by the budget."""
+        lines = self.metrics.render("text/plain")[0].decode().splitlines()
+        found = {line.split('"')[1]: int(float(line.split()[-1])) for line in lines if "retries_total{" in line}
+        found["denied"] = next(int(float(n.split()[-1])) for n in lines if n.startswith("gateway_retries_denied"))
+        return {cause: count for cause, count in found.items() if count}
 
     def counted(self, backend: str) -> tuple[int, int]:
         """Requests and failures of an engine, as Prometheus is told."""

@@ -1,0 +1,124 @@
+"""Owns the making of engines from their URLs, and their coming and going while the gateway runs.
+Must not know requests, nor where the settings are from.
+Called by the app at start and end, and by reload when the settings name other engines."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from proxy.backends import Backend, Backends
+from proxy.breaker import Breaker, BreakerRules
+from proxy.config import Settings
+from proxy.log import Log
+from proxy.metrics import Metrics
+from proxy.routing import router
+from proxy.upstream import MAX_IDLE, Pool
+
+_GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
+    ("backend_inflight", "Requests under way at an engine.", lambda b: b.inflight),
+    ("backend_up", "1 where the engine answers.", lambda b: int(bool(b.up))),
+    ("backend_breaker", "0 closed, 1 half open, 2 open.", lambda b: b.breaker.state.value),
+    ("backend_requests_running", "As the engine reports it.", lambda b: b.report.running if b.report else None),
+    ("backend_requests_waiting", "As the engine reports it.", lambda b: b.report.waiting if b.report else None),
+    (
+        "backend_kv_cache_usage",
+        "As the engine reports it, 0 to 1.",
+        lambda b: b.report.kv_cache if b.report else None,
+    ),
+)
+
+
+class Fleet:
+    """Every engine that there is, those too that are leaving."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        settings: Settings,
+        *,
+        tls: ssl.SSLContext | None,
+        log: Log,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._settings = settings
+        self._tls = tls
+        self._log = log
+        self._metrics = metrics
+        self._loop = loop
+        self._leaving: list[Backend] = []
+        self._rules = BreakerRules(
+            failures=settings.breaker_failures,
+            rate=settings.breaker_rate / 100,
+            window=settings.breaker_window,
+            span=settings.breaker_seconds,
+            longest=settings.breaker_max_seconds,
+        )
+        self.backends = Backends(
+            [self._make(url) for url in urls], router=router(settings.routing), clock=loop.time
+        )
+        self.backends.on_change = self._tell_change
+        self.backends.on_breaker = self._tell_breaker
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
+
+    async def change(self, urls: Sequence[str]) -> None:
+        """These engines from now on. Who is no longer named ends what it has under way; who is new is asked what
+        it serves before it gets anything."""
+        known = {backend.name for backend in self.backends.all}
+        added = [self._make(url) for url in urls if url not in known]
+        removed = [backend for backend in self.backends.all if backend.name not in urls]
+        if not added and not removed:
+            return
+        self._leaving = [b for b in self._leaving if b.inflight] + [b for b in removed if b.inflight]
+        self.backends.change(added, removed)
+        self._log.event(
+            "info",
+            "engines changed",
+            added=" ".join(b.name for b in added),
+            removed=" ".join(b.name for b in removed),
+        )
+        await self.backends.refresh()
+        self.backends.on_release()  # there may be room now for who waits
+
+    def close(self) -> None:
+        """Close every connection."""
+        for backend in (*self.backends.all, *self._leaving):
+            backend.pool.close()
+
+    def _make(self, url: str) -> Backend:
+        settings = self._settings
+        pool = Pool(
+            url,
+            connect_timeout=settings.connect_timeout,
+            loop=self._loop,
+            tls=self._tls,
+            max_idle=max(MAX_IDLE, settings.max_inflight),
+        )
+        backend = Backend(url, pool, settings.max_inflight, breaker=Breaker(self._rules))
+        for name, doc, read in _GAUGES:
+            self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
+        return backend
+
+    def _tell_change(self, backend: Backend) -> None:
+        level, event = ("info", "engine up") if backend.up else ("warning", "engine down")
+        self._log.event(level, event, backend=backend.name, detail=backend.detail)
+
+    def _tell_breaker(self, backend: Backend, why: str) -> None:
+        self._metrics.backend_breaker(backend.name, bool(why))
+        level, event = ("warning", "engine breaker open") if why else ("info", "engine breaker closed")
+        self._log.event(level, event, backend=backend.name, detail=why)
+
+
+def _reader(backend: Backend, read: Callable[[Backend], float | None]) -> Callable[[], float]:
+    def now() -> float:
+        value = None if backend.leaving else read(backend)
+        if value is None:
+            raise LookupError("it says nothing")  # left out of the page
+        return value
+
+    return now

@@ -1,0 +1,150 @@
+"""The circuit breaker: what opens it, for how long, who may try again, and what never counts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.breaker import Breaker, BreakerRules, State
+
+RULES = BreakerRules(failures=3, rate=0.5, least=10, window=10.0, span=1.0, longest=8.0, probes=1)
+
+
+def breaker(rules: BreakerRules = RULES, jitter: float = 0.0) -> Breaker:
+    return Breaker(rules, lambda: jitter)
+
+
+def opened(made: Breaker, now: float = 0.0) -> Breaker:
+    for _ in range(3):
+        made.bad(now)
+    assert made.state is State.OPEN
+    return made
+
+
+def test_failures_in_a_row_open_it_and_a_success_between_them_begins_anew() -> None:
+    made = breaker()
+    assert [made.bad(0), made.bad(1), made.good(2), made.bad(3), made.bad(4), made.bad(5)] == [False] * 5 + [True]
+    assert (made.state, made.admits(5.9), made.until) == (State.OPEN, False, 6.0)
+
+
+def test_a_failure_rate_opens_it_where_no_three_came_in_a_row() -> None:
+    made = breaker()
+    changes = [made.bad(n / 10) if n % 2 else made.good(n / 10) for n in range(10)]
+    assert changes == [False] * 9 + [True]
+
+
+def test_a_rate_of_too_few_says_nothing_and_an_old_failure_is_forgotten() -> None:
+    made = breaker()
+    assert not any(made.bad(n) if n % 2 else made.good(n) for n in range(9))
+    made = breaker()
+    for n in range(8):  # a failing half, then quiet for a whole window
+        made.bad(n / 10) if n % 2 else made.good(n / 10)
+    assert [made.good(30.0), made.bad(30.1), made.good(30.2), made.bad(30.3)] == [False] * 4
+
+
+@pytest.mark.parametrize("rules", [BreakerRules(failures=0, rate=0.0), BreakerRules(failures=0, least=10**6)])
+def test_a_limit_of_nothing_never_opens_it(rules: BreakerRules) -> None:
+    made = breaker(rules)
+    assert not any(made.bad(n / 100) for n in range(1000))
+
+
+def test_half_open_lets_one_probe_through_whose_success_closes_it() -> None:
+    made = opened(breaker())
+    assert made.admits(1.0)
+    assert made.state is State.HALF_OPEN
+    made.probe(1.0)
+    assert (made.admits(1.0), made.probing) == (False, True)
+    assert made.good(1.5, probe=True)
+    assert (made.state, made.admits(1.5)) == (State.CLOSED, True)
+
+
+def test_a_probe_that_fails_opens_it_for_twice_as_long_up_to_a_bound() -> None:
+    made = opened(breaker())
+    now, spans = 0.0, []
+    for _ in range(6):
+        spans.append(made.until - now)
+        now = made.until
+        assert made.admits(now)
+        made.probe(now)
+        assert made.bad(now, probe=True)
+    assert spans == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_one_that_flaps_stays_open_longer_each_time_and_one_that_held_begins_anew() -> None:
+    made = opened(breaker())
+    made.admits(1.0)
+    made.probe(1.0)
+    made.good(1.0, probe=True)
+    opened(made, 2.0)
+    assert made.until == 4.0
+    made.admits(4.0)
+    made.probe(4.0)
+    made.good(4.0, probe=True)
+    opened(made, 100.0)
+    assert made.until == 101.0
+
+
+def test_what_was_sent_before_it_opened_counts_no_more() -> None:
+    made = opened(breaker())
+    assert not any(made.bad(0.5) for _ in range(50))
+    assert made.until == 1.0
+    made.admits(1.0)
+    assert (made.bad(1.0), made.good(1.0), made.state) == (False, False, State.HALF_OPEN)
+
+
+def test_a_probe_whose_client_left_gives_its_place_back() -> None:
+    made = opened(breaker())
+    made.admits(1.0)
+    made.probe(1.0)
+    made.left()
+    assert made.admits(1.0)
+
+
+def test_a_probe_that_says_nothing_does_not_hold_the_next_one_up_for_ever() -> None:
+    made = opened(breaker())
+    made.admits(1.0)
+    made.probe(1.0)
+    assert not made.admits(8.9)
+    assert made.admits(9.0)
+
+
+def test_seen_alive_it_may_be_probed_before_its_time() -> None:
+    made = opened(breaker())
+    assert not made.admits(0.1)
+    made.half()
+    assert made.admits(0.1)
+    closed = breaker()
+    closed.half()
+    assert closed.state is State.CLOSED
+
+
+@given(st.floats(0, 1))
+def test_the_time_it_is_open_is_spread_by_a_quarter(jitter: float) -> None:
+    assert 1.0 <= opened(breaker(jitter=jitter)).until <= 1.25
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from(["good", "bad", "go", "left"]), st.floats(0, 5)), max_size=80)
+
+
+@given(EVENTS)
+def test_whatever_happens_probes_are_counted_right_and_it_opens_again_in_time(
+    events: list[tuple[str, float]],
+) -> None:
+    made, now, probes = breaker(), 0.0, 0
+    for event, pause in events:
+        now += pause
+        if event == "go" and made.admits(now) and made.state is State.HALF_OPEN:
+            made.probe(now)
+            probes += 1
+        elif event == "left" and probes:
+            made.left()
+            probes -= 1
+        elif event in ("good", "bad"):
+            probe = probes > 0
+            probes -= probe
+            (made.good if event == "good" else made.bad)(now, probe=probe)
+        assert made._probing == probes
+        if made.state is State.OPEN:
+            assert made.until - now <= RULES.longest * 1.25
+    assert made.state is not State.OPEN or Breaker.admits(made, made.until + RULES.longest)

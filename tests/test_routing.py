@@ -1,0 +1,201 @@
+"""The choice among engines: who gets a request under each policy, and what stays where it was as they change."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config import Settings, options
+from proxy.routing import (
+    BOUND,
+    POLICIES,
+    LeastOutstanding,
+    PowerOfTwo,
+    Rendezvous,
+    RoundRobin,
+    affinity,
+    beginning,
+    by_prefix,
+    by_session,
+    key_of,
+    mixed,
+    router,
+)
+from proxy.wire.openai import Ask, decode
+
+
+@dataclass
+class Engine:
+    name: str
+    inflight: int = 0
+    max_inflight: int = 10**9
+    reported: float = 0.0
+
+    @property
+    def seed(self) -> int:
+        return key_of(self.name.encode())
+
+
+def engines(*inflight: int, room: int = 10**9) -> list[Engine]:
+    return [Engine(f"http://e{n}", busy, room) for n, busy in enumerate(inflight)]
+
+
+def names(chosen: list[Engine | None]) -> str:
+    return "".join(e.name[-1] if e is not None else "-" for e in chosen)
+
+
+EACH = pytest.mark.parametrize("policy", POLICIES)
+
+
+@EACH
+def test_with_one_engine_it_is_chosen_and_with_none_free_none(policy: str) -> None:
+    made = router(policy)
+    assert names([made.choose(engines(0), 7)]) == "0"
+    assert made.choose(engines(3, 3, 3, room=3), 7) is None
+    assert made.choose([], 7) is None
+
+
+@EACH
+@given(busy=st.lists(st.integers(0, 3), min_size=1, max_size=6), key=st.integers(0, 2**64 - 1))
+def test_who_is_full_is_never_chosen_and_who_is_free_is_found(policy: str, busy: list[int], key: int) -> None:
+    chosen = router(policy, random.Random(1).random).choose(engines(*busy, room=3), key)
+    assert (chosen is None) == (min(busy) == 3)
+    assert chosen is None or chosen.inflight < 3
+
+
+def test_of_two_at_random_the_less_busy_gets_it_counting_what_it_reports() -> None:
+    made = PowerOfTwo(random.Random(3).random)
+    assert {names([made.choose(engines(5, 1), 0)]) for _ in range(20)} == {"1"}
+    reporting = engines(1, 2)
+    reporting[0].reported = 5.0
+    assert {names([made.choose(reporting, 0)]) for _ in range(20)} == {"1"}
+    assert {names([made.choose(engines(2, 2), 0)]) for _ in range(50)} == {"0", "1"}
+    assert {names([made.choose(engines(0, 5, 5, 9), 0)]) for _ in range(200)} == {"0", "1", "2"}
+
+
+def test_two_choices_keep_the_load_even_where_one_at_random_would_not() -> None:
+    made, many = PowerOfTwo(random.Random(5).random), engines(*[0] * 20)
+    for _ in range(2000):
+        chosen = made.choose(many, 0)
+        assert chosen is not None
+        chosen.inflight += 1
+    assert max(e.inflight for e in many) - 100 <= 5  # one random choice: about 20 over
+
+
+def test_the_least_outstanding_is_chosen_of_equals_the_first() -> None:
+    assert names([LeastOutstanding().choose(engines(2, 1, 1), 0)]) == "1"
+
+
+def test_round_robin_goes_round_and_passes_over_who_is_full() -> None:
+    made, three = RoundRobin(), engines(0, 0, 0, room=1)
+    assert names([made.choose(three, 0) for _ in range(4)]) == "0120"
+    three[1].inflight = 1
+    assert names([made.choose(three, 0) for _ in range(4)]) == "2020"
+
+
+KEYS = [mixed(n) or 1 for n in range(1, 2000)]
+NAMES = st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True)
+
+
+@given(NAMES, st.data())
+def test_with_an_engine_gone_only_its_own_keys_move(numbers: list[int], data: Any) -> None:
+    before = [Engine(f"http://e{n}") for n in numbers]
+    gone = data.draw(st.sampled_from(before))
+    after = [e for e in before if e is not gone]
+    data.draw(st.randoms()).shuffle(after)  # their order means nothing
+    for policy in (Rendezvous(), Rendezvous(1e9)):
+        for key in KEYS[:200]:
+            was, now = policy.choose(before, key), policy.choose(after, key)
+            assert was is gone or now is was
+
+
+def test_keys_are_spread_evenly_and_alike_in_every_process() -> None:
+    four = engines(0, 0, 0, 0)
+    where = [Rendezvous().choose(four, key) for key in KEYS]
+    counts = [where.count(e) for e in four]
+    assert all(400 < count < 600 for count in counts), counts
+    assert key_of(b"a", b"bc") != key_of(b"ab", b"c")
+    assert key_of(b"x") == 4949407459521261577
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=8), st.integers(1, 2**64 - 1))
+def test_affinity_never_brings_an_engine_over_the_bound(busy: list[int], key: int) -> None:
+    many = engines(*busy)
+    chosen = Rendezvous(BOUND).choose(many, key)
+    assert chosen is not None
+    assert chosen.inflight + 1 <= math.ceil(BOUND * (sum(busy) + 1) / len(busy))
+
+
+def test_a_popular_beginning_spills_over_in_its_own_order_and_comes_back() -> None:
+    made, four, key = Rendezvous(BOUND), engines(0, 0, 0, 0), KEYS[0]
+    order = []
+    for _ in range(100):
+        chosen = made.choose(four, key)
+        assert chosen is not None
+        chosen.inflight += 1
+        order.append(chosen)
+    assert max(e.inflight for e in four) <= math.ceil(BOUND * 100 / 4)
+    for engine in four:
+        engine.inflight = 0
+    assert made.choose(four, key) is order[0]
+
+
+def test_where_those_below_the_bound_are_full_the_least_busy_with_room_gets_it() -> None:
+    one, other = Engine("a", 1, 1), Engine("b", 30, 99)
+    assert Rendezvous(BOUND).choose([one, other], 5) is other
+
+
+def chat(*messages: tuple[str, str], **more: object) -> Ask:
+    body = {"model": "m", "messages": [{"role": r, "content": c} for r, c in messages]} | more
+    return decode("chat", msgspec.json.encode(body))
+
+
+SYSTEM, FIRST, REPLY, SECOND = ("system", "be brief"), ("user", "hello"), ("assistant", "hi"), ("user", "and?")
+
+
+def test_each_turn_of_a_conversation_begins_alike_and_other_conversations_do_not() -> None:
+    turns = [chat(SYSTEM, FIRST), chat(SYSTEM, FIRST, REPLY, SECOND)]
+    assert len({by_prefix(turn, {}) for turn in turns}) == 1
+    assert len({by_prefix(turn, {}) for turn in (chat(FIRST), chat(FIRST, REPLY, SECOND))}) == 1
+    assert by_prefix(chat(SYSTEM, SECOND), {}) != by_prefix(turns[0], {})
+    assert by_prefix(chat(SYSTEM, FIRST, model="other"), {}) != by_prefix(turns[0], {})
+
+
+def test_questions_to_one_long_text_begin_alike() -> None:
+    long = ("system", "text " * 2000)
+    assert by_prefix(chat(long, FIRST), {}) == by_prefix(chat(long, SECOND), {})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("completions", b'{"prompt": "once upon"}'),
+        ("embeddings", b'{"input": ["a"]}'),
+        ("chat", b'{"messages": [1]}'),
+    ],
+)
+def test_of_other_prompts_the_beginning_is_their_beginning(endpoint: Any, body: bytes) -> None:
+    ask = decode(endpoint, body)
+    assert beginning(ask) == ask.prompt
+    assert by_prefix(ask, {}) > 0
+
+
+def test_a_session_is_told_by_its_header_else_by_the_user_else_by_the_prompt() -> None:
+    asks = [chat(FIRST), chat(SECOND)]
+    assert by_session(asks[0], {"x-session-id": "s"}) == by_session(asks[1], {"x-session-id": "s"})
+    assert by_session(chat(FIRST, user="u"), {}) == by_session(chat(SECOND, user="u"), {})
+    assert by_session(chat(FIRST, user=None), {}) == by_session(asks[0], {}) != by_session(asks[1], {})
+
+
+def test_only_policies_that_keep_something_together_look_at_the_prompt() -> None:
+    assert [policy for policy in POLICIES if affinity(policy) is not None] == ["hash", "prefix"]
+    (option,) = [o for o in options() if o.name == "routing"]
+    assert option.metavar == "|".join(POLICIES)
+    assert Settings().routing == "power-of-two"
