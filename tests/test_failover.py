@@ -158,7 +158,7 @@ async def test_an_engine_that_is_killed_stopped_or_slow_fails_no_request_that_ha
 
             await until(gateway, "backend_inflight", one, lambda inflight: inflight >= 2)
             one.process.send_signal(signal.SIGSTOP)
-            outcomes = await load.more(10 * READERS)
+            outcomes = await load.more(7 * READERS)
             honest(outcomes)
             one.process.send_signal(signal.SIGCONT)
             back = time.monotonic()
@@ -201,7 +201,7 @@ async def test_the_settings_file_names_other_engines_while_it_runs(tmp_path: Pat
         async with proxy("--config", str(file), "--redis", "off") as gateway:
             assert await number(gateway, "backend_up", two) == -1.0
             write("backends = [")
-            write(f'backends = ["{one.url}", "{two.url}"]\nport = 1\n')
+            write(f'backends = ["{one.url}", "{two.url}"]\nqueue_limit = 9\n')
             await until(gateway, "backend_up", two, lambda up: up == 1)
             write("not = toml = at all\n")
             gateway.process.send_signal(signal.SIGHUP)
@@ -212,7 +212,7 @@ async def test_the_settings_file_names_other_engines_while_it_runs(tmp_path: Pat
         await asyncio.gather(one.kill(), two.kill())
     told = [line for line in gateway.logged if line["msg"] in ("engines changed", "settings need a restart")]
     assert [line.get("added", line.get("removed", line.get("detail"))) for line in told] == [
-        "port",
+        "queue_limit",
         two.url,
         one.url,
     ]
