@@ -37,7 +37,7 @@ class Process:
         """Paces in milliseconds."""
         flags = ("--port", self.url.rpartition(":")[2], "--ttft-ms", f"{ttft}", "--itl-ms", f"{itl}")
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.engine", *flags, "--tokens", "20", stdout=asyncio.subprocess.PIPE
+            sys.executable, "-m", "tests.engine", *flags, "--tokens", "12", stdout=asyncio.subprocess.PIPE
         )
         assert self.process.stdout is not None
         said = (await self.process.stdout.readline()).decode()
