@@ -25,7 +25,7 @@ from proxy.flight import Flight
 from proxy.gateway import Gateway
 from proxy.group import FlightGroup
 from proxy.key import Keyer, hash_for
-from proxy.load import LoadWatch
+from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.reload import Reload

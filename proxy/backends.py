@@ -9,17 +9,15 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from proxy.breaker import Breaker, State
 from proxy.errors import Code, GatewayError
+from proxy.load import Report
 from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
-
-if TYPE_CHECKING:
-    from proxy.load import Report
 
 
 @dataclass(eq=False, slots=True)
@@ -34,7 +32,7 @@ class Backend:
     models: list[dict[str, Any]] = field(default_factory=list)
     detail: str = ""  # why it is down
     breaker: Breaker = field(default_factory=Breaker)
-    reported: float = 0.0  # load that it tells of besides ours, in requests; `load.py` says what that is
+    reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
     report: Report | None = None
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0

@@ -86,7 +86,7 @@ class Journey:
         self._waiting: Any = None  # the timer of a retry
         self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
-        self._judged = False  # what this attempt says of its engine has been said
+        self._judged: bool | None = None  # what has been said of this attempt's engine: that it did well, or not
         self._over = False
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class Journey:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.backend = backend.name
-        self._judged = False
+        self._judged = None
         self._road.metrics.upstream_request(backend.name)
         plan = self.flight.plan
         # What must not be sent twice does not go where it could meet a connection that is being closed.
@@ -204,13 +204,13 @@ class Journey:
     # -- its outcome ------------------------------------------------------------------------------
 
     def _good(self) -> None:
-        if not self._judged:
+        if self._judged is None:
             self._judged = True
             self._road.backends.seen_good(self.lease)
 
     def _bad(self, why: str) -> None:
-        if not self._judged or not self.lease.probe:
-            self._judged = True
+        if self._judged is not False:  # a stream that began well may still be cut
+            self._judged = False
             self._road.backends.seen_bad(self.lease, why)
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:

@@ -1,20 +1,13 @@
-"""Owns what engines report of their load: the few lines of vLLM's /metrics that matter, asked for gently, weighed.
-Must not know requests or how engines are chosen: it leaves one number at each engine.
-Called by the app, as one task."""
+"""Owns what an engine reports of its load: the few lines of vLLM's /metrics that matter, and what they weigh.
+Must not know engines, requests, or how a page is asked for: bytes in, numbers out.
+Called by load_watch."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
-from proxy.backends import Backend
-from proxy.errors import GatewayError
-
-TIMEOUT: Final = 2.0  # seconds for one page
-SILENT: Final = 60.0  # seconds until an engine that reports nothing is asked again
 FULL: Final = 0.8  # of the KV cache: above it vLLM soon preempts, and computes again what it had
 PRESSURE: Final = 8.0  # requests that a KV cache with nothing free counts for
 
@@ -59,56 +52,3 @@ def weigh(report: Report, ours: int, weight: float = 1.0) -> float:
     others = max(0.0, report.running + report.waiting - ours)
     pressure = PRESSURE * max(0.0, report.kv_cache - FULL) / (1.0 - FULL)
     return weight * (others + report.waiting + pressure)
-
-
-class LoadWatch:
-    """Asks each engine for its load, one round after the other."""
-
-    def __init__(
-        self,
-        engines: Callable[[], Iterable[Backend]],
-        *,
-        every: float,
-        weight: float = 1.0,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._engines = engines
-        self._every = every
-        self._weight = weight
-        self._clock = clock
-        self._sleep = sleep
-        self._silent: dict[Backend, float] = {}  # until when
-
-    async def run(self) -> None:
-        """For ever. A round never begins before the one before it has ended."""
-        while True:
-            await self._sleep(self._every)
-            await self.look()
-
-    async def look(self) -> None:
-        """One round. With one engine there is nothing to choose, and nothing is asked."""
-        engines = list(self._engines())
-        self._silent = {engine: until for engine, until in self._silent.items() if engine in engines}
-        if len(engines) > 1:
-            await asyncio.gather(*(self._ask(engine) for engine in engines))
-
-    async def _ask(self, engine: Backend) -> None:
-        if engine.up is False:
-            engine.report, engine.reported = None, 0.0
-            self._silent.pop(engine, None)  # who comes back may be another
-            return
-        if self._clock() < self._silent.get(engine, 0.0):
-            return
-        report = None
-        ours = engine.inflight
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                status, page = await engine.pool.get("/metrics")
-            report = parse(page) if status == 200 else None
-            if report is None:
-                self._silent[engine] = self._clock() + SILENT
-        except (GatewayError, TimeoutError):
-            pass  # no word is no load: the health check is what judges it
-        engine.report = report
-        engine.reported = weigh(report, ours, self._weight) if report is not None else 0.0

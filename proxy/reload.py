@@ -70,7 +70,7 @@ class Reload:
         """Read the settings and change the engines. What is wrong is told, and nothing changes."""
         try:
             settings = self._read()
-            if not settings.backends:
+            if self._settings.backends and not settings.backends:
                 raise SettingsError("no engine is named: `backends` must have at least one while running")
         except SettingsError as e:
             self._log.event("warning", "settings refused", detail=str(e))
@@ -83,4 +83,5 @@ class Reload:
         ]
         if others:
             self._log.event("warning", "settings need a restart", detail=", ".join(others))
-        await self._apply(settings.backends)
+        if settings.backends:  # none: the embedded engine goes on
+            await self._apply(settings.backends)

@@ -22,9 +22,9 @@ ONE, TWO = "http://a", "http://b"
 class Bench:
     """A file in memory: what reading it gives, and its mark."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Settings | None = None) -> None:
         self.path = path
-        self.settings = Settings(backends=(ONE,), config="x.toml")
+        self.settings = settings or Settings(backends=(ONE,), config="x.toml")
         self.gives: Settings | SettingsError = self.settings
         self.mark: Mark = (1, 1, 1)
         self.applied: list[Sequence[str]] = []
@@ -79,6 +79,14 @@ async def test_a_broken_file_is_told_and_changes_nothing(tmp_path: Path) -> None
     assert [(line["level"], line["msg"]) for line in told] == [("warning", "settings refused")] * 2
     assert "line 3" in told[0]["detail"]
     assert "at least one" in told[1]["detail"]
+
+
+async def test_with_the_embedded_engine_a_file_without_engines_is_as_good(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "log", Settings(config="x.toml"))
+    bench.gives = replace(bench.settings, queue_limit=9)
+    await bench.reload.look()
+    assert bench.applied == []
+    assert [line["msg"] for line in bench.told()] == ["settings need a restart"]
 
 
 async def test_what_else_is_new_is_told_to_need_a_restart(tmp_path: Path) -> None:

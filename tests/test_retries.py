@@ -190,3 +190,15 @@ async def test_turns_of_a_conversation_go_to_the_same_engine_by_prefix() -> None
                 assert (await post_json(app.url, CHAT, turn(talk, length))).status == 200
             assert one.generations - before in (0, 3)
         assert min(one.generations, two.generations) > 0
+
+
+async def test_a_place_at_an_engine_is_held_until_the_stream_ends_and_given_back_once(engine: Engine) -> None:
+    async with gateway(engine) as app, streaming(app.url, CHAT, HELLO_STREAM) as client:
+        turn = await engine.next_request()
+        await turn.send("a")
+        await client.event()
+        (backend,) = app.backends.all
+        held = backend.inflight
+        await turn.finish(" b")
+        await client.read()
+        assert (held, backend.inflight) == (1, 0)

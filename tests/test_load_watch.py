@@ -1,0 +1,97 @@
+"""Engines asked for their load: gently, one round after the other, and only where it says something."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from proxy.backends import Backend
+from proxy.errors import Code, GatewayError
+from proxy.load import Report
+from proxy.load_watch import SILENT, TIMEOUT, LoadWatch
+from proxy.upstream import Pool
+from tests.clock import virtual
+from tests.test_load import PAGE
+
+
+class Page:
+    """A pool whose /metrics is as told; None never answers."""
+
+    def __init__(self, answer: tuple[int, bytes] | Exception | None) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        assert path == "/metrics"
+        self.asked += 1
+        if self.answer is None:
+            await asyncio.Event().wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
+
+
+def engine(answer: Any, *, up: bool | None = True) -> tuple[Backend, Page]:
+    page = Page(answer)
+    return Backend(f"e{id(page)}", cast(Pool, page), 9, up=up), page
+
+
+def watch(*engines: Backend, **more: Any) -> LoadWatch:
+    return LoadWatch(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time, **more)
+
+
+@virtual
+async def test_each_engine_s_report_becomes_its_load() -> None:
+    busy, _ = engine((200, PAGE))
+    idle, _ = engine((200, b"vllm:num_requests_running 0\n"))
+    await watch(busy, idle).look()
+    assert busy.reported == pytest.approx(9 + 4 + 4)
+    assert idle.reported == 0.0
+    assert busy.report == Report(5.0, 4.0, 0.9)
+
+
+@virtual
+async def test_with_one_engine_nothing_is_asked() -> None:
+    alone, page = engine((200, PAGE))
+    await watch(alone).look()
+    assert page.asked == 0
+
+
+@pytest.mark.parametrize("answer", [(404, b""), (200, b"llamacpp:requests_processing 1\n"), (200, b"")])
+@virtual
+async def test_an_engine_that_reports_nothing_is_left_alone_for_a_while(answer: tuple[int, bytes]) -> None:
+    other, _ = engine((200, PAGE))
+    silent, page = engine(answer)
+    looking = watch(other, silent)
+    for _ in range(int(SILENT)):
+        await looking.look()
+        await asyncio.sleep(1.0)
+    assert (page.asked, silent.reported) == (1, 0.0)
+    await looking.look()
+    assert page.asked == 2
+
+
+@virtual
+async def test_one_that_is_down_is_not_asked_and_one_that_fails_has_no_load() -> None:
+    down, page = engine((200, PAGE), up=False)
+    broken, _ = engine(GatewayError(Code.UPSTREAM_UNREACHABLE, "gone"))
+    for each in (down, broken):
+        each.reported = 5.0
+    await watch(down, broken).look()
+    assert (page.asked, down.reported, broken.reported) == (0, 0.0, 0.0)
+
+
+@virtual
+async def test_rounds_never_overlap_however_slow_an_engine_is() -> None:
+    hung, page = engine(None)
+    other, fine = engine((200, PAGE))
+    task = asyncio.create_task(watch(hung, other).run())
+    await asyncio.sleep(30.0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rounds = int(30.0 / (1.0 + TIMEOUT))
+    assert page.asked == fine.asked
+    assert page.asked in (rounds, rounds + 1)
