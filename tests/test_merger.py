@@ -147,7 +147,7 @@ async def test_what_the_engine_refuses_together_is_asked_for_one_by_one(engine: 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_engine_that_dies_gives_every_rider_an_honest_end(engine: Engine, stream: bool) -> None:
-    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
         first = await blocked(engine, app, stack)
         posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED | {"stream": stream})) for _ in range(2)]
         await until(lambda: len(app.scheduler.queue) == 2)
