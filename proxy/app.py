@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from proxy.admission import Admission, admission_for
 from proxy.backends import Backend, Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
@@ -46,6 +47,7 @@ class App:
     backends: Backends
     cache: Cache | None
     metrics: Metrics
+    admission: Admission | None = None  # None: nothing is limited
 
     @property
     def url(self) -> str:
@@ -81,6 +83,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             metrics=metrics,
             loop=loop,
         )
+        # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
+        theirs = None if settings.redis == "auto" else redis_url
+        admission = await admission_for(settings, theirs, metrics, log, stack)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -89,6 +94,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             keyer=Keyer(hash_for(_cpuinfo())),
             metrics=metrics,
             log=log,
+            admit=admission,
         )
         await _first_look(backends)
         stack.push_async_callback(_stop_task, asyncio.create_task(backends.watch(settings.refresh_seconds)))
@@ -112,6 +118,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             backends,
             cache,
             metrics,
+            admission=admission,
         )
 
 

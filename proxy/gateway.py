@@ -32,6 +32,7 @@ from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
+Admit = Callable[..., Awaitable[None]]  # (call, body): raises GatewayError 429 or 503
 
 _FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
@@ -54,6 +55,7 @@ class Gateway:
         keyer: Keyer,
         metrics: Metrics,
         log: Log,
+        admit: Admit | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -62,6 +64,7 @@ class Gateway:
         self._keyer = keyer
         self._metrics = metrics
         self._log = log
+        self._admit = admit
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -96,8 +99,7 @@ class Gateway:
             call.client_left = True
             raise
         finally:
-            if call.reader is not None:
-                call.reader.leave()
+            call.close()
             self._record(call)
         return sent.keep_alive
 
@@ -132,6 +134,8 @@ class Gateway:
                 cache_control=headers.get("cache-control", ""),
                 override=headers.get("x-gateway-share", ""),
             )
+            if self._admit is not None:
+                await self._admit(call)
             reader = self._join(call, ask, share)
             if ask.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -162,10 +166,9 @@ class Gateway:
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
-                call.reader = self._group.attach(
-                    flight, usage=ask.include_usage, whole=not streamed, verdict="attached"
+                return call.reads(
+                    self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
-                return call.reader
         headers = call.request.headers
         up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
         for name in _FORWARDED:
@@ -185,14 +188,11 @@ class Gateway:
             usage_added=streamed and key is not None,
         )
         flight = self._group.launch(plan)
-        call.reader = self._group.attach(
-            flight,
-            usage=ask.include_usage or key is None,
-            whole=not streamed,
-            verdict="miss" if share.shared else "bypass",
-        )
+        verdict = "miss" if share.shared else "bypass"
+        usage = ask.include_usage or key is None
+        reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
         self._scheduler.submit(flight)
-        return call.reader
+        return reader
 
     async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""
@@ -216,7 +216,7 @@ class Gateway:
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
-        headers = [("x-request-id", call.id), ("x-gateway-cache", reader.verdict)]
+        headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
         if reader.flight.stored_at is not None:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         return headers
@@ -227,6 +227,8 @@ class Gateway:
         if body is None:
             body = await read_body(call.request, self._settings)
         ask = self._decode(call, "embeddings", body)
+        if self._admit is not None:
+            await self._admit(call)
         stub = self._settings.embed_stub
         try:
             reader = self._join(call, ask, sharing(ask, self._settings.share))
@@ -260,6 +262,8 @@ class Gateway:
             call.model = msgspec.json.decode(body, type=_Model).model if body else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             call.model = None  # not for us to judge; the engine will
+        if self._admit is not None:
+            await self._admit(call, body)
         plan = Plan(
             method=request.method,
             path=request.raw_path,
@@ -270,11 +274,13 @@ class Gateway:
             model=call.model,
         )
         flight = self._group.launch(plan)
-        call.reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass")
+        reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
         self._scheduler.submit(flight)
-        return await self._stream(call, call.reader)
+        return await self._stream(call, reader)
 
     async def _models(self, call: Call) -> respond.Sent:
+        if self._admit is not None:
+            await self._admit(call)
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         return await self._reply(call, 200, {"object": "list", "data": self._backends.models()})
@@ -292,7 +298,7 @@ class Gateway:
         return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
-        ours = [("content-type", "application/json"), *headers, ("x-request-id", call.id)]
+        ours = [("content-type", "application/json"), *headers, *call.headers()]
         return await self._send(call, status, ours, msgspec.json.encode(answer))
 
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
@@ -301,7 +307,7 @@ class Gateway:
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        sent = await self._send(call, error.status, [*headers, ("x-request-id", call.id)], error.json())
+        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json())
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent
