@@ -1,5 +1,5 @@
-"""Owns admission: who a request is from, what it may cost, and whether it may go on; and the limiter the settings ask
-for. Must not know how limits are counted or told.
+"""Owns admission: who a request is from, what it may cost, whether it may go on; and makes the settings' limiter.
+Must not know how limits are counted or told.
 Called by the gateway once a request is decoded, and by the app."""
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ async def admission_for(
     metrics.gauge("limited_callers", "Callers whose limits this process keeps.", lambda: len(limiter.local))
     if shared is not None:
         metrics.gauge(
-            "limits_local", "1 where Redis is away and each process limits alone.", lambda: int(not shared.available)
+            "limits_local",
+            "1 where Redis is away and each process limits alone.",
+            lambda: int(not shared.available),
         )
     return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

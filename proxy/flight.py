@@ -71,7 +71,7 @@ class Flight:
         self.plan = plan
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
-        self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to this one
+        self.phase = self.before = Phase.QUEUED  # `before`: which phase led to this one
         self.ended = False
         self.mode = plan.mode
         self.times = Times(created=clock())

@@ -1,4 +1,4 @@
-"""Owns what one request has of the limits, from the asking until all of it is settled: Hold; and who decides: Limiter.
+"""Owns what one request has of the limits until all of it is settled (Hold), and who decides (Limiter).
 Must not know HTTP, settings' names or how a limit is counted.
 Called by admission (ask), by Call (joins, close) and by the Flights that a request pays for, at their end."""
 
@@ -12,11 +12,10 @@ from itertools import count
 from typing import Literal
 
 from proxy.caller import Caller, Rates
-from proxy.errors import GatewayError
 from proxy.estimate import NO_COST, Cost, reached, spent
 from proxy.flight import Flight, Subscriber
 from proxy.limit_words import headers, refusal
-from proxy.limits import Ceilings, Claim, Decision, LocalLimits, ceilings
+from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
 
 Followers = Literal["generation", "reader"]
@@ -32,8 +31,8 @@ class Limiter:
         local: LocalLimits,
         shared: SharedLimits | None = None,
         *,
-        default: Rates = Rates(),
-        everyone: Ceilings = Ceilings(),
+        default: Rates = NO_RATES,
+        everyone: Ceilings = UNBOUNDED,
         followers: Followers = "generation",
         on_refused: Callable[[str], None] = lambda limit: None,
         on_fallback: Callable[[], None] = lambda: None,
@@ -78,8 +77,8 @@ class Hold:
     that were not used when the generation it pays for ends, all of it where no engine was ever asked."""
 
     __slots__ = (
-        "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader", "_spent",
-        "_waiter", "claim", "decision",
+        "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader",
+        "_spent", "_waiter", "claim", "decision",
     )  # fmt: skip
 
     def __init__(self, limiter: Limiter, claim: Claim, cost: Cost) -> None:

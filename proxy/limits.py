@@ -1,4 +1,4 @@
-"""Owns the arithmetic of limits: meters that leak, permits, what a request takes and gives back, in a bounded table.
+"""Owns the arithmetic of limits: meters that leak, permits, what a request takes and gives back; a bounded table.
 Must not know Redis, HTTP, flights or clocks: `now` is passed in, in seconds of any clock that does not go back.
 Called by the limiter; the same sums run inside Redis (`limits_redis.py`)."""
 
@@ -49,6 +49,10 @@ class Levels(NamedTuple):
     requests: float = 0.0
     tokens: float = 0.0
     streams: int = 0
+
+
+UNBOUNDED: Final = Ceilings()
+NO_RATES: Final = Rates()
 
 
 @lru_cache(maxsize=1024)  # of keys there are few: rates are not made up by clients
@@ -115,8 +119,8 @@ class Claim:
 
 
 class Bucket:
-    """The meters of one caller, or of everyone. GCRA in the form of a leaky bucket (ITU-T I.371 has both and proves
-    them equal): what one takes is counted as itself, so no rounding of times adds up."""
+    """The meters of one caller, or of everyone. GCRA in its form as a leaky bucket (ITU-T I.371 has both, and they
+    decide alike): what one takes is counted as itself, so no rounding of times adds up."""
 
     __slots__ = ("at", "bounds", "requests", "streams", "tokens")
 
@@ -124,7 +128,7 @@ class Bucket:
         self.requests = self.tokens = 0.0
         self.streams = 0
         self.at = now
-        self.bounds = Ceilings()
+        self.bounds = UNBOUNDED
 
     def __repr__(self) -> str:
         return f"<Bucket requests={self.requests:g} tokens={self.tokens:g} streams={self.streams}>"
@@ -152,9 +156,9 @@ class Bucket:
 class LocalLimits:
     """The limits as one process knows them: decides alone where there is no Redis, or none that answers.
 
-    In any stretch of time what was charged, less what was given back, is at most the burst and what leaked. A bucket
-    is forgotten only when it says nothing any more, so nobody resets his own by making callers up: those who come
-    while the table is full share one bucket.
+    In any stretch of time what was charged, less what was given back, is at most the burst and what leaked. A
+    bucket is forgotten only when it says nothing any more, so nobody resets his own by making callers up: those
+    who come while the table is full share one bucket.
     """
 
     def __init__(self, now: float, *, room: int = ROOM) -> None:
@@ -191,7 +195,9 @@ class LocalLimits:
             bucket.streams += 1
         return Decision(None, own.levels(claim.own, now), self._everyone.levels(claim.everyone, now))
 
-    def give(self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+    def give(
+        self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False
+    ) -> None:
         """Correct what was taken: numbers below 0 are given back, above 0 are charged, over the ceiling too: the
         debt has to leak away first. `stream`: its permit ends."""
         own = self._spill if claim.spilled else self._bucket(claim.caller, now)

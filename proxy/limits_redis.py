@@ -1,5 +1,5 @@
 """Owns the limits that all processes share: one atomic script a request, permits with deadlines, and the breaker.
-Must not know flights, HTTP or settings: it is given Claims and calls back with Decisions. No error leaves this file.
+Must not know flights, HTTP or settings: it is given Claims and calls back with Decisions. No error leaves it.
 Called by the limiter (take, give) and the app (lifecycle)."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError, Word
 
 LEASE: Final = 30.0
-"""Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. So long a crashed
-process's streams count on."""
+"""Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
+crashed process's streams count on."""
 BATCH: Final = 256  # permits renewed by one script: what others wait for it stays below a millisecond
 PREFIX: Final = "gateway:limit:"
 _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
@@ -27,7 +27,7 @@ _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
 
 # The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. Redis 5 and
 # later replicate a script's effects, so TIME may be asked before writing. Levels are units, not times, so what a
-# double can hold is exact; they go out as text, which an integer reply would cut.
+# double can hold is exact; they go out as text: an integer reply would cut them.
 _LEAK: Final = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]

@@ -41,7 +41,10 @@ def chat(content: Any, **fields: Any) -> Cost:
         (chat("x" * 400, max_tokens=1, n=10**9), Cost(104, 128)),
         (chat("語" * 100), Cost(79, ASSUMED)),
         (chat([{"type": "text", "text": "x" * 40}]), Cost(14, ASSUMED)),
-        (chat([{"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}}]), Cost(4 + MEDIA_TOKENS, ASSUMED)),
+        (
+            chat([{"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}}]),
+            Cost(4 + MEDIA_TOKENS, ASSUMED),
+        ),
         (guess("completions", prompt="x" * 40, max_tokens=5), Cost(10, 5)),
         (guess("completions", prompt=[1, 2, 3], max_tokens=5), Cost(3, 5)),
         (guess("completions", prompt=["x" * 40, "x" * 4], max_tokens=5), Cost(11, 10)),
@@ -50,7 +53,9 @@ def chat(content: Any, **fields: Any) -> Cost:
         (guess("embeddings", input=["x" * 40, "x" * 40]), Cost(20, 0)),
     ],
 )
-def test_a_prompt_is_counted_by_its_bytes_or_ids_and_an_answer_by_what_it_may_have(cost: Cost, expected: Cost) -> None:
+def test_a_prompt_is_counted_by_its_bytes_or_ids_and_an_answer_by_what_it_may_have(
+    cost: Cost, expected: Cost
+) -> None:
     assert cost == expected
 
 

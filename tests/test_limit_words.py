@@ -10,18 +10,17 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code
 from proxy.limit_words import duration, headers, pause, refusal
-from proxy.limits import Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
+from proxy.limits import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
 
+EMPTY = Levels()
 BOTH = Ceilings(Ceiling(2, 10), Ceiling(100, 6000), 3)
 
 
-def decided(
-    over: tuple[Whose, Kind] | None = None, own: Levels = Levels(), everyone: Levels = Levels()
-) -> Decision:
+def decided(over: tuple[Whose, Kind] | None = None, own: Levels = EMPTY, everyone: Levels = EMPTY) -> Decision:
     return Decision(over, own, everyone)
 
 
-def claim(own: Ceilings = BOTH, everyone: Ceilings = Ceilings(), tokens: int = 50) -> Claim:
+def claim(own: Ceilings = BOTH, everyone: Ceilings = UNBOUNDED, tokens: int = 50) -> Claim:
     return Claim("p", "a", own, everyone, tokens)
 
 
@@ -83,7 +82,13 @@ def test_without_a_ceiling_of_one_s_own_the_headers_tell_of_everyone_s() -> None
     ("over", "own", "tokens", "retry", "says"),
     [
         ("requests", Levels(10, 0, 0), 0, 1, "limit 2 requests a second, at most 10 at once. Try again in 500ms."),
-        ("tokens", Levels(0, 6000, 0), 250, 3, "6000 tokens a minute, used 6000, requested about 250. Try again in 2.5s"),
+        (
+            "tokens",
+            Levels(0, 6000, 0),
+            250,
+            3,
+            "6000 tokens a minute, used 6000, requested about 250. Try again in 2.5s",
+        ),
         ("streams", Levels(0, 0, 3), 0, 1, "limit 3 requests under way at a time. Wait for one to end"),
     ],
 )
