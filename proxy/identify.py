@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from aiohttp import web
 
@@ -28,8 +28,8 @@ def caller_at(address: str) -> Caller:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
         return Caller(id=address[:64] or "local")
-    if ip.version == 6:
+    if isinstance(ip, IPv6Address):
         if ip.ipv4_mapped is not None:
             return Caller(id=str(ip.ipv4_mapped))
-        return Caller(id=f"{ip_address(int(ip) >> 64 << 64)}/64")
+        return Caller(id=f"{IPv6Address(int(ip) >> 64 << 64)}/64")
     return Caller(id=str(ip))

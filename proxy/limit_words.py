@@ -67,18 +67,18 @@ def refusal(claim: Claim, decision: Decision) -> GatewayError:
     whose, kind = decision.over
     bounds, levels = (claim.own, decision.own) if whose == "caller" else (claim.everyone, decision.everyone)
     seconds = pause(claim, decision)
-    again = f"Try again in {duration(seconds)}."
+    retry = None if math.isinf(seconds) else math.ceil(seconds)
+    again = "" if retry is None else f"Try again in {duration(seconds)}."
     if kind == "requests" and bounds.requests is not None:
         text = f"limit {bounds.requests.rate:g} requests a second, at most {bounds.requests.size:g} at once"
     elif kind == "tokens" and bounds.tokens is not None:
         size = bounds.tokens.size
         text = f"limit {size:g} tokens a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
-        if math.isinf(seconds):
+        if retry is None:
             again = "That can never pass: send a shorter prompt."
     else:
         text = f"limit {bounds.streams} requests under way at a time"
         again = "Wait for one to end, or " + again[0].lower() + again[1:]
-    retry = None if math.isinf(seconds) else math.ceil(seconds)
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)
     message = f"The gateway is at its ceiling for all clients together: {text}. {again}"

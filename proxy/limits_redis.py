@@ -18,7 +18,7 @@ from proxy.resp import Lost, Overfull, Refused, WireError, Word
 LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
 crashed process's streams count on."""
-BATCH: Final = 256  # permits renewed by one script: what others wait for it stays below a millisecond
+BATCH: Final = 256  # permits renewed by one script: others wait while it runs
 PREFIX: Final = "gateway:limit:"
 _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("caller", "requests"), ("caller", "tokens"), ("caller", "streams"),
@@ -126,10 +126,10 @@ Told = Callable[[bool, str], None]
 
 
 class SharedLimits:
-    """Asks Redis, bounded in time, without a task: all that is asked in one turn of the loop goes out in one write.
+    """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
 
-    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and a lost answer may have
-    been carried out: its permit then expires, its charge leaks away.
+    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and a command whose answer
+    was lost may have been carried out: its permit then expires, its charge leaks away.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class SharedLimits:
     # -- what a request asks ------------------------------------------------------------------------
 
     def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
-        """Have `done` called, once, with the decision; None where Redis cannot tell. Perhaps before this returns."""
+        """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
         if self.breaker.open:
             done(None)
             return
@@ -201,7 +201,7 @@ class SharedLimits:
             return
         rates: list[Word] = []
         for bounds in (claim.own, claim.everyone):
-            rates += [bounds.requests.rate if bounds.requests else "", bounds.tokens.rate if bounds.tokens else ""]
+            rates += [meter.rate if meter is not None else "" for meter in (bounds.requests, bounds.tokens)]
         self._run(GIVE, _keys(claim), (permit, requests, tokens, *rates), self._settled)
 
     def _settled(self, reply: Any) -> None:
