@@ -70,7 +70,7 @@ class Call:
         if self.reader is not None:
             self.reader.leave()
         if self.hold is not None:
-            self.hold.close()
+            self.hold.close(answered=0 < self.status < 400)
 
     def _times(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""

@@ -63,15 +63,16 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "backend", "before", "clock", "content_events", "ended",
-        "error", "folded", "head", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan", "private", "replace",
-        "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
+        "error", "folded", "head", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan", "private",
+        "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         self.plan = plan
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
-        self.phase = self.before = Phase.QUEUED  # `before`: which phase led to this one
+        self.phase = Phase.QUEUED
+        self.before = Phase.QUEUED  # the phase that led to this one
         self.ended = False
         self.mode = plan.mode
         self.times = Times(created=clock())
@@ -89,7 +90,7 @@ class Flight:
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
-        self.on_end: Callable[[Flight], None] | None = None  # told once, of whoever pays for it
+        self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
         self.plain: list[bytes] = [] if plan.usage_added else self.log

@@ -73,8 +73,8 @@ class Limiter:
 
 
 class Hold:
-    """What one request has taken. Each part is given back at its time: the permit when the request ends, the tokens
-    that were not used when the generation it pays for ends, all of it where no engine was ever asked."""
+    """What one request has taken. Each part goes back at its time: the permit when the request ends, the tokens that
+    were not used when the generation it pays for ends, all of it where nobody answered and no engine was asked."""
 
     __slots__ = (
         "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader",
@@ -163,10 +163,11 @@ class Hold:
 
     # -- ending -------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """The request has ended, in whatever way; once."""
+    def close(self, *, answered: bool = False) -> None:
+        """The request has ended, in whatever way; once. `answered`: with what it asked for."""
         if not self._closed:
             self._closed = True
+            self._reached = self._reached or answered
             if self.decision is not None:
                 self._end()
 

@@ -25,8 +25,8 @@ _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("global", "requests"), ("global", "tokens"), ("global", "streams"),
 )  # fmt: skip
 
-# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. Redis 5 and
-# later replicate a script's effects, so TIME may be asked before writing. Levels are units, not times, so what a
+# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From Redis 5
+# on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times, so what a
 # double can hold is exact; they go out as text: an integer reply would cut them.
 _LEAK: Final = """
 local t = redis.call('TIME')
@@ -128,8 +128,8 @@ Told = Callable[[bool, str], None]
 class SharedLimits:
     """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
 
-    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and a command whose answer
-    was lost may have been carried out: its permit then expires, its charge leaks away.
+    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may have
+    been carried out: its permit then expires, its charge leaks away.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class SharedLimits:
     async def start(self) -> None:
         """Find out whether it answers, and have the permits renewed from now on."""
         try:
-            await self._link.call(b"PING", timeout=self._timeout)
+            await self._load()
         except WireError as e:
             self._failed(e)
         self._task = asyncio.create_task(self._watch())
@@ -239,7 +239,7 @@ class SharedLimits:
             if self.breaker.open:
                 await asyncio.sleep(self.breaker.pause)
                 try:
-                    await self._link.call(b"PING", timeout=self._timeout)
+                    await self._load()
                 except WireError:
                     self.breaker.failure()
                     continue
@@ -252,6 +252,12 @@ class SharedLimits:
                     await self._wanted.wait()
             except TimeoutError:
                 self._renew()
+
+    async def _load(self) -> None:
+        """Whether it answers; and it knows our scripts from now on. One that must first be sent comes later than
+        what was asked after it."""
+        for script in (TAKE, GIVE, RENEW):
+            await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
 
     def _renew(self) -> None:
         held = tuple(self._held.values())

@@ -266,9 +266,9 @@ async def test_where_redis_cannot_tell_this_process_limits_from_what_it_had_let_
     memory = Memory()
     desk = Desk(memory)
     for _ in range(2):
-        desk.ask()
+        desk.ask(1, 1)
         memory.asked.pop()[1](GRANTED)
-    third, fourth = desk.ask(), desk.ask()
+    third, fourth = desk.ask(1, 1), desk.ask(1, 1)
     for _, done in memory.asked:
         done(None)
     await third.allowed()

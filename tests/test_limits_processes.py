@@ -48,7 +48,7 @@ async def bare_redis(home: Path) -> AsyncIterator[tuple[str, asyncio.subprocess.
         str(server_binary()), *words, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        while not path.exists():
+        while not path.exists():  # noqa: ASYNC110 - a file's coming sets no event
             await asyncio.sleep(0)
         yield f"unix://{path}", process
     finally:

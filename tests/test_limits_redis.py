@@ -213,7 +213,7 @@ async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage
 async def test_a_redis_that_is_full_is_no_decision_and_no_outage() -> None:
     full = redis_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     async with full as path, shared_limits(path) as shared:
-        assert await ask(shared, claim("1")) is None
+        assert await ask(shared, claim("1", Ceilings(SLOW))) is None
         assert shared.available
 
 
