@@ -86,8 +86,8 @@ def passing(path: str, body: bytes, assumed: int) -> Cost:
 
 
 def spent(flight: Flight, cost: Cost) -> int:
-    """What an answer did cost. By the engine's usage; without one by what was seen: the prompt where the engine had
-    begun, and a token an event. An answer that failed before its first token cost nothing."""
+    """What an answer did cost. By the engine's usage; without one by what was seen: the prompt where the engine
+    had begun, and a token an event. An answer that failed before its first token cost nothing."""
     if flight.usage is not None:
         return max(0, flight.usage.prompt_tokens) + max(0, flight.usage.completion_tokens)
     if flight.head is not None and flight.head.status >= 400:

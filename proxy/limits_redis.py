@@ -25,8 +25,8 @@ _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("global", "requests"), ("global", "tokens"), ("global", "streams"),
 )  # fmt: skip
 
-# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From Redis 5
-# on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times, so what a
+# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From
+# Redis 5 on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times, so what a
 # double can hold is exact; they go out as text: an integer reply would cut them.
 _LEAK: Final = """
 local t = redis.call('TIME')
@@ -128,8 +128,8 @@ Told = Callable[[bool, str], None]
 class SharedLimits:
     """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
 
-    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may have
-    been carried out: its permit then expires, its charge leaks away.
+    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may
+    have been carried out: its permit then expires, its charge leaks away.
     """
 
     def __init__(
