@@ -32,7 +32,7 @@ from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
-Admit = Callable[..., Awaitable[None]]  # (call, body): raises GatewayError 429 or 503
+Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503
 
 _FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
@@ -135,7 +135,7 @@ class Gateway:
                 override=headers.get("x-gateway-share", ""),
             )
             if self._admit is not None:
-                await self._admit(call)
+                await self._admit(call, b"")
             reader = self._join(call, ask, share)
             if ask.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -228,7 +228,7 @@ class Gateway:
             body = await read_body(call.request, self._settings)
         ask = self._decode(call, "embeddings", body)
         if self._admit is not None:
-            await self._admit(call)
+            await self._admit(call, b"")
         stub = self._settings.embed_stub
         try:
             reader = self._join(call, ask, sharing(ask, self._settings.share))
@@ -280,7 +280,7 @@ class Gateway:
 
     async def _models(self, call: Call) -> respond.Sent:
         if self._admit is not None:
-            await self._admit(call)
+            await self._admit(call, b"")
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         return await self._reply(call, 200, {"object": "list", "data": self._backends.models()})

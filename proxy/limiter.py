@@ -74,7 +74,8 @@ class Limiter:
 
 class Hold:
     """What one request has taken. Each part goes back at its time: the permit when the request ends, the tokens
-    that were not used when the generation it pays for ends, all of it where nobody answered and no engine was asked."""
+    that were not used when the generation ends that it pays for, all of it where nobody answered and no engine was
+    asked."""
 
     __slots__ = (
         "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader",

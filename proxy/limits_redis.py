@@ -26,8 +26,8 @@ _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
 )  # fmt: skip
 
 # The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From
-# Redis 5 on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times, so what a
-# double can hold is exact; they go out as text: an integer reply would cut them.
+# Redis 5 on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times,
+# so what a double can hold is exact; they go out as text: an integer reply would cut them.
 _LEAK: Final = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
