@@ -139,6 +139,10 @@ class Bucket:
         # A meter that nothing bounds counts nothing.
         self.requests = max(0.0, self.requests - bounds.requests.rate * past) if bounds.requests else 0.0
         self.tokens = max(0.0, self.tokens - bounds.tokens.rate * past) if bounds.tokens else 0.0
+        return self.read()
+
+    def read(self) -> Levels:
+        """As they were looked at last."""
         return Levels(self.requests, self.tokens, self.streams)
 
     def add(self, requests: float, tokens: float) -> None:
@@ -193,7 +197,7 @@ class LocalLimits:
         for bucket in (own, self._everyone):
             bucket.add(1, claim.tokens)
             bucket.streams += 1
-        return Decision(None, own.levels(claim.own, now), self._everyone.levels(claim.everyone, now))
+        return Decision(None, own.read(), self._everyone.read())
 
     def give(
         self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False

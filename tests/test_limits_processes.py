@@ -117,7 +117,7 @@ async def test_with_redis_gone_in_the_middle_each_process_keeps_its_limit_and_no
         two(engine, url, *RATE, "--redis-timeout-ms", "1000") as (one, other),
     ):
         before = await asyncio.gather(fire(one, 12), fire(other, 18))
-        assert before == [12, 18]
+        assert sum(before) == 30
         os.kill(redis.pid, how)
         began = time.perf_counter()
         after = await asyncio.gather(fire(one, 60), fire(other, 60))

@@ -97,10 +97,21 @@ steps = st.lists(
 )
 
 
+@pytest.fixture(scope="module")
+def lasting_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One redis-server for all examples of a property; each empties it."""
+    home = tmp_path_factory.mktemp("redis")
+    words = ("--port", "0", "--unixsocket", f"{home}/s", "--dir", str(home), "--save", "")
+    with subprocess.Popen([str(server_binary()), *words], stdout=subprocess.DEVNULL) as process:
+        while not (home / "s").exists():
+            assert process.poll() is None, "redis-server ended"
+        yield f"{home}/s"
+        process.kill()
+
+
 @given(steps=steps, everyone=st.booleans())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_script_and_the_arithmetic_agree_step_by_step(
-    steps: list[tuple[str, int, int]], everyone: bool
+    lasting_redis: str, steps: list[tuple[str, int, int]], everyone: bool
 ) -> None:
     async def play() -> None:
         bounds = Ceilings(SLOW, Ceiling(0.0001, 100), 2)
