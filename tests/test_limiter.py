@@ -114,7 +114,9 @@ async def test_a_whole_answer_costs_what_its_usage_says_and_a_request() -> None:
     ("at", "left"),
     [("queued", (0, 0, 0)), ("connecting", (0, 0, 0)), ("prefill", (1, 100, 0)), ("streaming", (1, 107, 0))],
 )
-async def test_leaving_gives_back_what_was_not_used_in_every_phase(at: str, left: tuple[int, int, int]) -> None:
+async def test_leaving_gives_back_what_was_not_used_in_every_phase(
+    at: str, left: tuple[float, float, int]
+) -> None:
     desk = Desk()
     hold = desk.ask()
     flight = desk.flies(hold)
