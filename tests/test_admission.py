@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
+from proxy.admission import admission_for
 from proxy.app import App
-from proxy.caller import Caller
+from proxy.call import Call
+from proxy.caller import Caller, Rates
+from proxy.config import Settings
+from proxy.errors import GatewayError
 from proxy.estimate import NO_COST
 from proxy.limits import Levels
+from proxy.log import Log
+from proxy.metrics import Metrics
 from tests.client import Answer, get, post_json, streaming
 from tests.engine import Engine, full_backlog
 from tests.engine_scripts import echo_script
@@ -106,6 +114,27 @@ async def test_the_official_client_does_not_repeat_a_prompt_that_can_never_pass(
         with pytest.raises(RateLimitError, match="shorter prompt"):
             await client.chat.completions.create(**ask)
         assert b'gateway_rate_limited_total{limit="tokens"} 1\n' in (await get(app.url, "/metrics")).body
+
+
+async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_limits() -> None:
+    log = Log(os.open(os.devnull, os.O_WRONLY))
+
+    def caller(name: str, **rates: Any) -> Call:
+        request: Any = None
+        return Call(request=request, id="r", caller=Caller(id=name, rates=Rates(**rates)))
+
+    async with AsyncExitStack() as stack:
+        assert await admission_for(Settings(), None, Metrics(), log, stack) is None
+        admit = await admission_for(Settings(), None, Metrics(), log, stack, keyed=True)
+        assert admit is not None
+        await admit(caller("slow", rps=SLOW), b"")
+        with pytest.raises(GatewayError, match="Rate limit reached"):
+            await admit(caller("slow", rps=SLOW), b"")
+        for _ in range(3):
+            free = caller("free")
+            await admit(free, b"")
+            assert free.hold is None
+    log.close()
 
 
 # Tokens

@@ -21,7 +21,7 @@ from tests.client import get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.redis_server import redis_server
-from tests.running import HELLO, HELLO_STREAM
+from tests.running import HELLO, HELLO_STREAM, until
 from tests.test_process import Gateway, proxy
 
 CHAT = "/v1/chat/completions"
@@ -92,8 +92,8 @@ async def test_streams_of_two_processes_share_their_permits_to_the_last_one(engi
                 for _ in range(10)
             ]
             turns = [await engine.next_request() for _ in range(6)]
-            refused = [await first for first in list(asyncio.as_completed(readers))[:14]]
-            assert {answer.status for answer in refused} == {429}
+            await until(lambda: sum(reader.done() for reader in readers) == 14)  # noqa: B023 - of this round
+            assert {reader.result().status for reader in readers if reader.done()} == {429}
             for turn in turns:
                 await turn.send("a")
                 await turn.finish()
