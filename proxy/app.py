@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from proxy.admission import Admission, admission_for
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
@@ -51,6 +52,7 @@ class App:
     cache: Cache | None
     metrics: Metrics
     reload: Reload | None = None  # where the settings are from a file
+    admission: Admission | None = None  # None: nothing is limited
 
     @property
     def url(self) -> str:
@@ -97,6 +99,9 @@ async def running(
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
         )
+        # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
+        theirs = None if settings.redis == "auto" else redis_url
+        admission = await admission_for(settings, theirs, metrics, log, stack)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -106,6 +111,7 @@ async def running(
             metrics=metrics,
             log=log,
             affinity=affinity(settings.routing),
+            admit=admission,
         )
         await _first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
@@ -131,7 +137,8 @@ async def running(
             backends,
             cache,
             metrics,
-            reload,
+            reload=reload,
+            admission=admission,
         )
 
 

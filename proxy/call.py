@@ -15,10 +15,12 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPException
 
+from proxy.caller import Caller
 from proxy.config import Settings
 from proxy.door import at_hand
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
+from proxy.limiter import Hold
 from proxy.log import Log, RequestRecord
 from proxy.metrics import Metrics
 from proxy.wire.openai import Ask
@@ -41,6 +43,8 @@ class Call:
     model: str | None = None
     stream: bool = False
     ask: Ask | None = None
+    caller: Caller | None = None  # where somebody has to know
+    hold: Hold | None = None  # what it has of the limits
     reader: Subscriber | None = None
     status: int = 0
     error: str | None = None
@@ -48,6 +52,25 @@ class Call:
     bytes_out: int = 0
     client_left: bool = False
     began: float = field(default_factory=time.monotonic)
+
+    def reads(self, reader: Subscriber) -> Subscriber:
+        """It has its place at a Flight, of its own making or another's."""
+        self.reader = reader
+        if self.hold is not None:
+            self.hold.joins(reader)
+        return reader
+
+    def headers(self) -> list[tuple[str, str]]:
+        """What every answer says, a refusal too."""
+        ours = [("x-request-id", self.id)]
+        return ours if self.hold is None else ours + self.hold.headers()
+
+    def close(self) -> None:
+        """It is over, however: its place is free, and what it had of the limits goes back."""
+        if self.reader is not None:
+            self.reader.leave()
+        if self.hold is not None:
+            self.hold.close(answered=0 < self.status < 400)
 
     def _times(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""

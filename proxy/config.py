@@ -77,6 +77,14 @@ def _size(default: int, help: str) -> Any:
     return _setting(default, values.size(low=KIB), "BYTES", help)
 
 
+def _rate(help: str) -> Any:
+    return _setting(0.0, values.number(0.0, 10**6), "N", help)
+
+
+def _limit(help: str) -> Any:
+    return _count(0, help, low=0, high=10**9)
+
+
 def _seconds(default: float, help: str, *, low: float = 0.0) -> Any:
     return _setting(default, values.number(low), "SECONDS", help)
 
@@ -163,6 +171,20 @@ class Settings:
     max_inflight: int = _count(256, "Most requests under way at one engine.")
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
+    rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")
+    rate_limit_burst: int = _limit("Requests of one caller that may come at once; 0: as many as in one second.")
+    rate_limit_tokens_per_minute: int = _limit("Tokens a minute of one caller, in and out; 0 is no limit.")
+    rate_limit_streams: int = _limit("Requests of one caller under way at a time; 0 is no limit.")
+    global_limit_rps: float = _rate("Requests a second of all callers together; 0 is no limit.")
+    global_limit_burst: int = _limit("Requests of all callers that may come at once; 0: as many as in one second.")
+    global_limit_tokens_per_minute: int = _limit("Tokens a minute of all callers together; 0 is no limit.")
+    global_limit_streams: int = _limit("Requests of all callers under way at a time; 0 is no limit.")
+    rate_limit_followers: Literal["generation", "reader"] = _choice(
+        "generation", "reader", help="Who pays the tokens of a shared answer: who began it, once, or every reader."
+    )
+    rate_limit_assumed_tokens: int = _count(
+        512, "Tokens reserved for an answer that may be longer, until its length is known.", high=10**6
+    )
     body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
     connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
     first_token_timeout: float = _seconds(300.0, "For an engine's first token; 0 is no limit.")

@@ -22,7 +22,10 @@ class _Whole(msgspec.Struct):
     usage: Usage | None = None
 
 
-_NOT_PASSED: Final = HOP_BY_HOP | {"x-request-id", "x-gateway-cache", "age"}  # of these names ours go out
+_NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
+    "x-request-id", "x-gateway-cache", "age",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+}  # fmt: skip
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 

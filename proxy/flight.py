@@ -63,9 +63,9 @@ class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
     __slots__ = (
-        "_joined", "_view", "attempts", "backend", "clock", "content_events", "ended",
-        "error", "folded", "head", "log", "mode", "on_empty", "phase", "plain", "plan", "private", "replace",
-        "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
+        "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
+        "error", "folded", "head", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan", "private",
+        "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -73,6 +73,7 @@ class Flight:
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = Phase.QUEUED
+        self.before = Phase.QUEUED  # the phase that led to this one
         self.ended = False
         self.mode = plan.mode
         self.times = Times(created=clock())
@@ -91,6 +92,7 @@ class Flight:
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
+        self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
         self.plain: list[bytes] = [] if plan.usage_added else self.log
@@ -109,7 +111,7 @@ class Flight:
         """The one place where the phase changes."""
         if phase not in self.phase.leads_to:
             raise AssertionError(f"no way from {self.phase} to {phase}")
-        self.phase = phase
+        self.before, self.phase = self.phase, phase
         self.ended = not phase.leads_to
 
     @property
@@ -232,6 +234,8 @@ class Flight:
             self.plain.extend(chunk(frame) for frame in self._view.end())
         self.tail = tail
         self.flush()
+        if self.on_end is not None:
+            self.on_end(self)
 
     # -- reading ------------------------------------------------------------------------------------
 

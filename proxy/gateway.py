@@ -32,6 +32,7 @@ from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
+Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503
 
 _FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
@@ -55,6 +56,7 @@ class Gateway:
         metrics: Metrics,
         log: Log,
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
+        admit: Admit | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -64,6 +66,7 @@ class Gateway:
         self._metrics = metrics
         self._log = log
         self._affinity = affinity
+        self._admit = admit
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -98,8 +101,7 @@ class Gateway:
             call.client_left = True
             raise
         finally:
-            if call.reader is not None:
-                call.reader.leave()
+            call.close()
             self._record(call)
         return sent.keep_alive
 
@@ -134,6 +136,8 @@ class Gateway:
                 cache_control=headers.get("cache-control", ""),
                 override=headers.get("x-gateway-share", ""),
             )
+            if self._admit is not None:
+                await self._admit(call, b"")
             reader = self._join(call, ask, share)
             if ask.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -164,10 +168,9 @@ class Gateway:
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
-                call.reader = self._group.attach(
-                    flight, usage=ask.include_usage, whole=not streamed, verdict="attached"
+                return call.reads(
+                    self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
-                return call.reader
         headers = call.request.headers
         up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
         for name in _FORWARDED:
@@ -190,14 +193,11 @@ class Gateway:
             affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
         )
         flight = self._group.launch(plan)
-        call.reader = self._group.attach(
-            flight,
-            usage=ask.include_usage or key is None,
-            whole=not streamed,
-            verdict="miss" if share.shared else "bypass",
-        )
+        verdict = "miss" if share.shared else "bypass"
+        usage = ask.include_usage or key is None
+        reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
         self._scheduler.submit(flight)
-        return call.reader
+        return reader
 
     async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""
@@ -221,7 +221,7 @@ class Gateway:
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
-        headers = [("x-request-id", call.id), ("x-gateway-cache", reader.verdict)]
+        headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
         if reader.flight.stored_at is not None:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         return headers
@@ -232,6 +232,8 @@ class Gateway:
         if body is None:
             body = await read_body(call.request, self._settings)
         ask = self._decode(call, "embeddings", body)
+        if self._admit is not None:
+            await self._admit(call, b"")
         stub = self._settings.embed_stub
         try:
             reader = self._join(call, ask, sharing(ask, self._settings.share))
@@ -265,6 +267,8 @@ class Gateway:
             call.model = msgspec.json.decode(body, type=_Model).model if body else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             call.model = None  # not for us to judge; the engine will
+        if self._admit is not None:
+            await self._admit(call, body)
         plan = Plan(
             method=request.method,
             path=request.raw_path,
@@ -275,11 +279,13 @@ class Gateway:
             model=call.model,
         )
         flight = self._group.launch(plan)
-        call.reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass")
+        reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
         self._scheduler.submit(flight)
-        return await self._stream(call, call.reader)
+        return await self._stream(call, reader)
 
     async def _models(self, call: Call) -> respond.Sent:
+        if self._admit is not None:
+            await self._admit(call, b"")
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         return await self._reply(call, 200, {"object": "list", "data": self._backends.models()})
@@ -297,7 +303,7 @@ class Gateway:
         return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
-        ours = [("content-type", "application/json"), *headers, ("x-request-id", call.id)]
+        ours = [("content-type", "application/json"), *headers, *call.headers()]
         return await self._send(call, status, ours, msgspec.json.encode(answer))
 
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
@@ -306,7 +312,7 @@ class Gateway:
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        sent = await self._send(call, error.status, [*headers, ("x-request-id", call.id)], error.json())
+        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json())
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent

@@ -40,6 +40,7 @@ OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
 STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "events")
+LIMITS: Final = ("requests", "tokens", "streams", "global")
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
 
 TTFT_BUCKETS: Final = (
@@ -122,6 +123,8 @@ class Metrics:
             Label("to", ("open", "closed")),
         )  # fmt: skip
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
+        self._limited = counts("rate_limited_total", "Requests that a limit refused.", Label("limit", LIMITS))
+        self._fallbacks = counts("limit_fallbacks_total", "Shared limits that this process decided alone.")
         self._latency = histograms(
             "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
         )
@@ -150,6 +153,9 @@ class Metrics:
             self._retries.count((value,), 0)
         self._denied.count((), 0)
         self._refused.count((), 0)
+        for value in LIMITS:
+            self._limited.count((value,), 0)
+        self._fallbacks.count((), 0)
         what_runs = {"version": VERSION, "python": platform.python_version()}
         self.gauge("build_info", "1; the labels say what runs.", lambda: 1, what_runs)
         self._process()
@@ -249,6 +255,14 @@ class Metrics:
     def connection_refused(self) -> None:
         """A client's connection was one too many."""
         self._refused.count(())
+
+    def rate_limited(self, limit: str) -> None:
+        """A limit refused a request: see LIMITS; `global` is of everyone together."""
+        self._limited.count((limit,))
+
+    def limit_fallback(self) -> None:
+        """Redis could not tell, so this process decided a limit alone."""
+        self._fallbacks.count(())
 
     # -- what is read at each scrape --------------------------------------------------------------
 

@@ -16,7 +16,9 @@ def test_every_code_has_a_name_of_its_own() -> None:
 @pytest.mark.parametrize("code", list(Code), ids=lambda code: str(code.code))
 def test_every_code_has_a_status_and_a_type_that_agree(code: Code) -> None:
     assert 400 <= code.status <= 599
-    if code.status < 500:
+    if code.status == 429:
+        assert code.type == "rate_limit_error"
+    elif code.status < 500:
         assert code.type == "invalid_request_error"
     elif code.code.startswith("upstream_"):
         assert code.status in (502, 504)

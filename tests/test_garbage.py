@@ -15,14 +15,18 @@ from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
 ROUNDS = 5
+LIMITED = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_limit_streams": 9}
 
 
 @pytest.mark.parametrize(
     "body", [HELLO, HELLO_STREAM, HELLO | {"temperature": 1}, HELLO_STREAM | {"temperature": 1}, {"model": 1}]
 )
-async def test_a_request_leaves_no_circle_behind(engine: Engine, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize("limits", [{}, LIMITED])
+async def test_a_request_leaves_no_circle_behind(
+    engine: Engine, body: dict[str, Any], limits: dict[str, int]
+) -> None:
     engine.auto(echo_script())
-    async with gateway(engine) as app:
+    async with gateway(engine, **limits) as app:
 
         async def ask() -> None:
             for _ in range(ROUNDS):
@@ -34,8 +38,9 @@ async def test_a_request_leaves_no_circle_behind(engine: Engine, body: dict[str,
     assert found == {}
 
 
-async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine) -> None:
-    async with gateway(engine) as app:
+@pytest.mark.parametrize("limits", [{}, LIMITED])
+async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine, limits: dict[str, int]) -> None:
+    async with gateway(engine, **limits) as app:
 
         async def leave() -> None:
             for _ in range(ROUNDS):

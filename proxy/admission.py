@@ -1,0 +1,100 @@
+"""Owns admission: who a request is from, what it may cost, whether it may go on; and makes the settings' limiter.
+Must not know how limits are counted or told.
+Called by the gateway once a request is decoded, and by the app."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+
+from proxy.call import Call
+from proxy.caller import Rates
+from proxy.config import Settings
+from proxy.estimate import NO_COST, Cost, estimate, passing
+from proxy.identify import Identify, by_address
+from proxy.limiter import Limiter
+from proxy.limits import LocalLimits, ceilings
+from proxy.limits_redis import SharedLimits
+from proxy.log import Log
+from proxy.metrics import Metrics
+
+
+class Admission:
+    """Asked once a request. What it lets through is given back by `Call.close`."""
+
+    def __init__(self, limiter: Limiter, identify: Identify, *, assumed: int) -> None:
+        self.limiter = limiter
+        self._identify = identify
+        self._assumed = assumed  # tokens of an answer that may be of any length
+
+    async def __call__(self, call: Call, body: bytes = b"") -> None:
+        """Let the request go on, or raise GatewayError 429 or 503. `body` of one that passes through."""
+        caller = call.caller or self._identify(call.request)
+
+        def cost() -> Cost:
+            if call.ask is not None:
+                return estimate(call.ask, self._assumed)
+            return passing(call.request.path, body, self._assumed) if body else NO_COST
+
+        hold = call.hold = self.limiter.ask(caller, cost)
+        if hold is not None:
+            await hold.allowed()
+
+
+async def admission_for(
+    settings: Settings,
+    redis_url: str | None,
+    metrics: Metrics,
+    log: Log,
+    stack: AsyncExitStack,
+    *,
+    identify: Identify = by_address,
+    keyed: bool = False,
+) -> Admission | None:
+    """What the settings ask for; None where nothing is limited, so that nothing is paid for. `redis_url`: one that
+    other processes have too. `keyed`: callers may bring limits of their own."""
+    default = Rates(
+        rps=settings.rate_limit_rps,
+        burst=settings.rate_limit_burst,
+        tokens_per_minute=settings.rate_limit_tokens_per_minute,
+        streams=settings.rate_limit_streams,
+    )
+    everyone = ceilings(
+        Rates(
+            rps=settings.global_limit_rps,
+            burst=settings.global_limit_burst,
+            tokens_per_minute=settings.global_limit_tokens_per_minute,
+            streams=settings.global_limit_streams,
+        ),
+        Rates(),
+    )
+    if not (keyed or everyone.any or ceilings(default, default).any):
+        return None
+    shared = None
+    if redis_url is not None:
+
+        def changed(away: bool, why: str) -> None:
+            words = "limits are each process's own" if away else "limits are shared again"
+            log.event("warning" if away else "info", words, detail=why)
+
+        shared = SharedLimits(redis_url, timeout=settings.redis_timeout_ms / 1000, on_change=changed)
+        stack.push_async_callback(shared.stop)
+        await shared.start()
+    limiter = Limiter(
+        LocalLimits(time.monotonic()),
+        shared,
+        default=default,
+        everyone=everyone,
+        followers=settings.rate_limit_followers,
+        on_refused=metrics.rate_limited,
+        on_fallback=metrics.limit_fallback,
+    )
+    metrics.gauge("limited_requests", "Requests under way that limits count.", lambda: limiter.local.streams)
+    metrics.gauge("limited_callers", "Callers whose limits this process keeps.", lambda: len(limiter.local))
+    if shared is not None:
+        metrics.gauge(
+            "limits_local",
+            "1 where Redis is away and each process limits alone.",
+            lambda: int(not shared.available),
+        )
+    return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

@@ -1,0 +1,157 @@
+"""Owns how many tokens a request may cost, guessed before an engine has seen it, and what an answer did cost.
+Must not know limits, callers, Redis or HTTP: it reads an Ask, or a body that passes through, and a Flight's end.
+Called at admission, and by the limiter when a Flight has ended."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from proxy.flight import Flight, Phase
+from proxy.plan import Mode
+from proxy.wire.openai import Ask
+
+BYTES_A_TOKEN: Final = 4
+"""Of UTF-8. English has about four letters a token, Chinese one character of three bytes."""
+MEDIA_TOKENS: Final = 1024
+"""For an image or a sound in a message: its bytes say nothing about its tokens."""
+MAX_CHOICES: Final = 128
+GENERATES: Final = ("/v1/responses", "/v1/messages")
+"""Paths that pass through and generate."""
+
+_BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Cost(NamedTuple):
+    """Tokens."""
+
+    prompt: int
+    completion: int
+
+
+NO_COST: Final = Cost(0, 0)
+
+
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part | str] | None = None
+
+
+class _Passing(msgspec.Struct):
+    max_tokens: Any = None
+    max_output_tokens: Any = None
+
+
+_MESSAGES: Final = msgspec.json.Decoder(list[_Message])
+_PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
+_PASSING: Final = msgspec.json.Decoder(_Passing)
+
+
+def estimate(ask: Ask, assumed: int) -> Cost:
+    """A guess. The prompt by its bytes, or by its ids where it comes as such; the completion by what the request
+    allows, at most `assumed` tokens a choice, and `assumed` where it allows any number."""
+    fields = ask.fields
+    if ask.endpoint == "chat":
+        prompt, prompts = _chat(fields), 1
+    else:
+        prompt, prompts = _prompts(ask.prompt)
+    if ask.endpoint == "embeddings":
+        return Cost(prompt, 0)
+    allowed = _count(fields.get("max_completion_tokens")) or _count(fields.get("max_tokens")) or assumed
+    choices = max(_count(fields.get("n")) or 1, _count(fields.get("best_of")) or 1) * prompts
+    return Cost(prompt, min(allowed, assumed) * min(choices, MAX_CHOICES))
+
+
+def passing(path: str, body: bytes, assumed: int) -> Cost:
+    """The same of a body that passes through, which only the engine can read: by its size, where it is JSON."""
+    if body[:1] not in (b"{", b"["):
+        return Cost(0, 0)
+    prompt = math.ceil(len(body) / BYTES_A_TOKEN)
+    if not path.startswith(GENERATES):
+        return Cost(prompt, 0)
+    try:
+        given = _PASSING.decode(body)
+    except _BAD:
+        return Cost(prompt, assumed)
+    for value in (given.max_output_tokens, given.max_tokens):
+        if isinstance(value, int) and value > 0:
+            return Cost(prompt, min(value, assumed))
+    return Cost(prompt, assumed)
+
+
+def spent(flight: Flight, cost: Cost) -> int:
+    """What an answer did cost. By the engine's usage; without one by what was seen: the prompt where the engine
+    had begun, and a token an event. An answer that failed before its first token cost nothing."""
+    if flight.usage is not None:
+        return max(0, flight.usage.prompt_tokens) + max(0, flight.usage.completion_tokens)
+    if flight.head is not None and flight.head.status >= 400:
+        return 0
+    if flight.mode is Mode.STREAM and flight.times.first is not None:
+        return cost.prompt + flight.content_events
+    if flight.phase is Phase.LANDED:
+        return cost.prompt + cost.completion  # one body, or one that passes through, that does not say
+    if flight.phase is Phase.CANCELLED and reached(flight):
+        return cost.prompt
+    return 0
+
+
+def reached(flight: Flight) -> bool:
+    """Whether an engine was given the request. One that still waited for a place or for a connection, or that no
+    engine would take, cost nobody anything."""
+    return (flight.before if flight.ended else flight.phase) in (Phase.PREFILL, Phase.STREAMING)
+
+
+def _chat(fields: dict[str, msgspec.Raw]) -> int:
+    size = sum(len(bytes(fields[name])) for name in ("tools", "functions") if name in fields)
+    raw = bytes(fields.get("messages", b"[]"))
+    try:
+        messages = _MESSAGES.decode(raw)
+    except _BAD:
+        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)  # for the engine to judge
+    media = 0
+    for message in messages:
+        size += BYTES_A_TOKEN * 4  # what a template puts around it
+        content = message.content
+        if content is None or isinstance(content, str):
+            size += _size(content or "")
+            continue
+        for part in content:
+            if isinstance(part, str):
+                size += _size(part)
+            elif part.text is not None:
+                size += _size(part.text)
+            else:
+                media += 1
+    return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
+
+
+def _prompts(raw: bytes) -> tuple[int, int]:
+    """Tokens, and how many prompts there are."""
+    try:
+        value = _PROMPTS.decode(raw)
+    except _BAD:
+        return math.ceil(len(raw) / BYTES_A_TOKEN), 1
+    if isinstance(value, str):
+        return math.ceil(_size(value) / BYTES_A_TOKEN), 1
+    if value and isinstance(value[0], int):
+        return len(value), 1
+    tokens = 0
+    for item in value:
+        tokens += len(item) if isinstance(item, list) else math.ceil(_size(str(item)) / BYTES_A_TOKEN)
+    return tokens, max(1, len(value))
+
+
+def _count(raw: msgspec.Raw | None) -> int:
+    """A whole number above 0, else 0: what else it may be is for the engine to judge."""
+    text = bytes(raw) if raw is not None else b""
+    return int(text) if len(text) <= 12 and text.isdigit() else 0
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))

@@ -1,0 +1,85 @@
+"""Owns how a limit is told to a client: OpenAI's headers and durations, and the error of a refusal.
+Must not know how limits are counted, Redis or HTTP servers.
+Called by the limiter, which hands it a Claim and its Decision."""
+
+from __future__ import annotations
+
+import math
+
+from proxy.errors import Code, GatewayError
+from proxy.limits import SLACK, Ceiling, Claim, Decision, wait
+
+
+def duration(seconds: float) -> str:
+    """`0s`, `12ms`, `8.64s`, `6m0s`, `1h0m0s`: as OpenAI writes them, rounded up to the millisecond."""
+    ms = max(0, math.ceil(seconds * 1000 - 1e-6))
+    if not ms:
+        return "0s"
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, 60_000)
+    text = f"{ms / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{text}"
+    return f"{minutes}m{text}" if minutes else text
+
+
+def headers(claim: Claim, decision: Decision) -> list[tuple[str, str]]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`: of the caller's own ceilings, and where it has none
+    of everyone's. Reset is the time until the meter is empty again. A refusal says when to come again, too."""
+    told: list[tuple[str, str]] = []
+    for kind, mine, everyone, level, all_ in (
+        ("requests", claim.own.requests, claim.everyone.requests, decision.own[0], decision.everyone[0]),
+        ("tokens", claim.own.tokens, claim.everyone.tokens, decision.own[1], decision.everyone[1]),
+    ):
+        if mine is not None:
+            told += _meter(kind, mine, level)
+        elif everyone is not None:
+            told += _meter(kind, everyone, all_)
+    if decision.over is not None:
+        seconds = pause(claim, decision)
+        if math.isinf(seconds):
+            told.append(("x-should-retry", "false"))  # OpenAI's clients ask again after any 429 but this
+        else:
+            told.append(("retry-after-ms", str(math.ceil(seconds * 1000))))
+    return told
+
+
+def _meter(kind: str, ceiling: Ceiling, level: float) -> list[tuple[str, str]]:
+    return [
+        (f"x-ratelimit-limit-{kind}", str(int(ceiling.size))),
+        (f"x-ratelimit-remaining-{kind}", str(max(0, math.floor(ceiling.size - level + SLACK)))),
+        (f"x-ratelimit-reset-{kind}", duration(level / ceiling.rate)),
+    ]
+
+
+def pause(claim: Claim, decision: Decision) -> float:
+    """Seconds until a refused request may pass; infinite where it never will."""
+    return max(
+        wait(claim.own, decision.own, claim.tokens), wait(claim.everyone, decision.everyone, claim.tokens), 0.001
+    )
+
+
+def refusal(claim: Claim, decision: Decision) -> GatewayError:
+    """The error of a refusal: 429 for one's own share, 503 where everyone together has no more."""
+    assert decision.over is not None
+    whose, kind = decision.over
+    bounds, levels = (claim.own, decision.own) if whose == "caller" else (claim.everyone, decision.everyone)
+    seconds = pause(claim, decision)
+    retry = None if math.isinf(seconds) else math.ceil(seconds)
+    again = "" if retry is None else f"Try again in {duration(seconds)}."
+    if kind == "requests" and bounds.requests is not None:
+        text = f"limit {bounds.requests.rate:g} requests a second, at most {bounds.requests.size:g} at once"
+    elif kind == "tokens" and bounds.tokens is not None:
+        size = bounds.tokens.size
+        text = f"limit {size:g} tokens a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
+        if retry is None:
+            again = "That can never pass: send a shorter prompt."
+    else:
+        text = f"limit {bounds.streams} requests under way at a time"
+        again = "Wait for one to end, or " + again[0].lower() + again[1:]
+    if whose == "caller" or retry is None:
+        return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)
+    message = f"The gateway is at its ceiling for all clients together: {text}. {again}"
+    return GatewayError(Code.CEILING_REACHED, message, retry_after=retry)

@@ -1,0 +1,202 @@
+"""Owns what one request has of the limits until all of it is settled (Hold), and who decides (Limiter).
+Must not know HTTP, settings' names or how a limit is counted.
+Called by admission (ask), by Call (joins, close) and by the Flights that a request pays for, at their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Literal
+
+from proxy.caller import Caller, Rates
+from proxy.estimate import NO_COST, Cost, reached, spent
+from proxy.flight import Flight, Subscriber
+from proxy.limit_words import headers, refusal
+from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
+from proxy.limits_redis import SharedLimits
+
+Followers = Literal["generation", "reader"]
+"""Who pays for tokens: whoever began the generation, once; or every reader of it, hits too."""
+
+
+class Limiter:
+    """Decides, here or in Redis. What Redis lets through is counted here too, so that where Redis goes away each
+    process goes on from what it had let through itself."""
+
+    def __init__(
+        self,
+        local: LocalLimits,
+        shared: SharedLimits | None = None,
+        *,
+        default: Rates = NO_RATES,
+        everyone: Ceilings = UNBOUNDED,
+        followers: Followers = "generation",
+        on_refused: Callable[[str], None] = lambda limit: None,
+        on_fallback: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.local = local
+        self.shared = shared
+        self.followers = followers
+        self.on_refused = on_refused
+        self.on_fallback = on_fallback
+        self.clock = clock
+        self._default = default
+        self._everyone = everyone
+        self._process = os.urandom(6).hex()
+        self._numbers = count(1)
+
+    def __repr__(self) -> str:
+        return f"<Limiter {self.local!r} {self.shared!r}>"
+
+    def ask(self, caller: Caller, estimate: Callable[[], Cost]) -> Hold | None:
+        """Ask for one request. None where nothing limits this caller. The Hold is the caller's to close, whatever
+        becomes of it: close it in a `finally` that covers the waiting for its answer."""
+        own, everyone = ceilings(caller.rates, self._default), self._everyone
+        if not own.any and not everyone.any:
+            return None
+        sizes = [bounds.tokens.size for bounds in (own, everyone) if bounds.tokens is not None]
+        cost = estimate() if sizes else NO_COST
+        # A guess at the answer's length alone refuses nobody for ever.
+        tokens = cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt)) if sizes else 0
+        claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens)
+        hold = Hold(self, claim, cost)
+        shared = self.shared
+        if shared is None:
+            hold.decided(self.local.take(claim, self.clock()))
+        else:
+            shared.take(claim, hold.answered)
+        return hold
+
+
+class Hold:
+    """What one request has taken. Each part goes back at its time: the permit when the request ends, the tokens
+    that were not used when the generation ends that it pays for, all of it where nobody answered and no engine was
+    asked."""
+
+    __slots__ = (
+        "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader",
+        "_spent", "_waiter", "claim", "decision",
+    )  # fmt: skip
+
+    def __init__(self, limiter: Limiter, claim: Claim, cost: Cost) -> None:
+        self.claim = claim
+        self.decision: Decision | None = None
+        self._limiter = limiter
+        self._cost = cost
+        self._charged = claim.tokens  # what the meters hold of us
+        self._spent = 0  # what is known to be used
+        self._paying: Flight | None = None  # that we pay for and that has not ended
+        self._reader: Subscriber | None = None  # of a Flight that others pay for
+        self._reached = False  # something was answered, or an engine was asked
+        self._in_redis = False  # the meters there were charged
+        self._permit = False
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Hold {self.claim.caller} {self.decision} closed={self._closed}>"
+
+    # -- asking -------------------------------------------------------------------------------------
+
+    async def allowed(self) -> None:
+        """Wait for the decision. Raises GatewayError 429 or 503."""
+        if self.decision is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        assert self.decision is not None
+        if self.decision.over is not None:
+            whose, kind = self.decision.over
+            self._limiter.on_refused(kind if whose == "caller" else "global")
+            raise refusal(self.claim, self.decision)
+
+    def answered(self, decision: Decision | None) -> None:
+        """Redis decided, or cannot tell. Whoever asked may have left meanwhile: then it goes straight back."""
+        limiter, claim = self._limiter, self.claim
+        if decision is None:
+            limiter.on_fallback()
+            decision = limiter.local.take(claim, limiter.clock())
+        elif decision.over is None:
+            self._in_redis = True
+            limiter.local.take(claim, limiter.clock(), force=True)
+        if decision.over is None and limiter.shared is not None:
+            limiter.shared.hold(claim)
+        self.decided(decision)
+
+    def decided(self, decision: Decision) -> None:
+        self.decision = decision
+        self._permit = decision.over is None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self._closed:
+            self._end()
+
+    def headers(self) -> list[tuple[str, str]]:
+        """What the client is told of its limits."""
+        return headers(self.claim, self.decision) if self.decision is not None else []
+
+    # -- using --------------------------------------------------------------------------------------
+
+    def joins(self, reader: Subscriber) -> None:
+        """The request reads a Flight: one of its own making, which it pays for however long it stays, or one that
+        somebody else pays for."""
+        flight = reader.flight
+        if reader.verdict != "attached":
+            self._paying = flight
+            flight.on_end = self._flight_ended
+            return
+        self._reader = reader
+        if self._limiter.followers == "generation" and self._charged:
+            charged, self._charged = self._charged, 0
+            self._give(tokens=-charged)
+
+    def _flight_ended(self, flight: Flight) -> None:
+        self._paying = flight.on_end = None
+        hit = flight.stored_at is not None
+        if not hit or self._limiter.followers == "reader":
+            self._spent += spent(flight, self._cost)
+        self._reached = self._reached or hit or reached(flight)
+        if self._closed:
+            self._give(tokens=self._spent - self._charged)
+
+    # -- ending -------------------------------------------------------------------------------------
+
+    def close(self, *, answered: bool = False) -> None:
+        """The request has ended, in whatever way; once. `answered`: with what it asked for."""
+        if not self._closed:
+            self._closed = True
+            self._reached = self._reached or answered
+            if self.decision is not None:
+                self._end()
+
+    def _end(self) -> None:
+        if not self._permit:
+            return  # refused: it took nothing
+        reader = self._reader
+        if reader is not None:
+            self._reached = self._reached or reached(reader.flight) or reader.flight.stored_at is not None
+            if self._limiter.followers == "reader":
+                self._spent += spent(reader.flight, self._cost)
+        own = self._paying
+        if own is not None and not own.subscribers:  # never begun: one that flies is read by somebody
+            self._paying = own.on_end = None
+        paid = self._paying is None
+        self._permit = False
+        self._give(
+            requests=0 if self._reached or not paid else -1,
+            tokens=self._spent - self._charged if paid else 0,
+            stream=True,
+        )
+
+    def _give(self, *, requests: int = 0, tokens: int = 0, stream: bool = False) -> None:
+        limiter, claim = self._limiter, self.claim
+        limiter.local.give(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)
+        if limiter.shared is None:
+            return
+        if self._in_redis:
+            limiter.shared.give(claim, requests=requests, tokens=tokens, stream=stream)
+        else:
+            limiter.shared.give(claim, stream=stream)

@@ -1,0 +1,307 @@
+"""Owns the limits that all processes share: one atomic script a request, permits with deadlines, and the breaker.
+Must not know flights, HTTP or settings: it is given Claims and calls back with Decisions. No error leaves it.
+Called by the limiter (take, give) and the app (lifecycle)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from proxy.cache import AWAY, Breaker
+from proxy.limits import Ceilings, Claim, Decision, Kind, Levels, Whose
+from proxy.redis_link import Link, address
+from proxy.resp import Lost, Overfull, Refused, WireError, Word
+
+LEASE: Final = 30.0
+"""Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
+crashed process's streams count on."""
+BATCH: Final = 256  # permits renewed by one script: others wait while it runs
+PREFIX: Final = "gateway:limit:"
+_WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
+    ("caller", "requests"), ("caller", "tokens"), ("caller", "streams"),
+    ("global", "requests"), ("global", "tokens"), ("global", "streams"),
+)  # fmt: skip
+
+# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From
+# Redis 5 on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times,
+# so what a double can hold is exact; they go out as text: an integer reply would cut them.
+_LEAK: Final = """
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local function leaked(meter, rps, tps)
+  local v = redis.call('HMGET', meter, 'r', 't', 'at')
+  local past = math.max(0, now - (tonumber(v[3]) or now)) / 1000000
+  return rps and math.max(0, (tonumber(v[1]) or 0) - rps * past) or 0,
+         tps and math.max(0, (tonumber(v[2]) or 0) - tps * past) or 0
+end
+local function keep(meter, rps, tps, r, k)
+  local ms = math.ceil(math.max(rps and r / rps or 0, tps and k / tps or 0) * 1000) + 1000
+  redis.call('HSET', meter, 'r', string.format('%.6f', r), 't', string.format('%.6f', k),
+             'at', string.format('%.0f', now))
+  redis.call('PEXPIRE', meter, string.format('%.0f', math.min(ms, 1e12)))
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    text: str = field(repr=False)
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+TAKE: Final = Script(
+    _LEAK
+    + """
+local id, lease, tokens = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local by, r, k, n, b = 0, {}, {}, {}, {}
+for s = 1, 2 do
+  local a = 5 * s - 2
+  b[s] = {tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]),
+          tonumber(ARGV[a + 5])}
+  local rps, burst, tps, size, most = b[s][1], b[s][2], b[s][3], b[s][4], b[s][5]
+  r[s], k[s], n[s] = 0, 0, 0
+  if rps or tps then r[s], k[s] = leaked(KEYS[2 * s - 1], rps, tps) end
+  if most then
+    redis.call('ZREMRANGEBYSCORE', KEYS[2 * s], '-inf', string.format('%.0f', now))
+    n[s] = redis.call('ZCARD', KEYS[2 * s])
+  end
+  if by == 0 then
+    if rps and r[s] + 1 > burst + 0.000001 then by = 3 * s - 2
+    elseif tps and tokens > 0 and k[s] + tokens > size + 0.000001 then by = 3 * s - 1
+    elseif most and n[s] >= most then by = 3 * s end
+  end
+end
+if by == 0 then
+  for s = 1, 2 do
+    local rps, tps = b[s][1], b[s][3]
+    if rps or tps then
+      r[s], k[s] = rps and r[s] + 1 or 0, tps and k[s] + tokens or 0
+      keep(KEYS[2 * s - 1], rps, tps, r[s], k[s])
+    end
+    if b[s][5] then
+      redis.call('ZADD', KEYS[2 * s], string.format('%.0f', now + lease * 1000), id)
+      redis.call('PEXPIRE', KEYS[2 * s], string.format('%.0f', lease))
+      n[s] = n[s] + 1
+    end
+  end
+end
+return {by, string.format('%.6f', r[1]), string.format('%.6f', k[1]), n[1],
+        string.format('%.6f', r[2]), string.format('%.6f', k[2]), n[2]}
+"""
+)
+
+GIVE: Final = Script(
+    _LEAK
+    + """
+local requests, tokens = tonumber(ARGV[2]), tonumber(ARGV[3])
+for s = 1, 2 do
+  local rps, tps = tonumber(ARGV[2 * s + 2]), tonumber(ARGV[2 * s + 3])
+  if (rps and requests ~= 0) or (tps and tokens ~= 0) then
+    local r, k = leaked(KEYS[2 * s - 1], rps, tps)
+    keep(KEYS[2 * s - 1], rps, tps, rps and math.max(0, r + requests) or 0, tps and math.max(0, k + tokens) or 0)
+  end
+  if ARGV[1] ~= '' then redis.call('ZREM', KEYS[2 * s], ARGV[1]) end
+end
+return 1
+"""
+)
+
+RENEW: Final = Script(
+    """
+local t = redis.call('TIME')
+local until_ = string.format('%.0f', t[1] * 1000000 + t[2] + tonumber(ARGV[1]) * 1000)
+for i = 2, #ARGV, 2 do redis.call('ZADD', KEYS[tonumber(ARGV[i])], until_, ARGV[i + 1]) end
+for i = 1, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[1]) end
+return 1
+"""
+)
+
+Told = Callable[[bool, str], None]
+
+
+class SharedLimits:
+    """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
+
+    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may
+    have been carried out: its permit then expires, its charge leaks away.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float, lease: float = LEASE, on_change: Told = lambda away, why: None
+    ) -> None:
+        self._link = Link(address(url), connect_timeout=timeout)
+        self._timeout = timeout
+        self._lease = lease
+        self._on_change = on_change
+        self.breaker = Breaker()
+        self._held: dict[str, Claim] = {}  # permits that live, to be renewed
+        self._last_loss: WireError | None = None
+        self._refused = False  # it answers, but not to what we ask
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        state = "open" if self.breaker.open else "closed"
+        return f"<SharedLimits {state} permits={len(self._held)} {self._link!r}>"
+
+    @property
+    def available(self) -> bool:
+        return not self.breaker.open
+
+    async def start(self) -> None:
+        """Find out whether it answers, and have the permits renewed from now on."""
+        try:
+            await self._load()
+        except WireError as e:
+            self._failed(e)
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._link.close()
+
+    # -- what a request asks ------------------------------------------------------------------------
+
+    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+        """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
+        if self.breaker.open:
+            done(None)
+            return
+
+        def read(reply: Any) -> None:
+            decision = _decision(reply)
+            if decision is None:
+                self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no decision"))
+            else:
+                self._refused = False
+            done(decision)
+
+        bounds = [*_numbers(claim.own), *_numbers(claim.everyone)]
+        self._run(TAKE, _keys(claim), (claim.permit, _ms(self._lease), claim.tokens, *bounds), read)
+
+    def hold(self, claim: Claim) -> None:
+        """The permit lives from now on, whoever gave it: one given while Redis was away is made known to it."""
+        if claim.own.streams is not None or claim.everyone.streams is not None:
+            self._held[claim.permit] = claim
+
+    def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+        """Correct what was taken, and end the permit where `stream` says so. Nobody waits for it."""
+        permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
+        if self.breaker.open or not (requests or tokens or permit):
+            return
+        rates: list[Word] = []
+        for bounds in (claim.own, claim.everyone):
+            rates += [meter.rate if meter is not None else "" for meter in (bounds.requests, bounds.tokens)]
+        self._run(GIVE, _keys(claim), (permit, requests, tokens, *rates), self._settled)
+
+    def _settled(self, reply: Any) -> None:
+        if isinstance(reply, WireError):
+            self._failed(reply)
+
+    def _run(self, script: Script, keys: list[str], words: tuple[Word, ...], done: Callable[[Any], None]) -> None:
+        def answered(reply: Any) -> None:
+            if isinstance(reply, Refused) and reply.code == "NOSCRIPT":  # it was restarted, or flushed
+                self._link.send(("EVAL", script.text, len(keys), *keys, *words), self._timeout, done)
+            else:
+                done(reply)
+
+        self._link.send(("EVALSHA", script.sha, len(keys), *keys, *words), self._timeout, answered)
+
+    # -- Redis away, and back -----------------------------------------------------------------------
+
+    def _failed(self, e: WireError) -> None:
+        if self._stopping or e is self._last_loss or isinstance(e, Overfull):
+            return
+        if isinstance(e, Refused) and e.code not in AWAY:
+            # It lives, so it costs no time to ask: full, read-only, or a key of ours is something else.
+            if not self._refused:
+                self._refused = True
+                self._on_change(True, str(e))
+            return
+        self._last_loss = e
+        if self.breaker.failure():
+            self._on_change(True, str(e))
+        self._wanted.set()
+
+    async def _watch(self) -> None:
+        """Renew what lives; while Redis is away, ask whether it is back."""
+        while True:
+            if self.breaker.open:
+                await asyncio.sleep(self.breaker.pause)
+                try:
+                    await self._load()
+                except WireError:
+                    self.breaker.failure()
+                    continue
+                self.breaker.success()
+                self._on_change(False, "it answers again")
+                self._renew()  # it may have been restarted, or have let them expire
+            self._wanted.clear()
+            try:
+                async with asyncio.timeout(self._lease / 3):
+                    await self._wanted.wait()
+            except TimeoutError:
+                self._renew()
+
+    async def _load(self) -> None:
+        """Whether it answers; and it knows our scripts from now on. One that must first be sent comes later than
+        what was asked after it."""
+        for script in (TAKE, GIVE, RENEW):
+            await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
+
+    def _renew(self) -> None:
+        held = tuple(self._held.values())
+        for start in range(0, len(held), BATCH):
+            keys: dict[str, int] = {}
+            words: list[Word] = [_ms(self._lease)]
+            for claim in held[start : start + BATCH]:
+                _, own, _, everyone = _keys(claim)
+                if claim.own.streams is not None:
+                    words += [keys.setdefault(own, len(keys) + 1), claim.permit]
+                if claim.everyone.streams is not None:
+                    words += [keys.setdefault(everyone, len(keys) + 1), claim.permit]
+            self._run(RENEW, list(keys), tuple(words), self._settled)
+
+
+def _keys(claim: Claim) -> list[str]:
+    """Meter and streams of the caller, then of everyone."""
+    caller = claim.caller
+    return [f"{PREFIX}m:{caller}", f"{PREFIX}s:{caller}", f"{PREFIX}all:m", f"{PREFIX}all:s"]
+
+
+def _numbers(bounds: Ceilings) -> tuple[Word, ...]:
+    """As the script reads them: nothing is no bound."""
+    return (
+        *(bounds.requests or ("", "")),
+        *(bounds.tokens or ("", "")),
+        "" if bounds.streams is None else bounds.streams,
+    )
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _decision(reply: Any) -> Decision | None:
+    """What the script answered; None for anything else."""
+    try:
+        by, r, k, n, all_r, all_k, all_n = reply
+        if not 0 <= by <= len(_WHERE):
+            return None
+        return Decision(
+            _WHERE[by - 1] if by else None,
+            Levels(float(r), float(k), int(n)),
+            Levels(float(all_r), float(all_k), int(all_n)),
+        )
+    except (TypeError, ValueError):
+        return None

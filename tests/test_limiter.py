@@ -1,0 +1,293 @@
+"""What one request has of the limits: taken once, given back once, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from proxy.caller import Caller, Rates
+from proxy.errors import GatewayError
+from proxy.estimate import Cost
+from proxy.flight import Flight, Phase
+from proxy.group import FlightGroup
+from proxy.limiter import Followers, Hold, Limiter
+from proxy.limits import Ceilings, Claim, Decision, Levels, LocalLimits
+from proxy.limits_redis import SharedLimits
+from proxy.plan import Mode, Plan
+from proxy.wire.frames import Usage
+
+ALICE = Caller(id="alice", rates=Rates(rps=1, burst=5, tokens_per_minute=1000, streams=3))
+GRANTED = Decision(None, Levels(1, 0, 1), Levels())
+
+
+class Memory:
+    """A Redis that answers when the test says so, and remembers what it was given back."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Claim, Callable[[Decision | None], None]]] = []
+        self.held: list[str] = []
+        self.given: list[tuple[int, float, bool]] = []
+
+    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+        self.asked.append((claim, done))
+
+    def hold(self, claim: Claim) -> None:
+        self.held.append(claim.permit)
+
+    def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+        self.given.append((requests, tokens, stream))
+
+
+class Desk:
+    """A limiter with its clock standing still, and Flights to pay for."""
+
+    def __init__(self, memory: Memory | None = None, followers: Followers = "generation") -> None:
+        self.refused: list[str] = []
+        self.fallbacks = 0
+        self.group = FlightGroup()
+        self.local = LocalLimits(0.0)
+        self.limiter = Limiter(
+            self.local,
+            cast(SharedLimits | None, memory),
+            followers=followers,
+            on_refused=self.refused.append,
+            on_fallback=self.fell,
+            clock=lambda: 0.0,
+        )
+
+    def fell(self) -> None:
+        self.fallbacks += 1
+
+    def ask(self, prompt: int = 100, completion: int = 200) -> Hold:
+        hold = self.limiter.ask(ALICE, lambda: Cost(prompt, completion))
+        assert hold is not None
+        return hold
+
+    def levels(self) -> tuple[float, float, int]:
+        """As they are, asked without taking."""
+        peek = Claim("peek", "alice", *self._bounds(), 0)
+        taken = self.local.take(peek, 0.0, force=True)
+        self.local.give(peek, 0.0, requests=-1, stream=True)
+        return taken.own.requests - 1, taken.own.tokens, taken.own.streams - 1
+
+    def _bounds(self) -> tuple[Ceilings, Ceilings]:
+        hold = self.limiter.ask(ALICE, lambda: Cost(0, 0))
+        assert hold is not None
+        hold.close()
+        return hold.claim.own, hold.claim.everyone
+
+    def flies(self, hold: Hold, *, stored: bool = False) -> Flight:
+        flight = self.group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+        hold.joins(self.group.attach(flight, usage=True, whole=False, verdict="miss"))
+        if stored:
+            flight.stored_at = 1.0
+            flight.stored(b"x", b"x")
+        return flight
+
+
+def at_engine(flight: Flight) -> None:
+    flight.enter(Phase.CONNECTING)
+    flight.enter(Phase.PREFILL)
+
+
+async def test_a_whole_answer_costs_what_its_usage_says_and_a_request() -> None:
+    desk = Desk()
+    hold = desk.ask()
+    await hold.allowed()
+    assert desk.levels() == (1, 300, 1)
+    flight = desk.flies(hold)
+    at_engine(flight)
+    flight.enter(Phase.STREAMING)
+    flight.usage = Usage(prompt_tokens=90, completion_tokens=700)
+    flight.land()
+    assert desk.levels() == (1, 300, 1)  # the client has not read it yet
+    hold.close()
+    hold.close()
+    assert desk.levels() == (1, 790, 0)
+    desk.group.remove(flight)
+
+
+@pytest.mark.parametrize(
+    ("at", "left"),
+    [("queued", (0, 0, 0)), ("connecting", (0, 0, 0)), ("prefill", (1, 100, 0)), ("streaming", (1, 107, 0))],
+)
+async def test_leaving_gives_back_what_was_not_used_in_every_phase(
+    at: str, left: tuple[float, float, int]
+) -> None:
+    desk = Desk()
+    hold = desk.ask()
+    flight = desk.flies(hold)
+    if at != "queued":
+        flight.enter(Phase.CONNECTING)
+    if at in ("prefill", "streaming"):
+        flight.enter(Phase.PREFILL)
+    if at == "streaming":
+        flight.enter(Phase.STREAMING)
+        flight.times.first, flight.content_events = 1.0, 7
+    flight.cancel()
+    hold.close()
+    assert desk.levels() == left
+    desk.group.remove(flight)
+
+
+async def test_a_request_that_never_came_to_a_flight_gives_all_back() -> None:
+    desk = Desk()
+    desk.ask().close()
+    assert desk.levels() == (0, 0, 0)
+
+
+async def test_a_flight_that_the_queue_would_not_take_costs_nothing() -> None:
+    desk = Desk()
+    hold = desk.ask()
+    flight = desk.flies(hold)
+    for reader in tuple(flight.subscribers):
+        reader.leave()
+    hold.close()
+    assert desk.levels() == (0, 0, 0)
+    assert flight.on_end is None
+    desk.group.remove(flight)
+
+
+async def test_whoever_began_a_generation_pays_for_it_to_its_end_though_it_left() -> None:
+    """Else one would begin a generation, join it a second time, and leave the first."""
+    desk = Desk()
+    hold, follower = desk.ask(), desk.ask()
+    flight = desk.flies(hold)
+    at_engine(flight)
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    hold.close()
+    assert desk.levels() == (2, 300, 1)
+    flight.enter(Phase.STREAMING)
+    flight.usage = Usage(prompt_tokens=100, completion_tokens=50)
+    flight.land()
+    assert desk.levels() == (2, 150, 1)
+    follower.close()
+    assert desk.levels() == (2, 150, 0)
+    desk.group.remove(flight)
+
+
+@pytest.mark.parametrize(("followers", "tokens"), [("generation", 150), ("reader", 300)])
+async def test_a_follower_pays_its_request_and_by_setting_its_tokens(followers: Followers, tokens: int) -> None:
+    desk = Desk(followers=followers)
+    hold, follower = desk.ask(), desk.ask()
+    flight = desk.flies(hold)
+    at_engine(flight)
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    assert desk.levels() == (2, 300 if followers == "generation" else 600, 2)
+    flight.enter(Phase.STREAMING)
+    flight.usage = Usage(prompt_tokens=100, completion_tokens=50)
+    flight.land()
+    hold.close()
+    follower.close()
+    assert desk.levels() == (2, tokens, 0)
+    desk.group.remove(flight)
+
+
+@pytest.mark.parametrize(("followers", "tokens"), [("generation", 0), ("reader", 150)])
+async def test_a_hit_costs_a_request_and_by_setting_its_tokens(followers: Followers, tokens: int) -> None:
+    desk = Desk(followers=followers)
+    hold = desk.ask()
+    flight = desk.flies(hold, stored=True)
+    flight.usage = Usage(prompt_tokens=100, completion_tokens=50)
+    flight.land()
+    hold.close()
+    assert desk.levels() == (1, tokens, 0)
+    desk.group.remove(flight)
+
+
+async def test_a_guess_at_the_answer_s_length_alone_refuses_nobody_but_a_long_prompt_does() -> None:
+    desk = Desk()
+    hold = desk.ask(prompt=900, completion=5000)
+    await hold.allowed()
+    assert hold.claim.tokens == 1000
+    hold.close()
+    with pytest.raises(GatewayError, match="shorter prompt"):
+        await desk.ask(prompt=1001, completion=0).allowed()
+    assert desk.refused == ["tokens"]
+
+
+async def test_a_caller_without_limits_has_no_hold() -> None:
+    assert Desk().limiter.ask(Caller(id="x"), lambda: Cost(1, 1)) is None
+
+
+# With Redis
+
+
+async def test_what_redis_lets_through_is_counted_here_too_and_given_back_to_both() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold = desk.ask()
+    waiting = asyncio.ensure_future(hold.allowed())
+    await asyncio.sleep(0)
+    assert hold.headers() == []
+    memory.asked[0][1](GRANTED)
+    await waiting
+    assert memory.held == [hold.claim.permit]
+    assert hold.headers()[0] == ("x-ratelimit-limit-requests", "5")
+    hold.close()
+    assert memory.given == [(-1, -300, True)]
+    assert desk.local.streams == 0
+
+
+async def test_a_client_that_left_while_redis_was_asked_gets_its_permit_straight_back() -> None:
+    """Complaint: the decrement of a cancelled call was cancelled with it (LiteLLM 28160)."""
+    memory = Memory()
+    desk = Desk(memory)
+    hold = desk.ask()
+    waiting = asyncio.ensure_future(hold.allowed())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    hold.close()
+    assert memory.given == []
+    memory.asked[0][1](GRANTED)
+    assert memory.given == [(-1, -300, True)]
+    assert desk.local.streams == 0
+
+
+async def test_cancelled_in_the_turn_in_which_it_was_granted_it_leaks_nothing() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold = desk.ask()
+    waiting = asyncio.ensure_future(hold.allowed())
+    await asyncio.sleep(0)
+    memory.asked[0][1](GRANTED)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    hold.close()
+    assert memory.given == [(-1, -300, True)]
+    assert desk.local.streams == 0
+
+
+async def test_where_redis_cannot_tell_this_process_limits_from_what_it_had_let_through() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    for _ in range(2):
+        desk.ask(1, 1)
+        memory.asked.pop()[1](GRANTED)
+    third, fourth = desk.ask(1, 1), desk.ask(1, 1)
+    for _, done in memory.asked:
+        done(None)
+    await third.allowed()
+    with pytest.raises(GatewayError, match="limit 3 requests under way"):
+        await fourth.allowed()
+    assert desk.fallbacks == 2
+    third.close()
+    assert memory.given == [(0, 0, True)]  # only the permit: Redis had not charged it
+
+
+async def test_what_redis_refuses_takes_nothing_here() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold = desk.ask()
+    memory.asked[0][1](Decision(("caller", "requests"), Levels(5, 0, 0), Levels()))
+    with pytest.raises(GatewayError) as caught:
+        await hold.allowed()
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    hold.close()
+    assert (memory.given, memory.held, desk.local.streams) == ([], [], 0)
