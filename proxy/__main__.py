@@ -7,16 +7,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import sys
 
 import uvloop
 
 from proxy.app import App, running
+from proxy.check import check
 from proxy.config import Settings
 from proxy.config_load import load
 from proxy.errors import SettingsError
 from proxy.log import Log
+from proxy.signals import Signals
 
 SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
@@ -24,16 +25,17 @@ SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json
 
 
 async def serve(settings: Settings, log: Log) -> None:
-    """Run until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, log) as app:
-        settle_collector()
-        _greet(app)
-        await stop.wait()
-        log.event("info", "stopping", flights=len(app.group))
+    """Run until SIGTERM or SIGINT; a second one does not wait for requests to end."""
+    with Signals() as signals:
+        try:
+            async with running(settings, log) as app:
+                settle_collector()
+                _greet(app)
+                signals.running(app.reload)
+                await signals.stop.wait()
+                log.event("info", "stopping", flights=len(app.group))
+        except asyncio.CancelledError:
+            log.event("warning", "stopped at once")
 
 
 def settle_collector() -> None:
@@ -45,7 +47,9 @@ def settle_collector() -> None:
 
 def _greet(app: App) -> None:
     models = [str(model["id"]) for model in app.backends.models()]
-    sample = SAMPLE.format(url=app.url, model=models[0] if models else "MODEL")
+    unix = app.url.removeprefix("unix://") if app.url.startswith("unix:") else ""
+    where = f"--unix-socket {unix} http://gateway" if unix else app.url
+    sample = SAMPLE.format(url=where, model=models[0] if models else "MODEL")
     print(
         f"gateway at {app.url}\n"
         f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
@@ -59,6 +63,8 @@ def _greet(app: App) -> None:
 def main() -> int:
     try:
         settings = load(sys.argv[1:], os.environ)
+        if "--check-config" in sys.argv[1:]:
+            return _check(settings)
     except SettingsError as e:
         return _refuse(e)
     log = Log(sys.stdout.fileno(), settings.log_format, settings.log_level)
@@ -69,10 +75,19 @@ def main() -> int:
     except SettingsError as e:
         return _refuse(e)
     except OSError as e:
-        print(f"proxy: cannot listen on {settings.host}:{settings.port}: {e.strerror or e}", file=sys.stderr)
+        where = settings.listen_unix or f"{settings.host}:{settings.port}"
+        print(f"proxy: cannot listen on {where}: {e.strerror or e}", file=sys.stderr)
         return 2
     finally:
         log.close()
+    return 0
+
+
+def _check(settings: Settings) -> int:
+    text, warnings = check(settings)
+    for warning in warnings:
+        print(f"proxy: warning: {warning}", file=sys.stderr)
+    print(text, end="")
     return 0
 
 

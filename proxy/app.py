@@ -19,15 +19,22 @@ from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
+from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.feeder import Limits
 from proxy.flight import Flight
+from proxy.gate import gate_for
 from proxy.gateway import Gateway
 from proxy.group import FlightGroup
+from proxy.guarded import feeder_for
 from proxy.key import Keyer, hash_for
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.prepare import Prepared, Reloader, prepare
 from proxy.scheduler import Scheduler
+from proxy.unix_socket import unix_socket
 from proxy.upstream import Pool
+
+BACKLOG = 1024
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
@@ -46,10 +53,15 @@ class App:
     backends: Backends
     cache: Cache | None
     metrics: Metrics
+    scheme: str
+    reload: Callable[[], None]
+    """Read again, as SIGHUP asks, what can change while it runs."""
 
     @property
     def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        if self.host.startswith("/"):
+            return f"unix://{self.host}"
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 @asynccontextmanager
@@ -57,12 +69,15 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
     """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds."""
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
+    prepared = prepare(settings)
+    for warning in prepared.warnings:
+        log.event("warning", "settings", detail=warning)
     async with AsyncExitStack() as stack:
         urls, redis_url, redis_words = await _children(settings, log, stack)
         metrics = Metrics()
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
-        backends = _backends(urls, settings, tls, log, loop, stack)
+        backends = _backends(urls, settings, tls, log, loop, stack, prepared.backend_key)
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit, max_batch=settings.max_batch, window=settings.batch_window_ms / 1000
         )
@@ -80,6 +95,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             ),
             metrics=metrics,
             loop=loop,
+            feeder=feeder_for(settings, prepared, metrics, log),
         )
         gateway = Gateway(
             settings=settings,
@@ -89,7 +105,9 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             keyer=Keyer(hash_for(_cpuinfo())),
             metrics=metrics,
             log=log,
+            gate=gate_for(settings, prepared, metrics, log),
         )
+        reloader = Reloader(settings, prepared, log)
         await _first_look(backends)
         stack.push_async_callback(_stop_task, asyncio.create_task(backends.watch(settings.refresh_seconds)))
         stack.push_async_callback(scheduler.close)
@@ -97,13 +115,14 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             gateway.handle,
             max_connections=settings.max_connections,
             max_header=settings.max_header_bytes,
+            max_headers=settings.max_headers,
             on_refused=metrics.connection_refused,
         )
         stack.callback(metrics.watch_loop(loop))
-        port = await _listen(door, settings, stack)
+        host, port = await _listen(door, gateway, scheduler, settings, prepared, log, stack)
         _gauges(metrics, group, batcher, backends, door, log, cache)
         yield App(
-            settings.host,
+            host,
             port,
             [b.name for b in backends.all],
             redis_words,
@@ -112,6 +131,8 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[App]:
             backends,
             cache,
             metrics,
+            "https" if prepared.tls is not None else "http",
+            reloader.reload,
         )
 
 
@@ -197,8 +218,11 @@ def _backends(
     log: Log,
     loop: asyncio.AbstractEventLoop,
     stack: AsyncExitStack,
+    api_key: str,
 ) -> Backends:
-    pools = [Pool(url, connect_timeout=settings.connect_timeout, loop=loop, tls=tls) for url in urls]
+    pools = [
+        Pool(url, connect_timeout=settings.connect_timeout, loop=loop, tls=tls, api_key=api_key) for url in urls
+    ]
     for pool in pools:
         stack.callback(pool.close)
     backends = Backends([Backend(pool.url, pool, settings.max_inflight) for pool in pools])
@@ -216,15 +240,38 @@ async def _first_look(backends: Backends) -> None:
         pass  # the watch asks again; meanwhile they are tried as they are
 
 
-async def _listen(door: Door, settings: Settings, stack: AsyncExitStack) -> int:
-    """Bind, and at the end stop taking connections, then give those under way their time."""
-    runner = web.ServerRunner(door, shutdown_timeout=settings.shutdown_timeout)
+async def _listen(
+    door: Door,
+    gateway: Gateway,
+    scheduler: Scheduler,
+    settings: Settings,
+    prepared: Prepared,
+    log: Log,
+    stack: AsyncExitStack,
+) -> tuple[str, int]:
+    """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
+    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+    stack.push_async_exit(
+        Drain(
+            door,
+            runner,
+            gateway,
+            scheduler.close,
+            delay=settings.drain_delay,
+            timeout=settings.drain_timeout,
+            log=log,
+        )
+    )
+    site: web.BaseSite
+    if settings.listen_unix:
+        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
+        site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=prepared.tls)
+        await site.start()
+        return settings.listen_unix, 0
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
     await site.start()
-    port: int = runner.addresses[0][1]
-    return port
+    return settings.host, runner.addresses[0][1]
 
 
 async def _stop_task(task: asyncio.Task[None]) -> None:

@@ -15,6 +15,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPException
 
+from proxy.caller import Caller
 from proxy.config import Settings
 from proxy.door import at_hand
 from proxy.errors import Code, GatewayError
@@ -41,6 +42,7 @@ class Call:
     model: str | None = None
     stream: bool = False
     ask: Ask | None = None
+    caller: Caller | None = None  # where somebody has to know
     reader: Subscriber | None = None
     status: int = 0
     error: str | None = None
@@ -119,6 +121,7 @@ class Call:
                 bytes_out=self.bytes_out or (reader.sent if reader is not None else 0),
                 error=self.failure(),
                 client_left=self.client_left,
+                key=self.caller.name or None if self.caller is not None else None,
                 prompt=(
                     self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None
                 ),

@@ -163,6 +163,7 @@ class Door(web.Server):
         *,
         max_connections: int,
         max_header: int,
+        max_headers: int = 128,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
     ) -> None:
@@ -171,6 +172,7 @@ class Door(web.Server):
             "lingering_time": lingering,
             "max_line_size": max_header,
             "max_field_size": max_header,
+            "max_headers": max_headers,
             "access_log": None,
             "auto_decompress": False,
         }
@@ -181,6 +183,23 @@ class Door(web.Server):
 
     def __call__(self) -> RequestHandler:
         return DoorHandler(self, loop=self._loop, **self._limits)
+
+    @property
+    def busy(self) -> int:
+        """Connections on which a request is being answered."""
+        return sum(handler._request_in_progress for handler in self.connections)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for the requests under way, at most so long; each one's connection is closed after its answer.
+        One that has none stays, so that what a client sends on it just now is still answered, if only by a no."""
+        waiters = []
+        for handler in self.connections:
+            if handler._request_in_progress:
+                handler._close = True
+                handler._handler_waiter = waiter = self._loop.create_future()
+                waiters.append(waiter)
+        if waiters and seconds > 0:
+            await asyncio.wait(waiters, timeout=seconds)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)

@@ -21,6 +21,9 @@ _ELSEWHERE: Final = frozenset({Code.UPSTREAM_UNREACHABLE.code, Code.UPSTREAM_CON
 """What another engine may do better."""
 
 
+MakeFeeder = Callable[[Flight, Limits, Watch, Callable[[GatewayError | None], None]], Feeder]
+
+
 @dataclass(slots=True)
 class Road:
     """What every journey needs."""
@@ -32,6 +35,7 @@ class Road:
     own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
     arrived: Callable[[Journey, GatewayError | None], None]
     """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
+    feeder: MakeFeeder = Feeder
 
 
 class Journey:
@@ -108,7 +112,7 @@ class Journey:
             return
         self._reused = reused
         self._connection = connection
-        self.feeder = Feeder(flight, self._road.limits, self._road.watch, self._fed)
+        self.feeder = self._road.feeder(flight, self._road.limits, self._road.watch, self._fed)
         flight.throttle = self._throttle
         connection.send(request, self.feeder)
 
@@ -116,8 +120,8 @@ class Journey:
         """The exchange is over."""
         connection = self._connection
         self._part(content=error is None)
-        if error is None:
-            self._arrive(None)
+        if error is None or error.code is Code.CONTENT_DENIED:
+            self._arrive(error)  # what we do not let through is no failure of the engine's
         elif (
             self._reused
             and connection is not None

@@ -115,6 +115,11 @@ class Metrics:
         self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", backend, code)
         self._upstream = counts("upstream_requests_total", "Requests sent to engines.", backend)
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
+        self._denied = counts(
+            "content_denied_total",
+            "Prompts refused and answers ended by the deny list.",
+            Label("where", ("prompt", "answer")),
+        )
         self._latency = histograms(
             "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
         )
@@ -227,6 +232,10 @@ class Metrics:
     def connection_refused(self) -> None:
         """A client's connection was one too many."""
         self._refused.count(())
+
+    def content_denied(self, where: str) -> None:
+        """The deny list matched: a `prompt` or an `answer`."""
+        self._denied.count((where,))
 
     # -- what is read at each scrape --------------------------------------------------------------
 

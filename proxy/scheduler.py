@@ -12,10 +12,10 @@ from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits, Watch
+from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.journey import Journey, Road
+from proxy.journey import Journey, MakeFeeder, Road
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
@@ -39,6 +39,7 @@ class Scheduler:
         limits: Limits,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        feeder: MakeFeeder = Feeder,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -49,7 +50,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
         self._watch = Watch(limits, loop)
-        self._road = Road(backends, limits, self._watch, metrics, self._own, self._arrived)
+        self._road = Road(backends, limits, self._watch, metrics, self._own, self._arrived, feeder)
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False

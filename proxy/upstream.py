@@ -46,13 +46,16 @@ class Pool:
         connect_timeout: float,
         loop: asyncio.AbstractEventLoop,
         tls: ssl.SSLContext | None = None,
+        api_key: str = "",
     ) -> None:
         self.url = url
         self.loop = loop
         self.address = address_of(url)
         self._tls = tls or (tls_context() if self.address.tls else None)
         self._connect_timeout = connect_timeout
-        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n"
+        shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
+        self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
         self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -119,7 +122,7 @@ class Pool:
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"Content-Length: {len(body)}\r\n")
         text = f"{method} {self.address.base}{path}{self._head}{''.join(lines)}\r\n"
-        count = len(lines) + 3  # a line break for each, the request line, Host and the end
+        count = len(lines) + self._breaks
         if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
             raise GatewayError(
                 Code.INVALID_HEADER, "A header or the path has a line break in it, or the path a space."

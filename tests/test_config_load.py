@@ -50,7 +50,7 @@ TYPED: dict[str, str] = {
     "log_format": "text",
     "log_level": "debug",
     "log_prompts": "on",
-    "shutdown_timeout": "0",
+    "drain_timeout": "0",
 }
 OTHER = {"port": "9", "share": "off", "embed_stub": "off", "max_batch": "2", "backends": "http://c"}
 EACH = pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
