@@ -112,8 +112,8 @@ class DenyList:
 
 
 def read_deny_list(text: str, path: str) -> DenyList:
-    """One rule a line; blank lines and lines that begin with # say nothing. `re:` begins a pattern of RE2's, `text:`
-    a text that would else be read otherwise. Raises SettingsError that names each wrong line."""
+    """One rule a line; blank lines and lines that begin with # say nothing. `re:` begins a pattern of RE2's,
+    `text:` a text that would else be read otherwise. Raises SettingsError that names each wrong line."""
     literals: list[tuple[str, int]] = []
     patterns: list[tuple[Any, int]] = []
     problems: list[str] = []

@@ -120,6 +120,8 @@ class DoorHandler(RequestHandler):
     def _refuse(self, exc: BaseException) -> None:
         if isinstance(exc, LineTooLong):
             error = GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
+        elif "Too many headers" in str(exc):
+            error = GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
         else:
             error = GatewayError(Code.INVALID_VALUE, "This is not a request of HTTP/1.1 that can be read.")
         if self.transport is not None:

@@ -68,7 +68,7 @@ class GuardedFeeder(Feeder):
             return
         self._last = now = self.flight.clock()
         self._frames(data, now)
-        if not self._done and self.flight.size + self._waiting_bytes > self._limits.flight:
+        if self.flight.size + self._waiting_bytes > self._limits.flight:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
     def _frames(self, data: bytes, now: float) -> None:

@@ -27,7 +27,7 @@ class Identity:
         return f"<Identity by {self.ring!r}>" if self.ring is not None else "<Identity by address>"
 
     def identify(self, request: web.BaseRequest) -> Caller:
-        """Who sends the request. Raises GatewayError 401 where a key is wanted and there is none, or a wrong one."""
+        """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""
         if self.ring is None:
             return Caller(id=self.address(request), tenant=tenant(request))
         given = request.headers.getall("authorization", ())

@@ -39,7 +39,7 @@ def _text(value: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m proxy.keys",
-        description="Makes API keys for --api-keys-file. The entry is printed on stdout, to be appended to the file; "
+        description="Makes API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
         "a new key on stderr, once: the file holds its SHA-256 only.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     key = new_key() if options.command == "new" else sys.stdin.readline().strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        print("proxy.keys: a key has printable ASCII characters and no spaces", file=sys.stderr)
+        sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")
         return 2
     made = entry(key, options.name, tenant=options.tenant, models=options.model)
     try:
         read_keys(made, "NAME")
     except SettingsError as e:
-        print(f"proxy.keys: {e}", file=sys.stderr)
+        sys.stderr.write(f"proxy.keys: {e}\n")
         return 2
     if options.command == "new":
-        print(key, file=sys.stderr)
-    print(made, end="")
+        sys.stderr.write(key + "\n")
+    sys.stdout.write(made)
     return 0
 
 

@@ -11,15 +11,16 @@ from proxy.text_form import Former, form, seen
 
 
 class Scanner:
-    """Reads one text. `hit` is the line of a rule that it breaks, once it does; `safe` counts its characters (those
-    of no width aside) that can be no part of any match, whatever follows.
+    """Reads one text. `hit` is the line of a rule that it breaks, once it does; `safe` counts its characters
+    (those of no width aside) that can be no part of any match, whatever follows.
 
     A text of the list is found however long, and only what may begin one waits. A pattern is found where its match
     has at most `window` characters; so much waits.
     """
 
     __slots__ = (
-        "_buffer", "_cut", "_deny", "_former", "_marks", "_state", "_taken", "_total", "_window", "hit", "read", "safe",
+        "_buffer", "_cut", "_deny", "_former", "_marks", "_state", "_taken", "_total", "_window",
+        "hit", "read", "safe",
     )  # fmt: skip
 
     def __init__(self, deny: DenyList, window: int) -> None:

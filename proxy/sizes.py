@@ -47,7 +47,7 @@ class Sizes:
         return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
 
     def admit(self, ask: Ask) -> Ask:
-        """The request as it may go on: what is sent, keyed and folded from now on. Raises GatewayError 400 or 413."""
+        """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
         fields = ask.fields
         self._count("n", fields, self.n)
         self._count("best_of", fields, self.best_of)
@@ -122,8 +122,8 @@ class Sizes:
 
 
 def _number(name: str, fields: dict[str, msgspec.Raw]) -> int | None:
-    """A count; None where it is left out. Only whole numbers pass: an engine takes "512", 512.0 and -1 (without end)
-    for numbers too, and would then be asked for more than was seen here."""
+    """A count; None where it is left out. Only whole numbers pass: an engine takes "512", 512.0 and -1 (without
+    end) for numbers too, and would then be asked for more than was seen here."""
     raw = fields.get(name, _NULL)
     value: Any
     try:

@@ -16,8 +16,8 @@ from proxy.errors import SettingsError
 
 @contextmanager
 def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
-    """A socket bound to the path, with that mode from its first moment. A socket that nobody listens on any more is
-    replaced, anything else at the path is left alone. At the end the path is taken away, if it is still ours.
+    """A socket bound to the path, with that mode from its first moment. A socket that nobody listens on any more
+    is replaced, anything else at the path is left alone. At the end the path is taken away, if it is still ours.
     Raises SettingsError."""
     if len(os.fsencode(path)) > 107:
         raise SettingsError(f"listen_unix = {path!r}: the system takes no path over 107 bytes")
