@@ -35,6 +35,7 @@ class DoorHandler(RequestHandler):
     """
 
     lags = False  # the client takes less than it is sent
+    leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     _payload: StreamReader | None = None  # the body of the latest request
 
     def pause_writing(self) -> None:
@@ -97,7 +98,7 @@ class DoorHandler(RequestHandler):
             if not payload.is_eof():
                 keep = keep and await self._rest(payload)
             self._keepalive = keep = keep and not self._upgraded
-            if not keep or self._close or self._force_close:
+            if not keep or self._close or self._force_close or self.leaving:
                 break
             self._next_keepalive_close_time = close = loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:
@@ -197,7 +198,7 @@ class Door(web.Server):
         waiters = []
         for handler in self.connections:
             if handler._request_in_progress:
-                handler._close = True
+                cast(DoorHandler, handler).leaving = True
                 handler._handler_waiter = waiter = self._loop.create_future()
                 waiters.append(waiter)
         if waiters and seconds > 0:

@@ -27,7 +27,7 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
-from proxy.relay import forwardable, passes
+from proxy.relay import forwardable, named_by_connection, passes
 from proxy.scheduler import Scheduler
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
@@ -180,7 +180,7 @@ class Gateway:
         headers = call.request.headers
         up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
         for name in self._passed_on:
-            if name in headers:
+            if name in headers and name not in named_by_connection(headers.get("connection", "")):
                 up.append((name, headers[name]))
         plan = Plan(
             method="POST",

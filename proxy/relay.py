@@ -69,6 +69,11 @@ def passes(path: str, raw: str) -> bool:
     )
 
 
+def named_by_connection(connection: str) -> frozenset[str]:
+    """The headers that concern one connection only, by its `Connection` header (RFC 9110 7.6.1)."""
+    return frozenset(token.strip().lower() for token in connection.split(","))
+
+
 def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False) -> list[tuple[str, str]]:
     """A client's end-to-end headers, as they came, but for those that end here. `authorization`: that one too."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]

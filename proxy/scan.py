@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 
 from proxy.deny import DenyList
-from proxy.text_form import Former, form, seen
+from proxy.text_form import Former, seen
 
 
 class Scanner:
@@ -81,23 +81,21 @@ class Scanner:
         self._buffer = buffer
 
     def _settle(self) -> None:
+        """Where a match that is not there yet may begin at the earliest: before it all is safe."""
         if self.hit is not None:
             return
-        waits = self._deny.trie.depth[self._state]
-        if self._deny.patterns:
-            waits = max(waits, self._window + 1)
-        sure = self._total - waits
-        marks = self._marks
+        deny, marks = self._deny, self._marks
+        if not deny.plain:
+            waits = deny.trie.depth[self._state]
+            sure = self._total - (max(waits, self._window + 1) if deny.patterns else waits)
+        else:
+            # What waits for a mark to combine with either stays as it is, or becomes what is in no text of the list.
+            state, at = self._state, self._total
+            sure = at - deny.trie.depth[state] if not (rest := self._former.peek()) else at + len(rest)
+            for char in rest:
+                state, at = deny.trie.step(state, char), at + 1
+                sure = min(sure, at - deny.trie.depth[state])
+            if marks[-1][0] < self.read:
+                marks.append((self.read, at))
         while marks and marks[0][1] <= sure:
             self.safe = marks.popleft()[0]
-        if self._deny.plain and not marks and self._harmless():
-            self.safe = self.read
-
-    def _harmless(self) -> bool:
-        """Whether even the characters that wait for what they combine with can begin nothing: combined or not."""
-        trie, state = self._deny.trie, self._state
-        for char in form(self._former.pending):
-            state = trie.step(state, char)
-            if state:
-                return False
-        return True

@@ -54,6 +54,11 @@ class Former:
         text, self.pending = self.pending, ""
         return self._spaces(form(text))
 
+    def peek(self) -> str:
+        """What waits, in its form, were nothing to combine with it."""
+        text = form(self.pending)
+        return text[1:] if self._spaced and text.startswith(" ") else text
+
     def _spaces(self, text: str) -> str:
         if text:
             if self._spaced and text[0] == " ":

@@ -183,7 +183,7 @@ async def test_what_breaks_no_rule_goes_up_untouched(engine: Engine, deny_file: 
     engine.auto(echo_script())
     async with gateway(engine, deny_file=deny_file) as app:
         assert (await post_json(app.url, CHAT, HELLO)).status == 200
-        assert engine.requests[0].request.body == json.dumps(HELLO).encode()
+        assert engine.requests[0].body == json.dumps(HELLO).encode()
 
 
 async def test_a_list_is_read_again_and_a_bad_one_is_not_taken(

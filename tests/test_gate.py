@@ -219,10 +219,10 @@ async def test_keys_are_read_again_and_a_bad_file_changes_nothing(
             return (await client.read()).status
 
         assert (await status("ka"), await status("new")) == (200, 401)
-        keys.write_text(entry("new", "new"))
+        write(entry("new", "new"))
         app.reload()
         assert (await status("ka"), await status("new")) == (401, 200)
-        keys.write_text("nonsense")
+        write("nonsense")
         app.reload()
         assert (await status("ka"), await status("new")) == (401, 200)
     told = [(line["msg"], line["setting"]) for line in lines(log) if "reloaded" in line["msg"]]
@@ -239,7 +239,8 @@ async def test_a_keys_file_that_others_may_read_is_warned_of(engine: Engine, key
 
 
 async def test_a_bad_keys_file_keeps_the_gateway_from_starting(engine: Engine, keys: Path) -> None:
-    keys.write_text('[[keys]]\nname = "a"\nsha256 = "x"\n')
+    write = keys.write_text
+    write('[[keys]]\nname = "a"\nsha256 = "x"\n')
     with pytest.raises(SettingsError, match=r"keys\.toml:1: sha256"):
         async with gateway(engine, api_keys_file=str(keys)):
             pass

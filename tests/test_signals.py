@@ -1,4 +1,4 @@
-"""What signals mean: the first ends well, the second at once, one that comes before there is anything at once too."""
+"""What signals mean: the first ends well, the second at once, and so does one that comes while it starts."""
 
 from __future__ import annotations
 
