@@ -250,6 +250,9 @@ async def _listen(
     stack: AsyncExitStack,
 ) -> tuple[str, int]:
     """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
+    sock = None
+    if settings.listen_unix:
+        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
     runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     stack.push_async_exit(
@@ -264,8 +267,7 @@ async def _listen(
         )
     )
     site: web.BaseSite
-    if settings.listen_unix:
-        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
+    if sock is not None:
         site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=prepared.tls)
         await site.start()
         return settings.listen_unix, 0

@@ -89,7 +89,7 @@ class Scanner:
             waits = deny.trie.depth[self._state]
             sure = self._total - (max(waits, self._window + 1) if deny.patterns else waits)
         else:
-            # What waits for a mark to combine with either stays as it is, or becomes what is in no text of the list.
+            # What waits for a mark to combine with stays as it is, or becomes what is in no text of the list.
             state, at = self._state, self._total
             sure = at - deny.trie.depth[state] if not (rest := self._former.peek()) else at + len(rest)
             for char in rest:

@@ -208,7 +208,7 @@ async def test_keys_are_read_again_and_a_bad_file_changes_nothing(
     engine: Engine, keys: Path, tmp_path: Path
 ) -> None:
     engine.auto(echo_script())
-    log = tmp_path / "log"
+    log, write = tmp_path / "log", keys.write_text
     async with (
         gateway(engine, api_keys_file=str(keys), log_to=log) as app,
         await Connection.open(app.url) as client,

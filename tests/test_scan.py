@@ -93,6 +93,8 @@ def test_only_what_may_begin_a_text_waits() -> None:
         scanner.feed(text)
         assert scanner.safe == safe, text
     scanner.feed("forbidden")
+    assert (scanner.hit, scanner.safe) == (None, 23)  # a mark may follow: then it is another text
+    scanner.feed("!")
     assert scanner.hit == 1
 
 
