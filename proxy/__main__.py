@@ -19,7 +19,7 @@ from proxy.errors import SettingsError
 from proxy.log import Log
 from proxy.signals import Signals
 
-SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
+SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
        "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
 
@@ -30,7 +30,7 @@ async def serve(settings: Settings, log: Log) -> None:
         try:
             async with running(settings, log) as app:
                 settle_collector()
-                _greet(app)
+                _greet(app, settings)
                 signals.running(app.reload)
                 await signals.stop.wait()
                 log.event("info", "stopping", flights=len(app.group))
@@ -45,11 +45,12 @@ def settle_collector() -> None:
     gc.freeze()
 
 
-def _greet(app: App) -> None:
+def _greet(app: App, settings: Settings) -> None:
     models = [str(model["id"]) for model in app.backends.models()]
     unix = app.url.removeprefix("unix://") if app.url.startswith("unix:") else ""
     where = f"--unix-socket {unix} http://gateway" if unix else app.url
-    sample = SAMPLE.format(url=where, model=models[0] if models else "MODEL")
+    key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
+    sample = SAMPLE.format(url=where, key=key, model=models[0] if models else "MODEL")
     print(
         f"gateway at {app.url}\n"
         f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"

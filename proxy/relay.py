@@ -64,7 +64,7 @@ def passes(path: str, raw: str) -> bool:
         "//" in decoded
         or "\\" in decoded
         or any(ord(c) < 0x20 or c == "\x7f" for c in decoded)
-        or any(part in (".", "..") for part in decoded.split("/"))
+        or any(part.partition(";")[0] in (".", "..") for part in decoded.split("/"))
         or decoded.rstrip("/") in _BLOCKED
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from proxy.app import App
@@ -244,3 +245,20 @@ async def test_a_bad_keys_file_keeps_the_gateway_from_starting(engine: Engine, k
     with pytest.raises(SettingsError, match=r"keys\.toml:1: sha256"):
         async with gateway(engine, api_keys_file=str(keys)):
             pass
+
+
+async def test_the_official_client_knows_the_errors_for_what_they_are(keys: Path) -> None:
+    async with (
+        Engine(echo_script(), models=["m1", "m2"]) as engine,
+        gateway(engine, api_keys_file=str(keys)) as app,
+    ):
+        for key, model, kind, code in (
+            ("wrong", "m1", openai.AuthenticationError, "invalid_api_key"),
+            ("kd", "m2", openai.NotFoundError, "model_not_found"),
+        ):
+            async with openai.AsyncOpenAI(base_url=app.url + "/v1", api_key=key, max_retries=0) as client:
+                with pytest.raises(kind) as e:
+                    await client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}])
+                assert e.value.code == code
+        async with openai.AsyncOpenAI(base_url=app.url + "/v1", api_key="kd") as client:
+            assert [model.id async for model in client.models.list()] == ["m1"]

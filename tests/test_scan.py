@@ -17,8 +17,8 @@ LITERALS = ["bad", "aab", "two words", "\u00e9t\u00e9", "가나", "ab ab"]
 PATTERNS = ["\\bcat\\b", "^start", "end$", "b[ae]{1,4}d", "x\\d{3}y", "(?m)^line"]
 PIECES = st.lists(
     st.sampled_from(
-        [*"abdcte x", "ba", "d", "B", "two ", " words", "e\u0301t", "\u00e9", "\u0301", "\u200b", "\u1100", "\u1161",
-         "나", "cat", "start", "end", "x12", "3y", "\n", "line", "aa", "bae", "ed", "字"]
+        [*"abdcte x", "ba", "d", "B", "two ", " words", "e\u0301t", "\u00e9", "\u0301", "\u200b", "\u1100",
+         "\u1161", "나", "cat", "start", "end", "x12", "3y", "\n", "line", "aa", "bae", "ed", "字"]
     ),
     max_size=30,
 )  # fmt: skip
