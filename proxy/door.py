@@ -98,7 +98,7 @@ class DoorHandler(RequestHandler):
             if not payload.is_eof():
                 keep = keep and await self._rest(payload)
             self._keepalive = keep = keep and not self._upgraded
-            if not keep or self._close or self._force_close or self.leaving:
+            if not keep or self._close or self.leaving or self._force_close:
                 break
             self._next_keepalive_close_time = close = loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:

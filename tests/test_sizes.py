@@ -167,7 +167,11 @@ async def test_requests_that_the_cap_makes_alike_are_one_generation(engine: Engi
         ),
         ({"max_n": 1}, {"n": 2}, (400, "invalid_value", "n")),
         ({"max_best_of": 1}, {"best_of": 2}, (400, "invalid_value", "best_of")),
-        ({"max_messages": 1}, {"messages": HELLO["messages"] * 2}, (400, "invalid_value", "messages")),
+        (
+            {"max_messages": 1},
+            {"messages": [{"role": "user", "content": "a"}] * 2},
+            (400, "invalid_value", "messages"),
+        ),
         ({"max_prompt_chars": 4}, {}, (413, "prompt_too_large", "messages")),
     ],
 )
