@@ -7,35 +7,35 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import sys
 
 import uvloop
 
 from proxy.app import App, running
+from proxy.check import check
 from proxy.config import Settings
 from proxy.config_load import load
 from proxy.errors import SettingsError
 from proxy.log import Log
+from proxy.signals import Signals
 
-SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\
+SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
        "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
 
 
 async def serve(settings: Settings, log: Log) -> None:
-    """Run until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
-        if app.reload is not None:
-            loop.add_signal_handler(signal.SIGHUP, app.reload.wake)
-        settle_collector()
-        _greet(app)
-        await stop.wait()
-        log.event("info", "stopping", flights=len(app.group))
+    """Run until SIGTERM or SIGINT; a second one does not wait for requests to end."""
+    with Signals() as signals:
+        try:
+            async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
+                settle_collector()
+                _greet(app, settings)
+                signals.running(app.reload)
+                await signals.stop.wait()
+                log.event("info", "stopping", flights=len(app.group))
+        except asyncio.CancelledError:
+            log.event("warning", "stopped at once")
 
 
 def settle_collector() -> None:
@@ -45,9 +45,12 @@ def settle_collector() -> None:
     gc.freeze()
 
 
-def _greet(app: App) -> None:
+def _greet(app: App, settings: Settings) -> None:
     models = [str(model["id"]) for model in app.backends.models()]
-    sample = SAMPLE.format(url=app.url, model=models[0] if models else "MODEL")
+    unix = app.url.removeprefix("unix://") if app.url.startswith("unix:") else ""
+    where = f"--unix-socket {unix} http://gateway" if unix else app.url
+    key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
+    sample = SAMPLE.format(url=where, key=key, model=models[0] if models else "MODEL")
     print(
         f"gateway at {app.url}\n"
         f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
@@ -61,6 +64,8 @@ def _greet(app: App) -> None:
 def main() -> int:
     try:
         settings = load(sys.argv[1:], os.environ)
+        if "--check-config" in sys.argv[1:]:
+            return _check(settings)
     except SettingsError as e:
         return _refuse(e)
     log = Log(sys.stdout.fileno(), settings.log_format, settings.log_level)
@@ -71,10 +76,19 @@ def main() -> int:
     except SettingsError as e:
         return _refuse(e)
     except OSError as e:
-        print(f"proxy: cannot listen on {settings.host}:{settings.port}: {e.strerror or e}", file=sys.stderr)
+        where = settings.listen_unix or f"{settings.host}:{settings.port}"
+        print(f"proxy: cannot listen on {where}: {e.strerror or e}", file=sys.stderr)
         return 2
     finally:
         log.close()
+    return 0
+
+
+def _check(settings: Settings) -> int:
+    text, warnings = check(settings)
+    for warning in warnings:
+        print(f"proxy: warning: {warning}", file=sys.stderr)
+    print(text, end="")
     return 0
 
 

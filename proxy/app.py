@@ -20,19 +20,27 @@ from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
+from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
+from proxy.gate import gate_for
 from proxy.gateway import Gateway
 from proxy.group import FlightGroup
+from proxy.guarded import feeder_for
+from proxy.identify import caller_at
 from proxy.key import Keyer, hash_for
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.prepare import Prepared, Reloader, prepare
 from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.unix_socket import unix_socket
+
+BACKLOG = 1024
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
@@ -51,12 +59,16 @@ class App:
     backends: Backends
     cache: Cache | None
     metrics: Metrics
-    reload: Reload | None = None  # where the settings are from a file
+    scheme: str
+    reload: Callable[[], None]
+    """Read again, as SIGHUP asks, what can change while it runs."""
     admission: Admission | None = None  # None: nothing is limited
 
     @property
     def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        if self.host.startswith("/"):
+            return f"unix://{self.host}"
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 @asynccontextmanager
@@ -69,12 +81,15 @@ async def running(
     """
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
+    prepared = prepare(settings)
+    for warning in prepared.warnings:
+        log.event("warning", "settings", detail=warning)
     async with AsyncExitStack() as stack:
         urls, redis_url, redis_words = await _children(settings, log, stack)
         metrics = Metrics()
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
-        fleet = Fleet(urls, settings, tls=tls, log=log, metrics=metrics, loop=loop)
+        fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
         stack.callback(fleet.close)
         backends = fleet.backends
         batcher: Batcher[Flight] = Batcher(
@@ -98,10 +113,19 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
+            feeder=feeder_for(settings, prepared, metrics, log),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
-        admission = await admission_for(settings, theirs, metrics, log, stack)
+        admission = await admission_for(
+            settings,
+            theirs,
+            metrics,
+            log,
+            stack,
+            identify=lambda request: caller_at(prepared.identity.address(request)),
+            keyed=prepared.identity.ring is not None,
+        )
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -112,9 +136,17 @@ async def running(
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
+            gate=gate_for(settings, prepared, metrics, log),
         )
+        reloader = Reloader(settings, prepared, log)
         await _first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+
+        def reread_all() -> None:
+            reloader.reload()
+            if reload is not None:
+                reload.wake()
+
         for task in _watches(settings, backends, reload, loop):
             stack.push_async_callback(_stop_task, task)
         stack.push_async_callback(scheduler.close)
@@ -122,13 +154,14 @@ async def running(
             gateway.handle,
             max_connections=settings.max_connections,
             max_header=settings.max_header_bytes,
+            max_headers=settings.max_headers,
             on_refused=metrics.connection_refused,
         )
         stack.callback(metrics.watch_loop(loop))
-        port = await _listen(door, settings, stack)
+        host, port = await _listen(door, gateway, scheduler, settings, prepared, log, stack)
         _gauges(metrics, group, batcher, door, log, cache)
         yield App(
-            settings.host,
+            host,
             port,
             [b.name for b in backends.all],
             redis_words,
@@ -137,8 +170,9 @@ async def running(
             backends,
             cache,
             metrics,
-            reload=reload,
-            admission=admission,
+            "https" if prepared.tls is not None else "http",
+            reread_all,
+            admission,
         )
 
 
@@ -249,15 +283,40 @@ async def _first_look(backends: Backends) -> None:
         pass  # the watch asks again; meanwhile they are tried as they are
 
 
-async def _listen(door: Door, settings: Settings, stack: AsyncExitStack) -> int:
-    """Bind, and at the end stop taking connections, then give those under way their time."""
-    runner = web.ServerRunner(door, shutdown_timeout=settings.shutdown_timeout)
+async def _listen(
+    door: Door,
+    gateway: Gateway,
+    scheduler: Scheduler,
+    settings: Settings,
+    prepared: Prepared,
+    log: Log,
+    stack: AsyncExitStack,
+) -> tuple[str, int]:
+    """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
+    sock = None
+    if settings.listen_unix:
+        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
+    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=1024)
+    stack.push_async_exit(
+        Drain(
+            door,
+            runner,
+            gateway,
+            scheduler.close,
+            delay=settings.drain_delay,
+            timeout=settings.drain_timeout,
+            log=log,
+        )
+    )
+    site: web.BaseSite
+    if sock is not None:
+        site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=prepared.tls)
+        await site.start()
+        return settings.listen_unix, 0
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
     await site.start()
-    port: int = runner.addresses[0][1]
-    return port
+    return settings.host, runner.addresses[0][1]
 
 
 async def _stop_task(task: asyncio.Task[None]) -> None:

@@ -28,6 +28,7 @@ class Option:
     metavar: str
     env: tuple[str, ...]  # the first one wins over the next
     flag: str
+    hidden: bool = False  # a value that no error, line or page may show
 
     @property
     def is_switch(self) -> bool:
@@ -106,6 +107,11 @@ class Settings:
     backend_ca: str = _file("The only certificates to trust of https:// engines, PEM; none: the system's.")
     backend_cert: str = _file("The client certificate shown to https:// engines, PEM; it may hold the key too.")
     backend_key: str = _file("The private key of that certificate, PEM, unencrypted.")
+    backend_api_key: str = _setting(
+        "", values.secret, "KEY", "The key that engines ask for, sent as a Bearer token.", secret=True, hidden=True
+    )
+    backend_api_key_file: str = _file("A file that holds that key and nothing else.")
+    forward_authorization: bool = _switch("Whether engines get the client's own Authorization header.")
     backend_insecure: bool = _switch("Whether https:// engines are trusted whatever their certificate says.")
     routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
         "power-of-two",
@@ -153,6 +159,9 @@ class Settings:
     share: Literal["auto", "all", "off"] = _choice(
         "auto", "all", "off", help="Which identical requests share one answer: deterministic ones, all, none."
     )
+    share_scope: Literal["tenant", "global"] = _choice(
+        "tenant", "global", help="Who may share an answer: callers of one tenant, or everyone."
+    )
     cache_ttl_seconds: int = _count(
         600, "How long a finished answer is kept; 0 stores none.", low=0, high=10**9, unit="SECONDS"
     )
@@ -185,6 +194,17 @@ class Settings:
     rate_limit_assumed_tokens: int = _count(
         512, "Tokens reserved for an answer that may be longer, until its length is known.", high=10**6
     )
+    max_headers: int = _count(100, "Most header fields of a request.", high=10_000)
+    max_tokens_cap: int = _count(0, "Most tokens a request may ask for; 0 is no cap.", low=0)
+    max_tokens_action: Literal["lower", "refuse"] = _choice(
+        "lower", "refuse", help="What becomes of a request that asks for more tokens, or names no number."
+    )
+    max_messages: int = _count(
+        0, "Most messages of a chat, prompts of a completion, inputs of an embedding; 0 is no limit.", low=0
+    )
+    max_prompt_chars: int = _count(0, "Most characters of a prompt, all messages together; 0 is no limit.", low=0)
+    max_n: int = _count(0, "Most choices (`n`) a request may ask for; 0 is no limit.", low=0)
+    max_best_of: int = _count(0, "Most candidates (`best_of`) a request may ask for; 0 is no limit.", low=0)
     body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
     connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
     first_token_timeout: float = _seconds(300.0, "For an engine's first token; 0 is no limit.")
@@ -195,6 +215,28 @@ class Settings:
     max_connections: int = _count(4096, "Most client connections at a time.")
     client_stall_timeout: float = _seconds(60.0, "For a client to take bytes that wait for it; 0 is no limit.")
     refresh_seconds: float = _seconds(10.0, "Between two looks at an engine's health and models.", low=0.1)
+    api_keys_file: str = _file("The API keys that clients must show, TOML; none: no key is asked for.")
+    metrics_key: bool = _switch("Whether /metrics wants an API key too.")
+    trusted_proxies: tuple[str, ...] = _setting(
+        (),
+        values.networks,
+        "CIDR",
+        "Proxies whose X-Forwarded-For is believed, addresses or networks; `unix` for those of a Unix socket.",
+    )
+    deny_file: str = _file("What prompts must not hold: a text, or `re:` and a pattern, on each line.")
+    deny_answers: bool = _switch("Whether answers are checked against the deny list too, as they stream.")
+    deny_window: int = _count(
+        256,
+        "Longest match of a pattern in a streamed answer; so much of it is held back.",
+        high=65_536,
+        unit="CHARS",
+    )
+    tls_cert: str = _file("The certificate shown to clients, PEM; it may hold the key too; none: plain HTTP.")
+    tls_key: str = _file("The private key of that certificate, PEM, unencrypted.")
+    listen_unix: str = _file("A Unix socket to listen on instead of an address and a port.")
+    listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
+        "0600", "0660", "0666", help="Who may connect to that socket."
+    )
     embed_stub: bool = _switch("Whether `/embed` answers a marked stub where no engine can embed.")
     log_format: Literal["json", "text"] = _choice("json", "text", help="Form of the log lines on stdout.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -204,7 +246,8 @@ class Settings:
         "Least level that is logged.",
     )
     log_prompts: bool = _switch("Whether prompts are written into the log.")
-    shutdown_timeout: float = _seconds(10.0, "For requests under way to end at shutdown.")
+    drain_delay: float = _seconds(0.0, "From SIGTERM, as /ready says no, until no new request is taken.")
+    drain_timeout: float = _seconds(25.0, "For requests under way to end after that; then they are ended.")
     warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given
     config: str = field(default="", compare=False)  # no setting: the file that some are from
 

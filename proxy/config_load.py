@@ -54,6 +54,7 @@ def load(
     problems: list[str] = []
     warnings: list[str] = []
     flags = _parse(argv, known, problems)
+    flags.pop("check_config", None)  # the program's own: it does with the settings what it is told
     path = flags.pop("config", None) or environ.get("GATEWAY_CONFIG")
     given = [
         *(_from_file(path, read_file, known, problems) if path else ()),
@@ -67,7 +68,7 @@ def load(
             values[option.name] = option.read(raw)
             sources[option.name] = source
         except ValueError as e:
-            problems.append(f"{source} = {_shown(raw)}: {e}")
+            problems.append(f"{source} = {'***' if option.hidden else _shown(raw)}: {e}")
     _reconcile(values, sources, known, problems)
     if problems:
         raise SettingsError("\n".join(problems))
@@ -105,7 +106,7 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
     except SettingsError as e:
         problems.append(f"flags: {mask_url(str(e))}")
         return {}
-    names = ["--config", *(option.flag for option in known.values())]
+    names = ["--config", "--check-config", *(option.flag for option in known.values())]
     after_flag = False
     for arg in unknown:
         name = arg.partition("=")[0]
@@ -127,6 +128,12 @@ def _parser(known: Iterable[Option]) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"streaming-gateway {VERSION}")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings. [GATEWAY_CONFIG]")
+    parser.add_argument(
+        "--check-config",
+        action="store_const",
+        const=True,
+        help="Check all settings, print them, and start nothing.",
+    )
     for option in known:
         shown = f"{option.help} [{option.env[0]}, {option.shown_default}]".replace("%", "%%")
         if option.is_switch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -204,6 +205,32 @@ def file(raw: object) -> str:
         raise ValueError("must be the path of a file, or none")
     path = raw.strip()
     return "" if path == "none" else path
+
+
+def secret(raw: object) -> str:
+    """A key as it goes into a header; `none`, or nothing, for none. The error does not repeat it."""
+    text = raw.strip() if isinstance(raw, str) else None
+    if text is None or not re.fullmatch(r"[\x21-\x7e]*", text):
+        raise ValueError("must be a key of printable ASCII characters without spaces, or none")
+    return "" if text == "none" else text
+
+
+def networks(raw: object) -> tuple[str, ...]:
+    """Addresses and networks, each in its one spelling; `unix` for callers through a Unix socket."""
+    items = [raw] if isinstance(raw, str) else raw
+    right = "must be addresses or networks, such as 10.0.0.0/8 or ::1, or unix"
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(right)
+    found = []
+    for text in (text for item in items for text in item.replace(",", " ").split()):
+        try:
+            found.append("unix" if text == "unix" else str(ip_network(text)))
+        except ValueError as e:
+            host_bits = "host bits" in str(e)
+            raise ValueError(
+                right + ("; a network has no host bits: 10.0.0.0/8, not 10.1.2.3/8" if host_bits else "")
+            ) from None
+    return tuple(dict.fromkeys(found))
 
 
 def _split(text: str, right: str) -> SplitResult:

@@ -35,6 +35,7 @@ class DoorHandler(RequestHandler):
     """
 
     lags = False  # the client takes less than it is sent
+    leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     _payload: StreamReader | None = None  # the body of the latest request
 
     def pause_writing(self) -> None:
@@ -97,7 +98,7 @@ class DoorHandler(RequestHandler):
             if not payload.is_eof():
                 keep = keep and await self._rest(payload)
             self._keepalive = keep = keep and not self._upgraded
-            if not keep or self._close or self._force_close:
+            if not keep or self._close or self.leaving or self._force_close:
                 break
             self._next_keepalive_close_time = close = loop.time() + self._keepalive_timeout
             if self._keepalive_handle is None:
@@ -120,6 +121,8 @@ class DoorHandler(RequestHandler):
     def _refuse(self, exc: BaseException) -> None:
         if isinstance(exc, LineTooLong):
             error = GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
+        elif "Too many headers" in str(exc):
+            error = GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
         else:
             error = GatewayError(Code.INVALID_VALUE, "This is not a request of HTTP/1.1 that can be read.")
         if self.transport is not None:
@@ -163,6 +166,7 @@ class Door(web.Server):
         *,
         max_connections: int,
         max_header: int,
+        max_headers: int = 128,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
     ) -> None:
@@ -171,6 +175,7 @@ class Door(web.Server):
             "lingering_time": lingering,
             "max_line_size": max_header,
             "max_field_size": max_header,
+            "max_headers": max_headers,
             "access_log": None,
             "auto_decompress": False,
         }
@@ -181,6 +186,23 @@ class Door(web.Server):
 
     def __call__(self) -> RequestHandler:
         return DoorHandler(self, loop=self._loop, **self._limits)
+
+    @property
+    def busy(self) -> int:
+        """Connections on which a request is being answered."""
+        return sum(handler._request_in_progress for handler in self.connections)
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for the requests under way, at most so long; each one's connection is closed after its answer.
+        One that has none stays, so that what a client sends on it just now is still answered, if only by a no."""
+        waiters = []
+        for handler in self.connections:
+            if handler._request_in_progress:
+                cast(DoorHandler, handler).leaving = True
+                handler._handler_waiter = waiter = self._loop.create_future()
+                waiters.append(waiter)
+        if waiters and seconds > 0:
+            await asyncio.wait(waiters, timeout=seconds)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)

@@ -17,10 +17,14 @@ class Code(Enum):
     INVALID_VALUE = ("invalid_value", 400, "invalid_request_error")
     MISSING_FIELD = ("missing_field", 400, "invalid_request_error")
     INVALID_HEADER = ("invalid_header", 400, "invalid_request_error")
+    CONTENT_DENIED = ("content_denied", 400, "invalid_request_error")
+    INVALID_API_KEY = ("invalid_api_key", 401, "invalid_request_error")
     NOT_FOUND = ("not_found", 404, "invalid_request_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
+    MODEL_NOT_FOUND = ("model_not_found", 404, "invalid_request_error")
     BODY_TIMEOUT = ("body_timeout", 408, "invalid_request_error")
     BODY_TOO_LARGE = ("body_too_large", 413, "invalid_request_error")
+    PROMPT_TOO_LARGE = ("prompt_too_large", 413, "invalid_request_error")
     UNSUPPORTED_MEDIA_TYPE = ("unsupported_media_type", 415, "invalid_request_error")
     RATE_LIMITED = ("rate_limit_exceeded", 429, "rate_limit_error")
     HEADERS_TOO_LARGE = ("headers_too_large", 431, "invalid_request_error")
@@ -79,3 +83,11 @@ class GatewayError(Exception):
 
 class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting, its source and what would be right."""
+
+
+def place_of(e: BaseException) -> str:
+    """The innermost place of a fault, for the log."""
+    at = e.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return f"{at.tb_frame.f_code.co_filename.rpartition('/')[2]}:{at.tb_lineno}" if at is not None else ""

@@ -40,12 +40,14 @@ class Fleet:
         settings: Settings,
         *,
         tls: ssl.SSLContext | None,
+        api_key: str = "",
         log: Log,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._settings = settings
         self._tls = tls
+        self._api_key = api_key
         self._log = log
         self._metrics = metrics
         self._loop = loop
@@ -97,6 +99,7 @@ class Fleet:
             connect_timeout=settings.connect_timeout,
             loop=self._loop,
             tls=self._tls,
+            api_key=self._api_key,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
         backend = Backend(url, pool, settings.max_inflight, breaker=Breaker(self._rules))

@@ -5,7 +5,6 @@ Called by the app, which hands it every request that aiohttp could parse."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -18,15 +17,17 @@ from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
 from proxy.embed import CANNOT_EMBED, names_model, stub_vector
-from proxy.errors import Code, GatewayError
+from proxy.errors import Code, GatewayError, place_of
 from proxy.flight import Subscriber
+from proxy.gate import Gate
 from proxy.group import FlightGroup
+from proxy.identity import tenant
 from proxy.key import Keyer
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
-from proxy.relay import forwardable, passes
+from proxy.relay import forwardable, named_by_connection, passes
 from proxy.scheduler import Scheduler
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
@@ -57,6 +58,7 @@ class Gateway:
         log: Log,
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -67,6 +69,10 @@ class Gateway:
         self._log = log
         self._affinity = affinity
         self._admit = admit
+        self._gate = gate
+        self.find: Callable[[Call], Handler] = self.route
+        """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
+        self._passed_on = (*_FORWARDED, "authorization") if settings.forward_authorization else _FORWARDED
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -84,7 +90,10 @@ class Gateway:
         call = Call(request=request, id=request_id(request.headers.get("x-request-id")))
         try:
             try:
-                sent = await self._route(call)(call)
+                answer = self.find(call)
+                if self._gate is not None:
+                    self._gate.enter(call)
+                sent = await answer(call)
             except GatewayError as e:
                 sent = await self._refuse(call, e)
             except TimeoutError:
@@ -93,7 +102,7 @@ class Gateway:
             except (asyncio.CancelledError, ConnectionError):
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
-                self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=_where(e))
+                self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
                 sent = await self._refuse(
                     call, GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
                 )
@@ -105,7 +114,7 @@ class Gateway:
             self._record(call)
         return sent.keep_alive
 
-    def _route(self, call: Call) -> Handler:
+    def route(self, call: Call) -> Handler:
         """Who answers. Raises GatewayError 404 or 405."""
         path = call.request.path
         route = self._routes.get(path)
@@ -154,8 +163,9 @@ class Gateway:
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
         """The label of an endpoint is the endpoint's, under whatever path it came."""
-        ask = call.ask = decode(endpoint, body)
+        ask = decode(endpoint, body)
         call.model, call.stream = ask.model, ask.stream
+        call.ask = ask = ask if self._gate is None else self._gate.admit(call, ask)
         return ask
 
     def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
@@ -164,7 +174,8 @@ class Gateway:
         key = None
         if share.shared:
             fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            key = self._keyer.key(ask, tenant=tenant(call.request), fold=fold)
+            whose = tenant(call.request) if self._gate is None else self._gate.scope(call)
+            key = self._keyer.key(ask, tenant=whose, fold=fold)
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
@@ -173,8 +184,8 @@ class Gateway:
                 )
         headers = call.request.headers
         up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
-        for name in _FORWARDED:
-            if name in headers:
+        for name in self._passed_on:
+            if name in headers and name not in named_by_connection(headers.get("connection", "")):
                 up.append((name, headers[name]))
         plan = Plan(
             method="POST",
@@ -267,6 +278,8 @@ class Gateway:
             call.model = msgspec.json.decode(body, type=_Model).model if body else None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             call.model = None  # not for us to judge; the engine will
+        if self._gate is not None:
+            body = self._gate.admit_raw(call, body)
         if self._admit is not None:
             await self._admit(call, body)
         plan = Plan(
@@ -275,7 +288,10 @@ class Gateway:
             body=body,
             mode=Mode.RAW,
             request_id=call.id,
-            headers=(*forwardable(request.raw_headers), ("X-Request-Id", call.id)),
+            headers=(
+                *forwardable(request.raw_headers, authorization=self._settings.forward_authorization),
+                ("X-Request-Id", call.id),
+            ),
             model=call.model,
         )
         flight = self._group.launch(plan)
@@ -288,7 +304,10 @@ class Gateway:
             await self._admit(call, b"")
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
-        return await self._reply(call, 200, {"object": "list", "data": self._backends.models()})
+        models = self._backends.models()
+        if self._gate is not None:
+            models = self._gate.visible(call, models)
+        return await self._reply(call, 200, {"object": "list", "data": models})
 
     async def _health(self, call: Call) -> respond.Sent:
         return await self._reply(call, 200, {"status": "ok"})
@@ -312,14 +331,17 @@ class Gateway:
         headers = respond.error_headers(error)
         if call.allow is not None:
             headers.append(("allow", call.allow))
-        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json())
+        keep = error.code is not Code.SHUTTING_DOWN
+        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json(), keep=keep)
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent
 
-    async def _send(self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes) -> respond.Sent:
+    async def _send(
+        self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes, *, keep: bool = True
+    ) -> respond.Sent:
         call.status = status
-        sent, fits = respond.write(call.request, status, headers, body)
+        sent, fits = respond.write(call.request, status, headers, body, keep=keep)
         call.bytes_out = sent.bytes
         if not fits:
             await respond.taken(call.request, self._settings.client_stall_timeout)
@@ -329,17 +351,3 @@ class Gateway:
         """One count and one line for the request, after all is said."""
         logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
         call.tell(self._metrics, self._log if logged else None, show_prompt=self._settings.log_prompts)
-
-
-def tenant(request: web.BaseRequest) -> bytes:
-    """Whose answers these are. Without keys of our own, a caller's credential, hashed, keeps answers apart."""
-    credential = request.headers.get("authorization")
-    return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""
-
-
-def _where(e: BaseException) -> str:
-    """The innermost place of a fault, for the log."""
-    at = e.__traceback__
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    return f"{at.tb_frame.f_code.co_filename.rpartition('/')[2]}:{at.tb_lineno}" if at is not None else ""

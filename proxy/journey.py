@@ -14,7 +14,7 @@ from typing import Any, Final
 from proxy.backends import Backend, Backends, Lease
 from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Fault, Feeder, Limits, Watch
+from proxy.feeder import Fault, Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight, Phase
 from proxy.metrics import Metrics
 from proxy.plan import Mode
@@ -48,6 +48,12 @@ _FAULTS: Final = frozenset(
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 
+MakeFeeder = Callable[
+    [Flight, Limits, Watch, Callable[[GatewayError | None], None], OnHead | None, Callable[[], None] | None],
+    Feeder,
+]
+
+
 @dataclass(slots=True, kw_only=True)
 class Road:
     """What every journey needs."""
@@ -64,6 +70,7 @@ class Road:
     retry: RetryRules
     budget: Budget
     jitter: Callable[[], float] = random.random
+    feeder: MakeFeeder = Feeder
 
 
 class Journey:
@@ -160,7 +167,7 @@ class Journey:
         self._reused = reused
         self._connection = connection
         first = self._first if self.lease.probe else None
-        self.feeder = Feeder(flight, road.limits, road.watch, self._fed, self._head, first)
+        self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
         flight.throttle = self._throttle
         connection.send(request, self.feeder)
 
@@ -186,6 +193,10 @@ class Journey:
         if error is None:
             self._good()
             self._arrive(None)
+            return
+        if error.code is Code.CONTENT_DENIED:
+            self._good()  # what we do not let through is no failure of the engine's
+            self._arrive(error)
             return
         cause = None
         if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:

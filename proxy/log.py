@@ -54,6 +54,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     token_source: str | None = None  # usage: the engine counted; events: we did
     backend: str | None = None
     error: str | None = None
+    key: str | None = None  # the API key's name, never the key
     prompt: str | None = None  # only where the settings ask for it
     attempts: int = 1  # at engines, where it took more than one
 
@@ -278,6 +279,7 @@ def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:
         "bytes": record.bytes_out,
         "backend": record.backend,
         "error": record.error,
+        "key": record.key,
         "id": record.request_id,
         "prompt": record.prompt,
     }

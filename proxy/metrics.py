@@ -125,6 +125,11 @@ class Metrics:
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
         self._limited = counts("rate_limited_total", "Requests that a limit refused.", Label("limit", LIMITS))
         self._fallbacks = counts("limit_fallbacks_total", "Shared limits that this process decided alone.")
+        self._content_denied = counts(
+            "content_denied_total",
+            "Prompts refused and answers ended by the deny list.",
+            Label("where", ("prompt", "answer")),
+        )
         self._latency = histograms(
             "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
         )
@@ -263,6 +268,10 @@ class Metrics:
     def limit_fallback(self) -> None:
         """Redis could not tell, so this process decided a limit alone."""
         self._fallbacks.count(())
+
+    def content_denied(self, where: str) -> None:
+        """The deny list matched: a `prompt` or an `answer`."""
+        self._content_denied.count((where,))
 
     # -- what is read at each scrape --------------------------------------------------------------
 

@@ -33,11 +33,22 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
     "content-length",  # written anew
     "expect",  # answered here
     "authorization",  # the gateway's, not the engine's
+    "api-key",  # other names of the same
+    "x-api-key",
     "cookie",
     "forwarded",
+    "x-real-ip",  # as X-Forwarded-*: nobody vouches for it
     "x-request-id",  # written anew
     "x-gateway-share",
 }
+
+
+_SAYS_NOTHING: Final = (_PATHS - {"/detokenize"}) | {"/v1/score", "/v1/rerank"}
+
+
+def says_nothing(path: str) -> bool:
+    """Whether a path's answer holds no generated text: numbers and tokens only."""
+    return path in _SAYS_NOTHING
 
 
 def passes(path: str, raw: str) -> bool:
@@ -53,13 +64,18 @@ def passes(path: str, raw: str) -> bool:
         "//" in decoded
         or "\\" in decoded
         or any(ord(c) < 0x20 or c == "\x7f" for c in decoded)
-        or any(part in (".", "..") for part in decoded.split("/"))
+        or any(part.partition(";")[0] in (".", "..") for part in decoded.split("/"))
         or decoded.rstrip("/") in _BLOCKED
     )
 
 
-def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """A client's end-to-end headers, as they came, but for those that end here."""
+def named_by_connection(connection: str) -> frozenset[str]:
+    """The headers that concern one connection only, by its `Connection` header (RFC 9110 7.6.1)."""
+    return frozenset(token.strip().lower() for token in connection.split(","))
+
+
+def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False) -> list[tuple[str, str]]:
+    """A client's end-to-end headers, as they came, but for those that end here. `authorization`: that one too."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
     named = {
         token.strip().lower()
@@ -70,5 +86,7 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]
     return [
         (name, value)
         for name, value in items
-        if (low := name.lower()) not in _NOT_FORWARDED and low not in named and not low.startswith("x-forwarded-")
+        if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low == "authorization"))
+        and low not in named
+        and not low.startswith("x-forwarded-")
     ]

@@ -130,12 +130,14 @@ def whole(flight: Flight) -> tuple[int, Headers, bytes]:
     return status, flight.head.headers if flight.head else (), log[0] if len(log) == 1 else b"".join(log)
 
 
-def write(request: web.BaseRequest, status: int, headers: Headers, body: bytes) -> tuple[Sent, bool]:
+def write(
+    request: web.BaseRequest, status: int, headers: Headers, body: bytes, *, keep: bool = True
+) -> tuple[Sent, bool]:
     """Write a response at once. False: the client lags, see `taken`. ConnectionResetError: it has left."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
-    keep = request.keep_alive
+    keep = keep and request.keep_alive
     if status in (204, 304):
         data = write_head(status, headers, keep_alive=keep)
     else:
@@ -167,6 +169,8 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     headers = [("content-type", "application/json")]
     if error.retry_after is not None:
         headers.append(("retry-after", str(error.retry_after)))
+    if error.status == 401:
+        headers.append(("www-authenticate", "Bearer"))  # RFC 9110 11.6.1: a 401 has one
     return headers
 
 

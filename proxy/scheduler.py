@@ -13,10 +13,10 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Fault, Limits, Watch, raised
+from proxy.feeder import Fault, Feeder, Limits, Watch, raised
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.journey import Journey, Road
+from proxy.journey import Journey, MakeFeeder, Road
 from proxy.merger import Merger
 from proxy.metrics import Metrics
 from proxy.plan import Head, Mode
@@ -46,6 +46,7 @@ class Scheduler:
         retry: RetryRules | None = None,
         budget: Budget | None = None,
         on_fault: Fault = raised,
+        feeder: MakeFeeder = Feeder,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -67,6 +68,7 @@ class Scheduler:
             fault=on_fault,
             retry=retry or RetryRules(),
             budget=budget or Budget(),
+            feeder=feeder,
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=group.remove)
         self._turn_due = False

@@ -48,6 +48,7 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         tls: ssl.SSLContext | None = None,
         max_idle: int = MAX_IDLE,
+        api_key: str = "",
     ) -> None:
         self.url = url
         self.loop = loop
@@ -57,6 +58,9 @@ class Pool:
         self._max_idle = max_idle
         self._closed = False
         self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n"
+        shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
+        self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
         self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -123,7 +127,7 @@ class Pool:
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"Content-Length: {len(body)}\r\n")
         text = f"{method} {self.address.base}{path}{self._head}{''.join(lines)}\r\n"
-        count = len(lines) + 3  # a line break for each, the request line, Host and the end
+        count = len(lines) + self._breaks
         if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
             raise GatewayError(
                 Code.INVALID_HEADER, "A header or the path has a line break in it, or the path a space."

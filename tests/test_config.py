@@ -133,6 +133,14 @@ WRONG: list[tuple[str, Any, str]] = [
     ("backend_ca", "https://ca", "path of a file"),
     ("backend_key", 5, "path of a file"),
     ("backends", [8000], "http://"),
+    ("backend_api_key", "two words", "printable ASCII"),
+    ("backend_api_key", "a\nb", "printable ASCII"),
+    ("backend_api_key", 7, "printable ASCII"),
+    ("trusted_proxies", "10.1.2.3/8", "no host bits"),
+    ("trusted_proxies", "proxy", "addresses or networks"),
+    ("trusted_proxies", 8, "addresses or networks"),
+    ("max_tokens_cap", "-1", "at least 0"),
+    ("listen_unix_mode", "0777", "0600, 0660, 0666"),
 ]
 
 

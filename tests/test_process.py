@@ -57,7 +57,7 @@ async def proxy(*flags: str, **env: str) -> AsyncIterator[Gateway]:
         line = (await process.stderr.readline()).decode()
         said.append(line)
         assert line, f"it ended: {''.join(said)}"
-        found = re.match(r"gateway at (http://\S+)", line)
+        found = re.match(r"gateway at ((?:https?|unix)://\S+)", line)
         url = found[1] if found else ""
     gateway = Gateway(process, url)
     try:

@@ -1,0 +1,36 @@
+"""Owns the TLS that clients meet: the context, its certificate, what is wrong with one.
+Must not know sockets or requests.
+Called by prepare, at the start and when the certificate is read again."""
+
+from __future__ import annotations
+
+import ssl
+from typing import NoReturn
+
+from proxy.errors import SettingsError
+
+
+def server_context(cert: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 or newer, HTTP/1.1. Raises SettingsError where the pair cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    load_chain(context, cert, key)
+    return context
+
+
+def load_chain(context: ssl.SSLContext, cert: str, key: str) -> None:
+    """The certificate for connections from now on; those that are open keep theirs."""
+    try:
+        context.load_cert_chain(cert, key or None, password=_encrypted)
+    except OSError as e:  # ssl.SSLError is one
+        why = getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e)
+        raise SettingsError(
+            f"tls_cert = {cert!r}, tls_key = {key!r}: {why}: must be files of a certificate chain and its "
+            "unencrypted private key, in PEM form"
+        ) from None
+
+
+def _encrypted() -> NoReturn:
+    """Asked for a password OpenSSL would read the terminal: a server has none."""
+    raise SettingsError("tls_key is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")

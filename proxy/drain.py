@@ -1,0 +1,90 @@
+"""Owns the end: what is still answered, how long those under way may take, and how they are ended after that.
+Must not know settings' names, flights or engines: it is given the door, the gateway and what ends generations.
+Called by the app, as the last thing it starts and so the first it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+
+from proxy.call import Call
+from proxy.door import Door
+from proxy.errors import Code, GatewayError
+from proxy.gate import OPEN
+from proxy.gateway import Gateway, Handler
+from proxy.log import Log
+
+FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written
+CLOSE_SECONDS: Final = 0.5  # for connections that do not even take these
+
+
+class Drain:
+    """The end, in its order.
+
+    1. `/ready` says 503; all else is answered for `delay` seconds more: a load balancer goes on sending until it
+       has noticed.
+    2. The listener is closed. A connection that is open is answered 503 `shutting_down` and closed. What is under
+       way has `timeout` seconds.
+    3. What is left is ended: a stream by an error frame and no [DONE], others by a 503. The engines are told.
+
+    Left by an exception, so by a second signal, it begins with the third.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        runner: web.ServerRunner,
+        gateway: Gateway,
+        end_all: Callable[[], Awaitable[None]],
+        *,
+        delay: float,
+        timeout: float,
+        log: Log,
+    ) -> None:
+        self._door = door
+        self._runner = runner
+        self._gateway = gateway
+        self._end_all = end_all
+        self._delay = delay
+        self._timeout = timeout
+        self._log = log
+
+    async def __call__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                await self._leave()
+        finally:
+            await self._stop_listening()
+            cut = self._door.busy
+            await self._end_all()
+            await self._door.finish(FLUSH_SECONDS)
+            await self._runner.cleanup()
+            self._log.event("warning" if cut else "info", "drained", cut=cut)
+
+    async def _leave(self) -> None:
+        self._refuse(frozenset({"ready"}), keep=True)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        await self._stop_listening()
+        if self._timeout:
+            await self._door.finish(self._timeout)
+
+    async def _stop_listening(self) -> None:
+        for site in self._runner.sites:
+            await site.stop()
+        self._refuse(OPEN - {"ready"}, keep=False)
+
+    def _refuse(self, endpoints: frozenset[str], *, keep: bool) -> None:
+        """Refuse these, or (`keep` is False) all but these."""
+        find = self._gateway.route
+
+        def turn_away(call: Call) -> Handler:
+            handler = find(call)
+            if (call.endpoint in endpoints) is keep:
+                raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
+            return handler
+
+        self._gateway.find = turn_away

@@ -1,0 +1,143 @@
+"""Owns what stands before a generation: who asks, for which model, how much, and whether it may be said here.
+Must not know flights, engines or sockets. There is none where none of it is set.
+Called by the gateway, once or twice a request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+from proxy.call import Call
+from proxy.caller import Caller
+from proxy.config import Settings
+from proxy.errors import Code, GatewayError
+from proxy.identity import tenant
+from proxy.log import Log
+from proxy.metrics import Metrics
+from proxy.prepare import Prepared
+from proxy.relay import says_nothing
+from proxy.sizes import Sizes
+from proxy.wire.openai import Ask
+from proxy.wire.prompt import body_texts, other_texts, prompt_of
+
+OPEN: Final = frozenset({"health", "ready", "metrics"})
+"""What is answered without a key, and to the end."""
+
+
+class Gate:
+    """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
+
+    def __init__(self, settings: Settings, prepared: Prepared, sizes: Sizes, metrics: Metrics, log: Log) -> None:
+        self._prepared = prepared
+        self._sizes = sizes
+        self._metrics = metrics
+        self._log = log
+        self._open = OPEN - {"metrics"} if settings.metrics_key else OPEN
+        self._global = settings.share_scope == "global"
+        self._forwards = settings.forward_authorization
+        self._answers = settings.deny_answers
+
+    def enter(self, call: Call) -> None:
+        """Who is it? Raises GatewayError 401."""
+        if self._prepared.identity.ring is not None and call.endpoint not in self._open:
+            call.caller = self._prepared.identity.identify(call.request)
+
+    def admit(self, call: Call, ask: Ask) -> Ask:
+        """The request as it may go on. Raises GatewayError 400, 404 or 413."""
+        if call.caller is not None and not _may_use(call.caller, call.model):
+            raise _no_model(call.model)
+        if self._sizes:
+            ask = self._sizes.admit(ask)
+        deny = self._prepared.deny
+        if deny is not None:
+            prompt = prompt_of(ask)
+            if prompt.ids or "prompt_embeds" in ask.fields:
+                raise GatewayError(
+                    Code.INVALID_VALUE,
+                    "Prompts are checked here, and token ids cannot be: send text.",
+                    param="prompt",
+                )
+            line = deny.find_in_prompt(prompt.parts)
+            if line is None and (others := other_texts(ask)):
+                line = deny.find("\n".join(others))
+            if line is not None:
+                raise self._denied(call, line)
+        return ask
+
+    def admit_raw(self, call: Call, body: bytes) -> bytes:
+        """The same for what is passed through: its model, its strings, and on known paths its numbers."""
+        request, deny = call.request, self._prepared.deny
+        reads = request.method in ("GET", "HEAD")
+        if call.caller is not None and not reads and not _may_use(call.caller, call.model):
+            raise _no_model(call.model)
+        if self._answers and not reads and not says_nothing(request.path):
+            raise GatewayError(
+                Code.NOT_FOUND,
+                "Answers are checked here, and of this path they cannot be: use /v1/chat/completions.",
+            )
+        if self._sizes:
+            body = self._sizes.admit_raw(request.path, body)
+        if deny is not None and body:
+            line = deny.find_in_prompt([body_texts(body)])
+            if line is not None:
+                raise self._denied(call, line)
+        return body
+
+    def scope(self, call: Call) -> bytes:
+        """Whose answers these are: requests of different scopes share nothing."""
+        parts = []
+        if not self._global:
+            parts.append(b"caller" + call.caller.tenant if call.caller is not None else tenant(call.request))
+        if self._forwards:  # the engine may answer each credential otherwise
+            parts.append(b"credential" + tenant(call.request))
+        if self._answers and self._prepared.deny is not None:
+            parts.append(b"deny" + self._prepared.deny.digest)  # what another list let through was another answer
+        if not any(parts):
+            return b""
+        return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
+
+    def visible(self, call: Call, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The models that this caller may name."""
+        caller = call.caller
+        return [model for model in models if caller is None or _may_use(caller, str(model.get("id")))]
+
+    def _denied(self, call: Call, line: int) -> GatewayError:
+        self._metrics.content_denied("prompt")
+        self._log.event("info", "content denied", where="prompt", rule=line, request_id=call.id)
+        return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
+
+
+def _may_use(caller: Caller, model: str | None) -> bool:
+    return caller.models is None or model in caller.models
+
+
+def _no_model(model: str | None) -> GatewayError:
+    if model is None:
+        return GatewayError(
+            Code.MISSING_FIELD, "The field 'model' is missing; this key is for some models only.", param="model"
+        )
+    return GatewayError(
+        Code.MODEL_NOT_FOUND,
+        f"The model {model[:200]!r} does not exist or you do not have access to it.",
+        param="model",
+    )
+
+
+def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> Gate | None:
+    """None where there is nothing to ask: a request then pays nothing."""
+    sizes = Sizes(
+        max_tokens=settings.max_tokens_cap,
+        action=settings.max_tokens_action,
+        messages=settings.max_messages,
+        prompt_chars=settings.max_prompt_chars,
+        n=settings.max_n,
+        best_of=settings.max_best_of,
+    )
+    wanted = (
+        prepared.identity.ring is not None
+        or prepared.deny is not None
+        or settings.share_scope == "global"
+        or settings.forward_authorization
+    )
+    return Gate(settings, prepared, sizes, metrics, log) if wanted or sizes else None

@@ -1,0 +1,220 @@
+"""Owns the feeding of answers that are checked against the deny list: frames wait until their text is safe.
+Must not know requests or readers: it is a Feeder that may end its answer with an error of its own.
+Called by journeys in the place of a Feeder, only where answers are to be checked."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from proxy.config import Settings
+from proxy.deny import DenyList
+from proxy.errors import Code, GatewayError
+from proxy.feeder import Feeder, Limits, OnHead, Watch
+from proxy.flight import Flight
+from proxy.journey import MakeFeeder
+from proxy.log import Log
+from proxy.metrics import Metrics
+from proxy.plan import Mode
+from proxy.prepare import Prepared
+from proxy.scan import Scanner
+from proxy.wire.prompt import strings
+from proxy.wire.sse import data_of, is_done
+
+Channel = tuple[object, ...]
+_BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"})
+
+
+def denied() -> GatewayError:
+    """Of an answer; what it held is not repeated."""
+    return GatewayError(Code.CONTENT_DENIED, "The answer held something that may not be passed on here.")
+
+
+class GuardedFeeder(Feeder):
+    """A Feeder that lets no frame out before its text is known to be no part of anything denied.
+
+    It sits here, before the Flight, and not with each reader: one look for all of them, and what is denied is in
+    no log, for no late joiner and for no store. Its readers get an error frame, the generation is cancelled.
+    """
+
+    __slots__ = ("_deny", "_on_hit", "_scanners", "_waiting", "_waiting_bytes", "_window")
+
+    def __init__(
+        self,
+        flight: Flight,
+        limits: Limits,
+        watch: Watch,
+        on_done: Callable[[GatewayError | None], None],
+        on_head: OnHead | None = None,
+        on_first: Callable[[], None] | None = None,
+        *,
+        deny: DenyList,
+        window: int,
+        on_hit: Callable[[Flight, int], None],
+    ) -> None:
+        super().__init__(flight, limits, watch, on_done, on_head, on_first)
+        self._deny = deny
+        self._window = window
+        self._on_hit = on_hit
+        self._scanners: dict[Channel, Scanner] = {}
+        self._waiting: deque[tuple[bytes, list[tuple[Scanner, int]]]] = deque()
+        self._waiting_bytes = 0
+
+    def body(self, data: bytes) -> None:
+        if self._done or self.flight.mode is not Mode.STREAM:
+            super().body(data)
+            return
+        self._last = now = self.flight.clock()
+        self._frames(data, now)
+        if self.flight.size + self._waiting_bytes > self._limits.flight:
+            self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
+
+    def _frames(self, data: bytes, now: float) -> None:
+        error: GatewayError | None = None
+        try:
+            frames = self._framer.feed(data)
+        except GatewayError as e:
+            frames, error = [], e
+        for frame in frames:
+            if is_done(frame):
+                for scanner in self._scanners.values():
+                    scanner.end()
+                if self._hit():
+                    return
+                self._release()
+                self.flight.add(frame)
+                self.clean = not self.error_frame
+                self._land(self._head)
+                return
+            self._look_at(frame, now)
+            self._hold(frame)
+            if self._hit():
+                return
+        self._release()
+        self.flight.flush()
+        if error is not None:
+            self._fail(error)
+
+    def _hold(self, frame: bytes) -> None:
+        ends: list[tuple[Scanner, int]] = []
+        for channel, text in texts_of(frame):
+            scanner = self._scanners.get(channel)
+            if scanner is None:
+                scanner = self._scanners[channel] = Scanner(self._deny, self._window)
+            scanner.feed(text)
+            ends.append((scanner, scanner.read))
+        self._waiting.append((frame, ends))
+        self._waiting_bytes += len(frame)
+
+    def _release(self) -> None:
+        """In their order: a frame of one choice waits behind another's."""
+        waiting = self._waiting
+        while waiting and all(scanner.safe >= end for scanner, end in waiting[0][1]):
+            frame, _ = waiting.popleft()
+            self._waiting_bytes -= len(frame)
+            self.flight.add(frame)
+
+    def _hit(self) -> bool:
+        for scanner in self._scanners.values():
+            if scanner.hit is not None:
+                self._refuse(scanner.hit)
+                return True
+        return False
+
+    def _refuse(self, line: int) -> None:
+        self._waiting.clear()
+        self._on_hit(self.flight, line)
+        self._fail(denied())
+
+    def _read_whole(self) -> bool:
+        if not super()._read_whole():
+            return False
+        if self.flight.plan.ask is None or self.flight.plan.ask.endpoint == "embeddings":
+            return True
+        texts: dict[Channel, list[str]] = {}
+        for channel, text in texts_of(
+            b"data: " + b"".join(self.flight.log).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"
+        ):
+            texts.setdefault(channel, []).append(text)
+        for found in texts.values():
+            line = self._deny.find("".join(found))
+            if line is not None:
+                self._refuse(line)
+                return False
+        return True
+
+
+def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
+    """The generated texts of a frame or of a whole body, each with the choice and the member that it continues.
+    What cannot be read is one text of its own: it may be one to the client."""
+    data = data_of(frame)
+    if data is None:
+        return
+    try:
+        value: Any = msgspec.json.decode(data)
+    except _BROKEN:
+        yield ("raw",), data.decode("utf-8", "replace")
+        return
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list):
+        for text in strings(value.get("error") if isinstance(value, dict) else value):
+            yield ("raw",), text
+        return
+    for choice in choices:
+        if not isinstance(choice, dict):
+            continue
+        index = choice.get("index", 0)
+        for name in ("text", "delta", "message"):
+            yield from _members((str(index),), name, choice.get(name))
+
+
+def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]]:
+    rest: list[tuple[Channel, Any]] = [((*at, name), value)]
+    while rest:
+        channel, item = rest.pop()
+        if isinstance(item, str):
+            yield channel, item
+        elif isinstance(item, list):
+            for place, member in reversed(list(enumerate(item))):
+                own = member.get("index", place) if isinstance(member, dict) else place
+                rest.append(((*channel, str(own)), member))
+        elif isinstance(item, dict):
+            rest.extend(((*channel, key), member) for key, member in reversed(item.items()) if key not in _KINDS)
+
+
+def feeder_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> MakeFeeder:
+    """A plain Feeder, unless answers are to be checked. Each exchange takes the list as it is when it begins."""
+    if prepared.deny is None or not settings.deny_answers:
+        return Feeder
+
+    def hit(flight: Flight, line: int) -> None:
+        metrics.content_denied("answer")
+        log.event("info", "content denied", where="answer", rule=line, request_id=flight.plan.request_id)
+
+    def make(
+        flight: Flight,
+        limits: Limits,
+        watch: Watch,
+        on_done: Callable[[GatewayError | None], None],
+        on_head: OnHead | None = None,
+        on_first: Callable[[], None] | None = None,
+    ) -> Feeder:
+        if prepared.deny is None or flight.mode is Mode.RAW:
+            return Feeder(flight, limits, watch, on_done, on_head, on_first)
+        return GuardedFeeder(
+            flight,
+            limits,
+            watch,
+            on_done,
+            on_head,
+            on_first,
+            deny=prepared.deny,
+            window=settings.deny_window,
+            on_hit=hit,
+        )
+
+    return make

@@ -1,0 +1,55 @@
+"""Owns the way from a request to its Caller: the API key it shows or, without keys, the address it is from.
+Must not know what a caller may do, nor how limits are counted.
+Called by the gate, and by whoever counts by caller, once a request."""
+
+from __future__ import annotations
+
+import hashlib
+
+from aiohttp import web
+
+from proxy.api_keys import KeyRing
+from proxy.caller import Caller
+from proxy.client_address import UNIX, Trusted, client_address
+from proxy.errors import Code, GatewayError
+
+MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
+
+
+class Identity:
+    """Knows callers. `ring` is replaced when the keys file is read again; None: no keys are asked for."""
+
+    def __init__(self, ring: KeyRing | None, trusted: Trusted) -> None:
+        self.ring = ring
+        self._trusted = trusted
+
+    def __repr__(self) -> str:
+        return f"<Identity by {self.ring!r}>" if self.ring is not None else "<Identity by address>"
+
+    def identify(self, request: web.BaseRequest) -> Caller:
+        """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""
+        if self.ring is None:
+            return Caller(id=self.address(request), tenant=tenant(request))
+        given = request.headers.getall("authorization", ())
+        if not given:
+            raise GatewayError(
+                Code.INVALID_API_KEY, "You didn't provide an API key: send it as Authorization: Bearer YOUR_KEY."
+            )
+        scheme, _, key = given[0].partition(" ")
+        key = key.strip()
+        caller = self.ring.find(key) if key and len(key) <= MAX_KEY else None
+        if len(given) > 1 or scheme.lower() != "bearer" or caller is None:
+            raise GatewayError(Code.INVALID_API_KEY, "Incorrect API key provided.")
+        return caller
+
+    def address(self, request: web.BaseRequest) -> str:
+        """The client's address; `unix` for one through a Unix socket."""
+        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+        name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
+        return client_address(name, request.headers.getall("x-forwarded-for", ()), self._trusted)
+
+
+def tenant(request: web.BaseRequest) -> bytes:
+    """Whose answers these are. Without keys of our own, a caller's credential, hashed, keeps answers apart."""
+    credential = request.headers.get("authorization")
+    return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""

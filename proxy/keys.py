@@ -1,0 +1,69 @@
+"""Owns the making of API keys: a new one and the entry that lets it in, or the entry of one that exists.
+Must not know the gateway. What it prints on stdout is an entry for the keys file; the key itself goes to stderr.
+Called as `python -m proxy.keys`."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from proxy.api_keys import hash_of, read_keys
+from proxy.errors import SettingsError
+
+KEY_BYTES = 32
+
+
+def new_key() -> str:
+    """256 random bits, in a form that secret scanners know for a key."""
+    return "sk-" + secrets.token_urlsafe(KEY_BYTES)
+
+
+def entry(key: str, name: str, *, tenant: str | None = None, models: Sequence[str] = ()) -> str:
+    """The entry of the keys file, in TOML."""
+    lines = ["[[keys]]", f"name = {_text(name)}", f'sha256 = "{hash_of(key).hex()}"']
+    if tenant is not None:
+        lines.append(f"tenant = {_text(tenant)}")
+    if models:
+        lines.append(f"models = [{', '.join(map(_text, models))}]")
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: str) -> str:
+    return msgspec.json.encode(value).decode()  # a JSON string is a basic string of TOML's
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m proxy.keys",
+        description="Makes API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
+        "a new key on stderr, once: the file holds its SHA-256 only.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command, help in (("new", "make a key"), ("hash", "read a key that exists from stdin")):
+        sub = commands.add_parser(command, help=help)
+        sub.add_argument("name", metavar="NAME", help="what the log calls it")
+        sub.add_argument("--tenant", help="callers of one tenant may share answers; none: the key's own")
+        sub.add_argument("--model", action="append", default=[], help="a model it may use, repeatable; none: all")
+    options = parser.parse_args(argv)
+    key = new_key() if options.command == "new" else sys.stdin.readline().strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")
+        return 2
+    made = entry(key, options.name, tenant=options.tenant, models=options.model)
+    try:
+        read_keys(made, "NAME")
+    except SettingsError as e:
+        sys.stderr.write(f"proxy.keys: {e}\n")
+        return 2
+    if options.command == "new":
+        sys.stderr.write(key + "\n")
+    sys.stdout.write(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Owns what the settings name but do not hold: keys, deny list, certificates, secrets, read and checked at once.
+Must not know requests. What can be read again while it runs is replaced here, or kept where it cannot be read.
+Called by the app at the start and on SIGHUP, and by `--check-config`."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from proxy.api_keys import read_keys
+from proxy.client_address import Trusted
+from proxy.client_tls import load_chain, server_context
+from proxy.config import Settings
+from proxy.config_values import secret
+from proxy.deny import DenyList, read_deny_list
+from proxy.errors import SettingsError
+from proxy.identity import Identity
+from proxy.log import Log
+
+MAX_FILE: Final = 16 * 1024 * 1024  # bytes
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is in force now."""
+
+    identity: Identity
+    deny: DenyList | None = None
+    tls: ssl.SSLContext | None = None  # shown to clients
+    backend_key: str = field(default="", repr=False)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Read all of it. Raises SettingsError that names every problem."""
+    problems = conflicts(settings)
+    made = Prepared(Identity(None, Trusted(settings.trusted_proxies)))
+
+    def attempt(step: Callable[[], None]) -> None:
+        try:
+            step()
+        except SettingsError as e:
+            problems.append(str(e))
+
+    attempt(lambda: _keys(settings, made))
+    attempt(lambda: _deny(settings, made))
+    attempt(lambda: _tls(settings, made))
+    attempt(lambda: _backend_key(settings, made))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    if settings.forward_authorization and settings.api_keys_file:
+        made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
+    return made
+
+
+def conflicts(settings: Settings) -> list[str]:
+    """Settings that cannot be meant together."""
+    both = (settings.backend_api_key and settings.backend_api_key_file) != ""
+    held = settings.backend_api_key or settings.backend_api_key_file
+    found = [
+        (both, "backend_api_key and backend_api_key_file are both given: give one"),
+        (
+            settings.forward_authorization and held,
+            "forward_authorization sends the client's key to engines, backend_api_key one of ours: give one",
+        ),
+        (
+            settings.forward_authorization and settings.share_scope == "global",
+            "forward_authorization asks engines by credential, share_scope = global answers all alike: give one",
+        ),
+        (settings.metrics_key and not settings.api_keys_file, "metrics_key needs api_keys_file: there is no key"),
+        (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file: there is no list"),
+        (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
+    ]
+    return [problem for wrong, problem in found if wrong]
+
+
+def _keys(settings: Settings, made: Prepared) -> None:
+    path = settings.api_keys_file
+    if path:
+        made.identity.ring = read_keys(read_file("api_keys_file", path, made.warnings), path)
+
+
+def _deny(settings: Settings, made: Prepared) -> None:
+    if settings.deny_file:
+        made.deny = read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file)
+
+
+def _tls(settings: Settings, made: Prepared) -> None:
+    if settings.tls_cert:
+        made.tls = server_context(settings.tls_cert, settings.tls_key)
+        _warn_if_open("tls_key", settings.tls_key or settings.tls_cert, made.warnings)
+
+
+def _backend_key(settings: Settings, made: Prepared) -> None:
+    made.backend_key = settings.backend_api_key
+    if settings.backend_api_key_file:
+        text = read_file("backend_api_key_file", settings.backend_api_key_file, made.warnings)
+        try:
+            made.backend_key = secret(text)
+        except ValueError as e:
+            raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: {e}") from None
+        if not made.backend_key:
+            raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: holds no key")
+
+
+def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
+    """A file's text. With `warnings` it holds secrets, and a file that others may read is warned of."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as e:
+        raise SettingsError(f"{name} = {path!r}: {e.strerror or e}") from None
+    if len(data) > MAX_FILE:
+        raise SettingsError(f"{name} = {path!r}: is larger than {MAX_FILE} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{name} = {path!r}: is not UTF-8 (byte {e.start})") from None
+    if warnings is not None:
+        _warn_if_open(name, path, warnings)
+    return text
+
+
+def _warn_if_open(name: str, path: str, warnings: list[str]) -> None:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        warnings.append(f"{name} = {path!r}: others may read it (mode {mode:04o}); chmod 600 it")
+
+
+class Reloader:
+    """Reads again what may change while it runs: keys, deny list, certificate. Each by itself: one that cannot be
+    read is told of, and stays as it was."""
+
+    def __init__(self, settings: Settings, live: Prepared, log: Log) -> None:
+        self._settings = settings
+        self._live = live
+        self._log = log
+
+    def reload(self) -> None:
+        settings = self._settings
+        for name, path, step in (
+            ("api_keys_file", settings.api_keys_file, self._keys),
+            ("deny_file", settings.deny_file, self._deny),
+            ("tls_cert", settings.tls_cert, self._tls),
+        ):
+            if not path:
+                continue
+            try:
+                step()
+            except SettingsError as e:
+                self._log.event("error", "not reloaded", setting=name, detail=str(e))
+            else:
+                self._log.event("info", "reloaded", setting=name)
+
+    def _keys(self) -> None:
+        path = self._settings.api_keys_file
+        self._live.identity.ring = read_keys(read_file("api_keys_file", path), path)
+
+    def _deny(self) -> None:
+        _deny(self._settings, self._live)
+
+    def _tls(self) -> None:
+        if self._live.tls is not None:
+            server_context(self._settings.tls_cert, self._settings.tls_key)  # a pair that fits, before it is taken
+            load_chain(self._live.tls, self._settings.tls_cert, self._settings.tls_key)

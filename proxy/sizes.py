@@ -1,0 +1,137 @@
+"""Owns how large a request may be: tokens asked for, messages, characters, choices; what is lowered, what refused.
+Must not know who asks, HTTP or engines: pure functions of an Ask, or of a body that is passed through.
+Called by the gate, where any of these limits is set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+from proxy.wire.openai import Ask, with_fields
+from proxy.wire.prompt import body_texts, prompt_of
+
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL: Final = msgspec.Raw(b"null")
+_TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
+"""All names by which an engine takes the number: vLLM the first two, llama.cpp all three."""
+
+_RAW_TOKENS: Final = {
+    "/v1/responses": ("max_output_tokens",),
+    "/v1/messages": ("max_tokens",),
+    "/v1/chat/completions/batch": ("max_tokens", "max_completion_tokens"),
+}
+"""Paths that are passed through and generate, and their names for it."""
+
+_ITEMS: Final = {
+    "chat": ("messages", "messages"),
+    "completions": ("prompt", "prompts"),
+    "embeddings": ("input", "inputs"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """The limits; 0 is none."""
+
+    max_tokens: int = 0
+    action: Literal["lower", "refuse"] = "lower"
+    messages: int = 0
+    prompt_chars: int = 0
+    n: int = 0
+    best_of: int = 0
+
+    def __bool__(self) -> bool:
+        return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
+
+    def admit(self, ask: Ask) -> Ask:
+        """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
+        fields = ask.fields
+        self._count("n", fields, self.n)
+        self._count("best_of", fields, self.best_of)
+        if self.messages or self.prompt_chars:
+            prompt = prompt_of(ask)
+            name, many = _ITEMS[ask.endpoint]
+            if self.messages and prompt.items > self.messages:
+                raise GatewayError(
+                    Code.INVALID_VALUE,
+                    f"There are {prompt.items} {many}; at most {self.messages} are taken.",
+                    param=name,
+                )
+            self._chars(prompt.chars, name)
+        if self.max_tokens and ask.endpoint != "embeddings":
+            changed = self._capped(fields, _TOKEN_FIELDS)
+            if changed:
+                return with_fields(ask, changed)
+        return ask
+
+    def admit_raw(self, path: str, body: bytes) -> bytes:
+        """The same for a body that is passed through, as far as its path is known to generate."""
+        if self.prompt_chars and body:
+            self._chars(sum(map(len, body_texts(body))), None)
+        names = _RAW_TOKENS.get(path.rstrip("/"))
+        if names is None or not body:
+            return body
+        try:
+            fields = _FIELDS.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return body  # the engine will say so
+        self._count("n", fields, self.n)
+        self._count("best_of", fields, self.best_of)
+        changed = self._capped(fields, names) if self.max_tokens else {}
+        return msgspec.json.encode({**fields, **changed}) if changed else body
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _capped(self, fields: dict[str, msgspec.Raw], names: tuple[str, ...]) -> dict[str, msgspec.Raw]:
+        """The members that the cap changes."""
+        cap, changed, named = self.max_tokens, {}, False
+        for name in names:
+            value = _number(name, fields)
+            if value is None:
+                continue
+            named = True
+            if value > cap:
+                if self.action == "refuse":
+                    raise GatewayError(
+                        Code.INVALID_VALUE, f"{name} is {value}; at most {cap} are given.", param=name
+                    )
+                changed[name] = msgspec.Raw(b"%d" % cap)
+        if not named:
+            if self.action == "refuse":
+                raise GatewayError(
+                    Code.MISSING_FIELD, f"The field {names[0]!r} is missing; name at most {cap}.", param=names[0]
+                )
+            changed[names[0]] = msgspec.Raw(b"%d" % cap)
+        return changed
+
+    def _count(self, name: str, fields: dict[str, msgspec.Raw], limit: int) -> None:
+        value = _number(name, fields) if limit else None
+        if value is not None and value > limit:
+            raise GatewayError(Code.INVALID_VALUE, f"{name} is {value}; it may be {limit} at most.", param=name)
+
+    def _chars(self, chars: int, param: str | None) -> None:
+        if self.prompt_chars and chars > self.prompt_chars:
+            raise GatewayError(
+                Code.PROMPT_TOO_LARGE,
+                f"The prompt has {chars} characters; at most {self.prompt_chars} are taken.",
+                param=param,
+            )
+
+
+def _number(name: str, fields: dict[str, msgspec.Raw]) -> int | None:
+    """A count; None where it is left out. Only whole numbers pass: an engine takes "512", 512.0 and -1 (without
+    end) for numbers too, and would then be asked for more than was seen here."""
+    raw = fields.get(name, _NULL)
+    value: Any
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        value = raw
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise GatewayError(Code.INVALID_VALUE, f"{name} must be a whole number of at least 0.", param=name)
+    return value

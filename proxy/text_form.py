@@ -1,0 +1,89 @@
+"""Owns the one form in which texts are compared with the deny list, whole or piece by piece.
+Must not know lists or matches: text in, text out.
+Called by deny (rules, prompts) and by scan (answers)."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Final
+
+# Of no width, or only a choice of glyph: between letters they hide a word from a search and from nobody's eye.
+_UNSEEN: Final = dict.fromkeys(
+    [0x00AD, 0x034F, 0x061C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
+     *range(0x2060, 0x2070), *range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080), *range(0xE0100, 0xE01F0)]
+)  # fmt: skip
+_SPACES: Final = re.compile(r"\s+")
+MAX_PENDING: Final = 64
+"""Characters that may wait for what they combine with; a longer run of marks is no text and is not waited for."""
+
+
+def form(text: str) -> str:
+    """Without characters of no width, in Unicode's NFKC, case folded, every run of white space one space."""
+    if text.isascii():
+        return _SPACES.sub(" ", text.lower())
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text.translate(_UNSEEN)).casefold())
+
+
+class Former:
+    """The same, of a text that comes in pieces: what `feed` and `end` return, joined, is `form` of the whole.
+
+    A piece's last character may combine with the next piece's first, so it waits for it.
+    """
+
+    __slots__ = ("_spaced", "pending")
+
+    def __init__(self) -> None:
+        self.pending = ""  # seen characters that wait
+        self._spaced = False
+
+    def feed(self, text: str) -> str:
+        text = self.pending + (text if text.isascii() else text.translate(_UNSEEN))
+        cut = len(text) - 1
+        while cut > 0 and not _begins(text[cut]):
+            cut -= 1
+        if cut < 0:
+            return ""
+        if len(text) - cut > MAX_PENDING:
+            cut = len(text)
+        self.pending = text[cut:]
+        return self._spaces(form(text[:cut]))
+
+    def end(self) -> str:
+        text, self.pending = self.pending, ""
+        return self._spaces(form(text))
+
+    def peek(self) -> str:
+        """What waits, in its form, were nothing to combine with it."""
+        text = form(self.pending)
+        return text[1:] if self._spaced and text.startswith(" ") else text
+
+    def _spaces(self, text: str) -> str:
+        if text:
+            if self._spaced and text[0] == " ":
+                text = text[1:]
+                self._spaced = True
+            if text:
+                self._spaced = text[-1] == " "
+        return text
+
+
+def seen(text: str) -> int:
+    """How many characters of a text count: those of no width do not."""
+    return len(text) if text.isascii() else len(text.translate(_UNSEEN))
+
+
+@lru_cache(maxsize=4096)
+def _begins(char: str) -> bool:
+    """Whether nothing before the character can change what it becomes, nor it what is before (a boundary of
+    normalisation, UAX 15): its decomposition begins with no mark and no vowel or final of Hangul."""
+    if char < "\u0300":
+        return True
+    first = unicodedata.normalize("NFKD", char)[0]
+    return (
+        unicodedata.combining(first) == 0
+        and unicodedata.category(first)[0] != "M"
+        and not "\u1160" <= first <= "\u11ff"
+        and not "\U00016d40" <= first <= "\U00016d7f"
+    )

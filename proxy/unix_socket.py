@@ -1,0 +1,72 @@
+"""Owns the Unix socket to listen on: who may use it, what lies at its path before, and that nothing does after.
+Must not know HTTP.
+Called by the app."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from proxy.errors import SettingsError
+
+
+@contextmanager
+def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
+    """A socket bound to the path, with that mode from its first moment. A socket that nobody listens on any more
+    is replaced, anything else at the path is left alone. At the end the path is taken away, if it is still ours.
+    Raises SettingsError."""
+    if len(os.fsencode(path)) > 107:
+        raise SettingsError(f"listen_unix = {path!r}: the system takes no path over 107 bytes")
+    _clear(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        before = os.umask(0o777 & ~mode)  # not bound first and closed after: it would be open to all in between
+        try:
+            sock.bind(path)
+        except OSError as e:
+            raise SettingsError(f"listen_unix = {path!r}: {e.strerror or e}") from None
+        finally:
+            os.umask(before)
+        os.chmod(path, mode)
+        own = _identity(path)
+        sock.setblocking(False)
+        try:
+            yield sock
+        finally:
+            if _identity(path) == own:
+                os.unlink(path)
+    finally:
+        sock.close()
+
+
+def _clear(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise SettingsError(f"listen_unix = {path!r}: {e.strerror or e}") from None
+    if not stat.S_ISSOCK(mode):
+        raise SettingsError(f"listen_unix = {path!r}: there is something that is no socket; it is left alone")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError as e:
+            if e.errno != errno.ECONNREFUSED:
+                raise SettingsError(f"listen_unix = {path!r}: {e.strerror or e}") from None
+        else:
+            raise SettingsError(f"listen_unix = {path!r}: somebody listens there already")
+    os.unlink(path)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

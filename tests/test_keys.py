@@ -1,0 +1,45 @@
+"""`python -m proxy.keys`: the entry on stdout, the key on stderr, and the two belong together."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from proxy.api_keys import read_keys
+from proxy.keys import main, new_key
+
+
+def test_a_new_key_is_let_in_by_its_entry_which_does_not_hold_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "team-a", "--tenant", "blue", "--model", "m1", "--model", 'm"2']) == 0
+    told = capsys.readouterr()
+    key = told.err.strip()
+    caller = read_keys(told.out, "k").find(key)
+    assert caller is not None
+    assert (caller.name, caller.models) == ("team-a", frozenset({"m1", 'm"2'}))
+    assert key not in told.out
+    assert len(key) > 40
+    assert key != new_key()
+
+
+def test_a_key_that_exists_is_hashed_from_stdin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("my-own-key\n"))
+    assert main(["hash", "old"]) == 0
+    told = capsys.readouterr()
+    assert read_keys(told.out, "k").find("my-own-key") is not None
+    assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "given"), [(["hash", "a"], "\n"), (["hash", "a"], "a b\n"), (["hash", "a b"], "k")]
+)
+def test_what_could_not_be_used_is_refused(
+    argv: list[str], given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    assert main(argv) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("proxy.keys: ")

@@ -1,0 +1,56 @@
+"""The form in which texts are compared: what looks alike is alike, and pieces make the same whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.text_form import MAX_PENDING, Former, form, seen
+
+# Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
+ODD = st.text(
+    st.sampled_from(
+        "aeK ßẞİſÅ\u0301\u0327\u0345\u1100\u1161\u11a8\u314f가ﬁＡ\u00ad\u200b\ufe0f\t\n\u3000\u0958\u093c字"
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("BAD", "bad"),
+        ("ｂａｄ", "bad"),
+        ("b\u200ba\u00add", "bad"),
+        ("ﬁne", "fine"),
+        ("Stra\u00dfe", "STRASSE"),
+        ("e\u0301", "\u00c9"),
+        ("two\n\t words", "two words"),
+        ("two\u00a0words", "two words"),
+    ],
+)
+def test_what_looks_alike_has_one_form(one: str, other: str) -> None:
+    assert form(one) == form(other)
+
+
+@given(ODD | st.text(), st.data())
+def test_a_text_in_pieces_has_the_form_of_the_whole(text: str, data: st.DataObject) -> None:
+    former, at, out = Former(), 0, ""
+    while at < len(text):
+        size = data.draw(st.integers(1, 5))
+        out += former.feed(text[at : at + size])
+        at += size
+        assert len(former.pending) <= MAX_PENDING
+    assert out + former.end() == form(text)
+
+
+def test_marks_without_end_are_not_waited_for() -> None:
+    former = Former()
+    former.feed("a" + "\u0301" * 10_000)
+    assert len(former.pending) <= MAX_PENDING
+
+
+@given(st.text())
+def test_only_characters_of_some_width_count(text: str) -> None:
+    assert seen(text) <= len(text)
+    assert seen(text + "\u200b") == seen(text)
