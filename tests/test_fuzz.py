@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
@@ -172,10 +171,8 @@ def test_whatever_is_sent_each_answer_is_valid_http_and_none_is_a_500(port: int,
     assert check.statuses == [200]
 
 
-def test_the_fuzz_saw_answers_of_many_kinds(capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        if os.environ.get("FUZZ_COUNTS"):
-            print("\nfuzz:", dict(sorted(COUNTS.items())))
+def test_the_fuzz_saw_answers_of_many_kinds() -> None:
+    print("fuzz:", dict(sorted(COUNTS.items())))
     assert COUNTS["requests"] > 10
     assert COUNTS["200"] > 0
     assert COUNTS["400"] > 0
