@@ -26,6 +26,7 @@ from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.gate import gate_for
 from proxy.gateway import Gateway
+from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
 from proxy.identify import caller_at
@@ -109,7 +110,7 @@ async def running(
             ),
             metrics=metrics,
             loop=loop,
-            merge_max=settings.merge_max,
+            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
@@ -159,7 +160,7 @@ async def running(
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, scheduler, settings, prepared, log, stack)
-        _gauges(metrics, group, batcher, door, log, cache)
+        state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
             host,
             port,
@@ -322,26 +323,6 @@ async def _listen(
 async def _stop_task(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _gauges(
-    metrics: Metrics,
-    group: FlightGroup,
-    batcher: Batcher[Flight],
-    door: Door,
-    log: Log,
-    cache: Cache | None,
-) -> None:
-    """What is read when it is asked for, and costs nothing otherwise."""
-    metrics.gauge("flights", "Generations and other answers in the making.", lambda: len(group))
-    metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
-    metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(batcher))
-    metrics.gauge("client_connections", "Open client connections.", lambda: len(door.connections))
-    metrics.counter(
-        "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped
-    )
-    if cache is not None:
-        metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
 
 
 def _cpuinfo() -> str:

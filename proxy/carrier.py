@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from msgspec import Raw
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
+from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.known import Unfoldable

@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
+from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.openai import Ask
 

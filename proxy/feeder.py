@@ -11,7 +11,8 @@ from typing import Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
+from proxy.phase import Phase
 from proxy.plan import Head, Mode
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import Twins, Usage, has_content, is_error, usage_of

@@ -1,4 +1,4 @@
-"""Owns the Flight: one answer's append-only log, its states as a table, its readers' cursors.
+"""Owns the Flight: one answer's append-only log, the phase it is in, its readers' cursors.
 Must not know HTTP, sockets, Redis or engines: it is fed frames and hands out bytes.
 Called by the gateway (join, leave), the scheduler (feeding, ending) and respond (reading)."""
 
@@ -8,10 +8,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Final, Protocol
 
 from proxy.errors import GatewayError
+from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan, Times
 from proxy.wire.frames import PlainView, Usage
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
@@ -20,36 +20,9 @@ SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
 
 
-class Phase(Enum):
-    QUEUED = "queued"  # waits for a look-up or for a place at an engine
-    CONNECTING = "connecting"
-    PREFILL = "prefill"  # the request is at the engine, nothing came back yet
-    STREAMING = "streaming"
-    LANDED = "landed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    leads_to: tuple[Phase, ...]
-    """Its row of TRANSITIONS: to hash an Enum member takes a call of Python, to compare two takes none."""
-
-
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
-_ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
-
-TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
-    Phase.QUEUED: (Phase.CONNECTING, Phase.STREAMING, *_ENDS),  # STREAMING at once: a cache hit
-    Phase.CONNECTING: (Phase.PREFILL, Phase.CONNECTING, *_ENDS),
-    # Back to CONNECTING: a kept-alive connection that had died is replaced before its first byte.
-    Phase.PREFILL: (Phase.STREAMING, Phase.CONNECTING, *_ENDS),
-    Phase.STREAMING: _ENDS,
-    Phase.LANDED: (),
-    Phase.FAILED: (),
-    Phase.CANCELLED: (),
-}
 _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
-for _phase, _next in TRANSITIONS.items():
-    _phase.leads_to = _next
 
 
 class Pipe(Protocol):

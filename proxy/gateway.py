@@ -174,8 +174,7 @@ class Gateway:
         key = None
         if share.shared:
             fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            whose = tenant(call.request) if self._gate is None else self._gate.scope(call)
-            key = self._keyer.key(ask, tenant=whose, fold=fold)
+            key = self._keyer.key(ask, tenant=self._scope(call), fold=fold)
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
@@ -200,7 +199,7 @@ class Gateway:
             fresh=share.fresh,
             usage_added=streamed and key is not None,
             merge=share.merge,
-            tenant=tenant(call.request) if share.merge else b"",
+            tenant=self._scope(call) if share.merge else b"",
             affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
         )
         flight = self._group.launch(plan)
@@ -209,6 +208,10 @@ class Gateway:
         reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
         self._scheduler.submit(flight)
         return reader
+
+    def _scope(self, call: Call) -> bytes:
+        """Whose answers these are: nothing is shared, and nothing merged, across scopes."""
+        return tenant(call.request) if self._gate is None else self._gate.scope(call)
 
     async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""

@@ -15,8 +15,9 @@ from proxy.backends import Backend, Backends, Lease
 from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Fault, Feeder, Limits, OnHead, Watch
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.retry import (
     CONNECT,

@@ -16,7 +16,8 @@ from aiohttp import HttpVersion11, web
 
 from proxy.door import DoorHandler
 from proxy.errors import GatewayError
-from proxy.flight import Flight, Phase, Subscriber
+from proxy.flight import Flight, Subscriber
+from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.estimate import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
+from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.frames import Usage
 from proxy.wire.openai import Endpoint, decode

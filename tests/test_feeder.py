@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from tests.clock import run_virtual, virtual
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import SLICE, TRANSITIONS, Flight, Phase, Subscriber
+from proxy.flight import SLICE, Flight, Subscriber
 from proxy.group import FlightGroup
+from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.sse import chunk
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from proxy.deny import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits, Watch
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
 from proxy.guarded import GuardedFeeder, texts_of
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.errors import Code
-from proxy.flight import Phase
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.retry import CAUSES, Budget, RetryRules
 from tests.clock import virtual

@@ -11,11 +11,12 @@ import pytest
 from proxy.caller import Caller, Rates
 from proxy.errors import GatewayError
 from proxy.estimate import Cost
-from proxy.flight import Flight, Phase
+from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.limiter import Followers, Hold, Limiter
 from proxy.limits import Ceilings, Claim, Decision, Levels, LocalLimits
 from proxy.limits_redis import SharedLimits
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.wire.frames import Usage
 

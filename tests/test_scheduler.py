@@ -13,9 +13,10 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits
-from proxy.flight import Flight, Phase, Subscriber
+from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.scheduler import Scheduler
 from proxy.upstream import Pool

@@ -1,0 +1,33 @@
+"""Owns the gauges of the gateway's state: what is read when it is asked for, and costs nothing otherwise.
+Must not know how any of it comes about.
+Called by the app, once."""
+
+from __future__ import annotations
+
+from proxy.batcher import Batcher
+from proxy.cache import Cache
+from proxy.door import Door
+from proxy.flight import Flight
+from proxy.group import FlightGroup
+from proxy.log import Log
+from proxy.metrics import Metrics
+
+
+def state_gauges(
+    metrics: Metrics,
+    group: FlightGroup,
+    batcher: Batcher[Flight],
+    door: Door,
+    log: Log,
+    cache: Cache | None,
+) -> None:
+    """Have them read at each scrape."""
+    metrics.gauge("flights", "Generations and other answers in the making.", lambda: len(group))
+    metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
+    metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(batcher))
+    metrics.gauge("client_connections", "Open client connections.", lambda: len(door.connections))
+    metrics.counter(
+        "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped
+    )
+    if cache is not None:
+        metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))

@@ -1,0 +1,37 @@
+"""Owns the phases of a Flight, and which leads to which, as a table.
+Must not know what is fed or read in any of them.
+Called by the Flight, which changes phase in one place, and by everyone who asks for it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+
+class Phase(Enum):
+    QUEUED = "queued"  # waits for a look-up or for a place at an engine
+    CONNECTING = "connecting"
+    PREFILL = "prefill"  # the request is at the engine, nothing came back yet
+    STREAMING = "streaming"
+    LANDED = "landed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    leads_to: tuple[Phase, ...]
+    """Its row of TRANSITIONS: to hash an Enum member takes a call of Python, to compare two takes none."""
+
+
+_ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
+
+TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
+    Phase.QUEUED: (Phase.CONNECTING, Phase.STREAMING, *_ENDS),  # STREAMING at once: a cache hit
+    Phase.CONNECTING: (Phase.PREFILL, Phase.CONNECTING, *_ENDS),
+    # Back to CONNECTING: a kept-alive connection that had died is replaced before its first byte.
+    Phase.PREFILL: (Phase.STREAMING, Phase.CONNECTING, *_ENDS),
+    Phase.STREAMING: _ENDS,
+    Phase.LANDED: (),
+    Phase.FAILED: (),
+    Phase.CANCELLED: (),
+}
+for _phase, _next in TRANSITIONS.items():
+    _phase.leads_to = _next

@@ -1,0 +1,17 @@
+"""The phases of a Flight, as the table has them."""
+
+from __future__ import annotations
+
+from proxy.phase import TRANSITIONS, Phase
+
+
+def test_every_phase_is_in_the_table_and_can_be_come_to_but_the_first() -> None:
+    assert set(TRANSITIONS) == set(Phase)
+    assert set().union(*TRANSITIONS.values()) == set(Phase) - {Phase.QUEUED}
+
+
+def test_from_every_phase_there_is_a_way_to_each_end_and_none_onwards() -> None:
+    ends = {phase for phase, leads_to in TRANSITIONS.items() if not leads_to}
+    assert ends == {Phase.LANDED, Phase.FAILED, Phase.CANCELLED}
+    assert all(ends <= set(leads_to) for phase, leads_to in TRANSITIONS.items() if phase not in ends)
+    assert all(phase.leads_to == TRANSITIONS[phase] for phase in Phase)
