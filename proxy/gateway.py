@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -27,16 +26,13 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
-from proxy.relay import forwardable, named_by_connection, passes
+from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.scheduler import Scheduler
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503
-
-_FORWARDED: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
-"""Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
 
 class _Model(msgspec.Struct):
@@ -72,7 +68,7 @@ class Gateway:
         self._gate = gate
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
-        self._passed_on = (*_FORWARDED, "authorization") if settings.forward_authorization else _FORWARDED
+        self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -182,17 +178,14 @@ class Gateway:
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
         headers = call.request.headers
-        up = [("Content-Type", "application/json"), ("X-Request-Id", call.id)]
-        for name in self._passed_on:
-            if name in headers and name not in named_by_connection(headers.get("connection", "")):
-                up.append((name, headers[name]))
+        ours = (("Content-Type", "application/json"), ("X-Request-Id", call.id))
         plan = Plan(
             method="POST",
             path=PATHS[ask.endpoint],
             body=ask.body,
             mode=Mode.STREAM if streamed else Mode.WHOLE,
             request_id=call.id,
-            headers=up,
+            headers=[*ours, *acted_on(headers, self._passed_on)],
             ask=ask,
             model=ask.model,
             key=key,

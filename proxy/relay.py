@@ -5,7 +5,7 @@ Called by the gateway's handlers."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -24,6 +24,9 @@ _PATHS: Final = frozenset(
     }
 )
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
+
+ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
+"""Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _PLAIN: Final = re.compile(r"[!-~]+")
@@ -72,6 +75,15 @@ def passes(path: str, raw: str) -> bool:
 def named_by_connection(connection: str) -> frozenset[str]:
     """The headers that concern one connection only, by its `Connection` header (RFC 9110 7.6.1)."""
     return frozenset(token.strip().lower() for token in connection.split(","))
+
+
+def acted_on(headers: Mapping[str, str], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of `names` that the client sent, and not for this connection only."""
+    found = [(name, headers[name]) for name in names if name in headers]
+    if found and "connection" in headers:
+        named = named_by_connection(headers["connection"])
+        found = [(name, value) for name, value in found if name not in named]
+    return found
 
 
 def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False) -> list[tuple[str, str]]:
