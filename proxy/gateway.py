@@ -304,10 +304,8 @@ class Gateway:
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
         call.error = error.code.code
-        headers = respond.error_headers(error)
-        if call.allow is not None:
-            headers.append(("allow", call.allow))
-        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json())
+        headers = [*respond.error_headers(error), *call.headers()]
+        sent = await self._send(call, error.status, headers, error.json())
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent
