@@ -123,14 +123,6 @@ class Settings:
     cache_max_pending_bytes: int = _size(32 * MIB, "Answers that may wait to be written to Redis.")
     redis_timeout_ms: int = _count(100, "Longest that a request waits for Redis.", high=60_000, unit="MS")
     redis_memory_mb: int = _count(64, "Memory of the embedded Redis.", low=4, high=10**6, unit="MIB")
-    queue_limit: int = _count(1024, "Requests that may wait; one more is answered 503.")
-    max_batch: int = _count(64, "Most look-ups in one Redis round trip.", high=4096)
-    batch_window_ms: float = _setting(
-        0.0, values.number(0, 1000), "MS", "How long a look-up waits for company; 0 waits for nobody."
-    )
-    max_inflight: int = _count(256, "Most requests under way at one engine.")
-    max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
-    max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
     rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")
     rate_limit_burst: int = _limit("Requests of one caller that may come at once; 0: as many as in one second.")
     rate_limit_tokens_per_minute: int = _limit("Tokens a minute of one caller, in and out; 0 is no limit.")
@@ -145,6 +137,14 @@ class Settings:
     rate_limit_assumed_tokens: int = _count(
         512, "Tokens reserved for an answer that may be longer, until its length is known.", high=10**6
     )
+    queue_limit: int = _count(1024, "Requests that may wait; one more is answered 503.")
+    max_batch: int = _count(64, "Most look-ups in one Redis round trip.", high=4096)
+    batch_window_ms: float = _setting(
+        0.0, values.number(0, 1000), "MS", "How long a look-up waits for company; 0 waits for nobody."
+    )
+    max_inflight: int = _count(256, "Most requests under way at one engine.")
+    max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
+    max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
     body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
     connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
     first_token_timeout: float = _seconds(300.0, "For an engine's first token; 0 is no limit.")
