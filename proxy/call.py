@@ -63,6 +63,8 @@ class Call:
     def headers(self) -> list[tuple[str, str]]:
         """What every answer says, a refusal too."""
         ours = [("x-request-id", self.id)]
+        if self.allow is not None:
+            ours.append(("allow", self.allow))
         return ours if self.hold is None else ours + self.hold.headers()
 
     def close(self) -> None:

@@ -45,8 +45,7 @@ class Flight:
         self.plan = plan
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
-        self.phase = Phase.QUEUED
-        self.before = Phase.QUEUED  # the phase that led to this one
+        self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
         self.ended = False
         self.mode = plan.mode
         self.times = Times(created=clock())
@@ -187,8 +186,7 @@ class Flight:
     def land(self, head: Head | None = None) -> None:
         """The answer is whole."""
         self.enter(Phase.LANDED)
-        if head is not None:
-            self.head = head
+        self.head = head or self.head
         self._finish(b"" if self.head is not None and self.head.length is not None else LAST_CHUNK)
 
     def fail(self, error: GatewayError) -> None:
@@ -203,8 +201,7 @@ class Flight:
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
-        if self._view is not None:
-            self.plain.extend(chunk(frame) for frame in self._view.end())
+        self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
         if self.on_end is not None:
@@ -319,8 +316,6 @@ class Subscriber:
         return bool(flight.view(usage=self.usage))
 
     def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

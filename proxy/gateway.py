@@ -324,11 +324,9 @@ class Gateway:
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
         call.error = error.code.code
-        headers = respond.error_headers(error)
-        if call.allow is not None:
-            headers.append(("allow", call.allow))
+        headers = [*respond.error_headers(error), *call.headers()]
         keep = error.code is not Code.SHUTTING_DOWN
-        sent = await self._send(call, error.status, [*headers, *call.headers()], error.json(), keep=keep)
+        sent = await self._send(call, error.status, headers, error.json(), keep=keep)
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent

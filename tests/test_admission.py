@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from contextlib import AsyncExitStack
 from typing import Any
@@ -16,10 +17,11 @@ from proxy.call import Call
 from proxy.caller import Caller, Rates
 from proxy.config import Settings
 from proxy.errors import GatewayError
-from proxy.estimate import NO_COST
+from proxy.estimate import NO_COST, estimate
 from proxy.limits import Levels
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.wire.openai import decode
 from tests.client import Answer, get, post_json, streaming
 from tests.engine import Engine, full_backlog
 from tests.engine_scripts import echo_script
@@ -141,17 +143,19 @@ async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_li
 
 
 async def test_tokens_are_reserved_by_a_guess_and_corrected_by_usage(engine: Engine) -> None:
+    guess = estimate(decode("chat", json.dumps(HELLO_STREAM).encode()), 400)
     async with gateway(engine, rate_limit_tokens_per_minute=10_000, rate_limit_assumed_tokens=400) as app:
         async with streaming(app.url, CHAT, HELLO_STREAM) as client:
             turn = await engine.next_request()
-            reserved = levels(app).tokens
-            assert 400 < reserved < 420
+            assert levels(app).tokens <= sum(guess)
             await turn.send("a", "b")
-            await turn.finish(prompt_tokens=30, completion_tokens=2)
+            await turn.finish(prompt_tokens=10**6, completion_tokens=2)
             answer = await client.read()
-            assert 10_000 - int(left(answer)[1] or 0) in (reserved, reserved + 1)
+            assert 10_000 - int(left(answer)[1] or 0) == sum(guess)
         await until(lambda: levels(app).streams == 0)
-        assert levels(app).tokens in (31, 32)  # less what leaks meanwhile, 167 a second
+        assert 0.9 * 10**6 < levels(app).tokens <= 10**6 + 2  # less what leaks meanwhile, 167 a second
+        refused = await post_json(app.url, CHAT, HELLO)
+        assert (refused.status, left(refused)[1]) == (429, "0")
 
 
 # Permits

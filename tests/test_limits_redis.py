@@ -161,9 +161,9 @@ async def test_a_script_that_redis_has_forgotten_is_sent_again() -> None:
 async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_lives_do_not() -> None:
     """Complaint: a slot whose holder died was taken until Redis was reset (LiteLLM 20256)."""
     bounds = Ceilings(streams=2)
-    async with redis_server() as path, shared_limits(path, lease=0.3) as lives:
+    async with redis_server() as path, shared_limits(path, lease=2.0) as lives:
         assert (await ask(lives, claim("mine", bounds))) is not None
-        async with shared_limits(path, lease=0.3) as crashes:
+        async with shared_limits(path, lease=2.0) as crashes:
             assert (await ask(crashes, claim("lost", bounds))) is not None
             refused = await ask(lives, claim("third", bounds))
             assert refused is not None
@@ -175,7 +175,7 @@ async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_li
 
 async def test_more_permits_than_one_batch_are_all_renewed() -> None:
     bounds = Ceilings(streams=10_000)
-    async with redis_server() as path, shared_limits(path, lease=0.6) as shared:
+    async with redis_server() as path, shared_limits(path, lease=1.5) as shared:
         many = 2 * BATCH + 5
         await asyncio.gather(*(ask(shared, claim(f"{n}", bounds, bounds)) for n in range(many)))
         first = await redis_says(path, "ZRANGE", "gateway:limit:all:s", "0", "0", "WITHSCORES")
@@ -186,7 +186,7 @@ async def test_more_permits_than_one_batch_are_all_renewed() -> None:
 
 async def test_a_redis_that_was_emptied_is_told_of_the_permits_that_live() -> None:
     bounds = Ceilings(streams=1)
-    async with redis_server() as path, shared_limits(path, lease=0.3) as shared:
+    async with redis_server() as path, shared_limits(path, lease=1.5) as shared:
         await ask(shared, claim("lives", bounds))
         await redis_says(path, "FLUSHALL")
         while await redis_says(path, "ZCARD", "gateway:limit:s:a") != 1:
