@@ -71,6 +71,7 @@ class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
     stage: str = ""  # sweep's or ramp's stage, e.g. "rate=8"
     warmup: bool = False
     waited: bool = False  # due while no place was free under the cap: sent - due is then the queue's, not ours
+    resent: int = 0  # times that it went out again: the server had closed the kept connection it went out on
     stream: bool = True
     due_ns: int
     sent_ns: int | None = None  # the request's last byte left; by the kernel, else by the program
