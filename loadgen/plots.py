@@ -14,7 +14,7 @@ from loadgen.paired import MEASURES, comparable, differences, pairs_of
 from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, log_axis, saved, styled
 from loadgen.plots_share import curves, gaps_plot, share_plot
 from loadgen.plots_time import timeline_plot
-from loadgen.stages import by_rate, knee_of
+from loadgen.stages import by_rate, done_rate, good_rate, knee_of
 from loadgen.stats import describe, interpolated
 from loadgen.summary import Summary
 
@@ -90,14 +90,19 @@ def _sweep(summary: Summary) -> Figure | None:
     latency.set_title("TTFT from due, ms (log)")
     done.plot(rates, rates, color=MUTED, ls=":", label="asked")
     done.plot(
-        rates, [group.request_throughput for _, group in stages], "o-", color=BLUE, label="completed", markersize=4
+        rates,
+        [done_rate(asked, group) for asked, group in stages],
+        "o-",
+        color=BLUE,
+        label="completed",
+        markersize=4,
     )
     if all(group.goodput for _, group in stages):
-        good = [group.goodput.per_second if group.goodput else 0.0 for _, group in stages]
+        good = [good_rate(asked, group) for asked, group in stages]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
     done.set_title("requests/s")
     done.set_ylim(bottom=0)
-    found = knee_of(summary.by_stage)
+    found = knee_of(summary)
     for axes in (latency, done):
         axes.set_xlabel("asked, requests/s")
         if found:

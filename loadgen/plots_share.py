@@ -143,6 +143,7 @@ def gaps_plot(lines: Sequence[Curve]) -> Figure | None:
     _share_axis(whole)
     tail.set_yscale("log")
     tail.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
+    tail.yaxis.set_minor_formatter(lambda share, _: "")
     tail.set_ylabel("share of gaps above")
     tail.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     for axes in (whole, tail):

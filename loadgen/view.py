@@ -13,7 +13,7 @@ from loadgen.headline import headline
 from loadgen.numbers import amount, cell, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
-from loadgen.stages import by_rate, focus, knee_of, rate_of
+from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
 from loadgen.view_error import own_error
@@ -227,18 +227,24 @@ def _errors(whole: Group, details: Mapping[str, str]) -> Table:
 
 def _stages(summary: Summary) -> Table:
     rows = []
+    objectives = summary.whole.goodput is not None
     for name, stage in summary.by_stage.items():
-        ttft = stage.stats["ttft_due"]
-        asked = rate_of(name)
-        rows.append(
-            [f"{asked:.4g}/s" if asked is not None else name, rate(stage.request_throughput), cell(ttft.at(50)),
-             cell(ttft.at(95)), cell(ttft.at(99)), rate(stage.output_throughput), percent(stage.error_rate),
-             percent(stage.goodput.attainment) if stage.goodput else "…"]
-        )  # fmt: skip
-    found = knee_of(summary.by_stage)
+        asked, ttft = rate_of(name), stage.stats["ttft_due"]
+        done = stage.request_throughput if asked is None else done_rate(asked, stage)
+        tokens = stage.output_throughput if asked is None else token_rate(asked, stage)
+        rows.append([
+            name if asked is None else f"{asked:.4g}/s",
+            amount(stage.requests),
+            rate(done),
+            *(cell(ttft.at(p)) for p in (50, 95, 99)),
+            rate(tokens),
+            percent(stage.error_rate),
+            *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
+        ])  # fmt: skip
+    found = knee_of(summary)
     notes = [f"Knee: {found:.4g} requests/s is the highest rate that it kept up with."] if found else []
-    columns = ("asked", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors", "goodput")
-    return Table("By rate: TTFT from due, ms", columns, rows, notes)
+    columns = ("asked", "n", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors")
+    return Table("By rate: TTFT from due, ms", (*columns, *(["goodput"] if objectives else [])), rows, notes)
 
 
 def _sides(run: Run, summary: Summary) -> Table:
