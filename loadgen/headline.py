@@ -71,7 +71,9 @@ def _overhead(pairs: Pairs) -> list[Tile]:
         if middle.value is None or middle.interval is None:
             tiles.append((f"{title}, b − a", "…", f"{amount(paired.n)} pairs: not enough"))
             continue
-        tiles.append((f"{title}, b − a", f"{signed(middle.value)} ms", between(middle.interval, sign=True)))
+        tiles.append(
+            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {between(middle.interval, sign=True)}")
+        )
         if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:
             tiles.append(("TTFT p50, a", f"{digits(paired.a_p50)} ms", f"b {digits(paired.b_p50)}"))
     return tiles

@@ -5,6 +5,7 @@ Called by `sweep.py` between stages and by whoever shows a sweep."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Final
 
 import msgspec
@@ -24,6 +25,23 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     achieved: float
     ttft_p50_ms: float | None
     failed: float = 0.0  # share of requests
+
+
+def pace(dues: Sequence[int], ends: Sequence[int]) -> float:
+    """How fast answers ended against how fast requests were due: 1 keeps up, 0.5 has a queue that grows.
+
+    By the distance between the means of two stretches, a tenth to half and half to nine tenths of each (any unit):
+    neither chance nor one long answer at the end of a short stage is then taken for a server that falls behind.
+    Never above 1; 0 of nothing.
+    """
+    return min(_spread(dues) / _spread(ends), 1.0) if dues and ends else 0.0
+
+
+def _spread(moments: Sequence[int]) -> float:
+    ordered = sorted(moments)
+    cut, half = len(ordered) // 10, len(ordered) // 2
+    early, late = ordered[cut:half], ordered[len(ordered) - half : len(ordered) - cut]
+    return max(fmean(late) - fmean(early), 1.0) if half > cut else 1.0
 
 
 def saturated(stage: Stage, base_ms: float | None) -> bool:

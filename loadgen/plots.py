@@ -10,8 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
+from loadgen.numbers import signed
 from loadgen.paired import MEASURES, comparable, differences, pairs_of
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, log_axis, saved, styled
+from loadgen.plot_style import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    RED,
+    VIOLET,
+    canvas,
+    legend_above,
+    log_axis,
+    plain_axis,
+    saved,
+    styled,
+)
 from loadgen.plots_share import curves, gaps_plot, share_plot
 from loadgen.plots_time import timeline_plot
 from loadgen.stages import by_rate, done_rate, good_rate, knee_of
@@ -46,7 +60,7 @@ def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
     with styled():
         figures = (
             ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, a queue grows.", _sweep(summary)),
-            ("paired", "Paired difference", PAIRED, _paired(requests)),
+            ("paired", "Pair by pair", PAIRED, _paired(requests)),
             ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
             ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest, where stalls show.",
              gaps_plot(lines)),
@@ -87,7 +101,7 @@ def _sweep(summary: Summary) -> Figure | None:
         every += y
     if every:
         log_axis(latency.yaxis, every)
-    latency.set_title("TTFT from due, ms (log)")
+    latency.set_ylabel("TTFT from due, ms (log)")
     done.plot(rates, rates, color=MUTED, ls=":", label="asked")
     done.plot(
         rates,
@@ -100,14 +114,17 @@ def _sweep(summary: Summary) -> Figure | None:
     if all(group.goodput for _, group in stages):
         good = [good_rate(asked, group) for asked, group in stages]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
-    done.set_title("requests/s")
+    done.set_ylabel("requests/s")
     done.set_ylim(bottom=0)
+    plain_axis(done.yaxis)
     found = knee_of(summary)
     for axes in (latency, done):
         axes.set_xlabel("asked, requests/s")
         if found:
             axes.axvline(found, color=RED, ls="--", lw=1.2, label=f"knee {found:.4g}/s")
-        axes.legend(loc="upper left")
+        axes.set_xlim(left=0)
+        plain_axis(axes.xaxis)
+        legend_above(axes)
     return figure
 
 
@@ -149,8 +166,8 @@ def _paired(requests: Sequence[Measured]) -> Figure | None:
         middle = describe(sample).at(50)
         if middle is not None and middle.value is not None and middle.interval is not None:
             axes.axvspan(middle.interval.low, middle.interval.high, color=RED, alpha=0.25, lw=0)
-            axes.axvline(middle.value, color=RED, label=f"median {middle.value:+.3g} ms")
-            axes.legend(loc="upper left")
+            axes.axvline(middle.value, color=RED, label=f"median {signed(middle.value)} ms")
+            legend_above(axes, right=True)
         outside = len(ordered) - len(inside)
         axes.set_title(f"{title}: b − a" + (f" ({outside} of {len(ordered)} beyond the axis)" if outside else ""))
         axes.set_xlabel("ms")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, canvas, log_axis
+from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, canvas, legend_above, log_axis, plain_axis
 from loadgen.timeline import SECOND, timeline
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     arrivals.step(at, line.due, where="post", color=MUTED, ls=":", label="due", lw=1.4)
     arrivals.step(at, line.sent, where="post", color=BLUE, label="sent", lw=1.4)
     arrivals.set_title("requests/s")
-    arrivals.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    legend_above(arrivals, right=True)
     arrivals.margins(x=0.01)
     flight.fill_between(at, line.in_flight, step="post", color=BLUE, alpha=0.25, lw=0)
     flight.step(at, line.in_flight, where="post", color=BLUE, lw=1.4)
@@ -40,6 +40,7 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     tokens.set_title("output tokens/s")
     for axes in (arrivals, flight, tokens):
         axes.set_ylim(bottom=0)
+        plain_axis(axes.yaxis)
     _dots(latency, requests, line.start_ns)
     latency.set_xlabel("seconds since the first request was due")
     return figure
@@ -58,7 +59,7 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
         ]
         if took:
             x, y = zip(*took, strict=True)
-            axes.scatter(x, y, s=7, color=colour, alpha=0.6, lw=0, label=label)
+            axes.scatter(x, y, s=16 if len(drawn) < 300 else 7, color=colour, alpha=0.6, lw=0, label=label)
             everything += y
     if everything:
         log_axis(axes.yaxis, everything)
@@ -67,7 +68,7 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
         label = f"failed ({len(failed):,})" if place == 0 else None
         axes.axvline((moment - start) / SECOND, color=RED, lw=1, alpha=0.6, label=label)
     if failed or not all(request.fresh for request in drawn):
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+        legend_above(axes, right=True)
     axes.set_title(f"{'TTFT' if streams else 'E2E'} from due, ms (log), by when it was due")
 
 

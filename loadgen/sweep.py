@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from loadgen import conclude, flags, live, pacer, store, values
 from loadgen.flags import Hide, UsageError
 from loadgen.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
-from loadgen.knee import Stage, knee, next_rate
+from loadgen.knee import Stage, knee, next_rate, pace
 from loadgen.lag import Own, medians_ms
 from loadgen.loop import new_loop
 from loadgen.measure import Measure
@@ -122,18 +122,17 @@ class Sweep:
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> Stage:
-    """Achieved: the asked rate less what failed, stretched by how much longer ending took than arriving."""
+    """Achieved: the asked rate less what failed, and by as much as ending was slower than arriving."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return Stage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    dues = sorted(record.due_ns for record in measured)
-    ends = sorted(record.end_ns for record in good if record.end_ns is not None)
-    arriving = max(dues[-1] - dues[0], 1)
-    ending = max(ends[-1] - ends[0], 1)
+    kept = pace(
+        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+    )
     return Stage(
         asked=rate,
-        achieved=rate * min(arriving / ending, 1.0) * len(good) / len(measured),
+        achieved=rate * kept * len(good) / len(measured),
         ttft_p50_ms=medians_ms(good)[0],
         failed=1 - len(good) / len(measured),
     )

@@ -85,7 +85,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     ]
     return View(
         title=run.label or "run",
-        date=run.date,
+        date=_moment(run.date),
         valid=not run.invalid,
         verdict=_verdict(run),
         ran=_ran(run, summary),
@@ -96,6 +96,11 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary.whole), words=(0, 1, 2)),
         config=_config(run),
     )
+
+
+def _moment(date: str) -> str:
+    """As people write it; what is no ISO time stays as it is."""
+    return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
 
 
 def _verdict(run: Run) -> str:
@@ -191,6 +196,7 @@ def _shared(summary: Summary) -> Table:
         [name, amount(part.completed), percent(part.completed / max(summary.whole.completed, 1)),
          *(cell(part.stats["ttft"].at(p)) for p in (50, 99)), cell(part.stats["e2el"].at(50))]
         for name, part in summary.by_shared.items()
+        if part.completed
     ]  # fmt: skip
     columns = ("x-gateway-cache", "n", "share", "TTFT p50", "TTFT p99", "E2E p50")
     return Table("By how the gateway answered", columns, rows)

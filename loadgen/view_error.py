@@ -33,10 +33,10 @@ def own_error(run: Run, whole: Group) -> list[list[str]]:
         ],
         ["their width", _spread(lag.censored_width_ms), "of those intervals"],
         ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
-        ["clock drift", ms(lag.clock_drift_ms) + " ms", "realtime against monotonic, over the run"],
+        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic, over the run"],
     ]
     if lag.floor_ms:
-        floor = ", ".join(f"{name} {ms(value)}" for name, value in lag.floor_ms.items())
+        floor = ", ".join(f"{_named(name)} {ms(value)}" for name, value in lag.floor_ms.items())
         rows.append(["error floor", f"{floor} ms", "by loadgen calibrate on this machine"])
     else:
         rows.append(["error floor", "unknown", "loadgen calibrate measures it"])
@@ -45,3 +45,13 @@ def own_error(run: Run, whole: Group) -> list[list[str]]:
 
 def _spread(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {ms(value)}" for name, value in values.items()) + " ms" if values else "not measured"
+
+
+def _drift(milliseconds: float) -> str:
+    return "below 0.001 ms" if abs(milliseconds) < 0.001 else f"{ms(milliseconds)} ms"
+
+
+def _named(figure: str) -> str:
+    """ "TTFT p99" of ttft_p99."""
+    name, _, point = figure.partition("_")
+    return f"{name.upper()} {point}".strip()
