@@ -90,7 +90,16 @@ def saved(figure: Figure, form: str) -> bytes:
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     colour = "white" if form == "png" else "none"
     figure.savefig(into, format=form, metadata=metadata, facecolor=colour, dpi=110)
-    return into.getvalue()
+    return _COORDINATES.sub(_rounded, into.getvalue()) if form == "svg" else into.getvalue()
+
+
+_COORDINATES: Final = re.compile(rb' (?:d|x|y|transform)="[^"]*"')
+_LONG: Final = re.compile(rb"(\d\.\d\d)\d+")
+
+
+def _rounded(found: re.Match[bytes]) -> bytes:
+    """To a hundredth of a point: nobody sees more, and the page is a third lighter."""
+    return _LONG.sub(rb"\1", found[0])
 
 
 _PROLOGUE: Final = re.compile(r"^.*?(?=<svg)", re.DOTALL)

@@ -118,10 +118,10 @@ def _sweep(summary: Summary) -> Figure | None:
     done.set_ylim(bottom=0)
     plain_axis(done.yaxis)
     found = knee_of(summary)
-    for axes in (latency, done):
+    for axes, label in ((latency, f"knee {found or 0:.4g}/s"), (done, None)):
         axes.set_xlabel("asked, requests/s")
         if found:
-            axes.axvline(found, color=RED, ls="--", lw=1.2, label=f"knee {found:.4g}/s")
+            axes.axvline(found, color=RED, ls="--", lw=1.2, label=label)
         axes.set_xlim(left=0)
         plain_axis(axes.xaxis)
         legend_above(axes)

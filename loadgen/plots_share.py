@@ -85,14 +85,14 @@ def _at(x: Sequence[float], y: Sequence[float], share: float) -> float:
 
 
 def _percentiles(axes: Axes, lines: Sequence[Curve], name: str) -> None:
-    """The first line's three, and the second's median: two curves that lie close leave room for no more."""
-    first, *others = [line for line in lines if line.stats is not None]
-    for line, points in ((first, (50.0, 95.0, 99.0)), *((line, (50.0,)) for line in others)):
-        assert line.stats is not None
+    """One line's three. Of two, which may lie close: the first's p50 and p99, at its left, and the other's p50."""
+    told = [(line, line.stats) for line in lines if line.stats is not None]
+    for place, (line, stats) in enumerate(told):
+        points = (50.0, 95.0, 99.0) if len(told) == 1 else (50.0,) if place else (50.0, 99.0)
         for p in points:
-            found = line.stats[name].at(p)
+            found = stats[name].at(p)
             if found is not None and found.value is not None:
-                left = p > 98 or bool(others and line is first)
+                left = p > 98 or place < len(told) - 1
                 mark(axes, found.value, p / 100, f"p{p:g}  {digits(found.value)}", line.colour, left=left)
 
 

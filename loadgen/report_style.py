@@ -9,7 +9,7 @@ from typing import Final
 CSS: Final = """
 :root {
   --page: #f5f6f9; --card: #ffffff; --ink: #1f2430; --muted: #6a7180; --grid: #dfe3ea;
-  --shade: #1f243038;
+  --shade: #1f243024;
   --blue: #2864d8; --orange: #c9720a; --green: #0c8a63; --red: #cf2f3c; --violet: #7a4fd0;
 }
 @media (prefers-color-scheme: dark) {
@@ -58,7 +58,7 @@ figcaption { color: var(--muted); font-size: .88rem; margin-top: .4rem; }
     linear-gradient(to left, var(--shade), transparent) 100% 0 / .9rem 100% no-repeat scroll;
 }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--muted); font-size: .82rem; }
+th { text-align: left; white-space: nowrap; font-weight: 600; color: var(--muted); font-size: .82rem; }
 th, td { padding: .34rem .8rem .34rem 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
 tbody tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: anywhere; }
@@ -77,8 +77,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
   body { padding: 1.3rem .7rem 3rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }
   .tile, section, figure, details { padding: .85rem .9rem; }
+  table:not(.facts) :is(td, th):first-child { position: sticky; left: 0; background: var(--card); }
   .facts thead { display: none; }
-  .facts tr { display: grid; grid-template-columns: 8.2rem 1fr; border-bottom: 1px solid var(--grid); padding: .3rem 0; }
+  .facts tr {
+    display: grid; grid-template-columns: 8.2rem 1fr; padding: .3rem 0; border-bottom: 1px solid var(--grid);
+  }
   .facts tbody tr:last-child { border-bottom: 0; }
   .facts td { border-bottom: 0; padding: 0 .5rem 0 0; }
   .facts td:first-child { white-space: normal; }

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from loadgen.headline import headline
 from loadgen.numbers import amount, cell, ms, percent, rate, signed
@@ -16,6 +16,7 @@ from loadgen.record import Run
 from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
+from loadgen.view_config import told
 from loadgen.view_error import own_error
 
 NAMES: Final[Mapping[str, str]] = {
@@ -93,8 +94,8 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         headline=headline(summary, pairs),
         warnings=[*run.warnings, *_own_warnings(run, summary)],
         tables=tables,
-        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary.whole), words=(0, 1, 2)),
-        config=_config(run),
+        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
+        config=told(run),
     )
 
 
@@ -172,7 +173,19 @@ def _latency(group: Group, which: str) -> Table:
             continue
         label = NAMES[name] + (f" by {group.itl_by[:-1]}" if name == "itl" and group.itl_by != "none" else "")
         rows.append([*_row(label, stat, (50, 95, 99)), cell(stat)])
-    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows)
+    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows, _dependent(group))
+
+
+def _dependent(group: Group) -> list[str]:
+    """Why a percentile is missing though there are requests enough for it."""
+    stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
+    missing = next((q for p in (50, 95, 99) if (q := stat.at(p)) is not None and q.value is None), None)
+    if missing is None or stat.n < missing.needs:
+        return []
+    return [
+        f"Requests in a queue wait for one another: these {amount(stat.n)} tell as much as {missing.effective} "
+        f"independent ones, and p{missing.p:g} needs {missing.needs}."
+    ]
 
 
 def _of(title: str, which: str) -> str:
@@ -283,16 +296,3 @@ def _paired(run: Run, pairs: Pairs) -> Table:
         )
     columns = ("b − a, ms", "pairs", "median", "of a's p50", "p95", "mean", "b slower")
     return Table("Paired difference", columns, rows, notes)
-
-
-def _config(run: Run) -> list[tuple[str, str]]:
-    facts: dict[str, Any] = {
-        "command": shlex.join(run.command),
-        "seed": run.seed,
-        "workers": run.workers,
-        **{f"target {name}": url for name, url in run.targets.items()},
-        **{f"machine {key}": value for key, value in run.machine.items()},
-        **{f"sent {key}": value for key, value in run.sent_stats.items()},
-        **run.config,
-    }
-    return [(key, str(value)) for key, value in facts.items() if value is not None]

@@ -75,7 +75,7 @@ def test_nothing_measured_has_no_knee() -> None:
 def test_the_pace_is_the_capacitys_share_of_the_load_whatever_single_answers_take(
     requests: int, load: float, seed: int
 ) -> None:
-    """A server of one place: 1,000 units an answer; then each answer streams on by itself, the last one for long."""
+    """One place, 1,000 units an answer; then each answer streams on by itself, the last one for long."""
     chance = random.Random(seed)
     dues = [round(place * 1000 / load) for place in range(requests)]
     free, ends = 0, []

@@ -100,7 +100,7 @@ def test_a_sweep_has_its_stages_in_order_and_an_ab_its_sides() -> None:
 
 
 def test_a_knee_is_the_sweeps_own_else_found_again() -> None:
-    seen = list(sweep_records((2, 8, 20), requests=120))
+    seen = list(sweep_records((2, 8, 20), requests=240))
     found = summarise(run_of(), seen)
     assert knee_of(found) == 8
     assert focus(found)[1:] == ("rate=8", found.by_stage["rate=8"])
