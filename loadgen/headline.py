@@ -65,7 +65,7 @@ def _overhead(pairs: Pairs) -> list[Tile]:
     tiles = []
     for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
         paired = pairs.measures[name]
-        middle = paired.difference.at(50)
+        middle = paired.evened or paired.difference.at(50)
         if not paired.n or middle is None:
             continue
         if middle.value is None or middle.interval is None:

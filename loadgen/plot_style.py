@@ -124,7 +124,7 @@ def inline_svg(svg: bytes, name: str, title: str) -> str:
 
 
 def plain_number(value: float, _: object = None) -> str:
-    return f"{value:,.6g}"
+    return f"{value:,.6g}".replace("-", "−", 1)
 
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from loadgen.headline import headline
-from loadgen.numbers import amount, cell, ms, percent, rate, signed
+from loadgen.numbers import amount, between, cell, digits, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
 from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate
@@ -75,7 +75,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     """`details`: an example in words for each kind of error."""
     which, _, latency = focus(summary)
     tables = [
-        *([_paired(run, pairs)] if pairs else []),
+        *([_paired(pairs)] if pairs else []),
         *([_sides(run, summary)] if summary.by_target else []),
         *([_stages(summary)] if summary.by_stage else []),
         *([_latency(latency, which)] if not summary.by_target else []),
@@ -275,24 +275,32 @@ def _sides(run: Run, summary: Summary) -> Table:
     return Table("The two targets, p50 in ms", ("target", "done", "failed", "TTFT", "TPOT", "E2E"), rows)
 
 
-def _paired(run: Run, pairs: Pairs) -> Table:
+def _paired(pairs: Pairs) -> Table:
     rows = []
     for name, paired in pairs.measures.items():
-        stat = paired.difference
+        stat, evened = paired.difference, paired.evened
+        middle = evened or stat.at(50)
         relative = "…"
-        middle = stat.at(50)
         if middle is not None and middle.value is not None and paired.a_p50:
             relative = signed(100 * middle.value / paired.a_p50, " %")
         label = "mean gap" if name == "itl" else NAMES[name]
-        rows.append([label, amount(paired.n), cell(middle, sign=True), relative, cell(stat.at(95), sign=True),
+        even = "…" if evened is None else f"{signed(evened.value)} ({between(evened.interval, sign=True)})"
+        rows.append([label, amount(paired.n), even, relative, *(cell(stat.at(p), sign=True) for p in (50, 95)),
                      cell(stat, sign=True), percent(paired.higher)])  # fmt: skip
     lost = pairs.only_a + pairs.only_b + pairs.neither
     notes = [f"{amount(pairs.paired)} pairs in which both completed."]
+    second = pairs.measures["ttft"].second or pairs.measures["e2el"].second
+    if second is not None:
+        notes.append(
+            f"Half of the pairs asked a first, half b; who came second was {digits(abs(second))} ms "
+            f"{'faster' if second < 0 else 'slower'}. “Evened” is the mean of both halves' medians, in which that "
+            "cancels out; in the other columns it is noise."
+        )
     if pairs.shared:
         notes.append(f"Left out: {amount(pairs.shared)} pairs of which one answer was shared.")
     if lost:
         notes.append(
             f"Left out: {pairs.only_b} where only a failed, {pairs.only_a} where only b, {pairs.neither} both."
         )
-    columns = ("b − a, ms", "pairs", "median", "of a's p50", "p95", "mean", "b slower")
+    columns = ("b − a, ms", "pairs", "evened", "of a's p50", "median", "p95", "mean", "b slower")
     return Table("Paired difference", columns, rows, notes)
