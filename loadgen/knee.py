@@ -56,6 +56,16 @@ def base_of(stages: Sequence[Stage]) -> float | None:
     return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
 
 
+def unsteady(stages: Sequence[Stage]) -> tuple[Stage, Stage] | None:
+    """(lightest, a heavier one), where the lightest's median TTFT is over twice the heavier one's: the server was
+    slowed by something else than load, and what is above was judged too kindly. None where all is well."""
+    known = sorted((stage for stage in stages if stage.ttft_p50_ms), key=lambda stage: stage.asked)
+    if len(known) < 2:
+        return None
+    fastest = min(known[1:], key=lambda stage: stage.ttft_p50_ms or 0.0)
+    return (known[0], fastest) if (known[0].ttft_p50_ms or 0.0) > 2 * (fastest.ttft_p50_ms or 0.0) else None
+
+
 def knee(stages: Sequence[Stage]) -> float | None:
     """The highest asked rate below the first saturated one; None where even the lightest is saturated."""
     base = base_of(stages)

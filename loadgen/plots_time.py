@@ -35,6 +35,7 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     flight.fill_between(at, line.in_flight, step="post", color=BLUE, alpha=0.25, lw=0)
     flight.step(at, line.in_flight, where="post", color=BLUE, lw=1.4)
     flight.set_title("in flight")
+    flight.yaxis.get_major_locator().set_params(integer=True)
     tokens.fill_between(at, line.tokens, step="post", color=GREEN, alpha=0.25, lw=0)
     tokens.step(at, line.tokens, where="post", color=GREEN, lw=1.4)
     tokens.set_title("output tokens/s")
@@ -51,11 +52,18 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
     done = [request for request in requests if request.completed]
     drawn = done[:: -(-len(done) // MAX_DOTS) or 1]
     everything: list[float] = []
-    for fresh, colour, label in ((True, ORANGE, None), (False, GREEN, "shared")):
+    sides = {request.target for request in drawn} == {"a", "b"}
+    groups = (
+        (ORANGE, None, lambda request: request.fresh and not sides),
+        (BLUE, "a", lambda request: request.fresh and sides and request.target == "a"),
+        (ORANGE, "b", lambda request: request.fresh and sides and request.target == "b"),
+        (GREEN, "shared", lambda request: not request.fresh),
+    )
+    for colour, label, belongs in groups:
         took = [
             ((request.due_ns - start) / SECOND, value)
             for request in drawn
-            if request.fresh is fresh and (value := _from_due(request, streams)) is not None
+            if belongs(request) and (value := _from_due(request, streams)) is not None
         ]
         if took:
             x, y = zip(*took, strict=True)
@@ -67,7 +75,7 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
     for place, moment in enumerate(failed[:: -(-len(failed) // 200) or 1]):
         label = f"failed ({len(failed):,})" if place == 0 else None
         axes.axvline((moment - start) / SECOND, color=RED, lw=1, alpha=0.6, label=label)
-    if failed or not all(request.fresh for request in drawn):
+    if failed or sides or not all(request.fresh for request in drawn):
         legend_above(axes, right=True)
     axes.set_title(f"{'TTFT' if streams else 'E2E'} from due, ms (log), by when it was due")
 

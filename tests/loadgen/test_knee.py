@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.knee import Stage, knee, next_rate, pace, saturated
+from loadgen.knee import Stage, knee, next_rate, pace, saturated, unsteady
 
 
 def mm1(rate: float, capacity: float, base_ms: float = 10.0) -> Stage:
@@ -89,3 +89,11 @@ def test_the_pace_is_the_capacitys_share_of_the_load_whatever_single_answers_tak
 def test_a_pace_of_nothing_is_none_at_all() -> None:
     assert pace([], []) == pace([1], []) == 0
     assert pace([5], [900]) == 1
+
+
+def test_a_lightest_stage_that_was_slower_than_a_heavier_one_is_told() -> None:
+    slow, quick = Stage(asked=1, achieved=1, ttft_p50_ms=7632), Stage(asked=2, achieved=2, ttft_p50_ms=180)
+    assert unsteady([quick, slow]) == (slow, quick)
+    assert unsteady([mm1(rate, 10) for rate in (1, 2, 4, 8)]) is None
+    assert unsteady([slow]) is None
+    assert unsteady([slow, Stage(asked=2, achieved=0, ttft_p50_ms=None)]) is None
