@@ -56,14 +56,19 @@ def base_of(stages: Sequence[Stage]) -> float | None:
     return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
 
 
-def unsteady(stages: Sequence[Stage]) -> tuple[Stage, Stage] | None:
-    """(lightest, a heavier one), where the lightest's median TTFT is over twice the heavier one's: the server was
-    slowed by something else than load, and what is above was judged too kindly. None where all is well."""
-    known = sorted((stage for stage in stages if stage.ttft_p50_ms), key=lambda stage: stage.asked)
+def unsteady(stages: Sequence[Stage]) -> str | None:
+    """In words, where the lightest stage's median TTFT is over twice a heavier one's: the server was slowed by
+    something else than load, and what is above was judged too kindly. None where all is well."""
+    known = sorted((stage.asked, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
     if len(known) < 2:
         return None
-    fastest = min(known[1:], key=lambda stage: stage.ttft_p50_ms or 0.0)
-    return (known[0], fastest) if (known[0].ttft_p50_ms or 0.0) > 2 * (fastest.ttft_p50_ms or 0.0) else None
+    (light, slow), (heavy, quick) = known[0], min(known[1:], key=lambda stage: stage[1])
+    if slow <= 2 * quick:
+        return None
+    return (
+        f"the lightest rate was slower than a heavier one (TTFT p50 {slow:,.0f} ms at {light:.4g}/s, {quick:,.0f} "
+        f"ms at {heavy:.4g}/s): something else was slow meanwhile, and the knee may be told too high"
+    )
 
 
 def knee(stages: Sequence[Stage]) -> float | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS: Final = 400
+POINTS: Final = 300
 """Points of a curve: more cannot be seen and make the page heavy."""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadgen.knee import Stage, knee
+from loadgen.knee import Stage, knee, unsteady
 from loadgen.summary import Group, Summary
 
 
@@ -43,6 +43,15 @@ def knee_of(summary: Summary) -> float | None:
     (by the mean, where a stage is too short to tell its median). None without a sweep, or where none was."""
     if summary.knee is not None:
         return summary.knee
+    return knee(_stages(summary))
+
+
+def unsteady_of(summary: Summary) -> str | None:
+    """Why the knee may be wrong, in words."""
+    return unsteady(_stages(summary))
+
+
+def _stages(summary: Summary) -> list[Stage]:
     seen = []
     for asked, group in by_rate(summary.by_stage):
         stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
@@ -50,7 +59,7 @@ def knee_of(summary: Summary) -> float | None:
         known = middle.value if middle is not None and middle.value is not None else stat.mean
         achieved = done_rate(asked, group)
         seen.append(Stage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
-    return knee(seen)
+    return seen
 
 
 def focus(summary: Summary) -> tuple[str, str, Group]:

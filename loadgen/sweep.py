@@ -166,13 +166,9 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     run.config["knee"] = found
     if sweep.ran_out:
         run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
-    if (pair := unsteady(sweep.stages)) is not None:
-        light, heavy = (f"{stage.ttft_p50_ms:,.0f} ms at {stage.asked:.4g}/s" for stage in pair)
-        run.warnings.append(
-            f"the lightest rate was slower than a heavier one (TTFT p50 {light}, {heavy}): something else was "
-            "slow meanwhile, and the knee may be told too high"
-        )
     print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
+    if (said := unsteady(sweep.stages)) is not None:
+        print(f"warning: {said}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.owns, open_loop=True)
 

@@ -13,7 +13,7 @@ from loadgen.headline import headline
 from loadgen.numbers import amount, between, cell, digits, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
-from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate
+from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate, unsteady_of
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
 from loadgen.view_config import told
@@ -148,6 +148,8 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
             f"{amount(whole.without_usage)} of {amount(whole.completed)} answers came without usage: their tokens "
             "are in no count, and they have no TPOT"
         )
+    if (said := unsteady_of(summary)) is not None:
+        found.append(said)
     if summary.fresh is not None:
         share = 1 - summary.fresh.completed / whole.completed if whole.completed else 0.0
         found.append(
