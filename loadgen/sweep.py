@@ -101,7 +101,8 @@ class Sweep:
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
         stage = stage_of(rate, records)
-        self.stages.append(stage)
+        if not self._measure.stopped:  # one that was cut short tells nothing of its rate
+            self.stages.append(stage)
         return stage
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
@@ -159,14 +160,16 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                     stage = await sweep.stage(rate, zero)
                     for record in sweep.records[seen:]:
                         store.append(file, record)
-                    print(line_of(stage), file=sys.stderr, flush=True)
+                    cut = " (cut short)" if measure.stopped else ""
+                    print(line_of(stage) + cut, file=sys.stderr, flush=True)
             run.interrupted = measure.stopped
     run.start_unix_ns = sweep.start_unix_ns
     found = knee(sweep.stages)
     run.config["knee"] = found
     if sweep.ran_out:
         run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
-    print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
+    if sweep.stages:
+        print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
     if (said := unsteady(sweep.stages)) is not None:
         print(f"warning: {said}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus.__main__ import main as compose
 from loadgen.client import Client
 from loadgen.clock import Clock
 from loadgen.reading import finish
@@ -97,6 +98,32 @@ async def test_warm_ups_keep_to_the_cap_and_have_ended_before_the_run_begins(sta
     assert max(seen) <= 3
     assert max(seen[:9]) == 3, "warm-ups use the places there are"
     assert seen[9] == 1, "the run begins when the last warm-up has ended"
+
+
+async def test_a_trace_is_replayed_without_the_cap_of_a_closed_loop(start: Start, tmp_path: Path) -> None:
+    """Twenty are due at once; each is answered when all are there."""
+    trace = tmp_path / "w.jsonl"
+    assert compose(["compose", "--num-prompts", "20", "--input-len", "20", "--out", str(trace)]) == 0
+    there, all_there = 0, asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal there
+        await read_request(reader)
+        there += 1
+        if there == 20:
+            all_there.set()
+        await all_there.wait()
+        writer.write(GOOD)
+        await writer.drain()
+
+    async with serving(handle) as url:
+        process = await start(
+            *("run", "--base-url", url, "--dataset-name", "trace", "--dataset-path", str(trace)),
+            *("--trace-speed", "1000", "--request-timeout", "30", *LENIENT),
+        )
+        code, said = await process.wait()
+    assert code == 0, said
+    assert "waited" not in said
 
 
 def test_one_stall_is_seen_in_the_gaps_though_no_mean_moves() -> None:
