@@ -149,8 +149,10 @@ def plain_axis(axis: Any) -> None:
 
 def legend_above(axes: Axes, *, right: bool = False, columns: int = 4) -> None:
     """Over the axes, where no curve can be."""
-    corner, place = ("lower right", (1, 1)) if right else ("lower left", (0, 1))
-    axes.legend(loc=corner, bbox_to_anchor=place, ncols=columns, borderaxespad=0.2)
+    if right:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
+    else:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
 def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool = False) -> None:

@@ -4,7 +4,7 @@ Called by `plots.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
@@ -22,6 +22,8 @@ MAX_DOTS: Final = 2000
 def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     if len(requests) < 2:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     line = timeline(requests)
     at = [place * line.width_s for place in range(len(line.due))]
     figure, (arrivals, flight, tokens, latency) = canvas(
@@ -35,7 +37,7 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
     flight.fill_between(at, line.in_flight, step="post", color=BLUE, alpha=0.25, lw=0)
     flight.step(at, line.in_flight, where="post", color=BLUE, lw=1.4)
     flight.set_title("in flight")
-    flight.yaxis.get_major_locator().set_params(integer=True)
+    flight.yaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     tokens.fill_between(at, line.tokens, step="post", color=GREEN, alpha=0.25, lw=0)
     tokens.step(at, line.tokens, where="post", color=GREEN, lw=1.4)
     tokens.set_title("output tokens/s")
@@ -53,7 +55,7 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
     drawn = done[:: -(-len(done) // MAX_DOTS) or 1]
     everything: list[float] = []
     sides = {request.target for request in drawn} == {"a", "b"}
-    groups = (
+    groups: tuple[tuple[str, str | None, Callable[[Measured], bool]], ...] = (
         (ORANGE, None, lambda request: request.fresh and not sides),
         (BLUE, "a", lambda request: request.fresh and sides and request.target == "a"),
         (ORANGE, "b", lambda request: request.fresh and sides and request.target == "b"),
