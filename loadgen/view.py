@@ -249,7 +249,7 @@ def _errors(whole: Group, details: Mapping[str, str]) -> Table:
 def _stages(summary: Summary) -> Table:
     rows = []
     objectives = summary.whole.goodput is not None
-    for name, stage in summary.by_stage.items():
+    for name, stage in sorted(summary.by_stage.items(), key=lambda named: rate_of(named[0]) or 0.0):
         asked, ttft = rate_of(name), stage.stats["ttft_due"]
         done = stage.request_throughput if asked is None else done_rate(asked, stage)
         tokens = stage.output_throughput if asked is None else token_rate(asked, stage)
