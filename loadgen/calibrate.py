@@ -103,6 +103,8 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
         f"ITL p50 {found.floor_ms['itl_p50']:.3f} p99 {found.floor_ms['itl_p99']:.3f} ms\n"
         f"driven honestly: {found.requests_per_s:.0f} requests/s, {found.events_per_s:.0f} events/s per worker"
     )
+    if not found.requests_per_s or not found.events_per_s:
+        print("0: even the lowest rate was not honest; is the machine busy with something else?")
     if not args.no_save:
         print(f"saved to {calibration.save(found)}")
     return 0

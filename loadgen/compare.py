@@ -24,7 +24,20 @@ THROUGHPUTS: Final = ("request_throughput", "output_throughput", "total_token_th
 SAME: Final = ("model", "endpoint", "seed", "workers")
 """Of a run: what has to be equal for two runs to be told apart by what is compared."""
 EXPECTED: Final = frozenset(
-    {"label", "base_url", "host", "port", "a", "b", "result_dir", "result_filename", "metadata", "header", "quiet"}
+    {
+        "label",
+        "unique_salt",
+        "base_url",
+        "host",
+        "port",
+        "a",
+        "b",
+        "result_dir",
+        "result_filename",
+        "metadata",
+        "header",
+        "quiet",
+    }
     | {"knee", "goodput", "machine load_1m"}
 )
 """Settings that are often the very thing that is compared, or say nothing: told, without a warning."""

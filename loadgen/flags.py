@@ -109,7 +109,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     """Above these the run is invalid: exit code 3."""
     group = parser.add_argument_group(
         "the generator's own error",
-        "A figure is to bear a claim of 1 ms or 5 %%: beyond that error the run is marked invalid, exit code 3.",
+        "A figure is to bear a claim of 1 ms or 5 %: beyond that error the run is marked invalid, exit code 3.",
     )
     number = values.number(0)
     group.add_argument("--limit-error-ms", type=number, default=1.0, metavar="MS", help="default %(default)g")

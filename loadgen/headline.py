@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from loadgen.numbers import amount, between, digits, ms, percent, rate, signed
 from loadgen.paired import Pairs
-from loadgen.stages import focus, knee_of
+from loadgen.stages import by_rate, done_rate, focus, knee_of, token_rate
 from loadgen.summary import Group, Summary
 
 Tile = tuple[str, str, str]  # what, how much, more about it
@@ -18,10 +18,10 @@ def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
     _, stage, latency = focus(summary)
     whole = summary.whole
     if stage:
-        parts = summary.by_stage.values()
-        most = max(part.request_throughput for part in parts)
-        tokens = max(part.output_throughput for part in parts)
-        found = knee_of(summary.by_stage)
+        rates = by_rate(summary.by_stage)
+        most = max(done_rate(asked, part) for asked, part in rates)
+        tokens = max(token_rate(asked, part) for asked, part in rates)
+        found = knee_of(summary)
         return [
             ("knee", f"{found:.4g} req/s" if found else "none", "the highest rate kept up with"),
             *_latency(latency, " there" if found else ", lightest"),
@@ -65,13 +65,15 @@ def _overhead(pairs: Pairs) -> list[Tile]:
     tiles = []
     for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
         paired = pairs.measures[name]
-        middle = paired.difference.at(50)
+        middle = paired.evened or paired.difference.at(50)
         if not paired.n or middle is None:
             continue
         if middle.value is None or middle.interval is None:
             tiles.append((f"{title}, b − a", "…", f"{amount(paired.n)} pairs: not enough"))
             continue
-        tiles.append((f"{title}, b − a", f"{signed(middle.value)} ms", between(middle.interval, sign=True)))
+        tiles.append(
+            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {between(middle.interval, sign=True)}")
+        )
         if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:
             tiles.append(("TTFT p50, a", f"{digits(paired.a_p50)} ms", f"b {digits(paired.b_p50)}"))
     return tiles

@@ -5,6 +5,7 @@ Called by `sweep.py` between stages and by whoever shows a sweep."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Final
 
 import msgspec
@@ -26,6 +27,23 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     failed: float = 0.0  # share of requests
 
 
+def pace(dues: Sequence[int], ends: Sequence[int]) -> float:
+    """How fast answers ended against how fast requests were due: 1 keeps up, 0.5 has a queue that grows.
+
+    By the distance between the means of two stretches, a tenth to half and half to nine tenths of each (any unit):
+    neither chance nor one long answer at the end of a short stage is then taken for a server that falls behind.
+    Never above 1; 0 of nothing.
+    """
+    return min(_spread(dues) / _spread(ends), 1.0) if dues and ends else 0.0
+
+
+def _spread(moments: Sequence[int]) -> float:
+    ordered = sorted(moments)
+    cut, half = len(ordered) // 10, len(ordered) // 2
+    early, late = ordered[cut:half], ordered[len(ordered) - half : len(ordered) - cut]
+    return max(fmean(late) - fmean(early), 1.0) if half > cut else 1.0
+
+
 def saturated(stage: Stage, base_ms: float | None) -> bool:
     if stage.achieved < stage.asked * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
         return True
@@ -36,6 +54,21 @@ def base_of(stages: Sequence[Stage]) -> float | None:
     """TTFT where nothing queues: the lightest stage's."""
     known = [stage for stage in stages if stage.ttft_p50_ms is not None]
     return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
+
+
+def unsteady(stages: Sequence[Stage]) -> str | None:
+    """In words, where the lightest stage's median TTFT is over twice a heavier one's: the server was slowed by
+    something else than load, and what is above was judged too kindly. None where all is well."""
+    known = sorted((stage.asked, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
+    if len(known) < 2:
+        return None
+    (light, slow), (heavy, quick) = known[0], min(known[1:], key=lambda stage: stage[1])
+    if slow <= 2 * quick:
+        return None
+    return (
+        f"the lightest rate was slower than a heavier one (TTFT p50 {slow:,.0f} ms at {light:.4g}/s, {quick:,.0f} "
+        f"ms at {heavy:.4g}/s): something else was slow meanwhile, and the knee may be told too high"
+    )
 
 
 def knee(stages: Sequence[Stage]) -> float | None:

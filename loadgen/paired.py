@@ -5,12 +5,14 @@ Called by `report.py`; its result is in `result.json` under `loadgen.paired`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import hypot
 from typing import Final
 
 import msgspec
 
+from loadgen.effect import Shift
 from loadgen.measures import Gaps, Measured, Span
-from loadgen.stats import Sample, Stat, describe
+from loadgen.stats import Bounds, Sample, Stat, describe
 
 Pair = tuple[Measured, Measured]
 
@@ -43,6 +45,8 @@ class Paired(msgspec.Struct, frozen=True, kw_only=True):
     b_p50: float | None
     difference: Stat
     higher: float  # share of pairs in which B took longer
+    evened: Shift | None = None  # the difference without what coming second in a pair does; see `_evened`
+    second: float | None = None  # what that does, by the medians: below 0, who came second was faster
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +87,30 @@ def differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) 
     return sample
 
 
+def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """(those that asked A first, those that asked B first)."""
+    first_a = [pair for pair in pairs if (pair[0].sent_ns or 0) < (pair[1].sent_ns or 0)]
+    first_b = [pair for pair in pairs if (pair[0].sent_ns or 0) >= (pair[1].sent_ns or 0)]
+    return first_a, first_b
+
+
+def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> tuple[Shift | None, float | None]:
+    """The mean of both orders' medians, as a crossover trial has it (Hills & Armitage 1979).
+
+    Who comes second may find its prompt in the engine's prefix cache: that moves the medians of the two orders by
+    as much, one down and one up, and leaves their mean. Its interval is from theirs (MOVER). None below 6 of each.
+    """
+    middles = [describe(differences(half, read), (50.0,)).at(50) for half in halves(pairs)]
+    known = [(q.value, q.interval) for q in middles if q is not None and q.value is not None and q.interval]
+    if len(known) < 2:
+        return None, None
+    (one, at_one), (two, at_two) = known
+    middle = (one + two) / 2
+    low = middle - hypot(one - at_one.low, two - at_two.low) / 2
+    high = middle + hypot(at_one.high - one, at_two.high - two) / 2
+    return Shift(value=middle, interval=Bounds(low, high)), (one - two) / 2
+
+
 def pair_up(requests: Iterable[Measured], *, seed: int = 0) -> Pairs | None:
     """Each measure's paired difference; None for a run without pairs. Medians by order statistics, means by block
     bootstrap over neighbouring pairs."""
@@ -105,7 +133,10 @@ def _paired(pairs: Sequence[Pair], read: Callable[[Measured], Span | None], seed
     known = [(a, b) for a, b in pairs if read(a) is not None and read(b) is not None]
     sample = differences(known, read)
     sides = [_median([span.value for pair in known if (span := read(pair[side])) is not None]) for side in (0, 1)]
+    evened, second = _evened(known, read)
     return Paired(
+        evened=evened,
+        second=second,
         n=len(known),
         a_p50=sides[0],
         b_p50=sides[1],

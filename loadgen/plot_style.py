@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1f2430", "#6a7180", "#dfe3ea"
+INK, MUTED, GRID, CARD = "#1f2430", "#6a7180", "#dfe3ea", "#ffffff"
 BLUE, ORANGE, GREEN, RED, VIOLET = "#2864d8", "#c9720a", "#0c8a63", "#cf2f3c", "#7a4fd0"
 VARIABLES: Final = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
+    CARD: "var(--card)",
     BLUE: "var(--blue)",
     ORANGE: "var(--orange)",
     GREEN: "var(--green)",
@@ -27,6 +28,14 @@ VARIABLES: Final = {
     VIOLET: "var(--violet)",
 }
 """Each colour of a picture and the page's variable for it: so a picture turns dark with the page."""
+
+_STEPS: Final = (
+    (6, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)),
+    (30, (1.0, 2.0, 3.0, 5.0, 7.0)),
+    (300, (1.0, 2.0, 5.0)),
+    (float("inf"), (1.0,)),
+)
+"""Which steps of a decade are written, by how far the data reaches (largest over smallest)."""
 
 WIDTH: Final = 9.6  # inches; the page shows it at about 100 pixels an inch
 _STYLE: Final = {
@@ -81,7 +90,16 @@ def saved(figure: Figure, form: str) -> bytes:
     metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     colour = "white" if form == "png" else "none"
     figure.savefig(into, format=form, metadata=metadata, facecolor=colour, dpi=110)
-    return into.getvalue()
+    return _COORDINATES.sub(_rounded, into.getvalue()) if form == "svg" else into.getvalue()
+
+
+_COORDINATES: Final = re.compile(rb' (?:d|x|y)="[^"]*"')
+_LONG: Final = re.compile(rb"(\d)(\.\d)\d+")
+
+
+def _rounded(found: re.Match[bytes]) -> bytes:
+    """To a tenth of a point: nobody sees more, and the page is a third lighter."""
+    return _LONG.sub(rb"\1\2", found[0]).replace(b".0 ", b" ")
 
 
 _PROLOGUE: Final = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -106,19 +124,35 @@ def inline_svg(svg: bytes, name: str, title: str) -> str:
 
 
 def plain_number(value: float, _: object = None) -> str:
-    return f"{value:,.6g}"
+    return f"{value:,.6g}".replace("-", "−", 1)
 
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with 1, 2 and 5 of each decade written as plain numbers, where the data has room for it."""
+    """Logarithmic, with as many of each decade's steps written as plain numbers as the data leaves room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis._set_axes_scale("log")
     shown = [value for value in values if value > 0]
-    wide = bool(shown) and max(shown) / min(shown) > 300
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    reach = max(shown) / min(shown) if shown else 1.0
+    steps = next(steps for most, steps in _STEPS if reach <= most)
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(plain_number))
     axis.set_minor_formatter(NullFormatter())
+
+
+def plain_axis(axis: Any) -> None:
+    """Linear, in plain numbers: 1,000 and 2.5, not 1000.0."""
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(plain_number))
+
+
+def legend_above(axes: Axes, *, right: bool = False, columns: int = 4) -> None:
+    """Over the axes, where no curve can be."""
+    if right:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
+    else:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
 
 
 def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool = False) -> None:
@@ -126,4 +160,5 @@ def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool =
     axes.plot([x], [y], "o", color=colour, markersize=4.5)
     place = (-6, 6) if left else (8, -10)
     align = "right" if left else "left"
-    axes.annotate(text, (x, y), textcoords="offset points", xytext=place, color=colour, fontsize=9, ha=align)
+    axes.annotate(text, (x, y), textcoords="offset points", xytext=place, color=colour, fontsize=9, ha=align,
+                  bbox={"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 0.8})  # fmt: skip

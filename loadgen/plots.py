@@ -10,19 +10,36 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
-from loadgen.paired import MEASURES, comparable, differences, pairs_of
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, log_axis, saved, styled
+from loadgen.numbers import signed
+from loadgen.paired import MEASURES, comparable, differences, halves, pair_up, pairs_of
+from loadgen.plot_style import (
+    BLUE,
+    GREEN,
+    MUTED,
+    ORANGE,
+    RED,
+    VIOLET,
+    canvas,
+    legend_above,
+    log_axis,
+    plain_axis,
+    saved,
+    styled,
+)
 from loadgen.plots_share import curves, gaps_plot, share_plot
 from loadgen.plots_time import timeline_plot
-from loadgen.stages import by_rate, knee_of
-from loadgen.stats import describe, interpolated
+from loadgen.stages import by_rate, done_rate, good_rate, knee_of
+from loadgen.stats import interpolated
 from loadgen.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHARE: Final = "Share of requests at or below; the band is what merged reads leave open."
-PAIRED: Final = "b less a, request by request: what slowed both has left. The band: the median's 95 % interval."
+PAIRED: Final = (
+    "b less a, request by request: what slowed both has left. Red: the difference with the order evened out, and "
+    "its 95 % interval."
+)
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
 
@@ -46,7 +63,7 @@ def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
     with styled():
         figures = (
             ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, a queue grows.", _sweep(summary)),
-            ("paired", "Paired difference", PAIRED, _paired(requests)),
+            ("paired", "Pair by pair", PAIRED, _paired(requests)),
             ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
             ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest, where stalls show.",
              gaps_plot(lines)),
@@ -87,22 +104,30 @@ def _sweep(summary: Summary) -> Figure | None:
         every += y
     if every:
         log_axis(latency.yaxis, every)
-    latency.set_title("TTFT from due, ms (log)")
+    latency.set_ylabel("TTFT from due, ms (log)")
     done.plot(rates, rates, color=MUTED, ls=":", label="asked")
     done.plot(
-        rates, [group.request_throughput for _, group in stages], "o-", color=BLUE, label="completed", markersize=4
+        rates,
+        [done_rate(asked, group) for asked, group in stages],
+        "o-",
+        color=BLUE,
+        label="completed",
+        markersize=4,
     )
     if all(group.goodput for _, group in stages):
-        good = [group.goodput.per_second if group.goodput else 0.0 for _, group in stages]
+        good = [good_rate(asked, group) for asked, group in stages]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
-    done.set_title("requests/s")
+    done.set_ylabel("requests/s")
     done.set_ylim(bottom=0)
-    found = knee_of(summary.by_stage)
-    for axes in (latency, done):
+    plain_axis(done.yaxis)
+    found = knee_of(summary)
+    for axes, label in ((latency, f"knee {found or 0:.4g}/s"), (done, None)):
         axes.set_xlabel("asked, requests/s")
         if found:
-            axes.axvline(found, color=RED, ls="--", lw=1.2, label=f"knee {found:.4g}/s")
-        axes.legend(loc="upper left")
+            axes.axvline(found, color=RED, ls="--", lw=1.2, label=label)
+        axes.set_xlim(left=0)
+        plain_axis(axes.xaxis)
+        legend_above(axes)
     return figure
 
 
@@ -127,27 +152,34 @@ def _goodput(summary: Summary) -> Figure | None:
 
 
 def _paired(requests: Sequence[Measured]) -> Figure | None:
+    """The two orders apart: who comes second in a pair may find its prompt in a cache."""
     both = comparable(pairs_of(requests))
-    shown = [(title, differences(both, MEASURES[name])) for name, title in (("ttft", "TTFT"), ("e2el", "E2E"))]
-    known = [(title, sample) for title, sample in shown if len(sample) >= 5]
-    if not known:
+    told = pair_up(requests)
+    known = [name for name in ("ttft", "e2el") if len(differences(both, MEASURES[name])) >= 5]
+    if not known or told is None:
         return None
-    figure, panels = canvas(1, len(known), height=3.5)
-    for axes, (title, sample) in zip(panels, known, strict=True):
-        ordered = sorted(sample.values)
-        low, high = interpolated(ordered, 0.01), interpolated(ordered, 0.99)
-        room = max(high - low, 1e-6) * 0.15
-        low, high = min(low - room, 0 - room), max(high + room, room)
-        inside = [value for value in ordered if low <= value <= high]
-        axes.hist(inside, bins=40, range=(low, high), color=BLUE, alpha=0.75)
+    figure, panels = canvas(1, len(known), height=3.6)
+    for axes, name in zip(panels, known, strict=True):
+        parts = [list(differences(half, MEASURES[name]).values) for half in halves(both)]
+        ordered = sorted(value for part in parts for value in part)
+        low, high = interpolated(ordered, 0.05), interpolated(ordered, 0.95)
+        room = max(high - low, 1e-6) * 0.4
+        low, high = min(low, 0) - room, max(high, 0) + room
+        inside = [[value for value in part if low <= value <= high] for part in parts]
+        axes.hist(
+            inside, bins=40, range=(low, high), stacked=True, color=[BLUE, ORANGE], alpha=0.75,
+            label=["a first", "b first"],
+        )  # fmt: skip
         axes.axvline(0, color=MUTED, lw=1.2)
-        middle = describe(sample).at(50)
+        paired = told.measures[name]
+        middle = paired.evened or paired.difference.at(50)
         if middle is not None and middle.value is not None and middle.interval is not None:
             axes.axvspan(middle.interval.low, middle.interval.high, color=RED, alpha=0.25, lw=0)
-            axes.axvline(middle.value, color=RED, label=f"median {middle.value:+.3g} ms")
-            axes.legend(loc="upper left")
-        outside = len(ordered) - len(inside)
-        axes.set_title(f"{title}: b − a" + (f" ({outside} of {len(ordered)} beyond the axis)" if outside else ""))
-        axes.set_xlabel("ms")
+            axes.axvline(middle.value, color=RED, label=f"{signed(middle.value)} ms")
+        legend_above(axes)
+        outside = len(ordered) - sum(map(len, inside))
+        beyond = f" ({outside} of {len(ordered)} beyond the axis)" if outside else ""
+        axes.set_xlabel(f"{'TTFT' if name == 'ttft' else 'E2E'}: b − a, ms{beyond}")
         axes.set_ylabel("pairs")
+        plain_axis(axes.xaxis)
     return figure

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from loadgen.measures import Measured
 from loadgen.numbers import digits
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, canvas, log_axis, mark
+from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, canvas, legend_above, log_axis, mark
 from loadgen.stages import focus
 from loadgen.stats import Sample, Stat, interpolated
 from loadgen.summary import PER_REQUEST, POOLED, Summary, pooled, sample_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS: Final = 400
+POINTS: Final = 300
 """Points of a curve: more cannot be seen and make the page heavy."""
 
 
@@ -84,11 +84,16 @@ def _at(x: Sequence[float], y: Sequence[float], share: float) -> float:
     return next((value for value, height in zip(x, y, strict=True) if height >= share), x[-1])
 
 
-def _percentiles(axes: Axes, stat: Stat, colour: str) -> None:
-    for p in (50.0, 95.0, 99.0):
-        found = stat.at(p)
-        if found is not None and found.value is not None:
-            mark(axes, found.value, p / 100, f"p{p:g}  {digits(found.value)}", colour, left=p > 98)
+def _percentiles(axes: Axes, lines: Sequence[Curve], name: str) -> None:
+    """One line's three. Of two, which may lie close: the first's p50 and p99, at its left, and the other's p50."""
+    told = [(line, line.stats) for line in lines if line.stats is not None]
+    for place, (line, stats) in enumerate(told):
+        points = (50.0, 95.0, 99.0) if len(told) == 1 else (50.0,) if place else (50.0, 99.0)
+        for p in points:
+            found = stats[name].at(p)
+            if found is not None and found.value is not None:
+                left = p > 98 or place < len(told) - 1
+                mark(axes, found.value, p / 100, f"p{p:g}  {digits(found.value)}", line.colour, left=left)
 
 
 def _share_axis(axes: Axes) -> None:
@@ -97,7 +102,7 @@ def _share_axis(axes: Axes) -> None:
     axes.set_ylim(0, 1.09)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    legend_above(axes)
 
 
 def share_plot(lines: Sequence[Curve], name: str, title: str) -> Figure | None:
@@ -107,12 +112,11 @@ def share_plot(lines: Sequence[Curve], name: str, title: str) -> Figure | None:
         return None
     figure, (axes,) = canvas(height=3.7)
     log_axis(axes.xaxis, [value for _, sample in known for value in sample.values])
-    for place, (line, sample) in enumerate(known):
+    for line, sample in known:
         _ecdf(axes, sample, line.label, line.colour)
         if line.due:
             _ecdf(axes, sample_of(line.requests, PER_REQUEST[f"{name}_due"]), "from due", ORANGE, "--")
-        if line.stats is not None and place == 0:
-            _percentiles(axes, line.stats[name], line.colour)
+    _percentiles(axes, [line for line, _ in known], name)
     _share_axis(axes)
     axes.set_xlabel(f"{title}, ms (log)")
     return figure
@@ -132,19 +136,19 @@ def gaps_plot(lines: Sequence[Curve]) -> Figure | None:
     log_axis(whole.xaxis, [low, high])
     whole.set_xlim(low, high)
     log_axis(tail.xaxis, [interpolated(ordered, 0.5), high])
-    for place, (line, sample) in enumerate(known):
+    for line, sample in known:
         label = line.label if len(known) > 1 else "as measured"
         _ecdf(whole, sample, label, line.colour)
-        if line.stats is not None and place == 0:
-            _percentiles(whole, line.stats["itl"], line.colour)
         _tail(tail, sample.values, line.colour, "-", label)
         if not sample.exact and len(known) == 1:
             _tail(tail, sample.highs, MUTED, ":", "at most (merged reads)")
+    _percentiles(whole, [line for line, _ in known], "itl")
     _share_axis(whole)
     tail.set_yscale("log")
     tail.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
+    tail.yaxis.set_minor_formatter(lambda share, _: "")
     tail.set_ylabel("share of gaps above")
-    tail.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    legend_above(tail)
     for axes in (whole, tail):
         axes.set_xlabel(what)
     return figure

@@ -72,7 +72,7 @@ def _pictures(plots: Sequence[Plot]) -> str:
         return f'<p class="hint">{escape(HOW_TO)}</p>'
     return "\n".join(
         f'<figure id="plot-{plot.name}"><h2>{escape(plot.title)}</h2>'
-        f"{inline_svg(plot.svg, plot.name, escape(plot.title))}"
+        f'<div class="scroll">{inline_svg(plot.svg, plot.name, escape(plot.title))}</div>'
         f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         for plot in plots
     )
@@ -92,7 +92,8 @@ def _table(table: Table) -> str:
 
     head = f"<thead><tr>{row(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    kind = ' class="facts"' if len(table.words) == len(table.columns) else ""
+    return f'<div class="scroll"><table{kind}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:

@@ -191,7 +191,7 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
         return job
     schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
     pace = msgspec.structs.replace(job.pace, open_loop=True, max_concurrency=args.max_concurrency)
-    return msgspec.structs.replace(job, schedule=schedule, pace=pace)
+    return msgspec.structs.replace(job, schedule=schedule, pace=pace, places=places(args.max_concurrency))
 
 
 def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadgen.knee import Stage, knee
+from loadgen.knee import Stage, knee, unsteady
 from loadgen.summary import Group, Summary
 
 
@@ -25,20 +25,41 @@ def by_rate(stages: Mapping[str, Group]) -> list[tuple[float, Group]]:
     return sorted(((asked, group) for asked, group in rates if asked is not None), key=lambda stage: stage[0])
 
 
-def knee_of(stages: Mapping[str, Group]) -> float | None:
-    """The highest asked rate that was kept up with; None without a sweep, or where none was."""
+def done_rate(asked: float, group: Group) -> float:
+    """Requests per second that were completed at this asked rate, its drain and its chance arrivals left out."""
+    return asked * group.kept_up
+
+
+def token_rate(asked: float, group: Group) -> float:
+    return done_rate(asked, group) * group.output_tokens / group.completed if group.completed else 0.0
+
+
+def good_rate(asked: float, group: Group) -> float:
+    return asked * group.goodput.attainment if group.goodput is not None else 0.0
+
+
+def knee_of(summary: Summary) -> float | None:
+    """As the sweep found it, else as it would have: the highest asked rate that was kept up with, by median TTFT
+    (by the mean, where a stage is too short to tell its median). None without a sweep, or where none was."""
+    if summary.knee is not None:
+        return summary.knee
+    return knee(_stages(summary))
+
+
+def unsteady_of(summary: Summary) -> str | None:
+    """Why the knee may be wrong, in words."""
+    return unsteady(_stages(summary))
+
+
+def _stages(summary: Summary) -> list[Stage]:
     seen = []
-    for asked, group in by_rate(stages):
-        middle = group.stats["ttft_due"].at(50) or group.stats["e2el_due"].at(50)
-        seen.append(
-            Stage(
-                asked=asked,
-                achieved=asked * group.kept_up,
-                ttft_p50_ms=middle.value if middle is not None else None,
-                failed=group.error_rate,
-            )
-        )
-    return knee(seen)
+    for asked, group in by_rate(summary.by_stage):
+        stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
+        middle = stat.at(50)
+        known = middle.value if middle is not None and middle.value is not None else stat.mean
+        achieved = done_rate(asked, group)
+        seen.append(Stage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
+    return seen
 
 
 def focus(summary: Summary) -> tuple[str, str, Group]:
@@ -48,7 +69,7 @@ def focus(summary: Summary) -> tuple[str, str, Group]:
     if not rates:
         words = "answers generated for the request" if summary.fresh else ""
         return words, "", summary.fresh or summary.whole
-    found = knee_of(summary.by_stage)
-    asked, group = next((stage for stage in rates if stage[0] == found), rates[0])
+    found = knee_of(summary)
+    asked, group = next((stage for stage in rates if found and abs(stage[0] / found - 1) < 1e-4), rates[0])
     name = next(name for name, part in summary.by_stage.items() if part is group)
     return f"at {asked:.4g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group

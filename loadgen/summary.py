@@ -70,6 +70,7 @@ class Summary(msgspec.Struct, kw_only=True):
     by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran; latencies without shared answers
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
     fresh: Group | None = None  # without shared answers, where there are any
+    knee: float | None = None  # requests per second, as the sweep itself found it
 
     @property
     def prefix_cached_share(self) -> float | None:
@@ -126,6 +127,7 @@ def digest(
         },
         by_shared=groups(shared) if told else {},
         fresh=_group(fresh, slos, seconds, run.seed) if told and len(fresh) < len(kept) else None,
+        knee=run.config.get("knee"),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from loadgen import conclude, flags, live, pacer, store, values
 from loadgen.flags import Hide, UsageError
 from loadgen.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
-from loadgen.knee import Stage, knee, next_rate
+from loadgen.knee import Stage, knee, next_rate, pace, unsteady
 from loadgen.lag import Own, medians_ms
 from loadgen.loop import new_loop
 from loadgen.measure import Measure
@@ -101,7 +101,8 @@ class Sweep:
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
         stage = stage_of(rate, records)
-        self.stages.append(stage)
+        if not self._measure.stopped:  # one that was cut short tells nothing of its rate
+            self.stages.append(stage)
         return stage
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
@@ -122,18 +123,17 @@ class Sweep:
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> Stage:
-    """Achieved: the asked rate less what failed, stretched by how much longer ending took than arriving."""
+    """Achieved: the asked rate less what failed, and by as much as ending was slower than arriving."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return Stage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    dues = sorted(record.due_ns for record in measured)
-    ends = sorted(record.end_ns for record in good if record.end_ns is not None)
-    arriving = max(dues[-1] - dues[0], 1)
-    ending = max(ends[-1] - ends[0], 1)
+    kept = pace(
+        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+    )
     return Stage(
         asked=rate,
-        achieved=rate * min(arriving / ending, 1.0) * len(good) / len(measured),
+        achieved=rate * kept * len(good) / len(measured),
         ttft_p50_ms=medians_ms(good)[0],
         failed=1 - len(good) / len(measured),
     )
@@ -160,14 +160,18 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                     stage = await sweep.stage(rate, zero)
                     for record in sweep.records[seen:]:
                         store.append(file, record)
-                    print(line_of(stage), file=sys.stderr, flush=True)
+                    cut = " (cut short)" if measure.stopped else ""
+                    print(line_of(stage) + cut, file=sys.stderr, flush=True)
             run.interrupted = measure.stopped
     run.start_unix_ns = sweep.start_unix_ns
     found = knee(sweep.stages)
     run.config["knee"] = found
     if sweep.ran_out:
         run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
-    print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
+    if sweep.stages:
+        print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
+    if (said := unsteady(sweep.stages)) is not None:
+        print(f"warning: {said}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.owns, open_loop=True)
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from loadgen.knee import pace
 from loadgen.measures import Measured
 
 SECOND: Final = 1e9
@@ -81,12 +82,10 @@ def peak_in_flight(requests: Iterable[Measured]) -> int:
 def kept_up(requests: Sequence[Measured]) -> float:
     """The share that completed, less by as much as ending took longer than arriving: `sweep`'s measure of whether
     a server falls behind. A run's drain after its last arrival does not count against it."""
-    ends = sorted(request.end_ns for request in requests if request.completed and request.end_ns is not None)
+    ends = [request.end_ns for request in requests if request.completed and request.end_ns is not None]
     if not ends:
         return 0.0
-    dues = sorted(request.due_ns for request in requests)
-    pace = max(dues[-1] - dues[0], 1) / max(ends[-1] - ends[0], 1)
-    return min(pace, 1.0) * len(ends) / len(dues)
+    return pace([request.due_ns for request in requests], ends) * len(ends) / len(requests)
 
 
 def timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:

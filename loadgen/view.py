@@ -7,15 +7,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from loadgen.headline import headline
-from loadgen.numbers import amount, cell, ms, percent, rate, signed
+from loadgen.numbers import amount, between, cell, digits, ms, percent, rate, signed
 from loadgen.paired import Pairs
 from loadgen.record import Run
-from loadgen.stages import by_rate, focus, knee_of, rate_of
+from loadgen.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate, unsteady_of
 from loadgen.stats import Stat
 from loadgen.summary import Group, Summary
+from loadgen.view_config import told
 from loadgen.view_error import own_error
 
 NAMES: Final[Mapping[str, str]] = {
@@ -74,7 +75,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     """`details`: an example in words for each kind of error."""
     which, _, latency = focus(summary)
     tables = [
-        *([_paired(run, pairs)] if pairs else []),
+        *([_paired(pairs)] if pairs else []),
         *([_sides(run, summary)] if summary.by_target else []),
         *([_stages(summary)] if summary.by_stage else []),
         *([_latency(latency, which)] if not summary.by_target else []),
@@ -85,7 +86,7 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
     ]
     return View(
         title=run.label or "run",
-        date=run.date,
+        date=_moment(run.date),
         valid=not run.invalid,
         verdict=_verdict(run),
         ran=_ran(run, summary),
@@ -93,9 +94,14 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         headline=headline(summary, pairs),
         warnings=[*run.warnings, *_own_warnings(run, summary)],
         tables=tables,
-        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary.whole), words=(0, 1, 2)),
-        config=_config(run),
+        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
+        config=told(run),
     )
+
+
+def _moment(date: str) -> str:
+    """As people write it; what is no ISO time stays as it is."""
+    return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
 
 
 def _verdict(run: Run) -> str:
@@ -142,6 +148,8 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
             f"{amount(whole.without_usage)} of {amount(whole.completed)} answers came without usage: their tokens "
             "are in no count, and they have no TPOT"
         )
+    if (said := unsteady_of(summary)) is not None:
+        found.append(said)
     if summary.fresh is not None:
         share = 1 - summary.fresh.completed / whole.completed if whole.completed else 0.0
         found.append(
@@ -167,7 +175,19 @@ def _latency(group: Group, which: str) -> Table:
             continue
         label = NAMES[name] + (f" by {group.itl_by[:-1]}" if name == "itl" and group.itl_by != "none" else "")
         rows.append([*_row(label, stat, (50, 95, 99)), cell(stat)])
-    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows)
+    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows, _dependent(group))
+
+
+def _dependent(group: Group) -> list[str]:
+    """Why a percentile is missing though there are requests enough for it."""
+    stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
+    missing = next((q for p in (50, 95, 99) if (q := stat.at(p)) is not None and q.value is None), None)
+    if missing is None or stat.n < missing.needs:
+        return []
+    return [
+        f"Requests in a queue wait for one another: these {amount(stat.n)} tell as much as {missing.effective} "
+        f"independent ones, and p{missing.p:g} needs {missing.needs}."
+    ]
 
 
 def _of(title: str, which: str) -> str:
@@ -191,6 +211,7 @@ def _shared(summary: Summary) -> Table:
         [name, amount(part.completed), percent(part.completed / max(summary.whole.completed, 1)),
          *(cell(part.stats["ttft"].at(p)) for p in (50, 99)), cell(part.stats["e2el"].at(50))]
         for name, part in summary.by_shared.items()
+        if part.completed
     ]  # fmt: skip
     columns = ("x-gateway-cache", "n", "share", "TTFT p50", "TTFT p99", "E2E p50")
     return Table("By how the gateway answered", columns, rows)
@@ -227,18 +248,24 @@ def _errors(whole: Group, details: Mapping[str, str]) -> Table:
 
 def _stages(summary: Summary) -> Table:
     rows = []
-    for name, stage in summary.by_stage.items():
-        ttft = stage.stats["ttft_due"]
-        asked = rate_of(name)
-        rows.append(
-            [f"{asked:.4g}/s" if asked is not None else name, rate(stage.request_throughput), cell(ttft.at(50)),
-             cell(ttft.at(95)), cell(ttft.at(99)), rate(stage.output_throughput), percent(stage.error_rate),
-             percent(stage.goodput.attainment) if stage.goodput else "…"]
-        )  # fmt: skip
-    found = knee_of(summary.by_stage)
+    objectives = summary.whole.goodput is not None
+    for name, stage in sorted(summary.by_stage.items(), key=lambda named: rate_of(named[0]) or 0.0):
+        asked, ttft = rate_of(name), stage.stats["ttft_due"]
+        done = stage.request_throughput if asked is None else done_rate(asked, stage)
+        tokens = stage.output_throughput if asked is None else token_rate(asked, stage)
+        rows.append([
+            name if asked is None else f"{asked:.4g}/s",
+            amount(stage.requests),
+            rate(done),
+            *(cell(ttft.at(p)) for p in (50, 95, 99)),
+            rate(tokens),
+            percent(stage.error_rate),
+            *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
+        ])  # fmt: skip
+    found = knee_of(summary)
     notes = [f"Knee: {found:.4g} requests/s is the highest rate that it kept up with."] if found else []
-    columns = ("asked", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors", "goodput")
-    return Table("By rate: TTFT from due, ms", columns, rows, notes)
+    columns = ("asked", "n", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors")
+    return Table("By rate: TTFT from due, ms", (*columns, *(["goodput"] if objectives else [])), rows, notes)
 
 
 def _sides(run: Run, summary: Summary) -> Table:
@@ -250,37 +277,32 @@ def _sides(run: Run, summary: Summary) -> Table:
     return Table("The two targets, p50 in ms", ("target", "done", "failed", "TTFT", "TPOT", "E2E"), rows)
 
 
-def _paired(run: Run, pairs: Pairs) -> Table:
+def _paired(pairs: Pairs) -> Table:
     rows = []
     for name, paired in pairs.measures.items():
-        stat = paired.difference
+        stat, evened = paired.difference, paired.evened
+        middle = evened or stat.at(50)
         relative = "…"
-        middle = stat.at(50)
         if middle is not None and middle.value is not None and paired.a_p50:
             relative = signed(100 * middle.value / paired.a_p50, " %")
         label = "mean gap" if name == "itl" else NAMES[name]
-        rows.append([label, amount(paired.n), cell(middle, sign=True), relative, cell(stat.at(95), sign=True),
-                     cell(stat, sign=True), percent(paired.higher)])  # fmt: skip
+        even = "…" if evened is None else f"{signed(evened.value)} ({between(evened.interval, sign=True)})"
+        raw = (cell(stat.at(p), sign=True) for p in (50, 95))
+        rows.append([label, amount(paired.n), even, relative, *raw, percent(paired.higher)])
     lost = pairs.only_a + pairs.only_b + pairs.neither
     notes = [f"{amount(pairs.paired)} pairs in which both completed."]
+    second = pairs.measures["ttft"].second or pairs.measures["e2el"].second
+    if second is not None:
+        notes.append(
+            f"Half of the pairs asked a first, half b; who came second was {digits(abs(second))} ms "
+            f"{'faster' if second < 0 else 'slower'}. “Evened” is the mean of both halves' medians, in which that "
+            "cancels out; in the other columns it is noise."
+        )
     if pairs.shared:
         notes.append(f"Left out: {amount(pairs.shared)} pairs of which one answer was shared.")
     if lost:
         notes.append(
             f"Left out: {pairs.only_b} where only a failed, {pairs.only_a} where only b, {pairs.neither} both."
         )
-    columns = ("b − a, ms", "pairs", "median", "of a's p50", "p95", "mean", "b slower")
+    columns = ("b − a, ms", "pairs", "evened", "of a's p50", "median", "p95", "b slower")
     return Table("Paired difference", columns, rows, notes)
-
-
-def _config(run: Run) -> list[tuple[str, str]]:
-    facts: dict[str, Any] = {
-        "command": shlex.join(run.command),
-        "seed": run.seed,
-        "workers": run.workers,
-        **{f"target {name}": url for name, url in run.targets.items()},
-        **{f"machine {key}": value for key, value in run.machine.items()},
-        **{f"sent {key}": value for key, value in run.sent_stats.items()},
-        **run.config,
-    }
-    return [(key, str(value)) for key, value in facts.items() if value is not None]

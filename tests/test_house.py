@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 350
 HOUSES = ("proxy", "loadgen", "corpus")
-TABLED = ("proxy", "loadgen")  # with a layer table in their README.md
+TABLED = ("proxy", "loadgen", "corpus")  # with a layer table in their README.md
 SPAWNERS = ("create_task", "ensure_future")
 
 # file::function -> why it may pass time. Functions under `@virtual` pass none and need no line here.

@@ -44,6 +44,7 @@ LOADGEN_UNTESTED_BY_NAME = {
     "stages.py": "loadgen/test_report.py",
     "timeline.py": "loadgen/test_summary.py",
     "view.py": "loadgen/test_report.py",
+    "view_config.py": "loadgen/test_report.py",
     "view_error.py": "loadgen/test_report.py",
     "__main__.py": "run as a process by loadgen/test_cli.py",
     "ab.py": "loadgen/test_cli.py, and test_shots.py for its order",

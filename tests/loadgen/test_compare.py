@@ -62,13 +62,14 @@ def test_runs_that_are_not_alike_are_warned_of() -> None:
     a, b = run_of(seed=1), run_of(seed=2, invalid=["the loop lagged"])
     b.model, b.interrupted, b.machine = "other", True, {**b.machine, "cpu": "another"}
     b.sent_stats = {**b.sent_stats, "distinct_prompts": 5}
-    b.config = {**b.config, "temperature": 0.7, "label": "b"}
+    b.config = {**b.config, "temperature": 0.7, "label": "b", "unique_salt": "fresh"}
     found = compared(records(Load(requests=30)), records(Load(requests=30, shared=True)), a, b)
     told = "\n".join(found.warnings)
     settings = ("seed", "model", "machine cpu", "distinct_prompts", "temperature")
     for what in ("B is INVALID: the loop lagged", "interrupted", *settings, "only one of them had shared answers"):
         assert what in told
     assert "label" not in told
+    assert "salt" not in told
     assert found.config["label"] == ("not set", "b")
 
 

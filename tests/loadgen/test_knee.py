@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.knee import Stage, knee, next_rate, saturated
+from loadgen.knee import Stage, knee, next_rate, pace, saturated, unsteady
 
 
 def mm1(rate: float, capacity: float, base_ms: float = 10.0) -> Stage:
@@ -68,3 +69,33 @@ def test_a_stage_is_saturated_by_rate_by_latency_or_by_failures(stage: Stage, ba
 def test_nothing_measured_has_no_knee() -> None:
     assert knee([]) is None
     assert next_rate([], start=3, limit=10) == 3
+
+
+@given(st.integers(40, 400), st.floats(0.3, 3.0), st.integers(0, 2**32))
+def test_the_pace_is_the_capacitys_share_of_the_load_whatever_single_answers_take(
+    requests: int, load: float, seed: int
+) -> None:
+    """One place, 1,000 units an answer; then each answer streams on by itself, the last one for long."""
+    chance = random.Random(seed)
+    dues = [round(place * 1000 / load) for place in range(requests)]
+    free, ends = 0, []
+    for due in dues:
+        free = max(free, due) + 1000
+        ends.append(free + chance.randrange(1000))
+    ends[-1] += requests * 1000
+    assert pace(dues, ends) == pytest.approx(min(1 / load, 1.0), abs=0.06)
+
+
+def test_a_pace_of_nothing_is_none_at_all() -> None:
+    assert pace([], []) == pace([1], []) == 0
+    assert pace([5], [900]) == 1
+
+
+def test_a_lightest_stage_that_was_slower_than_a_heavier_one_is_told() -> None:
+    slow, quick = Stage(asked=1, achieved=1, ttft_p50_ms=7632), Stage(asked=2, achieved=2, ttft_p50_ms=180)
+    said = unsteady([quick, slow])
+    assert said is not None
+    assert "7,632 ms at 1/s, 180 ms at 2/s" in said
+    assert unsteady([mm1(rate, 10) for rate in (1, 2, 4, 8)]) is None
+    assert unsteady([slow]) is None
+    assert unsteady([slow, Stage(asked=2, achieved=0, ttft_p50_ms=None)]) is None

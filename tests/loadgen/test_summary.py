@@ -9,8 +9,9 @@ import pytest
 
 from loadgen.measures import measure
 from loadgen.record import Kind
+from loadgen.stages import done_rate, focus, knee_of, token_rate
 from loadgen.summary import digest, measured, summarise
-from loadgen.timeline import peak_in_flight, peak_tokens_per_second, timeline, window
+from loadgen.timeline import kept_up, peak_in_flight, peak_tokens_per_second, timeline, window
 from tests.loadgen.sampling import Load, ab_records, records, run_of, sweep_records
 from tests.loadgen.test_measures import ev, record
 
@@ -96,6 +97,31 @@ def test_a_sweep_has_its_stages_in_order_and_an_ab_its_sides() -> None:
     assert sweep.by_target == {}
     ab = summarise(run_of(), ab_records(20))
     assert {name: part.requests for name, part in ab.by_target.items()} == {"a": 20, "b": 20}
+
+
+def test_a_knee_is_the_sweeps_own_else_found_again() -> None:
+    seen = list(sweep_records((2, 8, 20), requests=240))
+    found = summarise(run_of(), seen)
+    assert knee_of(found) == 8
+    assert focus(found)[1:] == ("rate=8", found.by_stage["rate=8"])
+    told = run_of()
+    told.config["knee"] = 2
+    assert focus(summarise(told, seen))[1] == "rate=2"
+
+
+def test_a_stage_of_a_single_request_has_no_throughput_of_its_own() -> None:
+    """One answer in 170 ms is not 5.9 requests per second."""
+    one = summarise(run_of(), [record(ev(100), stage="rate=0.5", completion_tokens=4)]).by_stage["rate=0.5"]
+    assert done_rate(0.5, one) == 0.5
+    assert token_rate(0.5, one) == 2
+
+
+def test_a_server_that_falls_behind_is_seen_by_how_long_it_ends() -> None:
+    keeping, behind = (
+        [measure(record(ev(at * pace + 50), due=at, sent=at)) for at in range(0, 1000, 10)] for pace in (1, 2)
+    )
+    assert kept_up(keeping) == pytest.approx(1)
+    assert kept_up(behind) == pytest.approx(0.5)
 
 
 def test_a_count_without_usage_is_no_count() -> None:
