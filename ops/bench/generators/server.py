@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
@@ -28,7 +29,7 @@ _ID: Final = re.compile(rb"x-request-id: *(\S+)", re.IGNORECASE)
 _FRONT: Final = f'"object":"chat.completion.chunk","created":1795386835,"model":"{MODEL}","choices":['
 # The role comes with the first token: whether a role alone counts as one must not decide between the tools.
 _FIRST: Final = '{"index":0,"delta":{"role":"assistant","content":"token "},"logprobs":null,"finish_reason":null}]'
-_TOKEN: Final = '{"index":0,"delta":{"content":"token "},"logprobs":null,"finish_reason":null}]'
+_NEXT: Final = '{"index":0,"delta":{"content":"token "},"logprobs":null,"finish_reason":null}]'
 _FINISH: Final = '{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}]'
 _USAGE: Final = '],"usage":{"prompt_tokens":16,"total_tokens":%d,"completion_tokens":%d}'
 _MODELS: Final = f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","root":"{MODEL}"}}]}}'.encode()
@@ -43,7 +44,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Served(msgspec.Struct):
-    """One request as the server saw it. Nanoseconds of CLOCK_REALTIME, which is the clock of the kernel's stamps."""
+    """One request as the server saw it. Nanoseconds of CLOCK_REALTIME, the clock of the kernel's stamps."""
 
     answer: str  # the `id` of its chunks
     request: str  # its x-request-id; empty: it had none
@@ -124,7 +125,7 @@ class Serving(asyncio.Protocol):
         """One token, dated as late as can be."""
         served, first = self._served, not self._served.first_ns
         self._left -= 1
-        data = HEAD + frame(served.answer, _FIRST) if first else frame(served.answer, _TOKEN)
+        data = HEAD + frame(served.answer, _FIRST) if first else frame(served.answer, _NEXT)
         if not self._left:
             data += end(served.answer, self._schedule.tokens)
         served.last_ns = time.time_ns()
@@ -163,9 +164,7 @@ class Server:
             own = StampedSocket(fileno=raw.detach())
             own.setblocking(False)
             own.stamp()
-            task = self._loop.create_task(
-                self._loop.connect_accepted_socket(lambda own=own: self._serve(own), own)
-            )
+            task = self._loop.create_task(self._loop.connect_accepted_socket(partial(self._serve, own), own))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
@@ -182,12 +181,13 @@ class Server:
             serving.transport.close()
 
 
-async def serve(schedule: Schedule, log: Path) -> None:
+async def serve(schedule: Schedule) -> list[Served]:
+    """Until stdin ends."""
     server = Server(schedule)
     print(server.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
     server.close()
-    log.write_bytes(msgspec.json.encode(server.log))
+    return server.log
 
 
 def main() -> None:
@@ -196,7 +196,8 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="what was served is written there at the end, as JSON")
     args = parser.parse_args()
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(serve(msgspec.json.decode(args.schedule, type=Schedule), args.log))
+        log = runner.run(serve(msgspec.json.decode(args.schedule, type=Schedule)))
+    args.log.write_bytes(msgspec.json.encode(log))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def _rates(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list[
 
 
 def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int) -> str:
-    """The highest rate up to which every one arrived as asked, with this quantile of the error within the limit."""
+    """The highest rate up to which all arrived as asked, with this quantile of the error within the limit."""
     best = "none"
     for workload in sorted(workloads, key=lambda workload: workload.rate or 0.0):
         parts = of(tool, workload.name)
@@ -144,8 +144,8 @@ def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int)
 
 def _cost(tools: Sequence[str], of: Of) -> list[str]:
     lines = [
-        "**CPU time in µs**, whole process tree on one core, 16 at once. *While it runs*: from the first request's "
-        "arrival to the last token. *All in*: what one more costs until the tool has ended, reading and reporting "
+        "**CPU time in µs**, whole process tree on one core, 16 at once. *While it runs*: from the first "
+        "request's arrival to the last token. *All in*: what one more costs until the tool has ended, reading and reporting "
         "included (the difference of two sizes; start-up cancels out).",
         "",
         *head("CPU µs", tools),

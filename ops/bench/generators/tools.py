@@ -73,15 +73,16 @@ class Ours:
     sends_in = "main"
     key: Key = "request"
 
-    def __init__(self, name: str, clock: str) -> None:
+    def __init__(self, name: str, clock: str, words: str) -> None:
         self.name = name
         self._clock = clock
+        self._words = words
 
     def install(self, homes: Homes) -> None:
         """It runs on this interpreter."""
 
     def version(self, homes: Homes) -> str:
-        return f"this tree, stamps by the {self._clock}; aiohttp {version('aiohttp')}"
+        return f"this tree, {self._words}; aiohttp {version('aiohttp')}"
 
     def command(self, homes: Homes, work: Path, url: str, workload: Workload, seed: int) -> Command:
         argv = [
@@ -221,5 +222,11 @@ def _version(venv: Path, distribution: str, name: str) -> str:
 
 
 TOOLS: Final[Mapping[str, Tool]] = {
-    tool.name: tool for tool in (Ours("ours", "kernel"), Ours("ours-user", "user"), Vllm(), Guidellm())
+    tool.name: tool
+    for tool in (
+        Ours("ours", "kernel", "stamped by the kernel"),
+        Ours("ours-user", "user", "stamped by the program (--clock user), for contrast"),
+        Vllm(),
+        Guidellm(),
+    )
 }
