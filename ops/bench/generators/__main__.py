@@ -65,13 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.action == "install":
         return _install(parser, args.names, homes)
     if args.action == "run":
-        kept = _run(parser, args, homes, list(sys.argv[1:] if arguments is None else arguments))
+        kept = _run(parser, args, homes)
     else:
-        kept = [msgspec.json.decode(line, type=Kept) for file in args.files for line in file.open("rb")]
+        lines = [line for file in args.files for line in file.read_bytes().splitlines()]
+        kept = [msgspec.json.decode(line, type=Kept) for line in lines]
     if not kept:
         parser.error("there is not one part")
+    versions = {name: words for one in kept for name, words in one.versions.items()}
     commands = dict.fromkeys(one.command for one in kept)
-    print(render([one.part for one in kept], kept[-1].versions, kept[-1].machine, "`, `".join(commands)))
+    print(render([one.part for one in kept], versions, kept[-1].machine, list(commands)))
     return 1 if any(one.part.wrong for one in kept) else 0
 
 
@@ -89,9 +91,7 @@ def _install(parser: argparse.ArgumentParser, names: Sequence[str], homes: Homes
     return code
 
 
-def _run(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes, words: Sequence[str]
-) -> list[Kept]:
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes) -> list[Kept]:
     tools = args.tools.split(",")
     if unknown := [name for name in tools if name not in TOOLS]:
         parser.error(f"no tool {', '.join(unknown)}: there are {', '.join(TOOLS)}")
@@ -102,7 +102,7 @@ def _run(
         parser.error(str(error))
     if (os.cpu_count() or 1) < 2:
         parser.error("two CPUs are needed: one for the server alone")
-    command = " ".join([PROGRAM, *(word for word in words if not word.startswith("--first-round"))])
+    command = f"{PROGRAM} run --tools {args.tools} --workloads {args.workloads} --rounds {args.rounds}"
     kept: list[Kept] = []
     for number in range(args.first_round - 1, args.first_round - 1 + args.rounds):
         turn = number % len(tools)
@@ -116,7 +116,6 @@ def _run(
                     args.out.parent.mkdir(parents=True, exist_ok=True)
                     with args.out.open("ab") as file:
                         file.write(msgspec.json.encode(kept[-1]) + b"\n")
-    kept.sort(key=lambda one: tools.index(one.part.tool))
     return kept
 
 

@@ -63,7 +63,7 @@ def frame(answer: str, choices: str) -> bytes:
 
 
 def end(answer: str, tokens: int) -> bytes:
-    """What follows the last token, in one write with it."""
+    """What follows the last token."""
     usage = _USAGE % (16 + tokens, tokens)
     return frame(answer, _FINISH) + frame(answer, usage) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
@@ -126,15 +126,19 @@ class Serving(asyncio.Protocol):
         served, first = self._served, not self._served.first_ns
         self._left -= 1
         data = HEAD + frame(served.answer, _FIRST) if first else frame(served.answer, _NEXT)
-        if not self._left:
+        if not self._left and not self._schedule.itl_ms:
             data += end(served.answer, self._schedule.tokens)
         served.last_ns = time.time_ns()
         if first:
             served.first_ns = served.last_ns
         self.transport.write(data)
-        if self._left:
+        if self._left or self._schedule.itl_ms:
             self._next += self._schedule.itl_ms / 1e3
-            self._timer = self._loop.call_at(self._next, self._send)
+            self._timer = self._loop.call_at(self._next, self._send if self._left else self._end)
+
+    def _end(self) -> None:
+        """Apart from the last token, or the kernel would give both of them one time."""
+        self.transport.write(end(self._served.answer, self._schedule.tokens))
 
 
 class Server:

@@ -27,14 +27,15 @@ def middle(values: Sequence[float], digits: int = 2) -> str:
     return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
-def render(parts: Sequence[Part], versions: Mapping[str, str], where: str, command: str) -> str:
-    tools = list(dict.fromkeys(part.tool for part in parts))
+def render(parts: Sequence[Part], versions: Mapping[str, str], where: str, commands: Sequence[str]) -> str:
+    tools = [name for name in versions if any(part.tool == name for part in parts)]
 
     def of(tool: str, workload: str) -> list[Part]:
         return [p for p in parts if (p.tool, p.workload) == (tool, workload) and p.compared]
 
     rounds = len({part.round for part in parts})
-    lines = [f"{where}. {rounds} rounds, interleaved; median (min–max) of the rounds.", "", f"`{command}`", ""]
+    lines = [f"{where}. {rounds} rounds, interleaved; median (min–max) of the rounds.", ""]
+    lines += [*(f"    {command}" for command in commands), ""]
     present = [workload for name, workload in WORKLOADS.items() if any(part.workload == name for part in parts)]
     for group, make in (("hogged", _hogged), ("rates", _rates)):
         mine = [workload for workload in present if workload.group == group]
@@ -42,7 +43,7 @@ def render(parts: Sequence[Part], versions: Mapping[str, str], where: str, comma
             lines += [*make(mine, tools, of), ""]
     if any(workload.group == "cost" for workload in present):
         lines += [*_cost(tools, of), ""]
-    lines += [f"- {name}: {words}" for name, words in versions.items() if name in tools]
+    lines += [f"- {name}: {words}" for name, words in versions.items()]
     counted = sum(part.compared for part in parts)
     lines.append(f"- {counted:,} requests compared, {sum(part.failed for part in parts)} failed")
     lines += [f"- WRONG {p.tool} {p.workload}, round {p.round + 1}: {text}" for p in parts for text in p.wrong[:2]]
@@ -145,8 +146,8 @@ def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int)
 def _cost(tools: Sequence[str], of: Of) -> list[str]:
     lines = [
         "**CPU time in µs**, whole process tree on one core, 16 at once. *While it runs*: from the first "
-        "request's arrival to the last token. *All in*: what one more costs until the tool has ended, reading and reporting "
-        "included (the difference of two sizes; start-up cancels out).",
+        "request's arrival to the last token. *All in*: what one more costs until the tool has ended, "
+        "reading and reporting included (the difference of two sizes; start-up cancels out).",
         "",
         *head("CPU µs", tools),
     ]

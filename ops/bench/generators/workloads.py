@@ -39,7 +39,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 def _hogged(name: str, words: str, hog: Hog, *, tokens: int = 8, itl_ms: float = 25.0) -> Workload:
     return Workload(
-        name=name, group="hogged", words=words, schedule=Schedule(tokens, 100.0, itl_ms), requests=200, rate=40.0,
+        name=name, group="hogged", words=words, schedule=Schedule(tokens, 100.0, itl_ms), requests=120, rate=40.0,
         hog=hog,
     )  # fmt: skip
 
@@ -47,7 +47,7 @@ def _hogged(name: str, words: str, hog: Hog, *, tokens: int = 8, itl_ms: float =
 def _rate(rate: int) -> Workload:
     return Workload(
         name=f"rate{rate}", group="rates", words=f"{rate} requests/s, {8 * rate:,} events/s",
-        schedule=Schedule(8, 20.0, 5.0), requests=3 * rate, rate=float(rate), one_core=True,
+        schedule=Schedule(8, 20.0, 5.0), requests=max(150, 3 * rate // 2), rate=float(rate), one_core=True,
     )  # fmt: skip
 
 
