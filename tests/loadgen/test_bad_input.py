@@ -1,4 +1,4 @@
-"""Bad input, case by case and to the end of the process: a clear message, a report of what there is, the exit code.
+"""Bad input, case by case to the end of the process: a clear message, a report of what there is, the exit code.
 
 The parts have tests of their own (test_client_failures.py, test_reading.py, test_dataset_files.py); here is what
 a person sees.

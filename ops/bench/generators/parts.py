@@ -119,9 +119,8 @@ def measure(tool: Tool, workload: Workload, round_: int, homes: Homes, work: Pat
     results, log, said = work / "results", work / "served.json", work / "said.log"
     results.mkdir()
     env = {}
-    if workload.hog.burn_ms:
-        hog = workload.hog
-        env = {"PYTHONPATH": str(HOG), "HOG": f"{hog.burn_ms} {hog.rest_ms} {tool.sends_in}"}
+    if workload.hog_ms:
+        env = {"PYTHONPATH": str(HOG), "HOG": f"{workload.hog_ms} {tool.sends_in}"}
     cpus = {TOOL_CPU} if workload.one_core else os.sched_getaffinity(0)
     wrong: list[str] = []
     ended, found = Ended(-1, [], 0), Said(reported=[])

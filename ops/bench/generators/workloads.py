@@ -13,16 +13,6 @@ from ops.bench.generators.server import Schedule
 WARM_UPS: Final = 20  # connections that are kept: a tool that counts connecting into TTFT is spared it
 
 
-class Hog(msgspec.Struct, frozen=True):
-    """The loop that sends is kept busy for `burn_ms`, then left alone for `rest_ms`, and so on; 0 and 0: never.
-
-    Without a rest each turn of the loop takes `burn_ms` and what else is due: a loop that has too much to do.
-    """
-
-    burn_ms: float = 0.0
-    rest_ms: float = 0.0
-
-
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One part. A rate is of Poisson arrivals, a concurrency of a closed loop; exactly one of them is given."""
 
@@ -33,14 +23,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     rate: float | None = None  # requests a second
     concurrency: int | None = None
-    hog: Hog = Hog()
+    hog_ms: float = 0.0  # each turn of the loop that sends takes so much longer: a loop that has too much to do
     one_core: bool = False  # the whole tool on one CPU: what it does there is its rate per core
 
 
-def _hogged(name: str, words: str, hog: Hog, *, tokens: int = 8, itl_ms: float = 25.0) -> Workload:
+def _hogged(name: str, words: str, hog_ms: float, *, tokens: int = 8, itl_ms: float = 25.0) -> Workload:
     return Workload(
         name=name, group="hogged", words=words, schedule=Schedule(tokens, 100.0, itl_ms), requests=120, rate=40.0,
-        hog=hog,
+        hog_ms=hog_ms,
     )  # fmt: skip
 
 
@@ -62,11 +52,10 @@ STREAMED: Final = Schedule(100, 10.0, 10.0)
 WORKLOADS: Final = {
     workload.name: workload
     for workload in (
-        _hogged("idle", "not hogged", Hog()),
-        _hogged("half5", "5 ms of every 10", Hog(5.0, 5.0)),
-        _hogged("hog5", "5 ms every turn", Hog(5.0)),
-        _hogged("hog20", "20 ms every turn", Hog(20.0)),
-        _hogged("merge20", "20 ms every turn, tokens 5 ms apart", Hog(20.0), tokens=32, itl_ms=5.0),
+        _hogged("idle", "not hogged", 0.0),
+        _hogged("hog5", "5 ms every turn", 5.0),
+        _hogged("hog20", "20 ms every turn", 20.0),
+        _hogged("merge20", "20 ms every turn, tokens 5 ms apart", 20.0, tokens=32, itl_ms=5.0),
         *map(_rate, (100, 200, 400, 800)),
         # Two sizes of each: what grows from one to the other is no start-up and no constant part of a report.
         _cost("requests400", "400 requests of one token", ONE_TOKEN, 400),

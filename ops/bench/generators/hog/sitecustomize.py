@@ -1,12 +1,12 @@
 """Owns the hog: a callback that keeps an event loop from its work, put into any Python program from outside.
 Must not know the program. Python imports this module by itself where its folder is on PYTHONPATH.
-Set by `parts.py`: HOG is `BURN REST WHERE`, milliseconds twice, and the process whose loops are hogged."""
+Set by `parts.py`: HOG is `BURN WHERE`: milliseconds, and the process whose loops are hogged."""
 
 import os
 
 
-def _hog(burn_s: float, rest_s: float, where: str) -> None:
-    """Every loop that `asyncio.run` starts spins for `burn_s`, lets the others have a turn, and so on.
+def _hog(burn_s: float, where: str) -> None:
+    """Every loop that `asyncio.run` starts spins for `burn_s` in each of its turns.
 
     `where`: `main`, or `child` for a program whose worker processes do the sending (only they are hogged).
     """
@@ -26,10 +26,7 @@ def _hog(burn_s: float, rest_s: float, where: str) -> None:
             until = time.perf_counter() + burn_s
             while time.perf_counter() < until:
                 pass
-            if rest_s:
-                loop.call_later(rest_s, burn)
-            else:
-                loop.call_soon(burn)
+            loop.call_soon(burn)
 
         loop.call_soon(burn)
         return run(self, coro, **more)
@@ -38,5 +35,5 @@ def _hog(burn_s: float, rest_s: float, where: str) -> None:
 
 
 if os.environ.get("HOG"):
-    _burn, _rest, _where = os.environ["HOG"].split()
-    _hog(float(_burn) / 1e3, float(_rest) / 1e3, _where)
+    _burn, _where = os.environ["HOG"].split()
+    _hog(float(_burn) / 1e3, _where)
