@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import subprocess
@@ -85,7 +86,7 @@ def test_cpu_time_between_samples_grows_as_they_do(steps: list[tuple[int, int]],
     samples = [(0, 0)]
     for after, used in steps:
         samples.append((samples[-1][0] + after, samples[-1][1] + used))
-    for (begin, low), (end, high) in zip(samples, samples[1:], strict=False):
+    for (begin, low), (end, high) in itertools.pairwise(samples):
         assert cpu_at(samples, begin) == low
         assert low <= cpu_at(samples, begin + int((end - begin) * share)) <= high
     assert cpu_at(samples, samples[-1][0] + 5) == samples[-1][1]
@@ -399,3 +400,4 @@ def test_parts_that_were_kept_make_the_table_again(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     assert "| loop hogged | ours | vllm | vllm is off |" in text
     assert text.count("    a command") == 1
+    assert "A machine; load average before the parts 0.0 (0.0–0.0)" in text

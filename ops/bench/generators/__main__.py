@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from ops.bench.generators.parts import Part, measure
-from ops.bench.generators.table import render
+from ops.bench.generators.table import middle, render
 from ops.bench.generators.tools import TOOLS, Homes
 from ops.bench.generators.workloads import GROUPS, WORKLOADS, chosen
 from ops.bench.peers.base import InstallError
@@ -32,6 +32,7 @@ class Kept(msgspec.Struct):
     versions: dict[str, str]
     machine: str
     command: str
+    load: float = 0.0  # the machine's load average over a minute, before the part: what else ran on it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("there is not one part")
     versions = {name: words for one in kept for name, words in one.versions.items()}
     commands = dict.fromkeys(one.command for one in kept)
-    print(render([one.part for one in kept], versions, kept[-1].machine, list(commands)))
+    loads = [one.load for one in kept]
+    where = f"{kept[-1].machine}; load average before the parts {middle(loads, 1)}"
+    print(render([one.part for one in kept], versions, where, list(commands)))
     return 1 if any(one.part.wrong for one in kept) else 0
 
 
@@ -108,9 +111,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes
         turn = number % len(tools)
         for workload in workloads:
             for name in (*tools[turn:], *tools[:turn]):  # nobody is always the first
+                load = os.getloadavg()[0]
                 with tempfile.TemporaryDirectory() as work:
                     part = measure(TOOLS[name], workload, number, homes, Path(work))
-                kept.append(Kept(part, versions, machine(), command))
+                kept.append(Kept(part, versions, machine(), command, load))
                 print(_line(part), file=sys.stderr, flush=True)
                 if args.out is not None:
                     args.out.parent.mkdir(parents=True, exist_ok=True)
