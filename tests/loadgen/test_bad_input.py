@@ -180,7 +180,7 @@ async def test_missing_usage_is_no_failure_and_no_count(tmp_path: Path) -> None:
             '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [0]}\n{"timestamp":\n',
             ":2: ",
         ),
-        ("trace", "a,b\n1,2\n", "trace"),
+        ("trace", "a,b\n1,2\n", ":1: the columns must be TIMESTAMP"),
     ],
 )
 async def test_a_broken_file_is_named_with_its_line_before_anything_is_sent(
