@@ -10,12 +10,12 @@ import itertools
 import os
 from collections.abc import Iterator
 
-from loadgen import conclude, flags, live, store, values
-from loadgen.flags import Hide, UsageError
-from loadgen.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
+from loadgen import conclude, flags, live, values
+from loadgen.alone import alone
+from loadgen.flags import Hide
+from loadgen.job import Job, Workload, open_workload, prompts_of
 from loadgen.loop import new_loop
-from loadgen.record import Record
-from loadgen.run import add_arrivals, add_workload, end, new_run, note, prepare, sent_stats, stop_on_signals
+from loadgen.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
 from loadgen.shots import Shot, paired
 
 
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser, target=False)
     add_workload(parser)
     add_arrivals(parser)
+    flags.refuse_workers(parser, "the two requests of a pair belong to one process")
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
@@ -34,8 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:
-    if args.workers != 1:
-        raise UsageError("--workers is for `run`: the two requests of a pair belong to one process")
     with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_ab(args, argv))
 
@@ -55,26 +54,9 @@ async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     hide = Hide(flags.secrets_of(args, os.environ))
     run = new_run(args, argv, job, hide)
     folder = conclude.make_folder(args.result_dir, args.label or "ab", conclude.now())
-    records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file, live.view(quiet=args.quiet) as view:
-
-        def emit(record: Record) -> None:
-            records.append(record)
-            store.append(file, record)
-
-        async with measure_of(job, hide, view) as measure:
-            stop_on_signals(measure)
-            await warm_up(job, measure, workload, emit)
-            outcome = await measure.phase(
-                shots_of(job, workload),
-                job.pace,
-                emit,
-                total=None if job.num_prompts is None else 2 * job.num_prompts,
-                rate=job.schedule.rate,
-                stage="a and b",
-            )
-    run.interrupted = outcome.interrupted
-    run.start_unix_ns = outcome.start_unix_ns
-    note(run, outcome.waited, outcome.overrun, job)
+    total = None if job.num_prompts is None else 2 * job.num_prompts
+    with live.view(quiet=args.quiet) as view:
+        shots = shots_of(job, workload)
+        records, owns = await alone(job, workload, shots, run, folder, hide, view, total=total, stage="a and b")
     run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
-    return end(args, folder, run, records, [outcome.own], open_loop=job.schedule.open_loop)
+    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from loadgen import calibration, conclude, pacer, values
+from loadgen import calibration, conclude, flags, pacer, values
 from loadgen.calibration import Calibration
 from loadgen.clock import Clock
 from loadgen.exchange import Exchange
@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-rate", type=values.number(1), default=100_000.0, metavar="R", help="no rate beyond it is tried"
     )
     parser.add_argument("--no-save", action="store_true", help="only print")
+    flags.refuse_workers(parser, "what is found is what one of its workers can drive")
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from loadgen.flags import UsageError
+from loadgen.prompts import WorkloadError
 from loadgen.store import StoreError
 
 USAGE: Final = 2
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = args.main
         del args.main
         code: int = run(args, words)
-    except (UsageError, StoreError) as error:
+    except (UsageError, StoreError, WorkloadError) as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("loadgen."):

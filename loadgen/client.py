@@ -17,6 +17,7 @@ from aiohttp import ClientTimeout, TCPConnector, TraceConfig
 
 from loadgen.exchange import CURRENT, Exchange
 from loadgen.handler import install
+from loadgen.loop import selector_of
 from loadgen.record import Failure, Record
 from loadgen.spec import Http
 from loadgen.stamps import Sockets
@@ -52,6 +53,9 @@ class Client:
             socket_factory=sockets.make,
         )
         install(connector, loop, sockets, http.max_response_bytes)
+        self._selector = selector_of(loop)
+        if kernel and self._selector is not None:
+            self._selector.read_ahead = sockets.read_ahead
         self._session = aiohttp.ClientSession(
             connector=connector,
             timeout=ClientTimeout(total=None, connect=http.connect_timeout or None),
@@ -145,6 +149,8 @@ class Client:
 
     async def close(self) -> None:
         await self._session.close()
+        if self._selector is not None and self._selector.read_ahead == self._sockets.read_ahead:
+            self._selector.read_ahead = None
         self._sockets.close()
         await asyncio.sleep(0)  # transports close in the turn after
 

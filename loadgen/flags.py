@@ -164,6 +164,16 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no live view")
 
 
+def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
+    """`--workers` is known here by name, so that it is refused with the reason."""
+
+    class Refuse(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            parser.error(f"--workers is for `run`: {why}")
+
+    parser.add_argument("--workers", action=Refuse, help=argparse.SUPPRESS)
+
+
 # Reading
 
 

@@ -32,15 +32,22 @@ class LookingSelector(selectors.DefaultSelector):
         super().__init__()
         self.nothing_ns = time.monotonic_ns()  # nothing that is being read now was there at this time
         self._look_ns = self.nothing_ns
+        self.read_ahead: Callable[[int], None] | None = None
+        """Told each descriptor that can be read, at once: before other callbacks have their turn."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         look = time.monotonic_ns()
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             self.nothing_ns, self._look_ns = self._look_ns, look
-            return ready
-        self.nothing_ns = self._look_ns = look
-        return super().select(timeout)
+        else:
+            self.nothing_ns = self._look_ns = look
+            ready = super().select(timeout)
+        if self.read_ahead is not None:
+            for key, events in ready:
+                if events & selectors.EVENT_READ:
+                    self.read_ahead(key.fd)
+        return ready
 
 
 def new_loop() -> asyncio.SelectorEventLoop:

@@ -88,9 +88,11 @@ def places(wanted: int | None) -> int:
         except (ValueError, OSError):
             pass  # what we have is checked below
     free = 10**9 if soft == resource.RLIM_INFINITY else soft - SPARE
-    if wanted is not None and wanted > free:
+    if (wanted or 1) > free:
+        least = wanted or 1
         raise UsageError(
-            f"{wanted} requests at once need {need} file descriptors and this system allows {soft}; "
-            f"run `ulimit -n {need}` first (as root, or raise the hard limit), or lower --max-concurrency"
+            f"{least} request{'s' if least > 1 else ''} at once need {least + SPARE} file descriptors and this "
+            f"system allows {soft}; run `ulimit -n {least + SPARE}` first (as root, or raise the hard limit), "
+            "or lower --max-concurrency"
         )
     return wanted or free

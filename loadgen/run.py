@@ -9,7 +9,6 @@ import asyncio
 import importlib
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any, Final
 
 import msgspec
 
-from loadgen import conclude, flags, live, store, values, workers
+from loadgen import conclude, flags, live, values, workers
+from loadgen.alone import alone
 from loadgen.client import Client
 from loadgen.flags import Hide, UsageError
-from loadgen.job import Job, Schedule, Workload, measure_of, open_workload, shots_of, warm_up
+from loadgen.job import Job, Schedule, Workload, open_workload, shots_of
 from loadgen.lag import Own
 from loadgen.loop import new_loop
-from loadgen.measure import Measure, View
 from loadgen.pacer import Ramp
 from loadgen.preflight import ask, model_of, places
 from loadgen.record import Record, Run
@@ -35,7 +34,9 @@ DEFAULT_CONCURRENCY: Final = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
-    add_arrivals(parser)
+    add_arrivals(parser).add_argument(
+        "--workers", type=values.whole(1, 256), default=1, metavar="N", help="processes that share the schedule"
+    )
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)
@@ -60,7 +61,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arrivals(parser: argparse.ArgumentParser) -> None:
+def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group(
         "arrivals", f"Without a rate: a closed loop of --max-concurrency users (default {DEFAULT_CONCURRENCY})."
     )
@@ -88,9 +89,7 @@ def add_arrivals(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trace-speed", type=positive, default=1.0, metavar="X", help="a trace's times, so many times as fast"
     )
-    group.add_argument(
-        "--workers", type=values.whole(1, 256), default=1, metavar="N", help="processes that share the schedule"
-    )
+    return group
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:
@@ -107,7 +106,8 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
         if job.workers == 1:
-            records, owns = await _alone(job, workload, run, folder, hide, view)
+            shots = shots_of(job, workload)
+            records, owns = await alone(job, workload, shots, run, folder, hide, view, total=job.num_prompts)
         else:
             records, owns = await workers.together(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
@@ -254,54 +254,3 @@ def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[s
     limit = sent if num_prompts is None else min(sent, num_prompts)
     stats: dict[str, Any] = describe(list(itertools.islice(workload.requests(), limit)))
     return stats
-
-
-async def _alone(
-    job: Job, workload: Workload, run: Run, folder: Path, hide: Callable[[str], str], view: View | None
-) -> tuple[list[Record], list[Own]]:
-    records: list[Record] = []
-    with (folder / store.EVENTS).open("wb") as file:
-
-        def emit(record: Record) -> None:
-            records.append(record)
-            store.append(file, record)
-
-        async with measure_of(job, hide, view) as measure:
-            stop_on_signals(measure)
-            await warm_up(job, measure, workload, emit)
-            outcome = await measure.phase(
-                shots_of(job, workload),
-                job.pace,
-                emit,
-                total=job.num_prompts,
-                rate=job.schedule.rate,
-            )
-    run.interrupted = outcome.interrupted
-    run.start_unix_ns = outcome.start_unix_ns
-    note(run, outcome.waited, outcome.overrun, job)
-    return records, [outcome.own]
-
-
-def note(run: Run, waited: int, overrun: bool, job: Job) -> None:
-    if waited and job.pace.max_concurrency is None:
-        run.warnings.append(f"{waited} requests waited for one of {job.places} file descriptors (ulimit -n)")
-    elif waited:
-        run.warnings.append(
-            f"{waited} requests waited for a place under --max-concurrency, from when they were due"
-        )
-    if overrun:
-        run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
-
-
-def stop_on_signals(measure: Measure) -> None:
-    """The first Ctrl-C ends the run and the report is made; a second one ends the program."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
-        measure.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)

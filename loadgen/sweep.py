@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from loadgen import conclude, flags, live, pacer, store, values
+from loadgen.alone import stop_on_signals
 from loadgen.flags import Hide, UsageError
 from loadgen.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
 from loadgen.knee import Stage, knee, next_rate, pace, unsteady
@@ -19,7 +20,7 @@ from loadgen.lag import Own, medians_ms
 from loadgen.loop import new_loop
 from loadgen.measure import Measure
 from loadgen.record import Record
-from loadgen.run import add_workload, end, new_run, prepare, sent_stats, stop_on_signals
+from loadgen.run import add_workload, end, new_run, prepare, sent_stats
 from loadgen.shots import Prompt, scheduled
 from loadgen.spec import Pace
 
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
     )
     group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests under way")
+    flags.refuse_workers(
+        parser, "one process drives a stage; for a rate beyond it, `run --request-rate R --workers N`"
+    )
     flags.add_request(parser)
     flags.add_times(parser)
     flags.add_limits(parser)

@@ -47,6 +47,7 @@ LOADGEN_UNTESTED_BY_NAME = {
     "view_config.py": "loadgen/test_report.py",
     "view_error.py": "loadgen/test_report.py",
     "__main__.py": "run as a process by loadgen/test_cli.py",
+    "alone.py": "loadgen/test_cli.py, by run and by ab",
     "ab.py": "loadgen/test_cli.py, and test_shots.py for its order",
     "calibrate_server.py": "loadgen/test_cli.py: calibrate runs against it",
     "calibration.py": "loadgen/test_calibrate.py",

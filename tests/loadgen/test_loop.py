@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -95,6 +96,22 @@ def test_a_look_that_sleeps_is_dated_before_it_fell_asleep() -> None:
         before = time.monotonic_ns()
         assert selector.select(0.002) == []
         assert before <= selector.nothing_ns < time.monotonic_ns() - 1_000_000
+
+
+def test_a_selector_tells_at_once_what_can_be_read() -> None:
+    selector = LookingSelector()
+    told: list[int] = []
+    selector.read_ahead = told.append
+    here, there = socket.socketpair()
+    with selector, here, there:
+        selector.register(here, selectors.EVENT_READ)
+        selector.register(there, selectors.EVENT_WRITE)
+        selector.select(0)
+        assert told == []
+        there.send(b"x")
+        selector.select(0)
+        selector.select(1)
+        assert told == [here.fileno()] * 2
 
 
 def test_only_our_own_loop_has_our_selector() -> None:

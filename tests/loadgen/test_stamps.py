@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from loadgen.loop import new_loop, selector_of
 from loadgen.stamps import READ_SIZE, Keeper, Sockets, StampedSocket
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING is Linux's")
@@ -130,3 +132,94 @@ def test_the_kernel_stamps_from_before_the_first_request_on() -> None:
     keeper = Keeper()
     assert keeper.stamping
     keeper.close()
+
+
+# Reading ahead
+
+
+def readable(ours: StampedSocket) -> None:
+    select.select([ours], [], [])
+
+
+@linux
+def test_what_was_read_ahead_keeps_its_own_stamp(pair: Pair) -> None:
+    ours, peer = pair
+    ours.setblocking(False)
+    peer.sendall(b"first")
+    readable(ours)
+    ours.read_ahead()
+    ours.read_ahead()  # what is there already is not read over
+    between = time.time_ns()
+    peer.sendall(b"second")
+    assert (ours.recv(100), ours.rx_ns < between) == (b"first", True)
+    readable(ours)
+    assert (ours.recv(100), ours.rx_ns > between) == (b"second", True)
+
+
+@linux
+def test_what_was_read_ahead_comes_in_pieces_where_less_is_asked_for(pair: Pair) -> None:
+    ours, peer = pair
+    ours.setblocking(False)
+    peer.sendall(b"abcdef")
+    readable(ours)
+    ours.read_ahead()
+    into = bytearray(3)
+    assert ours.recv(2) == b"ab"
+    assert (ours.recv_into(into), bytes(into)) == (3, b"cde")
+    assert ours.recv(100) == b"f"
+    with pytest.raises(BlockingIOError):
+        ours.recv(100)
+
+
+@linux
+def test_an_end_that_was_read_ahead_is_an_end(pair: Pair) -> None:
+    ours, peer = pair
+    ours.setblocking(False)
+    peer.close()
+    readable(ours)
+    ours.read_ahead()
+    assert ours.recv(100) == b""
+
+
+@linux
+def test_nothing_to_read_ahead_and_no_stamps_leave_recv_as_it_was(pair: Pair) -> None:
+    ours, peer = pair
+    ours.setblocking(False)
+    ours.read_ahead()
+    with pytest.raises(BlockingIOError):
+        ours.recv(100)
+    ours.stamping = False
+    peer.sendall(b"x")
+    readable(ours)
+    ours.read_ahead()
+    peer.sendall(b"y")
+    assert ours.recv(100) == b"xy"
+
+
+@linux
+def test_what_comes_between_the_look_and_the_read_is_not_merged_with_what_was_there(pair: Pair) -> None:
+    ours, peer = pair
+    ours.setblocking(False)
+    reads: list[tuple[bytes, int]] = []
+
+    class Kept(asyncio.Protocol):
+        def data_received(self, data: bytes) -> None:
+            reads.append((data, ours.rx_ns))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        selector = selector_of(loop)
+        assert selector is not None
+        selector.read_ahead = lambda descriptor: ours.read_ahead() if descriptor == ours.fileno() else None
+        transport, _ = await loop.create_connection(Kept, sock=ours)
+        await asyncio.sleep(0)
+        peer.sendall(b"first")
+        loop.call_soon(peer.sendall, b"second")  # runs after the look that finds the first, and before its read
+        while len(reads) < 2:  # noqa: ASYNC110 - a turn of the loop is what is waited for
+            await asyncio.sleep(0)
+        transport.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert [data for data, _ in reads] == [b"first", b"second"]
+    assert reads[0][1] < reads[1][1]

@@ -1,0 +1,39 @@
+"""Owns the hog: a callback that keeps an event loop from its work, put into any Python program from outside.
+Must not know the program. Python imports this module by itself where its folder is on PYTHONPATH.
+Set by `parts.py`: HOG is `BURN WHERE`: milliseconds, and the process whose loops are hogged."""
+
+import os
+
+
+def _hog(burn_s: float, where: str) -> None:
+    """Every loop that `asyncio.run` starts spins for `burn_s` in each of its turns.
+
+    `where`: `main`, or `child` for a program whose worker processes do the sending (only they are hogged).
+    """
+    import asyncio
+    import multiprocessing
+    import time
+    from typing import Any
+
+    run = asyncio.Runner.run
+
+    def hogged(self: asyncio.Runner, coro: Any, **more: Any) -> Any:
+        if (multiprocessing.parent_process() is not None) != (where == "child"):
+            return run(self, coro, **more)
+        loop = self.get_loop()
+
+        def burn() -> None:
+            until = time.perf_counter() + burn_s
+            while time.perf_counter() < until:
+                pass
+            loop.call_soon(burn)
+
+        loop.call_soon(burn)
+        return run(self, coro, **more)
+
+    asyncio.Runner.run = hogged  # type: ignore[method-assign]
+
+
+if os.environ.get("HOG"):
+    _burn, _where = os.environ["HOG"].split()
+    _hog(float(_burn) / 1e3, _where)
