@@ -15,7 +15,7 @@ from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
 ROUNDS = 5
-LIMITED = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_limit_streams": 9}
+LIMITED: dict[str, Any] = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_limit_streams": 9}
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ LIMITED = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_
 )
 @pytest.mark.parametrize("limits", [{}, LIMITED])
 async def test_a_request_leaves_no_circle_behind(
-    engine: Engine, body: dict[str, Any], limits: dict[str, int]
+    engine: Engine, body: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     engine.auto(echo_script())
     async with gateway(engine, **limits) as app:
@@ -39,7 +39,7 @@ async def test_a_request_leaves_no_circle_behind(
 
 
 @pytest.mark.parametrize("limits", [{}, LIMITED])
-async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine, limits: dict[str, int]) -> None:
+async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine, limits: dict[str, Any]) -> None:
     async with gateway(engine, **limits) as app:
 
         async def leave() -> None:
