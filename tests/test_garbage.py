@@ -15,7 +15,7 @@ from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
 ROUNDS = 5
-LIMITED = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_limit_streams": 9}
+LIMITED: dict[str, Any] = {"rate_limit_rps": 1000, "rate_limit_tokens_per_minute": 10**8, "rate_limit_streams": 9}
 
 
 @pytest.mark.parametrize(
