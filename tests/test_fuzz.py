@@ -140,33 +140,33 @@ EXAMPLES = max(500, settings().max_examples)
 
 
 def talk(port: int, data: bytes) -> Answers:
-    """Send all of it and take what comes: until the end, or until nothing more does."""
+    """Send all of it and take what comes: until the end, or until nothing more does after an answer."""
     answers = Answers()
-    with socket.create_connection(("127.0.0.1", port), timeout=10.0) as sock:
-        with contextlib.suppress(ConnectionError):
+    with socket.create_connection(("127.0.0.1", port), timeout=10.0) as sock, contextlib.suppress(ConnectionError):
+        try:
             sock.sendall(data)
             while got := sock.recv(65536):
                 answers.feed(got)
                 sock.settimeout(0.1 if answers.statuses and answers.statuses[-1] >= 200 else 10.0)
-        return answers
+        except TimeoutError:
+            assert answers.statuses, f"no answer and no end within 10 s to {data!r}"
+    return answers
 
 
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=requests())
 def test_whatever_is_sent_each_answer_is_valid_http_and_none_is_a_500(port: int, data: bytes) -> None:
-    head_only = data.startswith(b"HEAD ")
-    with contextlib.suppress(TimeoutError):
-        answers = talk(port, data + SENTINEL) if not head_only else Answers()
-        COUNTS["requests"] += 1
-        for status, body in zip(answers.statuses, answers.bodies, strict=True):
-            COUNTS[str(status)] += 1
-            assert status != 500, body
-            if status >= 400:
-                error = json.loads(body)["error"] if body.startswith(b'{"error"') else {}
-                assert error.get("code") != "internal_error"
-        assert b"x-injected" not in answers.names
-        if not answers.statuses:
-            COUNTS["no answer"] += 1
+    if data.startswith(b"HEAD "):
+        COUNTS["HEAD, left out"] += 1  # the parser would take the next answer for its body
+        return
+    answers = talk(port, data + SENTINEL)
+    COUNTS["requests"] += 1
+    for status, body in zip(answers.statuses, answers.bodies, strict=True):
+        COUNTS[str(status)] += 1
+        assert status != 500, body
+    assert b"x-injected" not in answers.names
+    if not answers.statuses:
+        COUNTS["no answer"] += 1
     check = talk(port, SENTINEL[4:])
     assert check.statuses == [200]
 
