@@ -120,6 +120,8 @@ class Client:
             exchange.status = response.status
             exchange.content_type = response.headers.get("Content-Type", "")
             exchange.shared = response.headers.get("x-gateway-cache")
+            if (broken := response.content.exception()) is not None:
+                raise broken  # it broke before this task had its turn: wait_eof would wait for ever
             await response.content.wait_eof()
             exchange.complete = exchange.failure is None
         finally:

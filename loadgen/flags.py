@@ -171,7 +171,7 @@ def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
         def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
             parser.error(f"--workers is for `run`: {why}")
 
-    parser.add_argument("--workers", action=Refuse, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", action=Refuse, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
 # Reading

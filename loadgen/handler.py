@@ -64,6 +64,8 @@ class StampedHandler(ResponseHandler):
                     exchange.first_ns = user
             if payload.is_eof():
                 self._exchange = None
+            elif (broken := self.exception()) is not None:
+                payload.set_exception(broken)  # aiohttp tells a broken chunk to the protocol, not to who waits
         if sock is not None and not exchange.answered:
             exchange.tx_ns, exchange.wrote_ns = sock.tx_ns, sock.wrote_ns
         exchange.saw(kernel, user, nothing)
