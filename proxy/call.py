@@ -134,8 +134,8 @@ class Call:
                 source,
                 reader.flight.backend if reader is not None else None,
                 self.failure(),
-                self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
                 self.caller.name or None if self.caller is not None else None,
+                self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
                 reader.flight.attempts if reader is not None else 1,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from types import SimpleNamespace
 from typing import Any, cast
@@ -168,8 +169,9 @@ class Told:
         call.tell(cast(Metrics, self._counting()), cast(Log, self._logging()), show_prompt=show_prompt)
         return self.counted[-1], self.logged[-1]
 
-    def _counting(self) -> Any:
-        return SimpleNamespace(request=lambda **facts: self.counted.append(facts))
+    def _counting(self) -> SimpleNamespace:
+        names = list(inspect.signature(Metrics.request).parameters)[1:]  # it is told by place
+        return SimpleNamespace(request=lambda *facts: self.counted.append(dict(zip(names, facts, strict=True))))
 
     def _logging(self) -> Any:
         return SimpleNamespace(request=self.logged.append)
