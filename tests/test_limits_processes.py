@@ -34,7 +34,7 @@ pytestmark = pytest.mark.e2e
 
 @asynccontextmanager
 async def two(engine: Engine, redis: str, *flags: str) -> AsyncIterator[tuple[Gateway, Gateway]]:
-    given = ("--backend", engine.url, "--redis", redis, *flags)
+    given = ("--backend", engine.url, "--redis", redis, "--merge-max", "1", *flags)  # each a request of its own
     async with proxy(*given) as one, proxy(*given) as other:
         yield one, other
 
