@@ -65,7 +65,7 @@ class StampedSocket(socket.socket):
 
         Between the loop's look and its read other callbacks have their turn, and what comes meanwhile would be
         merged into one stamp with what was already there. With a callback of 20 ms in each turn and tokens 25 ms
-        apart, reading ahead took the share of TTFTs that were intervals from 68 % to none (measured).
+        apart, reading ahead took the share of TTFTs that are intervals from 68 % (of 120) to 14 % (of 360).
         """
         if not self.stamping or self._ahead is not None:
             return
