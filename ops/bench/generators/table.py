@@ -128,7 +128,7 @@ def _rates(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list[
 
 def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int) -> str:
     """The highest rate up to which all arrived as asked, with this quantile of the error within the limit."""
-    best = "none"
+    best = "none" if any(of(tool, workload.name) for workload in workloads) else "–"
     for workload in sorted(workloads, key=lambda workload: workload.rate or 0.0):
         parts = of(tool, workload.name)
         if not parts:
