@@ -145,11 +145,6 @@ def chunk(frame: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (size, frame) if frame else b""
 
 
-def unchunk(chunk: bytes) -> bytes:
-    """The frame inside one chunk made by `chunk`."""
-    return chunk[chunk.find(b"\r\n") + 2 : -2]
-
-
 def unchunks(data: bytes) -> list[bytes]:
     """The frames inside joined chunks made by `chunk`. Raises ValueError for anything that it would not make."""
     frames = []

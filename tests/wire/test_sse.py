@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.wire.sse import LAST_CHUNK, Framer, chunk, data_of, encode, field_of, is_done, unchunk
+from proxy.wire.sse import LAST_CHUNK, Framer, chunk, data_of, encode, field_of, is_done, unchunks
 from tests.engine_wire import golden_response
 from tests.golden import load, names
 
@@ -260,7 +260,7 @@ def test_the_terminal_is_known_in_any_spelling_and_nothing_else_is_taken_for_it(
 
 @given(st.binary(max_size=300))
 def test_unchunk_undoes_chunk(frame: bytes) -> None:
-    assert unchunk(chunk(frame)) == frame
+    assert unchunks(chunk(frame)) == [frame]
 
 
 def test_nothing_is_no_chunk_as_an_empty_one_would_end_the_body() -> None:
