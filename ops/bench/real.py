@@ -118,7 +118,17 @@ def stage(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, int | Non
         pid, url = None, args.engine
         if url is None:
             port = start.free_port()
-            serve = start.Command([sys.executable, str(ROOT / "ops" / "vllm.py"), "serve", "--port", str(port)])
+            # float32: this CPU has no instructions for bfloat16, and one request took minutes with it.
+            argv = [
+                sys.executable,
+                str(ROOT / "ops" / "vllm.py"),
+                "serve",
+                "--port",
+                str(port),
+                "--dtype",
+                "float32",
+            ]
+            serve = start.Command(argv)
             start.READY_SECONDS = START_SECONDS
             ready = stack.enter_context(
                 start.started(serve, port, set(args.cpus), ready=lambda: start.answers(port, "/health", {}),
