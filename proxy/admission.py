@@ -11,7 +11,7 @@ from proxy.call import Call
 from proxy.caller import Rates
 from proxy.config import Settings
 from proxy.estimate import NO_COST, Cost, estimate, passing
-from proxy.identify import Identify, by_address
+from proxy.identify import Identify
 from proxy.limiter import Limiter
 from proxy.limits import LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
@@ -48,7 +48,7 @@ async def admission_for(
     log: Log,
     stack: AsyncExitStack,
     *,
-    identify: Identify = by_address,
+    identify: Identify,
     keyed: bool = False,
 ) -> Admission | None:
     """What the settings ask for; None where nothing is limited, so that nothing is paid for. `redis_url`: one that

@@ -1,6 +1,6 @@
-"""Owns who a request is from where nobody has said so: the client's address.
-Must not know limits, keys or settings.
-Called at admission, as the `identify` that the app gives it; one that reads API keys takes its place."""
+"""Owns which addresses are one caller, where no key says who a request is from.
+Must not know limits, keys or settings, nor which address it is (`identity.py`).
+Called by what the app gives to admission as `identify`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from aiohttp import web
 from proxy.caller import Caller
 
 Identify = Callable[[web.BaseRequest], Caller]
-
-
-def by_address(request: web.BaseRequest) -> Caller:
-    """The peer's address. What it says of itself in headers is not believed."""
-    return caller_at(request.remote or "")
 
 
 @lru_cache(maxsize=4096)

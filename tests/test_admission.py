@@ -107,6 +107,10 @@ async def test_the_official_client_sees_a_rate_limit_error(engine: Engine) -> No
         assert (caught.value.code, caught.value.type) == ("rate_limit_exceeded", "rate_limit_error")
 
 
+def nobody(request: object) -> Caller:
+    raise AssertionError("no request was made")
+
+
 async def test_the_official_client_does_not_repeat_a_prompt_that_can_never_pass(engine: Engine) -> None:
     async with (
         gateway(engine, rate_limit_tokens_per_minute=100) as app,
@@ -126,8 +130,8 @@ async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_li
         return Call(request=request, id="r", caller=Caller(id=name, rates=Rates(**rates)))
 
     async with AsyncExitStack() as stack:
-        assert await admission_for(Settings(), None, Metrics(), log, stack) is None
-        admit = await admission_for(Settings(), None, Metrics(), log, stack, keyed=True)
+        assert await admission_for(Settings(), None, Metrics(), log, stack, identify=nobody) is None
+        admit = await admission_for(Settings(), None, Metrics(), log, stack, identify=nobody, keyed=True)
         assert admit is not None
         await admit(caller("slow", rps=SLOW), b"")
         with pytest.raises(GatewayError, match="Rate limit reached"):

@@ -122,14 +122,20 @@ async def test_one_body_is_as_late_as_its_last_token_may_be() -> None:
     watch.close()
 
 
-@virtual
-async def test_while_its_reader_lags_an_engine_s_silence_is_no_failure() -> None:
+def lagging() -> tuple[Limits, Watch, Exchange]:
+    """An exchange that has had a frame and is held back, as its reader lags."""
     limits = Limits(first_token=5.0, token=2.0, total=60.0)
     watch = Watch(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, key=None)
     exchange.feeder.head(200, SSE)
     exchange.feeder.body(FRAME)
     exchange.feeder.hold(True)
+    return limits, watch, exchange
+
+
+@virtual
+async def test_while_its_reader_lags_an_engine_s_silence_is_no_failure() -> None:
+    limits, watch, exchange = lagging()
     await asyncio.sleep(30.0)
     assert exchange.endings == []
     exchange.feeder.hold(False)  # the engine has its whole time again
@@ -141,12 +147,7 @@ async def test_while_its_reader_lags_an_engine_s_silence_is_no_failure() -> None
 
 @virtual
 async def test_held_or_not_the_whole_answer_has_its_limit() -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits, key=None)
-    exchange.feeder.head(200, SSE)
-    exchange.feeder.body(FRAME)
-    exchange.feeder.hold(True)
+    limits, watch, exchange = lagging()
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOTAL_TIMEOUT
     assert in_time(when, 60.0, limits)
