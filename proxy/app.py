@@ -17,6 +17,7 @@ from proxy.admission import Admission, admission_for
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
+from proxy.client_address import Trusted
 from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
@@ -156,6 +157,8 @@ async def running(
             max_connections=settings.max_connections,
             max_header=settings.max_header_bytes,
             max_headers=settings.max_headers,
+            max_head=settings.max_head_bytes,
+            proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
             on_refused=metrics.connection_refused,
         )
         stack.callback(metrics.watch_loop(loop))

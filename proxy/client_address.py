@@ -33,13 +33,18 @@ class Trusted:
             return self._unix
         return any(address in network for network in self._networks)
 
+    def trusts(self, peer: str) -> bool:
+        """Whether a socket's peer, its address or `unix`, is one of them."""
+        address = _parse(peer)
+        return address in self and (address is not None or peer == UNIX)
+
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Trusted) -> str:
     """The nearest address that is not a trusted proxy's: X-Forwarded-For is read from its right end, where the
     nearest proxy wrote, and only as far as those who wrote it are trusted. What cannot be read ends the walk."""
     known = _parse(peer)
     at = peer if known is None else str(known)
-    if not trusted or known not in trusted or (known is None and peer != UNIX):
+    if not trusted or not trusted.trusts(peer):
         return at
     hops = [hop for value in forwarded for hop in value.split(",")]
     for hop in reversed(hops[-MAX_HOPS:]):

@@ -195,6 +195,7 @@ class Settings:
         512, "Tokens reserved for an answer that may be longer, until its length is known.", high=10**6
     )
     max_headers: int = _count(100, "Most header fields of a request.", high=10_000)
+    max_head_bytes: int = _size(64 * KIB, "Largest request line and header fields together; more is answered 431.")
     max_tokens_cap: int = _count(0, "Most tokens a request may ask for; 0 is no cap.", low=0)
     max_tokens_action: Literal["lower", "refuse"] = _choice(
         "lower", "refuse", help="What becomes of a request that asks for more tokens, or names no number."
@@ -222,6 +223,9 @@ class Settings:
         values.networks,
         "CIDR",
         "Proxies whose X-Forwarded-For is believed, addresses or networks; `unix` for those of a Unix socket.",
+    )
+    proxy_protocol: bool = _switch(
+        "Whether their connections open with the PROXY protocol, version 1 or 2, as L4 balancers write it."
     )
     deny_file: str = _file("What prompts must not hold: a text, or `re:` and a pattern, on each line.")
     deny_answers: bool = _switch("Whether answers are checked against the deny list too, as they stream.")

@@ -1,4 +1,4 @@
-"""Owns the listening side of aiohttp: its server with our error bodies, cancellation and connection limit.
+"""Owns the listening side of aiohttp: its server with our error bodies, cancellation and bounds.
 Must not know endpoints, flights or settings' names: it is given a handler and bounds.
 Called by the app."""
 
@@ -11,20 +11,28 @@ from typing import Any, cast
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from proxy.client_address import UNIX, Trusted
 from proxy.errors import Code, GatewayError
+from proxy.opening import read_opening
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
+HEARD_SECONDS = 1.0  # for a client that still sends to read why it was refused
 AT_HAND = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
+
+
+class HeadTooLarge(BadHttpMessage):
+    """A request's line and header fields are larger together than is allowed."""
 
 
 class DoorHandler(RequestHandler):
@@ -36,7 +44,11 @@ class DoorHandler(RequestHandler):
 
     lags = False  # the client takes less than it is sent
     leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
+    max_head = 0  # bytes
+    source = ""  # whose connection a balancer brings, by the PROXY protocol
+    opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
+    _head = 0  # bytes that have come of a head that is not whole
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -47,11 +59,57 @@ class DoorHandler(RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self.opening is not None:
+            data = self._open(data)
+            if not data:
+                return
         payload, messages = self._payload, self._messages
-        if messages and payload is not None and not payload.is_eof() and isinstance(messages[-1][0], _ErrInfo):
-            # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
-            payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
+        known = len(messages)
+        super().data_received(data)
+        if payload is not None and not payload.is_eof():
+            if messages and isinstance(messages[-1][0], _ErrInfo):
+                # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
+                payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
+        elif not known and (self._head or not messages or len(data) > self.max_head):
+            self._bound(len(data))
+
+    def _bound(self, size: int) -> None:
+        """aiohttp bounds each line of a head, and their number; a head as a whole is bounded here."""
+        messages = self._messages
+        head = self._head + size
+        most = self.max_head
+        if head <= most:
+            self._head = 0 if messages else head
+            return
+        self._head = 0
+        if messages:
+            first = messages[0][0]
+            if isinstance(first, _ErrInfo) or head_bytes(first) <= most:
+                return  # what came after it is its body, or the next
+            messages.clear()
+        error = _ErrInfo(status=431, exc=HeadTooLarge("The head is too large."), message="")
+        messages.append((error, EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _open(self, data: bytes) -> bytes:
+        """What follows the PROXY protocol's head; nothing while that is not whole, or if it cannot be read."""
+        data = cast(bytes, self.opening) + data
+        try:
+            found = read_opening(data)
+        except ValueError as e:
+            self.opening = b""
+            self._close = True  # whatever comes on is dropped
+            if self.transport is not None:
+                error = GatewayError(Code.INVALID_VALUE, f"From a trusted proxy: {e}, and proxy_protocol is on.")
+                self.transport.write(closing(error))
+                self.transport.close()
+            return b""
+        if found is None:
+            self.opening = data
+            return b""
+        self.opening, self.source = None, found.source
+        return data[found.length :]
 
     async def start(self) -> None:
         loop = self._loop
@@ -74,6 +132,7 @@ class DoorHandler(RequestHandler):
             manager.requests_count += 1
             if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
                 self._refuse(message.exc)
+                await self._be_heard()
                 break
             factory = self._request_factory
             if factory is None:
@@ -118,8 +177,20 @@ class DoorHandler(RequestHandler):
             return False  # it does not end, or its chunks cannot be read: what follows it is no request
         return True
 
+    async def _be_heard(self) -> None:
+        """To close with bytes unread resets the connection, and the client would not read why: take them first."""
+        self._close = True  # aiohttp drops what comes
+        transport = self.transport
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
+            await asyncio.sleep(HEARD_SECONDS)  # cancelled as the client closes
+
     def _refuse(self, exc: BaseException) -> None:
-        if isinstance(exc, LineTooLong):
+        if isinstance(exc, HeadTooLarge):
+            error = GatewayError(
+                Code.HEADERS_TOO_LARGE, f"The request line and headers are over {self.max_head} bytes together."
+            )
+        elif isinstance(exc, LineTooLong):
             error = GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
         elif "Too many headers" in str(exc):
             error = GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
@@ -127,6 +198,12 @@ class DoorHandler(RequestHandler):
             error = GatewayError(Code.INVALID_VALUE, "This is not a request of HTTP/1.1 that can be read.")
         if self.transport is not None:
             self.transport.write(closing(error))
+
+
+def head_bytes(message: RawRequestMessage) -> int:
+    """The size of a request's line and header fields, as sent but for white space."""
+    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+    return len(message.method) + len(message.path) + 12 + fields
 
 
 def at_hand(content: StreamReader) -> bytes | None:
@@ -167,6 +244,8 @@ class Door(web.Server):
         max_connections: int,
         max_header: int,
         max_headers: int = 128,
+        max_head: int = 64 * 1024,
+        proxies: Trusted | None = None,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
     ) -> None:
@@ -181,11 +260,15 @@ class Door(web.Server):
         }
         super().__init__(cast(Any, handler), handler_cancellation=True, **self._limits)
         self.handler = handler
+        self._max_head = max_head
         self._max_connections = max_connections
+        self._proxies = proxies  # whose connections open with the PROXY protocol
         self._on_refused = on_refused
 
     def __call__(self) -> RequestHandler:
-        return DoorHandler(self, loop=self._loop, **self._limits)
+        handler = DoorHandler(self, loop=self._loop, **self._limits)
+        handler.max_head = self._max_head
+        return handler
 
     @property
     def busy(self) -> int:
@@ -213,3 +296,8 @@ class Door(web.Server):
             )
             transport.write(closing(error))
             transport.close()
+        elif self._proxies is not None:
+            peer = transport.get_extra_info("peername")
+            name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
+            if self._proxies.trusts(name):
+                cast(DoorHandler, handler).opening = b""

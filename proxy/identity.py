@@ -11,6 +11,7 @@ from aiohttp import web
 from proxy.api_keys import KeyRing
 from proxy.caller import Caller
 from proxy.client_address import UNIX, Trusted, client_address
+from proxy.door import DoorHandler
 from proxy.errors import Code, GatewayError
 
 MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
@@ -43,9 +44,13 @@ class Identity:
         return caller
 
     def address(self, request: web.BaseRequest) -> str:
-        """The client's address; `unix` for one through a Unix socket."""
-        peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-        name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
+        """The client's address; `unix` for one through a Unix socket. That of the socket, unless a balancer told
+        another by the PROXY protocol; from there on X-Forwarded-For is walked alike."""
+        protocol = request.protocol
+        name = protocol.source if isinstance(protocol, DoorHandler) else ""
+        if not name:
+            peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+            name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
         return client_address(name, request.headers.getall("x-forwarded-for", ()), self._trusted)
 
 

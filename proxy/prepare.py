@@ -73,6 +73,22 @@ def conflicts(settings: Settings) -> list[str]:
         ),
         (settings.metrics_key and not settings.api_keys_file, "metrics_key needs api_keys_file: there is no key"),
         (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file: there is no list"),
+        (
+            settings.proxy_protocol and not settings.trusted_proxies,
+            "proxy_protocol needs trusted_proxies: the balancers whose word is taken",
+        ),
+        (
+            settings.proxy_protocol and settings.tls_cert,
+            "proxy_protocol comes before TLS and cannot be read there: end TLS at the balancer, or leave one out",
+        ),
+        (
+            settings.rate_limit_burst and not (settings.rate_limit_rps or settings.api_keys_file),
+            "rate_limit_burst needs rate_limit_rps: alone it limits nothing",
+        ),
+        (
+            settings.global_limit_burst and not settings.global_limit_rps,
+            "global_limit_burst needs global_limit_rps: alone it limits nothing",
+        ),
         (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
     ]
     return [problem for wrong, problem in found if wrong]

@@ -1,0 +1,77 @@
+"""Owns the PROXY protocol, versions 1 and 2: the bytes in which an L4 balancer says whose connection it brings.
+Must not know sockets, HTTP or who is trusted: bytes in, an address and a length out.
+Called by the door, for the first bytes of a trusted balancer's connection."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, NamedTuple
+
+V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+MAX_V1: Final = 107  # bytes, by the specification
+MAX_V2: Final = 16 + 2048
+"""The specification allows 64 KiB of extensions; those of the balancers we know take less than 300 bytes."""
+
+_TCP4: Final = 0x11
+_TCP6: Final = 0x21
+
+
+class Opening(NamedTuple):
+    """What a connection opened with."""
+
+    source: str  # the client's address; empty where the balancer speaks for itself or does not know
+    length: int  # bytes of it; HTTP begins after them
+
+
+def read_opening(data: bytes) -> Opening | None:
+    """The opening of a connection; None while it is not whole. Raises ValueError where it is none.
+
+    Source: "The PROXY protocol, Versions 1 & 2", HAProxy Technologies, sections 2.1 and 2.2.
+    """
+    if data.startswith(V2):
+        return _version_2(data)
+    if data.startswith(b"PROXY "):
+        return _version_1(data)
+    if V2.startswith(data) or b"PROXY ".startswith(data):
+        return None
+    raise ValueError("the connection does not open with the PROXY protocol")
+
+
+def _version_1(data: bytes) -> Opening | None:
+    end = data.find(b"\r\n", 0, MAX_V1)
+    if end < 0:
+        if len(data) >= MAX_V1:
+            raise ValueError("the line of the PROXY protocol does not end")
+        return None
+    words = data[:end].decode("ascii", "replace").split(" ")
+    if words[1] == "UNKNOWN":
+        return Opening("", end + 2)
+    wrong = ValueError("the line of the PROXY protocol cannot be read")
+    if words[1] not in ("TCP4", "TCP6") or len(words) != 6:
+        raise wrong
+    address = IPv4Address if words[1] == "TCP4" else IPv6Address
+    try:
+        source, _ = address(words[2]), address(words[3])
+        ports = [int(word) for word in words[4:] if word.isascii() and word.isdecimal() and len(word) <= 5]
+    except ValueError:
+        raise wrong from None
+    if len(ports) != 2 or max(ports) > 65535:
+        raise wrong
+    return Opening(str(source), end + 2)
+
+
+def _version_2(data: bytes) -> Opening | None:
+    if len(data) < 16:
+        return None
+    length = 16 + int.from_bytes(data[14:16], "big")
+    if data[12] not in (0x20, 0x21) or length > MAX_V2:
+        raise ValueError("the head of the PROXY protocol cannot be read")
+    if len(data) < length:
+        return None
+    family, block = data[13], data[16:length]
+    if data[12] == 0x20 or family not in (_TCP4, _TCP6):  # LOCAL: its own look at us. Others: it cannot say
+        return Opening("", length)
+    size, address = (4, IPv4Address) if family == _TCP4 else (16, IPv6Address)
+    if len(block) < 2 * size + 4:
+        raise ValueError("the addresses of the PROXY protocol are cut")
+    return Opening(str(address(block[:size])), length)
