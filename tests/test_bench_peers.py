@@ -99,7 +99,7 @@ def test_every_peer_listens_on_loopback_and_is_told_its_port_and_engine(name: st
     assert peer(name).name == name
 
 
-@pytest.mark.parametrize("name", PEERS.keys() - {"aiohttp-naive"})
+@pytest.mark.parametrize("name", sorted(PEERS.keys() - {"aiohttp-naive"}))
 def test_a_peer_that_is_not_installed_says_how_to_get_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(InstallError, match=r"python -m ops\.bench\.peers install"):
         peer(name).command(tmp_path, tmp_path, 9000, ENGINE)
