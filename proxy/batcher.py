@@ -1,60 +1,99 @@
-"""Owns the queue: what waits for a look-up, what waits for a place at an engine, and when a batch is due.
+"""Owns the queue: what waits for a look-up, for its twins, or for a place at an engine, and when a batch is due.
 Must not know Redis, engines, flights' insides or clocks: `now` is passed in, items are opaque.
 Called by the scheduler only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
+from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
+from proxy.line import Line, Ticket
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
+
+PLAIN: Final = Ticket()
+MIN_PLACES: Final = 8
+"""Places from the line by which its speed is judged: of fewer nothing is said."""
 
 
 class Batcher(Generic[T]):
-    """Two lines, first come first served, bounded together.
+    """Three lines, bounded together.
 
-    `arrived` waits for a store look-up (a batch a round trip), `missed` for a place at an engine. By default
-    (`window` 0) nobody waits for company: a batch is what arrived in the same turn of the loop, or while the
-    round trip before it was under way.
+    `arrived` waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
+    engine. By default (`window` 0) nobody waits for company: a batch is what arrived in the same turn of the loop,
+    or while the round trip before it was under way. Full, it holds no owner to less than its share: see `offer`.
     """
 
-    def __init__(self, *, limit: int, max_batch: int, window: float = 0.0) -> None:
-        self.limit = limit  # items that may wait, in both lines and in a look-up under way
+    def __init__(
+        self,
+        *,
+        limit: int,
+        max_batch: int,
+        window: float = 0.0,
+        patience: float = math.inf,
+        ticket: Callable[[T], Ticket] = lambda item: PLAIN,
+        twin: Callable[[T], Hashable] = lambda item: None,
+        on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None,
+    ) -> None:
+        self.limit = limit  # items that may wait, in all lines and in a look-up under way
         self.max_batch = max_batch
         self.window = window  # seconds
+        self.line: Line[T] = Line(patience=patience)
+        self._ticket = ticket
+        self._twin = twin  # what twins have alike; None: it has none
+        self._on_pushed = on_pushed
         self._arrived: dict[T, float] = {}
         self._looking: dict[T, None] = {}
-        self._missed: dict[T, None] = {}
+        self._held: dict[T, None] = {}
+        self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
+        self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
 
     def __len__(self) -> int:
-        return len(self._arrived) + len(self._looking) + len(self._missed)
+        return len(self._arrived) + len(self._looking) + len(self._held) + len(self.line)
 
     def __repr__(self) -> str:
-        return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} missed={len(self._missed)}>"
+        return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} {self.line!r}>"
 
     @property
     def waits(self) -> bool:
         """Whether anything waits for a place already: a later one must not overtake it."""
-        return bool(self._missed)
+        return bool(self.line)
 
-    def offer(self, item: T, now: float, *, lookup: bool) -> None:
-        """Queue an item. Raises GatewayError 503 with Retry-After when the queue is full."""
+    def offer(self, item: T, now: float, *, lookup: bool, hold: bool = False) -> None:
+        """Queue an item, for a look-up, or for a place, or held until `release`.
+
+        Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
+        the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
+        Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
+        """
         if len(self) >= self.limit:
-            raise GatewayError(
-                Code.QUEUE_FULL,
-                f"The gateway's queue is full ({self.limit} requests wait); try again shortly.",
-                retry_after=1,
-            )
+            self._make_room(self._ticket(item))
         if lookup:
             self._arrived[item] = now
+        elif hold:
+            self._held[item] = None
+            self._know(item)
         else:
-            self._missed[item] = None
+            self.put(item, now)
 
-    def put(self, item: T) -> None:
-        """Have an item wait for a place again that had one already: no bound is asked."""
-        self._missed[item] = None
+    def put(self, item: T, now: float) -> None:
+        """Have an item wait for a place: no bound is asked. Raises GatewayError 503 where it cannot be in time."""
+        ticket = self._ticket(item)
+        if ticket.deadline < math.inf:
+            self._in_time(ticket, now)
+        self.line.offer(item, ticket, now)
+        self._know(item)
+
+    def release(self, item: T, now: float) -> bool:
+        """It need not be held any longer. True if it was."""
+        if item not in self._held:
+            return False
+        del self._held[item]
+        self.line.offer(item, self._ticket(item), now)
+        return True
 
     def due(self, now: float) -> list[T]:
         """The next batch of look-ups: at most `max_batch`, empty while one is under way or the window is open."""
@@ -74,35 +113,142 @@ class Batcher(Generic[T]):
         oldest = next(iter(self._arrived.values()), None)
         return None if oldest is None else oldest + self.window
 
-    def looked(self, batch: Iterable[T], misses: Iterable[T]) -> None:
-        """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile.
+    def looked(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
+        """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
+        and for those given back: they cannot be in time.
 
         Of this batch only: where all of one was discarded while it was looked up, the next is under way already.
         """
+        late = []
         for item in misses:
             if item in self._looking:
-                self._missed[item] = None
+                try:
+                    self.put(item, now)
+                except GatewayError as e:
+                    late.append((item, e))
         for item in batch:
             self._looking.pop(item, None)
+        return late
 
     def looking(self, item: T) -> bool:
         """Whether the item is still wanted from the look-up under way."""
         return item in self._looking
 
-    def place(self, take: Callable[[T], bool]) -> None:
-        """Offer each waiting item to `take`, in order; it leaves the queue where `take` says so."""
-        for item in list(self._missed):
+    def place(self, take: Callable[[T], bool], now: float) -> None:
+        """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
+        not, nothing more of that pool is offered."""
+        blocked: set[str | None] = set()
+        line = self.line
+        while (item := line.next(now, blocked)) is not None:
+            pool = line.pool_of(item)
             if take(item):
-                self._missed.pop(item, None)
+                if item in line:
+                    line.granted(item)
+                    self._forget(item)
+                    self._placed(pool, now)
+            else:
+                blocked.add(pool)
+        if not line:
+            self._places.clear()  # what is told by waiting is told by nobody now
+
+    def grant(self, item: T) -> None:
+        """It has its place along with another: its owner pays for it, and it waits no longer."""
+        if item in self.line:
+            self.line.granted(item)
+        self._held.pop(item, None)
+        self._forget(item)
+
+    def twins(self, item: T) -> Iterator[T]:
+        """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
+        return iter(tuple(self._twins.get(self._twin(item), ())))
 
     def waiting(self) -> tuple[T, ...]:
-        """What waits for a place at an engine, in order."""
-        return tuple(self._missed)
+        """What waits for a place at an engine, in the order of arrival."""
+        return tuple(chain(self._held, self.line))
+
+    def promote(self, item: T, priority: int, deadline: float) -> bool:
+        """Someone more urgent wants it too. True if it moves."""
+        return self.line.promote(item, priority, deadline)
 
     def discard(self, item: T) -> bool:
         """Forget an item whose reader left. True if it was waiting."""
-        for line in (self._arrived, self._looking, self._missed):
+        for line in (self._arrived, self._looking):
             if item in line:
                 del line[item]
                 return True
-        return False
+        if item in self._held:
+            del self._held[item]
+        elif not self.line.discard(item):
+            return False
+        self._forget(item)
+        return True
+
+    def wait(self, ticket: Ticket, now: float) -> float | None:
+        """Seconds that an item would wait for a place, at least, by the pace of the last ones; None: not known."""
+        places = self._places.get(ticket.pool, ())
+        if len(places) < MIN_PLACES:
+            return None
+        return self.line.ahead(ticket) * (now - places[0]) / len(places)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _make_room(self, ticket: Ticket) -> None:
+        line, owner = self.line, ticket.owner
+        mine = line.owned(owner)
+        owners = line.owners + (mine == 0)
+        share = self.limit // owners
+        if mine < share:
+            heaviest = line.heaviest() if line else owner
+            victim = line.newest(heaviest) if line.owned(heaviest) > share else None
+            error = self._share(owners)
+        else:
+            victim = line.newest(owner, below=ticket.priority)
+            error = self._full()
+        if victim is None:
+            raise self._share(owners) if owners > 1 and mine >= share else self._full()
+        self.discard(victim)
+        self._on_pushed(victim, error)
+
+    def _full(self) -> GatewayError:
+        return GatewayError(
+            Code.QUEUE_FULL,
+            f"The gateway's queue is full ({self.limit} requests wait); try again shortly.",
+            retry_after=1,
+        )
+
+    def _share(self, owners: int) -> GatewayError:
+        return GatewayError(
+            Code.QUEUE_SHARE,
+            f"You have your share of the gateway's queue ({self.limit // owners} of {self.limit} requests, "
+            f"{owners} callers wait); wait for some of them to end.",
+            retry_after=1,
+        )
+
+    def _in_time(self, ticket: Ticket, now: float) -> None:
+        """Raises GatewayError 503 where waiting alone would take longer than there is time."""
+        wait = self.wait(ticket, now)
+        if wait is not None and now + wait > ticket.deadline:
+            raise GatewayError(
+                Code.DEADLINE_UNMEETABLE,
+                f"It would wait about {wait:.1f} s for an engine, and x-request-timeout leaves "
+                f"{max(0.0, ticket.deadline - now):.1f} s.",
+                retry_after=math.ceil(wait),
+            )
+
+    def _placed(self, pool: str | None, now: float) -> None:
+        places = self._places.setdefault(pool, [])
+        places.append(now)
+        if len(places) > 4 * MIN_PLACES:
+            del places[: len(places) - 4 * MIN_PLACES]
+
+    def _know(self, item: T) -> None:
+        twin = self._twin(item)
+        if twin is not None:
+            self._twins.setdefault(twin, {})[item] = None
+
+    def _forget(self, item: T) -> None:
+        twin = self._twin(item)
+        if twin is not None and twin in self._twins:
+            self._twins[twin].pop(item, None)
+            if not self._twins[twin]:
+                del self._twins[twin]

@@ -1,0 +1,287 @@
+"""Owns the order in which what waits is given places: classes, fairness between owners, deadlines, age.
+Must not know engines, requests or clocks: items are opaque, each with its ticket, and `now` is passed in.
+Called by the batcher."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Container, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+HIGH, NORMAL, LOW = range(3)
+PRIORITIES: Final = ("high", "normal", "low")
+
+QUANTUM: Final = 1024
+"""Tokens an owner may have before the next one's turn: about one request of a chat, so that turns alternate."""
+
+AGED_TURN: Final = 4
+"""Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of old
+requests would undo fairness; with one in four it costs the others a quarter at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What an item's place in the line is decided by."""
+
+    owner: Hashable = b""  # whose turn it takes
+    priority: int = NORMAL
+    cost: int = 1  # tokens
+    deadline: float = math.inf  # by the clock of `now`
+    pool: str | None = None  # items of one pool wait for the same engines
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[T]):
+    item: T
+    ticket: Ticket
+    number: int  # of arrival
+    arrived: float
+    priority: int
+    deadline: float
+    at: tuple[float, int, _Entry[T]] | None = None  # its place in its owner's heap; None: it has left
+
+
+@dataclass(slots=True, eq=False)
+class _Owner(Generic[T]):
+    """One owner's items of one class and pool: earliest deadline first, then as they came."""
+
+    heap: list[tuple[float, int, _Entry[T]]] = field(default_factory=list)
+    live: int = 0
+    deficit: int = 0  # tokens it may still take before the next one's turn
+
+    def push(self, entry: _Entry[T]) -> None:
+        entry.at = (entry.deadline, entry.number, entry)
+        heapq.heappush(self.heap, entry.at)
+        self.live += 1
+
+    def drop(self, entry: _Entry[T]) -> None:
+        entry.at = None
+        self.live -= 1
+        if len(self.heap) > 2 * self.live + 16:  # who leaves must not stay in memory until its turn would come
+            self.heap = [at for at in self.heap if at[2].at is at]
+            heapq.heapify(self.heap)
+
+    def head(self) -> _Entry[T]:
+        while self.heap[0][2].at is not self.heap[0]:
+            heapq.heappop(self.heap)
+        return self.heap[0][2]
+
+
+class _Ring(Generic[T]):
+    """The owners of one class and pool, by deficit round robin (Shreedhar & Varghese 1996)."""
+
+    def __init__(self, quantum: int) -> None:
+        self._quantum = quantum
+        self.owners: dict[Hashable, _Owner[T]] = {}  # in the order of their turns
+
+    def push(self, entry: _Entry[T]) -> None:
+        owner = self.owners.get(entry.ticket.owner)
+        if owner is None:
+            owner = self.owners[entry.ticket.owner] = _Owner()
+        owner.push(entry)
+
+    def drop(self, entry: _Entry[T]) -> None:
+        name = entry.ticket.owner
+        owner = self.owners[name]
+        owner.drop(entry)
+        if not owner.live:
+            del self.owners[name]  # and its deficit: who has nothing to send saves nothing up
+
+    def head(self) -> _Entry[T]:
+        """Whose turn it is. Turns pass on only as far as the deficits ask for it."""
+        owners = self.owners
+        if len(owners) == 1:
+            (owner,) = owners.values()
+            return owner.head()
+        short = math.inf
+        for _ in range(len(owners)):
+            name, owner = next(iter(owners.items()))
+            entry = owner.head()
+            if owner.deficit >= entry.ticket.cost:
+                return entry
+            owner.deficit += self._quantum
+            short = min(short, entry.ticket.cost - owner.deficit)
+            if owner.deficit >= entry.ticket.cost:
+                return entry
+            owners[name] = owners.pop(name)
+        rounds = math.ceil(short / self._quantum)  # as many as nobody could take anything in, all at once
+        for owner in owners.values():
+            owner.deficit += rounds * self._quantum
+        return self._first_able()
+
+    def _first_able(self) -> _Entry[T]:
+        while True:
+            name, owner = next(iter(self.owners.items()))
+            entry = owner.head()
+            if owner.deficit >= entry.ticket.cost:
+                return entry
+            self.owners[name] = self.owners.pop(name)
+
+    def charge(self, name: Hashable, cost: int) -> None:
+        if len(self.owners) > 1 and name in self.owners:
+            self.owners[name].deficit -= cost
+
+
+class Line(Generic[T]):
+    """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then as
+    they came. A higher class goes first, except that one place in four goes to the item that has waited longest,
+    once that is more than `patience` seconds: it is served after at most four places for each one before it.
+    Engines that are full block their own pool only."""
+
+    def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
+        self.patience = patience
+        self._quantum = quantum
+        self._entries: dict[T, _Entry[T]] = {}
+        self._rings: list[dict[str | None, _Ring[T]]] = [{} for _ in PRIORITIES]
+        self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
+        self._owned: dict[Hashable, list[dict[T, None]]] = {}  # of each owner and class, in that order too
+        self._number = 0
+        self._grants = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._entries
+
+    def __iter__(self) -> Iterator[T]:
+        """In the order of arrival."""
+        return iter(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<Line {'/'.join(map(str, self.lengths()))} owners={len(self._owned)}>"
+
+    def lengths(self) -> tuple[int, int, int]:
+        """Items of each class."""
+        high, normal, low = (sum(len(of[n]) for of in self._owned.values()) for n in range(len(PRIORITIES)))
+        return high, normal, low
+
+    def offer(self, item: T, ticket: Ticket, now: float) -> None:
+        self._number += 1
+        entry = _Entry(item, ticket, self._number, now, ticket.priority, ticket.deadline)
+        self._entries[item] = entry
+        self._ages.setdefault(ticket.pool, {})[item] = None
+        self._enter(entry)
+
+    def discard(self, item: T) -> bool:
+        """It waits no longer. True if it did."""
+        entry = self._entries.pop(item, None)
+        if entry is None:
+            return False
+        ages = self._ages[entry.ticket.pool]
+        del ages[item]
+        if not ages:
+            del self._ages[entry.ticket.pool]
+        self._exit(entry)
+        return True
+
+    def next(self, now: float, blocked: Container[str | None] = ()) -> T | None:
+        """Whose turn it is among the pools that are not blocked; it stays in the line until it is `granted`."""
+        if self._grants % AGED_TURN == AGED_TURN - 1:
+            oldest = self._oldest(blocked)
+            if oldest is not None and now - oldest.arrived >= self.patience:
+                return oldest.item
+        for rings in self._rings:
+            for pool, ring in rings.items():
+                if pool not in blocked:
+                    return ring.head().item
+        return None
+
+    def granted(self, item: T) -> None:
+        """It has its place: it leaves the line, and its owner's turn pays for it."""
+        entry = self._entries.get(item)
+        if entry is None:
+            return  # it left while it was given its place
+        self._grants += 1
+        rings, pool = self._rings[entry.priority], entry.ticket.pool
+        rings[pool].charge(entry.ticket.owner, entry.ticket.cost)
+        self.discard(item)
+        if len(rings) > 1 and pool in rings:
+            rings[pool] = rings.pop(pool)  # pools of the same engines take turns
+
+    def promote(self, item: T, priority: int, deadline: float) -> bool:
+        """Someone more urgent wants it too: it moves to the higher class and the earlier deadline. True if so."""
+        entry = self._entries.get(item)
+        if entry is None or (priority >= entry.priority and deadline >= entry.deadline):
+            return False
+        self._exit(entry)
+        entry.priority = min(entry.priority, priority)
+        entry.deadline = min(entry.deadline, deadline)
+        self._enter(entry)
+        return True
+
+    def pool_of(self, item: T) -> str | None:
+        return self._entries[item].ticket.pool
+
+    # -- whose it is ------------------------------------------------------------------------------
+
+    @property
+    def owners(self) -> int:
+        return len(self._owned)
+
+    def owned(self, owner: Hashable) -> int:
+        return sum(map(len, self._owned.get(owner, ())))
+
+    def heaviest(self) -> Hashable:
+        """The owner of the most items. LookupError where nothing waits."""
+        if not self._owned:
+            raise LookupError("nothing waits")
+        return max(self._owned, key=self.owned)
+
+    def newest(self, owner: Hashable, *, below: int = -1) -> T | None:
+        """The last item of the owner's lowest class that is under `below` (a class; -1: any)."""
+        for priority in reversed(range(below + 1, len(PRIORITIES))):
+            items = self._owned.get(owner, ((),) * len(PRIORITIES))[priority]
+            if items:
+                return next(reversed(items))
+        return None
+
+    def ahead(self, ticket: Ticket) -> int:
+        """How many items of its pool would have their place before it, at least: those of its own that go first,
+        as many of each other owner of its class, and every one of a higher class. Age is left out."""
+        count = 0
+        for rings in self._rings[: ticket.priority]:
+            ring = rings.get(ticket.pool)
+            count += sum(owner.live for owner in ring.owners.values()) if ring is not None else 0
+        ring = self._rings[ticket.priority].get(ticket.pool)
+        if ring is None:
+            return count
+        mine = ring.owners.get(ticket.owner)
+        before = 0
+        if mine is not None:
+            before = mine.live
+            if ticket.deadline < math.inf:
+                before = sum(at[2].at is at and at[0] <= ticket.deadline for at in mine.heap)
+        others = sum(min(owner.live, before) for owner in ring.owners.values() if owner is not mine)
+        return count + before + others
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _oldest(self, blocked: Container[str | None]) -> _Entry[T] | None:
+        heads = [self._entries[next(iter(ages))] for pool, ages in self._ages.items() if pool not in blocked]
+        return min(heads, key=lambda entry: entry.number, default=None)
+
+    def _enter(self, entry: _Entry[T]) -> None:
+        rings, pool = self._rings[entry.priority], entry.ticket.pool
+        ring = rings.get(pool)
+        if ring is None:
+            ring = rings[pool] = _Ring(self._quantum)
+        ring.push(entry)
+        owned = self._owned.get(entry.ticket.owner)
+        if owned is None:
+            owned = self._owned[entry.ticket.owner] = [{} for _ in PRIORITIES]
+        owned[entry.priority][entry.item] = None
+
+    def _exit(self, entry: _Entry[T]) -> None:
+        rings, pool, owner = self._rings[entry.priority], entry.ticket.pool, entry.ticket.owner
+        rings[pool].drop(entry)
+        if not rings[pool].owners:
+            del rings[pool]
+        owned = self._owned[owner]
+        del owned[entry.priority][entry.item]
+        if not any(owned):
+            del self._owned[owner]
