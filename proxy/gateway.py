@@ -16,6 +16,7 @@ from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
 from proxy.embed_handler import Embed
+from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of
 from proxy.flight import Subscriber
 from proxy.gate import Gate
@@ -55,6 +56,7 @@ class Gateway:
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
         gate: Gate | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -66,6 +68,7 @@ class Gateway:
         self._affinity = affinity
         self._admit = admit
         self._gate = gate
+        self._embedder = embedder
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
@@ -200,7 +203,9 @@ class Gateway:
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
-        self._scheduler.submit(flight)
+        embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
+        if embedder is None or not embedder.take(flight, self._scope(call)):
+            self._scheduler.submit(flight)
         return reader
 
     def _scope(self, call: Call) -> bytes:
@@ -230,6 +235,8 @@ class Gateway:
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
         headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
+        if reader.flight.items is not None:
+            headers.append(("x-gateway-cached-items", str(reader.flight.items)))
         if reader.flight.stored_at is not None:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         return headers
