@@ -21,6 +21,7 @@ from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
+from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
@@ -65,6 +66,7 @@ class App:
     reload: Callable[[], None]
     """Read again, as SIGHUP asks, what can change while it runs."""
     admission: Admission | None = None  # None: nothing is limited
+    embedder: Embedder | None = None  # None: embeddings go to the engine as they came
 
     @property
     def url(self) -> str:
@@ -181,6 +183,7 @@ async def running(
             "https" if prepared.tls is not None else "http",
             reread_all,
             admission,
+            embedder,
         )
 
 

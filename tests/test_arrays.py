@@ -161,7 +161,9 @@ class Machine(RuleBasedStateMachine):
         for group in "gh":  # whoever has waited its window has gone, unless all calls are taken
             old = [item for item in self.waiting if self.made[item][0] == group]
             if len(self.under_way[group]) < self.CALLS and old:
-                deadline = self.arrays.next_deadline(lambda other, group=group: int(other == group) * self.CALLS)
+                deadline = self.arrays.next_deadline(
+                    {group: self.CALLS, "g" if group == "h" else "h": 0}.__getitem__
+                )
                 assert deadline is not None
                 assert deadline > self.now
 
