@@ -1,4 +1,4 @@
-"""Owns an Embedder on a stage: a loop that turns when told, an engine that answers when told, and what clients get.
+"""Owns an Embedder on a stage: a loop that turns and an engine that answers when told, and what clients get.
 Must not know what a test checks.
 Called by the tests of the embedder."""
 
