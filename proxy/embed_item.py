@@ -4,7 +4,7 @@ Called by the embedder only."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from proxy.flight import Flight, Subscriber
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Plan
 from proxy.wire.frames import Usage
-from proxy.wire.vectors import put_together, shares, take_apart
+from proxy.wire.vectors import Inputs, put_together, shares, take_apart
 
 _JSON: Final = Head(200, (("content-type", "application/json"),))
 
@@ -51,11 +51,12 @@ class Kind(NamedTuple):
     options: bytes  # a digest of every other field, and of whose it is
     inputs: Literal["text", "ids"]
     headers: tuple[tuple[str, str], ...]
+    apart: int = 0  # a number of the request's own, where no two of them may be one array
 
     @classmethod
-    def of(cls, plan: Plan, options: bytes, inputs: Literal["text", "ids"]) -> Kind:
+    def of(cls, plan: Plan, options: bytes, inputs: Literal["text", "ids"], apart: int) -> Kind:
         headers = sorted((name, value) for name, value in plan.headers if name.lower() not in _OWN)
-        return cls(plan.model, options, inputs, tuple(headers))
+        return cls(plan.model, options, inputs, tuple(headers), apart)
 
 
 @dataclass(eq=False, slots=True)
@@ -78,6 +79,20 @@ class Item:
 
     def wanted_by(self) -> frozenset[Hashable]:
         return frozenset(self.wants)
+
+
+def items_of(
+    kind: Kind, inputs: Inputs, keys: Sequence[bytes], known: Mapping[bytes, Item], *, fresh: bool
+) -> dict[bytes, Item]:
+    """A request's items by key, each once: those of its kind that are `known`, and new ones."""
+    mine: dict[bytes, Item] = {}
+    for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
+        if key not in mine:
+            item = known.get(key)
+            if item is None or item.kind != kind:
+                item = Item(key, kind, text, weight, inputs.kind == "ids", fresh)
+            mine[key] = item
+    return mine
 
 
 @dataclass(eq=False, slots=True)

@@ -8,11 +8,12 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Final
 
 from proxy.arrays import Arrays, halves
 from proxy.cache import Cache
-from proxy.embed_item import Call, Item, Kind, Result, Want, results_of, wants_of
+from proxy.embed_item import Call, Item, Kind, Result, Want, items_of, results_of, wants_of
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embed_store import ItemStore
 from proxy.errors import Code, GatewayError
@@ -46,10 +47,12 @@ class Embedder:
         tokens: int,
         window: float,
         calls: Callable[[str | None], int],
+        mixes: Callable[[str | None], bool],
         limit: int,
         max_batch: int,
     ) -> None:
-        """`calls`: how many arrays of one kind may be under way for a model; `limit`: requests that may wait."""
+        """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines may be
+        given several clients' inputs in one; `limit`: requests that may wait."""
         self._group = group
         self._submit = submit
         self._keyer = keyer
@@ -60,6 +63,8 @@ class Embedder:
         self._counts = counts
         self._loop = loop
         self._calls_for = calls
+        self._mixes = mixes
+        self._numbers = count(1)
         self._limit = limit
         self.arrays: Arrays[Kind, Item] = Arrays(items=items, tokens=tokens, window=window)
         self._items: dict[bytes, Item] = {}  # that a request may join
@@ -87,7 +92,7 @@ class Embedder:
             return False
         try:
             if self._closed:
-                raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
+                raise _ending()
             if len(self._waiting) >= self._limit:
                 raise GatewayError(
                     Code.QUEUE_FULL,
@@ -98,19 +103,10 @@ class Embedder:
         except GatewayError:
             self._group.remove(flight)
             raise
-        kind = Kind.of(flight.plan, options, inputs.kind)
-        fresh, exact = flight.plan.fresh, inputs.kind == "ids"
-        mine: dict[bytes, Item] = {}
-        items = []
-        for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
-            item = mine.get(key)
-            if item is None:
-                item = None if fresh else self._items.get(key)
-                if item is None or item.kind != kind:
-                    item = Item(key, kind, text, weight, exact, fresh)
-                mine[key] = item
-            items.append(item)
-        want = self._wants[flight] = Want(flight, items)
+        apart = 0 if self._mixes(ask.model) else next(self._numbers)
+        kind = Kind.of(flight.plan, options, inputs.kind, apart)
+        mine = items_of(kind, inputs, keys, {} if flight.plan.fresh else self._items, fresh=flight.plan.fresh)
+        want = self._wants[flight] = Want(flight, [mine[key] for key in keys])
         flight.on_empty = self._left
         self._join(want, mine)
         return True
@@ -121,7 +117,7 @@ class Embedder:
         if self._window is not None:
             self._window.cancel()
         for want in tuple(self._wants.values()):
-            self._fail(want, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
+            self._fail(want, _ending())
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -246,10 +242,9 @@ class Embedder:
             want.was_sent(flight)
         head, body = flight.head or Head(), b"".join(flight.log)
         if flight.error is not None or flight.phase is Phase.CANCELLED:
-            error = flight.error or GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.")
             self._over(call)
             for want in wants:
-                self._fail(want, error)
+                self._fail(want, flight.error or _ending())
         elif head.status == 200:
             self._over(call)
             self._answered(call, wants, head, body)
@@ -313,9 +308,7 @@ class Embedder:
 
     def _left(self, flight: Flight) -> None:
         """The last reader of a request left."""
-        want = self._wants.get(flight)
-        if want is None:
-            return
+        want = self._wants[flight]
         for item in want.missing:
             if item.call is not None:
                 want.was_sent(item.call.reader.flight)
@@ -345,3 +338,7 @@ class Embedder:
             if call in self._calls and not any(item.wants for item in call.items):
                 call.reader.leave()  # nobody wants any of it: the engine stops
         return self._wants.pop(flight, None) is not None
+
+
+def _ending() -> GatewayError:
+    return GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)

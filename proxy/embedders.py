@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from proxy.backends import Backends
+from proxy.backends import Backend, Backends
 from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.embed_metrics import EmbedMetrics
@@ -43,11 +43,18 @@ def embedder_for(
         tokens=settings.embed_batch_tokens,
         window=settings.embed_batch_window_ms / 1000,
         calls=lambda model: settings.embed_batch_calls * max(1, len(backends.candidates(model))),
+        mixes=lambda model: not any(map(spoils, backends.candidates(model))),
         limit=settings.queue_limit,
         max_batch=settings.max_batch,
     )
     metrics.gauge("embed_items_waiting", "Inputs that wait for an engine.", lambda: len(embedder.arrays))
     return embedder
+
+
+def spoils(backend: Backend) -> bool:
+    """Whether one input that is too long ends an array with what looks like the engine's own failure: llama.cpp
+    answers 500, so nobody can be set apart, and the breaker would count it."""
+    return any(model.get("owned_by") == "llamacpp" for model in backend.models)
 
 
 def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

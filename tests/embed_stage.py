@@ -61,7 +61,10 @@ class Stage:
             metrics=self.metrics,
             counts=EmbedMetrics(self.metrics.registry),
             loop=cast("Any", self.loop),
-            **(dict[str, Any](items=4, tokens=1000, window=0.0, calls=one, limit=100, max_batch=64) | bounds),
+            **(
+                dict[str, Any](items=4, tokens=1000, window=0.0, calls=one, mixes=bool, limit=100, max_batch=64)
+                | bounds
+            ),
         )
 
     def _submit(self, flight: Flight) -> None:

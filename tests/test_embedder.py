@@ -260,3 +260,15 @@ def test_everyone_gets_its_own_vectors_in_order_or_an_honest_error_and_nothing_i
         asked = [text for array in stage.arrays for text in array]
         assert paid == sum(map(cost, asked))
     assert (len(stage.embedder), len(stage.embedder.arrays), len(stage.group)) == (0, 0, 0)
+
+
+def test_an_engine_that_fails_on_a_bad_input_is_never_given_two_clients_in_one_array() -> None:
+    stage = Stage(mixes=lambda model: False)
+    good, bad = stage.ask(["a", "b"]), stage.ask(["a", "c"])
+    stage.loop.turn()
+    assert stage.arrays == [["a", "b"], ["a", "c"]]
+    stage.answer()
+    stage.answer(500)
+    assert vectors(good) == [vector("a"), vector("b")]
+    assert bad.flight.head is not None
+    assert bad.flight.head.status == 500

@@ -52,7 +52,7 @@ def tables(parts: Sequence[Mapping[str, Any]]) -> str:
     head = [
         "# Batching on real vLLM",
         "",
-        "Made by `python -m ops.bench.batching PART`: medians, and least and most of the rounds. vLLM, the gateway",
+        "Made by `python -m ops.bench.batching PART`: medians, least and most of the rounds. vLLM, the gateway",
         "and the client share the machine's cores. p50 and p99 are of the time to the first token (twins,",
         "completions) or to the answer (embeddings). CPU is of vLLM's processes, by the scheduler's books.",
         "",
