@@ -187,7 +187,7 @@ class Settings:
         0.0, values.number(0, 1000), "MS", "How long an input waits for company; 0 waits for nobody."
     )
     embed_batch_calls: int = _count(
-        2, "Such requests of one kind under way at each engine; what comes meanwhile goes up together.", high=1024
+        8, "Such requests of one kind under way at each engine; what comes meanwhile goes up together.", high=1024
     )
     max_inflight: int = _count(256, "Most requests under way at one engine.")
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
