@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
+from proxy.embedder import Embedder
+from proxy.embedders import closing, embedder_for
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -65,6 +67,7 @@ class App:
     reload: Callable[[], None]
     """Read again, as SIGHUP asks, what can change while it runs."""
     admission: Admission | None = None  # None: nothing is limited
+    embedder: Embedder | None = None  # None: embeddings go to the engine as they came
 
     @property
     def url(self) -> str:
@@ -128,17 +131,23 @@ async def running(
             identify=lambda request: caller_at(prepared.identity.address(request)),
             keyed=prepared.identity.ring is not None,
         )
+        keyer = Keyer(hash_for(_cpuinfo()))
+        embedder = embedder_for(
+            settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
+        )
+        close = closing(embedder, scheduler.close)
         gateway = Gateway(
             settings=settings,
             group=group,
             scheduler=scheduler,
             backends=backends,
-            keyer=Keyer(hash_for(_cpuinfo())),
+            keyer=keyer,
             metrics=metrics,
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
             gate=gate_for(settings, prepared, metrics, log),
+            embedder=embedder,
         )
         reloader = Reloader(settings, prepared, log)
         await _first_look(backends)
@@ -151,7 +160,7 @@ async def running(
 
         for task in _watches(settings, backends, reload, loop):
             stack.push_async_callback(_stop_task, task)
-        stack.push_async_callback(scheduler.close)
+        stack.push_async_callback(close)
         door = Door(
             gateway.handle,
             max_connections=settings.max_connections,
@@ -162,7 +171,7 @@ async def running(
             on_refused=metrics.connection_refused,
         )
         stack.callback(metrics.watch_loop(loop))
-        host, port = await _listen(door, gateway, scheduler, settings, prepared, log, stack)
+        host, port = await _listen(door, gateway, close, settings, prepared, log, stack)
         state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
             host,
@@ -177,6 +186,7 @@ async def running(
             "https" if prepared.tls is not None else "http",
             reread_all,
             admission,
+            embedder,
         )
 
 
@@ -290,7 +300,7 @@ async def _first_look(backends: Backends) -> None:
 async def _listen(
     door: Door,
     gateway: Gateway,
-    scheduler: Scheduler,
+    close: Callable[[], Awaitable[None]],
     settings: Settings,
     prepared: Prepared,
     log: Log,
@@ -307,7 +317,7 @@ async def _listen(
             door,
             runner,
             gateway,
-            scheduler.close,
+            close,
             delay=settings.drain_delay,
             timeout=settings.drain_timeout,
             log=log,

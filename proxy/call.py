@@ -111,6 +111,7 @@ class Call:
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
         reader, verdict = self.reader, self.verdict
+        items = reader.flight.items if reader is not None else None
         # By place: by name the two take a microsecond and a half more.
         metrics.request(self.endpoint, status, verdict, self.model, queue, ttft, total, prompt, completion, source)
         if log is None:
@@ -137,6 +138,8 @@ class Call:
                 self.caller.name or None if self.caller is not None else None,
                 self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
                 reader.flight.attempts if reader is not None else 1,
+                items.total if items is not None else None,
+                items.cached if items is not None else None,
             )
         )
 

@@ -177,6 +177,18 @@ class Settings:
     merge_max: int = _count(
         16, "Most choices of sampled twins that go to vLLM as one request with `n`; 1 merges none.", high=1024
     )
+    embed_batch_items: int = _count(
+        64,
+        "Most inputs of embeddings, of whichever clients, in one request to an engine; 1: they go as they came.",
+        high=2048,
+    )
+    embed_batch_tokens: int = _count(8192, "Most tokens of such a request, as far as they can be told beforehand.")
+    embed_batch_window_ms: float = _setting(
+        0.0, values.number(0, 1000), "MS", "How long an input waits for company; 0 waits for nobody."
+    )
+    embed_batch_calls: int = _count(
+        8, "Such requests of one kind under way at each engine; what comes meanwhile goes up together.", high=1024
+    )
     max_inflight: int = _count(256, "Most requests under way at one engine.")
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")

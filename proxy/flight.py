@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from proxy.errors import GatewayError
 from proxy.phase import Phase
-from proxy.plan import Head, Mode, Plan, Times
+from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.wire.frames import PlainView, Usage
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
@@ -37,8 +37,8 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "folded", "head", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan", "private",
-        "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
+        "error", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan",
+        "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -60,6 +60,7 @@ class Flight:
         self.backend: str | None = None
         self.attempts = 1
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
+        self.items: Items | None = None  # of an embedding: where its vectors are from
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()

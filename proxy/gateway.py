@@ -15,7 +15,8 @@ from proxy import respond
 from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
-from proxy.embed import CANNOT_EMBED, names_model, stub_vector
+from proxy.embed_handler import Embed
+from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of
 from proxy.flight import Subscriber
 from proxy.gate import Gate
@@ -55,6 +56,7 @@ class Gateway:
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
         gate: Gate | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -66,14 +68,16 @@ class Gateway:
         self._affinity = affinity
         self._admit = admit
         self._gate = gate
+        self._embedder = embedder
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+        embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
-            "/embed": ("POST", "embeddings", self._embed),
+            "/embed": ("POST", "embeddings", embed),
             "/v1/models": ("GET", "models", self._models),
             "/health": ("GET", "health", self._health),
             "/ready": ("GET", "ready", self._ready),
@@ -199,7 +203,9 @@ class Gateway:
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
-        self._scheduler.submit(flight)
+        embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
+        if embedder is None or not embedder.take(flight, self._scope(call)):
+            self._scheduler.submit(flight)
         return reader
 
     def _scope(self, call: Call) -> bytes:
@@ -229,38 +235,24 @@ class Gateway:
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
         headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
+        if reader.flight.items is not None:
+            headers.append(("x-gateway-cached-items", str(reader.flight.items)))
         if reader.flight.stored_at is not None:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         return headers
 
-    async def _embed(self, call: Call) -> respond.Sent:
-        """`/v1/embeddings` under a short name; where no engine can embed, a marked stub if that is wanted."""
+    async def _embed_ask(self, call: Call) -> Ask:
+        """The request of `/embed`, let in."""
         body = body_at_hand(call.request, self._settings, json=True)
         if body is None:
             body = await read_body(call.request, self._settings)
         ask = self._decode(call, "embeddings", body)
         if self._admit is not None:
             await self._admit(call, b"")
-        stub = self._settings.embed_stub
-        try:
-            reader = self._join(call, ask, sharing(ask, self._settings.share))
-            reader.whole = True
-            while not reader.flight.ended:
-                await reader.changed()
-            head = reader.flight.head
-            if reader.flight.error is not None:
-                raise reader.flight.error
-            if head is None or head.status not in CANNOT_EMBED or names_model(reader.flight.log):
-                return await self._body(call, reader)
-            if not stub:
-                raise GatewayError(
-                    Code.EMBEDDINGS_UNAVAILABLE,
-                    "No engine behind this gateway can embed; add a --backend that serves an embedding model.",
-                )
-        except GatewayError as e:
-            if not stub or e.code is Code.QUEUE_FULL:
-                raise
-        return await self._reply(call, 200, stub_vector(ask), [("x-gateway-stub", "1")])
+        return ask
+
+    def _embed_join(self, call: Call, ask: Ask) -> Subscriber:
+        return self._join(call, ask, sharing(ask, self._settings.share))
 
     # -- everything else --------------------------------------------------------------------------
 

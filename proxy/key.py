@@ -5,7 +5,7 @@ Called by the gateway's handlers, once a request whose answer may be shared."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -68,6 +68,16 @@ class Keyer:
             ) from None
         result: bytes = self._new(text).digest()
         return result
+
+    def items(self, ask: Ask, items: Sequence[bytes], *, tenant: bytes = b"") -> tuple[bytes, list[bytes]]:
+        """Of a request for embeddings: what it shares with all that may be one array, and the key of each item.
+
+        Raises GatewayError 400 where a field cannot be read.
+        """
+        options = {name: raw for name, raw in ask.fields.items() if name != "input"}
+        common = self.key(msgspec.structs.replace(ask, fields=options), tenant=tenant)
+        new, start = self._new, b"item" + common
+        return common, [new(start + item).digest() for item in items]
 
 
 def _messages(raw: msgspec.Raw) -> object:

@@ -158,6 +158,8 @@ class Hold:
         hit = flight.stored_at is not None
         if not hit or self._limiter.followers == "reader":
             self._spent += spent(flight, self._cost)
+            if flight.items is not None and self._limiter.followers == "generation":
+                self._spent -= flight.items.unpaid
         self._reached = self._reached or hit or reached(flight)
         if self._closed:
             self._give(tokens=self._spent - self._charged)

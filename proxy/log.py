@@ -57,6 +57,8 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     key: str | None = None  # the API key's name, never the key
     prompt: str | None = None  # only where the settings ask for it
     attempts: int = 1  # at engines, where it took more than one
+    items: int | None = None  # inputs of an embedding
+    items_cached: int | None = None  # of them from the store
 
     @property
     def level(self) -> str:
@@ -277,6 +279,7 @@ def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:
         "total": _duration(record.total_ms),
         "tokens": tokens,
         "bytes": record.bytes_out,
+        "items": record.items and f"{record.items_cached or 0}/{record.items}",
         "backend": record.backend,
         "error": record.error,
         "key": record.key,

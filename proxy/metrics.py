@@ -79,7 +79,7 @@ class Metrics:
     """All of the gateway's metrics, in a registry of their own."""
 
     def __init__(self, registry: Registry | None = None) -> None:
-        self._registry = registry = registry if registry is not None else Registry()
+        self.registry = registry = registry if registry is not None else Registry()
         self._gauges: dict[str, ReadGauge] = {}
         self._counters: dict[str, ReadCounter] = {}
         self._models = Label("model", room=MAX_MODELS)
@@ -285,12 +285,12 @@ class Metrics:
 
     def _gauge(self, name: str, doc: str) -> ReadGauge:
         if name not in self._gauges:
-            self._gauges[name] = ReadGauge(name, doc, self._registry)
+            self._gauges[name] = ReadGauge(name, doc, self.registry)
         return self._gauges[name]
 
     def _counter(self, name: str, doc: str) -> ReadCounter:
         if name not in self._counters:
-            self._counters[name] = ReadCounter(name, doc, self._registry)
+            self._counters[name] = ReadCounter(name, doc, self.registry)
         return self._counters[name]
 
     def _process(self) -> None:
@@ -310,7 +310,7 @@ class Metrics:
     def watch_loop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Measure once a second how late the loop runs what is due. Returns what stops it."""
         lag = Histograms(
-            PREFIX + "event_loop_lag_seconds", "How late a timer ran.", (), LAG_BUCKETS, self._registry
+            PREFIX + "event_loop_lag_seconds", "How late a timer ran.", (), LAG_BUCKETS, self.registry
         )
         handle: asyncio.TimerHandle
 
@@ -328,7 +328,7 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""
-        body, headers = render(self._registry, [part.strip() for part in accept.split(",") if part.strip()])
+        body, headers = render(self.registry, [part.strip() for part in accept.split(",") if part.strip()])
         return body, headers["Content-Type"]
 
     def _model(self, name: str | None, *, known: bool) -> str:

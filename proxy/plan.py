@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from proxy.wire.openai import Ask
 
@@ -44,6 +45,17 @@ class Plan:
     merge: bool = False  # it samples: it may go up together with its twins
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
+
+
+class Items(NamedTuple):
+    """What an answer of several inputs, each with its own vector, is made of."""
+
+    total: int
+    cached: int  # of them from the store
+    unpaid: int  # tokens of its usage that the store had, or that others pay for
+
+    def __str__(self) -> str:
+        return f"{self.cached}/{self.total}"
 
 
 @dataclass(slots=True)

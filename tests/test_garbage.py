@@ -69,3 +69,17 @@ async def _left_by(work: Any) -> dict[str, int]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
+
+
+async def test_embeddings_leave_no_circle_behind(engine: Engine) -> None:
+    engine.auto(echo_script())
+    async with gateway(engine) as app:
+
+        async def ask() -> None:
+            for n in range(ROUNDS):
+                await post_json(app.url, "/v1/embeddings", {"model": "m1", "input": ["a", f"b{n}", "a"]})
+            await until(lambda: len(app.group) == 0)
+
+        await ask()
+        found = await _left_by(ask)
+    assert found == {}

@@ -1,0 +1,63 @@
+"""Owns the handler of `/embed`: `/v1/embeddings` under a short name, and a marked stub where that is wanted.
+Must not know how a request is read, joined or sent: it is given the steps.
+Called by the gateway, once a request to that path."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from proxy import respond
+from proxy.call import Call
+from proxy.embed import CANNOT_EMBED, names_model, stub_vector
+from proxy.errors import Code, GatewayError
+from proxy.flight import Subscriber
+from proxy.wire.openai import Ask
+
+
+class Reply(Protocol):
+    """Answers with a JSON value of ours."""
+
+    def __call__(
+        self, call: Call, status: int, answer: object, headers: respond.Headers = ()
+    ) -> Awaitable[respond.Sent]: ...
+
+
+class Embed:
+    """Where no engine can embed it answers a stub, if the setting says so."""
+
+    def __init__(
+        self,
+        stub: bool,
+        ask: Callable[[Call], Awaitable[Ask]],
+        join: Callable[[Call, Ask], Subscriber],
+        body: Callable[[Call, Subscriber], Awaitable[respond.Sent]],
+        reply: Reply,
+    ) -> None:
+        self._stub = stub
+        self._ask = ask
+        self._join = join
+        self._body = body
+        self._reply = reply
+
+    async def __call__(self, call: Call) -> respond.Sent:
+        ask = await self._ask(call)
+        try:
+            reader = self._join(call, ask)
+            reader.whole = True
+            while not reader.flight.ended:
+                await reader.changed()
+            head = reader.flight.head
+            if reader.flight.error is not None:
+                raise reader.flight.error
+            if head is None or head.status not in CANNOT_EMBED or names_model(reader.flight.log):
+                return await self._body(call, reader)
+            if not self._stub:
+                raise GatewayError(
+                    Code.EMBEDDINGS_UNAVAILABLE,
+                    "No engine behind this gateway can embed; add a --backend that serves an embedding model.",
+                )
+        except GatewayError as e:
+            if not self._stub or e.code is Code.QUEUE_FULL:
+                raise
+        return await self._reply(call, 200, stub_vector(ask), [("x-gateway-stub", "1")])

@@ -1,0 +1,92 @@
+"""Owns what Redis knows of embedding items: which wait to be looked up, a batch a round trip, and stores.
+Must not know requests, arrays or engines.
+Called by the embedder. With no Redis nothing is looked up and nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from proxy import cache as store
+from proxy.cache import Cache, Stored
+from proxy.embed_item import Item, Result
+from proxy.wire.vectors import Unsplittable
+
+
+class ItemStore:
+    """An entry is the answer to a request for one item alone, in the engine's bytes."""
+
+    def __init__(
+        self,
+        cache: Cache | None,
+        *,
+        max_batch: int,
+        on_batch: Callable[[int], None],
+        found: Callable[[Item, Result | None], None],
+        looked: Callable[[], None],
+    ) -> None:
+        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over."""
+        self._cache = cache
+        self._max_batch = max_batch
+        self._on_batch = on_batch
+        self._on_found = found
+        self._looked = looked
+        self._arrived: dict[Item, None] = {}
+        self._looking: dict[Item, None] = {}
+
+    def __repr__(self) -> str:
+        return f"<ItemStore arrived={len(self._arrived)} looking={len(self._looking)}>"
+
+    def add(self, item: Item) -> bool:
+        """Have an item looked up. False: there is nowhere to look, or it is wanted anew."""
+        if self._cache is None or item.fresh or not self._cache.available:
+            return False
+        self._arrived[item] = None
+        return True
+
+    def discard(self, item: Item) -> bool:
+        """Forget an item that nobody wants. True if it was here."""
+        for line in (self._arrived, self._looking):
+            if item in line:
+                del line[item]
+                return True
+        return False
+
+    def look(self) -> None:
+        """One round trip for all that wait, of however many requests; none while one is under way."""
+        if self._looking or not self._arrived or self._cache is None:
+            return
+        batch = list(self._arrived)[: self._max_batch]
+        for item in batch:
+            del self._arrived[item]
+            self._looking[item] = None
+        self._on_batch(len(batch))
+        self._cache.lookup([item.key for item in batch], lambda found: self._found(batch, found))
+
+    def _found(self, batch: Sequence[Item], found: Sequence[Stored | None]) -> None:
+        """Of this batch only: where all of one was discarded meanwhile, the next is under way already."""
+        for item, stored in zip(batch, found, strict=True):
+            if item not in self._looking:
+                continue
+            del self._looking[item]
+            result = None
+            if stored is not None:
+                try:
+                    result = Result.of(stored)
+                except Unsplittable:
+                    item.replace = True
+            self._on_found(item, result)
+        self._looked()
+
+    def keep(self, item: Item, result: Result, settled: Callable[[], None]) -> None:
+        """Store a new vector; `settled` is called once it is, or will not be."""
+        if self._cache is None:
+            settled()
+            return
+        stored = Stored(
+            kind="whole",
+            created=store.now(),
+            body=result.alone(),
+            prompt_tokens=result.tokens,
+            completion_tokens=0,
+        )
+        self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)

@@ -1,0 +1,68 @@
+"""Owns the making of the settings' Embedder; there is none where embeddings are not to be batched.
+Must not hold any logic of a request.
+Called by the app, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from proxy.backends import Backend, Backends
+from proxy.cache import Cache
+from proxy.config import Settings
+from proxy.embed_metrics import EmbedMetrics
+from proxy.embedder import Embedder
+from proxy.flight import Flight
+from proxy.group import FlightGroup
+from proxy.key import Keyer
+from proxy.metrics import Metrics
+
+
+def embedder_for(
+    settings: Settings,
+    submit: Callable[[Flight], None],
+    *,
+    group: FlightGroup,
+    backends: Backends,
+    cache: Cache | None,
+    keyer: Keyer,
+    metrics: Metrics,
+) -> Embedder | None:
+    """None with `embed_batch_items` 1: a request then goes to the engine as it came, and is stored whole."""
+    if settings.embed_batch_items < 2:
+        return None
+    embedder = Embedder(
+        group=group,
+        submit=submit,
+        cache=cache,
+        keyer=keyer,
+        metrics=metrics,
+        counts=EmbedMetrics(metrics.registry),
+        loop=asyncio.get_running_loop(),
+        items=settings.embed_batch_items,
+        tokens=settings.embed_batch_tokens,
+        window=settings.embed_batch_window_ms / 1000,
+        calls=lambda model: settings.embed_batch_calls * max(1, len(backends.candidates(model))),
+        mixes=lambda model: not any(map(spoils, backends.candidates(model))),
+        limit=settings.queue_limit,
+        max_batch=settings.max_batch,
+    )
+    metrics.gauge("embed_items_waiting", "Inputs that wait for an engine.", lambda: len(embedder.arrays))
+    return embedder
+
+
+def spoils(backend: Backend) -> bool:
+    """Whether one input that is too long ends an array with what looks like the engine's own failure: llama.cpp
+    answers 500, so nobody can be set apart, and the breaker would count it."""
+    return any(model.get("owned_by") == "llamacpp" for model in backend.models)
+
+
+def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """To close the Embedder, where there is one, and then what it submits to."""
+
+    async def both() -> None:
+        if embedder is not None:
+            embedder.close()
+        await close()
+
+    return both

@@ -1,0 +1,134 @@
+"""Owns an Embedder on a stage: a loop that turns and an engine that answers when told, and what clients get.
+Must not know what a test checks.
+Called by the tests of the embedder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+from proxy.embed_metrics import EmbedMetrics
+from proxy.embedder import Embedder
+from proxy.errors import Code, GatewayError
+from proxy.flight import Flight, Subscriber
+from proxy.group import FlightGroup
+from proxy.key import Keyer
+from proxy.metrics import Metrics
+from proxy.phase import Phase
+from proxy.plan import Head, Mode, Plan
+from proxy.wire.openai import decode
+
+POISON = "poison"
+
+
+class Loop:
+    """Turns when it is told to."""
+
+    def __init__(self) -> None:
+        self.soon: list[Callable[[], None]] = []
+
+    def time(self) -> float:
+        return 0.0
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
+    def turn(self) -> None:
+        while self.soon:
+            self.soon.pop(0)()
+
+
+def one(model: str | None) -> int:
+    return 1
+
+
+class Stage:
+    """An Embedder, what it has sent, and what clients wait for."""
+
+    def __init__(self, **bounds: Any) -> None:
+        self.loop = Loop()
+        self.group = FlightGroup()
+        self.metrics = Metrics()
+        self.sent: list[Flight] = []
+        self.arrays: list[list[Any]] = []
+        self.refuses: GatewayError | None = None
+        self.embedder = Embedder(
+            group=self.group,
+            submit=self._submit,
+            cache=None,
+            keyer=Keyer(),
+            metrics=self.metrics,
+            counts=EmbedMetrics(self.metrics.registry),
+            loop=cast("Any", self.loop),
+            **(
+                dict[str, Any](items=4, tokens=1000, window=0.0, calls=one, mixes=bool, limit=100, max_batch=64)
+                | bounds
+            ),
+        )
+
+    def _submit(self, flight: Flight) -> None:
+        if self.refuses is not None:
+            self.group.remove(flight)
+            raise self.refuses
+        flight.on_empty = self._cancelled
+        flight.enter(Phase.CONNECTING)
+        flight.enter(Phase.PREFILL)
+        self.sent.append(flight)
+        self.arrays.append(self.inputs(flight))
+
+    def _cancelled(self, flight: Flight) -> None:
+        self.sent.remove(flight)
+        self.group.remove(flight)
+        flight.cancel()
+
+    def inputs(self, flight: Flight) -> list[Any]:
+        given_ = json.loads(flight.plan.body)["input"]
+        return given_ if isinstance(given_, list) and not isinstance(given_[0], int) else [given_]
+
+    def ask(self, given_: Any, *, scope: bytes = b"", fresh: bool = False, **fields: Any) -> Subscriber:
+        body = json.dumps({"model": "m", "input": given_, **fields}).encode()
+        ask = decode("embeddings", body)
+        plan = Plan("POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh)
+        flight = self.group.launch(plan)
+        reader = self.group.attach(flight, usage=True, whole=True, verdict="miss")
+        assert self.embedder.take(flight, scope)
+        return reader
+
+    def answer(self, status: int | None = None) -> None:
+        """The oldest call under way: as an engine that likes no poison, with a status, or (0) not at all."""
+        flight = self.sent.pop(0)
+        items = self.inputs(flight)
+        self.group.remove(flight)
+        if status == 0:
+            flight.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "It is gone."))
+            return
+        status = status or (400 if POISON in items else 200)
+        flight.piece(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
+        flight.land(Head(status, (("content-type", "application/json"),)))
+
+    @staticmethod
+    def body(items: list[Any]) -> bytes:
+        data = [{"index": n, "embedding": vector(item)} for n, item in enumerate(items)]
+        tokens = sum(map(cost, items))
+        made = {"id": "e", "object": "list", "data": data, "model": "m", "usage": {"prompt_tokens": tokens}}
+        return json.dumps(made).encode()
+
+
+def vector(item: Any) -> list[Any]:
+    return [json.dumps(item), 0.034513987600803375]
+
+
+def cost(item: Any) -> int:
+    return 3 + len(item)
+
+
+def told(reader: Subscriber) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(b"".join(reader.flight.log))
+    return body
+
+
+def vectors(reader: Subscriber) -> list[Any]:
+    data = told(reader)["data"]
+    assert [datum["index"] for datum in data] == list(range(len(data)))
+    return [datum["embedding"] for datum in data]

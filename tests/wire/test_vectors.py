@@ -1,0 +1,156 @@
+"""Embeddings as items: requests taken apart, arrays made, answers split and put together, usage shared out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.wire.openai import decode
+from proxy.wire.vectors import (
+    MAX_ITEMS,
+    Inputs,
+    Unsplittable,
+    array_body,
+    inputs_of,
+    put_together,
+    shares,
+    take_apart,
+)
+from tests.golden import load
+
+
+def ask(**fields: Any) -> Any:
+    return decode("embeddings", json.dumps({"model": "m", **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    ("given_", "items"),
+    [
+        ("a", [b'"a"']),
+        (["a", "b", "a"], [b'"a"', b'"b"', b'"a"']),
+        ("", [b'""']),
+        ([1, 2], [b"[1,2]"]),
+        ([[1, 2], [3]], [b"[1,2]", b"[3]"]),
+    ],
+)
+def test_a_text_a_list_of_texts_ids_and_lists_of_ids_are_items(given_: Any, items: list[bytes]) -> None:
+    found = inputs_of(ask(input=given_))
+    assert found is not None
+    assert found.items == items
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": []},
+        {"input": ["a", [1]]},
+        {"input": [{"role": "user", "content": "x"}]},
+        {"input": [1.0, 2]},
+        {"input": [True]},
+        {"input": ["a"] * (MAX_ITEMS + 1)},
+        {"input": "a", "encoding_format": "bytes"},
+    ],
+)
+def test_what_cannot_be_told_apart_goes_up_as_it_is(fields: dict[str, Any]) -> None:
+    assert inputs_of(ask(**fields)) is None
+
+
+def test_one_text_in_two_spellings_is_one_item() -> None:
+    one, other = (decode("embeddings", b'{"input": "%s"}' % text) for text in (rb"caf\u00e9", "café".encode()))
+    found = inputs_of(one)
+    assert found is not None
+    assert found == inputs_of(other)
+
+
+def test_ids_are_counted_and_texts_guessed() -> None:
+    assert inputs_of(ask(input=[[7, 8, 9], [1]])) == Inputs("ids", [b"[7,8,9]", b"[1]"], [3, 1])
+    guessed = inputs_of(ask(input=["x" * 40]))
+    assert guessed is not None
+    assert guessed.tokens == [12]
+
+
+def test_an_array_has_the_options_of_all_and_nothing_of_one_client() -> None:
+    one = ask(input="a", user="me", metadata={"a": 1}, dimensions=8, encoding_format="base64", extra=1.50)
+    assert json.loads(array_body(one, [b'"a"', b'"b"'])) == {
+        "model": "m", "dimensions": 8, "encoding_format": "base64", "extra": 1.5, "input": ["a", "b"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["embed-list", "embed-ids", "embed-one", "embed-base64"])
+def test_a_recorded_answer_taken_apart_and_put_together_is_itself_byte_for_byte(name: str) -> None:
+    body = load(name).body
+    count = len(json.loads(body)["data"])
+    parts = take_apart(body, count)
+    assert put_together(parts.envelope, parts.data, parts.tokens) == body
+
+
+def test_a_vector_of_an_array_is_in_its_own_answer_byte_for_byte_what_it_is_alone() -> None:
+    both, alone = take_apart(load("embed-list").body, 2), take_apart(load("embed-one").body, 1)
+    made = put_together(both.envelope, both.data[:1], alone.tokens)
+    assert take_apart(made, 1).data[0]["embedding"] == alone.data[0]["embedding"]
+    assert json.loads(made)["usage"] == json.loads(load("embed-one").body)["usage"]
+    second = json.loads(put_together(both.envelope, both.data[1:], 3))
+    assert (second["data"][0]["index"], second["usage"]["total_tokens"]) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"data":[]}',
+        b'{"data":[{"index":0,"embedding":[1]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":0,"embedding":[1]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":2,"embedding":[1]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1}]}',
+        b'{"data":[{"embedding":[1]},{"index":1,"embedding":[1]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":[1]}],"usage":3}',
+        b'{"data":[{"index":"0","embedding":[1]},{"index":1,"embedding":[1]}]}',
+        b"\xff",
+    ],
+)
+def test_an_answer_that_is_not_one_vector_an_input_is_refused(body: bytes) -> None:
+    with pytest.raises(Unsplittable):
+        take_apart(body, 2)
+
+
+def test_vectors_are_matched_by_their_numbers_and_not_by_their_places() -> None:
+    parts = take_apart(b'{"data":[{"index":1,"embedding":[1]},{"index":0,"embedding":[0]}]}', 2)
+    assert [bytes(datum["embedding"]) for datum in parts.data] == [b"[0]", b"[1]"]
+    assert parts.tokens is None
+    assert b"usage" not in put_together(parts.envelope, parts.data, None)
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_garbage_raises_nothing_else(data: bytes) -> None:
+    with pytest.raises(Unsplittable):
+        take_apart(data, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.none() | st.integers(0, 500)), min_size=1, max_size=20),
+    st.integers(0, 20_000),
+)
+def test_shares_of_usage_sum_to_what_the_engine_counted(items: list[tuple[int, int | None]], total: int) -> None:
+    found = shares(total, [weight for weight, _ in items], [known for _, known in items])
+    assert sum(found) == total
+    assert min(found) >= 0
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=20), st.integers(0, 5000))
+def test_what_is_known_keeps_its_count_and_one_that_is_not_has_exactly_the_rest(
+    known: list[int], rest: int
+) -> None:
+    assert shares(sum(known), [1] * len(known), known) == known
+    assert shares(sum(known) + rest, [1] * (len(known) + 1), [*known, None]) == [*known, rest]
+
+
+def test_shares_are_in_proportion() -> None:
+    assert shares(10, [1, 4], [None, None]) == [2, 8]
+    assert shares(3, [1, 1], [None, None]) == [2, 1]
+    assert shares(12, [5, 1, 1], [10, None, None]) == [10, 1, 1]
