@@ -34,6 +34,8 @@ from proxy.key import Keyer, hash_for
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.page.handlers import Page
+from proxy.page.state import Sources
 from proxy.prepare import Prepared, Reloader, prepare
 from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
@@ -127,6 +129,7 @@ async def running(
             identify=lambda request: caller_at(prepared.identity.address(request)),
             keyed=prepared.identity.ring is not None,
         )
+        gate = gate_for(settings, prepared, metrics, log)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -137,7 +140,7 @@ async def running(
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
-            gate=gate_for(settings, prepared, metrics, log),
+            gate=gate,
         )
         reloader = Reloader(settings, prepared, log)
         await _first_look(backends)
@@ -160,6 +163,19 @@ async def running(
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, scheduler, settings, prepared, log, stack)
+        if settings.page:
+            sources = Sources(
+                settings=settings,
+                metrics=metrics,
+                group=group,
+                queue=batcher,
+                backends=backends,
+                cache=cache,
+                redis=redis_words,
+                began=loop.time(),
+                clock=loop.time,
+            )
+            stack.callback(Page(gateway, sources, gate, log).close)  # before the drain
         state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
             host,

@@ -74,6 +74,12 @@ class Call:
         if self.hold is not None:
             self.hold.close(answered=0 < self.status < 400)
 
+    @property
+    def ttft_ms(self) -> float | None:
+        """To the first token, as this client saw it."""
+        first = self._times()[1]
+        return None if first is None else round(first * 1000, 3)
+
     def _times(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""
         total = time.monotonic() - self.began

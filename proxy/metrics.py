@@ -19,7 +19,7 @@ from aioprometheus.renderer import render
 from proxy.config import VERSION
 from proxy.errors import Code
 from proxy.retry import CAUSES, STALE
-from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
+from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -33,6 +33,9 @@ ENDPOINTS: Final = (
     "health",
     "ready",
     "metrics",
+    "page",
+    "state",
+    "readers",
     "unknown",
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
@@ -106,6 +109,9 @@ class Metrics:
             Label("direction", ("in", "out")),
             self._models,
             Label("source", SOURCES),
+        )
+        self._generated = counts(
+            "generated_tokens_total", "Tokens that engines made, each once however many read it.", self._models
         )
         self._ended = counts("flights_ended_total", "Answers that ended, however.", Label("outcome", OUTCOMES))
         self._coalesced = counts("coalesced_total", "Requests that joined a flight under way.", endpoint)
@@ -215,9 +221,11 @@ class Metrics:
             self._spent[model, source] = tally
         return tally
 
-    def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None) -> None:
-        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens."""
+    def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None, tokens: int = 0) -> None:
+        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens, of an engine."""
         self._ended.count((outcome,))
+        if tokens > 0:
+            self._generated.count((self._model(model, known=True),), tokens)
         if inter_token_s is not None:
             self._inter_token.seen((self._model(model, known=True),), inter_token_s)
 
@@ -325,6 +333,10 @@ class Metrics:
         return lambda: handle.cancel()
 
     # -- the page ---------------------------------------------------------------------------------
+
+    def samples(self, name: str) -> list[Sample]:
+        """What the page has under a name, without its prefix."""
+        return list(self._registry.get(PREFIX + name).get_all())
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""

@@ -92,6 +92,7 @@ TYPED: dict[str, str] = {
     "tls_key": "key.pem",
     "listen_unix": "gateway.sock",
     "listen_unix_mode": "0660",
+    "page": "off",
     "embed_stub": "on",
     "log_format": "text",
     "log_level": "debug",
