@@ -248,9 +248,8 @@ class Scheduler:
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
-        self._metrics.flight_landed(
-            "landed" if error is None else "failed", carrier.plan.model, None, _tokens(carrier)
-        )
+        made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
+        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
         for rider in self._merger.unload(carrier, error):
             self.queue.put(rider)
             self._soon()
@@ -310,12 +309,7 @@ class Scheduler:
 
     def _measure(self, flight: Flight, outcome: str) -> None:
         times, gap = flight.times, None
-        events = _tokens(flight)
+        events = flight.usage.completion_tokens if flight.usage else flight.content_events
         if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
             gap = (times.last - times.first) / (events - 1)
         self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
-
-
-def _tokens(flight: Flight) -> int:
-    """What an engine made for it: by its usage, else by our count."""
-    return flight.usage.completion_tokens if flight.usage else flight.content_events

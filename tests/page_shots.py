@@ -17,8 +17,8 @@ from tests.running import gateway
 TEXT = (
     "A river asks nobody how many cups are dipped into it. The snow that feeds it melts once, high up, and runs "
     "down once; whoever stands at the bank drinks what comes by. One who arrives late walks upstream in a single "
-    "stride, has all that has passed, and then waits with the others for what is still to come. Nothing is carried twice, "
-    "and nobody goes thirsty because a neighbour drank first."
+    "stride, has all that has passed, and then waits with the others for what is still to come. Nothing is "
+    "carried twice, and nobody goes thirsty because a neighbour drank first."
 )
 PIECES = [f" {word}" if n else word for n, word in enumerate(TEXT.split())]
 

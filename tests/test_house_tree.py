@@ -28,6 +28,7 @@ UNTESTED_BY_NAME = {
     "page/state.py": "test_page.py, test_reading.py",
     "page/stream.py": "test_page.py",
     "plan.py": "plain data",
+    "process_gauges.py": "test_metrics.py",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",
