@@ -247,6 +247,9 @@ class Settings:
         "Least level that is logged.",
     )
     log_prompts: bool = _switch("Whether prompts are written into the log.")
+    trace: Literal["off", "otlp"] = _choice(
+        "off", "otlp", help="Whether requests are traced by OpenTelemetry, to where the OTEL_* environment says."
+    )
     drain_delay: float = _seconds(0.0, "From SIGTERM, as /ready says no, until no new request is taken.")
     drain_timeout: float = _seconds(25.0, "For requests under way to end after that; then they are ended.")
     warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given

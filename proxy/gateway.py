@@ -13,7 +13,7 @@ from aiohttp import web
 
 from proxy import respond
 from proxy.backends import Backends
-from proxy.call import Call, body_at_hand, read_body, request_id
+from proxy.call import Call, body_at_hand, body_of, read_body, request_id
 from proxy.config import Settings
 from proxy.embed import CANNOT_EMBED, names_model, stub_vector
 from proxy.errors import Code, GatewayError, place_of
@@ -28,6 +28,7 @@ from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
 from proxy.scheduler import Scheduler
+from proxy.tracing import Tracing
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
@@ -51,6 +52,7 @@ class Gateway:
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
         gate: Gate | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -62,6 +64,7 @@ class Gateway:
         self._affinity = affinity
         self._admit = admit
         self._gate = gate
+        self.tracing = tracing
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
@@ -87,6 +90,8 @@ class Gateway:
         try:
             try:
                 answer = self.find(call)
+                if self.tracing is not None:
+                    self.tracing.begin(call)
                 if self._gate is not None:
                     self._gate.enter(call)
                 sent = await answer(call)
@@ -129,10 +134,9 @@ class Gateway:
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         async def handler(call: Call) -> respond.Sent:
-            settings, request = self._settings, call.request
-            body = body_at_hand(request, settings, json=True)
+            body = body_at_hand(call.request, self._settings, json=True)
             if body is None:
-                body = await read_body(request, settings)
+                body = await read_body(call.request, self._settings)
             reader = await self.reader(call, endpoint, body)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -142,9 +146,8 @@ class Gateway:
                 return await self._body(call, reader)
             except Unfoldable:
                 # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
-                assert call.ask is not None
                 reader.leave()
-                return await self._body(call, self._join(call, call.ask, PRIVATE))
+                return await self._body(call, self._join(call, self._decode(call, endpoint, body), PRIVATE))
 
         return handler
 
@@ -272,9 +275,7 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = body_at_hand(request, self._settings, json=False)
-        if body is None:
-            body = await read_body(request, self._settings)
+        body = await body_of(request, self._settings, json=False)
         call.model = model_of(body)
         if self._gate is not None:
             body = self._gate.admit_raw(call, body)

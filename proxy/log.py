@@ -57,6 +57,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     key: str | None = None  # the API key's name, never the key
     prompt: str | None = None  # only where the settings ask for it
     attempts: int = 1  # at engines, where it took more than one
+    trace_id: str | None = None  # where requests are traced
 
     @property
     def level(self) -> str:
@@ -281,6 +282,7 @@ def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:
         "error": record.error,
         "key": record.key,
         "id": record.request_id,
+        "trace": record.trace_id,
         "prompt": record.prompt,
     }
     end = "left" if record.client_left else "stream" if record.stream else "whole"

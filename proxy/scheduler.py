@@ -167,8 +167,11 @@ class Scheduler:
         for flight, stored in zip(batch, found, strict=True):
             if not self.queue.looking(flight):
                 continue  # its last reader left meanwhile
-            if stored is None or not self._hit(flight, stored):
+            hit = stored is not None and self._hit(flight, stored)
+            if not hit:
                 misses.append(flight)
+                if flight.trace is not None:
+                    flight.trace.event("lookup", hit=False)
         self.queue.looked(batch, misses)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
@@ -227,7 +230,9 @@ class Scheduler:
             full.add(model)
             return False
         if flight.plan.merge and self.queue.waits and lease.backend.merges:
-            flight = self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
+            rider, flight = flight, self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
+            if rider.trace is not None and flight is not rider:
+                rider.trace.carries(flight)
         journey = self._flying[flight] = Journey(flight, lease, self._road)
         journey.begin()
         return True

@@ -97,6 +97,7 @@ TYPED: dict[str, str] = {
     "log_format": "text",
     "log_level": "debug",
     "log_prompts": "on",
+    "trace": "otlp",
     "drain_delay": "5",
     "drain_timeout": "0",
 }

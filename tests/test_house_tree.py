@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 # Rooms are tested as one; a module named here says which tests cover it instead.
 UNTESTED_BY_NAME = {
     "carrier.py": "test_merger.py, wire/test_choices.py",
+    "children.py": "test_process.py, and every test with a Redis of the gateway's own",
+    "traced.py": "a protocol: test_tracing.py",
     "app.py": "every test through tests/running.py runs it",
     "config_values.py": "test_config_load.py has every value through its sources",
     "embedded/engine_child.py": "test_process.py",

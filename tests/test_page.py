@@ -208,18 +208,24 @@ async def test_twenty_readers_are_twenty_requests_of_one_generation(engine: Engi
     assert len({line["request_id"] for line in logged}) == 20
 
 
-async def test_readers_that_sample_are_merged_and_say_which_request_they_rode_in() -> None:
-    async with Engine(echo_script(4), models=("m1",)) as engine, gateway(engine) as app:
-        body = {"request": HELLO_STREAM | {"temperature": 1}, "delays_ms": [0.0, 0.0, 0.0]}
-        seen = []
-        for _ in range(2):  # the first time nothing says that twins may come
-            async with streaming(app.url, READERS, body) as client:
-                seen.append(await told(client))
-        merged = [event for event in seen[1] if event.get("verdict") == "merged"]
-        if merged:
-            assert len({event["flight"] for event in merged}) == len(merged)
-            assert len({event["ask"] for event in merged}) == 1
-        assert all(end["status"] == 200 for end in ends(seen[1]).values())
+async def test_readers_that_sample_are_merged_and_say_which_request_they_rode_in(engine: Engine) -> None:
+    body = {"request": HELLO_STREAM | {"temperature": 1}, "delays_ms": [0.0, 0.0, 0.0]}
+    other = HELLO_STREAM | {"messages": [{"role": "user", "content": "other"}]}
+    async with gateway(engine, max_inflight=1) as app, streaming(app.url, "/v1/chat/completions", other):
+        first = await engine.next_request()  # the only place is taken: what comes now waits together
+        async with streaming(app.url, READERS, body) as client:
+            await until(lambda: len(app.scheduler.queue) == 3)
+            await first.finish()
+            turn = await engine.next_request()
+            assert turn.json()["n"] == 3
+            for n in range(3):
+                await turn.send(f"sample {n}", index=n)
+            await turn.finish(choices=range(3))
+            events = await told(client)
+    merged = [event for event in events if event.get("verdict") == "merged"]
+    assert {event["flight"] for event in merged} == {0, 1, 2}
+    assert {event["ask"] for event in merged} == {0}
+    assert all(end["status"] == 200 for end in ends(events).values())
 
 
 async def test_each_reader_is_charged_and_refused_for_itself(engine: Engine) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import HttpVersion11
 
 from proxy import respond
-from proxy.call import Call, body_at_hand, read_body
+from proxy.call import Call, body_of
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.gateway import Gateway
@@ -88,9 +88,7 @@ class Page:
 
     async def readers(self, call: Call) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
-        body = body_at_hand(call.request, self._sources.settings, json=True)
-        if body is None:
-            body = await read_body(call.request, self._sources.settings)
+        body = await body_of(call.request, self._sources.settings, json=True)
         if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
         found = wanted(body)

@@ -138,6 +138,8 @@ class Board:
             request=page.request, id=f"{page.id[:120]}-{number}", endpoint="chat", caller=page.caller, status=200
         )
         refusal: GatewayError | None = None
+        if gateway.tracing is not None:
+            gateway.tracing.begin(call, inside=page)
         try:
             reader = await gateway.reader(call, "chat", body)
             self.tell(number, b'"behind":%d' % reader.flight.content_events)
