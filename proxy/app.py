@@ -17,6 +17,7 @@ from proxy.admission import Admission, admission_for
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
+from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.config import Settings
 from proxy.dial import tls_context
@@ -37,11 +38,15 @@ from proxy.key import Keyer, hash_for
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.otel import FLUSH_SECONDS, Otel
+from proxy.page.handlers import Page
+from proxy.page.state import Sources
 from proxy.prepare import Prepared, Reloader, prepare
 from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
 
 BACKLOG = 1024
@@ -90,7 +95,12 @@ async def running(
     for warning in prepared.warnings:
         log.event("warning", "settings", detail=warning)
     async with AsyncExitStack() as stack:
-        urls, redis_url, redis_words = await _children(settings, log, stack)
+        tracing = None
+        if settings.trace == "otlp":
+            otel = Otel(log)
+            stack.push_async_callback(otel.close, min(FLUSH_SECONDS, max(0.2, settings.drain_timeout)))
+            tracing = Tracing(otel, prompts=settings.log_prompts)
+        urls, redis_url, redis_words = await children(settings, log, stack)
         metrics = Metrics()
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
@@ -131,6 +141,7 @@ async def running(
             identify=lambda request: caller_at(prepared.identity.address(request)),
             keyed=prepared.identity.ring is not None,
         )
+        gate = gate_for(settings, prepared, metrics, log)
         keyer = Keyer(hash_for(_cpuinfo()))
         embedder = embedder_for(
             settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
@@ -146,8 +157,9 @@ async def running(
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
-            gate=gate_for(settings, prepared, metrics, log),
+            gate=gate,
             embedder=embedder,
+            tracing=tracing,
         )
         reloader = Reloader(settings, prepared, log)
         await _first_look(backends)
@@ -172,6 +184,19 @@ async def running(
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack)
+        if settings.page:
+            sources = Sources(
+                settings=settings,
+                metrics=metrics,
+                group=group,
+                queue=batcher,
+                backends=backends,
+                cache=cache,
+                redis=redis_words,
+                began=loop.time(),
+                clock=loop.time,
+            )
+            stack.callback(Page(gateway, sources, gate, log).close)  # before the drain
         state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
             host,
@@ -188,40 +213,6 @@ async def running(
             admission,
             embedder,
         )
-
-
-async def _children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
-    """Start the embedded engine and the embedded Redis, as far as they are asked for, side by side."""
-    # Imported where they are used: with an engine and a Redis of your own they cost no start-up time.
-    from proxy.embedded.engine import EmbeddedEngine
-    from proxy.embedded.redis import EmbeddedRedis
-
-    def told(name: str) -> Callable[[str, str], None]:
-        return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
-
-    engine = None if settings.backends else EmbeddedEngine(on_event=told("embedded engine"))
-    redis = (
-        EmbeddedRedis(settings.redis_memory_mb, on_event=told("embedded redis"))
-        if settings.redis == "auto"
-        else None
-    )
-    for child in (engine, redis):
-        if child is not None:
-            stack.push_async_callback(child.stop)
-    starts = [child.start() for child in (engine, redis) if child is not None]
-    started = await asyncio.gather(*starts, return_exceptions=True)
-    for result in started:
-        if isinstance(result, BaseException):
-            raise result
-    found = [str(result) for result in started]
-    urls = list(settings.backends) or [found.pop(0)]
-    if settings.redis == "off":
-        return urls, None, "off"
-    return (
-        urls,
-        (found.pop() if redis is not None else settings.redis),
-        "embedded" if redis is not None else "yours",
-    )
 
 
 async def _cache(

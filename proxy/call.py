@@ -9,7 +9,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -33,6 +33,17 @@ def request_id(given: str | None) -> str:
     return given if given is not None and _ID.fullmatch(given) else os.urandom(16).hex()
 
 
+class Traced(Protocol):
+    """The trace of a request; see `tracing.py`."""
+
+    @property
+    def id(self) -> str: ...
+
+    def reads(self, call: Call, reader: Subscriber) -> None: ...
+
+    def ended(self, call: Call) -> None: ...
+
+
 @dataclass(slots=True)
 class Call:
     """One request at the gateway."""
@@ -51,6 +62,7 @@ class Call:
     allow: str | None = None
     bytes_out: int = 0
     client_left: bool = False
+    trace: Traced | None = None
     began: float = field(default_factory=time.monotonic)
 
     def reads(self, reader: Subscriber) -> Subscriber:
@@ -58,6 +70,8 @@ class Call:
         self.reader = reader
         if self.hold is not None:
             self.hold.joins(reader)
+        if self.trace is not None:
+            self.trace.reads(self, reader)
         return reader
 
     def headers(self) -> list[tuple[str, str]]:
@@ -73,6 +87,12 @@ class Call:
             self.reader.leave()
         if self.hold is not None:
             self.hold.close(answered=0 < self.status < 400)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """To the first token, as this client saw it."""
+        first = self._times()[1]
+        return None if first is None else round(first * 1000, 3)
 
     def _times(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""
@@ -114,6 +134,8 @@ class Call:
         items = reader.flight.items if reader is not None else None
         # By place: by name the two take a microsecond and a half more.
         metrics.request(self.endpoint, status, verdict, self.model, queue, ttft, total, prompt, completion, source)
+        if self.trace is not None:
+            self.trace.ended(self)
         if log is None:
             return
         log.request(
@@ -140,6 +162,7 @@ class Call:
                 reader.flight.attempts if reader is not None else 1,
                 items.total if items is not None else None,
                 items.cached if items is not None else None,
+                self.trace.id if self.trace is not None else None,
             )
         )
 
@@ -165,6 +188,12 @@ def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) ->
     if len(body) > settings.max_body_bytes:
         raise _too_large(settings)
     return body
+
+
+async def body_of(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes:
+    """The whole body, at hand or not: one call more than the two that it is made of."""
+    body = body_at_hand(request, settings, json=json)
+    return await read_body(request, settings) if body is None else body
 
 
 async def read_body(request: web.BaseRequest, settings: Settings) -> bytes:

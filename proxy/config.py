@@ -253,6 +253,7 @@ class Settings:
     listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
         "0600", "0660", "0666", help="Who may connect to that socket."
     )
+    page: bool = _setting(True, values.switch, "on|off", "Whether `/` is a page with the state and a playground.")
     embed_stub: bool = _switch("Whether `/embed` answers a marked stub where no engine can embed.")
     log_format: Literal["json", "text"] = _choice("json", "text", help="Form of the log lines on stdout.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
@@ -262,6 +263,9 @@ class Settings:
         "Least level that is logged.",
     )
     log_prompts: bool = _switch("Whether prompts are written into the log.")
+    trace: Literal["off", "otlp"] = _choice(
+        "off", "otlp", help="Whether requests are traced by OpenTelemetry, to where the OTEL_* environment says."
+    )
     drain_delay: float = _seconds(0.0, "From SIGTERM, as /ready says no, until no new request is taken.")
     drain_timeout: float = _seconds(25.0, "For requests under way to end after that; then they are ended.")
     warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given

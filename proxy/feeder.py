@@ -231,6 +231,8 @@ class Feeder:
     def _look_at(self, frame: bytes, now: float) -> None:
         """What a frame says that is not just more of the same."""
         flight, times = self.flight, self.flight.times
+        if flight.trace is not None:
+            flight.trace.frame(frame)
         content = has_content(frame)
         if content:
             flight.content_events += 1

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from proxy.errors import GatewayError
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
+from proxy.traced import FlightTrace
 from proxy.wire.frames import PlainView, Usage
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
@@ -38,7 +39,7 @@ class Flight:
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
         "error", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan",
-        "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "usage",
+        "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,6 +67,7 @@ class Flight:
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
+        self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
         self.plain: list[bytes] = [] if plan.usage_added else self.log
@@ -205,6 +207,8 @@ class Flight:
         self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
+        if self.trace is not None:
+            self.trace.ended(self)
         if self.on_end is not None:
             self.on_end(self)
 

@@ -33,7 +33,7 @@ class Gate:
         self._sizes = sizes
         self._metrics = metrics
         self._log = log
-        self._open = OPEN - {"metrics"} if settings.metrics_key else OPEN
+        self._open = (OPEN - {"metrics"} if settings.metrics_key else OPEN) | {"page"}  # a form, without data
         self._global = settings.share_scope == "global"
         self._forwards = settings.forward_authorization
         self._answers = settings.deny_answers

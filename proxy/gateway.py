@@ -13,7 +13,7 @@ from aiohttp import web
 
 from proxy import respond
 from proxy.backends import Backends
-from proxy.call import Call, body_at_hand, read_body, request_id
+from proxy.call import Call, body_at_hand, body_of, read_body, request_id
 from proxy.config import Settings
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
@@ -27,17 +27,14 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
-from proxy.relay import ACTED_ON, acted_on, forwardable, passes
+from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
 from proxy.scheduler import Scheduler
+from proxy.tracing import Tracing
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503
-
-
-class _Model(msgspec.Struct):
-    model: str | None = None
 
 
 class Gateway:
@@ -57,6 +54,7 @@ class Gateway:
         admit: Admit | None = None,
         gate: Gate | None = None,
         embedder: Embedder | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -69,6 +67,7 @@ class Gateway:
         self._admit = admit
         self._gate = gate
         self._embedder = embedder
+        self.tracing = tracing
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
@@ -84,6 +83,10 @@ class Gateway:
             "/metrics": ("GET", "metrics", self._metrics_page),
         }
 
+    def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
+        """One path more."""
+        self._routes[path] = (method, endpoint, handler)
+
     async def handle(self, request: web.BaseRequest) -> bool:
         """Every request comes through here, and leaves one log line and one count behind. True: the connection
         may be kept."""
@@ -91,6 +94,8 @@ class Gateway:
         try:
             try:
                 answer = self.find(call)
+                if self.tracing is not None:
+                    self.tracing.begin(call)
                 if self._gate is not None:
                     self._gate.enter(call)
                 sent = await answer(call)
@@ -111,7 +116,7 @@ class Gateway:
             raise
         finally:
             call.close()
-            self._record(call)
+            self.record(call)
         return sent.keep_alive
 
     def route(self, call: Call) -> Handler:
@@ -133,22 +138,11 @@ class Gateway:
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         async def handler(call: Call) -> respond.Sent:
-            settings, request = self._settings, call.request
-            body = body_at_hand(request, settings, json=True)
+            body = body_at_hand(call.request, self._settings, json=True)
             if body is None:
-                body = await read_body(request, settings)
-            ask = self._decode(call, endpoint, body)
-            headers = request.headers
-            share = sharing(
-                ask,
-                settings.share,
-                cache_control=headers.get("cache-control", ""),
-                override=headers.get("x-gateway-share", ""),
-            )
-            if self._admit is not None:
-                await self._admit(call, b"")
-            reader = self._join(call, ask, share)
-            if ask.stream and endpoint != "embeddings":
+                body = await read_body(call.request, self._settings)
+            reader = await self.reader(call, endpoint, body)
+            if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
             while not reader.flight.ended:
                 await reader.changed()
@@ -157,9 +151,23 @@ class Gateway:
             except Unfoldable:
                 # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
                 reader.leave()
-                return await self._body(call, self._join(call, ask, PRIVATE))
+                return await self._body(call, self._join(call, self._decode(call, endpoint, body), PRIVATE))
 
         return handler
+
+    async def reader(self, call: Call, endpoint: Endpoint, body: bytes) -> Subscriber:
+        """1 to 5: from the body's bytes to a place at a Flight. Raises GatewayError."""
+        ask = self._decode(call, endpoint, body)
+        headers = call.request.headers
+        share = sharing(
+            ask,
+            self._settings.share,
+            cache_control=headers.get("cache-control", ""),
+            override=headers.get("x-gateway-share", ""),
+        )
+        if self._admit is not None:
+            await self._admit(call, b"")
+        return self._join(call, ask, share)
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
         """The label of an endpoint is the endpoint's, under whatever path it came."""
@@ -259,13 +267,8 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = body_at_hand(request, self._settings, json=False)
-        if body is None:
-            body = await read_body(request, self._settings)
-        try:
-            call.model = msgspec.json.decode(body, type=_Model).model if body else None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            call.model = None  # not for us to judge; the engine will
+        body = await body_of(request, self._settings, json=False)
+        call.model = model_of(body)
         if self._gate is not None:
             body = self._gate.admit_raw(call, body)
         if self._admit is not None:
@@ -333,7 +336,7 @@ class Gateway:
             await respond.taken(call.request, self._settings.client_stall_timeout)
         return sent
 
-    def _record(self, call: Call) -> None:
+    def record(self, call: Call) -> None:
         """One count and one line for the request, after all is said."""
         logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
         call.tell(self._metrics, self._log if logged else None, show_prompt=self._settings.log_prompts)

@@ -122,6 +122,8 @@ class Journey:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.backend = backend.name
+        if self.flight.trace is not None:
+            self.flight.trace.attempt(backend.name)
         self._judged = None
         self._road.metrics.upstream_request(backend.name)
         plan = self.flight.plan
@@ -156,7 +158,8 @@ class Journey:
         flight.enter(Phase.PREFILL)
         try:
             body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
-            request = backend.pool.request(plan.method, plan.path, plan.headers, body)
+            headers = plan.headers if flight.trace is None else flight.trace.headers(plan.headers)
+            request = backend.pool.request(plan.method, plan.path, headers, body)
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
             self._arrive(e)
@@ -258,6 +261,8 @@ class Journey:
             return False
         self._left -= 1
         road.metrics.retry(cause)
+        if flight.trace is not None:
+            flight.trace.retried(cause)
         self._part(content=True)  # of an answer that is dropped; else there is nothing to part with
         flight.rewind()
         self.lease.release()

@@ -59,6 +59,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     attempts: int = 1  # at engines, where it took more than one
     items: int | None = None  # inputs of an embedding
     items_cached: int | None = None  # of them from the store
+    trace_id: str | None = None  # where requests are traced
 
     @property
     def level(self) -> str:
@@ -284,6 +285,7 @@ def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:
         "error": record.error,
         "key": record.key,
         "id": record.request_id,
+        "trace": record.trace_id,
         "prompt": record.prompt,
     }
     end = "left" if record.client_left else "stream" if record.stream else "whole"

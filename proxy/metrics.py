@@ -5,12 +5,8 @@ Called by the gateway, scheduler and app, once a request or a flight, never once
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
-import resource
-import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 from aioprometheus.collectors import Registry
@@ -18,8 +14,9 @@ from aioprometheus.renderer import render
 
 from proxy.config import VERSION
 from proxy.errors import Code
+from proxy.process_gauges import process_gauges
 from proxy.retry import CAUSES, STALE
-from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge
+from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -33,6 +30,9 @@ ENDPOINTS: Final = (
     "health",
     "ready",
     "metrics",
+    "page",
+    "state",
+    "readers",
     "unknown",
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
@@ -107,6 +107,9 @@ class Metrics:
             self._models,
             Label("source", SOURCES),
         )
+        self._generated = counts(
+            "generated_tokens_total", "Tokens that engines made, each once however many read it.", self._models
+        )
         self._ended = counts("flights_ended_total", "Answers that ended, however.", Label("outcome", OUTCOMES))
         self._coalesced = counts("coalesced_total", "Requests that joined a flight under way.", endpoint)
         self._cache = counts("cache_operations_total", "What became of look-ups and stores.", Label("op", OPS))
@@ -148,6 +151,7 @@ class Metrics:
         # as `other` is never a key here.
         self._kinds: dict[tuple[str, int, str], _Kind] = {}
         self._spent: dict[tuple[str | None, str], tuple[Count, Count]] = {}
+        self._made: dict[str | None, Count] = {}
         for value in OUTCOMES:  # a rate needs the zero before the first one
             self._ended.count((value,), 0)
         for value in OPS:
@@ -163,7 +167,7 @@ class Metrics:
         self._fallbacks.count((), 0)
         what_runs = {"version": VERSION, "python": platform.python_version()}
         self.gauge("build_info", "1; the labels say what runs.", lambda: 1, what_runs)
-        self._process()
+        process_gauges(self._gauge, self._counter)
 
     # -- facts ------------------------------------------------------------------------------------
 
@@ -215,11 +219,21 @@ class Metrics:
             self._spent[model, source] = tally
         return tally
 
-    def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None) -> None:
-        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens."""
+    def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None, tokens: int = 0) -> None:
+        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens, of an engine."""
         self._ended.count((outcome,))
+        if tokens > 0:
+            made = self._made.get(model) or self._tally_made(model)
+            made.value += tokens
         if inter_token_s is not None:
             self._inter_token.seen((self._model(model, known=True),), inter_token_s)
+
+    def _tally_made(self, model: str | None) -> Count:
+        label = self._model(model, known=True)
+        made = self._generated.of((label,))
+        if label == (model or "unknown"):
+            self._made[model] = made
+        return made
 
     def coalesced(self, endpoint: str) -> None:
         """A request joined a flight under way."""
@@ -293,20 +307,6 @@ class Metrics:
             self._counters[name] = ReadCounter(name, doc, self.registry)
         return self._counters[name]
 
-    def _process(self) -> None:
-        """The process, under the names that every Prometheus client gives it."""
-        page = resource.getpagesize()
-        self._gauge("process_resident_memory_bytes", "Resident memory.").read_by(
-            lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * page, EMPTY
-        )
-        self._counter("process_cpu_seconds_total", "User and system CPU time.").read_by(time.process_time, EMPTY)
-        self._gauge("process_open_fds", "Open file descriptors.").read_by(
-            lambda: len(os.listdir("/proc/self/fd")), EMPTY
-        )
-        self._gauge("process_max_fds", "Most file descriptors that may be open.").read_by(
-            lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0], EMPTY
-        )
-
     def watch_loop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """Measure once a second how late the loop runs what is due. Returns what stops it."""
         lag = Histograms(
@@ -325,6 +325,10 @@ class Metrics:
         return lambda: handle.cancel()
 
     # -- the page ---------------------------------------------------------------------------------
+
+    def samples(self, name: str) -> list[Sample]:
+        """What the page has under a name, without its prefix."""
+        return list(self.registry.get(PREFIX + name).get_all())
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type."""

@@ -20,6 +20,7 @@ from proxy.deny import DenyList, read_deny_list
 from proxy.errors import SettingsError
 from proxy.identity import Identity
 from proxy.log import Log
+from proxy.otel import packages
 
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 
@@ -40,7 +41,7 @@ def prepare(settings: Settings) -> Prepared:
     problems = conflicts(settings)
     made = Prepared(Identity(None, Trusted(settings.trusted_proxies)))
 
-    def attempt(step: Callable[[], None]) -> None:
+    def attempt(step: Callable[[], object]) -> None:
         try:
             step()
         except SettingsError as e:
@@ -50,6 +51,8 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _deny(settings, made))
     attempt(lambda: _tls(settings, made))
     attempt(lambda: _backend_key(settings, made))
+    if settings.trace == "otlp":
+        attempt(lambda: packages(os.environ))
     if problems:
         raise SettingsError("\n".join(problems))
     if settings.forward_authorization and settings.api_keys_file:

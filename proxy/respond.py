@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 
@@ -93,7 +93,7 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
     reader.pump()
     if pipe.head and flight.mode is Mode.RAW:
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
-    await _follow(request, reader, stall)
+    await follow(reader, partial(taken, request, stall))
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
         keep = False  # no clean end: the client must see that the answer is not whole
         if request.transport is not None:
@@ -101,8 +101,8 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
     return Sent(status, keep, pipe.sent)
 
 
-async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) -> None:
-    """Wait until all is written. Where the reader lags, its own task writes, at its own pace."""
+async def follow(reader: Subscriber, taken: Callable[[], Awaitable[None]]) -> None:
+    """Wait until all is written. Where the reader lags, its own task writes, at its own pace: after `taken`."""
     flight = reader.flight
     while not reader.done:
         if not reader.lagging:
@@ -110,7 +110,7 @@ async def _follow(request: web.BaseRequest, reader: Subscriber, stall: float) ->
             continue
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
-        await taken(request, stall)
+        await taken()
         reader.lagging = False
         reader.pump()
         if not reader.lagging:

@@ -167,8 +167,11 @@ class Scheduler:
         for flight, stored in zip(batch, found, strict=True):
             if not self.queue.looking(flight):
                 continue  # its last reader left meanwhile
-            if stored is None or not self._hit(flight, stored):
+            hit = stored is not None and self._hit(flight, stored)
+            if not hit:
                 misses.append(flight)
+                if flight.trace is not None:
+                    flight.trace.event("lookup", hit=False)
         self.queue.looked(batch, misses)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
@@ -227,7 +230,9 @@ class Scheduler:
             full.add(model)
             return False
         if flight.plan.merge and self.queue.waits and lease.backend.merges:
-            flight = self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
+            rider, flight = flight, self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
+            if rider.trace is not None and flight is not rider:
+                rider.trace.carries(flight)
         journey = self._flying[flight] = Journey(flight, lease, self._road)
         journey.begin()
         return True
@@ -248,7 +253,8 @@ class Scheduler:
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
-        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None)
+        made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
+        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
         for rider in self._merger.unload(carrier, error):
             self.queue.put(rider)
             self._soon()
@@ -311,4 +317,4 @@ class Scheduler:
         events = flight.usage.completion_tokens if flight.usage else flight.content_events
         if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
             gap = (times.last - times.first) / (events - 1)
-        self._metrics.flight_landed(outcome, flight.plan.model, gap)
+        self._metrics.flight_landed(outcome, flight.plan.model, gap, events)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -63,6 +64,21 @@ def timed_script(*, ttft: float, itl: float, tokens: int, seed: int = 0) -> Scri
                 for i in choices:
                     await turn.send(columns[i][step], index=i)
         await turn.finish(reason=reason, choices=choices)
+
+    return script
+
+
+def paced_script(pieces: Sequence[str], *, ttft: float = 0.0, itl: float = 0.0) -> Script:
+    """These pieces as one stream's tokens, whatever is asked, at this pace in seconds."""
+
+    async def script(turn: Turn) -> None:
+        if turn.method != "POST":
+            await turn.respond(404, {"detail": "Not Found"})
+            return
+        for number, piece in enumerate(pieces):
+            await _pause(itl if number else ttft)
+            await turn.send(piece)
+        await turn.finish()
 
     return script
 

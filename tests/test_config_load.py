@@ -98,10 +98,12 @@ TYPED: dict[str, str] = {
     "tls_key": "key.pem",
     "listen_unix": "gateway.sock",
     "listen_unix_mode": "0660",
+    "page": "off",
     "embed_stub": "on",
     "log_format": "text",
     "log_level": "debug",
     "log_prompts": "on",
+    "trace": "otlp",
     "drain_delay": "5",
     "drain_timeout": "0",
 }

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 # Rooms are tested as one; a module named here says which tests cover it instead.
 UNTESTED_BY_NAME = {
     "carrier.py": "test_merger.py, wire/test_choices.py",
+    "children.py": "test_process.py, and every test with a Redis of the gateway's own",
+    "traced.py": "a protocol: test_tracing.py",
     "app.py": "every test through tests/running.py runs it",
     "config_values.py": "test_config_load.py has every value through its sources",
     "embed_handler.py": "test_embed.py",
@@ -26,7 +28,13 @@ UNTESTED_BY_NAME = {
     "embedded/engine_child.py": "test_process.py",
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
+    "page/handlers.py": "test_page.py, test_page_browser.py",
+    "page/readers.py": "test_page.py, test_page_browser.py",
+    "page/shell.py": "test_page.py, test_page_browser.py",
+    "page/state.py": "test_page.py, test_reading.py",
+    "page/stream.py": "test_page.py",
     "plan.py": "plain data",
+    "process_gauges.py": "test_metrics.py",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",

@@ -1,0 +1,1 @@
+"""The page at `/`: what it is made of, what it shows, and the readers of its playground."""

@@ -1,0 +1,125 @@
+"""Owns the page's paths: `/`, `/-/state`, `/-/readers`, and how many may look at a time.
+Must not know how state is read or readers are fed.
+Called by the gateway, which is told of these paths by the app."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+from aiohttp import HttpVersion11
+
+from proxy import respond
+from proxy.call import Call, body_of
+from proxy.errors import Code, GatewayError
+from proxy.gate import Gate
+from proxy.gateway import Gateway
+from proxy.log import Log
+from proxy.page.readers import Board, wanted
+from proxy.page.shell import shell
+from proxy.page.state import Sources, View, Visible
+from proxy.page.stream import EventStream
+
+MAX_WATCHERS: Final = 32
+MAX_BOARDS: Final = 8
+"""Playgrounds at a time: each is up to 50 requests, which all else bounds and limits as it does any others."""
+
+
+class Page:
+    """The handlers. Nothing of it runs while nobody looks."""
+
+    def __init__(
+        self, gateway: Gateway, sources: Sources, gate: Gate | None, log: Log, *, every: float = 1.0
+    ) -> None:
+        """`every`: seconds between two looks at the state, for those that watch it."""
+        self._gateway = gateway
+        self._sources = sources
+        self._gate = gate
+        self._log = log
+        self._every = every
+        self._stall = sources.settings.client_stall_timeout
+        self._shell = shell()
+        self._closing = asyncio.Event()
+        self.watchers = 0
+        self.boards = 0
+        gateway.serve("/", "GET", "page", self.page)
+        gateway.serve("/-/state", "GET", "state", self.state)
+        gateway.serve("/-/readers", "POST", "readers", self.readers)
+
+    def close(self) -> None:
+        """The process ends: who watches is sent away, so that the drain waits for answers only."""
+        self._closing.set()
+
+    async def page(self, call: Call) -> respond.Sent:
+        return await self._send(call, self._shell.html, [*self._shell.headers, *call.headers()])
+
+    async def state(self, call: Call) -> respond.Sent:
+        """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
+        request = call.request
+        view = View(self._sources, self._visible(call))
+        events = "text/event-stream" in request.headers.get("accept", "")
+        if not events or request.method == "HEAD" or request.version < HttpVersion11:
+            kind = [("content-type", "application/json"), ("cache-control", "no-store")]
+            return await self._send(call, msgspec.json.encode(view.look()), [*kind, *call.headers()])
+        if self.watchers >= MAX_WATCHERS:
+            raise _full(MAX_WATCHERS, "watch already")
+        self.watchers += 1
+        try:
+            return await self._watch(call, view)
+        finally:
+            self.watchers -= 1
+
+    async def _watch(self, call: Call, view: View) -> respond.Sent:
+        stream = EventStream(call.request, call.headers(), self._stall)
+        call.status = 200
+        try:
+            while not self._closing.is_set():
+                stream.put(msgspec.json.encode(view.look()))
+                await stream.taken()
+                try:
+                    async with asyncio.timeout(self._every):
+                        await self._closing.wait()
+                except TimeoutError:
+                    pass
+            return stream.end()
+        finally:
+            call.bytes_out = stream.sent
+
+    async def readers(self, call: Call) -> respond.Sent:
+        """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
+        body = await body_of(call.request, self._sources.settings, json=True)
+        if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
+            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
+        found = wanted(body)
+        if self.boards >= MAX_BOARDS:
+            raise _full(MAX_BOARDS, "play already")
+        self.boards += 1
+        try:
+            stream = EventStream(call.request, call.headers(), self._stall)
+            call.status, call.stream = 200, True
+            try:
+                board = Board(stream, call)
+                await board.run(self._gateway, self._log, bytes(found.request), found.delays_ms)
+                stream.put(b'{"done":true}')
+                return stream.end()
+            finally:
+                call.bytes_out = stream.sent
+        finally:
+            self.boards -= 1
+
+    def _visible(self, call: Call) -> Visible:
+        gate = self._gate
+        return (lambda models: models) if gate is None else (lambda models: gate.visible(call, models))
+
+    async def _send(self, call: Call, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
+        call.status = 200
+        sent, fits = respond.write(call.request, 200, headers, body)
+        call.bytes_out = sent.bytes
+        if not fits:
+            await respond.taken(call.request, self._stall)
+        return sent
+
+
+def _full(most: int, what: str) -> GatewayError:
+    return GatewayError(Code.QUEUE_FULL, f"{most} {what}; try again later.", retry_after=5)

@@ -1,0 +1,195 @@
+"""Owns the playground's readers: N requests of a page, each through the gateway's own road, over one connection.
+Must not know engines or how requests find each other: each is a Call with a place at a Flight, like any other.
+Called by the page's handlers. A browser has six connections to a host: twenty readers cannot be twenty."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from proxy import respond
+from proxy.call import Call
+from proxy.errors import Code, GatewayError, place_of
+from proxy.flight import Subscriber
+from proxy.gateway import Gateway
+from proxy.log import Log
+from proxy.page.stream import EventStream
+from proxy.plan import Mode
+from proxy.wire.openai import decode
+from proxy.wire.sse import LAST_CHUNK, unchunks
+
+MAX_READERS: Final = 50
+MAX_DELAY: Final = 60_000.0  # ms
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /-/readers`."""
+
+    request: msgspec.Raw
+    """A chat completion, as each reader asks for it. It must stream."""
+    delays_ms: list[float]
+    """When each reader asks, counted from the request: as many as there are readers."""
+
+
+def wanted(body: bytes) -> Wanted:
+    """Decode and check. Raises GatewayError 400."""
+    try:
+        found = msgspec.json.decode(body, type=Wanted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        words = f"This takes {{request, delays_ms}}: {e}"
+        raise GatewayError(Code.INVALID_VALUE, words[:400]) from None
+    delays = found.delays_ms
+    if not 1 <= len(delays) <= MAX_READERS:
+        raise GatewayError(
+            Code.INVALID_VALUE, f"1 to {MAX_READERS} readers; got {len(delays)}.", param="delays_ms"
+        )
+    if not all(0 <= delay <= MAX_DELAY for delay in delays):
+        raise GatewayError(
+            Code.INVALID_VALUE, f"Each delay is 0 to {MAX_DELAY:g} milliseconds.", param="delays_ms"
+        )
+    if not decode("chat", bytes(found.request)).stream:
+        raise GatewayError(Code.INVALID_VALUE, 'The request must say "stream": true.', param="request")
+    return found
+
+
+class Lane:
+    """One reader's Pipe: frames, out of the chunks that they are in, as events with the reader's number."""
+
+    __slots__ = ("_board", "_call", "_number", "_told")
+
+    def __init__(self, board: Board, number: int, call: Call) -> None:
+        self._board = board
+        self._number = number
+        self._call = call
+        self._told = False
+
+    def write(self, data: bytes) -> bool:
+        frames = self._board.frames(data)
+        if frames:
+            self._board.tell(self._number, *([] if self._told else [self._head()]), b'"frames":' + frames)
+            self._told = True
+        return not self._board.stream.lags
+
+    def _head(self) -> bytes:
+        """What the headers of an answer of its own would have said, and which of the generations it reads."""
+        reader = self._call.reader
+        assert reader is not None
+        flight, ask = self._board.place_of(reader)
+        return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": ask})[1:-1]
+
+
+class Board:
+    """The events of all readers of one page: one stream, frames put into JSON once for all who get the same."""
+
+    def __init__(self, stream: EventStream, call: Call) -> None:
+        self.stream = stream
+        self._call = call
+        self._last: tuple[bytes, bytes] = (b"", b"")
+        self._flights: dict[int, int] = {}
+        self._asks: dict[object, int] = {}
+        self._kept: list[object] = []  # flights, so that no two have the same id
+
+    def frames(self, data: bytes) -> bytes:
+        """A JSON list of the frames in HTTP chunks of our making; nothing where there is only the end."""
+        if data is not self._last[0]:
+            found = [frame.decode("utf-8", "replace") for frame in unchunks(data.removesuffix(LAST_CHUNK))]
+            self._last = data, msgspec.json.encode(found) if found else b""
+        return self._last[1]
+
+    def place_of(self, reader: Subscriber) -> tuple[int, int | None]:
+        """Which flight it reads, and which request at an engine that is; None where the store answered.
+        Twins that were merged left the queue in one request, at one time by the clock."""
+        flight = reader.flight
+        self._kept.append(flight)
+        number = self._flights.setdefault(id(flight), len(self._flights))
+        if flight.stored_at is not None:
+            return number, None
+        which: object = flight.times.dispatched if reader.verdict == "merged" else id(flight)
+        return number, self._asks.setdefault(which, len(self._asks))
+
+    def tell(self, number: int, *members: bytes) -> None:
+        """An event of one reader: members of a JSON object, besides its number and the time in ms."""
+        ms = (asyncio.get_running_loop().time() - self.began) * 1000
+        self.stream.put(b'{"reader":%d,"ms":%.1f,%b}' % (number, ms, b",".join(members)))
+
+    async def run(self, gateway: Gateway, log: Log, request: bytes, delays: Sequence[float]) -> None:
+        """All readers, each from its time to its end. Cancelled, all of them leave."""
+        self.began = asyncio.get_running_loop().time()
+        tasks = [
+            asyncio.create_task(self._read(gateway, log, request, number, delay / 1000))
+            for number, delay in enumerate(delays)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, gateway: Gateway, log: Log, body: bytes, number: int, delay: float) -> None:
+        """One reader: what `Gateway.handle` does for a request of its own."""
+        if delay:
+            await asyncio.sleep(delay)
+        page = self._call
+        call = Call(
+            request=page.request, id=f"{page.id[:120]}-{number}", endpoint="chat", caller=page.caller, status=200
+        )
+        refusal: GatewayError | None = None
+        if gateway.tracing is not None:
+            gateway.tracing.begin(call, inside=page)
+        try:
+            reader = await gateway.reader(call, "chat", body)
+            self.tell(number, b'"behind":%d' % reader.flight.content_events)
+            refusal = await self._follow(call, reader, number)
+        except GatewayError as e:
+            refusal = e
+        except TimeoutError:
+            call.error = "client_stalled"
+            call.client_left = True
+            raise ConnectionResetError("the client took nothing for too long") from None
+        except (asyncio.CancelledError, ConnectionError):
+            call.client_left = True
+            raise
+        except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
+            log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
+            refusal = GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
+        finally:
+            if refusal is not None:
+                call.status, call.error = refusal.status, refusal.code.code
+            call.close()
+            gateway.record(call)
+        self.tell(number, b'"end":' + msgspec.json.encode(self._end(call, refusal)))
+
+    async def _follow(self, call: Call, reader: Subscriber, number: int) -> GatewayError | None:
+        """Until its answer ends. What ended it early, where bytes had gone out already. Raises GatewayError."""
+        if not reader.visible:
+            await reader.ready()
+        flight = reader.flight
+        if flight.mode is Mode.WHOLE:  # an error of the engine's
+            while not flight.ended:
+                reader.whole = True
+                await reader.changed()
+            call.status, _, answer = respond.whole(flight)
+            self.tell(number, b'"body":' + msgspec.json.encode(answer.decode("utf-8", "replace")))
+            return None
+        if flight.error is not None and not flight.view(usage=reader.usage):
+            raise flight.error
+        reader.pipe = Lane(self, number, call)
+        reader.pump()
+        await respond.follow(reader, self.stream.taken)
+        return None
+
+    def _end(self, call: Call, refusal: GatewayError | None) -> dict[str, Any]:
+        flight = call.reader.flight if call.reader is not None else None
+        usage = flight.usage if flight is not None else None
+        error = refusal or (flight.error if flight is not None else None)
+        return {
+            "status": call.status,
+            "verdict": call.verdict,
+            "ttft_ms": call.ttft_ms,
+            "tokens": usage.completion_tokens if usage is not None else None,
+            "error": None if error is None else error.body()["error"],
+        }

@@ -1,0 +1,116 @@
+"""Owns what the page tells of the recent past: counters read at two moments, and what lies between them.
+Must not know requests, sockets or who watches. `between` is pure; `read` looks at what /metrics shows too.
+Called by `state.py`, once a second for each watcher and never otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from typing import Any, Final
+
+from proxy.flight import Flight
+from proxy.metrics import VERDICTS, Metrics
+from proxy.series import Sample
+from proxy.wire.openai import PATHS
+
+QUANTILES: Final = {"p50": 0.5, "p95": 0.95}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Sums since the start of the process, at one moment. Of generations only: chats, completions, embeddings."""
+
+    at: float = 0.0  # seconds, monotonic
+    verdicts: Mapping[str, float] = field(default_factory=dict)  # requests answered, by verdict
+    refused: float = 0.0  # 4xx
+    failed: float = 0.0  # 5xx
+    left: float = 0.0  # the client did
+    generated: float = 0.0  # tokens, each once however many read it
+    delivered: float = 0.0  # tokens, each as often as it was given to a client
+    ttft: Mapping[float, float] = field(default_factory=dict)  # upper bound in seconds: how many not over it
+
+
+def read(metrics: Metrics, flights: Collection[Flight], now: float) -> Reading:
+    """The counters as they are, and what flights under way have come to: those count when they end."""
+    verdicts = dict.fromkeys(VERDICTS, 0.0)
+    refused = failed = left = 0.0
+    for labels, count in metrics.samples("requests_total"):
+        status = int(labels["status"]) if labels["status"].isdigit() else 0
+        if labels["endpoint"] not in PATHS:
+            continue
+        if status == 499:
+            left += count
+        elif status >= 500:
+            failed += count
+        elif status >= 400:
+            refused += count
+        elif labels["verdict"] in verdicts:
+            verdicts[labels["verdict"]] += count
+    out = sum(n for labels, n in metrics.samples("tokens_total") if labels["direction"] == "out")
+    made = sum(n for _, n in metrics.samples("generated_tokens_total"))
+    return Reading(
+        at=now,
+        verdicts=verdicts,
+        refused=refused,
+        failed=failed,
+        left=left,
+        generated=made + sum(flight.content_events for flight in flights),
+        delivered=out + sum(flight.content_events * len(flight.subscribers) for flight in flights),
+        ttft=_added(metrics.samples("time_to_first_token_seconds")),
+    )
+
+
+def _added(samples: Iterable[Sample]) -> dict[float, float]:
+    """The histograms of all generations as one."""
+    total: dict[float, float] = {}
+    for labels, told in samples:
+        if labels["endpoint"] in PATHS:
+            for bound, count in told.items():
+                if isinstance(bound, float):
+                    total[bound] = total.get(bound, 0) + count
+    return total
+
+
+def quantile(counts: Mapping[float, float], q: float) -> float | None:
+    """Seconds, by linear interpolation inside the bucket, as Prometheus' `histogram_quantile` does; above the
+    largest bound, that bound; None of nothing."""
+    bounds = sorted(counts)
+    if not bounds or counts[bounds[-1]] <= 0:
+        return None
+    rank = q * counts[bounds[-1]]
+    for low, bound in pairwise([0.0, *bounds]):
+        below = counts.get(low, 0.0) if low else 0.0
+        if counts[bound] >= rank and counts[bound] > below:
+            return low if bound == inf else low + (bound - low) * (rank - below) / (counts[bound] - below)
+    return None
+
+
+def between(before: Reading, after: Reading) -> dict[str, Any]:
+    """What happened between two readings: requests, shares, tokens a second, quantiles of TTFT in ms."""
+    seconds = max(after.at - before.at, 1e-9)
+    counts = {name: max(0.0, n - before.verdicts.get(name, 0.0)) for name, n in after.verdicts.items()}
+    answered = sum(counts.values())
+    ttft = {bound: n - before.ttft.get(bound, 0.0) for bound, n in after.ttft.items()}
+    times = {name: quantile(ttft, q) for name, q in QUANTILES.items()}
+    return {
+        "seconds": round(seconds, 3),
+        "answered": int(answered),
+        "refused": int(after.refused - before.refused),
+        "failed": int(after.failed - before.failed),
+        "left": int(after.left - before.left),
+        "verdicts": {name: int(n) for name, n in counts.items()},
+        "generated_per_s": round(max(0.0, after.generated - before.generated) / seconds, 2),
+        "delivered_per_s": round(max(0.0, after.delivered - before.delivered) / seconds, 2),
+        "generated": int(max(0.0, after.generated - before.generated)),
+        "delivered": int(max(0.0, after.delivered - before.delivered)),
+        "ttft_ms": {name: None if s is None else round(s * 1000, 2) for name, s in times.items()},
+    }
+
+
+def window(readings: Sequence[Reading], seconds: float) -> Reading:
+    """The reading that the last `seconds` begin with: the latest that is old enough, else the first."""
+    newest = readings[-1].at
+    old = [reading for reading in readings if newest - reading.at >= seconds]
+    return old[-1] if old else readings[0]

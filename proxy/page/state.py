@@ -1,0 +1,112 @@
+"""Owns the state that the page shows: what is under way, what there is to do it, and what has lately happened.
+Must not know HTTP. No prompt, no key and no secret of a URL is in it.
+Called by the page's handlers, when somebody looks."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proxy.backends import Backend, Backends
+from proxy.batcher import Batcher
+from proxy.breaker import State
+from proxy.cache import Cache
+from proxy.config import VERSION, Settings
+from proxy.config_values import mask_url
+from proxy.flight import Flight
+from proxy.group import FlightGroup
+from proxy.metrics import Metrics
+from proxy.page.reading import Reading, between, read, window
+
+WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
+RATES: Final = 2.0  # seconds that the rates are of: tokens are counted as they come, and a second is uneven
+
+Visible = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What is looked at."""
+
+    settings: Settings
+    metrics: Metrics
+    group: FlightGroup
+    queue: Batcher[Flight]
+    backends: Backends
+    cache: Cache | None
+    redis: str  # what it is backed by, in words without secrets
+    began: float  # monotonic seconds
+    clock: Callable[[], float] = time.monotonic
+
+
+class View:
+    """What one watcher sees. It keeps the readings of the last seconds: nobody looks, nothing is kept."""
+
+    def __init__(self, sources: Sources, visible: Visible) -> None:
+        self._sources = sources
+        self._visible = visible
+        self._readings: deque[Reading] = deque(maxlen=64)
+        self._start = Reading(at=sources.began)
+
+    def look(self) -> dict[str, Any]:
+        """The state now."""
+        of = self._sources
+        now = of.clock()
+        self._readings.append(read(of.metrics, of.group.live, now))
+        while len(self._readings) > 2 and now - self._readings[1].at >= WINDOW:
+            self._readings.popleft()
+        return {
+            **standing(of, self._visible, now),
+            "total": between(self._start, self._readings[-1]),
+            "recent": recent(self._readings),
+        }
+
+
+def recent(readings: Sequence[Reading]) -> dict[str, Any]:
+    """The last seconds: quantiles and shares over WINDOW, rates over RATES. Pure."""
+    last = readings[-1]
+    told = between(window(readings, WINDOW), last)
+    rates = between(window(readings, RATES), last) if len(readings) > 1 else told
+    if len(readings) < 2:
+        rates = rates | {"generated_per_s": 0.0, "delivered_per_s": 0.0}
+    return told | {name: rates[name] for name in ("generated_per_s", "delivered_per_s")}
+
+
+def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
+    """What is there and under way."""
+    backends = of.backends
+    return {
+        "version": VERSION,
+        "uptime_s": round(now - of.began, 1),
+        "ready": backends.ready,
+        "share": of.settings.share,
+        "keys": bool(of.settings.api_keys_file),
+        "flights": len(of.group),
+        "readers": of.group.subscribers,
+        "queued": len(of.queue),
+        "queue_limit": of.queue.limit,
+        "models": [str(model.get("id")) for model in visible(backends.models())],
+        "redis": {"is": of.redis, "available": None if of.cache is None else of.cache.available},
+        "backends": [engine(backend, visible, now) for backend in backends.all],
+    }
+
+
+def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
+    """One engine, as far as a person is interested."""
+    breaker, report = backend.breaker, backend.report
+    retry = max(0.0, breaker.until - now) if breaker.state is State.OPEN else None
+    return {
+        "name": mask_url(backend.name),
+        "up": backend.up,
+        "detail": backend.detail if not backend.up else "",
+        "models": [str(model.get("id")) for model in visible(backend.models)],
+        "inflight": backend.inflight,
+        "max_inflight": backend.max_inflight,
+        "breaker": breaker.state.name.lower(),
+        "retry_s": None if retry is None else round(retry, 1),
+        "waiting": report.waiting if report is not None else None,
+        "kv_cache": report.kv_cache if report is not None else None,
+    }

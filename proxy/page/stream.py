@@ -1,0 +1,84 @@
+"""Owns one event stream of the page's: its head, its events joined into one write a turn, its end.
+Must not know what the events say.
+Called by the page's handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, cast
+
+from aiohttp import web
+
+from proxy.door import DoorHandler
+from proxy.respond import Headers, Sent, taken, write_head
+from proxy.wire.sse import LAST_CHUNK, chunk
+
+MAX_PENDING: Final = 256 * 1024  # bytes of one turn after which whoever writes is to wait
+
+_HEAD: Final = (
+    ("content-type", "text/event-stream"),
+    ("cache-control", "no-store"),
+    ("x-accel-buffering", "no"),
+    ("transfer-encoding", "chunked"),
+)
+
+
+class EventStream:
+    """Events to one client. Many may write to it: what comes in one turn of the loop goes out in one write."""
+
+    def __init__(self, request: web.BaseRequest, headers: Headers, stall: float) -> None:
+        """`stall`: seconds that the client may take nothing while bytes wait for it. ConnectionResetError: it has
+        left."""
+        if request.transport is None:
+            raise ConnectionResetError("the client has left")
+        self._request = request
+        self._transport = request.transport
+        self._protocol = cast(DoorHandler, request.protocol)
+        self._loop = asyncio.get_running_loop()
+        self._stall = stall
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._due: asyncio.Handle | None = None
+        self._draining = asyncio.Lock()  # aiohttp has one waiter: it is not to be cancelled by one of many
+        self.sent = 0  # bytes
+        head = write_head(200, [*_HEAD, *headers], keep_alive=request.keep_alive)
+        self._write(head)
+
+    @property
+    def lags(self) -> bool:
+        """The client takes less than it is sent: `taken` before more is written."""
+        return self._protocol.lags or self._size > MAX_PENDING
+
+    def put(self, json: bytes) -> None:
+        """One event, at the end of this turn."""
+        self._pending += (b"data: ", json, b"\n\n")
+        self._size += len(json)
+        if self._due is None:
+            self._due = self._loop.call_soon(self._flush)
+
+    async def taken(self) -> None:
+        """Wait until the client has taken what was written. Raises TimeoutError."""
+        self._flush()
+        async with self._draining:
+            await taken(self._request, self._stall)
+
+    def end(self) -> Sent:
+        """It is whole."""
+        self._flush()
+        self._write(LAST_CHUNK)
+        return Sent(200, self._request.keep_alive, self.sent)
+
+    def _flush(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if self._pending:
+            data = chunk(b"".join(self._pending))
+            self._pending.clear()
+            self._size = 0
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+            self.sent += len(data)

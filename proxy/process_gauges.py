@@ -1,0 +1,26 @@
+"""Owns what the process tells of itself, under the names that every Prometheus client gives it.
+Must not know the gateway: memory, CPU and descriptors, as the kernel has them.
+Called by the metrics, once."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from proxy.series import ReadCounter, ReadGauge
+
+
+def process_gauges(gauge: Callable[[str, str], ReadGauge], counter: Callable[[str, str], ReadCounter]) -> None:
+    """Have them read at each scrape. `gauge` and `counter` make one by its name and its words."""
+    page = resource.getpagesize()
+    gauge("process_resident_memory_bytes", "Resident memory.").read_by(
+        lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * page, {}
+    )
+    counter("process_cpu_seconds_total", "User and system CPU time.").read_by(time.process_time, {})
+    gauge("process_open_fds", "Open file descriptors.").read_by(lambda: len(os.listdir("/proc/self/fd")), {})
+    gauge("process_max_fds", "Most file descriptors that may be open.").read_by(
+        lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0], {}
+    )

@@ -1,0 +1,304 @@
+"""Owns the spans: which there are, how they hang together, and what stands in them. OTel's `gen_ai.*` names.
+Must not know how they are sent. No prompt and no key is in them, but where the setting asks for prompts.
+Called by the gateway (a request begins), by Call (it reads, it ends) and by what feeds Flights (FlightTrace)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from proxy.call import Call
+from proxy.carrier import Carrier
+from proxy.flight import Flight, Subscriber
+from proxy.otel import Otel
+from proxy.phase import Phase
+from proxy.plan import Mode
+
+UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
+MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into
+MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+
+_OPERATIONS: Final = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
+_ASKED: Final = (
+    ("max_tokens", "gen_ai.request.max_tokens", int),
+    ("max_completion_tokens", "gen_ai.request.max_tokens", int),
+    ("top_p", "gen_ai.request.top_p", float),
+    ("top_k", "gen_ai.request.top_k", int),
+    ("frequency_penalty", "gen_ai.request.frequency_penalty", float),
+    ("presence_penalty", "gen_ai.request.presence_penalty", float),
+    ("n", "gen_ai.request.choice.count", int),
+)
+_OURS: Final = frozenset({"traceparent", "tracestate"})
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Said(msgspec.Struct):
+    """What of an answer stands in its span."""
+
+    id: str | None = None
+    model: str | None = None
+    choices: list[_Choice] = []
+
+
+class Tracing:
+    """Makes the spans of requests."""
+
+    def __init__(self, otel: Otel, *, prompts: bool) -> None:
+        self.otel = otel
+        self._prompts = prompts
+
+    def begin(self, call: Call, *, inside: Call | None = None) -> None:
+        """A request begins: part of the trace that its client brought, or of the request it is `inside` of."""
+        if call.endpoint in UNTRACED:
+            return
+        otel, request = self.otel, call.request
+        if inside is not None and isinstance(inside.trace, RequestTrace):
+            context = otel.within(inside.trace.span)
+        else:
+            headers = request.headers
+            context = otel.incoming(
+                list(headers.getall("traceparent", ())), list(headers.getall("tracestate", ()))
+            )
+        path = request.path if call.endpoint != "passthrough" else "passthrough"
+        span = otel.tracer.start_span(
+            f"{request.method} {path}",
+            context=context,
+            kind=otel.api.SpanKind.SERVER,
+            attributes={
+                "http.request.method": request.method,
+                "url.path": request.path[:512],
+                "gateway.request_id": call.id,
+                "gateway.endpoint": call.endpoint,
+            },
+        )
+        call.trace = RequestTrace(self, span)
+
+    def asked(self, call: Call) -> dict[str, Any]:
+        """What was asked for, by its usual names."""
+        ask = call.ask
+        if ask is None:
+            return {"gen_ai.request.model": call.model[:256]} if call.model else {}
+        told: dict[str, Any] = {
+            "gen_ai.operation.name": _OPERATIONS[ask.endpoint],
+            "gen_ai.provider.name": "openai",  # whose form of API it is
+            "gen_ai.request.stream": ask.stream,
+        }
+        if ask.model is not None:
+            told["gen_ai.request.model"] = ask.model[:256]
+        if ask.temperature is not None:
+            told["gen_ai.request.temperature"] = ask.temperature
+        if ask.seed is not None:
+            told["gen_ai.request.seed"] = ask.seed
+        for field, name, kind in _ASKED:
+            raw = ask.fields.get(field)
+            try:
+                value = None if raw is None else msgspec.json.decode(raw, type=kind | None)
+            except msgspec.MsgspecError:
+                continue  # the engine will say what is wrong with it
+            if value is not None:
+                told[name] = value
+        if self._prompts:
+            told["gateway.prompt"] = ask.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
+        return told
+
+
+class RequestTrace:
+    """The span of one request."""
+
+    __slots__ = ("_tracing", "span")
+
+    def __init__(self, tracing: Tracing, span: Any) -> None:
+        self._tracing = tracing
+        self.span = span
+
+    @property
+    def id(self) -> str:
+        """The trace's, as log lines show it."""
+        return f"{self.span.get_span_context().trace_id:032x}"
+
+    def reads(self, call: Call, reader: Subscriber) -> None:
+        """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
+        flight = reader.flight
+        if flight.trace is None:
+            flight.trace = FlightSpan(self._tracing, call, flight, self.span)
+        elif isinstance(flight.trace, FlightSpan):
+            self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
+
+    def ended(self, call: Call) -> None:
+        """The request is over, in whatever way."""
+        span, otel = self.span, self._tracing.otel
+        if span.is_recording():
+            told = self._tracing.asked(call)
+            told["gateway.verdict"] = call.verdict
+            if call.status:
+                told["http.response.status_code"] = call.status
+            if call.client_left:
+                told["gateway.client_left"] = True
+            if call.caller is not None and call.caller.name:
+                told["gateway.key_name"] = call.caller.name
+            first = call.ttft_ms
+            if first is not None:
+                told["gen_ai.response.time_to_first_chunk"] = first / 1000
+            if call.reader is not None:
+                told |= _spent(call.reader.flight)
+                if isinstance(call.reader.flight.trace, FlightSpan):
+                    told |= call.reader.flight.trace.said()
+            span.set_attributes(told)
+            failure = call.failure()
+            if call.status >= 500 or (failure is not None and call.status < 400):
+                otel.failed(span, failure or str(call.status))
+            elif failure is not None:
+                span.set_attribute("error.type", failure)  # the client's own: the span of a server stays unset
+        span.end()
+
+
+class FlightSpan:
+    """The span of one Flight, and of each attempt at an engine inside it."""
+
+    __slots__ = ("_attempt", "_clock", "_id", "_kind", "_model", "_name", "_reasons", "_tracing", "span")
+
+    def __init__(self, tracing: Tracing, call: Call | None, flight: Flight, parent: Any) -> None:
+        self._tracing = tracing
+        plan = flight.plan
+        self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
+        self._name = f"{self._kind} {(plan.model or 'unknown')[:256]}"
+        self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
+        self._attempt: Any = None
+        self._reasons: list[str] = []
+        self._model: str | None = None
+        self._id: str | None = None
+        otel = tracing.otel
+        told = tracing.asked(call) if call is not None else {}
+        told.pop("gateway.prompt", None)
+        self.span = otel.tracer.start_span(
+            f"flight {self._name}",
+            context=otel.within(parent),
+            kind=otel.api.SpanKind.INTERNAL,
+            attributes=told,
+            start_time=self._time(flight.times.created),
+        )
+
+    # -- FlightTrace ------------------------------------------------------------------------------
+
+    def event(self, name: str, **attributes: str | int | bool) -> None:
+        self.span.add_event(f"gateway.{name}", {f"gateway.{key}": value for key, value in attributes.items()})
+
+    def attempt(self, backend: str) -> None:
+        otel = self._tracing.otel
+        parts = urlsplit(backend)
+        where: dict[str, Any] = {"gen_ai.operation.name": self._kind, "gen_ai.provider.name": "openai"}
+        if parts.hostname is not None:
+            where["server.address"] = parts.hostname
+            where["server.port"] = parts.port or (443 if parts.scheme == "https" else 80)
+        else:
+            where["server.address"] = parts.path or backend
+        self.event("lease", backend=where["server.address"])
+        self._attempt = otel.tracer.start_span(
+            self._name, context=otel.within(self.span), kind=otel.api.SpanKind.CLIENT, attributes=where
+        )
+
+    def headers(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        span = self._attempt if self._attempt is not None else self.span
+        kept = [header for header in headers if header[0].lower() not in _OURS]
+        return [*kept, *self._tracing.otel.outgoing(span)]
+
+    def frame(self, frame: bytes) -> None:
+        if self._model is not None and b'"finish_reason":"' not in frame.replace(b" ", b""):
+            return
+        for line in frame.splitlines():
+            if line.startswith(b"data:"):
+                self._hear(line[5:])
+
+    def retried(self, cause: str) -> None:
+        if self._attempt is not None:
+            self._tracing.otel.failed(self._attempt, cause)
+            self._attempt.end()
+            self._attempt = None
+
+    def carries(self, carrier: Carrier) -> None:
+        carrier.trace = own = FlightSpan(self._tracing, None, carrier, self.span)
+        own.span.set_attribute("gateway.merged", len(carrier.riders))
+        for rider in carrier.riders:
+            if rider is not None and isinstance(rider.trace, FlightSpan) and rider.trace is not self:
+                rider.trace.span.add_link(own.span.get_span_context(), {"gateway.link": "rides"})
+
+    def ended(self, flight: Flight) -> None:
+        span, times = self.span, flight.times
+        if span.is_recording():
+            if times.dispatched is not None:
+                span.add_event("gateway.dispatched", timestamp=self._time(times.dispatched))
+            if times.first is not None and flight.stored_at is None:
+                span.add_event("gateway.first_token", timestamp=self._time(times.first))
+            if flight.mode is Mode.WHOLE and flight.plan.ask is not None and flight.size <= MAX_BODY:
+                self._hear(b"".join(flight.log))
+            told = _spent(flight) | self.said()
+            told["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value
+            told["gateway.attempts"] = flight.attempts
+            told["gateway.readers"] = len(flight.subscribers)
+            span.set_attributes(told)
+            if flight.error is not None:
+                self._tracing.otel.failed(span, flight.error.code.code, flight.error.message)
+        end = self._time(times.ended) if times.ended is not None else None
+        if self._attempt is not None:
+            self._end_attempt(flight, end)
+        span.end(end_time=end)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def said(self) -> dict[str, Any]:
+        """What the engine said of its answer."""
+        told: dict[str, Any] = {}
+        if self._model is not None:
+            told["gen_ai.response.model"] = self._model
+        if self._id is not None:
+            told["gen_ai.response.id"] = self._id
+        if self._reasons:
+            told["gen_ai.response.finish_reasons"] = self._reasons
+        return told
+
+    def _end_attempt(self, flight: Flight, end: int | None) -> None:
+        attempt, times = self._attempt, flight.times
+        self._attempt = None
+        attempt.set_attributes(_spent(flight) | self.said())
+        if times.first is not None and times.dispatched is not None:
+            attempt.set_attribute("gen_ai.response.time_to_first_chunk", times.first - times.dispatched)
+        if flight.head is not None:
+            attempt.set_attribute("http.response.status_code", flight.head.status)
+        if flight.error is not None:
+            self._tracing.otel.failed(attempt, flight.error.code.code, flight.error.message)
+        elif flight.phase is Phase.CANCELLED:
+            self._tracing.otel.failed(attempt, "cancelled", "nobody reads it any more")
+        elif flight.head is not None and flight.head.status >= 400:
+            self._tracing.otel.failed(attempt, str(flight.head.status))
+        attempt.end(end_time=end)
+
+    def _hear(self, json: bytes) -> None:
+        try:
+            said = msgspec.json.decode(json, type=_Said)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return  # [DONE], an error, or nothing that an engine of ours says
+        self._model = self._model or (said.model[:256] if said.model else None)
+        self._id = self._id or (said.id[:256] if said.id else None)
+        self._reasons += [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason][:64]
+
+    def _time(self, moment: float) -> int:
+        """Of the flight's clock, in nanoseconds since the epoch."""
+        return self._clock + round(moment * 1e9)
+
+
+def _spent(flight: Flight) -> dict[str, Any]:
+    """Tokens, as far as the engine told them."""
+    usage = flight.usage
+    if usage is None:
+        return {"gateway.content_events": flight.content_events} if flight.content_events else {}
+    return {
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+    }
