@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from proxy.caller import Caller, Rates
 from proxy.errors import SettingsError
+from proxy.line import NORMAL, PRIORITIES
 
 _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -93,6 +94,10 @@ def _entry(entry: Mapping[str, Any]) -> tuple[bytes, Caller]:
     value = {name: read(entry.get(name)) for name, read in _FIELDS.items()}
     digest = bytes.fromhex(value["sha256"])
     tenant = value["tenant"]
+    priority = NORMAL if value["priority"] is None else value["priority"]
+    top = min(priority, NORMAL) if value["top_priority"] is None else value["top_priority"]
+    if priority < top:
+        raise ValueError("top_priority: must not be below priority")
     whose = f"tenant\0{tenant}" if tenant is not None else f"key\0{digest.hex()}"
     return digest, Caller(
         id=digest.hex()[:16],
@@ -105,6 +110,8 @@ def _entry(entry: Mapping[str, Any]) -> tuple[bytes, Caller]:
             tokens_per_minute=value["tokens_per_minute"],
             streams=value["streams"],
         ),
+        priority=priority,
+        top_priority=top,
     )
 
 
@@ -135,6 +142,17 @@ def _models(raw: object) -> frozenset[str] | None:
     return frozenset(raw)
 
 
+def _priority(name: str) -> Callable[[object], int | None]:
+    def read(raw: object) -> int | None:
+        if raw is None:
+            return None
+        if raw not in PRIORITIES:
+            raise ValueError(f"{name}: must be one of {', '.join(PRIORITIES)}")
+        return PRIORITIES.index(str(raw))
+
+    return read
+
+
 def _whole(name: str) -> Callable[[object], int | None]:
     def read(raw: object) -> int | None:
         if raw is None:
@@ -163,4 +181,6 @@ _FIELDS: Final[dict[str, Callable[[object], Any]]] = {
     "burst": _whole("burst"),
     "tokens_per_minute": _whole("tokens_per_minute"),
     "streams": _whole("streams"),
+    "priority": _priority("priority"),
+    "top_priority": _priority("top_priority"),
 }

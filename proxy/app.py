@@ -35,7 +35,7 @@ from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
 from proxy.identify import caller_at
 from proxy.key import Keyer, hash_for
-from proxy.load_watch import LoadWatch
+from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.otel import FLUSH_SECONDS, Otel
@@ -46,13 +46,13 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.tickets import tickets, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
+from proxy.urgency import Urgency
+from proxy.watches import first_look, watch
 
 BACKLOG = 1024
-
-FIRST_LOOK_SECONDS = 2.0
-"""How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
 
 
 @dataclass(slots=True)
@@ -108,7 +108,12 @@ async def running(
         stack.callback(fleet.close)
         backends = fleet.backends
         batcher: Batcher[Flight] = Batcher(
-            limit=settings.queue_limit, max_batch=settings.max_batch, window=settings.batch_window_ms / 1000
+            limit=settings.queue_limit,
+            max_batch=settings.max_batch,
+            window=settings.batch_window_ms / 1000,
+            patience=settings.queue_patience,
+            ticket=tickets(backends.pool_of, settings.rate_limit_assumed_tokens),
+            twin=twin_of,
         )
         scheduler = Scheduler(
             group=group,
@@ -158,11 +163,12 @@ async def running(
             affinity=affinity(settings.routing),
             admit=admission,
             gate=gate,
+            urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
             embedder=embedder,
             tracing=tracing,
         )
         reloader = Reloader(settings, prepared, log)
-        await _first_look(backends)
+        await first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
 
         def reread_all() -> None:
@@ -170,8 +176,7 @@ async def running(
             if reload is not None:
                 reload.wake()
 
-        for task in _watches(settings, backends, reload, loop):
-            stack.push_async_callback(_stop_task, task)
+        watch(settings, backends, reload, loop, log, stack)
         stack.push_async_callback(close)
         door = Door(
             gateway.handle,
@@ -265,29 +270,6 @@ def _retry(settings: Settings) -> RetryRules:
     )
 
 
-def _watches(
-    settings: Settings, backends: Backends, reload: Reload | None, loop: asyncio.AbstractEventLoop
-) -> list[asyncio.Task[None]]:
-    """What looks at something time and again."""
-    watches = [asyncio.create_task(backends.watch(settings.refresh_seconds))]
-    if settings.load_seconds > 0 and settings.load_weight > 0:
-        load = LoadWatch(
-            lambda: backends.all, every=settings.load_seconds, weight=settings.load_weight, clock=loop.time
-        )
-        watches.append(asyncio.create_task(load.run()))
-    if reload is not None:
-        watches.append(asyncio.create_task(reload.run()))
-    return watches
-
-
-async def _first_look(backends: Backends) -> None:
-    try:
-        async with asyncio.timeout(FIRST_LOOK_SECONDS):
-            await backends.refresh()
-    except TimeoutError:
-        pass  # the watch asks again; meanwhile they are tried as they are
-
-
 async def _listen(
     door: Door,
     gateway: Gateway,
@@ -322,11 +304,6 @@ async def _listen(
     site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
     await site.start()
     return settings.host, runner.addresses[0][1]
-
-
-async def _stop_task(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _cpuinfo() -> str:

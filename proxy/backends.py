@@ -16,6 +16,7 @@ import msgspec
 from proxy.breaker import Breaker, State
 from proxy.errors import Code, GatewayError
 from proxy.load import Report
+from proxy.pacer import Pacer
 from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
 
@@ -36,6 +37,8 @@ class Backend:
     report: Report | None = None
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
+    pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
+    reached: bool = False  # since the pacer's last tick it had as much as it may
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
@@ -60,6 +63,8 @@ class Lease:
         self.probe = False  # of a half-open breaker, and its outcome has not been told
         self._owner: Backends | None = owner
         backend.inflight += 1
+        if backend.inflight >= backend.max_inflight:
+            backend.reached = True
 
     def release(self) -> None:
         """Give the place back, once however often it is called."""
@@ -123,6 +128,10 @@ class Backends:
         if not claiming and model is not None and any(model in b.served for b in self.all):
             return [b for b in self.all if model in b.served]  # known, but down: try it, say so honestly
         return claiming or living
+
+    def pool_of(self, model: str | None) -> str | None:
+        """What waits for the same engines has the same: the model, where an engine claims it."""
+        return model if model in (self._chosen or self._choose()) else None
 
     def acquire(
         self, model: str | None, *, exclude: frozenset[Backend] = frozenset(), affinity: int = 0

@@ -36,7 +36,6 @@ class Batcher(Generic[T]):
         patience: float = math.inf,
         ticket: Callable[[T], Ticket] = lambda item: PLAIN,
         twin: Callable[[T], Hashable] = lambda item: None,
-        on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None,
     ) -> None:
         self.limit = limit  # items that may wait, in all lines and in a look-up under way
         self.max_batch = max_batch
@@ -44,7 +43,8 @@ class Batcher(Generic[T]):
         self.line: Line[T] = Line(patience=patience)
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
-        self._on_pushed = on_pushed
+        self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
+        """Told of each item that had to make room for another's, and why."""
         self._arrived: dict[T, float] = {}
         self._looking: dict[T, None] = {}
         self._held: dict[T, None] = {}
@@ -55,12 +55,17 @@ class Batcher(Generic[T]):
         return len(self._arrived) + len(self._looking) + len(self._held) + len(self.line)
 
     def __repr__(self) -> str:
-        return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} {self.line!r}>"
+        return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} missed={len(self.line)}>"
 
     @property
     def waits(self) -> bool:
         """Whether anything waits for a place already: a later one must not overtake it."""
         return bool(self.line)
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether anything that waits for a place could have twins."""
+        return bool(self._twins)
 
     def offer(self, item: T, now: float, *, lookup: bool, hold: bool = False) -> None:
         """Queue an item, for a look-up, or for a place, or held until `release`.
@@ -146,7 +151,7 @@ class Batcher(Generic[T]):
                     line.granted(item)
                     self._forget(item)
                     self._placed(pool, now)
-            else:
+            elif item in line:
                 blocked.add(pool)
         if not line:
             self._places.clear()  # what is told by waiting is told by nobody now
@@ -207,7 +212,7 @@ class Batcher(Generic[T]):
         if victim is None:
             raise self._share(owners) if owners > 1 and mine >= share else self._full()
         self.discard(victim)
-        self._on_pushed(victim, error)
+        self.on_pushed(victim, error)
 
     def _full(self) -> GatewayError:
         return GatewayError(

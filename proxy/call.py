@@ -5,6 +5,7 @@ Called by the gateway."""
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import time
@@ -62,6 +63,7 @@ class Call:
     allow: str | None = None
     bytes_out: int = 0
     client_left: bool = False
+    deadline: float = math.inf  # by the loop's clock, where the client gave one
     trace: Traced | None = None
     began: float = field(default_factory=time.monotonic)
 

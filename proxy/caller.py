@@ -34,3 +34,7 @@ class Caller:
     models: frozenset[str] | None = None
     """The models this caller may name; None: every one."""
     rates: Rates = Rates()
+    priority: int = 1
+    """The class of its requests that do not say (`line.PRIORITIES`: 0 high, 1 normal, 2 low)."""
+    top_priority: int = 1
+    """The highest class that it may ask for."""

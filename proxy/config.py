@@ -189,7 +189,18 @@ class Settings:
     embed_batch_calls: int = _count(
         8, "Such requests of one kind under way at each engine; what comes meanwhile goes up together.", high=1024
     )
-    max_inflight: int = _count(256, "Most requests under way at one engine.")
+    max_inflight: int = _setting(
+        256,
+        values.whole_or("auto", 1, 10**6),
+        "N|auto",
+        "Most requests under way at one engine; `auto` finds how many keep its batch full and its queue short.",
+    )
+    top_priority: Literal["high", "normal", "low"] = _choice(
+        "normal", "high", "low", help="Highest `x-gateway-priority` of callers without a key of ours."
+    )
+    queue_patience: float = _seconds(
+        10.0, "Waiting longer than this, a request may overtake classes and turns: one place in four.", low=0.1
+    )
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
     rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")

@@ -45,6 +45,21 @@ def whole(low: int, high: int | None = None) -> Reader:
     return read
 
 
+def whole_or(word: str, low: int, high: int | None = None) -> Reader:
+    """A whole number, or the word, which reads as 0."""
+    as_number = whole(low, high)
+
+    def read(raw: object) -> int:
+        if isinstance(raw, str) and raw.strip().lower() == word:
+            return 0
+        try:
+            return int(as_number(raw))
+        except ValueError as e:
+            raise ValueError(f"{e}, or {word}") from None
+
+    return read
+
+
 def number(low: float, high: float | None = None) -> Reader:
     def read(raw: object) -> float:
         wrong = ValueError(f"must be a number {_range(low, high)}")

@@ -14,11 +14,13 @@ from proxy.breaker import Breaker, BreakerRules
 from proxy.config import Settings
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.pacer import Pacer
 from proxy.routing import router
 from proxy.upstream import MAX_IDLE, Pool
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
     ("backend_inflight", "Requests under way at an engine.", lambda b: b.inflight),
+    ("backend_max_inflight", "Most requests under way at an engine, set or found.", lambda b: b.max_inflight),
     ("backend_up", "1 where the engine answers.", lambda b: int(bool(b.up))),
     ("backend_breaker", "0 closed, 1 half open, 2 open.", lambda b: b.breaker.state.value),
     ("backend_requests_running", "As the engine reports it.", lambda b: b.report.running if b.report else None),
@@ -102,7 +104,9 @@ class Fleet:
             api_key=self._api_key,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
-        backend = Backend(url, pool, settings.max_inflight, breaker=Breaker(self._rules))
+        pacer = None if settings.max_inflight else Pacer()
+        most = pacer.limit if pacer is not None else settings.max_inflight
+        backend = Backend(url, pool, most, breaker=Breaker(self._rules), pacer=pacer)
         for name, doc, read in _GAUGES:
             self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
         return backend

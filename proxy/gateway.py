@@ -23,13 +23,17 @@ from proxy.gate import Gate
 from proxy.group import FlightGroup
 from proxy.identity import tenant
 from proxy.key import Keyer
+from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.plain import Plain
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
+from proxy.punctual import in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
+from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
@@ -53,6 +57,7 @@ class Gateway:
         affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
         gate: Gate | None = None,
+        urgency: Urgency | None = None,
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -66,21 +71,23 @@ class Gateway:
         self._affinity = affinity
         self._admit = admit
         self._gate = gate
+        self._urgency = urgency or Urgency(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
+        self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
             "/embed": ("POST", "embeddings", embed),
             "/v1/models": ("GET", "models", self._models),
-            "/health": ("GET", "health", self._health),
-            "/ready": ("GET", "ready", self._ready),
-            "/metrics": ("GET", "metrics", self._metrics_page),
+            "/health": ("GET", "health", plain.health),
+            "/ready": ("GET", "ready", plain.ready),
+            "/metrics": ("GET", "metrics", plain.metrics),
         }
 
     def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
@@ -98,7 +105,13 @@ class Gateway:
                     self.tracing.begin(call)
                 if self._gate is not None:
                     self._gate.enter(call)
-                sent = await answer(call)
+                given = request.headers.get("x-request-timeout")
+                if given is None:
+                    sent = await answer(call)
+                else:
+                    seconds = timeout_of(given)
+                    call.deadline = asyncio.get_running_loop().time() + seconds
+                    sent = await in_time(call, answer, seconds, self._scheduler.told.missed)
             except GatewayError as e:
                 sent = await self._refuse(call, e)
             except TimeoutError:
@@ -179,6 +192,7 @@ class Gateway:
     def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
         streamed = ask.stream and ask.endpoint != "embeddings"
+        priority = self._urgency.priority(call)
         key = None
         if share.shared:
             fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
@@ -186,6 +200,7 @@ class Gateway:
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
+                self._scheduler.promote(flight, priority, call.deadline)
                 return call.reads(
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
@@ -206,6 +221,9 @@ class Gateway:
             merge=share.merge,
             tenant=self._scope(call) if share.merge else b"",
             affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
+            owner=self._urgency.owner(call),
+            priority=priority,
+            deadline=call.deadline,
         )
         flight = self._group.launch(plan)
         verdict = "miss" if share.shared else "bypass"
@@ -284,6 +302,9 @@ class Gateway:
                 ("X-Request-Id", call.id),
             ),
             model=call.model,
+            owner=self._urgency.owner(call),
+            priority=self._urgency.priority(call),
+            deadline=call.deadline,
         )
         flight = self._group.launch(plan)
         reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
@@ -293,24 +314,7 @@ class Gateway:
     async def _models(self, call: Call) -> respond.Sent:
         if self._admit is not None:
             await self._admit(call, b"")
-        if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
-        models = self._backends.models()
-        if self._gate is not None:
-            models = self._gate.visible(call, models)
-        return await self._reply(call, 200, {"object": "list", "data": models})
-
-    async def _health(self, call: Call) -> respond.Sent:
-        return await self._reply(call, 200, {"status": "ok"})
-
-    async def _ready(self, call: Call) -> respond.Sent:
-        if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
-        return await self._reply(call, 200, {"status": "ready"})
-
-    async def _metrics_page(self, call: Call) -> respond.Sent:
-        body, kind = self._metrics.render(call.request.headers.get("accept", ""))
-        return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
+        return await self._plain.models(call)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
         ours = [("content-type", "application/json"), *headers, *call.headers()]

@@ -9,6 +9,7 @@ from proxy.cache import Cache
 from proxy.door import Door
 from proxy.flight import Flight
 from proxy.group import FlightGroup
+from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.metrics import Metrics
 
@@ -25,6 +26,14 @@ def state_gauges(
     metrics.gauge("flights", "Generations and other answers in the making.", lambda: len(group))
     metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
     metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(batcher))
+    for at, name in enumerate(PRIORITIES):
+        metrics.gauge(
+            "queue_waiting",
+            "Flights that wait for a place at an engine.",
+            lambda at=at: batcher.line.lengths()[at],  # type: ignore[misc]
+            {"priority": name},
+        )
+    metrics.gauge("queue_owners", "Callers whose flights wait for a place.", lambda: batcher.line.owners)
     metrics.gauge("client_connections", "Open client connections.", lambda: len(door.connections))
     metrics.counter(
         "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped

@@ -19,8 +19,8 @@ QUANTUM: Final = 1024
 """Tokens an owner may have before the next one's turn: about one request of a chat, so that turns alternate."""
 
 AGED_TURN: Final = 4
-"""Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of old
-requests would undo fairness; with one in four it costs the others a quarter at most."""
+"""Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of
+old requests would undo fairness; with one in four it costs the others a quarter at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,10 @@ class _Ring(Generic[T]):
 
 
 class Line(Generic[T]):
-    """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then as
-    they came. A higher class goes first, except that one place in four goes to the item that has waited longest,
-    once that is more than `patience` seconds: it is served after at most four places for each one before it.
-    Engines that are full block their own pool only."""
+    """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then
+    as they came. A higher class goes first, except that one place in four goes to the item that has waited
+    longest, once that is more than `patience` seconds: it is served after at most four places for each one before
+    it. Engines that are full block their own pool only."""
 
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience

@@ -42,10 +42,10 @@ class LoadWatch:
             await self.look()
 
     async def look(self) -> None:
-        """One round. With one engine there is nothing to choose, and nothing is asked."""
+        """One round. With one engine there is nothing to choose, and nothing is asked, but for its pacer."""
         engines = list(self._engines())
         self._silent = {engine: until for engine, until in self._silent.items() if engine in engines}
-        if len(engines) > 1:
+        if len(engines) > 1 or any(engine.pacer is not None for engine in engines):
             await asyncio.gather(*(self._ask(engine) for engine in engines))
 
     async def _ask(self, engine: Backend) -> None:

@@ -19,7 +19,6 @@ from proxy.plan import Mode
 _OWN: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
 """Headers in which twins may differ."""
 _MAX_ENGINES: Final = 256
-_TICK: Final = 0.002  # a timer of uvloop's may be a millisecond early
 
 
 class Merger:
@@ -47,15 +46,6 @@ class Merger:
         if self._most < 2 or ask is None:
             return False
         return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
-
-    def holds(self, flight: Flight) -> bool:
-        """Whether it waits for its window to close."""
-        if not self.window or not flight.plan.merge:
-            return False
-        return flight.clock() - flight.times.created < self.window - _TICK
-
-    def carried(self, flight: Flight) -> bool:
-        return flight in self._carried
 
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none."""

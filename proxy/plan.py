@@ -4,7 +4,8 @@ Called by flight and by everyone who makes, feeds or renders one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -45,6 +46,9 @@ class Plan:
     merge: bool = False  # it samples: it may go up together with its twins
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
+    owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
+    priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
+    deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
 
 
 class Items(NamedTuple):

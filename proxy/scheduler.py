@@ -5,9 +5,8 @@ Called by the gateway (submit) and the app (lifecycle)."""
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
-from proxy import cache as store
+from proxy import kept
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
@@ -19,14 +18,10 @@ from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
 from proxy.merger import Merger
 from proxy.metrics import Metrics
-from proxy.plan import Head, Mode
+from proxy.phase import Phase
+from proxy.plan import Mode
+from proxy.queue_metrics import QueueMetrics
 from proxy.retry import Budget, RetryRules
-from proxy.wire.fold import Unfoldable, fold, forces_tool
-from proxy.wire.frames import Usage
-from proxy.wire.sse import unchunks
-
-_JSON: Final = (("content-type", "application/json"),)
-_SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
 class Scheduler:
@@ -53,6 +48,7 @@ class Scheduler:
         self._backends = backends
         self._cache = cache
         self._metrics = metrics
+        self.told = QueueMetrics(metrics.registry)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
@@ -74,28 +70,32 @@ class Scheduler:
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
+        self._holding: dict[Flight, asyncio.TimerHandle] = {}  # who waits for twins, and until when
+        batcher.on_pushed = self._pushed
         backends.on_release = self._released
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
 
     def submit(self, flight: Flight) -> None:
-        """Take charge of a new Flight. Raises GatewayError 503 (and forgets it) when the queue is full."""
+        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `Batcher.offer`."""
         plan = flight.plan
         lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
         try:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
             now = self._loop.time()
-            held = plan.merge and self._merger.expects(flight, now)
-            if lookup or held or self.queue.waits or not self._place(flight, set()):
-                self.queue.offer(flight, now, lookup=lookup)
-                if held and self._merger.window:
-                    self._loop.call_later(self._merger.window, self._soon)
+            expects = plan.merge and self._merger.expects(flight, now)
+            if lookup or expects or self.queue.waits or not self._place(flight):
+                hold = expects and self.queue.window > 0
+                self.queue.offer(flight, now, lookup=lookup, hold=hold)
+                if hold:
+                    self._holding[flight] = self._loop.call_later(self.queue.window, self._unhold, flight)
                 else:
                     self._soon()
-        except GatewayError:
+        except GatewayError as e:
             self._group.remove(flight)
+            self.told.refused(e.code.code)
             raise
         flight.on_empty = self._cancel
 
@@ -104,6 +104,9 @@ class Scheduler:
         self._closed = True
         if self._window is not None:
             self._window.cancel()
+        for timer in self._holding.values():
+            timer.cancel()
+        self._holding.clear()
         for flight in tuple(self._group.live):
             if not flight.ended:
                 self.queue.discard(flight)
@@ -137,8 +140,33 @@ class Scheduler:
         self._place_waiting()
 
     def _place_waiting(self) -> None:
-        full: set[str | None] = set()
-        self.queue.place(lambda flight: not self._merger.holds(flight) and self._place(flight, full))
+        if self.queue.waits:
+            self.queue.place(self._take, self._loop.time())
+
+    def _take(self, flight: Flight) -> bool:
+        if not self._place(flight):
+            return False
+        self.told.placed(flight.plan.priority, flight.clock() - flight.times.created)
+        return True
+
+    def _unhold(self, flight: Flight) -> None:
+        """Its time to wait for twins is over."""
+        del self._holding[flight]
+        if self.queue.release(flight, self._loop.time()):
+            self._soon()
+
+    def _pushed(self, flight: Flight, error: GatewayError) -> None:
+        """It had to make room for another's."""
+        self.told.refused("pushed_out")
+        self._end(flight, error)
+
+    def promote(self, flight: Flight, priority: int, deadline: float) -> None:
+        """One more reader, who may be more urgent than those before."""
+        plan = flight.plan
+        if priority < plan.priority or deadline < plan.deadline:
+            plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
+            if flight.phase is Phase.QUEUED and self.queue.promote(flight, priority, deadline):
+                self.told.promoted()
 
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
@@ -172,76 +200,62 @@ class Scheduler:
                 misses.append(flight)
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
-        self.queue.looked(batch, misses)
+        for flight, error in self.queue.looked(batch, misses, self._loop.time()):
+            self.told.refused(error.code.code)
+            self._end(flight, error)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
         self._place_waiting()
 
     def _hit(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""
-        if flight.plan.mode is Mode.WHOLE:
-            body = stored.body if stored.kind == "whole" else b""
-            ask = flight.plan.ask
-            if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
-                try:
-                    body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
-                except Unfoldable:
-                    return False
-                except ValueError:
-                    body = b""  # whole chunks, but not ours
-            if not body:
-                flight.replace = True
-                return False
-            flight.piece(body)
-            head = Head(200, _JSON, len(body))
-        elif stored.kind == "stream":
-            flight.head = head = Head(200, _SSE)
-            plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
-            flight.stored(stored.body, plain)
-        else:
-            flight.replace = True  # one body is no stream; the stream that now follows serves both
+        if not kept.land(flight, stored):
             return False
-        flight.stored_at = stored.created
-        if stored.prompt_tokens is not None or stored.completion_tokens is not None:
-            flight.usage = Usage(
-                prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0
-            )
-        flight.times.first = flight.clock()
-        for reader in flight.subscribers:
-            reader.verdict = "hit"
-        flight.land(head)
         self._group.remove(flight)
         self._metrics.flight_landed("hit", flight.plan.model, None)
         return True
 
-    def _place(self, flight: Flight, full: set[str | None]) -> bool:
+    def _place(self, flight: Flight) -> bool:
         """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
-        model = flight.plan.model
-        if self._merger.carried(flight):
-            return True  # it went along with a twin of its before it
-        if model in full:
-            return False
+        plan = flight.plan
         try:
-            lease = self._backends.acquire(model, affinity=flight.plan.affinity)
+            lease = self._backends.acquire(plan.model, affinity=plan.affinity)
         except GatewayError as e:
             self._end(flight, e)
             return True
         if lease is None:
-            full.add(model)
             return False
-        if flight.plan.merge and self.queue.waits and lease.backend.merges:
-            rider, flight = flight, self._merger.merge(flight, self.queue.waiting(), lease.backend.name)
-            if rider.trace is not None and flight is not rider:
-                rider.trace.carries(flight)
+        if plan.merge and self.queue.has_twins and lease.backend.merges:
+            flight = self._board(flight, lease.backend.name)
         journey = self._flying[flight] = Journey(flight, lease, self._road)
         journey.begin()
         return True
+
+    def _board(self, flight: Flight, backend: str) -> Flight:
+        """All twins of it that wait go along; each has its place with that."""
+        carrier = self._merger.merge(flight, self.queue.twins(flight), backend)
+        if isinstance(carrier, Carrier):
+            if flight.trace is not None:
+                flight.trace.carries(carrier)
+            for rider in carrier.riders:
+                if rider is not None and rider is not flight:
+                    self._release_hold(rider)
+                    self.queue.grant(rider)
+        return carrier
+
+    def _release_hold(self, flight: Flight) -> None:
+        timer = self._holding.pop(flight, None)
+        if timer is not None:
+            timer.cancel()
 
     # -- at the engine ----------------------------------------------------------------------------
 
     def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
         flight = journey.flight
         self._flying.pop(flight, None)
+        pacer = journey.lease.backend.pacer
+        if pacer is not None and flight.times.first is not None and flight.mode is Mode.STREAM:
+            pacer.answered(flight.times.first - (flight.times.dispatched or 0.0))
         if isinstance(flight, Carrier):
             self._unload(flight, error)
         elif error is None:
@@ -256,7 +270,10 @@ class Scheduler:
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
         self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
         for rider in self._merger.unload(carrier, error):
-            self.queue.put(rider)
+            try:
+                self.queue.put(rider, self._loop.time())
+            except GatewayError as e:  # the time that it has is not enough any more
+                self._end(rider, e)
             self._soon()
 
     def _cut(self, flight: Flight) -> None:
@@ -281,20 +298,8 @@ class Scheduler:
         if self._cache is None or key is None or feeder is None or not feeder.clean:
             self._group.remove(flight)
             return
-        streamed = flight.mode is Mode.STREAM
-        usage = flight.usage
-        body, cut, tail = store.stream_views(flight.log, flight.view(usage=not streamed))
-        stored = Stored(
-            kind="stream" if streamed else "whole",
-            created=store.now(),
-            body=body,
-            cut=cut,
-            tail=tail,
-            prompt_tokens=usage.prompt_tokens if usage else None,
-            completion_tokens=usage.completion_tokens if usage else None,
-        )
-        replace = streamed or flight.replace or flight.plan.fresh
-        self._cache.store(key, stored, lambda: self._group.remove(flight), replace=replace)
+        replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
+        self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
 
     # -- ends -------------------------------------------------------------------------------------
 
@@ -308,6 +313,7 @@ class Scheduler:
         """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
         self._group.remove(flight)
         flight.cancel()
+        self._release_hold(flight)
         self.queue.discard(flight)
         self._measure(flight, "cancelled")
         self._cut(flight)

@@ -66,7 +66,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
                 continue
             trip = trips.pop(argument % len(trips))
             misses = [item for at, item in enumerate(trip) if argument >> at & 1]
-            queue.looked(trip, misses)
+            queue.looked(trip, misses, now)
             missed += [item for item in misses if item in looking]
             looking = [item for item in looking if item not in trip]
             assert not any(queue.looking(item) for item in trip)
@@ -77,8 +77,8 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
                 offered.append(item)
                 return len(offered) <= room
 
-            queue.place(take)
-            assert offered == missed
+            queue.place(take, 0.0)
+            assert offered == missed[: argument + 1]
             missed = missed[argument:]
         else:
             waits = argument in [item for item, _ in arrived] + looking + missed
@@ -114,9 +114,9 @@ def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_alo
     queue.discard("left")
     queue.offer("stays", 0.0, lookup=True)
     assert queue.due(0.0) == ["stays"]
-    queue.looked(["left"], ["left"])
+    queue.looked(["left"], ["left"], 0.0)
     assert queue.looking("stays")
-    queue.looked(["stays"], ["stays"])
+    queue.looked(["stays"], ["stays"], 0.0)
     assert queue.waiting() == ("stays",)
 
 
@@ -129,5 +129,5 @@ def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() ->
         queue.discard(item)
         return item == "b"
 
-    queue.place(take)
+    queue.place(take, 0.0)
     assert len(queue) == 0

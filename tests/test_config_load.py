@@ -57,6 +57,8 @@ TYPED: dict[str, str] = {
     "embed_batch_window_ms": "2.5",
     "embed_batch_calls": "3",
     "max_inflight": "3",
+    "top_priority": "high",
+    "queue_patience": "5",
     "max_body_bytes": "65536",
     "max_header_bytes": "8KiB",
     "rate_limit_rps": "2.5",

@@ -1,0 +1,70 @@
+"""Owns what the store keeps of a Flight's answer, and how a Flight lands from what was kept.
+Must not know Redis, engines, clients or the queue.
+Called by the scheduler: when a look-up has found something, and when an answer is whole."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from proxy import cache as store
+from proxy.cache import Stored
+from proxy.flight import Flight
+from proxy.plan import Head, Mode
+from proxy.wire.fold import Unfoldable, fold, forces_tool
+from proxy.wire.frames import Usage
+from proxy.wire.sse import unchunks
+
+_JSON: Final = (("content-type", "application/json"),)
+_SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
+
+
+def land(flight: Flight, stored: Stored) -> bool:
+    """Land a Flight from the store; False where what is stored does not serve it."""
+    if flight.plan.mode is Mode.WHOLE:
+        body = stored.body if stored.kind == "whole" else b""
+        ask = flight.plan.ask
+        if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
+            try:
+                body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
+            except Unfoldable:
+                return False
+            except ValueError:
+                body = b""  # whole chunks, but not ours
+        if not body:
+            flight.replace = True
+            return False
+        flight.piece(body)
+        head = Head(200, _JSON, len(body))
+    elif stored.kind == "stream":
+        flight.head = head = Head(200, _SSE)
+        plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
+        flight.stored(stored.body, plain)
+    else:
+        flight.replace = True  # one body is no stream; the stream that now follows serves both
+        return False
+    flight.stored_at = stored.created
+    if stored.prompt_tokens is not None or stored.completion_tokens is not None:
+        flight.usage = Usage(
+            prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0
+        )
+    flight.times.first = flight.clock()
+    for reader in flight.subscribers:
+        reader.verdict = "hit"
+    flight.land(head)
+    return True
+
+
+def keep(flight: Flight) -> Stored:
+    """What is kept of an answer that is whole."""
+    streamed = flight.mode is Mode.STREAM
+    usage = flight.usage
+    body, cut, tail = store.stream_views(flight.log, flight.view(usage=not streamed))
+    return Stored(
+        kind="stream" if streamed else "whole",
+        created=store.now(),
+        body=body,
+        cut=cut,
+        tail=tail,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        completion_tokens=usage.completion_tokens if usage else None,
+    )

@@ -1,0 +1,89 @@
+"""Owns how many requests an engine is sent at a time, where that is to be found out: a pure controller.
+Must not know engines, sockets or clocks: it is told what was seen, once a tick.
+Called by the pace watch, one pacer an engine."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Final
+
+from proxy.load import Report
+
+START: Final = 16
+"""Requests: doubled each tick while the engine keeps up, so that 256 are four ticks away."""
+MOST: Final = 4096
+GROWTH: Final = 1.1  # a tick, once the engine has been seen to be full
+CUT: Final = 0.9
+QUEUE_SHARE: Final = 0.05
+"""Of what runs: so many may wait inside the engine. vLLM needs a few at hand to fill the places that fall free in
+its next step; each one more only waits where it cannot be shared, reordered or cancelled for nothing."""
+KV_FULL: Final = 0.95  # of the KV cache: above it vLLM preempts, and computes again what it had
+TOLERANCE: Final = 2.0  # times the floor: TTFT up to there is batching, above it a queue
+FLOOR_TICKS: Final = 60  # so many ticks' medians have the floor among them
+MIN_SAMPLES: Final = 3
+
+
+class Pacer:
+    """Finds the number of requests at which an engine's batch is full and its queue short.
+
+    By the engine's own word where it reports (vLLM): it grows while it is reached and hardly any waits there, and
+    is cut, to what runs and a few more, when they queue up there or the KV cache is full. Else by TTFT: the median
+    of a tick against the least of the last minute (gradient, as in Netflix's concurrency-limits, "Gradient2"). It
+    only grows in a tick in which it was reached, so that an idle hour teaches it nothing.
+    """
+
+    def __init__(self, start: int = START, *, most: int = MOST) -> None:
+        self._limit = float(start)
+        self._most = most
+        self._probing = True  # the engine has not been seen to be full yet
+        self._ttfts: list[float] = []
+        self._floors: list[float] = []
+
+    def __repr__(self) -> str:
+        return f"<Pacer {self.limit}{' probing' if self._probing else ''}>"
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    def answered(self, ttft: float) -> None:
+        """Seconds from an engine's getting a request to its first token."""
+        if len(self._ttfts) < 1024:
+            self._ttfts.append(ttft)
+
+    def tick(self, *, reached: bool, report: Report | None) -> int:
+        """The limit from now on. `reached`: since the last tick as many were under way as are allowed."""
+        ttfts, self._ttfts = self._ttfts, []
+        seen = median(ttfts) if len(ttfts) >= MIN_SAMPLES else None
+        if seen is not None:
+            self._floors = [*self._floors[1 - FLOOR_TICKS :], seen]
+        if report is not None:
+            self._by_report(report, reached)
+        elif seen is not None:
+            self._by_ttft(seen, reached)
+        self._limit = min(max(self._limit, 1.0), float(self._most))
+        return self.limit
+
+    def _by_report(self, report: Report, reached: bool) -> None:
+        room = max(1.0, math.ceil(QUEUE_SHARE * report.running))
+        if report.kv_cache >= KV_FULL:
+            self._probing = False
+            self._limit = min(self._limit, max(report.running, 1.0)) * CUT
+        elif report.waiting > 2 * room:
+            self._probing = False
+            # What runs is what fits; others' requests run there too, so never up, and never down by half at once.
+            self._limit = min(self._limit, max(report.running + room, self._limit * 0.5))
+        elif reached and report.waiting <= room:
+            self._grow()
+
+    def _by_ttft(self, seen: float, reached: bool) -> None:
+        gradient = TOLERANCE * min(self._floors) / max(seen, 1e-9)
+        if gradient < 1.0:
+            self._probing = False
+            self._limit *= max(0.5, gradient)
+        elif reached:
+            self._grow()
+
+    def _grow(self) -> None:
+        self._limit = self._limit * 2 if self._probing else max(self._limit + 1, self._limit * GROWTH)

@@ -1,0 +1,69 @@
+"""Owns what Prometheus is told of waiting: how long for a place, by class, and who did not get one.
+Must not know requests, flights or engines: it is given numbers and names.
+Called by the scheduler and by the gateway, once a request that waits or is turned away."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aioprometheus.collectors import Registry
+
+from proxy.errors import Code
+from proxy.line import PRIORITIES
+from proxy.metrics import PREFIX, QUEUE_BUCKETS
+from proxy.phase import Phase
+from proxy.series import Counts, Histograms, Label
+
+REASONS: Final = (
+    Code.QUEUE_FULL.code,
+    Code.QUEUE_SHARE.code,
+    Code.DEADLINE_UNMEETABLE.code,
+    Code.SHUTTING_DOWN.code,
+    "pushed_out",
+)
+
+
+class QueueMetrics:
+    """One method a fact."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._wait = Histograms(
+            PREFIX + "place_wait_seconds",
+            "From a flight's making to its place at an engine, where it had to wait for one.",
+            (Label("priority", PRIORITIES),),
+            QUEUE_BUCKETS,
+            registry,
+        )
+        self._refused = Counts(
+            PREFIX + "queue_refused_total",
+            "Flights that the queue did not take or keep.",
+            (Label("why", REASONS),),
+            registry,
+        )
+        self._missed = Counts(
+            PREFIX + "deadlines_missed_total",
+            "Requests whose x-request-timeout was over, by how far their flight was.",
+            (Label("phase", ("arriving", *(phase.value for phase in Phase))),),
+            registry,
+        )
+        self._promoted = Counts(
+            PREFIX + "queue_promoted_total", "Flights moved up because someone more urgent joined.", (), registry
+        )
+        for why in REASONS:
+            self._refused.count((why,), 0)
+        self._promoted.count((), 0)
+
+    def placed(self, priority: int, seconds: float) -> None:
+        """A flight that waited has its place."""
+        self._wait.seen((PRIORITIES[priority],), seconds)
+
+    def refused(self, why: str) -> None:
+        """See REASONS."""
+        self._refused.count((why,))
+
+    def missed(self, phase: str) -> None:
+        """A request's time was over."""
+        self._missed.count((phase,))
+
+    def promoted(self) -> None:
+        self._promoted.count(())

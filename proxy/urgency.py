@@ -1,0 +1,68 @@
+"""Owns how urgent a request is: its class, its deadline, and whose turn it takes.
+Must not know the queue, engines or flights.
+Called by the gateway, once a request."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+
+from proxy.call import Call
+from proxy.caller import Caller
+from proxy.errors import Code, GatewayError
+from proxy.line import NORMAL, PRIORITIES
+
+MAX_TIMEOUT: Final = 86_400.0  # seconds
+_NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+class Urgency:
+    """Reads what requests say of it. `top`: the highest class for callers without a key of ours."""
+
+    def __init__(self, top: int, address: Callable[[web.BaseRequest], str]) -> None:
+        self._stranger = Caller(id="", top_priority=top, priority=max(top, NORMAL))
+        self._address = address
+
+    def priority(self, call: Call) -> int:
+        """The class of a request (`line.PRIORITIES`). Raises GatewayError 400."""
+        caller = call.caller or self._stranger
+        given = call.request.headers.get("x-gateway-priority")
+        if given is None:
+            return caller.priority
+        name = given.strip().lower()
+        if name not in PRIORITIES:
+            raise GatewayError(
+                Code.INVALID_HEADER,
+                f"x-gateway-priority must be one of {', '.join(PRIORITIES)}, not {given[:64]!r}.",
+            )
+        asked = PRIORITIES.index(name)
+        if asked < caller.top_priority:
+            raise GatewayError(
+                Code.INVALID_HEADER,
+                f"x-gateway-priority: {name} is above what you may ask for, {PRIORITIES[caller.top_priority]}.",
+            )
+        return asked
+
+    def owner(self, call: Call) -> Hashable | Callable[[], Hashable]:
+        """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
+        return call.caller.tenant if call.caller is not None else partial(self._address, call.request)
+
+
+def timeout_of(given: str | None) -> float:
+    """Seconds that the client gives its request (`x-request-timeout`), from when it came; inf where it does not
+    say. Raises GatewayError 400."""
+    if given is None:
+        return math.inf
+    text = given.strip()
+    seconds = float(text) if _NUMBER.fullmatch(text) else 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise GatewayError(
+            Code.INVALID_HEADER,
+            f"x-request-timeout must be a number of seconds over 0, up to {MAX_TIMEOUT:g}, not {given[:64]!r}.",
+        )
+    return seconds

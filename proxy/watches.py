@@ -1,0 +1,60 @@
+"""Owns what looks at something time and again, as tasks: engines' health, load and pace, the settings file.
+Must not know what is done with what they see.
+Called by the app at start."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from proxy.backends import Backend, Backends
+from proxy.config import Settings
+from proxy.load_watch import LoadWatch
+from proxy.log import Log
+from proxy.pace_watch import PaceWatch
+from proxy.reload import Reload
+
+FIRST_LOOK_SECONDS = 2.0
+"""How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
+
+
+def watch(
+    settings: Settings,
+    backends: Backends,
+    reload: Reload | None,
+    loop: asyncio.AbstractEventLoop,
+    log: Log,
+    stack: AsyncExitStack,
+) -> None:
+    """Begin to look; the stack's end ends it."""
+    tasks = [asyncio.create_task(backends.watch(settings.refresh_seconds))]
+    paced = settings.max_inflight == 0
+    if settings.load_seconds > 0 and (settings.load_weight > 0 or paced):
+        load = LoadWatch(
+            lambda: backends.all, every=settings.load_seconds, weight=settings.load_weight, clock=loop.time
+        )
+        tasks.append(asyncio.create_task(load.run()))
+    if paced:
+
+        def told(engine: Backend, limit: int) -> None:
+            log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
+
+        pace = PaceWatch(lambda: backends.all, on_room=lambda: backends.on_release(), on_large=told)
+        tasks.append(asyncio.create_task(pace.run()))
+    if reload is not None:
+        tasks.append(asyncio.create_task(reload.run()))
+    for task in tasks:
+        stack.push_async_callback(_stop, task)
+
+
+async def first_look(backends: Backends) -> None:
+    try:
+        async with asyncio.timeout(FIRST_LOOK_SECONDS):
+            await backends.refresh()
+    except TimeoutError:
+        pass  # the watch asks again; meanwhile they are tried as they are
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
