@@ -52,6 +52,7 @@ class _Owner(Generic[T]):
     heap: list[tuple[float, int, _Entry[T]]] = field(default_factory=list)
     live: int = 0
     deficit: int = 0  # tokens it may still take before the next one's turn
+    turn: bool = False  # it has been given the quantum of its turn
 
     def push(self, entry: _Entry[T]) -> None:
         entry.at = (entry.deadline, entry.number, entry)
@@ -97,29 +98,21 @@ class _Ring(Generic[T]):
         if len(owners) == 1:
             (owner,) = owners.values()
             return owner.head()
-        short = math.inf
-        for _ in range(len(owners)):
-            name, owner = next(iter(owners.items()))
-            entry = owner.head()
-            if owner.deficit >= entry.ticket.cost:
-                return entry
-            owner.deficit += self._quantum
-            short = min(short, entry.ticket.cost - owner.deficit)
-            if owner.deficit >= entry.ticket.cost:
-                return entry
-            owners[name] = owners.pop(name)
-        rounds = math.ceil(short / self._quantum)  # as many as nobody could take anything in, all at once
-        for owner in owners.values():
-            owner.deficit += rounds * self._quantum
-        return self._first_able()
-
-    def _first_able(self) -> _Entry[T]:
         while True:
-            name, owner = next(iter(self.owners.items()))
-            entry = owner.head()
-            if owner.deficit >= entry.ticket.cost:
-                return entry
-            self.owners[name] = self.owners.pop(name)
+            short = math.inf
+            for _ in range(len(owners) + 1):  # the first may be at the end of its turn
+                name, owner = next(iter(owners.items()))
+                entry = owner.head()
+                if not owner.turn:
+                    owner.turn = True
+                    owner.deficit += self._quantum
+                if owner.deficit >= entry.ticket.cost:
+                    return entry
+                short = min(short, entry.ticket.cost - owner.deficit)
+                owner.turn = False
+                owners[name] = owners.pop(name)
+            for owner in owners.values():  # as many rounds as nobody could take anything in, all at once
+                owner.deficit += (math.ceil(short / self._quantum) - 1) * self._quantum
 
     def charge(self, name: Hashable, cost: int) -> None:
         if len(self.owners) > 1 and name in self.owners:
@@ -242,7 +235,8 @@ class Line(Generic[T]):
 
     def ahead(self, ticket: Ticket) -> int:
         """How many items of its pool would have their place before it, at least: those of its own that go first,
-        as many of each other owner of its class, and every one of a higher class. Age is left out."""
+        as many of each other owner of its class but for what a quantum buys, and every one of a higher class. Age
+        is left out, and the others' items are taken to cost what its own do."""
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)
@@ -256,7 +250,8 @@ class Line(Generic[T]):
             before = mine.live
             if ticket.deadline < math.inf:
                 before = sum(at[2].at is at and at[0] <= ticket.deadline for at in mine.heap)
-        others = sum(min(owner.live, before) for owner in ring.owners.values() if owner is not mine)
+        alike = max(0, before - self._quantum // ticket.cost)
+        others = sum(min(owner.live, alike) for owner in ring.owners.values() if owner is not mine)
         return count + before + others
 
     # -- inside -----------------------------------------------------------------------------------

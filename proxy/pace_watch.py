@@ -22,11 +22,13 @@ class PaceWatch:
         self,
         engines: Callable[[], Iterable[Backend]],
         *,
+        clock: Callable[[], float],
         on_room: Callable[[], None],
         on_large: Callable[[Backend, int], None] = lambda engine, limit: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._engines = engines
+        self._clock = clock  # that of the flights' times
         self._on_room = on_room
         self._on_large = on_large
         self._sleep = sleep
@@ -46,7 +48,7 @@ class PaceWatch:
             if engine.pacer is None or engine.up is False:
                 continue
             reached, engine.reached = engine.reached or engine.inflight >= engine.max_inflight, False
-            limit = engine.pacer.tick(reached=reached, report=engine.report)
+            limit = engine.pacer.tick(self._clock(), reached=reached, report=engine.report)
             room = room or limit > engine.max_inflight
             engine.max_inflight = limit
             told = self._told.setdefault(engine, limit)

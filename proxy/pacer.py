@@ -37,6 +37,7 @@ class Pacer:
         self._limit = float(start)
         self._most = most
         self._probing = True  # the engine has not been seen to be full yet
+        self._cut = -math.inf  # when it was cut last
         self._ttfts: list[float] = []
         self._floors: list[float] = []
 
@@ -47,22 +48,28 @@ class Pacer:
     def limit(self) -> int:
         return int(self._limit)
 
-    def answered(self, ttft: float) -> None:
-        """Seconds from an engine's getting a request to its first token."""
-        if len(self._ttfts) < 1024:
-            self._ttfts.append(ttft)
+    def answered(self, sent: float, first: float) -> None:
+        """When an engine got a request, and when its first token came, by one clock. What was sent before the last
+        cut says nothing of the limit that is in force."""
+        if sent >= self._cut and len(self._ttfts) < 1024:
+            self._ttfts.append(first - sent)
 
-    def tick(self, *, reached: bool, report: Report | None) -> int:
+    def tick(self, now: float, *, reached: bool, report: Report | None) -> int:
         """The limit from now on. `reached`: since the last tick as many were under way as are allowed."""
-        ttfts, self._ttfts = self._ttfts, []
-        seen = median(ttfts) if len(ttfts) >= MIN_SAMPLES else None
-        if seen is not None:
+        seen = None
+        if len(self._ttfts) >= MIN_SAMPLES:
+            seen = median(self._ttfts)
+            self._ttfts = []
             self._floors = [*self._floors[1 - FLOOR_TICKS :], seen]
+        before = self._limit
         if report is not None:
             self._by_report(report, reached)
         elif seen is not None:
             self._by_ttft(seen, reached)
         self._limit = min(max(self._limit, 1.0), float(self._most))
+        if self._limit < before:
+            self._cut = now
+            self._ttfts = []
         return self.limit
 
     def _by_report(self, report: Report, reached: bool) -> None:

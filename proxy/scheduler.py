@@ -255,7 +255,7 @@ class Scheduler:
         self._flying.pop(flight, None)
         pacer = journey.lease.backend.pacer
         if pacer is not None and flight.times.first is not None and flight.mode is Mode.STREAM:
-            pacer.answered(flight.times.first - (flight.times.dispatched or 0.0))
+            pacer.answered(flight.times.dispatched or 0.0, flight.times.first)
         if isinstance(flight, Carrier):
             self._unload(flight, error)
         elif error is None:

@@ -5,6 +5,7 @@ Called by the app at start."""
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 from proxy.backends import Backend, Backends
@@ -39,7 +40,9 @@ def watch(
         def told(engine: Backend, limit: int) -> None:
             log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
 
-        pace = PaceWatch(lambda: backends.all, on_room=lambda: backends.on_release(), on_large=told)
+        pace = PaceWatch(
+            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
+        )
         tasks.append(asyncio.create_task(pace.run()))
     if reload is not None:
         tasks.append(asyncio.create_task(reload.run()))

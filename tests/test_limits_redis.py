@@ -170,7 +170,8 @@ async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_li
             assert refused.over == ("caller", "streams")
         while (decision := await ask(lives, claim("third", bounds))) is None or decision.over is not None:
             pass
-        assert await redis_says(path, "ZRANGE", "gateway:limit:s:a", "0", "-1") == [b"mine", b"third"]
+        found = await redis_says(path, "ZRANGE", "gateway:limit:s:a", "0", "-1")
+        assert found in ([b"mine", b"third"], [b"third", b"mine"])  # by the deadline, which `mine` renews
 
 
 async def test_more_permits_than_one_batch_are_all_renewed() -> None:

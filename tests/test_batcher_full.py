@@ -1,0 +1,180 @@
+"""The queue when it is full, when it is slow, and when twins wait: who makes room, who is told what."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.batcher import MIN_PLACES, Batcher
+from proxy.errors import Code, GatewayError
+from proxy.line import HIGH, LOW, Ticket
+
+Item = tuple[str, int]
+
+
+def queue(limit: int, **more: Any) -> tuple[Batcher[Item], list[tuple[Item, GatewayError]]]:
+    """One whose items' owner is their first letter; what is pushed out is kept."""
+    pushed: list[tuple[Item, GatewayError]] = []
+    classes = {"H": HIGH, "L": LOW}
+    made: Batcher[Item] = Batcher(
+        limit=limit,
+        max_batch=9,
+        ticket=lambda item: Ticket(owner=item[0][0], priority=classes.get(item[0][-1], 1)),
+        **more,
+    )
+    made.on_pushed = lambda item, error: pushed.append((item, error))
+    return made, pushed
+
+
+def fill(batcher: Batcher[Item], owner: str, count: int) -> None:
+    for n in range(count):
+        batcher.offer((owner, n), 0.0, lookup=False)
+
+
+def refusal(batcher: Batcher[Item], item: Item) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        batcher.offer(item, 0.0, lookup=False)
+    return caught.value
+
+
+def test_one_owner_alone_that_fills_the_queue_is_told_that_there_is_no_capacity() -> None:
+    batcher, pushed = queue(4)
+    fill(batcher, "a", 4)
+    error = refusal(batcher, ("a", 9))
+    assert (error.code, error.retry_after) == (Code.QUEUE_FULL, 1)
+    assert pushed == []
+
+
+def test_a_newcomer_under_its_share_pushes_out_the_newest_of_who_waits_for_most() -> None:
+    batcher, pushed = queue(4)
+    fill(batcher, "a", 4)
+    batcher.offer(("b", 0), 0.0, lookup=False)
+    ((victim, error),) = pushed
+    assert victim == ("a", 3)
+    assert (error.code, error.status, error.retry_after) == (Code.QUEUE_SHARE, 429, 1)
+    assert "2 of 4" in error.message
+    assert len(batcher) == 4
+
+
+def test_who_has_its_share_is_told_so_while_others_wait_too() -> None:
+    batcher, pushed = queue(4)
+    fill(batcher, "a", 3)
+    fill(batcher, "b", 1)
+    error = refusal(batcher, ("a", 9))
+    assert (error.code, error.status) == (Code.QUEUE_SHARE, 429)
+    assert pushed == []
+
+
+def test_an_own_item_of_a_lower_class_makes_room_for_a_more_urgent_one() -> None:
+    batcher, pushed = queue(3)
+    fill(batcher, "aL", 3)
+    batcher.offer(("aH", 0), 0.0, lookup=False)
+    assert [(item, error.code) for item, error in pushed] == [(("aL", 2), Code.QUEUE_FULL)]
+    assert refusal(batcher, ("aL", 9)).code is Code.QUEUE_FULL
+
+
+def test_what_only_waits_for_a_look_up_is_not_pushed_out() -> None:
+    batcher, pushed = queue(2)
+    for n in range(2):
+        batcher.offer(("a", n), 0.0, lookup=True)
+    assert refusal(batcher, ("b", 0)).code is Code.QUEUE_FULL
+    assert pushed == []
+
+
+@given(st.lists(st.sampled_from("aaaaaabbc"), max_size=200), st.integers(3, 20))
+def test_whoever_comes_none_has_less_than_its_share_because_of_another(owners: list[str], limit: int) -> None:
+    batcher, pushed = queue(limit)
+    wanted: Counter[str] = Counter()
+    for n, owner in enumerate(owners):
+        wanted[owner] += 1
+        try:
+            batcher.offer((owner, n), 0.0, lookup=False)
+        except GatewayError:
+            assert len(batcher) == limit
+        assert len(batcher) <= limit
+    waiting = Counter(item[0] for item in batcher.waiting())
+    assert sum(waiting.values()) == min(len(owners), limit)
+    share = limit // max(1, len(wanted))
+    for owner, count in wanted.items():
+        assert waiting[owner] >= min(count, share), (waiting, pushed)
+
+
+def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_is_known() -> None:
+    late = Ticket(deadline=5.0)
+    tickets = {"late": late}
+    batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
+    for n in range(30):
+        batcher.offer(f"{n}", 0.0, lookup=False)
+    batcher.offer("late", 0.0, lookup=False)  # nobody knows how long it takes
+    batcher.discard("late")
+    for n in range(MIN_PLACES):  # one place a second
+        batcher.place(one(batcher), float(n))
+    assert batcher.wait(late, 7.0) == 0.0  # its deadline lets it go before all the others
+    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=5.0)
+    with pytest.raises(GatewayError) as caught:
+        batcher.offer("late", 7.0, lookup=False)
+    assert (caught.value.code, caught.value.status) == (Code.DEADLINE_UNMEETABLE, 503)
+    assert caught.value.retry_after == math.ceil(22 * 7 / 8)
+    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=7.0 + 22.0)
+    batcher.offer("late", 7.0, lookup=False)
+    assert batcher.promote("late", HIGH, 6.0)
+    assert next(iter([batcher.line.next(7.0)])) == "late"
+
+
+def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> None:
+    batcher: Batcher[int] = Batcher(limit=100, max_batch=9)
+    for n in range(20):
+        batcher.offer(n, 0.0, lookup=False)
+    for n in range(10):
+        batcher.place(one(batcher), float(n))
+    assert batcher.wait(Ticket(), 9.0) is not None
+    batcher.place(lambda item: True, 10.0)
+    assert len(batcher) == 0
+    assert batcher.wait(Ticket(), 11.0) is None
+
+
+def one(batcher: Any) -> Any:
+    """Takes one item, and no more."""
+    places = iter([True])
+    return lambda item: next(places, False)
+
+
+def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
+    tickets = {"late": Ticket(priority=LOW, deadline=1.0)}
+    batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
+    for n in range(40):
+        batcher.offer(f"{n}", 0.0, lookup=False)
+    for n in range(MIN_PLACES):
+        batcher.place(one(batcher), float(n))
+    batcher.offer("late", 7.0, lookup=True)
+    batch = batcher.due(7.0)
+    ((item, error),) = batcher.looked(batch, batch, 7.0)
+    assert (item, error.code) == ("late", Code.DEADLINE_UNMEETABLE)
+    assert not batcher.looking("late")
+    assert not batcher.discard("late")
+
+
+def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> None:
+    batcher: Batcher[str] = Batcher(limit=9, max_batch=9, twin=lambda item: item[0] if item[0] != "x" else None)
+    batcher.offer("a1", 0.0, lookup=False)
+    batcher.offer("a2", 0.0, lookup=False, hold=True)
+    batcher.offer("b1", 0.0, lookup=False)
+    batcher.offer("x1", 0.0, lookup=False)
+    assert batcher.waiting() == ("a2", "a1", "b1", "x1")
+    assert list(batcher.twins("a9")) == ["a1", "a2"]
+    assert list(batcher.twins("x1")) == []
+    batcher.grant("a2")
+    assert list(batcher.twins("a1")) == ["a1"]
+    assert not batcher.release("a2", 0.0)
+    batcher.offer("a3", 0.0, lookup=False, hold=True)
+    assert batcher.release("a3", 0.0)
+    batcher.grant("a3")
+    batcher.discard("a1")
+    batcher.place(lambda item: True, 0.0)
+    assert not batcher.has_twins
+    assert len(batcher) == 0

@@ -1,0 +1,127 @@
+"""The controller of how many requests an engine is sent: it finds the knee, from both sides, and stays there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.load import Report
+from proxy.pacer import MOST, Pacer
+
+
+@dataclass
+class Simulated:
+    """An engine that runs `places` requests at a time and lets the rest wait, in steps of a tenth of a second; a
+    request takes `steps` of them. There is always more to send."""
+
+    places: int
+    steps: int = 10
+    reports: bool = True
+    base: float = 0.05  # seconds to the first token with nothing before it
+    running: list[int] = field(default_factory=list)  # steps left
+    waiting: list[float] = field(default_factory=list)  # when each came
+    now: float = 0.0
+
+    def second(self, pacer: Pacer, limit: int, demand: int = 10**6) -> int:
+        """One second, and the pacer's tick after it."""
+        reached = False
+        for _ in range(10):
+            while len(self.running) + len(self.waiting) < min(limit, demand):
+                self.waiting.append(self.now)
+            reached = reached or len(self.running) + len(self.waiting) >= limit
+            self.running = [left - 1 for left in self.running if left > 1]
+            while self.waiting and len(self.running) < self.places:
+                pacer.answered(self.waiting.pop(0), self.now + self.base)
+                self.running.append(self.steps)
+            self.now += 0.1
+        report = Report(float(len(self.running)), float(len(self.waiting)), 0.5) if self.reports else None
+        return pacer.tick(self.now, reached=reached, report=report)
+
+
+@pytest.mark.parametrize("places", [8, 64, 256])
+@pytest.mark.parametrize(
+    ("start", "reports"),
+    [(1, True), (16, True), (2000, True), (1, False), (16, False)],  # silent from above: the test after this one
+)
+def test_it_finds_what_the_engine_takes_from_below_and_from_above(start: int, places: int, reports: bool) -> None:
+    engine, pacer = Simulated(places, reports=reports), Pacer(start)
+    limits = [start]
+    for _ in range(120):
+        limits.append(engine.second(pacer, limits[-1]))
+    settled = limits[-40:]
+    assert min(settled) >= (0.7 if reports else 0.6) * places, settled
+    assert max(settled) <= (1.6 if reports else 3) * places + 4, settled
+
+
+@pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
+def test_it_follows_an_engine_that_gets_slower_and_faster(reports: bool) -> None:
+    engine, pacer = Simulated(64, reports=reports), Pacer()
+    limit = pacer.limit
+    for places in (64, 16, 64):
+        engine.places = places
+        for _ in range(90):
+            limit = engine.second(pacer, limit)
+        assert 0.6 * places <= limit <= 3 * places, (places, limit)
+
+
+@pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
+def test_quiet_times_teach_it_nothing(reports: bool) -> None:
+    engine, pacer = Simulated(64, reports=reports), Pacer()
+    limit = pacer.limit
+    for _ in range(60):
+        limit = engine.second(pacer, limit)
+    busy = limit
+    for _ in range(600):
+        limit = engine.second(pacer, limit, demand=3)
+    assert limit == pytest.approx(busy, rel=0.35)
+
+
+def test_one_slow_prompt_does_not_cut_it() -> None:
+    pacer = Pacer(32)
+    for _ in range(10):
+        for ttft in (0.05, 0.05, 0.05, 0.06, 9.0):
+            pacer.answered(0.0, ttft)
+        before = pacer.limit
+        assert pacer.tick(0.0, reached=False, report=None) == before
+
+
+def test_a_full_cache_cuts_below_what_runs() -> None:
+    pacer = Pacer(100)
+    assert pacer.tick(0.0, reached=True, report=Report(50.0, 0.0, 0.99)) == 45
+
+
+def test_with_nothing_seen_nothing_changes() -> None:
+    pacer = Pacer(7)
+    for _ in range(5):
+        assert pacer.tick(0.0, reached=True, report=None) == 7
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(),
+            st.one_of(
+                st.none(),
+                st.builds(Report, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)),
+            ),
+            st.lists(st.floats(0, 1e4), max_size=5),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_is_seen_it_stays_within_its_bounds(
+    ticks: list[tuple[bool, Report | None, list[float]]],
+) -> None:
+    pacer = Pacer()
+    for reached, report, ttfts in ticks:
+        for ttft in ttfts:
+            pacer.answered(0.0, ttft)
+        before = pacer.limit
+        limit = pacer.tick(0.0, reached=reached, report=report)
+        assert 1 <= limit <= MOST
+        assert limit <= max(2 * before, before + 1), "never more than twice as many at once"
+        if not reached:
+            assert limit <= before
