@@ -197,7 +197,10 @@ def embeddings(url: str, pid: int, log: Path, rounds: int) -> list[Row]:
             for duplicates in (0.0, 0.5):
                 for k in CLIENTS if not duplicates else (8, 32):
                     for m, (name, through) in enumerate([*targets.items()][:: 1 if n % 2 else -1]):
-                        count, seed = (60, 120, 200)[(k > 1) + (k > 4)], 10_000 * n + 100 * k + 10 * m
+                        count, seed = (
+                            (60, 120, 200)[(k > 1) + (k > 4)],
+                            10_000 * n + 100 * k + 10 * m + round(10 * duplicates),
+                        )
                         row = measured(pid, count, partial(clients, through, k, count, seed, duplicates))
                         rows.append({"k": k, "how": name, "duplicates": duplicates, "round": n, **row})
                         said(rows[-1])

@@ -33,10 +33,11 @@ async def at_once(url: str, path: str, bodies: list[dict[str, Any]]) -> list[Ans
 
 
 def alike(one: Any, other: Any) -> bool:
-    """The same but for numerics: llama.cpp's vectors depend a little on what it computes beside them."""
+    """The same but for numerics: llama.cpp's vectors depend on what it computes beside them (a cosine of 0.96 was
+    seen, alone against in an array); of two inputs here they are at most 0.89 alike."""
     same = one["usage"] == other["usage"] and len(one["data"]) == len(other["data"])
     pairs = [(a["embedding"], b["embedding"]) for a, b in zip(one["data"], other["data"], strict=True)]
-    return same and all(sum(map(mul, a, b)) / (hypot(*a) * hypot(*b)) > 0.98 for a, b in pairs)
+    return same and all(sum(map(mul, a, b)) / (hypot(*a) * hypot(*b)) > 0.93 for a, b in pairs)
 
 
 async def test_sampled_twins_get_samples_of_their_own_and_texts_vectors_of_their_own(app: App) -> None:
