@@ -42,7 +42,7 @@ async def play(chrome: Chrome, prompt: str, **fields: object) -> None:
     await chrome.js("document.getElementById('start').click()")
 
 
-async def shots(folder: Path, url: str) -> None:
+async def shots(folder: Path, url: str, *, most: int = 73) -> None:
     """All cases against the gateway at `url`, each after a first run that gives the numbers something to show."""
     with tempfile.TemporaryDirectory() as home:
         async with Chrome(Path(home)) as chrome:
@@ -51,13 +51,13 @@ async def shots(folder: Path, url: str) -> None:
                 await chrome.open(url + "/")
                 if not number:
                     for prompt in ("Name a river.", "Name three rivers.", "Name four rivers."):
-                        await play(chrome, prompt, readers=6, late=2, by=800)
+                        await play(chrome, prompt, readers=6, late=2, by=800, most=24)
                     await chrome.until("!document.querySelector('#start').disabled")
                     await chrome.js("document.getElementById('readers').value = 20")
-                asked = {"readers": 20, "late": 8, "by": 2000, "most": 73} | fields
+                asked = {"readers": 20, "late": 8, "by": 2000, "most": most} | fields
                 await play(chrome, f"How many can drink from one river? ({number + 1})", **asked)
                 await chrome.until(LATE)
-                await chrome.until(f"{MADE} > 56 || !document.querySelector('#start').disabled")
+                await chrome.until(f"{MADE} > {most * 3 // 4} || !document.querySelector('#start').disabled")
                 await chrome.shot(folder / name)
             print(*chrome.complaints, sep="\n")
 
@@ -75,4 +75,4 @@ async def fake(folder: Path) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "out/sample/page")
-    asyncio.run(shots(folder, sys.argv[2]) if len(sys.argv) > 2 else fake(folder))
+    asyncio.run(shots(folder, sys.argv[2], most=48) if len(sys.argv) > 2 else fake(folder))
