@@ -304,7 +304,6 @@ function frame(now) {
   }
   tally();
   if (!run.open || now - drawn > (still.matches ? 500 : 30)) { drawn = now; draw(); } else soon();
-  if (run.open && !still.matches) soon();
 }
 
 function tally() {
