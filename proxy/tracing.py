@@ -66,13 +66,14 @@ class Tracing:
             context = otel.incoming(
                 list(headers.getall("traceparent", ())), list(headers.getall("tracestate", ()))
             )
-        path = request.path if call.endpoint != "passthrough" else "passthrough"
+        route = request.path if call.endpoint != "passthrough" else "{vllm}"
         span = otel.tracer.start_span(
-            f"{request.method} {path}",
+            f"{request.method} {route}",
             context=context,
             kind=otel.api.SpanKind.SERVER,
             attributes={
                 "http.request.method": request.method,
+                "http.route": route,
                 "url.path": request.path[:512],
                 "gateway.request_id": call.id,
                 "gateway.endpoint": call.endpoint,
@@ -162,13 +163,18 @@ class RequestTrace:
 class FlightSpan:
     """The span of one Flight, and of each attempt at an engine inside it."""
 
-    __slots__ = ("_attempt", "_clock", "_id", "_kind", "_model", "_name", "_reasons", "_tracing", "span")
+    __slots__ = (
+        "_asked", "_attempt", "_clock", "_id", "_kind", "_model", "_name", "_reasons", "_resent", "_tracing",
+        "span",
+    )  # fmt: skip
 
     def __init__(self, tracing: Tracing, call: Call | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         plan = flight.plan
         self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
-        self._name = f"{self._kind} {(plan.model or 'unknown')[:256]}"
+        self._asked = None if plan.model is None else plan.model[:256]
+        self._name = f"{self._kind} {self._asked or 'unknown'}"
+        self._resent = 0
         self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
         self._attempt: Any = None
         self._reasons: list[str] = []
@@ -194,6 +200,10 @@ class FlightSpan:
         otel = self._tracing.otel
         parts = urlsplit(backend)
         where: dict[str, Any] = {"gen_ai.operation.name": self._kind, "gen_ai.provider.name": "openai"}
+        if self._asked is not None:
+            where["gen_ai.request.model"] = self._asked
+        if self._resent:
+            where["http.request.resend_count"] = self._resent
         if parts.hostname is not None:
             where["server.address"] = parts.hostname
             where["server.port"] = parts.port or (443 if parts.scheme == "https" else 80)
@@ -218,9 +228,12 @@ class FlightSpan:
 
     def retried(self, cause: str) -> None:
         if self._attempt is not None:
+            if cause.isdigit():
+                self._attempt.set_attribute("http.response.status_code", int(cause))
             self._tracing.otel.failed(self._attempt, cause)
             self._attempt.end()
             self._attempt = None
+            self._resent += 1
 
     def carries(self, carrier: Carrier) -> None:
         carrier.trace = own = FlightSpan(self._tracing, None, carrier, self.span)
@@ -232,9 +245,9 @@ class FlightSpan:
     def ended(self, flight: Flight) -> None:
         span, times = self.span, flight.times
         if span.is_recording():
-            if times.dispatched is not None:
-                span.add_event("gateway.dispatched", timestamp=self._time(times.dispatched))
-            if times.first is not None and flight.stored_at is None:
+            if flight.stored_at is not None:
+                self.event("lookup", hit=True)
+            elif times.first is not None:
                 span.add_event("gateway.first_token", timestamp=self._time(times.first))
             if flight.mode is Mode.WHOLE and flight.plan.ask is not None and flight.size <= MAX_BODY:
                 self._hear(b"".join(flight.log))

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE = 30.0  # seconds for an answer of the browser's
+PATIENCE = 55.0  # seconds for an answer of the browser's
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--remote-debugging-port=0"),

@@ -15,7 +15,7 @@ from proxy.errors import GatewayError
 from proxy.page.handlers import MAX_WATCHERS
 from proxy.page.readers import MAX_READERS, wanted
 from proxy.page.shell import shell
-from tests.client import Connection, get, post_json, streaming
+from tests.client import Connection, call, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
@@ -264,6 +264,24 @@ async def test_an_engine_s_error_and_a_broken_stream_reach_every_reader(engine: 
             await turn.drop()
             found = ends(await told(client))
             assert [end["error"]["code"] for end in found.values()] == ["upstream_truncated"] * 2
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+async def test_a_form_of_another_site_cannot_ask_for_readers(engine: Engine, kind: str) -> None:
+    body = json.dumps({"request": HELLO_STREAM, "delays_ms": [0]}).encode()
+    async with gateway(engine) as app:
+        assert (await call(app.url, "POST", READERS, body, [("content-type", kind)])).status == 415
+        assert "access-control-allow-origin" not in (await get(app.url, "/-/state")).head
+    assert engine.generations == 0
+
+
+async def test_a_head_of_the_page_has_its_headers_and_no_body(engine: Engine) -> None:
+    async with gateway(engine) as app, await Connection.open(app.url) as client:
+        await client.request("HEAD", "/")
+        head = await client.read_head()
+        assert (head.status, head["content-length"]) == (200, str(len(shell().html)))
+        await client.request("HEAD", "/-/state", headers=[STREAM])
+        assert (await client.read_head()).status == 200
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,7 @@ async def test_five_clients_of_one_generation_are_one_flight_that_four_have_link
     assert leader.start <= flight.start <= client.start <= client.end <= flight.end <= leader.end
     assert leader.name == f"POST {CHAT}"
     assert client.name == "chat m1"
-    assert flight.events == ["gateway.dispatched", "gateway.lease", "gateway.first_token"] or flight.events == [
-        "gateway.lease",
-        "gateway.dispatched",
-        "gateway.first_token",
-    ]
+    assert flight.events == ["gateway.lease", "gateway.first_token"]
     for span in (leader, flight, client):
         assert span.attributes["gen_ai.usage.output_tokens"] == 2
         assert span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
@@ -82,6 +78,19 @@ async def test_five_clients_of_one_generation_are_one_flight_that_four_have_link
     assert sorted(logged) == sorted(span.trace for span in servers)
 
 
+async def test_a_hit_is_a_flight_without_an_attempt(engine: Engine, collector: Collector) -> None:
+    engine.auto(echo_script())
+    async with gateway(engine, trace="otlp", redis="auto") as app:
+        await post_json(app.url, CHAT, HELLO)
+        assert app.cache is not None
+        await until(lambda: len(app.group) == 0)
+        assert (await post_json(app.url, CHAT, HELLO)).head["x-gateway-cache"] == "hit"
+    asked, hit = sorted(collector.of("internal"), key=lambda span: span.start)
+    assert (asked.attributes["gateway.outcome"], hit.attributes["gateway.outcome"]) == ("landed", "hit")
+    assert (asked.events[0], hit.events) == ("gateway.lookup", ["gateway.lookup"])
+    assert [span.parent for span in collector.of("client")] == [asked.id]
+
+
 async def test_a_retry_is_a_second_attempt_inside_the_same_flight(engine: Engine, collector: Collector) -> None:
     async with (
         gateway(engine, trace="otlp", retry_backoff_ms=0) as app,
@@ -94,6 +103,10 @@ async def test_a_retry_is_a_second_attempt_inside_the_same_flight(engine: Engine
         await client.read()
     failed, good = collector.of("client")
     assert (failed.attributes["error.type"], failed.failed, good.failed) == ("503", True, False)
+    assert (failed.attributes["http.response.status_code"], good.attributes["http.request.resend_count"]) == (
+        503,
+        1,
+    )
     assert {failed.parent, good.parent} == {collector.of("internal")[0].id}
     assert collector.of("internal")[0].attributes["gateway.attempts"] == 2
     assert first.headers["traceparent"].split("-")[2] == failed.id

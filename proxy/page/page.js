@@ -83,18 +83,18 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) { clearTimeout(again); if (watching) watching.abort(); } else watch();
 });
 
-function keep(list, value) { list.push(value); if (list.length > 90) list.shift(); }
+function keep(list, value) { list.push(value); if (list.length > 60) list.shift(); }
 
 function spark(id, ...lines) {
   const svg = $(id), top = Math.max(1e-9, ...lines.flat().filter((n) => n != null));
-  svg.setAttribute("viewBox", "0 0 89 24");
+  svg.setAttribute("viewBox", "0 0 59 24");
   svg.setAttribute("preserveAspectRatio", "none");
   while (svg.childNodes.length < lines.length) svg.append(document.createElementNS("http://www.w3.org/2000/svg", "path"));
   lines.forEach((line, n) => {
     let d = "", pen = "M";
     line.forEach((value, i) => {
       if (value == null) { pen = "M"; return; }
-      d += pen + (90 - line.length + i) + " " + (23 - 22 * value / top).toFixed(1);
+      d += pen + (60 - line.length + i) + " " + (23 - 22 * value / top).toFixed(1);
       pen = "L";
     });
     svg.childNodes[n].setAttribute("d", d);
@@ -304,7 +304,6 @@ function frame(now) {
   }
   tally();
   if (!run.open || now - drawn > (still.matches ? 500 : 30)) { drawn = now; draw(); } else soon();
-  if (run.open && !still.matches) soon();
 }
 
 function tally() {
