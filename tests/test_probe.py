@@ -1,0 +1,64 @@
+"""The probe says what the gateway says, however it listens: by its exit code and one line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy import probe
+from tests.certificates import Authority
+from tests.engine import Engine
+from tests.running import gateway
+
+
+async def asked(*argv: str, **environ: str) -> int:
+    """In a thread: the gateway runs in this one."""
+    return await asyncio.to_thread(probe.main, argv, environ)
+
+
+async def test_a_gateway_that_lives_and_is_ready_is_a_success(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with gateway(engine) as app:
+        assert await asked(GATEWAY_PORT=str(app.port)) == 0
+        assert await asked("ready", "--port", str(app.port)) == 0
+        assert await asked("ready", "--host", "0.0.0.0", "--port", str(app.port)) == 0
+    out, err = capsys.readouterr()
+    assert [line[:11] for line in out.splitlines()] == ["health: 200", "ready: 200 ", "ready: 200 "]
+    assert err == ""
+
+
+async def test_one_without_an_engine_lives_but_is_not_ready(capsys: pytest.CaptureFixture[str]) -> None:
+    async with gateway("http://127.0.0.1:9") as app:
+        assert await asked("health", GATEWAY_PORT=str(app.port)) == 0
+        assert await asked("ready", GATEWAY_PORT=str(app.port)) == 1
+    assert capsys.readouterr().err.startswith("ready: 503 ")
+
+
+async def test_where_nothing_listens_the_probe_fails_and_says_so(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with gateway(engine) as app:
+        port = app.port
+    assert await asked(GATEWAY_PORT=str(port)) == 1
+    assert "no answer" in capsys.readouterr().err
+
+
+async def test_it_asks_over_the_unix_socket_and_over_tls(engine: Engine, tmp_path: Path) -> None:
+    issued = Authority(tmp_path).issue("gateway.test")
+    path = str(tmp_path / "gateway.sock")
+    tls = {"tls_cert": str(issued.cert), "tls_key": str(issued.key)}
+    async with gateway(engine, listen_unix=path):
+        assert await asked(GATEWAY_LISTEN_UNIX=path) == 0
+    async with gateway(engine, **tls) as app:
+        assert await asked(GATEWAY_PORT=str(app.port), GATEWAY_TLS_CERT=tls["tls_cert"]) == 0
+        assert await asked(GATEWAY_PORT=str(app.port)) == 1
+
+
+async def test_wrong_settings_are_told_and_are_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asked(GATEWAY_PORT="many") == 2
+    assert "GATEWAY_PORT" in capsys.readouterr().err
+    assert os.environ.get("GATEWAY_PORT") is None
