@@ -1,0 +1,50 @@
+"""The ticks of the pacers: what they are told, and what becomes of it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from proxy.backends import Backend, Backends
+from proxy.load import Report
+from proxy.pace_watch import PaceWatch
+from proxy.pacer import Pacer
+from proxy.upstream import Pool
+from tests.trip import MemoryEngine
+
+
+def engine(name: str = "e0", limit: int = 4) -> Backend:
+    return Backend(name, cast(Pool, MemoryEngine()), limit, up=True, pacer=Pacer(limit))
+
+
+def test_an_engine_that_was_full_gets_more_and_who_waits_is_told() -> None:
+    backend, told, room = engine(), [], []
+    watch = PaceWatch(
+        lambda: [backend],
+        clock=lambda: 0.0,
+        on_room=lambda: room.append(1),
+        on_large=lambda engine, limit: told.append(limit),
+    )
+    backends = Backends([backend])
+    leases = [backends.acquire(None) for _ in range(4)]
+    for lease in leases:
+        assert lease is not None
+        lease.release()
+    assert backend.reached
+    backend.report = Report(4.0, 0.0, 0.1)
+    watch.tick()
+    assert (backend.max_inflight, backend.reached, room) == (8, False, [1])
+    watch.tick()  # not reached since
+    assert (backend.max_inflight, room) == (8, [1])
+    backend.report = Report(1.0, 7.0, 0.1)
+    watch.tick()
+    assert backend.max_inflight == 4
+    backend.report = Report(1.0, 3.0, 0.1)
+    watch.tick()
+    assert (backend.max_inflight, told) == (2, [4, 2])
+
+
+def test_one_that_is_down_or_has_no_pacer_is_left_alone() -> None:
+    down, plain = engine(), Backend("e1", cast(Pool, MemoryEngine()), 7, up=True)
+    down.up, down.reached = False, True
+    PaceWatch(lambda: [down, plain], clock=lambda: 0.0, on_room=lambda: None).tick()
+    assert (down.max_inflight, down.reached, plain.max_inflight) == (4, True, 7)
