@@ -71,9 +71,8 @@ def test_flag_environment_and_file_give_the_same_settings(option: Option) -> Non
 
 def test_all_settings_at_once_from_each_source_are_the_same() -> None:
     flags = [word for option in options() for word in by_flag(option, TYPED[option.name])]
-    environ = {option.env[0]: TYPED[option.name] for option in options()}
     file = "".join(by_file(option, TYPED[option.name]) for option in options())
-    assert loaded(flags) == loaded(environ=environ) == loaded(file=file)
+    assert loaded(flags) == loaded(environ={o.env[0]: TYPED[o.name] for o in options()}) == loaded(file=file)
 
 
 @given(st.sets(st.sampled_from(["flag", "environment", "file"])), st.sampled_from(sorted(OTHER)))

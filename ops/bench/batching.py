@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ TWINS: Final = (2, 4, 8, 16)
 CLIENTS: Final = (1, 2, 4, 8, 16, 32)
 CALLS: Final = (1, 2, 4, 8, 32)
 WINDOW_MS: Final = "5"  # in which twins meet, with merging and without: all else is the same
+CHOICE: Final = re.compile(rb'"index":(\d+)')
 
 Row = dict[str, Any]
 
@@ -45,15 +48,17 @@ def text(draw: random.Random, words: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(words))
 
 
-async def streamed(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> float:
-    """Seconds to the first event that says something, of an answer read to its end."""
-    began, first = time.perf_counter(), 0.0
+async def streamed(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> list[float]:
+    """Seconds to each choice's first event that says something, of an answer read to its end."""
+    began, first = time.perf_counter(), dict[bytes, float]()
     async with session.post(url, json=body) as answer:
         answer.raise_for_status()
         async for line in answer.content:
-            if not first and (b'"content":"' in line or b'"text":"' in line) and b'"content":""' not in line:
-                first = time.perf_counter() - began
-    return first
+            if (b'"content":"' in line or b'"text":"' in line) and b'"content":""' not in line:
+                number = CHOICE.search(line)
+                if number is not None and number[1] not in first:
+                    first[number[1]] = time.perf_counter() - began
+    return list(first.values())
 
 
 async def embedded(session: aiohttp.ClientSession, url: str, given: str) -> float:
@@ -74,19 +79,20 @@ async def bursts(url: str, k: int, count: int, seed: int, words: int) -> list[fl
                 "temperature": 1.0, "ignore_eos": True, "stream": True,
             }  # fmt: skip
             one = [streamed(session, f"{url}/v1/chat/completions", body) for _ in range(k)]
-            found += await asyncio.gather(*one)
+            found += chain.from_iterable(await asyncio.gather(*one))
     return found
 
 
 async def prompts(url: str, k: int, count: int, seed: int, array: bool) -> list[float]:
-    """K different prompts at once, each its own request or all as one; the TTFT of each request."""
+    """K different prompts at once, each its own request or all as one; the TTFT of each prompt."""
     draw, found = drawing(seed), list[float]()
     more = {"model": "smollm2", "max_tokens": 16, "temperature": 0, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         for _ in range(count):
             texts = [text(draw, 40) for _ in range(k)]
             bodies = [{**more, "prompt": texts}] if array else [{**more, "prompt": one} for one in texts]
-            found += await asyncio.gather(*(streamed(session, f"{url}/v1/completions", body) for body in bodies))
+            made = await asyncio.gather(*(streamed(session, f"{url}/v1/completions", body) for body in bodies))
+            found += chain.from_iterable(made)
     return found
 
 
@@ -250,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with engine(kind, log) as (url, pid):
                 rows = part(url, pid, log, args.rounds)
         made = {"part": args.part, "machine": machine(), "note": args.note, "rounds": args.rounds, "rows": rows}
-        (FOLDER / f"{args.part}.json").write_text(json.dumps(made, indent=1) + "\n")
+        (FOLDER / f"{args.part}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     page = tables(found)
     (FOLDER / "batching.md").write_text(page)
