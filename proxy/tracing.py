@@ -120,9 +120,10 @@ class RequestTrace:
         self.span = span
 
     @property
-    def id(self) -> str:
+    def id(self) -> str | None:
         """The trace's, as log lines show it."""
-        return f"{self.span.get_span_context().trace_id:032x}"
+        context = self.span.get_span_context()
+        return f"{context.trace_id:032x}" if context.is_valid else None
 
     def reads(self, call: Call, reader: Subscriber) -> None:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
@@ -216,8 +217,10 @@ class FlightSpan:
 
     def headers(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         span = self._attempt if self._attempt is not None else self.span
-        kept = [header for header in headers if header[0].lower() not in _OURS]
-        return [*kept, *self._tracing.otel.outgoing(span)]
+        ours = self._tracing.otel.outgoing(span)
+        if not ours:
+            return list(headers)  # by the environment there are no spans: as if tracing were off
+        return [*(header for header in headers if header[0].lower() not in _OURS), *ours]
 
     def frame(self, frame: bytes) -> None:
         if self._model is not None and b'"finish_reason":"' not in frame.replace(b" ", b""):

@@ -69,16 +69,18 @@ def timed_script(*, ttft: float, itl: float, tokens: int, seed: int = 0) -> Scri
 
 
 def paced_script(pieces: Sequence[str], *, ttft: float = 0.0, itl: float = 0.0) -> Script:
-    """These pieces as one stream's tokens, whatever is asked, at this pace in seconds."""
+    """These pieces as the tokens of each choice, whatever is asked, at this pace in seconds."""
 
     async def script(turn: Turn) -> None:
         if turn.method != "POST":
             await turn.respond(404, {"detail": "Not Found"})
             return
+        choices = range(_choices(turn.json()))
         for number, piece in enumerate(pieces):
             await _pause(itl if number else ttft)
-            await turn.send(piece)
-        await turn.finish()
+            for choice in choices:
+                await turn.send(piece, index=choice)
+        await turn.finish(choices=choices)
 
     return script
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.flight import Flight
 from proxy.metrics import Metrics
 from proxy.page.reading import Reading, between, quantile, read, window
 from proxy.page.state import recent
+from proxy.plan import Mode, Plan
 from proxy.series import Histogram
 
 BOUNDS = (0.01, 0.1, 1.0)
@@ -82,6 +84,16 @@ def test_the_first_look_knows_no_rates_and_the_second_does() -> None:
     assert recent([first])["generated_per_s"] == 0
     found = recent([first, Reading(2.0, generated=60, delivered=140)])
     assert (found["generated_per_s"], found["delivered_per_s"]) == (10, 40)
+
+
+def test_a_flight_that_is_being_stored_is_not_counted_twice() -> None:
+    metrics, flight = Metrics(), Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    flight.content_events = 5
+    assert read(metrics, [flight], 1.0).generated == 5
+    flight.frames([b"data: x\n\n"])
+    flight.land()
+    metrics.flight_landed("landed", "m", None, 5)
+    assert read(metrics, [flight], 2.0).generated == 5
 
 
 def test_generations_are_read_and_what_else_was_asked_is_not() -> None:

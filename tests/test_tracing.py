@@ -197,6 +197,17 @@ async def test_what_is_not_sampled_is_not_sent_and_its_trace_goes_on(
     assert engine.requests[-1].headers["traceparent"].endswith("-00")
 
 
+async def test_where_the_environment_turns_spans_off_the_client_s_trace_goes_on_as_it_came(
+    engine: Engine, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    engine.auto(echo_script())
+    async with gateway(engine, trace="otlp") as app:
+        assert (await post_json(app.url, CHAT, HELLO, [BROUGHT])).status == 200
+    assert collector.spans == []
+    assert engine.requests[-1].headers["traceparent"] == BROUGHT[1]
+
+
 async def test_the_page_s_readers_are_parts_of_its_one_request(engine: Engine, collector: Collector) -> None:
     engine.auto(echo_script())
     body = {"request": HELLO_STREAM, "delays_ms": [0, 0]}

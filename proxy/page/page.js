@@ -118,7 +118,7 @@ function show(state) {
   spark("sparkrate", past.given, past.made);
   const v = total.verdicts, shared = v.hit + v.attached + v.merged;
   put("shared", total.answered ? Math.round(100 * shared / total.answered) + " %" : "–");
-  put("counts", `${many(total.answered, "answer")}` + (total.refused + total.failed ? `, ${whole.format(total.refused)} refused, ${whole.format(total.failed)} failed` : ""));
+  put("counts", `${many(total.answered, "answer")}` + (total.refused ? `, ${whole.format(total.refused)} refused` : "") + (total.failed ? `, ${whole.format(total.failed)} failed` : ""));
   const mix = $("mix");
   if (!mix.childNodes.length) mix.append(...VERDICTS.map((name) => make("span", name)));
   VERDICTS.forEach((name, i) => {
@@ -308,8 +308,9 @@ function frame(now) {
 
 function tally() {
   const made = new Map(), asks = new Set();
-  let delivered = 0, hits = 0;
+  let delivered = 0, hits = 0, failed = 0;
   for (const one of run.lanes) {
+    if (one.failed) failed++;
     const tokens = one.usage ?? one.tokens;
     delivered += tokens;
     if (one.flight == null) continue;
@@ -322,7 +323,7 @@ function tally() {
   const merged = asks.size && asks.size < n ? ` in ${many(asks.size, "request")} to the engine` : "";
   $("tally").replaceChildren(
     bold(whole.format(n)), (n === 1 ? " generation" : " generations") + merged + ", ",
-    bold(whole.format(run.lanes.length)), (run.lanes.length === 1 ? " reader" : " readers") + (hits ? ` (${hits} from Redis)` : "") + ". Tokens: ",
+    bold(whole.format(run.lanes.length)), (run.lanes.length === 1 ? " reader" : " readers") + (hits ? `, ${hits} from Redis` : "") + (failed ? `, ${failed} without an answer` : "") + ". Tokens: ",
     bold(whole.format(generated)), " generated, ", bold(whole.format(delivered)), " delivered.");
 }
 

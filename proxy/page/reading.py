@@ -56,7 +56,8 @@ def read(metrics: Metrics, flights: Collection[Flight], now: float) -> Reading:
         refused=refused,
         failed=failed,
         left=left,
-        generated=made + sum(flight.content_events for flight in flights),
+        # One that has ended is counted already, though it may stay among them until it is stored.
+        generated=made + sum(flight.content_events for flight in flights if not flight.ended),
         delivered=out + sum(flight.content_events * len(flight.subscribers) for flight in flights),
         ttft=_added(metrics.samples("time_to_first_token_seconds")),
     )
