@@ -1,0 +1,82 @@
+"""Owns what the tests of `ops/` share: the tools that judge its files, and the program run as those files run it.
+Must not know any of the files.
+Called by tests of the deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+OPS = ROOT / "ops"
+SECONDS = 40.0  # after which a tool is taken to hang
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+def lacking(what: str) -> NoReturn:
+    """In CI everything is installed, so that there nothing is skipped unseen."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is not installed, and in CI it must be")
+    pytest.skip(f"{what} is not installed: pip install -e '.[dev]'")
+
+
+def tool(name: str) -> str:
+    """Where the program is: beside this Python, or on the path."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    return found or lacking(name)
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
+    """The command to its end. `env` is all of its environment; none: ours."""
+    done = subprocess.run(
+        [str(part) for part in command], env=env, cwd=cwd, capture_output=True, text=True, timeout=SECONDS
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def documents(text: str) -> list[Any]:
+    """The documents of a YAML file."""
+    try:
+        from ruamel.yaml import YAML
+    except ImportError:
+        lacking("ruamel.yaml")
+    return [document for document in YAML(typ="safe", pure=True).load_all(text) if document is not None]
+
+
+def bare(extra: Mapping[str, str]) -> dict[str, str]:
+    """An environment as a container or a unit has it: nothing of ours but where programs are."""
+    return {"PATH": os.environ["PATH"], **extra}
+
+
+def check_config(argv: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) -> Ran:
+    """`python -m proxy …` as a file starts it, with `--check-config`. Its interpreter is this one."""
+    assert argv[0].rpartition("/")[2] == "python", argv
+    return run(sys.executable, *argv[1:], "--check-config", env=bare({**env, "PYTHONPATH": str(ROOT)}), cwd=cwd)
+
+
+async def to_the_end(*command: str, env: Mapping[str, str]) -> Ran:
+    """The same in a loop in which something else runs, such as what is asked."""
+    return await asyncio.to_thread(run, *command, env=bare({**env, "PYTHONPATH": str(ROOT)}))
+
+
+def grace_is_enough(grace: float, settings: str) -> bool:
+    """Whether a stop waits longer than the gateway drains. `settings` is what `--check-config` printed."""
+    values = dict(line.split(" = ", 1) for line in settings.splitlines() if " = " in line)
+    return grace > float(values["drain_delay"]) + float(values["drain_timeout"])

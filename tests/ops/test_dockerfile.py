@@ -1,0 +1,128 @@
+"""The image: linted by hadolint, and what is written in it run as plain processes, since no engine is here."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine import Engine
+from tests.ops.kit import OPS, ROOT, check_config, grace_is_enough, run, to_the_end, tool
+from tests.running import gateway
+
+DOCKERFILE = (OPS / "Dockerfile").read_text()
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """`[("FROM", "python:…"), …]`, with continued lines joined."""
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    joined = re.sub(r"\\\n\s*", " ", code)
+    return [(line.split(maxsplit=1)[0], line.partition(" ")[2].strip()) for line in joined.splitlines() if line]
+
+
+def last_stage(text: str) -> list[tuple[str, str]]:
+    every = instructions(text)
+    return every[max(at for at, (word, _) in enumerate(every) if word == "FROM") :]
+
+
+def only(word: str, text: str = DOCKERFILE) -> str:
+    found = [rest for name, rest in last_stage(text) if name == word]
+    assert len(found) == 1, f"{word}: {found}"
+    return found[0]
+
+
+def environment(text: str = DOCKERFILE) -> dict[str, str]:
+    pairs = (pair.split("=", 1) for pair in shlex.split(only("ENV", text)))
+    return {name: value for name, value in pairs if name.startswith("GATEWAY_")}
+
+
+def health_command(text: str = DOCKERFILE) -> list[str]:
+    return [str(word) for word in json.loads(only("HEALTHCHECK", text).partition(" CMD ")[2])]
+
+
+def copied(text: str) -> list[str]:
+    copies = [shlex.split(rest) for word, rest in instructions(text) if word == "COPY" and "--from" not in rest]
+    return [source for words in copies for source in words[:-1]]
+
+
+def ignored(path: str, rules: str) -> bool:
+    """As a builder reads .dockerignore: the last rule that matches decides."""
+    verdict = False
+    for line in rules.splitlines():
+        rule = line.strip()
+        if rule and not rule.startswith("#"):
+            keep, pattern = rule.startswith("!"), rule.lstrip("!").removeprefix("**/")
+            parts = [path, *(str(parent) for parent in Path(path).parents if str(parent) != "."), Path(path).name]
+            if any(fnmatch.fnmatch(part, pattern) for part in parts):
+                verdict = not keep
+    return verdict
+
+
+def linted(text: str, folder: Path) -> str:
+    (folder / "Dockerfile").write_text(text)
+    done = run(tool("hadolint"), "--no-color", folder / "Dockerfile")
+    assert (done.code == 0) == (done.said == ""), done
+    return done.said
+
+
+def test_hadolint_has_nothing_to_say(tmp_path: Path) -> None:
+    assert linted(DOCKERFILE, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule"),
+    [
+        ("FROM python:${PYTHON}\n", "FROM python:latest\n", "DL3007"),
+        ("WORKDIR /src", "WORKDIR src", "DL3000"),
+        ('ENTRYPOINT ["python", "-m", "proxy"]', "ENTRYPOINT python -m proxy", "DL3025"),
+        ("USER 10001", "USER root", "DL3002"),
+    ],
+)
+def test_hadolint_catches(old: str, new: str, rule: str, tmp_path: Path) -> None:
+    assert DOCKERFILE.count(old) == 1
+    assert rule in linted(DOCKERFILE.replace(old, new), tmp_path)
+
+
+def test_what_it_copies_is_there_and_goes_to_the_builder_and_nothing_else_does() -> None:
+    rules = (ROOT / ".dockerignore").read_text()
+    sources = copied(DOCKERFILE)
+    assert "proxy" in sources
+    assert [name for name in sources if not (ROOT / name).exists() or ignored(name, rules)] == []
+    assert not ignored("proxy/app.py", rules)
+    for private in (".git", "ops/.env", ".env", "keys.toml", "tests", "proxy/__pycache__"):
+        assert ignored(private, rules), private
+
+
+async def test_its_health_check_follows_the_gateway_it_is_run_beside(engine: Engine) -> None:
+    command, env = health_command(), environment()
+    assert command[0] == "python"
+    async with gateway(engine, host="0.0.0.0") as app:
+        env["GATEWAY_PORT"] = str(app.port)
+        alive = await to_the_end(sys.executable, *command[1:], env=env)
+    dead = await to_the_end(sys.executable, *command[1:], env=env)
+    assert (alive.code, dead.code) == (0, 1), (alive, dead)
+
+
+def test_its_entrypoint_takes_its_environment_and_the_engine_that_is_named() -> None:
+    argv = json.loads(only("ENTRYPOINT")) + json.loads(only("CMD"))
+    named = environment() | {"GATEWAY_BACKENDS": "http://vllm:8000"}
+    done = check_config(argv, named)
+    assert done.code == 0, done.err
+    assert 'host = "0.0.0.0"\nport = 8080\nbackends = ["http://vllm:8000"]' in done.out
+    assert 'redis = "off"' in done.out
+    found = re.search(r"docker stop.*`-t (\d+)`", DOCKERFILE)
+    assert found is not None
+    assert grace_is_enough(int(found[1]), done.out)
+    assert not grace_is_enough(25, done.out)
+    assert check_config(argv, named | {"GATEWAY_PORT": "http"}).code == 2
+
+
+def test_it_runs_as_nobody_and_is_told_to_stop_so_that_it_drains() -> None:
+    assert only("USER") == "10001"
+    assert only("STOPSIGNAL") == "SIGTERM"
+    assert [rest for word, rest in last_stage(DOCKERFILE) if word == "EXPOSE"] == [environment()["GATEWAY_PORT"]]
