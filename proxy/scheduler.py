@@ -195,11 +195,12 @@ class Scheduler:
         for flight, stored in zip(batch, found, strict=True):
             if not self.queue.looking(flight):
                 continue  # its last reader left meanwhile
-            hit = stored is not None and self._hit(flight, stored)
-            if not hit:
+            if stored is not None and self._hit(flight, stored):
+                continue
+            if flight.trace is not None:
+                flight.trace.event("lookup", hit=False)
+            if misses or self.queue.waits or not self._place(flight):
                 misses.append(flight)
-                if flight.trace is not None:
-                    flight.trace.event("lookup", hit=False)
         for flight, error in self.queue.looked(batch, misses, self._loop.time()):
             self.told.refused(error.code.code)
             self._end(flight, error)
