@@ -250,6 +250,8 @@ class Embedder:
             self._answered(call, wants, head, body)
         else:
             again = halves(items, Item.wanted_by) if head.status in _ABOUT_CONTENT else []
+            if head.status in _ABOUT_CONTENT and not again and 0 < len(items) < len(call.items):
+                again = [items]  # whoever spoiled it may have left
             self._over(call, again)
             if again:
                 self._counts.split()

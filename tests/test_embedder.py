@@ -128,6 +128,18 @@ def test_only_the_poisoned_request_gets_the_engine_s_refusal() -> None:
     assert (bad.flight.head.status, told(bad)["error"]["message"]) == (400, "no")
 
 
+def test_who_spoiled_an_array_and_left_spoils_it_for_nobody() -> None:
+    stage = Stage()
+    bad, good = stage.ask(POISON), stage.ask("a")
+    stage.loop.turn()
+    bad.leave()
+    stage.answer()
+    stage.loop.turn()
+    assert stage.arrays == [[POISON, "a"], ["a"]]
+    stage.answer()
+    assert vectors(good) == [vector("a")]
+
+
 def test_one_who_joined_a_good_input_of_a_poisoned_request_gets_its_vector() -> None:
     stage = Stage()
     bad = stage.ask(["a", POISON])
