@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.collector import Collector
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
+from tests.test_life import started
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra trace")
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra trace")
@@ -215,6 +217,27 @@ async def test_the_page_s_readers_are_parts_of_its_one_request(engine: Engine, c
         await client.read()
     assert len(collector.of("server")) == 3
     assert len({span.trace for span in collector.spans}) == 1
+
+
+@pytest.mark.e2e
+async def test_the_program_ends_by_sigterm_with_every_span_sent(
+    engine: Engine, collector: Collector, tmp_path: Path
+) -> None:
+    flags = ("--backend", engine.url, "--redis", "off", "--trace", "otlp")
+    async with (
+        started(tmp_path / "log", *flags, OTEL_SERVICE_NAME="mine", OTEL_BSP_SCHEDULE_DELAY="60000") as process,
+        streaming(process.url, CHAT, HELLO_STREAM) as client,
+    ):
+        turn = await engine.next_request()
+        await turn.send("a")
+        await client.event()
+        process.signal(signal.SIGTERM)
+        await process.logged("stopping")
+        await turn.finish(" b")  # what is under way at the signal is in the trace too
+        await client.read()
+        await process.ended()
+    assert [len(collector.of(kind)) for kind in ("server", "internal", "client")] == [1, 1, 1]
+    assert collector.resource["service.name"] == "mine"
 
 
 @pytest.mark.parametrize("frozen", [True, False])
