@@ -90,6 +90,8 @@ class Scheduler:
             held = plan.merge and self._merger.expects(flight, now)
             if lookup or held or self.queue.waits or not self._place(flight, set()):
                 self.queue.offer(flight, now, lookup=lookup)
+                if flight.trace is not None:
+                    flight.trace.event("queued")
                 if held and self._merger.window:
                     self._loop.call_later(self._merger.window, self._soon)
                 else:

@@ -89,7 +89,8 @@ async def test_a_hit_is_a_flight_without_an_attempt(engine: Engine, collector: C
         assert (await post_json(app.url, CHAT, HELLO)).head["x-gateway-cache"] == "hit"
     asked, hit = sorted(collector.of("internal"), key=lambda span: span.start)
     assert (asked.attributes["gateway.outcome"], hit.attributes["gateway.outcome"]) == ("landed", "hit")
-    assert (asked.events[0], hit.events) == ("gateway.lookup", ["gateway.lookup"])
+    assert asked.events == ["gateway.queued", "gateway.lookup", "gateway.lease", "gateway.first_token"]
+    assert hit.events == ["gateway.queued", "gateway.lookup"]
     assert [span.parent for span in collector.of("client")] == [asked.id]
 
 
@@ -176,6 +177,20 @@ async def test_what_is_refused_is_the_client_s_error_and_what_an_engine_fails_at
     refused, failed = sorted(collector.of("server"), key=lambda span: span.start)
     assert (refused.attributes["error.type"], refused.failed, refused.parent) == ("missing_field", False, "")
     assert (failed.attributes["error.type"], failed.failed, failed.parent) == ("upstream_unreachable", True, "")
+
+
+async def test_no_request_can_take_the_spans_of_others_with_it_or_fill_the_log(
+    engine: Engine, collector: Collector, tmp_path: Path
+) -> None:
+    engine.auto(echo_script())
+    sly = HELLO | {"seed": 10**30, "max_tokens": 2**63, "top_k": "x", "top_p": 1e300, "model": "m1\u2028\x00"}
+    async with gateway(engine, trace="otlp", log_to=tmp_path / "log") as app:
+        await post_json(app.url, CHAT, HELLO)
+        await post_json(app.url, CHAT, sly)
+        await post_json(app.url, "/v1/%ff%c0%80?x=%ed%a0%80", {"model": 1})
+        await post_json(app.url, CHAT, HELLO)
+    assert len(collector.of("server")) == 4
+    assert [line for line in lines(tmp_path / "log") if line["msg"] == "tracing"] == []
 
 
 async def test_prompts_are_in_a_trace_only_where_the_setting_asks_for_them(
