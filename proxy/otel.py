@@ -76,7 +76,8 @@ class Otel:
     def failed(self, span: Any, code: str, words: str = "") -> None:
         """The span is of something that failed."""
         span.set_attribute("error.type", code)
-        span.set_status(self.api.Status(self.api.StatusCode.ERROR, words or None))
+        told = words.encode("utf-8", "replace").decode()
+        span.set_status(self.api.Status(self.api.StatusCode.ERROR, told or None))
 
     async def close(self, seconds: float = FLUSH_SECONDS) -> None:
         """Send what is left, for at most so long: in a thread of its own, that nothing waits for."""

@@ -89,6 +89,8 @@ class Scheduler:
             if lookup or expects or self.queue.waits or not self._place(flight):
                 hold = expects and self.queue.window > 0
                 self.queue.offer(flight, now, lookup=lookup, hold=hold)
+                if flight.trace is not None:
+                    flight.trace.event("queued")
                 if hold:
                     self._holding[flight] = self._loop.call_later(self.queue.window, self._unhold, flight)
                 else:

@@ -68,13 +68,13 @@ class Tracing:
             )
         route = request.path if call.endpoint != "passthrough" else "{vllm}"
         span = otel.tracer.start_span(
-            f"{request.method} {route}",
+            f"{request.method[:16]} {route}",
             context=context,
             kind=otel.api.SpanKind.SERVER,
             attributes={
                 "http.request.method": request.method,
                 "http.route": route,
-                "url.path": request.path[:512],
+                "url.path": clean(request.path[:512]),
                 "gateway.request_id": call.id,
                 "gateway.endpoint": call.endpoint,
             },
@@ -85,17 +85,17 @@ class Tracing:
         """What was asked for, by its usual names."""
         ask = call.ask
         if ask is None:
-            return {"gen_ai.request.model": call.model[:256]} if call.model else {}
+            return {"gen_ai.request.model": clean(call.model[:256])} if call.model else {}
         told: dict[str, Any] = {
             "gen_ai.operation.name": _OPERATIONS[ask.endpoint],
             "gen_ai.provider.name": "openai",  # whose form of API it is
             "gen_ai.request.stream": ask.stream,
         }
         if ask.model is not None:
-            told["gen_ai.request.model"] = ask.model[:256]
+            told["gen_ai.request.model"] = clean(ask.model[:256])
         if ask.temperature is not None:
             told["gen_ai.request.temperature"] = ask.temperature
-        if ask.seed is not None:
+        if ask.seed is not None and fits(ask.seed):
             told["gen_ai.request.seed"] = ask.seed
         for field, name, kind in _ASKED:
             raw = ask.fields.get(field)
@@ -103,7 +103,7 @@ class Tracing:
                 value = None if raw is None else msgspec.json.decode(raw, type=kind | None)
             except msgspec.MsgspecError:
                 continue  # the engine will say what is wrong with it
-            if value is not None:
+            if value is not None and fits(value):
                 told[name] = value
         if self._prompts:
             told["gateway.prompt"] = ask.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
@@ -173,7 +173,7 @@ class FlightSpan:
         self._tracing = tracing
         plan = flight.plan
         self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
-        self._asked = None if plan.model is None else plan.model[:256]
+        self._asked = None if plan.model is None else clean(plan.model[:256])
         self._name = f"{self._kind} {self._asked or 'unknown'}"
         self._resent = 0
         self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
@@ -307,6 +307,16 @@ class FlightSpan:
     def _time(self, moment: float) -> int:
         """Of the flight's clock, in nanoseconds since the epoch."""
         return self._clock + round(moment * 1e9)
+
+
+def fits(number: Any) -> bool:
+    """Whether it is a number that can be sent: for one that cannot be, the exporter writes a traceback."""
+    return isinstance(number, float) or -(2**63) <= number < 2**63
+
+
+def clean(text: str) -> str:
+    """The text as one that can be sent: a span's name that cannot be takes its whole batch of spans with it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _spent(flight: Flight) -> dict[str, Any]:

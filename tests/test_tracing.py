@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.collector import Collector
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
+from tests.test_life import started
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra trace")
 pytest.importorskip("opentelemetry.sdk", reason="needs the extra trace")
@@ -87,7 +89,8 @@ async def test_a_hit_is_a_flight_without_an_attempt(engine: Engine, collector: C
         assert (await post_json(app.url, CHAT, HELLO)).head["x-gateway-cache"] == "hit"
     asked, hit = sorted(collector.of("internal"), key=lambda span: span.start)
     assert (asked.attributes["gateway.outcome"], hit.attributes["gateway.outcome"]) == ("landed", "hit")
-    assert (asked.events[0], hit.events) == ("gateway.lookup", ["gateway.lookup"])
+    assert asked.events == ["gateway.queued", "gateway.lookup", "gateway.lease", "gateway.first_token"]
+    assert hit.events == ["gateway.queued", "gateway.lookup"]
     assert [span.parent for span in collector.of("client")] == [asked.id]
 
 
@@ -176,6 +179,20 @@ async def test_what_is_refused_is_the_client_s_error_and_what_an_engine_fails_at
     assert (failed.attributes["error.type"], failed.failed, failed.parent) == ("upstream_unreachable", True, "")
 
 
+async def test_no_request_can_take_the_spans_of_others_with_it_or_fill_the_log(
+    engine: Engine, collector: Collector, tmp_path: Path
+) -> None:
+    engine.auto(echo_script())
+    sly = HELLO | {"seed": 10**30, "max_tokens": 2**63, "top_k": "x", "top_p": 1e300, "model": "m1\u2028\x00"}
+    async with gateway(engine, trace="otlp", log_to=tmp_path / "log") as app:
+        await post_json(app.url, CHAT, HELLO)
+        await post_json(app.url, CHAT, sly)
+        await post_json(app.url, "/v1/%ff%c0%80?x=%ed%a0%80", {"model": 1})
+        await post_json(app.url, CHAT, HELLO)
+    assert len(collector.of("server")) == 4
+    assert [line for line in lines(tmp_path / "log") if line["msg"] == "tracing"] == []
+
+
 async def test_prompts_are_in_a_trace_only_where_the_setting_asks_for_them(
     engine: Engine, collector: Collector
 ) -> None:
@@ -215,6 +232,27 @@ async def test_the_page_s_readers_are_parts_of_its_one_request(engine: Engine, c
         await client.read()
     assert len(collector.of("server")) == 3
     assert len({span.trace for span in collector.spans}) == 1
+
+
+@pytest.mark.e2e
+async def test_the_program_ends_by_sigterm_with_every_span_sent(
+    engine: Engine, collector: Collector, tmp_path: Path
+) -> None:
+    flags = ("--backend", engine.url, "--redis", "off", "--trace", "otlp")
+    async with (
+        started(tmp_path / "log", *flags, OTEL_SERVICE_NAME="mine", OTEL_BSP_SCHEDULE_DELAY="60000") as process,
+        streaming(process.url, CHAT, HELLO_STREAM) as client,
+    ):
+        turn = await engine.next_request()
+        await turn.send("a")
+        await client.event()
+        process.signal(signal.SIGTERM)
+        await process.logged("stopping")
+        await turn.finish(" b")  # what is under way at the signal is in the trace too
+        await client.read()
+        await process.ended()
+    assert [len(collector.of(kind)) for kind in ("server", "internal", "client")] == [1, 1, 1]
+    assert collector.resource["service.name"] == "mine"
 
 
 @pytest.mark.parametrize("frozen", [True, False])
