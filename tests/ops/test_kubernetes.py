@@ -142,7 +142,10 @@ def test_the_manifests_agree_with_each_other_and_with_the_image() -> None:
             lambda o: container(o)["env"].append({"name": "GATEWAY_BACKEND_API_KEY", "value": "k"}),
             "secrets come by reference",
         ),
-        (lambda o: o["ConfigMap"].update(data={"gateway.toml": 'backend_api_key = "k"'}), "no secret is in the file"),
+        (
+            lambda o: o["ConfigMap"].update(data={"gateway.toml": "backend_api_key = 'k'"}),
+            "no secret is in the file",
+        ),
         (lambda o: container(o)["livenessProbe"]["httpGet"].update(path="/ready"), "lives by /health"),
         (lambda o: container(o)["readinessProbe"]["httpGet"].update(path="/health"), "is ready by /ready"),
         (lambda o: o["Service"]["spec"].update(selector={"app": "x"}), "is found by its Service"),
