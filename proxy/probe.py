@@ -54,7 +54,7 @@ def ask(settings: Settings, path: str) -> tuple[bool, str]:
         answer = link.getresponse()
         body = answer.read(4096).decode("utf-8", "replace").strip()
     except (OSError, http.client.HTTPException) as e:
-        return False, f"no answer: {e or type(e).__name__}"
+        return False, f"no answer: {str(e) or type(e).__name__}"
     finally:
         link.close()
     return answer.status == 200, f"{answer.status} {body}"
