@@ -195,7 +195,10 @@ async def test_its_redis_asks_for_the_password_and_forgets_the_oldest_when_full(
     options = [word for name, *values in lines for word in (f"--{name}", *values)]
     async with redis_server(*options) as path:
         reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b"GET x\r\nAUTH %b\r\nCONFIG GET maxmemory*\r\n" % SECRETS["REDIS_PASSWORD"].encode())
+        writer.write(
+            b"GET x\r\nAUTH %b\r\nCONFIG GET maxmemory\r\nCONFIG GET maxmemory-policy\r\n"
+            % SECRETS["REDIS_PASSWORD"].encode()
+        )
         said = await reader.readuntil(b"volatile-lru")
         writer.close()
         await writer.wait_closed()

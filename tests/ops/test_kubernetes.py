@@ -1,0 +1,218 @@
+"""The Kubernetes manifests: their schemas, the rules between them, and what is in them run as a process."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client import get
+from tests.engine import Engine
+from tests.ops.kit import OPS, check_config, documents, grace_is_enough, run, tool
+from tests.ops.test_dockerfile import environment, only
+from tests.running import gateway
+
+K8S = OPS / "k8s"
+SECRET = re.compile(r"(api_key|password|secret|redis_url|redis)$", re.IGNORECASE)  # names of settings
+
+Objects = dict[str, dict[str, Any]]
+
+
+def kustomization() -> dict[str, Any]:
+    (found,) = documents((K8S / "kustomization.yaml").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def objects() -> Objects:
+    """By kind; there is one of each."""
+    every = [document for name in kustomization()["resources"] for document in documents((K8S / name).read_text())]
+    assert len({document["kind"] for document in every}) == len(every)
+    return {document["kind"]: document for document in every}
+
+
+def pod(objects: Objects) -> dict[str, Any]:
+    spec: dict[str, Any] = objects["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+def container(objects: Objects) -> dict[str, Any]:
+    (found,) = pod(objects)["containers"]
+    assert isinstance(found, dict)
+    return found
+
+
+def settings_file(objects: Objects) -> str:
+    return str(objects["ConfigMap"]["data"]["gateway.toml"])
+
+
+def faults(objects: Objects) -> list[str]:
+    """The restricted Pod Security Standard, and what must agree between the objects."""
+    spec, box = pod(objects), container(objects)
+    rollout = objects["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    annotations = objects["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+    ports = {port["name"]: port["containerPort"] for port in box["ports"]}
+    mounted = {mount["mountPath"] for mount in box["volumeMounts"]}
+    given = {variable["name"]: variable for variable in box["env"]}
+    scaled = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    opened = objects["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    holds = {
+        "runs as nobody": spec["securityContext"].get("runAsNonRoot") is True,
+        "runs as the image does": str(spec["securityContext"].get("runAsUser")) == only("USER"),
+        "has the usual system calls": spec["securityContext"].get("seccompProfile") == {"type": "RuntimeDefault"},
+        "gets no more rights": box["securityContext"].get("allowPrivilegeEscalation") is False,
+        "keeps no capability": box["securityContext"].get("capabilities") == {"drop": ["ALL"]},
+        "writes nowhere": box["securityContext"].get("readOnlyRootFilesystem") is True,
+        "has no token": spec.get("automountServiceAccountToken") is False,
+        "has bounded memory": "memory" in box["resources"].get("limits", {}),
+        "secrets come by reference": all("value" not in given[name] for name in given if SECRET.search(name)),
+        "no secret is in the file": not any(map(SECRET.search, tomllib.loads(settings_file(objects)))),
+        "lives by /health": box["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"},
+        "is ready by /ready": box["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"},
+        "listens where it is asked": str(ports["http"]) == environment()["GATEWAY_PORT"],
+        "is scraped there": annotations["prometheus.io/port"] == str(ports["http"]),
+        "may be reached there": [port["port"] for port in opened] == ["http"],
+        "is found by its Service": objects["Service"]["spec"]["selector"].items() <= labels.items(),
+        "is served at its port": objects["Service"]["spec"]["ports"][0]["targetPort"] in ports,
+        "is what may be disrupted": objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels,
+        "is what is scaled": scaled["name"] == objects["Deployment"]["metadata"]["name"],
+        "has its settings mounted": str(Path(given["GATEWAY_CONFIG"]["value"]).parent) in mounted,
+        "never has fewer than it needs": rollout["maxUnavailable"] == 0,
+    }  # fmt: skip
+    return [rule for rule, held in holds.items() if not held]
+
+
+def judged(*files: Path) -> int:
+    return run(tool("kubernetes-validate"), "--strict", "--quiet", *files).code
+
+
+def test_every_manifest_keeps_to_its_schema_and_a_wrong_one_does_not(tmp_path: Path) -> None:
+    files = [K8S / name for name in kustomization()["resources"]]
+    assert judged(*files) == 0
+    text = (K8S / "deployment.yaml").read_text()
+    for old, new in (("periodSeconds: 10", "periodSeconds: often"), ("readinessProbe:", "readyProbe:")):
+        assert old in text
+        (tmp_path / "wrong.yaml").write_text(text.replace(old, new))
+        assert judged(tmp_path / "wrong.yaml") != 0, new
+
+
+def test_every_file_is_in_the_kustomization_or_says_who_reads_it() -> None:
+    named = {*kustomization()["resources"], "kustomization.yaml", "prometheus-adapter.yaml"}
+    assert {path.name for path in K8S.iterdir()} == named
+
+
+def test_kustomize_puts_them_together(tmp_path: Path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:  # it is in no package registry that CI may count on
+        pytest.skip("kubectl is not installed")
+    done = run(kubectl, "kustomize", K8S)
+    assert done.code == 0, done.err
+    (tmp_path / "all.yaml").write_text(done.out)
+    assert judged(tmp_path / "all.yaml") == 0
+    made = documents(done.out)
+    assert {each["kind"] for each in made} == set(objects())
+    assert {each["metadata"]["namespace"] for each in made} == {kustomization()["namespace"]}
+    (image,) = kustomization()["images"]
+    assert f"image: {image['newName']}:{image['newTag']}\n" in done.out
+
+
+def test_the_manifests_agree_with_each_other_and_with_the_image() -> None:
+    assert faults(objects()) == []
+
+
+@pytest.mark.parametrize(
+    ("breaks", "told"),
+    [
+        (lambda o: pod(o)["securityContext"].update(runAsUser=0), "runs as the image does"),
+        (lambda o: pod(o)["securityContext"].pop("runAsNonRoot"), "runs as nobody"),
+        (lambda o: pod(o)["securityContext"].pop("seccompProfile"), "has the usual system calls"),
+        (lambda o: pod(o).pop("automountServiceAccountToken"), "has no token"),
+        (lambda o: container(o)["securityContext"].pop("allowPrivilegeEscalation"), "gets no more rights"),
+        (lambda o: container(o)["securityContext"].update(capabilities={}), "keeps no capability"),
+        (lambda o: container(o)["securityContext"].pop("readOnlyRootFilesystem"), "writes nowhere"),
+        (lambda o: container(o)["resources"].pop("limits"), "has bounded memory"),
+        (
+            lambda o: container(o)["env"].append({"name": "GATEWAY_BACKEND_API_KEY", "value": "k"}),
+            "secrets come by reference",
+        ),
+        (
+            lambda o: o["ConfigMap"].update(data={"gateway.toml": "backend_api_key = 'k'"}),
+            "no secret is in the file",
+        ),
+        (lambda o: container(o)["livenessProbe"]["httpGet"].update(path="/ready"), "lives by /health"),
+        (lambda o: container(o)["readinessProbe"]["httpGet"].update(path="/health"), "is ready by /ready"),
+        (lambda o: o["Service"]["spec"].update(selector={"app": "x"}), "is found by its Service"),
+        (lambda o: o["Service"]["spec"]["ports"][0].update(targetPort="web"), "is served at its port"),
+        (lambda o: o["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"].update(name="x"), "is what is scaled"),
+        (lambda o: container(o)["volumeMounts"].pop(0), "has its settings mounted"),
+        (lambda o: o["NetworkPolicy"]["spec"]["ingress"][0].update(ports=[{"port": 80}]), "may be reached there"),
+    ],
+)  # fmt: skip
+def test_each_rule_can_be_broken(breaks: Callable[[Objects], object], told: str) -> None:
+    broken = copy.deepcopy(objects())
+    breaks(broken)
+    assert faults(broken) == [told]
+
+
+def checked(text: str, folder: Path) -> tuple[int, str]:
+    """The settings file as the pod has it: its environment, references and all, and the image's command."""
+    (folder / "gateway.toml").write_text(text)
+    box = container(objects())
+    given = {variable["name"]: variable.get("value", "") for variable in box["env"]}
+    given |= {"GATEWAY_REDIS_URL": "redis://:s3cret@redis:6379/0"}
+    assert Path(given["GATEWAY_CONFIG"]).name == "gateway.toml"
+    given["GATEWAY_CONFIG"] = str(folder / "gateway.toml")
+    assert not {"command", "args"} & set(box), "the image's own are meant"
+    done = check_config(["python", "-m", "proxy"], environment() | given)
+    assert "s3cret" not in done.said
+    return done.code, done.said
+
+
+def test_the_gateway_takes_the_settings_and_drains_within_the_pod_s_grace(tmp_path: Path) -> None:
+    made = objects()
+    code, said = checked(settings_file(made), tmp_path)
+    assert code == 0, said
+    grace = pod(made)["terminationGracePeriodSeconds"]
+    assert grace_is_enough(grace, said)
+    assert not grace_is_enough(30, said)
+    delay = float(re.findall(r"^drain_delay = (.+)$", said, re.MULTILINE)[0])
+    probe = container(made)["readinessProbe"]
+    assert delay >= probe["periodSeconds"] * probe["failureThreshold"], "it would be gone before that is known"
+
+
+def test_a_setting_that_is_none_is_refused(tmp_path: Path) -> None:
+    code, said = checked(settings_file(objects()).replace("queue_limit", "queue_limits"), tmp_path)
+    assert code == 2
+    assert "queue_limits" in said
+
+
+async def test_its_probes_ask_what_the_gateway_answers(engine: Engine) -> None:
+    box = container(objects())
+    paths = [box[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+    async with gateway(engine) as app:
+        assert [(await get(app.url, path)).status for path in paths] == [200, 200, 200]
+    async with gateway("http://127.0.0.1:9") as app:
+        assert [(await get(app.url, path)).status for path in paths] == [200, 200, 503]
+
+
+async def test_the_autoscaler_s_metric_is_one_that_the_adapter_makes_of_one_that_the_gateway_has(
+    engine: Engine,
+) -> None:
+    (adapter,) = documents((K8S / "prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    metrics = objects()["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    (wanted,) = [metric["pods"]["metric"]["name"] for metric in metrics if metric["type"] == "Pods"]
+    series = re.match(r"\w+", rule["seriesQuery"])
+    assert series is not None
+    assert rule["name"]["as"] == wanted
+    assert re.match(rule["name"]["matches"], series[0])
+    async with gateway(engine) as app:
+        page = (await get(app.url, "/metrics")).body.decode()
+    assert f"\n{series[0]} 0\n" in page
