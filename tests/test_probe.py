@@ -51,10 +51,6 @@ async def test_where_nothing_listens_the_probe_fails_and_says_so(
 async def test_it_asks_over_the_unix_socket_and_over_tls(engine: Engine, tmp_path: Path) -> None:
     issued = Authority(tmp_path).issue("gateway.test")
     path = str(tmp_path / "gateway.sock")
-<<<<<<< HEAD
-    tls: dict[str, Any] = {"tls_cert": str(issued.cert), "tls_key": str(issued.key)}
-=======
->>>>>>> deploy
     async with gateway(engine, listen_unix=path):
         assert await asked(GATEWAY_LISTEN_UNIX=path) == 0
     async with gateway(engine, tls_cert=str(issued.cert), tls_key=str(issued.key)) as app:
