@@ -4,6 +4,8 @@ Called by the app, once."""
 
 from __future__ import annotations
 
+import time
+
 from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.door import Door
@@ -40,3 +42,7 @@ def state_gauges(
     )
     if cache is not None:
         metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
+    # What an alert sets the others against.
+    metrics.gauge("queue_limit", "Flights that may wait; one more is answered 503.", lambda: batcher.limit)
+    started = time.time()
+    metrics.gauge("start_time_seconds", "When this process began to serve, Unix time.", lambda: started)
