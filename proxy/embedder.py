@@ -199,7 +199,11 @@ class Embedder:
         body = plan.body
         if whole is None and plan.ask is not None:
             body = array_body(plan.ask, [item.text for item in items])
-        flight = self._group.launch(replace(plan, key=None, fresh=False, body=body))
+        plans = [want.flight.plan for want in wants]
+        urgent, last = min(one.priority for one in plans), max(one.deadline for one in plans)
+        flight = self._group.launch(
+            replace(plan, key=None, fresh=False, body=body, priority=urgent, deadline=last)
+        )  # one client's deadline ends nobody else's request
         call = Call(kind, items, self._group.attach(flight, usage=True, whole=True, verdict="miss"), whole)
         self._calls.add(call)
         self._counts.array(len(items))

@@ -193,7 +193,7 @@ class Scheduler:
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
         """Hits land; misses are given to an engine, or wait for one."""
-        misses = []
+        misses: list[Flight] = []
         for flight, stored in zip(batch, found, strict=True):
             if not self.queue.looking(flight):
                 continue  # its last reader left meanwhile
