@@ -195,6 +195,12 @@ class Settings:
         "N|auto",
         "Most requests under way at one engine; `auto` finds how many keep its batch full and its queue short.",
     )
+    pace_ttft_ms: float = _setting(
+        0.0,
+        values.number(0, 10**6),
+        "MS",
+        "With `auto`: a time to first token at the engine that is not to be exceeded; 0: its queue alone decides.",
+    )
     top_priority: Literal["high", "normal", "low"] = _choice(
         "normal", "high", "low", help="Highest `x-gateway-priority` of callers without a key of ours."
     )

@@ -5,6 +5,7 @@ Called by the gateway, once a request to that path."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 from typing import Protocol
 
 from proxy import respond
@@ -21,6 +22,10 @@ class Reply(Protocol):
     def __call__(
         self, call: Call, status: int, answer: object, headers: respond.Headers = ()
     ) -> Awaitable[respond.Sent]: ...
+
+
+_BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.DEADLINE_UNMEETABLE})
+"""There are engines, but not now: what a stub is not for."""
 
 
 class Embed:
@@ -58,6 +63,6 @@ class Embed:
                     "No engine behind this gateway can embed; add a --backend that serves an embedding model.",
                 )
         except GatewayError as e:
-            if not self._stub or e.code is Code.QUEUE_FULL:
+            if not self._stub or e.code in _BUSY:
                 raise
         return await self._reply(call, 200, stub_vector(ask), [("x-gateway-stub", "1")])

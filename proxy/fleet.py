@@ -5,6 +5,7 @@ Called by the app at start and end, and by reload when the settings name other e
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -104,7 +105,7 @@ class Fleet:
             api_key=self._api_key,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
-        pacer = None if settings.max_inflight else Pacer()
+        pacer = None if settings.max_inflight else Pacer(objective=settings.pace_ttft_ms / 1000 or math.inf)
         most = pacer.limit if pacer is not None else settings.max_inflight
         backend = Backend(url, pool, most, breaker=Breaker(self._rules), pacer=pacer)
         for name, doc, read in _GAUGES:

@@ -22,6 +22,7 @@ KV_FULL: Final = 0.95  # of the KV cache: above it vLLM preempts, and computes a
 TOLERANCE: Final = 2.0  # times the floor: TTFT up to there is batching, above it a queue
 FLOOR_TICKS: Final = 60  # so many ticks' medians have the floor among them
 MIN_SAMPLES: Final = 3
+NEAR: Final = 0.8  # of the objective
 
 
 class Pacer:
@@ -29,12 +30,15 @@ class Pacer:
 
     By the engine's own word where it reports (vLLM): it grows while it is reached and hardly any waits there, and
     is cut, to what runs and a few more, when they queue up there or the KV cache is full. Else by TTFT: the median
-    of a tick against the least of the last minute (gradient, as in Netflix's concurrency-limits, "Gradient2"). It
-    only grows in a tick in which it was reached, so that an idle hour teaches it nothing.
+    of a tick against the least of the last minute (gradient, as in Netflix's concurrency-limits, "Gradient2"). An
+    `objective` (seconds to the first token at the engine) bounds it besides: where compute is what runs out, an
+    engine slows down long before its own queue shows. It only grows in a tick in which it was reached, so that an
+    idle hour teaches it nothing.
     """
 
-    def __init__(self, start: int = START, *, most: int = MOST) -> None:
+    def __init__(self, start: int = START, *, most: int = MOST, objective: float = math.inf) -> None:
         self._limit = float(start)
+        self._objective = objective
         self._most = most
         self._probing = True  # the engine has not been seen to be full yet
         self._cut = -math.inf  # when it was cut last
@@ -62,7 +66,11 @@ class Pacer:
             self._ttfts = []
             self._floors = [*self._floors[1 - FLOOR_TICKS :], seen]
         before = self._limit
-        if report is not None:
+        if seen is not None and seen > NEAR * self._objective:
+            self._probing = reached = False  # near enough: more would be too much
+        if seen is not None and seen > self._objective:
+            self._limit *= max(0.5, self._objective / seen)
+        elif report is not None:
             self._by_report(report, reached)
         elif seen is not None:
             self._by_ttft(seen, reached)

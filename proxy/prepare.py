@@ -92,6 +92,10 @@ def conflicts(settings: Settings) -> list[str]:
             settings.global_limit_burst and not settings.global_limit_rps,
             "global_limit_burst needs global_limit_rps: alone it limits nothing",
         ),
+        (
+            settings.pace_ttft_ms and settings.max_inflight,
+            "pace_ttft_ms needs max_inflight = auto: a number that is set is not moved",
+        ),
         (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
     ]
     return [problem for wrong, problem in found if wrong]

@@ -47,6 +47,7 @@ TYPED: dict[str, str] = {
     "embed_batch_window_ms": "2.5",
     "embed_batch_calls": "3",
     "max_inflight": "3",
+    "pace_ttft_ms": "500",
     "top_priority": "high",
     "queue_patience": "5",
     "max_body_bytes": "65536",

@@ -79,6 +79,26 @@ def test_quiet_times_teach_it_nothing(reports: bool) -> None:
     assert limit == pytest.approx(busy, rel=0.35)
 
 
+@pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
+@pytest.mark.parametrize("start", [1, 16, 500])
+def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothing(
+    start: int, reports: bool
+) -> None:
+    """Its first token takes 20 ms for each request under way: 50 of them take a second."""
+    pacer, limit, now = Pacer(start, objective=1.0), start, 0.0
+    limits = []
+    for _ in range(120):
+        for n in range(20):
+            sent = now + n / 20
+            pacer.answered(sent, sent + 0.02 * limit)
+        now += 1.0
+        limit = pacer.tick(now, reached=True, report=Report(float(limit), 0.0, 0.1) if reports else None)
+        limits.append(limit)
+    if reports:
+        assert min(limits[-40:]) >= 30, limits
+    assert max(limits[-40:]) <= 52, limits
+
+
 def test_one_slow_prompt_does_not_cut_it() -> None:
     pacer = Pacer(32)
     for _ in range(10):

@@ -26,6 +26,7 @@ from proxy.prepare import prepare
         ({"proxy_protocol": True, "trusted_proxies": ("::1",), "tls_cert": "c"}, "comes before TLS"),
         ({"rate_limit_burst": 5}, "rate_limit_burst needs rate_limit_rps"),
         ({"global_limit_burst": 5, "rate_limit_rps": 1.0}, "global_limit_burst needs global_limit_rps"),
+        ({"pace_ttft_ms": 5.0}, "pace_ttft_ms needs max_inflight = auto"),
         ({"tls_key": "k"}, "tls_key is given without tls_cert"),
         ({"api_keys_file": "no-such"}, "api_keys_file = 'no-such': No such file"),
         ({"deny_file": "."}, "deny_file = '.': Is a directory"),
