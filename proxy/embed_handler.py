@@ -5,8 +5,7 @@ Called by the gateway, once a request to that path."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Final
-from typing import Protocol
+from typing import Final, Protocol
 
 from proxy import respond
 from proxy.call import Call
