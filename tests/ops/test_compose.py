@@ -101,9 +101,15 @@ def test_which_engine_is_started_and_asked(shell: dict[str, str], engine: set[st
     assert faults(services) == []
 
 
-def test_the_model_that_is_named_is_the_one_served() -> None:
-    served = rendered(MODEL="org/other", USE_GPU="0")["services"]["vllm-cpu"]["command"]
-    assert "--model=org/other" in served
+@pytest.mark.parametrize("use_gpu", ["0", "1"])
+def test_the_model_that_is_named_is_the_one_served(use_gpu: str) -> None:
+    (engine,) = (
+        service
+        for name, service in rendered(MODEL="org/other", USE_GPU=use_gpu)["services"].items()
+        if name.startswith("vllm")
+    )
+    assert [*engine["entrypoint"], engine["command"][0]] == ["vllm", "serve", "org/other"]
+    assert "--port=8000" in engine["command"]
 
 
 @pytest.mark.parametrize("missing", sorted(SECRETS))
