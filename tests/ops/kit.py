@@ -15,6 +15,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
+from proxy.config_load import load
+from proxy.errors import SettingsError
+from proxy.prepare import prepare
+
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"
 SECONDS = 40.0  # after which a tool is taken to hang
@@ -34,7 +38,7 @@ def lacking(what: str) -> NoReturn:
     """In CI everything is installed, so that there nothing is skipped unseen."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is not installed, and in CI it must be")
-    pytest.skip(f"{what} is not installed: pip install -e '.[dev]'")
+    pytest.skip(f"{what} is not installed: pip install -e '.[dev,ops]'")
 
 
 def tool(name: str) -> str:
@@ -69,6 +73,13 @@ def check_config(argv: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) 
     """`python -m proxy …` as a file starts it, with `--check-config`. Its interpreter is this one."""
     assert argv[0].rpartition("/")[2] == "python", argv
     return run(sys.executable, *argv[1:], "--check-config", env=bare({**env, "PYTHONPATH": str(ROOT)}), cwd=cwd)
+
+
+def refusal(env: Mapping[str, str]) -> str:
+    """What the gateway says to an environment that it cannot start with; without a process."""
+    with pytest.raises(SettingsError) as refused:
+        prepare(load([], env))
+    return str(refused.value)
 
 
 async def to_the_end(*command: str, env: Mapping[str, str]) -> Ran:

@@ -14,8 +14,8 @@ import pytest
 
 from tests.client import get
 from tests.engine import Engine
+from tests.ops.dockerfile import environment, only
 from tests.ops.kit import OPS, check_config, documents, grace_is_enough, run, tool
-from tests.ops.test_dockerfile import environment, only
 from tests.running import gateway
 
 K8S = OPS / "k8s"
