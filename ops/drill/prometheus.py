@@ -88,7 +88,7 @@ async def running(binary: str, folder: Path, factor: float, targets: Iterable[st
     async with started(words, _LISTENS, PATIENCE) as process, aiohttp.ClientSession() as session:
         prometheus = Prometheus(folder, f"http://{process.address}", session)
         async with asyncio.timeout(PATIENCE):
-            while not await _ready(session, prometheus.url):
+            while not await _ready(session, prometheus.url):  # noqa: ASYNC110 - a fact of another process
                 await asyncio.sleep(0.05)
         yield prometheus
 

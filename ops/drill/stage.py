@@ -108,7 +108,7 @@ class Stage:
     async def until_quiet(self, *names: str, seconds: float) -> None:
         """None of these alerts fires. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while await self.prometheus.firing() & set(names):
+            while await self.prometheus.firing() & set(names):  # noqa: ASYNC110 - a fact of another process
                 await asyncio.sleep(0.1)
 
 
@@ -137,7 +137,7 @@ async def _redis(folder: Path) -> AsyncIterator[Redis]:
     )
     try:
         async with asyncio.timeout(REDIS_SECONDS):
-            while not path.exists():
+            while not path.exists():  # noqa: ASYNC110 - a fact of another process
                 await asyncio.sleep(0.02)
         yield Redis(f"unix://{path}", child)
     finally:
