@@ -51,6 +51,33 @@ async def _mood(stage: Stage, mood: Mood) -> AsyncIterator[None]:
             engine.mood = Mood()
 
 
+# The two objectives first: the windows of their slow alerts remember longest, and each alert must be quiet before.
+
+
+@_fault("engines that answer 500, but pass their health check", "GatewayEngineBreakerOpen", "GatewayEngineErrors",
+        "GatewayErrorBudgetBurnFast", "GatewayErrorBudgetBurnSlow")  # fmt: skip
+async def engines_fail(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(fail=1.0)),
+        stage.gateway("--breaker-seconds", "0.3", "--breaker-max-seconds", "0.6") as gateway,
+        clients(gateway.address, 8),
+    ):
+        yield
+
+
+@_fault("first tokens after 3 s", "GatewayTtftBudgetBurnFast", "GatewayTtftBudgetBurnSlow")
+async def first_tokens_late(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(ttft=3.0)),
+        stage.gateway() as gateway,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(6):  # in turns, so that some first token comes in every window
+            await stack.enter_async_context(clients(gateway.address, 12))
+            await asyncio.sleep(0.5)
+        yield
+
+
 @_fault("Redis frozen", "GatewayRedisAway", "GatewayLimitsLocal")
 async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as gateway, clients(gateway.address, 4):
@@ -120,17 +147,6 @@ async def targets_gone(stage: Stage) -> AsyncIterator[None]:
             stage.remember()
 
 
-@_fault("engines that answer 500, but pass their health check", "GatewayEngineBreakerOpen", "GatewayEngineErrors",
-        "GatewayErrorBudgetBurnFast", "GatewayErrorBudgetBurnSlow")  # fmt: skip
-async def engines_fail(stage: Stage) -> AsyncIterator[None]:
-    async with (
-        _mood(stage, Mood(fail=1.0)),
-        stage.gateway("--breaker-seconds", "0.3", "--breaker-max-seconds", "0.6") as gateway,
-        clients(gateway.address, 8),
-    ):
-        yield
-
-
 @_fault("streams cut in the middle", "GatewayAnswersFailing")
 async def streams_cut(stage: Stage) -> AsyncIterator[None]:
     async with (
@@ -138,19 +154,6 @@ async def streams_cut(stage: Stage) -> AsyncIterator[None]:
         stage.gateway("--breaker-failures", "0", "--breaker-rate", "0") as gateway,
         clients(gateway.address, 4),
     ):
-        yield
-
-
-@_fault("first tokens after 3 s", "GatewayTtftBudgetBurnFast", "GatewayTtftBudgetBurnSlow")
-async def first_tokens_late(stage: Stage) -> AsyncIterator[None]:
-    async with (
-        _mood(stage, Mood(ttft=3.0)),
-        stage.gateway() as gateway,
-        AsyncExitStack() as stack,
-    ):
-        for _ in range(6):  # in turns, so that some first token comes in every window
-            await stack.enter_async_context(clients(gateway.address, 12))
-            await asyncio.sleep(0.5)
         yield
 
 
