@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -176,10 +177,11 @@ async def caller_runs_wild(stage: Stage) -> AsyncIterator[None]:
 
 @_fault("more connections than there may be", "GatewayConnectionsRefused")
 async def connections_refused(stage: Stage) -> AsyncIterator[None]:
-    async with stage.gateway("--max-connections", "4") as gateway:
-        await asyncio.sleep(1)  # Prometheus has its own first: it keeps it
-        async with clients(gateway.address, 8):
-            yield
+    async with (
+        stage.gateway("--max-connections", "4") as gateway,  # Prometheus has its connection by now, and keeps it
+        clients(gateway.address, 8),
+    ):
+        yield
 
 
 @_fault("a reader of the log who reads nothing", "GatewayLogLinesLost")
@@ -222,15 +224,15 @@ async def loop_lags(stage: Stage) -> AsyncIterator[None]:
 
 @_fault("killed and started three times on one port", "GatewayRestarting")
 async def restarting(stage: Stage) -> AsyncIterator[None]:
-    async with stage.gateway() as first:
-        address = first.address
-        await asyncio.sleep(0.6)  # each start has to be scraped
-        await first.kill()
+    async with stage.gateway() as first, AsyncExitStack() as stack:
+        port = first.address.rpartition(":")[2]
+        process = first
         for _ in range(3):
-            async with stage.gateway("--port", address.rpartition(":")[2]) as again:
-                await asyncio.sleep(0.6)
-                await again.kill()
-        stage.scrape(address)
+            began = time.time()
+            await process.kill()
+            process = await stack.enter_async_context(stage.gateway("--port", port, scraped=False))
+            new = f'gateway_start_time_seconds{{instance="{first.address}"}} > {began}'
+            await stage.prometheus.until_data(new, seconds=10)
         yield
 
 

@@ -54,6 +54,19 @@ class Prometheus:
         """An instant query's samples: `{"metric": {...}, "value": [time, text]}`."""
         return list((await self.ask("query", query=expr))["result"])
 
+    async def until_data(self, *exprs: str, seconds: float) -> None:
+        """Each of them has a sample that is a number. Raises TimeoutError, naming those that had none."""
+        silent = set(exprs)
+        try:
+            async with asyncio.timeout(seconds):
+                while silent:
+                    for expr in list(silent):
+                        if any(sample["value"][1] != "NaN" for sample in await self.query(expr)):
+                            silent.discard(expr)
+                    await asyncio.sleep(SCRAPE_MS / 1000 if silent else 0)
+        except TimeoutError:
+            raise TimeoutError(f"no data for {sorted(silent)}") from None
+
     async def alerts(self) -> list[dict[str, Any]]:
         """Those pending and firing, with their labels and annotations."""
         return list((await self.ask("alerts"))["alerts"])

@@ -24,6 +24,7 @@ from proxy.embedded.redis import server_binary
 
 GATEWAY_SECONDS: Final = 20.0  # to start, on a busy machine
 REDIS_SECONDS: Final = 10.0
+DISCOVERY_SECONDS: Final = 15.0  # Prometheus takes new targets every five seconds at most
 PAUSE: Final = 0.01  # of a client after each answer, seconds: a refusal must not become a busy loop
 _LISTENS: Final = re.compile(r"gateway at http://(\S+)")
 _USUAL: Final = (
@@ -47,8 +48,13 @@ class Stage:
         self._targets: set[str] = set()
 
     @asynccontextmanager
-    async def gateway(self, *flags: str, files: int = 0, stdout: int | None = None) -> AsyncIterator[Process]:
-        """A gateway before both engines, scraped. `files` bounds its descriptors. Later flags win."""
+    async def gateway(
+        self, *flags: str, files: int = 0, stdout: int | None = None, scraped: bool = True
+    ) -> AsyncIterator[Process]:
+        """A gateway before both engines, once it has been scraped: a rise is only seen from something.
+
+        `files` bounds its descriptors. Later flags win. Not `scraped`: Prometheus knows its address already.
+        """
         backends = [word for one in self.engines for word in ("--backend", one.url)]
         words = [
             sys.executable,
@@ -65,8 +71,13 @@ class Stage:
         if files:
             words = ["/bin/sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *words]
         async with started(words, _LISTENS, GATEWAY_SECONDS, stdout=stdout) as process:
+            if not scraped:
+                yield process
+                return
             self.scrape(process.address)
             try:
+                up = f'up{{instance="{process.address}"}} == 1'
+                await self.prometheus.until_data(up, seconds=DISCOVERY_SECONDS)
                 yield process
             finally:
                 self.forget(process.address)
