@@ -60,10 +60,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.drill", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", metavar="WORD", help="the faults whose words or alerts have it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where drill.md and drill.json go")
+    parser.add_argument(
+        "--prometheus", default="prometheus", metavar="PROGRAM", help="where it is not in the PATH"
+    )
     options = parser.parse_args()
-    binary = shutil.which("prometheus")
+    binary = shutil.which(options.prometheus)
     if binary is None:
-        print("drill: prometheus is missing: apt-get install --no-install-recommends prometheus", file=sys.stderr)
+        print(
+            f"drill: {options.prometheus} is missing: apt-get install --no-install-recommends prometheus",
+            file=sys.stderr,
+        )
         return 2
     word = options.only.lower()
     faults = [fault for fault in FAULTS if word in f"{fault.what} {' '.join(fault.alerts)}".lower()]
