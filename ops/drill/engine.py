@@ -20,7 +20,8 @@ class Mood:
 
     ttft: float = 0.0
     tokens: int = 8
-    fail: float = 0.0  # share of requests answered 500
+    fail: float = 0.0  # share of requests that are refused
+    status: int = 500  # with what
     cut: bool = False  # closed in the middle of the stream
     hold: asyncio.Event | None = None  # no answer before it is set
 
@@ -77,7 +78,9 @@ class Engine:
         asked = await request.json()
         self.served += 1
         if self.served % 10 < mood.fail * 10:
-            return web.json_response({"error": {"message": "drill", "type": "e", "code": 500}}, status=500)
+            return web.json_response(
+                {"error": {"message": "drill", "type": "e", "code": mood.status}}, status=mood.status
+            )
         if mood.hold is not None:
             await mood.hold.wait()
         await asyncio.sleep(mood.ttft)

@@ -158,14 +158,13 @@ async def streams_cut(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("a retry budget of nothing, engines that fail", "GatewayRetriesDenied")
+@_fault("engines that answer 503, and a retry budget of nothing", "GatewayRetriesDenied")
 async def retries_denied(stage: Stage) -> AsyncIterator[None]:
-    flags = ("--retry-budget", "0", "--retry-burst", "0", "--retry-on", "connect,reset,truncated,502,503,504,429")
-    async with AsyncExitStack() as stack:
-        gateway = await stack.enter_async_context(stage.gateway(*flags, "--refresh-seconds", "60"))
-        await stage.engines[0].down()
-        stack.push_async_callback(stage.engines[0].up)
-        await stack.enter_async_context(clients(gateway.address, 8))
+    async with (
+        _mood(stage, Mood(fail=1.0, status=503)),
+        stage.gateway("--retry-budget", "0", "--retry-burst", "0", "--breaker-failures", "0") as gateway,
+        clients(gateway.address, 4),
+    ):
         yield
 
 

@@ -1,4 +1,4 @@
-"""The drill: it has a fault for every alert, and says of each whether it fired. What it does, test_watch.py sees."""
+"""The drill has a fault for every alert, and says of each whether it fired. What it does, test_watch.py sees."""
 
 from __future__ import annotations
 
