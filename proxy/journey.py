@@ -16,7 +16,7 @@ from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Fault, Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
-from proxy.metrics import Metrics
+from proxy.metrics import BAD_STATUS, Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.retry import (
@@ -181,6 +181,7 @@ class Journey:
             return False
         if status in _BAD_STATUSES:
             self._bad(f"it answered {status}")
+            self._road.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
         if status not in STATUSES:
             return False
         self._error = None  # should no engine be free after a wait, that is what is said

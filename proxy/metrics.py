@@ -41,6 +41,7 @@ OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_ski
 STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "events")
 LIMITS: Final = ("requests", "tokens", "streams", "global")
+BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is the client's answer and no error of ours
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
 
 TTFT_BUCKETS: Final = (
@@ -116,7 +117,7 @@ class Metrics:
         self._breaker = counts(
             "cache_breaker_changes_total", "Redis given up and found again.", Label("to", ("open", "closed"))
         )
-        code = Label("code", (code.code for code in Code))
+        code = Label("code", (*(code.code for code in Code), BAD_STATUS))
         self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", backend, code)
         self._upstream = counts("upstream_requests_total", "Requests sent to engines.", backend)
         self._retries = counts("retries_total", "Requests asked again, by why.", Label("cause", (*CAUSES, STALE)))
@@ -252,7 +253,7 @@ class Metrics:
         self._upstream.count((backend,))
 
     def upstream_error(self, backend: str, code: str) -> None:
-        """An engine failed a request: the code of the error table."""
+        """An engine failed a request: the code of the error table, or BAD_STATUS."""
         self._upstream_errors.count((backend, code))
 
     def retry(self, cause: str) -> None:

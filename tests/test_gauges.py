@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.client import get, streaming
+import asyncio
+
+from tests.client import get, post_json, streaming
 from tests.engine import Engine
-from tests.running import HELLO_STREAM, gateway
+from tests.running import HELLO, HELLO_STREAM, gateway
 
 
 async def test_a_scrape_shows_the_flight_its_reader_and_their_connections(engine: Engine) -> None:
@@ -21,3 +23,12 @@ async def test_a_scrape_shows_the_flight_its_reader_and_their_connections(engine
         assert float(lines["gateway_queue_limit"]) == app.scheduler.queue.limit
         assert float(lines["gateway_start_time_seconds"]) > 1.7e9, "seconds of Unix time"
         await turn.finish()
+
+
+async def test_an_engines_500_counts_as_its_failure_though_it_is_the_clients_answer(engine: Engine) -> None:
+    async with gateway(engine) as app:
+        asking = asyncio.create_task(post_json(app.url, "/v1/chat/completions", HELLO))
+        await (await engine.next_request()).respond(500, {"error": {"message": "out of memory"}})
+        assert (await asking).status == 500
+        page = (await get(app.url, "/metrics")).body.decode()
+        assert f'gateway_upstream_errors_total{{backend="{engine.url}",code="bad_status"}} 1' in page

@@ -1,0 +1,245 @@
+"""Owns one fault for each alert: what is done to the stage, on purpose, to have it fire.
+Must not know how it is known that it fired.
+Called by the drill and its test. A fault is undone when its block ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from ops.drill.engine import Mood
+from ops.drill.stage import Stage, clients
+
+Make = Callable[[Stage], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done, and the alerts that it must make fire."""
+
+    what: str
+    make: Make
+    alerts: tuple[str, ...]
+
+
+FAULTS: Final[list[Fault]] = []
+
+
+def _fault(what: str, *alerts: str) -> Callable[[Callable[[Stage], AsyncIterator[None]]], Make]:
+    def register(make: Callable[[Stage], AsyncIterator[None]]) -> Make:
+        made = asynccontextmanager(make)
+        FAULTS.append(Fault(what, made, alerts))
+        return made
+
+    return register
+
+
+@asynccontextmanager
+async def _mood(stage: Stage, mood: Mood) -> AsyncIterator[None]:
+    for engine in stage.engines:
+        engine.mood = mood
+    try:
+        yield
+    finally:
+        if mood.hold is not None:
+            mood.hold.set()
+        for engine in stage.engines:
+            engine.mood = Mood()
+
+
+# The long memories first: a day of look-ups that others' misses have not thinned out, then the slow windows of the
+# two objectives. Each alert must be quiet before its fault.
+
+
+@_fault("hits, then prompts that nobody sent before", "GatewayCacheHitsCollapsed")
+async def hits_collapse(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as gateway:
+        async with clients(gateway.address, 8, same=True):
+            await asyncio.sleep(6)
+        async with clients(gateway.address, 4):
+            yield
+
+
+@_fault("engines that answer 500, but pass their health check", "GatewayEngineBreakerOpen", "GatewayEngineErrors",
+        "GatewayErrorBudgetBurnFast", "GatewayErrorBudgetBurnSlow")  # fmt: skip
+async def engines_fail(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(fail=1.0)),
+        stage.gateway("--breaker-seconds", "0.3", "--breaker-max-seconds", "0.6") as gateway,
+        clients(gateway.address, 8),
+    ):
+        yield
+
+
+@_fault("first tokens after 3 s", "GatewayTtftBudgetBurnFast", "GatewayTtftBudgetBurnSlow")
+async def first_tokens_late(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(ttft=3.0)),
+        stage.gateway() as gateway,
+        AsyncExitStack() as stack,
+    ):
+        for _ in range(6):  # in turns, so that some first token comes in every window
+            await stack.enter_async_context(clients(gateway.address, 12))
+            await asyncio.sleep(0.5)
+        yield
+
+
+@_fault("Redis frozen", "GatewayRedisAway", "GatewayLimitsLocal")
+async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as gateway, clients(gateway.address, 4):
+        stage.redis.freeze()
+        try:
+            yield
+        finally:
+            stage.redis.thaw()
+
+
+@_fault("one of two engines killed", "GatewayEngineDown")
+async def engine_killed(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as gateway, clients(gateway.address, 4):
+        await stage.engines[0].down()
+        try:
+            yield
+        finally:
+            await stage.engines[0].up()
+
+
+@_fault("both engines killed", "GatewayNoEngine")
+async def engines_killed(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as gateway, clients(gateway.address, 4):
+        for engine in stage.engines:
+            await engine.down()
+        try:
+            yield
+        finally:
+            for engine in stage.engines:
+                await engine.up()
+
+
+@_fault("queue filled to three quarters: held engines, one place each", "GatewayQueueFilling")
+async def queue_filling(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(hold=asyncio.Event())),
+        stage.gateway("--queue-limit", "8", "--max-inflight", "1") as gateway,
+        clients(gateway.address, 8),
+    ):
+        yield
+
+
+@_fault("queue filled to the last place", "GatewayQueueFull")
+async def queue_full(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(hold=asyncio.Event())),
+        stage.gateway("--queue-limit", "8", "--max-inflight", "1") as gateway,
+        clients(gateway.address, 14),
+    ):
+        yield
+
+
+@_fault("a gateway killed", "GatewayDown")
+async def gateway_killed(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as gateway:
+        await gateway.kill()
+        yield
+
+
+@_fault("every target taken away", "GatewayMissing")
+async def targets_gone(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway():
+        stage.forget_all()
+        try:
+            yield
+        finally:
+            stage.remember()
+
+
+@_fault("streams cut in the middle", "GatewayAnswersFailing")
+async def streams_cut(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(cut=True)),
+        stage.gateway("--breaker-failures", "0", "--breaker-rate", "0") as gateway,
+        clients(gateway.address, 4),
+    ):
+        yield
+
+
+@_fault("engines that answer 503, and a retry budget of nothing", "GatewayRetriesDenied")
+async def retries_denied(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        _mood(stage, Mood(fail=1.0, status=503)),
+        stage.gateway("--retry-budget", "0", "--retry-burst", "0", "--breaker-failures", "0") as gateway,
+        clients(gateway.address, 4),
+    ):
+        yield
+
+
+@_fault("a caller who asks too often", "GatewayLimitsRefuseMany")
+async def caller_runs_wild(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway("--rate-limit-rps", "1") as gateway, clients(gateway.address, 2):
+        yield
+
+
+@_fault("more connections than there may be", "GatewayConnectionsRefused")
+async def connections_refused(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        stage.gateway("--max-connections", "4") as gateway,  # Prometheus has its connection by now, and keeps it
+        clients(gateway.address, 8),
+    ):
+        yield
+
+
+@_fault("a reader of the log who reads nothing", "GatewayLogLinesLost")
+async def log_unread(stage: Stage) -> AsyncIterator[None]:
+    async with (
+        stage.gateway("--log-prompts", stdout=asyncio.subprocess.PIPE) as gateway,
+        clients(gateway.address, 8, words=2_000),
+    ):
+        yield
+
+
+@_fault("64 file descriptors, most of them taken", "GatewayFilesShort")
+async def files_short(stage: Stage) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(stage.gateway(files=64))
+        host, _, port = gateway.address.rpartition(":")
+        for _ in range(34):
+            _, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.close)
+        yield
+
+
+@_fault("stopped for 0.7 s time and again, as by a starved CPU", "GatewayLoopLagging")
+async def loop_lags(stage: Stage) -> AsyncIterator[None]:
+    async def starve() -> None:
+        while True:
+            gateway.send(signal.SIGSTOP)
+            await asyncio.sleep(0.7)
+            gateway.send(signal.SIGCONT)
+            await asyncio.sleep(0.6)  # long enough to be scraped
+
+    async with stage.gateway() as gateway:
+        starving = asyncio.create_task(starve())
+        try:
+            yield
+        finally:
+            starving.cancel()
+            await asyncio.gather(starving, return_exceptions=True)
+
+
+@_fault("killed and started three times on one port", "GatewayRestarting")
+async def restarting(stage: Stage) -> AsyncIterator[None]:
+    async with stage.gateway() as first, AsyncExitStack() as stack:
+        port = first.address.rpartition(":")[2]
+        process = first
+        for _ in range(3):
+            began = time.time()
+            await process.kill()
+            process = await stack.enter_async_context(stage.gateway("--port", port, scraped=False))
+            new = f'gateway_start_time_seconds{{instance="{first.address}"}} > {began}'
+            await stage.prometheus.until_data(new, seconds=10)
+        yield

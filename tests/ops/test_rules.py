@@ -1,0 +1,53 @@
+"""Prometheus' own tool judges what `ops/prometheus` holds, and each alert says what it means and what to do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from ops.drill.rules import FOLDER, alerts, scaled, sections
+from tests.ops.tools import binary
+
+
+def promtool(*words: str) -> str:
+    ran = subprocess.run([binary("promtool"), *words], capture_output=True, text=True, timeout=50)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def test_prometheus_takes_the_configuration_and_its_rules() -> None:
+    said = promtool("check", "config", str(FOLDER / "prometheus.yml"))
+    assert said.count("rules found") == len(list((FOLDER / "rules").glob("*.yml"))) == 2
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "tests").glob("*.yml")), ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should_and_only_then(path: object) -> None:
+    assert "SUCCESS" in promtool("test", "rules", str(path))
+
+
+def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
+    said: dict[str, set[str]] = {}
+    for path in (FOLDER / "tests").glob("*.yml"):
+        text = path.read_text()
+        for name, value in re.findall(r'alertname="(\w+)".*?\n.*?\n.*?value: (\d)', text):
+            said.setdefault(name, set()).add(value)
+    assert {name: said.get(name) for name in alerts()} == {name: {"0", "1"} for name in alerts()}
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_an_alert_says_what_is_wrong_and_where_the_runbook_is(name: str) -> None:
+    text = sections()[name]
+    assert f"runbook_url: ops/TROUBLESHOOTING.md#{name.lower()}\n" in text
+    assert re.search(r"severity: (critical|warning|info)\b", text)
+    assert re.search(r"summary: '.{20,}'", text)
+    assert re.search(r"description: '.{20,}'", text)
+
+
+def test_the_windows_of_rules_are_scaled_and_nothing_else() -> None:
+    text = "expr: rate(a{le=\"2.5\"}[5m]) > 14.4 and b:rate1h > 20\nfor: 1m\ndescription: '5m of it'\n"
+    assert scaled(text, 300) == (
+        "expr: rate(a{le=\"2.5\"}[1000ms]) > 14.4 and b:rate1h > 20\nfor: 200ms\ndescription: '5m of it'\n"
+    )
+    assert scaled("x[3d]", 300) == "x[864000ms]"
