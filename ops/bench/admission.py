@@ -133,6 +133,7 @@ def stage(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, dict[str,
             gateway = [
                 sys.executable, "-m", "proxy", "--port", str(port), "--backend", url, "--redis", "off",
                 "--api-keys-file", str(keys), "--max-inflight", most,
+                *(["--pace-ttft-ms", f"{args.pace_ms:g}"] if most == "auto" else []),
             ]  # fmt: skip
             stack.enter_context(
                 start.started(start.Command(gateway, cwd=ROOT), port, cpus,
@@ -186,6 +187,7 @@ def main() -> int:
     parser.add_argument("--light", type=float, default=0.1, help="the light tenant's share of the capacity")
     parser.add_argument("--full", type=int, default=32, help="requests under way that fill the engine")
     parser.add_argument("--objective-ms", type=float, default=3000.0, help="TTFT that counts as good")
+    parser.add_argument("--pace-ms", type=float, default=0.0, help="--pace-ttft-ms of the gateway with auto")
     parser.add_argument("--tokens", type=int, default=16, help="tokens an answer")
     parser.add_argument("--prefixes", type=int, default=8)
     parser.add_argument("--prefix", type=int, default=96, help="tokens that prompts begin with alike")
@@ -216,7 +218,8 @@ def main() -> int:
         f"tokens, prompts of {args.prefix} + {args.suffix}; {args.seconds:g} s a phase; clients give up after "
         f"{args.timeout:g} s and say so (`x-request-timeout`); good is a first token within "
         f"{args.objective_ms:g} ms of when the request was due; the light tenant sends {args.light:.0%} of the "
-        "capacity, the heavy one the rest of the load. p99 of few requests is the slowest.\n"
+        f"capacity, the heavy one the rest of the load; auto with --pace-ttft-ms {args.pace_ms:g}. p99 of few "
+        "requests is the slowest.\n"
     )
     text = f"{words}\n{table(measured)}\n"
     print(text)
