@@ -231,15 +231,23 @@ async def loop_lags(stage: Stage) -> AsyncIterator[None]:
             await asyncio.gather(starving, return_exceptions=True)
 
 
-@_fault("killed and started three times on one port", "GatewayRestarting")
+@_fault("killed and started on one port, time and again", "GatewayRestarting")
 async def restarting(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as first, AsyncExitStack() as stack:
         port = first.address.rpartition(":")[2]
-        process = first
-        for _ in range(3):
-            began = time.time()
-            await process.kill()
-            process = await stack.enter_async_context(stage.gateway("--port", port, scraped=False))
-            new = f'gateway_start_time_seconds{{instance="{first.address}"}} > {began}'
-            await stage.prometheus.until_data(new, seconds=10)
-        yield
+
+        async def restart() -> None:
+            process = first
+            while True:
+                began = time.time()
+                await process.kill()
+                process = await stack.enter_async_context(stage.gateway("--port", port, scraped=False))
+                new = f'gateway_start_time_seconds{{instance="{first.address}"}} > {began}'
+                await stage.prometheus.until_data(new, seconds=10)
+
+        restarting = asyncio.create_task(restart())
+        try:
+            yield
+        finally:
+            restarting.cancel()
+            await asyncio.gather(restarting, return_exceptions=True)
