@@ -58,6 +58,13 @@ class Pacer:
         if sent >= self._cut and len(self._ttfts) < 1024:
             self._ttfts.append(first - sent)
 
+    def left(self, sent: float, now: float) -> None:
+        """A client left before the first token came: it took longer than this. That speaks where it was long
+        already; without it an engine so slow that everyone leaves would be one of which nothing is known."""
+        slow = min(self._objective, TOLERANCE * min(self._floors, default=math.inf))
+        if now - sent > slow:
+            self.answered(sent, now)
+
     def tick(self, now: float, *, reached: bool, report: Report | None) -> int:
         """The limit from now on. `reached`: since the last tick as many were under way as are allowed."""
         seen = None

@@ -256,9 +256,7 @@ class Scheduler:
     def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
         flight = journey.flight
         self._flying.pop(flight, None)
-        pacer = journey.lease.backend.pacer
-        if pacer is not None and flight.times.first is not None and flight.mode is Mode.STREAM:
-            pacer.answered(flight.times.dispatched or 0.0, flight.times.first)
+        self._pace(journey)
         if isinstance(flight, Carrier):
             self._unload(flight, error)
         elif error is None:
@@ -266,6 +264,17 @@ class Scheduler:
         else:
             self._end(flight, error)
         journey.lease.release()
+
+    def _pace(self, journey: Journey) -> None:
+        """Tell the engine's pacer, if it has one, how long the first token took, or did not come."""
+        pacer, flight = journey.lease.backend.pacer, journey.flight
+        times = flight.times
+        if pacer is None or times.dispatched is None or flight.mode is not Mode.STREAM:
+            return
+        if times.first is not None:
+            pacer.answered(times.dispatched, times.first)
+        elif flight.phase is Phase.CANCELLED:
+            pacer.left(times.dispatched, flight.clock())
 
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
@@ -287,6 +296,7 @@ class Scheduler:
             return
         journey = self._flying.pop(flight, None)
         if journey is not None:
+            self._pace(journey)
             journey.cancel()
             journey.lease.release()
 

@@ -99,6 +99,16 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
     assert max(limits[-40:]) <= 52, limits
 
 
+def test_clients_that_leave_for_want_of_a_first_token_speak_too() -> None:
+    pacer = Pacer(32, objective=1.0)
+    for n in range(5):
+        pacer.left(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
+    assert pacer.tick(1.0, reached=True, report=Report(32.0, 0.0, 0.1)) == 16
+    plain = Pacer(32)
+    plain.left(0.0, 1e6)  # nothing is known of what it should take
+    assert plain.tick(1.0, reached=True, report=None) == 32
+
+
 def test_one_slow_prompt_does_not_cut_it() -> None:
     pacer = Pacer(32)
     for _ in range(10):

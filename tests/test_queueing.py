@@ -263,3 +263,10 @@ async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
         await turn.finish()
         await post
         assert len(backend.pacer._ttfts) == 1
+        async with streaming(app.url, CHAT, HELLO_STREAM) as client:  # one that leaves once it has begun
+            turn = await engine.next_request()
+            await turn.send("a")
+            await client.event()
+        await turn.cancelled()
+        await until(lambda: backend.inflight == 0)
+        assert len(backend.pacer._ttfts) == 2
