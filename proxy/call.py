@@ -64,6 +64,7 @@ class Call:
     bytes_out: int = 0
     client_left: bool = False
     deadline: float = math.inf  # by the loop's clock, where the client gave one
+    client: str | None = None  # its address, where it was refused
     trace: Traced | None = None
     began: float = field(default_factory=time.monotonic)
 
@@ -165,6 +166,8 @@ class Call:
                 items.total if items is not None else None,
                 items.cached if items is not None else None,
                 self.trace.id if self.trace is not None else None,
+                self.client,
+                self.hold.limit if self.hold is not None else None,
             )
         )
 

@@ -237,7 +237,9 @@ class Settings:
     max_best_of: int = _count(0, "Most candidates (`best_of`) a request may ask for; 0 is no limit.", low=0)
     body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
     connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
-    first_token_timeout: float = _seconds(300.0, "For an engine's first token; 0 is no limit.")
+    first_token_timeout: float = _seconds(
+        300.0, "For a stream's first token; 0 is no limit. A body that is not streamed has `total_timeout` alone."
+    )
     token_timeout: float = _seconds(60.0, "Between two tokens; 0 is no limit.")
     total_timeout: float = _seconds(1800.0, "For a whole answer; 0 is no limit.")
     max_frame_bytes: int = _size(4 * MIB, "Largest single event of a stream.")

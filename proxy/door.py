@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.client_address import UNIX, Trusted
 from proxy.errors import Code, GatewayError
-from proxy.opening import read_opening
+from proxy.opening import V2, read_opening
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
@@ -48,6 +48,7 @@ class DoorHandler(RequestHandler):
     source = ""  # whose connection a balancer brings, by the PROXY protocol
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
+    _opened_with_proxy = False  # by one who may not
     _head = 0  # bytes that have come of a head that is not whole
 
     def pause_writing(self) -> None:
@@ -65,6 +66,8 @@ class DoorHandler(RequestHandler):
                 return
         payload, messages = self._payload, self._messages
         known = len(messages)
+        if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
+            self._opened_with_proxy = True
         super().data_received(data)
         if payload is not None and not payload.is_eof():
             if messages and isinstance(messages[-1][0], _ErrInfo):
@@ -102,7 +105,7 @@ class DoorHandler(RequestHandler):
             self._close = True  # whatever comes on is dropped
             if self.transport is not None:
                 error = GatewayError(Code.INVALID_VALUE, f"From a trusted proxy: {e}, and proxy_protocol is on.")
-                self.transport.write(closing(error))
+                self._tell(error)
                 self.transport.close()
             return b""
         if found is None:
@@ -195,9 +198,22 @@ class DoorHandler(RequestHandler):
         elif "Too many headers" in str(exc):
             error = GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
         else:
-            error = GatewayError(Code.INVALID_VALUE, "This is not a request of HTTP/1.1 that can be read.")
+            why = "This is not a request of HTTP/1.1 that can be read."
+            if self._opened_with_proxy:
+                why = "A PROXY protocol head, but its sender is none of trusted_proxies, or proxy_protocol is off."
+            error = GatewayError(Code.INVALID_VALUE, why)
         if self.transport is not None:
-            self.transport.write(closing(error))
+            self._tell(error)
+
+    def _tell(self, error: GatewayError) -> None:
+        """The client, and the log."""
+        transport = self.transport
+        if transport is not None:
+            peer = transport.get_extra_info("peername")
+            cast(Door, self._manager).on_unreadable(
+                str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
+            )
+            transport.write(closing(error))
 
 
 def head_bytes(message: RawRequestMessage) -> int:
@@ -248,6 +264,7 @@ class Door(web.Server):
         proxies: Trusted | None = None,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
+        on_unreadable: Callable[[str, str], None] = lambda peer, why: None,
     ) -> None:
         self._limits: dict[str, Any] = {
             "keepalive_timeout": KEEPALIVE_SECONDS,
@@ -264,6 +281,7 @@ class Door(web.Server):
         self._max_connections = max_connections
         self._proxies = proxies  # whose connections open with the PROXY protocol
         self._on_refused = on_refused
+        self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
 
     def __call__(self) -> RequestHandler:
         handler = DoorHandler(self, loop=self._loop, **self._limits)

@@ -136,6 +136,8 @@ class Gateway:
         """Who answers. Raises GatewayError 404 or 405."""
         path = call.request.path
         route = self._routes.get(path)
+        if route is None and path.startswith("/v1/models/"):
+            route = ("GET", "models", self._plain.model)
         if route is None:
             if not passes(path, call.request.raw_path):
                 raise GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
@@ -322,7 +324,7 @@ class Gateway:
 
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
-        call.error = error.code.code
+        call.error, call.client = error.code.code, self._urgency.address(call)
         headers = [*respond.error_headers(error), *call.headers()]
         keep = error.code is not Code.SHUTTING_DOWN
         sent = await self._send(call, error.status, headers, error.json(), keep=keep)

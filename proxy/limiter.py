@@ -138,6 +138,14 @@ class Hold:
         """What the client is told of its limits."""
         return headers(self.claim, self.decision) if self.decision is not None else []
 
+    @property
+    def limit(self) -> str | None:
+        """Which limit refused it, as the log says it."""
+        if self.decision is None or self.decision.over is None:
+            return None
+        whose, kind = self.decision.over
+        return kind if whose == "caller" else f"global.{kind}"
+
     # -- using --------------------------------------------------------------------------------------
 
     def joins(self, reader: Subscriber) -> None:

@@ -60,6 +60,8 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     items: int | None = None  # inputs of an embedding
     items_cached: int | None = None  # of them from the store
     trace_id: str | None = None  # where requests are traced
+    client: str | None = None  # of a refusal: the address that counts, where no key says who it was
+    limit: str | None = None  # that refused it: requests, tokens, streams; with `global.` before it everyone's
 
     @property
     def level(self) -> str:

@@ -5,6 +5,7 @@ Called by the gateway, once a request for one of them."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from proxy import respond
 from proxy.backends import Backends
@@ -28,12 +29,22 @@ class Plain:
         self._send = send
 
     async def models(self, call: Call) -> respond.Sent:
+        return await self._reply(call, 200, {"object": "list", "data": self._visible(call)})
+
+    def _visible(self, call: Call) -> list[dict[str, Any]]:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         models = self._backends.models()
-        if self._gate is not None:
-            models = self._gate.visible(call, models)
-        return await self._reply(call, 200, {"object": "list", "data": models})
+        return models if self._gate is None else self._gate.visible(call, models)
+
+    async def model(self, call: Call) -> respond.Sent:
+        """One of them: the rest of the path is its id, slashes and all."""
+        name = call.request.path.removeprefix("/v1/models/")
+        models = self._visible(call)
+        found = next((model for model in models if model.get("id") == name), None)
+        if found is None:
+            raise GatewayError(Code.MODEL_NOT_FOUND, f"The model {name[:200]!r} does not exist or is not yours.")
+        return await self._reply(call, 200, found)
 
     async def health(self, call: Call) -> respond.Sent:
         return await self._reply(call, 200, {"status": "ok"})

@@ -48,6 +48,10 @@ class Urgency:
             )
         return asked
 
+    def address(self, call: Call) -> str | None:
+        """Where it is from, if no key says who it is."""
+        return None if call.caller is not None else self._address(call.request)
+
     def owner(self, call: Call) -> Hashable | Callable[[], Hashable]:
         """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
         return call.caller.tenant if call.caller is not None else partial(self._address, call.request)

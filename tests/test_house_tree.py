@@ -34,7 +34,6 @@ UNTESTED_BY_NAME = {
     "page/state.py": "test_page.py, test_reading.py",
     "page/stream.py": "test_page.py",
     "kept.py": "test_cache_stored.py, test_sharing.py",
-    "plain.py": "test_process.py, test_backends.py through the app",
     "plan.py": "plain data",
     "punctual.py": "test_queueing.py",
     "queue_metrics.py": "test_queueing.py",

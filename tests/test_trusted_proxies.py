@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.client import Connection, request_bytes
 from tests.engine import Engine
-from tests.running import gateway
+from tests.running import gateway, lines
 from tests.test_opening import version_2
 
 ONE: dict[str, Any] = {"rate_limit_rps": 0.001, "rate_limit_burst": 1}  # each caller may ask once
@@ -85,8 +86,31 @@ async def test_a_balancer_that_does_not_say_whose_it_is_is_told(engine: Engine, 
         assert await client.at_eof()
 
 
-async def test_who_is_no_balancer_may_not_say_whose_it_is(engine: Engine) -> None:
-    async with gateway(engine, trusted_proxies=("192.0.2.1",), proxy_protocol=True) as app:
+async def test_who_is_no_balancer_may_not_say_whose_it_is_and_that_is_told(engine: Engine, tmp_path: Path) -> None:
+    log_to = tmp_path / "log"
+    async with gateway(engine, log_to=log_to, trusted_proxies=("192.0.2.1",), proxy_protocol=True) as app:
         assert await asked(app.url, models()) == 200
         assert await asked(app.url, version_2("192.0.2.9") + models()) == 400
         assert await asked(app.url, b"PROXY TCP4 192.0.2.9 127.0.0.1 1 2\r\n" + models()) == 400
+        async with await Connection.open(app.url) as client:
+            await client.send(version_2("192.0.2.9") + models())
+            assert "none of trusted_proxies" in (await client.read()).json()["error"]["message"]
+    told = [line for line in lines(log_to) if line["msg"] == "unreadable request"]
+    assert len(told) == 3
+    assert {line["client"] for line in told} == {"127.0.0.1"}
+    assert all("none of trusted_proxies" in line["detail"] for line in told)
+
+
+async def test_a_refusal_s_line_says_who_it_was_and_which_limit(engine: Engine, tmp_path: Path) -> None:
+    log_to = tmp_path / "log"
+    async with gateway(engine, log_to=log_to, trusted_proxies=HERE, **ONE) as app:
+        data = models(("x-forwarded-for", "192.0.2.1"))
+        assert [await asked(app.url, data) for _ in range(2)] == [200, 429]
+    passed, refused = [line for line in lines(log_to) if line["msg"] == "request"]
+    assert (refused["client"], refused["limit"], refused["error"]) == (
+        "192.0.2.1",
+        "requests",
+        "rate_limit_exceeded",
+    )
+    assert "client" not in passed
+    assert "limit" not in passed
