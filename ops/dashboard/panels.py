@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Final
 
 from ops.dashboard.panel import GENERATING, ONE, RATE, Panel, Row, gauge, heat, quantiles, rate, share, some
+from ops.dashboard.waiting import EMBEDDINGS, WAITING
 
 HEAD: Final = Row(
     "At a glance",
@@ -341,4 +342,4 @@ PROCESS: Final = Row(
     ),
 )
 
-ROWS: Final = (HEAD, TRAFFIC, LATENCY, SHARING, ENGINES, LIMITS, REDIS, PROCESS)
+ROWS: Final = (HEAD, TRAFFIC, LATENCY, SHARING, ENGINES, WAITING, LIMITS, EMBEDDINGS, REDIS, PROCESS)

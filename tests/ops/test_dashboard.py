@@ -48,7 +48,9 @@ def test_rows_are_what_an_operator_looks_for() -> None:
         "Latency",
         "Sharing",
         "Engines and breakers",
+        "Waiting for an engine",
         "Limits and admission",
+        "Embeddings and tokens",
         "Redis",
         "Process",
     ]
