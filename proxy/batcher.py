@@ -14,9 +14,13 @@ from proxy.line import Line, Ticket
 
 T = TypeVar("T", bound=Hashable)
 
+MAX_POOLS: Final = 256
+
 PLAIN: Final = Ticket()
 MIN_PLACES: Final = 8
-"""Places from the line by which its speed is judged: of fewer nothing is said."""
+"""Places from the line by which its speed is judged, answers by which their time is: of fewer nothing is said."""
+SERVED: Final = 64  # answers that are remembered
+FAST: Final = 10  # one in so many was faster: to say no too rarely costs an engine some work, too often an answer
 
 
 class Batcher(Generic[T]):
@@ -50,6 +54,7 @@ class Batcher(Generic[T]):
         self._held: dict[T, None] = {}
         self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
         self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
+        self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
 
     def __len__(self) -> int:
         return len(self._arrived) + len(self._looking) + len(self._held) + len(self.line)
@@ -188,6 +193,26 @@ class Batcher(Generic[T]):
         self._forget(item)
         return True
 
+    def served(self, pool: str | None, seconds: float) -> None:
+        """An answer of that pool took so long, from its place to its end."""
+        if pool not in self._served and len(self._served) >= MAX_POOLS:
+            self._served.clear()
+        times = self._served.setdefault(pool, [])
+        times.append(seconds)
+        if len(times) > SERVED:
+            del times[0]
+
+    def takes(self, pool: str | None) -> float:
+        """Seconds that an answer takes at least, but for one in ten; 0 where that is not known."""
+        times = self._served.get(pool, ())
+        return sorted(times)[len(times) // FAST] if len(times) >= MIN_PLACES else 0.0
+
+    def too_late(self, pool: str | None, left: float) -> GatewayError | None:
+        """The error of an item that has its turn, but no time left to be answered in: an engine would work for
+        nobody."""
+        takes = self.takes(pool)
+        return too_late(0.0, takes, left) if takes > left else None
+
     def wait(self, ticket: Ticket, now: float) -> float | None:
         """Seconds that an item would wait for a place, at least, by the pace of the last ones; None: not known."""
         places = self._places.get(ticket.pool, ())
@@ -230,15 +255,10 @@ class Batcher(Generic[T]):
         )
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
-        """Raises GatewayError 503 where waiting alone would take longer than there is time."""
-        wait = self.wait(ticket, now)
-        if wait is not None and now + wait > ticket.deadline:
-            raise GatewayError(
-                Code.DEADLINE_UNMEETABLE,
-                f"It would wait about {wait:.1f} s for an engine, and x-request-timeout leaves "
-                f"{max(0.0, ticket.deadline - now):.1f} s.",
-                retry_after=math.ceil(wait),
-            )
+        """Raises GatewayError 503 where waiting and answering would take longer than there is time."""
+        wait, takes = self.wait(ticket, now) or 0.0, self.takes(ticket.pool)
+        if now + wait + takes > ticket.deadline:
+            raise too_late(wait, takes, ticket.deadline - now)
 
     def _placed(self, pool: str | None, now: float) -> None:
         places = self._places.setdefault(pool, [])
@@ -257,3 +277,13 @@ class Batcher(Generic[T]):
             self._twins[twin].pop(item, None)
             if not self._twins[twin]:
                 del self._twins[twin]
+
+
+def too_late(wait: float, takes: float, left: float) -> GatewayError:
+    """Of a request that cannot be answered in the time that it has."""
+    return GatewayError(
+        Code.DEADLINE_UNMEETABLE,
+        f"It would wait about {wait:.1f} s for an engine and answers take {takes:.1f} s, but x-request-timeout "
+        f"leaves {max(0.0, left):.1f} s.",
+        retry_after=max(1, math.ceil(wait)),
+    )

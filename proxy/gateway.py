@@ -226,6 +226,7 @@ class Gateway:
             owner=self._urgency.owner(call),
             priority=priority,
             deadline=call.deadline,
+            latest=call.deadline,
         )
         flight = self._group.launch(plan)
         verdict = "miss" if share.shared else "bypass"
@@ -307,6 +308,7 @@ class Gateway:
             owner=self._urgency.owner(call),
             priority=self._urgency.priority(call),
             deadline=call.deadline,
+            latest=call.deadline,
         )
         flight = self._group.launch(plan)
         reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))

@@ -49,6 +49,7 @@ class Plan:
     owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
+    latest: float = math.inf  # the same, the latest
 
 
 class Items(NamedTuple):

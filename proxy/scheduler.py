@@ -5,6 +5,7 @@ Called by the gateway (submit) and the app (lifecycle)."""
 from __future__ import annotations
 
 import asyncio
+import math
 
 from proxy import kept
 from proxy.backends import Backends
@@ -146,6 +147,13 @@ class Scheduler:
             self.queue.place(self._take, self._loop.time())
 
     def _take(self, flight: Flight) -> bool:
+        plan = flight.plan
+        if plan.latest < math.inf:
+            late = self.queue.too_late(self._backends.pool_of(plan.model), plan.latest - self._loop.time())
+            if late is not None:
+                self.told.refused(late.code.code)
+                self._end(flight, late)
+                return True
         if not self._place(flight):
             return False
         self.told.placed(flight.plan.priority, flight.clock() - flight.times.created)
@@ -165,6 +173,7 @@ class Scheduler:
     def promote(self, flight: Flight, priority: int, deadline: float) -> None:
         """One more reader, who may be more urgent than those before."""
         plan = flight.plan
+        plan.latest = max(plan.latest, deadline)
         if priority < plan.priority or deadline < plan.deadline:
             plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
             if flight.phase is Phase.QUEUED and self.queue.promote(flight, priority, deadline):
@@ -303,6 +312,8 @@ class Scheduler:
     def _landed(self, journey: Journey) -> None:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
         flight, feeder = journey.flight, journey.feeder
+        if flight.plan.latest < math.inf and flight.times.dispatched is not None:
+            self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
         broken = feeder is None or feeder.error_frame
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:

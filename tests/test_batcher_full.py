@@ -126,6 +126,26 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
     assert next(iter([batcher.line.next(7.0)])) == "late"
 
 
+def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
+    ticket = Ticket(deadline=10.0)
+    batcher: Batcher[str] = Batcher(limit=9, max_batch=9, ticket=lambda item: ticket)
+    for _ in range(MIN_PLACES - 1):
+        batcher.served(None, 4.0)
+    assert batcher.takes(None) == 0.0
+    batcher.offer("a", 9.0, lookup=False)
+    batcher.served(None, 40.0)  # one that was slow is not what is gone by
+    assert batcher.takes(None) == 4.0
+    assert batcher.takes("another") == 0.0
+    batcher.offer("b", 6.0, lookup=False)
+    with pytest.raises(GatewayError) as caught:
+        batcher.offer("c", 6.1, lookup=False)
+    assert caught.value.code is Code.DEADLINE_UNMEETABLE
+    late = batcher.too_late(None, 3.9)
+    assert late is not None
+    assert "answers take 4.0 s, but x-request-timeout leaves 3.9 s" in late.message
+    assert batcher.too_late(None, 4.1) is None
+
+
 def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> None:
     batcher: Batcher[int] = Batcher(limit=100, max_batch=9)
     for n in range(20):

@@ -12,6 +12,7 @@ import pytest
 
 from proxy.api_keys import hash_of
 from proxy.app import App
+from proxy.batcher import MIN_PLACES
 from tests.client import Answer, Connection, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_turn import Turn
@@ -52,11 +53,17 @@ class Waiting:
         """Let everything through; the order in which the engine was asked."""
         await self.first.finish()
         names = []
-        for _ in range(len(self.app.scheduler.queue)):
-            turn = await self.engine.next_request()
-            names.append(name_of(turn))
-            await turn.answer("x")
-        await asyncio.gather(*self.posts)
+        done: asyncio.Future[Any] = asyncio.gather(*self.posts)
+        while not done.done():
+            turn = asyncio.create_task(self.engine.next_request())
+            either: list[asyncio.Future[Any]] = [done, turn]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if turn.done():
+                names.append(name_of(turn.result()))
+                await turn.result().answer("x")
+            else:
+                turn.cancel()
+                await asyncio.wait([turn])
         return names
 
 
@@ -182,6 +189,17 @@ async def test_its_time_over_while_it_waits_it_is_told_so_and_forgotten(engine: 
         assert await line.order() == []
     (logged,) = [line for line in lines(tmp_path / "log") if line.get("status") == 504]
     assert logged["error"] == "deadline_exceeded"
+
+
+async def test_no_engine_works_for_who_cannot_be_answered_in_time(engine: Engine) -> None:
+    async with AsyncExitStack() as stack:
+        line = await waiting(stack, engine)
+        late = await line.post("late", ("x-request-timeout", "30"))
+        await line.post("patient")
+        for _ in range(MIN_PLACES):
+            line.app.scheduler.queue.served("m1", 60.0)
+        assert await line.order() == ["patient"]
+        assert error_of(await late)[:2] == (503, "deadline_unmeetable")
 
 
 async def test_a_stream_whose_time_is_over_ends_honestly_and_the_engine_is_told(engine: Engine) -> None:
