@@ -20,7 +20,8 @@ PLAIN: Final = Ticket()
 MIN_PLACES: Final = 8
 """Places from the line by which its speed is judged, answers by which their time is: of fewer nothing is said."""
 SERVED: Final = 64  # answers that are remembered
-FAST: Final = 10  # one in so many was faster: to say no too rarely costs an engine some work, too often an answer
+FAST: Final = 0.1  # of them were faster: what is refused as it comes could not have made it but by luck
+USUAL: Final = 0.75  # were faster: what waited and has no more left than that mostly ends as work for nobody
 
 
 class Batcher(Generic[T]):
@@ -202,15 +203,15 @@ class Batcher(Generic[T]):
         if len(times) > SERVED:
             del times[0]
 
-    def takes(self, pool: str | None) -> float:
-        """Seconds that an answer takes at least, but for one in ten; 0 where that is not known."""
+    def takes(self, pool: str | None, share: float) -> float:
+        """Seconds that this share of the last answers did not take longer than; 0 where that is not known."""
         times = self._served.get(pool, ())
-        return sorted(times)[len(times) // FAST] if len(times) >= MIN_PLACES else 0.0
+        return sorted(times)[int(len(times) * share)] if len(times) >= MIN_PLACES else 0.0
 
     def too_late(self, pool: str | None, left: float) -> GatewayError | None:
         """The error of an item that has its turn, but no time left to be answered in: an engine would work for
-        nobody."""
-        takes = self.takes(pool)
+        nobody. Stricter than as it came: the earliest deadline goes first, so all that waits long comes to this."""
+        takes = self.takes(pool, USUAL)
         return too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float | None:
@@ -256,7 +257,7 @@ class Batcher(Generic[T]):
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
         """Raises GatewayError 503 where waiting and answering would take longer than there is time."""
-        wait, takes = self.wait(ticket, now) or 0.0, self.takes(ticket.pool)
+        wait, takes = self.wait(ticket, now) or 0.0, self.takes(ticket.pool, FAST)
         if now + wait + takes > ticket.deadline:
             raise too_late(wait, takes, ticket.deadline - now)
 

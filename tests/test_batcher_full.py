@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.batcher import MIN_PLACES, Batcher
+from proxy.batcher import FAST, MIN_PLACES, USUAL, Batcher
 from proxy.errors import Code, GatewayError
 from proxy.line import HIGH, LOW, Ticket
 
@@ -131,11 +131,11 @@ def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     batcher: Batcher[str] = Batcher(limit=9, max_batch=9, ticket=lambda item: ticket)
     for _ in range(MIN_PLACES - 1):
         batcher.served(None, 4.0)
-    assert batcher.takes(None) == 0.0
+    assert batcher.takes(None, FAST) == 0.0
     batcher.offer("a", 9.0, lookup=False)
     batcher.served(None, 40.0)  # one that was slow is not what is gone by
-    assert batcher.takes(None) == 4.0
-    assert batcher.takes("another") == 0.0
+    assert batcher.takes(None, FAST) == batcher.takes(None, USUAL) == 4.0
+    assert batcher.takes("another", FAST) == 0.0
     batcher.offer("b", 6.0, lookup=False)
     with pytest.raises(GatewayError) as caught:
         batcher.offer("c", 6.1, lookup=False)
