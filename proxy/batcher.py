@@ -210,7 +210,7 @@ class Batcher(Generic[T]):
 
     def too_late(self, pool: str | None, left: float) -> GatewayError | None:
         """The error of an item that has its turn, but no time left to be answered in: an engine would work for
-        nobody. Stricter than as it came: the earliest deadline goes first, so all that waits long comes to this."""
+        nobody. Stricter than as it came: the earliest deadline goes first, so what waits long comes to this."""
         takes = self.takes(pool, USUAL)
         return too_late(0.0, takes, left) if takes > left else None
 
