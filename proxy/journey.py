@@ -170,7 +170,7 @@ class Journey:
             return
         self._reused = reused
         self._connection = connection
-        first = self._first if self.lease.probe else None
+        first = self._first if self.lease.probe or backend.pacer is not None else None
         self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
         flight.throttle = self._throttle
         connection.send(request, self.feeder)
@@ -188,8 +188,13 @@ class Journey:
         return self._again(str(status), retry_after(headers, time.time))
 
     def _first(self) -> None:
-        """A probe's stream has begun: it need not end before others may go."""
-        self._good()
+        """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end
+        of a stream what its beginning said would be old."""
+        pacer, sent = self.lease.backend.pacer, self.flight.times.dispatched
+        if pacer is not None and sent is not None:
+            pacer.answered(sent, self.flight.clock())
+        if self.lease.probe:
+            self._good()
 
     def _fed(self, error: GatewayError | None) -> None:
         """The exchange is over."""

@@ -265,7 +265,6 @@ class Scheduler:
     def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
         flight = journey.flight
         self._flying.pop(flight, None)
-        self._pace(journey)
         if isinstance(flight, Carrier):
             self._unload(flight, error)
         elif error is None:
@@ -275,15 +274,12 @@ class Scheduler:
         journey.lease.release()
 
     def _pace(self, journey: Journey) -> None:
-        """Tell the engine's pacer, if it has one, how long the first token took, or did not come."""
-        pacer, flight = journey.lease.backend.pacer, journey.flight
-        times = flight.times
-        if pacer is None or times.dispatched is None or flight.mode is not Mode.STREAM:
+        """Tell the engine's pacer, if there is one, of a stream whose first token never came while it was wanted."""
+        pacer, times = journey.lease.backend.pacer, journey.flight.times
+        if pacer is None or times.dispatched is None or times.first is not None:
             return
-        if times.first is not None:
-            pacer.answered(times.dispatched, times.first)
-        elif flight.phase is Phase.CANCELLED:
-            pacer.left(times.dispatched, flight.clock())
+        if journey.flight.mode is Mode.STREAM and journey.flight.phase is Phase.CANCELLED:
+            pacer.left(times.dispatched, journey.flight.clock())
 
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
