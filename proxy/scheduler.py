@@ -274,7 +274,7 @@ class Scheduler:
         journey.lease.release()
 
     def _pace(self, journey: Journey) -> None:
-        """Tell the engine's pacer, if there is one, of a stream whose first token never came while it was wanted."""
+        """Tell the engine's pacer, if it has one, of a stream whose first token never came."""
         pacer, times = journey.lease.backend.pacer, journey.flight.times
         if pacer is None or times.dispatched is None or times.first is not None:
             return
