@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import chain
 from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
 from proxy.line import Line, Ticket
+from proxy.lookups import Lookups
 
 T = TypeVar("T", bound=Hashable)
 
-MAX_POOLS: Final = 256
-
+MAX_POOLS: Final = 256  # of which it is remembered how long answers take
 PLAIN: Final = Ticket()
 MIN_PLACES: Final = 8
 """Places from the line by which its speed is judged, answers by which their time is: of fewer nothing is said."""
@@ -27,7 +26,7 @@ USUAL: Final = 0.75  # were faster: what waited and has no more left than that m
 class Batcher(Generic[T]):
     """Three lines, bounded together.
 
-    `arrived` waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
+    One waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
     engine. By default (`window` 0) nobody waits for company: a batch is what arrived in the same turn of the loop,
     or while the round trip before it was under way. Full, it holds no owner to less than its share: see `offer`.
     """
@@ -43,25 +42,24 @@ class Batcher(Generic[T]):
         twin: Callable[[T], Hashable] = lambda item: None,
     ) -> None:
         self.limit = limit  # items that may wait, in all lines and in a look-up under way
-        self.max_batch = max_batch
         self.window = window  # seconds
         self.line: Line[T] = Line(patience=patience)
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
         self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
         """Told of each item that had to make room for another's, and why."""
-        self._arrived: dict[T, float] = {}
-        self._looking: dict[T, None] = {}
+        self._lookups: Lookups[T] = Lookups(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
         self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
         self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
         self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
 
     def __len__(self) -> int:
-        return len(self._arrived) + len(self._looking) + len(self._held) + len(self.line)
+        return len(self._lookups) + len(self._held) + len(self.line)
 
     def __repr__(self) -> str:
-        return f"<Batcher arrived={len(self._arrived)} looking={len(self._looking)} missed={len(self.line)}>"
+        arrived, looking = len(self._lookups.arrived), len(self._lookups.looking)
+        return f"<Batcher arrived={arrived} looking={looking} missed={len(self.line)}>"
 
     @property
     def waits(self) -> bool:
@@ -83,7 +81,7 @@ class Batcher(Generic[T]):
         if len(self) >= self.limit:
             self._make_room(self._ticket(item))
         if lookup:
-            self._arrived[item] = now
+            self._lookups.arrived[item] = now
         elif hold:
             self._held[item] = None
             self._know(item)
@@ -93,7 +91,7 @@ class Batcher(Generic[T]):
     def put(self, item: T, now: float) -> None:
         """Have an item wait for a place: no bound is asked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket(item)
-        if ticket.deadline < math.inf:
+        if ticket.latest < math.inf:
             self._in_time(ticket, now)
         self.line.offer(item, ticket, now)
         self._know(item)
@@ -107,43 +105,29 @@ class Batcher(Generic[T]):
         return True
 
     def due(self, now: float) -> list[T]:
-        """The next batch of look-ups: at most `max_batch`, empty while one is under way or the window is open."""
-        if self._looking or not self._arrived:
-            return []
-        deadline = self.next_deadline()
-        if len(self._arrived) < self.max_batch and deadline is not None and now < deadline:
-            return []
-        batch = list(self._arrived)[: self.max_batch]
-        for item in batch:
-            del self._arrived[item]
-            self._looking[item] = None
-        return batch
+        """The next batch of look-ups, see `Lookups.due`."""
+        return self._lookups.due(now)
 
     def next_deadline(self) -> float | None:
-        """When the oldest arrival's window closes; None when nothing waits."""
-        oldest = next(iter(self._arrived.values()), None)
-        return None if oldest is None else oldest + self.window
+        """When the oldest look-up's window closes; None when none waits."""
+        return self._lookups.next_deadline()
 
     def looked(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
         """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
-        and for those given back: they cannot be in time.
-
-        Of this batch only: where all of one was discarded while it was looked up, the next is under way already.
-        """
+        and for those given back: they cannot be in time."""
         late = []
         for item in misses:
-            if item in self._looking:
+            if self.looking(item):
                 try:
                     self.put(item, now)
                 except GatewayError as e:
                     late.append((item, e))
-        for item in batch:
-            self._looking.pop(item, None)
+        self._lookups.over(batch)
         return late
 
     def looking(self, item: T) -> bool:
         """Whether the item is still wanted from the look-up under way."""
-        return item in self._looking
+        return item in self._lookups.looking
 
     def place(self, take: Callable[[T], bool], now: float) -> None:
         """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
@@ -173,20 +157,14 @@ class Batcher(Generic[T]):
         """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
         return iter(tuple(self._twins.get(self._twin(item), ())))
 
-    def waiting(self) -> tuple[T, ...]:
-        """What waits for a place at an engine, in the order of arrival."""
-        return tuple(chain(self._held, self.line))
-
     def promote(self, item: T, priority: int, deadline: float) -> bool:
         """Someone more urgent wants it too. True if it moves."""
         return self.line.promote(item, priority, deadline)
 
     def discard(self, item: T) -> bool:
         """Forget an item whose reader left. True if it was waiting."""
-        for line in (self._arrived, self._looking):
-            if item in line:
-                del line[item]
-                return True
+        if self._lookups.discard(item):
+            return True
         if item in self._held:
             del self._held[item]
         elif not self.line.discard(item):
@@ -212,7 +190,7 @@ class Batcher(Generic[T]):
         """The error of an item that has its turn, but no time left to be answered in: an engine would work for
         nobody. Stricter than as it came: the earliest deadline goes first, so what waits long comes to this."""
         takes = self.takes(pool, USUAL)
-        return too_late(0.0, takes, left) if takes > left else None
+        return _too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float | None:
         """Seconds that an item would wait for a place, at least, by the pace of the last ones; None: not known."""
@@ -234,18 +212,11 @@ class Batcher(Generic[T]):
             error = self._share(owners)
         else:
             victim = line.newest(owner, below=ticket.priority)
-            error = self._full()
+            error = queue_full(self.limit)
         if victim is None:
-            raise self._share(owners) if owners > 1 and mine >= share else self._full()
+            raise self._share(owners) if owners > 1 and mine >= share else queue_full(self.limit)
         self.discard(victim)
         self.on_pushed(victim, error)
-
-    def _full(self) -> GatewayError:
-        return GatewayError(
-            Code.QUEUE_FULL,
-            f"The gateway's queue is full ({self.limit} requests wait); try again shortly.",
-            retry_after=1,
-        )
 
     def _share(self, owners: int) -> GatewayError:
         return GatewayError(
@@ -258,8 +229,8 @@ class Batcher(Generic[T]):
     def _in_time(self, ticket: Ticket, now: float) -> None:
         """Raises GatewayError 503 where waiting and answering would take longer than there is time."""
         wait, takes = self.wait(ticket, now) or 0.0, self.takes(ticket.pool, FAST)
-        if now + wait + takes > ticket.deadline:
-            raise too_late(wait, takes, ticket.deadline - now)
+        if now + wait + takes > ticket.latest:
+            raise _too_late(wait, takes, ticket.latest - now)
 
     def _placed(self, pool: str | None, now: float) -> None:
         places = self._places.setdefault(pool, [])
@@ -280,11 +251,20 @@ class Batcher(Generic[T]):
                 del self._twins[twin]
 
 
-def too_late(wait: float, takes: float, left: float) -> GatewayError:
+def _too_late(wait: float, takes: float, left: float) -> GatewayError:
     """Of a request that cannot be answered in the time that it has."""
     return GatewayError(
         Code.DEADLINE_UNMEETABLE,
         f"It would wait about {wait:.1f} s for an engine and answers take {takes:.1f} s, but x-request-timeout "
         f"leaves {max(0.0, left):.1f} s.",
         retry_after=max(1, math.ceil(wait)),
+    )
+
+
+def queue_full(limit: int) -> GatewayError:
+    """Of a request for which there is no room, whoever it is from."""
+    return GatewayError(
+        Code.QUEUE_FULL,
+        f"The gateway's queue is full ({limit} requests wait); try again shortly.",
+        retry_after=1,
     )

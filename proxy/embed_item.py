@@ -20,9 +20,6 @@ from proxy.wire.vectors import Inputs, put_together, shares, take_apart
 
 _JSON: Final = Head(200, (("content-type", "application/json"),))
 
-_OWN: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
-"""Headers in which requests of one array may differ."""
-
 
 class Result(NamedTuple):
     """One item's vector."""
@@ -55,8 +52,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, options: bytes, inputs: Literal["text", "ids"], apart: int) -> Kind:
-        headers = sorted((name, value) for name, value in plan.headers if name.lower() not in _OWN)
-        return cls(plan.model, options, inputs, tuple(headers), apart)
+        return cls(plan.model, options, inputs, tuple(plan.headers_in_common()), apart)
 
 
 @dataclass(eq=False, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from proxy import cache as store
 from proxy.cache import Cache, Stored
 from proxy.embed_item import Item, Result
+from proxy.lookups import Lookups
 from proxy.wire.vectors import Unsplittable
 
 
@@ -26,48 +27,37 @@ class ItemStore:
     ) -> None:
         """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over."""
         self._cache = cache
-        self._max_batch = max_batch
         self._on_batch = on_batch
         self._on_found = found
         self._looked = looked
-        self._arrived: dict[Item, None] = {}
-        self._looking: dict[Item, None] = {}
+        self._lookups: Lookups[Item] = Lookups(max_batch=max_batch)
 
     def __repr__(self) -> str:
-        return f"<ItemStore arrived={len(self._arrived)} looking={len(self._looking)}>"
+        return f"<ItemStore arrived={len(self._lookups.arrived)} looking={len(self._lookups.looking)}>"
 
     def add(self, item: Item) -> bool:
         """Have an item looked up. False: there is nowhere to look, or it is wanted anew."""
         if self._cache is None or item.fresh or not self._cache.available:
             return False
-        self._arrived[item] = None
+        self._lookups.arrived[item] = 0.0  # nobody waits for company here
         return True
 
     def discard(self, item: Item) -> bool:
         """Forget an item that nobody wants. True if it was here."""
-        for line in (self._arrived, self._looking):
-            if item in line:
-                del line[item]
-                return True
-        return False
+        return self._lookups.discard(item)
 
     def look(self) -> None:
         """One round trip for all that wait, of however many requests; none while one is under way."""
-        if self._looking or not self._arrived or self._cache is None:
-            return
-        batch = list(self._arrived)[: self._max_batch]
-        for item in batch:
-            del self._arrived[item]
-            self._looking[item] = None
-        self._on_batch(len(batch))
-        self._cache.lookup([item.key for item in batch], lambda found: self._found(batch, found))
+        batch = self._lookups.due(0.0)
+        if batch and self._cache is not None:
+            self._on_batch(len(batch))
+            self._cache.lookup([item.key for item in batch], lambda found: self._found(batch, found))
 
     def _found(self, batch: Sequence[Item], found: Sequence[Stored | None]) -> None:
-        """Of this batch only: where all of one was discarded meanwhile, the next is under way already."""
         for item, stored in zip(batch, found, strict=True):
-            if item not in self._looking:
+            if item not in self._lookups.looking:
                 continue
-            del self._looking[item]
+            self._lookups.over((item,))
             result = None
             if stored is not None:
                 try:

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Final
 
 from proxy.arrays import Arrays, halves
+from proxy.batcher import queue_full
 from proxy.cache import Cache
 from proxy.embed_item import Call, Item, Kind, Result, Want, items_of, results_of, wants_of
 from proxy.embed_metrics import EmbedMetrics
@@ -94,11 +95,7 @@ class Embedder:
             if self._closed:
                 raise _ending()
             if len(self._waiting) >= self._limit:
-                raise GatewayError(
-                    Code.QUEUE_FULL,
-                    f"The gateway's queue is full ({self._limit} requests wait); try again shortly.",
-                    retry_after=1,
-                )
+                raise queue_full(self._limit)
             options, keys = self._keyer.items(ask, inputs.items, tenant=scope)
         except GatewayError:
             self._group.remove(flight)

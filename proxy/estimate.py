@@ -13,9 +13,8 @@ from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.openai import Ask
+from proxy.wire.prompt import BYTES_A_TOKEN
 
-BYTES_A_TOKEN: Final = 4
-"""Of UTF-8. English has about four letters a token, Chinese one character of three bytes."""
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128

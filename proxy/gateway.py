@@ -166,7 +166,8 @@ class Gateway:
             except Unfoldable:
                 # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
                 reader.leave()
-                return await self._body(call, self._join(call, self._decode(call, endpoint, body), PRIVATE))
+                assert call.ask is not None  # of which there was that stream
+                return await self._body(call, self._join(call, call.ask, PRIVATE))
 
         return handler
 
@@ -272,10 +273,7 @@ class Gateway:
 
     async def _embed_ask(self, call: Call) -> Ask:
         """The request of `/embed`, let in."""
-        body = body_at_hand(call.request, self._settings, json=True)
-        if body is None:
-            body = await read_body(call.request, self._settings)
-        ask = self._decode(call, "embeddings", body)
+        ask = self._decode(call, "embeddings", await body_of(call.request, self._settings, json=True))
         if self._admit is not None:
             await self._admit(call, b"")
         return ask

@@ -32,6 +32,7 @@ class Ticket:
     cost: int = 1  # tokens
     deadline: float = math.inf  # by the clock of `now`
     pool: str | None = None  # items of one pool wait for the same engines
+    latest: float = math.inf  # when the last one who wants it gives up; `deadline` is the first one's
 
 
 @dataclass(slots=True, eq=False)

@@ -16,8 +16,6 @@ from proxy.flight import Flight
 from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
 from proxy.plan import Mode
 
-_OWN: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
-"""Headers in which twins may differ."""
 _MAX_ENGINES: Final = 256
 
 
@@ -132,5 +130,4 @@ def _key(flight: Flight) -> bytes:
     plan = flight.plan
     if plan.ask is None:
         return b""
-    apart = [(name, value) for name, value in plan.headers if name.lower() not in _OWN]
-    return twin_key(plan.ask, tenant=plan.tenant, headers=apart)
+    return twin_key(plan.ask, tenant=plan.tenant, headers=plan.headers_in_common())

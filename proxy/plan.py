@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from proxy.wire.openai import Ask
 
@@ -26,6 +26,10 @@ class Head:
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     length: int | None = None  # Content-Length in bytes, where the engine gave one
+
+
+OF_ONE_REQUEST: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
+"""Headers in which requests that go up together may differ."""
 
 
 @dataclass(slots=True)
@@ -50,6 +54,10 @@ class Plan:
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
+
+    def headers_in_common(self) -> list[tuple[str, str]]:
+        """Those that requests which go up together must have alike, in one order."""
+        return sorted((name, value) for name, value in self.headers if name.lower() not in OF_ONE_REQUEST)
 
 
 class Items(NamedTuple):

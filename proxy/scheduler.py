@@ -152,6 +152,7 @@ class Scheduler:
             late = self.queue.too_late(self._backends.pool_of(plan.model), plan.latest - self._loop.time())
             if late is not None:
                 self.told.refused(late.code.code)
+                self.queue.discard(flight)  # it has had no place: nobody pays for one
                 self._end(flight, late)
                 return True
         if not self._place(flight):

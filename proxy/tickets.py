@@ -27,6 +27,7 @@ def tickets(pool: Callable[[str | None], str | None], assumed: int) -> Callable[
             cost=max(1, prompt + completion),
             deadline=plan.deadline,
             pool=pool(plan.model),
+            latest=plan.latest,
         )
 
     return ticket

@@ -117,7 +117,7 @@ def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_alo
     queue.looked(["left"], ["left"], 0.0)
     assert queue.looking("stays")
     queue.looked(["stays"], ["stays"], 0.0)
-    assert queue.waiting() == ("stays",)
+    assert list(queue.line) == ["stays"]
 
 
 def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() -> None:

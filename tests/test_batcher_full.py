@@ -97,7 +97,7 @@ def test_whoever_comes_none_has_less_than_its_share_because_of_another(owners: l
         except GatewayError:
             assert len(batcher) == limit
         assert len(batcher) <= limit
-    waiting = Counter(item[0] for item in batcher.waiting())
+    waiting = Counter(item[0] for item in batcher.line)
     assert sum(waiting.values()) == min(len(owners), limit)
     share = limit // max(1, len(wanted))
     for owner, count in wanted.items():
@@ -105,7 +105,7 @@ def test_whoever_comes_none_has_less_than_its_share_because_of_another(owners: l
 
 
 def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_is_known() -> None:
-    late = Ticket(deadline=5.0)
+    late = Ticket(deadline=5.0, latest=5.0)
     tickets = {"late": late}
     batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
     for n in range(30):
@@ -115,19 +115,19 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
     for n in range(MIN_PLACES):  # one place a second
         batcher.place(one(batcher), float(n))
     assert batcher.wait(late, 7.0) == 0.0  # its deadline lets it go before all the others
-    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=5.0)
+    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=5.0, latest=5.0)
     with pytest.raises(GatewayError) as caught:
         batcher.offer("late", 7.0, lookup=False)
     assert (caught.value.code, caught.value.status) == (Code.DEADLINE_UNMEETABLE, 503)
     assert caught.value.retry_after == math.ceil(22 * 7 / 8)
-    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=7.0 + 22.0)
+    tickets["late"] = Ticket(owner="other", priority=LOW, deadline=7.0 + 22.0, latest=7.0 + 22.0)
     batcher.offer("late", 7.0, lookup=False)
     assert batcher.promote("late", HIGH, 6.0)
     assert next(iter([batcher.line.next(7.0)])) == "late"
 
 
 def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
-    ticket = Ticket(deadline=10.0)
+    ticket = Ticket(deadline=10.0, latest=10.0)
     batcher: Batcher[str] = Batcher(limit=9, max_batch=9, ticket=lambda item: ticket)
     for _ in range(MIN_PLACES - 1):
         batcher.served(None, 4.0)
@@ -164,8 +164,23 @@ def one(batcher: Any) -> Any:
     return lambda item: next(places, False)
 
 
+def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace() -> None:
+    batcher: Batcher[int] = Batcher(limit=100, max_batch=9)
+    for n in range(20):
+        batcher.offer(n, 0.0, lookup=False)
+    left = iter(range(MIN_PLACES))
+
+    def take(item: int) -> bool:
+        """Ends the first items, and has no room for the others."""
+        return next(left, None) is not None and batcher.discard(item)
+
+    batcher.place(take, 1.0)
+    assert len(batcher) == 20 - MIN_PLACES
+    assert batcher.wait(Ticket(), 2.0) is None
+
+
 def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
-    tickets = {"late": Ticket(priority=LOW, deadline=1.0)}
+    tickets = {"late": Ticket(priority=LOW, deadline=1.0, latest=1.0)}
     batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
     for n in range(40):
         batcher.offer(f"{n}", 0.0, lookup=False)
@@ -185,7 +200,7 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
     batcher.offer("a2", 0.0, lookup=False, hold=True)
     batcher.offer("b1", 0.0, lookup=False)
     batcher.offer("x1", 0.0, lookup=False)
-    assert batcher.waiting() == ("a2", "a1", "b1", "x1")
+    assert list(batcher.line) == ["a1", "b1", "x1"]
     assert list(batcher.twins("a9")) == ["a1", "a2"]
     assert list(batcher.twins("x1")) == []
     batcher.grant("a2")

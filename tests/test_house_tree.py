@@ -34,6 +34,7 @@ UNTESTED_BY_NAME = {
     "page/state.py": "test_page.py, test_reading.py",
     "page/stream.py": "test_page.py",
     "kept.py": "test_cache_stored.py, test_sharing.py",
+    "lookups.py": "test_batcher.py, test_embed_store.py",
     "plan.py": "plain data",
     "punctual.py": "test_queueing.py",
     "queue_metrics.py": "test_queueing.py",

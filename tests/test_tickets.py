@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
+
+from proxy.batcher import MIN_PLACES, Batcher
+from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.line import HIGH, Ticket
 from proxy.plan import Mode, Plan
@@ -37,3 +41,15 @@ def test_twins_have_their_prompt_alike_where_they_may_be_merged() -> None:
     assert twin_of(flight(merge=True)) == twin_of(flight(BODY.replace(b"100", b"99"), merge=True)) is not None
     assert twin_of(flight(merge=True)) != twin_of(flight(BODY.replace(b"hello", b"hullo"), merge=True))
     assert twin_of(Flight(Plan("GET", "/version", b"", Mode.RAW, "r"))) is None
+
+
+def test_a_flight_is_refused_for_want_of_time_only_if_its_last_reader_s_is_too_short() -> None:
+    """One client's deadline ends nobody else's request: a hurried one may have joined a patient one's."""
+    queue: Batcher[Flight] = Batcher(limit=9, max_batch=9, ticket=tickets(lambda model: None, 512))
+    for _ in range(MIN_PLACES):
+        queue.served(None, 60.0)
+    queue.put(flight(deadline=1.0), 0.0)
+    queue.put(flight(deadline=1.0, latest=100.0), 0.0)
+    with pytest.raises(GatewayError) as caught:
+        queue.put(flight(deadline=1.0, latest=2.0), 0.0)
+    assert caught.value.code is Code.DEADLINE_UNMEETABLE

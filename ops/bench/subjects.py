@@ -53,6 +53,23 @@ def answers(port: int, path: str, headers: Mapping[str, str]) -> bool:
         return False
 
 
+class _Kept:
+    """Signals that would end this program, kept until `act`: a child without its `finally` would outlive it."""
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._before = {
+            number: signal.signal(number, lambda number, _: self._came.append(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def act(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for came in self._came:
+            signal.raise_signal(came)
+
+
 @contextmanager
 def started(
     command: Command, port: int, cpus: set[int], *, ready: Callable[[], bool], log: Path
@@ -60,16 +77,22 @@ def started(
     """Run it, pinned, until the block ends; then its whole process group is ended."""
     with log.open("ab") as out:
         began = time.monotonic()
-        child = subprocess.Popen(
-            ["taskset", "-c", ",".join(map(str, sorted(cpus))), *command.argv],
-            env={**os.environ, **command.env},
-            cwd=command.cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+        kept = _Kept()
         try:
+            child = subprocess.Popen(
+                ["taskset", "-c", ",".join(map(str, sorted(cpus))), *command.argv],
+                env={**os.environ, **command.env},
+                cwd=command.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        except OSError:
+            kept.act()
+            raise
+        try:
+            kept.act()
             while not ready():
                 if child.poll() is not None or time.monotonic() - began > READY_SECONDS:
                     said = log.read_text("utf-8", "replace")[-500:]

@@ -16,6 +16,9 @@ _NOT_TEXT: Final = frozenset({"role", "type", "url", "image_url", "audio_url", "
 """Members of a message that hold no prompt text where they are plain strings: kinds, and media by reference or in
 base64. A `text` is always read, whatever it looks like."""
 
+BYTES_A_TOKEN: Final = 4
+"""Of UTF-8. English has about four letters a token, Chinese one character of three bytes."""
+
 NO_TEXT_FIELDS: Final = frozenset({"model", "user", "stream", "stream_options", "metadata"})
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 

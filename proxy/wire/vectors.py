@@ -11,10 +11,10 @@ import msgspec
 from msgspec import Raw
 
 from proxy.wire.openai import Ask
+from proxy.wire.prompt import BYTES_A_TOKEN
 
 MAX_ITEMS: Final = 2048
 """OpenAI's own bound of one array; a larger one goes to the engine as it is."""
-BYTES_A_TOKEN: Final = 4
 TOKENS_AROUND: Final = 2
 """What BERT's tokenizers put around each text ([CLS], [SEP]); others put one there, or none."""
 

@@ -34,17 +34,21 @@ class Ran(NamedTuple):
         return self.out + self.err
 
 
-def lacking(what: str) -> NoReturn:
-    """In CI everything is installed, so that there nothing is skipped unseen."""
+WHEELS = "pip install -e '.[dev,ops]'"
+DEBIAN = "apt-get install --no-install-recommends prometheus"
+
+
+def lacking(what: str, how: str = WHEELS) -> NoReturn:
+    """In CI everything is installed, so that there nothing is skipped unseen. `how`: to get it."""
     if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed, and in CI it must be")
-    pytest.skip(f"{what} is not installed: pip install -e '.[dev,ops]'")
+        pytest.fail(f"{what} is not installed, and in CI it must be: {how}")
+    pytest.skip(f"{what} is not installed: {how}")
 
 
-def tool(name: str) -> str:
+def tool(name: str, how: str = WHEELS) -> str:
     """Where the program is: beside this Python, or on the path."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    return found or lacking(name)
+    return found or lacking(name, how)
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:

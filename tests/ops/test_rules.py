@@ -8,11 +8,11 @@ import subprocess
 import pytest
 
 from ops.drill.rules import FOLDER, alerts, scaled, sections
-from tests.ops.tools import binary
+from tests.ops.kit import DEBIAN, tool
 
 
 def promtool(*words: str) -> str:
-    ran = subprocess.run([binary("promtool"), *words], capture_output=True, text=True, timeout=50)
+    ran = subprocess.run([tool("promtool", DEBIAN), *words], capture_output=True, text=True, timeout=50)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 

@@ -11,7 +11,7 @@ import pytest
 
 from ops.dashboard.panels import ROWS
 from ops.drill.stage import Stage, clients, stage
-from tests.ops.tools import binary
+from tests.ops.kit import DEBIAN, tool
 
 FACTOR = 300.0  # five minutes are a second
 PATIENCE = 20.0
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 async def on() -> AsyncIterator[Stage]:
-    program = binary("prometheus")
+    program = tool("prometheus", DEBIAN)
     with tempfile.TemporaryDirectory(prefix="watch-") as folder:  # not tmp_path: a Unix socket's path is short
         async with stage(program, Path(folder), FACTOR) as found:
             yield found

@@ -1,0 +1,55 @@
+"""Owns what waits for a look-up in the store, which of it goes into the next one, and what is looked up just now.
+Must not know Redis, nor what comes of it: `now` is passed in, items are opaque.
+Called by the batcher, and by the store of embedding items."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Lookups(Generic[T]):
+    """A batch a round trip, and one round trip at a time: what comes meanwhile is the next batch."""
+
+    def __init__(self, *, max_batch: int, window: float = 0.0) -> None:
+        self.max_batch = max_batch
+        self.window = window  # seconds that an item waits for company
+        self.arrived: dict[T, float] = {}
+        self.looking: dict[T, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.arrived) + len(self.looking)
+
+    def due(self, now: float) -> list[T]:
+        """The next batch: at most `max_batch`, empty while one is under way or the window is open."""
+        if self.looking or not self.arrived:
+            return []
+        deadline = self.next_deadline()
+        if len(self.arrived) < self.max_batch and deadline is not None and now < deadline:
+            return []
+        batch = list(self.arrived)[: self.max_batch]
+        for item in batch:
+            del self.arrived[item]
+            self.looking[item] = None
+        return batch
+
+    def next_deadline(self) -> float | None:
+        """When the oldest arrival's window closes; None when nothing waits."""
+        oldest = next(iter(self.arrived.values()), None)
+        return None if oldest is None else oldest + self.window
+
+    def over(self, batch: Iterable[T]) -> None:
+        """These have been looked up. Only these: where all of a batch was discarded while it was looked up, the
+        next is under way already."""
+        for item in batch:
+            self.looking.pop(item, None)
+
+    def discard(self, item: T) -> bool:
+        """Forget an item that nobody wants. True if it was here."""
+        for line in (self.arrived, self.looking):
+            if item in line:
+                del line[item]
+                return True
+        return False
