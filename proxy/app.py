@@ -5,6 +5,7 @@ Called by `__main__`, and by tests that run the gateway in their own loop."""
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -46,7 +47,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
-from proxy.tickets import tickets, twin_of
+from proxy.tickets import Tickets, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
@@ -107,17 +108,20 @@ async def running(
         fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
         stack.callback(fleet.close)
         backends = fleet.backends
+        tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit,
             max_batch=settings.max_batch,
             window=settings.batch_window_ms / 1000,
             patience=settings.queue_patience,
-            ticket=tickets(backends.pool_of, settings.rate_limit_assumed_tokens),
+            timeout=settings.queue_timeout or math.inf,
+            ticket=tickets,
             twin=twin_of,
         )
         scheduler = Scheduler(
             group=group,
             batcher=batcher,
+            learn=tickets.landed,
             backends=backends,
             cache=cache,
             limits=Limits(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
-from proxy.line import Line, Ticket
+from proxy.line import Line
 from proxy.lookups import Lookups
+from proxy.turns import Ticket
 
 T = TypeVar("T", bound=Hashable)
 
@@ -38,11 +39,13 @@ class Batcher(Generic[T]):
         max_batch: int,
         window: float = 0.0,
         patience: float = math.inf,
+        timeout: float = math.inf,
         ticket: Callable[[T], Ticket] = lambda item: PLAIN,
         twin: Callable[[T], Hashable] = lambda item: None,
     ) -> None:
         self.limit = limit  # items that may wait, in all lines and in a look-up under way
         self.window = window  # seconds
+        self.timeout = timeout  # seconds that an item may wait for a place
         self.line: Line[T] = Line(patience=patience)
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
@@ -91,8 +94,7 @@ class Batcher(Generic[T]):
     def put(self, item: T, now: float) -> None:
         """Have an item wait for a place: no bound is asked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket(item)
-        if ticket.latest < math.inf:
-            self._in_time(ticket, now)
+        self._in_time(ticket, now)
         self.line.offer(item, ticket, now)
         self._know(item)
 
@@ -192,12 +194,21 @@ class Batcher(Generic[T]):
         takes = self.takes(pool, USUAL)
         return _too_late(0.0, takes, left) if takes > left else None
 
-    def wait(self, ticket: Ticket, now: float) -> float | None:
-        """Seconds that an item would wait for a place, at least, by the pace of the last ones; None: not known."""
-        places = self._places.get(ticket.pool, ())
-        if len(places) < MIN_PLACES:
-            return None
-        return self.line.ahead(ticket) * (now - places[0]) / len(places)
+    def wait(self, ticket: Ticket, now: float) -> float:
+        """Seconds that an item would wait for a place, at least, by the pace of the last ones."""
+        pace = self._pace(ticket.pool, now)
+        return self.line.ahead(ticket) * pace if pace else 0.0
+
+    def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
+        """What has waited for a place as long as may be, forgotten, and its error."""
+        late = self.line.arrived_by(now - self.timeout)
+        for item in late:
+            self.discard(item)
+        return [(item, _waited(self.timeout)) for item in late]
+
+    def next_overdue(self) -> float:
+        """When the one that waits longest has waited as long as may be; inf: never."""
+        return self.line.oldest + self.timeout
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -227,10 +238,30 @@ class Batcher(Generic[T]):
         )
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
-        """Raises GatewayError 503 where waiting and answering would take longer than there is time."""
-        wait, takes = self.wait(ticket, now) or 0.0, self.takes(ticket.pool, FAST)
-        if now + wait + takes > ticket.latest:
-            raise _too_late(wait, takes, ticket.latest - now)
+        """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would
+        take longer than there is time."""
+        hurried = ticket.latest < math.inf
+        if not hurried and len(self.line) * self._pace(ticket.pool, now) <= self.timeout:
+            return  # even behind everyone else
+        wait = self.wait(ticket, now)
+        if wait > self.timeout:
+            raise self._too_long(wait)
+        if hurried:
+            takes = self.takes(ticket.pool, FAST)
+            if now + wait + takes > ticket.latest:
+                raise _too_late(wait, takes, ticket.latest - now)
+
+    def _pace(self, pool: str | None, now: float) -> float:
+        """Seconds between the last places; 0 where they were too few to say."""
+        places = self._places.get(pool, ())
+        return (now - places[0]) / len(places) if len(places) >= MIN_PLACES else 0.0
+
+    def _too_long(self, wait: float) -> GatewayError:
+        return GatewayError(
+            Code.QUEUE_TIMEOUT,
+            f"It would wait about {wait:.1f} s for an engine; requests may wait for {self.timeout:g} s.",
+            retry_after=max(1, math.ceil(wait - self.timeout)),
+        )
 
     def _placed(self, pool: str | None, now: float) -> None:
         places = self._places.setdefault(pool, [])
@@ -258,6 +289,12 @@ def _too_late(wait: float, takes: float, left: float) -> GatewayError:
         f"It would wait about {wait:.1f} s for an engine and answers take {takes:.1f} s, but x-request-timeout "
         f"leaves {max(0.0, left):.1f} s.",
         retry_after=max(1, math.ceil(wait)),
+    )
+
+
+def _waited(timeout: float) -> GatewayError:
+    return GatewayError(
+        Code.QUEUE_TIMEOUT, f"No engine had room for it within {timeout:g} s; try again shortly.", retry_after=1
     )
 
 

@@ -207,6 +207,10 @@ class Settings:
     queue_patience: float = _seconds(
         10.0, "Waiting longer than this, a request may overtake classes and turns: one place in four.", low=0.1
     )
+    queue_timeout: float = _seconds(
+        300.0,
+        "For room at an engine; what would wait longer is answered 503; 0 is no limit.",
+    )
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
     rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")

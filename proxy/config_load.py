@@ -28,6 +28,7 @@ _WITHIN: Final = (
     ("first_token_timeout", "total_timeout", "it would never act"),
     ("token_timeout", "total_timeout", "it would never act"),
     ("connect_timeout", "total_timeout", "it would never act"),
+    ("queue_patience", "queue_timeout", "it would never act"),
     ("breaker_seconds", "breaker_max_seconds", "it is the first of them"),
 )
 """The first must not be over the second. A default gives way to what was given; 0 is no limit."""

@@ -23,7 +23,7 @@ class Reply(Protocol):
     ) -> Awaitable[respond.Sent]: ...
 
 
-_BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.DEADLINE_UNMEETABLE})
+_BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT, Code.DEADLINE_UNMEETABLE})
 """There are engines, but not now: what a stub is not for."""
 
 

@@ -37,6 +37,7 @@ class Code(Enum):
     UPSTREAM_TOO_LARGE = ("upstream_too_large", 502, "upstream_error")
     UPSTREAM_ERROR_FRAME = ("upstream_error_frame", 502, "upstream_error")
     QUEUE_FULL = ("queue_full", 503, "overloaded_error")
+    QUEUE_TIMEOUT = ("queue_timeout", 503, "overloaded_error")
     DEADLINE_UNMEETABLE = ("deadline_unmeetable", 503, "overloaded_error")
     CEILING_REACHED = ("ceiling_reached", 503, "overloaded_error")
     NO_BACKEND = ("no_backend", 503, "overloaded_error")

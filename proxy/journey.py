@@ -115,6 +115,11 @@ class Journey:
             self._waiting.cancel()
         self._part(content=False)
         self._over = True
+        pacer, flight = self.lease.backend.pacer, self.flight
+        if pacer is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
+            sent = flight.times.dispatched
+            if sent is not None and flight.times.first is None:
+                pacer.left(sent, flight.clock())  # its first token never came
 
     # -- one attempt ------------------------------------------------------------------------------
 

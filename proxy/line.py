@@ -4,133 +4,34 @@ Called by the batcher."""
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Container, Hashable, Iterator
-from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final, Generic, TypeVar
+
+from proxy.turns import QUANTUM, Entry, Ring, Ticket
 
 T = TypeVar("T", bound=Hashable)
 
 HIGH, NORMAL, LOW = range(3)
 PRIORITIES: Final = ("high", "normal", "low")
 
-QUANTUM: Final = 1024
-"""Tokens an owner may have before the next one's turn: about one request of a chat, so that turns alternate."""
-
 AGED_TURN: Final = 4
 """Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of
 old requests would undo fairness; with one in four it costs the others a quarter at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What an item's place in the line is decided by."""
-
-    owner: Hashable = b""  # whose turn it takes
-    priority: int = NORMAL
-    cost: int = 1  # tokens
-    deadline: float = math.inf  # by the clock of `now`
-    pool: str | None = None  # items of one pool wait for the same engines
-    latest: float = math.inf  # when the last one who wants it gives up; `deadline` is the first one's
-
-
-@dataclass(slots=True, eq=False)
-class _Entry(Generic[T]):
-    item: T
-    ticket: Ticket
-    number: int  # of arrival
-    arrived: float
-    priority: int
-    deadline: float
-    at: tuple[float, int, _Entry[T]] | None = None  # its place in its owner's heap; None: it has left
-
-
-@dataclass(slots=True, eq=False)
-class _Owner(Generic[T]):
-    """One owner's items of one class and pool: earliest deadline first, then as they came."""
-
-    heap: list[tuple[float, int, _Entry[T]]] = field(default_factory=list)
-    live: int = 0
-    deficit: int = 0  # tokens it may still take before the next one's turn
-    turn: bool = False  # it has been given the quantum of its turn
-
-    def push(self, entry: _Entry[T]) -> None:
-        entry.at = (entry.deadline, entry.number, entry)
-        heapq.heappush(self.heap, entry.at)
-        self.live += 1
-
-    def drop(self, entry: _Entry[T]) -> None:
-        entry.at = None
-        self.live -= 1
-        if len(self.heap) > 2 * self.live + 16:  # who leaves must not stay in memory until its turn would come
-            self.heap = [at for at in self.heap if at[2].at is at]
-            heapq.heapify(self.heap)
-
-    def head(self) -> _Entry[T]:
-        while self.heap[0][2].at is not self.heap[0]:
-            heapq.heappop(self.heap)
-        return self.heap[0][2]
-
-
-class _Ring(Generic[T]):
-    """The owners of one class and pool, by deficit round robin (Shreedhar & Varghese 1996)."""
-
-    def __init__(self, quantum: int) -> None:
-        self._quantum = quantum
-        self.owners: dict[Hashable, _Owner[T]] = {}  # in the order of their turns
-
-    def push(self, entry: _Entry[T]) -> None:
-        owner = self.owners.get(entry.ticket.owner)
-        if owner is None:
-            owner = self.owners[entry.ticket.owner] = _Owner()
-        owner.push(entry)
-
-    def drop(self, entry: _Entry[T]) -> None:
-        name = entry.ticket.owner
-        owner = self.owners[name]
-        owner.drop(entry)
-        if not owner.live:
-            del self.owners[name]  # and its deficit: who has nothing to send saves nothing up
-
-    def head(self) -> _Entry[T]:
-        """Whose turn it is. Turns pass on only as far as the deficits ask for it."""
-        owners = self.owners
-        if len(owners) == 1:
-            (owner,) = owners.values()
-            return owner.head()
-        while True:
-            short = math.inf
-            for _ in range(len(owners) + 1):  # the first may be at the end of its turn
-                name, owner = next(iter(owners.items()))
-                entry = owner.head()
-                if not owner.turn:
-                    owner.turn = True
-                    owner.deficit += self._quantum
-                if owner.deficit >= entry.ticket.cost:
-                    return entry
-                short = min(short, entry.ticket.cost - owner.deficit)
-                owner.turn = False
-                owners[name] = owners.pop(name)
-            for owner in owners.values():  # as many rounds as nobody could take anything in, all at once
-                owner.deficit += (math.ceil(short / self._quantum) - 1) * self._quantum
-
-    def charge(self, name: Hashable, cost: int) -> None:
-        if len(self.owners) > 1 and name in self.owners:
-            self.owners[name].deficit -= cost
-
-
 class Line(Generic[T]):
     """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then
-    as they came. A higher class goes first, except that one place in four goes to the item that has waited
-    longest, once that is more than `patience` seconds: it is served after at most four places for each one before
-    it. Engines that are full block their own pool only."""
+    as they came, those that begin alike in runs. A higher class goes first, except that one place in four goes to
+    the item that has waited longest, once that is more than `patience` seconds: it is served after at most four
+    places for each one before it. Engines that are full block their own pool only."""
 
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
         self._quantum = quantum
-        self._entries: dict[T, _Entry[T]] = {}
-        self._rings: list[dict[str | None, _Ring[T]]] = [{} for _ in PRIORITIES]
+        self._entries: dict[T, Entry[T]] = {}
+        self._rings: list[dict[str | None, Ring[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
         self._owned: dict[Hashable, list[dict[T, None]]] = {}  # of each owner and class, in that order too
         self._number = 0
@@ -156,7 +57,7 @@ class Line(Generic[T]):
 
     def offer(self, item: T, ticket: Ticket, now: float) -> None:
         self._number += 1
-        entry = _Entry(item, ticket, self._number, now, ticket.priority, ticket.deadline)
+        entry = Entry(item, ticket, self._number, now, ticket.priority, ticket.deadline)
         self._entries[item] = entry
         self._ages.setdefault(ticket.pool, {})[item] = None
         self._enter(entry)
@@ -192,7 +93,7 @@ class Line(Generic[T]):
             return  # it left while it was given its place
         self._grants += 1
         rings, pool = self._rings[entry.priority], entry.ticket.pool
-        rings[pool].charge(entry.ticket.owner, entry.ticket.cost)
+        rings[pool].served(entry)
         self.discard(item)
         if len(rings) > 1 and pool in rings:
             rings[pool] = rings.pop(pool)  # pools of the same engines take turns
@@ -210,6 +111,15 @@ class Line(Generic[T]):
 
     def pool_of(self, item: T) -> str | None:
         return self._entries[item].ticket.pool
+
+    @property
+    def oldest(self) -> float:
+        """When the one that waits longest arrived; inf where nothing waits."""
+        return next((entry.arrived for entry in self._entries.values()), math.inf)
+
+    def arrived_by(self, when: float) -> list[T]:
+        """What has waited since then or longer."""
+        return [entry.item for entry in takewhile(lambda entry: entry.arrived <= when, self._entries.values())]
 
     # -- whose it is ------------------------------------------------------------------------------
 
@@ -257,22 +167,22 @@ class Line(Generic[T]):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _oldest(self, blocked: Container[str | None]) -> _Entry[T] | None:
+    def _oldest(self, blocked: Container[str | None]) -> Entry[T] | None:
         heads = [self._entries[next(iter(ages))] for pool, ages in self._ages.items() if pool not in blocked]
         return min(heads, key=lambda entry: entry.number, default=None)
 
-    def _enter(self, entry: _Entry[T]) -> None:
+    def _enter(self, entry: Entry[T]) -> None:
         rings, pool = self._rings[entry.priority], entry.ticket.pool
         ring = rings.get(pool)
         if ring is None:
-            ring = rings[pool] = _Ring(self._quantum)
+            ring = rings[pool] = Ring(self._quantum)
         ring.push(entry)
         owned = self._owned.get(entry.ticket.owner)
         if owned is None:
             owned = self._owned[entry.ticket.owner] = [{} for _ in PRIORITIES]
         owned[entry.priority][entry.item] = None
 
-    def _exit(self, entry: _Entry[T]) -> None:
+    def _exit(self, entry: Entry[T]) -> None:
         rings, pool, owner = self._rings[entry.priority], entry.ticket.pool, entry.ticket.owner
         rings[pool].drop(entry)
         if not rings[pool].owners:

@@ -17,6 +17,7 @@ from proxy.series import Counts, Histograms, Label
 REASONS: Final = (
     Code.QUEUE_FULL.code,
     Code.QUEUE_SHARE.code,
+    Code.QUEUE_TIMEOUT.code,
     Code.DEADLINE_UNMEETABLE.code,
     Code.SHUTTING_DOWN.code,
     "pushed_out",

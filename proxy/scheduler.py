@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from functools import partial
 
 from proxy import kept
+from proxy.alarms import Alarms
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
@@ -43,6 +46,7 @@ class Scheduler:
         budget: Budget | None = None,
         on_fault: Fault = raised,
         feeder: MakeFeeder = Feeder,
+        learn: Callable[[Flight], None] = lambda flight: None,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -67,11 +71,11 @@ class Scheduler:
             budget=budget or Budget(),
             feeder=feeder,
         )
-        self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=group.remove)
+        self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
+        self._learn = learn  # told of each whole answer of an engine's
+        self._alarms = Alarms(loop)
         self._turn_due = False
-        self._window: asyncio.TimerHandle | None = None
         self._closed = False
-        self._holding: dict[Flight, asyncio.TimerHandle] = {}  # who waits for twins, and until when
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
 
@@ -93,7 +97,7 @@ class Scheduler:
                 if flight.trace is not None:
                     flight.trace.event("queued")
                 if hold:
-                    self._holding[flight] = self._loop.call_later(self.queue.window, self._unhold, flight)
+                    self._alarms.set(flight, now + self.queue.window, partial(self._unhold, flight))
                 else:
                     self._soon()
         except GatewayError as e:
@@ -105,11 +109,7 @@ class Scheduler:
     async def close(self) -> None:
         """Fail what waits, cancel what flies, and wait for all of it."""
         self._closed = True
-        if self._window is not None:
-            self._window.cancel()
-        for timer in self._holding.values():
-            timer.cancel()
-        self._holding.clear()
+        self._alarms.close()
         for flight in tuple(self._group.live):
             if not flight.ended:
                 self.queue.discard(flight)
@@ -143,8 +143,18 @@ class Scheduler:
         self._place_waiting()
 
     def _place_waiting(self) -> None:
-        if self.queue.waits:
-            self.queue.place(self._take, self._loop.time())
+        queue = self.queue
+        if queue.waits:
+            queue.place(self._take, self._loop.time())
+        if queue.waits and queue.timeout < math.inf:
+            self._alarms.set("overdue", queue.next_overdue(), self._overdue)
+
+    def _overdue(self) -> None:
+        """The oldest that waits may have waited for as long as it may."""
+        for flight, error in self.queue.overdue(self._loop.time()):
+            self.told.refused(error.code.code)
+            self._end(flight, error)
+        self._place_waiting()
 
     def _take(self, flight: Flight) -> bool:
         plan = flight.plan
@@ -162,7 +172,6 @@ class Scheduler:
 
     def _unhold(self, flight: Flight) -> None:
         """Its time to wait for twins is over."""
-        del self._holding[flight]
         if self.queue.release(flight, self._loop.time()):
             self._soon()
 
@@ -182,12 +191,8 @@ class Scheduler:
 
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
-        if self.queue.window > 0 and deadline is not None and self._window is None:
-            self._window = self._loop.call_at(deadline, self._window_closed)
-
-    def _window_closed(self) -> None:
-        self._window = None
-        self._turn()
+        if self.queue.window > 0 and deadline is not None:
+            self._alarms.set("window", deadline, self._turn)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -252,14 +257,9 @@ class Scheduler:
                 flight.trace.carries(carrier)
             for rider in carrier.riders:
                 if rider is not None and rider is not flight:
-                    self._release_hold(rider)
+                    self._alarms.drop(rider)
                     self.queue.grant(rider)
         return carrier
-
-    def _release_hold(self, flight: Flight) -> None:
-        timer = self._holding.pop(flight, None)
-        if timer is not None:
-            timer.cancel()
 
     # -- at the engine ----------------------------------------------------------------------------
 
@@ -274,14 +274,6 @@ class Scheduler:
             self._end(flight, error)
         journey.lease.release()
 
-    def _pace(self, journey: Journey) -> None:
-        """Tell the engine's pacer, if it has one, of a stream whose first token never came."""
-        pacer, times = journey.lease.backend.pacer, journey.flight.times
-        if pacer is None or times.dispatched is None or times.first is not None:
-            return
-        if journey.flight.mode is Mode.STREAM and journey.flight.phase is Phase.CANCELLED:
-            pacer.left(times.dispatched, journey.flight.clock())
-
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
@@ -294,6 +286,11 @@ class Scheduler:
                 self._end(rider, e)
             self._soon()
 
+    def _rider_ended(self, rider: Flight) -> None:
+        self._group.remove(rider)
+        if rider.phase is Phase.LANDED:
+            self._learn(rider)
+
     def _cut(self, flight: Flight) -> None:
         """Stop its engine, unless it is working for others too."""
         carrier = self._merger.leave(flight)
@@ -302,7 +299,6 @@ class Scheduler:
             return
         journey = self._flying.pop(flight, None)
         if journey is not None:
-            self._pace(journey)
             journey.cancel()
             journey.lease.release()
 
@@ -312,6 +308,8 @@ class Scheduler:
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
             self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
         broken = feeder is None or feeder.error_frame
+        if flight.plan.assumed and not broken:
+            self._learn(flight)
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
@@ -334,7 +332,7 @@ class Scheduler:
         """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
         self._group.remove(flight)
         flight.cancel()
-        self._release_hold(flight)
+        self._alarms.drop(flight)
         self.queue.discard(flight)
         self._measure(flight, "cancelled")
         self._cut(flight)

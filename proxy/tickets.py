@@ -1,36 +1,90 @@
-"""Owns what a Flight's place in the line is decided by: its ticket, and what sampled twins have alike.
-Must not know the line itself, nor engines.
-Called by the app, which gives them to the batcher."""
+"""Owns what a Flight's place in the line is decided by: its ticket, and its twins.
+Must not know the line's order, engines or clocks: reads what the plan says, and what answers came to.
+Called by the app, which gives them to the batcher and to the scheduler."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
+from typing import Final
 
 from proxy.estimate import estimate, passing
 from proxy.flight import Flight
-from proxy.line import Ticket
+from proxy.plan import Mode
+from proxy.turns import Ticket
+from proxy.wire.openai import Ask
+
+BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)
+"""Bytes of a prompt that are looked at. A shorter one is 256 tokens or so: an engine has them again soon."""
+
+MAX_OWNERS: Final = 1024  # of which it is remembered what their answers come to
+FADE: Final = 0.95  # an answer: the last twenty or so decide
 
 
-def tickets(pool: Callable[[str | None], str | None], assumed: int) -> Callable[[Flight], Ticket]:
+class Tickets:
     """Makes tickets. `pool`: a model to whose engines it waits for; `assumed`: tokens of an answer that may be of
-    any length. Made only for what has to wait: it costs a parse of the prompt."""
+    any length. Made only for what has to wait: it costs a parse of the prompt.
 
-    def ticket(flight: Flight) -> Ticket:
+    A request says how long its answer may be, hardly ever how long it will be, and turns are counted in tokens: so
+    each owner's answers are taken to come to that part of what they may be that its last ones did.
+    """
+
+    def __init__(self, pool: Callable[[str | None], str | None], assumed: int) -> None:
+        self._pool = pool
+        self._assumed = assumed
+        self._came: dict[Hashable, tuple[float, float]] = {}  # of each owner: tokens that came, that were assumed
+
+    def __repr__(self) -> str:
+        return f"<Tickets owners={len(self._came)}>"
+
+    def __call__(self, flight: Flight) -> Ticket:
         plan = flight.plan
         if plan.ask is not None:
-            prompt, completion = estimate(plan.ask, assumed)
+            prompt, completion = estimate(plan.ask, self._assumed)
         else:
-            prompt, completion = passing(plan.path, plan.body, assumed)
+            prompt, completion = passing(plan.path, plan.body, self._assumed)
+        plan.assumed = completion
+        owner = plan.owner() if callable(plan.owner) else plan.owner
         return Ticket(
-            owner=plan.owner() if callable(plan.owner) else plan.owner,
+            owner=owner,
             priority=plan.priority,
-            cost=max(1, prompt + completion),
+            cost=max(1, prompt + math.ceil(completion * self.share(owner))),
             deadline=plan.deadline,
-            pool=pool(plan.model),
+            pool=self._pool(plan.model),
             latest=plan.latest,
+            prefixes=_beginnings(plan.ask) if plan.ask is not None else (),
         )
 
-    return ticket
+    def share(self, owner: Hashable) -> float:
+        """Of what an owner's answers may be, the part that they come to; 1 where none is known."""
+        came, assumed = self._came.get(owner, (1.0, 1.0))
+        return came / assumed
+
+    def landed(self, flight: Flight) -> None:
+        """It is whole. Of one that had to wait, what it came to is remembered."""
+        plan = flight.plan
+        if not plan.assumed:
+            return
+        if flight.usage is not None:
+            made = flight.usage.completion_tokens
+        elif flight.mode is Mode.STREAM:
+            made = flight.content_events
+        else:
+            return  # it does not say
+        owner = plan.owner() if callable(plan.owner) else plan.owner
+        came, assumed = self._came.pop(owner, (0.0, 0.0))
+        if len(self._came) >= MAX_OWNERS:
+            del self._came[next(iter(self._came))]  # who had none for longest
+        self._came[owner] = (came * FADE + max(1, made), assumed * FADE + plan.assumed)
+
+
+def _beginnings(ask: Ask) -> tuple[int, ...]:
+    """What a prompt's beginning is known by, in this process. Tools are put before the messages by templates."""
+    prompt = ask.prompt
+    if ask.endpoint == "embeddings" or len(prompt) < BEGINNINGS[0]:
+        return ()
+    before = (ask.model, bytes(ask.fields.get("tools", b"")))
+    return tuple(hash((before, prompt[:size])) for size in BEGINNINGS if size <= len(prompt))
 
 
 def twin_of(flight: Flight) -> Hashable:

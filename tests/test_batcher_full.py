@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from proxy.batcher import FAST, MIN_PLACES, USUAL, Batcher
 from proxy.errors import Code, GatewayError
-from proxy.line import HIGH, LOW, Ticket
+from proxy.line import HIGH, LOW
+from proxy.turns import Ticket
 
 Item = tuple[str, int]
 
@@ -126,6 +127,50 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
     assert next(iter([batcher.line.next(7.0)])) == "late"
 
 
+def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long_that_is() -> None:
+    other = Ticket(owner="other")
+    batcher: Batcher[str] = Batcher(
+        limit=100, max_batch=9, timeout=10.0, ticket=lambda item: other if item == "other" else Ticket()
+    )
+    for n in range(30):
+        batcher.offer(f"{n}", 0.0, lookup=False)  # nobody knows how long it takes
+    for n in range(MIN_PLACES):  # one place a second
+        batcher.place(one(batcher), float(n))
+    with pytest.raises(GatewayError) as caught:
+        batcher.offer("late", 7.0, lookup=False)
+    assert (caught.value.code, caught.value.status) == (Code.QUEUE_TIMEOUT, 503)
+    assert "about 19.2 s" in caught.value.message
+    assert "for 10 s" in caught.value.message
+    assert caught.value.retry_after == 10
+    batcher.offer("other", 7.0, lookup=False)  # its turn comes soon
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=40))
+def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[tuple[float, bool]]) -> None:
+    batcher: Batcher[int] = Batcher(limit=100, max_batch=9, timeout=10.0)
+    assert batcher.next_overdue() == math.inf
+    now, came, gone = 0.0, dict[int, float](), []
+    for n, (passes, places) in enumerate(steps):
+        now += passes
+        overdue = batcher.overdue(now)
+        assert [item for item, _ in overdue] == [item for item, at in came.items() if at <= now - 10.0]
+        assert {error.code for _, error in overdue} <= {Code.QUEUE_TIMEOUT}
+        for item, _ in overdue:
+            del came[item]
+        try:
+            batcher.put(n, now)
+        except GatewayError as error:
+            assert error.code is Code.QUEUE_TIMEOUT
+            continue
+        came[n] = now
+        if places:
+            batcher.place(one(batcher), now)
+            gone = [item for item in came if item not in batcher.line]
+            for item in gone:
+                del came[item]
+        assert batcher.next_overdue() == (min(came.values()) + 10.0 if came else math.inf)
+
+
 def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     ticket = Ticket(deadline=10.0, latest=10.0)
     batcher: Batcher[str] = Batcher(limit=9, max_batch=9, ticket=lambda item: ticket)
@@ -152,10 +197,10 @@ def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> N
         batcher.offer(n, 0.0, lookup=False)
     for n in range(10):
         batcher.place(one(batcher), float(n))
-    assert batcher.wait(Ticket(), 9.0) is not None
+    assert batcher.wait(Ticket(), 9.0) > 0.0
     batcher.place(lambda item: True, 10.0)
     assert len(batcher) == 0
-    assert batcher.wait(Ticket(), 11.0) is None
+    assert batcher.wait(Ticket(), 11.0) == 0.0
 
 
 def one(batcher: Any) -> Any:
@@ -176,7 +221,7 @@ def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace
 
     batcher.place(take, 1.0)
     assert len(batcher) == 20 - MIN_PLACES
-    assert batcher.wait(Ticket(), 2.0) is None
+    assert batcher.wait(Ticket(), 2.0) == 0.0
 
 
 def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:

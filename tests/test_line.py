@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.line import AGED_TURN, HIGH, LOW, NORMAL, QUANTUM, Line, Ticket
+from proxy.line import AGED_TURN, HIGH, LOW, NORMAL, Line
+from proxy.turns import QUANTUM, Ticket
 
 TICKETS = st.builds(
     Ticket,

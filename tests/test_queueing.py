@@ -191,6 +191,17 @@ async def test_its_time_over_while_it_waits_it_is_told_so_and_forgotten(engine: 
     assert logged["error"] == "deadline_exceeded"
 
 
+async def test_no_engine_having_room_in_time_is_said_with_when_to_come_again(engine: Engine) -> None:
+    async with AsyncExitStack() as stack:
+        line = await waiting(stack, engine, queue_timeout=0.05)
+        answer = await (await line.post("late"))
+        assert error_of(answer) == (503, "queue_timeout", "1")
+        assert "within 0.05 s" in answer.json()["error"]["message"]
+        assert b'gateway_queue_refused_total{why="queue_timeout"} 1' in (await get(line.app.url, "/metrics")).body
+        line.posts.clear()
+        assert await line.order() == []
+
+
 async def test_no_engine_works_for_who_cannot_be_answered_in_time(engine: Engine) -> None:
     async with AsyncExitStack() as stack:
         line = await waiting(stack, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -53,7 +54,14 @@ class House:
     """A scheduler with one engine and one store, both in memory."""
 
     def __init__(
-        self, *, inflight: int = 1, kept: int = 0, store: bool = False, limit: int = 10_000, batch: int = 64
+        self,
+        *,
+        inflight: int = 1,
+        kept: int = 0,
+        store: bool = False,
+        limit: int = 10_000,
+        batch: int = 64,
+        timeout: float = math.inf,
     ):
         loop = asyncio.get_running_loop()
         self.engine = MemoryEngine()
@@ -63,7 +71,7 @@ class House:
         self.store = Store()
         self.scheduler = Scheduler(
             group=self.group,
-            batcher=Batcher(limit=limit, max_batch=batch),
+            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout),
             backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
             limits=Limits(),
@@ -109,6 +117,27 @@ async def test_who_waits_departs_as_a_place_is_free_in_order() -> None:
         assert [flight.phase for flight in flights[n:]] == [Phase.PREFILL, *[Phase.QUEUED] * (2 - n)]
         house.engine.wire.head()
         house.engine.wire.body(DONE)
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_who_waits_for_longer_than_may_be_is_told_so_each_at_its_time() -> None:
+    house = House(kept=2, timeout=10.0)
+    loop, ends = asyncio.get_running_loop(), []
+    first, _ = house.ask()
+    waits = []
+    for _ in range(2):
+        flight, _ = house.ask()
+        flight.on_end = lambda flight: ends.append((loop.time(), flight.error and flight.error.code))
+        waits.append(flight)
+        await asyncio.sleep(4.0)
+    await asyncio.sleep(20.0)
+    assert ends == [(10.0, Code.QUEUE_TIMEOUT), (14.0, Code.QUEUE_TIMEOUT)]
+    assert [flight.phase for flight in waits] == [Phase.FAILED] * 2
+    assert first.phase is Phase.PREFILL, "who has a place keeps it"
+    house.engine.wire.head()
+    house.engine.wire.body(DONE)
     house.left_nothing()
     await house.scheduler.close()
 

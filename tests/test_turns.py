@@ -1,0 +1,91 @@
+"""Turns: of owners by tokens is in test_line.py; here, what begins alike goes in runs."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.line import Line
+from proxy.turns import RUN, Ticket
+
+
+def drained(line: Line[Any]) -> list[Any]:
+    order = []
+    while (item := line.next(0.0)) is not None:
+        line.granted(item)
+        order.append(item)
+    return order
+
+
+def offered(beginnings: list[tuple[int, ...]], **more: Any) -> Line[int]:
+    line: Line[int] = Line()
+    for at, prefixes in enumerate(beginnings):
+        line.offer(at, Ticket(prefixes=prefixes, **more), 0.0)
+    return line
+
+
+def test_what_begins_alike_goes_in_a_row_the_oldest_first() -> None:
+    a, b = (1,), (2,)
+    assert drained(offered([a, b, a, (), b, a])) == [0, 2, 5, 1, 4, 3]
+
+
+def test_the_longest_common_beginning_decides() -> None:
+    far, near = (1, 30), (1, 20)
+    assert drained(offered([near, far, (), near, (1,), near])) == [0, 3, 5, 1, 4, 2]
+
+
+def test_a_deadline_goes_before_what_begins_alike() -> None:
+    line = offered([(1,), (2,), (1,)])
+    line.offer(9, Ticket(prefixes=(3,), deadline=5.0), 0.0)
+    line.granted(0)
+    assert drained(line) == [9, 1, 2], "and a run ends with it"
+
+
+def test_who_gets_a_deadline_is_no_longer_found_by_how_it_begins() -> None:
+    line = offered([(1,), (2,), (1,)])
+    line.granted(0)
+    assert line.promote(2, 1, 3.0)
+    assert line.discard(2)
+    assert drained(line) == [1]
+
+
+def test_a_run_ends_where_its_owner_s_oldest_has_waited_for_it() -> None:
+    line = offered([(1,), (2,), *([(1,)] * 40)])
+    assert drained(line).index(1) == RUN
+
+
+@pytest.mark.parametrize("owners", [1, 2])
+def test_each_owner_s_run_goes_on_through_the_others_turns(owners: int) -> None:
+    line: Line[tuple[int, int]] = Line(quantum=1)
+    for at in range(8):
+        for owner in range(owners):
+            line.offer((owner, at), Ticket(owner=owner, prefixes=(at % 2,)), 0.0)
+    order = drained(line)
+    for owner in range(owners):
+        begins = [at % 2 for of, at in order if of == owner]
+        assert [key for key, _ in groupby(begins)] == [0, 1]
+
+
+@given(st.lists(st.sampled_from([(), (1,), (2,), (1, 5), (1, 6), (3, 7)]), max_size=120))
+def test_nobody_waits_for_more_than_a_run_for_each_one_before_it(beginnings: list[tuple[int, ...]]) -> None:
+    order = drained(offered(beginnings))
+    assert sorted(order) == list(range(len(beginnings)))
+    for place, item in enumerate(order):
+        assert place <= RUN * (item + 1)
+
+
+@given(st.lists(st.tuples(st.sampled_from([(1,), (1, 2), (3,)]), st.booleans()), max_size=60))
+def test_what_leaves_leaves_nothing_behind(steps: list[tuple[tuple[int, ...], bool]]) -> None:
+    line: Line[int] = Line()
+    for at, (prefixes, leaves) in enumerate(steps):
+        line.offer(at, Ticket(prefixes=prefixes), 0.0)
+        if leaves:
+            line.discard(at // 2)
+    waits = list(line)
+    assert sorted(drained(line)) == waits
+    assert line.oldest == math.inf
