@@ -61,6 +61,11 @@ def pause(claim: Claim, decision: Decision) -> float:
     )
 
 
+def counted(number: float, what: str) -> str:
+    """`1 request`, `2 requests`."""
+    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
+
+
 def refusal(claim: Claim, decision: Decision) -> GatewayError:
     """The error of a refusal: 429 for one's own share, 503 where everyone together has no more."""
     assert decision.over is not None
@@ -70,14 +75,16 @@ def refusal(claim: Claim, decision: Decision) -> GatewayError:
     retry = None if math.isinf(seconds) else math.ceil(seconds)
     again = "" if retry is None else f"Try again in {duration(seconds)}."
     if kind == "requests" and bounds.requests is not None:
-        text = f"limit {bounds.requests.rate:g} requests a second, at most {bounds.requests.size:g} at once"
+        text = (
+            f"limit {counted(bounds.requests.rate, 'request')} a second, at most {bounds.requests.size:g} at once"
+        )
     elif kind == "tokens" and bounds.tokens is not None:
         size = bounds.tokens.size
-        text = f"limit {size:g} tokens a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
+        text = f"limit {counted(size, 'token')} a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
         if retry is None:
             again = "That can never pass: send a shorter prompt."
     else:
-        text = f"limit {bounds.streams} requests under way at a time"
+        text = f"limit {counted(bounds.streams, 'request')} under way at a time"
         again = "Wait for one to end, or " + again[0].lower() + again[1:]
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)

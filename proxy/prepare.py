@@ -96,6 +96,10 @@ def conflicts(settings: Settings) -> list[str]:
             settings.pace_ttft_ms and settings.max_inflight,
             "pace_ttft_ms needs max_inflight = auto: a number that is set is not moved",
         ),
+        (
+            settings.max_tokens_action == "refuse" and not settings.max_tokens_cap,
+            "max_tokens_action = refuse needs max_tokens_cap: there is no cap that a request could be over",
+        ),
         (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
     ]
     return [problem for wrong, problem in found if wrong]

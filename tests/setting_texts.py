@@ -50,6 +50,7 @@ TYPED: dict[str, str] = {
     "pace_ttft_ms": "500",
     "top_priority": "high",
     "queue_patience": "5",
+    "queue_timeout": "30",
     "max_body_bytes": "65536",
     "max_header_bytes": "8KiB",
     "rate_limit_rps": "2.5",

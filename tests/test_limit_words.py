@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code
-from proxy.limit_words import duration, headers, pause, refusal
+from proxy.limit_words import counted, duration, headers, pause, refusal
 from proxy.limits import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
 
 EMPTY = Levels()
@@ -118,3 +118,8 @@ def test_a_prompt_larger_than_the_limit_is_told_not_to_come_again() -> None:
     told = dict(headers(ask, decision))
     assert told["x-should-retry"] == "false"
     assert "retry-after-ms" not in told
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "1 request"), (2, "2 requests"), (0.5, "0.5 requests")])
+def test_one_is_said_as_one(number: float, words: str) -> None:
+    assert counted(number, "request") == words

@@ -22,6 +22,7 @@ from proxy.prepare import prepare
         ({"forward_authorization": True, "share_scope": "global"}, "give one"),
         ({"metrics_key": True}, "metrics_key needs api_keys_file"),
         ({"deny_answers": True}, "deny_answers needs deny_file"),
+        ({"max_tokens_action": "refuse"}, "max_tokens_action = refuse needs max_tokens_cap"),
         ({"proxy_protocol": True}, "proxy_protocol needs trusted_proxies"),
         ({"proxy_protocol": True, "trusted_proxies": ("::1",), "tls_cert": "c"}, "comes before TLS"),
         ({"rate_limit_burst": 5}, "rate_limit_burst needs rate_limit_rps"),
