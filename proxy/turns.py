@@ -91,10 +91,10 @@ class _Owner(Generic[T]):
         return oldest
 
     def served(self, entry: Entry[T]) -> None:
-        """It has its place; the next one had best begin like it."""
+        """It has its place; the next had best begin like it. Where a run was over, a new one begins with it."""
         prefixes = entry.ticket.prefixes
         alike = bool(prefixes) and prefixes[:1] == self.last[:1]
-        self.run = self.run + 1 if alike else 1
+        self.run = self.run + 1 if alike and self.run < RUN else 1
         self.last = prefixes
 
 

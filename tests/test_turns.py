@@ -59,6 +59,15 @@ def test_a_run_ends_where_its_owner_s_oldest_has_waited_for_it() -> None:
     assert drained(line).index(1) == RUN
 
 
+def test_where_all_begin_alike_what_they_go_on_with_alike_decides_for_ever() -> None:
+    """One prompt of the system's for all, several long texts after it."""
+    beginnings = [(0, at % 3 + 1) for at in range(120)]
+    order = drained(offered(beginnings))
+    runs = [len(list(run)) for _, run in groupby(beginnings[item][1] for item in order)]
+    assert len(runs) <= 120 / RUN + 3
+    assert max(runs) <= 3 * RUN
+
+
 @pytest.mark.parametrize("owners", [1, 2])
 def test_each_owner_s_run_goes_on_through_the_others_turns(owners: int) -> None:
     line: Line[tuple[int, int]] = Line(quantum=1)

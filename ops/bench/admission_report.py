@@ -17,7 +17,6 @@ from loadgen.plot_style import (
     VIOLET,
     canvas,
     file_svg,
-    legend_above,
     saved,
     styled,
 )
@@ -122,5 +121,6 @@ def picture(phases: Sequence[Phase], capacity: float) -> bytes | None:
             axes.set_xticks(loads, [f"{load:g}×" for load in loads])
             axes.set_ylim(bottom=0)
             axes.grid(visible=True, axis="y")
-        legend_above(left, columns=2)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         return file_svg(saved(figure, "svg"))
