@@ -84,7 +84,7 @@ def refusal(claim: Claim, decision: Decision) -> GatewayError:
         if retry is None:
             again = "That can never pass: send a shorter prompt."
     else:
-        text = f"limit {counted(bounds.streams, 'request')} under way at a time"
+        text = f"limit {counted(bounds.streams or 0, 'request')} under way at a time"
         again = "Wait for one to end, or " + again[0].lower() + again[1:]
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)

@@ -15,7 +15,7 @@ from ops.bench.admission import summed
 from ops.bench.prefixes import table as prefix_table
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = ROOT / "out" / "sample" / "admission"
+SAMPLE = ROOT / "out" / "sample"
 
 
 def request(due_ms: float, *events: tuple[float, str], status: int | None = 200) -> str:
@@ -101,9 +101,11 @@ def test_what_begins_alike_has_a_row_a_way() -> None:
     ]
 
 
-def test_the_sample_is_what_its_own_figures_make() -> None:
-    raw = json.loads((SAMPLE / "admission.json").read_text())
-    assert (SAMPLE / "admission.md").read_text().endswith("\n\n" + report.table(raw["phases"]) + "\n")
+def test_the_samples_are_what_their_own_figures_make() -> None:
+    phases = json.loads((SAMPLE / "admission" / "admission.json").read_text())["phases"]
+    assert (SAMPLE / "admission" / "admission.md").read_text().endswith(f"\n\n{report.table(phases)}\n")
+    rows = json.loads((SAMPLE / "prefixes" / "prefixes.json").read_text())
+    assert (SAMPLE / "prefixes" / "prefixes.md").read_text().endswith(f"\n\n{prefix_table(rows)}\n")
 
 
 def test_both_run_on_a_toy_engine(tmp_path: Path) -> None:

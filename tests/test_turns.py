@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -22,7 +23,7 @@ def drained(line: Line[Any]) -> list[Any]:
     return order
 
 
-def offered(beginnings: list[tuple[int, ...]], **more: Any) -> Line[int]:
+def offered(beginnings: Sequence[tuple[int, ...]], **more: Any) -> Line[int]:
     line: Line[int] = Line()
     for at, prefixes in enumerate(beginnings):
         line.offer(at, Ticket(prefixes=prefixes, **more), 0.0)
