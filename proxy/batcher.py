@@ -201,7 +201,7 @@ class Batcher(Generic[T]):
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
         """What has waited for a place as long as may be, forgotten, and its error."""
-        late = self.line.arrived_by(now - self.timeout)
+        late = self.line.waited(self.timeout, now)
         for item in late:
             self.discard(item)
         return [(item, _waited(self.timeout)) for item in late]

@@ -117,9 +117,10 @@ class Line(Generic[T]):
         """When the one that waits longest arrived; inf where nothing waits."""
         return next((entry.arrived for entry in self._entries.values()), math.inf)
 
-    def arrived_by(self, when: float) -> list[T]:
-        """What has waited since then or longer."""
-        return [entry.item for entry in takewhile(lambda entry: entry.arrived <= when, self._entries.values())]
+    def waited(self, seconds: float, now: float) -> list[T]:
+        """What has waited for so long, the oldest first."""
+        entries = takewhile(lambda entry: entry.arrived + seconds <= now, self._entries.values())
+        return [entry.item for entry in entries]
 
     # -- whose it is ------------------------------------------------------------------------------
 

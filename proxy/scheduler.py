@@ -283,6 +283,7 @@ class Scheduler:
             try:
                 self.queue.put(rider, self._loop.time())
             except GatewayError as e:  # the time that it has is not enough any more
+                self.told.refused(e.code.code)
                 self._end(rider, e)
             self._soon()
 

@@ -44,11 +44,12 @@ class Tickets:
         else:
             prompt, completion = passing(plan.path, plan.body, self._assumed)
         plan.assumed = completion
-        owner = plan.owner() if callable(plan.owner) else plan.owner
+        if callable(plan.owner):
+            plan.owner = plan.owner()  # now: when its answer has landed the client may be gone
         return Ticket(
-            owner=owner,
+            owner=plan.owner,
             priority=plan.priority,
-            cost=max(1, prompt + math.ceil(completion * self.share(owner))),
+            cost=max(1, prompt + math.ceil(completion * self.share(plan.owner))),
             deadline=plan.deadline,
             pool=self._pool(plan.model),
             latest=plan.latest,
@@ -71,11 +72,10 @@ class Tickets:
             made = flight.content_events
         else:
             return  # it does not say
-        owner = plan.owner() if callable(plan.owner) else plan.owner
-        came, assumed = self._came.pop(owner, (0.0, 0.0))
+        came, assumed = self._came.pop(plan.owner, (0.0, 0.0))
         if len(self._came) >= MAX_OWNERS:
             del self._came[next(iter(self._came))]  # who had none for longest
-        self._came[owner] = (came * FADE + max(1, made), assumed * FADE + plan.assumed)
+        self._came[plan.owner] = (came * FADE + max(1, made), assumed * FADE + plan.assumed)
 
 
 def _beginnings(ask: Ask) -> tuple[int, ...]:

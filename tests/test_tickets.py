@@ -33,6 +33,15 @@ def test_a_ticket_is_what_the_plan_says_with_the_tokens_it_may_cost() -> None:
     assert made(flight(owner=lambda: "192.0.2.1")).owner == "192.0.2.1"
 
 
+def test_an_address_is_looked_for_once_while_its_client_is_there() -> None:
+    made, found = Tickets(lambda model: None, 512), ["192.0.2.1"]
+    one = flight(owner=found.pop)
+    assert made(one).owner == made(one).owner == "192.0.2.1"
+    one.usage = Usage(prompt_tokens=6, completion_tokens=20)
+    made.landed(one)
+    assert made.share("192.0.2.1") == 0.1
+
+
 def landed(made: Tickets, owner: bytes, tokens: int) -> None:
     """An answer to a request that had to wait: 100 tokens allowed, twice."""
     one = flight(owner=owner)
