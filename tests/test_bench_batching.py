@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ops.bench.batching_table import spread, table, tables
+import pytest
+
+from ops.bench.batching_table import picture, spread, table, tables
 
 SAMPLE = Path(__file__).parent.parent / "out" / "sample" / "batching"
 
@@ -24,6 +26,16 @@ def test_a_row_is_the_median_of_its_rounds_with_the_least_and_the_most() -> None
         "| 8 | on | 20.0 (10.0 to 30.0) | 1.0 (1.0 to 1.0) | 2.0 (2.0 to 2.0) | 3.00 (3.00 to 3.00) "
         "| 4.00 (4.00 to 4.00) |"
     )
+
+
+def test_the_picture_has_both_parts_or_is_none() -> None:
+    pytest.importorskip("matplotlib")
+    found = [json.loads(path.read_text()) for path in sorted(SAMPLE.glob("*.json"))]
+    drawn = picture(found)
+    assert drawn is not None
+    for word in ("Twins", "Embeddings", "merged", "separate", "direct", "16", "32"):
+        assert word in drawn.decode()
+    assert picture([part for part in found if part["part"] != "twins"]) is None
 
 
 def test_one_round_has_no_spread() -> None:

@@ -143,7 +143,7 @@ def main() -> int:
     words = (
         f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}; capacity {most:.2f} requests/s "
         f"({args.full} at once, direct). Answers: {args.tokens} tokens, prompts: {args.prefix} + {args.suffix}; "
-        f"{args.rounds} rounds of {args.seconds:g} s a load and way, the same requests for all; clients give up "
+        f"rounds: {args.rounds}, of {args.seconds:g} s a load and way, the same requests for all; clients give up "
         f"after {args.timeout:g} s and say so (`x-request-timeout`); good is a first token within "
         f"{args.objective_ms:g} ms of when the request was due, and the whole answer in time. The light tenant "
         f"sends {args.light:.0%} of the capacity, the heavy one the rest of the load."

@@ -5,27 +5,14 @@ Called by `ops.bench.admission`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from loadgen.plot_style import (
-    BLUE,
-    GREEN,
-    MUTED,
-    ORANGE,
-    RED,
-    VIOLET,
-    canvas,
-    file_svg,
-    saved,
-    styled,
-)
-from loadgen.plots import available
+from ops.bench import pictures
 from ops.bench.batching_table import spread
+from ops.bench.pictures import Panel
 
 Phase = Mapping[str, Any]
-
-COLOURS: Final = (RED, ORANGE, BLUE, GREEN, VIOLET)
 
 
 def goodput(phase: Phase) -> float:
@@ -97,30 +84,21 @@ def table(phases: Sequence[Phase]) -> str:
 
 def picture(phases: Sequence[Phase], capacity: float) -> bytes | None:
     """Goodput against load, and the light tenant's share of good answers, as SVG; None without matplotlib."""
-    if not available():
-        return None
     groups = grouped(phases)
-    loads = sorted({load for load, _ in groups})
-    with styled():
-        figure, (left, right) = canvas(1, 2, height=3.8)
-        for way, colour in zip(dict.fromkeys(way for _, way in groups), COLOURS, strict=False):
-            rounds = [groups[load, way] for load in loads]
-            good = [sorted(map(goodput, of)) for of in rounds]
-            left.plot(loads, [one[len(one) // 2] for one in good], "o-", color=colour, label=way)
-            left.fill_between(loads, [one[0] for one in good], [one[-1] for one in good], color=colour, alpha=0.15)
-            light = [
-                100 * sum(one["light"]["good"] for one in of) / max(1, sum(one["light"]["requests"] for one in of))
-                for of in rounds
-            ]
-            right.plot(loads, light, "o-", color=colour, label=way)
-        left.axhline(capacity, color=MUTED, linestyle=":", linewidth=1)
-        left.annotate("capacity", (loads[-1], capacity), color=MUTED, ha="right", va="bottom", fontsize=9)
-        for axes, title in ((left, "Good answers/s"), (right, "Good answers of the light tenant, %")):
-            axes.set_title(title)
-            axes.set_xlabel("load, times the capacity")
-            axes.set_xticks(loads, [f"{load:g}×" for load in loads])
-            axes.set_ylim(bottom=0)
-            axes.grid(visible=True, axis="y")
-        handles, names = left.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-        return file_svg(saved(figure, "svg"))
+    steps = {load: f"{load:g}×" for load, _ in groups}
+    ways = dict.fromkeys(way for _, way in groups)
+
+    def light(phase: Phase) -> float:
+        share: float = phase["light"]["good"] / max(1, phase["light"]["requests"])
+        return 100 * share
+
+    def panel(title: str, value: Callable[[Phase], float], bound: tuple[float, str] | None = None) -> Panel:
+        found = {
+            way: {load: [*map(value, rounds)] for (load, other), rounds in groups.items() if other == way}
+            for way in ways
+        }
+        return Panel(title, "load, times the capacity", steps, found, bound)
+
+    return pictures.picture(
+        [panel("Good answers/s", goodput, (capacity, "capacity")), panel("Light tenant: good answers, %", light)]
+    )

@@ -24,7 +24,7 @@ import aiohttp
 
 from ops.bench import subjects as start
 from ops.bench.account import cpu_ns
-from ops.bench.batching_table import tables
+from ops.bench.batching_table import picture, tables
 from ops.bench.table import machine
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -260,6 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
     page = tables(found)
     (FOLDER / "batching.md").write_text(page)
+    drawn = picture(found)
+    if drawn is not None:
+        (FOLDER / "batching.svg").write_bytes(drawn)
     print(page)
     return 0
 

@@ -8,6 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ops.bench import pictures
+from ops.bench.pictures import Panel
+
 TITLES: Final = {
     "twins": ("Sampled twins: K identical requests at once, 150 words of prompt, 16 tokens each", "K"),
     "completions": ("Completions: K different prompts at once, direct, 40 words and 16 tokens each", "K"),
@@ -58,3 +61,24 @@ def tables(parts: Sequence[Mapping[str, Any]]) -> str:
         "",
     ]
     return "\n".join([*head, *(line for part in parts for line in table(part))])
+
+
+def picture(parts: Sequence[Mapping[str, Any]]) -> bytes | None:
+    """What merging saves the engine's API server, as SVG; None without matplotlib, or without those parts."""
+    found = {part["part"]: part["rows"] for part in parts}
+    if not {"twins", "embeddings"} <= found.keys():
+        return None
+
+    def panel(part: str, title: str, across: str) -> Panel:
+        rows = [row for row in found[part] if not row.get("duplicates")]
+        ways: dict[str, dict[float, list[float]]] = {}
+        for row in rows:
+            ways.setdefault(row["how"], {}).setdefault(row["k"], []).append(row["api_cpu_ms"])
+        return Panel(title, across, {k: f"{k}" for k in sorted({row["k"] for row in rows})}, ways)
+
+    return pictures.picture(
+        [
+            panel("twins", "Twins: API server's CPU an answer, ms", "sampled twins at once"),
+            panel("embeddings", "Embeddings: API server's CPU a text, ms", "clients, each with one text"),
+        ]
+    )

@@ -95,7 +95,7 @@ def main() -> int:
                     rows.append({"way": way, "round": number} | row)
                     print(f"{rows[-1]}", file=sys.stderr)
     text = (
-        f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}. {args.rounds} rounds of "
+        f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}. Rounds: {args.rounds}, of "
         f"{args.requests} requests by {args.clients} clients, each with one of {args.prefixes} beginnings of "
         f"{args.prefix} tokens, {args.suffix} of its own, and {args.tokens} for an answer; gateway with "
         f"`{' '.join(flags)}`.\n\n{table(rows)}\n"
