@@ -195,7 +195,7 @@ class Batcher(Generic[T]):
         return _too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float:
-        """Seconds that an item would wait for a place, at least, by the pace of the last ones."""
+        """Seconds that an item would wait for a place, by the pace of the last ones; 0 where that is not known."""
         pace = self._pace(ticket.pool, now)
         return self.line.ahead(ticket) * pace if pace else 0.0
 

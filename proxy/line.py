@@ -146,9 +146,9 @@ class Line(Generic[T]):
         return None
 
     def ahead(self, ticket: Ticket) -> int:
-        """How many items of its pool would have their place before it, at least: those of its own that go first,
-        as many of each other owner of its class but for what a quantum buys, and every one of a higher class. Age
-        is left out, and the others' items are taken to cost what its own do."""
+        """How many items of its pool would have their place before it: those of its own that go first, as many of
+        each other owner of its class but for what a quantum buys, and every one of a higher class. Age and runs of
+        what begins alike are left out, and the others' items are taken to cost what its own do."""
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)
