@@ -57,6 +57,8 @@ def prepare(settings: Settings) -> Prepared:
         raise SettingsError("\n".join(problems))
     if settings.forward_authorization and settings.api_keys_file:
         made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
+    if settings.listen_unix and settings.port != Settings().port:
+        made.warnings.append(f"port = {settings.port}: nothing listens there, listen_unix is given")
     return made
 
 

@@ -66,6 +66,21 @@ def test_the_engine_s_key_is_in_no_repr_and_a_bad_one_in_no_error() -> None:
     assert "hunter2" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        (
+            {"listen_unix": "/run/g.sock", "port": 9000},
+            ["port = 9000: nothing listens there, listen_unix is given"],
+        ),
+        ({"listen_unix": "/run/g.sock"}, []),
+        ({"port": 9000}, []),
+    ],
+)
+def test_a_port_that_is_given_beside_a_socket_is_warned_of(given: dict[str, Any], warned: list[str]) -> None:
+    assert prepare(Settings(**given)).warnings == warned
+
+
 def test_the_settings_are_shown_as_they_are_read_without_secrets() -> None:
     settings = load(
         ["--backend", "http://h:1", "--max-n", "3"],
