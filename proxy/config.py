@@ -43,7 +43,9 @@ class Option:
         value = self.default
         if isinstance(value, bool):
             return "on" if value else "off"
-        if isinstance(value, int) and self.metavar == "BYTES":
+        if value == 0 and self.metavar.endswith("|auto"):
+            return "auto"
+        if isinstance(value, int) and self.metavar.startswith("BYTES"):
             return values.size_text(value)
         if isinstance(value, int | float):
             return f"{value:g}"
@@ -168,6 +170,12 @@ class Settings:
     cache_max_entry_bytes: int = _size(MIB, "Largest answer that is stored.")
     cache_max_pending_bytes: int = _size(32 * MIB, "Answers that may wait to be written to Redis.")
     redis_timeout_ms: int = _count(100, "Longest that a request waits for Redis.", high=60_000, unit="MS")
+    redis_namespace: str = _setting(
+        "gateway",
+        values.namespace,
+        "NAME",
+        "What every key begins with in Redis; fleets that must not share answers or limits have different ones.",
+    )
     redis_memory_mb: int = _count(64, "Memory of the embedded Redis.", low=4, high=10**6, unit="MIB")
     queue_limit: int = _count(1024, "Requests that may wait; one more is answered 503.")
     max_batch: int = _count(64, "Most look-ups in one Redis round trip.", high=4096)
@@ -239,6 +247,15 @@ class Settings:
     max_prompt_chars: int = _count(0, "Most characters of a prompt, all messages together; 0 is no limit.", low=0)
     max_n: int = _count(0, "Most choices (`n`) a request may ask for; 0 is no limit.", low=0)
     max_best_of: int = _count(0, "Most candidates (`best_of`) a request may ask for; 0 is no limit.", low=0)
+    memory_budget: int = _setting(
+        0,
+        values.size_or("auto", 16 * MIB),
+        "BYTES|auto",
+        "Memory for requests and answers together; `auto` is a quarter of the machine's or the cgroup's.",
+    )
+    head_timeout: float = _seconds(
+        15.0, "For a request's line and headers to arrive, from the connection or their first byte.", low=0.1
+    )
     body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
     connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
     first_token_timeout: float = _seconds(

@@ -90,6 +90,29 @@ def size(low: int) -> Reader:
     return read
 
 
+def size_or(word: str, low: int) -> Reader:
+    """A size in bytes, or the word, which reads as 0; 0 is the word too."""
+    as_size = size(low)
+
+    def read(raw: object) -> int:
+        if raw == 0 or (isinstance(raw, str) and raw.strip().lower() in (word, "0")):
+            return 0
+        try:
+            return int(as_size(raw))
+        except ValueError as e:
+            raise ValueError(f"{e}, or {word}") from None
+
+    return read
+
+
+def namespace(raw: object) -> str:
+    """What keys begin with in a Redis that several share."""
+    text = raw.strip() if isinstance(raw, str) else ""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise ValueError("must be 1 to 64 letters, digits, dots, dashes or underscores")
+    return text
+
+
 def switch(raw: object) -> bool:
     text = str(raw).strip().lower()
     if text not in _TRUE | _FALSE:

@@ -17,9 +17,9 @@ QUANTUM: Final = 64
 1,024 a caller of 130 tokens a request had seven in a row, and a light one beside it waited for them."""
 
 RUN: Final = 16
-"""Items in a row that one owner may be served for beginning alike, before its oldest has its place whatever it
-begins with: 15 of 16 prompts find their beginning in the engine's cache, and nobody waits for more than 16 places
-for each one before it."""
+"""At least one in so many places of an owner goes to its oldest item, whatever that begins with: 15 of 16 prompts
+find their beginning in the engine's cache, and no item waits for more than 16 places for each one before it. Items
+with a deadline go first and are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class _Owner(Generic[T]):
     turn: bool = False  # it has been given the quantum of its turn
     alike: dict[int, dict[Entry[T], None]] = field(default_factory=dict)  # by what they begin with, as they came
     last: tuple[int, ...] = ()  # what its last item began with
-    run: int = 0  # items in a row that began like the one before
+    overtakes: int = 0  # times that the oldest without a deadline was passed over since one last had its place
 
     def push(self, entry: Entry[T]) -> None:
         entry.at = (entry.deadline, entry.number, entry)
@@ -84,18 +84,17 @@ class _Owner(Generic[T]):
         while self.heap[0][2].at is not self.heap[0]:
             heapq.heappop(self.heap)
         oldest = self.heap[0][2]
-        if self.run < RUN and oldest.deadline == math.inf:
+        if self.overtakes < RUN - 1 and oldest.deadline == math.inf:
             for prefix in reversed(self.last):  # the longest beginning first
                 if prefix in self.alike:
                     return next(iter(self.alike[prefix]))
         return oldest
 
     def served(self, entry: Entry[T]) -> None:
-        """It has its place; the next had best begin like it. Where a run was over, a new one begins with it."""
-        prefixes = entry.ticket.prefixes
-        alike = bool(prefixes) and prefixes[:1] == self.last[:1]
-        self.run = self.run + 1 if alike and self.run < RUN else 1
-        self.last = prefixes
+        """It has its place; the next had best begin like it."""
+        if entry.deadline == math.inf:
+            self.overtakes = 0 if entry.at is self.heap[0] else self.overtakes + 1
+        self.last = entry.ticket.prefixes
 
 
 class Ring(Generic[T]):

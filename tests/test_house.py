@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAX_LINES = 350
+MAX_LINES = 500
 HOUSES = ("proxy", "loadgen", "corpus")
 TABLED = ("proxy", "loadgen", "corpus")  # with a layer table in their README.md
 SPAWNERS = ("create_task", "ensure_future")
@@ -294,7 +294,7 @@ def test_a_circle_is_caught_and_named_once() -> None:
 
 
 def test_a_long_file_is_caught() -> None:
-    assert too_long({"a.py": "x\n" * MAX_LINES, "b.py": "x\n" * (MAX_LINES + 1)}) == ["b.py has 351 lines"]
+    assert too_long({"a.py": "x\n" * MAX_LINES, "b.py": "x\n" * (MAX_LINES + 1)}) == ["b.py has 501 lines"]
 
 
 def test_a_missing_or_short_docstring_is_caught() -> None:

@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.line import Line
 from proxy.turns import RUN, Ticket
-
-
-def drained(line: Line[Any]) -> list[Any]:
-    order = []
-    while (item := line.next(0.0)) is not None:
-        line.granted(item)
-        order.append(item)
-    return order
+from tests.test_line import drained
 
 
 def offered(beginnings: Sequence[tuple[int, ...]], **more: Any) -> Line[int]:
@@ -99,3 +92,22 @@ def test_what_leaves_leaves_nothing_behind(steps: list[tuple[tuple[int, ...], bo
     waits = list(line)
     assert sorted(drained(line)) == waits
     assert line.oldest == math.inf
+
+
+def test_deadlines_in_between_give_what_begins_like_them_no_more_than_a_run() -> None:
+    line: Line[Any] = Line()
+    line.offer("old", Ticket(prefixes=(9,)), 0.0)
+    places = 0
+    for n in range(10 * RUN):
+        prefixes = (n % 2,)
+        line.offer(("hurried", n), Ticket(prefixes=prefixes, deadline=1.0 + n), 0.0)
+        line.offer(("alike", n), Ticket(prefixes=prefixes), 0.0)
+        for _ in range(2):  # the hurried one, then one without a deadline
+            item = line.next(0.0)
+            if item == "old":
+                return
+            assert item is not None
+            places += item[0] == "alike"
+            assert places <= RUN
+            line.granted(item)
+    raise AssertionError("it never had its place")

@@ -1,0 +1,129 @@
+"""Owns the memory budget: how many bytes this process may hold for its clients, and who holds them.
+Must not know sockets, flights or requests: owners are opaque, sizes are given.
+Called by whatever holds a client's bytes: uploads, waiting requests, answers, unread output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Final
+
+from proxy.errors import Code, GatewayError
+
+RESERVE: Final = 5
+"""One part in so many of the budget is kept for owners that hold less than an equal share of it."""
+AUTO: Final = 4  # with no budget set, one part in so many of what the machine or the cgroup has
+LEAST: Final = 64 * 1024 * 1024
+CGROUP_LIMITS: Final = (
+    "/sys/fs/cgroup/memory.max",  # cgroup v2
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # v1
+)
+
+
+class Held:
+    """Bytes that one request or connection holds, of one kind. Released once, however often it is asked."""
+
+    __slots__ = ("_memory", "kind", "owner", "size")
+
+    def __init__(self, memory: Memory, owner: Hashable, kind: str) -> None:
+        self._memory = memory
+        self.owner = owner
+        self.kind = kind
+        self.size = 0
+
+    def __repr__(self) -> str:
+        return f"<Held {self.size} bytes of {self.kind}>"
+
+    def resize(self, size: int) -> bool:
+        """Hold so many bytes from now on. False: there is no room for more, and what is held stays as it was."""
+        return self._memory.resize(self, size)
+
+    def need(self, size: int) -> None:
+        """The same. Raises GatewayError 503 where there is no room."""
+        if not self._memory.resize(self, size):
+            raise refused()
+
+    def release(self) -> None:
+        self._memory.resize(self, 0)
+
+
+class Memory:
+    """A budget in bytes. No owner may hold more than half of it, and its last fifth is for owners below an equal
+    share: who fills memory is refused before the others are."""
+
+    def __init__(self, budget: int, *, on_refused: Callable[[str], None] = lambda kind: None) -> None:
+        self.budget = budget  # bytes
+        self.held = 0
+        self.kinds: dict[str, int] = {}  # bytes by kind
+        self._owners: dict[Hashable, int] = {}
+        self._on_refused = on_refused  # told the kind of what found no room
+
+    def __repr__(self) -> str:
+        return f"<Memory {self.held} of {self.budget} bytes, {len(self._owners)} owners>"
+
+    def hold(self, owner: Hashable, kind: str, size: int = 0) -> Held:
+        """Hold bytes for an owner. Raises GatewayError 503 where there is no room."""
+        held = Held(self, owner, kind)
+        held.need(size)
+        return held
+
+    def resize(self, held: Held, size: int) -> bool:
+        more = size - held.size
+        if more > 0 and not self._fits(held.owner, more):
+            self._on_refused(held.kind)
+            return False
+        held.size = size
+        self.held += more
+        self.kinds[held.kind] = self.kinds.get(held.kind, 0) + more
+        mine = self._owners.get(held.owner, 0) + more
+        if mine:
+            self._owners[held.owner] = mine
+        else:
+            self._owners.pop(held.owner, None)
+        return True
+
+    def heaviest(self, count: int = 3) -> list[tuple[Hashable, int]]:
+        """The owners that hold most, and how many bytes each."""
+        return sorted(self._owners.items(), key=lambda one: -one[1])[:count]
+
+    def _fits(self, owner: Hashable, more: int) -> bool:
+        mine = self._owners.get(owner, 0)
+        if self.held + more > self.budget or mine + more > self.budget // 2:
+            return False
+        share = self.budget // (len(self._owners) + (mine == 0))
+        return self.held + more <= self.budget - self.budget // RESERVE or mine + more <= share
+
+
+def refused() -> GatewayError:
+    """Of a request for which there is no memory."""
+    return GatewayError(
+        Code.MEMORY_FULL,
+        "The gateway's memory budget is used up; try again shortly, or with a smaller request.",
+        retry_after=1,
+    )
+
+
+def available(paths: tuple[str, ...] = CGROUP_LIMITS, meminfo: str = "/proc/meminfo") -> int:
+    """Bytes of memory that this process may use at most: the machine's, or its cgroup's where that is less."""
+    total = _total(meminfo)
+    for path in paths:
+        try:
+            text = Path(path).read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.isdigit() and 0 < int(text) < total:
+            total = int(text)
+    return total
+
+
+def budget_for(setting: int) -> int:
+    """The budget in bytes: as it is set, or a quarter of what there is."""
+    return setting or max(LEAST, available() // AUTO)
+
+
+def _total(meminfo: str) -> int:
+    try:
+        words = Path(meminfo).read_text("ascii").split()
+        return int(words[words.index("MemTotal:") + 1]) * 1024
+    except (OSError, UnicodeDecodeError, ValueError, IndexError):
+        return 4 << 30
