@@ -26,6 +26,8 @@ from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
+from proxy.errors import place_of
+from proxy.faults import Faults
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -51,6 +53,7 @@ from proxy.tickets import Tickets, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
+from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
 
 BACKLOG = 1024
@@ -72,6 +75,7 @@ class App:
     scheme: str
     reload: Callable[[], None]
     """Read again, as SIGHUP asks, what can change while it runs."""
+    watchdog: Watchdog
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
 
@@ -103,6 +107,7 @@ async def running(
             tracing = Tracing(otel, prompts=settings.log_prompts)
         urls, redis_url, redis_words = await children(settings, log, stack)
         metrics = Metrics()
+        faults = Faults(lambda where, e: log.event("error", "internal error", fault=repr(e), where=_at(where, e)))
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
         fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
@@ -136,7 +141,7 @@ async def running(
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
+            on_fault=faults,
             feeder=feeder_for(settings, prepared, metrics, log),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
@@ -170,6 +175,7 @@ async def running(
             urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
             embedder=embedder,
             tracing=tracing,
+            fault=faults,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -180,7 +186,8 @@ async def running(
             if reload is not None:
                 reload.wake()
 
-        watch(settings, backends, reload, loop, log, stack)
+        watchdog = _watchdog(settings, scheduler, log, faults, loop)
+        watch(settings, backends, reload, watchdog, loop, log, stack)
         stack.push_async_callback(close)
         door = Door(
             gateway.handle,
@@ -220,6 +227,7 @@ async def running(
             metrics,
             "https" if prepared.tls is not None else "http",
             reread_all,
+            watchdog,
             admission,
             embedder,
         )
@@ -266,6 +274,22 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
     return context
 
 
+def _watchdog(
+    settings: Settings, scheduler: Scheduler, log: Log, faults: Faults, loop: asyncio.AbstractEventLoop
+) -> Watchdog:
+    def healed(kind: Kind, what: str) -> None:
+        scheduler.told.healed(kind)
+        log.event("error", "watchdog healed", what=kind, detail=what)
+
+    return Watchdog(
+        scheduler.strays,
+        clock=loop.time,
+        on_healed=healed,
+        fault=faults,
+        patience=max(PATIENCE, 2 * settings.redis_timeout_ms / 1000),
+    )
+
+
 def _retry(settings: Settings) -> RetryRules:
     return RetryRules(
         retries=settings.retries,
@@ -309,6 +333,11 @@ async def _listen(
     site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
     await site.start()
     return settings.host, runner.addresses[0][1]
+
+
+def _at(where: str, e: BaseException) -> str:
+    place = place_of(e)
+    return f"{where} ({place})" if place else where
 
 
 def _cpuinfo() -> str:

@@ -66,6 +66,10 @@ class Lease:
         if backend.inflight >= backend.max_inflight:
             backend.reached = True
 
+    @property
+    def held(self) -> bool:
+        return self._owner is not None
+
     def release(self) -> None:
         """Give the place back, once however often it is called."""
         owner = self._owner
@@ -185,6 +189,13 @@ class Backends:
             lease.probe = True
             best.breaker.probe(now)
         return lease
+
+    def reclaim(self, backend: Backend, places: int) -> None:
+        """Take back places that nobody holds."""
+        backend.inflight = max(0, backend.inflight - places)
+        if backend.leaving:
+            self.left(backend)
+        self.on_release()
 
     def _choose(self) -> dict[str | None, list[Backend]]:
         claimed: set[str | None] = {None}

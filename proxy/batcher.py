@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
+from proxy.faults import internal, raised
 from proxy.line import Line
 from proxy.lookups import Lookups
 from proxy.turns import Ticket
@@ -95,8 +96,8 @@ class Batcher(Generic[T]):
         """Have an item wait for a place: no bound is asked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket(item)
         self._in_time(ticket, now)
-        self.line.offer(item, ticket, now)
         self._know(item)
+        self.line.offer(item, ticket, now)
 
     def release(self, item: T, now: float) -> bool:
         """It need not be held any longer. True if it was."""
@@ -116,16 +117,19 @@ class Batcher(Generic[T]):
 
     def looked(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
         """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
-        and for those given back: they cannot be in time."""
-        late = []
+        and for those given back, each with its error: they cannot be in time, or cannot be queued."""
+        refused = []
         for item in misses:
             if self.looking(item):
                 try:
                     self.put(item, now)
                 except GatewayError as e:
-                    late.append((item, e))
+                    refused.append((item, e))
+                except Exception as e:  # noqa: BLE001 - the rest of the batch still waits for its place
+                    raised("an item that is queued", e)
+                    refused.append((item, internal()))
         self._lookups.over(batch)
-        return late
+        return refused
 
     def looking(self, item: T) -> bool:
         """Whether the item is still wanted from the look-up under way."""
@@ -173,6 +177,22 @@ class Batcher(Generic[T]):
             return False
         self._forget(item)
         return True
+
+    def __contains__(self, item: T) -> bool:
+        return item in self.line or item in self._held or item in self._lookups
+
+    def in_lookup(self) -> list[T]:
+        """The items of the look-up under way, in their order."""
+        return list(self._lookups.looking)
+
+    def clear(self) -> list[T]:
+        """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""
+        waiting = [*self._lookups.arrived, *self._lookups.looking, *self._held, *self.line]
+        self._lookups.clear()
+        self._held.clear()
+        self._twins.clear()
+        self.line = Line(patience=self.line.patience)
+        return waiting
 
     def served(self, pool: str | None, seconds: float) -> None:
         """An answer of that pool took so long, from its place to its end."""

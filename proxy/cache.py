@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from proxy.faults import raised
 from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError
 from proxy.wire.sse import ChunkCheck
@@ -152,17 +153,22 @@ class Cache:
         await self._stores.close()
 
     def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
-        """Have `done` called, once, with what is stored under each key: one round trip for all. None where there
-        is nothing, or no telling. It may be called before this returns."""
+        """Have `done` called with what is stored under each key: one round trip for all. None where there is
+        nothing, or no telling. It may be called before this returns, and is called again, with nothing found,
+        where it raised."""
         if self.breaker.open:
             self._record("bypassed")
             done([None] * len(keys))
             return
-        self._lookups.send(
-            [b"MGET", *[PREFIX + hexlify(key) for key in keys]],
-            self._timeout,
-            lambda reply: done(self._read(keys, reply)),
-        )
+
+        def answered(reply: Any) -> None:
+            try:
+                done(self._read(keys, reply))
+            except Exception as e:  # noqa: BLE001 - a batch whose reply is lost would wait for ever
+                raised("the reply to a look-up", e)
+                done([None] * len(keys))
+
+        self._lookups.send([b"MGET", *[PREFIX + hexlify(key) for key in keys]], self._timeout, answered)
 
     def _read(self, keys: Sequence[bytes], reply: Any) -> list[Stored | None]:
         if type(reply) is not list or len(reply) != len(keys):
@@ -199,13 +205,15 @@ class Cache:
             return
 
         def done(reply: Any) -> None:
-            if isinstance(reply, Overfull):
-                self._record("store_skipped")
-            elif isinstance(reply, WireError):
-                self._failed(reply)
-            else:
-                self._record("store")
-            settled()
+            try:
+                if isinstance(reply, Overfull):
+                    self._record("store_skipped")
+                elif isinstance(reply, WireError):
+                    self._failed(reply)
+                else:
+                    self._record("store")
+            finally:
+                settled()
 
         command = [b"SET", PREFIX + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
         self._stores.send(command, STORE_SECONDS, done)

@@ -86,10 +86,12 @@ class Call:
 
     def close(self) -> None:
         """It is over, however: its place is free, and what it had of the limits goes back."""
-        if self.reader is not None:
-            self.reader.leave()
-        if self.hold is not None:
-            self.hold.close(answered=0 < self.status < 400)
+        try:
+            if self.reader is not None:
+                self.reader.leave()
+        finally:
+            if self.hold is not None:
+                self.hold.close(answered=0 < self.status < 400)
 
     @property
     def ttft_ms(self) -> float | None:

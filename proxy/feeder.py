@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
+from proxy.faults import Fault, raised
 from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode
@@ -31,7 +32,6 @@ _STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
 
-Fault = Callable[[str, BaseException], None]
 OnHead = Callable[[int, list[tuple[str, str]]], bool]
 
 
@@ -47,11 +47,6 @@ class Limits(msgspec.Struct, frozen=True):
 
 def _nobody(error: GatewayError | None) -> None:
     """Who is told of an exchange that is over."""
-
-
-def raised(where: str, error: BaseException) -> None:
-    """Who is told of a fault of ours, where nobody else is."""
-    asyncio.get_running_loop().call_exception_handler({"message": where, "exception": error})
 
 
 class Watch:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from proxy.errors import GatewayError
+from proxy.faults import internal, raised
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
@@ -20,6 +21,9 @@ from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
 
+
+BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
+"""What ends a stream whose handling raised."""
 
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
@@ -38,8 +42,9 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "phase", "plain", "plan",
-        "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
+        "error", "finished", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "phase", "plain",
+        "plan", "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "trace",
+        "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,6 +53,7 @@ class Flight:
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
         self.ended = False
+        self.finished = False  # ended, and its readers have been told
         self.mode = plan.mode
         self.times = Times(created=clock())
         self.head: Head | None = None
@@ -207,10 +213,30 @@ class Flight:
         self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
-        if self.trace is not None:
-            self.trace.ended(self)
+        self.finished = True
+        try:
+            if self.trace is not None:
+                self.trace.ended(self)
+        except Exception as e:  # noqa: BLE001 - a trace is for operators: who pays for the flight still hears of it
+            raised("the trace of a flight", e)
         if self.on_end is not None:
             self.on_end(self)
+
+    def broke(self, error: GatewayError) -> None:
+        """The last resort, where ending it raised: it has failed in whatever phase, and its readers are woken."""
+        self.phase, self.ended, self.finished = Phase.FAILED, True, True
+        self.error = self.error or error
+        self.tail = self.tail or (BROKEN if self.mode is Mode.STREAM else b"")
+        if self.times.ended is None:
+            self.times.ended = self.clock()
+        for reader in tuple(self.subscribers):
+            reader.wake()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            try:
+                on_end(self)
+            except Exception as e:  # noqa: BLE001 - nothing comes after the last resort
+                raised("who pays for a flight", e)
 
     # -- reading ------------------------------------------------------------------------------------
 

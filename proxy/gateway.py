@@ -18,6 +18,7 @@ from proxy.config import Settings
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of
+from proxy.faults import Fault, internal, raised
 from proxy.flight import Subscriber
 from proxy.gate import Gate
 from proxy.group import FlightGroup
@@ -60,7 +61,9 @@ class Gateway:
         urgency: Urgency | None = None,
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
+        fault: Fault = raised,
     ) -> None:
+        self._fault = fault
         self._settings = settings
         self._group = group
         self._scheduler = scheduler
@@ -121,15 +124,19 @@ class Gateway:
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
                 self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
-                sent = await self._refuse(
-                    call, GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
-                )
+                sent = await self._refuse(call, internal())
         except (asyncio.CancelledError, ConnectionError):
             call.client_left = True
             raise
         finally:
-            call.close()
-            self.record(call)
+            try:
+                call.close()
+            except Exception as e:  # noqa: BLE001 - the answer has gone out: it is still counted and logged
+                self._fault("the end of a request", e)
+            try:
+                self.record(call)
+            except Exception as e:  # noqa: BLE001 - what it says to operators is nothing to the client
+                self._fault("the record of a request", e)
         return sent.keep_alive
 
     def route(self, call: Call) -> Handler:
@@ -232,10 +239,16 @@ class Gateway:
         flight = self._group.launch(plan)
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
-        reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
-        embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
-        if embedder is None or not embedder.take(flight, self._scope(call)):
-            self._scheduler.submit(flight)
+        try:
+            reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
+            embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
+            if embedder is None or not embedder.take(flight, self._scope(call)):
+                self._scheduler.submit(flight)
+        except GatewayError:
+            raise
+        except Exception:
+            self._scheduler.abandon(flight)  # who joined it must not wait for what nobody feeds
+            raise
         return reader
 
     def _scope(self, call: Call) -> bytes:
@@ -309,8 +322,14 @@ class Gateway:
             latest=call.deadline,
         )
         flight = self._group.launch(plan)
-        reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
-        self._scheduler.submit(flight)
+        try:
+            reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
+            self._scheduler.submit(flight)
+        except GatewayError:
+            raise
+        except Exception:
+            self._scheduler.abandon(flight)
+            raise
         return await self._stream(call, reader)
 
     async def _models(self, call: Call) -> respond.Sent:

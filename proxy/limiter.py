@@ -13,6 +13,7 @@ from typing import Literal
 
 from proxy.caller import Caller, Rates
 from proxy.estimate import NO_COST, Cost, reached, spent
+from proxy.faults import internal
 from proxy.flight import Flight, Subscriber
 from proxy.limit_words import headers, refusal
 from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
@@ -115,6 +116,14 @@ class Hold:
 
     def answered(self, decision: Decision | None) -> None:
         """Redis decided, or cannot tell. Whoever asked may have left meanwhile: then it goes straight back."""
+        try:
+            self._settle(decision)
+        except Exception:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(internal())
+            raise
+
+    def _settle(self, decision: Decision | None) -> None:
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()

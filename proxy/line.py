@@ -60,18 +60,24 @@ class Line(Generic[T]):
         entry = Entry(item, ticket, self._number, now, ticket.priority, ticket.deadline)
         self._entries[item] = entry
         self._ages.setdefault(ticket.pool, {})[item] = None
-        self._enter(entry)
+        try:
+            self._enter(entry)
+        except Exception:
+            self.discard(item)  # what is in some of the orders only would never be served
+            raise
 
     def discard(self, item: T) -> bool:
         """It waits no longer. True if it did."""
         entry = self._entries.pop(item, None)
         if entry is None:
             return False
-        ages = self._ages[entry.ticket.pool]
-        del ages[item]
-        if not ages:
-            del self._ages[entry.ticket.pool]
-        self._exit(entry)
+        try:
+            self._exit(entry)
+        finally:
+            ages = self._ages[entry.ticket.pool]
+            del ages[item]
+            if not ages:
+                del self._ages[entry.ticket.pool]
         return True
 
     def next(self, now: float, blocked: Container[str | None] = ()) -> T | None:
@@ -185,10 +191,15 @@ class Line(Generic[T]):
 
     def _exit(self, entry: Entry[T]) -> None:
         rings, pool, owner = self._rings[entry.priority], entry.ticket.pool, entry.ticket.owner
-        rings[pool].drop(entry)
-        if not rings[pool].owners:
-            del rings[pool]
-        owned = self._owned[owner]
-        del owned[entry.priority][entry.item]
-        if not any(owned):
-            del self._owned[owner]
+        owned = self._owned.get(owner)
+        if owned is not None:
+            owned[entry.priority].pop(entry.item, None)
+            if not any(owned):
+                del self._owned[owner]
+        ring = rings.get(pool)
+        if ring is not None:
+            try:
+                ring.drop(entry)
+            finally:
+                if not ring.owners:
+                    rings.pop(pool, None)

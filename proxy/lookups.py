@@ -22,6 +22,9 @@ class Lookups(Generic[T]):
     def __len__(self) -> int:
         return len(self.arrived) + len(self.looking)
 
+    def __contains__(self, item: T) -> bool:
+        return item in self.arrived or item in self.looking
+
     def due(self, now: float) -> list[T]:
         """The next batch: at most `max_batch`, empty while one is under way or the window is open."""
         if self.looking or not self.arrived:
@@ -45,6 +48,10 @@ class Lookups(Generic[T]):
         next is under way already."""
         for item in batch:
             self.looking.pop(item, None)
+
+    def clear(self) -> None:
+        self.arrived.clear()
+        self.looking.clear()
 
     def discard(self, item: T) -> bool:
         """Forget an item that nobody wants. True if it was here."""

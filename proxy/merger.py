@@ -35,6 +35,9 @@ class Merger:
     def __len__(self) -> int:
         return len(self._carried)
 
+    def __contains__(self, rider: Flight) -> bool:
+        return rider in self._carried
+
     def __repr__(self) -> str:
         return f"<Merger {len(self._carried)} riders>"
 
@@ -61,11 +64,11 @@ class Merger:
         )
         now = carrier.clock()
         for rider, _ in riders:
-            self._carried[rider] = carrier
             rider.times.dispatched = now
             rider.backend = backend
             for reader in rider.subscribers:
                 reader.verdict = "merged"
+        self._carried.update((rider, carrier) for rider, _ in riders)  # last: from here on they wait for it
         return carrier
 
     def leave(self, rider: Flight) -> Carrier | None:

@@ -13,6 +13,7 @@ from proxy.line import PRIORITIES
 from proxy.metrics import PREFIX, QUEUE_BUCKETS
 from proxy.phase import Phase
 from proxy.series import Counts, Histograms, Label
+from proxy.watchdog import KINDS, Kind
 
 REASONS: Final = (
     Code.QUEUE_FULL.code,
@@ -50,6 +51,14 @@ class QueueMetrics:
         self._promoted = Counts(
             PREFIX + "queue_promoted_total", "Flights moved up because someone more urgent joined.", (), registry
         )
+        self._healed = Counts(
+            PREFIX + "watchdog_healed_total",
+            "What nobody would have ended any more, and the watchdog did: a fault of the gateway.",
+            (Label("what", KINDS),),
+            registry,
+        )
+        for kind in KINDS:
+            self._healed.count((kind,), 0)
         for why in REASONS:
             self._refused.count((why,), 0)
         self._promoted.count((), 0)
@@ -65,6 +74,10 @@ class QueueMetrics:
     def missed(self, phase: str) -> None:
         """A request's time was over."""
         self._missed.count((phase,))
+
+    def healed(self, kind: Kind) -> None:
+        """The watchdog mended something."""
+        self._healed.count((kind,))
 
     def promoted(self) -> None:
         self._promoted.count(())

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 import hiredis
 
+from proxy.faults import raised
+
 GRACE: Final = 0.001
 """Seconds between a deadline and giving up: a loop that was busy itself may not have read what is there yet."""
 
 Word = bytes | str | int | float
 Done = Callable[[Any], None]
-"""Called once, with the reply or with a WireError; perhaps before `send` returns. Must not raise."""
+"""Called once, with the reply or with a WireError; perhaps before `send` returns."""
 
 _MORE: Final = object()
 _CONFIRMATIONS: Final = frozenset(
@@ -170,7 +172,14 @@ class Wire(asyncio.Protocol):
         self.pending = 0
         self._on_lost(self)
         for *_, done in waiting:
-            done(why)
+            self._tell(done, why)
+
+    def _tell(self, done: Done, reply: Any) -> None:
+        """Hand a reply over. What its receiver raises is no other receiver's."""
+        try:
+            done(reply)
+        except Exception as e:  # noqa: BLE001 - as said: replies come in order, and the next ones have other owners
+            raised("a reply of Redis", e)
 
     # -- opening ------------------------------------------------------------------------------------
 
@@ -226,6 +235,9 @@ class Wire(asyncio.Protocol):
                 self._answer(reply)
         except (hiredis.HiredisError, ValueError, MemoryError):
             self.lose(Lost("what it sent is not RESP"))
+        except Exception as e:  # noqa: BLE001 - which reply is whose is not known any more
+            raised("the replies of Redis", e)
+            self.lose(Lost("the gateway failed to read its replies"))
         if self._unparsed > self._bounds.reply:
             self.lose(Lost(f"it sent a reply of more than {self._bounds.reply} bytes"))
 
@@ -240,10 +252,13 @@ class Wire(asyncio.Protocol):
         self.pending -= size
         if confirmations and not isinstance(reply, WireError):
             lost = Lost("to subscribe takes RESP3, which Redis has from version 6 on")
-            done(lost)
+            self._tell(done, lost)
             self.lose(lost)
             return
-        done(reply)
+        try:
+            done(reply)
+        except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
+            raised("a reply of Redis", e)
 
     def _pushed(self, push: list[Any]) -> None:
         """RESP3: what came by itself, or one of the confirmations that a SUBSCRIBE gets in place of a reply."""
@@ -254,7 +269,7 @@ class Wire(asyncio.Protocol):
                 self._confirmed = 0
                 _, _, size, _, done = waiting.popleft()
                 self.pending -= size
-                done(push)
+                self._tell(done, push)
         self._on_push(push)
 
     def connection_lost(self, exc: Exception | None) -> None:

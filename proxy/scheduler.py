@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Final
 
 from proxy import kept
 from proxy.alarms import Alarms
@@ -16,7 +18,8 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Fault, Feeder, Limits, Watch, raised
+from proxy.faults import Fault, contained, internal, raised
+from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
@@ -26,10 +29,18 @@ from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.queue_metrics import QueueMetrics
 from proxy.retry import Budget, RetryRules
+from proxy.watchdog import Stray
+
+AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
+MAX_FAILED_TURNS: Final = 5  # in a row; then what waits is ended, as something in it makes every turn raise
 
 
 class Scheduler:
-    """Feeds Flights until each has landed, failed or been cancelled."""
+    """Feeds Flights until each has landed, failed or been cancelled.
+
+    A callback here serves many Flights. What one Flight's part of it raises ends that Flight with a 500, gives its
+    place back and leaves the others alone; a turn follows each such exception, so that no wake-up is lost.
+    """
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
+        self._on_fault = on_fault
         self._watch = Watch(limits, loop, on_fault)
         self._road = Road(
             backends=backends,
@@ -73,14 +85,21 @@ class Scheduler:
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
         self._learn = learn  # told of each whole answer of an engine's
-        self._alarms = Alarms(loop)
+        self._alarms = Alarms(loop, self._fault)
         self._turn_due = False
+        self._turns = 0
+        self._failed_turns = 0
         self._closed = False
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
+
+    @property
+    def flying(self) -> int:
+        """Flights at an engine, or between two attempts."""
+        return len(self._flying)
 
     def submit(self, flight: Flight) -> None:
         """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `Batcher.offer`."""
@@ -104,7 +123,25 @@ class Scheduler:
             self._group.remove(flight)
             self.told.refused(e.code.code)
             raise
+        except Exception:
+            self.abandon(flight)
+            raise
         flight.on_empty = self._cancel
+
+    def abandon(self, flight: Flight) -> None:
+        """Let go of a Flight whose handling raised: whatever holds it lets it go, and its readers get a 500."""
+        contained(
+            self._fault,
+            "letting go of a flight",
+            partial(self._group.hide, flight),
+            partial(self._alarms.drop, flight),
+            partial(self.queue.discard, flight),
+            partial(self._cut, flight),
+            partial(self._end, flight, internal()),
+        )
+        self._group.remove(flight)
+        if not flight.finished:
+            flight.broke(internal())
 
     async def close(self) -> None:
         """Fail what waits, cancel what flies, and wait for all of it."""
@@ -133,14 +170,34 @@ class Scheduler:
 
     def _turn(self) -> None:
         self._turn_due = False
+        self._turns += 1
         if self._closed:
             return
+        try:
+            self._go_on()
+        except Exception as e:  # noqa: BLE001 - the loop's border: what waits must get its turn all the same
+            self._failed_turns += 1
+            self._fault("a turn of the scheduler", e)
+            if self._failed_turns >= MAX_FAILED_TURNS:
+                self._failed_turns = 0
+                for flight in self.queue.clear():
+                    self.abandon(flight)
+        else:
+            self._failed_turns = 0
+
+    def _go_on(self) -> None:
         batch = self.queue.due(self._loop.time())
         if batch:
             self._look_up(batch)
         else:
             self._wait_for_window()
         self._place_waiting()
+
+    def _fault(self, where: str, error: BaseException) -> None:
+        """Report what was contained. It may have cost somebody a wake-up, so a turn follows."""
+        self._on_fault(where, error)
+        if not self._closed:
+            self._loop.call_later(AGAIN, self._turn)
 
     def _place_waiting(self) -> None:
         queue = self.queue
@@ -152,18 +209,36 @@ class Scheduler:
     def _overdue(self) -> None:
         """The oldest that waits may have waited for as long as it may."""
         for flight, error in self.queue.overdue(self._loop.time()):
-            self.told.refused(error.code.code)
-            self._end(flight, error)
+            self._refuse(flight, error)
         self._place_waiting()
 
+    def _refuse(self, flight: Flight, error: GatewayError) -> None:
+        """End a Flight that gets no place."""
+        self._end(flight, error)
+        self.told.refused(error.code.code)
+
     def _take(self, flight: Flight) -> bool:
+        """Give a Flight whose turn it is to an engine. True: it waits no longer."""
+        try:
+            if self._served(flight):
+                return True  # it has had its place: the turn that gave it one was cut short
+            return self._taken(flight)
+        except Exception as e:  # noqa: BLE001 - one flight's data must not end the turn of all others
+            self._fault("giving a flight its place", e)
+            self.abandon(flight)
+            return True
+
+    def _served(self, flight: Flight) -> bool:
+        """Whether it needs no place any more."""
+        return flight.ended or flight in self._flying or flight in self._merger
+
+    def _taken(self, flight: Flight) -> bool:
         plan = flight.plan
         if plan.latest < math.inf:
             late = self.queue.too_late(self._backends.pool_of(plan.model), plan.latest - self._loop.time())
             if late is not None:
-                self.told.refused(late.code.code)
                 self.queue.discard(flight)  # it has had no place: nobody pays for one
-                self._end(flight, late)
+                self._refuse(flight, late)
                 return True
         if not self._place(flight):
             return False
@@ -177,8 +252,8 @@ class Scheduler:
 
     def _pushed(self, flight: Flight, error: GatewayError) -> None:
         """It had to make room for another's."""
-        self.told.refused("pushed_out")
         self._end(flight, error)
+        self.told.refused("pushed_out")
 
     def promote(self, flight: Flight, priority: int, deadline: float) -> None:
         """One more reader, who may be more urgent than those before."""
@@ -200,27 +275,36 @@ class Scheduler:
 
     def _look_up(self, batch: list[Flight]) -> None:
         """One round trip for the whole batch."""
+        nothing: list[Stored | None] = [None] * len(batch)
         if self._cache is None:
-            self._found(batch, [None] * len(batch))
+            self._found(batch, nothing)
             return
+        try:
+            keys = [flight.plan.key or b"" for flight in batch]
+            self._cache.lookup(keys, partial(self._found, batch))
+        except Exception as e:  # noqa: BLE001 - a look-up that cannot be sent has found nothing
+            self._fault("a look-up", e)
+            self._found(batch, nothing)
         self._metrics.batch(len(batch))
-        self._cache.lookup([flight.plan.key or b"" for flight in batch], lambda found: self._found(batch, found))
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
-        """Hits land; misses are given to an engine, or wait for one."""
+        """Hits land; misses are given to an engine, or wait for one. May be called again where it raised."""
         misses: list[Flight] = []
         for flight, stored in zip(batch, found, strict=True):
-            if not self.queue.looking(flight):
-                continue  # its last reader left meanwhile
-            if stored is not None and self._hit(flight, stored):
-                continue
-            if flight.trace is not None:
-                flight.trace.event("lookup", hit=False)
-            if misses or self.queue.waits or not self._place(flight):
-                misses.append(flight)
+            try:
+                if not self.queue.looking(flight) or self._served(flight):
+                    continue  # its last reader left meanwhile, or it was served before this raised
+                if stored is not None and self._hit(flight, stored):
+                    continue
+                if flight.trace is not None:
+                    flight.trace.event("lookup", hit=False)
+                if misses or self.queue.waits or not self._place(flight):
+                    misses.append(flight)
+            except Exception as e:  # noqa: BLE001 - one flight's data must not end the batch
+                self._fault("a look-up's reply", e)
+                self.abandon(flight)
         for flight, error in self.queue.looked(batch, misses, self._loop.time()):
-            self.told.refused(error.code.code)
-            self._end(flight, error)
+            self._refuse(flight, error)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
         self._place_waiting()
@@ -243,49 +327,78 @@ class Scheduler:
             return True
         if lease is None:
             return False
-        if plan.merge and self.queue.has_twins and lease.backend.merges:
-            flight = self._board(flight, lease.backend.name)
-        journey = self._flying[flight] = Journey(flight, lease, self._road)
-        journey.begin()
+        try:
+            if plan.merge and self.queue.has_twins and lease.backend.merges:
+                flight = self._board(flight, lease.backend.name)
+            journey = self._flying[flight] = Journey(flight, lease, self._road)
+            journey.begin()
+        except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
+            self._fault("sending a flight to an engine", e)
+            self._lose(flight)
+            lease.release()
         return True
+
+    def _lose(self, flight: Flight) -> None:
+        """End a Flight, or a carrier and its riders, whose handling raised."""
+        if isinstance(flight, Carrier):
+            for rider in flight.riders:
+                if rider is not None:
+                    self.abandon(rider)
+            contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
+        self.abandon(flight)
 
     def _board(self, flight: Flight, backend: str) -> Flight:
         """All twins of it that wait go along; each has its place with that."""
         carrier = self._merger.merge(flight, self.queue.twins(flight), backend)
         if isinstance(carrier, Carrier):
-            if flight.trace is not None:
-                flight.trace.carries(carrier)
-            for rider in carrier.riders:
-                if rider is not None and rider is not flight:
-                    self._alarms.drop(rider)
-                    self.queue.grant(rider)
+            others = [rider for rider in carrier.riders if rider is not None and rider is not flight]
+            contained(
+                self._fault,
+                "a rider's place",
+                *([partial(flight.trace.carries, carrier)] if flight.trace is not None else ()),
+                *(partial(self._alarms.drop, rider) for rider in others),
+                *(partial(self.queue.grant, rider) for rider in others),
+            )
         return carrier
 
     # -- at the engine ----------------------------------------------------------------------------
 
     def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
         flight = journey.flight
-        self._flying.pop(flight, None)
-        if isinstance(flight, Carrier):
-            self._unload(flight, error)
-        elif error is None:
-            self._landed(journey)
-        else:
-            self._end(flight, error)
-        journey.lease.release()
+        try:
+            self._flying.pop(flight, None)
+            if isinstance(flight, Carrier):
+                self._unload(flight, error)
+            elif error is None:
+                self._landed(journey)
+            else:
+                self._end(flight, error)
+        except Exception as e:  # noqa: BLE001 - whatever an answer does here, its place goes back
+            self._fault("an answer's end", e)
+            self._lose(flight)
+        finally:
+            self._release(journey)
+
+    def _release(self, journey: Journey) -> None:
+        try:
+            journey.lease.release()
+        except Exception as e:  # noqa: BLE001 - the place is back by then: only the turn that follows it is not
+            self._fault("a place that was given back", e)
 
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
-        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
         for rider in self._merger.unload(carrier, error):
             try:
                 self.queue.put(rider, self._loop.time())
             except GatewayError as e:  # the time that it has is not enough any more
-                self.told.refused(e.code.code)
-                self._end(rider, e)
+                self._refuse(rider, e)
+            except Exception as e:  # noqa: BLE001 - the other riders still want their place
+                self._fault("a rider that is asked for alone", e)
+                self.abandon(rider)
             self._soon()
+        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
 
     def _rider_ended(self, rider: Flight) -> None:
         self._group.remove(rider)
@@ -300,8 +413,10 @@ class Scheduler:
             return
         journey = self._flying.pop(flight, None)
         if journey is not None:
-            journey.cancel()
-            journey.lease.release()
+            try:
+                journey.cancel()
+            finally:
+                self._release(journey)
 
     def _landed(self, journey: Journey) -> None:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
@@ -321,26 +436,60 @@ class Scheduler:
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
         self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
 
+    # -- what nobody would end any more -----------------------------------------------------------
+
+    def strays(self, known: Callable[[Flight], bool] = lambda flight: False) -> Iterator[Stray]:
+        """For the watchdog. `known`: whether somebody else feeds a Flight."""
+        queue = self.queue
+        if self._turn_due:
+            yield Stray("turn", self._turns, self._turn)
+        looking = queue.in_lookup()
+        if looking:
+            yield Stray("lookup", looking[0], partial(self._found, looking, [None] * len(looking)))
+        held = Counter(journey.lease.backend for journey in self._flying.values() if journey.lease.held)
+        for backend in self._backends.all:
+            if backend.inflight > held[backend]:
+                excess = backend.inflight - held[backend]
+                yield Stray("place", backend.name, partial(self._backends.reclaim, backend, excess))
+        for flight in tuple(self._group.live):
+            if flight.ended:
+                yield Stray("flight", flight, partial(self._group.remove, flight))
+            elif not (flight in self._flying or flight in self._merger or flight in queue or known(flight)):
+                yield Stray("flight", flight, partial(self.abandon, flight))
+
     # -- ends -------------------------------------------------------------------------------------
 
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
         if not flight.ended:
-            flight.fail(error)
+            try:
+                flight.fail(error)
+            except Exception as e:  # noqa: BLE001 - its readers are told all the same, below
+                self._fault("the end of a flight", e)
             self._measure(flight, "failed")
+        if not flight.finished:
+            flight.broke(error)
 
     def _cancel(self, flight: Flight) -> None:
         """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
         self._group.remove(flight)
-        flight.cancel()
-        self._alarms.drop(flight)
-        self.queue.discard(flight)
+        contained(
+            self._fault,
+            "a flight that nobody reads",
+            flight.cancel,
+            partial(self._alarms.drop, flight),
+            partial(self.queue.discard, flight),
+            partial(self._cut, flight),
+        )
         self._measure(flight, "cancelled")
-        self._cut(flight)
 
     def _measure(self, flight: Flight, outcome: str) -> None:
-        times, gap = flight.times, None
-        events = flight.usage.completion_tokens if flight.usage else flight.content_events
-        if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
-            gap = (times.last - times.first) / (events - 1)
-        self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
+        """Count it. What raises here changes nothing for anybody."""
+        try:
+            times, gap = flight.times, None
+            events = flight.usage.completion_tokens if flight.usage else flight.content_events
+            if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
+                gap = (times.last - times.first) / (events - 1)
+            self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
+        except Exception as e:  # noqa: BLE001 - as said
+            self._fault("counting a flight", e)

@@ -60,9 +60,10 @@ class _Owner(Generic[T]):
     overtakes: int = 0  # times that the oldest without a deadline was passed over since one last had its place
 
     def push(self, entry: Entry[T]) -> None:
-        entry.at = (entry.deadline, entry.number, entry)
-        heapq.heappush(self.heap, entry.at)
+        at = (entry.deadline, entry.number, entry)
+        heapq.heappush(self.heap, at)
         self.live += 1
+        entry.at = at
         if entry.deadline == math.inf:
             for prefix in entry.ticket.prefixes:
                 self.alike.setdefault(prefix, {})[entry] = None
@@ -112,7 +113,9 @@ class Ring(Generic[T]):
 
     def drop(self, entry: Entry[T]) -> None:
         name = entry.ticket.owner
-        owner = self.owners[name]
+        owner = self.owners.get(name)
+        if owner is None or entry.at is None:
+            return  # it has not come that far
         owner.drop(entry)
         if not owner.live:
             del self.owners[name]  # and its deficit: who has nothing to send saves nothing up

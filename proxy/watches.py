@@ -14,6 +14,7 @@ from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch
 from proxy.reload import Reload
+from proxy.watchdog import Watchdog
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
@@ -23,12 +24,14 @@ def watch(
     settings: Settings,
     backends: Backends,
     reload: Reload | None,
+    watchdog: Watchdog,
     loop: asyncio.AbstractEventLoop,
     log: Log,
     stack: AsyncExitStack,
 ) -> None:
     """Begin to look; the stack's end ends it."""
     tasks = [asyncio.create_task(backends.watch(settings.refresh_seconds))]
+    tasks.append(asyncio.create_task(watchdog.run()))
     paced = settings.max_inflight == 0
     if settings.load_seconds > 0 and (settings.load_weight > 0 or paced):
         load = LoadWatch(

@@ -36,6 +36,7 @@ async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes:
         assert len(app.group) == 0, f"flights are left: {app.group!r}"
         assert all(backend.inflight == 0 for backend in app.backends.all), repr(app.backends)
         assert len(app.scheduler.queue) == 0, repr(app.scheduler)
+        assert app.watchdog.healed == 0, repr(app.watchdog)
         assert app.embedder is None or len(app.embedder) == 0, repr(app.embedder)
         assert app.admission is None or app.admission.limiter.local.streams == 0, repr(app.admission.limiter)
     finally:

@@ -1,0 +1,137 @@
+"""The watchdog: only what stays stray is mended, it is told of, and one that cannot be mended harms no other."""
+
+from __future__ import annotations
+
+import asyncio
+
+from proxy.backends import Lease
+from proxy.errors import Code
+from proxy.flight import Flight
+from proxy.plan import Mode, Plan
+from proxy.watchdog import Kind, Stray, Watchdog
+from tests.test_scheduler import House
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Yard:
+    """Strays, as a test says; and what the watchdog told."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.strays: list[Stray] = []
+        self.told: list[tuple[Kind, str]] = []
+        self.faults: list[str] = []
+        self.dog = Watchdog(
+            lambda: self.strays,
+            clock=self.clock,
+            on_healed=lambda kind, what: self.told.append((kind, what)),
+            fault=lambda where, e: self.faults.append(where),
+            patience=5.0,
+        )
+
+    def look(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.dog.look()
+
+
+def test_only_what_stays_stray_is_healed() -> None:
+    yard, healed = Yard(), []
+    lasting = Stray("place", "e0", lambda: healed.append("e0"))
+    yard.strays = [lasting, Stray("flight", "brief", lambda: healed.append("brief"))]
+    yard.look(0.0)
+    yard.strays = [lasting]
+    yard.look(4.9)
+    assert healed == []
+    yard.strays = [lasting, Stray("flight", "brief", lambda: healed.append("brief"))]
+    yard.look(0.1)
+    assert (healed, yard.told, yard.dog.healed) == (["e0"], [("place", "'e0'")], 1)
+
+
+def test_one_that_cannot_be_healed_harms_no_other() -> None:
+    yard, healed = Yard(), []
+
+    def fails() -> None:
+        raise ValueError("no")
+
+    yard.strays = [Stray("turn", 1, fails), Stray("lookup", 2, lambda: healed.append(2))]
+    yard.look(0.0)
+    yard.look(5.0)
+    assert (healed, yard.faults, yard.dog.healed) == ([2], ["the watchdog, healing a turn"], 2)
+
+
+def plan() -> Plan:
+    return Plan(method="POST", path="/v1/chat/completions", body=b"{}", mode=Mode.WHOLE, request_id="r")
+
+
+async def healed_by(house: House) -> list[Kind]:
+    """What a look that comes too late for everything mends."""
+    told: list[Kind] = []
+    clock = Clock()
+
+    def fault(where: str, error: BaseException) -> None:
+        raise AssertionError(where) from error
+
+    dog = Watchdog(
+        house.scheduler.strays, clock=clock, on_healed=lambda kind, what: told.append(kind), fault=fault
+    )
+    dog.look()
+    clock.now = 10.0
+    dog.look()
+    await asyncio.sleep(0)
+    return told
+
+
+async def test_a_place_that_nobody_holds_comes_back_and_who_waits_gets_it() -> None:
+    house = House(inflight=1, kept=1)
+    (backend,) = house.backends.all
+    Lease(backend, house.backends)  # and nobody has it
+    flight = house.group.launch(plan())
+    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.scheduler.submit(flight)
+    await asyncio.sleep(0)
+    assert backend.inflight == 1
+    assert flight in house.scheduler.queue
+    assert await healed_by(house) == ["place"]
+    assert house.scheduler.flying == 1
+    await house.scheduler.close()
+
+
+async def test_a_flight_that_nobody_feeds_is_ended_with_a_500() -> None:
+    house = House()
+    flight = house.group.launch(plan())
+    reader = house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    assert await healed_by(house) == ["flight"]
+    assert flight.error is not None
+    assert flight.error.code is Code.INTERNAL
+    assert len(house.group) == 0
+    reader.leave()
+
+
+async def test_a_turn_that_never_ran_is_run() -> None:
+    house = House(inflight=1, kept=1)
+    flight = house.group.launch(plan())
+    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.scheduler.queue.put(flight, 0.0)
+    house.scheduler._turn_due = True  # as if what was called at the turn's end had been lost
+    assert await healed_by(house) == ["turn"]
+    assert house.scheduler.flying == 1
+    await house.scheduler.close()
+
+
+async def test_a_look_up_whose_reply_was_lost_has_found_nothing() -> None:
+    house = House(store=True, kept=1)
+    flight = Flight(Plan(method="POST", path="/", body=b"{}", mode=Mode.WHOLE, request_id="r", key=b"k"))
+    house.group.live.add(flight)
+    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.scheduler.submit(flight)
+    await asyncio.sleep(0)
+    assert house.scheduler.queue.looking(flight)
+    assert await healed_by(house) == ["lookup"]
+    assert house.scheduler.flying == 1
+    await house.scheduler.close()
