@@ -187,7 +187,7 @@ async def running(
                 reload.wake()
 
         watchdog = _watchdog(settings, scheduler, log, faults, loop)
-        watch(settings, backends, reload, watchdog, loop, log, stack)
+        watch(settings, backends, reload, watchdog, loop, log, faults, stack)
         stack.push_async_callback(close)
         door = Door(
             gateway.handle,

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from proxy.backends import Backend, Backends
 from proxy.config import Settings
+from proxy.faults import Fault
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch
@@ -19,6 +21,8 @@ from proxy.watchdog import Watchdog
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
 
+RESTART_SECONDS = 1.0  # until what raised begins anew
+
 
 def watch(
     settings: Settings,
@@ -27,17 +31,23 @@ def watch(
     watchdog: Watchdog,
     loop: asyncio.AbstractEventLoop,
     log: Log,
+    fault: Fault,
     stack: AsyncExitStack,
 ) -> None:
     """Begin to look; the stack's end ends it."""
-    tasks = [asyncio.create_task(backends.watch(settings.refresh_seconds))]
-    tasks.append(asyncio.create_task(watchdog.run()))
+    tasks: list[asyncio.Task[None]] = []
+
+    def begin(name: str, run: Callable[[], Awaitable[None]]) -> None:
+        tasks.append(asyncio.create_task(for_ever(name, run, fault)))
+
+    begin("the watch on engines", lambda: backends.watch(settings.refresh_seconds))
+    begin("the watchdog", watchdog.run)
     paced = settings.max_inflight == 0
     if settings.load_seconds > 0 and (settings.load_weight > 0 or paced):
         load = LoadWatch(
             lambda: backends.all, every=settings.load_seconds, weight=settings.load_weight, clock=loop.time
         )
-        tasks.append(asyncio.create_task(load.run()))
+        begin("the watch on engines' load", load.run)
     if paced:
 
         def told(engine: Backend, limit: int) -> None:
@@ -46,11 +56,21 @@ def watch(
         pace = PaceWatch(
             lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
         )
-        tasks.append(asyncio.create_task(pace.run()))
+        begin("the pacers' ticks", pace.run)
     if reload is not None:
-        tasks.append(asyncio.create_task(reload.run()))
+        begin("the watch on the settings file", reload.run)
     for task in tasks:
         stack.push_async_callback(_stop, task)
+
+
+async def for_ever(name: str, run: Callable[[], Awaitable[None]], fault: Fault) -> None:
+    """Run what never ends. Where it raises it is reported, and begins anew: engines go on being looked at."""
+    while True:
+        try:
+            await run()
+        except Exception as e:  # noqa: BLE001 - a task's border: its exception would else be seen by nobody
+            fault(name, e)
+        await asyncio.sleep(RESTART_SECONDS)
 
 
 async def first_look(backends: Backends) -> None:

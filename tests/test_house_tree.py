@@ -38,7 +38,6 @@ UNTESTED_BY_NAME = {
     "plan.py": "plain data",
     "punctual.py": "test_queueing.py",
     "queue_metrics.py": "test_queueing.py",
-    "watches.py": "test_fleet.py, test_reload.py",
     "process_gauges.py": "test_metrics.py",
     "wire/known.py": "wire/test_fold.py",
     "wire/llama.py": "wire/test_fold.py, against recordings",
