@@ -11,7 +11,7 @@ from functools import partial
 
 from proxy import kept
 from proxy.alarms import Alarms
-from proxy.backends import Backends
+from proxy.backends import Backend, Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
@@ -47,6 +47,7 @@ class Scheduler:
         on_fault: Fault = raised,
         feeder: MakeFeeder = Feeder,
         learn: Callable[[Flight], None] = lambda flight: None,
+        lost: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -57,7 +58,7 @@ class Scheduler:
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
-        self._watch = Watch(limits, loop, on_fault)
+        self._watch = Watch(limits, loop, on_fault, lost)
         self._road = Road(
             backends=backends,
             limits=limits,
@@ -69,6 +70,7 @@ class Scheduler:
             fault=on_fault,
             retry=retry or RetryRules(),
             budget=budget or Budget(),
+            requeue=self._requeue,
             feeder=feeder,
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
@@ -78,6 +80,7 @@ class Scheduler:
         self._closed = False
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
+        backends.on_gone = self._gone
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -235,6 +238,9 @@ class Scheduler:
 
     def _place(self, flight: Flight) -> bool:
         """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
+        journey = self._flying.get(flight)
+        if journey is not None:  # it is back for its next attempt
+            return journey.resume()
         plan = flight.plan
         try:
             lease = self._backends.acquire(plan.model, affinity=plan.affinity)
@@ -274,6 +280,20 @@ class Scheduler:
             self._end(flight, error)
         journey.lease.release()
 
+    def _requeue(self, journey: Journey) -> bool:
+        """Its next attempt has no engine: it waits at the head of the queue for one."""
+        if self._closed:
+            return False
+        self.queue.put_back(journey.flight, self._loop.time())
+        self._soon()
+        return True
+
+    def _gone(self, backend: Backend) -> None:
+        """An engine does not run any more: what is under way there moves, or ends soon."""
+        for journey in tuple(self._flying.values()):
+            if journey.lease.backend is backend:
+                journey.engine_gone()
+
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
@@ -296,6 +316,7 @@ class Scheduler:
         """Stop its engine, unless it is working for others too."""
         carrier = self._merger.leave(flight)
         if carrier is not None:
+            self.queue.discard(carrier)  # should it wait for its next attempt
             self._cut(carrier)
             return
         journey = self._flying.pop(flight, None)
@@ -325,6 +346,11 @@ class Scheduler:
 
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
+        if flight in self._flying:  # it waited for its next attempt
+            self._cut(flight)
+            if isinstance(flight, Carrier):
+                self._unload(flight, error)
+                return
         if not flight.ended:
             flight.fail(error)
             self._measure(flight, "failed")
