@@ -342,8 +342,8 @@ class Backends:
         path = "/health"
         try:
             async with asyncio.timeout(self._refresh_timeout):
-                # One that was seen down is asked by a new connection: it may serve out the old ones.
-                status, body = await backend.pool.get(path, fresh=backend.up is False)
+                # By a new connection: an engine that takes none any more may still serve out the old ones.
+                status, body = await backend.pool.get(path, fresh=True)
                 if status >= 500:  # vLLM's server outlives its engine
                     return True, f"{path}: {status}"
                 path = "/v1/models"
