@@ -15,7 +15,8 @@ from proxy.app import App, running
 from proxy.check import check
 from proxy.config import Settings
 from proxy.config_load import load
-from proxy.errors import SettingsError
+from proxy.descriptors import raise_limit
+from proxy.errors import ListenError, SettingsError
 from proxy.log import Log
 from proxy.signals import Signals
 
@@ -69,15 +70,20 @@ def main() -> int:
     except SettingsError as e:
         return _refuse(e)
     log = Log(sys.stdout.fileno(), settings.log_format, settings.log_level)
+    raise_limit()
     try:
         for warning in settings.warnings:
             log.event("warning", "settings", detail=warning)
         uvloop.run(serve(settings, log))
     except SettingsError as e:
         return _refuse(e)
-    except OSError as e:
+    except ListenError as e:
         where = settings.listen_unix or f"{settings.host}:{settings.port}"
-        print(f"proxy: cannot listen on {where}: {e.strerror or e}", file=sys.stderr)
+        print(f"proxy: cannot listen on {where}: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        what = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"
+        print(f"proxy: cannot start: {what}", file=sys.stderr)
         return 2
     finally:
         log.close()

@@ -21,12 +21,13 @@ from proxy.cache import Cache
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.config import Settings
+from proxy.descriptors import Places, in_use, limit, places
 from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
-from proxy.errors import place_of
+from proxy.errors import ListenError, place_of
 from proxy.faults import Faults
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
@@ -42,9 +43,11 @@ from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.otel import FLUSH_SECONDS, Otel
+from proxy.pacer import MOST
 from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, Reloader, prepare
+from proxy.pulse import Pulse
 from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
@@ -55,8 +58,6 @@ from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
-
-BACKLOG = 1024
 
 
 @dataclass(slots=True)
@@ -110,8 +111,21 @@ async def running(
         faults = Faults(lambda where, e: log.event("error", "internal error", fault=repr(e), where=_at(where, e)))
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
-        fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
+        pulse = Pulse(loop)
+        pulse.start()
+        stack.callback(pulse.close)
+        fleet = Fleet(
+            urls,
+            settings,
+            tls=tls,
+            api_key=prepared.backend_key,
+            log=log,
+            metrics=metrics,
+            loop=loop,
+            pulse=pulse,
+        )
         stack.callback(fleet.close)
+        stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
         tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
         batcher: Batcher[Flight] = Batcher(
@@ -143,6 +157,7 @@ async def running(
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=faults,
             feeder=feeder_for(settings, prepared, metrics, log),
+            lost=pulse.lost,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -189,9 +204,18 @@ async def running(
         watchdog = _watchdog(settings, scheduler, log, faults, loop)
         watch(settings, backends, reload, watchdog, loop, log, faults, stack)
         stack.push_async_callback(close)
+        room = places(
+            limit(),
+            in_use(),
+            clients=settings.max_connections,
+            engines=len(urls),
+            inflight=settings.max_inflight or MOST,
+        )
+        if room.warning:
+            log.event("warning", "settings", detail=room.warning)
         door = Door(
             gateway.handle,
-            max_connections=settings.max_connections,
+            max_connections=room.clients,
             max_header=settings.max_header_bytes,
             max_headers=settings.max_headers,
             max_head=settings.max_head_bytes,
@@ -200,7 +224,7 @@ async def running(
             on_unreadable=lambda peer, why: log.event("info", "unreadable request", client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
-        host, port = await _listen(door, gateway, close, settings, prepared, log, stack)
+        host, port = await _listen(door, gateway, close, settings, prepared, log, stack, room)
         if settings.page:
             sources = Sources(
                 settings=settings,
@@ -307,6 +331,7 @@ async def _listen(
     prepared: Prepared,
     log: Log,
     stack: AsyncExitStack,
+    room: Places,
 ) -> tuple[str, int]:
     """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
     sock = None
@@ -327,12 +352,14 @@ async def _listen(
     )
     site: web.BaseSite
     if sock is not None:
-        site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=prepared.tls)
+        site = web.SockSite(runner, sock, backlog=room.backlog, ssl_context=prepared.tls)
+    else:
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=room.backlog, ssl_context=prepared.tls)
+    try:
         await site.start()
-        return settings.listen_unix, 0
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
-    await site.start()
-    return settings.host, runner.addresses[0][1]
+    except OSError as e:
+        raise ListenError(e.strerror or str(e)) from e
+    return (settings.listen_unix, 0) if sock is not None else (settings.host, runner.addresses[0][1])
 
 
 def _at(where: str, e: BaseException) -> str:

@@ -7,18 +7,27 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from proxy.breaker import Breaker, State
+from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
 from proxy.load import Report
 from proxy.pacer import Pacer
+from proxy.pulse import Pulse
 from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
+from proxy.watchdog import Stray
+
+GONE_LOOKS: Final = 2
+"""Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One
+that is only slow to answer is not: it may be at work."""
 
 
 @dataclass(eq=False, slots=True)
@@ -39,6 +48,8 @@ class Backend:
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
     reached: bool = False  # since the pacer's last tick it had as much as it may
+    missed: int = 0  # looks in succession that found it gone
+    checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
@@ -94,15 +105,25 @@ class Backends:
         router: Router | None = None,
         refresh_timeout: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        pulse: Pulse | None = None,
     ) -> None:
         self.all = list(backends)
         self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
+        self.on_suspect: Callable[[Backend], None] = lambda backend: None
+        """One caller's requests fail there: whoever takes this checks it by itself, and tells `checked`."""
+        self.on_gone: Callable[[Backend], None] = lambda backend: None
+        """It does not run any more, as looks found: told again with each look, for what is under way there."""
+        self.on_left: Callable[[Backend], None] = lambda backend: None
+        """One that was removed has nothing under way any more: nothing of it need be kept."""
         self._router = router or LeastOutstanding()
         self._clock = clock
         self._tripped: set[Backend] = set()  # whose breaker is not closed
         self._refresh_timeout = refresh_timeout
+        self._pulse = pulse
+        self._woken: dict[Backend, asyncio.Event] = {}  # of each that is watched
+        self._changed = asyncio.Event()  # others are to be watched
         self._chosen: dict[str | None, list[Backend]] = {}
         """Candidates of each model that an engine claims, and of all others by None; empty when something changed.
         Not of each name that comes: clients choose those, and their length."""
@@ -154,7 +175,7 @@ class Backends:
         if not candidates:
             raise GatewayError(Code.NO_BACKEND, "No engine is available for this request.", retry_after=1)
         if self._tripped:
-            return self._acquire_guarded(candidates, affinity)
+            return self._acquire_guarded(model, candidates, exclude, affinity)
         if len(candidates) == 1:
             best: Backend | None = candidates[0]
             if best is not None and best.inflight >= best.max_inflight:
@@ -170,10 +191,14 @@ class Backends:
         except GatewayError:
             return None
 
-    def _acquire_guarded(self, candidates: list[Backend], affinity: int) -> Lease | None:
+    def _acquire_guarded(
+        self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
+    ) -> Lease | None:
         """The same while any breaker is not closed."""
         now = self._clock()
         admitted = [b for b in candidates if b.breaker.admits(now)]
+        if not admitted:
+            admitted = self._perhaps_back(model, candidates, exclude, now)
         if not admitted:
             if any(b.breaker.probing for b in candidates):
                 return None  # whose end is a release: whoever waits is looked at then
@@ -197,6 +222,19 @@ class Backends:
             self.left(backend)
         self.on_release()
 
+    def _perhaps_back(
+        self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], now: float
+    ) -> list[Backend]:
+        """Engines that are marked down where no other takes a request: one may just have come back. Only those
+        that nobody listened at, which refuse at once (one that is silent would hold its request): one for each."""
+        known = any(model in b.served for b in self.all)
+        return [
+            b
+            for b in self.all
+            if b.missed and b.up is False and not b.inflight and b not in candidates and b not in exclude
+            and (not known or model in b.served) and b.breaker.admits(now)
+        ]  # fmt: skip
+
     def _choose(self) -> dict[str | None, list[Backend]]:
         claimed: set[str | None] = {None}
         claimed.update(*(backend.served for backend in self.all))
@@ -204,7 +242,7 @@ class Backends:
         return self._chosen
 
     def seen_down(self, backend: Backend, why: str) -> None:
-        """It cannot be connected to: nobody tries until it answers a look."""
+        """It cannot be connected to: nobody tries until it answers a look, and the next look is soon."""
         self._set(backend, up=False, detail=why)
 
     def seen_good(self, lease: Lease) -> None:
@@ -212,17 +250,40 @@ class Backends:
         backend, probe = lease.backend, lease.probe
         lease.probe = False
         if backend.breaker.good(self._clock(), probe=probe):
-            self._tripped.discard(backend)
-            self.on_breaker(backend, "")
-            self.on_release()  # who waited for the probe
+            self._closed(backend)
 
-    def seen_bad(self, lease: Lease, why: str) -> None:
-        """The engine failed a request."""
+    def seen_bad(self, lease: Lease, why: str, who: Hashable | None = None) -> None:
+        """The engine failed a request of this caller's; None: it was not a client's."""
         backend, probe = lease.backend, lease.probe
         lease.probe = False
-        if backend.breaker.bad(self._clock(), probe=probe) and not backend.leaving:
-            self._tripped.add(backend)
-            self.on_breaker(backend, why)
+        opened = backend.breaker.bad(self._clock(), who=who, probe=probe)
+        if backend.leaving:
+            return
+        if opened:
+            self._opened(backend, why)
+        elif backend.breaker.suspect:
+            self.on_suspect(backend)
+
+    def checked(self, backend: Backend, good: bool | None, why: str) -> None:
+        """What a check of our own saw of an engine that is suspect; None: it was too busy to say."""
+        changed = backend.breaker.checked(self._clock(), good)
+        if backend.leaving:
+            return
+        if changed and backend.breaker.state is State.OPEN:
+            self._opened(backend, f"opened by a check of our own: {why}")
+        elif changed:
+            self._closed(backend)
+            return
+        self.on_release()  # who waited for what becomes of it
+
+    def _opened(self, backend: Backend, why: str) -> None:
+        self._tripped.add(backend)
+        self.on_breaker(backend, why)
+
+    def _closed(self, backend: Backend) -> None:
+        self._tripped.discard(backend)
+        self.on_breaker(backend, "")
+        self.on_release()  # who waited for the probe
 
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
         if backend.leaving:
@@ -231,10 +292,17 @@ class Backends:
         changed = backend.up is not up
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
+        if up:
+            backend.missed = 0
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
         if changed:
+            woken = self._woken.get(backend)
+            if woken is not None:
+                woken.set()
             self.on_change(backend)
+            if back:
+                self.on_release()  # who waits, because it was away
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
         """Other engines from now on. One that is removed ends what it has under way."""
@@ -245,39 +313,109 @@ class Backends:
             backend.leaving = True
             self._tripped.discard(backend)
             self.left(backend)
+        self._changed.set()
 
     def left(self, backend: Backend) -> None:
         """One that is leaving may be let go, once nothing is under way there."""
         if backend.inflight == 0:
             backend.pool.close()
+            self.on_left(backend)
 
-    async def refresh(self) -> None:
-        """Ask every engine how it is and what it serves. None of them can hold the others up, or fail this."""
-        await asyncio.gather(*(self._refresh(backend) for backend in self.all))
+    async def refresh(self, backends: Iterable[Backend] | None = None) -> None:
+        """Ask every engine, or these, how it is and what it serves. None of them can hold the others up, or fail
+        this."""
+        await asyncio.gather(*(self._refresh(backend) for backend in (self.all if backends is None else backends)))
 
     async def _refresh(self, backend: Backend) -> None:
+        gone = False
+        try:
+            if self._pulse is None:
+                gone, down = await self._look(backend)
+            else:
+                gone, down = await self._pulse.patiently(lambda: self._look(backend))
+        except TimeoutError as e:
+            down = f"no answer to {e} in {self._refresh_timeout:g} s"
+        except Refused as e:
+            gone, down = True, str(e)
+        except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            if isinstance(e, GatewayError) and e.code is Code.LOCAL_RESOURCES:
+                return  # which says nothing of the engine
+            down = str(e)
+        if not gone:
+            backend.missed = 0
+        elif not backend.leaving:
+            backend.missed += 1
+        self._set(backend, up=not down, detail=down)
+        if backend.missed >= GONE_LOOKS:
+            backend.pool.drop_idle()
+            self.on_gone(backend)
+
+    async def _look(self, backend: Backend) -> tuple[bool, str]:
+        """Whether it is gone, and why it is down, if it is. Any answer that is not a server error shows a living
+        engine: one may have no /health, and not all of them list models."""
         path = "/health"
         try:
             async with asyncio.timeout(self._refresh_timeout):
-                status, body = await backend.pool.get(path)
-                if status >= 500:  # vLLM's server outlives its engine; one without /health says 404
-                    self._set(backend, up=False, detail=f"/health: {status}")
-                    return
+                # By a new connection: an engine that takes none any more may still serve out the old ones.
+                status, body = await backend.pool.get(path, fresh=True)
+                if status >= 500:  # vLLM's server outlives its engine
+                    return True, f"{path}: {status}"
                 path = "/v1/models"
                 status, body = await backend.pool.get(path)
-            if status == 200:
-                listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
-                listed = listed if isinstance(listed, list) else []
-                backend.models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
-            # Any answer that is not a server error shows a living engine: not all of them list models.
-            self._set(backend, up=status < 500, detail="" if status < 500 else f"/v1/models: {status}")
         except TimeoutError:
-            self._set(backend, up=False, detail=f"no answer to {path} in {self._refresh_timeout:g} s")
-        except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            self._set(backend, up=False, detail=str(e))
+            raise TimeoutError(path) from None
+        if status == 200:
+            listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
+            listed = listed if isinstance(listed, list) else []
+            backend.models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        return False, "" if status < 500 else f"{path}: {status}"
 
-    async def watch(self, every: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Refresh for ever; a down engine is asked again each second, so that it is not missed for long."""
+    async def watch(self, every: float) -> None:
+        """Look at every engine for ever, at each by a task of its own: a slow one delays nobody's look."""
+        tasks: dict[Backend, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._changed.clear()
+                for backend in self.all:
+                    if backend not in tasks:
+                        self._woken[backend] = asyncio.Event()
+                        tasks[backend] = asyncio.ensure_future(self._watch(backend, every))
+                for backend in [backend for backend in tasks if backend.leaving]:
+                    tasks.pop(backend).cancel()
+                    del self._woken[backend]
+                await self._changed.wait()
+        finally:
+            self._woken.clear()
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    async def _watch(self, backend: Backend, every: float) -> None:
+        """Look at one engine; each second while it is down, and soon after it was seen down."""
+        woken = self._woken[backend]
         while True:
-            await sleep(every if all(b.up for b in self.all) else min(every, 1.0))
-            await self.refresh()
+            if backend.up:
+                try:
+                    async with asyncio.timeout(every):
+                        await woken.wait()
+                except TimeoutError:
+                    pass
+            if not backend.up:
+                await asyncio.sleep(min(every, 1.0))
+            try:
+                await self._refresh(backend)
+            except Exception as e:  # noqa: BLE001 - one engine's look must not be the last one
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a look at an engine", "exception": e}
+                )
+                await asyncio.sleep(1.0)
+            woken.clear()  # by what this look has changed itself
+
+
+def stray_places(backends: Backends, leases: Iterable[Lease]) -> Iterator[Stray]:
+    """Places that engines count and no lease holds. `leases`: all that there are."""
+    held = Counter(lease.backend for lease in leases if lease.held)
+    for backend in backends.all:
+        excess = backend.inflight - held[backend]
+        if excess > 0:
+            yield Stray("place", backend.name, partial(backends.reclaim, backend, excess))

@@ -54,12 +54,13 @@ class Batcher(Generic[T]):
         """Told of each item that had to make room for another's, and why."""
         self._lookups: Lookups[T] = Lookups(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
+        self._back: dict[T, float] = {}  # what had a place and needs another one, with when it came back
         self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
         self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
         self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
 
     def __len__(self) -> int:
-        return len(self._lookups) + len(self._held) + len(self.line)
+        return len(self._lookups) + len(self._held) + len(self.line) + len(self._back)
 
     def __repr__(self) -> str:
         arrived, looking = len(self._lookups.arrived), len(self._lookups.looking)
@@ -68,7 +69,7 @@ class Batcher(Generic[T]):
     @property
     def waits(self) -> bool:
         """Whether anything waits for a place already: a later one must not overtake it."""
-        return bool(self.line)
+        return bool(self.line) or bool(self._back)
 
     @property
     def has_twins(self) -> bool:
@@ -98,6 +99,10 @@ class Batcher(Generic[T]):
         self._in_time(ticket, now)
         self._know(item)
         self.line.offer(item, ticket, now)
+
+    def put_back(self, item: T, now: float) -> None:
+        """It had its turn, and its engine failed it: it goes before all that waits. No bound is asked."""
+        self._back[item] = now
 
     def release(self, item: T, now: float) -> bool:
         """It need not be held any longer. True if it was."""
@@ -139,6 +144,13 @@ class Batcher(Generic[T]):
         """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
         not, nothing more of that pool is offered."""
         blocked: set[str | None] = set()
+        for back in tuple(self._back):
+            pool = self._ticket(back).pool
+            if pool not in blocked and back in self._back:
+                if take(back):
+                    self._back.pop(back, None)
+                else:
+                    blocked.add(pool)
         line = self.line
         while (item := line.next(now, blocked)) is not None:
             pool = line.pool_of(item)
@@ -169,7 +181,7 @@ class Batcher(Generic[T]):
 
     def discard(self, item: T) -> bool:
         """Forget an item whose reader left. True if it was waiting."""
-        if self._lookups.discard(item):
+        if self._lookups.discard(item) or self._back.pop(item, None) is not None:
             return True
         if item in self._held:
             del self._held[item]
@@ -179,7 +191,7 @@ class Batcher(Generic[T]):
         return True
 
     def __contains__(self, item: T) -> bool:
-        return item in self.line or item in self._held or item in self._lookups
+        return item in self.line or item in self._held or item in self._back or item in self._lookups
 
     def in_lookup(self) -> list[T]:
         """The items of the look-up under way, in their order."""
@@ -187,8 +199,9 @@ class Batcher(Generic[T]):
 
     def clear(self) -> list[T]:
         """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""
-        waiting = [*self._lookups.arrived, *self._lookups.looking, *self._held, *self.line]
+        waiting = [*self._lookups.arrived, *self._lookups.looking, *self._held, *self._back, *self.line]
         self._lookups.clear()
+        self._back.clear()
         self._held.clear()
         self._twins.clear()
         self.line = Line(patience=self.line.patience)
@@ -221,14 +234,15 @@ class Batcher(Generic[T]):
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
         """What has waited for a place as long as may be, forgotten, and its error."""
-        late = self.line.waited(self.timeout, now)
+        late = [item for item, came in self._back.items() if came + self.timeout <= now]
+        late += self.line.waited(self.timeout, now)
         for item in late:
             self.discard(item)
         return [(item, _waited(self.timeout)) for item in late]
 
     def next_overdue(self) -> float:
         """When the one that waits longest has waited as long as may be; inf: never."""
-        return self.line.oldest + self.timeout
+        return min(self.line.oldest, next(iter(self._back.values()), math.inf)) + self.timeout
 
     # -- inside -----------------------------------------------------------------------------------
 

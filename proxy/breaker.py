@@ -1,11 +1,11 @@
 """Owns the circuit breaker of one engine: when failures close the way to it, and how it is tried again.
-Must not know engines, requests or clocks: it is told outcomes, and the time as an argument.
+Must not know engines, requests or clocks: it is told outcomes, whose they were, and the time as an argument.
 Called by backends, which holds one for each engine."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -33,13 +33,46 @@ class BreakerRules:
     probes: int = 1  # at a time, half open
 
 
+CALLERS: Final = 16  # whose failures are told apart; those of all others count as one more's
+UNSURE: Final = 2  # checks in succession without an answer, and no request that went well between them
+
+
+class Failures:
+    """Failures by whose requests they were: whether several callers had them, in bounded memory."""
+
+    __slots__ = ("_by", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._by: dict[Hashable, int] = {}
+
+    def add(self, who: Hashable | None) -> None:
+        """One more. None: seen by ourselves, which counts as another caller's each time."""
+        self.count += 1
+        if who is not None and (who in self._by or len(self._by) < CALLERS):
+            self._by[who] = self._by.get(who, 0) + 1
+
+    @property
+    def of_others(self) -> int:
+        """All but those of the caller that has most of them."""
+        return self.count - max(self._by.values(), default=0)
+
+    def clear(self) -> None:
+        self.count = 0
+        self._by.clear()
+
+
 class Breaker:
     """Closed, open or half open. An outcome is told once for each request, by `good` or `bad`; a probe that ends
-    without one by `left`. What a 4xx is, is for the caller to say: the engine answered, so it is good."""
+    without one by `left`. What a 4xx is, is for the caller to say: the engine answered, so it is good.
+
+    One caller's failures do not open it: what fails may be that caller's requests. They make it `suspect`; whoever
+    sees that checks the engine by a request of our own, and tells the result by `checked`.
+    """
 
     __slots__ = (
         "_bad", "_bad_before", "_closed_at", "_good", "_good_before", "_jitter", "_patience", "_probing", "_row",
-        "_rules", "_since", "_times", "state", "until",
+        "_rules", "_since", "_times", "_unsure", "state", "suspect", "until",
     )  # fmt: skip
 
     def __init__(self, rules: BreakerRules | None = None, jitter: Callable[[], float] = random.random) -> None:
@@ -51,17 +84,20 @@ class Breaker:
         self._closed_at = float("-inf")
         self._probing = 0
         self._patience = 0.0  # half open: when a probe that says nothing is no longer waited for
-        self._row = 0
+        self._row = Failures()
         self._since = float("-inf")
-        self._good = self._bad = self._good_before = self._bad_before = 0
+        self._good = self._good_before = 0
+        self._bad, self._bad_before = Failures(), Failures()
+        self.suspect = False  # a check of our own is to decide
+        self._unsure = 0
 
     def __repr__(self) -> str:
-        return f"<Breaker {self.state.name.lower()} row={self._row} probing={self._probing}>"
+        return f"<Breaker {self.state.name.lower()} row={self._row.count} probing={self._probing}>"
 
     @property
     def probing(self) -> bool:
-        """Whether a probe is under way, whose outcome will decide."""
-        return self.state is State.HALF_OPEN and self._probing > 0
+        """Whether a probe or a check is under way, whose outcome will decide."""
+        return self.state is State.HALF_OPEN and (self._probing > 0 or self.suspect)
 
     def admits(self, now: float) -> bool:
         """Whether a request may go. Time makes an open one half open."""
@@ -71,7 +107,7 @@ class Breaker:
             if now < self.until:
                 return False
             self.half()
-        return self._probing < self._rules.probes or now >= self._patience
+        return (self._probing < self._rules.probes and not self.suspect) or now >= self._patience
 
     def half(self) -> None:
         """Probe it now: something else showed it alive."""
@@ -93,37 +129,79 @@ class Breaker:
         if probe:
             self._probing -= 1
         if self.state is State.CLOSED:
-            self._row = 0
+            if self._row.count:
+                self._row.clear()
+                self._unsure = 0
             if now - self._since >= self._rules.window / 2:
                 self._roll(now)
             self._good += 1
         elif probe and self.state is State.HALF_OPEN:
-            self.state = State.CLOSED
-            self._closed_at = now
-            self._row = 0
-            self._reset(now)
+            self._close(now)
             return True
         return False
 
-    def bad(self, now: float, *, probe: bool = False) -> bool:
-        """A request failed, and not by its own fault. True: the state changed. Of what had been sent before it
-        opened nothing counts any more: many fail at once."""
+    def bad(self, now: float, *, who: Hashable | None = None, probe: bool = False) -> bool:
+        """A request of `who` failed. True: the state changed; it may be `suspect` now. Of what had been sent
+        before it opened nothing counts any more: many fail at once."""
         if probe:
             self._probing -= 1
         if self.state is State.CLOSED:
-            rules = self._rules
-            self._row += 1
-            if now - self._since >= rules.window / 2:
+            self._row.add(who)
+            if now - self._since >= self._rules.window / 2:
                 self._roll(now)
-            self._bad += 1
-            bad = self._bad + self._bad_before
-            seen = bad + self._good + self._good_before
-            in_a_row = 0 < rules.failures <= self._row
-            if in_a_row or (rules.rate > 0 and seen >= rules.least and bad >= rules.rate * seen):
+            self._bad.add(who)
+            return self._judge(now)
+        if probe and self.state is State.HALF_OPEN:
+            if who is None:
                 return self._open(now)
-        elif probe and self.state is State.HALF_OPEN:
-            return self._open(now)
+            self.suspect = True
+            self._patience = now + self._rules.longest
         return False
+
+    def checked(self, now: float, good: bool | None) -> bool:
+        """What a check of our own has seen while it was `suspect`; None: nothing either way. True: the state
+        changed."""
+        if not self.suspect:
+            return False  # it was decided meanwhile
+        self.suspect = False
+        if good is None:
+            self._unsure += 1
+            good = False if self._unsure >= UNSURE else None
+        if good is False:
+            return self._open(now)
+        if good and self.state is State.CLOSED:
+            self._row.clear()
+            self._bad.clear()
+            self._bad_before.clear()
+            self._unsure = 0
+        elif good and self.state is State.HALF_OPEN:
+            self._close(now)
+            return True
+        return False
+
+    def _judge(self, now: float) -> bool:
+        rules = self._rules
+        bad = self._bad.count + self._bad_before.count
+        seen = bad + self._good + self._good_before
+        in_a_row = 0 < rules.failures <= self._row.count
+        too_many = rules.rate > 0 and seen >= rules.least and bad >= rules.rate * seen
+        if not (in_a_row or too_many):
+            return False
+        if in_a_row and self._row.of_others >= max(1, (rules.failures - 1) / 2):
+            return self._open(now)
+        others = self._bad.of_others + self._bad_before.of_others
+        if too_many and others >= max(2, rules.rate * (seen - bad + others)):
+            return self._open(now)
+        self.suspect = True
+        return False
+
+    def _close(self, now: float) -> None:
+        self.state = State.CLOSED
+        self._closed_at = now
+        self._row.clear()
+        self._unsure = 0
+        self.suspect = False
+        self._reset(now)
 
     def _open(self, now: float) -> bool:
         rules = self._rules
@@ -133,17 +211,20 @@ class Breaker:
         self._times += 1
         self.until = now + span * (1.0 + self._jitter() / 4)
         self.state = State.OPEN
+        self.suspect = False
+        self._unsure = 0
         return True
 
     def _roll(self, now: float) -> None:
-        """The window in two halves: it holds between half of it and all of it, in four numbers."""
+        """The window in two halves: it holds between half of it and all of it."""
         if now - self._since >= self._rules.window:
             self._reset(now)
         else:
             self._good_before, self._bad_before = self._good, self._bad
-            self._good = self._bad = 0
+            self._good, self._bad = 0, Failures()
             self._since = now
 
     def _reset(self, now: float) -> None:
-        self._good = self._bad = self._good_before = self._bad_before = 0
+        self._good = self._good_before = 0
+        self._bad, self._bad_before = Failures(), Failures()
         self._since = now

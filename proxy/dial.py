@@ -5,6 +5,7 @@ Called by the pool in upstream, and by the app, which makes the TLS context once
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Callable
@@ -22,6 +23,16 @@ HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 5: before the next address is t
 KEEPALIVE_IDLE: Final = 30  # seconds of silence before the kernel asks whether the engine's machine is there
 KEEPALIVE_INTERVAL: Final = 10
 KEEPALIVE_COUNT: Final = 3  # so a machine that vanished in a long prefill is noticed within a minute
+
+OURS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+)
+"""Of connecting by TCP: this machine has no descriptor, buffer, memory or port left. No engine is to blame."""
+NO_LISTENER: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})
+
+
+class Refused(GatewayError):
+    """Nobody listens at an engine's address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ async def dial(
     tls: ssl.SSLContext | None,
     timeout: float,
 ) -> P:
-    """A new connection, its handshake done. `timeout` is for all of it. Raises GatewayError 502 or 504."""
+    """A new connection, its handshake done. `timeout` is for all of it. Raises GatewayError 502, 503 or 504."""
     try:
         async with asyncio.timeout(timeout):
             return await (_unix(address, make, loop) if address.path else _tcp(address, make, loop, tls))
@@ -70,6 +81,15 @@ async def dial(
             Code.UPSTREAM_CONNECT_TIMEOUT, f"The engine did not take the connection within {timeout:g} s."
         ) from None
     except (OSError, UnicodeError) as e:  # refused, unreachable, no such host, no such socket, TLS
+        shortage = _shortage(e, address)
+        if shortage:
+            raise GatewayError(
+                Code.LOCAL_RESOURCES,
+                f"The gateway is short of what a connection to an engine takes ({shortage}); try again shortly.",
+                retry_after=1,
+            ) from None
+        if isinstance(e, OSError) and e.errno in NO_LISTENER and not isinstance(e, socket.gaierror):
+            raise Refused(Code.UPSTREAM_UNREACHABLE, unreachable(_why(e, address)).message) from None
         raise unreachable(_why(e, address)) from None
 
 
@@ -99,6 +119,22 @@ async def _tcp(
         sock.close()
         raise
     return protocol
+
+
+def _shortage(e: OSError | UnicodeError, address: Address) -> str:
+    """What this machine lacks; empty where the fault is not ours. A Unix socket says EAGAIN where its listener's
+    queue is full, and a name server's library says no more than that it could not ask."""
+    if isinstance(e, socket.gaierror):
+        if e.errno == socket.EAI_MEMORY:
+            return _words(e)
+        try:
+            socket.socket().close()
+        except OSError as own:
+            return _words(own) if own.errno in OURS else ""
+        return ""
+    if isinstance(e, UnicodeError) or e.errno not in OURS or (address.path and e.errno == errno.EAGAIN):
+        return ""
+    return _words(e)
 
 
 def _tune(sock: socket.socket) -> None:

@@ -93,6 +93,10 @@ class SettingsError(Exception):
     """A setting that cannot be used. The message names the setting, its source and what would be right."""
 
 
+class ListenError(Exception):
+    """The address or the socket to listen on cannot be used; the message is the system's reason."""
+
+
 def place_of(e: BaseException) -> str:
     """The innermost place of a fault, for the log."""
     at = e.__traceback__

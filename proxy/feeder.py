@@ -31,6 +31,8 @@ _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
 _STREAM: Final = Mode.STREAM
 _WHOLE: Final = msgspec.json.Decoder(_Whole)
 
+LATE: Final = 0.1  # a tick of the clocks that is later than this is put off
+PUT_OFF: Final = 0.02
 
 OnHead = Callable[[int, list[tuple[str, str]]], bool]
 
@@ -50,16 +52,28 @@ def _nobody(error: GatewayError | None) -> None:
 
 
 class Watch:
-    """The clocks of all exchanges by one timer: nothing is done about time for each token or each request."""
+    """The clocks of all exchanges by one timer: nothing is done about time for each token or each request.
 
-    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop, on_fault: Fault = raised) -> None:
+    A pause of our own process is not an engine's silence: after one the sockets are read before any clock is
+    judged, and the time that was lost does not count."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        loop: asyncio.AbstractEventLoop,
+        on_fault: Fault = raised,
+        lost: Callable[[float], float] = lambda since: 0.0,
+    ) -> None:
+        """`lost`: seconds since a moment (by the flights' clock) in which the process did not run."""
         bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit > 0]
         # A limit is seen to be over at most a tenth of the smallest too late, and never more than a second.
         self._every = min(1.0, min(bounds) / 10) if bounds else None
         self._loop = loop
         self._on_fault = on_fault
+        self.lost = lost
         self._watched: set[Feeder] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._put_off = False  # the judgement that is due next, once already
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -78,7 +92,13 @@ class Watch:
             self._timer = None
 
     def _tick(self) -> None:
-        self._timer = None
+        timer, self._timer = self._timer, None
+        if timer is not None and self._loop.time() - timer.when() > LATE and not self._put_off:
+            self._put_off = True
+            # Timers run before sockets are read: what came meanwhile is read now.
+            self._timer = self._loop.call_later(PUT_OFF, self._tick)
+            return
+        self._put_off = False
         for feeder in tuple(self._watched):
             try:
                 feeder.look()
@@ -93,7 +113,7 @@ class Feeder:
 
     __slots__ = (
         "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first", "_on_head", "_total",
-        "_twins", "_watch",
+        "_twins", "_watch", "answered",
         "clean", "error_frame", "flight", "held",
     )  # fmt: skip
 
@@ -111,6 +131,7 @@ class Feeder:
         self.flight = flight
         self.clean = False  # a whole, successful answer: one that may be stored
         self.error_frame = False
+        self.answered = False  # to the end that its framing said
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
         self._on_done = on_done
         self._on_head = on_head
@@ -178,6 +199,7 @@ class Feeder:
     def end(self) -> None:
         if self._done:
             return
+        self.answered = True
         flight, head = self.flight, self._head
         if flight.mode is Mode.RAW:
             self._land()
@@ -284,6 +306,11 @@ class Feeder:
             self._on_head = self._on_first = None
             self._watch.drop(self)
 
+    @property
+    def last(self) -> float:
+        """When something came last of this answer or, before that, when it was asked for."""
+        return self._last
+
     def hold(self, held: bool) -> None:
         """The reader lags and the engine is held back, or it goes on: the wait for the next token begins anew."""
         self.held = held
@@ -318,5 +345,8 @@ class Feeder:
     def look(self) -> None:
         """End the exchange where its time is over."""
         when, code, message = self._deadline()
-        if not self._done and self.flight.clock() >= when:
+        now = self.flight.clock()
+        if self._done or now < when:
+            return
+        if code is Code.UPSTREAM_TOTAL_TIMEOUT or now >= when + self._watch.lost(max(self._began, self._last)):
             self._fail(GatewayError(code, message))

@@ -12,10 +12,12 @@ from typing import Final
 
 from proxy.backends import Backend, Backends
 from proxy.breaker import Breaker, BreakerRules
+from proxy.checkup import Checkup
 from proxy.config import Settings
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.pacer import Pacer
+from proxy.pulse import Pulse
 from proxy.routing import router
 from proxy.upstream import MAX_IDLE, Pool
 
@@ -47,6 +49,7 @@ class Fleet:
         log: Log,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        pulse: Pulse | None = None,
     ) -> None:
         self._settings = settings
         self._tls = tls
@@ -54,6 +57,7 @@ class Fleet:
         self._log = log
         self._metrics = metrics
         self._loop = loop
+        self._pulse = pulse or Pulse(loop)
         self._leaving: list[Backend] = []
         self._rules = BreakerRules(
             failures=settings.breaker_failures,
@@ -63,8 +67,14 @@ class Fleet:
             longest=settings.breaker_max_seconds,
         )
         self.backends = Backends(
-            [self._make(url) for url in urls], router=router(settings.routing), clock=loop.time
+            [self._make(url) for url in urls],
+            router=router(settings.routing),
+            clock=loop.time,
+            pulse=self._pulse,
         )
+        self.checkup = Checkup(self.backends, self._pulse, clock=loop.time)
+        self.backends.on_suspect = self.checkup.begin
+        self.backends.on_left = self._forget
         self.backends.on_change = self._tell_change
         self.backends.on_breaker = self._tell_breaker
 
@@ -79,7 +89,7 @@ class Fleet:
         removed = [backend for backend in self.backends.all if backend.name not in urls]
         if not added and not removed:
             return
-        self._leaving = [b for b in self._leaving if b.inflight] + [b for b in removed if b.inflight]
+        self._leaving += removed
         self.backends.change(added, removed)
         self._log.event(
             "info",
@@ -87,7 +97,7 @@ class Fleet:
             added=" ".join(b.name for b in added),
             removed=" ".join(b.name for b in removed),
         )
-        await self.backends.refresh()
+        await self.backends.refresh(added)
         self.backends.on_release()  # there may be room now for who waits
 
     def close(self) -> None:
@@ -103,6 +113,7 @@ class Fleet:
             loop=self._loop,
             tls=self._tls,
             api_key=self._api_key,
+            pulse=self._pulse,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
         pacer = None if settings.max_inflight else Pacer(objective=settings.pace_ttft_ms / 1000 or math.inf)
@@ -111,6 +122,13 @@ class Fleet:
         for name, doc, read in _GAUGES:
             self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
         return backend
+
+    def _forget(self, backend: Backend) -> None:
+        """A removed engine has ended what it had. One of its name that was added meanwhile keeps the series."""
+        if backend in self._leaving:
+            self._leaving.remove(backend)
+        if all(other.name != backend.name for other in (*self.backends.all, *self._leaving)):
+            self._metrics.forget_backend(backend.name, [name for name, _, _ in _GAUGES])
 
     def _tell_change(self, backend: Backend) -> None:
         level, event = ("info", "engine up") if backend.up else ("warning", "engine down")

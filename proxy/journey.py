@@ -49,6 +49,8 @@ _FAULTS: Final = frozenset(
 
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
+GONE_SECONDS: Final = 5.0
+"""How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
 
 MakeFeeder = Callable[
     [Flight, Limits, Watch, Callable[[GatewayError | None], None], OnHead | None, Callable[[], None] | None],
@@ -71,6 +73,9 @@ class Road:
     fault: Fault  # is told of an error of ours
     retry: RetryRules
     budget: Budget
+    requeue: Callable[[Journey], bool] = lambda journey: False
+    """Takes a journey that has no engine for its next attempt back to the head of the queue, which calls `resume`;
+    False: there is no queue any more."""
     jitter: Callable[[], float] = random.random
     feeder: MakeFeeder = Feeder
 
@@ -79,7 +84,7 @@ class Journey:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
-        "_connecting", "_connection", "_error", "_judged", "_left", "_over", "_reused", "_road", "_tried",
+        "_connecting", "_connection", "_error", "_gone", "_judged", "_left", "_over", "_reused", "_road", "_tried",
         "_waiting", "feeder", "flight", "lease",
     )  # fmt: skip
 
@@ -93,6 +98,7 @@ class Journey:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: Any = None  # the timer of a retry
+        self._gone: Any = None  # the timer of an engine that is gone
         self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
         self._judged: bool | None = None  # what has been said of this attempt's engine: that it did well, or not
@@ -122,6 +128,56 @@ class Journey:
             if sent is not None and flight.times.first is None:
                 pacer.left(sent, flight.clock())  # its first token never came
 
+    def resume(self) -> bool:
+        """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
+        wait any longer."""
+        road, plan = self._road, self.flight.plan
+        try:
+            lease = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+            lease = lease or road.backends.acquire(plan.model, affinity=plan.affinity)
+        except GatewayError as none:
+            self._arrive(self._error or none)
+            return True
+        if lease is None:
+            return False
+        self.lease = lease
+        self._depart()
+        return True
+
+    def engine_gone(self) -> None:
+        """Its engine does not run any more. Untouched, it moves to another engine that does; else it may go on
+        while anything comes, and for a while without. Called again and again while the engine is gone."""
+        if self._over or self._gone is not None or self._connection is None or self._move():
+            return
+        now = self.flight.clock()
+        self._gone = self._road.later(GONE_SECONDS, lambda: self._still_gone(now))
+
+    def _still_gone(self, since: float) -> None:
+        """Has anything come in this time?"""
+        self._gone = None
+        feeder, backend = self.feeder, self.lease.backend
+        if self._over or feeder is None or self._connection is None or backend.up or self._move():
+            return
+        now = self.flight.clock()
+        if feeder.last > since or feeder.held:
+            self._gone = self._road.later(GONE_SECONDS, lambda: self._still_gone(now))
+            return
+        code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
+        why = f"The engine is gone ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
+        self._road.metrics.upstream_error(backend.name, code.code)
+        self._part(content=False)
+        self._arrive(GatewayError(code, why))
+
+    def _move(self) -> bool:
+        """To another engine that runs, where the rules allow it. True: it is on its way."""
+        return self._elsewhere() and self._again(RESET, content=False)
+
+    def _elsewhere(self) -> bool:
+        """Whether an engine that was not tried runs, full or not."""
+        here, tried = self.lease.backend, self._tried
+        engines = self._road.backends.candidates(self.flight.plan.model)
+        return any(b.up is not False and b is not here and b not in tried for b in engines)
+
     # -- one attempt ------------------------------------------------------------------------------
 
     def _depart(self) -> None:
@@ -150,7 +206,10 @@ class Journey:
             connection = await backend.pool.connect()
         except GatewayError as e:
             self._connecting = None
-            self._failed(e, CONNECT)
+            if e.code is Code.LOCAL_RESOURCES:
+                self._arrive(e)  # ours: it says nothing of any engine, and another one would meet it too
+            else:
+                self._failed(e, CONNECT)
             return
         except Exception as e:  # noqa: BLE001 - a Flight whose task died would wait for ever, and its place with it
             self._connecting = None
@@ -238,13 +297,14 @@ class Journey:
     def _bad(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
-            self._road.backends.seen_bad(self.lease, why)
+            owner = self.flight.plan.owner
+            self._road.backends.seen_bad(self.lease, why, owner() if callable(owner) else owner)
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
         backend, road = self.lease.backend, self._road
         road.metrics.upstream_error(backend.name, error.code.code)
-        if error.code in _FAULTS:
+        if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):
             self._bad(error.message)
         if cause is CONNECT:
             road.backends.seen_down(backend, error.message)
@@ -252,8 +312,14 @@ class Journey:
         if cause is None or not self._again(cause):
             self._arrive(error)
 
-    def _again(self, cause: str, after: float | None = None) -> bool:
-        """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not."""
+    @property
+    def _answered(self) -> bool:
+        """The engine's answer was whole as far as HTTP goes: what is wrong in it is wrong for this request."""
+        return self.feeder is not None and self.feeder.answered
+
+    def _again(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
+        """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
+        `content`: what is left of this answer may be read to its end, to keep the connection."""
         road, flight, plan = self._road, self.flight, self.flight.plan
         if self._left <= 0 or cause not in road.retry.on or not flight.untouched:
             return False
@@ -266,7 +332,8 @@ class Journey:
             pause = road.retry.wait(flight.attempts, road.jitter(), after)
             if pause is None:
                 return False
-        if (other is None or cause not in GONE) and not road.budget.withdraw():
+        moves = cause in GONE and (other is not None or self._elsewhere())
+        if not moves and not road.budget.withdraw():
             road.metrics.retry_denied()
             if other is not None:
                 other.release()
@@ -275,7 +342,7 @@ class Journey:
         road.metrics.retry(cause)
         if flight.trace is not None:
             flight.trace.retried(cause)
-        self._part(content=True)  # of an answer that is dropped; else there is nothing to part with
+        self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
         flight.rewind()
         self.lease.release()
         if other is not None:
@@ -286,20 +353,9 @@ class Journey:
         return True
 
     def _resume(self) -> None:
-        """A retry's wait is over: one that was not tried yet, else any. None is free: another wait, while any is
-        left."""
-        road, plan = self._road, self.flight.plan
+        """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
-        lease = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
-        lease = lease or road.backends.another(plan.model, frozenset(), plan.affinity)
-        if lease is not None:
-            self.lease = lease
-            self._depart()
-        elif self._left > 0:
-            self._left -= 1
-            pause = road.retry.wait(road.retry.retries - self._left + 1, road.jitter()) or 0.0
-            self._waiting = road.later(pause, self._resume)
-        else:
+        if not self.resume() and not self._road.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
             self._arrive(self._error or none)
 
@@ -312,6 +368,9 @@ class Journey:
         """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
         feeder, connection = self.feeder, self._connection
         self.flight.throttle = None
+        if self._gone is not None:
+            self._gone.cancel()
+            self._gone = None
         self._connection = None
         if feeder is not None and connection is not None:
             feeder.close()  # without effect where it has ended itself

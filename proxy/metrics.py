@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from aioprometheus.collectors import Registry
@@ -86,7 +86,7 @@ class Metrics:
         self._models = Label("model", room=MAX_MODELS)
         endpoint = Label("endpoint", ENDPOINTS)
         verdict = Label("verdict", VERDICTS)
-        backend = Label("backend", room=256)
+        self._backend = backend = Label("backend", room=256)
 
         def counts(name: str, doc: str, *labels: Label) -> Counts:
             return Counts(PREFIX + name, doc, labels, registry)
@@ -287,6 +287,14 @@ class Metrics:
     def content_denied(self, where: str) -> None:
         """The deny list matched: a `prompt` or an `answer`."""
         self._content_denied.count((where,))
+
+    def forget_backend(self, backend: str, gauges: Iterable[str]) -> None:
+        """An engine was removed and has ended what it had: its series, and its gauges of these names, go."""
+        for counts in (self._upstream_errors, self._upstream, self._breakers):
+            counts.forget("backend", backend)
+        for name in gauges:
+            self._gauge(PREFIX + name, "").forget({"backend": backend})
+        self._backend.forget(backend)
 
     # -- what is read at each scrape --------------------------------------------------------------
 

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
 from proxy import kept
 from proxy.alarms import Alarms
-from proxy.backends import Backends
+from proxy.backends import Backend, Backends, stray_places
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
@@ -58,6 +57,7 @@ class Scheduler:
         on_fault: Fault = raised,
         feeder: MakeFeeder = Feeder,
         learn: Callable[[Flight], None] = lambda flight: None,
+        lost: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -69,7 +69,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Journey] = {}
         self._on_fault = on_fault
-        self._watch = Watch(limits, loop, on_fault)
+        self._watch = Watch(limits, loop, on_fault, lost)
         self._road = Road(
             backends=backends,
             limits=limits,
@@ -81,6 +81,7 @@ class Scheduler:
             fault=on_fault,
             retry=retry or RetryRules(),
             budget=budget or Budget(),
+            requeue=self._requeue,
             feeder=feeder,
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
@@ -92,6 +93,7 @@ class Scheduler:
         self._closed = False
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
+        backends.on_gone = self._gone
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -229,8 +231,9 @@ class Scheduler:
             return True
 
     def _served(self, flight: Flight) -> bool:
-        """Whether it needs no place any more."""
-        return flight.ended or flight in self._flying or flight in self._merger
+        """Whether it needs no place any more. A journey whose lease is released waits for its next attempt."""
+        journey = self._flying.get(flight)
+        return flight.ended or flight in self._merger or (journey is not None and journey.lease.held)
 
     def _taken(self, flight: Flight) -> bool:
         plan = flight.plan
@@ -319,6 +322,9 @@ class Scheduler:
 
     def _place(self, flight: Flight) -> bool:
         """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
+        journey = self._flying.get(flight)
+        if journey is not None:  # it is back for its next attempt
+            return journey.resume()
         plan = flight.plan
         try:
             lease = self._backends.acquire(plan.model, affinity=plan.affinity)
@@ -385,6 +391,20 @@ class Scheduler:
         except Exception as e:  # noqa: BLE001 - the place is back by then: only the turn that follows it is not
             self._fault("a place that was given back", e)
 
+    def _requeue(self, journey: Journey) -> bool:
+        """Its next attempt has no engine: it waits at the head of the queue for one."""
+        if self._closed:
+            return False
+        self.queue.put_back(journey.flight, self._loop.time())
+        self._soon()
+        return True
+
+    def _gone(self, backend: Backend) -> None:
+        """An engine does not run any more: what is under way there moves, or ends soon."""
+        for journey in tuple(self._flying.values()):
+            if journey.lease.backend is backend:
+                journey.engine_gone()
+
     def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together. Those are asked for one by one: `n` may be what it did not like."""
@@ -409,6 +429,7 @@ class Scheduler:
         """Stop its engine, unless it is working for others too."""
         carrier = self._merger.leave(flight)
         if carrier is not None:
+            self.queue.discard(carrier)  # should it wait for its next attempt
             self._cut(carrier)
             return
         journey = self._flying.pop(flight, None)
@@ -440,27 +461,27 @@ class Scheduler:
 
     def strays(self, known: Callable[[Flight], bool] = lambda flight: False) -> Iterator[Stray]:
         """For the watchdog. `known`: whether somebody else feeds a Flight."""
-        queue = self.queue
         if self._turn_due:
             yield Stray("turn", self._turns, self._turn)
-        looking = queue.in_lookup()
+        looking = self.queue.in_lookup()
         if looking:
             yield Stray("lookup", looking[0], partial(self._found, looking, [None] * len(looking)))
-        held = Counter(journey.lease.backend for journey in self._flying.values() if journey.lease.held)
-        for backend in self._backends.all:
-            if backend.inflight > held[backend]:
-                excess = backend.inflight - held[backend]
-                yield Stray("place", backend.name, partial(self._backends.reclaim, backend, excess))
+        yield from stray_places(self._backends, (journey.lease for journey in self._flying.values()))
         for flight in tuple(self._group.live):
             if flight.ended:
                 yield Stray("flight", flight, partial(self._group.remove, flight))
-            elif not (flight in self._flying or flight in self._merger or flight in queue or known(flight)):
+            elif not (flight in self._flying or flight in self._merger or flight in self.queue or known(flight)):
                 yield Stray("flight", flight, partial(self.abandon, flight))
 
     # -- ends -------------------------------------------------------------------------------------
 
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
+        if flight in self._flying:  # it waited for its next attempt
+            self._cut(flight)
+            if isinstance(flight, Carrier):
+                self._unload(flight, error)
+                return
         if not flight.ended:
             try:
                 flight.fail(error)

@@ -32,11 +32,12 @@ class Label:
     """A label with a bounded set of values: those known beforehand, then the first `room` others; the rest are
     `other`."""
 
-    __slots__ = ("_known", "_room", "name")
+    __slots__ = ("_claimed", "_known", "_room", "name")
 
     def __init__(self, name: str, known: Iterable[str] = (), *, room: int = 0) -> None:
         self.name = name
         self._known = {OTHER, *known}
+        self._claimed: set[str] = set()
         self._room = room
 
     def clean(self, value: str, *, claim: bool = True) -> str:
@@ -50,7 +51,16 @@ class Label:
             return OTHER
         self._room -= 1
         self._known.add(text)
+        self._claimed.add(text)
         return text
+
+    def forget(self, value: str) -> None:
+        """A value that took one of the free places gives it back."""
+        text = clean(value)
+        if text in self._claimed:
+            self._claimed.remove(text)
+            self._known.remove(text)
+            self._room += 1
 
 
 class _Labels(tuple[Label, ...]):
@@ -98,6 +108,12 @@ class Counts(collectors.Counter):
         series = self._series.get(key) or self.of(key)
         series.value += by
         series.shown = True
+
+    def forget(self, name: str, value: str) -> None:
+        """Drop every series that has this value of the label `name`."""
+        at = [label.name for label in self._labels].index(name)
+        text = clean(value)
+        self._series = {key: count for key, count in self._series.items() if key[at] != text}
 
     def get_all(self) -> list[Sample]:
         """Those that have counted something."""
@@ -167,6 +183,10 @@ class _Read:
     def read_by(self, read: Callable[[], float], labels: Mapping[str, str]) -> None:
         """Have one number read. A second reader of the same labels takes the first one's place."""
         self._readers[tuple((name, clean(value)) for name, value in labels.items())] = read
+
+    def forget(self, labels: Mapping[str, str]) -> None:
+        """Read this one no more."""
+        self._readers.pop(tuple((name, clean(value)) for name, value in labels.items()), None)
 
     def get_all(self) -> list[Sample]:
         """What can be read now: the page is wanted most when something is broken."""

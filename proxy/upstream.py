@@ -12,6 +12,7 @@ from typing import Final
 from proxy.connection import Connection
 from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
+from proxy.pulse import Pulse
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
 MAX_IDLE: Final = 256  # connections kept for reuse, unless more may be in use
@@ -49,6 +50,7 @@ class Pool:
         tls: ssl.SSLContext | None = None,
         max_idle: int = MAX_IDLE,
         api_key: str = "",
+        pulse: Pulse | None = None,
     ) -> None:
         self.url = url
         self.loop = loop
@@ -57,7 +59,7 @@ class Pool:
         self._connect_timeout = connect_timeout
         self._max_idle = max_idle
         self._closed = False
-        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n"
+        self._pulse = pulse or Pulse(loop)  # one that is not started: no time is ever lost
         shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
         self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
@@ -82,16 +84,15 @@ class Pool:
         return None
 
     async def connect(self) -> Connection:
-        """A new connection. Raises GatewayError 502 or 504."""
-        connection = await dial(
-            self.address,
-            lambda: Connection(self),
-            loop=self.loop,
-            tls=self._tls,
-            timeout=self._connect_timeout,
-        )
+        """A new connection. Raises GatewayError 502, 503 or 504."""
+        connection = await self._pulse.patiently(self._dial, _timed_out)
         self._live.add(connection)
         return connection
+
+    async def _dial(self) -> Connection:
+        return await dial(
+            self.address, lambda: Connection(self), loop=self.loop, tls=self._tls, timeout=self._connect_timeout
+        )
 
     def give(self, connection: Connection) -> None:
         """Take a connection back for the next exchange."""
@@ -134,13 +135,20 @@ class Pool:
             )
         return text.encode("utf-8", "surrogateescape") + body
 
-    async def get(self, path: str) -> tuple[int, bytes]:
+    async def get(self, path: str, *, fresh: bool = False) -> tuple[int, bytes]:
         """A small GET of our own, for polls: (status, body). Raises GatewayError."""
-        for connection in (self.take(), None):
+        return await self.ask("GET", path, fresh=fresh)
+
+    async def ask(self, method: str, path: str, body: bytes = b"", *, fresh: bool = False) -> tuple[int, bytes]:
+        """A small request of our own: (status, body). `fresh`: by a new connection. Raises GatewayError."""
+        headers = [("Accept", "application/json")]
+        if body:
+            headers.append(("Content-Type", "application/json"))
+        for connection in (None if fresh else self.take(), None):
             fresh = connection is None
             connection = connection or await self.connect()
             answer = _Answer(self.loop)
-            connection.send(self.request("GET", path, (("Accept", "application/json"),), b""), answer)
+            connection.send(self.request(method, path, headers, body), answer)
             try:
                 return await answer.done
             except GatewayError:
@@ -151,6 +159,12 @@ class Pool:
                     connection.abort()
         raise AssertionError("unreachable")
 
+    def drop_idle(self) -> None:
+        """Close what waits for its next use."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            connection.abort()
+
     def close(self) -> None:
         """Close all connections, in use or not; none is kept from now on."""
         self._closed = True
@@ -160,6 +174,10 @@ class Pool:
         for connection in tuple(self._live):
             connection.abort()
         self._idle.clear()
+
+
+def _timed_out(error: Exception) -> bool:
+    return isinstance(error, GatewayError) and error.code is Code.UPSTREAM_CONNECT_TIMEOUT
 
 
 class _Answer:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.backends import Backend, Backends, Lease
+from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
 from proxy.upstream import Pool
 from tests.clock import virtual
@@ -22,8 +25,13 @@ class Answers:
     def __init__(self, answer: tuple[int, bytes] | Exception | None, health: int = 200) -> None:
         self.answer = answer  # None: never
         self.health = health
+        self.asked: list[tuple[float, str]] = []
 
-    async def get(self, path: str) -> tuple[int, bytes]:
+    def drop_idle(self) -> None:
+        pass
+
+    async def get(self, path: str, *, fresh: bool = False) -> tuple[int, bytes]:
+        self.asked.append((asyncio.get_running_loop().time(), path))
         assert path in ("/health", "/v1/models")
         if path == "/health" and isinstance(self.answer, tuple):
             return self.health, b""
@@ -169,22 +177,106 @@ def test_what_a_poll_says_of_an_engine(answer: Any, up: bool, served: set[str]) 
     poll()
 
 
+def looks(engine: Backend) -> list[float]:
+    """When its health was asked for."""
+    return [at for at, path in cast(Answers, engine.pool).asked if path == "/health"]
+
+
+@contextlib.asynccontextmanager
+async def watched(backends: Backends, every: float) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(backends.watch(every))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 @virtual
 async def test_a_down_engine_is_asked_again_each_second_and_a_living_one_at_leisure() -> None:
     engine = backend("a", answer=(503, b""))
+    async with watched(Backends([engine]), 30.0):
+        await asyncio.sleep(32.5)
+        cast(Answers, engine.pool).answer = (200, b"{}")
+        await asyncio.sleep(60.0)
+    assert looks(engine) == [30.0, 31.0, 32.0, 33.0, 63.0]
+
+
+@virtual
+async def test_an_engine_that_a_request_found_down_is_looked_at_within_a_second() -> None:
+    engine = backend("a", answer=(200, b"{}"))
     backends = Backends([engine])
-    pauses: list[float] = []
+    async with watched(backends, 30.0):
+        await asyncio.sleep(5.0)
+        backends.seen_down(engine, "refused")
+        await asyncio.sleep(2.0)
+        assert (looks(engine), engine.up) == ([6.0], True)
 
-    async def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 3:
-            cast(Answers, engine.pool).answer = (200, b"{}")
-        if len(pauses) == 5:
-            raise asyncio.CancelledError
 
-    with pytest.raises(asyncio.CancelledError):
-        await backends.watch(30.0, pause)
-    assert pauses == [30.0, 1.0, 1.0, 30.0, 30.0]
+@virtual
+async def test_an_engine_that_is_frozen_delays_no_other_s_look() -> None:
+    frozen, other = backend("a", up=False), backend("b", up=False, answer=(503, b""))
+    async with watched(Backends([frozen, other]), 30.0):
+        await asyncio.sleep(1.5)
+        cast(Answers, other.pool).answer = (200, b"{}")
+        await asyncio.sleep(0.6)
+        assert (other.up, looks(other), looks(frozen)) == (True, [1.0, 2.0], [1.0])
+
+
+@virtual
+async def test_an_engine_that_is_added_is_watched_and_one_that_is_removed_is_not() -> None:
+    one, two = backend("a", answer=(200, b"{}")), backend("b", up=False, answer=(200, b"{}"))
+    backends = Backends([one])
+    async with watched(backends, 3.0):
+        await asyncio.sleep(1.0)
+        cast(Answers, one.pool).close = lambda: None  # type: ignore[attr-defined]
+        backends.change([two], [one])
+        await asyncio.sleep(5.0)
+        assert (two.up, looks(one), looks(two)) == (True, [], [2.0, 5.0])
+        assert backends._woken.keys() == {two}
+
+
+REFUSED = Refused(Code.UPSTREAM_UNREACHABLE, "refused")
+SLOW = GatewayError(Code.UPSTREAM_CONNECT_TIMEOUT, "slow")
+
+
+@pytest.mark.parametrize(("answer", "gone"), [(REFUSED, True), ((503, b""), False), (SLOW, False), (None, False)])
+def test_an_engine_is_gone_only_where_two_looks_found_no_listener(answer: Any, gone: bool) -> None:
+    @virtual
+    async def run() -> None:
+        engine = backend("a", answer=answer)
+        backends = Backends([engine])
+        told: list[Backend] = []
+        backends.on_gone = told.append
+        await backends.refresh()
+        assert told == []
+        await backends.refresh()
+        assert bool(told) is gone
+        cast(Answers, engine.pool).answer = (200, b"{}")
+        await backends.refresh()
+        assert engine.missed == 0
+
+    run()
+
+
+@virtual
+async def test_a_server_that_says_twice_that_its_engine_is_broken_is_gone() -> None:
+    engine = backend("a", answer=(200, b"{}"))
+    cast(Answers, engine.pool).health = 503
+    backends = Backends([engine])
+    told: list[Backend] = []
+    backends.on_gone = told.append
+    await backends.refresh()
+    await backends.refresh()
+    assert told == [engine]
+
+
+@virtual
+async def test_our_own_shortage_says_nothing_of_an_engine() -> None:
+    short = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
+    up, down = backend("a", answer=short), backend("b", up=False, answer=short)
+    await Backends([up, down]).refresh()
+    assert (up.up, down.up) == (True, False)
 
 
 @virtual

@@ -177,6 +177,9 @@ class Counting:
         self.timers.append(self.loop.call_later(delay, call))  # type: ignore[arg-type]
         return self.timers[-1]
 
+    def time(self) -> float:
+        return self.loop.time()
+
     def waiting(self) -> int:
         now = self.loop.time()
         return sum(not timer.cancelled() and timer.when() > now for timer in self.timers)

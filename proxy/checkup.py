@@ -1,0 +1,90 @@
+"""Owns the check of an engine by requests of our own, where one caller's failures made its breaker suspect it.
+Must not know those requests: it asks for /health, then for one token.
+Called by backends (`on_suspect`); it tells them what it saw. Made by the fleet, closed by the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from proxy.backends import Backend, Backends
+from proxy.errors import Code, GatewayError
+from proxy.pulse import Pulse
+
+HEALTH_SECONDS: Final = 2.0
+GENERATION_SECONDS: Final = 5.0  # one token of a prompt of one character
+EVERY: Final = 1.0  # seconds between two checks of one engine: each costs it a little work
+_BROKEN: Final = frozenset({500, 502, 503, 504})
+_OURS: Final = frozenset({Code.LOCAL_RESOURCES})
+
+
+class Checkup:
+    """Checks each suspected engine once at a time, by a task that it owns."""
+
+    def __init__(
+        self, backends: Backends, pulse: Pulse, *, clock: Callable[[], float], every: float = EVERY
+    ) -> None:
+        self._backends = backends
+        self._pulse = pulse
+        self._clock = clock
+        self._every = every
+        self._tasks: dict[Backend, asyncio.Task[None]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Checkup of {' '.join(backend.name for backend in self._tasks) or 'nothing'}>"
+
+    def begin(self, backend: Backend) -> None:
+        """Check this engine, unless that is under way."""
+        if backend not in self._tasks:
+            self._tasks[backend] = task = asyncio.ensure_future(self._check(backend))
+            task.add_done_callback(lambda _: self._tasks.pop(backend, None))
+
+    async def close(self) -> None:
+        """End every check."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _check(self, backend: Backend) -> None:
+        wait = backend.checked_at + self._every - self._clock()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        try:
+            good, why = await self._look(backend)
+        except GatewayError as e:  # it cannot be connected to, or does not speak HTTP; or it is our own shortage
+            good, why = None if e.code in _OURS else False, e.message
+        except Exception as e:  # noqa: BLE001 - whatever it is, who waits for the result must get one
+            good, why = None, repr(e)
+        backend.checked_at = self._clock()
+        self._backends.checked(backend, good, why)
+
+    async def _look(self, backend: Backend) -> tuple[bool | None, str]:
+        """Whether it works; None: it is too busy to say."""
+        try:
+            status, _ = await self._asked(backend, HEALTH_SECONDS, "GET", "/health", b"")
+        except TimeoutError:
+            return False, f"no answer to /health in {HEALTH_SECONDS:g} s"
+        if status >= 500:
+            return False, f"/health: {status}"
+        model = next(iter(backend.models), None)
+        if model is None:
+            return True, ""
+        body = msgspec.json.encode({"model": model["id"], "prompt": "a", "max_tokens": 1, "temperature": 0})
+        try:
+            status, _ = await self._asked(backend, GENERATION_SECONDS, "POST", "/v1/completions", body)
+        except TimeoutError:
+            return None, f"no token in {GENERATION_SECONDS:g} s"
+        return status not in _BROKEN, f"/v1/completions: {status}"
+
+    async def _asked(
+        self, backend: Backend, seconds: float, method: str, path: str, body: bytes
+    ) -> tuple[int, bytes]:
+        async def attempt() -> tuple[int, bytes]:
+            async with asyncio.timeout(seconds):
+                return await backend.pool.ask(method, path, body, fresh=True)
+
+        return await self._pulse.patiently(attempt)

@@ -1,0 +1,77 @@
+"""Owns the process's file descriptors: the soft limit raised, and how many clients leave room for engines.
+Must not know sockets: numbers in, numbers and one sentence out.
+Called by `__main__` (raise the limit) and by the app, before it listens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+try:
+    import resource
+except ImportError:  # pragma: no cover - not a Unix
+    resource = None  # type: ignore[assignment]
+
+RESERVE: Final = 64  # for Redis, polls, the log, files; besides one for each engine
+BACKLOG: Final = 1024
+LEAST_BACKLOG: Final = 8
+"""Connections that wait in the listener's queue are accepted in one turn, before one over the limit can be closed:
+each needs a descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What fits."""
+
+    clients: int  # connections
+    backlog: int  # of the listener
+    warning: str = ""
+
+
+def raise_limit() -> None:
+    """The soft limit becomes the hard one: a shell's or systemd's 1,024 is for programs that use select()."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # a system that has a lower bound than it says (macOS); the limit stays, and is warned of
+
+
+def limit() -> int:
+    """Descriptors that this process may have; a large number where there is no limit."""
+    soft = -1 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft if soft >= 0 else 2**31
+
+
+def in_use() -> int:
+    """Descriptors that are open now."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 16
+
+
+def places(limit: int, used: int, *, clients: int, engines: int, inflight: int) -> Places:
+    """How many of `clients` connections may be open, so that each can have one to an engine besides: at most
+    `inflight` to each of so many engines. No engine connection is in use without a client's."""
+    upstream = min(clients, engines * inflight)
+    reserve = RESERVE + engines
+    if used + clients + upstream + reserve <= limit:
+        return Places(clients, BACKLOG)
+    room = max(0, limit - used)
+    spare = min(reserve, room // 4)
+    backlog = min(BACKLOG, max(LEAST_BACKLOG, room // 8))
+    left = max(2, room - spare - backlog)
+    fewer = max(1, left - min(upstream, left // 2))
+    return Places(
+        fewer,
+        backlog,
+        f"max_connections = {clients}, {upstream} connections to engines and a reserve of {reserve} need "
+        f"{used + clients + upstream + reserve} file descriptors, but the limit is {limit} (ulimit -n): "
+        f"{fewer} client connections are taken",
+    )
