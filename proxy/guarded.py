@@ -86,9 +86,8 @@ class GuardedFeeder(Feeder):
                 if self._hit():
                     return
                 self._release()
-                self.flight.add(frame)
-                self.clean = not self.error_frame
-                self._land(self._head)
+                self.surplus = error is not None or frame is not frames[-1] or not self._framer.clear
+                self._finish(frame)
                 return
             self._look_at(frame, now)
             self._hold(frame)

@@ -267,19 +267,24 @@ class Scheduler:
         flight = journey.flight
         self._flying.pop(flight, None)
         if isinstance(flight, Carrier):
-            self._unload(flight, error)
+            self._unload(journey, flight, error)
         elif error is None:
             self._landed(journey)
         else:
             self._end(flight, error)
         journey.lease.release()
 
-    def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
+    def _unload(self, journey: Journey, carrier: Carrier, error: GatewayError | None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
-        together. Those are asked for one by one: `n` may be what it did not like."""
+        together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
-        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
-        for rider in self._merger.unload(carrier, error):
+        alone, few = self._merger.unload(carrier, error)
+        if few:
+            self._backends.seen_few(journey.lease)
+            self._metrics.upstream_error(journey.lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
+        outcome = _outcome(error) if error is not None else "error" if few else "landed"
+        self._metrics.flight_landed(outcome, carrier.plan.model, None, made)
+        for rider in alone:
             try:
                 self.queue.put(rider, self._loop.time())
             except GatewayError as e:  # the time that it has is not enough any more
@@ -318,6 +323,10 @@ class Scheduler:
         if self._cache is None or key is None or feeder is None or not feeder.clean:
             self._group.remove(flight)
             return
+        if flight.size > self._cache.max_entry:
+            self._cache.skip()  # and 64 MiB are not joined for nothing
+            self._group.remove(flight)
+            return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
         self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
 
@@ -327,7 +336,7 @@ class Scheduler:
         self._group.remove(flight)
         if not flight.ended:
             flight.fail(error)
-            self._measure(flight, "failed")
+            self._measure(flight, _outcome(error))
 
     def _cancel(self, flight: Flight) -> None:
         """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
@@ -344,3 +353,8 @@ class Scheduler:
         if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
             gap = (times.last - times.first) / (events - 1)
         self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
+
+
+def _outcome(error: GatewayError) -> str:
+    """A failed Flight, as it is counted: an answer that was not whole is one that an engine called complete."""
+    return "error" if error.code is Code.UPSTREAM_INCOMPLETE else "failed"
