@@ -5,7 +5,7 @@ Called by upstream (as the bytes arrive); made by the scheduler, one for each at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -24,6 +24,7 @@ _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 }  # fmt: skip
 _STREAM: Final = Mode.STREAM
+_PREFILL: Final = Phase.PREFILL
 
 
 Fault = Callable[[str, BaseException], None]
@@ -210,6 +211,8 @@ class Feeder:
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
+        if flight.phase is _PREFILL and FINISH.search(data) is not None and self._spoiled_at_once(frames):
+            return
         twins = self._twins
         for frame in frames:
             if frame in twins:
@@ -226,6 +229,17 @@ class Feeder:
             flight.flush()
         if error is not None:
             self._fail(error)
+
+    def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
+        """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
+        elsewhere. An engine that is shut down ends like that what it has not begun."""
+        if self.flight.divides or self.flight.plan.ask is None:
+            return False
+        ended: dict[int, str] = {}
+        if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
+            return False
+        lack = lack_of(ended, self._asked)
+        return lack is not None and self._lacks(lack)
 
     def _finish(self, done: bytes) -> None:
         """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error."""

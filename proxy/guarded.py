@@ -18,6 +18,7 @@ from proxy.flight import Flight
 from proxy.journey import MakeFeeder
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.prepare import Prepared
 from proxy.scan import Scanner
@@ -79,6 +80,8 @@ class GuardedFeeder(Feeder):
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
+        if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
+            return
         for frame in frames:
             if is_done(frame):
                 for scanner in self._scanners.values():
