@@ -57,6 +57,7 @@ class Answer:
         "_tail",
         "framing",
         "on_body",
+        "status",
         "surplus",
         "to",
     )
@@ -64,6 +65,7 @@ class Answer:
     def __init__(self, to: Sink, *, bodiless: bool) -> None:
         self.to = to
         self.framing: Framing | None = None  # None until the head is complete
+        self.status = 0  # of the answer itself, once its head is complete
         self.surplus = False  # something came after the end: nobody can tell what, or for whom
         self._bodiless = bodiless
         self._headers: list[tuple[str, str]] = []
@@ -150,7 +152,7 @@ class Answer:
         framing = framing_of(parser.get_http_version(), status, headers, bodiless=self._bodiless)
         if framing is None:
             return False
-        self.framing = framing
+        self.framing, self.status = framing, status
         self._left = framing.length
         self._chunks = framing.kind is _CHUNKED
         self.to.head(status, headers)

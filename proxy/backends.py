@@ -44,6 +44,7 @@ class Backend:
     breaker: Breaker = field(default_factory=Breaker)
     reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
     report: Report | None = None
+    few: bool = False  # since it came up it has answered fewer choices than it was asked for
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
@@ -61,7 +62,7 @@ class Backend:
     @property
     def merges(self) -> bool:
         """Whether it samples `n` choices for the price of one prefill: vLLM does, llama.cpp does not."""
-        return any(model.get("owned_by") == "vllm" for model in self.models)
+        return not self.few and any(model.get("owned_by") == "vllm" for model in self.models)
 
 
 class Lease:
@@ -285,6 +286,10 @@ class Backends:
         self.on_breaker(backend, "")
         self.on_release()  # who waited for the probe
 
+    def seen_few(self, lease: Lease) -> None:
+        """The engine answered fewer choices than it was asked for: it is asked for one by one."""
+        lease.backend.few = True
+
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
         if backend.leaving:
             return
@@ -296,6 +301,7 @@ class Backends:
             backend.missed = 0
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
+            backend.few = False  # it may be another one
         if changed:
             woken = self._woken.get(backend)
             if woken is not None:

@@ -15,7 +15,9 @@ import msgspec
 from proxy.faults import raised
 from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError
+from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck
+from proxy.wire.whole import whole_body, whole_stream
 
 PREFIX: Final = b"gateway:"
 MAX_UNREADABLE: Final = 4096
@@ -43,19 +45,27 @@ class Stored(msgspec.Struct, array_like=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def sound(self, are_chunks: ChunkCheck) -> bool:
-        """Whether it may go to a client as it is. Whoever can write to Redis can put words into our mouth;
-        but not end an answer early and begin another on a connection that others share."""
+    def sound(self, frames_of: ChunkCheck) -> bool:
+        """Whether it is what an engine's whole answer leaves here, read as strictly as the wire: whoever can write
+        to Redis can put words into our mouth, but not end an answer early, nor leave one without its end."""
         if not self.body or not 0 <= self.created < 1e11 or not self.content_type.isprintable():
             return False
-        if min(self.prompt_tokens or 0, self.completion_tokens or 0) < 0:
+        if not all(0 <= (count or 0) <= MAX_TOKENS for count in (self.prompt_tokens, self.completion_tokens)):
             return False
         if self.kind == "whole":
-            return self.cut is None and not self.tail
+            return self.cut is None and not self.tail and whole_body(self.body)
         if self.cut is None:
-            return not self.tail and are_chunks(self.body)
-        view = memoryview(self.body)
-        return 0 <= self.cut <= len(view) and are_chunks(view[: self.cut], view[self.cut :], self.tail)
+            return not self.tail and _is_stream(frames_of(self.body))
+        if not 0 <= self.cut <= len(self.body):
+            return False
+        same, rest, tail = frames_of(self.body[: self.cut]), frames_of(self.body[self.cut :]), frames_of(self.tail)
+        if same is None or rest is None or tail is None:
+            return False
+        return _is_stream([*same, *rest]) and _is_stream([*same, *tail])
+
+
+def _is_stream(frames: list[bytes] | None) -> bool:
+    return frames is not None and whole_stream(frames, b"".join(frames))
 
 
 def stream_views(full: Sequence[bytes], plain: Sequence[bytes]) -> tuple[bytes, int | None, bytes]:
@@ -123,11 +133,11 @@ class Cache:
         self._stores = Link(where, connect_timeout=timeout, max_pending=max_pending)
         self._timeout = timeout
         self._ttl = ttl
-        self._max_entry = max_entry
+        self.max_entry = max_entry  # bytes
         self._record = record
         self._on_breaker = on_breaker
         self.breaker = Breaker()
-        self._are_chunks = ChunkCheck()
+        self._frames_of = ChunkCheck()
         self._last_loss: WireError | None = None
         self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
         self._probe_wanted = asyncio.Event()
@@ -184,7 +194,7 @@ class Cache:
             stored = _DECODE(value)
         except (msgspec.MsgspecError, ValueError, TypeError):  # text that is not UTF-8; not even bytes
             stored = None
-        if stored is None or not stored.sound(self._are_chunks):
+        if stored is None or not stored.sound(self._frames_of):
             self._record("garbage")
             if len(self._unreadable) < MAX_UNREADABLE:
                 self._unreadable.add(key)
@@ -192,14 +202,23 @@ class Cache:
         self._record("hit")
         return stored
 
+    def skip(self) -> None:
+        """An answer is too large to be stored."""
+        self._record("store_skipped")
+
     def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True) -> None:
         """Have an answer stored; `settled` is called once it is, or will not be. `replace=False` leaves what
         is already there."""
-        value = _ENCODE(stored)
+        try:
+            value = _ENCODE(stored)
+        except (OverflowError, ValueError, TypeError):  # a number or a text that msgpack does not have
+            self.skip()
+            settled()
+            return
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if self._ttl <= 0 or len(value) > self._max_entry or self.breaker.open:
+        if self._ttl <= 0 or len(value) > self.max_entry or self.breaker.open:
             self._record("store_skipped")
             settled()
             return

@@ -13,14 +13,19 @@ from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
+from proxy.wire.frames import Usage
 from proxy.wire.known import Unfoldable
+from proxy.wire.sse import DONE
 
 
 class Carrier(Flight):
     """A Flight without readers: what it is fed goes to its riders at once, taken apart by choice.
 
-    A rider ends when its own choices have; one whose client leaves drops out, and the others go on.
+    A rider ends when its own choices have; one whose client leaves drops out, and the others go on. Riders whose
+    choices did not all come, or did not end well, are left at its end: see the merger.
     """
+
+    divides = True
 
     __slots__ = ("_limit", "_on_rider", "_split", "_touched", "broken", "riders")
 
@@ -100,13 +105,23 @@ class Carrier(Flight):
                 rider.flush()
 
     def land_riders(self) -> None:
-        """The engine's answer is whole: so is each rider's that is not yet."""
+        """No more comes: land each rider whose choices are all there and whole."""
         if self.mode is Mode.WHOLE:
             self._land_bodies()
-        error = self.broken or GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
-        for n, rider in enumerate(self.riders):
-            if rider is not None:
-                self._end_rider(n, rider, error)
+        elif self.phase is Phase.STREAMING:
+            self.add(DONE)  # which the engine's answer did not get, being not whole
+            self.flush()
+
+    def untouched_riders(self) -> list[Flight]:
+        """Those that have had nothing of the answer: they may be asked for again. They are no riders any more."""
+        found = [rider for rider in self.riders if rider is not None and rider.phase is Phase.QUEUED]
+        self.riders = [None if rider in found else rider for rider in self.riders]
+        return found
+
+    @property
+    def lacks(self) -> bool:
+        """Whether a rider has not ended."""
+        return any(rider is not None for rider in self.riders)
 
     def fail_riders(self, error: GatewayError) -> None:
         for n, rider in enumerate(self.riders):
@@ -125,11 +140,13 @@ class Carrier(Flight):
                 self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
                 return
         else:
-            bodies = [(body, None)] * len(parts)  # type: ignore[list-item]
+            bodies = [(body, Usage())] * len(parts)
         for n, rider in enumerate(self.riders):
-            if rider is None:
+            found = bodies[n]
+            if rider is None or found is None:
                 continue
-            own, rider.usage = bodies[n]
+            own, usage = found
+            rider.usage = usage if head.status == 200 else None
             rider.backend, rider.mode = self.backend, Mode.WHOLE
             rider.times.first = rider.times.last = self.clock()
             rider.piece(own)

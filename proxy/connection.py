@@ -105,14 +105,16 @@ class Connection(asyncio.Protocol):
 
     def release(self, receiver: Receiver, *, content: bool) -> None:
         """The receiver is through. If it has all it wanted the connection is kept, should the message end by
-        itself soon; else it is closed. A connection that serves the next exchange already is left alone."""
+        itself soon; else it is closed, and so it is where more comes of an answer that was a success: what the
+        receiver had was all of it. A connection that serves the next exchange already is left alone."""
         answer = self._answer
         if answer is None or self._receiver is not receiver:
             return
         if not content or answer.until_close or not self.usable:
             self.abort()
             return
-        self._receiver = answer.to = _NOBODY
+        self._receiver = _NOBODY
+        answer.to = self if answer.status < 400 else _NOBODY  # a refusal may be left before its body has come
         self._drain = self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, answer)
         self.resume()
 
@@ -129,6 +131,13 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
             else:
                 self._transport.resume_reading()
+
+    def head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        """Of an answer that is over: see `body`."""
+
+    def body(self, data: bytes) -> None:
+        """More of an answer that was over: nobody can tell what it is."""
+        self.abort()
 
     # -- for the pool -----------------------------------------------------------------------------
 

@@ -199,7 +199,16 @@ class Embedder:
         plans = [want.flight.plan for want in wants]
         urgent, last = min(one.priority for one in plans), max(one.deadline for one in plans)
         flight = self._group.launch(
-            replace(plan, key=None, fresh=False, body=body, priority=urgent, deadline=last, latest=last)
+            replace(
+                plan,
+                key=None,
+                fresh=False,
+                body=body,
+                priority=urgent,
+                deadline=last,
+                latest=last,
+                parts=len(items),
+            )
         )  # one client's deadline ends nobody else's request
         call = Call(kind, items, self._group.attach(flight, usage=True, whole=True, verdict="miss"), whole)
         self._calls.add(call)
@@ -243,7 +252,11 @@ class Embedder:
             want.was_sent(flight)
         head, body = flight.head or Head(), b"".join(flight.log)
         if flight.error is not None or flight.phase is Phase.CANCELLED:
-            self._over(call)
+            again = halves(items, Item.wanted_by) if _incomplete(flight) else []
+            self._over(call, again)
+            if again:
+                self._counts.split()  # one item's vector is missing: the others' need not be
+                return
             for want in wants:
                 self._fail(want, flight.error or _ending())
         elif head.status == 200:
@@ -341,6 +354,10 @@ class Embedder:
             if call in self._calls and not any(item.wants for item in call.items):
                 call.reader.leave()  # nobody wants any of it: the engine stops
         return self._wants.pop(flight, None) is not None
+
+
+def _incomplete(flight: Flight) -> bool:
+    return flight.error is not None and flight.error.code is Code.UPSTREAM_INCOMPLETE
 
 
 def _ending() -> GatewayError:

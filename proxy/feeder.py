@@ -5,7 +5,7 @@ Called by upstream (as the bytes arrive); made by the scheduler, one for each at
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -16,20 +16,16 @@ from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode
 from proxy.upstream import HOP_BY_HOP
-from proxy.wire.frames import Twins, Usage, has_content, is_error, usage_of
+from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
-
-
-class _Whole(msgspec.Struct):
-    usage: Usage | None = None
-
+from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
     "x-request-id", "x-gateway-cache", "age",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 }  # fmt: skip
 _STREAM: Final = Mode.STREAM
-_WHOLE: Final = msgspec.json.Decoder(_Whole)
+_PREFILL: Final = Phase.PREFILL
 
 LATE: Final = 0.1  # a tick of the clocks that is later than this is put off
 PUT_OFF: Final = 0.02
@@ -112,9 +108,9 @@ class Feeder:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first", "_on_head", "_total",
-        "_twins", "_watch", "answered",
-        "clean", "error_frame", "flight", "held",
+        "_asked", "_began", "_done", "_ended", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first",
+        "_on_head", "_total", "_twins", "_watch",
+        "answered", "clean", "error_frame", "flight", "held", "surplus",
     )  # fmt: skip
 
     def __init__(
@@ -132,6 +128,7 @@ class Feeder:
         self.clean = False  # a whole, successful answer: one that may be stored
         self.error_frame = False
         self.answered = False  # to the end that its framing said
+        self.surplus = False  # something came after the end of the answer
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
         self._on_done = on_done
         self._on_head = on_head
@@ -141,6 +138,12 @@ class Feeder:
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = Twins()
+        plan = flight.plan
+        self._asked = plan.parts  # choices or vectors; 0: nobody knows how many
+        if plan.ask is not None and not self._asked:
+            usual = plan.ask.endpoint == "chat" and "n" not in plan.ask.fields
+            self._asked = 1 if usual else asked_of(plan.ask)
+        self._ended: dict[int, str] = {}  # choices, and why each has ended
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
@@ -225,25 +228,59 @@ class Feeder:
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
-        finished = False
+        if flight.phase is _PREFILL and FINISH.search(data) is not None and self._spoiled_at_once(frames):
+            return
         twins = self._twins
         for frame in frames:
             if frame in twins:
                 flight.content_events += 1
                 flight.add(frame, same=True)
             elif is_done(frame):
-                finished = True
-                flight.add(frame)
+                self.surplus = error is not None or frame is not frames[-1] or not self._framer.clear
+                self._finish(frame)
+                return
             else:
                 self._look_at(frame, now)
                 flight.add(frame)
-        if finished:
-            self.clean = not self.error_frame
-            self._land(self._head)
-        elif frames:
+        if frames:
             flight.flush()
         if error is not None:
             self._fail(error)
+
+    def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
+        """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
+        elsewhere. An engine that is shut down ends like that what it has not begun."""
+        if self.flight.divides or self.flight.plan.ask is None:
+            return False
+        ended: dict[int, str] = {}
+        if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
+            return False
+        lack = lack_of(ended, self._asked)
+        return lack is not None and self._lacks(lack)
+
+    def _finish(self, done: bytes) -> None:
+        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error."""
+        lack = None
+        if not self.error_frame and self.flight.plan.ask is not None:
+            lack = lack_of(self._ended, self._asked)
+            if lack is not None and self._lacks(lack):
+                return
+        self.clean = lack is None and not self.error_frame
+        self.flight.add(done)
+        self._land(self._head)
+
+    def _lacks(self, lack: Lack) -> bool:
+        """Fail an answer that is not whole. False: choices are missing, and whoever divides it asks again."""
+        if lack.few and self.flight.divides:
+            return False
+        self._spoil()
+        self._fail(GatewayError(Code.UPSTREAM_INCOMPLETE, lack.words))
+        return True
+
+    def _spoil(self) -> None:
+        """What came cannot become a whole answer: nobody joins it from now on."""
+        if self.flight.on_spoiled is not None:
+            self.flight.on_spoiled(self.flight)
 
     def _look_at(self, frame: bytes, now: float) -> None:
         """What a frame says that is not just more of the same."""
@@ -257,28 +294,32 @@ class Feeder:
                 times.first = now
                 if self._on_first is not None:
                     self._on_first()
+        if (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended):
+            self._spoil()
         usage = usage_of(frame)
         if usage is not None:
             flight.usage = usage
         elif is_error(frame):
             self.error_frame = True
+            self._spoil()
         elif content:
             self._twins.learn(frame)
 
     def _read_whole(self) -> bool:
-        """Whether a successful body is what it says it is; its usage is taken on the way."""
+        """Whether a successful body is a whole answer; its usage is taken on the way."""
         flight = self.flight
-        if flight.plan.ask is None:
+        ask = flight.plan.ask
+        if ask is None:
             return True
+        log = flight.log
         try:
-            log = flight.log
-            flight.usage = _WHOLE.decode(log[0] if len(log) == 1 else b"".join(log)).usage
+            flight.usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
             )
             return False
-        return True
+        return lack is None or not self._lacks(lack)
 
     def _land(self, head: Head | None = None) -> None:
         self.flight.times.last = self._last

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from proxy.errors import GatewayError
 from proxy.faults import internal, raised
@@ -40,9 +40,12 @@ class Pipe(Protocol):
 class Flight:
     """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
 
+    divides: ClassVar[bool] = False  # what is missing of it is asked for again in parts, not as a whole
+
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "phase", "plain",
+        "error", "finished", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "on_spoiled", "phase",
+        "plain",
         "plan", "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "trace",
         "usage",
     )  # fmt: skip
@@ -73,6 +76,7 @@ class Flight:
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
+        self.on_spoiled: Callable[[Flight], None] | None = None  # is told once what came cannot become whole
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.

@@ -45,6 +45,7 @@ class FlightGroup:
         self.live.add(flight)
         if plan.key is not None:
             self._map(plan)[plan.key] = flight
+            flight.on_spoiled = self.hide
         return flight
 
     def hide(self, flight: Flight) -> None:

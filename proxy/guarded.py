@@ -18,6 +18,7 @@ from proxy.flight import Flight
 from proxy.journey import MakeFeeder
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.prepare import Prepared
 from proxy.scan import Scanner
@@ -79,6 +80,8 @@ class GuardedFeeder(Feeder):
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
+        if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
+            return
         for frame in frames:
             if is_done(frame):
                 for scanner in self._scanners.values():
@@ -86,9 +89,8 @@ class GuardedFeeder(Feeder):
                 if self._hit():
                     return
                 self._release()
-                self.flight.add(frame)
-                self.clean = not self.error_frame
-                self._land(self._head)
+                self.surplus = error is not None or frame is not frames[-1] or not self._framer.clear
+                self._finish(frame)
                 return
             self._look_at(frame, now)
             self._hold(frame)

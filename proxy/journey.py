@@ -40,6 +40,7 @@ _FAULTS: Final = frozenset(
         Code.UPSTREAM_UNREACHABLE,
         Code.UPSTREAM_CONNECT_TIMEOUT,
         Code.UPSTREAM_TRUNCATED,
+        Code.UPSTREAM_INCOMPLETE,
         Code.UPSTREAM_PROTOCOL,
         Code.UPSTREAM_FIRST_TOKEN_TIMEOUT,
         Code.UPSTREAM_TOKEN_TIMEOUT,
@@ -263,8 +264,8 @@ class Journey:
 
     def _fed(self, error: GatewayError | None) -> None:
         """The exchange is over."""
-        connection, flight = self._connection, self.flight
-        self._part(content=error is None)
+        connection, flight, feeder = self._connection, self.flight, self.feeder
+        self._part(content=error is None and not (feeder is not None and feeder.surplus))
         if error is None:
             self._good()
             self._arrive(None)
@@ -283,6 +284,8 @@ class Journey:
             cause = RESET
         elif error.code in (Code.UPSTREAM_UNREACHABLE, Code.UPSTREAM_TRUNCATED):
             cause = TRUNCATED
+        elif error.code is Code.UPSTREAM_INCOMPLETE:
+            cause = None if flight.divides else TRUNCATED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
         self._failed(error, cause)

@@ -11,9 +11,10 @@ from typing import Final
 from msgspec import Raw
 
 from proxy.carrier import Carrier
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
+from proxy.phase import Phase
 from proxy.plan import Mode
 
 _MAX_ENGINES: Final = 256
@@ -54,9 +55,10 @@ class Merger:
         ask = flight.plan.ask
         if len(riders) < 2 or ask is None:
             return flight
-        body = merged_body(ask, sum(count for _, count in riders))
+        count = sum(count for _, count in riders)
+        body = merged_body(ask, count)
         carrier = Carrier(
-            replace(flight.plan, body=body, merge=False),
+            replace(flight.plan, body=body, merge=False, parts=count),
             riders,
             limit=self._limit,
             on_rider=self._left,
@@ -79,30 +81,41 @@ class Merger:
         carrier.cancel()
         return carrier
 
-    def unload(self, carrier: Carrier, error: GatewayError | None) -> Sequence[Flight]:
-        """End every rider that has not ended. Those that the engine refused together are given back, to be asked
-        for one by one."""
+    def unload(self, carrier: Carrier, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
+        """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
+        refused together, and those whose choices it did not complete and that have had nothing of them. True: it
+        did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
         if carrier.fingerprint is not None and carrier.backend is not None:
             if len(self._fingerprints) >= _MAX_ENGINES:
                 self._fingerprints.clear()
             self._fingerprints[carrier.backend] = carrier.fingerprint
         refused = carrier.head is not None and 400 <= carrier.head.status < 500 and carrier.mode is Mode.WHOLE
         if error is None and refused:
-            alone = [rider for rider in carrier.riders if rider is not None]
-            for rider in alone:
-                self._carried.pop(rider, None)
-                rider.plan.merge = False
-                for reader in rider.subscribers:
-                    reader.verdict = "bypass"
-            return alone
-        if error is None:
+            return self._alone(carrier), False
+        began = carrier.phase is Phase.STREAMING
+        partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
+        if partial:
             carrier.land_riders()
-        else:
+        few = error is None and carrier.lacks
+        alone: Sequence[Flight] = ()
+        if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
+            alone = self._alone(carrier)
+        if error is not None:
             carrier.fail(error)
-            carrier.fail_riders(error)
-        return ()
+        lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
+        carrier.fail_riders(carrier.broken or error or lost)
+        return alone, few
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _alone(self, carrier: Carrier) -> Sequence[Flight]:
+        riders = carrier.untouched_riders()
+        for rider in riders:
+            self._carried.pop(rider, None)
+            rider.plan.merge = False
+            for reader in rider.subscribers:
+                reader.verdict = "bypass"
+        return riders
 
     def _left(self, rider: Flight) -> None:
         self._carried.pop(rider, None)

@@ -54,6 +54,7 @@ class Plan:
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
+    parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
     assumed: int = 0  # tokens that its answer was taken for where it had to wait; 0: nobody asked
 
     def headers_in_common(self) -> list[tuple[str, str]]:

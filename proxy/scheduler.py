@@ -12,7 +12,7 @@ from typing import Final
 
 from proxy import kept
 from proxy.alarms import Alarms
-from proxy.backends import Backend, Backends, stray_places
+from proxy.backends import Backend, Backends, Lease, stray_places
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
@@ -374,7 +374,7 @@ class Scheduler:
         try:
             self._flying.pop(flight, None)
             if isinstance(flight, Carrier):
-                self._unload(flight, error)
+                self._unload(flight, error, journey.lease)
             elif error is None:
                 self._landed(journey)
             else:
@@ -405,11 +405,15 @@ class Scheduler:
             if journey.lease.backend is backend:
                 journey.engine_gone()
 
-    def _unload(self, carrier: Carrier, error: GatewayError | None) -> None:
+    def _unload(self, carrier: Carrier, error: GatewayError | None, lease: Lease | None = None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
-        together. Those are asked for one by one: `n` may be what it did not like."""
+        together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
-        for rider in self._merger.unload(carrier, error):
+        alone, few = self._merger.unload(carrier, error)
+        if few and lease is not None:
+            self._backends.seen_few(lease)
+            self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
+        for rider in alone:
             try:
                 self.queue.put(rider, self._loop.time())
             except GatewayError as e:  # the time that it has is not enough any more
@@ -418,7 +422,8 @@ class Scheduler:
                 self._fault("a rider that is asked for alone", e)
                 self.abandon(rider)
             self._soon()
-        self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
+        outcome = _outcome(error) if error is not None else "error" if few else "landed"
+        self._metrics.flight_landed(outcome, carrier.plan.model, None, made)
 
     def _rider_ended(self, rider: Flight) -> None:
         self._group.remove(rider)
@@ -454,6 +459,10 @@ class Scheduler:
         if self._cache is None or key is None or feeder is None or not feeder.clean:
             self._group.remove(flight)
             return
+        if flight.size > self._cache.max_entry:
+            self._cache.skip()  # and 64 MiB are not joined for nothing
+            self._group.remove(flight)
+            return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
         self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
 
@@ -487,7 +496,7 @@ class Scheduler:
                 flight.fail(error)
             except Exception as e:  # noqa: BLE001 - its readers are told all the same, below
                 self._fault("the end of a flight", e)
-            self._measure(flight, "failed")
+            self._measure(flight, _outcome(error))
         if not flight.finished:
             flight.broke(error)
 
@@ -514,3 +523,8 @@ class Scheduler:
             self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
         except Exception as e:  # noqa: BLE001 - as said
             self._fault("counting a flight", e)
+
+
+def _outcome(error: GatewayError) -> str:
+    """A failed Flight, as it is counted: an answer that was not whole is one that an engine called complete."""
+    return "error" if error.code is Code.UPSTREAM_INCOMPLETE else "failed"

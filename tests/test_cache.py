@@ -185,7 +185,7 @@ async def test_one_round_trip_serves_a_whole_batch_of_look_ups(redis: EmbeddedRe
     await cache.start()
     try:
         done = asyncio.Event()
-        cache.store(b"k1", Stored("whole", 1.0, b"{}"), done.set)
+        cache.store(b"k1", Stored("whole", 1.0, b'{"choices":[{"finish_reason":"stop"}]}'), done.set)
         await done.wait()
         async with Redis.from_url(url(redis)) as other:
             before = (await other.info("commandstats"))["cmdstat_mget"]["calls"] if await stats(other) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +15,21 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from proxy.cache import PREFIX, Cache, Op, Stored, stream_views
-from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk
+from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
 from tests.redis_server import look_up, redis_server
 
-ONE, TWO, THREE = (chunk(b"data: %d\n\n" % n) for n in range(3))
+CHOICE = b'"index":0,"delta":{"content":"%b"},"finish_reason":%b'
+ONE, *ENDS = (
+    chunk(b'data: {"choices":[{%b}]%b}\n\n' % (CHOICE % (text, reason), more))
+    for text, reason, more in ((b"Hi", b"null", b""), (b"", b'"stop"', b""), (b"", b'"stop"', b',"of":"both"'))
+)
+OVER = chunk(b"data: [DONE]\n\n")
+USAGE = chunk(b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n')
+TWO = ENDS[0] + USAGE + OVER
+THREE = ENDS[1] + OVER
 STREAM = Stored("stream", 1.0, ONE + TWO, cut=len(ONE), tail=THREE)
+BODY = b'{"choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"stop"}]}'
+VECTOR = b'{"data":[{"index":0,"embedding":[0.5]}]}'
 CHUNKS = st.lists(st.binary(min_size=1, max_size=5).map(chunk), max_size=6)
 
 
@@ -30,8 +41,9 @@ def test_both_views_of_a_stream_come_back_from_what_is_stored(
     body, cut, tail = stream_views(full, plain)
     assert body == b"".join(full)
     assert (body if cut is None else body[:cut] + tail) == b"".join(plain)
-    stored = Stored("stream", 1.0, body, cut, tail)
-    assert stored.sound(ChunkCheck()) is bool(body)
+    whole = Stored("stream", 1.0, *stream_views([*full, ENDS[0], OVER], [*plain, ENDS[0], OVER]))
+    assert whole.sound(ChunkCheck())
+    assert not Stored("stream", 1.0, body, cut, tail).sound(ChunkCheck())
 
 
 def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
@@ -62,17 +74,106 @@ def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
         {"kind": "whole"},
         {"kind": "whole", "cut": None},
         {"kind": "whole", "cut": None, "tail": b"", "body": b""},
+        {"kind": "whole", "cut": None, "tail": b""},
+        {"prompt_tokens": 2**63},
+        {"tail": OVER},
+        {"tail": THREE + OVER},
+        {"tail": OVER + THREE},
+        {"tail": THREE + USAGE},
+        {"tail": ENDS[1]},
+        {"tail": THREE.replace(b"stop", b"abor")},
+        {"tail": b""},
+        {"tail": b"", "cut": None, "body": ONE + OVER},
+        {"tail": b"", "cut": None, "body": OVER},
+        {"tail": b"", "cut": None, "body": ONE + ENDS[0]},
+        {"tail": b"", "cut": None, "body": b"0" + ONE + ENDS[0] + OVER},
+        {"tail": b"", "cut": None, "body": ONE + ENDS[0] + OVER.replace(b"e\r", b"E\r")},
+        {"tail": b"", "cut": None, "body": ONE + ENDS[0] + OVER.replace(b"e\r", b"e;a=b\r")},
     ],
 )
 def test_what_could_harm_a_client_is_not_sound(changes: dict[str, Any]) -> None:
     assert STREAM.sound(ChunkCheck())
-    assert Stored("whole", 1.0, b"{}").sound(ChunkCheck())
+    assert Stored("whole", 1.0, BODY).sound(ChunkCheck())
+    assert Stored("whole", 1.0, VECTOR).sound(ChunkCheck())
+    assert Stored("stream", 1.0, ONE + ENDS[0] + OVER).sound(ChunkCheck())
     assert not msgspec.structs.replace(STREAM, **changes).sound(ChunkCheck())
 
 
 def test_a_cut_inside_a_chunk_is_not_sound_even_where_what_follows_looks_like_chunks() -> None:
     inner = chunk(b"a" + ONE)  # the content ends in a whole chunk
     assert not Stored("stream", 1.0, inner, cut=len(inner) - len(ONE) - 2, tail=TWO).sound(ChunkCheck())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"error":{"message":"no"}}',
+        b'{"object":"error"}',
+        b'{"choices":null}',
+        b'{"choices":[]}',
+        b'{"choices":{}}',
+        BODY.replace(b"stop", b"abort"),
+        BODY.replace(b'"stop"', b"null"),
+        BODY.replace(b'"stop"', b"1"),
+        BODY[:-1],
+        BODY + b"x",
+        BODY + BODY,
+        BODY.replace(b'"Hi"', b"[" * 100_000),
+        BODY.replace(b'"Hi"', b"NaN"),
+        VECTOR.replace(b"[0.5]", b"null"),
+        VECTOR.replace(b"[0.5]", b"[]"),
+        VECTOR.replace(b"[0.5]", b'""'),
+        VECTOR.replace(b"[0.5]", b"[null]"),
+        ONE + ENDS[0] + OVER,
+        b"\xff",
+    ],
+)
+def test_a_stored_body_that_is_not_whole_is_not_sound(body: bytes) -> None:
+    assert not Stored("whole", 1.0, body).sound(ChunkCheck())
+
+
+def says(stored: Stored) -> list[object]:
+    """What a client that asks for usage, and one that does not, would get."""
+    if stored.kind == "whole":
+        return [json.loads(stored.body)]
+    plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
+    return [unchunks(view) for view in (stored.body, plain)]
+
+
+@given(
+    st.sampled_from([STREAM, Stored("stream", 1.0, ONE + ENDS[0] + OVER), Stored("whole", 1.0, BODY)]),
+    st.lists(
+        st.tuples(
+            st.integers(0, 600),
+            st.integers(0, 3),
+            st.one_of(
+                st.binary(max_size=3), st.sampled_from([OVER, ONE, LAST_CHUNK, b"0", b"A", b"\r\n", b";a=b"])
+            ),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_a_damaged_value_is_a_miss_or_a_stream_that_we_could_have_written(
+    stored: Stored, damage: list[tuple[int, int, bytes]]
+) -> None:
+    value = msgspec.msgpack.encode(stored)
+    for at, gone, instead in damage:
+        at %= len(value)
+        value = value[:at] + instead + value[at + gone :]
+    cache = Cache("unix:///none", timeout=1, ttl=1, max_entry=1, max_pending=1)
+    found = cache._decode(b"k", value)
+    if found is None:
+        return
+    for view in says(found):
+        if isinstance(view, list):
+            assert [is_done(frame) for frame in view] == [False] * (len(view) - 1) + [True]
+            assert any(b'"finish_reason":"stop"' in frame for frame in view)
+        else:
+            assert view["choices"][0]["finish_reason"] == "stop"  # type: ignore[index]
 
 
 @asynccontextmanager
@@ -96,7 +197,7 @@ async def put(cache: Cache, key: bytes, stored: Stored, *, replace: bool = True)
 
 async def test_what_is_stored_comes_back_as_it_was() -> None:
     async with cached() as (cache, _, _):
-        whole = Stored("whole", 2.5, b"{}", prompt_tokens=1, completion_tokens=2)
+        whole = Stored("whole", 2.5, BODY, prompt_tokens=1, completion_tokens=2)
         await put(cache, b"a", STREAM)
         await put(cache, b"b", whole)
         assert await look_up(cache, [b"a", b"b", b"c"]) == [STREAM, whole, None]
@@ -140,18 +241,18 @@ async def test_another_kind_of_value_under_our_key_is_nothing_to_us() -> None:
 async def test_replace_false_leaves_what_is_there() -> None:
     async with cached() as (cache, _, _):
         await put(cache, b"k", STREAM)
-        await put(cache, b"k", Stored("whole", 1.0, b"{}"), replace=False)
+        await put(cache, b"k", Stored("whole", 1.0, BODY), replace=False)
         assert await look_up(cache, [b"k"]) == [STREAM]
 
 
 async def test_more_than_may_wait_to_be_stored_is_left_out_and_settled_at_once() -> None:
     async with cached(max_pending=5000) as (cache, seen, _):
         settled: list[int] = []
-        big = Stored("whole", 1.0, b"x" * 3000)
+        big = Stored("whole", 1.0, BODY + b" " * 3000)
         for n in range(2):
             cache.store(b"%d" % n, big, lambda n=n: settled.append(n))  # type: ignore[misc]
         assert (seen, settled) == (["store_skipped"], [1])
-        await put(cache, b"small", Stored("whole", 1.0, b"{}"))
+        await put(cache, b"small", Stored("whole", 1.0, BODY))
         assert settled == [1, 0]
         await put(cache, b"1", big)
         assert [value is not None for value in await look_up(cache, [b"0", b"1"])] == [True, True]

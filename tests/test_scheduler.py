@@ -31,6 +31,8 @@ DONE = b"data: [DONE]\n\n"
 class Store:
     """A store in memory whose answers come when the test says so, or at once where it is away."""
 
+    max_entry = 1 << 20
+
     def __init__(self) -> None:
         self.available = True
         self.asked: list[tuple[list[bytes], Callable[[list[Stored | None]], None]]] = []

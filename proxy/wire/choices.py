@@ -12,15 +12,16 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from proxy.wire.frames import Usage, has_content, is_error
+from proxy.wire.frames import Usage, has_content, is_error, usage_from
 from proxy.wire.known import Unfoldable
 from proxy.wire.sse import DONE, data_of, encode, is_done
+from proxy.wire.whole import REASONS
 
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIST: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 _INT: Final = msgspec.json.Decoder(int)
-_USAGE: Final = msgspec.json.Decoder(Usage)
 _TEXT: Final = msgspec.json.Decoder(str)
+_REASON: Final = msgspec.json.Decoder(str | None)
 _ENCODE: Final = msgspec.json.Encoder().encode
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL: Final = b"null"
@@ -36,11 +37,16 @@ class Part:
     count: int
     usage: bool  # asked for the usage chunk
     request_id: str
-    finished: int = 0  # choices that have said why they ended
+    endings: dict[int, str] = field(default_factory=dict)  # choices that have ended, and why
     ended: bool = False
     held: list[bytes] = field(default_factory=list)  # finishes that wait for the fingerprint
     content_events: int = 0
     completion_tokens: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether each of its choices has ended by a reason of OpenAI's."""
+        return len(self.endings) == self.count and REASONS.issuperset(self.endings.values())
 
 
 Given = tuple[int, bytes, bool]
@@ -51,7 +57,8 @@ class StreamSplit:
     """Takes one stream with `n` choices apart, frame by frame.
 
     Each part gets what a stream of its own would have said: its choices numbered from 0, its request's id, and
-    its end as soon as its own choices have ended, not when the longest twin has. Asked of the engine are usage and
+    its end as soon as its own choices have ended, not when the longest twin has; a part that is not whole gets no
+    end. Asked of the engine are usage and
     `continuous_usage_stats`, so each choice's tokens are the engine's own count; where an engine does not give
     them, the total is shared out by content events. Who asked for usage gets it with the engine's final one.
     `fingerprint`: the engine's, where it is known; else finishes of those who did not ask wait for it.
@@ -82,10 +89,11 @@ class StreamSplit:
             choices = _LIST.decode(members.get("choices", _NULL))
             usage = members.pop("usage", None)
             if not choices:
-                if usage is not None:
+                counted = usage_from(usage) if usage is not None else None
+                if usage is not None and counted is not None:
                     self._total = {**members, "usage": usage}
                     self.fingerprint = members.get(MOVED, self.fingerprint)
-                    self.prompt_tokens = _USAGE.decode(usage).prompt_tokens
+                    self.prompt_tokens = counted.prompt_tokens
                 return []
             return self._choices(members, choices, usage)
         except _BROKEN as e:
@@ -110,34 +118,35 @@ class StreamSplit:
             part = self.parts[n]
             if not 0 <= index - part.first < part.count:
                 raise Unfoldable(f"a choice with the index {index}")
-            if usage is not None and usage != _NULL:
-                counted = _USAGE.decode(usage)
+            counted = usage_from(usage) if usage is not None and usage != _NULL else None
+            if counted is not None:
                 self.prompt_tokens = counted.prompt_tokens
                 self._counts[index] = counted.completion_tokens
             if part.ended:
                 continue
             own = {**members, "choices": [{**choice, "index": index - part.first}]}
             _rename(own, self._id, part.request_id)
-            finish = bytes(choice.get("finish_reason", _NULL)) != _NULL
+            reason = _REASON.decode(choice.get("finish_reason", _NULL))
             frame = encode(_ENCODE(own))
             content = has_content(frame)
             part.content_events += content
-            if not finish:
+            if not reason:
                 given.append((n, frame, content))
                 continue
-            part.finished += 1
+            if part.endings.get(index, "stop") in REASONS:  # the first that is none of OpenAI's stays
+                part.endings[index] = reason
             if part.usage:  # theirs comes on the usage chunk
                 given.append((n, frame, content))
                 continue
             part.held.append(frame)
-            if self.fingerprint is not None and part.finished == part.count:
+            if self.fingerprint is not None and part.whole:
                 given += self._end(n)
         return given
 
     def _end(self, n: int) -> list[Given]:
         """What ends a part: its held finishes, its usage where it asked for it, [DONE]."""
         part = self.parts[n]
-        if part.ended:
+        if part.ended or not part.whole:
             return []
         part.ended = True
         part.completion_tokens = self._completion(n)
@@ -159,27 +168,41 @@ class StreamSplit:
         part = self.parts[n]
         if self._counts:
             return sum(self._counts.get(index, 0) for index in range(part.first, part.first + part.count))
-        if self._total is None:
+        counted = usage_from(self._total["usage"]) if self._total is not None else None
+        if counted is None:
             return part.content_events
-        total = _USAGE.decode(self._total["usage"]).completion_tokens
+        total = counted.completion_tokens
         return shares(total, [one.content_events for one in self.parts])[n]
 
 
-def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[tuple[bytes, Usage]]:
-    """One body with all choices to one a part. Raises Unfoldable where it is not what it should be.
+def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[tuple[bytes, Usage] | None]:
+    """One body with all choices to one a part; None for a part whose choices are not all there and whole. Raises
+    Unfoldable where it is not what it should be.
 
     An engine counts the tokens of all choices together. Where it says how many each has (token ids, logprobs) that
     is what a part is told; else the total is shared out by the bytes of each one's choices, and adds up.
     """
     try:
         members = _MEMBERS.decode(body)
-        choices = {_INT.decode(choice["index"]): choice for choice in _LIST.decode(members["choices"])}
-        usage = _MEMBERS.decode(members.get("usage") or b"{}")
-        total = _USAGE.decode(members.get("usage") or b"{}")
-        mine = [[choices[index] for index in range(part.first, part.first + part.count)] for part in parts]
+        choices: dict[int, dict[str, Raw]] = {}
+        for choice in _LIST.decode(members["choices"]):
+            index = _INT.decode(choice["index"])
+            if index in choices:
+                raise Unfoldable(f"a body with the choice {index} twice")
+            choices[index] = choice
+        raw = members.get("usage", _NULL)
+        usage: dict[str, Raw] = {} if bytes(raw) == _NULL else _MEMBERS.decode(raw)
+        total = usage_from(raw) or Usage()
+        mine = [
+            [choices[index] for index in range(part.first, part.first + part.count) if index in choices]
+            for part in parts
+        ]
         tokens = _tokens(total.completion_tokens, mine)
-        split = []
+        split: list[tuple[bytes, Usage] | None] = []
         for part, own_choices, count in zip(parts, mine, tokens, strict=True):
+            if len(own_choices) < part.count or not all(map(_ended, own_choices)):
+                split.append(None)
+                continue
             own: dict[str, Any] = dict(members)
             _rename(own, request_id, part.request_id)
             own["choices"] = [{**choice, "index": n} for n, choice in enumerate(own_choices)]
@@ -212,6 +235,10 @@ def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> list[int]:
     if all(len(k) == len(own) for k, own in zip(known, counts, strict=True)) and sum(map(sum, known)) == total:
         return [sum(own) for own in known]
     return shares(total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine])
+
+
+def _ended(choice: dict[str, Raw]) -> bool:
+    return _REASON.decode(choice.get("finish_reason", _NULL)) in REASONS
 
 
 def _counted(choice: dict[str, Raw]) -> int | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -18,17 +18,23 @@ _TEXTS: Final = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"'
 _CONTENT: Final = re.compile(
     rb'"(?:content|text|arguments|name|reasoning|reasoning_content|refusal)"[ \t\r\n]*:[ \t\r\n]*"[^"]'
 )
-_FINISH: Final = re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"')
+FINISH: Final = re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"')
 _NOT_JSON: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NULL: Final = msgspec.Raw(b"null")
 _MOVED: Final = ("system_fingerprint", "timings")
 
 
-class Usage(msgspec.Struct):
-    """Token counts as the engine gives them."""
+MAX_TOKENS: Final = 2**40
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+"""A count that can be: sums of thousands fit into 64 bits, which is all that JSON and msgpack are written with."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
+
+class Usage(msgspec.Struct):
+    """Token counts as the engine gives them. Counts that cannot be are read as if there were no usage."""
+
+    prompt_tokens: Tokens = 0
+    completion_tokens: Tokens = 0
+    total_tokens: Tokens = 0
 
 
 class _UsageOnly(msgspec.Struct):
@@ -44,6 +50,7 @@ class _Choices(msgspec.Struct):
 
 
 _USAGE: Final = msgspec.json.Decoder(_UsageOnly)
+_TOKENS: Final = msgspec.json.Decoder(Tokens | None)
 _CHOICES: Final = msgspec.json.Decoder(_Choices)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -66,8 +73,22 @@ def usage_of(frame: bytes) -> Usage | None:
         return None
     try:
         return _USAGE.decode(data_of(frame) or b"{}").usage
+    except msgspec.ValidationError:
+        return usage_from(_members(frame).get("usage", _NULL))
     except _NOT_JSON:
         return None
+
+
+def usage_from(raw: msgspec.Raw) -> Usage | None:
+    """Usage whose members are read one by one: a `total_tokens` that cannot be is left out, without the two others
+    there is no usage."""
+    try:
+        members = _MEMBERS.decode(raw)
+        prompt = _TOKENS.decode(members.get("prompt_tokens", b"0")) or 0
+        completion = _TOKENS.decode(members.get("completion_tokens", b"0")) or 0
+    except _NOT_JSON:
+        return None
+    return Usage(prompt, completion, prompt + completion)
 
 
 def is_error(frame: bytes) -> bool:
@@ -112,7 +133,7 @@ class Twins:
                 start = at + len(key)
                 end = frame.find(b'"', start)
                 whole = frame.find(b"\n") == len(frame) - 2 and 13 not in frame
-                if end > start and whole and frame[end - 1] != 92 and not _FINISH.search(frame):
+                if end > start and whole and frame[end - 1] != 92 and not FINISH.search(frame):
                     self._front, self._back = frame[:start], frame[end:]
                     self._start, self._stop = start, end - len(frame)
                     self._short = len(frame) - (end - start)
@@ -144,7 +165,7 @@ class PlainView:
             if _is_usage_chunk(members):
                 moved = [(name, members[name]) for name in _MOVED if name in members]
                 return [_put_back(held, moved) for held in self.end()]
-        if _FINISH.search(frame) is not None:
+        if FINISH.search(frame) is not None:
             self.held.append((frame, _indexes(frame)))
             return []
         if not self.held:
@@ -190,7 +211,7 @@ def _put_back(frame: bytes, moved: Sequence[tuple[str, msgspec.Raw]]) -> bytes:
     present = _members(frame)
     missing = b"".join(b',"%b":%b' % (name.encode(), bytes(raw)) for name, raw in moved if name not in present)
     data = data_of(frame)
-    if not missing or not present or not data or _FINISH.search(frame) is None:
+    if not missing or not present or not data or FINISH.search(frame) is None:
         return frame
     at = frame.find(data)
     if at < 0:

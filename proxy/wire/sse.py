@@ -137,6 +137,9 @@ SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
 """The size lines of small chunks, made once: to format one takes 1.4 times as long as to join it."""
 
 
+_HEX: Final = tuple(size[:-2] for size in SIZES)
+
+
 def chunk(frame: bytes) -> bytes:
     """The frame as one HTTP/1.1 chunk. Nothing gives nothing: an empty chunk would end the body."""
     size = len(frame)
@@ -166,53 +169,63 @@ def unchunks(data: bytes) -> list[bytes]:
 _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-class _Ends:
-    """What a parser tells: how many messages have ended."""
+class _Seen:
+    """What a parser tells: the chunks' contents, and how many messages have ended."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "on_body", "pieces")
 
     def __init__(self) -> None:
         self.count = 0
+        self.pieces: list[bytes] = []
+        self.on_body = self.pieces.append  # a C function: no call of Python for each chunk
 
     def on_message_complete(self) -> None:
         self.count += 1
 
 
 class ChunkCheck:
-    """Whether bytes are whole HTTP chunks and nothing else, as an HTTP parser (llhttp) sees it: followed by the
-    last chunk they are one body, and they cannot end that body and begin something else.
+    """Reads bytes that should be joined chunks exactly as `chunk` writes them: no extensions, no leading zeros, no
+    capitals, no last chunk. It finds what `unchunks` finds, by an HTTP parser (llhttp) and no walk in Python.
 
-    Measured, 131 chunks, 33 KB (CPython 3.11, one EPYC core): 6 µs; a walk in Python 81, crc32 13, sha256 23.
     The parser is kept: to make one costs as much as 40 chunks.
     """
 
-    __slots__ = ("_ends", "_parser")
+    __slots__ = ("_parser", "_seen")
 
     def __init__(self) -> None:
-        self._ends = _Ends()
-        self._parser = httptools.HttpResponseParser(self._ends)
+        self._seen = _Seen()
+        self._parser = httptools.HttpResponseParser(self._seen)
 
-    def __call__(self, *parts: bytes | memoryview) -> bool:
-        """True where each of the parts is."""
+    def __call__(self, part: bytes) -> list[bytes] | None:
+        """The frames; None where the bytes are anything else."""
+        if not len(part):
+            return []
+        seen, feed = self._seen, self._parser.feed_data
+        before = seen.count
         try:
-            if all(map(self._whole, parts)):
-                return True
+            if part[-2:] == b"\r\n":  # what is half a size would go on in the last chunk's
+                feed(_CHUNKED_HEAD)
+                feed(part)
+                if seen.count == before:
+                    feed(LAST_CHUNK)
+                    pieces = seen.pieces[:]
+                    seen.pieces.clear()
+                    if seen.count == before + 1:
+                        return pieces if _written(pieces) == part else None
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             pass
-        self._ends = _Ends()  # the old parser is in the middle of something
-        self._parser = httptools.HttpResponseParser(self._ends)
-        return False
+        self._seen = _Seen()  # the old parser is in the middle of something
+        self._parser = httptools.HttpResponseParser(self._seen)
+        return None
 
-    def _whole(self, part: bytes | memoryview) -> bool:
-        if not len(part):
-            return True
-        if part[-2:] != b"\r\n":
-            return False  # what is half a size would go on in the last chunk's
-        ends, feed = self._ends, self._parser.feed_data
-        before = ends.count
-        feed(_CHUNKED_HEAD)
-        feed(part)
-        if ends.count != before:
-            return False
-        feed(LAST_CHUNK)
-        return ends.count == before + 1
+
+def _written(frames: list[bytes]) -> bytes:
+    """The frames in their chunks, joined."""
+    lines: list[bytes] = [b""] * (2 * len(frames))
+    try:
+        lines[::2] = map(_HEX.__getitem__, map(len, frames))
+    except IndexError:
+        return b"".join(map(chunk, frames))
+    lines[1::2] = frames
+    lines.append(b"")
+    return b"\r\n".join(lines)

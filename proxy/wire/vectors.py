@@ -10,8 +10,10 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from msgspec import Raw
 
+from proxy.wire.frames import Tokens
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import BYTES_A_TOKEN
+from proxy.wire.whole import is_vector
 
 MAX_ITEMS: Final = 2048
 """OpenAI's own bound of one array; a larger one goes to the engine as it is."""
@@ -24,6 +26,7 @@ _IDS: Final = msgspec.json.Decoder(list[int])
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _DATA: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 _WHOLE: Final = msgspec.json.Decoder(int)
+_TOKENS: Final = msgspec.json.Decoder(Tokens)
 _ENCODE: Final = msgspec.json.Encoder().encode
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _JSON_FORMATS: Final = frozenset({b"null", b'"float"', b'"base64"'})
@@ -100,15 +103,23 @@ def take_apart(body: bytes, count: int) -> Parts:
         data = dict(zip((_WHOLE.decode(datum["index"]) for datum in found), found, strict=True))
         if len(found) != count or data.keys() != set(range(count)):
             raise Unsplittable(f"{len(found)} vectors for {count} inputs, or numbered otherwise")
-        if not all("embedding" in datum for datum in found):
+        if not all("embedding" in datum and is_vector(datum["embedding"]) for datum in found):
             raise Unsplittable("an input without its vector")
-        usage = _OBJECT.decode(envelope["usage"]) if "usage" in envelope else {}
-        tokens = _WHOLE.decode(usage["prompt_tokens"]) if "prompt_tokens" in usage else None
+        tokens = _prompt_tokens(envelope)
     except KeyError as e:
         raise Unsplittable(f"it has no {e.args[0]}") from None
     except _BAD as e:
         raise Unsplittable(f"it is no list of vectors: {e}") from None
-    return Parts(envelope, [data[n] for n in range(count)], tokens if tokens is None or tokens >= 0 else None)
+    return Parts(envelope, [data[n] for n in range(count)], tokens)
+
+
+def _prompt_tokens(envelope: Mapping[str, Raw]) -> int | None:
+    """The engine's count; None where it gives none, or one that cannot be."""
+    try:
+        usage = _OBJECT.decode(envelope["usage"]) if "usage" in envelope else {}
+        return _TOKENS.decode(usage["prompt_tokens"]) if "prompt_tokens" in usage else None
+    except _BAD:
+        return None
 
 
 def put_together(envelope: Mapping[str, Raw], data: Sequence[Mapping[str, Raw]], tokens: int | None) -> bytes:

@@ -143,7 +143,7 @@ def test_vllms_own_stream_of_four_choices_comes_apart_into_streams_such_as_it_se
 def test_vllms_own_body_of_four_choices_comes_apart_and_its_tokens_add_up() -> None:
     recorded = load("chat-sampled-n4")
     split = split_body(recorded.body, parts(1, 2, 1), request_id="")
-    bodies = [json.loads(body) for body, _ in split]
+    bodies = [json.loads(found[0]) for found in split if found is not None]
     assert [[choice["index"] for choice in body["choices"]] for body in bodies] == [[0], [0, 1], [0]]
     texts = [choice["message"]["content"] for body in bodies for choice in body["choices"]]
     assert texts == [choice["message"]["content"] for choice in recorded.json()["choices"]]
@@ -153,21 +153,37 @@ def test_vllms_own_body_of_four_choices_comes_apart_and_its_tokens_add_up() -> N
     assert all(body.keys() == recorded.json().keys() for body in bodies)
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"choices":[]}', b'{"choices":[{"index":0}]}'])
-def test_a_body_without_everyones_choices_is_refused(body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b'{"choices":null}', b'{"choices":[{"index":0},{"index":0}]}', b'{"choices":[{}]}']
+)
+def test_a_body_whose_choices_cannot_be_told_apart_is_refused(body: bytes) -> None:
     with pytest.raises(Unfoldable):
         split_body(body, parts(1, 1), request_id="")
 
 
+@pytest.mark.parametrize("reason", ["abort", "error", None, ""])
+def test_a_part_whose_choices_are_not_all_there_and_whole_gets_nothing_and_the_others_get_theirs(
+    reason: str | None,
+) -> None:
+    choices = [{"index": n, "message": {"content": "x"}, "finish_reason": "stop"} for n in range(4)]
+    choices[2]["finish_reason"] = reason
+    body = json.dumps({"choices": choices}).encode()
+    first, second, third = split_body(body, parts(2, 1, 2), request_id="")
+    assert first is not None
+    assert len(json.loads(first[0])["choices"]) == 2
+    assert second is third is None
+
+
 def test_tokens_that_the_engine_lists_for_each_choice_are_what_each_is_told() -> None:
     choices = [
-        {"index": 0, "text": "aaaaaaaa", "logprobs": {"tokens": ["a"]}},
-        {"index": 1, "text": "b", "logprobs": {"tokens": ["b", "c", "d"]}},
+        {"index": 0, "finish_reason": "stop", "text": "aaaaaaaa", "logprobs": {"tokens": ["a"]}},
+        {"index": 1, "finish_reason": "stop", "text": "b", "logprobs": {"tokens": ["b", "c", "d"]}},
     ]
     body = json.dumps(
         {"choices": choices, "usage": {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}}
     )
-    assert [used.completion_tokens for _, used in split_body(body.encode(), parts(1, 1), request_id="")] == [1, 3]
+    split = split_body(body.encode(), parts(1, 1), request_id="")
+    assert [found[1].completion_tokens for found in split if found is not None] == [1, 3]
 
 
 @given(total=st.integers(0, 10_000), weights=st.lists(st.integers(0, 1000), min_size=1, max_size=16))

@@ -109,7 +109,12 @@ def test_a_vector_of_an_array_is_in_its_own_answer_byte_for_byte_what_it_is_alon
         b'{"data":[{"index":0,"embedding":[1]},{"index":2,"embedding":[1]}]}',
         b'{"data":[{"index":0,"embedding":[1]},{"index":1}]}',
         b'{"data":[{"embedding":[1]},{"index":1,"embedding":[1]}]}',
-        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":[1]}],"usage":3}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":null}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":[]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":""}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":[null]}]}',
+        b'{"data":[{"index":0,"embedding":[1]},{"index":1,"embedding":{"a":1}}]}',
+        b'{"data":null}',
         b'{"data":[{"index":"0","embedding":[1]},{"index":1,"embedding":[1]}]}',
         b"\xff",
     ],
@@ -117,6 +122,16 @@ def test_a_vector_of_an_array_is_in_its_own_answer_byte_for_byte_what_it_is_alon
 def test_an_answer_that_is_not_one_vector_an_input_is_refused(body: bytes) -> None:
     with pytest.raises(Unsplittable):
         take_apart(body, 2)
+
+
+@pytest.mark.parametrize(
+    "usage", ["3", "null", "{}", *(f'{{"prompt_tokens":{n}}}' for n in ("1" + 30 * "0", 2**64, -1, "5.0", '"5"'))]
+)
+def test_a_count_that_cannot_be_is_none(usage: str) -> None:
+    body = b'{"data":[{"index":0,"embedding":[1]}],"usage":%b}' % usage.encode()
+    parts = take_apart(body, 1)
+    assert parts.tokens is None
+    assert b"usage" not in put_together(parts.envelope, parts.data, parts.tokens)
 
 
 def test_vectors_are_matched_by_their_numbers_and_not_by_their_places() -> None:

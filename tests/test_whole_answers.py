@@ -1,0 +1,425 @@
+"""Answers that are not whole, on every way through the gateway: told honestly, never stored, nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.app import App
+from tests.client import Answer, post_json, streaming
+from tests.engine import Engine, Script
+from tests.engine_scripts import echo_script
+from tests.engine_turn import Turn
+from tests.engine_wire import DONE, LAST_CHUNK, error_body, sse
+from tests.redis_server import redis_server
+from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
+
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+PRIVATE = (("x-gateway-share", "off"),)
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[str]:
+    async with redis_server() as path:
+        yield f"unix://{path}"
+
+
+def choice(index: Any = 0, text: str = "half", reason: Any = None) -> bytes:
+    return sse({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
+
+
+def stream(*frames: bytes) -> Script:
+    """These frames, one after another as an engine's reads are; the head goes with the first."""
+
+    async def script(turn: Turn) -> None:
+        await turn.start()
+        for frame in frames:
+            await turn.frame(frame)
+            await asyncio.sleep(0.002)  # a read of its own
+        await turn.raw(LAST_CHUNK)
+        turn.mark_done()
+
+    return script
+
+
+def body(content: object) -> Script:
+    async def script(turn: Turn) -> None:
+        await turn.respond(200, content)
+
+    return script
+
+
+STREAMS: dict[str, tuple[list[bytes], str]] = {
+    "abort": ([choice(), choice(0, "", "abort"), DONE], "'abort'"),
+    "error": ([choice(), choice(0, "", "error"), DONE], "'error'"),
+    "any other": ([choice(), choice(0, "", "eos_token"), DONE], "'eos_token'"),
+    "none": ([choice(), DONE], "0 of 1|without a choice"),
+    "empty": ([choice(), choice(0, "", ""), DONE], "0 of 1"),
+    "a number": ([choice(), choice(0, "", 5), DONE], "without a choice"),
+    "only [DONE]": ([DONE], "without a choice"),
+    "no choices": ([sse({"choices": None}), sse({}), DONE], "without a choice"),
+    "another choice": ([choice(1), choice(1, "", "stop"), DONE], "1 of 1"),
+    "first stop, then abort": ([choice(0, "a", "stop"), choice(0, "", "abort"), DONE], "'abort'"),
+}
+
+
+async def twice(app: App, path: str, ask: object, headers: tuple[tuple[str, str], ...]) -> list[Answer]:
+    answers = []
+    for _ in range(2):
+        answers.append(await post_json(app.url, path, ask, headers))
+        await until(lambda: len(app.group) == 0)
+    return answers
+
+
+@pytest.mark.parametrize("deny", [False, True], ids=["", "guarded"])
+@pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_stream_that_is_not_whole_ends_in_an_error_and_is_nobody_s_hit(
+    redis: str, tmp_path: Path, name: str, headers: tuple[tuple[str, str], ...], deny: bool
+) -> None:
+    frames, words = STREAMS[name]
+    log, rules = tmp_path / "log", tmp_path / "deny"
+    rules.write_text("nothing of this\n")
+    changes: dict[str, Any] = {"deny_file": str(rules), "deny_answers": True} if deny else {}
+    async with (
+        Engine(stream(*frames)) as engine,
+        gateway(engine, redis=redis, log_to=log, retries=0, **changes) as app,
+    ):
+        for answer in await twice(app, CHAT, HELLO_STREAM, headers):
+            assert b"upstream_incomplete" in answer.body
+            assert any(word in answer.body.decode() for word in words.split("|")), answer.body
+            assert b"[DONE]" not in answer.body
+            if frames == [DONE]:
+                assert answer.status == 502  # nothing had gone out
+            else:
+                assert answer.status == 200
+                assert answer.head["x-gateway-cache"] in ("miss", "bypass")
+                assert answer.events()[:-1] == frames[:-1]  # what came goes out as it is
+        assert engine.generations == 2
+        page = app.metrics.render("")[0].decode()
+        assert 'gateway_flights_ended_total{outcome="error"} 2' in page
+        assert 'code="upstream_incomplete"} 2' in page
+    assert [line["error"] for line in lines(log) if line.get("endpoint") == "chat"] == ["upstream_incomplete"] * 2
+
+
+WHOLE = {"index": 0, "message": {"content": "half"}, "finish_reason": "stop"}
+BODIES: dict[str, tuple[object, str]] = {
+    "abort": ({"choices": [WHOLE | {"finish_reason": "abort"}]}, "'abort'"),
+    "none": ({"choices": [WHOLE | {"finish_reason": None}]}, "0 of 1"),
+    "an error": (error_body("out of memory"), "an error"),
+    "object error": ({"object": "error", "message": "no"}, "an error"),
+    "nothing": ({}, "no choices"),
+    "choices null": ({"choices": None}, "no choices"),
+    "choices text": ({"choices": "stop"}, "no list of choices"),
+    "no choice": ({"choices": []}, "no choices"),
+    "a list": ([], "not a JSON object"),
+    "twice": ({"choices": [WHOLE, WHOLE]}, "choice 0"),
+}
+
+
+@pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_body_that_is_not_whole_is_a_502_that_says_what_is_missing(
+    redis: str, name: str, headers: tuple[tuple[str, str], ...]
+) -> None:
+    content, words = BODIES[name]
+    async with Engine(body(content)) as engine, gateway(engine, redis=redis, retries=0) as app:
+        for ask in (HELLO, HELLO_STREAM):  # an engine that will not stream answers so too
+            for answer in await twice(app, CHAT, ask, headers):
+                assert answer.status == 502
+                error = answer.json()["error"]
+                assert error["code"] == "upstream_incomplete"
+                assert words in error["message"]
+        assert engine.generations == 4
+
+
+@pytest.mark.parametrize("n", [2, 3])
+async def test_fewer_choices_than_asked_for_are_not_whole(redis: str, n: int) -> None:
+    async with Engine(echo_script()) as engine, gateway(engine, redis=redis, retries=0) as app:
+        for ask in (HELLO | {"n": n}, HELLO_STREAM | {"n": n}):
+            assert "upstream_incomplete" not in (await post_json(app.url, CHAT, ask)).body.decode()
+        engine.auto(stream(choice(0, "a", "stop"), DONE))
+        assert b"1 of %d" % n in (await post_json(app.url, CHAT, HELLO_STREAM | {"n": n, "seed": 1})).body
+        engine.auto(body({"choices": [WHOLE]}))
+        assert b"1 of %d" % n in (await post_json(app.url, CHAT, HELLO | {"n": n, "seed": 2})).body
+        prompts = {"model": "m1", "prompt": ["a"] * n, "temperature": 0}
+        assert b"1 of %d" % n in (await post_json(app.url, TEXT, prompts)).body
+
+
+async def test_nobody_joins_a_stream_from_the_moment_that_it_is_known_to_be_aborted(engine: Engine) -> None:
+    async with gateway(engine, retries=0) as app, AsyncExitStack() as stack:
+        first = await stack.enter_async_context(streaming(app.url, CHAT, HELLO_STREAM))
+        turn = await engine.next_request()
+        await turn.send("half")
+        await first.event()
+        attached = asyncio.create_task(post_json(app.url, CHAT, HELLO))  # a reader of the fold
+        await until(lambda: app.group.subscribers == 2)
+        await turn.frame(choice(0, "", "abort"))
+        await until(lambda: not app.group._streams)
+        late = asyncio.create_task(post_json(app.url, CHAT, HELLO_STREAM))
+        again = await engine.next_request()
+        await turn.end(DONE)
+        answer = await attached
+        assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
+        assert b"upstream_incomplete" in b"".join([event.raw async for event in first.events()])
+        await again.finish("whole")
+        assert (await late).head["x-gateway-cache"] == "miss"
+        assert b"whole" in (await late).body
+
+
+@pytest.mark.parametrize("ask", [HELLO, HELLO_STREAM], ids=["body", "stream"])
+@pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
+async def test_what_an_engine_aborts_before_anything_has_gone_out_another_one_is_asked_for(
+    ask: dict[str, Any], headers: tuple[tuple[str, str], ...]
+) -> None:
+    async def aborts(turn: Turn) -> None:
+        if turn.wants_stream:
+            await turn.start()
+            await turn.end(turn.shape.role(), choice(0, "", "abort"), DONE)
+        else:
+            await turn.answer("", reason="abort")
+
+    async with (
+        Engine(aborts) as one,
+        Engine(aborts) as two,
+        gateway(one, two) as app,
+    ):
+        two.auto(echo_script())
+        for n in range(8):
+            answer = await post_json(app.url, CHAT, ask | {"seed": n}, headers)
+            assert answer.status == 200
+            assert b"abort" not in answer.body
+        assert one.generations >= 1
+        assert two.generations == 8
+
+
+async def test_an_engine_that_aborts_again_and_again_is_given_up(engine: Engine) -> None:
+    engine.auto(body({"choices": [WHOLE | {"finish_reason": "abort"}]}))
+    async with gateway(engine, retries=0, breaker_failures=3) as app:
+        codes = [(await post_json(app.url, CHAT, HELLO | {"seed": n})).json()["error"]["code"] for n in range(4)]
+        assert codes == ["upstream_incomplete"] * 3 + ["no_backend"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_an_engine_s_own_refusal_is_passed_on_as_it_is(engine: Engine, status: int) -> None:
+    async def refuses(turn: Turn) -> None:
+        await turn.respond(status, {"error": {"message": "not that"}})
+
+    engine.auto(refuses)
+    async with gateway(engine) as app:
+        for ask in (HELLO, HELLO_STREAM):
+            answer = await post_json(app.url, CHAT, ask)
+            assert (answer.status, answer.json()) == (status, {"error": {"message": "not that"}})
+
+
+async def test_what_is_passed_through_is_not_judged(engine: Engine) -> None:
+    engine.auto(body({"choices": None}))
+    async with gateway(engine) as app:
+        assert (await post_json(app.url, "/v1/responses", {"model": "m1"})).json() == {"choices": None}
+
+
+AFTER = [DONE, choice(0, "more"), b": ping\n\n", b"data: half", b"\n", sse({"error": {"message": "late"}})]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("after", AFTER)
+async def test_nothing_after_done_is_passed_on_or_stored_and_its_connection_is_not_used_again(
+    redis: str, after: bytes, at_once: bool
+) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.start()
+        frames = [choice(0, "a", "stop"), DONE]
+        if at_once:
+            await turn.end(*frames, after)
+            return
+        await turn.frame(*frames)
+        await asyncio.sleep(0.01)
+        await turn.end(after)
+
+    async with Engine(script) as engine, gateway(engine, redis=redis) as app:
+        seen = await twice(app, CHAT, HELLO_STREAM, ())
+        for answer in seen:
+            assert answer.body == choice(0, "a", "stop") + DONE
+        assert [answer.head["x-gateway-cache"] for answer in seen] == ["miss", "hit"]
+        await engine.until(lambda: engine.open_connections == 0)
+        engine.auto(echo_script())
+        assert (await post_json(app.url, CHAT, HELLO_STREAM, PRIVATE)).status == 200
+
+
+ODD = [2**64, 10**30, -1, 5.0, "5", [], {}, None, True]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens", "total_tokens"])
+async def test_counts_that_cannot_be_cost_no_place_and_the_answer_is_as_it_was(
+    redis: str, odd: object, name: str
+) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, name: odd}
+
+    async def script(turn: Turn) -> None:
+        if turn.path == EMBED:
+            await turn.respond(200, {"data": [{"index": 0, "embedding": [0.5]}], "usage": usage})
+        elif turn.wants_stream:
+            await stream(choice(0, "a", "stop"), sse({"choices": [], "usage": usage}), DONE)(turn)
+        else:
+            await turn.respond(200, {"choices": [WHOLE], "usage": usage})
+
+    limits = {"rate_limit_tokens_per_minute": 10**8}
+    async with Engine(script) as engine, gateway(engine, redis=redis, max_inflight=1, **limits) as app:
+        for headers in ((), PRIVATE):
+            for path, ask in ((CHAT, HELLO), (CHAT, HELLO_STREAM), (EMBED, {"model": "m1", "input": "a"})):
+                for _ in range(2):
+                    answer = await post_json(app.url, path, ask, headers)
+                    assert answer.status == 200
+                    assert b"error" not in answer.body
+        await until(lambda: app.backends.all[0].inflight == 0)
+
+
+async def test_an_answer_larger_than_an_entry_is_never_put_together_for_the_store(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[object] = []
+    monkeypatch.setattr("proxy.kept.store.stream_views", lambda *views: kept.append(views) or (b"", None, b""))
+    async with (
+        Engine(body({"choices": [WHOLE], "pad": "x" * 5000})) as engine,
+        gateway(engine, redis=redis, cache_max_entry_bytes=4096) as app,
+    ):
+        assert (await post_json(app.url, CHAT, HELLO)).status == 200
+        await until(lambda: len(app.group) == 0)
+        assert b'op="store_skipped"} 1' in app.metrics.render("")[0]
+    assert kept == []
+
+
+DATUM = {"index": 0, "embedding": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": None},
+        {"data": []},
+        {"data": [DATUM | {"embedding": None}]},
+        {"data": [DATUM | {"embedding": []}]},
+        {"data": [{"index": 0}]},
+        {"error": {"message": "no"}},
+        {"object": "error"},
+        {},
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
+async def test_embeddings_without_a_vector_for_each_input_are_a_502(
+    redis: str, content: object, headers: tuple[tuple[str, str], ...]
+) -> None:
+    async with Engine(body(content)) as engine, gateway(engine, redis=redis, retries=0) as app:
+        for answer in await twice(app, EMBED, {"model": "m1", "input": "a"}, headers):
+            assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
+        assert len(engine.requests) == 2
+
+
+async def test_one_input_without_its_vector_does_not_take_the_other_clients_along(engine: Engine) -> None:
+    async with gateway(engine, retries=0, max_inflight=1) as app:
+        first = asyncio.create_task(post_json(app.url, CHAT, HELLO))
+        blocker = await engine.next_request()
+        asks = [asyncio.create_task(post_json(app.url, EMBED, {"model": "m1", "input": text})) for text in "ab"]
+        await until(lambda: app.group.subscribers >= 3)
+
+        async def script(turn: Turn) -> None:
+            inputs = turn.json()["input"]
+            inputs = [inputs] if isinstance(inputs, str) else inputs
+            vectors = [{"index": n, "embedding": None if text == "a" else [0.5]} for n, text in enumerate(inputs)]
+            await turn.respond(200, {"object": "list", "data": vectors})
+
+        engine.auto(script)
+        await blocker.answer("x")
+        assert [(await ask).status for ask in asks] == [502, 200]
+        assert (await first).status == 200
+
+
+# -- merged twins ---------------------------------------------------------------------------------------
+
+SAMPLED: dict[str, Any] = HELLO | {"temperature": 0.9}
+OTHER = SAMPLED | {"messages": [{"role": "user", "content": "block"}], "stream": True}
+
+
+async def merged(engine: Engine, app: App, stack: AsyncExitStack, ask: dict[str, Any], count: int) -> Any:
+    """So many twins that go up as one request: its turn, and their answers to come."""
+    await stack.enter_async_context(streaming(app.url, CHAT, OTHER))
+    blocker = await engine.next_request()
+    posts = [asyncio.create_task(post_json(app.url, CHAT, ask)) for _ in range(count)]
+    await until(lambda: len(app.scheduler.queue) == count)
+    await blocker.finish()
+    turn = await engine.next_request()
+    return turn, posts
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "body"])
+async def test_twins_that_an_engine_answers_with_one_choice_are_asked_for_alone_and_never_merged_there_again(
+    engine: Engine, streamed: bool
+) -> None:
+    ask = SAMPLED | {"stream": streamed}
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, ask, 3)
+        assert turn.json()["n"] == 3
+        engine.auto(echo_script())
+        if streamed:
+            await turn.send("only one")
+            await turn.finish()
+        else:
+            await turn.answer("only one")
+        answers = [await post for post in posts]
+        assert {answer.status for answer in answers} == {200}
+        assert sum(b"only one" in answer.body for answer in answers) == 1
+        assert all(b'"stop"' in answer.body and b"upstream" not in answer.body for answer in answers)
+        assert sorted(answer.head["x-gateway-cache"] for answer in answers) == ["bypass", "bypass", "merged"]
+        before = len(engine.requests)
+        await asyncio.gather(*(post_json(app.url, CHAT, ask) for _ in range(4)))
+        assert all("n" not in turn.json() for turn in engine.requests[before:])
+        assert app.backends.all[0].breaker.state.name == "CLOSED"
+
+
+async def test_a_twin_that_has_had_half_of_its_choice_ends_in_an_error_and_the_other_gets_its_own(
+    engine: Engine,
+) -> None:
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, SAMPLED | {"stream": True}, 3)
+        engine.auto(echo_script())
+        await turn.send("half", index=0)
+        await turn.frame(choice(0, "", "abort"))
+        await turn.send("whole", index=1)
+        await turn.finish(choices=[1])
+        bodies = [(await post).body for post in posts]
+        (broken,) = [body for body in bodies if b"half" in body]
+        assert b"upstream_incomplete" in broken
+        assert b"[DONE]" not in broken
+        (whole,) = [body for body in bodies if b"whole" in body]
+        assert whole.endswith(DONE)
+        (alone,) = [body for body in bodies if body not in (broken, whole)]
+        assert alone.endswith(DONE)
+        assert b"upstream" not in alone
+
+
+@pytest.mark.parametrize("content", [{"error": {"message": "no"}}, {"choices": None}, {}, [], {"choices": [{}]}])
+async def test_twins_that_get_no_answer_at_all_are_asked_for_alone(engine: Engine, content: object) -> None:
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, SAMPLED, 2)
+        engine.auto(echo_script())
+        await turn.respond(200, content)
+        assert [(await post).status for post in posts] == [200, 200]
+
+
+async def test_an_odd_count_in_a_merged_answer_costs_nobody_anything(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, SAMPLED | {"stream": True}, 2)
+        await turn.send("a", index=0)
+        await turn.send("b", index=1)
+        odd = sse({"choices": [], "usage": {"prompt_tokens": 2**64, "completion_tokens": 1}})
+        await turn.end(turn.shape.finish("stop", "", 0), turn.shape.finish("stop", "", 1), odd, DONE)
+        for post in posts:
+            assert (await post).body.endswith(DONE)
