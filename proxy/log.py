@@ -62,6 +62,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     trace_id: str | None = None  # where requests are traced
     client: str | None = None  # of a refusal: the address that counts, where no key says who it was
     limit: str | None = None  # that refused it: requests, tokens, streams; with `global.` before it everyone's
+    upstream_id: str | None = None  # the id by which the engine knows it, where that is another
 
     @property
     def level(self) -> str:

@@ -14,7 +14,7 @@ from proxy.carrier import Carrier
 from proxy.errors import GatewayError
 from proxy.flight import Flight
 from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
-from proxy.plan import Mode
+from proxy.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
 _MAX_ENGINES: Final = 256
 
@@ -52,8 +52,10 @@ class Merger:
         if len(riders) < 2 or ask is None:
             return flight
         body = merged_body(ask, sum(count for _, count in riders))
+        request_id = new_id()  # one client's is in the answer's id, which all of them see
+        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
         carrier = Carrier(
-            replace(flight.plan, body=body, merge=False),
+            replace(flight.plan, body=body, merge=False, request_id=request_id, headers=headers),
             riders,
             limit=self._limit,
             on_rider=self._left,
@@ -62,6 +64,7 @@ class Merger:
         now = carrier.clock()
         for rider, _ in riders:
             self._carried[rider] = carrier
+            rider.plan.carried_as = request_id
             rider.times.dispatched = now
             rider.backend = backend
             for reader in rider.subscribers:
@@ -88,7 +91,7 @@ class Merger:
             alone = [rider for rider in carrier.riders if rider is not None]
             for rider in alone:
                 self._carried.pop(rider, None)
-                rider.plan.merge = False
+                rider.plan.merge, rider.plan.carried_as = False, ""
                 for reader in rider.subscribers:
                     reader.verdict = "bypass"
             return alone
@@ -130,4 +133,4 @@ def _key(flight: Flight) -> bytes:
     plan = flight.plan
     if plan.ask is None:
         return b""
-    return twin_key(plan.ask, tenant=plan.tenant, headers=plan.headers_in_common())
+    return twin_key(plan.ask, tenant=plan.tenant, headers=headers_in_common(plan.headers))
