@@ -241,6 +241,7 @@ async def _cache(
         ttl=settings.cache_ttl_seconds,
         max_entry=settings.cache_max_entry_bytes,
         max_pending=settings.cache_max_pending_bytes,
+        namespace=settings.redis_namespace,
         record=metrics.cache,
         on_breaker=breaker,
     )

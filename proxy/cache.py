@@ -16,7 +16,6 @@ from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError
 from proxy.wire.sse import ChunkCheck
 
-PREFIX: Final = b"gateway:"
 MAX_UNREADABLE: Final = 4096
 STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
 AWAY: Final = frozenset({"LOADING", "NOAUTH"})
@@ -114,6 +113,7 @@ class Cache:
         ttl: int,
         max_entry: int,
         max_pending: int,
+        namespace: str = "gateway",
         record: Callable[[Op], None] = lambda op: None,
         on_breaker: Callable[[bool, str], None] = lambda open_, why: None,
     ) -> None:
@@ -123,6 +123,7 @@ class Cache:
         self._timeout = timeout
         self._ttl = ttl
         self._max_entry = max_entry
+        self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
         self._on_breaker = on_breaker
         self.breaker = Breaker()
@@ -158,8 +159,9 @@ class Cache:
             self._record("bypassed")
             done([None] * len(keys))
             return
+        prefix = self._prefix
         self._lookups.send(
-            [b"MGET", *[PREFIX + hexlify(key) for key in keys]],
+            [b"MGET", *[prefix + hexlify(key) for key in keys]],
             self._timeout,
             lambda reply: done(self._read(keys, reply)),
         )
@@ -207,7 +209,7 @@ class Cache:
                 self._record("store")
             settled()
 
-        command = [b"SET", PREFIX + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
+        command = [b"SET", self._prefix + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
         self._stores.send(command, STORE_SECONDS, done)
 
     def _failed(self, e: WireError) -> None:

@@ -201,7 +201,7 @@ class Embedder:
         plans = [want.flight.plan for want in wants]
         urgent, last = min(one.priority for one in plans), max(one.deadline for one in plans)
         flight = self._group.launch(
-            replace(plan, key=None, fresh=False, body=body, priority=urgent, deadline=last, latest=last)
+            replace(plan, key=None, many=True, fresh=False, body=body, priority=urgent, deadline=last, latest=last)
         )  # one client's deadline ends nobody else's request
         call = Call(kind, items, self._group.attach(flight, usage=True, whole=True, verdict="miss"), whole)
         self._calls.add(call)

@@ -137,7 +137,7 @@ class Feeder:
             return
         flight = self.flight
         self._last = flight.clock()
-        shared = not flight.private
+        shared = flight.plan.many or not flight.private
         passed = []
         length: int | None = None
         kind = ""

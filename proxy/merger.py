@@ -55,7 +55,7 @@ class Merger:
         request_id = new_id()  # one client's is in the answer's id, which all of them see
         headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
         carrier = Carrier(
-            replace(flight.plan, body=body, merge=False, request_id=request_id, headers=headers),
+            replace(flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers),
             riders,
             limit=self._limit,
             on_rider=self._left,

@@ -60,6 +60,7 @@ class Plan:
     fresh: bool = False  # do not look in the store, but write to it
     usage_added: bool = False  # usage was asked for by us, not by every reader
     merge: bool = False  # it samples: it may go up together with its twins
+    many: bool = False  # its answer is taken apart for several clients
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
     owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait

@@ -312,3 +312,29 @@ async def test_the_pages_readers_go_up_by_an_id_of_ours(engine: Engine) -> None:
         await post_json(app.url, "/-/readers", body, (("x-request-id", SECRET),))
         assert engine.requests
         assert not any(SECRET in turn.headers["x-request-id"] for turn in engine.requests)
+
+
+@pytest.mark.parametrize("body", [HELLO, SAMPLED, SAMPLED | {"stream": True}, {"model": "m1", "input": "a"}])
+async def test_headers_of_an_answer_that_several_get_are_passed_to_none_of_them(
+    engine: Engine, body: dict[str, Any]
+) -> None:
+    """A cookie, a trace: they are of the one whose request went up."""
+    path = EMBED if "input" in body else CHAT
+    own = [("set-cookie", "session=1"), ("traceresponse", "x")]
+
+    async def script(turn: Turn) -> None:
+        count = turn.json().get("n", 1)
+        if path == EMBED:
+            await turn.respond(200, embeddings_body(["a"], "m1", 1), own)
+        elif turn.wants_stream:
+            await turn.start(headers=own)
+            await turn.finish("a", choices=range(count))
+        else:
+            await turn.respond(200, turn.shape.whole(["a"] * count, ["stop"] * count, 1, count), own)
+
+    engine.auto(script)
+    async with gateway(engine, max_inflight=1) as app:
+        answers = await asyncio.gather(*(post_json(app.url, path, body) for _ in range(6)))
+        several = [answer for answer in answers if answer.head["x-gateway-cache"] in ("attached", "merged")]
+        assert several
+        assert not any("set-cookie" in answer.head or "traceresponse" in answer.head for answer in several)
