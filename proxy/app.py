@@ -136,7 +136,7 @@ async def running(
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
+            on_fault=lambda where, e: log.often("error", "internal error", where, fault=repr(e), where=where),
             feeder=feeder_for(settings, prepared, metrics, log),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
@@ -190,7 +190,7 @@ async def running(
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
             on_refused=metrics.connection_refused,
-            on_unreadable=lambda peer, why: log.event("info", "unreadable request", client=peer, detail=why),
+            on_unreadable=lambda peer, why: log.often("info", "unreadable request", client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack)

@@ -122,7 +122,8 @@ class Gateway:
             except (asyncio.CancelledError, ConnectionError):
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
-                self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
+                at = place_of(e)
+                self._log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
                 sent = await self._refuse(
                     call, GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
                 )
