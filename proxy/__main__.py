@@ -8,6 +8,7 @@ import asyncio
 import gc
 import os
 import sys
+from typing import Final
 
 import uvloop
 
@@ -17,16 +18,22 @@ from proxy.config import Settings
 from proxy.config_load import load
 from proxy.descriptors import raise_limit
 from proxy.errors import ListenError, SettingsError
+from proxy.faults import Faults
 from proxy.log import Log
 from proxy.signals import Signals
+from proxy.terminal import hold_standard_files, say
+
+STDOUT: Final = 1
+SAY_SECONDS: Final = 1.0  # for what ends the program to be read
 
 SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
        "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
 
 
-async def serve(settings: Settings, log: Log) -> None:
+async def serve(settings: Settings, log: Log, faults: Faults) -> None:
     """Run until SIGTERM or SIGINT; a second one does not wait for requests to end."""
+    asyncio.get_running_loop().set_exception_handler(faults.of_loop)
     with Signals() as signals:
         try:
             async with running(settings, log, lambda: load(sys.argv[1:], os.environ)) as app:
@@ -52,40 +59,42 @@ def _greet(app: App, settings: Settings) -> None:
     where = f"--unix-socket {unix} http://gateway" if unix else app.url
     key = " -H 'authorization: Bearer KEY'" if settings.api_keys_file else ""
     sample = SAMPLE.format(url=where, key=key, model=models[0] if models else "MODEL")
-    print(
+    say(
         f"gateway at {app.url}\n"
         f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
         f"  models:  {', '.join(models) or 'not known yet'}\n"
-        f"  redis:   {app.redis}\n\n{sample}\n",
-        file=sys.stderr,
-        flush=True,
+        f"  redis:   {app.redis}\n\n{sample}\n\n"
     )
 
 
 def main() -> int:
+    hold_standard_files()
     try:
         settings = load(sys.argv[1:], os.environ)
         if "--check-config" in sys.argv[1:]:
             return _check(settings)
     except SettingsError as e:
         return _refuse(e)
-    log = Log(sys.stdout.fileno(), settings.log_format, settings.log_level)
+    log = Log(STDOUT, settings.log_format, settings.log_level)
+    faults = Faults(log)
     raise_limit()
     try:
+        faults.install()
         for warning in settings.warnings:
             log.event("warning", "settings", detail=warning)
-        uvloop.run(serve(settings, log))
+        uvloop.run(serve(settings, log, faults))
     except SettingsError as e:
         return _refuse(e)
     except ListenError as e:
         where = settings.listen_unix or f"{settings.host}:{settings.port}"
-        print(f"proxy: cannot listen on {where}: {e}", file=sys.stderr)
+        say(f"proxy: cannot listen on {where}: {e}\n", wait=SAY_SECONDS)
         return 2
     except OSError as e:
         what = f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}"
-        print(f"proxy: cannot start: {what}", file=sys.stderr)
+        say(f"proxy: cannot start: {what}\n", wait=SAY_SECONDS)
         return 2
     finally:
+        faults.close()
         log.close()
     return 0
 
@@ -99,8 +108,7 @@ def _check(settings: Settings) -> int:
 
 
 def _refuse(e: SettingsError) -> int:
-    for line in str(e).splitlines():
-        print(f"proxy: {line}", file=sys.stderr)
+    say("".join(f"proxy: {line}\n" for line in str(e).splitlines()), wait=SAY_SECONDS)
     return 2
 
 

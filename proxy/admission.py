@@ -77,7 +77,12 @@ async def admission_for(
             words = "limits are each process's own" if away else "limits are shared again"
             log.event("warning" if away else "info", words, detail=why)
 
-        shared = SharedLimits(redis_url, timeout=settings.redis_timeout_ms / 1000, on_change=changed)
+        shared = SharedLimits(
+            redis_url,
+            timeout=settings.redis_timeout_ms / 1000,
+            namespace=settings.redis_namespace,
+            on_change=changed,
+        )
         stack.push_async_callback(shared.stop)
         await shared.start()
     limiter = Limiter(

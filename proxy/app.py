@@ -21,6 +21,7 @@ from proxy.cache import Cache
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.config import Settings
+from proxy.containment import Containment
 from proxy.descriptors import Places, in_use, limit, places
 from proxy.dial import tls_context
 from proxy.door import Door
@@ -28,7 +29,6 @@ from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.errors import ListenError, place_of
-from proxy.faults import Faults
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -108,7 +108,9 @@ async def running(
             tracing = Tracing(otel, prompts=settings.log_prompts)
         urls, redis_url, redis_words = await children(settings, log, stack)
         metrics = Metrics()
-        faults = Faults(lambda where, e: log.event("error", "internal error", fault=repr(e), where=_at(where, e)))
+        containment = Containment(
+            lambda where, e: log.often("error", "internal error", where, fault=repr(e), where=_at(where, e))
+        )
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
@@ -155,7 +157,7 @@ async def running(
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=faults,
+            on_fault=containment,
             feeder=feeder_for(settings, prepared, metrics, log),
             lost=pulse.lost,
         )
@@ -190,7 +192,7 @@ async def running(
             urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
             embedder=embedder,
             tracing=tracing,
-            fault=faults,
+            fault=containment,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -201,8 +203,8 @@ async def running(
             if reload is not None:
                 reload.wake()
 
-        watchdog = _watchdog(settings, scheduler, log, faults, loop)
-        watch(settings, backends, reload, watchdog, loop, log, faults, stack)
+        watchdog = _watchdog(settings, scheduler, log, containment, loop)
+        watch(settings, backends, reload, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -221,7 +223,7 @@ async def running(
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
             on_refused=metrics.connection_refused,
-            on_unreadable=lambda peer, why: log.event("info", "unreadable request", client=peer, detail=why),
+            on_unreadable=lambda peer, why: log.often("info", "unreadable request", client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack, room)
@@ -273,6 +275,7 @@ async def _cache(
         ttl=settings.cache_ttl_seconds,
         max_entry=settings.cache_max_entry_bytes,
         max_pending=settings.cache_max_pending_bytes,
+        namespace=settings.redis_namespace,
         record=metrics.cache,
         on_breaker=breaker,
     )
@@ -299,7 +302,7 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
 
 
 def _watchdog(
-    settings: Settings, scheduler: Scheduler, log: Log, faults: Faults, loop: asyncio.AbstractEventLoop
+    settings: Settings, scheduler: Scheduler, log: Log, containment: Containment, loop: asyncio.AbstractEventLoop
 ) -> Watchdog:
     def healed(kind: Kind, what: str) -> None:
         scheduler.told.healed(kind)
@@ -309,7 +312,7 @@ def _watchdog(
         scheduler.strays,
         clock=loop.time,
         on_healed=healed,
-        fault=faults,
+        fault=containment,
         patience=max(PATIENCE, 2 * settings.redis_timeout_ms / 1000),
     )
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
+from proxy.containment import internal, raised
 from proxy.errors import Code, GatewayError
-from proxy.faults import internal, raised
 from proxy.line import Line
 from proxy.lookups import Lookups
 from proxy.turns import Ticket

@@ -12,14 +12,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.faults import raised
+from proxy.containment import raised
 from proxy.redis_link import Link, address
 from proxy.resp import Lost, Overfull, Refused, WireError
 from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck
 from proxy.wire.whole import whole_body, whole_stream
 
-PREFIX: Final = b"gateway:"
 MAX_UNREADABLE: Final = 4096
 STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
 AWAY: Final = frozenset({"LOADING", "NOAUTH"})
@@ -125,6 +124,7 @@ class Cache:
         ttl: int,
         max_entry: int,
         max_pending: int,
+        namespace: str = "gateway",
         record: Callable[[Op], None] = lambda op: None,
         on_breaker: Callable[[bool, str], None] = lambda open_, why: None,
     ) -> None:
@@ -134,6 +134,7 @@ class Cache:
         self._timeout = timeout
         self._ttl = ttl
         self.max_entry = max_entry  # bytes
+        self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
         self._on_breaker = on_breaker
         self.breaker = Breaker()
@@ -178,7 +179,8 @@ class Cache:
                 raised("the reply to a look-up", e)
                 done([None] * len(keys))
 
-        self._lookups.send([b"MGET", *[PREFIX + hexlify(key) for key in keys]], self._timeout, answered)
+        prefix = self._prefix
+        self._lookups.send([b"MGET", *[prefix + hexlify(key) for key in keys]], self._timeout, answered)
 
     def _read(self, keys: Sequence[bytes], reply: Any) -> list[Stored | None]:
         if type(reply) is not list or len(reply) != len(keys):
@@ -234,7 +236,7 @@ class Cache:
             finally:
                 settled()
 
-        command = [b"SET", PREFIX + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
+        command = [b"SET", self._prefix + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
         self._stores.send(command, STORE_SECONDS, done)
 
     def _failed(self, e: WireError) -> None:

@@ -14,7 +14,7 @@ from proxy.cache import Stored
 from proxy.estimate import reached
 from proxy.flight import Flight, Subscriber
 from proxy.phase import Phase
-from proxy.plan import Head, Items, Plan
+from proxy.plan import Head, Items
 from proxy.wire.frames import Usage
 from proxy.wire.vectors import Inputs, put_together, shares, take_apart
 
@@ -49,10 +49,6 @@ class Kind(NamedTuple):
     inputs: Literal["text", "ids"]
     headers: tuple[tuple[str, str], ...]
     apart: int = 0  # a number of the request's own, where no two of them may be one array
-
-    @classmethod
-    def of(cls, plan: Plan, options: bytes, inputs: Literal["text", "ids"], apart: int) -> Kind:
-        return cls(plan.model, options, inputs, tuple(plan.headers_in_common()), apart)
 
 
 @dataclass(eq=False, slots=True)
@@ -188,6 +184,7 @@ class Want:
         """An engine has seen some of it, or may have: times and phase are the call's."""
         flight = self.flight
         flight.backend, flight.attempts = call.backend, max(flight.attempts, call.attempts)
+        flight.plan.carried_as = call.plan.request_id
         if flight.times.dispatched is None:
             flight.times.dispatched = call.times.dispatched
         if flight.phase is Phase.QUEUED and reached(call):

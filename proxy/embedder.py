@@ -20,10 +20,10 @@ from proxy.embed_store import ItemStore
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.key import Keyer
+from proxy.key import PADDING, Keyer
 from proxy.metrics import Metrics
 from proxy.phase import Phase
-from proxy.plan import Head
+from proxy.plan import Head, headers_in_common
 from proxy.wire.vectors import Unsplittable, array_body, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422})
@@ -96,12 +96,13 @@ class Embedder:
                 raise _ending()
             if len(self._waiting) >= self._limit:
                 raise queue_full(self._limit)
-            options, keys = self._keyer.items(ask, inputs.items, tenant=scope)
+            headers = headers_in_common(flight.plan.headers)
+            options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
         except GatewayError:
             self._group.remove(flight)
             raise
         apart = 0 if self._mixes(ask.model) else next(self._numbers)
-        kind = Kind.of(flight.plan, options, inputs.kind, apart)
+        kind = Kind(ask.model, options, inputs.kind, tuple(headers), apart)
         mine = items_of(kind, inputs, keys, {} if flight.plan.fresh else self._items, fresh=flight.plan.fresh)
         want = self._wants[flight] = Want(flight, [mine[key] for key in keys])
         flight.on_empty = self._left
@@ -194,7 +195,8 @@ class Embedder:
         whole = next((want for want in wants if want.is_all(items)), None)
         plan = (whole or wants[0]).flight.plan
         body = plan.body
-        if whole is None and plan.ask is not None:
+        padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
+        if (whole is None or padded) and plan.ask is not None:
             body = array_body(plan.ask, [item.text for item in items])
         plans = [want.flight.plan for want in wants]
         urgent, last = min(one.priority for one in plans), max(one.deadline for one in plans)
@@ -202,6 +204,7 @@ class Embedder:
             replace(
                 plan,
                 key=None,
+                many=True,
                 fresh=False,
                 body=body,
                 priority=urgent,

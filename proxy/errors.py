@@ -103,3 +103,14 @@ def place_of(e: BaseException) -> str:
     while at is not None and at.tb_next is not None:
         at = at.tb_next
     return f"{at.tb_frame.f_code.co_filename.rpartition('/')[2]}:{at.tb_lineno}" if at is not None else ""
+
+
+def frames_of(e: BaseException, most: int = 8) -> str:
+    """The innermost places of a fault, the innermost first: no file is read, as a traceback's lines would be."""
+    places = []
+    at = e.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{at.tb_lineno} {code.co_name}")
+        at = at.tb_next
+    return " < ".join(places[: -most - 1 : -1])

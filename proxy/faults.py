@@ -1,53 +1,148 @@
-"""Owns what is done with an exception that a callback of several requests contains: it is counted and reported.
-Must not know requests, flights or logs: where it is reported is given.
-Called at the borders where the loop, a connection or a timer enters the gateway's own code."""
+"""Owns what Python and its libraries would write to stderr by themselves: it goes to the log.
+Must not know requests or flights. stderr may be a pipe that nobody reads: a write there stops who writes.
+Called by `__main__`: errors of callbacks, tasks, threads and destructors, warnings, and `logging`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import sys
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Final, NamedTuple
 
-from proxy.errors import Code, GatewayError
+from proxy.errors import frames_of
+from proxy.log import Log
+from proxy.terminal import say
 
-Fault = Callable[[str, BaseException], None]
-"""Told where an exception was contained, and the exception. Never raises."""
-
-
-def internal() -> GatewayError:
-    """What the readers of a flight get whose handling raised."""
-    return GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
+MAX_WAITING: Final = 256  # faults that wait to be logged; more are counted
+MAX_TEXT: Final = 500  # characters of one field
+CLOSE_SECONDS: Final = 1.0
 
 
-def raised(where: str, error: BaseException) -> None:
-    """The Fault of last resort: the loop's own exception handler."""
-    asyncio.get_running_loop().call_exception_handler({"message": where, "exception": error})
+class _Fault(NamedTuple):
+    level: str
+    source: str  # loop, thread, destructor, or a logger's name
+    detail: str
+    fault: str
+    where: str
 
 
 class Faults:
-    """Counts contained exceptions and has each reported; a report that raises is counted too."""
+    """From `install` on, until `uninstall`.
 
-    def __init__(self, report: Fault) -> None:
-        self.count = 0
-        self._report = report
+    Each hook may be called while any lock is held, by a destructor that runs in the middle of anything. So it
+    takes none: it puts texts into a queue whose `put` may interrupt itself, and a thread logs them.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._queue: SimpleQueue[_Fault | None] = SimpleQueue()
+        self._missed = 0
+        self._handler = _Handler(self)
+        self._thread = threading.Thread(target=self._log_for_ever, name="faults", daemon=True)
+        self._before: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
-        return f"<Faults {self.count}>"
+        return f"<Faults waiting={self._queue.qsize()}>"
 
-    def __call__(self, where: str, error: BaseException) -> None:
-        self.count += 1
-        try:
-            self._report(where, error)
-        except Exception:  # noqa: BLE001 - a log that fails must not undo the containment
-            self.count += 1
+    def install(self) -> None:
+        """Take the place of Python's own hooks, and of the handlers of the root logger."""
+        root = logging.getLogger()
+        self._before = (sys.excepthook, sys.unraisablehook, threading.excepthook, root.handlers[:])
+        sys.excepthook, sys.unraisablehook = _crashed, self._unraisable
+        threading.excepthook = self._thread_failed
+        for handler in root.handlers[:]:
+            root.removeHandler(handler)
+        root.addHandler(self._handler)
+        logging.captureWarnings(True)
+        self._thread.start()
+
+    def uninstall(self) -> None:
+        """All as before."""
+        self.close()
+        sys.excepthook, sys.unraisablehook, threading.excepthook, handlers = self._before
+        logging.captureWarnings(False)
+        root = logging.getLogger()
+        root.removeHandler(self._handler)
+        for handler in handlers:
+            root.addHandler(handler)
+
+    def close(self) -> None:
+        """Log what waits, for at most a second. The hooks stay: what comes later must not be written to stderr
+        either."""
+        self._queue.put(None)
+        self._thread.join(CLOSE_SECONDS)
+
+    def of_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler."""
+        error = context.get("exception")
+        self.tell("error", "loop", context.get("message"), error if isinstance(error, BaseException) else None)
+
+    def tell(self, level: str, source: str, detail: object, error: BaseException | None) -> None:
+        """One fault. Never raises, never waits."""
+        if self._queue.qsize() >= MAX_WAITING:
+            self._missed += 1
+            return
+        fault = where = ""
+        if error is not None:
+            fault, where = _text(error, repr), frames_of(error)
+        self._queue.put(_Fault(level, source[:MAX_TEXT], _text(detail, str), fault, where))
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _unraisable(self, found: sys.UnraisableHookArgs) -> None:
+        self.tell("error", "destructor", found.err_msg or "Exception ignored", found.exc_value)
+
+    def _thread_failed(self, found: threading.ExceptHookArgs) -> None:
+        self.tell("error", "thread", found.thread.name if found.thread is not None else "", found.exc_value)
+
+    def _log_for_ever(self) -> None:
+        while (one := self._queue.get()) is not None:
+            with suppress(Exception):  # it must go on
+                level, source, detail, fault, where = one
+                like = f"{source} {(fault or detail)[:80]} {where}"
+                self._log.often(level, "fault", like, source=source, detail=detail, fault=fault, where=where)
+                if self._missed:
+                    missed, self._missed = self._missed, 0
+                    self._log.often("warning", "faults left out", count=missed)
 
 
-def contained(fault: Fault, where: str, *steps: Callable[[], object]) -> bool:
-    """Run every step, whatever the ones before it raised. False: one of them did."""
-    fine = True
-    for step in steps:
-        try:
-            step()
-        except Exception as e:  # noqa: BLE001 - the steps give things back: the rest must still be given back
-            fault(where, e)
-            fine = False
-    return fine
+class _Handler(logging.Handler):
+    """What libraries say by `logging`, warnings included."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__(logging.WARNING)
+        self._faults = faults
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        error = record.exc_info[1] if record.exc_info else None
+        self._faults.tell(level, record.name, _Said(record), error)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Not by a traceback on stderr."""
+
+
+class _Said:
+    """The message of a record: formatted only where it is logged."""
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        self._record = record
+
+    def __str__(self) -> str:
+        return self._record.getMessage()
+
+
+def _text(value: object, form: Any) -> str:
+    try:
+        return str(form(value))[:MAX_TEXT] if value is not None else ""
+    except Exception:  # noqa: BLE001 - a value that cannot say what it is, or a message that does not fit its values
+        return f"<{type(value).__name__}>"
+
+
+def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The main thread ends by an exception: it is said, for as long as somebody reads it."""
+    say(f"proxy: {_text(error, repr)} at {frames_of(error)}\n", wait=CLOSE_SECONDS)

@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
+from proxy.containment import Fault, raised
 from proxy.errors import Code, GatewayError
-from proxy.faults import Fault, raised
 from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode
@@ -156,7 +156,7 @@ class Feeder:
             return
         flight = self.flight
         self._last = flight.clock()
-        shared = not flight.private
+        shared = flight.plan.many or not flight.private
         passed = []
         length: int | None = None
         kind = ""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
+from proxy.containment import internal, raised
 from proxy.errors import GatewayError
-from proxy.faults import internal, raised
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace

@@ -15,10 +15,10 @@ from proxy import respond
 from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, body_of, read_body, request_id
 from proxy.config import Settings
+from proxy.containment import Fault, internal, raised
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of
-from proxy.faults import Fault, internal, raised
 from proxy.flight import Subscriber
 from proxy.gate import Gate
 from proxy.group import FlightGroup
@@ -28,7 +28,7 @@ from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plain import Plain
-from proxy.plan import Mode, Plan
+from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.punctual import in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
@@ -100,7 +100,9 @@ class Gateway:
     async def handle(self, request: web.BaseRequest) -> bool:
         """Every request comes through here, and leaves one log line and one count behind. True: the connection
         may be kept."""
-        call = Call(request=request, id=request_id(request.headers.get("x-request-id")))
+        given = request.headers.get("x-request-id")
+        name = request_id(given)
+        call = Call(request=request, id=name, named=name is given)
         try:
             try:
                 answer = self.find(call)
@@ -123,7 +125,8 @@ class Gateway:
             except (asyncio.CancelledError, ConnectionError):
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
-                self._log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
+                at = place_of(e)
+                self._log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
                 sent = await self._refuse(call, internal())
         except (asyncio.CancelledError, ConnectionError):
             call.client_left = True
@@ -203,10 +206,14 @@ class Gateway:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
         streamed = ask.stream and ask.endpoint != "embeddings"
         priority = self._urgency.priority(call)
+        headers = call.request.headers
+        sent = acted_on(headers, self._passed_on)
         key = None
         if share.shared:
             fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            key = self._keyer.key(ask, tenant=self._scope(call), fold=fold)
+            key = self._keyer.key(
+                ask, tenant=self._scope(call), fold=fold, headers=headers_in_common(sent) if sent else ()
+            )
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
@@ -214,15 +221,15 @@ class Gateway:
                 return call.reads(
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
-        headers = call.request.headers
-        ours = (("Content-Type", "application/json"), ("X-Request-Id", call.id))
+        # An answer holds the id by which its request went up: not a client's own where others may read it.
+        name = new_id() if key is not None and call.named else call.id
         plan = Plan(
             method="POST",
             path=PATHS[ask.endpoint],
             body=ask.body,
             mode=Mode.STREAM if streamed else Mode.WHOLE,
-            request_id=call.id,
-            headers=[*ours, *acted_on(headers, self._passed_on)],
+            request_id=name,
+            headers=[("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
             ask=ask,
             model=ask.model,
             key=key,

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from proxy.backends import Backend, Backends, Lease
 from proxy.connection import Connection
+from proxy.containment import Fault
 from proxy.errors import Code, GatewayError
-from proxy.faults import Fault
 from proxy.feeder import Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
 from proxy.metrics import BAD_STATUS, Metrics

@@ -13,19 +13,29 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.wire.openai import Ask, stream_extras
 
-SCHEMA: Final = "3"
+SCHEMA: Final = "4"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""
 
 UNKEYED: Final = frozenset({"stream", "stream_options", "user", "metadata"})
-"""The fields that cannot change the generated tokens. Every other field is keyed, known to us or not."""
+"""The fields that cannot change the generated tokens. Every other field is keyed, known to us or not; so is one of
+these where it is not `ordinary`."""
+
+_JUDGED: Final = UNKEYED - {"stream"}  # of `stream` our decoder has seen that it is a boolean
+MAX_USER: Final = 256  # characters of a `user` that every engine takes
+MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
+PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
 
 NewHash = Callable[[bytes], Any]
+Headers = Sequence[tuple[str, str]]
 
 # Numbers stay as they are written (1.0 is not 1 to a template that prints them); escapes and spaces do not.
 _ANY: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode()))
 _FLAT: Final = msgspec.json.Decoder(list[dict[str, str | bool | None]])  # no numbers: it would take 1.0 for 1
 _ENCODE: Final = msgspec.json.Encoder().encode
+_TEXT: Final = msgspec.json.Decoder(str)
+_TEXTS: Final = msgspec.json.Decoder(dict[str, str])
+_OURS: Final = 10  # quotes of the key's own five texts
 _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -44,24 +54,41 @@ class Keyer:
     def __init__(self, new_hash: NewHash = hashlib.sha256) -> None:
         self._new = new_hash
 
-    def key(self, ask: Ask, *, tenant: bytes = b"", fold: bool = True) -> bytes:
-        """32 bytes. With `fold` the key is common to streaming and not; without, each mode has its own.
+    def key(self, ask: Ask, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
+        """32 bytes. With `fold` the key is common to streaming and not; without, each mode has its own. `headers`:
+        those that go up and on which an engine acts.
 
         Raises GatewayError 400 where a field cannot be read.
         """
-        fields = ask.fields
+        fields, body = ask.fields, ask.body
+        always = UNKEYED if ask.endpoint == "embeddings" else _JUDGED
         mode = "both" if fold else "stream" if ask.stream else "whole"
         extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
+        elsewhere = (
+            -_OURS
+        )  # quotes of the body that are in no keyed field, less those of the key that are in no field
         name = ""
         try:
             keyed = {}
             for name in sorted(fields):
                 if name == "messages":
                     keyed[name] = _messages(fields[name])
-                elif name not in UNKEYED:
+                elif name not in UNKEYED or (name in always and not ordinary(ask, name)):
                     keyed[name] = _ANY.decode(fields[name])
+                else:
+                    elsewhere += 2 + bytes(fields[name]).count(b'"')
+            if extras:
+                elsewhere -= _ENCODE(extras).count(b'"')
+            parts: tuple[object, ...] = ("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed)
             # One JSON value: no two lists of parts give the same bytes.
-            text = _ENCODE(("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed))
+            text = _ENCODE(parts)
+            # An engine may refuse a body for how it is written, though it says what others say: it is padded to
+            # many times its size, or a member inside a field is given twice, which shows in the number of quotes.
+            # It then shares with those written the same, byte by byte; so does one with a quote spelled \u0022.
+            odd = len(body) > 4 * len(text) + PADDING or body.count(b'"') != text.count(b'"') + elsewhere
+            if headers or odd:
+                named = sorted((header, value.encode("utf-8", "surrogateescape")) for header, value in headers)
+                text = _ENCODE((*parts, named, self._new(body).digest() if odd else None))
         except (msgspec.DecodeError, RecursionError, UnicodeError) as e:
             raise GatewayError(
                 Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
@@ -69,15 +96,60 @@ class Keyer:
         result: bytes = self._new(text).digest()
         return result
 
-    def items(self, ask: Ask, items: Sequence[bytes], *, tenant: bytes = b"") -> tuple[bytes, list[bytes]]:
+    def items(
+        self, ask: Ask, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
+    ) -> tuple[bytes, list[bytes]]:
         """Of a request for embeddings: what it shares with all that may be one array, and the key of each item.
 
         Raises GatewayError 400 where a field cannot be read.
         """
         options = {name: raw for name, raw in ask.fields.items() if name != "input"}
-        common = self.key(msgspec.structs.replace(ask, fields=options), tenant=tenant)
+        shared = msgspec.structs.replace(ask, fields=options, body=_ENCODE(options))
+        common = self.key(shared, tenant=tenant, headers=headers)
         new, start = self._new, b"item" + common
         return common, [new(start + item).digest() for item in items]
+
+
+def ordinary(ask: Ask, name: str) -> bool:
+    """Whether a field that is not keyed is as every engine takes it. What is not is keyed all the same: an engine
+    may refuse it, and the first one's body goes up, so its refusal is for those alone who sent the same."""
+    raw = bytes(ask.fields[name])
+    if raw == b"null":
+        return True
+    if name == "stream":  # a boolean, as our decoder has seen; for embeddings it means nothing
+        return ask.endpoint != "embeddings" or raw == b"false"
+    if name == "stream_options":
+        return ask.stream and ask.endpoint != "embeddings" and _once(raw)
+    try:
+        if name == "user":
+            if len(raw) > 12 * MAX_USER:  # of six characters at most for each of two units
+                return False
+            user = _TEXT.decode(raw)
+            return len(user) <= MAX_USER and user.isprintable()
+        return _plain_metadata(raw)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
+
+
+def _plain_metadata(raw: bytes) -> bool:
+    most, longest_name, longest = MAX_METADATA
+    if len(raw) > 16 * most * (longest_name + longest):
+        return False
+    members = _TEXTS.decode(raw)
+    return (
+        len(members) <= most
+        and raw.count(b'"') == 4 * len(members)  # a member given twice has more; a quote in a text has, too
+        and all(len(name) <= longest_name and name.isprintable() for name in members)
+        and all(len(value) <= longest and value.isprintable() for value in members.values())
+    )
+
+
+def _once(raw: bytes) -> bool:
+    """Whether no member is given twice in it, by its quotes."""
+    try:
+        return raw.count(b'"') == _ENCODE(_ANY.decode(raw)).count(b'"')
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return False
 
 
 def _messages(raw: msgspec.Raw) -> object:

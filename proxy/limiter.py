@@ -12,8 +12,8 @@ from itertools import count
 from typing import Literal
 
 from proxy.caller import Caller, Rates
+from proxy.containment import internal
 from proxy.estimate import NO_COST, Cost, reached, spent
-from proxy.faults import internal
 from proxy.flight import Flight, Subscriber
 from proxy.limit_words import headers, refusal
 from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings

@@ -19,7 +19,6 @@ LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
 crashed process's streams count on."""
 BATCH: Final = 256  # permits renewed by one script: others wait while it runs
-PREFIX: Final = "gateway:limit:"
 _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("caller", "requests"), ("caller", "tokens"), ("caller", "streams"),
     ("global", "requests"), ("global", "tokens"), ("global", "streams"),
@@ -133,11 +132,18 @@ class SharedLimits:
     """
 
     def __init__(
-        self, url: str, *, timeout: float, lease: float = LEASE, on_change: Told = lambda away, why: None
+        self,
+        url: str,
+        *,
+        timeout: float,
+        lease: float = LEASE,
+        namespace: str = "gateway",
+        on_change: Told = lambda away, why: None,
     ) -> None:
         self._link = Link(address(url), connect_timeout=timeout)
         self._timeout = timeout
         self._lease = lease
+        self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
         self.breaker = Breaker()
         self._held: dict[str, Claim] = {}  # permits that live, to be renewed
@@ -187,7 +193,7 @@ class SharedLimits:
             done(decision)
 
         bounds = [*_numbers(claim.own), *_numbers(claim.everyone)]
-        self._run(TAKE, _keys(claim), (claim.permit, _ms(self._lease), claim.tokens, *bounds), read)
+        self._run(TAKE, self._keys(claim), (claim.permit, _ms(self._lease), claim.tokens, *bounds), read)
 
     def hold(self, claim: Claim) -> None:
         """The permit lives from now on, whoever gave it: one given while Redis was away is made known to it."""
@@ -202,7 +208,7 @@ class SharedLimits:
         rates: list[Word] = []
         for bounds in (claim.own, claim.everyone):
             rates += [meter.rate if meter is not None else "" for meter in (bounds.requests, bounds.tokens)]
-        self._run(GIVE, _keys(claim), (permit, requests, tokens, *rates), self._settled)
+        self._run(GIVE, self._keys(claim), (permit, requests, tokens, *rates), self._settled)
 
     def _settled(self, reply: Any) -> None:
         if isinstance(reply, WireError):
@@ -265,18 +271,17 @@ class SharedLimits:
             keys: dict[str, int] = {}
             words: list[Word] = [_ms(self._lease)]
             for claim in held[start : start + BATCH]:
-                _, own, _, everyone = _keys(claim)
+                _, own, _, everyone = self._keys(claim)
                 if claim.own.streams is not None:
                     words += [keys.setdefault(own, len(keys) + 1), claim.permit]
                 if claim.everyone.streams is not None:
                     words += [keys.setdefault(everyone, len(keys) + 1), claim.permit]
             self._run(RENEW, list(keys), tuple(words), self._settled)
 
-
-def _keys(claim: Claim) -> list[str]:
-    """Meter and streams of the caller, then of everyone."""
-    caller = claim.caller
-    return [f"{PREFIX}m:{caller}", f"{PREFIX}s:{caller}", f"{PREFIX}all:m", f"{PREFIX}all:s"]
+    def _keys(self, claim: Claim) -> list[str]:
+        """Meter and streams of the caller, then of everyone."""
+        prefix, caller = self._prefix, claim.caller
+        return [f"{prefix}m:{caller}", f"{prefix}s:{caller}", f"{prefix}all:m", f"{prefix}all:s"]
 
 
 def _numbers(bounds: Ceilings) -> tuple[Word, ...]:

@@ -5,6 +5,7 @@ Called by the gateway (requests) and the app (events)."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import select
@@ -16,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.config_values import mask_url
+from proxy.repeats import Repeats
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up
@@ -62,6 +64,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     trace_id: str | None = None  # where requests are traced
     client: str | None = None  # of a refusal: the address that counts, where no key says who it was
     limit: str | None = None  # that refused it: requests, tokens, streams; with `global.` before it everyone's
+    upstream_id: str | None = None  # the id by which the engine knows it, where that is another
 
     @property
     def level(self) -> str:
@@ -86,6 +89,7 @@ class Log:
         max_pending: int = MAX_PENDING,
         clock: Callable[[], float] = time.time,
         write: Callable[[int, memoryview], int] = os.write,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dropped = 0
         self._fd = fd
@@ -95,10 +99,12 @@ class Log:
         self._max_pending = max_pending
         self._clock = clock
         self._os_write = write
+        self._ticks = ticks
         self._stamped = (-1, b"")
         self._lock = threading.Lock()  # of all below; never held while writing
         self._lines: list[bytes] = []
         self._pending = 0  # bytes that wait or are being written
+        self._repeats = Repeats()
         self._told = 0  # drops that a line has owned up to
         self._works = True  # whether the last write did
         self._torn = False  # it failed inside a line
@@ -140,6 +146,20 @@ class Log:
             self._put(self._text_line(level, _shown(msg, " "), told))
         else:
             self._put(self._json_line(_head(level, msg, told), _json(told)))
+
+    def often(self, level: str, msg: str, like: str = "", **fields: object) -> None:
+        """The same, of what a client, an engine or a fault may bring about again and again: so many lines a second
+        of one kind (`msg` and `like`), and then one that says how many were left out."""
+        if level not in self._levels:
+            return
+        with self._lock:
+            known = self._repeats.due
+            left_out = self._repeats.ask(level, msg, like, self._ticks())
+            wake = self._repeats.due != known and self._idle
+        if left_out is not None:
+            self.event(level, msg, **fields, left_out=left_out or None)
+        elif wake:
+            self._wanted.set()  # to say so when the second is over
 
     def close(self, timeout: float = 1.0) -> bool:
         """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
@@ -200,30 +220,40 @@ class Log:
                 self._pending -= len(data)
                 if not works:
                     self.dropped += len(lines)
-            if drops and self._works and self._write(self._drop_line(drops)):
+            if drops and self._works and self._write(self._line("log lines dropped", count=drops)):
                 with self._lock:
                     self._told += drops
             self._closing.wait(PACE)
 
     def _take(self) -> tuple[list[bytes], int] | None:
-        """What to write next, and how many drops to own up to after it. None: the log is closed."""
+        """What to write next, and how many drops to own up to after it. None: the log is closed.
+
+        Formatting under the lock is for the few lines about lines left out."""
         while True:
+            closing = self._closing.is_set()
             with self._lock:
+                due = self._repeats.due
+                if due is not None and (closing or due <= self._ticks()):
+                    for level, msg, count in self._repeats.over(math.inf if closing else self._ticks()):
+                        line = self._line("log lines left out", level, of=msg, count=count)
+                        self._lines.append(line)
+                        self._pending += len(line)
+                    due = self._repeats.due
                 lines, drops = self._lines, self.dropped - self._told
-                if lines or (drops and self._works and not self._closing.is_set()):
+                if lines or (drops and self._works and not closing):
                     self._lines = []
                     return lines, drops
-                if self._closing.is_set():
+                if closing:
                     return None
                 self._idle = True
-            self._wanted.wait()
+            self._wanted.wait(None if due is None else max(0.0, due - self._ticks()))
             self._wanted.clear()
 
-    def _drop_line(self, count: int) -> bytes:
+    def _line(self, msg: str, level: str = "warning", **fields: object) -> bytes:
+        """A line of the log about itself."""
         if self._text:
-            return self._text_line("warning", "log lines dropped", {"count": count})
-        told = {"count": count}
-        return self._json_line(_head("warning", "log lines dropped", told), _ENCODE(told))
+            return self._text_line(level, msg, fields)
+        return self._json_line(_head(level, msg, fields), _json(fields))
 
     def _write(self, data: bytes) -> bool:
         """Write all of it, however long that takes. False: it cannot be, the reader is gone or the disk full."""

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.key import UNKEYED
+from proxy.key import UNKEYED, ordinary
 from proxy.wire.fold import FOLDABLE_FIELDS
 from proxy.wire.openai import Ask, stream_extras
 
@@ -39,6 +39,9 @@ def mergeable(ask: Ask) -> bool:
         return False
     if ask.endpoint == "completions" and not bytes(fields.get("prompt", b"")).startswith(b'"'):
         return False  # a list of prompts has choices of each
+    for name in UNKEYED:
+        if name in fields and not ordinary(ask, name):
+            return False  # an engine may refuse it: its refusal is no twin's
     return not stream_extras(ask)
 
 
@@ -49,7 +52,8 @@ def twin_key(ask: Ask, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()
     """
     fields = ask.fields
     same = {name: fields[name] for name in sorted(fields) if name not in UNKEYED and name != "n"}
-    return _ENCODE((ask.endpoint, ask.stream, tenant, sorted(headers), same))
+    sent = [(name, value.encode("utf-8", "surrogateescape")) for name, value in sorted(headers)]
+    return _ENCODE((ask.endpoint, ask.stream, tenant, sent, same))
 
 
 def merged_body(ask: Ask, n: int) -> bytes:

@@ -15,7 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
 from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
 _MAX_ENGINES: Final = 256
 
@@ -57,8 +57,12 @@ class Merger:
             return flight
         count = sum(count for _, count in riders)
         body = merged_body(ask, count)
+        request_id = new_id()  # one client's is in the answer's id, which all of them see
+        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
         carrier = Carrier(
-            replace(flight.plan, body=body, merge=False, parts=count),
+            replace(
+                flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers, parts=count
+            ),
             riders,
             limit=self._limit,
             on_rider=self._left,
@@ -66,6 +70,7 @@ class Merger:
         )
         now = carrier.clock()
         for rider, _ in riders:
+            rider.plan.carried_as = request_id
             rider.times.dispatched = now
             rider.backend = backend
             for reader in rider.subscribers:
@@ -112,7 +117,7 @@ class Merger:
         riders = carrier.untouched_riders()
         for rider in riders:
             self._carried.pop(rider, None)
-            rider.plan.merge = False
+            rider.plan.merge, rider.plan.carried_as = False, ""
             for reader in rider.subscribers:
                 reader.verdict = "bypass"
         return riders
@@ -146,4 +151,4 @@ def _key(flight: Flight) -> bytes:
     plan = flight.plan
     if plan.ask is None:
         return b""
-    return twin_key(plan.ask, tenant=plan.tenant, headers=plan.headers_in_common())
+    return twin_key(plan.ask, tenant=plan.tenant, headers=headers_in_common(plan.headers))

@@ -5,7 +5,8 @@ Called by flight and by everyone who makes, feeds or renders one."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -28,8 +29,19 @@ class Head:
     length: int | None = None  # Content-Length in bytes, where the engine gave one
 
 
+REQUEST_ID: Final = "X-Request-Id"
 OF_ONE_REQUEST: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
 """Headers in which requests that go up together may differ."""
+
+
+def new_id() -> str:
+    """The id of a request, of our own making: it names nobody, and nobody can guess the next one."""
+    return os.urandom(16).hex()
+
+
+def headers_in_common(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those that requests which share an answer, or go up together, must have alike, in one order."""
+    return sorted((name, value) for name, value in headers if name.lower() not in OF_ONE_REQUEST)
 
 
 @dataclass(slots=True)
@@ -40,7 +52,7 @@ class Plan:
     path: str  # with its query, as sent to the engine
     body: bytes
     mode: Mode
-    request_id: str
+    request_id: str  # by which the engine knows it; a client's own only where nobody else sees the answer
     headers: Sequence[tuple[str, str]] = ()
     ask: Ask | None = None
     model: str | None = None
@@ -48,6 +60,7 @@ class Plan:
     fresh: bool = False  # do not look in the store, but write to it
     usage_added: bool = False  # usage was asked for by us, not by every reader
     merge: bool = False  # it samples: it may go up together with its twins
+    many: bool = False  # its answer is taken apart for several clients
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
     owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
@@ -55,11 +68,8 @@ class Plan:
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
     parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
+    carried_as: str = ""  # the id of the request that went up for it and for others
     assumed: int = 0  # tokens that its answer was taken for where it had to wait; 0: nobody asked
-
-    def headers_in_common(self) -> list[tuple[str, str]]:
-        """Those that requests which go up together must have alike, in one order."""
-        return sorted((name, value) for name, value in self.headers if name.lower() not in OF_ONE_REQUEST)
 
 
 class Items(NamedTuple):

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from proxy.errors import Code, GatewayError
 from proxy.upstream import HOP_BY_HOP
 
 _PATHS: Final = frozenset(
@@ -32,6 +33,10 @@ ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-sessi
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _PLAIN: Final = re.compile(r"[!-~]+")
+_PRINTABLE: Final = re.compile(r"[ -~]*")
+_TRACE: Final = ("traceparent", "tracestate")
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE: Final = re.compile(r"[ -~]{1,512}")
 
 _NOT_FORWARDED: Final = HOP_BY_HOP | {
     "host",
@@ -92,12 +97,32 @@ def named_by_connection(connection: str) -> frozenset[str]:
 
 
 def acted_on(headers: Mapping[str, str], names: Sequence[str]) -> list[tuple[str, str]]:
-    """Those of `names` that the client sent, and not for this connection only."""
+    """Those of `names` that the client sent, and not for this connection only. A trace context goes up where it is
+    well-formed: it changes no answer, so it must not draw a refusal that others would share.
+
+    Raises GatewayError 400 where one of the others is not printable ASCII.
+    """
     found = [(name, headers[name]) for name in names if name in headers]
-    if found and "connection" in headers:
-        named = named_by_connection(headers["connection"])
-        found = [(name, value) for name, value in found if name not in named]
-    return found
+    return _fit(headers, found) if found else found
+
+
+def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    named = named_by_connection(headers["connection"]) if "connection" in headers else ()
+    traced = _TRACEPARENT.fullmatch(headers.get("traceparent", "")) is not None and "traceparent" not in named
+    fit = []
+    for name, value in found:
+        if name in named:
+            continue
+        if name in _TRACE:
+            if traced and (name == "traceparent" or _TRACESTATE.fullmatch(value)):
+                fit.append((name, value))
+            continue
+        if not _PRINTABLE.fullmatch(value):
+            raise GatewayError(
+                Code.INVALID_HEADER, f"{name} must be printable ASCII, as it goes to the engine.", param=name
+            )
+        fit.append((name, value))
+    return fit
 
 
 def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False) -> list[tuple[str, str]]:

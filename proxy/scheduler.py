@@ -16,8 +16,8 @@ from proxy.backends import Backend, Backends, Lease, stray_places
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
+from proxy.containment import Fault, contained, internal, raised
 from proxy.errors import Code, GatewayError
-from proxy.faults import Fault, contained, internal, raised
 from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight
 from proxy.group import FlightGroup

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Literal, NamedTuple
 
-from proxy.faults import Fault
+from proxy.containment import Fault
 
 EVERY: Final = 1.0  # seconds between two looks
 PATIENCE: Final = 5.0  # seconds that something must be stray before it is mended

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 
 from proxy.backends import Backend, Backends
 from proxy.config import Settings
-from proxy.faults import Fault
+from proxy.containment import Fault
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch

@@ -151,7 +151,7 @@ async def test_a_request_id_is_echoed_and_forwarded_if_it_is_a_plain_token(
 ) -> None:
     engine.auto(echo_script())
     async with gateway(engine) as app:
-        answer = await post_json(app.url, CHAT, HELLO, (("x-request-id", given),))
+        answer = await post_json(app.url, CHAT, HELLO | {"temperature": 1}, (("x-request-id", given),))
         assert (answer.head["x-request-id"] == given) == kept
         assert engine.requests[0].headers["x-request-id"] == answer.head["x-request-id"]
 

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.app import App
-from proxy.cache import PREFIX, Breaker, Cache, Op, Stored
+from proxy.cache import Breaker, Cache, Op, Stored
 from proxy.embedded.redis import EmbeddedRedis
 from tests.client import post_json, streaming
 from tests.engine import Engine
@@ -219,7 +219,7 @@ async def test_entries_expire(redis: EmbeddedRedis) -> None:
         cache.store(b"k", Stored("whole", 1.0, b"{}"), done.set)
         await done.wait()
         async with Redis.from_url(url(redis)) as other:
-            assert 0 < await other.ttl(PREFIX + b"k".hex().encode()) <= 7
+            assert 0 < await other.ttl(b"gateway:" + b"k".hex().encode()) <= 7
     finally:
         await cache.stop()
 
@@ -239,3 +239,26 @@ def test_the_breaker_opens_at_once_and_waits_longer_each_time_it_is_let_down() -
     assert pauses == [1, 2, 4, 4]
     assert breaker.success()
     assert not breaker.success()
+
+
+async def test_two_fleets_with_a_namespace_each_share_one_redis_and_no_answer(
+    engine: Engine, redis: EmbeddedRedis
+) -> None:
+    engine.auto(echo_script())
+    body = HELLO | {"messages": [{"role": "user", "content": "fleets"}]}
+    embed = {"model": "m1", "input": ["fleets"]}
+    async with (
+        gateway(engine, redis=url(redis)) as production,
+        gateway(engine, redis=url(redis), redis_namespace="staging") as staging,
+        Redis.from_url(url(redis)) as client,
+    ):
+        for app in (production, staging):
+            for verdict in ("miss", "hit"):
+                for path, asked in ((CHAT, body), ("/v1/embeddings", embed)):
+                    assert (await post_json(app.url, path, asked)).head["x-gateway-cache"] == verdict
+                await settled(app)
+                await until(lambda app=app: not len(app.embedder))  # type: ignore[misc]
+        names = [name.decode().partition(":")[::2] for name in await client.keys("*") if isinstance(name, bytes)]
+        mine = {space: {rest for at, rest in names if at == space} for space in ("gateway", "staging")}
+        assert mine["staging"]
+        assert mine["staging"] <= mine["gateway"]

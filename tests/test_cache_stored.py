@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from proxy.cache import PREFIX, Cache, Op, Stored, stream_views
+from proxy.cache import Cache, Op, Stored, stream_views
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
 from tests.redis_server import look_up, redis_server
 
@@ -213,7 +213,7 @@ SOUND = msgspec.msgpack.encode(STREAM)
 )
 async def test_garbage_is_a_miss_and_whatever_comes_next_replaces_it(value: bytes) -> None:
     async with cached() as (cache, seen, other):
-        await other.set(PREFIX + b"k".hex().encode(), value)
+        await other.set(b"gateway:" + b"k".hex().encode(), value)
         assert await look_up(cache, [b"k"]) == [None]
         await put(cache, b"k", STREAM, replace=False)
         assert await look_up(cache, [b"k"]) == [STREAM]
@@ -233,7 +233,7 @@ def test_no_bytes_under_our_key_make_a_look_up_fail(noise: bytes, at: int) -> No
 
 async def test_another_kind_of_value_under_our_key_is_nothing_to_us() -> None:
     async with cached() as (cache, seen, other):
-        await other.rpush(PREFIX + b"k".hex().encode(), "a")
+        await other.rpush(b"gateway:" + b"k".hex().encode(), "a")
         assert await look_up(cache, [b"k"]) == [None]
         assert seen == ["miss"]  # as MGET has it
 

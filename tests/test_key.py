@@ -117,7 +117,11 @@ def test_leaving_a_keyed_field_out_changes_the_key(name: str) -> None:
         ("stream", True),
         ("stream", False),
         ("user", "someone"),
-        ("metadata", {"a": [1]}),
+        ("user", ""),
+        ("user", None),
+        ("metadata", {"a": "1"}),
+        ("metadata", {"n" * 64: "v" * 512}),
+        ("metadata", {}),
         ("stream_options", None),
         ("stream_options", {}),
         ("stream_options", {"include_usage": True}),
@@ -127,15 +131,38 @@ def test_leaving_a_keyed_field_out_changes_the_key(name: str) -> None:
 )
 def test_what_cannot_change_the_tokens_is_not_keyed(name: str, value: Any) -> None:
     assert name in UNKEYED
-    assert key({**CHAT, name: value}) == key(CHAT)
+    assert key({**CHAT, "stream": True, name: value}) == key({**CHAT, "stream": True}) == key(CHAT)
 
 
-@pytest.mark.parametrize("options", [{"continuous_usage_stats": True}, {"new": 1}, {"new": "x"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"continuous_usage_stats": True}, {"new": 1}, {"new": "x"}, {"new": None}, {"new": False}, {"new": '"'}],
+)
 def test_stream_options_that_change_the_frames_are_keyed(options: dict[str, Any]) -> None:
-    assert key({**CHAT, "stream_options": options}) != key(CHAT)
-    assert key({**CHAT, "stream_options": options}) == key(
-        {**CHAT, "stream_options": {"include_usage": True, **options}}
+    chat = {**CHAT, "stream": True}
+    assert key({**chat, "stream_options": options}) != key(chat)
+    assert key({**chat, "stream_options": options}) == key(
+        {**chat, "stream_options": {"include_usage": True, **options}}
     )
+
+
+SENT = [("x-data-parallel-rank", "1"), ("x-session-id", "s")]
+
+
+def test_headers_on_which_an_engine_acts_are_keyed() -> None:
+    keys = [key(CHAT, headers=headers) for headers in ((), SENT[:1], SENT[1:], SENT, [(SENT[0][0], "2")])]
+    assert len(set(keys)) == len(keys)
+    assert key(CHAT, headers=SENT[::-1]) == key(CHAT, headers=SENT)
+    ask = decode("embeddings", b'{"input":["a"]}')
+    items = [Keyer().items(ask, [b'"a"'], headers=headers) for headers in ((), SENT)]
+    assert items[0][0] != items[1][0]
+    assert items[0][1] != items[1][1]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["x-session-id", "x"]), st.binary(max_size=6)), max_size=3))
+def test_no_bytes_of_a_header_break_a_key(headers: list[tuple[str, bytes]]) -> None:
+    read = [(name, value.decode("utf-8", "surrogateescape")) for name, value in headers]
+    assert (key(CHAT, headers=read) == key(CHAT)) is (not read)
 
 
 def test_a_stream_option_is_not_taken_for_a_field_of_its_name() -> None:
@@ -249,7 +276,7 @@ def slow(body: str) -> bytes:
     extras = {
         name: extras[name]
         for name in sorted(extras)
-        if name != "include_usage" and extras[name] is not None and extras[name] is not False
+        if name != "include_usage" and (name != "continuous_usage_stats" or extras[name] not in (None, False))
     }
     keyed = {name: fields[name] for name in sorted(fields) if name not in UNKEYED}
     return dense(["gateway", SCHEMA, "", "chat", "both", extras or None, keyed]).encode()
@@ -307,13 +334,23 @@ def test_what_is_hashed_is_what_the_standard_library_makes_of_it(body: str) -> N
     assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
 
 
-@given(body=spelled(st.fixed_dictionaries({"messages": MESSAGES, "stream_options": st.just({"x": 1, "a": None})})))
+@given(
+    body=spelled(
+        st.fixed_dictionaries(
+            {
+                "messages": MESSAGES,
+                "stream": st.just(True),
+                "stream_options": st.just({"x": 1, "a": None, "continuous_usage_stats": None}),
+            }
+        )
+    )
+)
 def test_the_options_that_are_hashed_are_those_that_change_the_frames(body: str) -> None:
     assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
 
 
 @pytest.mark.parametrize(
-    "messages", ["[]", "[{}]", '[{"n":-0}]', '[{"n":1.0}]', '[{"a":1,"a":"b"}]', '[{"a":[{"b":1,"a":2}]}]']
+    "messages", ["[]", "[{}]", '[{"n":-0}]', '[{"n":1.0}]', '[{"a":"b"}]', '[{"a":[{"b":1,"a":2}]}]']
 )
 def test_messages_that_are_not_flat_are_hashed_by_the_same_rules(messages: str) -> None:
     body = f'{{"messages":{messages},"z":-0}}'

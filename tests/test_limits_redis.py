@@ -269,3 +269,23 @@ async def test_without_any_redis_it_starts_and_cannot_tell() -> None:
         assert not shared.available
         assert await ask(shared, claim("1")) is None
         shared.give(claim("1"), requests=-1, stream=True)
+
+
+async def test_fleets_with_a_namespace_each_have_limits_of_their_own() -> None:
+    async with redis_server() as path:
+        fleets = [SharedLimits(f"unix://{path}", timeout=2.0, namespace=name) for name in ("gateway", "staging")]
+        for fleet in fleets:
+            await fleet.start()
+            for number in range(3):  # streams: two at a time
+                decision = await ask(fleet, claim(f"p{number}"))
+                assert decision is not None
+                assert (decision.over is None) is (number < 2)
+        fleets[0].give(claim("p0"), stream=True)
+        taken = await ask(fleets[1], claim("p3"))
+        assert taken is not None
+        assert taken.over is not None
+        keys = await redis_says(path, "KEYS", "*")
+        assert isinstance(keys, list)
+        assert {key.rpartition(b":limit:")[0] for key in keys} == {b"gateway", b"staging"}
+        for fleet in fleets:
+            await fleet.stop()

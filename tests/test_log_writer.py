@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.log import Log
+from proxy.repeats import OFTEN
 from tests.test_log import NOW, RECORD, Sink, logged
 
 
@@ -153,3 +154,43 @@ def test_every_line_is_written_once_or_counted_as_dropped(plan: list[tuple[int, 
     seen = [msgspec.json.decode(text)["i"] for text in whole if text.startswith(b'{"ts"')]
     assert seen == sorted(set(seen))
     assert len(seen) <= put <= len(seen) + log.dropped
+
+
+def test_what_happens_again_and_again_is_some_lines_and_how_many_more_it_was() -> None:
+    now = [0.0]
+    sink = Sink()
+    log = Log(-1, write=sink, ticks=lambda: now[0])
+    for second in range(3):
+        now[0] = float(second)
+        for _ in range(100):
+            log.often("info", "unreadable request", client="1.2.3.4")
+    assert log.close()
+    told = [msgspec.json.decode(line) for line in sink.data.splitlines()]
+    written = [line for line in told if line["msg"] == "unreadable request"]
+    assert len(written) == 3 * OFTEN
+    left_out = sum(line.get("left_out", 0) for line in written)
+    left_out += sum(line["count"] for line in told if line["msg"] == "log lines left out")
+    assert len(written) + left_out == 300
+
+
+def test_what_was_left_out_is_told_though_nothing_more_happens(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer)
+    for _ in range(100):
+        log.often("info", "x")
+    data = b""
+    while b"left out" not in data:  # a second later
+        data += os.read(reader, 65536)
+    told = msgspec.json.decode(data.splitlines()[-1])
+    assert (told["of"], told["count"], told["level"]) == ("x", 100 - OFTEN, "info")
+    assert log.close()
+
+
+@pytest.mark.parametrize("fmt", ["json", "text"])
+def test_kinds_are_told_apart_and_each_line_below_the_level_is_nothing(fmt: str) -> None:
+    def write(log: Log) -> None:
+        for n in range(10 * OFTEN):
+            log.often("debug", "x", str(n))
+            log.often("info", "x", str(n % 3))
+
+    assert len([line for line in logged(write, fmt).splitlines() if b"left out" not in line]) == 3 * OFTEN

@@ -180,7 +180,7 @@ async def test_hop_by_hop_and_forwarding_headers_end_here(engine: Engine, path: 
         ("x-real-ip", "1.1.1.1"),
         ("cookie", "a=b"),
         ("authorization", "Bearer x"),
-        ("traceparent", "00-1-2-01"),
+        ("traceparent", f"00-{1:032x}-{2:016x}-01"),
     )
     async with gateway(engine) as app:
         assert (await post_json(app.url, path, HELLO, headers)).status in (200, 404)

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from proxy.cache import PREFIX, Cache, Stored
+from proxy.cache import Cache, Stored
 from proxy.embedded.redis import EmbeddedRedis
 from proxy.redis_link import Link, address
 from proxy.wire.sse import chunk
@@ -75,7 +75,7 @@ async def fill(url: str, size: int, keys: Sequence[bytes]) -> None:
     async with Redis.from_url(url) as redis:
         for key in keys:
             await redis.set(b"before:" + key.hex().encode(), before)
-            await redis.set(PREFIX + key.hex().encode(), after)
+            await redis.set(b"gateway:" + key.hex().encode(), after)
 
 
 async def cpu(lookup: Lookup, keys: Sequence[bytes], batch: int, under_way: int, rounds: int) -> float:

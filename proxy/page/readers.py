@@ -156,7 +156,8 @@ class Board:
             call.client_left = True
             raise
         except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
-            log.event("error", "internal error", request_id=call.id, fault=repr(e), where=place_of(e))
+            at = place_of(e)
+            log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
             refusal = GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
         finally:
             if refusal is not None:

@@ -190,7 +190,8 @@ def with_fields(ask: Ask, changed: dict[str, msgspec.Raw]) -> Ask:
 
 
 def stream_extras(ask: Ask) -> dict[str, msgspec.Raw]:
-    """Members of `stream_options` that change the frames, so all but `include_usage`."""
+    """Members of `stream_options` that may change the frames: all but `include_usage`, and but
+    `continuous_usage_stats` where it says no. One that is not known is an extra whatever it says."""
     options = ask.fields.get("stream_options")
     if options is None:
         return {}
@@ -198,7 +199,7 @@ def stream_extras(ask: Ask) -> dict[str, msgspec.Raw]:
     return {
         name: raw
         for name, raw in members.items()
-        if name != "include_usage" and bytes(raw) not in (b"null", b"false")
+        if name != "include_usage" and not (name == "continuous_usage_stats" and bytes(raw) in (b"null", b"false"))
     }
 
 

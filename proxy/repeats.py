@@ -1,0 +1,77 @@
+"""Owns which lines of what is said again and again are written: so many of one kind a second.
+Must not know what is said, threads or clocks: `now` is passed in.
+Called by the log only, under its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+OFTEN: Final = 5  # lines of one kind in a second
+SECONDS: Final = 1.0
+MAX_KINDS: Final = 64  # that are told apart; more of one message are one kind
+
+
+class LeftOut(NamedTuple):
+    """Lines of one message that were not written."""
+
+    level: str
+    msg: str
+    lines: int
+
+
+@dataclass(slots=True)
+class _Kind:
+    level: str
+    until: float  # the end of its second
+    written: int = 0
+    left_out: int = 0
+
+
+class Repeats:
+    """Pure."""
+
+    def __init__(self) -> None:
+        self.due: float | None = None  # when `over` has something to say
+        self._kinds: dict[tuple[str, Hashable], _Kind] = {}
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def ask(self, level: str, msg: str, like: Hashable, now: float) -> int | None:
+        """None: this line is left out. Else it is written, and tells of this many that were left out before it."""
+        name = (msg, like)
+        kind = self._kinds.get(name)
+        if kind is None:
+            if len(self._kinds) >= MAX_KINDS:
+                self._forget(now)
+                name = (msg, like) if len(self._kinds) < MAX_KINDS else (msg, "")
+            kind = self._kinds.setdefault(name, _Kind(level, now + SECONDS))
+        if now >= kind.until:
+            kind.until, kind.written = now + SECONDS, 0
+        if kind.written >= OFTEN:
+            kind.left_out += 1
+            if self.due is None or kind.until < self.due:
+                self.due = kind.until
+            return None
+        kind.written += 1
+        left_out, kind.left_out = kind.left_out, 0
+        return left_out
+
+    def over(self, now: float) -> list[LeftOut]:
+        """What was left out in seconds that are over by `now`, each told once."""
+        told = []
+        self.due = None
+        for (msg, _), kind in self._kinds.items():
+            if not kind.left_out:
+                continue
+            if kind.until <= now:
+                told.append(LeftOut(kind.level, msg, kind.left_out))
+                kind.left_out = 0
+            elif self.due is None or kind.until < self.due:
+                self.due = kind.until
+        return told
+
+    def _forget(self, now: float) -> None:
+        self._kinds = {name: kind for name, kind in self._kinds.items() if kind.left_out or now < kind.until}

@@ -1,0 +1,49 @@
+"""Owns words for people on stderr: written by a thread, so that a terminal nobody reads stops nothing.
+Must not know what is said. What is logged goes by `log.py`.
+Called by `__main__`, for the greeting and for what ends the program."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from typing import Final
+
+STDERR: Final = 2
+
+
+def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:
+    """Write the text, and wait at most `wait` seconds for that. True: it is written, or cannot be.
+
+    By the descriptor, not by `sys.stderr`: the interpreter takes that one's lock as it ends, and aborts where a
+    thread that is stuck in a write holds it.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    thread = threading.Thread(target=_write, args=(fd, data), name="terminal", daemon=True)
+    thread.start()
+    thread.join(wait)
+    return not thread.is_alive()
+
+
+def hold_standard_files() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed: the next socket would else get its number, and what
+    is written there would go to a client or an engine."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:  # whoever shares the pipe made it non-blocking
+                poll = select.poll()
+                poll.register(fd, select.POLLOUT)
+                poll.poll()
+    except OSError:
+        return  # nobody reads it any more

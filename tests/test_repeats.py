@@ -1,0 +1,51 @@
+"""What is said again and again: some lines a second of each kind, and every other one is counted and told of."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.repeats import MAX_KINDS, OFTEN, LeftOut, Repeats
+
+
+def test_so_many_lines_a_second_are_written_and_the_next_one_tells_of_the_rest() -> None:
+    repeats = Repeats()
+    assert [repeats.ask("info", "x", "", 0.0) for _ in range(OFTEN + 3)] == [0] * OFTEN + [None] * 3
+    assert repeats.due == 1.0
+    assert repeats.ask("info", "x", "", 1.0) == 3
+    assert repeats.over(5.0) == []
+    assert repeats.due is None
+
+
+def test_where_none_comes_any_more_the_end_of_the_second_tells_of_the_rest() -> None:
+    repeats = Repeats()
+    for _ in range(OFTEN + 2):
+        repeats.ask("error", "x", "", 0.5)
+    assert repeats.over(1.4) == []
+    assert repeats.due == 1.5
+    assert repeats.over(1.5) == [LeftOut("error", "x", 2)]
+    assert repeats.over(9.0) == []
+
+
+def test_one_kind_takes_no_line_from_another() -> None:
+    repeats = Repeats()
+    for _ in range(100):
+        repeats.ask("info", "x", "a", 0.0)
+    assert repeats.ask("info", "x", "b", 0.0) == 0
+    assert repeats.ask("info", "y", "a", 0.0) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 1000), st.floats(0, 2)), max_size=300))
+def test_every_line_is_written_or_told_of_once_and_kinds_are_bounded(
+    asked: list[tuple[str, int, float]],
+) -> None:
+    repeats, now, told, written = Repeats(), 0.0, 0, 0
+    for msg, like, pause in asked:
+        now += pause * (like % 3 == 0)
+        answer = repeats.ask("info", msg, like, now)
+        written += answer is not None
+        told += (answer or 0) + sum(one.lines for one in repeats.over(now))
+        assert len(repeats) <= MAX_KINDS + 2
+    told += sum(one.lines for one in repeats.over(now + 1))
+    assert written + told == len(asked)
+    assert repeats.due is None
