@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Raw
 
+from proxy.containment import internal, raised
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.phase import Phase
@@ -79,8 +80,12 @@ class Carrier(Flight):
             rider = self.riders[n]
             if rider is None:
                 continue
-            rider.add(own)
             self._touched.add(n)
+            try:
+                rider.add(own)
+            except Exception as e:  # noqa: BLE001 - one rider's part must not end the others'
+                self._rider_broke(n, rider, e)
+                continue
             if content:
                 rider.content_events += 1
                 if rider.times.first is None:
@@ -97,12 +102,16 @@ class Carrier(Flight):
             if rider is None or rider.ended:
                 continue
             rider.head, rider.backend = self.head, self.backend
-            if self._split.parts[n].ended:
-                self._land_rider(n, rider)
-            elif rider.size > self._limit:
-                self._end_rider(n, rider, GatewayError(Code.UPSTREAM_TOO_LARGE, f"Over {self._limit} bytes wait."))
-            else:
-                rider.flush()
+            try:
+                if self._split.parts[n].ended:
+                    self._land_rider(n, rider)
+                elif rider.size > self._limit:
+                    error = GatewayError(Code.UPSTREAM_TOO_LARGE, f"Over {self._limit} bytes wait.")
+                    self._end_rider(n, rider, error)
+                else:
+                    rider.flush()
+            except Exception as e:  # noqa: BLE001 - as above
+                self._rider_broke(n, rider, e)
 
     def land_riders(self) -> None:
         """No more comes: land each rider whose choices are all there and whole."""
@@ -126,7 +135,10 @@ class Carrier(Flight):
     def fail_riders(self, error: GatewayError) -> None:
         for n, rider in enumerate(self.riders):
             if rider is not None:
-                self._end_rider(n, rider, error)
+                try:
+                    self._end_rider(n, rider, error)
+                except Exception as e:  # noqa: BLE001 - as above
+                    self._rider_broke(n, rider, e)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -149,10 +161,23 @@ class Carrier(Flight):
             rider.usage = usage if head.status == 200 else None
             rider.backend, rider.mode = self.backend, Mode.WHOLE
             rider.times.first = rider.times.last = self.clock()
-            rider.piece(own)
-            self.riders[n] = None
-            rider.land(Head(head.status, head.headers, len(own)))
+            try:
+                rider.piece(own)
+                self.riders[n] = None
+                rider.land(Head(head.status, head.headers, len(own)))
+                self._on_rider(rider)
+            except Exception as e:  # noqa: BLE001 - as above
+                self._rider_broke(n, rider, e)
+
+    def _rider_broke(self, n: int, rider: Flight, error: Exception) -> None:
+        raised("a rider's part of an answer", error)
+        self.riders[n] = None
+        if not rider.finished:
+            rider.broke(internal())
+        try:
             self._on_rider(rider)
+        except Exception as e:  # noqa: BLE001 - it has ended; the next rider is still to be served
+            raised("a rider that has ended", e)
 
     def _land_rider(self, n: int, rider: Flight) -> None:
         self.riders[n] = None

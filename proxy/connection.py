@@ -9,6 +9,7 @@ import select
 from typing import Final, Protocol
 
 from proxy.answer import Answer
+from proxy.containment import internal, raised
 from proxy.dial import unreachable
 from proxy.errors import Code, GatewayError
 from proxy.framing import Refused
@@ -176,8 +177,25 @@ class Connection(asyncio.Protocol):
             if self._answer is answer:
                 self._refuse(str(e))
             return
+        except Exception as e:  # noqa: BLE001 - the receiver's own: its exchange ends, and the loop goes on
+            self._fault(answer, e)
+            return
         if ended and self._answer is answer:
             self._finish(answer)
+
+    def _fault(self, answer: Answer, error: Exception) -> None:
+        """Handling what came raised: nobody knows where in the answer that was."""
+        raised("an engine's answer", error)
+        if self._answer is answer:
+            receiver = self._part()
+            self.abort()
+            self._lost(receiver, internal())
+
+    def _lost(self, receiver: Receiver, error: GatewayError) -> None:
+        try:
+            receiver.lost(error)
+        except Exception as e:  # noqa: BLE001 - as above
+            raised("an engine's answer that was lost", e)
 
     def eof_received(self) -> bool:
         if self._answer is None:
@@ -190,13 +208,17 @@ class Connection(asyncio.Protocol):
         answer, receiver = self._answer, self._part()
         if answer is None:
             return
-        if answer.framing is None:
-            receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
-        elif answer.until_close and exc is None:
-            receiver.end()
-        else:
-            message = f"The engine closed the connection in mid-answer{_detail(exc)}."
-            receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
+        try:
+            if answer.framing is None:
+                receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
+            elif answer.until_close and exc is None:
+                receiver.end()
+            else:
+                message = f"The engine closed the connection in mid-answer{_detail(exc)}."
+                receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
+        except Exception as e:  # noqa: BLE001 - as in `_finish`
+            raised("the end of an engine's connection", e)
+            self._lost(receiver, internal())
 
     # -- ends -------------------------------------------------------------------------------------
 
@@ -211,7 +233,11 @@ class Connection(asyncio.Protocol):
                 transport.close()
             else:
                 transport.abort()  # a close would wait for an engine that may read no more
-        receiver.end()
+        try:
+            receiver.end()
+        except Exception as e:  # noqa: BLE001 - the receiver's own: it is told that it has failed
+            raised("the end of an engine's answer", e)
+            self._lost(receiver, internal())
 
     def _part(self) -> Receiver:
         """End the exchange, if there is one. Its receiver hears no more but from who called this."""
@@ -219,7 +245,10 @@ class Connection(asyncio.Protocol):
         self._answer, self._receiver = None, _NOBODY
         if answer is not None:
             answer.to = _NOBODY
-            answer.close()
+            try:
+                answer.close()
+            except Exception as e:  # noqa: BLE001 - a parser that is not let go of: its receiver must hear all the same
+                raised("the end of an exchange", e)
         if self._drain is not None:
             self._drain.cancel()
             self._drain = None
@@ -228,7 +257,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         receiver = self._part()
         self.abort()
-        receiver.lost(GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {why}."))
+        self._lost(receiver, GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {why}."))
 
     def _drop(self) -> None:
         """Out of the pool now, not only once the loop has closed it."""
@@ -241,7 +270,7 @@ class Connection(asyncio.Protocol):
 
     def _lose(self, answer: Answer) -> None:
         if self._answer is answer:
-            self._part().lost(unreachable("the connection was already closed"))
+            self._lost(self._part(), unreachable("the connection was already closed"))
 
 
 def _detail(exc: Exception | None) -> str:

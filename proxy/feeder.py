@@ -334,8 +334,10 @@ class Feeder:
 
     def _close(self, error: GatewayError | None) -> None:
         on_done = self._on_done
-        self.close()
-        on_done(error)
+        try:
+            self.close()
+        finally:
+            on_done(error)
 
     # -- time -------------------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from proxy.backends import Backend, Backends, Lease
 from proxy.connection import Connection
-from proxy.containment import Fault
+from proxy.containment import Fault, contained, internal
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
@@ -154,8 +155,14 @@ class Journey:
         self._gone = self._road.later(GONE_SECONDS, lambda: self._still_gone(now))
 
     def _still_gone(self, since: float) -> None:
-        """Has anything come in this time?"""
         self._gone = None
+        try:
+            self._look_whether_gone(since)
+        except Exception as e:  # noqa: BLE001 - a timer's border
+            self._broke("an engine that is gone", e)
+
+    def _look_whether_gone(self, since: float) -> None:
+        """Has anything come in this time?"""
         feeder, backend = self.feeder, self.lease.backend
         if self._over or feeder is None or self._connection is None or backend.up or self._move():
             return
@@ -199,47 +206,48 @@ class Journey:
         if connection is not None:
             self._send(backend, connection, reused=True)
         else:
-            self._connecting = asyncio.ensure_future(self._connect(backend))
-            self._road.own(self._connecting)
+            self._connecting = task = asyncio.ensure_future(self._connect(backend))
+            self._road.own(task)
+            task.add_done_callback(self._connected)
 
     async def _connect(self, backend: Backend) -> None:
         try:
             connection = await backend.pool.connect()
         except GatewayError as e:
-            self._connecting = None
             if e.code is Code.LOCAL_RESOURCES:
                 self._arrive(e)  # ours: it says nothing of any engine, and another one would meet it too
             else:
                 self._failed(e, CONNECT)
             return
-        except Exception as e:  # noqa: BLE001 - a Flight whose task died would wait for ever, and its place with it
-            self._connecting = None
-            self._broke("connecting to an engine", e)
-            return
-        self._connecting = None
         self._send(backend, connection, reused=False)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        """The task that connects is over; what it raised would else be seen by nobody, and its flight wait on."""
+        if self._connecting is task:
+            self._connecting = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._broke("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
         flight, plan, road = self.flight, self.flight.plan, self._road
-        flight.enter(Phase.PREFILL)
         try:
+            flight.enter(Phase.PREFILL)
             body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
             headers = plan.headers if flight.trace is None else flight.trace.headers(plan.headers)
             request = backend.pool.request(plan.method, plan.path, headers, body)
+            self._reused = reused
+            first = self._first if self.lease.probe or backend.pacer is not None else None
+            self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
+            flight.throttle = self._throttle
+            self._connection = connection
+            connection.send(request, self.feeder)
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
             self._arrive(e)
-            return
-        except Exception as e:  # noqa: BLE001 - as above
-            backend.pool.give(connection)
-            self._broke("writing a request", e)
-            return
-        self._reused = reused
-        self._connection = connection
-        first = self._first if self.lease.probe or backend.pacer is not None else None
-        self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
-        flight.throttle = self._throttle
-        connection.send(request, self.feeder)
+        except Exception as e:  # noqa: BLE001 - a flight whose request is not sent would wait for ever
+            connection.abort()
+            self._broke("sending a request", e)
 
     def _head(self, status: int, headers: list[tuple[str, str]]) -> bool:
         """The engine's answer begins. True: it is asked again, this answer is dropped."""
@@ -264,16 +272,24 @@ class Journey:
 
     def _fed(self, error: GatewayError | None) -> None:
         """The exchange is over."""
-        connection, flight, feeder = self._connection, self.flight, self.feeder
-        self._part(content=error is None and not (feeder is not None and feeder.surplus))
-        if error is None:
-            self._good()
-            self._arrive(None)
-            return
-        if error.code is Code.CONTENT_DENIED:
-            self._good()  # what we do not let through is no failure of the engine's
-            self._arrive(error)
-            return
+        try:
+            connection, feeder = self._connection, self.feeder
+            self._part(content=error is None and not (feeder is not None and feeder.surplus))
+            if error is None:
+                self._good()
+                self._arrive(None)
+            elif error.code in (Code.CONTENT_DENIED, Code.INTERNAL):
+                if error.code is Code.CONTENT_DENIED:
+                    self._good()  # what we do not let through is no failure of the engine's
+                self._arrive(error)
+            else:
+                self._lost(error, connection)
+        except Exception as e:  # noqa: BLE001 - a connection's border: the flight and its place would be left behind
+            self._broke("the end of an exchange", e)
+
+    def _lost(self, error: GatewayError, connection: Connection | None) -> None:
+        """The exchange ended without a whole answer."""
+        flight = self.flight
         cause = None
         if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
             if self._reused and connection is not None and not connection.received:
@@ -330,42 +346,52 @@ class Journey:
             return False
         self._tried.add(self.lease.backend)
         other = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
-        pause = None
-        if other is None:
-            pause = road.retry.wait(flight.attempts, road.jitter(), after)
-            if pause is None:
+        try:
+            pause = None
+            if other is None:
+                pause = road.retry.wait(flight.attempts, road.jitter(), after)
+                if pause is None:
+                    return False
+            moves = cause in GONE and (other is not None or self._elsewhere())
+            if not moves and not road.budget.withdraw():
+                road.metrics.retry_denied()
                 return False
-        moves = cause in GONE and (other is not None or self._elsewhere())
-        if not moves and not road.budget.withdraw():
-            road.metrics.retry_denied()
+            self._left -= 1
+            road.metrics.retry(cause)
+            if flight.trace is not None:
+                flight.trace.retried(cause)
+            self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
+            flight.rewind()
+            self.lease.release()
+            if other is not None:
+                self.lease, other = other, None
+                self._depart()
+            else:
+                self._waiting = road.later(pause or 0.0, self._resume)
+            return True
+        finally:
             if other is not None:
                 other.release()
-            return False
-        self._left -= 1
-        road.metrics.retry(cause)
-        if flight.trace is not None:
-            flight.trace.retried(cause)
-        self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
-        flight.rewind()
-        self.lease.release()
-        if other is not None:
-            self.lease = other
-            self._depart()
-        else:
-            self._waiting = road.later(pause or 0.0, self._resume)
-        return True
 
     def _resume(self) -> None:
         """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._road.requeue(self):
-            none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
-            self._arrive(self._error or none)
+        try:
+            if not self.resume() and not self._road.requeue(self):
+                none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
+                self._arrive(self._error or none)
+        except Exception as e:  # noqa: BLE001 - a timer's border
+            self._broke("another attempt", e)
 
-    def _broke(self, where: str, error: Exception) -> None:
-        """An error of ours."""
+    def _broke(self, where: str, error: BaseException) -> None:
+        """An error of ours: its connection is closed, its readers get a 500, its place goes back."""
         self._road.fault(where, error)
-        self._arrive(GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason."))
+        if self._over:
+            return
+        connection = self._connection
+        steps: list[Callable[[], object]] = [partial(self._part, content=False)]
+        contained(self._road.fault, where, *steps, *([connection.abort] if connection is not None else ()))
+        self._arrive(internal())
 
     def _part(self, *, content: bool) -> None:
         """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
@@ -381,7 +407,11 @@ class Journey:
 
     def _arrive(self, error: GatewayError | None) -> None:
         self._over = True
-        self._road.arrived(self, error)
+        try:
+            self._road.arrived(self, error)
+        except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
+            self._road.fault("the end of a journey", e)
+            self._road.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:
         """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""

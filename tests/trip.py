@@ -41,6 +41,9 @@ class Wire:
         if receiver is self.receiver:
             self.kept, self.receiver = content, None
 
+    def abort(self) -> None:
+        self.kept, self.receiver = False, None
+
     def throttle(self, receiver: Receiver, hold: bool) -> None:
         assert receiver is self.receiver
         self.held.append(hold)
