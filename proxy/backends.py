@@ -45,6 +45,7 @@ class Backend:
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
     reached: bool = False  # since the pacer's last tick it had as much as it may
+    echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
     missed: int = 0  # looks in succession that found it gone
     checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
 

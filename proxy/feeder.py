@@ -119,7 +119,7 @@ class Feeder:
     __slots__ = (
         "_began", "_done", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first", "_on_head", "_total",
         "_twins", "_watch", "answered",
-        "clean", "error_frame", "flight", "held",
+        "clean", "error_frame", "flight", "held", "vet",
     )  # fmt: skip
 
     def __init__(
@@ -137,6 +137,9 @@ class Feeder:
         self.clean = False  # a whole, successful answer: one that may be stored
         self.error_frame = False
         self.answered = False  # to the end that its framing said
+        self.vet: Callable[[bytes], bool] | None = None
+        """Shown the body's first bytes, and may say True: they are no answer to this request, nothing of them is
+        wanted. Whoever sets it takes it away once it has decided."""
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
         self._on_done = on_done
         self._on_head = on_head
@@ -184,7 +187,7 @@ class Feeder:
                 flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
 
     def body(self, data: bytes) -> None:
-        if self._done:
+        if self._done or (self.vet is not None and self.vet(data)):
             return
         flight = self.flight
         self._last = now = flight.clock()
@@ -308,7 +311,7 @@ class Feeder:
         if not self._done:
             self._done = True
             self._on_done = _nobody  # a circle less: it holds whoever holds us
-            self._on_head = self._on_first = None
+            self._on_head = self._on_first = self.vet = None
             self._watch.drop(self)
 
     @property
