@@ -140,11 +140,11 @@ class Batcher(Generic[T]):
         """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
         not, nothing more of that pool is offered."""
         blocked: set[str | None] = set()
-        for item in tuple(self._back):
-            pool = self._ticket(item).pool
-            if pool not in blocked and item in self._back:
-                if take(item):
-                    self._back.pop(item, None)
+        for first in tuple(self._back):
+            pool = self._ticket(first).pool
+            if pool not in blocked and first in self._back:
+                if take(first):
+                    self._back.pop(first, None)
                 else:
                     blocked.add(pool)
         line = self.line

@@ -87,7 +87,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
         ({"health": ValueError("ours")}, State.CLOSED, ""),
     ],
 )
-def test_what_a_check_concludes(answers: dict[str, Answer], state: State, why: str) -> None:
+def test_what_a_check_concludes(answers: dict[str, Any], state: State, why: str) -> None:
     @virtual
     async def run() -> None:
         ward = Ward(**answers)

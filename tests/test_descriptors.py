@@ -75,7 +75,7 @@ async def test_idle_clients_that_take_every_place_leave_those_who_ask_theirs(des
         Engine(echo_script()) as engine,
         Engine(echo_script()) as other,
         proxy(
-            *("--backend", engine.url, "--backend", other.url, "--redis", "off"), descriptors=descriptors
+            *("--backend", engine.url, "--backend", other.url, "--redis", "off"), descriptors=f"{descriptors}"
         ) as gateway,
     ):
         asking = [await Connection.open(gateway.url) for _ in range(6)]

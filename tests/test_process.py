@@ -41,12 +41,12 @@ class Gateway:
 
 
 @asynccontextmanager
-async def proxy(*flags: str, descriptors: int = 0, **env: str) -> AsyncIterator[Gateway]:
+async def proxy(*flags: str, descriptors: str = "", **env: str) -> AsyncIterator[Gateway]:
     """Start it on a free port, read where it listens off its greeting, and see that SIGTERM ends it well.
-    `descriptors`: how many files it may have open; 0: as many as we."""
+    `descriptors`: how many files it may have open; as many as we by default."""
 
     def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))
 
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -13,7 +13,7 @@ from tests.raw_server import Peer, RawServer
 from tests.running import gateway
 
 CHAT = "/v1/chat/completions"
-QUIET = {"refresh_seconds": 3600.0, "load_seconds": 0.0}
+QUIET: dict[str, Any] = {"refresh_seconds": 3600.0, "load_seconds": 0.0}
 
 
 def ask(text: str, *, stream: bool) -> dict[str, Any]:
