@@ -49,6 +49,7 @@ class Backend:
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
     reached: bool = False  # since the pacer's last tick it had as much as it may
+    echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
     missed: int = 0  # looks in succession that found it gone
     checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
 
@@ -382,19 +383,22 @@ class Backends:
         try:
             while True:
                 self._changed.clear()
-                for backend in self.all:
-                    if backend not in tasks:
-                        self._woken[backend] = asyncio.Event()
-                        tasks[backend] = asyncio.ensure_future(self._watch(backend, every))
-                for backend in [backend for backend in tasks if backend.leaving]:
-                    tasks.pop(backend).cancel()
-                    del self._woken[backend]
+                self._watch_all(tasks, every)
                 await self._changed.wait()
         finally:
             self._woken.clear()
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+    def _watch_all(self, tasks: dict[Backend, asyncio.Task[None]], every: float) -> None:
+        for backend in self.all:
+            if backend not in tasks:
+                self._woken[backend] = asyncio.Event()
+                tasks[backend] = asyncio.ensure_future(self._watch(backend, every))
+        for backend in [backend for backend in tasks if backend.leaving]:
+            tasks.pop(backend).cancel()
+            del self._woken[backend]
 
     async def _watch(self, backend: Backend, every: float) -> None:
         """Look at one engine; each second while it is down, and soon after it was seen down."""

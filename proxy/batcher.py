@@ -54,7 +54,8 @@ class Batcher(Generic[T]):
         """Told of each item that had to make room for another's, and why."""
         self._lookups: Lookups[T] = Lookups(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
-        self._back: dict[T, float] = {}  # what had a place and needs another one, with when it came back
+        self._back: dict[T, tuple[float, str | None]] = {}
+        """What had a place and needs another one, with when it came back and its pool."""
         self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
         self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
         self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
@@ -102,7 +103,7 @@ class Batcher(Generic[T]):
 
     def put_back(self, item: T, now: float) -> None:
         """It had its turn, and its engine failed it: it goes before all that waits. No bound is asked."""
-        self._back[item] = now
+        self._back[item] = now, self._ticket(item).pool
 
     def release(self, item: T, now: float) -> bool:
         """It need not be held any longer. True if it was."""
@@ -144,11 +145,10 @@ class Batcher(Generic[T]):
         """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
         not, nothing more of that pool is offered."""
         blocked: set[str | None] = set()
-        for back in tuple(self._back):
-            pool = self._ticket(back).pool
-            if pool not in blocked and back in self._back:
-                if take(back):
-                    self._back.pop(back, None)
+        for first, (_, pool) in tuple(self._back.items()):
+            if pool not in blocked and first in self._back:
+                if take(first):
+                    self._back.pop(first, None)
                 else:
                     blocked.add(pool)
         line = self.line
@@ -234,7 +234,7 @@ class Batcher(Generic[T]):
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
         """What has waited for a place as long as may be, forgotten, and its error."""
-        late = [item for item, came in self._back.items() if came + self.timeout <= now]
+        late = [item for item, (came, _) in self._back.items() if came + self.timeout <= now]
         late += self.line.waited(self.timeout, now)
         for item in late:
             self.discard(item)
@@ -242,7 +242,8 @@ class Batcher(Generic[T]):
 
     def next_overdue(self) -> float:
         """When the one that waits longest has waited as long as may be; inf: never."""
-        return min(self.line.oldest, next(iter(self._back.values()), math.inf)) + self.timeout
+        back = next((came for came, _ in self._back.values()), math.inf)
+        return min(self.line.oldest, back) + self.timeout
 
     # -- inside -----------------------------------------------------------------------------------
 

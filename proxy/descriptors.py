@@ -5,13 +5,9 @@ Called by `__main__` (raise the limit) and by the app, before it listens."""
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from typing import Final
-
-try:
-    import resource
-except ImportError:  # pragma: no cover - not a Unix
-    resource = None  # type: ignore[assignment]
 
 RESERVE: Final = 64  # for Redis, polls, the log, files; besides one for each engine
 BACKLOG: Final = 1024
@@ -31,8 +27,6 @@ class Places:
 
 def raise_limit() -> None:
     """The soft limit becomes the hard one: a shell's or systemd's 1,024 is for programs that use select()."""
-    if resource is None:
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return
@@ -44,7 +38,7 @@ def raise_limit() -> None:
 
 def limit() -> int:
     """Descriptors that this process may have; a large number where there is no limit."""
-    soft = -1 if resource is None else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft >= 0 else 2**31
 
 

@@ -26,8 +26,9 @@ from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
 from proxy.wire.vectors import Unsplittable, array_body, inputs_of
 
-_ABOUT_CONTENT: Final = frozenset({400, 413, 422})
-"""Refusals that one item may have brought on all. What else an engine says is about all of them."""
+_ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
+"""Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
+it says is about all of them."""
 
 
 class Embedder:

@@ -110,7 +110,7 @@ class Feeder:
     __slots__ = (
         "_asked", "_began", "_done", "_ended", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first",
         "_on_head", "_total", "_twins", "_watch",
-        "answered", "clean", "error_frame", "flight", "held", "surplus",
+        "answered", "clean", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +129,9 @@ class Feeder:
         self.error_frame = False
         self.answered = False  # to the end that its framing said
         self.surplus = False  # something came after the end of the answer
+        self.vet: Callable[[bytes], bool] | None = None
+        """Shown the body's first bytes, and may say True: they are no answer to this request, nothing of them is
+        wanted. Whoever sets it takes it away once it has decided."""
         self.held = False  # the reader lags and the engine is held back: its silence is our doing
         self._on_done = on_done
         self._on_head = on_head
@@ -182,7 +185,7 @@ class Feeder:
                 flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
 
     def body(self, data: bytes) -> None:
-        if self._done:
+        if self._done or (self.vet is not None and self.vet(data)):
             return
         flight = self.flight
         self._last = now = flight.clock()
@@ -346,7 +349,7 @@ class Feeder:
         if not self._done:
             self._done = True
             self._on_done = _nobody  # a circle less: it holds whoever holds us
-            self._on_head = self._on_first = None
+            self._on_head = self._on_first = self.vet = None
             self._watch.drop(self)
 
     @property

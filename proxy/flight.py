@@ -108,6 +108,7 @@ class Flight:
         """As if it had not been asked for yet: what came of it is forgotten."""
         self.enter(Phase.CONNECTING)
         self.head = self.usage = self.times.first = None
+        self.mode = self.plan.mode
         self.log.clear()
         self.size = self.content_events = 0
         self.attempts += 1

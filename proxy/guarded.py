@@ -69,6 +69,8 @@ class GuardedFeeder(Feeder):
         if self._done or self.flight.mode is not Mode.STREAM:
             super().body(data)
             return
+        if self.vet is not None and self.vet(data):
+            return
         self._last = now = self.flight.clock()
         self._frames(data, now)
         if self.flight.size + self._waiting_bytes > self._limits.flight:

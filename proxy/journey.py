@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ _FAULTS: Final = frozenset(
 
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"]*)"')
+ID_WITHIN: Final = 1024  # bytes of a body's beginning in which its id is looked for
+
 GONE_SECONDS: Final = 5.0
 """How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
 
@@ -86,8 +90,8 @@ class Journey:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
-        "_connecting", "_connection", "_error", "_gone", "_judged", "_left", "_over", "_reused", "_road", "_tried",
-        "_waiting", "feeder", "flight", "lease",
+        "_begin", "_connecting", "_connection", "_error", "_gone", "_judged", "_left", "_over", "_reused", "_road",
+        "_tried", "_waiting", "feeder", "flight", "lease",
     )  # fmt: skip
 
     def __init__(self, flight: Flight, lease: Lease, road: Road) -> None:
@@ -103,6 +107,7 @@ class Journey:
         self._gone: Any = None  # the timer of an engine that is gone
         self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
+        self._begin = b""  # of the answer's body, until its id is known
         self._judged: bool | None = None  # what has been said of this attempt's engine: that it did well, or not
         self._over = False
 
@@ -240,6 +245,9 @@ class Journey:
             first = self._first if self.lease.probe or backend.pacer is not None else None
             self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
             flight.throttle = self._throttle
+            if backend.echoes is not False and plan.mode is not Mode.RAW:
+                self._begin = b""
+                self.feeder.vet = self._vet
             self._connection = connection
             connection.send(request, self.feeder)
         except GatewayError as e:  # it cannot be written
@@ -260,6 +268,31 @@ class Journey:
             return False
         self._error = None  # should no engine be free after a wait, that is what is said
         return self._again(str(status), retry_after(headers, time.time))
+
+    def _vet(self, data: bytes) -> bool:
+        """Compare the answer's `id`, where the engine makes it from the request's, as vLLM does. On a kept
+        connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
+        self._begin = begin = self._begin + data if self._begin else data
+        found = _ID.search(begin, 0, ID_WITHIN)
+        if found is None and len(begin) < ID_WITHIN and b"\n\n" not in begin:
+            return False  # it is still to come
+        feeder, backend = self.feeder, self.lease.backend
+        self._begin = b""
+        if feeder is not None:
+            feeder.vet = None
+        if found is None:
+            return False
+        if b"-" + self.flight.plan.request_id.encode() in found[1]:
+            backend.echoes = True
+        elif not self._reused:
+            backend.echoes = False
+        elif backend.echoes:
+            self._part(content=False)
+            self.flight.rewind()
+            self._road.metrics.retry(STALE)
+            self._attempt(backend, fresh=True)
+            return True
+        return False
 
     def _first(self) -> None:
         """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end

@@ -61,7 +61,7 @@ class Pulse:
             try:
                 return await attempt()
             except Exception as e:
-                if not late(e) or not self.lost(began):
+                if not late(e) or self.lost(began) <= EVERY:
                     raise
         return await attempt()
 

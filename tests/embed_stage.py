@@ -95,7 +95,7 @@ class Stage:
         assert self.embedder.take(flight, scope)
         return reader
 
-    def answer(self, status: int | None = None) -> None:
+    def answer(self, status: int | None = None, *, poison: int = 400) -> None:
         """The oldest call under way: as an engine that likes no poison, with a status, or (0) not at all."""
         flight = self.sent.pop(0)
         items = self.inputs(flight)
@@ -103,7 +103,7 @@ class Stage:
         if status == 0:
             flight.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "It is gone."))
             return
-        status = status or (400 if POISON in items else 200)
+        status = status or (poison if POISON in items else 200)
         flight.piece(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
         flight.land(Head(status, (("content-type", "application/json"),)))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.batcher import Batcher
 from proxy.errors import Code, GatewayError
+from proxy.turns import Ticket
 
 OPS = st.lists(
     st.one_of(
@@ -131,3 +132,30 @@ def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() ->
 
     queue.place(take, 0.0)
     assert len(queue) == 0
+
+
+def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
+    pools = {"a": "x", "b": "x", "back": "x", "other": "y"}
+    queue: Batcher[str] = Batcher(
+        limit=2, max_batch=1, timeout=5.0, ticket=lambda item: Ticket(owner=item, pool=pools[item])
+    )
+    queue.put("a", 0.0)
+    queue.put("other", 0.0)
+    queue.put_back("back", 1.0)
+    assert (len(queue), queue.waits) == (3, True), "no bound is asked"
+    offered: list[str] = []
+    queue.place(lambda item: bool(offered.append(item)) or pools[item] == "y", 1.0)
+    assert offered == ["back", "other"], "nobody of its pool is asked before it"
+    offered.clear()
+    queue.place(lambda item: offered.append(item) is None, 2.0)
+    assert (offered, len(queue)) == (["back", "a"], 0)
+
+
+def test_what_is_put_back_waits_no_longer_than_others_and_can_be_discarded() -> None:
+    queue: Batcher[str] = Batcher(limit=2, max_batch=1, timeout=5.0)
+    queue.put_back("one", 1.0)
+    queue.put_back("two", 2.0)
+    assert queue.next_overdue() == 6.0
+    assert [item for item, _ in queue.overdue(6.5)] == ["one"]
+    assert queue.discard("two")
+    assert (queue.waits, len(queue), queue.discard("two")) == (False, 0, False)

@@ -18,7 +18,7 @@ from tests.engine_wire import error_body
 from tests.running import gateway, lines, until
 
 CHAT = "/v1/chat/completions"
-BEHIND = {"trusted_proxies": ("127.0.0.1",)}
+BEHIND: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",)}
 POISON = 12
 Script = Callable[[Turn], Awaitable[None]]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.breaker import Breaker, BreakerRules, State
+from proxy.breaker import CALLERS, Breaker, BreakerRules, Failures, State
 
 RULES = BreakerRules(failures=3, rate=0.5, least=10, window=10.0, span=1.0, longest=8.0, probes=1)
 
@@ -148,3 +148,87 @@ def test_whatever_happens_probes_are_counted_right_and_it_opens_again_in_time(
         if made.state is State.OPEN:
             assert made.until - now <= RULES.longest * 1.25
     assert made.state is not State.OPEN or Breaker.admits(made, made.until + RULES.longest)
+
+
+# -- whose failures they are --------------------------------------------------------------------------
+
+
+def fail(made: Breaker, *callers: str, now: float = 0.0) -> list[bool]:
+    return [made.bad(now, who=who) for who in callers]
+
+
+def test_one_caller_s_failures_make_it_suspect_and_several_callers_open_it() -> None:
+    made = breaker()
+    assert fail(made, "a", "a", "a", "a") == [False] * 4
+    assert (made.state, made.suspect) == (State.CLOSED, True)
+    made = breaker()
+    assert fail(made, "a", "b", "a") == [False, False, True]
+    assert not made.suspect
+
+
+def test_one_other_caller_s_failure_among_many_of_one_does_not_open_it() -> None:
+    made = breaker(BreakerRules(failures=5, rate=0.5, least=10))
+    assert fail(made, *("a" * 20), "b", *("a" * 20)) == [False] * 41
+    assert made.suspect
+
+
+def test_the_rate_is_that_of_the_others() -> None:
+    made = breaker(BreakerRules(failures=0, rate=0.5, least=10))
+    for _ in range(10):
+        made.good(0.0)
+    assert not any(fail(made, *("a" * 50), "b", "b"))  # two of the others' twelve
+    assert (made.state, made.suspect) == (State.CLOSED, True)
+    assert any(fail(made, *("bcde" * 3)))
+
+
+def test_a_check_that_finds_it_well_forgets_the_failures_and_one_that_does_not_opens_it() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    assert (made.checked(0.0, good=True), made.suspect, made.state) == (False, False, State.CLOSED)
+    fail(made, "a", "a")
+    assert not made.suspect
+    fail(made, "a")
+    assert made.checked(1.0, good=False)
+    assert (made.state, made.suspect, made.until) == (State.OPEN, False, 2.0)
+    assert not made.checked(1.0, good=False), "it was decided"
+
+
+def test_a_check_that_could_not_say_leaves_it_and_the_second_without_a_success_opens_it() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    assert not made.checked(0.0, None)
+    made.good(0.0)
+    fail(made, "a", "a", "a")
+    assert not made.checked(0.0, None)
+    fail(made, "a")
+    assert made.suspect
+    assert made.checked(0.0, None)
+    assert made.state is State.OPEN
+
+
+def test_half_open_one_caller_s_failure_waits_for_a_check() -> None:
+    for good, state in ((True, State.CLOSED), (False, State.OPEN)):
+        made = opened(breaker())
+        assert made.admits(1.0)
+        made.probe(1.0)
+        assert not made.bad(1.0, who="a", probe=True)
+        assert (made.state, made.suspect, made.probing, made.admits(1.0)) == (State.HALF_OPEN, True, True, False)
+        assert made.checked(1.0, good=good)
+        assert (made.state, made.suspect) == (state, False)
+
+
+def test_half_open_a_check_that_could_not_say_lets_the_next_one_try() -> None:
+    made = opened(breaker())
+    assert made.admits(1.0)
+    made.probe(1.0)
+    made.bad(1.0, who="a", probe=True)
+    assert not made.checked(1.0, None)
+    assert (made.state, made.admits(1.0)) == (State.HALF_OPEN, True)
+
+
+def test_of_any_number_of_callers_few_are_remembered() -> None:
+    made = Failures()
+    for n in range(10_000):
+        made.add(f"caller {n}")
+    assert (made.count, len(made._by)) == (10_000, CALLERS)
+    assert made.of_others == 9_999

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -11,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.dial import KEEPALIVE_IDLE, Address, address_of, tls_context
+from proxy.dial import KEEPALIVE_IDLE, OURS, Address, Refused, address_of, dial, tls_context
 from proxy.errors import Code, GatewayError, SettingsError
 from proxy.upstream import Pool
 from tests.certificates import Authority, Issued, encrypt, server_context
@@ -263,3 +267,70 @@ def test_where_an_engine_listens_is_read_from_its_url(url: str, address: Address
 
 def pool_of(url: str, *, tls: ssl.SSLContext | None = None, connect_timeout: float = 5.0) -> Pool:
     return Pool(url, connect_timeout=connect_timeout, loop=asyncio.get_running_loop(), tls=tls)
+
+
+@pytest.mark.parametrize("code", sorted(OURS))
+async def test_what_this_machine_lacks_is_our_own_error(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    async def short(*args: object, **more: object) -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("proxy.dial.start_connection", short)
+    with pytest.raises(GatewayError) as caught:
+        await dialled("http://127.0.0.1:9")
+    assert (caught.value.code, caught.value.retry_after) == (Code.LOCAL_RESOURCES, 1)
+    assert os.strerror(code) in caught.value.message
+
+
+@pytest.mark.parametrize(("code", "ours"), [(errno.EAGAIN, False), (errno.EMFILE, True), (errno.ENOENT, False)])
+async def test_a_unix_socket_s_full_listener_is_the_engine_s(
+    monkeypatch: pytest.MonkeyPatch, code: int, ours: bool
+) -> None:
+    async def short(*args: object, **more: object) -> object:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("proxy.dial._unix", short)
+    with pytest.raises(GatewayError) as caught:
+        await dialled("unix:///no/such")
+    assert (caught.value.code is Code.LOCAL_RESOURCES) is ours
+    assert isinstance(caught.value, Refused) is (code == errno.ENOENT)
+
+
+async def test_a_name_that_cannot_be_looked_up_for_want_of_descriptors_is_our_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    used: list[int] = []
+
+    async def unknown(*args: object, **more: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(loop, "getaddrinfo", unknown, raising=False)
+    with pytest.raises(GatewayError) as caught:
+        await dialled("http://engine.test:1")
+    assert caught.value.code is Code.UPSTREAM_UNREACHABLE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")), hard))
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                used.append(os.open("/dev/null", os.O_RDONLY))
+        with pytest.raises(GatewayError) as caught:
+            await dialled("http://engine.test:1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in used:
+            os.close(fd)
+    assert caught.value.code is Code.LOCAL_RESOURCES
+
+
+async def test_where_nobody_listens_that_is_said_as_a_kind_of_its_own() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(Refused) as caught:
+            await dialled(f"http://127.0.0.1:{sock.getsockname()[1]}")
+    assert caught.value.code is Code.UPSTREAM_UNREACHABLE
+
+
+async def dialled(url: str) -> asyncio.Protocol:
+    loop = asyncio.get_running_loop()
+    return await dial(address_of(url), asyncio.Protocol, loop=loop, tls=None, timeout=5.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 from proxy.app import App
@@ -10,9 +12,11 @@ from proxy.backends import Backends
 from proxy.config import Settings
 from proxy.fleet import Fleet
 from proxy.log import Log
+from proxy.upstream import Pool
 from tests.client import get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
+from tests.leaks import settle
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 
 CHAT = "/v1/chat/completions"
@@ -89,3 +93,46 @@ async def test_an_engine_gets_room_for_as_many_kept_connections_as_may_be_in_use
         assert repr(fleet) == "<Fleet <Backends http://127.0.0.1:9=0/1000!> leaving=0>"
         fleet.close()
     log.close()
+
+
+async def test_engines_that_were_removed_leave_nothing_behind_however_often_they_change(engine: Engine) -> None:
+    engine.auto(echo_script())
+    async with gateway(engine) as app:
+        fleet = fleet_of(app)
+        await post_json(app.url, CHAT, HELLO)
+        kept: list[weakref.ref[Pool]] = []
+        for n in range(300):
+            # Nobody listens at any of them: a refusal each, which is counted under their names.
+            await fleet.change([engine.url, f"http://127.0.0.1:9/{n}"])
+            made = app.backends.all[-1]
+            kept.append(weakref.ref(made.pool))
+            app.metrics.upstream_request(made.name)
+            app.metrics.upstream_error(made.name, "upstream_unreachable")
+            del made
+        await fleet.change([engine.url])
+        await settle()
+        page = (await get(app.url, "/metrics")).body.decode()
+        assert "127.0.0.1:9/" not in page
+        assert f'gateway_upstream_requests_total{{backend="{engine.url}"}} 1' in page
+        app.metrics.upstream_request("http://the.next")
+        page = (await get(app.url, "/metrics")).body.decode()
+        assert 'backend="http://the.next"' in page, "there is room for its name"
+        gc.collect()
+        assert sum(ref() is not None for ref in kept) == 0
+        assert (fleet._leaving, app.backends._tripped, len(app.backends._woken)) == ([], set(), 1)
+
+
+async def test_one_that_is_removed_under_way_is_freed_when_that_has_ended(engine: Engine) -> None:
+    async with Engine(echo_script()) as new, gateway(engine, new, routing="round-robin", load_seconds=0) as app:
+        fleet = fleet_of(app)
+        async with streaming(app.url, CHAT, HELLO_STREAM) as client:
+            turn = await engine.next_request()
+            await turn.send("a")
+            await fleet.change([new.url])
+            assert len(fleet._leaving) == 1
+            await fleet.change([new.url, engine.url])  # named again: another one
+            await turn.finish("b")
+            await client.read()
+        await until(lambda: not fleet._leaving)
+        page = (await get(app.url, "/metrics")).body.decode()
+        assert f'gateway_backend_up{{backend="{engine.url}"}} 1' in page

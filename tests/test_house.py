@@ -23,6 +23,8 @@ SPAWNERS = ("create_task", "ensure_future")
 MAY_SLEEP = {
     "tests/engine_scripts.py::_pause": "the timed engine's pace is what it is for; 0 in tests",
     "tests/test_clock.py::divide": "virtual time, by run_virtual",
+    "tests/test_paused.py::_pace": "a real engine's pace, against a real process",
+    "tests/test_paused.py::_stopped": "a process that is stopped for seconds is what it tests",
     "tests/test_drain.py::finish": "virtual time, by @virtual",
     "tests/test_journey.py::play": "virtual time, by run_virtual",
 }

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import sys
 import warnings
@@ -40,14 +41,20 @@ class Gateway:
 
 
 @asynccontextmanager
-async def proxy(*flags: str, **env: str) -> AsyncIterator[Gateway]:
-    """Start it on a free port, read where it listens off its greeting, and see that SIGTERM ends it well."""
+async def proxy(*flags: str, descriptors: str = "", **env: str) -> AsyncIterator[Gateway]:
+    """Start it on a free port, read where it listens off its greeting, and see that SIGTERM ends it well.
+    `descriptors`: how many files it may have open; as many as we by default."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(descriptors), int(descriptors)))
+
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "proxy", "--port", "0", *flags),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **env},
+        preexec_fn=limited if descriptors else None,
     )
     assert process.stderr is not None
     assert process.stdout is not None
@@ -222,6 +229,8 @@ async def test_a_wrong_setting_is_named_and_ends_the_program_with_2(
 async def test_a_port_that_is_taken_is_said_and_ends_the_program_with_2(engine: Engine) -> None:
     code, err = await refused("--backend", engine.url, "--redis", "off", "--port", str(engine.port))
     assert (code, "cannot listen" in err) == (2, True)
+    code, err = await refused("--redis", "off", XDG_CACHE_HOME="/proc/none")
+    assert (code, "cannot start: No such file or directory: /proc/none" in err) == (2, True), err
 
 
 async def test_killed_outright_it_leaves_no_child_behind() -> None:
