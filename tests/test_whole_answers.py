@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from proxy.app import App
+from proxy.phase import Phase
 from tests.client import Answer, post_json, streaming
 from tests.engine import Engine, Script
 from tests.engine_scripts import echo_script
 from tests.engine_turn import Turn
-from tests.engine_wire import DONE, LAST_CHUNK, error_body, sse
+from tests.engine_wire import DONE, error_body, sse
 from tests.redis_server import redis_server
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+STREAMING = Phase.STREAMING
 PRIVATE = (("x-gateway-share", "off"),)
 
 
@@ -34,16 +36,14 @@ def choice(index: Any = 0, text: str = "half", reason: Any = None) -> bytes:
     return sse({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
 
 
-def stream(*frames: bytes) -> Script:
-    """These frames, one after another as an engine's reads are; the head goes with the first."""
+def stream(*frames: bytes, after_first: Callable[[], bool] = lambda: True) -> Script:
+    """These frames; those behind the first once a fact holds, so that they do not come with it."""
 
     async def script(turn: Turn) -> None:
         await turn.start()
-        for frame in frames:
-            await turn.frame(frame)
-            await asyncio.sleep(0.002)  # a read of its own
-        await turn.raw(LAST_CHUNK)
-        turn.mark_done()
+        await turn.frame(frames[0])
+        await until(after_first)
+        await turn.end(*frames[1:])
 
     return script
 
@@ -87,10 +87,11 @@ async def test_a_stream_that_is_not_whole_ends_in_an_error_and_is_nobody_s_hit(
     log, rules = tmp_path / "log", tmp_path / "deny"
     rules.write_text("nothing of this\n")
     changes: dict[str, Any] = {"deny_file": str(rules), "deny_answers": True} if deny else {}
-    async with (
-        Engine(stream(*frames)) as engine,
-        gateway(engine, redis=redis, log_to=log, retries=0, **changes) as app,
-    ):
+    async with Engine() as engine, gateway(engine, redis=redis, log_to=log, retries=0, **changes) as app:
+        begun = frames == [DONE]
+        engine.auto(
+            stream(*frames, after_first=lambda: begun or any(one.phase is STREAMING for one in app.group.live))
+        )
         for answer in await twice(app, CHAT, HELLO_STREAM, headers):
             assert b"upstream_incomplete" in answer.body
             assert any(word in answer.body.decode() for word in words.split("|")), answer.body
@@ -239,10 +240,12 @@ async def test_nothing_after_done_is_passed_on_or_stored_and_its_connection_is_n
             await turn.end(*frames, after)
             return
         await turn.frame(*frames)
-        await asyncio.sleep(0.01)
+        await until(lambda: not apps[0].group.live)
         await turn.end(after)
 
+    apps: list[App] = []
     async with Engine(script) as engine, gateway(engine, redis=redis) as app:
+        apps.append(app)
         seen = await twice(app, CHAT, HELLO_STREAM, ())
         for answer in seen:
             assert answer.body == choice(0, "a", "stop") + DONE
@@ -270,8 +273,10 @@ async def test_counts_that_cannot_be_cost_no_place_and_the_answer_is_as_it_was(
         else:
             await turn.respond(200, {"choices": [WHOLE], "usage": usage})
 
-    limits = {"rate_limit_tokens_per_minute": 10**8}
-    async with Engine(script) as engine, gateway(engine, redis=redis, max_inflight=1, **limits) as app:
+    async with (
+        Engine(script) as engine,
+        gateway(engine, redis=redis, max_inflight=1, rate_limit_tokens_per_minute=10**8) as app,
+    ):
         for headers in ((), PRIVATE):
             for path, ask in ((CHAT, HELLO), (CHAT, HELLO_STREAM), (EMBED, {"model": "m1", "input": "a"})):
                 for _ in range(2):
@@ -285,7 +290,7 @@ async def test_an_answer_larger_than_an_entry_is_never_put_together_for_the_stor
     redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []
-    monkeypatch.setattr("proxy.kept.store.stream_views", lambda *views: kept.append(views) or (b"", None, b""))
+    monkeypatch.setattr("proxy.scheduler.kept.keep", kept.append)
     async with (
         Engine(body({"choices": [WHOLE], "pad": "x" * 5000})) as engine,
         gateway(engine, redis=redis, cache_max_entry_bytes=4096) as app,

@@ -168,7 +168,7 @@ class StreamSplit:
         part = self.parts[n]
         if self._counts:
             return sum(self._counts.get(index, 0) for index in range(part.first, part.first + part.count))
-        counted = usage_from(self._total["usage"]) if self._total is not None else None
+        counted = usage_from(Raw(self._total["usage"])) if self._total is not None else None
         if counted is None:
             return part.content_events
         total = counted.completion_tokens
