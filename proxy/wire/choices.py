@@ -190,7 +190,7 @@ def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[t
             if index in choices:
                 raise Unfoldable(f"a body with the choice {index} twice")
             choices[index] = choice
-        raw = members.get("usage", _NULL)
+        raw = members.get("usage", Raw(_NULL))
         usage: dict[str, Raw] = {} if bytes(raw) == _NULL else _MEMBERS.decode(raw)
         total = usage_from(raw) or Usage()
         mine = [

@@ -236,27 +236,32 @@ def is_vector(raw: Raw) -> bool:
 # -- what is stored ------------------------------------------------------------------------------------
 
 
-def whole_stream(frames: Sequence[bytes], content: bytes) -> bool:
-    """Whether stored frames (joined: `content`) are a stream that ended: [DONE] last and once, no choice left
-    open. The number of choices that were asked for is not known here."""
-    if not frames or not is_done(frames[-1]):
+def whole_streams(same: Sequence[bytes], ends: Iterable[Sequence[bytes]]) -> bool:
+    """Whether stored frames are streams that ended: what all have the `same`, and each one's own end. [DONE] is
+    last and once, and no choice is open; how many were asked for is not known here."""
+    content = b"".join(same)
+    if b"[DONE]" in content and any(map(is_done, same)):
         return False
-    if content.count(b"[DONE]") > 1 and any(map(is_done, frames[:-1])):
-        return False
-    ended: dict[int, str] = {}
+    before: dict[int, str] = {}
     at = content.find(_WRITTEN)
     while at >= 0:  # as vLLM and llama.cpp write it, one search of all finds it
-        start, end = content.rfind(b"\n\n", 0, at), content.find(b"\n\n", at)
-        if end < 0:
+        start, stop = content.rfind(b"\n\n", 0, at), content.find(b"\n\n", at)
+        if stop < 0:
             break
-        note(content[start + 2 if start >= 0 else 0 : end + 2], ended)
-        at = content.find(_WRITTEN, end)
-    return lack_of(ended, 0) is None or lack_of(endings(frames), 0) is None
+        note(content[start + 2 if start >= 0 else 0 : stop + 2], before)
+        at = content.find(_WRITTEN, stop)
+    for end in ends:
+        if not end or not is_done(end[-1]) or any(map(is_done, end[:-1])):
+            return False
+        ended = endings(end, dict(before))
+        if lack_of(ended, 0) is not None and lack_of(endings([*same, *end]), 0) is not None:
+            return False
+    return True
 
 
-def endings(frames: Iterable[bytes]) -> dict[int, str]:
-    """How the choices of a stream ended."""
-    ended: dict[int, str] = {}
+def endings(frames: Iterable[bytes], ended: dict[int, str] | None = None) -> dict[int, str]:
+    """How the choices of a stream ended, besides those that are known to have."""
+    ended = {} if ended is None else ended
     for frame in frames:
         if FINISH.search(frame) is not None:
             note(frame, ended)
