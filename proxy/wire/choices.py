@@ -126,7 +126,7 @@ class StreamSplit:
                 continue
             own = {**members, "choices": [{**choice, "index": index - part.first}]}
             _rename(own, self._id, part.request_id)
-            reason = _REASON.decode(choice.get("finish_reason", _NULL))
+            reason = _reason_of(choice)
             frame = encode(_ENCODE(own))
             content = has_content(frame)
             part.content_events += content
@@ -191,8 +191,11 @@ def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[t
                 raise Unfoldable(f"a body with the choice {index} twice")
             choices[index] = choice
         raw = members.get("usage", Raw(_NULL))
-        usage: dict[str, Raw] = {} if bytes(raw) == _NULL else _MEMBERS.decode(raw)
-        total = usage_from(raw) or Usage()
+        total = usage_from(raw)
+        if total is None:  # none, or numbers that cannot be
+            total, raw = Usage(), Raw(b"{}")
+            members.pop("usage", None)
+        usage = _MEMBERS.decode(raw)
         mine = [
             [choices[index] for index in range(part.first, part.first + part.count) if index in choices]
             for part in parts
@@ -237,8 +240,16 @@ def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> list[int]:
     return shares(total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine])
 
 
+def _reason_of(choice: dict[str, Raw]) -> str:
+    """Why a choice ended, as the engine says it; "" where it has not."""
+    try:
+        return _REASON.decode(choice.get("finish_reason", _NULL)) or ""
+    except _BROKEN:
+        return "?"
+
+
 def _ended(choice: dict[str, Raw]) -> bool:
-    return _REASON.decode(choice.get("finish_reason", _NULL)) in REASONS
+    return _reason_of(choice) in REASONS
 
 
 def _counted(choice: dict[str, Raw]) -> int | None:

@@ -46,15 +46,20 @@ class _Frame(Struct, gc=False):
     choices: list[_Choice] | None = None
 
 
+class _Ended(Struct, gc=False):
+    finish_reason: str | None  # without it the first one ends the decoding: 64 MiB of `{}` are no million objects
+    index: int | None = 0
+
+
 class _Body(Struct, gc=False):
-    choices: list[_Choice] | None = None
+    choices: list[_Ended] | None = None
     usage: Usage | None = None
     error: Raw = _NULL
     object: str | None = None
 
 
 class _Vector(Struct, gc=False):
-    embedding: Raw = _NULL
+    embedding: Raw
 
 
 class _Vectors(Struct, gc=False):
@@ -68,7 +73,7 @@ _FRAME: Final = msgspec.json.Decoder(_Frame)
 _BODY: Final = msgspec.json.Decoder(_Body)
 _VECTORS: Final = msgspec.json.Decoder(_Vectors)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
-_CHOICES: Final = msgspec.json.Decoder(list[_Choice])
+_CHOICES: Final = msgspec.json.Decoder(list[_Ended])
 _DATA: Final = msgspec.json.Decoder(list[_Vector])
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 
@@ -203,7 +208,7 @@ def _odd_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
         return usage, Lack(f"The engine's answer has no list of {name} that can be read.")
 
 
-def _chosen(choices: Sequence[_Choice] | None, asked: int) -> Lack | None:
+def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
     if not choices:
         return Lack("The engine's answer has no choices.", few=choices is not None)
     if asked == len(choices) == 1 and not choices[0].index and choices[0].finish_reason in REASONS:
@@ -240,7 +245,7 @@ def whole_streams(same: Sequence[bytes], ends: Iterable[Sequence[bytes]]) -> boo
     """Whether stored frames are streams that ended: what all have the `same`, and each one's own end. [DONE] is
     last and once, and no choice is open; how many were asked for is not known here."""
     content = b"".join(same)
-    if b"[DONE]" in content and any(map(is_done, same)):
+    if b"[DONE]" in content and any(b"[DONE]" in frame and is_done(frame) for frame in same):
         return False
     before: dict[int, str] = {}
     at = content.find(_WRITTEN)
