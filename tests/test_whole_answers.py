@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.app import App
+from proxy.errors import Code, GatewayError
+from proxy.feeder import Feeder, Limits, Watch
+from proxy.flight import Flight
 from proxy.phase import Phase
+from proxy.plan import Mode, Plan
+from proxy.wire.openai import decode
+from proxy.wire.sse import unchunks
 from tests.client import Answer, post_json, streaming
+from tests.clock import run_virtual
 from tests.engine import Engine, Script
 from tests.engine_scripts import echo_script
 from tests.engine_turn import Turn
 from tests.engine_wire import DONE, error_body, sse
+from tests.golden import load, names
 from tests.redis_server import redis_server
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 
@@ -428,3 +440,81 @@ async def test_an_odd_count_in_a_merged_answer_costs_nobody_anything(engine: Eng
         await turn.end(turn.shape.finish("stop", "", 0), turn.shape.finish("stop", "", 1), odd, DONE)
         for post in posts:
             assert (await post).body.endswith(DONE)
+
+
+# -- mutation of what vLLM was recorded to say --------------------------------------------------------------
+
+STREAMED = [
+    name
+    for name in names()
+    if load(name).path in (CHAT, TEXT)
+    and load(name).status == 200
+    and load(name).headers["content-type"].startswith("text/event-stream")
+]
+REASONS = ["stop", "length", "tool_calls", "content_filter", "function_call"]
+MUTANTS = [b'"abort"', b'"error"', b"null", b'""', b"5", b'"Stop"', b'"stop "', b'["stop"]', b"{}", b"NaN", b""]
+FINISH = re.compile(rb'(?<="finish_reason":)"[a-z_]+"')
+
+
+def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None, bool, bytes]:
+    """What a feeder makes of a stream: its error, whether it may be stored, and what a reader gets."""
+
+    async def feed() -> tuple[GatewayError | None, bool, bytes]:
+        loop = asyncio.get_running_loop()
+        recorded = load(name)
+        ask = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
+        flight = Flight(Plan("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        flight.enter(Phase.CONNECTING)
+        flight.enter(Phase.PREFILL)
+        ends: list[GatewayError | None] = []
+        watch = Watch(Limits(), loop)
+        feeder = Feeder(flight, Limits(), watch, ends.append)
+        feeder.head(200, [("content-type", "text/event-stream")])
+        at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
+        for start, end in pairwise(at):
+            feeder.body(body[start:end])
+        feeder.end()
+        watch.close()
+        (error,) = ends
+        return error, feeder.clean, b"".join(unchunks(b"".join(flight.log)))
+
+    return run_virtual(feed())
+
+
+@given(
+    st.sampled_from(STREAMED),
+    st.integers(0, 9),
+    st.sampled_from(MUTANTS),
+    st.lists(st.integers(0, 9999), max_size=4),
+)
+def test_a_recorded_stream_with_another_finish_reason_is_never_whole(
+    name: str, which: int, mutant: bytes, cuts: list[int]
+) -> None:
+    body = load(name).body
+    error, clean, passed = judged(name, body, cuts)
+    assert (error, clean, passed) == (None, True, body)
+    found = list(FINISH.finditer(body))
+    at = found[which % len(found)]
+    error, clean, passed = judged(name, body[: at.start()] + mutant + body[at.end() :], cuts)
+    assert not clean
+    assert error is not None
+    assert error.code is Code.UPSTREAM_INCOMPLETE
+    assert b"[DONE]" not in passed
+
+
+@given(
+    st.sampled_from(STREAMED),
+    st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 40), st.binary(max_size=6)), min_size=1, max_size=4),
+)
+def test_a_damaged_stream_raises_nothing_and_is_stored_only_where_it_ended(
+    name: str, damage: list[tuple[int, int, bytes]]
+) -> None:
+    body = load(name).body
+    for start, gone, instead in damage:
+        start %= len(body)
+        body = body[:start] + instead + body[start + gone :]
+    error, clean, passed = judged(name, body, [])
+    assert clean is (error is None) or b'"error"' in passed
+    if clean:
+        assert any(b'"%b"' % reason.encode() in passed for reason in REASONS)
+        assert b"[DONE]" in passed
