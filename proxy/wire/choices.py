@@ -68,6 +68,7 @@ class StreamSplit:
         self.parts = list(parts)
         self.fingerprint = fingerprint
         self.prompt_tokens = 0
+        self.failed = False  # the engine has reported an error
         self._id = request_id
         self._firsts = [part.first for part in parts]
         self._counts: dict[int, int] = {}  # tokens of each choice, as the engine counts on
@@ -82,7 +83,9 @@ class StreamSplit:
         if is_done(frame):
             return [given for n in range(len(self.parts)) for given in self._end(n)]
         data = data_of(frame)
-        if data is None or is_error(frame):  # a comment, or an error: everybody's
+        failed = data is not None and is_error(frame)
+        self.failed = self.failed or failed
+        if data is None or failed:  # a comment, or an error: everybody's
             return [(n, frame, False) for n, part in enumerate(self.parts) if not part.ended]
         try:
             members = _MEMBERS.decode(data)

@@ -183,7 +183,12 @@ def read_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
         return found.usage, _ERROR
     if isinstance(found, _Vectors):
         return found.usage, _vectors(found.data, asked)
-    return found.usage, _chosen(found.choices, asked)
+    choices = found.choices
+    if asked == 1 and choices is not None and len(choices) == 1:  # as nearly all are: without another call
+        (only,) = choices
+        if not only.index and only.finish_reason in REASONS:
+            return found.usage, None
+    return found.usage, _chosen(choices, asked)
 
 
 _ERROR: Final = Lack("The engine answered 200 with an error in place of the answer.")
@@ -211,8 +216,6 @@ def _odd_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
 def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
     if not choices:
         return Lack("The engine's answer has no choices.", few=choices is not None)
-    if asked == len(choices) == 1 and not choices[0].index and choices[0].finish_reason in REASONS:
-        return None
     ended: dict[int, str] = {}
     for choice in choices:
         index = choice.index or 0
