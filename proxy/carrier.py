@@ -128,9 +128,9 @@ class Carrier(Flight):
         return found
 
     @property
-    def lacks(self) -> bool:
-        """Whether a rider has not ended."""
-        return any(rider is not None for rider in self.riders)
+    def few(self) -> bool:
+        """Whether a rider has not ended though the engine reports no error: it does not do `n`."""
+        return not self._split.failed and any(rider is not None for rider in self.riders)
 
     def fail_riders(self, error: GatewayError) -> None:
         for n, rider in enumerate(self.riders):

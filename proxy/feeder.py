@@ -239,7 +239,7 @@ class Feeder:
                 flight.content_events += 1
                 flight.add(frame, same=True)
             elif is_done(frame):
-                self.surplus = error is not None or frame is not frames[-1] or not self._framer.clear
+                self.surplus = frame is not frames[-1] or not self._framer.clear
                 self._finish(frame)
                 return
             else:
@@ -276,7 +276,6 @@ class Feeder:
         """Fail an answer that is not whole. False: choices are missing, and whoever divides it asks again."""
         if lack.few and self.flight.divides:
             return False
-        self._spoil()
         self._fail(GatewayError(Code.UPSTREAM_INCOMPLETE, lack.words))
         return True
 

@@ -91,7 +91,7 @@ class GuardedFeeder(Feeder):
                 if self._hit():
                     return
                 self._release()
-                self.surplus = error is not None or frame is not frames[-1] or not self._framer.clear
+                self.surplus = frame is not frames[-1] or not self._framer.clear
                 self._finish(frame)
                 return
             self._look_at(frame, now)

@@ -6,13 +6,17 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from proxy import cache as store
 from proxy.cache import Stored
 from proxy.flight import Flight
 from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
+from proxy.wire.openai import Ask
 from proxy.wire.sse import unchunks
+from proxy.wire.whole import asked_of, endings, lack_of, read_body
 
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -20,9 +24,12 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 def land(flight: Flight, stored: Stored) -> bool:
     """Land a Flight from the store; False where what is stored does not serve it."""
+    ask = flight.plan.ask
+    if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
+        flight.replace = True
+        return False
     if flight.plan.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
-        ask = flight.plan.ask
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
                 body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
@@ -52,6 +59,19 @@ def land(flight: Flight, stored: Stored) -> bool:
         reader.verdict = "hit"
     flight.land(head)
     return True
+
+
+def _has_all(stored: Stored, ask: Ask) -> bool:
+    """Whether an entry, which is whole in itself, has every choice that this request asks for."""
+    asked = asked_of(ask)
+    if asked < 2:
+        return True
+    try:
+        if stored.kind == "stream":
+            return lack_of(endings(unchunks(stored.body)), asked) is None
+        return read_body(stored.body, ask.endpoint, asked)[1] is None
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return False
 
 
 def keep(flight: Flight) -> Stored:

@@ -101,7 +101,7 @@ class Merger:
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
             carrier.land_riders()
-        few = error is None and carrier.lacks
+        few = error is None and carrier.few
         alone: Sequence[Flight] = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(carrier)

@@ -354,3 +354,19 @@ def test_what_is_remembered_chooses_as_asking_anew_would(
                 continue
             assert left
             assert (lease and lease.backend) is best
+
+
+def test_an_engine_that_answers_too_few_choices_is_sent_none_together_until_it_has_been_away() -> None:
+    one = backend("a", "x")
+    one.models = [{"id": "x", "owned_by": "vllm"}]
+    engines = Backends([one])
+    assert one.merges
+    lease = engines.acquire("x")
+    assert lease is not None
+    engines.seen_few(lease)
+    lease.release()
+    engines._set(one, up=True)
+    seen = [one.merges]
+    engines.seen_down(one, "gone")
+    engines._set(one, up=True)
+    assert [*seen, one.merges] == [False, True]

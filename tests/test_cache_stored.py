@@ -14,7 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from proxy.cache import Cache, Op, Stored, stream_views
+from proxy import kept
+from proxy.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
+from proxy.flight import Flight
+from proxy.plan import Mode, Plan
+from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
 from tests.redis_server import look_up, redis_server
 
@@ -295,3 +299,43 @@ async def test_a_refusal_opens_the_breaker_only_where_everything_would_be_refuse
         assert seen == ["error"]
         assert cache.available is not opens
         assert told == ([(True, "it refused the login (NOAUTH)")] if opens else [])
+
+
+def test_a_value_that_is_known_to_be_sound_is_known_byte_for_byte_and_within_a_bound() -> None:
+    reader = Reader()
+    value = msgspec.msgpack.encode(STREAM)
+    assert reader.read(b"k", value) == STREAM
+    assert reader.read(b"k", bytes(bytearray(value))) is reader.read(b"k", value)
+    assert reader.read(b"k", value[:-1]) is None
+    assert reader.read(b"other", value[:-1]) is None
+    assert reader.read(b"k", value) == STREAM
+    large = msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * (MAX_KNOWN // 10)))
+    for n in range(40):
+        assert reader.read(b"%d" % n, large) is not None
+    assert reader._held == sum(len(value) for value, _ in reader._known.values()) <= MAX_KNOWN
+    assert reader.read(b"huge", msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * MAX_KNOWN))) is not None
+    assert b"huge" not in reader._known
+    odds: list[Any] = [None, 5, "text", [], b"\xc1" * 100_000, b"\x91" * 100_000]
+    for odd in odds:
+        assert reader.read(b"k", odd) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "serves"),
+    [
+        ("chat", {"messages": []}, True),
+        ("chat", {"messages": [], "n": 1}, True),
+        ("chat", {"messages": [], "n": 2}, False),
+        ("completions", {"prompt": "a"}, True),
+        ("completions", {"prompt": ["a", "b"]}, False),
+    ],
+)
+@pytest.mark.parametrize("stored", [STREAM, Stored("whole", 1.0, BODY)], ids=["stream", "body"])
+async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serve_it(
+    endpoint: Endpoint, fields: dict[str, Any], serves: bool, stored: Stored
+) -> None:
+    mode = Mode.STREAM if stored.kind == "stream" else Mode.WHOLE
+    ask = decode(endpoint, json.dumps(fields).encode())
+    flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask))
+    assert kept.land(flight, stored) is serves
+    assert flight.replace is not serves

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.app import App
+from proxy.errors import Code, GatewayError
+from proxy.feeder import Feeder, Limits, Watch
+from proxy.flight import Flight
+from proxy.phase import Phase
+from proxy.plan import Mode, Plan
+from proxy.wire.openai import decode
+from proxy.wire.sse import unchunks
 from tests.client import Answer, post_json, streaming
+from tests.clock import run_virtual
 from tests.engine import Engine, Script
 from tests.engine_scripts import echo_script
 from tests.engine_turn import Turn
-from tests.engine_wire import DONE, LAST_CHUNK, error_body, sse
+from tests.engine_wire import DONE, error_body, sse
+from tests.golden import load, names
 from tests.redis_server import redis_server
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+STREAMING = Phase.STREAMING
 PRIVATE = (("x-gateway-share", "off"),)
 
 
@@ -34,16 +48,14 @@ def choice(index: Any = 0, text: str = "half", reason: Any = None) -> bytes:
     return sse({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": reason}]})
 
 
-def stream(*frames: bytes) -> Script:
-    """These frames, one after another as an engine's reads are; the head goes with the first."""
+def stream(*frames: bytes, after_first: Callable[[], bool] = lambda: True) -> Script:
+    """These frames; those behind the first once a fact holds, so that they do not come with it."""
 
     async def script(turn: Turn) -> None:
         await turn.start()
-        for frame in frames:
-            await turn.frame(frame)
-            await asyncio.sleep(0.002)  # a read of its own
-        await turn.raw(LAST_CHUNK)
-        turn.mark_done()
+        await turn.frame(frames[0])
+        await until(after_first)
+        await turn.end(*frames[1:])
 
     return script
 
@@ -87,10 +99,11 @@ async def test_a_stream_that_is_not_whole_ends_in_an_error_and_is_nobody_s_hit(
     log, rules = tmp_path / "log", tmp_path / "deny"
     rules.write_text("nothing of this\n")
     changes: dict[str, Any] = {"deny_file": str(rules), "deny_answers": True} if deny else {}
-    async with (
-        Engine(stream(*frames)) as engine,
-        gateway(engine, redis=redis, log_to=log, retries=0, **changes) as app,
-    ):
+    async with Engine() as engine, gateway(engine, redis=redis, log_to=log, retries=0, **changes) as app:
+        begun = frames == [DONE]
+        engine.auto(
+            stream(*frames, after_first=lambda: begun or any(one.phase is STREAMING for one in app.group.live))
+        )
         for answer in await twice(app, CHAT, HELLO_STREAM, headers):
             assert b"upstream_incomplete" in answer.body
             assert any(word in answer.body.decode() for word in words.split("|")), answer.body
@@ -239,10 +252,12 @@ async def test_nothing_after_done_is_passed_on_or_stored_and_its_connection_is_n
             await turn.end(*frames, after)
             return
         await turn.frame(*frames)
-        await asyncio.sleep(0.01)
+        await until(lambda: not apps[0].group.live)
         await turn.end(after)
 
+    apps: list[App] = []
     async with Engine(script) as engine, gateway(engine, redis=redis) as app:
+        apps.append(app)
         seen = await twice(app, CHAT, HELLO_STREAM, ())
         for answer in seen:
             assert answer.body == choice(0, "a", "stop") + DONE
@@ -270,8 +285,10 @@ async def test_counts_that_cannot_be_cost_no_place_and_the_answer_is_as_it_was(
         else:
             await turn.respond(200, {"choices": [WHOLE], "usage": usage})
 
-    limits = {"rate_limit_tokens_per_minute": 10**8}
-    async with Engine(script) as engine, gateway(engine, redis=redis, max_inflight=1, **limits) as app:
+    async with (
+        Engine(script) as engine,
+        gateway(engine, redis=redis, max_inflight=1, rate_limit_tokens_per_minute=10**8) as app,
+    ):
         for headers in ((), PRIVATE):
             for path, ask in ((CHAT, HELLO), (CHAT, HELLO_STREAM), (EMBED, {"model": "m1", "input": "a"})):
                 for _ in range(2):
@@ -285,7 +302,7 @@ async def test_an_answer_larger_than_an_entry_is_never_put_together_for_the_stor
     redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []
-    monkeypatch.setattr("proxy.kept.store.stream_views", lambda *views: kept.append(views) or (b"", None, b""))
+    monkeypatch.setattr("proxy.scheduler.kept.keep", kept.append)
     async with (
         Engine(body({"choices": [WHOLE], "pad": "x" * 5000})) as engine,
         gateway(engine, redis=redis, cache_max_entry_bytes=4096) as app,
@@ -342,84 +359,79 @@ async def test_one_input_without_its_vector_does_not_take_the_other_clients_alon
         assert (await first).status == 200
 
 
-# -- merged twins ---------------------------------------------------------------------------------------
+# -- mutation of what vLLM was recorded to say --------------------------------------------------------------
 
-SAMPLED: dict[str, Any] = HELLO | {"temperature": 0.9}
-OTHER = SAMPLED | {"messages": [{"role": "user", "content": "block"}], "stream": True}
-
-
-async def merged(engine: Engine, app: App, stack: AsyncExitStack, ask: dict[str, Any], count: int) -> Any:
-    """So many twins that go up as one request: its turn, and their answers to come."""
-    await stack.enter_async_context(streaming(app.url, CHAT, OTHER))
-    blocker = await engine.next_request()
-    posts = [asyncio.create_task(post_json(app.url, CHAT, ask)) for _ in range(count)]
-    await until(lambda: len(app.scheduler.queue) == count)
-    await blocker.finish()
-    turn = await engine.next_request()
-    return turn, posts
+STREAMED = [
+    name
+    for name in names()
+    if load(name).path in (CHAT, TEXT)
+    and load(name).status == 200
+    and load(name).headers["content-type"].startswith("text/event-stream")
+]
+REASONS = ["stop", "length", "tool_calls", "content_filter", "function_call"]
+MUTANTS = [b'"abort"', b'"error"', b"null", b'""', b"5", b'"Stop"', b'"stop "', b'["stop"]', b"{}", b"NaN", b""]
+FINISH = re.compile(rb'(?<="finish_reason":)"[a-z_]+"')
 
 
-@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "body"])
-async def test_twins_that_an_engine_answers_with_one_choice_are_asked_for_alone_and_never_merged_there_again(
-    engine: Engine, streamed: bool
+def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None, bool, bytes]:
+    """What a feeder makes of a stream: its error, whether it may be stored, and what a reader gets."""
+
+    async def feed() -> tuple[GatewayError | None, bool, bytes]:
+        loop = asyncio.get_running_loop()
+        recorded = load(name)
+        ask = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
+        flight = Flight(Plan("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        flight.enter(Phase.CONNECTING)
+        flight.enter(Phase.PREFILL)
+        ends: list[GatewayError | None] = []
+        watch = Watch(Limits(), loop)
+        feeder = Feeder(flight, Limits(), watch, ends.append)
+        feeder.head(200, [("content-type", "text/event-stream")])
+        at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
+        for start, end in pairwise(at):
+            feeder.body(body[start:end])
+        feeder.end()
+        watch.close()
+        (error,) = ends
+        return error, feeder.clean, b"".join(unchunks(b"".join(flight.log)))
+
+    return run_virtual(feed())
+
+
+@given(
+    st.sampled_from(STREAMED),
+    st.integers(0, 9),
+    st.sampled_from(MUTANTS),
+    st.lists(st.integers(0, 9999), max_size=4),
+)
+def test_a_recorded_stream_with_another_finish_reason_is_never_whole(
+    name: str, which: int, mutant: bytes, cuts: list[int]
 ) -> None:
-    ask = SAMPLED | {"stream": streamed}
-    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
-        turn, posts = await merged(engine, app, stack, ask, 3)
-        assert turn.json()["n"] == 3
-        engine.auto(echo_script())
-        if streamed:
-            await turn.send("only one")
-            await turn.finish()
-        else:
-            await turn.answer("only one")
-        answers = [await post for post in posts]
-        assert {answer.status for answer in answers} == {200}
-        assert sum(b"only one" in answer.body for answer in answers) == 1
-        assert all(b'"stop"' in answer.body and b"upstream" not in answer.body for answer in answers)
-        assert sorted(answer.head["x-gateway-cache"] for answer in answers) == ["bypass", "bypass", "merged"]
-        before = len(engine.requests)
-        await asyncio.gather(*(post_json(app.url, CHAT, ask) for _ in range(4)))
-        assert all("n" not in turn.json() for turn in engine.requests[before:])
-        assert app.backends.all[0].breaker.state.name == "CLOSED"
+    body = load(name).body
+    error, clean, passed = judged(name, body, cuts)
+    assert (error, clean, passed) == (None, True, body)
+    found = list(FINISH.finditer(body))
+    at = found[which % len(found)]
+    error, clean, passed = judged(name, body[: at.start()] + mutant + body[at.end() :], cuts)
+    assert not clean
+    assert error is not None
+    assert error.code is Code.UPSTREAM_INCOMPLETE
+    assert b"[DONE]" not in passed
 
 
-async def test_a_twin_that_has_had_half_of_its_choice_ends_in_an_error_and_the_other_gets_its_own(
-    engine: Engine,
+@given(
+    st.sampled_from(STREAMED),
+    st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 40), st.binary(max_size=6)), min_size=1, max_size=4),
+)
+def test_a_damaged_stream_raises_nothing_and_is_stored_only_where_it_ended(
+    name: str, damage: list[tuple[int, int, bytes]]
 ) -> None:
-    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
-        turn, posts = await merged(engine, app, stack, SAMPLED | {"stream": True}, 3)
-        engine.auto(echo_script())
-        await turn.send("half", index=0)
-        await turn.frame(choice(0, "", "abort"))
-        await turn.send("whole", index=1)
-        await turn.finish(choices=[1])
-        bodies = [(await post).body for post in posts]
-        (broken,) = [body for body in bodies if b"half" in body]
-        assert b"upstream_incomplete" in broken
-        assert b"[DONE]" not in broken
-        (whole,) = [body for body in bodies if b"whole" in body]
-        assert whole.endswith(DONE)
-        (alone,) = [body for body in bodies if body not in (broken, whole)]
-        assert alone.endswith(DONE)
-        assert b"upstream" not in alone
-
-
-@pytest.mark.parametrize("content", [{"error": {"message": "no"}}, {"choices": None}, {}, [], {"choices": [{}]}])
-async def test_twins_that_get_no_answer_at_all_are_asked_for_alone(engine: Engine, content: object) -> None:
-    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
-        turn, posts = await merged(engine, app, stack, SAMPLED, 2)
-        engine.auto(echo_script())
-        await turn.respond(200, content)
-        assert [(await post).status for post in posts] == [200, 200]
-
-
-async def test_an_odd_count_in_a_merged_answer_costs_nobody_anything(engine: Engine) -> None:
-    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
-        turn, posts = await merged(engine, app, stack, SAMPLED | {"stream": True}, 2)
-        await turn.send("a", index=0)
-        await turn.send("b", index=1)
-        odd = sse({"choices": [], "usage": {"prompt_tokens": 2**64, "completion_tokens": 1}})
-        await turn.end(turn.shape.finish("stop", "", 0), turn.shape.finish("stop", "", 1), odd, DONE)
-        for post in posts:
-            assert (await post).body.endswith(DONE)
+    body = load(name).body
+    for start, gone, instead in damage:
+        start %= len(body)
+        body = body[:start] + instead + body[start + gone :]
+    error, clean, passed = judged(name, body, [])
+    assert clean is (error is None) or b'"error"' in passed
+    if clean:
+        assert any(b'"%b"' % reason.encode() in passed for reason in REASONS)
+        assert b"[DONE]" in passed

@@ -68,6 +68,7 @@ class StreamSplit:
         self.parts = list(parts)
         self.fingerprint = fingerprint
         self.prompt_tokens = 0
+        self.failed = False  # the engine has reported an error
         self._id = request_id
         self._firsts = [part.first for part in parts]
         self._counts: dict[int, int] = {}  # tokens of each choice, as the engine counts on
@@ -82,7 +83,9 @@ class StreamSplit:
         if is_done(frame):
             return [given for n in range(len(self.parts)) for given in self._end(n)]
         data = data_of(frame)
-        if data is None or is_error(frame):  # a comment, or an error: everybody's
+        failed = data is not None and is_error(frame)
+        self.failed = self.failed or failed
+        if data is None or failed:  # a comment, or an error: everybody's
             return [(n, frame, False) for n, part in enumerate(self.parts) if not part.ended]
         try:
             members = _MEMBERS.decode(data)
@@ -126,7 +129,7 @@ class StreamSplit:
                 continue
             own = {**members, "choices": [{**choice, "index": index - part.first}]}
             _rename(own, self._id, part.request_id)
-            reason = _REASON.decode(choice.get("finish_reason", _NULL))
+            reason = _reason_of(choice)
             frame = encode(_ENCODE(own))
             content = has_content(frame)
             part.content_events += content
@@ -168,7 +171,7 @@ class StreamSplit:
         part = self.parts[n]
         if self._counts:
             return sum(self._counts.get(index, 0) for index in range(part.first, part.first + part.count))
-        counted = usage_from(self._total["usage"]) if self._total is not None else None
+        counted = usage_from(Raw(self._total["usage"])) if self._total is not None else None
         if counted is None:
             return part.content_events
         total = counted.completion_tokens
@@ -190,9 +193,12 @@ def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[t
             if index in choices:
                 raise Unfoldable(f"a body with the choice {index} twice")
             choices[index] = choice
-        raw = members.get("usage", _NULL)
-        usage: dict[str, Raw] = {} if bytes(raw) == _NULL else _MEMBERS.decode(raw)
-        total = usage_from(raw) or Usage()
+        raw = members.get("usage", Raw(_NULL))
+        total = usage_from(raw)
+        if total is None:  # none, or numbers that cannot be
+            total, raw = Usage(), Raw(b"{}")
+            members.pop("usage", None)
+        usage = _MEMBERS.decode(raw)
         mine = [
             [choices[index] for index in range(part.first, part.first + part.count) if index in choices]
             for part in parts
@@ -237,8 +243,16 @@ def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> list[int]:
     return shares(total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine])
 
 
+def _reason_of(choice: dict[str, Raw]) -> str:
+    """Why a choice ended, as the engine says it; "" where it has not."""
+    try:
+        return _REASON.decode(choice.get("finish_reason", _NULL)) or ""
+    except _BROKEN:
+        return "?"
+
+
 def _ended(choice: dict[str, Raw]) -> bool:
-    return _REASON.decode(choice.get("finish_reason", _NULL)) in REASONS
+    return _reason_of(choice) in REASONS
 
 
 def _counted(choice: dict[str, Raw]) -> int | None:

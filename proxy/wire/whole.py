@@ -46,15 +46,20 @@ class _Frame(Struct, gc=False):
     choices: list[_Choice] | None = None
 
 
+class _Ended(Struct, gc=False):
+    finish_reason: str | None  # without it the first one ends the decoding: 64 MiB of `{}` are no million objects
+    index: int | None = 0
+
+
 class _Body(Struct, gc=False):
-    choices: list[_Choice] | None = None
+    choices: list[_Ended] | None = None
     usage: Usage | None = None
     error: Raw = _NULL
     object: str | None = None
 
 
 class _Vector(Struct, gc=False):
-    embedding: Raw = _NULL
+    embedding: Raw
 
 
 class _Vectors(Struct, gc=False):
@@ -68,7 +73,7 @@ _FRAME: Final = msgspec.json.Decoder(_Frame)
 _BODY: Final = msgspec.json.Decoder(_Body)
 _VECTORS: Final = msgspec.json.Decoder(_Vectors)
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
-_CHOICES: Final = msgspec.json.Decoder(list[_Choice])
+_CHOICES: Final = msgspec.json.Decoder(list[_Ended])
 _DATA: Final = msgspec.json.Decoder(list[_Vector])
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 
@@ -178,7 +183,12 @@ def read_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
         return found.usage, _ERROR
     if isinstance(found, _Vectors):
         return found.usage, _vectors(found.data, asked)
-    return found.usage, _chosen(found.choices, asked)
+    choices = found.choices
+    if asked == 1 and choices is not None and len(choices) == 1:  # as nearly all are: without another call
+        (only,) = choices
+        if not only.index and only.finish_reason in REASONS:
+            return found.usage, None
+    return found.usage, _chosen(choices, asked)
 
 
 _ERROR: Final = Lack("The engine answered 200 with an error in place of the answer.")
@@ -203,11 +213,9 @@ def _odd_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
         return usage, Lack(f"The engine's answer has no list of {name} that can be read.")
 
 
-def _chosen(choices: Sequence[_Choice] | None, asked: int) -> Lack | None:
+def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
     if not choices:
         return Lack("The engine's answer has no choices.", few=choices is not None)
-    if asked == len(choices) == 1 and not choices[0].index and choices[0].finish_reason in REASONS:
-        return None
     ended: dict[int, str] = {}
     for choice in choices:
         index = choice.index or 0
@@ -236,27 +244,32 @@ def is_vector(raw: Raw) -> bool:
 # -- what is stored ------------------------------------------------------------------------------------
 
 
-def whole_stream(frames: Sequence[bytes], content: bytes) -> bool:
-    """Whether stored frames (joined: `content`) are a stream that ended: [DONE] last and once, no choice left
-    open. The number of choices that were asked for is not known here."""
-    if not frames or not is_done(frames[-1]):
+def whole_streams(same: Sequence[bytes], ends: Iterable[Sequence[bytes]]) -> bool:
+    """Whether stored frames are streams that ended: what all have the `same`, and each one's own end. [DONE] is
+    last and once, and no choice is open; how many were asked for is not known here."""
+    content = b"".join(same)
+    if b"[DONE]" in content and any(b"[DONE]" in frame and is_done(frame) for frame in same):
         return False
-    if content.count(b"[DONE]") > 1 and any(map(is_done, frames[:-1])):
-        return False
-    ended: dict[int, str] = {}
+    before: dict[int, str] = {}
     at = content.find(_WRITTEN)
     while at >= 0:  # as vLLM and llama.cpp write it, one search of all finds it
-        start, end = content.rfind(b"\n\n", 0, at), content.find(b"\n\n", at)
-        if end < 0:
+        start, stop = content.rfind(b"\n\n", 0, at), content.find(b"\n\n", at)
+        if stop < 0:
             break
-        note(content[start + 2 if start >= 0 else 0 : end + 2], ended)
-        at = content.find(_WRITTEN, end)
-    return lack_of(ended, 0) is None or lack_of(endings(frames), 0) is None
+        note(content[start + 2 if start >= 0 else 0 : stop + 2], before)
+        at = content.find(_WRITTEN, stop)
+    for end in ends:
+        if not end or not is_done(end[-1]) or any(map(is_done, end[:-1])):
+            return False
+        ended = endings(end, dict(before))
+        if lack_of(ended, 0) is not None and lack_of(endings([*same, *end]), 0) is not None:
+            return False
+    return True
 
 
-def endings(frames: Iterable[bytes]) -> dict[int, str]:
-    """How the choices of a stream ended."""
-    ended: dict[int, str] = {}
+def endings(frames: Iterable[bytes], ended: dict[int, str] | None = None) -> dict[int, str]:
+    """How the choices of a stream ended, besides those that are known to have."""
+    ended = {} if ended is None else ended
     for frame in frames:
         if FINISH.search(frame) is not None:
             note(frame, ended)

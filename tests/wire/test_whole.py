@@ -22,7 +22,7 @@ from proxy.wire.whole import (
     note,
     read_body,
     whole_body,
-    whole_stream,
+    whole_streams,
 )
 from tests.golden import load, names
 
@@ -83,8 +83,8 @@ def test_whatever_vllm_was_recorded_to_answer_is_whole(name: str) -> None:
     if recorded.headers["content-type"].startswith("text/event-stream"):
         frames = recorded.frames()
         assert lack_of(endings(frames), asked) is None
-        assert whole_stream(frames, b"".join(frames))
-        assert not whole_stream(frames[:-1], b"".join(frames[:-1]))
+        assert whole_streams(frames[:-3], [frames[-3:], frames[-3:]])
+        assert not whole_streams(frames[:-1], [[]])
     else:
         usage, lack = read_body(recorded.body, endpoint, asked)
         assert lack is None
@@ -110,7 +110,8 @@ NOT_WHOLE: list[tuple[int, Any, str]] = [
     (1, {"choices": [CHOICE | {"finish_reason": {"a": "stop"}}]}, "no list of choices"),
     (1, {"choices": [CHOICE | {"finish_reason": None}]}, "0 of 1"),
     (1, {"choices": [CHOICE | {"finish_reason": ""}]}, "0 of 1"),
-    (1, {"choices": [{"index": 0}]}, "0 of 1"),
+    (1, {"choices": [{"index": 0}]}, "no list of choices"),
+    (1, {"choices": [{}] * 100_000}, "no list of choices"),
     (1, {"choices": [CHOICE | {"finish_reason": "abort"}]}, "'abort'"),
     (1, {"choices": [CHOICE | {"finish_reason": "error"}]}, "'error'"),
     (1, {"choices": [CHOICE | {"finish_reason": "Stop"}]}, "'Stop'"),
@@ -286,4 +287,6 @@ TEXT = frame({"index": 0, "delta": {"content": "a [DONE] b\n\n"}, "finish_reason
 def test_stored_frames_are_whole_where_done_is_last_and_once_and_each_choice_ended(
     frames: list[bytes], whole: bool
 ) -> None:
-    assert whole_stream(frames, b"".join(frames)) is whole
+    for cut in range(len(frames)):
+        assert whole_streams(frames[:cut], [frames[cut:]]) is whole
+    assert not whole_streams(frames, [[]])
