@@ -211,6 +211,9 @@ class Gateway:
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 self._scheduler.promote(flight, priority, call.deadline)
+                if ask.endpoint == "embeddings" and self._embedder is not None:
+                    for array in self._embedder.asked_for(flight):
+                        self._scheduler.promote(array, priority, call.deadline)
                 return call.reads(
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
