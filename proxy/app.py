@@ -26,6 +26,7 @@ from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
+from proxy.errors import place_of, words_of
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -136,7 +137,9 @@ async def running(
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=lambda where, e: log.often("error", "internal error", where, fault=repr(e), where=where),
+            on_fault=lambda where, e: log.often(
+                "error", "internal error", where, fault=words_of(e), where=where, at=place_of(e)
+            ),
             feeder=feeder_for(settings, prepared, metrics, log),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.

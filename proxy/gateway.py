@@ -17,7 +17,7 @@ from proxy.call import Call, body_at_hand, body_of, read_body, request_id
 from proxy.config import Settings
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
-from proxy.errors import Code, GatewayError, place_of
+from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import Subscriber
 from proxy.gate import Gate
 from proxy.group import FlightGroup
@@ -123,7 +123,7 @@ class Gateway:
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
                 at = place_of(e)
-                self._log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
+                self._log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
                 sent = await self._refuse(
                     call, GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
                 )
