@@ -193,7 +193,7 @@ async def running(
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
             on_refused=metrics.connection_refused,
-            on_unreadable=lambda peer, why: log.often("info", "unreadable request", client=peer, detail=why),
+            on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack)
