@@ -28,7 +28,7 @@ from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
-from proxy.errors import ListenError, place_of
+from proxy.errors import ListenError, place_of, words_of
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -109,7 +109,7 @@ async def running(
         urls, redis_url, redis_words = await children(settings, log, stack)
         metrics = Metrics()
         containment = Containment(
-            lambda where, e: log.often("error", "internal error", where, fault=repr(e), where=_at(where, e))
+            lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
         )
         group = FlightGroup()
         cache = await _cache(redis_url, settings, log, metrics, stack)
@@ -223,7 +223,7 @@ async def running(
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
             on_refused=metrics.connection_refused,
-            on_unreadable=lambda peer, why: log.often("info", "unreadable request", client=peer, detail=why),
+            on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack, room)

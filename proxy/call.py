@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -23,15 +24,15 @@ from proxy.flight import Subscriber
 from proxy.limiter import Hold
 from proxy.log import Log, RequestRecord
 from proxy.metrics import Metrics
-from proxy.plan import new_id
 from proxy.wire.openai import Ask
 
+MAX_MODEL: Final = 256  # characters of a model's name that are logged
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 
 def request_id(given: str | None) -> str:
     """The client's own id where it is a plain token of at most 128 characters, else a new one."""
-    return given if given is not None and _ID.fullmatch(given) else new_id()
+    return given if given is not None and _ID.fullmatch(given) else os.urandom(16).hex()
 
 
 class Traced(Protocol):
@@ -136,6 +137,9 @@ class Call:
         queue, ttft, total = self._times()
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
+        model = self.model
+        if model is not None and len(model) > MAX_MODEL:
+            model = model[:MAX_MODEL] + "…"
         reader, verdict = self.reader, self.verdict
         items, sent_as = None, self.id
         if reader is not None:
@@ -160,7 +164,7 @@ class Call:
                 round(total * 1000, 3),
                 self.bytes_out or (reader.sent if reader is not None else 0),
                 self.client_left,
-                self.model,
+                model,
                 None if ttft is None else round(ttft * 1000, 3),
                 prompt,
                 completion,

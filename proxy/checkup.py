@@ -13,6 +13,7 @@ import msgspec
 from proxy.backends import Backend, Backends
 from proxy.errors import Code, GatewayError
 from proxy.pulse import Pulse
+from proxy.wire.whole import whole_body
 
 HEALTH_SECONDS: Final = 2.0
 GENERATION_SECONDS: Final = 5.0  # one token of a prompt of one character
@@ -75,9 +76,11 @@ class Checkup:
             return True, ""
         body = msgspec.json.encode({"model": model["id"], "prompt": "a", "max_tokens": 1, "temperature": 0})
         try:
-            status, _ = await self._asked(backend, GENERATION_SECONDS, "POST", "/v1/completions", body)
+            status, answer = await self._asked(backend, GENERATION_SECONDS, "POST", "/v1/completions", body)
         except TimeoutError:
             return None, f"no token in {GENERATION_SECONDS:g} s"
+        if status == 200 and not whole_body(answer):
+            return False, "/v1/completions: an answer that is not whole"
         return status not in _BROKEN, f"/v1/completions: {status}"
 
     async def _asked(

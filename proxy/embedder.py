@@ -110,6 +110,12 @@ class Embedder:
         self._join(want, mine)
         return True
 
+    def asked_for(self, flight: Flight) -> set[Flight]:
+        """The arrays that wait at the scheduler, or are at an engine, for a request."""
+        want = self._wants.get(flight)
+        missing = want.missing if want is not None else ()
+        return {item.call.reader.flight for item in missing if item.call is not None}
+
     def close(self) -> None:
         """Fail every request, and have every engine stop."""
         self._closed = True
@@ -136,7 +142,9 @@ class Embedder:
             if item.result is None:
                 item.wants[want] = None
                 if item.call is not None:
-                    want.was_sent(item.call.reader.flight)
+                    asked = item.call.reader.flight
+                    asked.plan.latest = max(asked.plan.latest, want.flight.plan.latest)
+                    want.was_sent(asked)
             elif want.gets(item, item.result):
                 self._land(want)
         self._counts.joined(joined)
@@ -200,7 +208,7 @@ class Embedder:
         if (whole is None or padded) and plan.ask is not None:
             body = array_body(plan.ask, [item.text for item in items])
         plans = [want.flight.plan for want in wants]
-        urgent, last = min(one.priority for one in plans), max(one.deadline for one in plans)
+        urgent, last = min(one.priority for one in plans), max(one.latest for one in plans)
         flight = self._group.launch(
             replace(
                 plan,

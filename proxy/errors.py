@@ -114,3 +114,11 @@ def frames_of(e: BaseException, most: int = 8) -> str:
         places.append(f"{code.co_filename.rpartition('/')[2]}:{at.tb_lineno} {code.co_name}")
         at = at.tb_next
     return " < ".join(places[: -most - 1 : -1])
+
+
+def words_of(e: BaseException, most: int = 300) -> str:
+    """What a fault says, cut. Not its `repr`, which holds the whole text that could not be encoded: a prompt."""
+    try:
+        return f"{type(e).__name__}: {e}"[:most]
+    except Exception:  # noqa: BLE001 - an exception that cannot say what it is
+        return type(e).__name__

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from proxy.errors import frames_of
+from proxy.errors import frames_of, words_of
 from proxy.log import Log
 from proxy.terminal import say
 
@@ -88,8 +88,8 @@ class Faults:
             return
         fault = where = ""
         if error is not None:
-            fault, where = _text(error, repr), frames_of(error)
-        self._queue.put(_Fault(level, source[:MAX_TEXT], _text(detail, str), fault, where))
+            fault, where = words_of(error), frames_of(error)
+        self._queue.put(_Fault(level, source[:MAX_TEXT], _text(detail), fault, where))
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -136,13 +136,13 @@ class _Said:
         return self._record.getMessage()
 
 
-def _text(value: object, form: Any) -> str:
+def _text(value: object) -> str:
     try:
-        return str(form(value))[:MAX_TEXT] if value is not None else ""
+        return str(value)[:MAX_TEXT] if value is not None else ""
     except Exception:  # noqa: BLE001 - a value that cannot say what it is, or a message that does not fit its values
         return f"<{type(value).__name__}>"
 
 
 def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The main thread ends by an exception: it is said, for as long as somebody reads it."""
-    say(f"proxy: {_text(error, repr)} at {frames_of(error)}\n", wait=CLOSE_SECONDS)
+    say(f"proxy: {words_of(error)} at {frames_of(error)}\n", wait=CLOSE_SECONDS)

@@ -18,7 +18,7 @@ from proxy.config import Settings
 from proxy.containment import Fault, internal, raised
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
-from proxy.errors import Code, GatewayError, place_of
+from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import Subscriber
 from proxy.gate import Gate
 from proxy.group import FlightGroup
@@ -126,7 +126,7 @@ class Gateway:
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
                 at = place_of(e)
-                self._log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
+                self._log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
                 sent = await self._refuse(call, internal())
         except (asyncio.CancelledError, ConnectionError):
             call.client_left = True
@@ -218,6 +218,9 @@ class Gateway:
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 self._scheduler.promote(flight, priority, call.deadline)
+                if ask.endpoint == "embeddings" and self._embedder is not None:
+                    for array in self._embedder.asked_for(flight):
+                        self._scheduler.promote(array, priority, call.deadline)
                 return call.reads(
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )

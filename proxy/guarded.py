@@ -197,7 +197,8 @@ def feeder_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Lo
 
     def hit(flight: Flight, line: int) -> None:
         metrics.content_denied("answer")
-        log.event("info", "content denied", where="answer", rule=line, request_id=flight.plan.request_id)
+        whose = {"request_id" if flight.private else "upstream_id": flight.plan.request_id}
+        log.event("info", "content denied", where="answer", rule=line, **whose)
 
     def make(
         flight: Flight,

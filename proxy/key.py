@@ -20,7 +20,6 @@ UNKEYED: Final = frozenset({"stream", "stream_options", "user", "metadata"})
 """The fields that cannot change the generated tokens. Every other field is keyed, known to us or not; so is one of
 these where it is not `ordinary`."""
 
-_JUDGED: Final = UNKEYED - {"stream"}  # of `stream` our decoder has seen that it is a boolean
 MAX_USER: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
@@ -35,6 +34,7 @@ _FLAT: Final = msgspec.json.Decoder(list[dict[str, str | bool | None]])  # no nu
 _ENCODE: Final = msgspec.json.Encoder().encode
 _TEXT: Final = msgspec.json.Decoder(str)
 _TEXTS: Final = msgspec.json.Decoder(dict[str, str])
+_ESCAPED: Final = rb"\u0022"  # a quote as .NET writes it
 _OURS: Final = 10  # quotes of the key's own five texts
 _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
 
@@ -61,22 +61,25 @@ class Keyer:
         Raises GatewayError 400 where a field cannot be read.
         """
         fields, body = ask.fields, ask.body
-        always = UNKEYED if ask.endpoint == "embeddings" else _JUDGED
+        generates = ask.endpoint != "embeddings"
         mode = "both" if fold else "stream" if ask.stream else "whole"
         extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
-        elsewhere = (
-            -_OURS
-        )  # quotes of the body that are in no keyed field, less those of the key that are in no field
+        elsewhere = -_OURS  # quotes of the body outside keyed fields, less those of the key outside them
         name = ""
         try:
             keyed = {}
             for name in sorted(fields):
                 if name == "messages":
                     keyed[name] = _messages(fields[name])
-                elif name not in UNKEYED or (name in always and not ordinary(ask, name)):
+                elif name not in UNKEYED:
                     keyed[name] = _ANY.decode(fields[name])
+                elif name == "stream" and generates:
+                    elsewhere += 2
+                elif ordinary(ask, name):
+                    raw = bytes(fields[name])
+                    elsewhere += 2 + raw.count(b'"') + raw.count(_ESCAPED)
                 else:
-                    elsewhere += 2 + bytes(fields[name]).count(b'"')
+                    keyed[name] = _ANY.decode(fields[name])
             if extras:
                 elsewhere -= _ENCODE(extras).count(b'"')
             parts: tuple[object, ...] = ("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed)
@@ -84,8 +87,9 @@ class Keyer:
             text = _ENCODE(parts)
             # An engine may refuse a body for how it is written, though it says what others say: it is padded to
             # many times its size, or a member inside a field is given twice, which shows in the number of quotes.
-            # It then shares with those written the same, byte by byte; so does one with a quote spelled \u0022.
-            odd = len(body) > 4 * len(text) + PADDING or body.count(b'"') != text.count(b'"') + elsewhere
+            # It then shares with those written the same, byte by byte.
+            quotes, due = body.count(b'"'), text.count(b'"') + elsewhere
+            odd = len(body) > 4 * len(text) + PADDING or (quotes != due and quotes + body.count(_ESCAPED) != due)
             if headers or odd:
                 named = sorted((header, value.encode("utf-8", "surrogateescape")) for header, value in headers)
                 text = _ENCODE((*parts, named, self._new(body).digest() if odd else None))
@@ -138,7 +142,7 @@ def _plain_metadata(raw: bytes) -> bool:
     members = _TEXTS.decode(raw)
     return (
         len(members) <= most
-        and raw.count(b'"') == 4 * len(members)  # a member given twice has more; a quote in a text has, too
+        and _once(raw)
         and all(len(name) <= longest_name and name.isprintable() for name in members)
         and all(len(value) <= longest and value.isprintable() for value in members.values())
     )
@@ -147,7 +151,8 @@ def _plain_metadata(raw: bytes) -> bool:
 def _once(raw: bytes) -> bool:
     """Whether no member is given twice in it, by its quotes."""
     try:
-        return raw.count(b'"') == _ENCODE(_ANY.decode(raw)).count(b'"')
+        quotes, once = raw.count(b'"'), _ENCODE(_ANY.decode(raw)).count(b'"')
+        return quotes == once or quotes + raw.count(_ESCAPED) == once
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False
 

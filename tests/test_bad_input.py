@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.client import Answer, Connection, call, get, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
-from tests.running import HELLO, HELLO_STREAM, gateway
+from tests.running import HELLO, HELLO_STREAM, gateway, lines
 
 CHAT = "/v1/chat/completions"
 JSON = (("content-type", "application/json"),)
@@ -154,6 +155,20 @@ async def test_a_request_id_is_echoed_and_forwarded_if_it_is_a_plain_token(
         answer = await post_json(app.url, CHAT, HELLO | {"temperature": 1}, (("x-request-id", given),))
         assert (answer.head["x-request-id"] == given) == kept
         assert engine.requests[0].headers["x-request-id"] == answer.head["x-request-id"]
+
+
+async def test_one_clients_unreadable_requests_are_a_few_lines_of_the_log(engine: Engine, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with gateway(engine, log_to=log) as app:
+        for _ in range(100):
+            async with await Connection.open(app.url) as client:
+                await client.send(b"GET\r\n\r\n")
+                await client.read()
+    told = [line for line in lines(log) if line["msg"] != "request"]
+    written = [line for line in told if line["msg"] == "unreadable request"]
+    left_out = sum(line.get("left_out", line.get("count", 0)) for line in told)
+    assert len(written) < 50
+    assert len(written) + left_out == 100
 
 
 async def test_a_client_of_http_1_0_gets_the_events_without_chunks(engine: Engine) -> None:

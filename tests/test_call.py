@@ -13,7 +13,7 @@ from aiohttp import ClientPayloadError, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.call import Call, body_at_hand, read_body, request_id
+from proxy.call import MAX_MODEL, Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.group import FlightGroup
@@ -185,6 +185,11 @@ def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:
     _, record = Told().of(call(error="invalid_json"), show_prompt=True)
     assert (record.verdict, record.error, record.ttft_ms, record.backend) == ("bypass", "invalid_json", None, None)
     assert (record.token_source, record.prompt, record.method) == (None, None, "POST")
+
+
+def test_a_long_name_of_a_model_is_cut_in_the_log() -> None:
+    assert Told().of(call(model="m" * MAX_MODEL))[1].model_id == "m" * MAX_MODEL
+    assert Told().of(call(model="m" * 4_000_000))[1].model_id == "m" * MAX_MODEL + "…"
 
 
 def test_a_client_that_left_is_counted_as_such_whatever_was_sent() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from proxy.errors import Code, GatewayError
+from proxy.errors import Code, GatewayError, frames_of, words_of
 
 
 def test_every_code_has_a_name_of_its_own() -> None:
@@ -44,3 +44,28 @@ def test_an_error_is_rendered_as_openai_renders_its_own() -> None:
 
 def test_an_error_without_a_parameter_says_null() -> None:
     assert json.loads(GatewayError(Code.INTERNAL, "x").json())["error"]["param"] is None
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def deep(count: int) -> None:
+    if count:
+        deep(count - 1)
+    "a prompt \udcff".encode()
+
+
+def test_what_a_fault_says_is_cut_and_does_not_hold_the_text_that_it_is_about() -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        deep(100)
+    assert "prompt" in repr(caught.value)
+    assert "prompt" not in words_of(caught.value)
+    assert words_of(caught.value).startswith("UnicodeEncodeError: 'utf-8' codec can't encode")
+    assert len(words_of(ValueError("x" * 10**6))) == 300
+    assert words_of(Mute()) == "Mute"
+    places = frames_of(caught.value).split(" < ")
+    assert len(places) == 8
+    assert all(place.startswith("test_errors.py:") for place in places)
+    assert frames_of(ValueError()) == ""

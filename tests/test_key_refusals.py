@@ -81,6 +81,17 @@ def test_a_member_given_twice_in_a_message_or_an_option_of_embeddings_sets_it_ap
     assert len({Keyer().items(ask, [b'"a"'])[0] for ask in asks}) == 2
 
 
+@pytest.mark.parametrize("name", ["x", "user", "metadata"])
+def test_a_quote_is_the_same_however_it_is_written(name: str) -> None:
+    """.NET writes it as an escape."""
+    said = '{"a": "b\\"c"}' if name == "metadata" else '"b\\"c"'
+    start = json.dumps(CHAT)[:-1] + f', "{name}": '
+    spelled_ = [f"{start}{text}}}" for text in (said, said.replace('\\"', "\\u0022"))]
+    assert spelled_[0] != spelled_[1]
+    assert key(spelled_[0]) == key(spelled_[1])
+    assert (key(spelled_[0]) == key(CHAT)) is (name != "x")
+
+
 def test_a_body_padded_to_many_times_its_size_is_one_with_its_like_alone() -> None:
     """An engine, or what stands before it, may refuse a body for its size."""
     body = json.dumps(CHAT)

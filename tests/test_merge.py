@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.merge import RECENT_SECONDS, Recent, choices_asked, mergeable, merged_body, twin_key
 from proxy.wire.openai import Ask, Endpoint, decode
@@ -37,6 +39,12 @@ def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
         ("completions", {"prompt": ["a", "b"]}, False),
         ("completions", {"prompt": [1, 2]}, False),
         ("embeddings", {}, False),
+        ("chat", {"user": 5}, False),
+        ("chat", {"user": "x" * 1000}, False),
+        ("chat", {"metadata": {"a": 1}}, False),
+        ("chat", {"metadata": {"a": "b"}, "user": "u"}, True),
+        ("chat", {"stream_options": {"include_usage": True}}, False),
+        ("chat", {"stream": True, "stream_options": {"new": None}}, False),
     ],
 )
 def test_what_samples_and_is_known_field_by_field_may_be_merged(
@@ -52,7 +60,7 @@ def test_n_is_a_whole_number_above_zero_or_nothing(n: object, count: int | None)
 
 def test_twins_may_differ_in_n_in_usage_and_in_who_asks_and_in_nothing_else() -> None:
     key = twin_key(ask(temperature=1), tenant=b"")
-    assert twin_key(ask(n=3, temperature=1, user="me", metadata={"a": 1}), tenant=b"") == key
+    assert twin_key(ask(n=3, temperature=1, user="me", metadata={"a": "1"}), tenant=b"") == key
     others = [
         twin_key(ask(temperature=1), tenant=b"another"),
         twin_key(ask(temperature=1.0), tenant=b""),
@@ -80,3 +88,12 @@ def test_a_prompt_is_remembered_for_a_second_and_no_more_than_so_many_are() -> N
     for n in range(10_000):
         recent.seen(b"%d" % n, 5.0)
     assert len(recent) == 512
+
+
+@given(st.lists(st.binary(max_size=6), max_size=2), st.lists(st.binary(max_size=6), max_size=2))
+def test_twins_have_the_same_bytes_in_their_headers(one: list[bytes], other: list[bytes]) -> None:
+    keys = [
+        twin_key(ask(), tenant=b"", headers=[("x", value.decode("utf-8", "surrogateescape")) for value in values])
+        for values in (one, other)
+    ]
+    assert (keys[0] == keys[1]) is (sorted(one) == sorted(other))

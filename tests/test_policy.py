@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.policy import PRIVATE, Share, Sharing, deterministic, sharing
@@ -79,3 +81,14 @@ def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: s
     assert caught.value.code is Code.INVALID_HEADER
     assert caught.value.param == "x-gateway-share"
     assert len(caught.value.message) < 200
+
+
+@given(st.binary(max_size=40), st.binary(max_size=12))
+def test_no_bytes_of_a_header_raise_but_a_refusal(cache_control: bytes, override: bytes) -> None:
+    said = [value.decode("utf-8", "surrogateescape") for value in (cache_control, override)]
+    try:
+        sharing(ask(temperature=0), "auto", cache_control=said[0], override=said[1])
+    except GatewayError as e:
+        assert e.code is Code.INVALID_HEADER
+        assert e.message.isascii() or e.message.isprintable()
+        assert e.json()

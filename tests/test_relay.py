@@ -5,8 +5,11 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.relay import forwardable, passes
+from proxy.errors import Code, GatewayError
+from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,23 @@ def test_repeated_headers_their_order_their_case_and_their_bytes_are_kept() -> N
     passed = forwardable(headers)
     assert [name for name, _ in passed] == ["X-B", "x-a", "X-B", "x-empty"]
     assert [value.encode("utf-8", "surrogateescape") for _, value in passed] == [value for _, value in headers]
+
+
+@given(st.dictionaries(st.sampled_from([*ACTED_ON, "authorization", "connection", "x"]), st.binary(max_size=9)))
+def test_what_goes_up_of_a_shared_request_is_printable_whatever_came(given_: dict[str, bytes]) -> None:
+    headers = {name: value.decode("utf-8", "surrogateescape") for name, value in given_.items()}
+    try:
+        sent = acted_on(headers, (*ACTED_ON, "authorization"))
+    except GatewayError as e:
+        assert e.code is Code.INVALID_HEADER
+        assert e.param in headers
+        return
+    assert all(value.isascii() and (value.isprintable() or not value) for _, value in sent)
+    assert not any(name.startswith("trace") for name, _ in sent)  # no such bytes are a trace context
+
+
+@pytest.mark.parametrize("name", ["x-session-id", "x-data-parallel-rank", "authorization"])
+def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
+    assert acted_on({name: " a~1"}, (*ACTED_ON, "authorization")) == [(name, " a~1")]
+    assert acted_on({name: "\udcff", "connection": f"x, {name.title()}"}, (*ACTED_ON, "authorization")) == []
+    assert acted_on({"x": "1"}, ACTED_ON) == []

@@ -338,3 +338,18 @@ async def test_headers_of_an_answer_that_several_get_are_passed_to_none_of_them(
         several = [answer for answer in answers if answer.head["x-gateway-cache"] in ("attached", "merged")]
         assert several
         assert not any("set-cookie" in answer.head or "traceresponse" in answer.head for answer in several)
+
+
+async def test_one_clients_deadline_does_not_end_what_another_waits_for(engine: Engine) -> None:
+    """An array of embeddings waits for an engine: the one that began it gives up, those that joined do not."""
+    body = {"model": "m1", "input": "a"}
+    async with gateway(engine, max_inflight=1) as app, streaming(app.url, CHAT, HELLO_STREAM):
+        blocking = await engine.next_request()
+        hurried = asyncio.create_task(post_json(app.url, EMBED, body, (("x-request-timeout", "0.3"),)))
+        await until(lambda: len(app.scheduler.queue) == 1)
+        joined = asyncio.create_task(post_json(app.url, EMBED, body))
+        other = asyncio.create_task(post_json(app.url, EMBED, body | {"input": ["a"]}))
+        assert (await hurried).status == 504
+        engine.auto(echo_script())
+        await blocking.finish("a")
+        assert [answer.status for answer in await asyncio.gather(joined, other)] == [200, 200]

@@ -13,7 +13,7 @@ import msgspec
 
 from proxy import respond
 from proxy.call import Call
-from proxy.errors import Code, GatewayError, place_of
+from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import Subscriber
 from proxy.gateway import Gateway
 from proxy.log import Log
@@ -157,7 +157,7 @@ class Board:
             raise
         except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
             at = place_of(e)
-            log.often("error", "internal error", at, request_id=call.id, fault=repr(e), where=at)
+            log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
             refusal = GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
         finally:
             if refusal is not None:
