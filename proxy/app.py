@@ -47,7 +47,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
-from proxy.tickets import Tickets, twin_of
+from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
@@ -117,7 +117,12 @@ async def running(
             timeout=settings.queue_timeout or math.inf,
             ticket=tickets,
             twin=twin_of,
+            callers=callers_of,
         )
+
+        def fault(where: str, e: BaseException) -> None:
+            log.event("error", "internal error", fault=repr(e), where=where)
+
         scheduler = Scheduler(
             group=group,
             batcher=batcher,
@@ -136,7 +141,7 @@ async def running(
             merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
+            on_fault=fault,
             feeder=feeder_for(settings, prepared, metrics, log),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
@@ -153,7 +158,16 @@ async def running(
         gate = gate_for(settings, prepared, metrics, log)
         keyer = Keyer(hash_for(_cpuinfo()))
         embedder = embedder_for(
-            settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
+            settings,
+            scheduler.submit,
+            group=group,
+            backends=backends,
+            cache=cache,
+            keyer=keyer,
+            metrics=metrics,
+            promote=scheduler.promote,
+            refused=scheduler.told.refused,
+            on_fault=fault,
         )
         close = closing(embedder, scheduler.close)
         gateway = Gateway(

@@ -26,6 +26,7 @@ from proxy.key import Keyer
 from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
@@ -203,10 +204,18 @@ class Gateway:
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
-                self._scheduler.promote(flight, priority, call.deadline)
-                return call.reads(
-                    self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
+                reader = self._group.attach(
+                    flight,
+                    usage=ask.include_usage,
+                    whole=not streamed,
+                    verdict="attached",
+                    owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
                 )
+                call.reads(reader)
+                self._scheduler.promote(flight, priority, call.deadline, reader)
+                if self._embedder is not None and ask.endpoint == "embeddings":
+                    self._embedder.joined(reader)
+                return reader
         headers = call.request.headers
         ours = (("Content-Type", "application/json"), ("X-Request-Id", call.id))
         plan = Plan(
@@ -232,7 +241,9 @@ class Gateway:
         flight = self._group.launch(plan)
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
-        reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
+        whole = not streamed
+        reader = self._group.attach(flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner)
+        call.reads(reader)
         embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
         if embedder is None or not embedder.take(flight, self._scope(call)):
             self._scheduler.submit(flight)
@@ -309,7 +320,8 @@ class Gateway:
             latest=call.deadline,
         )
         flight = self._group.launch(plan)
-        reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
+        reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=plan.owner)
+        call.reads(reader)
         self._scheduler.submit(flight)
         return await self._stream(call, reader)
 

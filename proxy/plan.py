@@ -5,7 +5,7 @@ Called by flight and by everyone who makes, feeds or renders one."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -51,6 +51,7 @@ class Plan:
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
     owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
+    callers: Callable[[], Collection[Hashable]] | None = None  # of a request made for several: who they are now
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 
 from proxy import kept
@@ -17,7 +17,7 @@ from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Fault, Feeder, Limits, Watch, raised
-from proxy.flight import Flight
+from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
 from proxy.merger import Merger
@@ -151,10 +151,22 @@ class Scheduler:
 
     def _overdue(self) -> None:
         """The oldest that waits may have waited for as long as it may."""
-        for flight, error in self.queue.overdue(self._loop.time()):
+        now = self._loop.time()
+        for flight, error in self.queue.overdue(now):
             self.told.refused(error.code.code)
-            self._end(flight, error)
+            if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
+                self._wait_on(flight, now)  # for the readers that joined later
+            else:
+                self._end(flight, error)
         self._place_waiting()
+
+    def _wait_on(self, flight: Flight, now: float) -> None:
+        """Have it wait for a place anew, if it can be in time."""
+        try:
+            self.queue.put(flight, now)
+        except GatewayError as e:
+            self.told.refused(e.code.code)
+            self._end(flight, e)
 
     def _take(self, flight: Flight) -> bool:
         plan = flight.plan
@@ -180,13 +192,25 @@ class Scheduler:
         self.told.refused("pushed_out")
         self._end(flight, error)
 
-    def promote(self, flight: Flight, priority: int, deadline: float) -> None:
-        """One more reader, who may be more urgent than those before."""
+    def promote(
+        self,
+        flight: Flight,
+        priority: int,
+        deadline: float,
+        reader: Subscriber | None = None,
+        owner: Hashable = None,
+    ) -> None:
+        """One more reader, or another `owner` of an array's items, who may be more urgent than those before, or
+        have its turn sooner."""
         plan = flight.plan
         plan.latest = max(plan.latest, deadline)
         if priority < plan.priority or deadline < plan.deadline:
             plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
-            if flight.phase is Phase.QUEUED and self.queue.promote(flight, priority, deadline):
+        if flight.phase is Phase.QUEUED:
+            if reader is not None:
+                reader.waits(self._loop.time())
+                owner = reader.caller
+            if self.queue.promote(flight, priority, deadline, owner):
                 self.told.promoted()
 
     def _wait_for_window(self) -> None:
@@ -280,11 +304,7 @@ class Scheduler:
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
         self._metrics.flight_landed("landed" if error is None else "failed", carrier.plan.model, None, made)
         for rider in self._merger.unload(carrier, error):
-            try:
-                self.queue.put(rider, self._loop.time())
-            except GatewayError as e:  # the time that it has is not enough any more
-                self.told.refused(e.code.code)
-                self._end(rider, e)
+            self._wait_on(rider, self._loop.time())
             self._soon()
 
     def _rider_ended(self, rider: Flight) -> None:

@@ -31,6 +31,9 @@ class Loop:
     def time(self) -> float:
         return 0.0
 
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
     def call_soon(self, call: Callable[[], None]) -> None:
         self.soon.append(call)
 
