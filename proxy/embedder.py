@@ -82,7 +82,7 @@ class Embedder:
         self._submit = submit
         self._keyer = keyer
         self._metrics = metrics
-        self._store = ItemStore(
+        self.store = ItemStore(
             cache,
             max_batch=max_batch,
             on_batch=metrics.batch,
@@ -99,10 +99,10 @@ class Embedder:
         self._memory = memory
         self._refused = refused
         self._on_fault = on_fault
-        self._queue = EmbedQueue(
+        self.queue = EmbedQueue(
             items=items, tokens=tokens, window=window, limit=limit, clock=loop.time, promote=promote
         )
-        self.arrays = self._queue.arrays
+        self.arrays = self.queue.arrays
         self._items: dict[bytes, Item] = {}  # that a request may join
         self._wants: dict[Flight, Want] = {}
         self._calls: set[Call] = set()
@@ -141,7 +141,7 @@ class Embedder:
             if callable(plan.owner):
                 plan.owner = plan.owner()
             caller = plan.owner
-            makes_room = self._queue.room(caller, plan.priority)
+            makes_room = self.queue.room(caller, plan.priority)
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
@@ -149,16 +149,11 @@ class Embedder:
                 held = self._memory.hold(caller, "embeddings", weight_of(plan.body, inputs))
             options, keys = self._keyer.items(ask, inputs.items, tenant=scope)
             apart = 0 if self._mixes(ask.model) else next(self._numbers)
-            kind = Kind.of(plan, options, inputs.kind, apart)
-            mine = items_of(kind, inputs, keys, {} if plan.fresh else self._items, fresh=plan.fresh)
-            want = self._wants[flight] = Want(
-                flight,
-                [mine[key] for key in keys],
-                caller=caller,
-                limit=self._largest,
-                held=held,
-                since=self._loop.time(),
-            )
+            kind, known = Kind.of(plan, options, inputs.kind, apart), {} if plan.fresh else self._items
+            mine = items_of(kind, inputs, keys, known, fresh=plan.fresh)
+            items, now = [mine[key] for key in keys], self._loop.time()
+            want = Want(flight, items, caller=caller, limit=self._largest, held=held, since=now)
+            self._wants[flight] = want
             flight.on_empty = partial(self._safely, "a request for embeddings that was left", self._left)
             self._join(want, mine)
         except BaseException as e:
@@ -179,7 +174,7 @@ class Embedder:
         sooner."""
         want = self._wants.get(reader.flight)
         if want is not None and reader.flight.phase is Phase.QUEUED:
-            self._queue.joined(want, reader.caller)
+            self.queue.joined(want, reader.caller)
 
     def close(self) -> None:
         """Fail every request, and have every engine stop."""
@@ -202,8 +197,8 @@ class Embedder:
                 item.owner = item.payer = want
                 self._items[key] = item
                 want.unsent += 1
-                if not self._store.add(item):
-                    self._queue.offer(item)
+                if not self.store.add(item):
+                    self.queue.offer(item)
                 continue
             joined += 1
             item.add(want)
@@ -212,11 +207,11 @@ class Embedder:
             elif item.call is not None:
                 want.was_sent(item.call.reader.flight)
                 calls.add(item.call)
-            elif item.owner is not None and self._queue.sooner(want.caller, item.owner.caller):
-                self._queue.take_over(item, want)
+            elif item.owner is not None and self.queue.sooner(want.caller, item.owner.caller):
+                self.queue.take_over(item, want)
         self._counts.joined(joined)
-        self._queue.begins(want)
-        self._queue.hurry(calls, want, want.caller)
+        self.queue.begins(want)
+        self.queue.hurry(calls, want, want.caller)
         self._soon()
 
     def _soon(self) -> None:
@@ -231,8 +226,8 @@ class Embedder:
             return
         try:
             self._delivery.turn()
-            self._store.look()
-            due = self._queue.due(self._room)
+            self.store.look()
+            due = self.queue.due(self._room)
             for kind, items in due:
                 try:
                     self._send(kind, items)
@@ -259,7 +254,7 @@ class Embedder:
         """Its look-up is over."""
         try:
             if result is None:
-                self._queue.offer(item)
+                self.queue.offer(item)
                 return
             self._counts.cached(1)
             self._comes(item, result)
@@ -297,7 +292,7 @@ class Embedder:
         plan.callers = call.callers
         try:
             for item in items:
-                self._queue.sent(item)
+                self.queue.sent(item)
                 item.call = call
             self._counts.array(len(items))
             flight.on_end = lambda _: self._ended(call)
@@ -309,7 +304,7 @@ class Embedder:
             if not flight.ended:
                 self._safely("an array of embeddings", flight.fail, error)
             wants = wants_of(items)
-            self._part_with(call, wants, self._queue.turned_away(call, wants, error), error)
+            self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
 
     def _give_up(self, kind: Kind, items: list[Item], error: GatewayError) -> None:
         """Of an array that could not be sent."""
@@ -362,7 +357,7 @@ class Embedder:
         head, error = flight.head or Head(), flight.error
         if error is not None or flight.phase is Phase.CANCELLED:
             error = error or ending()
-            self._part_with(call, wants, self._queue.given_up(call, wants, error), error)
+            self._part_with(call, wants, self.queue.given_up(call, wants, error), error)
             return
         body = b"".join(flight.log)
         if head.status == 200:
@@ -405,7 +400,7 @@ class Embedder:
 
     def _comes(self, item: Item, result: Result) -> None:
         item.result = result
-        self._queue.sent(item)
+        self.queue.sent(item)
         self._delivery.add(item)
 
     def _handed_out(self, item: Item) -> None:
@@ -413,7 +408,7 @@ class Embedder:
         settled = partial(self._forget, item)
         try:
             if item.result is not None:
-                self._store.keep(item, item.result, settled)
+                self.store.keep(item, item.result, settled)
         except Exception as e:  # noqa: BLE001 - it is served, if not stored
             self._on_fault("the store of an embedding", e)
             settled()
@@ -448,9 +443,7 @@ class Embedder:
     def _refuse(self, want: Want, head: Head, body: bytes) -> None:
         self._finish(want)
         self._safely("a refusal of embeddings", want.refused, head, body)
-        if not want.flight.ended:
-            self._safely("a refusal of embeddings", want.flight.fail, failed())
-        want.clear()
+        self._fail(want, failed())  # if that did not end it
 
     def _fail(self, want: Want, error: GatewayError) -> None:
         self._finish(want)
@@ -477,7 +470,7 @@ class Embedder:
         self._wants.pop(want.flight, None)
         self._group.remove(want.flight)
         want.flight.on_empty = None
-        self._queue.ends(want)
+        self.queue.ends(want)
         calls: set[Call] = set()
         for item in want.missing():
             try:
@@ -502,9 +495,9 @@ class Embedder:
                 if item.payer is want:
                     item.payer = heir
                 if item.owner is want:
-                    self._queue.take_over(item, heir)
+                    self.queue.take_over(item, heir)
             return None
         self._forget(item)
-        if item.call is None and not self._store.discard(item):
-            self._queue.discard(item)
+        if item.call is None and not self.store.discard(item):
+            self.queue.discard(item)
         return item.call
