@@ -51,10 +51,6 @@ class _Line(Generic[T]):
         self.last = _Waiting(0, 0.0)  # of the last item: most of a request weigh the same
         self.under_way = 0
 
-    @property
-    def idle(self) -> bool:
-        return not (self.callers or self.parts or self.under_way)
-
 
 class Arrays(Generic[G, T]):
     """Items of one group become arrays of at most `items` items and `tokens` tokens; one item alone may have more.
@@ -80,15 +76,15 @@ class Arrays(Generic[G, T]):
 
     def offer(self, group: G, owner: Hashable, item: T, tokens: int, now: float, caller: Hashable = None) -> None:
         """Have an item wait in the turn of its owner, one of the caller's. `tokens` is what it weighs."""
-        line = self._lines.get(group)
-        if line is None:
-            line = self._lines[group] = _Line()
+        line = self._lines.get(group) or _Line()
         owners = line.callers.get(caller)
-        if owners is None:
-            owners = line.callers[caller] = OrderedDict()
-        turn = owners.get(owner)
+        turn = owners.get(owner) if owners is not None else None
         if turn is None:
-            turn = owners[owner] = _Turn()
+            turn = _Turn()
+            if owners is None:
+                owners = line.callers[caller] = OrderedDict()
+            owners[owner] = turn
+        self._lines[group] = line
         if line.last.tokens != tokens or line.last.since != now:
             line.last = _Waiting(tokens, now)
         turn.order.append(item)
@@ -107,28 +103,38 @@ class Arrays(Generic[G, T]):
             if not line.parts:
                 line.again.clear()
         waited = self._drop(line, caller, owner, item)
-        if line.idle:
+        if not (line.callers or line.parts or line.under_way):
             del self._lines[group]
         return waited is not None
+
+    def waits(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
+        """Whether it waits in that turn, or as part of an array that is asked again."""
+        line = self._lines.get(group)
+        if line is None:
+            return False
+        owners = line.callers.get(caller)
+        turn = owners.get(owner) if owners is not None else None
+        return item in line.parts or (turn is not None and item in turn.live)
 
     def due(self, now: float, calls: Callable[[G], int], most: int = 1 << 30) -> list[tuple[G, list[T]]]:
         """The arrays that go up now, at most so many, and are under way from now on; `calls` says how many of a
         group may be."""
         found: list[tuple[G, list[T]]] = []
-        for group, line in self._lines.items():
-            if not line.callers and not line.parts:
-                continue
-            room = calls(group) - line.under_way
-            while room > 0 and len(found) < most:
-                if line.parts:
-                    array = self._part(line)
-                elif line.callers and (self.window <= 0 or now >= self._deadline(line) or self._full(line)):
-                    array = self._take(line)
-                else:
-                    break
-                found.append((group, array))
-                line.under_way += 1
-                room -= 1
+        try:
+            for group, line in self._lines.items():
+                if not line.callers and not line.parts:
+                    continue
+                room = calls(group) - line.under_way
+                while room > 0 and len(found) < most and self._ready(line, now):
+                    array: list[T] = []
+                    found.append((group, array))
+                    line.under_way += 1
+                    room -= 1
+                    self._take(line, array)
+        except BaseException:
+            for group, array in found:  # nothing of it goes up now, and nothing is lost
+                self.ended(group, [array])
+            raise
         return found
 
     def ended(self, group: G, again: Iterable[list[T]] = ()) -> None:
@@ -141,7 +147,7 @@ class Arrays(Generic[G, T]):
                 line.again.append(part)
                 for item in part:
                     line.parts[item] = part
-        if line.idle:
+        if not (line.callers or line.parts or line.under_way):
             del self._lines[group]
 
     def next_deadline(self, calls: Callable[[G], int]) -> float | None:
@@ -157,16 +163,20 @@ class Arrays(Generic[G, T]):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _part(self, line: _Line[T]) -> list[T]:
-        while not line.again[0]:
-            line.again.popleft()  # everyone left who wanted it
-        array = list(line.again.popleft())
-        for item in array:
-            del line.parts[item]
-        return array
+    def _ready(self, line: _Line[T], now: float) -> bool:
+        if line.parts:
+            return True
+        return bool(line.callers) and (self.window <= 0 or now >= self._deadline(line) or self._full(line))
 
-    def _take(self, line: _Line[T]) -> list[T]:
-        array: list[T] = []
+    def _take(self, line: _Line[T], array: list[T]) -> None:
+        """Fill the next array."""
+        while line.again:
+            part = line.again.popleft()
+            array += part
+            for item in part:
+                del line.parts[item]
+            if array:
+                return  # else everyone left who wanted it
         tokens = 0
         while line.callers and len(array) < self.items:
             caller, owners = next(iter(line.callers.items()))
@@ -174,12 +184,11 @@ class Arrays(Generic[G, T]):
             item, waiting = turn.head()
             if array and tokens + waiting.tokens > self.tokens:
                 break
-            array.append(item)
             tokens += waiting.tokens
             line.callers.move_to_end(caller)
             owners.move_to_end(owner)
             self._drop(line, caller, owner, item)
-        return array
+            array.append(item)
 
     def _drop(self, line: _Line[T], caller: Hashable, owner: Hashable, item: T) -> _Waiting | None:
         owners = line.callers.get(caller)

@@ -81,21 +81,22 @@ class Delivery:
         """One item to one request."""
         item, want = self._come[0], None
         try:
-            result = item.result
             want = item.first()
-            if want is not None and result is not None:
+            if want is not None and item.result is not None:
                 item.drop(want)
-                if want.gets(item, result):
+                if want.gets(item, item.result):
                     self._landing.append((want, want.land()))
-            if item.wants is None or result is None:
-                self._come.popleft()
-                self._over(item)
         except Exception as e:  # noqa: BLE001 - one request's part must not end the others'
             if want is not None:
                 self._failed(want, e)
+                item.drop(want)
             else:
-                if self._come and self._come[0] is item:
-                    self._come.popleft()
+                self._lost(item, e)
+        if item.wants is None or item.result is None:
+            self._come.popleft()
+            try:
+                self._over(item)
+            except Exception as e:  # noqa: BLE001 - everyone has it, if it is not stored
                 self._lost(item, e)
 
     def _over(self, item: Item) -> None:
@@ -109,14 +110,11 @@ class Delivery:
         """A slice of one answer."""
         want, steps = self._landing[0]
         try:
-            if not want.over:
+            if not want.over:  # else it has left, or has failed
                 self._left -= want.step
-                next(steps)
-                return
-            self._landing.popleft()  # it has left, or has failed
-        except StopIteration:
-            self._landing.popleft()
-            self._landed(want)
+                if next(steps, self) is None:
+                    return
+                self._landed(want)
         except Exception as e:  # noqa: BLE001 - an answer that cannot be put together is one request's failure
-            self._landing.popleft()
             self._failed(want, e)
+        self._landing.popleft()

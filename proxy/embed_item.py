@@ -365,9 +365,5 @@ def ending() -> GatewayError:
     return GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
 
 
-def failed() -> GatewayError:
-    return GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
-
-
 def no_parts(why: str) -> GatewayError:
     return GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {why}.")

@@ -77,6 +77,17 @@ class EmbedQueue:
         owner = item.owner
         return owner is not None and self.arrays.discard(item.kind, owner, item, owner.caller)
 
+    def waits(self, item: Item) -> bool:
+        owner = item.owner
+        return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
+
+    def offer_again(self, item: Item) -> None:
+        """It was lost: it waits for its array, in the turn of who wants it."""
+        item.call = None
+        if item.owner is None or item.owner.over:
+            item.owner = item.first()
+        self.offer(item)
+
     def due(self, calls: Callable[[Kind], int]) -> list[tuple[Kind, list[Item]]]:
         """See `Arrays.due`: a few at a time."""
         return self.arrays.due(self._clock(), calls, ARRAYS_A_TURN)

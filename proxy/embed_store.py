@@ -25,13 +25,16 @@ class ItemStore:
         on_batch: Callable[[int], None],
         found: Callable[[Item, Result | None], None],
         looked: Callable[[], None],
+        lost: Callable[[Item, Exception], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over."""
+        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over;
+        `lost` of one whose look-up has failed here."""
         self._cache = cache
         self._on_batch = on_batch
         self._on_found = found
         self._looked = looked
+        self._on_lost = lost
         self._on_fault = on_fault
         self._lookups: Lookups[Item] = Lookups(max_batch=max_batch)
 
@@ -47,6 +50,10 @@ class ItemStore:
             return False
         self._lookups.arrived[item] = 0.0  # nobody waits for company here
         return True
+
+    def waits(self, item: Item) -> bool:
+        """Whether it waits for a look-up, or is looked up just now."""
+        return item in self._lookups.arrived or item in self._lookups.looking
 
     def discard(self, item: Item) -> bool:
         """Forget an item that nobody wants. True if it was here."""
@@ -68,8 +75,11 @@ class ItemStore:
         """What is told of less than the batch has found nothing of the rest."""
         try:
             for item, stored in zip_longest(batch, found[: len(batch)]):
-                if self._lookups.looked(item):
-                    self._on_found(item, self._read(item, stored))
+                try:
+                    if self._lookups.looked(item):
+                        self._on_found(item, self._read(item, stored))
+                except Exception as e:  # noqa: BLE001 - one item must not end the look-up of the others
+                    self._on_lost(item, e)
         finally:
             self._looked()
 
@@ -90,11 +100,15 @@ class ItemStore:
         if self._cache is None:
             settled()
             return
-        stored = Stored(
-            kind="whole",
-            created=store.now(),
-            body=result.alone(),
-            prompt_tokens=result.tokens,
-            completion_tokens=0,
-        )
-        self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)
+        try:
+            stored = Stored(
+                kind="whole",
+                created=store.now(),
+                body=result.alone(),
+                prompt_tokens=result.tokens,
+                completion_tokens=0,
+            )
+            self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)
+        except Exception as e:  # noqa: BLE001 - it is served, if not stored
+            self._on_fault("the store of an embedding", e)
+            settled()

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 from proxy.arrays import halves
 from proxy.cache import Cache
@@ -21,7 +21,6 @@ from proxy.embed_item import (
     Want,
     array_of,
     ending,
-    failed,
     items_of,
     no_parts,
     results_of,
@@ -32,6 +31,7 @@ from proxy.embed_metrics import EmbedMetrics
 from proxy.embed_queue import ARRAYS_A_TURN, EmbedQueue
 from proxy.embed_store import ItemStore
 from proxy.errors import GatewayError
+from proxy.faults import Faults, failed
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
@@ -44,7 +44,6 @@ from proxy.wire.vectors import Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422})
 """Refusals that one item may have brought on all. What else an engine says is about all of them."""
-AGAIN: Final = 0.1  # seconds to the next turn after one that failed
 
 
 class Embedder:
@@ -82,13 +81,15 @@ class Embedder:
         self._submit = submit
         self._keyer = keyer
         self._metrics = metrics
+        self._faults = Faults(on_fault, loop.call_later, self._heal)
         self.store = ItemStore(
             cache,
             max_batch=max_batch,
             on_batch=metrics.batch,
             found=self._found,
             looked=self._soon,  # asks for a turn: with the store away each look-up would else end inside the last
-            on_fault=on_fault,
+            lost=self._lost,
+            on_fault=self._faults.tell,
         )
         self._counts = counts
         self._loop = loop
@@ -98,7 +99,6 @@ class Embedder:
         self._largest = largest
         self._memory = memory
         self._refused = refused
-        self._on_fault = on_fault
         self.queue = EmbedQueue(
             items=items, tokens=tokens, window=window, limit=limit, clock=loop.time, promote=promote
         )
@@ -109,8 +109,8 @@ class Embedder:
         self._delivery = Delivery(
             soon=self._soon,
             landed=self._landed,
-            failed=lambda want, e: self._fail(want, self._error(e, "an answer of embeddings")),
-            lost=lambda item, e: self._drop(item, self._error(e, "an embedding")),
+            failed=lambda want, e: self._fail(want, self._faults.error(e, "an answer of embeddings")),
+            lost=self._lost,
             handed_out=self._handed_out,
         )
         self._turn_due = False
@@ -131,11 +131,11 @@ class Embedder:
         """
         plan = flight.plan
         ask = plan.ask
-        inputs = None if ask is None else inputs_of(ask)
-        if inputs is None or ask is None:
-            return False
         held = want = None
         try:
+            inputs = None if ask is None else inputs_of(ask)
+            if inputs is None or ask is None:
+                return False
             if self._closed:
                 raise ending()
             if callable(plan.owner):
@@ -154,8 +154,9 @@ class Embedder:
             items, now = [mine[key] for key in keys], self._loop.time()
             want = Want(flight, items, caller=caller, limit=self._largest, held=held, since=now)
             self._wants[flight] = want
-            flight.on_empty = partial(self._safely, "a request for embeddings that was left", self._left)
+            flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
             self._join(want, mine)
+            self._delivery.work()
         except BaseException as e:
             self._group.remove(flight)
             if want is not None:
@@ -166,7 +167,6 @@ class Embedder:
             if isinstance(e, GatewayError) and e.code.code in REASONS:
                 self._refused(e.code.code)
             raise
-        self._delivery.work()
         return True
 
     def joined(self, reader: Subscriber) -> None:
@@ -232,16 +232,15 @@ class Embedder:
                 try:
                     self._send(kind, items)
                 except Exception as e:  # noqa: BLE001 - the arrays after it go up
-                    self._give_up(kind, items, self._error(e, "an array of embeddings"))
+                    self._give_up(kind, items, self._faults.error(e, "an array of embeddings"))
             if len(due) == ARRAYS_A_TURN:
                 self._soon()
             if self.arrays.window > 0:
                 deadline = self.arrays.next_deadline(self._room)
                 if deadline is not None and self._window is None:
                     self._window = self._loop.call_at(deadline, self._window_closed)
-        except Exception as e:  # noqa: BLE001 - whatever it was, what waits has its turn again
-            self._on_fault("a turn of the embeddings", e)
-            self._loop.call_later(AGAIN, self._soon)
+        except Exception as e:  # noqa: BLE001 - what waits has its turn again, see _heal
+            self._faults.tell("a turn of the embeddings", e)  # and there is another one
 
     def _window_closed(self) -> None:
         self._window = None
@@ -252,16 +251,13 @@ class Embedder:
 
     def _found(self, item: Item, result: Result | None) -> None:
         """Its look-up is over."""
-        try:
-            if result is None:
-                self.queue.offer(item)
-                return
-            self._counts.cached(1)
-            self._comes(item, result)
-            self._forget(item)
-            self._delivery.work()
-        except Exception as e:  # noqa: BLE001 - one item must not end the look-up of the others
-            self._drop(item, self._error(e, "an embedding that was looked up"))
+        if result is None:
+            self.queue.offer(item)
+            return
+        self._counts.cached(1)
+        self._comes(item, result)
+        self._forget(item)
+        self._delivery.work()
 
     def _forget(self, item: Item) -> None:
         if self._items.get(item.key) is item:
@@ -278,7 +274,7 @@ class Embedder:
         try:
             plan, whole = array_of(items)
         except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
-            self._on_fault("an array of embeddings", e)
+            self._faults.tell("an array of embeddings", e)
             again = halves(items, Item.wanted_by)
             self.arrays.ended(kind, again)
             self._soon()
@@ -299,10 +295,10 @@ class Embedder:
             self._submit(flight)
         except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
             flight.on_end = None
-            error = self._error(e, "an array of embeddings")
+            error = self._faults.error(e, "an array of embeddings")
             self._group.remove(flight)
             if not flight.ended:
-                self._safely("an array of embeddings", flight.fail, error)
+                self._faults.safely("an array of embeddings", flight.fail, error)
             wants = wants_of(items)
             self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
 
@@ -335,14 +331,14 @@ class Embedder:
         for item in call.items:
             item.call = None
         self._soon()
-        self._safely("the end of an array of embeddings", call.reader.leave)
+        self._faults.safely("the end of an array of embeddings", call.reader.leave)
 
     def _ended(self, call: Call) -> None:
         """A call is over, however."""
         try:
             self._settle(call)
         except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
-            self._on_fault("the answer to an array of embeddings", e)
+            self._faults.tell("the answer to an array of embeddings", e)
             if call in self._calls:
                 self._over(call)
             for want in wants_of(item for item in call.items if item.result is None):
@@ -380,7 +376,7 @@ class Embedder:
         if whole is not None:
             whole.body = body
         try:
-            results = results_of(call, head, body, self._on_fault)
+            results = results_of(call, head, body, self._faults.tell)
         except Unsplittable as e:
             for want in wants:
                 if want is whole:
@@ -405,13 +401,8 @@ class Embedder:
 
     def _handed_out(self, item: Item) -> None:
         """It is joinable until it is known to be stored, or that it will not be."""
-        settled = partial(self._forget, item)
-        try:
-            if item.result is not None:
-                self.store.keep(item, item.result, settled)
-        except Exception as e:  # noqa: BLE001 - it is served, if not stored
-            self._on_fault("the store of an embedding", e)
-            settled()
+        if item.result is not None:
+            self.store.keep(item, item.result, partial(self._forget, item))
 
     def _landed(self, want: Want) -> None:
         self._finish(want)
@@ -421,18 +412,19 @@ class Embedder:
 
     # -- ends -------------------------------------------------------------------------------------
 
-    def _error(self, e: Exception, where: str) -> GatewayError:
-        """What the client is told."""
-        if isinstance(e, GatewayError):
-            return e
-        self._on_fault(where, e)
-        return failed()
+    def _heal(self) -> None:
+        """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten."""
+        for item in [item for want in self._wants.values() for item in want.missing()]:
+            if item.result is not None:
+                self._delivery.add(item)
+            elif item.call not in self._calls and not self.store.waits(item) and not self.queue.waits(item):
+                self.queue.offer_again(item)
+        for item in [item for item in self._items.values() if item.wants is None and item.result is None]:
+            self._forget(item)
+        self._soon()
 
-    def _safely(self, where: str, act: Callable[..., object], *given: Any) -> None:
-        try:
-            act(*given)
-        except Exception as e:  # noqa: BLE001 - the rest of an end is to be done whatever a part of it raises
-            self._on_fault(where, e)
+    def _lost(self, item: Item, e: Exception) -> None:
+        self._drop(item, self._faults.error(e, "an embedding"))
 
     def _drop(self, item: Item, error: GatewayError) -> None:
         """An item that cannot be had: who wants it fails."""
@@ -442,13 +434,13 @@ class Embedder:
 
     def _refuse(self, want: Want, head: Head, body: bytes) -> None:
         self._finish(want)
-        self._safely("a refusal of embeddings", want.refused, head, body)
+        self._faults.safely("a refusal of embeddings", want.refused, head, body)
         self._fail(want, failed())  # if that did not end it
 
     def _fail(self, want: Want, error: GatewayError) -> None:
         self._finish(want)
         if not want.flight.ended:
-            self._safely("the failure of embeddings", want.flight.fail, error)
+            self._faults.safely("the failure of embeddings", want.flight.fail, error)
         want.clear()
 
     def _left(self, flight: Flight) -> None:
@@ -476,13 +468,13 @@ class Embedder:
             try:
                 call = self._unwanted(item, want)
             except Exception as e:  # noqa: BLE001 - the other items are to be given up too
-                self._on_fault("an embedding that is given up", e)
+                self._faults.tell("an embedding that is given up", e)
                 continue
             if call is not None:
                 calls.add(call)
         for call in calls:
             if call in self._calls and not any(item.wants is not None for item in call.items):
-                self._safely("an array that nobody wants", call.reader.leave)  # the engine stops
+                self._faults.safely("an array that nobody wants", call.reader.leave)  # the engine stops
 
     def _unwanted(self, item: Item, want: Want) -> Call | None:
         """One request does not want it any more. The call that it is in, where nobody else does."""

@@ -30,12 +30,13 @@ class Loop:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.later: list[Callable[[], None]] = []
 
     def time(self) -> float:
         return 0.0
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        self.soon.append(call)
+        self.later.append(call)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self.soon.append(call)
@@ -43,6 +44,7 @@ class Loop:
     def turn(self) -> None:
         while self.soon:
             self.soon.pop(0)()
+        self.soon, self.later = self.later, []
 
 
 def one(model: str | None) -> int:

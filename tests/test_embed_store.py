@@ -42,6 +42,7 @@ class Desk:
             on_batch=self.batches.append,
             found=lambda item, result: self.found.append((item.key, result and result.tokens)),
             looked=self._looked,
+            lost=lambda item, e: self.faults.append(repr(e)),
             on_fault=lambda where, error: self.faults.append(where),
         )
 
@@ -120,7 +121,7 @@ def test_a_vector_is_stored_as_the_answer_to_its_input_alone_and_read_back() -> 
 def test_without_redis_nothing_is_kept() -> None:
     settled: list[int] = []
     store = ItemStore(
-        None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None, on_fault=print
+        None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None, lost=print, on_fault=print
     )
     parts = take_apart(BODY, 1)
     item = Item(b"a", Kind("m", b"", "text", ()), b'"a"', 1, False)
