@@ -105,6 +105,7 @@ class EmbedQueue:
         """An item waits in another request's turn."""
         owner = item.owner
         if owner is None or item.sent:
+            item.owner = want
             return
         waited = self.discard(item)
         owner.unsent -= 1
@@ -141,9 +142,10 @@ class EmbedQueue:
     def turned_away(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
         """Whom a refusal of an array is about, as it was to wait for a place: where it is about one caller, that
         one's requests, but for those that go on for readers of other callers."""
-        if error.code not in _ABOUT_CALLER:
+        mine = [want for want in wants if want.caller == call.caller]
+        if error.code not in _ABOUT_CALLER or not mine:
             return wants
-        return [want for want in wants if want.caller == call.caller and not self._goes_on(want, error)]
+        return [want for want in mine if not self._goes_on(want, error)]
 
     def given_up(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
         """Whom the failure of an array is about: that it has waited for too long is not true of who came later."""

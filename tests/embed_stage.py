@@ -30,10 +30,11 @@ class Loop:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.now = 0.0
         self.later: list[Callable[[], None]] = []
 
     def time(self) -> float:
-        return 0.0
+        return self.now
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         self.later.append(call)
