@@ -164,7 +164,9 @@ class Embedder:
                 want.clear()
             elif held is not None:
                 held.release()
-            if isinstance(e, GatewayError) and e.code.code in REASONS:
+            if not isinstance(e, GatewayError):
+                self._faults.tell("a request for embeddings", e)
+            elif e.code.code in REASONS:
                 self._refused(e.code.code)
             raise
         return True
@@ -174,7 +176,7 @@ class Embedder:
         sooner."""
         want = self._wants.get(reader.flight)
         if want is not None and reader.flight.phase is Phase.QUEUED:
-            self.queue.joined(want, reader.caller)
+            self._faults.safely("a request for embeddings that is joined", self.queue.joined, want, reader.caller)
 
     def close(self) -> None:
         """Fail every request, and have every engine stop."""
