@@ -92,16 +92,24 @@ class Arrays(Generic[G, T]):
         line.count += 1
         line.tokens += tokens
 
-    def discard(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
-        """Forget an item that nobody wants any more. True if it waited in that turn."""
+    def discard(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> None:
+        """Forget an item that nobody wants any more."""
         line = self._lines.get(group)
         if line is None:
-            return False
+            return
         part = line.parts.pop(item, None)
         if part is not None:
             part.pop(item, None)
             if not line.parts:
                 line.again.clear()
+        self.leave(group, owner, item, caller)
+
+    def leave(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
+        """An item waits in another turn from now on, if it waited in this one. True if so. What is to be asked
+        again waits in nobody's."""
+        line = self._lines.get(group)
+        if line is None:
+            return False
         waited = self._drop(line, caller, owner, item)
         if not (line.callers or line.parts or line.under_way):
             del self._lines[group]

@@ -38,6 +38,7 @@ ITEM_BYTES: Final = 400
 """What an input that waits takes in memory beside its text: 344 bytes measured with tracemalloc for 2,048 short
 texts, 246 where another request waits for the same."""
 RESULT_BYTES: Final = 320  # the same of a vector that has come, beside its bytes
+MAX_TOKENS: Final = 1 << 53  # more than that is no count
 STEP: Final = 1 << 18  # bytes by which the charge of a request grows
 
 
@@ -191,10 +192,13 @@ def results_of(
     items = call.items
     parts = take_apart(body, len(items))
     counts: list[int | None] = [None] * len(items)
-    if parts.tokens is not None:
+    if parts.tokens is not None and parts.tokens < MAX_TOKENS:
         exact = call.kind.inputs == "ids"
         known = [item.weight if exact else None for item in items]
-        counts = [*shares(parts.tokens, [item.weight for item in items], known)]
+        try:
+            counts = [*shares(parts.tokens, [item.weight for item in items], known)]
+        except Exception as e:  # noqa: BLE001 - their vectors are known, if not their tokens
+            on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)
     results: list[Result | None] = []
     for datum, tokens in zip(parts.data, counts, strict=True):

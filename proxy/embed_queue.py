@@ -72,14 +72,26 @@ class EmbedQueue:
         if owner is not None:
             self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
 
-    def discard(self, item: Item) -> bool:
-        """Nobody wants it. True if it waited for its array."""
+    def discard(self, item: Item) -> None:
+        """Nobody wants it."""
         owner = item.owner
-        return owner is not None and self.arrays.discard(item.kind, owner, item, owner.caller)
+        if owner is not None:
+            self.arrays.discard(item.kind, owner, item, owner.caller)
 
     def waits(self, item: Item) -> bool:
         owner = item.owner
         return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
+
+    def recount(self, wants: Iterable[Want], items: Iterable[Item]) -> None:
+        """Which requests wait, and for what, is counted anew."""
+        for item in items:
+            for want in item.wanted:
+                if want.over:
+                    item.drop(want)
+        self._waiting = Shares()
+        for want in wants:
+            want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
+            self.begins(want)
 
     def offer_again(self, item: Item) -> None:
         """It was lost: it waits for its array, in the turn of who wants it."""
@@ -107,7 +119,7 @@ class EmbedQueue:
         if owner is None or item.sent:
             item.owner = want
             return
-        waited = self.discard(item)
+        waited = self.arrays.leave(item.kind, owner, item, owner.caller)
         owner.unsent -= 1
         want.unsent += 1
         if owner.unsent <= 0:
@@ -119,7 +131,8 @@ class EmbedQueue:
 
     def change_turn(self, want: Want, caller: Hashable) -> None:
         """What waits of a request does so in another caller's turn."""
-        waited = [item for item in want.missing() if item.owner is want and self.discard(item)]
+        mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
+        waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
         self.ends(want)
         want.changes_to(caller)
         self.begins(want)

@@ -351,7 +351,7 @@ class Embedder:
         items = [item for item in call.items if item.wants is not None]
         wants = wants_of(items)
         for want in wants:
-            want.was_sent(flight)
+            self._faults.safely("an array of embeddings", want.was_sent, flight)
         head, error = flight.head or Head(), flight.error
         if error is not None or flight.phase is Phase.CANCELLED:
             error = error or ending()
@@ -388,10 +388,12 @@ class Embedder:
             return
         self._counts.asked(len(results))
         for item, result in zip(call.items, results, strict=True):
-            if result is None:
-                self._drop(item, no_parts("a vector cannot be read"))
-            else:
+            try:
+                if result is None:
+                    raise no_parts("a vector cannot be read")
                 self._comes(item, result)
+            except Exception as e:  # noqa: BLE001 - the other items come
+                self._lost(item, e)
         self._delivery.work()
 
     # -- to the requests --------------------------------------------------------------------------
@@ -416,6 +418,7 @@ class Embedder:
 
     def _heal(self) -> None:
         """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten."""
+        self.queue.recount(self._wants.values(), self._items.values())
         for item in [item for want in self._wants.values() for item in want.missing()]:
             if item.result is not None:
                 self._delivery.add(item)
@@ -426,15 +429,15 @@ class Embedder:
         self._soon()
 
     def _lost(self, item: Item, e: Exception) -> None:
-        self._drop(item, self._faults.error(e, "an embedding"))
-
-    def _drop(self, item: Item, error: GatewayError) -> None:
         """An item that cannot be had: who wants it fails."""
+        error = self._faults.error(e, "an embedding")
         for want in item.wanted:
             self._fail(want, error)
         self._forget(item)
 
     def _refuse(self, want: Want, head: Head, body: bytes) -> None:
+        if want.over:
+            return
         self._finish(want)
         self._faults.safely("a refusal of embeddings", want.refused, head, body)
         self._fail(want, failed())  # if that did not end it
@@ -464,7 +467,11 @@ class Embedder:
         self._wants.pop(want.flight, None)
         self._group.remove(want.flight)
         want.flight.on_empty = None
-        self.queue.ends(want)
+        where = "a request for embeddings that is over"
+        self._faults.safely(where, self.queue.ends, want)
+        self._faults.safely(where, self._wants_nothing, want)
+
+    def _wants_nothing(self, want: Want) -> None:
         calls: set[Call] = set()
         for item in want.missing():
             try:

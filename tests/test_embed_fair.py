@@ -14,7 +14,7 @@ from proxy.flight import Flight, Subscriber
 from proxy.memory import Memory
 from proxy.plan import Head
 from proxy.wire.vectors import MAX_ITEMS, SLICE
-from tests.embed_stage import Stage, vector, vectors
+from tests.embed_stage import POISON, Stage, vector, vectors
 
 
 def code_of(reader: Subscriber) -> Code | None:
@@ -321,3 +321,14 @@ def test_whoever_comes_joins_and_leaves_everyone_has_its_vectors_or_a_refusal_of
         0,
     ) * 4
     assert stage.memory.held == 0
+
+
+def test_who_brought_an_item_that_is_to_be_asked_again_leaves_and_it_is_asked_for_the_others() -> None:
+    stage = Stage(items=2)
+    brought = stage.ask(["a", POISON], caller="one")
+    joined = stage.ask("a", caller="two", user="x")
+    stage.loop.turn()
+    stage.answer()  # refused: it is asked again in parts
+    brought.leave()
+    finish(stage)
+    assert vectors(joined) == [vector("a")]

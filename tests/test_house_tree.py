@@ -29,6 +29,7 @@ UNTESTED_BY_NAME = {
     "embedders.py": "test_embed_arrays.py",
     "embedded/engine_child.py": "test_process.py",
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
+    "faults.py": "test_embed_contained.py",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
     "page/handlers.py": "test_page.py, test_page_browser.py",
     "page/readers.py": "test_page.py, test_page_browser.py",
