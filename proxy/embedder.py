@@ -93,7 +93,7 @@ class Embedder:
         )
         self._counts = counts
         self._loop = loop
-        self._calls_for = calls
+        self._room: Callable[[Kind], int] = lambda kind: calls(kind.model)
         self._mixes = mixes
         self._numbers = count(1)
         self._largest = largest
@@ -248,9 +248,6 @@ class Embedder:
         self._window = None
         self._turn()
 
-    def _room(self, kind: Kind) -> int:
-        return self._calls_for(kind.model)
-
     def _found(self, item: Item, result: Result | None) -> None:
         """Its look-up is over."""
         if result is None:
@@ -395,8 +392,6 @@ class Embedder:
             except Exception as e:  # noqa: BLE001 - the other items come
                 self._lost(item, e)
         self._delivery.work()
-
-    # -- to the requests --------------------------------------------------------------------------
 
     def _comes(self, item: Item, result: Result) -> None:
         item.result = result

@@ -57,6 +57,7 @@ def embedder_for(
         refused=refused,
         on_fault=on_fault,
     )
+    metrics.gauge("embed_requests_waiting", "Embeddings requests that wait.", lambda: len(embedder.queue))
     metrics.gauge("embed_items_waiting", "Inputs that wait for an engine.", lambda: len(embedder.arrays))
     return embedder
 

@@ -126,11 +126,15 @@ class Vector(NamedTuple):
     @classmethod
     def of(cls, datum: Mapping[str, Raw]) -> Vector:
         """A copy: the answer that it came in is not kept."""
-        names = list(datum)
-        at = names.index("index")
-        before = [_member(name, datum[name]) for name in names[:at]]
-        after = [_member(name, datum[name]) for name in names[at + 1 :]]
-        return cls(b"{" + b",".join([*before, b'"index":']), b",".join([b"", *after]) + b"}")
+        around: list[Raw | bytes] = [b"{"]
+        before = b""
+        for name, value in datum.items():
+            around += (b"," if len(around) > 1 or before else b"", _ENCODE(name), b":")
+            if name == "index":
+                before, around = b"".join(around), []
+            else:
+                around.append(value)
+        return cls(before, b"".join([*around, b"}"]))
 
 
 def envelope_of(parts: Parts) -> bytes:
