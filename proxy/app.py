@@ -52,7 +52,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
-from proxy.tickets import Tickets, twin_of
+from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
@@ -138,6 +138,7 @@ async def running(
             timeout=settings.queue_timeout or math.inf,
             ticket=tickets,
             twin=twin_of,
+            callers=callers_of,
         )
         scheduler = Scheduler(
             group=group,
@@ -175,7 +176,16 @@ async def running(
         gate = gate_for(settings, prepared, metrics, log)
         keyer = Keyer(hash_for(_cpuinfo()))
         embedder = embedder_for(
-            settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
+            settings,
+            scheduler.submit,
+            group=group,
+            backends=backends,
+            cache=cache,
+            keyer=keyer,
+            metrics=metrics,
+            promote=scheduler.promote,
+            refused=scheduler.told.refused,
+            on_fault=containment,
         )
         close = closing(embedder, scheduler.close)
         gateway = Gateway(
@@ -203,7 +213,7 @@ async def running(
             if reload is not None:
                 reload.wake()
 
-        watchdog = _watchdog(settings, scheduler, log, containment, loop)
+        watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
         watch(settings, backends, reload, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
@@ -302,14 +312,19 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
 
 
 def _watchdog(
-    settings: Settings, scheduler: Scheduler, log: Log, containment: Containment, loop: asyncio.AbstractEventLoop
+    settings: Settings,
+    scheduler: Scheduler,
+    embedder: Embedder | None,
+    log: Log,
+    containment: Containment,
+    loop: asyncio.AbstractEventLoop,
 ) -> Watchdog:
     def healed(kind: Kind, what: str) -> None:
         scheduler.told.healed(kind)
         log.event("error", "watchdog healed", what=kind, detail=what)
 
     return Watchdog(
-        scheduler.strays,
+        lambda: scheduler.strays(lambda flight: embedder is not None and flight in embedder),
         clock=loop.time,
         on_healed=healed,
         fault=containment,

@@ -1,5 +1,5 @@
 """Owns the embedding items that wait: which of them go up together, how many calls at a time, and when.
-Must not know engines, Redis, flights or clocks: `now` is passed in; groups, owners and items are opaque.
+Must not know engines, Redis, flights or clocks: `now` is passed in; groups, callers, owners and items are opaque.
 Called by the embedder only."""
 
 from __future__ import annotations
@@ -17,27 +17,48 @@ class _Waiting(NamedTuple):
     since: float
 
 
-class _Line(Generic[T]):
-    """One group's items by owner, each in its order; and parts of arrays that are asked again."""
+class _Turn(Generic[T]):
+    """One owner's items in the order of arrival. An item that has left stays in `order` until that is rebuilt."""
 
-    __slots__ = ("again", "owners", "under_way")
+    __slots__ = ("live", "order")
 
     def __init__(self) -> None:
-        self.owners: OrderedDict[Hashable, OrderedDict[T, _Waiting]] = OrderedDict()
-        self.again: deque[list[T]] = deque()
-        self.under_way = 0
+        self.order: deque[T] = deque()
+        self.live: dict[T, _Waiting] = {}
 
-    @property
-    def idle(self) -> bool:
-        return not (self.owners or self.again or self.under_way)
+    def head(self) -> tuple[T, _Waiting]:
+        while self.order[0] not in self.live:
+            self.order.popleft()
+        return self.order[0], self.live[self.order[0]]
+
+    def drop(self, item: T) -> _Waiting | None:
+        waiting = self.live.pop(item, None)
+        if len(self.order) > 2 * len(self.live) + 16:
+            self.order = deque(dict.fromkeys(item for item in self.order if item in self.live))
+        return waiting
+
+
+class _Line(Generic[T]):
+    """One group's items by caller and owner, and parts of arrays that are asked again."""
+
+    __slots__ = ("again", "callers", "count", "last", "parts", "tokens", "under_way")
+
+    def __init__(self) -> None:
+        self.callers: OrderedDict[Hashable, OrderedDict[Hashable, _Turn[T]]] = OrderedDict()
+        self.again: deque[dict[T, None]] = deque()
+        self.parts: dict[T, dict[T, None]] = {}  # in which of `again` an item is
+        self.count = self.tokens = 0  # of the items by caller
+        self.last = _Waiting(0, 0.0)  # of the last item: most of a request weigh the same
+        self.under_way = 0
 
 
 class Arrays(Generic[G, T]):
     """Items of one group become arrays of at most `items` items and `tokens` tokens; one item alone may have more.
 
     At most so many calls of a group are under way as `due` is told; what comes meanwhile goes up together. With a
-    `window` (seconds) an array that is not full also waits until its oldest item has waited so long. Owners take
-    turns, item by item, so that a large request is not in a small one's way.
+    `window` (seconds) an array that is not full also waits until its oldest item has waited so long. Callers take
+    turns, item by item, and so do each caller's owners (its requests): neither many requests nor a large one are
+    in another's way.
     """
 
     def __init__(self, *, items: int, tokens: int, window: float = 0.0) -> None:
@@ -47,60 +68,95 @@ class Arrays(Generic[G, T]):
         self._lines: dict[G, _Line[T]] = {}
 
     def __len__(self) -> int:
-        return sum(
-            sum(map(len, line.owners.values())) + sum(map(len, line.again)) for line in self._lines.values()
-        )
+        return sum(line.count + len(line.parts) for line in self._lines.values())
 
     def __repr__(self) -> str:
         under_way = sum(line.under_way for line in self._lines.values())
         return f"<Arrays waiting={len(self)} under_way={under_way} groups={len(self._lines)}>"
 
-    def offer(self, group: G, owner: Hashable, item: T, tokens: int, now: float) -> None:
-        """Have an item wait. `tokens` is what it weighs."""
-        line = self._lines.get(group)
-        if line is None:
-            line = self._lines[group] = _Line()
-        line.owners.setdefault(owner, OrderedDict())[item] = _Waiting(tokens, now)
+    def offer(self, group: G, owner: Hashable, item: T, tokens: int, now: float, caller: Hashable = None) -> None:
+        """Have an item wait in the turn of its owner, one of the caller's. `tokens` is what it weighs."""
+        line = self._lines.get(group) or _Line()
+        owners = line.callers.get(caller)
+        turn = owners.get(owner) if owners is not None else None
+        if turn is None:
+            turn = _Turn()
+            if owners is None:
+                owners = line.callers[caller] = OrderedDict()
+            owners[owner] = turn
+        self._lines[group] = line
+        if line.last.tokens != tokens or line.last.since != now:
+            line.last = _Waiting(tokens, now)
+        turn.order.append(item)
+        turn.live[item] = line.last
+        line.count += 1
+        line.tokens += tokens
 
-    def discard(self, group: G, owner: Hashable, item: T) -> None:
+    def discard(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> None:
         """Forget an item that nobody wants any more."""
         line = self._lines.get(group)
         if line is None:
             return
-        mine = line.owners.get(owner)
-        if mine is not None and mine.pop(item, None) is not None and not mine:
-            del line.owners[owner]
-        for array in line.again:
-            if item in array:
-                array.remove(item)
-        line.again = deque(array for array in line.again if array)
-        self._tidy(group, line)
+        part = line.parts.pop(item, None)
+        if part is not None:
+            part.pop(item, None)
+            if not line.parts:
+                line.again.clear()
+        self.leave(group, owner, item, caller)
 
-    def due(self, now: float, calls: Callable[[G], int]) -> list[tuple[G, list[T]]]:
-        """The arrays that go up now, and are under way from now on; `calls` says how many of a group may be."""
+    def leave(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
+        """An item waits in another turn from now on, if it waited in this one. True if so. What is to be asked
+        again waits in nobody's."""
+        line = self._lines.get(group)
+        if line is None:
+            return False
+        waited = self._drop(line, caller, owner, item)
+        if not (line.callers or line.parts or line.under_way):
+            del self._lines[group]
+        return waited is not None
+
+    def waits(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
+        """Whether it waits in that turn, or as part of an array that is asked again."""
+        line = self._lines.get(group)
+        if line is None:
+            return False
+        owners = line.callers.get(caller)
+        turn = owners.get(owner) if owners is not None else None
+        return item in line.parts or (turn is not None and item in turn.live)
+
+    def due(self, now: float, calls: Callable[[G], int], most: int = 1 << 30) -> list[tuple[G, list[T]]]:
+        """The arrays that go up now, at most so many, and are under way from now on; `calls` says how many of a
+        group may be."""
         found: list[tuple[G, list[T]]] = []
-        for group, line in self._lines.items():
-            if not line.owners and not line.again:
-                continue
-            room = calls(group) - line.under_way
-            while room > 0:
-                if line.again:
-                    array = line.again.popleft()
-                elif line.owners and (self.window <= 0 or now >= self._deadline(line) or self._full(line)):
-                    array = self._take(line)
-                else:
-                    break
-                found.append((group, array))
-                line.under_way += 1
-                room -= 1
+        try:
+            for group, line in self._lines.items():
+                if not line.callers and not line.parts:
+                    continue
+                room = calls(group) - line.under_way
+                while room > 0 and len(found) < most and self._ready(line, now):
+                    array: list[T] = []
+                    found.append((group, array))
+                    line.under_way += 1
+                    room -= 1
+                    self._take(line, array)
+        except BaseException:
+            for group, array in found:  # nothing of it goes up now, and nothing is lost
+                self.ended(group, [array])
+            raise
         return found
 
     def ended(self, group: G, again: Iterable[list[T]] = ()) -> None:
         """A call of this group is over. `again`: parts of it that are to be asked by themselves, first of all."""
         line = self._lines[group]
         line.under_way -= 1
-        line.again.extend(array for array in again if array)
-        self._tidy(group, line)
+        for array in again:
+            part = dict.fromkeys(array)
+            if part:
+                line.again.append(part)
+                for item in part:
+                    line.parts[item] = part
+        if not (line.callers or line.parts or line.under_way):
+            del self._lines[group]
 
     def next_deadline(self, calls: Callable[[G], int]) -> float | None:
         """When the next window closes of a group that has room for a call; None where none does."""
@@ -108,40 +164,60 @@ class Arrays(Generic[G, T]):
             (
                 self._deadline(line)
                 for group, line in self._lines.items()
-                if line.owners and line.under_way < calls(group)
+                if line.callers and line.under_way < calls(group)
             ),
             default=None,
         )
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _take(self, line: _Line[T]) -> list[T]:
-        array: list[T] = []
+    def _ready(self, line: _Line[T], now: float) -> bool:
+        if line.parts:
+            return True
+        return bool(line.callers) and (self.window <= 0 or now >= self._deadline(line) or self._full(line))
+
+    def _take(self, line: _Line[T], array: list[T]) -> None:
+        """Fill the next array."""
+        while line.again:
+            part = line.again.popleft()
+            array += part
+            for item in part:
+                del line.parts[item]
+            if array:
+                return  # else everyone left who wanted it
         tokens = 0
-        while line.owners and len(array) < self.items:
-            owner, mine = next(iter(line.owners.items()))
-            item, waiting = next(iter(mine.items()))
+        while line.callers and len(array) < self.items:
+            caller, owners = next(iter(line.callers.items()))
+            owner, turn = next(iter(owners.items()))
+            item, waiting = turn.head()
             if array and tokens + waiting.tokens > self.tokens:
                 break
-            array.append(item)
             tokens += waiting.tokens
-            del mine[item]
-            if mine:
-                line.owners.move_to_end(owner)
-            else:
-                del line.owners[owner]
-        return array
+            line.callers.move_to_end(caller)
+            owners.move_to_end(owner)
+            self._drop(line, caller, owner, item)
+            array.append(item)
+
+    def _drop(self, line: _Line[T], caller: Hashable, owner: Hashable, item: T) -> _Waiting | None:
+        owners = line.callers.get(caller)
+        turn = owners.get(owner) if owners is not None else None
+        waiting = turn.drop(item) if turn is not None else None
+        if owners is None or turn is None or waiting is None:
+            return None
+        line.count -= 1
+        line.tokens -= waiting.tokens
+        if not turn.live:
+            del owners[owner]
+            if not owners:
+                del line.callers[caller]
+        return waiting
 
     def _deadline(self, line: _Line[T]) -> float:
-        return min(next(iter(mine.values())).since for mine in line.owners.values()) + self.window
+        turns = (turn for owners in line.callers.values() for turn in owners.values())
+        return min(turn.head()[1].since for turn in turns) + self.window
 
     def _full(self, line: _Line[T]) -> bool:
-        waiting = [one for mine in line.owners.values() for one in mine.values()]
-        return len(waiting) >= self.items or sum(one.tokens for one in waiting) >= self.tokens
-
-    def _tidy(self, group: G, line: _Line[T]) -> None:
-        if line.idle:
-            self._lines.pop(group, None)
+        return line.count >= self.items or line.tokens >= self.tokens
 
 
 def halves(items: Sequence[T], wanted_by: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:

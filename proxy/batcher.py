@@ -5,7 +5,8 @@ Called by the scheduler only."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from proxy.containment import internal, raised
@@ -43,6 +44,7 @@ class Batcher(Generic[T]):
         timeout: float = math.inf,
         ticket: Callable[[T], Ticket] = lambda item: PLAIN,
         twin: Callable[[T], Hashable] = lambda item: None,
+        callers: Callable[[T], Collection[Hashable]] = lambda item: (),
     ) -> None:
         self.limit = limit  # items that may wait, in all lines and in a look-up under way
         self.window = window  # seconds
@@ -50,6 +52,7 @@ class Batcher(Generic[T]):
         self.line: Line[T] = Line(patience=patience)
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
+        self._callers = callers  # who reads an item
         self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
         """Told of each item that had to make room for another's, and why."""
         self._lookups: Lookups[T] = Lookups(max_batch=max_batch, window=window)
@@ -85,7 +88,7 @@ class Batcher(Generic[T]):
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
         if len(self) >= self.limit:
-            self._make_room(self._ticket(item))
+            self._make_room(self._ticket_of(item))
         if lookup:
             self._lookups.arrived[item] = now
         elif hold:
@@ -95,8 +98,9 @@ class Batcher(Generic[T]):
             self.put(item, now)
 
     def put(self, item: T, now: float) -> None:
-        """Have an item wait for a place: no bound is asked. Raises GatewayError 503 where it cannot be in time."""
-        ticket = self._ticket(item)
+        """Have an item wait for a place, in the turn of whoever of its callers waits for least: no bound is asked.
+        Raises GatewayError 503 where it cannot be in time."""
+        ticket = self._ticket_of(item)
         self._in_time(ticket, now)
         self._know(item)
         self.line.offer(item, ticket, now)
@@ -175,9 +179,9 @@ class Batcher(Generic[T]):
         """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
         return iter(tuple(self._twins.get(self._twin(item), ())))
 
-    def promote(self, item: T, priority: int, deadline: float) -> bool:
-        """Someone more urgent wants it too. True if it moves."""
-        return self.line.promote(item, priority, deadline)
+    def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
+        """Someone else wants it too, see `Line.promote`. True if it moves."""
+        return self.line.promote(item, priority, deadline, owner)
 
     def discard(self, item: T) -> bool:
         """Forget an item whose reader left. True if it was waiting."""
@@ -247,30 +251,19 @@ class Batcher(Generic[T]):
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _ticket_of(self, item: T) -> Ticket:
+        """Its ticket; it takes the turn of whoever of its callers waits for least."""
+        ticket = self._ticket(item)
+        callers = self._callers(item)
+        if len(callers) > 1:
+            owned = self.line.owned
+            ticket = replace(ticket, owner=min(callers, key=lambda one: (owned(one), one != ticket.owner)))
+        return ticket
+
     def _make_room(self, ticket: Ticket) -> None:
-        line, owner = self.line, ticket.owner
-        mine = line.owned(owner)
-        owners = line.owners + (mine == 0)
-        share = self.limit // owners
-        if mine < share:
-            heaviest = line.heaviest() if line else owner
-            victim = line.newest(heaviest) if line.owned(heaviest) > share else None
-            error = self._share(owners)
-        else:
-            victim = line.newest(owner, below=ticket.priority)
-            error = queue_full(self.limit)
-        if victim is None:
-            raise self._share(owners) if owners > 1 and mine >= share else queue_full(self.limit)
+        victim, error = self.line.shares.make_room(ticket.owner, ticket.priority, self.limit, self._callers)
         self.discard(victim)
         self.on_pushed(victim, error)
-
-    def _share(self, owners: int) -> GatewayError:
-        return GatewayError(
-            Code.QUEUE_SHARE,
-            f"You have your share of the gateway's queue ({self.limit // owners} of {self.limit} requests, "
-            f"{owners} callers wait); wait for some of them to end.",
-            retry_after=1,
-        )
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
         """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would
@@ -330,13 +323,4 @@ def _too_late(wait: float, takes: float, left: float) -> GatewayError:
 def _waited(timeout: float) -> GatewayError:
     return GatewayError(
         Code.QUEUE_TIMEOUT, f"No engine had room for it within {timeout:g} s; try again shortly.", retry_after=1
-    )
-
-
-def queue_full(limit: int) -> GatewayError:
-    """Of a request for which there is no room, whoever it is from."""
-    return GatewayError(
-        Code.QUEUE_FULL,
-        f"The gateway's queue is full ({limit} requests wait); try again shortly.",
-        retry_after=1,
     )

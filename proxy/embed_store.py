@@ -5,6 +5,7 @@ Called by the embedder. With no Redis nothing is looked up and nothing is kept."
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from proxy import cache as store
 from proxy.cache import Cache, Stored
@@ -24,13 +25,21 @@ class ItemStore:
         on_batch: Callable[[int], None],
         found: Callable[[Item, Result | None], None],
         looked: Callable[[], None],
+        lost: Callable[[Item, Exception], None],
+        on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over."""
+        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over;
+        `lost` of one whose look-up has failed here."""
         self._cache = cache
         self._on_batch = on_batch
         self._on_found = found
         self._looked = looked
+        self._on_lost = lost
+        self._on_fault = on_fault
         self._lookups: Lookups[Item] = Lookups(max_batch=max_batch)
+
+    def __len__(self) -> int:
+        return len(self._lookups)
 
     def __repr__(self) -> str:
         return f"<ItemStore arrived={len(self._lookups.arrived)} looking={len(self._lookups.looking)}>"
@@ -42,6 +51,10 @@ class ItemStore:
         self._lookups.arrived[item] = 0.0  # nobody waits for company here
         return True
 
+    def waits(self, item: Item) -> bool:
+        """Whether it waits for a look-up, or is looked up just now."""
+        return item in self._lookups.arrived or item in self._lookups.looking
+
     def discard(self, item: Item) -> bool:
         """Forget an item that nobody wants. True if it was here."""
         return self._lookups.discard(item)
@@ -49,34 +62,53 @@ class ItemStore:
     def look(self) -> None:
         """One round trip for all that wait, of however many requests; none while one is under way."""
         batch = self._lookups.due(0.0)
-        if batch and self._cache is not None:
+        if not batch or self._cache is None:
+            return
+        try:
             self._on_batch(len(batch))
             self._cache.lookup([item.key for item in batch], lambda found: self._found(batch, found))
+        except Exception as e:  # noqa: BLE001 - what cannot be looked up is asked of an engine
+            self._on_fault("the look-up of embeddings", e)
+            self._found(batch, ())
 
     def _found(self, batch: Sequence[Item], found: Sequence[Stored | None]) -> None:
-        for item, stored in zip(batch, found, strict=True):
-            if item not in self._lookups.looking:
-                continue
-            self._lookups.over((item,))
-            result = None
-            if stored is not None:
+        """What is told of less than the batch has found nothing of the rest."""
+        try:
+            for item, stored in zip_longest(batch, found[: len(batch)]):
                 try:
-                    result = Result.of(stored)
-                except Unsplittable:
-                    item.replace = True
-            self._on_found(item, result)
-        self._looked()
+                    if self._lookups.looked(item):
+                        self._on_found(item, self._read(item, stored))
+                except Exception as e:  # noqa: BLE001 - one item must not end the look-up of the others
+                    self._on_lost(item, e)
+        finally:
+            self._looked()
+
+    def _read(self, item: Item, stored: Stored | None) -> Result | None:
+        if stored is None:
+            return None
+        try:
+            return Result.of(stored)
+        except Unsplittable:
+            pass
+        except Exception as e:  # noqa: BLE001 - one entry must not end the look-up of the others
+            self._on_fault("a stored embedding", e)
+        item.replace = True
+        return None
 
     def keep(self, item: Item, result: Result, settled: Callable[[], None]) -> None:
         """Store a new vector; `settled` is called once it is, or will not be."""
         if self._cache is None:
             settled()
             return
-        stored = Stored(
-            kind="whole",
-            created=store.now(),
-            body=result.alone(),
-            prompt_tokens=result.tokens,
-            completion_tokens=0,
-        )
-        self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)
+        try:
+            stored = Stored(
+                kind="whole",
+                created=store.now(),
+                body=result.alone(),
+                prompt_tokens=result.tokens,
+                completion_tokens=0,
+            )
+            self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)
+        except Exception as e:  # noqa: BLE001 - it is served, if not stored
+            self._on_fault("the store of an embedding", e)
+            settled()

@@ -1,30 +1,47 @@
 """Owns embeddings across clients: each request taken apart into items, looked up, asked in arrays, put together.
 Must not know HTTP, clients or engines: it is given Flights, ends each, and asks by Flights of its own.
-Called by the gateway (take) and the app (lifecycle)."""
+Called by the gateway (take, joined) and the app (lifecycle)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from itertools import count
 from typing import Final
 
-from proxy.arrays import Arrays, halves
-from proxy.batcher import queue_full
+from proxy.arrays import halves
 from proxy.cache import Cache
-from proxy.embed_item import Call, Item, Kind, Result, Want, items_of, results_of, wants_of
+from proxy.containment import internal
+from proxy.embed_delivery import Delivery
+from proxy.embed_faults import EmbedFaults
+from proxy.embed_item import (
+    Call,
+    Item,
+    Kind,
+    Result,
+    Want,
+    array_of,
+    ending,
+    items_of,
+    no_parts,
+    results_of,
+    wants_of,
+    weight_of,
+)  # fmt: skip
 from proxy.embed_metrics import EmbedMetrics
+from proxy.embed_queue import ARRAYS_A_TURN, EmbedQueue
 from proxy.embed_store import ItemStore
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
+from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
-from proxy.key import PADDING, Keyer
+from proxy.key import Keyer
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
-from proxy.wire.vectors import Unsplittable, array_body, inputs_of
+from proxy.queue_metrics import REASONS
+from proxy.wire.vectors import Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
@@ -33,7 +50,8 @@ it says is about all of them."""
 
 class Embedder:
     """Nothing waits longer for company than `window` seconds, 0 by default: an array is what came in one turn of
-    the loop, or while as many calls of its kind as may be were under way."""
+    the loop, or while as many calls of its kind as may be were under way. What one request's part of the work
+    raises ends that request alone."""
 
     def __init__(
         self,
@@ -52,27 +70,51 @@ class Embedder:
         mixes: Callable[[str | None], bool],
         limit: int,
         max_batch: int,
+        largest: int = 1 << 62,
+        memory: Memory | None = None,
+        promote: Callable[[Flight, int, float, Subscriber | None, Hashable], None] = lambda *given: None,
+        refused: Callable[[str], None] = lambda why: None,
+        on_fault: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
         """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines may be
-        given several clients' inputs in one; `limit`: requests that may wait."""
+        given several clients' inputs in one; `limit`: requests that may wait; `largest`: bytes of an answer;
+        `promote`: told of an array that somebody more urgent waits for too; `refused`: told why a request was."""
         self._group = group
         self._submit = submit
         self._keyer = keyer
         self._metrics = metrics
-        self._store = ItemStore(
-            cache, max_batch=max_batch, on_batch=metrics.batch, found=self._found, looked=self._soon
-        )  # `looked` asks for a turn: with the store away each look-up would else end inside the one before it
+        self._faults = EmbedFaults(on_fault, loop.call_later, self._heal)
+        self.store = ItemStore(
+            cache,
+            max_batch=max_batch,
+            on_batch=metrics.batch,
+            found=self._found,
+            looked=self._soon,  # asks for a turn: with the store away each look-up would else end inside the last
+            lost=self._lost,
+            on_fault=self._faults.tell,
+        )
         self._counts = counts
         self._loop = loop
-        self._calls_for = calls
+        self._room: Callable[[Kind], int] = lambda kind: calls(kind.model)
         self._mixes = mixes
         self._numbers = count(1)
-        self._limit = limit
-        self.arrays: Arrays[Kind, Item] = Arrays(items=items, tokens=tokens, window=window)
+        self._largest = largest
+        self._memory = memory
+        self._refused = refused
+        self.queue = EmbedQueue(
+            items=items, tokens=tokens, window=window, limit=limit, clock=loop.time, promote=promote
+        )
+        self.arrays = self.queue.arrays
         self._items: dict[bytes, Item] = {}  # that a request may join
         self._wants: dict[Flight, Want] = {}
-        self._waiting: set[Want] = set()
         self._calls: set[Call] = set()
+        self._delivery = Delivery(
+            soon=self._soon,
+            landed=self._landed,
+            failed=lambda want, e: self._fail(want, self._faults.error(e, "an answer of embeddings")),
+            lost=self._lost,
+            handed_out=self._handed_out,
+        )
         self._turn_due = False
         self._window: asyncio.TimerHandle | None = None
         self._closed = False
@@ -81,40 +123,68 @@ class Embedder:
         return f"<Embedder {len(self._wants)} requests, {self.arrays!r}>"
 
     def __len__(self) -> int:
-        return len(self._wants) + len(self._items) + len(self._calls)
+        return len(self._wants) + len(self._items) + len(self._calls) + len(self._delivery)
+
+    def __contains__(self, flight: Flight) -> bool:
+        """Whether it is a request that this feeds."""
+        return flight in self._wants
 
     def take(self, flight: Flight, scope: bytes) -> bool:
         """Take charge of a request. False where its items cannot be told apart: it is the scheduler's.
 
-        Raises GatewayError 503 (and forgets it) when too many wait, or when all is ending.
+        Raises GatewayError 429 or 503 (and forgets it) when too many wait, when there is no memory for it, or when
+        all is ending.
         """
-        ask = flight.plan.ask
-        inputs = None if ask is None else inputs_of(ask)
-        if inputs is None or ask is None:
-            return False
+        plan = flight.plan
+        ask = plan.ask
+        held = want = None
         try:
+            inputs = None if ask is None else inputs_of(ask)
+            if inputs is None or ask is None:
+                return False
             if self._closed:
-                raise _ending()
-            if len(self._waiting) >= self._limit:
-                raise queue_full(self._limit)
-            headers = headers_in_common(flight.plan.headers)
+                raise ending()
+            if callable(plan.owner):
+                plan.owner = plan.owner()
+            caller = plan.owner
+            makes_room = self.queue.room(caller, plan.priority)
+            if makes_room is not None:
+                self._refused("pushed_out")
+                self._fail(*makes_room)
+            if self._memory is not None:
+                held = self._memory.hold(caller, "embeddings", weight_of(plan.body, inputs))
+            headers = headers_in_common(plan.headers)
             options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
-        except GatewayError:
+            apart = 0 if self._mixes(ask.model) else next(self._numbers)
+            kind = Kind(ask.model, options, inputs.kind, tuple(headers), apart)
+            known = {} if plan.fresh else self._items
+            mine = items_of(kind, inputs, keys, known, fresh=plan.fresh)
+            items, now = [mine[key] for key in keys], self._loop.time()
+            want = Want(flight, items, caller=caller, limit=self._largest, held=held, since=now)
+            self._wants[flight] = want
+            flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
+            self._join(want, mine)
+            self._delivery.work()
+        except BaseException as e:
             self._group.remove(flight)
+            if want is not None:
+                self._finish(want)
+                want.clear()
+            elif held is not None:
+                held.release()
+            if not isinstance(e, GatewayError):
+                self._faults.tell("a request for embeddings", e)
+            elif e.code.code in REASONS:
+                self._refused(e.code.code)
             raise
-        apart = 0 if self._mixes(ask.model) else next(self._numbers)
-        kind = Kind(ask.model, options, inputs.kind, tuple(headers), apart)
-        mine = items_of(kind, inputs, keys, {} if flight.plan.fresh else self._items, fresh=flight.plan.fresh)
-        want = self._wants[flight] = Want(flight, [mine[key] for key in keys])
-        flight.on_empty = self._left
-        self._join(want, mine)
         return True
 
-    def asked_for(self, flight: Flight) -> set[Flight]:
-        """The arrays that wait at the scheduler, or are at an engine, for a request."""
-        want = self._wants.get(flight)
-        missing = want.missing if want is not None else ()
-        return {item.call.reader.flight for item in missing if item.call is not None}
+    def joined(self, reader: Subscriber) -> None:
+        """One more reads a request: what it waits for is as urgent as that one, and takes its turn where that is
+        sooner."""
+        want = self._wants.get(reader.flight)
+        if want is not None and reader.flight.phase is Phase.QUEUED:
+            self._faults.safely("a request for embeddings that is joined", self.queue.joined, want, reader.caller)
 
     def close(self) -> None:
         """Fail every request, and have every engine stop."""
@@ -122,38 +192,37 @@ class Embedder:
         if self._window is not None:
             self._window.cancel()
         for want in tuple(self._wants.values()):
-            self._fail(want, _ending())
+            self._fail(want, ending())
+        self._delivery.clear()
 
     # -- waiting ----------------------------------------------------------------------------------
 
     def _join(self, want: Want, mine: dict[bytes, Item]) -> None:
         """Its items: those under way are joined, the others begin."""
         joined = 0
+        calls: set[Call | None] = set()
         for key, item in mine.items():
             if item.owner is None and item.result is None:
-                item.wants[want] = None
+                item.add(want)
                 item.owner = item.payer = want
                 self._items[key] = item
                 want.unsent += 1
-                if not self._store.add(item):
-                    self._offer(item)
+                if not self.store.add(item):
+                    self.queue.offer(item)
                 continue
             joined += 1
-            if item.result is None:
-                item.wants[want] = None
-                if item.call is not None:
-                    asked = item.call.reader.flight
-                    asked.plan.latest = max(asked.plan.latest, want.flight.plan.latest)
-                    want.was_sent(asked)
-            elif want.gets(item, item.result):
-                self._land(want)
+            item.add(want)
+            if item.result is not None:
+                self._delivery.add(item)
+            elif item.call is not None:
+                want.was_sent(item.call.reader.flight)
+                calls.add(item.call)
+            elif item.owner is not None and self.queue.sooner(want.caller, item.owner.caller):
+                self.queue.take_over(item, want)
         self._counts.joined(joined)
-        if want.unsent:
-            self._waiting.add(want)
+        self.queue.begins(want)
+        self.queue.hurry(calls, want, want.caller)
         self._soon()
-
-    def _offer(self, item: Item) -> None:
-        self.arrays.offer(item.kind, item.owner, item, item.weight, self._loop.time())
 
     def _soon(self) -> None:
         """All that arrives in one turn of the loop is looked at together, at its end."""
@@ -165,29 +234,37 @@ class Embedder:
         self._turn_due = False
         if self._closed:
             return
-        self._store.look()
-        for kind, items in self.arrays.due(self._loop.time(), self._room):
-            self._send(kind, items)
-        if self.arrays.window > 0:
-            deadline = self.arrays.next_deadline(self._room)
-            if deadline is not None and self._window is None:
-                self._window = self._loop.call_at(deadline, self._window_closed)
+        try:
+            self._delivery.turn()
+            self.store.look()
+            due = self.queue.due(self._room)
+            for kind, items in due:
+                try:
+                    self._send(kind, items)
+                except Exception as e:  # noqa: BLE001 - the arrays after it go up
+                    self._give_up(kind, items, self._faults.error(e, "an array of embeddings"))
+            if len(due) == ARRAYS_A_TURN:
+                self._soon()
+            if self.arrays.window > 0:
+                deadline = self.arrays.next_deadline(self._room)
+                if deadline is not None and self._window is None:
+                    self._window = self._loop.call_at(deadline, self._window_closed)
+        except Exception as e:  # noqa: BLE001 - what waits has its turn again, see _heal
+            self._faults.tell("a turn of the embeddings", e)  # and there is another one
 
     def _window_closed(self) -> None:
         self._window = None
         self._turn()
 
-    def _room(self, kind: Kind) -> int:
-        return self._calls_for(kind.model)
-
     def _found(self, item: Item, result: Result | None) -> None:
         """Its look-up is over."""
         if result is None:
-            self._offer(item)
+            self.queue.offer(item)
             return
         self._counts.cached(1)
-        self._deliver(item, result)
+        self._comes(item, result)
         self._forget(item)
+        self._delivery.work()
 
     def _forget(self, item: Item) -> None:
         if self._items.get(item.key) is item:
@@ -196,181 +273,241 @@ class Embedder:
     # -- at the engine ----------------------------------------------------------------------------
 
     def _send(self, kind: Kind, items: list[Item]) -> None:
-        items = [item for item in items if item.wants]
-        wants = wants_of(items)
-        if not wants:  # an array before this one failed, and with it all that these are for
+        """One array goes up. What its making raises is looked for in halves, as what an engine refuses is."""
+        items = [item for item in items if item.wants is not None]
+        if not items:  # an array before this one failed, and with it all that these are for
             self.arrays.ended(kind)
             return
-        whole = next((want for want in wants if want.is_all(items)), None)
-        plan = (whole or wants[0]).flight.plan
-        body = plan.body
-        padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
-        if (whole is None or padded) and plan.ask is not None:
-            body = array_body(plan.ask, [item.text for item in items])
-        plans = [want.flight.plan for want in wants]
-        urgent, last = min(one.priority for one in plans), max(one.latest for one in plans)
-        flight = self._group.launch(
-            replace(
-                plan,
-                key=None,
-                many=True,
-                fresh=False,
-                body=body,
-                priority=urgent,
-                deadline=last,
-                latest=last,
-                parts=len(items),
-            )
-        )  # one client's deadline ends nobody else's request
-        call = Call(kind, items, self._group.attach(flight, usage=True, whole=True, verdict="miss"), whole)
-        self._calls.add(call)
-        self._counts.array(len(items))
-        for item in items:
-            self._no_longer_waits(item)
-            item.call = call
-        flight.on_end = lambda _: self._ended(call)
         try:
+            plan, whole = array_of(items)
+        except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
+            self._faults.tell("an array of embeddings", e)
+            again = halves(items, Item.wanted_by)
+            self.arrays.ended(kind, again)
+            self._soon()
+            for want in () if again else wants_of(items):
+                self._fail(want, internal())
+            return
+        flight = self._group.launch(plan)
+        reader = self._group.attach(flight, usage=True, whole=True, verdict="miss")
+        call = Call(kind, items, reader, whole, plan.owner, self._loop.time())
+        self._calls.add(call)
+        plan.callers = call.callers
+        try:
+            for item in items:
+                self.queue.sent(item)
+                item.call = call
+            self._counts.array(len(items))
+            flight.on_end = lambda _: self._ended(call)
             self._submit(flight)
-        except GatewayError as e:
+        except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
             flight.on_end = None
-            flight.fail(e)
-            self._over(call)
-            for want in wants:
-                self._fail(want, e)
+            error = self._faults.error(e, "an array of embeddings")
+            self._group.remove(flight)
+            if not flight.ended:
+                self._faults.safely("an array of embeddings", flight.fail, error)
+            wants = wants_of(items)
+            self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
 
-    def _no_longer_waits(self, item: Item) -> None:
-        owner = item.owner
-        if owner is not None and not item.sent:
-            item.sent = True
-            owner.unsent -= 1
-            if owner.unsent <= 0:
-                self._waiting.discard(owner)
+    def _give_up(self, kind: Kind, items: list[Item], error: GatewayError) -> None:
+        """Of an array that could not be sent."""
+        call = next((item.call for item in items if item.call is not None), None)
+        if call in self._calls:
+            self._over(call)
+        else:
+            self.arrays.ended(kind)
+        for want in wants_of(items):
+            self._fail(want, error)
+
+    def _part_with(self, call: Call, wants: list[Want], blamed: list[Want], error: GatewayError) -> None:
+        """A call is over: these requests fail with it, and what the others want is asked again."""
+        gone = set(blamed)
+        rest = []
+        if len(gone) < len(wants):
+            rest = [item for item in call.items if not gone.issuperset(item.wanted)]
+        self._over(call, [rest])
+        for want in blamed:
+            self._fail(want, error)
 
     def _over(self, call: Call, again: Iterable[list[Item]] = ()) -> None:
+        self.arrays.ended(call.kind, again)
         self._calls.discard(call)
-        call.reader.flight.on_end = None
-        call.reader.leave()
+        flight = call.reader.flight
+        flight.on_end = None
+        self._group.remove(flight)
         for item in call.items:
             item.call = None
-        self.arrays.ended(call.kind, again)
         self._soon()
+        self._faults.safely("the end of an array of embeddings", call.reader.leave)
 
     def _ended(self, call: Call) -> None:
         """A call is over, however."""
+        try:
+            self._settle(call)
+        except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
+            self._faults.tell("the answer to an array of embeddings", e)
+            if call in self._calls:
+                self._over(call)
+            for want in wants_of(item for item in call.items if item.result is None):
+                self._fail(want, internal())
+
+    def _settle(self, call: Call) -> None:
         flight = call.reader.flight
-        items = [item for item in call.items if item.wants]
+        items = [item for item in call.items if item.wants is not None]
         wants = wants_of(items)
         for want in wants:
-            want.was_sent(flight)
-        head, body = flight.head or Head(), b"".join(flight.log)
-        if flight.error is not None or flight.phase is Phase.CANCELLED:
-            again = halves(items, Item.wanted_by) if _incomplete(flight) else []
-            self._over(call, again)
+            self._faults.safely("an array of embeddings", want.was_sent, flight)
+        head, error = flight.head or Head(), flight.error
+        if error is not None and error.code is Code.UPSTREAM_INCOMPLETE:
+            again = halves(items, Item.wanted_by)
             if again:
+                self._over(call, again)
                 self._counts.split()  # one item's vector is missing: the others' need not be
                 return
-            for want in wants:
-                self._fail(want, flight.error or _ending())
-        elif head.status == 200:
+        if error is not None or flight.phase is Phase.CANCELLED:
+            error = error or ending()
+            self._part_with(call, wants, self.queue.given_up(call, wants, error), error)
+            return
+        body = b"".join(flight.log)
+        if head.status == 200:
             self._over(call)
             self._answered(call, wants, head, body)
-        else:
-            again = halves(items, Item.wanted_by) if head.status in _ABOUT_CONTENT else []
-            if head.status in _ABOUT_CONTENT and not again and 0 < len(items) < len(call.items):
-                again = [items]  # whoever spoiled it may have left
-            self._over(call, again)
-            if again:
-                self._counts.split()
-                return
-            if head.status in _ABOUT_CONTENT:
-                self._counts.poison(len(items))
-            for want in wants:
-                self._refuse(want, head, body)
+            return
+        about_content = head.status in _ABOUT_CONTENT
+        again = call.parts() if about_content else []
+        self._over(call, again)
+        if again:
+            self._counts.split()
+            return
+        if about_content:
+            self._counts.poison(len(items))
+        for want in wants:
+            self._refuse(want, head, body)
 
     def _answered(self, call: Call, wants: Iterable[Want], head: Head, body: bytes) -> None:
         whole = call.whole
         if whole is not None:
             whole.body = body
         try:
-            results = results_of(call, head, body)
+            results = results_of(call, head, body, self._faults.tell)
         except Unsplittable as e:
             for want in wants:
                 if want is whole:
                     self._refuse(want, head, body)  # its own request, and what the engine says to that
                 else:
-                    error = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
-                    self._fail(want, error)
+                    self._fail(want, no_parts(str(e)))
             return
         self._counts.asked(len(results))
         for item, result in zip(call.items, results, strict=True):
-            self._deliver(item, result)
-            self._store.keep(item, result, partial(self._forget, item))  # joinable until that is settled
+            try:
+                if result is None:
+                    raise no_parts("a vector cannot be read")
+                self._comes(item, result)
+            except Exception as e:  # noqa: BLE001 - the other items come
+                self._lost(item, e)
+        self._delivery.work()
+
+    def _comes(self, item: Item, result: Result) -> None:
+        item.result = result
+        self.queue.sent(item)
+        self._delivery.add(item)
+
+    def _handed_out(self, item: Item) -> None:
+        """It is joinable until it is known to be stored, or that it will not be."""
+        if item.result is not None:
+            self.store.keep(item, item.result, partial(self._forget, item))
+
+    def _landed(self, want: Want) -> None:
+        self._finish(want)
+        if want.flight.stored_at is not None:
+            self._metrics.flight_landed("hit", want.flight.plan.model, None)
+        want.clear()
 
     # -- ends -------------------------------------------------------------------------------------
 
-    def _deliver(self, item: Item, result: Result) -> None:
-        item.result = result
-        self._no_longer_waits(item)
-        wants, item.wants = item.wants, {}
-        for want in wants:
-            if want.gets(item, result):
-                self._land(want)
-        item.owner = item.payer = None
+    def _heal(self) -> None:
+        """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten."""
+        self.queue.recount(self._wants.values(), self._items.values())
+        for item in [item for want in self._wants.values() for item in want.missing()]:
+            if item.result is not None:
+                self._delivery.add(item)
+            elif item.call not in self._calls and not self.store.waits(item) and not self.queue.waits(item):
+                self.queue.offer_again(item)
+        for item in [item for item in self._items.values() if item.wants is None and item.result is None]:
+            self._forget(item)
+        self._soon()
 
-    def _land(self, want: Want) -> None:
-        flight = want.flight
-        self._finish(want)
-        if want.land() == "hit":
-            self._metrics.flight_landed("hit", flight.plan.model, None)
-        want.clear()
+    def _lost(self, item: Item, e: Exception) -> None:
+        """An item that cannot be had: who wants it fails."""
+        error = self._faults.error(e, "an embedding")
+        for want in item.wanted:
+            self._fail(want, error)
+        self._forget(item)
 
     def _refuse(self, want: Want, head: Head, body: bytes) -> None:
+        if want.over:
+            return
         self._finish(want)
-        want.refused(head, body)
-        want.clear()
+        self._faults.safely("a refusal of embeddings", want.refused, head, body)
+        self._fail(want, internal())  # if that did not end it
 
     def _fail(self, want: Want, error: GatewayError) -> None:
-        if self._finish(want) and not want.flight.ended:
-            want.flight.fail(error)
+        self._finish(want)
+        if not want.flight.ended:
+            self._faults.safely("the failure of embeddings", want.flight.fail, error)
         want.clear()
 
     def _left(self, flight: Flight) -> None:
         """The last reader of a request left."""
         want = self._wants[flight]
-        for item in want.missing:
-            if item.call is not None:
-                want.was_sent(item.call.reader.flight)
-        self._finish(want)
-        flight.cancel()
-        want.clear()
+        try:
+            for call in {item.call for item in want.missing()}:
+                if call is not None:
+                    want.was_sent(call.reader.flight)
+        finally:
+            self._finish(want)
+            if not flight.ended:
+                flight.cancel()
+            want.clear()
 
-    def _finish(self, want: Want) -> bool:
-        """It wants nothing any more: what nobody else wants is dropped, at the engine too. False: it was over."""
-        flight = want.flight
-        self._group.remove(flight)
-        flight.on_empty = None
-        self._waiting.discard(want)
-        calls = set()
-        for item in want.missing:
-            item.wants.pop(want, None)
-            if item.wants:
-                if item.payer is want and item.call is None:
-                    item.payer = next(iter(item.wants))
+    def _finish(self, want: Want) -> None:
+        """It wants nothing any more: what nobody else wants is dropped, at the engine too."""
+        want.ends()
+        self._wants.pop(want.flight, None)
+        self._group.remove(want.flight)
+        want.flight.on_empty = None
+        where = "a request for embeddings that is over"
+        self._faults.safely(where, self.queue.ends, want)
+        self._faults.safely(where, self._wants_nothing, want)
+
+    def _wants_nothing(self, want: Want) -> None:
+        calls: set[Call] = set()
+        for item in want.missing():
+            try:
+                call = self._unwanted(item, want)
+            except Exception as e:  # noqa: BLE001 - the other items are to be given up too
+                self._faults.tell("an embedding that is given up", e)
                 continue
-            self._forget(item)
-            if item.call is not None:
-                calls.add(item.call)
-            elif not self._store.discard(item):
-                self.arrays.discard(item.kind, item.owner, item)
+            if call is not None:
+                calls.add(call)
         for call in calls:
-            if call in self._calls and not any(item.wants for item in call.items):
-                call.reader.leave()  # nobody wants any of it: the engine stops
-        return self._wants.pop(flight, None) is not None
+            if call in self._calls and not any(item.wants is not None for item in call.items):
+                self._faults.safely("an array that nobody wants", call.reader.leave)  # the engine stops
 
-
-def _incomplete(flight: Flight) -> bool:
-    return flight.error is not None and flight.error.code is Code.UPSTREAM_INCOMPLETE
-
-
-def _ending() -> GatewayError:
-    return GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
+    def _unwanted(self, item: Item, want: Want) -> Call | None:
+        """One request does not want it any more. The call that it is in, where nobody else does."""
+        item.drop(want)
+        heir = item.first()
+        if item.result is not None:
+            return None
+        if heir is not None:
+            if item.call is None:
+                if item.payer is want:
+                    item.payer = heir
+                if item.owner is want:
+                    self.queue.take_over(item, heir)
+            return None
+        self._forget(item)
+        if item.call is None and not self.store.discard(item):
+            self.queue.discard(item)
+        return item.call

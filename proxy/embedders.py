@@ -5,16 +5,17 @@ Called by the app, once."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 from proxy.backends import Backend, Backends
 from proxy.cache import Cache
 from proxy.config import Settings
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
-from proxy.flight import Flight
+from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 
 
@@ -27,6 +28,10 @@ def embedder_for(
     cache: Cache | None,
     keyer: Keyer,
     metrics: Metrics,
+    memory: Memory | None = None,
+    promote: Callable[[Flight, int, float, Subscriber | None, Hashable], None],
+    refused: Callable[[str], None],
+    on_fault: Callable[[str, BaseException], None],
 ) -> Embedder | None:
     """None with `embed_batch_items` 1: a request then goes to the engine as it came, and is stored whole."""
     if settings.embed_batch_items < 2:
@@ -46,7 +51,13 @@ def embedder_for(
         mixes=lambda model: not any(map(spoils, backends.candidates(model))),
         limit=settings.queue_limit,
         max_batch=settings.max_batch,
+        largest=settings.max_flight_bytes,
+        memory=memory,
+        promote=promote,
+        refused=refused,
+        on_fault=on_fault,
     )
+    metrics.gauge("embed_requests_waiting", "Embeddings requests that wait.", lambda: len(embedder.queue))
     metrics.gauge("embed_items_waiting", "Inputs that wait for an engine.", lambda: len(embedder.arrays))
     return embedder
 

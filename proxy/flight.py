@@ -5,13 +5,15 @@ Called by the gateway (join, leave), the scheduler (feeding, ending) and respond
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
 from proxy.containment import internal, raised
 from proxy.errors import GatewayError
+from proxy.memory import Held
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
@@ -44,10 +46,9 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "items", "log", "mode", "on_empty", "on_end", "on_spoiled", "phase",
-        "plain",
-        "plan", "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle", "times", "trace",
-        "usage",
+        "error", "finished", "folded", "head", "held", "items", "log", "mode", "on_empty", "on_end", "on_spoiled",
+        "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle",
+        "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,6 +72,7 @@ class Flight:
         self.attempts = 1
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of an embedding: where its vectors are from
+        self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()
@@ -282,10 +284,23 @@ class Flight:
             self.size = 0
             reader.cursor = 0
 
+    def refuse(self, error: GatewayError, which: Callable[[Subscriber], bool]) -> bool:
+        """Refuse these of its readers. False, and nothing has been done: no other would remain."""
+        refused = [reader for reader in self.subscribers if which(reader)]
+        if len(refused) == len(self.subscribers):
+            return False
+        for reader in refused:
+            reader.refuse(error)
+        return True
+
     def leave(self, subscriber: Subscriber) -> None:
         self.subscribers.discard(subscriber)
-        if not self.subscribers and not self.ended and self.on_empty is not None:
-            self.on_empty(self)
+        if not self.subscribers:
+            if self.ended:
+                if self.held is not None:
+                    self.held.release()
+            elif self.on_empty is not None:
+                self.on_empty(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -301,6 +316,8 @@ class Subscriber:
     lagging: bool = False
     done: bool = False  # the tail was written too
     sent: int = 0  # bytes, framing included
+    owner: Hashable | Callable[[], Hashable] = None  # whose it is, where that was asked; None: not known
+    since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: as it was made
     _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
 
     def pump(self) -> None:
@@ -342,6 +359,25 @@ class Subscriber:
     def leave(self) -> None:
         self.pipe = None
         self.flight.leave(self)
+
+    @property
+    def caller(self) -> Hashable:
+        """Its owner, looked for when it is asked."""
+        if callable(self.owner):
+            self.owner = self.owner()
+        return self.owner
+
+    def waits(self, since: float) -> None:
+        """It has joined a Flight that waits for a place."""
+        self.since = since
+
+    def refuse(self, error: GatewayError) -> None:
+        """End this reader alone: it reads a Flight that has failed; the one it read goes on for its others."""
+        failed = Flight(self.flight.plan, self.flight.clock)
+        self.flight.subscribers.discard(self)
+        self.flight, self.cursor = failed, 0
+        failed.subscribers.add(self)
+        failed.fail(error)
 
     @property
     def visible(self) -> bool:

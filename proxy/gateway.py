@@ -27,6 +27,7 @@ from proxy.key import Keyer
 from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
@@ -217,13 +218,18 @@ class Gateway:
             flight = None if share.fresh else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
-                self._scheduler.promote(flight, priority, call.deadline)
-                if ask.endpoint == "embeddings" and self._embedder is not None:
-                    for array in self._embedder.asked_for(flight):
-                        self._scheduler.promote(array, priority, call.deadline)
-                return call.reads(
-                    self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
+                reader = self._group.attach(
+                    flight,
+                    usage=ask.include_usage,
+                    whole=not streamed,
+                    verdict="attached",
+                    owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
                 )
+                call.reads(reader)
+                self._scheduler.promote(flight, priority, call.deadline, reader)
+                if self._embedder is not None and ask.endpoint == "embeddings":
+                    self._embedder.joined(reader)
+                return reader
         # An answer holds the id by which its request went up: not a client's own where others may read it.
         name = new_id() if key is not None and call.named else call.id
         plan = Plan(
@@ -250,7 +256,9 @@ class Gateway:
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         try:
-            reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
+            whole = not streamed
+            reader = self._group.attach(flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner)
+            call.reads(reader)
             embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
             if embedder is None or not embedder.take(flight, self._scope(call)):
                 self._scheduler.submit(flight)
@@ -333,7 +341,8 @@ class Gateway:
         )
         flight = self._group.launch(plan)
         try:
-            reader = call.reads(self._group.attach(flight, usage=True, whole=False, verdict="bypass"))
+            reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=plan.owner)
+            call.reads(reader)
             self._scheduler.submit(flight)
         except GatewayError:
             raise

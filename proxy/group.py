@@ -4,6 +4,8 @@ Called by the gateway (find, attach, launch) and the scheduler (hide, remove).""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from proxy.flight import Flight, Subscriber
 from proxy.plan import Mode, Plan
 
@@ -34,8 +36,16 @@ class FlightGroup:
             flight = self._wholes.get(key)
         return flight
 
-    def attach(self, flight: Flight, *, usage: bool, whole: bool, verdict: str) -> Subscriber:
-        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict)
+    def attach(
+        self,
+        flight: Flight,
+        *,
+        usage: bool,
+        whole: bool,
+        verdict: str,
+        owner: Hashable | Callable[[], Hashable] = None,
+    ) -> Subscriber:
+        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict, owner=owner)
         flight.subscribers.add(subscriber)
         return subscriber
 

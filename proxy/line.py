@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Hashable, Iterator
+from dataclasses import replace
 from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
+from proxy.shares import Shares
 from proxy.turns import QUANTUM, Entry, Ring, Ticket
 
 T = TypeVar("T", bound=Hashable)
@@ -33,7 +35,7 @@ class Line(Generic[T]):
         self._entries: dict[T, Entry[T]] = {}
         self._rings: list[dict[str | None, Ring[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
-        self._owned: dict[Hashable, list[dict[T, None]]] = {}  # of each owner and class, in that order too
+        self.shares: Shares[T] = Shares()  # the same by owner and class
         self._number = 0
         self._grants = 0
 
@@ -48,11 +50,11 @@ class Line(Generic[T]):
         return iter(self._entries)
 
     def __repr__(self) -> str:
-        return f"<Line {'/'.join(map(str, self.lengths()))} owners={len(self._owned)}>"
+        return f"<Line {'/'.join(map(str, self.lengths()))} owners={len(self.shares)}>"
 
     def lengths(self) -> tuple[int, int, int]:
         """Items of each class."""
-        high, normal, low = (sum(len(of[n]) for of in self._owned.values()) for n in range(len(PRIORITIES)))
+        high, normal, low = self.shares.lengths()
         return high, normal, low
 
     def offer(self, item: T, ticket: Ticket, now: float) -> None:
@@ -104,14 +106,20 @@ class Line(Generic[T]):
         if len(rings) > 1 and pool in rings:
             rings[pool] = rings.pop(pool)  # pools of the same engines take turns
 
-    def promote(self, item: T, priority: int, deadline: float) -> bool:
-        """Someone more urgent wants it too: it moves to the higher class and the earlier deadline. True if so."""
+    def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
+        """Someone else wants it too: it moves to the higher class, to the earlier deadline, and into the turn of
+        whichever owner waits for less. True if it moves."""
         entry = self._entries.get(item)
-        if entry is None or (priority >= entry.priority and deadline >= entry.deadline):
+        if entry is None:
+            return False
+        lighter = owner is not None and self.owned(owner) + 1 < self.owned(entry.ticket.owner)
+        if not lighter and priority >= entry.priority and deadline >= entry.deadline:
             return False
         self._exit(entry)
         entry.priority = min(entry.priority, priority)
         entry.deadline = min(entry.deadline, deadline)
+        if lighter:
+            entry.ticket = replace(entry.ticket, owner=owner)
         self._enter(entry)
         return True
 
@@ -132,24 +140,10 @@ class Line(Generic[T]):
 
     @property
     def owners(self) -> int:
-        return len(self._owned)
+        return len(self.shares)
 
     def owned(self, owner: Hashable) -> int:
-        return sum(map(len, self._owned.get(owner, ())))
-
-    def heaviest(self) -> Hashable:
-        """The owner of the most items. LookupError where nothing waits."""
-        if not self._owned:
-            raise LookupError("nothing waits")
-        return max(self._owned, key=self.owned)
-
-    def newest(self, owner: Hashable, *, below: int = -1) -> T | None:
-        """The last item of the owner's lowest class that is under `below` (a class; -1: any)."""
-        for priority in reversed(range(below + 1, len(PRIORITIES))):
-            items = self._owned.get(owner, ((),) * len(PRIORITIES))[priority]
-            if items:
-                return next(reversed(items))
-        return None
+        return self.shares.owned(owner)
 
     def ahead(self, ticket: Ticket) -> int:
         """How many items of its pool would have their place before it: those of its own that go first, as many of
@@ -184,18 +178,11 @@ class Line(Generic[T]):
         if ring is None:
             ring = rings[pool] = Ring(self._quantum)
         ring.push(entry)
-        owned = self._owned.get(entry.ticket.owner)
-        if owned is None:
-            owned = self._owned[entry.ticket.owner] = [{} for _ in PRIORITIES]
-        owned[entry.priority][entry.item] = None
+        self.shares.add(entry.item, entry.ticket.owner, entry.priority)
 
     def _exit(self, entry: Entry[T]) -> None:
-        rings, pool, owner = self._rings[entry.priority], entry.ticket.pool, entry.ticket.owner
-        owned = self._owned.get(owner)
-        if owned is not None:
-            owned[entry.priority].pop(entry.item, None)
-            if not any(owned):
-                del self._owned[owner]
+        rings, pool = self._rings[entry.priority], entry.ticket.pool
+        self.shares.drop(entry.item, entry.ticket.owner, entry.priority)
         ring = rings.get(pool)
         if ring is not None:
             try:

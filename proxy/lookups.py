@@ -5,6 +5,7 @@ Called by the batcher, and by the store of embedding items."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -32,7 +33,7 @@ class Lookups(Generic[T]):
         deadline = self.next_deadline()
         if len(self.arrived) < self.max_batch and deadline is not None and now < deadline:
             return []
-        batch = list(self.arrived)[: self.max_batch]
+        batch = list(islice(self.arrived, self.max_batch))
         for item in batch:
             del self.arrived[item]
             self.looking[item] = None
@@ -52,6 +53,10 @@ class Lookups(Generic[T]):
     def clear(self) -> None:
         self.arrived.clear()
         self.looking.clear()
+
+    def looked(self, item: T) -> bool:
+        """This one has been looked up. True if it was still wanted."""
+        return self.looking.pop(item, self) is None
 
     def discard(self, item: T) -> bool:
         """Forget an item that nobody wants. True if it was here."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -64,6 +64,7 @@ class Plan:
     tenant: bytes = b""  # whose it is: twins of others are none
     affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
     owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
+    callers: Callable[[], Collection[Hashable]] | None = None  # of a request made for several: who they are now
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest

@@ -20,6 +20,7 @@ REASONS: Final = (
     Code.QUEUE_SHARE.code,
     Code.QUEUE_TIMEOUT.code,
     Code.DEADLINE_UNMEETABLE.code,
+    Code.MEMORY_FULL.code,
     Code.SHUTTING_DOWN.code,
     "pushed_out",
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from proxy.carrier import Carrier
 from proxy.containment import Fault, contained, internal, raised
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight
+from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
 from proxy.merger import Merger
@@ -210,9 +210,28 @@ class Scheduler:
 
     def _overdue(self) -> None:
         """The oldest that waits may have waited for as long as it may."""
-        for flight, error in self.queue.overdue(self._loop.time()):
-            self._refuse(flight, error)
+        now = self._loop.time()
+        for flight, error in self.queue.overdue(now):
+            try:
+                if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
+                    self._wait_on(flight, now)  # for the readers that joined later
+                    self.told.refused(error.code.code)
+                else:
+                    self._refuse(flight, error)
+            except Exception as e:  # noqa: BLE001 - the others are overdue too
+                self._fault("a flight that has waited too long", e)
+                self.abandon(flight)
         self._place_waiting()
+
+    def _wait_on(self, flight: Flight, now: float) -> None:
+        """Have it wait for a place anew, if it can be in time."""
+        try:
+            self.queue.put(flight, now)
+        except GatewayError as e:
+            self._refuse(flight, e)
+        except Exception as e:  # noqa: BLE001 - the others still want their place
+            self._fault("a flight that waits again", e)
+            self.abandon(flight)
 
     def _refuse(self, flight: Flight, error: GatewayError) -> None:
         """End a Flight that gets no place."""
@@ -258,13 +277,25 @@ class Scheduler:
         self._end(flight, error)
         self.told.refused("pushed_out")
 
-    def promote(self, flight: Flight, priority: int, deadline: float) -> None:
-        """One more reader, who may be more urgent than those before."""
+    def promote(
+        self,
+        flight: Flight,
+        priority: int,
+        deadline: float,
+        reader: Subscriber | None = None,
+        owner: Hashable = None,
+    ) -> None:
+        """One more reader, or another `owner` of an array's items, who may be more urgent than those before, or
+        have its turn sooner."""
         plan = flight.plan
         plan.latest = max(plan.latest, deadline)
         if priority < plan.priority or deadline < plan.deadline:
             plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
-            if flight.phase is Phase.QUEUED and self.queue.promote(flight, priority, deadline):
+        if flight.phase is Phase.QUEUED:
+            if reader is not None:
+                reader.waits(self._loop.time())
+                owner = reader.caller
+            if self.queue.promote(flight, priority, deadline, owner):
                 self.told.promoted()
 
     def _wait_for_window(self) -> None:
@@ -414,13 +445,7 @@ class Scheduler:
             self._backends.seen_few(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for rider in alone:
-            try:
-                self.queue.put(rider, self._loop.time())
-            except GatewayError as e:  # the time that it has is not enough any more
-                self._refuse(rider, e)
-            except Exception as e:  # noqa: BLE001 - the other riders still want their place
-                self._fault("a rider that is asked for alone", e)
-                self.abandon(rider)
+            self._wait_on(rider, self._loop.time())
             self._soon()
         outcome = _outcome(error) if error is not None else "error" if few else "landed"
         self._metrics.flight_landed(outcome, carrier.plan.model, None, made)

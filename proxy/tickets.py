@@ -1,11 +1,11 @@
-"""Owns what a Flight's place in the line is decided by: its ticket, and its twins.
+"""Owns what a Flight's place in the line is decided by: its ticket, its callers, and its twins.
 Must not know the line's order, engines or clocks: reads what the plan says, and what answers came to.
 Called by the app, which gives them to the batcher and to the scheduler."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Final
 
 from proxy.estimate import estimate, passing
@@ -85,6 +85,13 @@ def _beginnings(ask: Ask) -> tuple[int, ...]:
         return ()
     before = (ask.model, bytes(ask.fields.get("tools", b"")))
     return tuple(hash((before, prompt[:size])) for size in BEGINNINGS if size <= len(prompt))
+
+
+def callers_of(flight: Flight) -> Collection[Hashable]:
+    """Whose readers a Flight has. One that joined when nobody asked whose it is counts as a caller of its own."""
+    if flight.plan.callers is not None:
+        return flight.plan.callers()
+    return {reader.caller if reader.owner is not None else reader for reader in flight.subscribers}
 
 
 def twin_of(flight: Flight) -> Hashable:

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
+from proxy.cache import Cache
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
+from proxy.memory import Memory
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
@@ -27,9 +30,14 @@ class Loop:
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.now = 0.0
+        self.later: list[Callable[[], None]] = []
 
     def time(self) -> float:
-        return 0.0
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.later.append(call)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self.soon.append(call)
@@ -37,6 +45,7 @@ class Loop:
     def turn(self) -> None:
         while self.soon:
             self.soon.pop(0)()
+        self.soon, self.later = self.later, []
 
 
 def one(model: str | None) -> int:
@@ -46,21 +55,25 @@ def one(model: str | None) -> int:
 class Stage:
     """An Embedder, what it has sent, and what clients wait for."""
 
-    def __init__(self, **bounds: Any) -> None:
+    def __init__(self, *, memory: Memory | None = None, cache: Cache | None = None, **bounds: Any) -> None:
         self.loop = Loop()
         self.group = FlightGroup()
         self.metrics = Metrics()
         self.sent: list[Flight] = []
         self.arrays: list[list[Any]] = []
         self.refuses: GatewayError | None = None
+        self.memory = memory or Memory(1 << 40)
+        self.faults: list[str] = []
         self.embedder = Embedder(
             group=self.group,
             submit=self._submit,
-            cache=None,
+            cache=cache,
             keyer=Keyer(),
             metrics=self.metrics,
             counts=EmbedMetrics(self.metrics.registry),
             loop=cast("Any", self.loop),
+            memory=self.memory,
+            on_fault=lambda where, error: self.faults.append(f"{where}: {error!r}"),
             **(
                 dict[str, Any](items=4, tokens=1000, window=0.0, calls=one, mixes=bool, limit=100, max_batch=64)
                 | bounds
@@ -86,12 +99,22 @@ class Stage:
         given_ = json.loads(flight.plan.body)["input"]
         return given_ if isinstance(given_, list) and not isinstance(given_[0], int) else [given_]
 
-    def ask(self, given_: Any, *, scope: bytes = b"", fresh: bool = False, **fields: Any) -> Subscriber:
+    def ask(
+        self,
+        given_: Any,
+        *,
+        scope: bytes = b"",
+        fresh: bool = False,
+        caller: str = "",
+        priority: int = 1,
+        **fields: Any,
+    ) -> Subscriber:
         body = json.dumps({"model": "m", "input": given_, **fields}).encode()
         ask = decode("embeddings", body)
         plan = Plan("POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh)
+        plan = replace(plan, owner=caller, priority=priority)
         flight = self.group.launch(plan)
-        reader = self.group.attach(flight, usage=True, whole=True, verdict="miss")
+        reader = self.group.attach(flight, usage=True, whole=True, verdict="miss", owner=caller)
         assert self.embedder.take(flight, scope)
         return reader
 

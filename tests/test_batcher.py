@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,10 +145,18 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
     queue.put_back("back", 1.0)
     assert (len(queue), queue.waits) == (3, True), "no bound is asked"
     offered: list[str] = []
-    queue.place(lambda item: bool(offered.append(item)) or pools[item] == "y", 1.0)
+
+    def seen(takes: str) -> Callable[[str], bool]:
+        def take(item: str) -> bool:
+            offered.append(item)
+            return pools[item] in takes
+
+        return take
+
+    queue.place(seen("y"), 1.0)
     assert offered == ["back", "other"], "nobody of its pool is asked before it"
     offered.clear()
-    queue.place(lambda item: offered.append(item) is None, 2.0)
+    queue.place(seen("xy"), 2.0)
     assert (offered, len(queue)) == (["back", "a"], 0)
 
 

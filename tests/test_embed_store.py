@@ -8,7 +8,7 @@ from typing import Any, cast
 from proxy.cache import Cache, Stored
 from proxy.embed_item import Item, Kind, Result
 from proxy.embed_store import ItemStore
-from proxy.wire.vectors import take_apart
+from proxy.wire.vectors import Vector, envelope_of, take_apart
 
 BODY = b'{"object":"list","data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":3,"total_tokens":3}}'
 
@@ -35,19 +35,22 @@ class Desk:
         self.found: list[tuple[bytes, int | None]] = []
         self.batches: list[int] = []
         self.turns = 0
+        self.faults: list[str] = []
         self.store = ItemStore(
             cast("Cache", self.redis),
             max_batch=max_batch,
             on_batch=self.batches.append,
             found=lambda item, result: self.found.append((item.key, result and result.tokens)),
             looked=self._looked,
+            lost=lambda item, e: self.faults.append(repr(e)),
+            on_fault=lambda where, error: self.faults.append(where),
         )
 
     def _looked(self) -> None:
         self.turns += 1
 
     def add(self, name: str, *, fresh: bool = False) -> Item:
-        made = Item(name.encode(), Kind("m", b"", "text", ()), b'"a"', 1, False, fresh)
+        made = Item(name.encode(), Kind("m", b"", "text", ()), b'"a"', 1, fresh)
         self.store.add(made)
         return made
 
@@ -106,18 +109,22 @@ def test_a_vector_is_stored_as_the_answer_to_its_input_alone_and_read_back() -> 
     desk = Desk()
     item, settled = desk.add("a"), list[int]()
     parts = take_apart(BODY, 1)
-    desk.store.keep(item, Result(parts.envelope, parts.data[0], parts.tokens), lambda: settled.append(1))
+    desk.store.keep(
+        item, Result(envelope_of(parts), Vector.of(parts.data[0]), parts.tokens), lambda: settled.append(1)
+    )
     ((key, stored, replace),) = desk.redis.stored
     assert (key, replace, stored.body, settled) == (b"a", False, BODY, [1])
     back: Any = Result.of(stored)
-    assert (back.tokens, back.stored_at, back.datum) == (3, stored.created, parts.data[0])
+    assert (back.tokens, back.stored_at, back.vector) == (3, stored.created, Vector.of(parts.data[0]))
 
 
 def test_without_redis_nothing_is_kept() -> None:
     settled: list[int] = []
-    store = ItemStore(None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None)
+    store = ItemStore(
+        None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None, lost=print, on_fault=print
+    )
     parts = take_apart(BODY, 1)
-    item = Item(b"a", Kind("m", b"", "text", ()), b'"a"', 1, False, False)
+    item = Item(b"a", Kind("m", b"", "text", ()), b'"a"', 1, False)
     assert not store.add(item)
-    store.keep(item, Result(parts.envelope, parts.data[0], 3), lambda: settled.append(1))
+    store.keep(item, Result(envelope_of(parts), Vector.of(parts.data[0]), 3), lambda: settled.append(1))
     assert settled == [1]

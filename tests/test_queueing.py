@@ -16,6 +16,7 @@ from proxy.batcher import MIN_PLACES
 from tests.client import Answer, Connection, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_turn import Turn
+from tests.engine_wire import embeddings_body
 from tests.running import HELLO_STREAM, gateway, lines, until
 
 CHAT = "/v1/chat/completions"
@@ -299,3 +300,50 @@ async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
         await turn.cancelled()
         await until(lambda: backend.inflight == 0)
         assert len(backend.pacer._ttfts) == 2
+
+
+def at(address: str) -> tuple[str, str]:
+    """A caller without a key, behind a proxy that is trusted."""
+    return "x-forwarded-for", address
+
+
+async def test_who_joined_a_request_that_makes_room_keeps_it(engine: Engine) -> None:
+    async with AsyncExitStack() as stack:
+        line = await waiting(stack, engine, at("10.0.0.1"), queue_limit=4, trusted_proxies=("127.0.0.0/8",))
+        heavy = [await line.post(f"heavy {n}", at("10.0.0.1")) for n in range(4)]
+        url = line.app.url
+        follower = asyncio.create_task(post_json(url, CHAT, asks("heavy 3"), [at("10.0.0.2")]))
+        await until(lambda: line.app.group.subscribers == 6)
+        other = asyncio.create_task(post_json(url, CHAT, asks("other"), [at("10.0.0.3")]))
+        assert error_of(await heavy[2]) == (429, "queue_share_exceeded", "1")
+        line.posts += [follower, other]
+        order = await line.order()
+        assert (await follower).status == (await heavy[3]).status == (await other).status == 200
+        assert order.index("heavy 3") < order.index("heavy 1"), "it takes the follower's turn"
+
+
+async def test_an_embedding_of_a_light_caller_is_taken_into_a_queue_full_of_another_s(engine: Engine) -> None:
+    async with gateway(engine, embed_batch_calls=1, queue_limit=4, trusted_proxies=("127.0.0.0/8",)) as app:
+
+        def embed(text: str, address: str) -> asyncio.Task[Answer]:
+            return asyncio.create_task(
+                post_json(app.url, "/v1/embeddings", {"model": "m1", "input": text}, [at(address)])
+            )
+
+        first = embed("first", "10.0.0.1")
+        turn = await engine.next_request()
+        heavy = []
+        for n in range(4):
+            heavy.append(embed(f"heavy {n}", "10.0.0.1"))
+            await until(lambda: app.embedder is not None and len(app.embedder.queue) == len(heavy))
+        light = embed("light", "10.0.0.2")
+        assert error_of(await heavy[3]) == (429, "queue_share_exceeded", "1")
+        full = await embed("heavy 4", "10.0.0.1")
+        assert error_of(full) == (429, "queue_share_exceeded", "1")
+        await turn.respond(200, embeddings_body(["first"], "m1", 1))
+        turn = await engine.next_request()
+        assert sorted(turn.json()["input"]) == ["heavy 0", "heavy 1", "heavy 2", "light"]
+        await turn.respond(200, embeddings_body(turn.json()["input"], "m1", 2))
+        assert [(await post).status for post in (first, light, *heavy[:3])] == [200] * 5
+        page = (await get(app.url, "/metrics")).body
+        assert b'gateway_queue_refused_total{why="pushed_out"} 1' in page

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from proxy.backends import Backend, Backends
-from proxy.batcher import Batcher
+from proxy.batcher import MIN_PLACES, Batcher
 from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits
@@ -142,6 +142,49 @@ async def test_who_waits_for_longer_than_may_be_is_told_so_each_at_its_time() ->
     house.engine.wire.body(DONE)
     house.left_nothing()
     await house.scheduler.close()
+
+
+@virtual
+async def test_who_joined_what_has_waited_for_too_long_waits_for_its_own_time() -> None:
+    house = House(kept=2, timeout=10.0)
+    first, _ = house.ask()
+    flight, early = house.ask(b"key")
+    await asyncio.sleep(8.0)
+    late = house.group.attach(flight, usage=True, whole=False, verdict="attached", owner="late")
+    house.scheduler.promote(flight, 1, math.inf, late)
+    await asyncio.sleep(3.0)
+    assert early.flight.error is not None
+    assert early.flight.error.code is Code.QUEUE_TIMEOUT
+    assert (late.flight, flight.subscribers) == (flight, {late})
+    phases = [flight.phase]
+    for _ in range(2):
+        house.engine.wire.head()
+        house.engine.wire.body(DONE)
+        await house.turn()
+        phases.append(flight.phase)
+    assert phases == [Phase.QUEUED, Phase.PREFILL, Phase.LANDED]
+    assert first.ended
+    house.left_nothing()
+    await house.scheduler.close()
+
+
+@virtual
+async def test_who_joins_later_and_leaves_time_for_it_makes_what_waits_one_that_may_be_answered() -> None:
+    house = House(kept=2)
+    first, _ = house.ask()
+    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", deadline=5.0, latest=5.0))
+    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.scheduler.submit(flight)
+    for _ in range(MIN_PLACES):
+        house.scheduler.queue.served(None, 60.0)
+    patient = house.group.attach(flight, usage=True, whole=False, verdict="attached")
+    house.scheduler.promote(flight, 1, math.inf, patient)
+    house.engine.wire.head()
+    house.engine.wire.body(DONE)
+    await house.turn()
+    assert (first.phase, flight.phase) == (Phase.LANDED, Phase.PREFILL)
+    await house.scheduler.close()
+    house.left_nothing()
 
 
 @virtual

@@ -4,7 +4,7 @@ Called by the embedder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -19,6 +19,8 @@ MAX_ITEMS: Final = 2048
 """OpenAI's own bound of one array; a larger one goes to the engine as it is."""
 TOKENS_AROUND: Final = 2
 """What BERT's tokenizers put around each text ([CLS], [SEP]); others put one there, or none."""
+SLICE: Final = 256  # vectors in one slice of an answer
+LARGE: Final = 4096  # bytes from which on a piece of an answer is not copied together with others
 
 _TEXTS: Final = msgspec.json.Decoder(str | list[str])
 _LISTS: Final = msgspec.json.Decoder(list[list[int]])
@@ -122,17 +124,67 @@ def _prompt_tokens(envelope: Mapping[str, Raw]) -> int | None:
         return None
 
 
-def put_together(envelope: Mapping[str, Raw], data: Sequence[Mapping[str, Raw]], tokens: int | None) -> bytes:
+class Vector(NamedTuple):
+    """One input's object in an answer, as JSON, around the value of its `index`."""
+
+    before: bytes
+    after: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.after)
+
+    @classmethod
+    def of(cls, datum: Mapping[str, Raw]) -> Vector:
+        """A copy: the answer that it came in is not kept."""
+        around: list[Raw | bytes] = [b"{"]
+        before = b""
+        for name, value in datum.items():
+            around += (b"," if len(around) > 1 or before else b"", _ENCODE(name), b":")
+            if name == "index":
+                before, around = b"".join(around), []
+            else:
+                around.append(value)
+        return cls(before, b"".join([*around, b"}"]))
+
+
+def envelope_of(parts: Parts) -> bytes:
+    """What is around the vectors of an answer: the answer without them. A copy."""
+    return _ENCODE({**parts.envelope, "data": []})
+
+
+def put_together(envelope: bytes, vectors: Sequence[Vector], tokens: int | None) -> Iterator[list[bytes]]:
     """The body that the engine would have sent for these items alone: members in its order, vectors in its bytes.
-    Without `tokens` it says nothing of usage."""
-    members: dict[str, object] = dict(envelope)
-    members["data"] = [{**datum, "index": n} for n, datum in enumerate(data)]
+    Without `tokens` it says nothing of usage. It comes in slices of pieces; large vectors are pieces of their own,
+    the same bytes wherever an input is repeated, and are not copied."""
+    members: dict[str, Raw | bytes] = dict(_OBJECT.decode(envelope))
     if tokens is None:
         members.pop("usage", None)
     else:
-        usage = _OBJECT.decode(envelope["usage"]) if "usage" in envelope else {}
-        members["usage"] = {**usage, "prompt_tokens": tokens, "total_tokens": tokens}
-    return _ENCODE(members)
+        usage = _OBJECT.decode(members["usage"]) if "usage" in members else {}
+        members["usage"] = _ENCODE({**usage, "prompt_tokens": tokens, "total_tokens": tokens})
+    names = list(members)
+    at = names.index("data")
+    head = [_member(name, members[name]) for name in names[:at]]
+    small = [b"{" + b",".join([*head, b'"data":['])]
+    for start in range(0, len(vectors), SLICE):
+        pieces: list[bytes] = []
+        for n, vector in enumerate(vectors[start : start + SLICE], start):
+            for piece in (b"," if n else b"", vector.before, b"%d" % n, vector.after):
+                if len(piece) < LARGE:
+                    small.append(piece)
+                    continue
+                pieces += (b"".join(small), piece)
+                small = []
+        pieces.append(b"".join(small))
+        small = []
+        yield pieces
+    tail = [_member(name, members[name]) for name in names[at + 1 :]]
+    yield [b",".join([b"]", *tail]) + b"}"]
+
+
+def _member(name: str, value: Raw | bytes) -> bytes:
+    return b"%b:%b" % (_ENCODE(name), value)
 
 
 def shares(total: int, weights: Sequence[int], known: Sequence[int | None]) -> list[int]:

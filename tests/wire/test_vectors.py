@@ -13,14 +13,23 @@ from proxy.wire.openai import decode
 from proxy.wire.vectors import (
     MAX_ITEMS,
     Inputs,
+    Parts,
     Unsplittable,
+    Vector,
     array_body,
+    envelope_of,
     inputs_of,
     put_together,
     shares,
     take_apart,
 )
 from tests.golden import load
+
+
+def whole(parts: Parts, tokens: int | None, only: slice = slice(None)) -> bytes:
+    """What `put_together` makes of these vectors, in one piece."""
+    slices = put_together(envelope_of(parts), [Vector.of(datum) for datum in parts.data[only]], tokens)
+    return b"".join(piece for pieces in slices for piece in pieces)
 
 
 def ask(**fields: Any) -> Any:
@@ -85,15 +94,15 @@ def test_a_recorded_answer_taken_apart_and_put_together_is_itself_byte_for_byte(
     body = load(name).body
     count = len(json.loads(body)["data"])
     parts = take_apart(body, count)
-    assert put_together(parts.envelope, parts.data, parts.tokens) == body
+    assert whole(parts, parts.tokens) == body
 
 
 def test_a_vector_of_an_array_is_in_its_own_answer_byte_for_byte_what_it_is_alone() -> None:
     both, alone = take_apart(load("embed-list").body, 2), take_apart(load("embed-one").body, 1)
-    made = put_together(both.envelope, both.data[:1], alone.tokens)
+    made = whole(both, alone.tokens, slice(1))
     assert take_apart(made, 1).data[0]["embedding"] == alone.data[0]["embedding"]
     assert json.loads(made)["usage"] == json.loads(load("embed-one").body)["usage"]
-    second = json.loads(put_together(both.envelope, both.data[1:], 3))
+    second = json.loads(whole(both, 3, slice(1, 2)))
     assert (second["data"][0]["index"], second["usage"]["total_tokens"]) == (0, 3)
 
 
@@ -131,14 +140,14 @@ def test_a_count_that_cannot_be_is_none(usage: str) -> None:
     body = b'{"data":[{"index":0,"embedding":[1]}],"usage":%b}' % usage.encode()
     parts = take_apart(body, 1)
     assert parts.tokens is None
-    assert b"usage" not in put_together(parts.envelope, parts.data, parts.tokens)
+    assert b"usage" not in whole(parts, parts.tokens)
 
 
 def test_vectors_are_matched_by_their_numbers_and_not_by_their_places() -> None:
     parts = take_apart(b'{"data":[{"index":1,"embedding":[1]},{"index":0,"embedding":[0]}]}', 2)
     assert [bytes(datum["embedding"]) for datum in parts.data] == [b"[0]", b"[1]"]
     assert parts.tokens is None
-    assert b"usage" not in put_together(parts.envelope, parts.data, None)
+    assert b"usage" not in whole(parts, None)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))

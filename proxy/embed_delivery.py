@@ -1,0 +1,120 @@
+"""Owns the way of vectors that have come: to each request that wants them, and from a request's last one to its
+answer. So much in a turn of the loop, the rest in the next ones.
+Must not know the queue, engines or Redis.
+Called by the embedder only."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from proxy.embed_item import Item, Want
+from proxy.wire.vectors import SLICE
+
+BYTES_A_UNIT = 16 * 1024
+"""Of a vector that is stored: copying it takes as long as handing out an item."""
+
+
+class Delivery:
+    """What one request's part of it raises ends that request: the others have theirs."""
+
+    def __init__(
+        self,
+        *,
+        soon: Callable[[], None],
+        landed: Callable[[Want], None],
+        failed: Callable[[Want, Exception], None],
+        lost: Callable[[Item, Exception], None],
+        handed_out: Callable[[Item], None],
+    ) -> None:
+        """`soon` asks for another turn; `landed` is told of a request that has its answer, `failed` of one that
+        will not; `handed_out` of an item that all who wanted it have, once; `lost` of one that nobody can have."""
+        self._soon = soon
+        self._landed = landed
+        self._failed = failed
+        self._lost = lost
+        self._handed_out = handed_out
+        self._come: deque[Item] = deque()
+        self._landing: deque[tuple[Want, Iterator[None]]] = deque()
+        self._left = SLICE  # units of work that this turn may do
+        self._working = False
+
+    def __len__(self) -> int:
+        return len(self._come) + len(self._landing)
+
+    def __repr__(self) -> str:
+        return f"<Delivery items={len(self._come)} answers={len(self._landing)}>"
+
+    def add(self, item: Item) -> None:
+        """Its vector is there."""
+        self._come.append(item)
+
+    def clear(self) -> None:
+        self._come.clear()
+        self._landing.clear()
+
+    def turn(self) -> None:
+        """A new turn of the loop."""
+        self._left = SLICE
+        self.work()
+
+    def work(self) -> None:
+        """As much as this turn may do."""
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._left > 0 and (self._landing or self._come):
+                self._left -= 1
+                if self._landing:
+                    self._compose()
+                else:
+                    self._give()
+        finally:
+            self._working = False
+            if self._landing or self._come:
+                self._soon()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _give(self) -> None:
+        """One item to one request."""
+        item, want = self._come[0], None
+        try:
+            want = item.first()
+            if want is not None and item.result is not None:
+                item.drop(want)
+                if want.gets(item, item.result):
+                    self._landing.append((want, want.land()))
+        except Exception as e:  # noqa: BLE001 - one request's part must not end the others'
+            if want is not None:
+                self._failed(want, e)
+                item.drop(want)
+            else:
+                self._lost(item, e)
+        if item.wants is None or item.result is None:
+            self._come.popleft()
+            try:
+                self._over(item)
+            except Exception as e:  # noqa: BLE001 - everyone has it, if it is not stored
+                self._lost(item, e)
+
+    def _over(self, item: Item) -> None:
+        first = item.owner is not None  # one that is joined later is handed out again, but not stored
+        item.owner = item.payer = None
+        if first and item.result is not None and item.result.stored_at is None:
+            self._left -= item.result.vector.size // BYTES_A_UNIT
+            self._handed_out(item)
+
+    def _compose(self) -> None:
+        """A slice of one answer."""
+        want, steps = self._landing[0]
+        try:
+            if not want.over:  # else it has left, or has failed
+                self._left -= want.step
+                if next(steps, self) is None:
+                    return
+                self._landed(want)
+        except Exception as e:  # noqa: BLE001 - an answer that cannot be put together is one request's failure
+            self._failed(want, e)
+        self._landing.popleft()

@@ -1,0 +1,180 @@
+"""Owns the embeddings that wait: whose turn each item waits in, and who makes room where too many requests wait.
+Must not know Redis, engines or results.
+Called by the embedder only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Final
+
+from proxy.arrays import Arrays
+from proxy.embed_item import Call, Item, Kind, Want
+from proxy.errors import Code, GatewayError
+from proxy.flight import Flight, Subscriber
+from proxy.shares import Shares
+
+ARRAYS_A_TURN: Final = 16  # of the loop
+_ABOUT_CALLER: Final = frozenset(
+    {Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT, Code.DEADLINE_UNMEETABLE, Code.MEMORY_FULL}
+)
+"""Refusals that are about the caller in whose turn an array was to wait for a place."""
+
+
+class EmbedQueue:
+    """At most `limit` requests wait; one does until all items that are in its turn have been sent."""
+
+    def __init__(
+        self,
+        *,
+        items: int,
+        tokens: int,
+        window: float,
+        limit: int,
+        clock: Callable[[], float],
+        promote: Callable[[Flight, int, float, Subscriber | None, Hashable], None],
+    ) -> None:
+        """`promote` is told of an array that somebody more urgent waits for too."""
+        self.arrays: Arrays[Kind, Item] = Arrays(items=items, tokens=tokens, window=window)
+        self._waiting: Shares[Want] = Shares()
+        self._limit = limit
+        self._clock = clock
+        self._promote = promote
+
+    def __repr__(self) -> str:
+        return f"<EmbedQueue {sum(self._waiting.lengths())} requests, {self.arrays!r}>"
+
+    def __len__(self) -> int:
+        return sum(self._waiting.lengths())
+
+    def room(self, caller: Hashable, priority: int) -> tuple[Want, GatewayError] | None:
+        """For a new request of this caller: which one makes room for it, and the error that it gets; None where
+        nobody has to. Raises GatewayError 429 or 503 where nobody does."""
+        if len(self) < self._limit:
+            return None
+        return self._waiting.make_room(caller, priority, self._limit, Want.callers)
+
+    def begins(self, want: Want) -> None:
+        """A request waits from now on, if anything of it does."""
+        if want.unsent:
+            self._waiting.add(want, want.caller, want.flight.plan.priority)
+
+    def ends(self, want: Want) -> None:
+        """Nothing of a request waits any longer."""
+        self._waiting.drop(want, want.caller, want.flight.plan.priority)
+
+    def sooner(self, caller: Hashable, than: Hashable) -> bool:
+        """Whether a caller waits for less than another, even with one request more."""
+        return self._waiting.owned(caller) + 1 < self._waiting.owned(than)
+
+    def offer(self, item: Item) -> None:
+        """An item waits for its array."""
+        owner = item.owner
+        if owner is not None:
+            self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
+
+    def discard(self, item: Item) -> None:
+        """Nobody wants it."""
+        owner = item.owner
+        if owner is not None:
+            self.arrays.discard(item.kind, owner, item, owner.caller)
+
+    def waits(self, item: Item) -> bool:
+        owner = item.owner
+        return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
+
+    def recount(self, wants: Iterable[Want], items: Iterable[Item]) -> None:
+        """Which requests wait, and for what, is counted anew."""
+        for item in items:
+            for want in item.wanted:
+                if want.over:
+                    item.drop(want)
+        self._waiting = Shares()
+        for want in wants:
+            want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
+            self.begins(want)
+
+    def offer_again(self, item: Item) -> None:
+        """It was lost: it waits for its array, in the turn of who wants it."""
+        item.call = None
+        if item.owner is None or item.owner.over:
+            item.owner = item.first()
+        self.offer(item)
+
+    def due(self, calls: Callable[[Kind], int]) -> list[tuple[Kind, list[Item]]]:
+        """See `Arrays.due`: a few at a time."""
+        return self.arrays.due(self._clock(), calls, ARRAYS_A_TURN)
+
+    def sent(self, item: Item) -> None:
+        """It does not wait for its array, or for a look-up, any longer."""
+        owner = item.owner
+        if owner is not None and not item.sent:
+            item.sent = True
+            owner.unsent -= 1
+            if owner.unsent <= 0:
+                self.ends(owner)
+
+    def take_over(self, item: Item, want: Want) -> None:
+        """An item waits in another request's turn."""
+        owner = item.owner
+        if owner is None or item.sent:
+            item.owner = want
+            return
+        waited = self.arrays.leave(item.kind, owner, item, owner.caller)
+        owner.unsent -= 1
+        want.unsent += 1
+        if owner.unsent <= 0:
+            self.ends(owner)
+        self.begins(want)
+        item.owner = want
+        if waited:
+            self.offer(item)
+
+    def change_turn(self, want: Want, caller: Hashable) -> None:
+        """What waits of a request does so in another caller's turn."""
+        mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
+        waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
+        self.ends(want)
+        want.changes_to(caller)
+        self.begins(want)
+        for item in waited:
+            self.offer(item)
+
+    def joined(self, want: Want, caller: Hashable) -> None:
+        """One more caller reads a request."""
+        if self.sooner(caller, want.caller):
+            self.change_turn(want, caller)
+        self.hurry({item.call for item in want.missing()}, want, caller)
+
+    def hurry(self, calls: Iterable[Call | None], want: Want, caller: Hashable) -> None:
+        """These arrays are as urgent as a request, and take a caller's turn where that is sooner."""
+        plan = want.flight.plan
+        for call in calls:
+            if call is not None:
+                self._promote(call.reader.flight, plan.priority, plan.latest, None, caller)
+
+    def turned_away(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
+        """Whom a refusal of an array is about, as it was to wait for a place: where it is about one caller, that
+        one's requests, but for those that go on for readers of other callers."""
+        mine = [want for want in wants if want.caller == call.caller]
+        if error.code not in _ABOUT_CALLER or not mine:
+            return wants
+        return [want for want in mine if not self._goes_on(want, error)]
+
+    def given_up(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
+        """Whom the failure of an array is about: that it has waited for too long is not true of who came later."""
+        if error.code is not Code.QUEUE_TIMEOUT:
+            return wants
+        since = call.since
+        return [
+            want
+            for want in wants
+            if want.since <= since and not want.flight.refuse(error, lambda reader: reader.since <= since)
+        ]
+
+    def _goes_on(self, want: Want, error: GatewayError) -> bool:
+        mine = want.caller
+        others = [caller for caller in want.callers() if caller != mine]
+        if not others or not want.flight.refuse(error, lambda reader: reader.caller == mine):
+            return False
+        self.change_turn(want, others[0])
+        return True
