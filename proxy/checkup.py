@@ -67,7 +67,7 @@ class Checkup:
         try:
             status, _ = await self._asked(backend, HEALTH_SECONDS, "GET", "/health", b"")
         except TimeoutError:
-            return False, f"no answer to /health in {HEALTH_SECONDS:g} s"
+            return None, f"no answer to /health in {HEALTH_SECONDS:g} s"
         if status >= 500:
             return False, f"/health: {status}"
         model = next(iter(backend.models), None)
