@@ -210,10 +210,7 @@ class Journey:
             connection = await backend.pool.connect()
         except GatewayError as e:
             self._connecting = None
-            if e.code is Code.LOCAL_RESOURCES:
-                self._arrive(e)  # ours: it says nothing of any engine, and another one would meet it too
-            else:
-                self._failed(e, CONNECT)
+            self._failed(e, CONNECT)
             return
         except Exception as e:  # noqa: BLE001 - a Flight whose task died would wait for ever, and its place with it
             self._connecting = None
@@ -334,6 +331,9 @@ class Journey:
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
+        if error.code is Code.LOCAL_RESOURCES:
+            self._arrive(error)  # ours: it says nothing of any engine, and another one would meet it too
+            return
         backend, road = self.lease.backend, self._road
         road.metrics.upstream_error(backend.name, error.code.code)
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):

@@ -144,10 +144,17 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
     queue.put_back("back", 1.0)
     assert (len(queue), queue.waits) == (3, True), "no bound is asked"
     offered: list[str] = []
-    queue.place(lambda item: bool(offered.append(item)) or pools[item] == "y", 1.0)
+    full = {"x"}
+
+    def take(item: str) -> bool:
+        offered.append(item)
+        return pools[item] not in full
+
+    queue.place(take, 1.0)
     assert offered == ["back", "other"], "nobody of its pool is asked before it"
     offered.clear()
-    queue.place(lambda item: offered.append(item) is None, 2.0)
+    full.clear()
+    queue.place(take, 2.0)
     assert (offered, len(queue)) == (["back", "a"], 0)
 
 
