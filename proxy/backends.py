@@ -266,9 +266,9 @@ class Backends:
         elif backend.breaker.suspect:
             self.on_suspect(backend)
 
-    def checked(self, backend: Backend, good: bool | None, why: str) -> None:
-        """What a check of our own saw of an engine that is suspect; None: it was too busy to say."""
-        changed = backend.breaker.checked(self._clock(), good)
+    def checked(self, backend: Backend, good: bool | None, why: str, *, silent: bool = False) -> None:
+        """What a check of our own saw of an engine that is suspect; see `Breaker.checked`."""
+        changed = backend.breaker.checked(self._clock(), good, silent=silent)
         if backend.leaving:
             return
         if changed and backend.breaker.state is State.OPEN:

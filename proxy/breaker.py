@@ -34,7 +34,7 @@ class BreakerRules:
 
 
 CALLERS: Final = 16  # whose failures are told apart; those of all others count as one more's
-UNSURE: Final = 2  # checks in succession without an answer, and no request that went well between them
+SILENT: Final = 2  # checks in succession that met silence, and no request that went well between them
 
 
 class Failures:
@@ -72,7 +72,7 @@ class Breaker:
 
     __slots__ = (
         "_bad", "_bad_before", "_closed_at", "_good", "_good_before", "_jitter", "_patience", "_probing", "_row",
-        "_rules", "_since", "_times", "_unsure", "state", "suspect", "until",
+        "_rules", "_silent", "_since", "_times", "state", "suspect", "until",
     )  # fmt: skip
 
     def __init__(self, rules: BreakerRules | None = None, jitter: Callable[[], float] = random.random) -> None:
@@ -89,7 +89,7 @@ class Breaker:
         self._good = self._good_before = 0
         self._bad, self._bad_before = Failures(), Failures()
         self.suspect = False  # a check of our own is to decide
-        self._unsure = 0
+        self._silent = 0
 
     def __repr__(self) -> str:
         return f"<Breaker {self.state.name.lower()} row={self._row.count} probing={self._probing}>"
@@ -131,7 +131,7 @@ class Breaker:
         if self.state is State.CLOSED:
             if self._row.count:
                 self._row.clear()
-                self._unsure = 0
+                self._silent = 0
             if now - self._since >= self._rules.window / 2:
                 self._roll(now)
             self._good += 1
@@ -158,22 +158,22 @@ class Breaker:
             self._patience = now + self._rules.longest
         return False
 
-    def checked(self, now: float, good: bool | None) -> bool:
-        """What a check of our own has seen while it was `suspect`; None: nothing either way. True: the state
-        changed."""
+    def checked(self, now: float, good: bool | None, *, silent: bool = False) -> bool:
+        """What a check of our own has seen while it was `suspect`; None: nothing either way, as of an engine that
+        is busy, or `silent`: not even its /health answered. True: the state changed."""
         if not self.suspect:
             return False  # it was decided meanwhile
         self.suspect = False
-        if good is None:
-            self._unsure += 1
-            good = False if self._unsure >= UNSURE else None
+        if good is None and silent:
+            self._silent += 1
+            good = False if self._silent >= SILENT else None
         if good is False:
             return self._open(now)
         if good and self.state is State.CLOSED:
             self._row.clear()
             self._bad.clear()
             self._bad_before.clear()
-            self._unsure = 0
+            self._silent = 0
         elif good and self.state is State.HALF_OPEN:
             self._close(now)
             return True
@@ -199,7 +199,7 @@ class Breaker:
         self.state = State.CLOSED
         self._closed_at = now
         self._row.clear()
-        self._unsure = 0
+        self._silent = 0
         self.suspect = False
         self._reset(now)
 
@@ -212,7 +212,7 @@ class Breaker:
         self.until = now + span * (1.0 + self._jitter() / 4)
         self.state = State.OPEN
         self.suspect = False
-        self._unsure = 0
+        self._silent = 0
         return True
 
     def _roll(self, now: float) -> None:

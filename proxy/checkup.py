@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,14 @@ HEALTH_SECONDS: Final = 2.0
 GENERATION_SECONDS: Final = 5.0  # one token of a prompt of one character
 EVERY: Final = 1.0  # seconds between two checks of one engine: each costs it a little work
 _BROKEN: Final = frozenset({500, 502, 503, 504})
-_OURS: Final = frozenset({Code.LOCAL_RESOURCES})
+
+
+class Seen(NamedTuple):
+    """What a check saw: whether the engine works; None: it is too busy to say, or `silent` altogether."""
+
+    good: bool | None
+    why: str = ""
+    silent: bool = False
 
 
 class Checkup:
@@ -55,33 +62,32 @@ class Checkup:
         if wait > 0:
             await asyncio.sleep(wait)
         try:
-            good, why = await self._look(backend)
+            seen = await self._look(backend)
         except GatewayError as e:  # it cannot be connected to, or does not speak HTTP; or it is our own shortage
-            good, why = None if e.code in _OURS else False, e.message
+            seen = Seen(None if e.code is Code.LOCAL_RESOURCES else False, e.message)
         except Exception as e:  # noqa: BLE001 - whatever it is, who waits for the result must get one
-            good, why = None, repr(e)
+            seen = Seen(None, repr(e))
         backend.checked_at = self._clock()
-        self._backends.checked(backend, good, why)
+        self._backends.checked(backend, seen.good, seen.why, silent=seen.silent)
 
-    async def _look(self, backend: Backend) -> tuple[bool | None, str]:
-        """Whether it works; None: it is too busy to say."""
+    async def _look(self, backend: Backend) -> Seen:
         try:
             status, _ = await self._asked(backend, HEALTH_SECONDS, "GET", "/health", b"")
         except TimeoutError:
-            return False, f"no answer to /health in {HEALTH_SECONDS:g} s"
+            return Seen(None, f"no answer to /health in {HEALTH_SECONDS:g} s", silent=True)
         if status >= 500:
-            return False, f"/health: {status}"
+            return Seen(False, f"/health: {status}")
         model = next(iter(backend.models), None)
         if model is None:
-            return True, ""
+            return Seen(True)
         body = msgspec.json.encode({"model": model["id"], "prompt": "a", "max_tokens": 1, "temperature": 0})
         try:
             status, answer = await self._asked(backend, GENERATION_SECONDS, "POST", "/v1/completions", body)
         except TimeoutError:
-            return None, f"no token in {GENERATION_SECONDS:g} s"
+            return Seen(None, f"no token in {GENERATION_SECONDS:g} s")
         if status == 200 and not whole_body(answer):
-            return False, "/v1/completions: an answer that is not whole"
-        return status not in _BROKEN, f"/v1/completions: {status}"
+            return Seen(False, "/v1/completions: an answer that is not whole")
+        return Seen(status not in _BROKEN, f"/v1/completions: {status}")
 
     async def _asked(
         self, backend: Backend, seconds: float, method: str, path: str, body: bytes

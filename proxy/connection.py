@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from proxy.answer import Answer
 from proxy.containment import internal, raised
-from proxy.dial import unreachable
+from proxy.dial import OURS, short_of, unreachable
 from proxy.errors import Code, GatewayError
 from proxy.framing import Refused
 
@@ -209,7 +209,9 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return
         try:
-            if answer.framing is None:
+            if isinstance(exc, OSError) and exc.errno in OURS:  # to write: no buffer, no memory
+                receiver.lost(short_of(exc.strerror or str(exc)))
+            elif answer.framing is None:
                 receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
             elif answer.until_close and exc is None:
                 receiver.end()

@@ -83,11 +83,7 @@ async def dial(
     except (OSError, UnicodeError) as e:  # refused, unreachable, no such host, no such socket, TLS
         shortage = _shortage(e, address)
         if shortage:
-            raise GatewayError(
-                Code.LOCAL_RESOURCES,
-                f"The gateway is short of what a connection to an engine takes ({shortage}); try again shortly.",
-                retry_after=1,
-            ) from None
+            raise short_of(shortage) from None
         if isinstance(e, OSError) and e.errno in NO_LISTENER and not isinstance(e, socket.gaierror):
             raise Refused(Code.UPSTREAM_UNREACHABLE, unreachable(_why(e, address)).message) from None
         raise unreachable(_why(e, address)) from None
@@ -95,6 +91,15 @@ async def dial(
 
 def unreachable(why: str) -> GatewayError:
     return GatewayError(Code.UPSTREAM_UNREACHABLE, f"The engine could not be reached: {why}.")
+
+
+def short_of(what: str) -> GatewayError:
+    """Of this machine, no engine's fault."""
+    return GatewayError(
+        Code.LOCAL_RESOURCES,
+        f"The gateway is short of what a connection to an engine takes ({what}); try again shortly.",
+        retry_after=1,
+    )
 
 
 async def _unix(address: Address, make: Callable[[], P], loop: asyncio.AbstractEventLoop) -> P:

@@ -219,10 +219,7 @@ class Journey:
         try:
             connection = await backend.pool.connect()
         except GatewayError as e:
-            if e.code is Code.LOCAL_RESOURCES:
-                self._arrive(e)  # ours: it says nothing of any engine, and another one would meet it too
-            else:
-                self._failed(e, CONNECT)
+            self._failed(e, CONNECT)
             return
         self._send(backend, connection, reused=False)
 
@@ -354,6 +351,9 @@ class Journey:
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
+        if error.code is Code.LOCAL_RESOURCES:
+            self._arrive(error)  # ours: it says nothing of any engine, and another one would meet it too
+            return
         backend, road = self.lease.backend, self._road
         road.metrics.upstream_error(backend.name, error.code.code)
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):

@@ -434,7 +434,10 @@ class Scheduler:
         """An engine does not run any more: what is under way there moves, or ends soon."""
         for journey in tuple(self._flying.values()):
             if journey.lease.backend is backend:
-                journey.engine_gone()
+                try:
+                    journey.engine_gone()
+                except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
+                    self._road.fault("an engine that is gone", e)
 
     def _unload(self, carrier: Carrier, error: GatewayError | None, lease: Lease | None = None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away

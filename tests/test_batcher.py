@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,18 +144,17 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
     queue.put_back("back", 1.0)
     assert (len(queue), queue.waits) == (3, True), "no bound is asked"
     offered: list[str] = []
+    full = {"x"}
 
-    def seen(takes: str) -> Callable[[str], bool]:
-        def take(item: str) -> bool:
-            offered.append(item)
-            return pools[item] in takes
+    def take(item: str) -> bool:
+        offered.append(item)
+        return pools[item] not in full
 
-        return take
-
-    queue.place(seen("y"), 1.0)
+    queue.place(take, 1.0)
     assert offered == ["back", "other"], "nobody of its pool is asked before it"
     offered.clear()
-    queue.place(seen("xy"), 2.0)
+    full.clear()
+    queue.place(take, 2.0)
     assert (offered, len(queue)) == (["back", "a"], 0)
 
 

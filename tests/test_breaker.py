@@ -193,17 +193,25 @@ def test_a_check_that_finds_it_well_forgets_the_failures_and_one_that_does_not_o
     assert not made.checked(1.0, good=False), "it was decided"
 
 
-def test_a_check_that_could_not_say_leaves_it_and_the_second_without_a_success_opens_it() -> None:
+def test_a_check_that_meets_silence_leaves_it_and_the_second_without_a_success_opens_it() -> None:
     made = breaker()
     fail(made, "a", "a", "a")
-    assert not made.checked(0.0, None)
+    assert not made.checked(0.0, None, silent=True)
     made.good(0.0)
     fail(made, "a", "a", "a")
-    assert not made.checked(0.0, None)
+    assert not made.checked(0.0, None, silent=True)
     fail(made, "a")
     assert made.suspect
-    assert made.checked(0.0, None)
+    assert made.checked(0.0, None, silent=True)
     assert made.state is State.OPEN
+
+
+def test_a_check_of_an_engine_that_is_only_busy_never_opens_it() -> None:
+    made = breaker()
+    for _ in range(99):
+        fail(made, "a", "a", "a")
+        assert not made.checked(0.0, None)
+    assert made.state is State.CLOSED
 
 
 def test_half_open_one_caller_s_failure_waits_for_a_check() -> None:

@@ -81,7 +81,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
         ({"health": 200, "completions": 500}, State.OPEN, "/v1/completions: 500"),
         ({"health": REFUSED}, State.OPEN, "refused"),
         ({"health": 200, "completions": REFUSED}, State.OPEN, "refused"),
-        ({"health": None}, State.OPEN, "no answer to /health in 2 s"),
+        ({"health": None}, State.CLOSED, ""),
         ({"health": 200, "completions": None}, State.CLOSED, ""),
         ({"health": SHORT}, State.CLOSED, ""),
         ({"health": ValueError("ours")}, State.CLOSED, ""),
@@ -99,6 +99,22 @@ def test_what_a_check_concludes(answers: dict[str, Any], state: State, why: str)
         await ward.checkup.close()
 
     run()
+
+
+@pytest.mark.parametrize("served", [False, True])
+@virtual
+async def test_an_engine_that_says_nothing_twice_and_serves_nobody_meanwhile_is_broken(served: bool) -> None:
+    ward = Ward(health=None)
+    ward.fail()
+    await asyncio.sleep(5.0)
+    if served:  # it is only busy
+        lease = Lease(ward.backend, ward.backends)
+        ward.backends.seen_good(lease)
+        lease.release()
+    ward.fail()
+    await asyncio.sleep(5.0)
+    assert ward.told == ([] if served else ["opened by a check of our own: no answer to /health in 2 s"])
+    await ward.checkup.close()
 
 
 @virtual

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 
 import pytest
@@ -197,6 +199,29 @@ async def test_release_of_a_reader_that_left_closes_at_once(engine: Engine, pool
     connection.release(taker, content=False)
     await turn.cancelled()
     assert (taker.endings, connection.usable, len(pool)) == ([], False, 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOBUFS, Code.LOCAL_RESOURCES),
+        (errno.ENOMEM, Code.LOCAL_RESOURCES),
+        (errno.ECONNRESET, Code.UPSTREAM_UNREACHABLE),
+        (errno.EPIPE, Code.UPSTREAM_UNREACHABLE),
+    ],
+)
+async def test_a_connection_that_this_machine_has_no_buffer_for_is_our_own_shortage(
+    pool: Pool, code: int, said: Code
+) -> None:
+    connection = await pool.connect()
+    transport = connection._transport
+    assert transport is not None
+    taker = ask(pool, connection)
+    connection.connection_lost(OSError(code, os.strerror(code)))
+    transport.abort()
+    error = await taker.ended()
+    assert error is not None
+    assert error.code is said
 
 
 async def test_sending_on_a_closed_connection_is_lost_and_not_received(engine: Engine, pool: Pool) -> None:

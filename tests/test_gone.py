@@ -231,3 +231,52 @@ async def test_our_own_shortage_is_ours_and_says_nothing_of_the_engine() -> None
         assert (backend.up, repr(backend.breaker)) == (True, "<Breaker closed row=0 probing=0>")
         pool.connect = connect
         assert (await post_json(app.url, CHAT, HELLO)).status == 200
+
+
+@pytest.mark.parametrize("how", ["place", "overdue", "leave", "close"])
+async def test_a_request_that_carries_twins_waits_at_the_head_of_the_queue_as_one(how: str) -> None:
+    """Two sampled twins are one request at an engine that dies, while the other engine is full."""
+    twin = HELLO_STREAM | {"temperature": 1}
+    async with Engine() as one, Engine() as two:
+        async with gateway(
+            *(one, two),
+            max_inflight=1,
+            routing="round-robin",
+            load_seconds=0,
+            batch_window_ms=50.0,
+            queue_timeout=0.3 if how == "overdue" else 60.0,
+        ) as app:
+            twins = [asyncio.ensure_future(post_json(app.url, CHAT, twin)) for _ in range(2)]
+            turn = await one.next_request()
+            assert turn.json()["n"] == 2
+            other = asyncio.ensure_future(post_json(app.url, CHAT, HELLO | {"seed": 1}))
+            held = await two.next_request()
+            one.stop_listening()
+            await turn.drop(reset=True)
+            await until(lambda: len(app.scheduler.queue) == 1)
+            if how == "place":
+                await held.answer("x")
+                again = await two.next_request()
+                assert again.json()["n"] == 2
+                await again.start()
+                for n in range(2):
+                    await again.send("a", index=n)
+                await again.finish()
+                assert [(await reading).status for reading in twins] == [200, 200]
+            elif how == "overdue":
+                found = [await reading for reading in twins]
+                assert {answer_.json()["error"]["code"] for answer_ in found} == {"queue_timeout"}
+            elif how == "leave":
+                for reading in twins:
+                    reading.cancel()
+                await asyncio.gather(*twins, return_exceptions=True)
+                await until(lambda: len(app.scheduler.queue) == 0)
+            if how in ("overdue", "leave"):
+                await held.answer("x")
+            elif how == "close":
+                await app.scheduler.close()
+                found = [await reading for reading in (*twins, other)]
+                assert {answer_.status for answer_ in found} == {503}
+        if how != "close":
+            assert (await other).status == 200
+        assert len(app.scheduler._flying) == 0
