@@ -61,7 +61,7 @@ def places(limit: int, used: int, *, clients: int, engines: int, inflight: int) 
     spare = min(reserve, room // 4)
     backlog = min(BACKLOG, max(LEAST_BACKLOG, room // 8))
     left = max(2, room - spare - backlog)
-    fewer = max(1, left - min(upstream, left // 2))
+    fewer = min(clients, max(1, left - min(upstream, left // 2)))
     return Places(
         fewer,
         backlog,

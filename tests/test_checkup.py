@@ -17,7 +17,9 @@ from proxy.pulse import Pulse
 from proxy.upstream import Pool
 from tests.clock import virtual
 
-Answer = int | Exception | None  # None: never
+Answer = int | bytes | Exception | None  # None: never
+WHOLE = b'{"choices":[{"index":0,"text":"b","finish_reason":"length"}]}'
+ABORTED = b'{"choices":[{"index":0,"text":"","finish_reason":"abort"}]}'
 
 
 class Asked:
@@ -35,8 +37,10 @@ class Asked:
             await asyncio.Event().wait()
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, bytes):
+            return 200, answer
         assert isinstance(answer, int)
-        return answer, b""
+        return answer, WHOLE if answer == 200 else b""
 
 
 class Ward:
@@ -73,6 +77,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
     ("answers", "state", "why"),
     [
         ({"health": 200, "completions": 200}, State.CLOSED, ""),
+        ({"health": 200, "completions": ABORTED}, State.OPEN, "/v1/completions: an answer that is not whole"),
         ({"health": 404, "completions": 404}, State.CLOSED, ""),
         ({"health": 200, "completions": 400}, State.CLOSED, ""),
         ({"health": 200, "completions": 429}, State.CLOSED, ""),
