@@ -16,6 +16,7 @@ from proxy.config import Settings
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.pacer import Pacer
+from proxy.read_budget import ReadBudget
 from proxy.routing import router
 from proxy.upstream import MAX_IDLE, Pool
 
@@ -54,6 +55,7 @@ class Fleet:
         self._log = log
         self._metrics = metrics
         self._loop = loop
+        self._reading = ReadBudget(loop)
         self._leaving: list[Backend] = []
         self._rules = BreakerRules(
             failures=settings.breaker_failures,
@@ -103,6 +105,7 @@ class Fleet:
             loop=self._loop,
             tls=self._tls,
             api_key=self._api_key,
+            reading=self._reading,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
         pacer = None if settings.max_inflight else Pacer(objective=settings.pace_ttft_ms / 1000 or math.inf)
