@@ -20,6 +20,7 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.children import children
 from proxy.client_address import Trusted
+from proxy.client_times import Times
 from proxy.config import Settings
 from proxy.dial import tls_context
 from proxy.door import Door
@@ -38,6 +39,8 @@ from proxy.identify import caller_at
 from proxy.key import Keyer, hash_for
 from proxy.line import PRIORITIES
 from proxy.log import Log
+from proxy.memory import Memory
+from proxy.memory_watch import memory_for
 from proxy.metrics import Metrics
 from proxy.otel import FLUSH_SECONDS, Otel
 from proxy.page.handlers import Page
@@ -47,6 +50,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.site import Site
 from proxy.tickets import Tickets, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
@@ -65,6 +69,7 @@ class App:
     engines: list[str]
     redis: str  # what it is backed by, in words without secrets
     group: FlightGroup
+    memory: Memory
     scheduler: Scheduler
     backends: Backends
     cache: Cache | None
@@ -103,7 +108,8 @@ async def running(
             tracing = Tracing(otel, prompts=settings.log_prompts)
         urls, redis_url, redis_words = await children(settings, log, stack)
         metrics = Metrics()
-        group = FlightGroup()
+        memory = memory_for(settings, prepared, metrics, log, loop)
+        group = FlightGroup(memory)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
         stack.callback(fleet.close)
@@ -170,6 +176,7 @@ async def running(
             urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
             embedder=embedder,
             tracing=tracing,
+            memory=memory,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -189,6 +196,7 @@ async def running(
             max_headers=settings.max_headers,
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
+            times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
             on_refused=metrics.connection_refused,
             on_unreadable=lambda peer, why: log.event("info", "unreadable request", client=peer, detail=why),
         )
@@ -214,6 +222,7 @@ async def running(
             [b.name for b in backends.all],
             redis_words,
             group,
+            memory,
             scheduler,
             backends,
             cache,
@@ -301,13 +310,11 @@ async def _listen(
             log=log,
         )
     )
-    site: web.BaseSite
-    if sock is not None:
-        site = web.SockSite(runner, sock, backlog=BACKLOG, ssl_context=prepared.tls)
-        await site.start()
-        return settings.listen_unix, 0
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
+    where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
+    site = Site(runner, where, backlog=BACKLOG, tls=prepared.tls, handshake=settings.head_timeout)
     await site.start()
+    if sock is not None:
+        return settings.listen_unix, 0
     return settings.host, runner.addresses[0][1]
 
 

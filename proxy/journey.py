@@ -209,8 +209,8 @@ class Journey:
             self._good()
             self._arrive(None)
             return
-        if error.code is Code.CONTENT_DENIED:
-            self._good()  # what we do not let through is no failure of the engine's
+        if error.code in (Code.CONTENT_DENIED, Code.MEMORY_FULL):
+            self._good()  # what we do not let through, or have no room for, is no failure of the engine's
             self._arrive(error)
             return
         cause = None

@@ -150,7 +150,7 @@ async def test_a_fault_of_one_receiver_ends_it_alone(
         raise ZeroDivisionError
 
     monkeypatch.setattr(second, "body", fault)
-    await until(lambda: third.endings and second.endings)
+    await until(lambda: bool(third.endings and second.endings))
     assert (third.data, third.endings) == (b"x" * 64 * KIB, [None])
     assert second.endings != [None]
     assert told == ["what an engine sent could not be handled"]
@@ -164,7 +164,7 @@ async def test_a_reader_that_lags_and_a_turn_that_is_full_are_one_pause(engine: 
     two.data_received(HEAD % 10**6 + b"z" * 64 * KIB)
     assert not transport.is_reading()
     two.throttle(second, hold=True)
-    await until(lambda: second.data)
+    await until(lambda: bool(second.data))
     assert not transport.is_reading()  # the turn has come, the reader still lags
     two.throttle(second, hold=False)
     assert transport.is_reading()
