@@ -29,14 +29,23 @@ class Admission:
 
     async def __call__(self, call: Call, body: bytes = b"") -> None:
         """Let the request go on, or raise GatewayError 429 or 503. `body` of one that passes through."""
-        caller = call.caller or self._identify(call.request)
 
         def cost() -> Cost:
             if call.ask is not None:
                 return estimate(call.ask, self._assumed)
             return passing(call.request.path, body, self._assumed) if body else NO_COST
 
-        hold = call.hold = self.limiter.ask(caller, cost)
+        hold = call.hold
+        if hold is not None:  # let in by its head
+            await hold.spends(cost)
+            return
+        hold = call.hold = self.limiter.ask(call.caller or self._identify(call.request), cost)
+        if hold is not None:
+            await hold.allowed()
+
+    async def head(self, call: Call) -> None:
+        """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
+        hold = call.hold = self.limiter.ask(call.caller or self._identify(call.request), lambda: NO_COST)
         if hold is not None:
             await hold.allowed()
 

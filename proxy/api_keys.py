@@ -47,6 +47,11 @@ class KeyRing:
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
 
+    def name_of(self, tenant: bytes) -> str:
+        """What the log calls a tenant: one of its keys."""
+        callers = (caller for entries in self._entries.values() for _, caller in entries)
+        return next((caller.name for caller in callers if caller.tenant == tenant), "a key that was removed")
+
     def find(self, key: str) -> Caller | None:
         digest = hash_of(key)
         for known, caller in self._entries.get(digest[:_PREFIX], ()):

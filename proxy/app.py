@@ -20,6 +20,7 @@ from proxy.batcher import Batcher
 from proxy.cache import Cache
 from proxy.children import children
 from proxy.client_address import Trusted
+from proxy.client_times import Times
 from proxy.config import Settings
 from proxy.containment import Containment
 from proxy.descriptors import Places, in_use, limit, places
@@ -41,6 +42,8 @@ from proxy.identify import caller_at
 from proxy.key import Keyer, hash_for
 from proxy.line import PRIORITIES
 from proxy.log import Log
+from proxy.memory import Memory
+from proxy.memory_watch import memory_for
 from proxy.metrics import Metrics
 from proxy.otel import FLUSH_SECONDS, Otel
 from proxy.pacer import MOST
@@ -52,6 +55,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.site import Site
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.unix_socket import unix_socket
@@ -69,6 +73,7 @@ class App:
     engines: list[str]
     redis: str  # what it is backed by, in words without secrets
     group: FlightGroup
+    memory: Memory
     scheduler: Scheduler
     backends: Backends
     cache: Cache | None
@@ -111,7 +116,8 @@ async def running(
         containment = Containment(
             lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
         )
-        group = FlightGroup()
+        memory = memory_for(settings, prepared, metrics, log, loop)
+        group = FlightGroup(memory)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
         pulse.start()
@@ -183,6 +189,7 @@ async def running(
             cache=cache,
             keyer=keyer,
             metrics=metrics,
+            memory=memory,
             promote=scheduler.promote,
             refused=scheduler.told.refused,
             on_fault=containment,
@@ -203,6 +210,7 @@ async def running(
             embedder=embedder,
             tracing=tracing,
             fault=containment,
+            memory=memory,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -232,6 +240,7 @@ async def running(
             max_headers=settings.max_headers,
             max_head=settings.max_head_bytes,
             proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
+            times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
             on_refused=metrics.connection_refused,
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
@@ -257,6 +266,7 @@ async def running(
             [b.name for b in backends.all],
             redis_words,
             group,
+            memory,
             scheduler,
             backends,
             cache,
@@ -368,11 +378,8 @@ async def _listen(
             log=log,
         )
     )
-    site: web.BaseSite
-    if sock is not None:
-        site = web.SockSite(runner, sock, backlog=room.backlog, ssl_context=prepared.tls)
-    else:
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=room.backlog, ssl_context=prepared.tls)
+    where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
+    site = Site(runner, where, backlog=room.backlog, tls=prepared.tls, handshake=settings.head_timeout)
     try:
         await site.start()
     except OSError as e:

@@ -5,6 +5,7 @@ Called by the gateway."""
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import os
 import re
@@ -18,15 +19,20 @@ from aiohttp.web_exceptions import HTTPException
 
 from proxy.caller import Caller
 from proxy.config import Settings
-from proxy.door import at_hand
+from proxy.door import AT_HAND, at_hand
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.limiter import Hold
 from proxy.log import Log, RequestRecord
+from proxy.memory import Held
 from proxy.metrics import Metrics
 from proxy.wire.openai import Ask
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
+BODY_COST: Final = 2
+"""What a body holds of memory until its request has ended: itself, and the request that is made of it."""
+GRANULE: Final = 256 * 1024  # bytes by which the charge of a body of unknown length grows
+LEAST_FREE: Final = 4 * 1024
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 
@@ -59,6 +65,8 @@ class Call:
     caller: Caller | None = None  # where somebody has to know
     hold: Hold | None = None  # what it has of the limits
     reader: Subscriber | None = None
+    held: Held | None = None  # what its body holds of the memory budget
+    unread: Held | None = None  # what of its answer waits for the client, as far as it is no other's too
     status: int = 0
     error: str | None = None
     allow: str | None = None
@@ -87,13 +95,19 @@ class Call:
         return ours if self.hold is None else ours + self.hold.headers()
 
     def close(self) -> None:
-        """It is over, however: its place is free, and what it had of the limits goes back."""
+        """It is over, however: its place is free, and what it had of memory and of the limits goes back."""
         try:
-            if self.reader is not None:
-                self.reader.leave()
+            if self.held is not None:
+                self.held.release()
+            if self.unread is not None:
+                self.unread.release()
         finally:
-            if self.hold is not None:
-                self.hold.close(answered=0 < self.status < 400)
+            try:
+                if self.reader is not None:
+                    self.reader.leave()
+            finally:
+                if self.hold is not None:
+                    self.hold.close(answered=0 < self.status < 400)
 
     @property
     def ttft_ms(self) -> float | None:
@@ -184,9 +198,14 @@ class Call:
         )
 
 
-def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes | None:
-    """The body, where it came with its head, as small ones do: nothing to wait for. None: `read_body` waits for
-    it. Raises GatewayError 413 or 415."""
+def free_body(budget: int, max_connections: int) -> int:
+    """Bytes of a body that are not charged to the memory budget: of all connections together a quarter of it."""
+    return min(AT_HAND, max(LEAST_FREE, budget // 4 // max_connections))
+
+
+def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool, most: int = AT_HAND) -> bytes | None:
+    """The body, where it came with its head, as small ones do: nothing to wait for. None: `read_body` reads it.
+    Raises GatewayError 413 or 415."""
     headers = request.headers
     if json:
         kind = headers.get("content-type")
@@ -197,9 +216,12 @@ def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) ->
         coding = headers.get("content-encoding")
         if coding is not None and coding.lower() != "identity":
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send the body without a Content-Encoding.")
-    if (request.content_length or 0) > settings.max_body_bytes:
+    length = request.content_length or 0
+    if length > settings.max_body_bytes:
         raise _too_large(settings)
-    body = at_hand(request.content)
+    if length > most:
+        return None
+    body = at_hand(request.content, most)
     if body is None:
         return None
     if len(body) > settings.max_body_bytes:
@@ -207,17 +229,14 @@ def body_at_hand(request: web.BaseRequest, settings: Settings, *, json: bool) ->
     return body
 
 
-async def body_of(request: web.BaseRequest, settings: Settings, *, json: bool) -> bytes:
-    """The whole body, at hand or not: one call more than the two that it is made of."""
-    body = body_at_hand(request, settings, json=json)
-    return await read_body(request, settings) if body is None else body
-
-
-async def read_body(request: web.BaseRequest, settings: Settings) -> bytes:
-    """The whole body, within its bounds of bytes and seconds. Raises GatewayError 400, 408 or 413."""
+async def read_body(request: web.BaseRequest, settings: Settings, held: Held | None = None) -> bytes:
+    """The whole body, within its bounds of bytes and seconds, charged to `held` before it is read. Raises
+    GatewayError 400, 408, 413 or 503."""
+    if held is not None:
+        held.need(BODY_COST * (request.content_length or GRANULE))
     if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    pieces: list[bytes] = []
+    body = io.BytesIO()  # its value is taken without a copy, and its growth is the system's: no pieces to join
     size = 0
     try:
         async with asyncio.timeout(settings.body_timeout or None):
@@ -225,14 +244,16 @@ async def read_body(request: web.BaseRequest, settings: Settings) -> bytes:
                 size += len(piece)
                 if size > settings.max_body_bytes:
                     raise _too_large(settings)
-                pieces.append(piece)
+                if held is not None and BODY_COST * size > held.size:
+                    held.need(BODY_COST * (size + GRANULE))
+                body.write(piece)
     except TimeoutError:
         raise GatewayError(
             Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
         ) from None
     except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError) as e:
         raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return body.getvalue()
 
 
 def _too_large(settings: Settings) -> GatewayError:

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from proxy.containment import internal, raised
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
+from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
@@ -28,7 +28,7 @@ class Carrier(Flight):
 
     divides = True
 
-    __slots__ = ("_limit", "_on_rider", "_split", "_touched", "broken", "riders")
+    __slots__ = ("_allowed", "_free", "_limit", "_on_rider", "_split", "_touched", "broken", "riders")
 
     def __init__(
         self,
@@ -41,9 +41,11 @@ class Carrier(Flight):
     ) -> None:
         """`riders`: each with how many choices it wants; `limit`: bytes that a rider's log may hold; `on_rider` is
         told of each that has ended while the carrier still flies."""
-        super().__init__(plan)
+        super().__init__(plan, memory=riders[0][0].memory)
         self.riders: list[Flight | None] = [rider for rider, _ in riders]
         self._limit = limit
+        self._free = min(FREE, limit)
+        self._allowed: dict[int, int] = {}  # bytes of riders' logs that have passed what is free
         self._on_rider = on_rider
         self._touched: set[int] = set()
         self.broken: GatewayError | None = None  # what came cannot be told apart
@@ -105,13 +107,20 @@ class Carrier(Flight):
             try:
                 if self._split.parts[n].ended:
                     self._land_rider(n, rider)
-                elif rider.size > self._limit:
-                    error = GatewayError(Code.UPSTREAM_TOO_LARGE, f"Over {self._limit} bytes wait.")
+                elif rider.size > self._allowed.get(n, self._free) and (error := self._more(n, rider)) is not None:
                     self._end_rider(n, rider, error)
                 else:
                     rider.flush()
             except Exception as e:  # noqa: BLE001 - as above
                 self._rider_broke(n, rider, e)
+
+    def _more(self, n: int, rider: Flight) -> GatewayError | None:
+        """A rider's log needs room for more. The error that ends it where there is none."""
+        allowed = rider.grow(self._limit)
+        if isinstance(allowed, GatewayError):
+            return allowed
+        self._allowed[n] = allowed
+        return None
 
     def land_riders(self) -> None:
         """No more comes: land each rider whose choices are all there and whole."""

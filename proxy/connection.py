@@ -13,6 +13,7 @@ from proxy.containment import internal, raised
 from proxy.dial import OURS, short_of, unreachable
 from proxy.errors import Code, GatewayError
 from proxy.framing import Refused
+from proxy.read_budget import SMALL, ReadBudget
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
 
@@ -35,6 +36,7 @@ class Owner(Protocol):
     """Who keeps the connection between exchanges."""
 
     loop: asyncio.AbstractEventLoop
+    reading: ReadBudget
 
     def give(self, connection: Connection) -> None: ...
     def forget(self, connection: Connection) -> None: ...
@@ -67,7 +69,10 @@ class Connection(asyncio.Protocol):
     exchange on it may be another client's.
     """
 
-    __slots__ = ("_answer", "_drain", "_poll", "_pool", "_receiver", "_transport", "idle_since", "received")
+    __slots__ = (
+        "_answer", "_drain", "_held", "_late", "_poll", "_pool", "_receiver", "_transport",
+        "idle_since", "received",
+    )  # fmt: skip
 
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
@@ -76,6 +81,10 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None  # None between exchanges
         self._receiver: Receiver = _NOBODY
         self._drain: asyncio.TimerHandle | None = None
+        self._held = False  # its reader lags: nothing is read until it has caught up
+        self._late = (
+            b""  # read, but there was no room for it in that turn: nothing more is read until it is handled
+        )
         self.idle_since = 0.0
         self.received = False  # any byte of the present answer
 
@@ -122,16 +131,17 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once: the engine sees it and stops generating."""
         self._part()
+        if self._late:
+            self._late = b""
+            self._pool.reading.drop(self)
         if self._transport is not None:
             self._transport.abort()
 
     def throttle(self, receiver: Receiver, hold: bool) -> None:
         """Hold back an engine whose only reader lags, or let it go on."""
-        if self._receiver is receiver and self._transport is not None and not self._transport.is_closing():
-            if hold:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
+        if self._receiver is receiver:
+            self._held = hold
+            self._steer()
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         """Of an answer that is over: see `body`."""
@@ -143,8 +153,18 @@ class Connection(asyncio.Protocol):
     # -- for the pool -----------------------------------------------------------------------------
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()  # without effect where it was not held
+        self._held = False
+        self._steer()
+
+    def _steer(self) -> None:
+        """The one place where reading is paused and resumed. Either is without effect where it is so already."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._held or self._late:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
 
     @property
     def usable(self) -> bool:
@@ -171,6 +191,8 @@ class Connection(asyncio.Protocol):
             self._drop()  # nobody asked: whatever this is, it must not be taken for the next answer
             return
         self.received = True
+        if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
+            return
         try:
             ended = answer.feed(data)
         except Refused as e:
@@ -197,13 +219,57 @@ class Connection(asyncio.Protocol):
         except Exception as e:  # noqa: BLE001 - as above
             raised("an engine's answer that was lost", e)
 
+    def _feed(self, answer: Answer, data: bytes) -> None:
+        """What `data_received` does, which has it in place: a call less for each token."""
+        try:
+            ended = answer.feed(data)
+        except Refused as e:
+            if self._answer is answer:
+                self._refuse(str(e))
+            return
+        except Exception as e:  # noqa: BLE001 - as in `data_received`
+            self._fault(answer, e)
+            return
+        if ended and self._answer is answer:
+            self._finish(answer)
+
+    def _put_off(self, data: bytes) -> bool:
+        """True: enough was handled in this turn of the loop, so that this is handled in a later one."""
+        reading = self._pool.reading
+        if not self._late and reading.take(len(data)):
+            return False
+        self._late += data
+        reading.wait(self)
+        self._steer()
+        return True
+
+    def deliver(self) -> int:
+        """Handle what was put off, and read on unless the reader lags. The bytes that were handled."""
+        late, self._late = self._late, b""
+        answer = self._answer
+        if answer is not None and late:
+            try:
+                self._feed(answer, late)
+            except Exception as e:  # noqa: BLE001 - others wait for this turn too: only this connection ends
+                self._fault(answer, e)
+        self._steer()
+        return len(late)
+
+    def _catch_up(self) -> None:
+        """Handle what was put off, before the end of the connection is."""
+        if self._late:
+            self._pool.reading.drop(self)
+            self.deliver()
+
     def eof_received(self) -> bool:
+        self._catch_up()
         if self._answer is None:
             self._drop()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = self._poll = None
+        self._catch_up()
         self._pool.forget(self)
         answer, receiver = self._answer, self._part()
         if answer is None:

@@ -5,6 +5,7 @@ Called by the app."""
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, cast
@@ -18,14 +19,27 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.client_address import UNIX, Trusted
+from proxy.client_times import Over, Times, Watched
 from proxy.errors import Code, GatewayError
 from proxy.opening import V2, read_opening
+from proxy.read_budget import ReadBudget
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
 HEARD_SECONDS = 1.0  # for a client that still sends to read why it was refused
 AT_HAND = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
+
+GRACE_SECONDS = 0.005  # for what a new connection has sent already to be read
+ROOM_SECONDS = 0.02  # between two searches for idle connections, where there were none
+
+TURN_BYTES = 16 * 1024
+"""Of uploads, handled in one turn of the loop for all clients: 30 ms where each byte is a chunk of its own."""
+SLICE_BYTES = 8 * 1024  # of one client at a time
+READ_BYTES = (
+    32 * 1024
+)  # of a body in aiohttp's buffer after twice which, or as many chunks / 16, reading is paused
+AT_ONCE = 4 * 1024  # a read below this is handled as it comes: nearly every request
 
 Handler = Callable[[web.BaseRequest], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
@@ -45,11 +59,17 @@ class DoorHandler(RequestHandler):
     lags = False  # the client takes less than it is sent
     leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     max_head = 0  # bytes
+    stalled = False  # closed because the client took nothing for too long
+    evicted = False  # closed in favour of a new connection
+    written = 0  # bytes given to the transport: less what waits there, they are what the client took
+    times = Watched(0.0)
     source = ""  # whose connection a balancer brings, by the PROXY protocol
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
     _opened_with_proxy = False  # by one who may not
     _head = 0  # bytes that have come of a head that is not whole
+    _late = b""  # read, and not handled yet: nothing more is read until it is
+    _sliced = False  # a slice of that is being handled
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -60,6 +80,12 @@ class DoorHandler(RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if data and (self._late or data[AT_ONCE : AT_ONCE + 1]) and not self._sliced:
+            self._late += data
+            self._pause_transport_reading()
+            if not (self._reading_paused or self._buffer_paused):
+                cast(Door, self._manager).reading.wait(self)
+            return
         if self.opening is not None:
             data = self._open(data)
             if not data:
@@ -75,6 +101,33 @@ class DoorHandler(RequestHandler):
                 payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
         elif not known and (self._head or not messages or len(data) > self.max_head):
             self._bound(len(data))
+
+    def deliver(self) -> int:
+        """Handle a slice of what was read. The bytes of it."""
+        data, self._late = self._late[:SLICE_BYTES], self._late[SLICE_BYTES:]
+        if self._manager is None:
+            return 0  # the client has left
+        self._sliced = True
+        try:
+            self.data_received(data)
+        except Exception as e:  # noqa: BLE001 - others wait for this turn too: only this connection ends
+            self._loop.call_exception_handler({"message": "what a client sent", "exception": e})
+            self.abort()
+        finally:
+            self._sliced = False
+        if not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+        return len(data)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused:  # else it is called for each chunk that is taken, 10 µs each, for nothing
+            super().resume_reading(resume_parser)
+
+    def _resume_transport_reading(self) -> None:
+        if self._late and self._manager is not None:
+            cast(Door, self._manager).reading.wait(self)
+        else:
+            super()._resume_transport_reading()
 
     def _bound(self, size: int) -> None:
         """aiohttp bounds each line of a head, and their number; a head as a whole is bounded here."""
@@ -146,6 +199,9 @@ class DoorHandler(RequestHandler):
             self._request_in_progress = True
             try:
                 keep = await handler(request)
+            except TimeoutError:
+                self.abort()
+                break
             except ConnectionError:
                 break  # the client has left, or must see that its answer is not whole
             except Exception:  # noqa: BLE001 - the handler maps its errors itself: this is a fault in that mapping
@@ -169,6 +225,55 @@ class DoorHandler(RequestHandler):
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what the client has not taken is dropped. `close` would wait until it has taken it."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def asks(self) -> bool:
+        """Whether a request is under way, or has come."""
+        return self._request_in_progress or bool(self._messages)
+
+    @property
+    def idle_since(self) -> float:
+        """When it was accepted, or its latest request ended."""
+        return self._next_keepalive_close_time - self._keepalive_timeout
+
+    def look(self, transport: asyncio.Transport, now: float, times: Times) -> None:
+        """Close it where a time is over."""
+        if self._manager is None:
+            return  # it is gone
+        unread = transport.get_write_buffer_size()
+        over: Over | None = self.times.look(
+            now,
+            times,
+            asked=self._request_count,
+            waits=self._waiter is not None and not self._messages,
+            partial=bool(self._head or self.opening),
+            unread=unread,
+            taken=self.written - unread,
+            closing=transport.is_closing() or self._force_close,
+        )
+        if over is None:
+            return
+        if over == "head":
+            if self._head or self.opening:
+                words = f"The request line and headers did not arrive within {times.head:g} s."
+                self._tell(GatewayError(Code.HEAD_TIMEOUT, words))
+            self.force_close()
+        else:
+            self.stalled = True
+            transport.abort()
+
+    def make_way(self, transport: asyncio.Transport) -> None:
+        """Close: a new connection takes its place."""
+        self.evicted = True
+        if transport.is_closing() or transport.get_write_buffer_size():
+            transport.abort()
+        else:
+            self.force_close()
 
     async def _rest(self, payload: StreamReader) -> bool:
         """Take what is left of a body that nobody wanted, for a while: the client then reads its answer."""
@@ -213,7 +318,9 @@ class DoorHandler(RequestHandler):
             cast(Door, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
-            transport.write(closing(error))
+            answer = closing(error)
+            self.written += len(answer)
+            transport.write(answer)
 
 
 def head_bytes(message: RawRequestMessage) -> int:
@@ -222,12 +329,14 @@ def head_bytes(message: RawRequestMessage) -> int:
     return len(message.method) + len(message.path) + 12 + fields
 
 
-def at_hand(content: StreamReader) -> bytes | None:
-    """A request's body where all of it has come; None where more is to come. Nine calls less than by the public
-    way where it is one small piece, as nearly always; what lies there is dropped with the request."""
+def at_hand(content: StreamReader, most: int = AT_HAND) -> bytes | None:
+    """A request's body where all of it has come; None where more is to come, or it is over `most` bytes.
+
+    Nine calls less than by the public way where it is one small piece, as nearly always; what lies there is
+    dropped with the request."""
     if content is EMPTY_PAYLOAD:
         return b""
-    if not content.is_eof() or content.exception() is not None:
+    if not content.is_eof() or content.exception() is not None or content._size > most:
         return None
     pieces = content._buffer
     if not pieces:
@@ -262,6 +371,7 @@ class Door(web.Server):
         max_headers: int = 128,
         max_head: int = 64 * 1024,
         proxies: Trusted | None = None,
+        times: Times | None = None,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
         on_unreadable: Callable[[str, str], None] = lambda peer, why: None,
@@ -272,6 +382,7 @@ class Door(web.Server):
             "max_line_size": max_header,
             "max_field_size": max_header,
             "max_headers": max_headers,
+            "read_bufsize": READ_BYTES,
             "access_log": None,
             "auto_decompress": False,
         }
@@ -279,6 +390,11 @@ class Door(web.Server):
         self.handler = handler
         self._max_head = max_head
         self._max_connections = max_connections
+        self._times = times or Times()
+        self.reading = ReadBudget(self._loop, TURN_BYTES)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._idle: deque[tuple[float, DoorHandler]] = deque()  # found when the last room was looked for
+        self._search_from = 0.0  # when room may be looked for again
         self._proxies = proxies  # whose connections open with the PROXY protocol
         self._on_refused = on_refused
         self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
@@ -307,7 +423,11 @@ class Door(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         super().connection_made(handler, transport)
-        if len(self._connections) > self._max_connections:
+        ours = cast(DoorHandler, handler)
+        ours.times = Watched(self._loop.time())
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._times.every, self._sweep)
+        if len(self._connections) > self._max_connections and not self._make_room(ours):
             self._on_refused()
             error = GatewayError(
                 Code.QUEUE_FULL, f"The gateway has {self._max_connections} connections already.", retry_after=1
@@ -318,4 +438,53 @@ class Door(web.Server):
             peer = transport.get_extra_info("peername")
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
             if self._proxies.trusts(name):
-                cast(DoorHandler, handler).opening = b""
+                ours.opening = b""
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        ours = cast(DoorHandler, handler)
+        self.reading.drop(ours)
+        ours.times = DoorHandler.times  # aiohttp's handler is in a circle, which would keep it
+        super().connection_lost(handler, exc)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        await super().shutdown(timeout)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def _sweep(self) -> None:
+        """Look at every connection: one timer for all of their times."""
+        now = self._loop.time()
+        for handler, transport in tuple(self._connections.items()):
+            try:
+                cast(DoorHandler, handler).look(transport, now, self._times)
+            except Exception as e:  # noqa: BLE001 - one connection's fault must not stop the others' clocks
+                words = {"message": "the clock of a client connection", "exception": e}
+                self._loop.call_exception_handler(words)
+        left = bool(self._connections)
+        self._sweeper = self._loop.call_later(self._times.every, self._sweep) if left else None
+
+    def _make_room(self, newest: DoorHandler) -> bool:
+        """Close the connection that has had no request for longest, for a new one. False: all have one."""
+        now = self._loop.time()
+        while True:
+            while self._idle:
+                since, handler = self._idle.popleft()
+                transport = self._connections.get(handler)
+                if transport is None or handler.evicted or handler.asks or handler.idle_since != since:
+                    continue
+                handler.make_way(transport)
+                return True
+            if now < self._search_from:
+                return False
+            connections = cast("dict[DoorHandler, asyncio.Transport]", self._connections)
+            idle = [
+                (handler.idle_since, handler)
+                for handler in connections
+                if not (handler is newest or handler.asks or handler.evicted)
+                and now - handler.idle_since >= GRACE_SECONDS
+            ]
+            if not idle:
+                self._search_from = now + ROOM_SECONDS
+                return False
+            self._idle.extend(sorted(idle, key=lambda one: one[0]))

@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.containment import Fault, raised
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
+from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode
 from proxy.upstream import HOP_BY_HOP
@@ -108,8 +108,8 @@ class Feeder:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_asked", "_began", "_done", "_ended", "_framer", "_head", "_last", "_limits", "_on_done", "_on_first",
-        "_on_head", "_total", "_twins", "_watch",
+        "_allowed", "_asked", "_began", "_done", "_ended", "_framer", "_head", "_last", "_limits", "_on_done",
+        "_on_first", "_on_head", "_total", "_twins", "_watch",
         "answered", "clean", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -138,6 +138,7 @@ class Feeder:
         self._on_first = on_first
         self._done = False
         self._limits = limits
+        self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until it asks for more
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = Twins()
@@ -199,8 +200,8 @@ class Feeder:
             if flight.times.first is None:
                 flight.times.first = now
             flight.piece(data)
-        if flight.size > self._limits.flight and not self._done:
-            self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
+        if flight.size > self._allowed and not self._done:
+            self._more()
 
     def end(self) -> None:
         if self._done:
@@ -221,6 +222,14 @@ class Feeder:
 
     def lost(self, error: GatewayError) -> None:
         self._fail(error)
+
+    def _more(self) -> None:
+        """The log needs room for more."""
+        allowed = self.flight.grow(self._limits.flight)
+        if isinstance(allowed, GatewayError):
+            self._fail(allowed)
+        else:
+            self._allowed = allowed
 
     # -- inside -----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.pacer import Pacer
 from proxy.pulse import Pulse
+from proxy.read_budget import ReadBudget
 from proxy.routing import router
 from proxy.upstream import MAX_IDLE, Pool
 
@@ -58,6 +59,7 @@ class Fleet:
         self._metrics = metrics
         self._loop = loop
         self._pulse = pulse or Pulse(loop)
+        self._reading = ReadBudget(loop)
         self._leaving: list[Backend] = []
         self._rules = BreakerRules(
             failures=settings.breaker_failures,
@@ -114,6 +116,7 @@ class Fleet:
             tls=self._tls,
             api_key=self._api_key,
             pulse=self._pulse,
+            reading=self._reading,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
         pacer = None if settings.max_inflight else Pacer(objective=settings.pace_ttft_ms / 1000 or math.inf)

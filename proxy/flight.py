@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
 from proxy.containment import internal, raised
-from proxy.errors import GatewayError
-from proxy.memory import Held
+from proxy.errors import Code, GatewayError
+from proxy.memory import Held, Memory, refused
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
@@ -22,6 +22,12 @@ from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
+SLICE_BYTES: Final = 64 * 1024
+"""Bytes in one write at most: what one reader may hold besides the log, which all readers of an answer share."""
+FREE: Final = 64 * 1024
+"""Bytes of a log that are not charged to the memory budget: what nearly every answer stays below."""
+STEP: Final = 256 * 1024
+"""Bytes by which the charge of a larger log grows: it is asked for once in so many."""
 
 
 BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
@@ -35,7 +41,7 @@ _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a mem
 class Pipe(Protocol):
     """Where a streaming reader's bytes go."""
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         """Take the bytes. False: taken, but the reader lags and wants no more until it has drained."""
 
 
@@ -46,13 +52,17 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "held", "items", "log", "mode", "on_empty", "on_end", "on_spoiled",
-        "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail", "throttle",
+        "error", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty", "on_end",
+        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail",
+        "throttle",
         "times", "trace", "usage",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Plan, clock: Callable[[], float] = time.monotonic, memory: Memory | None = None
+    ) -> None:
         self.plan = plan
+        self.memory = memory
         self.private = plan.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
@@ -136,7 +146,11 @@ class Flight:
         """`add(frame, same=True)` and `flush`, for the one frame of a read that is like the one before it: what
         nearly every token takes. No call for a reader that is up to date but the write: 14 calls become 5."""
         size = len(frame)
-        wired = SIZES[size] + frame + b"\r\n" if size < len(SIZES) else chunk(frame)
+        if size >= len(SIZES):  # no token: it may have to be written in slices
+            self.add(frame, same=True)
+            self.flush()
+            return
+        wired = SIZES[size] + frame + b"\r\n"
         log, plain, view = self.log, self.plain, self._view
         if self.private and not log:
             for reader in self.subscribers:  # its only one: there is nothing to keep for another
@@ -209,11 +223,31 @@ class Flight:
         """The answer will not be whole. Readers that have had bytes get an error frame, the others a status."""
         self.enter(Phase.FAILED)
         self.error = error
+        if self.mode is Mode.WHOLE:
+            self.log.clear()  # nobody reads a part of a body
         self._finish(chunk(encode(error.json())) + LAST_CHUNK if self.mode is Mode.STREAM else b"")
 
     def cancel(self) -> None:
         self.enter(Phase.CANCELLED)
         self._finish(b"")
+
+    def grow(self, most: int) -> int | GatewayError:
+        """The log has passed what it may hold: how much it may hold from now on, or the error that ends it."""
+        if self.size > most:
+            return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {most} bytes.")
+        allowed = min(most, self.size + STEP)
+        if self.charge(allowed) or (self.private and any(reader.lagging for reader in self.subscribers)):
+            return allowed  # an engine whose only reader lags is held back: there is no more than one step
+        return refused()
+
+    def charge(self, size: int) -> bool:
+        """Charge so many bytes in all to the memory budget, until the last reader has left. False: it is full."""
+        if self.memory is None:
+            return True
+        if self.held is None:
+            owner = self.plan.owner
+            self.held = Held(self.memory, owner() if callable(owner) else owner, "answers")
+        return self.held.resize(max(size, self.held.size))
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
@@ -228,6 +262,8 @@ class Flight:
             raised("the trace of a flight", e)
         if self.on_end is not None:
             self.on_end(self)
+        if self.held is not None and not self.subscribers:
+            self.held.release()
 
     def broke(self, error: GatewayError) -> None:
         """The last resort, where ending it raised: it has failed in whatever phase, and its readers are woken."""
@@ -312,6 +348,8 @@ class Subscriber:
     whole: bool = False  # wants one body: woken at the end only
     verdict: str = "miss"
     cursor: int = 0
+    offset: int = 0  # bytes of the entry at the cursor that are written already
+    most: int = SLICE_BYTES  # bytes in one write; a pipe that needs whole chunks sets no bound
     pipe: Pipe | None = None
     lagging: bool = False
     done: bool = False  # the tail was written too
@@ -334,9 +372,13 @@ class Subscriber:
         end = len(view)
         if end - start > SLICE:
             end = start + SLICE
-        data = view[start] if end - start == 1 else flight.joined(view, start, end) if start < end else b""
+        data: bytes | memoryview
+        if flight.size > self.most and start < end:
+            data, end = self._slice(view, start, end)
+        else:
+            data = view[start] if end - start == 1 else flight.joined(view, start, end) if start < end else b""
         if flight.ended and end == len(view):
-            data += flight.tail
+            data = bytes(data) + flight.tail
             self.done = True
         if data:
             self.cursor = end
@@ -345,6 +387,24 @@ class Subscriber:
             self.lagging = not self.done and (not fits or end < len(view))
         if self.done or self.lagging:
             self.wake()
+
+    def _slice(self, view: list[bytes], start: int, end: int) -> tuple[bytes | memoryview, int]:
+        """At most `most` bytes from the cursor, and where the cursor is after them: whole entries where several
+        fit, else a part of one, which is not copied."""
+        first, offset, most = view[start], self.offset, self.most
+        if len(first) - offset > most:
+            self.offset = offset + most
+            return memoryview(first)[offset : offset + most], start
+        self.offset = 0
+        if offset:
+            return memoryview(first)[offset:], start + 1
+        size = 0
+        for at in range(start, end):
+            size += len(view[at])
+            if size > most:
+                end = at
+                break
+        return (first if end - start == 1 else self.flight.joined(view, start, end)), end
 
     def changed(self) -> asyncio.Future[None]:
         """Resolves when there is something for this reader's own task to do."""

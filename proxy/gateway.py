@@ -6,26 +6,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from functools import partial
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from proxy import respond
 from proxy.backends import Backends
-from proxy.call import Call, body_at_hand, body_of, read_body, request_id
+from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config import Settings
 from proxy.containment import Fault, internal, raised
+from proxy.door import AT_HAND, DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flight import Subscriber
+from proxy.flight import SLICE_BYTES, Subscriber
 from proxy.gate import Gate
 from proxy.group import FlightGroup
 from proxy.identity import tenant
 from proxy.key import Keyer
 from proxy.line import NORMAL
 from proxy.log import Log
+from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plain import Plain
@@ -40,7 +44,16 @@ from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
-Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503
+
+
+class Admit(Protocol):
+    """Lets requests on, or raises GatewayError 429 or 503."""
+
+    async def __call__(self, call: Call, body: bytes = b"") -> None:
+        """Asked once the body is read."""
+
+    async def head(self, call: Call) -> None:
+        """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
 
 
 class Gateway:
@@ -63,9 +76,13 @@ class Gateway:
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
         fault: Fault = raised,
+        memory: Memory | None = None,
     ) -> None:
         self._fault = fault
         self._settings = settings
+        self._memory = memory
+        most = free_body(memory.budget, settings.max_connections) if memory is not None else AT_HAND
+        self._free = most  # bytes of a body that is read as it comes, at once
         self._group = group
         self._scheduler = scheduler
         self._backends = backends
@@ -81,6 +98,7 @@ class Gateway:
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+        self._stall = settings.client_stall_timeout
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
@@ -119,9 +137,13 @@ class Gateway:
                     call.deadline = asyncio.get_running_loop().time() + seconds
                     sent = await in_time(call, answer, seconds, self._scheduler.told.missed)
             except GatewayError as e:
-                sent = await self._refuse(call, e)
+                # A Flight's error is raised to each of its readers: its traceback would keep the Flight, and its
+                # log, alive in a circle.
+                sent = await self._refuse(call, e.with_traceback(None))
             except TimeoutError:
                 call.error = "client_stalled"
+                if request.transport is not None:
+                    request.transport.abort()  # a close would wait for the client to take what it does not take
                 raise ConnectionResetError("the client took nothing for too long") from None
             except (asyncio.CancelledError, ConnectionError):
                 raise
@@ -131,6 +153,9 @@ class Gateway:
                 sent = await self._refuse(call, internal())
         except (asyncio.CancelledError, ConnectionError):
             call.client_left = True
+            protocol = request.protocol
+            if call.error is None and isinstance(protocol, DoorHandler) and protocol.stalled:
+                call.error = "client_stalled"
             raise
         finally:
             try:
@@ -164,9 +189,9 @@ class Gateway:
 
     def _generation(self, endpoint: Endpoint) -> Handler:
         async def handler(call: Call) -> respond.Sent:
-            body = body_at_hand(call.request, self._settings, json=True)
+            body = body_at_hand(call.request, self._settings, json=True, most=self._free)
             if body is None:
-                body = await read_body(call.request, self._settings)
+                body = await self._read(call)
             reader = await self.reader(call, endpoint, body)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -181,6 +206,30 @@ class Gateway:
                 return await self._body(call, self._join(call, call.ask, PRIVATE))
 
         return handler
+
+    async def body(self, call: Call, *, json: bool) -> bytes:
+        """The request's body, at hand or not. Raises GatewayError."""
+        body = body_at_hand(call.request, self._settings, json=json, most=self._free)
+        return await self._read(call) if body is None else body
+
+    async def _read(self, call: Call) -> bytes:
+        """A body that is large, or has not come: what the head can tell is judged before it is read."""
+        if self._admit is not None:
+            await self._admit.head(call)
+        if self._memory is not None:
+            call.held = Held(self._memory, self._owner(call), "uploads")
+        return await read_body(call.request, self._settings, call.held)
+
+    def _owner(self, call: Call) -> Hashable:
+        """Whose memory it is: as whose turn it takes."""
+        owner = self._urgency.owner(call)
+        return owner() if callable(owner) else owner
+
+    async def taken(self, call: Call) -> None:
+        """Wait until the client has taken what was written, charged to the memory budget meanwhile."""
+        if call.unread is None and self._memory is not None:
+            call.unread = Held(self._memory, self._owner(call), "unread")
+        await respond.taken(call.request, self._stall, call.unread)
 
     async def reader(self, call: Call, endpoint: Endpoint, body: bytes) -> Subscriber:
         """1 to 5: from the body's bytes to a place at a Flight. Raises GatewayError."""
@@ -279,9 +328,7 @@ class Gateway:
             await reader.ready()
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that will not stream
             return await self._body(call, reader)
-        sent = await respond.stream(
-            call.request, reader, self._headers(call, reader), self._settings.client_stall_timeout
-        )
+        sent = await respond.stream(call.request, reader, self._headers(call, reader), partial(self.taken, call))
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
@@ -292,7 +339,7 @@ class Gateway:
             reader.whole = True
             await reader.changed()
         status, headers, body = respond.whole(flight)
-        return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
+        return await self._send(call, status, [*headers, *self._headers(call, reader)], body, shared=True)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
         headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
@@ -304,7 +351,7 @@ class Gateway:
 
     async def _embed_ask(self, call: Call) -> Ask:
         """The request of `/embed`, let in."""
-        ask = self._decode(call, "embeddings", await body_of(call.request, self._settings, json=True))
+        ask = self._decode(call, "embeddings", await self.body(call, json=True))
         if self._admit is not None:
             await self._admit(call, b"")
         return ask
@@ -317,7 +364,7 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = await body_of(request, self._settings, json=False)
+        body = await self.body(call, json=False)
         call.model = model_of(body)
         if self._gate is not None:
             body = self._gate.admit_raw(call, body)
@@ -371,14 +418,36 @@ class Gateway:
         return sent
 
     async def _send(
-        self, call: Call, status: int, headers: list[tuple[str, str]], body: bytes, *, keep: bool = True
+        self,
+        call: Call,
+        status: int,
+        headers: list[tuple[str, str]],
+        body: respond.Body,
+        *,
+        keep: bool = True,
+        shared: bool = False,
     ) -> respond.Sent:
+        """`shared`: the body is a Flight's, which all its readers hold together."""
         call.status = status
-        sent, fits = respond.write(call.request, status, headers, body, keep=keep)
+        sent, left = respond.write(call.request, status, headers, body, keep=keep)
         call.bytes_out = sent.bytes
-        if not fits:
-            await respond.taken(call.request, self._settings.client_stall_timeout)
+        if left is not None:
+            await self._rest(call, left, 0 if shared else len(body))
         return sent
+
+    async def _rest(self, call: Call, left: respond.Left, size: int) -> None:
+        """The rest of a body, of which so many bytes are this request's alone."""
+        own = None
+        if size > SLICE_BYTES and self._memory is not None:
+            own = Held(self._memory, self._owner(call), "answers")
+            if not own.resize(size) and call.request.transport is not None:
+                call.request.transport.abort()
+                raise ConnectionResetError("no memory is left for an answer that the client does not take")
+        try:
+            await respond.rest(call.request, left, partial(self.taken, call))
+        finally:
+            if own is not None:
+                own.release()
 
     def record(self, call: Call) -> None:
         """One count and one line for the request, after all is said."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from proxy.flight import Flight, Subscriber
+from proxy.memory import Memory
 from proxy.plan import Mode, Plan
 
 
 class FlightGroup:
     """Every live Flight, and the map by which identical requests find each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory | None = None) -> None:
+        self._memory = memory  # what the Flights' logs are charged to
         self._streams: dict[bytes, Flight] = {}
         self._wholes: dict[bytes, Flight] = {}
         self.live: set[Flight] = set()
@@ -51,7 +53,7 @@ class FlightGroup:
 
     def launch(self, plan: Plan) -> Flight:
         """A new Flight, joinable from now on where it may be shared."""
-        flight = Flight(plan)
+        flight = Flight(plan, memory=self._memory)
         self.live.add(flight)
         if plan.key is not None:
             self._map(plan)[plan.key] = flight

@@ -50,6 +50,9 @@ _FAULTS: Final = frozenset(
 )
 """What speaks against an engine. Not what one request asked too much: its size, its whole time."""
 
+_OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
+"""What we do not let through, have no room for, or failed at ourselves: no failure of the engine's."""
+
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"]*)"')
@@ -308,9 +311,9 @@ class Journey:
             if error is None:
                 self._good()
                 self._arrive(None)
-            elif error.code in (Code.CONTENT_DENIED, Code.INTERNAL):
-                if error.code is Code.CONTENT_DENIED:
-                    self._good()  # what we do not let through is no failure of the engine's
+            elif error.code in _OURS:
+                if error.code is not Code.INTERNAL:
+                    self._good()
                 self._arrive(error)
             else:
                 self._lost(error, connection)

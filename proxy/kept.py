@@ -10,7 +10,8 @@ import msgspec
 
 from proxy import cache as store
 from proxy.cache import Stored
-from proxy.flight import Flight
+from proxy.flight import FREE, Flight
+from proxy.memory import refused
 from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 from proxy.wire.frames import Usage
@@ -23,11 +24,15 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
 def land(flight: Flight, stored: Stored) -> bool:
-    """Land a Flight from the store; False where what is stored does not serve it."""
+    """Land a Flight from the store; False where what is stored does not serve it. One for which there is no memory
+    fails: each reader of a stored answer at its own time holds a copy."""
     ask = flight.plan.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
         flight.replace = True
         return False
+    if len(stored.body) > FREE and not flight.charge(2 * len(stored.body)):
+        flight.fail(refused())
+        return True
     if flight.plan.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":

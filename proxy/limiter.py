@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Literal
 
@@ -59,10 +60,7 @@ class Limiter:
         own, everyone = ceilings(caller.rates, self._default), self._everyone
         if not own.any and not everyone.any:
             return None
-        sizes = [bounds.tokens.size for bounds in (own, everyone) if bounds.tokens is not None]
-        cost = estimate() if sizes else NO_COST
-        # A guess at the answer's length alone refuses nobody for ever.
-        tokens = cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt)) if sizes else 0
+        cost, tokens = _priced(own, everyone, estimate)
         claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens)
         hold = Hold(self, claim, cost)
         shared = self.shared
@@ -71,6 +69,16 @@ class Limiter:
         else:
             shared.take(claim, hold.answered)
         return hold
+
+
+def _priced(own: Ceilings, everyone: Ceilings, estimate: Callable[[], Cost]) -> tuple[Cost, int]:
+    """What a request costs, and the tokens to ask for; nothing where no tokens are counted."""
+    sizes = [bounds.tokens.size for bounds in (own, everyone) if bounds.tokens is not None]
+    if not sizes:
+        return NO_COST, 0
+    cost = estimate()
+    # A guess at the answer's length alone refuses nobody for ever.
+    return cost, cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt))
 
 
 class Hold:
@@ -113,6 +121,41 @@ class Hold:
             whose, kind = self.decision.over
             self._limiter.on_refused(kind if whose == "caller" else "global")
             raise refusal(self.claim, self.decision)
+
+    async def spends(self, estimate: Callable[[], Cost]) -> None:
+        """Ask for the tokens of a request that was let in before they were known. Raises GatewayError 429 or 503;
+        the rest of what it has goes back when it is closed."""
+        limiter, claim = self._limiter, self.claim
+        self._cost, tokens = _priced(claim.own, claim.everyone, estimate)
+        if not tokens:
+            return
+        self.claim = claim = replace(claim, tokens=tokens, asked=0)
+        self.decision = None
+        if limiter.shared is None or not self._in_redis:
+            self._spent_on(limiter.local.take(claim, limiter.clock()))
+        else:
+            limiter.shared.take(claim, self._spending)
+        await self.allowed()
+
+    def _spending(self, decision: Decision | None) -> None:
+        """Redis decided on the tokens, or cannot tell."""
+        limiter, claim = self._limiter, self.claim
+        if decision is None:
+            limiter.on_fallback()
+            decision = limiter.local.take(claim, limiter.clock())
+            self._in_redis = False  # nothing of these tokens is to be given back there
+        elif decision.over is None:
+            limiter.local.take(claim, limiter.clock(), force=True)
+        self._spent_on(decision)
+
+    def _spent_on(self, decision: Decision) -> None:
+        self.decision = decision
+        if decision.over is None:
+            self._charged = self.claim.tokens
+            if self._closed:  # whoever asked has left meanwhile: the rest went back then
+                self._give(tokens=-self._charged)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def answered(self, decision: Decision | None) -> None:
         """Redis decided, or cannot tell. Whoever asked may have left meanwhile: then it goes straight back."""
@@ -188,7 +231,7 @@ class Hold:
         if not self._closed:
             self._closed = True
             self._reached = self._reached or answered
-            if self.decision is not None:
+            if self.decision is not None or self._permit:
                 self._end()
 
     def _end(self) -> None:

@@ -73,13 +73,13 @@ def ceilings(rates: Rates, default: Rates) -> Ceilings:
     )
 
 
-def over(bounds: Ceilings, levels: Levels, tokens: float) -> Kind | None:
-    """The first ceiling that one more request, of so many tokens, would pass."""
-    if bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
+def over(bounds: Ceilings, levels: Levels, tokens: float, asked: int = 1) -> Kind | None:
+    """The first ceiling that one more request, of so many tokens, would pass. `asked` is 0 for tokens alone."""
+    if asked and bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
         return "requests"
     if bounds.tokens is not None and tokens > 0 and levels.tokens + tokens > bounds.tokens.size + SLACK:
         return "tokens"
-    if bounds.streams is not None and levels.streams >= bounds.streams:
+    if asked and bounds.streams is not None and levels.streams >= bounds.streams:
         return "streams"
     return None
 
@@ -115,6 +115,7 @@ class Claim:
     own: Ceilings
     everyone: Ceilings
     tokens: int
+    asked: int = 1  # requests that are asked for: 0 where it was let in before, and asks for its tokens
     spilled: bool = False  # counted with others in the bucket of those for whom the table had no room
 
 
@@ -188,15 +189,15 @@ class LocalLimits:
         claim.spilled = own is self._spill
         mine, all_ = own.levels(claim.own, now), self._everyone.levels(claim.everyone, now)
         if not force:
-            kind = over(claim.own, mine, claim.tokens)
+            kind = over(claim.own, mine, claim.tokens, claim.asked)
             if kind is not None:
                 return Decision(("caller", kind), mine, all_)
-            kind = over(claim.everyone, all_, claim.tokens)
+            kind = over(claim.everyone, all_, claim.tokens, claim.asked)
             if kind is not None:
                 return Decision(("global", kind), mine, all_)
         for bucket in (own, self._everyone):
-            bucket.add(1, claim.tokens)
-            bucket.streams += 1
+            bucket.add(claim.asked, claim.tokens)
+            bucket.streams += claim.asked
         return Decision(None, own.read(), self._everyone.read())
 
     def give(

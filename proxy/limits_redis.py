@@ -57,7 +57,7 @@ class Script:
 TAKE: Final = Script(
     _LEAK
     + """
-local id, lease, tokens = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local id, lease, tokens, asked = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[14])
 local by, r, k, n, b = 0, {}, {}, {}, {}
 for s = 1, 2 do
   local a = 5 * s - 2
@@ -71,19 +71,19 @@ for s = 1, 2 do
     n[s] = redis.call('ZCARD', KEYS[2 * s])
   end
   if by == 0 then
-    if rps and r[s] + 1 > burst + 0.000001 then by = 3 * s - 2
+    if asked > 0 and rps and r[s] + 1 > burst + 0.000001 then by = 3 * s - 2
     elseif tps and tokens > 0 and k[s] + tokens > size + 0.000001 then by = 3 * s - 1
-    elseif most and n[s] >= most then by = 3 * s end
+    elseif asked > 0 and most and n[s] >= most then by = 3 * s end
   end
 end
 if by == 0 then
   for s = 1, 2 do
     local rps, tps = b[s][1], b[s][3]
     if rps or tps then
-      r[s], k[s] = rps and r[s] + 1 or 0, tps and k[s] + tokens or 0
+      r[s], k[s] = rps and r[s] + asked or 0, tps and k[s] + tokens or 0
       keep(KEYS[2 * s - 1], rps, tps, r[s], k[s])
     end
-    if b[s][5] then
+    if asked > 0 and b[s][5] then
       redis.call('ZADD', KEYS[2 * s], string.format('%.0f', now + lease * 1000), id)
       redis.call('PEXPIRE', KEYS[2 * s], string.format('%.0f', lease))
       n[s] = n[s] + 1
@@ -193,7 +193,8 @@ class SharedLimits:
             done(decision)
 
         bounds = [*_numbers(claim.own), *_numbers(claim.everyone)]
-        self._run(TAKE, self._keys(claim), (claim.permit, _ms(self._lease), claim.tokens, *bounds), read)
+        words = (claim.permit, _ms(self._lease), claim.tokens, *bounds, claim.asked)
+        self._run(TAKE, self._keys(claim), words, read)
 
     def hold(self, claim: Claim) -> None:
         """The permit lives from now on, whoever gave it: one given while Redis was away is made known to it."""

@@ -127,6 +127,9 @@ class Metrics:
             Label("to", ("open", "closed")),
         )  # fmt: skip
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
+        self._memory_refused = counts(
+            "memory_refused_total", "What found no room in the memory budget.", Label("kind", room=16)
+        )
         self._limited = counts("rate_limited_total", "Requests that a limit refused.", Label("limit", LIMITS))
         self._fallbacks = counts("limit_fallbacks_total", "Shared limits that this process decided alone.")
         self._content_denied = counts(
@@ -275,6 +278,10 @@ class Metrics:
     def connection_refused(self) -> None:
         """A client's connection was one too many."""
         self._refused.count(())
+
+    def memory_refused(self, kind: str) -> None:
+        """The memory budget had no room: for an upload, an answer, what a client does not take."""
+        self._memory_refused.count((kind,))
 
     def rate_limited(self, limit: str) -> None:
         """A limit refused a request: see LIMITS; `global` is of everyone together."""

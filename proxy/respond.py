@@ -5,10 +5,11 @@ Called by the gateway's handlers, once a request."""
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
-from functools import lru_cache, partial
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, NamedTuple, cast
 
@@ -16,13 +17,22 @@ from aiohttp import HttpVersion11, web
 
 from proxy.door import DoorHandler
 from proxy.errors import GatewayError
-from proxy.flight import Flight, Subscriber
+from proxy.flight import FREE, SLICE_BYTES, Flight, Subscriber
+from proxy.memory import Held, refused
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
+Body = bytes | Sequence[bytes]
+"""All of a body: at once, or in pieces, which may be shared with other readers and are not copied."""
+Taken = Callable[[], Awaitable[None]]
+"""Waits until the client has taken what was written."""
+Left = Iterator[bytes | memoryview]
+"""What is left to write of a response, slice by slice."""
 
+FOLD_COST: Final = 4
+"""What folding a stream holds at its peak: so many times its log, which is one of them."""
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 
@@ -52,7 +62,7 @@ class SocketPipe:
         self._plain = False  # the head is out, and what follows goes out as it is
         self._mute = mute  # HEAD, 204, 304: no body at all
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
         if transport.is_closing():
             return True  # the client has left, its handler will hear of it: uvloop's write would raise
@@ -60,18 +70,20 @@ class SocketPipe:
             if self._mute:
                 data = b""
             elif self._bare:
-                data = dechunk(data)
+                data = dechunk(bytes(data))
             if self.head:
                 data, self.head = self.head + data, b""
             self._plain = not (self._mute or self._bare)
-        self.sent += len(data)
+        size = len(data)
+        self.sent += size
+        protocol = self._protocol
+        protocol.written += size
         transport.write(data)
-        return not self._protocol.lags
+        return not protocol.lags
 
 
-async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, stall: float) -> Sent:
-    """Write a Flight that can be answered to the client, as it grows. `stall`: seconds a client may take nothing
-    while bytes wait for it.
+async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, taken: Taken) -> Sent:
+    """Write a Flight that can be answered to the client, as it grows, and no faster than the client takes it.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
     """
@@ -89,11 +101,13 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
         bare=not chunks and length is None,
         mute=request.method == "HEAD" or status in (204, 304),
     )
+    if not chunks:
+        reader.most = sys.maxsize  # `dechunk` takes whole chunks
     reader.pipe = pipe
     reader.pump()
     if pipe.head and flight.mode is Mode.RAW:
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
-    await follow(reader, partial(taken, request, stall))
+    await follow(reader, taken)
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
         keep = False  # no clean end: the client must see that the answer is not whole
         if request.transport is not None:
@@ -101,7 +115,7 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
     return Sent(status, keep, pipe.sent)
 
 
-async def follow(reader: Subscriber, taken: Callable[[], Awaitable[None]]) -> None:
+async def follow(reader: Subscriber, taken: Taken) -> None:
     """Wait until all is written. Where the reader lags, its own task writes, at its own pace: after `taken`."""
     flight = reader.flight
     while not reader.done:
@@ -113,13 +127,15 @@ async def follow(reader: Subscriber, taken: Callable[[], Awaitable[None]]) -> No
         await taken()
         reader.lagging = False
         reader.pump()
-        if not reader.lagging:
+        if reader.lagging:
+            await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
+        else:
             flight.trim()
             if flight.throttle is not None and flight.private:
                 flight.throttle(False)
 
 
-def whole(flight: Flight) -> tuple[int, Headers, bytes]:
+def whole(flight: Flight) -> tuple[int, Headers, Body]:
     """Status, headers and body of a Flight that has ended. Raises the Flight's GatewayError; Unfoldable where a
     stream's frames hold something that only the engine can put into a body."""
     if flight.error is not None:
@@ -128,31 +144,103 @@ def whole(flight: Flight) -> tuple[int, Headers, bytes]:
         return 200, _JSON, folded(flight)
     log = flight.log
     status = flight.head.status if flight.head else 200
-    return status, flight.head.headers if flight.head else (), log[0] if len(log) == 1 else b"".join(log)
+    return status, flight.head.headers if flight.head else (), log[0] if len(log) == 1 else log
 
 
 def write(
-    request: web.BaseRequest, status: int, headers: Headers, body: bytes, *, keep: bool = True
-) -> tuple[Sent, bool]:
-    """Write a response at once. False: the client lags, see `taken`. ConnectionResetError: it has left."""
+    request: web.BaseRequest, status: int, headers: Headers, body: Body, *, keep: bool = True
+) -> tuple[Sent, Left | None]:
+    """Write a response: all of a small one at once, the first slice of another. What is left of it is for `rest`;
+    None: nothing is, and the client has taken it. ConnectionResetError: it has left."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
     keep = keep and request.keep_alive
+    protocol = cast(DoorHandler, request.protocol)
+    left: Left | None = None
+    size = later = 0
     if status in (204, 304):
         data = write_head(status, headers, keep_alive=keep)
     else:
-        data = write_head(status, (("content-length", str(len(body))), *headers), keep_alive=keep)
+        size = len(body) if body.__class__ is bytes else sum(map(len, body))  # type: ignore[arg-type]
+        data = write_head(status, (("content-length", str(size)), *headers), keep_alive=keep)
         if request.method != "HEAD":
-            data += body
+            if size > SLICE_BYTES:
+                left = slices((body,) if isinstance(body, bytes) else body)
+                first = next(left)
+                later = size - len(first)
+                data += first
+            else:
+                data += body if body.__class__ is bytes else b"".join(cast(Sequence[bytes], body))
+    size = len(data)
+    protocol.written += size
     transport.write(data)
-    return Sent(status, keep, len(data)), not cast(DoorHandler, request.protocol).lags
+    if left is None and protocol.lags:
+        left = iter(())
+    return Sent(status, keep, size + later), left
 
 
-async def taken(request: web.BaseRequest, stall: float) -> None:
-    """Wait until the client has taken what was written. TimeoutError after `stall` seconds; 0 is no limit."""
-    async with asyncio.timeout(stall or None):
-        await request.writer.drain()
+def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+    """Pieces of any size as writes of a bounded one. Nothing is copied but pieces smaller than that."""
+    small: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if size + len(piece) > SLICE_BYTES and small:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(piece) <= SLICE_BYTES:
+            small.append(piece)
+            size += len(piece)
+            continue
+        view = memoryview(piece)
+        for at in range(0, len(view), SLICE_BYTES):
+            yield view[at : at + SLICE_BYTES]
+    if small:
+        yield b"".join(small)
+
+
+async def rest(request: web.BaseRequest, left: Left, taken: Taken) -> None:
+    """Write what is left, each slice once the client has taken the one before. Raises ConnectionResetError."""
+    protocol = cast(DoorHandler, request.protocol)
+    await taken()
+    for data in left:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        protocol.written += len(data)
+        transport.write(data)
+        await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
+        await taken()
+
+
+async def taken(request: web.BaseRequest, stall: float, held: Held | None = None) -> None:
+    """Wait until the client has taken what was written. TimeoutError where it takes nothing for `stall` seconds;
+    0 is no limit. What waits is charged to `held`: ConnectionResetError where there is no room, the client is cut.
+    """
+    protocol = cast(DoorHandler, request.protocol)
+    transport = request.transport
+    if not protocol.lags or transport is None:
+        await request.writer.drain()  # raises where the client has left
+        return
+    unread = transport.get_write_buffer_size()
+    if held is not None and not held.resize(unread):
+        transport.abort()
+        raise ConnectionResetError("no memory is left for what the client has not taken")
+    try:
+        before = protocol.written - unread
+        while True:
+            try:
+                async with asyncio.timeout(stall or None):
+                    await request.writer.drain()
+                return
+            except TimeoutError:
+                now = protocol.written - transport.get_write_buffer_size()
+                if now <= before:
+                    raise
+                before = now
+    finally:
+        if held is not None:
+            held.release()
 
 
 def folded(flight: Flight) -> bytes:
@@ -161,6 +249,8 @@ def folded(flight: Flight) -> bytes:
         ask = flight.plan.ask
         if ask is None or ask.endpoint == "embeddings":
             raise Unfoldable("this endpoint does not stream")
+        if flight.size > FREE and not flight.charge(FOLD_COST * flight.size):
+            raise refused()
         frames = flight.raw_frames()
         flight.folded = fold(frames, ask.endpoint, forced_tool=forces_tool(ask.fields))
     return flight.folded

@@ -348,7 +348,7 @@ class Scheduler:
         if not kept.land(flight, stored):
             return False
         self._group.remove(flight)
-        self._metrics.flight_landed("hit", flight.plan.model, None)
+        self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.plan.model, None)
         return True
 
     def _place(self, flight: Flight) -> bool:

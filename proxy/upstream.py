@@ -13,6 +13,7 @@ from proxy.connection import Connection
 from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
 from proxy.pulse import Pulse
+from proxy.read_budget import ReadBudget
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
 MAX_IDLE: Final = 256  # connections kept for reuse, unless more may be in use
@@ -51,9 +52,12 @@ class Pool:
         max_idle: int = MAX_IDLE,
         api_key: str = "",
         pulse: Pulse | None = None,
+        reading: ReadBudget | None = None,
     ) -> None:
+        """`reading`: one budget that all pools share."""
         self.url = url
         self.loop = loop
+        self.reading = reading if reading is not None else ReadBudget(loop)
         self.address = address_of(url)
         self._tls = tls or (tls_context() if self.address.tls else None)
         self._connect_timeout = connect_timeout

@@ -61,6 +61,10 @@ class Body:
 
     _buffer_offset = 0
 
+    @property
+    def _size(self) -> int:
+        return sum(map(len, self._buffer))
+
     def read_nowait(self) -> bytes:
         return b"".join(self._buffer)
 

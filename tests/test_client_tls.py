@@ -16,6 +16,7 @@ from tests.certificates import Authority, encrypt
 from tests.client import Connection
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
+from tests.engine_turn import PATIENCE
 from tests.running import HELLO, gateway
 from tests.test_life import started
 
@@ -114,3 +115,19 @@ async def test_the_running_program_speaks_tls(engine: Engine, tmp_path: Path) ->
             assert (await client.read()).status == 200
         process.signal(signal.SIGTERM)
         await process.ended()
+
+
+async def test_a_handshake_that_never_comes_is_bounded_as_a_head_is(engine: Engine, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "one")
+    issued = authority.issue("localhost")
+    async with gateway(engine, tls_cert=str(issued.cert), tls_key=str(issued.key), head_timeout=0.2) as app:
+        port = app.port
+        for part in (b"", b"\x16\x03\x01"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(part)
+            async with asyncio.timeout(PATIENCE):
+                assert await reader.read() == b""
+            writer.close()
+        secured = await connected(port, trusting(authority))  # a handshake, and then no head
+        async with secured:
+            assert await secured.at_eof()

@@ -325,7 +325,7 @@ async def test_one_connection_too_many_is_told_so_and_counted() -> None:
 
 
 def test_what_a_body_at_hand_is_taken_out_of_is_there() -> None:
-    assert {"_buffer", "_buffer_offset", "_eof"} <= set(StreamReader.__slots__), (
+    assert {"_buffer", "_buffer_offset", "_eof", "_size"} <= set(StreamReader.__slots__), (
         "aiohttp has changed: see door.at_hand"
     )
 

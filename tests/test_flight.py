@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import SLICE, Flight, Subscriber
+from proxy.flight import SLICE, SLICE_BYTES, STEP, Flight, Subscriber
 from proxy.group import FlightGroup
+from proxy.memory import Memory
 from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
-from proxy.wire.sse import chunk
+from proxy.wire.sse import LAST_CHUNK, chunk
 
 
 class Sink:
@@ -24,7 +25,7 @@ class Sink:
         self.writes = 0
         self.full = False
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         self.got += data
         self.writes += 1
         return not self.full
@@ -178,7 +179,7 @@ class Fragile(Sink):
         super().__init__()
         self.meanwhile = meanwhile
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         fits = super().write(data)
         self.meanwhile()
         return fits
@@ -238,4 +239,133 @@ def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -
     assert [sink.writes for sink in sinks] == [1, 1]
     assert sinks[0].got == chunk(frame(1)) + chunk(frame(2)) + b"0\r\n\r\n"
     assert sinks[1].got == chunk(frame(1)) + b"0\r\n\r\n"
+    group.remove(flight)
+
+
+class Slicing(Sink):
+    """It keeps what each write held, and says it is full as a script says."""
+
+    def __init__(self, full: list[bool]) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.script = full
+
+    def write(self, data: bytes | memoryview) -> bool:
+        self.sizes.append(len(data))
+        self.full = self.script.pop() if self.script else False
+        return super().write(data)
+
+
+@given(
+    st.lists(st.integers(1, 3 * SLICE_BYTES), max_size=12),
+    st.lists(st.booleans(), max_size=30),
+    st.booleans(),
+    st.integers(0, 12),
+)
+def test_a_log_of_any_sizes_goes_out_whole_in_bounded_writes(
+    sizes: list[int], full: list[bool], private: bool, early: int
+) -> None:
+    group, flight = lake(key=None if private else b"k")
+    flight.enter(Phase.CONNECTING)
+    flight.enter(Phase.PREFILL)
+    frames = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
+    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    sink = Slicing(full)
+    reader.pipe = sink
+
+    def caught_up() -> None:
+        for _ in range(100):
+            if not reader.lagging:
+                flight.trim()
+                return
+            reader.lagging = False
+            reader.pump()
+        raise AssertionError("it does not end")
+
+    for n, data in enumerate(frames):
+        flight.push(data)
+        if n >= early:
+            caught_up()
+    flight.land()
+    caught_up()
+    assert reader.done
+    assert sink.got == b"".join(map(chunk, frames)) + LAST_CHUNK
+    assert reader.sent == len(sink.got)
+    assert max(sink.sizes) <= SLICE_BYTES + len(LAST_CHUNK)
+    group.remove(flight)
+
+
+def test_readers_of_one_large_body_hold_one_copy() -> None:
+    group, flight = lake(mode=Mode.RAW)
+    flight.enter(Phase.CONNECTING)
+    flight.enter(Phase.PREFILL)
+    piece = bytes(5 * SLICE_BYTES)
+    given: list[bytes | memoryview] = []
+
+    class Keeps(Sink):
+        def write(self, data: bytes | memoryview) -> bool:
+            given.append(data)
+            return False
+
+    flight.start(Head(200, (), len(piece)))
+    for _ in range(3):
+        group.attach(flight, usage=True, whole=False, verdict="miss").pipe = Keeps()
+    flight.piece(piece)
+    assert [data.obj is piece for data in given if isinstance(data, memoryview)] == [True] * 3
+    flight.land()
+    group.remove(flight)
+
+
+def charged(memory: Memory) -> tuple[FlightGroup, Flight]:
+    group = FlightGroup(memory)
+    flight = group.launch(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", owner=lambda: "10.0.0.7"))
+    flight.enter(Phase.CONNECTING)
+    flight.enter(Phase.PREFILL)
+    flight.enter(Phase.STREAMING)
+    return group, flight
+
+
+def test_a_log_is_charged_in_steps_to_whoever_began_it_until_its_last_reader_has_left() -> None:
+    memory = Memory(100 * STEP)
+    group, flight = charged(memory)
+    readers = [group.attach(flight, usage=True, whole=True, verdict="miss") for _ in range(2)]
+    flight.size = 10
+    assert flight.grow(10**9) == 10 + STEP
+    assert memory.heaviest() == [("10.0.0.7", 10 + STEP)]
+    flight.land()
+    readers[0].leave()
+    assert memory.held == 10 + STEP
+    readers[1].leave()
+    assert memory.held == 0
+    group.remove(flight)
+
+
+def test_a_log_that_finds_no_room_ends_with_an_error_and_one_over_its_own_bound_with_another() -> None:
+    group, flight = charged(Memory(STEP // 2))
+    error = flight.grow(10**9)
+    assert isinstance(error, GatewayError)
+    assert error.code is Code.MEMORY_FULL
+    flight.size = 11
+    error = flight.grow(10)
+    assert isinstance(error, GatewayError)
+    assert error.code is Code.UPSTREAM_TOO_LARGE
+    flight.cancel()
+    group.remove(flight)
+
+
+def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
+    group = FlightGroup(Memory(STEP // 2))
+    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=None))
+    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader.lagging = True
+    assert flight.grow(10**9) == STEP
+    flight.cancel()
+    group.remove(flight)
+
+
+def test_a_body_that_fails_keeps_none_of_its_pieces() -> None:
+    group, flight = charged(Memory(STEP))
+    flight.piece(b"half of it")
+    flight.fail(GatewayError(Code.MEMORY_FULL, "no room"))
+    assert flight.log == []
     group.remove(flight)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 UNTESTED_BY_NAME = {
     "carrier.py": "test_merger.py, wire/test_choices.py",
     "children.py": "test_process.py, and every test with a Redis of the gateway's own",
+    "site.py": "test_client_tls.py, test_unix_socket.py",
     "traced.py": "a protocol: test_tracing.py",
     "app.py": "every test through tests/running.py runs it",
     "config_values.py": "test_config_load.py has every value through its sources",

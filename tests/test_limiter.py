@@ -292,3 +292,96 @@ async def test_what_redis_refuses_takes_nothing_here() -> None:
     assert (caught.value.status, caught.value.retry_after) == (429, 1)
     hold.close()
     assert (memory.given, memory.held, desk.local.streams) == ([], [], 0)
+
+
+async def entered(desk: Desk) -> Hold:
+    """Let in by its head: what its tokens cost is not known yet."""
+    hold = desk.limiter.ask(ALICE, lambda: Cost(0, 0))
+    assert hold is not None
+    await hold.allowed()
+    return hold
+
+
+async def test_a_request_let_in_by_its_head_pays_its_tokens_after_it_and_one_request_in_all() -> None:
+    desk = Desk()
+    hold = await entered(desk)
+    assert desk.levels() == (1, 0, 1)
+    await hold.spends(lambda: Cost(100, 200))
+    assert desk.levels() == (1, 300, 1)
+    assert hold.decision is not None
+    assert hold.decision.own == Levels(1, 300, 1)
+    hold.close()
+    assert desk.levels() == (0, 0, 0)
+
+
+async def test_the_tokens_refused_the_request_and_its_place_go_back() -> None:
+    desk = Desk()
+    first = desk.ask(prompt=900, completion=0)
+    hold = await entered(desk)
+    with pytest.raises(GatewayError) as refused:
+        await hold.spends(lambda: Cost(200, 0))
+    assert refused.value.status == 429
+    assert (desk.refused, hold.limit) == (["tokens"], "tokens")
+    assert desk.levels() == (2, 900, 2)  # until it is closed
+    hold.close()
+    assert desk.levels() == (1, 900, 1)
+    first.close()
+
+
+async def test_of_what_the_head_lets_in_the_streams_are_counted_once() -> None:
+    desk = Desk()
+    holds = [await entered(desk) for _ in range(3)]  # as many as may be under way
+    for hold in holds:
+        await hold.spends(lambda: Cost(1, 1))
+    assert desk.levels()[2] == 3
+    for hold in holds:
+        hold.close()
+    assert desk.levels() == (0, 0, 0)
+
+
+async def asks_redis(memory: Memory, desk: Desk) -> tuple[Hold, asyncio.Task[None]]:
+    hold = desk.limiter.ask(ALICE, lambda: Cost(0, 0))
+    assert hold is not None
+    memory.asked.pop()[1](GRANTED)
+    await hold.allowed()
+    spending = asyncio.ensure_future(hold.spends(lambda: Cost(100, 200)))
+    await asyncio.sleep(0)
+    return hold, spending
+
+
+async def test_redis_is_asked_twice_and_the_second_time_for_tokens_alone() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold, spending = await asks_redis(memory, desk)
+    claim, done = memory.asked.pop()
+    assert (claim.asked, claim.tokens, claim.permit) == (0, 300, memory.held[0])
+    done(Decision(None, Levels(1, 300, 1), Levels()))
+    await spending
+    hold.close()
+    assert memory.given == [(-1, -300, True)]
+    assert desk.levels() == (0, 0, 0)
+
+
+async def test_who_leaves_while_redis_is_asked_for_tokens_gets_all_of_them_back() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold, spending = await asks_redis(memory, desk)
+    spending.cancel()
+    hold.close()
+    assert memory.given == [(-1, 0, True)]
+    memory.asked.pop()[1](Decision(None, Levels(1, 300, 1), Levels()))
+    assert memory.given[1:] == [(0, -300, False)]
+    assert desk.levels() == (0, 0, 0)
+
+
+async def test_redis_gone_between_the_two_questions_nothing_is_given_back_that_it_was_not_charged() -> None:
+    memory = Memory()
+    desk = Desk(memory)
+    hold, spending = await asks_redis(memory, desk)
+    memory.asked.pop()[1](None)
+    await spending
+    assert desk.fallbacks == 1
+    assert desk.levels() == (1, 300, 1)
+    hold.close()
+    assert memory.given == [(0, 0, True)]
+    assert desk.levels() == (0, 0, 0)

@@ -93,7 +93,8 @@ async def test_all_that_is_asked_in_one_turn_is_one_write_and_exact() -> None:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["take", "end", "refund"]), st.integers(0, 60), st.integers(0, 5)), max_size=25
+    st.tuples(st.sampled_from(["take", "spend", "end", "refund"]), st.integers(0, 60), st.integers(0, 5)),
+    max_size=25,
 )
 
 
@@ -120,15 +121,15 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
         async with shared_limits(lasting_redis) as shared:
             local, held = LocalLimits(0.0), []
             for n, (what, tokens, which) in enumerate(steps):
-                if what == "take":
-                    wanted = Claim(f"{n}", "ab"[which % 2], bounds, all_, tokens)
+                if what in ("take", "spend"):
+                    wanted = Claim(f"{n}", "ab"[which % 2], bounds, all_, tokens, asked=int(what == "take"))
                     here, there = local.take(wanted, 0.0), await ask(shared, wanted)
                     assert there is not None
                     assert there.over == here.over
                     assert there.own == pytest.approx(here.own, abs=0.01)
                     if everyone:
                         assert there.everyone == pytest.approx(here.everyone, abs=0.01)
-                    held += [wanted] if here.over is None else []
+                    held += [wanted] if here.over is None and wanted.asked else []
                 elif held:
                     wanted = held.pop(which % len(held))
                     back = what == "refund"

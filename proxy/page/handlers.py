@@ -5,13 +5,14 @@ Called by the gateway, which is told of these paths by the app."""
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 import msgspec
 from aiohttp import HttpVersion11
 
 from proxy import respond
-from proxy.call import Call, body_of
+from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.gateway import Gateway
@@ -88,7 +89,7 @@ class Page:
 
     async def readers(self, call: Call) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
-        body = await body_of(call.request, self._sources.settings, json=True)
+        body = await self._gateway.body(call, json=True)
         if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
         found = wanted(body)
@@ -114,10 +115,10 @@ class Page:
 
     async def _send(self, call: Call, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
         call.status = 200
-        sent, fits = respond.write(call.request, 200, headers, body)
+        sent, left = respond.write(call.request, 200, headers, body)
         call.bytes_out = sent.bytes
-        if not fits:
-            await respond.taken(call.request, self._stall)
+        if left is not None:
+            await respond.rest(call.request, left, partial(self._gateway.taken, call))
         return sent
 
 

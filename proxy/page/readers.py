@@ -5,6 +5,7 @@ Called by the page's handlers. A browser has six connections to a host: twenty r
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -67,8 +68,8 @@ class Lane:
         self._call = call
         self._told = False
 
-    def write(self, data: bytes) -> bool:
-        frames = self._board.frames(data)
+    def write(self, data: bytes | memoryview) -> bool:
+        frames = self._board.frames(bytes(data))
         if frames:
             self._board.tell(self._number, *([] if self._told else [self._head()]), b'"frames":' + frames)
             self._told = True
@@ -147,7 +148,7 @@ class Board:
             self.tell(number, b'"behind":%d' % reader.flight.content_events)
             refusal = await self._follow(call, reader, number)
         except GatewayError as e:
-            refusal = e
+            refusal = e.with_traceback(None)  # see `Gateway.handle`
         except TimeoutError:
             call.error = "client_stalled"
             call.client_left = True
@@ -176,10 +177,12 @@ class Board:
                 reader.whole = True
                 await reader.changed()
             call.status, _, answer = respond.whole(flight)
-            self.tell(number, b'"body":' + msgspec.json.encode(answer.decode("utf-8", "replace")))
+            text = (answer if isinstance(answer, bytes) else b"".join(answer)).decode("utf-8", "replace")
+            self.tell(number, b'"body":' + msgspec.json.encode(text))
             return None
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
+        reader.most = sys.maxsize  # frames are taken out of whole chunks
         reader.pipe = Lane(self, number, call)
         reader.pump()
         await respond.follow(reader, self.stream.taken)

@@ -82,3 +82,4 @@ class EventStream:
         if not self._transport.is_closing():
             self._transport.write(data)
             self.sent += len(data)
+            self._protocol.written += len(data)

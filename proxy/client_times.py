@@ -1,0 +1,77 @@
+"""Owns what a client connection may take its time for: its next head, the bytes that wait for it, its closing.
+Must not know sockets or HTTP: it is told facts and the time, and says which time is over.
+Called by the door, once a second for each connection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+CLOSING_SECONDS: Final = 60.0
+"""From the close of a connection until it is aborted, with what its client has not taken."""
+
+Over = Literal["head", "stall", "closing"]
+"""Which time is over: for a head to arrive, for the client to take bytes, for the connection to close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds; infinite is no limit."""
+
+    head: float = 15.0
+    stall: float = math.inf
+    closing: float = CLOSING_SECONDS
+
+    @property
+    def every(self) -> float:
+        """How often to look, so that nothing ends much too late."""
+        return min(1.0, self.head / 4, self.stall / 4, self.closing / 4)
+
+
+class Watched:
+    """One connection, from one look to the next."""
+
+    __slots__ = ("_asked", "_closing", "_head", "_opened", "_taken", "_took")
+
+    def __init__(self, now: float) -> None:
+        self._opened = self._took = now
+        self._head: float | None = None  # when a part of the next head was there
+        self._asked = 0
+        self._taken = 0
+        self._closing: float | None = None  # when it was seen to close
+
+    def look(
+        self,
+        now: float,
+        times: Times,
+        *,
+        asked: int,
+        waits: bool,
+        partial: bool,
+        unread: int,
+        taken: int,
+        closing: bool,
+    ) -> Over | None:
+        """Which time is over. `asked`: requests so far; `waits`: for the next one, of whose head a part may have
+        come (`partial`); `unread`: bytes that wait for the client; `taken`: bytes that it took so far."""
+        if not unread or taken > self._taken:
+            self._took = now
+        self._taken = taken
+        if unread and now - self._took >= times.stall:
+            return "stall"
+        if closing:
+            if self._closing is None:
+                self._closing = now
+            return "closing" if now - self._closing >= times.closing else None
+        if not waits:
+            return None
+        if not asked:
+            return "head" if now - self._opened >= times.head else None
+        if asked != self._asked or not partial:
+            self._asked, self._head = asked, None
+        if not partial:
+            return None  # idle, between two requests
+        if self._head is None:
+            self._head = now
+        return "head" if now - self._head >= times.head else None

@@ -1,0 +1,77 @@
+"""Owns what operators are told of the memory budget: its gauges, what was refused, and who holds most.
+Must not know what the memory is held for.
+Called by the app, once; by the budget where there is no room."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from proxy.config import Settings
+from proxy.log import Log
+from proxy.memory import Memory, budget_for
+from proxy.metrics import Metrics
+from proxy.prepare import Prepared
+
+KINDS: Final = ("uploads", "answers", "unread", "embeddings")
+TELL_SECONDS: Final = 5.0  # between two warnings
+
+
+def memory_for(
+    settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, loop: asyncio.AbstractEventLoop
+) -> Memory:
+    """The settings' budget, watched."""
+
+    def name(tenant: bytes) -> str:
+        ring = prepared.identity.ring
+        return ring.name_of(tenant) if ring is not None else "a key that was removed"
+
+    watch = MemoryWatch(metrics, log, name, loop.time)
+    memory = Memory(budget_for(settings.memory_budget), on_refused=watch.refused)
+    watch.begin(memory)
+    return memory
+
+
+class MemoryWatch:
+    """Counts what the budget refuses, and says now and then who holds it."""
+
+    def __init__(
+        self, metrics: Metrics, log: Log, name: Callable[[bytes], str], clock: Callable[[], float]
+    ) -> None:
+        """`name`: of a key's tenant, as the log may show it."""
+        self._metrics = metrics
+        self._log = log
+        self._name = name
+        self._clock = clock
+        self._memory: Memory | None = None
+        self._told = -math.inf
+
+    def begin(self, memory: Memory) -> None:
+        """Have its state read at each scrape."""
+        self._memory = memory
+        gauge = self._metrics.gauge
+        gauge("memory_budget_bytes", "Memory for requests and answers together.", lambda: memory.budget)
+        for kind in KINDS:
+            gauge(
+                "memory_held_bytes",
+                "Memory that is held, by what for.",
+                lambda kind=kind: memory.kinds.get(kind, 0),  # type: ignore[misc]
+                {"kind": kind},
+            )
+
+    def refused(self, kind: str) -> None:
+        """Something found no room."""
+        self._metrics.memory_refused(kind)
+        now, memory = self._clock(), self._memory
+        if memory is None or now - self._told < TELL_SECONDS:
+            return
+        self._told = now
+        held = " ".join(f"{self._shown(owner)}={size}" for owner, size in memory.heaviest())
+        self._log.event(
+            "warning", "memory budget used up", kind=kind, budget=memory.budget, held=memory.held, heaviest=held
+        )
+
+    def _shown(self, owner: Hashable) -> str:
+        return self._name(owner) if isinstance(owner, bytes) else str(owner)[:64]

@@ -1,0 +1,44 @@
+"""Owns where the door listens: an address or a bound socket, with or without TLS, whose handshake has its time.
+Must not know requests or settings' names.
+Called by the app, once."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+SHUTDOWN_SECONDS: Final = 5.0  # for the end of a TLS connection to be answered
+
+
+class Site(web.BaseSite):
+    """Where the door listens: an address, or a socket that is bound. A TLS handshake is bounded as a head is."""
+
+    def __init__(
+        self,
+        runner: web.ServerRunner,
+        where: dict[str, Any],
+        *,
+        backlog: int,
+        tls: ssl.SSLContext | None,
+        handshake: float,
+    ) -> None:
+        """`where`: `sock`, or `host` and `port`, for `create_server`."""
+        super().__init__(runner, ssl_context=tls, backlog=backlog)
+        times = {"ssl_handshake_timeout": handshake, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
+        self._where = where | times if tls is not None else where
+
+    @property
+    def name(self) -> str:
+        return f"<{self._where}>"
+
+    async def start(self) -> None:
+        await super().start()
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            cast(Any, server), ssl=self._ssl_context, backlog=self._backlog, **self._where
+        )

@@ -1,0 +1,67 @@
+"""What operators are told of the memory budget: gauges, refusals, and now and then who holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from proxy.config import Settings
+from proxy.errors import GatewayError
+from proxy.log import Log
+from proxy.memory import Memory
+from proxy.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
+from proxy.metrics import Metrics
+from proxy.prepare import prepare
+from tests.running import lines
+
+MIB = 1024 * 1024
+
+
+class Watching:
+    def __init__(self, path: Path) -> None:
+        self.now = 0.0
+        self.path = path
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+        self.log = Log(self.fd, "json", "info")
+        self.metrics = Metrics()
+        watch = MemoryWatch(self.metrics, self.log, lambda tenant: "team-a", lambda: self.now)
+        self.memory = Memory(100, on_refused=watch.refused)
+        watch.begin(self.memory)
+
+    def told(self) -> list[dict[str, object]]:
+        self.log.close()
+        os.close(self.fd)
+        return lines(self.path)
+
+
+async def test_a_refusal_names_who_holds_most_and_is_told_now_and_then_only(tmp_path: Path) -> None:
+    watching = Watching(tmp_path / "log")
+    memory = watching.memory
+    memory.hold("10.0.0.7", "uploads", 50)
+    memory.hold(b"a digest of a tenant", "unread", 20)
+    for now in (0.0, 1.0, TELL_SECONDS):
+        watching.now = now
+        with pytest.raises(GatewayError):
+            memory.hold("10.0.0.7", "uploads", 1)
+    assert watching.metrics.samples("memory_refused_total") == [({"kind": "uploads"}, 3)]
+    held = {labels["kind"]: value for labels, value in watching.metrics.samples("memory_held_bytes")}
+    assert (held["uploads"], held["unread"], held["answers"]) == (50, 20, 0)
+    assert watching.metrics.samples("memory_budget_bytes") == [({}, 100)]
+    told = watching.told()
+    assert [line["msg"] for line in told] == ["memory budget used up"] * 2
+    assert told[0]["heaviest"] == "10.0.0.7=50 team-a=20"
+    assert (told[0]["level"], told[0]["budget"], told[0]["held"]) == ("warning", 100, 70)
+
+
+async def test_the_settings_budget_is_the_one_that_is_watched(tmp_path: Path) -> None:
+    watching = Watching(tmp_path / "log")
+    settings = Settings(backends=("http://127.0.0.1:1",), memory_budget=32 * MIB)
+    loop = asyncio.get_running_loop()
+    memory = memory_for(settings, prepare(settings), Metrics(), watching.log, loop)
+    assert memory.budget == 32 * MIB
+    with pytest.raises(GatewayError):
+        memory.hold(b"a tenant that no key has", "uploads", 33 * MIB)
+    assert watching.told()[0]["kind"] == "uploads"
