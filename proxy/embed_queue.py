@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from proxy.arrays import Arrays
@@ -65,7 +66,7 @@ class EmbedQueue:
         if self._begun:
             want.unsent = 1  # it waits
             self.adds(want)
-            self._arriving.append((want, begin))
+            self._arriving.append((want, partial(self._begin, want, begin)))
             return False
         self._begun = True
         return True
@@ -82,9 +83,12 @@ class EmbedQueue:
             want, begin = self._arriving.popleft()
             if not want.over:
                 self._begun = True
-                want.unsent = 0
-                self.ends(want)
                 yield want, begin
+
+    def _begin(self, want: Want, begin: Callable[[], None]) -> None:
+        want.unsent = 0
+        self.ends(want)
+        begin()
 
     def adds(self, want: Want) -> None:
         """A request waits from now on, if anything of it does."""
