@@ -17,9 +17,9 @@ from proxy.errors import Code, GatewayError
 from proxy.estimate import reached
 from proxy.flight import Flight, Subscriber
 from proxy.key import PADDING
-from proxy.memory import Held
+from proxy.memory import Held, Memory
 from proxy.phase import Phase
-from proxy.plan import Head, Items, Plan
+from proxy.plan import Head, Items, Plan, headers_in_common
 from proxy.tickets import callers_of
 from proxy.wire.frames import Usage
 from proxy.wire.vectors import (
@@ -123,16 +123,22 @@ class Item(msgspec.Struct, eq=False, gc=False):
 
 
 def items_of(
-    kind: Kind, inputs: Inputs, keys: Sequence[bytes], known: Mapping[bytes, Item], *, fresh: bool
+    want: Want, inputs: Inputs, options: bytes, keys: Sequence[bytes], apart: int, known: Mapping[bytes, Item]
 ) -> dict[bytes, Item]:
-    """A request's items by key, each once: those of its kind that are `known`, and new ones."""
+    """A request begins: its items by key, each once, those of its kind that are `known`, and new ones."""
+    plan = want.flight.plan
+    kind = Kind(plan.model, options, inputs.kind, tuple(headers_in_common(plan.headers)), apart)
     mine: dict[bytes, Item] = {}
+    items = []
     for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
-        if key not in mine:
-            item = known.get(key)
+        item = mine.get(key)
+        if item is None:
+            item = None if plan.fresh else known.get(key)
             if item is None or item.kind != kind:
-                item = Item(key, kind, text, weight, fresh)
+                item = Item(key, kind, text, weight, plan.fresh)
             mine[item.key] = item
+        items.append(item)
+    want.begins(items)
     return mine
 
 
@@ -222,11 +228,6 @@ def wants_of(items: Iterable[Item]) -> list[Want]:
     return list(dict.fromkeys(want for item in items for want in item.wanted))
 
 
-def weight_of(body: bytes, inputs: Inputs) -> int:
-    """Bytes that a request takes in memory while it waits."""
-    return len(body) + sum(map(len, inputs.items)) + len(inputs.items) * ITEM_BYTES
-
-
 class Want:
     """One client's request, as its items: it lands when the last one is there."""
 
@@ -239,23 +240,20 @@ class Want:
     def __init__(
         self,
         flight: Flight,
-        items: list[Item],
         *,
         caller: Hashable = None,
         limit: int = 1 << 62,
-        held: Held | None = None,
         since: float = 0.0,
     ) -> None:
-        """`limit`: bytes that the answer may have; `held`: what of it is charged to the memory budget."""
+        """`limit`: bytes that the answer may have."""
         self.flight = flight
         self.caller = caller  # in whose turn its items wait
-        self.held = held
+        self.held: Held | None = None  # what of it is charged to the memory budget
         self.since = since  # by the loop's clock, when it came
         self._limit = limit
-        self._items = items  # by place: the same one at several places is asked once
-        places = Counter(items)
-        self._places = places if len(places) < len(items) else None
-        self.lacks = len(places)  # items that have not come
+        self._items: list[Item] = []  # by place: the same one at several places is asked once
+        self._places: Counter[Item] | None = None  # where one is at several
+        self.lacks = 0  # items that have not come
         self.unsent = 0  # items in its turn that wait to be looked up or sent
         self.over = False
         self.asked = self.paid = 0  # items that were asked for this request, and their tokens
@@ -265,6 +263,19 @@ class Want:
 
     def __repr__(self) -> str:
         return f"<Want {len(self._items)} places, lacks {self.lacks}>"
+
+    def charge(self, memory: Memory | None, inputs: Inputs) -> None:
+        """Hold the memory that it takes while it waits. Raises GatewayError 503."""
+        if memory is not None:
+            items, body = inputs.items, self.flight.plan.body
+            size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
+            self.held = memory.hold(self.caller, "embeddings", size)
+
+    def begins(self, items: list[Item]) -> None:
+        """These are its items."""
+        places = Counter(items)
+        self._items, self.lacks = items, len(places)
+        self._places = places if len(places) < len(items) else None
 
     def is_all(self, items: list[Item]) -> bool:
         """Whether these items, in this order, are the request: then it can go up as the client wrote it."""

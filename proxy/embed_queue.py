@@ -4,7 +4,9 @@ Called by the embedder only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Final
 
 from proxy.arrays import Arrays
@@ -12,6 +14,7 @@ from proxy.embed_item import Call, Item, Kind, Want
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight, Subscriber
 from proxy.shares import Shares
+from proxy.wire.vectors import SLICE
 
 ARRAYS_A_TURN: Final = 16  # of the loop
 _ABOUT_CALLER: Final = frozenset(
@@ -39,6 +42,8 @@ class EmbedQueue:
         self._limit = limit
         self._clock = clock
         self._promote = promote
+        self._arriving: deque[tuple[Want, Callable[[], None]]] = deque()
+        self._begun = False  # a large request has, in this turn of the loop
 
     def __repr__(self) -> str:
         return f"<EmbedQueue {sum(self._waiting.lengths())} requests, {self.arrays!r}>"
@@ -53,7 +58,39 @@ class EmbedQueue:
             return None
         return self._waiting.make_room(caller, priority, self._limit, Want.callers)
 
-    def begins(self, want: Want) -> None:
+    def begins(self, want: Want, inputs: int, begin: Callable[[], None]) -> bool:
+        """Whether a request begins at once. One large request does in a turn of the loop, the next ones in later
+        turns: see `arrived`."""
+        if inputs <= SLICE:
+            return True
+        if self._begun:
+            want.unsent = 1  # it waits
+            self.adds(want)
+            self._arriving.append((want, partial(self._begin, want, begin)))
+            return False
+        self._begun = True
+        return True
+
+    @property
+    def crowded(self) -> bool:
+        """Whether large requests wait for a turn of the loop to begin in."""
+        return bool(self._arriving)
+
+    def arrived(self) -> Iterator[tuple[Want, Callable[[], None]]]:
+        """A new turn of the loop: the large request that begins in it, if there is one."""
+        self._begun = False
+        while self._arriving and not self._begun:
+            want, begin = self._arriving.popleft()
+            if not want.over:
+                self._begun = True
+                yield want, begin
+
+    def _begin(self, want: Want, begin: Callable[[], None]) -> None:
+        want.unsent = 0
+        self.ends(want)
+        begin()
+
+    def adds(self, want: Want) -> None:
         """A request waits from now on, if anything of it does."""
         if want.unsent:
             self._waiting.add(want, want.caller, want.flight.plan.priority)
@@ -91,7 +128,7 @@ class EmbedQueue:
         self._waiting = Shares()
         for want in wants:
             want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
-            self.begins(want)
+            self.adds(want)
 
     def offer_again(self, item: Item) -> None:
         """It was lost: it waits for its array, in the turn of who wants it."""
@@ -124,7 +161,7 @@ class EmbedQueue:
         want.unsent += 1
         if owner.unsent <= 0:
             self.ends(owner)
-        self.begins(want)
+        self.adds(want)
         item.owner = want
         if waited:
             self.offer(item)
@@ -135,7 +172,7 @@ class EmbedQueue:
         waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
         self.ends(want)
         want.changes_to(caller)
-        self.begins(want)
+        self.adds(want)
         for item in waited:
             self.offer(item)
 

@@ -27,7 +27,6 @@ from proxy.embed_item import (
     no_parts,
     results_of,
     wants_of,
-    weight_of,
 )  # fmt: skip
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embed_queue import ARRAYS_A_TURN, EmbedQueue
@@ -41,7 +40,8 @@ from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
 from proxy.queue_metrics import REASONS
-from proxy.wire.vectors import Unsplittable, inputs_of
+from proxy.wire.openai import Ask
+from proxy.wire.vectors import Inputs, Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
@@ -137,7 +137,7 @@ class Embedder:
         """
         plan = flight.plan
         ask = plan.ask
-        held = want = None
+        want = None
         try:
             inputs = None if ask is None else inputs_of(ask)
             if inputs is None or ask is None:
@@ -146,38 +146,36 @@ class Embedder:
                 raise ending()
             if callable(plan.owner):
                 plan.owner = plan.owner()
-            caller = plan.owner
-            makes_room = self.queue.room(caller, plan.priority)
+            makes_room = self.queue.room(plan.owner, plan.priority)
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
-            if self._memory is not None:
-                held = self._memory.hold(caller, "embeddings", weight_of(plan.body, inputs))
-            headers = headers_in_common(plan.headers)
-            options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
-            apart = 0 if self._mixes(ask.model) else next(self._numbers)
-            kind = Kind(ask.model, options, inputs.kind, tuple(headers), apart)
-            known = {} if plan.fresh else self._items
-            mine = items_of(kind, inputs, keys, known, fresh=plan.fresh)
-            items, now = [mine[key] for key in keys], self._loop.time()
-            want = Want(flight, items, caller=caller, limit=self._largest, held=held, since=now)
+            want = Want(flight, caller=plan.owner, limit=self._largest, since=self._loop.time())
             self._wants[flight] = want
+            want.charge(self._memory, inputs)
             flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
-            self._join(want, mine)
-            self._delivery.work()
+            begin = partial(self._begin, want, ask, inputs, scope)
+            if self.queue.begins(want, len(inputs.items), begin):
+                begin()
+            self._soon()
         except BaseException as e:
             self._group.remove(flight)
             if want is not None:
                 self._finish(want)
                 want.clear()
-            elif held is not None:
-                held.release()
             if not isinstance(e, GatewayError):
                 self._faults.tell("a request for embeddings", e)
             elif e.code.code in REASONS:
                 self._refused(e.code.code)
             raise
         return True
+
+    def _begin(self, want: Want, ask: Ask, inputs: Inputs, scope: bytes) -> None:
+        apart = 0 if self._mixes(ask.model) else next(self._numbers)
+        headers = headers_in_common(want.flight.plan.headers)
+        options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
+        self._join(want, items_of(want, inputs, options, keys, apart, self._items))
+        self._delivery.work()
 
     def joined(self, reader: Subscriber) -> None:
         """One more reads a request: what it waits for is as urgent as that one, and takes its turn where that is
@@ -194,8 +192,6 @@ class Embedder:
         for want in tuple(self._wants.values()):
             self._fail(want, ending())
         self._delivery.clear()
-
-    # -- waiting ----------------------------------------------------------------------------------
 
     def _join(self, want: Want, mine: dict[bytes, Item]) -> None:
         """Its items: those under way are joined, the others begin."""
@@ -220,9 +216,8 @@ class Embedder:
             elif item.owner is not None and self.queue.sooner(want.caller, item.owner.caller):
                 self.queue.take_over(item, want)
         self._counts.joined(joined)
-        self.queue.begins(want)
+        self.queue.adds(want)
         self.queue.hurry(calls, want, want.caller)
-        self._soon()
 
     def _soon(self) -> None:
         """All that arrives in one turn of the loop is looked at together, at its end."""
@@ -236,6 +231,11 @@ class Embedder:
             return
         try:
             self._delivery.turn()
+            for want, begin in self.queue.arrived():
+                try:
+                    begin()
+                except Exception as e:  # noqa: BLE001 - those after it begin
+                    self._fail(want, self._faults.error(e, "a request for embeddings"))
             self.store.look()
             due = self.queue.due(self._room)
             for kind, items in due:
@@ -243,7 +243,7 @@ class Embedder:
                     self._send(kind, items)
                 except Exception as e:  # noqa: BLE001 - the arrays after it go up
                     self._give_up(kind, items, self._faults.error(e, "an array of embeddings"))
-            if len(due) == ARRAYS_A_TURN:
+            if len(due) == ARRAYS_A_TURN or self.queue.crowded:
                 self._soon()
             if self.arrays.window > 0:
                 deadline = self.arrays.next_deadline(self._room)

@@ -157,7 +157,11 @@ def test_the_functions_are_many_and_what_is_exempt_is_among_them() -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 7])
 @pytest.mark.parametrize("at", [name for name in FUNCTIONS if name not in EXEMPT])
-def test_what_one_function_raises_ends_what_it_was_about_and_nothing_is_left(at: str, number: int) -> None:
+def test_what_one_function_raises_ends_what_it_was_about_and_nothing_is_left(
+    at: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.embed_queue.SLICE", 3)  # more inputs are a large request
+    monkeypatch.setattr("proxy.embed_delivery.SLICE", 16)
     stage = made()
     with injected(at, number):
         readers = load(stage, number)

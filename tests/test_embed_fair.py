@@ -332,3 +332,19 @@ def test_who_brought_an_item_that_is_to_be_asked_again_leaves_and_it_is_asked_fo
     brought.leave()
     finish(stage)
     assert vectors(joined) == [vector("a")]
+
+
+def test_of_large_requests_that_come_at_once_one_begins_in_a_turn_and_a_small_one_waits_for_none() -> None:
+    stage = Stage(items=64, calls=lambda model: 1000, memory=Memory(1 << 30))
+    readers = [stage.ask(texts(f"{n}-", SLICE + 1), caller=f"{n}") for n in range(4)]
+    small = stage.ask("small", caller="small")
+    assert len(stage.embedder.arrays) == SLICE + 2
+    readers[1].leave()
+    assert len(stage.embedder.queue) == 4
+    finish(stage)
+    assert vectors(small) == [vector("small")]
+    for n in (0, 2, 3):
+        assert vectors(readers[n]) == [vector(text) for text in texts(f"{n}-", SLICE + 1)]
+    for reader in [*readers, small]:
+        reader.leave()
+    assert (len(stage.embedder), stage.memory.held, stage.faults) == (0, 0, [])
