@@ -30,12 +30,12 @@ from proxy.plain import Plain
 from proxy.plan import Mode, Plan
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.punctual import in_time
-from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
+from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
-from proxy.wire.openai import PATHS, Ask, Endpoint, decode
+from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 Admit = Callable[[Call, bytes], Awaitable[None]]  # raises GatewayError 429 or 503

@@ -19,11 +19,14 @@ SCHEMA: Final = "3"
 UNKEYED: Final = frozenset({"stream", "stream_options", "user", "metadata"})
 """The fields that cannot change the generated tokens. Every other field is keyed, known to us or not."""
 
+LONG: Final = 16_384  # bytes of a body whose values are looked at before they are taken apart
+
 NewHash = Callable[[bytes], Any]
 
 # Numbers stay as they are written (1.0 is not 1 to a template that prints them); escapes and spaces do not.
 _ANY: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode()))
+_MEMBERS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _FLAT: Final = msgspec.json.Decoder(list[dict[str, str | bool | None]])  # no numbers: it would take 1.0 for 1
 _ENCODE: Final = msgspec.json.Encoder().encode
 _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -52,14 +55,16 @@ class Keyer:
         fields = ask.fields
         mode = "both" if fold else "stream" if ask.stream else "whole"
         extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
+        long = len(ask.body) > LONG
+        value, messages = (_long_value, _long_messages) if long else (_ANY.decode, _messages)
         name = ""
         try:
             keyed = {}
             for name in sorted(fields):
                 if name == "messages":
-                    keyed[name] = _messages(fields[name])
+                    keyed[name] = messages(fields[name])
                 elif name not in UNKEYED:
-                    keyed[name] = _ANY.decode(fields[name])
+                    keyed[name] = value(fields[name])
             # One JSON value: no two lists of parts give the same bytes.
             text = _ENCODE(("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed))
         except (msgspec.DecodeError, RecursionError, UnicodeError) as e:
@@ -94,3 +99,24 @@ def _messages(raw: msgspec.Raw) -> object:
         return [dict(sorted(message.items())) for message in _OBJECTS.decode(raw)]
     except msgspec.ValidationError:
         return _ANY.decode(raw)  # not a list of objects: the engine will say so
+
+
+def _plain(data: bytes) -> bool:
+    """Whether one spelling of a value is its own text less the white space: it holds no escape, and no -0, which
+    is 0. A call of Python for each number, and an object for each part, are then saved."""
+    return b"\\" not in data and b"-0" not in data
+
+
+def _long_value(raw: msgspec.Raw) -> object:
+    data = bytes(raw)
+    return msgspec.Raw(msgspec.json.format(data, indent=-1)) if _plain(data) else _ANY.decode(data)
+
+
+def _long_messages(raw: msgspec.Raw) -> object:
+    data = bytes(raw)
+    if _plain(data):
+        try:
+            return msgspec.Raw(_SORTED(_MEMBERS.decode(msgspec.json.format(data, indent=-1))))
+        except msgspec.ValidationError:
+            pass
+    return _messages(raw)
