@@ -32,6 +32,8 @@ class Admission:
         caller = call.caller or self._identify(call.request)
 
         def cost() -> Cost:
+            if call.cost is not None:
+                return Cost(*call.cost)
             if call.ask is not None:
                 return estimate(call.ask, self._assumed)
             return passing(call.request.path, body, self._assumed) if body else NO_COST

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiohttp import web
 
@@ -29,13 +28,14 @@ from proxy.embedders import closing, embedder_for
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
-from proxy.gate import gate_for
+from proxy.gate import gate_for, scope_of
 from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
 from proxy.identify import caller_at
-from proxy.key import Keyer, hash_for
+from proxy.key import Keyer, hash_of_cpu
+from proxy.large import LargeRequests
 from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.metrics import Metrics
@@ -151,11 +151,14 @@ async def running(
             keyed=prepared.identity.ring is not None,
         )
         gate = gate_for(settings, prepared, metrics, log)
-        keyer = Keyer(hash_for(_cpuinfo()))
+        keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
         )
         close = closing(embedder, scheduler.close)
+        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
+        large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
+        stack.push_async_callback(large.close)
         gateway = Gateway(
             settings=settings,
             group=group,
@@ -167,9 +170,10 @@ async def running(
             affinity=affinity(settings.routing),
             admit=admission,
             gate=gate,
-            urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
+            urgency=urgency,
             embedder=embedder,
             tracing=tracing,
+            large=large,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -177,6 +181,7 @@ async def running(
 
         def reread_all() -> None:
             reloader.reload()
+            large.renew()
             if reload is not None:
                 reload.wake()
 
@@ -309,10 +314,3 @@ async def _listen(
     site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, ssl_context=prepared.tls)
     await site.start()
     return settings.host, runner.addresses[0][1]
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text("ascii", "replace")
-    except OSError:
-        return ""

@@ -19,10 +19,10 @@ from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of
 from proxy.flight import Subscriber
-from proxy.gate import Gate
+from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
-from proxy.identity import tenant
 from proxy.key import Keyer
+from proxy.large import LargeRequests
 from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.metrics import Metrics
@@ -60,6 +60,7 @@ class Gateway:
         urgency: Urgency | None = None,
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
+        large: LargeRequests | None = None,
     ) -> None:
         self._settings = settings
         self._group = group
@@ -74,12 +75,14 @@ class Gateway:
         self._urgency = urgency or Urgency(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
+        self.large = large
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
+        self._scope = scope_of(gate)
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
@@ -173,7 +176,18 @@ class Gateway:
 
     async def reader(self, call: Call, endpoint: Endpoint, body: bytes) -> Subscriber:
         """1 to 5: from the body's bytes to a place at a Flight. Raises GatewayError."""
-        ask = self._decode(call, endpoint, body)
+        ask = await self.read(call, endpoint, body)
+        return await self.joined(call, ask)
+
+    async def read(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+        """1 and 2: the request, decoded and checked; off the loop where it is large."""
+        large = self.large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            return await large.ask(call, endpoint, body)
+        return self._decode(call, endpoint, body)
+
+    async def joined(self, call: Call, ask: Ask) -> Subscriber:
+        """3 to 5. Raises GatewayError."""
         headers = call.request.headers
         share = sharing(
             ask,
@@ -198,9 +212,12 @@ class Gateway:
         priority = self._urgency.priority(call)
         key = None
         if share.shared:
-            fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            key = self._keyer.key(ask, tenant=self._scope(call), fold=fold)
-            flight = None if share.fresh else self._group.find(key, stream=streamed)
+            if ask.large is not None:
+                key = ask.large.key
+            else:
+                fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                key = self._keyer.key(ask, tenant=self._scope(call), fold=fold)
+            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 self._scheduler.promote(flight, priority, call.deadline)
@@ -208,6 +225,10 @@ class Gateway:
                     self._group.attach(flight, usage=ask.include_usage, whole=not streamed, verdict="attached")
                 )
         headers = call.request.headers
+        if ask.large is not None:
+            affinity = ask.large.affinity
+        else:
+            affinity = self._affinity(ask, headers) if self._affinity is not None else 0
         ours = (("Content-Type", "application/json"), ("X-Request-Id", call.id))
         plan = Plan(
             method="POST",
@@ -221,9 +242,9 @@ class Gateway:
             key=key,
             fresh=share.fresh,
             usage_added=streamed and key is not None,
-            merge=share.merge,
+            merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
-            affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
+            affinity=affinity,
             owner=self._urgency.owner(call),
             priority=priority,
             deadline=call.deadline,
@@ -233,14 +254,11 @@ class Gateway:
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         reader = call.reads(self._group.attach(flight, usage=usage, whole=not streamed, verdict=verdict))
-        embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
+        takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
+        embedder = self._embedder if takes else None
         if embedder is None or not embedder.take(flight, self._scope(call)):
             self._scheduler.submit(flight)
         return reader
-
-    def _scope(self, call: Call) -> bytes:
-        """Whose answers these are: nothing is shared, and nothing merged, across scopes."""
-        return tenant(call.request) if self._gate is None else self._gate.scope(call)
 
     async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""
@@ -260,6 +278,8 @@ class Gateway:
         while not flight.ended:
             reader.whole = True
             await reader.changed()
+        if self.large is not None and flight.mode is Mode.STREAM and self.large.folds(flight):
+            await self.large.fold(flight)
         status, headers, body = respond.whole(flight)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body)
 
@@ -273,7 +293,7 @@ class Gateway:
 
     async def _embed_ask(self, call: Call) -> Ask:
         """The request of `/embed`, let in."""
-        ask = self._decode(call, "embeddings", await body_of(call.request, self._settings, json=True))
+        ask = await self.read(call, "embeddings", await body_of(call.request, self._settings, json=True))
         if self._admit is not None:
             await self._admit(call, b"")
         return ask
@@ -287,9 +307,13 @@ class Gateway:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
         body = await body_of(request, self._settings, json=False)
-        call.model = model_of(body)
-        if self._gate is not None:
-            body = self._gate.admit_raw(call, body)
+        large = self.large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            body = await large.raw(call, body)
+        else:
+            call.model = model_of(body)
+            if self._gate is not None:
+                body = self._gate.admit_raw(call, body)
         if self._admit is not None:
             await self._admit(call, body)
         plan = Plan(
@@ -303,6 +327,7 @@ class Gateway:
                 ("X-Request-Id", call.id),
             ),
             model=call.model,
+            cost=call.cost,
             owner=self._urgency.owner(call),
             priority=self._urgency.priority(call),
             deadline=call.deadline,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +40,14 @@ def hash_for(cpuinfo: str) -> NewHash:
     if "sha_ni" in flags or "sha2" in flags:
         return hashlib.sha256
     return lambda data: hashlib.blake2b(data, digest_size=32)
+
+
+def hash_of_cpu() -> NewHash:
+    """The hash for the processor that this runs on."""
+    try:
+        return hash_for(Path("/proc/cpuinfo").read_text("ascii", "replace"))
+    except OSError:
+        return hash_for("")
 
 
 class Keyer:

@@ -54,6 +54,7 @@ class Plan:
     priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
+    cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
     assumed: int = 0  # tokens that its answer was taken for where it had to wait; 0: nobody asked
 
     def headers_in_common(self) -> list[tuple[str, str]]:

@@ -28,6 +28,8 @@ UNTESTED_BY_NAME = {
     "embedded/engine_child.py": "test_process.py",
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
+    "large.py": "test_worst.py, test_offload.py",
+    "page/wanted.py": "test_page.py, test_worst.py",
     "page/handlers.py": "test_page.py, test_page_browser.py",
     "page/readers.py": "test_page.py, test_page_browser.py",
     "page/shell.py": "test_page.py, test_page_browser.py",
