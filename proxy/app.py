@@ -108,6 +108,10 @@ async def running(
         fleet = Fleet(urls, settings, tls=tls, api_key=prepared.backend_key, log=log, metrics=metrics, loop=loop)
         stack.callback(fleet.close)
         backends = fleet.backends
+        gate = gate_for(settings, prepared, metrics, log)
+        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
+        large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
+        stack.push_async_callback(large.close)
         tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit,
@@ -137,7 +141,7 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=lambda where, e: log.event("error", "internal error", fault=repr(e), where=where),
-            feeder=feeder_for(settings, prepared, metrics, log),
+            feeder=feeder_for(settings, prepared, metrics, log, large.denied),
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -150,15 +154,11 @@ async def running(
             identify=lambda request: caller_at(prepared.identity.address(request)),
             keyed=prepared.identity.ring is not None,
         )
-        gate = gate_for(settings, prepared, metrics, log)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings, scheduler.submit, group=group, backends=backends, cache=cache, keyer=keyer, metrics=metrics
         )
         close = closing(embedder, scheduler.close)
-        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
-        large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
-        stack.push_async_callback(large.close)
         gateway = Gateway(
             settings=settings,
             group=group,

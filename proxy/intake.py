@@ -25,7 +25,7 @@ _SIMPLE: Final = 2 * 1024 * 1024
 """Bytes over which a body is not looked at for an estimate: the look itself takes its time."""
 _TEXT: Final = 12.0  # nanoseconds a byte, at most, of a text with escapes; 4 without
 _PART: Final = 900.0  # nanoseconds, at most, of a value, by the marks before it: `,`, `[` and `{`
-_ODD: Final = 600.0  # nanoseconds a byte of the form of a text that is not ASCII
+_ODD: Final = 400.0  # nanoseconds a byte of the form of a text that is not ASCII
 _GROWS: Final = 6  # characters of that form a byte: U+FDFA has three bytes and becomes eighteen characters
 
 PROMPT_BYTES: Final = 65_536
@@ -65,6 +65,10 @@ class PageJob(msgspec.Struct, frozen=True, tag="page"):
     ask: AskJob
 
 
+class TextsJob(msgspec.Struct, frozen=True, tag="texts"):
+    """An answer in one body, whose texts are looked at."""
+
+
 class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     """A finished stream, in its HTTP chunks, that is wanted as one body."""
 
@@ -72,7 +76,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     forced_tool: bool
 
 
-Job = AskJob | RawJob | PageJob | FoldJob
+Job = AskJob | RawJob | PageJob | TextsJob | FoldJob
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -131,6 +131,7 @@ class Offload:
         self._owed: dict[Hashable, int] = {}  # bytes that wait, by caller
         self._bytes = 0
         self._count = 0
+        self._running: dict[Hashable, int] = {}  # jobs under way, by caller
         self._idle = 0  # of the tasks, those that wait for a job
         self._work = asyncio.Event()  # there may be a job
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,11 +203,12 @@ class Offload:
             del self._owed[waiting.owner]
 
     def _next(self) -> _Waiting | None:
-        """The first of the caller whose turn it is."""
-        if not self._queues:
+        """The first of the caller whose turn it is. No caller has every child: the next one waits for no job."""
+        most = max(1, self._most - 1)
+        owner = next((each for each in self._queues if self._running.get(each, 0) < most), None)
+        if owner is None:
             return None
-        owner, queue = next(iter(self._queues.items()))
-        waiting = queue[0]
+        waiting = self._queues[owner][0]
         self._drop(waiting)
         if owner in self._queues:
             self._queues[owner] = self._queues.pop(owner)  # to the end of the order
@@ -222,6 +224,7 @@ class Offload:
                     if not await self._wait():
                         return
                     continue
+                self._running[waiting.owner] = self._running.get(waiting.owner, 0) + 1
                 try:
                     if child is None:
                         child = await self._child()
@@ -236,18 +239,22 @@ class Offload:
                 except Exception as e:  # noqa: BLE001 - one job's fault must not leave the others without a child
                     self._on_event("failed", f"{e!r} at {place_of(e)}")
                     _fail(waiting, _away())
+                finally:
+                    self._running[waiting.owner] -= 1
+                    if not self._running[waiting.owner]:
+                        del self._running[waiting.owner]
+                    self._work.set()
         finally:
             if child is not None:
                 await self._end(child)
 
     async def _wait(self) -> bool:
-        """Until there is a job; False after a time without one."""
+        """Until there may be a job; False after a time without one."""
         self._idle += 1
+        self._work.clear()
         try:
             async with asyncio.timeout(IDLE_SECONDS):
-                while not self._queues:
-                    self._work.clear()
-                    await self._work.wait()
+                await self._work.wait()
         except TimeoutError:
             return bool(self._queues)
         finally:

@@ -17,6 +17,7 @@ import msgspec
 from proxy.deny import DenyList, read_deny_list
 from proxy.embedded.launch import tie
 from proxy.errors import Code, GatewayError, place_of
+from proxy.guarded import denied_in_body
 from proxy.intake import (
     AskJob,
     Found,
@@ -25,6 +26,7 @@ from proxy.intake import (
     RawJob,
     Refusal,
     Terms,
+    TextsJob,
     read_ask,
     read_raw,
     refusal,
@@ -64,6 +66,8 @@ class Reader:
                 return read_raw(job, body, self.terms, self.deny)
             if isinstance(job, PageJob):
                 return self._page(job, body, self.terms)
+            if isinstance(job, TextsJob):
+                return Found(denied=(self.deny and denied_in_body(self.deny, body)) or 0), b""
             return Found(), fold(unchunks(body), job.endpoint, forced_tool=job.forced_tool)
         except GatewayError as e:
             return Found(refusal=refusal(e)), b""
