@@ -74,6 +74,7 @@ class App:
     """Read again, as SIGHUP asks, what can change while it runs."""
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
+    large: LargeRequests | None = None  # what is read off the loop
 
     @property
     def url(self) -> str:
@@ -227,6 +228,7 @@ async def running(
             reread_all,
             admission,
             embedder,
+            large,
         )
 
 

@@ -142,6 +142,11 @@ class Offload:
     def __repr__(self) -> str:
         return f"<Offload children={len(self.pids)} waiting={self._count}>"
 
+    @property
+    def busy(self) -> int:
+        """Jobs under way."""
+        return sum(self._running.values())
+
     def __len__(self) -> int:
         return self._count
 

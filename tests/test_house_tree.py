@@ -29,6 +29,7 @@ UNTESTED_BY_NAME = {
     "embedded/launch.py": "test_process.py: killed outright it leaves no child behind",
     "gateway.py": "test_sharing.py, test_bad_input.py, test_process.py",
     "large.py": "test_worst.py, test_offload.py",
+    "offload_child.py": "test_offload.py",
     "page/wanted.py": "test_page.py, test_worst.py",
     "page/handlers.py": "test_page.py, test_page_browser.py",
     "page/readers.py": "test_page.py, test_page_browser.py",

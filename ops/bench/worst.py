@@ -89,14 +89,14 @@ def chunk(index: int, content: str) -> bytes:
     ).encode()
 
 
-def stream(kind: str) -> Iterator[bytes]:
+def stream(kind: str, count: int = FRAMES) -> Iterator[bytes]:
     """Frames as vLLM 0.32 writes them: many short ones, or few wide ones."""
     yield chunk(0, "")
     if kind == "wide":
         for _ in range(4):
             yield chunk(1, "hello world, " * (WIDE // 13))
     else:
-        for n in range(FRAMES // 100):
+        for n in range(count // 100):
             yield b"".join(chunk(n * 100 + i + 1, " word") for i in range(100))
     last = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m1",'
     yield last + b'"choices":[{"index":0,"delta":{"content":"."},"logprobs":null,"finish_reason":"stop"}]}\n\n'
