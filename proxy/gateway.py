@@ -159,7 +159,12 @@ class Gateway:
             body = body_at_hand(call.request, self._settings, json=True)
             if body is None:
                 body = await read_body(call.request, self._settings)
-            reader = await self.reader(call, endpoint, body)
+            large = self.large
+            if large is not None and len(body) > large.inline:
+                ask = await self.read(call, endpoint, body)
+            else:
+                ask = self._decode(call, endpoint, body)
+            reader = await self.joined(call, ask)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
             while not reader.flight.ended:
@@ -173,11 +178,6 @@ class Gateway:
                 return await self._body(call, self._join(call, call.ask, PRIVATE))
 
         return handler
-
-    async def reader(self, call: Call, endpoint: Endpoint, body: bytes) -> Subscriber:
-        """1 to 5: from the body's bytes to a place at a Flight. Raises GatewayError."""
-        ask = await self.read(call, endpoint, body)
-        return await self.joined(call, ask)
 
     async def read(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
         """1 and 2: the request, decoded and checked; off the loop where it is large."""

@@ -14,6 +14,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from proxy.cache import PREFIX, Cache, Op, Stored, stream_views
+from proxy.flight import Flight
+from proxy.kept import land
+from proxy.plan import Mode, Plan
+from proxy.wire.openai import decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk
 from tests.redis_server import look_up, redis_server
 
@@ -194,3 +198,14 @@ async def test_a_refusal_opens_the_breaker_only_where_everything_would_be_refuse
         assert seen == ["error"]
         assert cache.available is not opens
         assert told == ([(True, "it refused the login (NOAUTH)")] if opens else [])
+
+
+@pytest.mark.parametrize(("fingerprint", "lands"), [(b"vllm-0.32.0", True), (b"another", False)])
+def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes, lands: bool) -> None:
+    frame = b"data: {}\n\n"
+    body = chunk(frame) * 5000 + chunk(b'data: {"system_fingerprint":"%b"}\n\n' % fingerprint)
+    ask = decode("chat", b'{"messages":[]}')
+    flight = Flight(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert land(flight, Stored("stream", 1.0, body)) == lands
+    assert flight.ended == lands
+    assert (flight.mode is Mode.STREAM) == lands

@@ -31,6 +31,7 @@ CHAT = "/v1/chat/completions"
 ENDPOINTS: dict[str, Endpoint] = {path: endpoint for endpoint, path in PATHS.items()}
 TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=Sizes())
 A_BYTE = 1.5  # calls, of Python and of C, for each byte of the worst body
+A_GROWN_BYTE = 6.5  # the same where one byte becomes six characters, and each is looked for among 10,000 texts
 BIG = 3_000_000
 
 
@@ -62,7 +63,7 @@ def test_the_calls_that_a_reading_takes_are_linear_in_its_bytes(case: Case) -> N
     calls(case, 1000)  # what is imported or cached once
     one, two = calls(case, 20_000), calls(case, 40_000)
     assert two <= 2.2 * one + 200
-    assert two <= 40_000 * A_BYTE
+    assert two <= 40_000 * (A_GROWN_BYTE if case.group == "many" else A_BYTE)
 
 
 def children(app: App) -> set[int]:
@@ -86,17 +87,30 @@ async def test_large_requests_are_read_in_another_process_and_small_ones_are_not
 
 
 async def test_large_requests_share_an_answer_and_ask_for_usage_as_small_ones_do() -> None:
-    async with Engine(script=echo_script()) as engine, gateway(engine) as app:
+    all_here = asyncio.Event()
+
+    async def script(turn: Turn) -> None:
+        await all_here.wait()
+        await turn.send("a", "b")
+        await turn.finish()
+
+    async with Engine(script=script) as engine, gateway(engine) as app:
         body = text("hello world, ", BIG)
         streaming = b'{"stream":true,' + body[1:]
-        answers = await asyncio.gather(*(send(app, CHAT, each) for each in (streaming, streaming, body)))
+        tasks = [asyncio.create_task(send(app, CHAT, streaming)) for _ in range(2)]
+        await until(lambda: app.group.subscribers == 2)
+        tasks.append(asyncio.create_task(send(app, CHAT, body)))
+        await until(lambda: app.group.subscribers == 3)
+        all_here.set()
+        answers = await asyncio.gather(*tasks)
         assert [answer.status for answer in answers] == [200, 200, 200]
         assert b'"usage"' not in answers[0].body
         assert answers[0].body == answers[1].body
+        assert answers[2].json()["choices"][0]["message"]["content"] == "ab"
         sent = json.loads(engine.requests[0].body)
         assert sent.pop("stream_options") == {"include_usage": True}
         assert sent == json.loads(streaming)
-        assert engine.generations <= 2
+        assert engine.generations == 1
 
 
 @pytest.mark.parametrize(
