@@ -9,7 +9,9 @@ import resource
 import socket
 import struct
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -32,12 +34,15 @@ from proxy.intake import (
     refusal,
 )
 from proxy.key import Keyer, hash_of_cpu
+from proxy.memory import available
 from proxy.page.wanted import wanted
 from proxy.wire.fold import Unfoldable, fold
 from proxy.wire.sse import unchunks
 
-MEMORY: Final = 3 << 30
-"""Bytes of addresses. A body of 16 MiB of nothing but brackets takes 1 GiB as objects."""
+LEAST: Final = 512 << 20
+MOST: Final = 3 << 30
+"""Bytes of memory that it may take: a quarter of what there is, between these. A body of 16 MiB of text takes some
+200 MiB, one of nothing but brackets 1 GiB as objects."""
 HEADER: Final = struct.Struct("<II")  # bytes of the head, and of the body that follows it
 _JOB: Final = msgspec.msgpack.Decoder(Terms | Job)
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -121,7 +126,10 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 def main() -> None:
     tie(int(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    memory = max(LEAST, min(MOST, available() // 4))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, this goes before the gateway
     gc.disable()
     with socket.socket(fileno=0) as sock:
         serve(sock, Reader())
