@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -172,3 +175,18 @@ def test_what_is_no_stream_is_not_folded(body: bytes) -> None:
     reader.take(TERMS)
     found, sent = reader.do(FoldJob("chat", False), body)
     assert (found.refusal is not None, sent) == (True, b"")
+
+
+def test_a_process_whose_parent_is_another_ends_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-m", "proxy.offload_child", str(os.getppid())]
+        assert subprocess.run(command, stdin=theirs, timeout=30, check=False).returncode == 1
+
+
+def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-m", "proxy.offload_child", str(os.getpid())]
+        assert subprocess.run(command, stdin=theirs, timeout=30, check=False).returncode == 0
