@@ -181,7 +181,7 @@ def test_a_process_whose_parent_is_another_ends_at_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", "proxy.offload_child", str(os.getppid())]
-        assert subprocess.run(command, stdin=theirs, timeout=30, check=False).returncode == 1
+        assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 1
 
 
 def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
@@ -189,4 +189,4 @@ def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
     with theirs:
         ours.close()
         command = [sys.executable, "-m", "proxy.offload_child", str(os.getpid())]
-        assert subprocess.run(command, stdin=theirs, timeout=30, check=False).returncode == 0
+        assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 0

@@ -25,6 +25,7 @@ from proxy.wire.openai import PATHS, Endpoint
 from tests.client import call, get, post_json
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script
+from tests.redis_server import redis_server
 from tests.running import gateway, until
 
 CHAT = "/v1/chat/completions"
@@ -226,3 +227,23 @@ async def test_a_long_stream_that_cannot_be_folded_is_asked_for_again() -> None:
     answers, generations, _ = await fold_of([each + b"\n\n" for each in frames_of("another-1.0")])
     assert [answer.json()["choices"][0]["message"]["content"] for answer in answers[1:]] == ["asked again"] * 3
     assert generations == 4
+
+
+async def test_a_long_stream_from_the_store_is_folded_in_another_process() -> None:
+    async def script(turn: Turn) -> None:
+        await turn.start(role=False)
+        await turn.end(*(each + b"\n\n" for each in frames_of("vllm-0.32.0-x")))
+
+    body: dict[str, Any] = {"model": "m1", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+    async with (
+        redis_server() as path,
+        Engine(script=script) as engine,
+        gateway(engine, redis=f"unix://{path}", cache_max_entry_bytes=8 << 20) as app,
+    ):
+        assert (await post_json(app.url, CHAT, body | {"stream": True})).status == 200
+        await until(lambda: len(app.group) == 0)
+        answer = await post_json(app.url, CHAT, body)
+        assert answer.status == 200, answer.body[:300]
+        assert answer.head["x-gateway-cache"] == "hit"
+        assert answer.json()["choices"][0]["message"]["content"] == " word" * 8000 + "."
+        assert (engine.generations, len(children(app))) == (1, 1)
