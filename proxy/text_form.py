@@ -21,7 +21,8 @@ _SPACES: Final = (
 """White space but the space itself."""
 _GROWN: Final = tuple((char, unicodedata.normalize("NFKC", char)) for char in "\ufdfa\ufdfb")
 """The two characters that become more than six. Put in their place beforehand: a copy, and 100 times as fast."""
-_MANY_MARKS: Final = re.compile(r"(?:[^\w\s\x00-\x7f]|[\uff9e\uff9f]){65,}")
+_MARK: Final = re.compile(r"[^\w\s\x00-\x7f]|[\uff9e\uff9f]")
+_MANY_MARKS: Final = re.compile(rf"(?:{_MARK.pattern}){{65,}}")
 """A run that may be of marks only: of one, normalisation takes time with the square of its length."""
 MAX_PENDING: Final = 64
 """Characters that may wait for what they combine with; a longer run of marks is no text and is not waited for."""
@@ -42,7 +43,8 @@ def _normal(text: str) -> str:
             text = text.replace(char, grown)
     pieces: list[str] = []
     done = 0
-    for run in _MANY_MARKS.finditer(text):
+    runs = _MARK.search(text[::MAX_PENDING]) is not None  # so long a run has a mark at one of these places
+    for run in _MANY_MARKS.finditer(text) if runs else ():
         for end in range(run.start() + MAX_PENDING, run.end(), MAX_PENDING):
             pieces.append(unicodedata.normalize("NFKC", text[done:end]))
             done = end
