@@ -31,6 +31,8 @@ class Admission:
         """Let the request go on, or raise GatewayError 429 or 503. `body` of one that passes through."""
 
         def cost() -> Cost:
+            if call.cost is not None:
+                return Cost(*call.cost)
             if call.ask is not None:
                 return estimate(call.ask, self._assumed)
             return passing(call.request.path, body, self._assumed) if body else NO_COST

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from aiohttp import web
 
@@ -33,13 +32,14 @@ from proxy.errors import ListenError, place_of, words_of
 from proxy.feeder import Limits
 from proxy.fleet import Fleet
 from proxy.flight import Flight
-from proxy.gate import gate_for
+from proxy.gate import gate_for, scope_of
 from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
 from proxy.identify import caller_at
-from proxy.key import Keyer, hash_for
+from proxy.key import Keyer, hash_of_cpu
+from proxy.large import LargeRequests
 from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.memory import Memory
@@ -84,6 +84,7 @@ class App:
     watchdog: Watchdog
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
+    large: LargeRequests | None = None  # what is read off the loop
 
     @property
     def url(self) -> str:
@@ -135,6 +136,10 @@ async def running(
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
+        gate = gate_for(settings, prepared, metrics, log)
+        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
+        large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
+        stack.push_async_callback(large.close)
         tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
         batcher: Batcher[Flight] = Batcher(
             limit=settings.queue_limit,
@@ -165,7 +170,7 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
-            feeder=feeder_for(settings, prepared, metrics, log),
+            feeder=feeder_for(settings, prepared, metrics, log, large.denied),
             lost=pulse.lost,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
@@ -179,8 +184,7 @@ async def running(
             identify=lambda request: caller_at(prepared.identity.address(request)),
             keyed=prepared.identity.ring is not None,
         )
-        gate = gate_for(settings, prepared, metrics, log)
-        keyer = Keyer(hash_for(_cpuinfo()))
+        keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
             scheduler.submit,
@@ -206,11 +210,12 @@ async def running(
             affinity=affinity(settings.routing),
             admit=admission,
             gate=gate,
-            urgency=Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address),
+            urgency=urgency,
             embedder=embedder,
             tracing=tracing,
             fault=containment,
             memory=memory,
+            large=large,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -218,6 +223,7 @@ async def running(
 
         def reread_all() -> None:
             reloader.reload()
+            large.renew()
             if reload is not None:
                 reload.wake()
 
@@ -276,6 +282,7 @@ async def running(
             watchdog,
             admission,
             embedder,
+            large,
         )
 
 
@@ -390,10 +397,3 @@ async def _listen(
 def _at(where: str, e: BaseException) -> str:
     place = place_of(e)
     return f"{where} ({place})" if place else where
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text("ascii", "replace")
-    except OSError:
-        return ""

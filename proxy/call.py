@@ -63,6 +63,7 @@ class Call:
     stream: bool = False
     ask: Ask | None = None
     caller: Caller | None = None  # where somebody has to know
+    cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
     hold: Hold | None = None  # what it has of the limits
     reader: Subscriber | None = None
     held: Held | None = None  # what its body holds of the memory budget

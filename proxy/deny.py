@@ -20,7 +20,7 @@ _FEW: Final = 64
 
 
 class Pattern(Protocol):
-    def search(self, text: str, pos: int, endpos: int) -> object | None: ...
+    def search(self, text: str | bytes, pos: int, endpos: int) -> object | None: ...
 
 
 class Trie:
@@ -66,6 +66,20 @@ class Trie:
                 return 0
             state = self._fail[state]
 
+    def walk(self, state: int, text: str) -> tuple[int, int]:
+        """The state after a text, and the line of the first rule that ends in it, 0 where none does: the steps
+        without a call for each. 0.05 µs a character."""
+        following, fail, hit = self._next, self._fail, self.hit
+        for char in text:
+            after = following[state].get(char)
+            while after is None and state:
+                state = fail[state]
+                after = following[state].get(char)
+            state = after or 0
+            if hit[state]:
+                return state, hit[state]
+        return state, 0
+
 
 class DenyList:
     """Rules, each known by its line. Texts are compared in the form of `text_form.form`."""
@@ -78,26 +92,36 @@ class DenyList:
         self.trie = Trie(literals)
         self.plain = not patterns and all(text.isascii() for text, _ in literals)
         """Only texts of ASCII: a character that combines with the next can then be in no match."""
+        self.longest = max((len(text) for text, _ in literals), default=0)
+        self.source = source
         self.digest = hashlib.sha256(source.encode("utf-8", "replace")).digest()
 
     def __repr__(self) -> str:
         return f"<DenyList of {len(self._literals)} texts, {len(self.patterns)} patterns>"
 
+    @property
+    def weight(self) -> float:
+        """Nanoseconds that the search of one character takes at most, about."""
+        texts = 3.5 * len(self._literals) if len(self._literals) <= _FEW else 120
+        return 10 + texts + 60 * len(self.patterns)
+
     def find(self, text: str) -> int | None:
         """The line of a rule that the text breaks."""
         formed = form(text)
-        if len(self._literals) <= _FEW:
-            for literal, line in self._literals:
-                if literal in formed:
-                    return line
-        else:
-            trie, state = self.trie, 0
-            for char in formed:
-                state = trie.step(state, char)
-                if trie.hit[state]:
-                    return trie.hit[state]
-        for pattern, line in self.patterns:
-            if pattern.search(formed, 0, len(formed)) is not None:
+        line = self.find_literal(formed)
+        if line is None and self.patterns:
+            data = formed.encode("utf-8", "replace")  # once, not once for each pattern
+            for pattern, number in self.patterns:
+                if pattern.search(data, 0, len(data)) is not None:
+                    return number
+        return line
+
+    def find_literal(self, formed: str) -> int | None:
+        """The line of a text of the list that another, in the same form, holds."""
+        if len(self._literals) > _FEW:
+            return self.trie.walk(0, formed)[1] or None
+        for literal, line in self._literals:
+            if literal in formed:
                 return line
         return None
 

@@ -333,7 +333,7 @@ class Embedder:
         self.arrays.ended(call.kind, again)
         self._calls.discard(call)
         flight = call.reader.flight
-        flight.on_end = None
+        flight.on_end = flight.plan.callers = None  # a circle less: both hold the call, which holds the flight
         self._group.remove(flight)
         for item in call.items:
             item.call = None

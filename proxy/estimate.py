@@ -56,6 +56,8 @@ _PASSING: Final = msgspec.json.Decoder(_Passing)
 def estimate(ask: Ask, assumed: int) -> Cost:
     """A guess. The prompt by its bytes, or by its ids where it comes as such; the completion by what the request
     allows, at most `assumed` tokens a choice, and `assumed` where it allows any number."""
+    if ask.large is not None:
+        return Cost(*ask.large.cost)
     fields = ask.fields
     if ask.endpoint == "chat":
         prompt, prompts = _chat(fields), 1

@@ -5,7 +5,7 @@ Called by the gateway, once or twice a request."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.call import Call
@@ -13,13 +13,14 @@ from proxy.caller import Caller
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.identity import tenant
+from proxy.intake import Found, denied_in
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.prepare import Prepared
 from proxy.relay import says_nothing
 from proxy.sizes import Sizes
 from proxy.wire.openai import Ask
-from proxy.wire.prompt import body_texts, other_texts, prompt_of
+from proxy.wire.prompt import body_texts
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
 """What is answered without a key, and to the end."""
@@ -51,23 +52,37 @@ class Gate:
             ask = self._sizes.admit(ask)
         deny = self._prepared.deny
         if deny is not None:
-            prompt = prompt_of(ask)
-            if prompt.ids or "prompt_embeds" in ask.fields:
-                raise GatewayError(
-                    Code.INVALID_VALUE,
-                    "Prompts are checked here, and token ids cannot be: send text.",
-                    param="prompt",
-                )
-            line = deny.find_in_prompt(prompt.parts)
-            if line is None and (others := other_texts(ask)):
-                line = deny.find("\n".join(others))
+            line = denied_in(deny, ask)
             if line is not None:
                 raise self._denied(call, line)
         return ask
 
     def admit_raw(self, call: Call, body: bytes) -> bytes:
         """The same for what is passed through: its model, its strings, and on known paths its numbers."""
-        request, deny = call.request, self._prepared.deny
+        self._admit_path(call)
+        deny = self._prepared.deny
+        if self._sizes:
+            body = self._sizes.admit_raw(call.request.path, body)
+        if deny is not None and body:
+            line = deny.find_in_prompt([body_texts(body)])
+            if line is not None:
+                raise self._denied(call, line)
+        return body
+
+    def judge(self, call: Call, found: Found, *, raw: bool = False) -> None:
+        """The same of a request that was read elsewhere: what was found there. Raises GatewayError."""
+        if raw:
+            self._admit_path(call)
+        elif call.caller is not None and not _may_use(call.caller, call.model):
+            raise _no_model(call.model)
+        if found.refusal is not None:
+            raise found.refusal.error()
+        if found.denied:
+            raise self._denied(call, found.denied)
+
+    def _admit_path(self, call: Call) -> None:
+        """What passes through, by its path and its model. Raises GatewayError 404."""
+        request = call.request
         reads = request.method in ("GET", "HEAD")
         if call.caller is not None and not reads and not _may_use(call.caller, call.model):
             raise _no_model(call.model)
@@ -76,13 +91,6 @@ class Gate:
                 Code.NOT_FOUND,
                 "Answers are checked here, and of this path they cannot be: use /v1/chat/completions.",
             )
-        if self._sizes:
-            body = self._sizes.admit_raw(request.path, body)
-        if deny is not None and body:
-            line = deny.find_in_prompt([body_texts(body)])
-            if line is not None:
-                raise self._denied(call, line)
-        return body
 
     def scope(self, call: Call) -> bytes:
         """Whose answers these are: requests of different scopes share nothing."""
@@ -124,9 +132,8 @@ def _no_model(model: str | None) -> GatewayError:
     )
 
 
-def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> Gate | None:
-    """None where there is nothing to ask: a request then pays nothing."""
-    sizes = Sizes(
+def sizes_of(settings: Settings) -> Sizes:
+    return Sizes(
         max_tokens=settings.max_tokens_cap,
         action=settings.max_tokens_action,
         messages=settings.max_messages,
@@ -134,6 +141,16 @@ def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log)
         n=settings.max_n,
         best_of=settings.max_best_of,
     )
+
+
+def scope_of(gate: Gate | None) -> Callable[[Call], bytes]:
+    """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
+    return gate.scope if gate is not None else lambda call: tenant(call.request)
+
+
+def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> Gate | None:
+    """None where there is nothing to ask: a request then pays nothing."""
+    sizes = sizes_of(settings)
     wanted = (
         prepared.identity.ring is not None
         or prepared.deny is not None

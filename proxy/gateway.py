@@ -23,10 +23,10 @@ from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import SLICE_BYTES, Subscriber
-from proxy.gate import Gate
+from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
-from proxy.identity import tenant
 from proxy.key import Keyer
+from proxy.large import LargeRequests
 from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.memory import Held, Memory
@@ -36,12 +36,12 @@ from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.punctual import in_time
-from proxy.relay import ACTED_ON, acted_on, forwardable, model_of, passes
+from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
-from proxy.wire.openai import PATHS, Ask, Endpoint, decode
+from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 
@@ -77,6 +77,7 @@ class Gateway:
         tracing: Tracing | None = None,
         fault: Fault = raised,
         memory: Memory | None = None,
+        large: LargeRequests | None = None,
     ) -> None:
         self._fault = fault
         self._settings = settings
@@ -95,6 +96,7 @@ class Gateway:
         self._urgency = urgency or Urgency(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
+        self.large = large
         self.find: Callable[[Call], Handler] = self.route
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
@@ -102,6 +104,7 @@ class Gateway:
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
+        self._scope = scope_of(gate)
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
@@ -192,7 +195,12 @@ class Gateway:
             body = body_at_hand(call.request, self._settings, json=True, most=self._free)
             if body is None:
                 body = await self._read(call)
-            reader = await self.reader(call, endpoint, body)
+            large = self.large
+            if large is not None and len(body) > large.inline:
+                ask = await self.read(call, endpoint, body)
+            else:
+                ask = self._decode(call, endpoint, body)
+            reader = await self.joined(call, ask)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
             while not reader.flight.ended:
@@ -231,9 +239,15 @@ class Gateway:
             call.unread = Held(self._memory, self._owner(call), "unread")
         await respond.taken(call.request, self._stall, call.unread)
 
-    async def reader(self, call: Call, endpoint: Endpoint, body: bytes) -> Subscriber:
-        """1 to 5: from the body's bytes to a place at a Flight. Raises GatewayError."""
-        ask = self._decode(call, endpoint, body)
+    async def read(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+        """1 and 2: the request, decoded and checked; off the loop where it is large."""
+        large = self.large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            return await large.ask(call, endpoint, body)
+        return self._decode(call, endpoint, body)
+
+    async def joined(self, call: Call, ask: Ask) -> Subscriber:
+        """3 to 5. Raises GatewayError."""
         headers = call.request.headers
         share = sharing(
             ask,
@@ -260,11 +274,13 @@ class Gateway:
         sent = acted_on(headers, self._passed_on)
         key = None
         if share.shared:
-            fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            key = self._keyer.key(
-                ask, tenant=self._scope(call), fold=fold, headers=headers_in_common(sent) if sent else ()
-            )
-            flight = None if share.fresh else self._group.find(key, stream=streamed)
+            if ask.large is not None:
+                key = ask.large.key
+            else:
+                fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                common = headers_in_common(sent) if sent else ()
+                key = self._keyer.key(ask, tenant=self._scope(call), fold=fold, headers=common)
+            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 reader = self._group.attach(
@@ -279,6 +295,10 @@ class Gateway:
                 if self._embedder is not None and ask.endpoint == "embeddings":
                     self._embedder.joined(reader)
                 return reader
+        if ask.large is not None:
+            affinity = ask.large.affinity
+        else:
+            affinity = self._affinity(ask, headers) if self._affinity is not None else 0
         # An answer holds the id by which its request went up: not a client's own where others may read it.
         name = new_id() if key is not None and call.named else call.id
         plan = Plan(
@@ -293,9 +313,9 @@ class Gateway:
             key=key,
             fresh=share.fresh,
             usage_added=streamed and key is not None,
-            merge=share.merge,
+            merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
-            affinity=self._affinity(ask, headers) if self._affinity is not None else 0,
+            affinity=affinity,
             owner=self._urgency.owner(call),
             priority=priority,
             deadline=call.deadline,
@@ -308,7 +328,8 @@ class Gateway:
             whole = not streamed
             reader = self._group.attach(flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner)
             call.reads(reader)
-            embedder = self._embedder if ask.endpoint == "embeddings" and key is not None else None
+            takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
+            embedder = self._embedder if takes else None
             if embedder is None or not embedder.take(flight, self._scope(call)):
                 self._scheduler.submit(flight)
         except GatewayError:
@@ -317,10 +338,6 @@ class Gateway:
             self._scheduler.abandon(flight)  # who joined it must not wait for what nobody feeds
             raise
         return reader
-
-    def _scope(self, call: Call) -> bytes:
-        """Whose answers these are: nothing is shared, and nothing merged, across scopes."""
-        return tenant(call.request) if self._gate is None else self._gate.scope(call)
 
     async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""
@@ -338,6 +355,8 @@ class Gateway:
         while not flight.ended:
             reader.whole = True
             await reader.changed()
+        if self.large is not None and flight.mode is Mode.STREAM and self.large.folds(flight):
+            await self.large.fold(flight)
         status, headers, body = respond.whole(flight)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body, shared=True)
 
@@ -351,7 +370,7 @@ class Gateway:
 
     async def _embed_ask(self, call: Call) -> Ask:
         """The request of `/embed`, let in."""
-        ask = self._decode(call, "embeddings", await self.body(call, json=True))
+        ask = await self.read(call, "embeddings", await self.body(call, json=True))
         if self._admit is not None:
             await self._admit(call, b"")
         return ask
@@ -365,9 +384,13 @@ class Gateway:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
         body = await self.body(call, json=False)
-        call.model = model_of(body)
-        if self._gate is not None:
-            body = self._gate.admit_raw(call, body)
+        large = self.large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            body = await large.raw(call, body)
+        else:
+            call.model = model_of(body)
+            if self._gate is not None:
+                body = self._gate.admit_raw(call, body)
         if self._admit is not None:
             await self._admit(call, body)
         plan = Plan(
@@ -381,6 +404,7 @@ class Gateway:
                 ("X-Request-Id", call.id),
             ),
             model=call.model,
+            cost=call.cost,
             owner=self._urgency.owner(call),
             priority=self._urgency.priority(call),
             deadline=call.deadline,

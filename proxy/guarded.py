@@ -4,13 +4,16 @@ Called by journeys in the place of a Feeder, only where answers are to be checke
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from proxy.config import Settings
+from proxy.containment import internal, raised
 from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, OnHead, Watch
@@ -26,6 +29,11 @@ from proxy.wire.prompt import strings
 from proxy.wire.sse import data_of, is_done
 
 Channel = tuple[object, ...]
+Check = Callable[[Flight, bytes], Awaitable[int]]
+AT_ONCE: Final = 16_384
+"""Bytes of an answer that are looked at in one turn of the loop."""
+PIECE: Final = 4096  # characters of a long text: each may become eighteen
+NOTHING: Final = DenyList((), (), "")  # of a body that is known to hold nothing denied
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"})
 
@@ -42,7 +50,10 @@ class GuardedFeeder(Feeder):
     no log, for no late joiner and for no store. Its readers get an error frame, the generation is cancelled.
     """
 
-    __slots__ = ("_deny", "_on_hit", "_scanners", "_waiting", "_waiting_bytes", "_window")
+    __slots__ = (
+        "_backlog", "_check", "_checking", "_deny", "_ending", "_on_hit", "_scanners", "_turn", "_waiting",
+        "_waiting_bytes", "_window",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,7 +67,9 @@ class GuardedFeeder(Feeder):
         deny: DenyList,
         window: int,
         on_hit: Callable[[Flight, int], None],
+        check: Check | None = None,
     ) -> None:
+        """`check`: looks at a long body off the loop."""
         super().__init__(flight, limits, watch, on_done, on_head, on_first)
         self._deny = deny
         self._window = window
@@ -64,6 +77,11 @@ class GuardedFeeder(Feeder):
         self._scanners: dict[Channel, Scanner] = {}
         self._waiting: deque[tuple[bytes, list[tuple[Scanner, int]]]] = deque()
         self._waiting_bytes = 0
+        self._backlog: deque[bytes] = deque()  # frames that are not looked at yet: too much for one turn
+        self._turn: Iterator[None] | None = None  # of the backlog: what is looked at in one turn of the loop each
+        self._ending: Callable[[], None] | None = None  # what came after the backlog
+        self._check = check
+        self._checking: asyncio.Task[None] | None = None
 
     def body(self, data: bytes) -> None:
         if self._done or self.flight.mode is not Mode.STREAM:
@@ -76,6 +94,123 @@ class GuardedFeeder(Feeder):
         if self.flight.size + self._waiting_bytes > self._limits.flight:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
+    def end(self) -> None:
+        if self._turn is not None:
+            self._ending = self._ending or super().end
+        elif not self._check_later():
+            super().end()
+
+    def lost(self, error: GatewayError) -> None:
+        if self._turn is not None:
+            self._ending = self._ending or partial(super().lost, error)
+        else:
+            super().lost(error)
+
+    def close(self) -> None:
+        super().close()
+        self._backlog.clear()
+        if self._checking is not None:
+            self._checking.cancel()
+
+    # -- much at once -----------------------------------------------------------------------------
+
+    def _later(self, frames: list[bytes], error: GatewayError | None) -> None:
+        """Frames that come many at a time, or long: looked at in as many turns of the loop as it takes."""
+        if error is not None:
+            self._ending = self._ending or partial(self._fail, error)
+        self._backlog.extend(frames)
+        self._waiting_bytes += sum(map(len, frames))
+        if self._turn is None:
+            self._turn = self._looks()
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        """One turn's part."""
+        turn = self._turn
+        if turn is None or self._done:
+            return
+        try:
+            for _ in turn:
+                asyncio.get_running_loop().call_soon(self._step)
+                return
+        except Exception as e:  # noqa: BLE001 - an answer's data must not leave its flight without an end
+            raised("the look at an answer", e)
+            self._fail(internal())
+            return
+        self._turn = None
+        ending, self._ending = self._ending, None
+        if ending is not None and not self._done:
+            ending()
+
+    def _looks(self) -> Iterator[None]:
+        while self._backlog and not self._done:
+            batch, size = [], 0
+            while self._backlog and size + len(self._backlog[0]) <= AT_ONCE:
+                batch.append(self._backlog.popleft())
+                size += len(batch[-1])
+            if batch:
+                self._waiting_bytes -= size
+                self._take_frames(batch, self._last)
+            else:
+                yield from self._look_long(self._backlog.popleft())
+            yield
+
+    def _look_long(self, frame: bytes) -> Iterator[None]:
+        """One frame that is too long for a turn."""
+        ends: list[tuple[Scanner, int]] = []
+        for channel, text in texts_of(frame):
+            scanner = self._scanner(channel)
+            for at in range(0, len(text), PIECE):
+                scanner.feed(text[at : at + PIECE])
+                yield
+            ends.append((scanner, scanner.read))
+        if self._done:
+            return
+        self._look_at(frame, self._last)
+        self._waiting.append((frame, ends))
+        if not self._hit():
+            self._release()
+            self.flight.flush()
+
+    def _check_later(self) -> bool:
+        """Whether a body is looked at off the loop; its end comes afterwards."""
+        head = self._head
+        if (
+            self._check is None
+            or self._done
+            or self.flight.mode is not Mode.WHOLE
+            or self.flight.size <= AT_ONCE
+            or head is None
+            or head.status != 200
+            or self.flight.plan.ask is None
+            or self.flight.plan.ask.endpoint == "embeddings"
+        ):
+            return False
+        self._checking = asyncio.create_task(self._checked(self._check))
+        return True
+
+    async def _checked(self, check: Check) -> None:
+        try:
+            line = await check(self.flight, b"".join(self.flight.log))
+        except GatewayError as e:
+            self._fail(e)
+            return
+        except Exception as e:  # noqa: BLE001 - an answer's data must not leave its flight without an end
+            raised("the look at an answer", e)
+            self._fail(internal())
+            return
+        self._checking = None
+        if self._done:
+            return
+        if line:
+            self._refuse(line)
+            return
+        self._check = None  # it is looked at
+        self._deny = NOTHING
+        super().end()
+
+    # -- the rest ---------------------------------------------------------------------------------
+
     def _frames(self, data: bytes, now: float) -> None:
         error: GatewayError | None = None
         try:
@@ -84,6 +219,14 @@ class GuardedFeeder(Feeder):
             frames, error = [], e
         if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
             return
+        if self._turn is not None or sum(map(len, frames)) > AT_ONCE:
+            self._later(frames, error)
+            return
+        self._take_frames(frames, now)
+        if error is not None and not self._done:
+            self._fail(error)
+
+    def _take_frames(self, frames: list[bytes], now: float) -> None:
         for frame in frames:
             if is_done(frame):
                 for scanner in self._scanners.values():
@@ -100,19 +243,21 @@ class GuardedFeeder(Feeder):
                 return
         self._release()
         self.flight.flush()
-        if error is not None:
-            self._fail(error)
 
     def _hold(self, frame: bytes) -> None:
         ends: list[tuple[Scanner, int]] = []
         for channel, text in texts_of(frame):
-            scanner = self._scanners.get(channel)
-            if scanner is None:
-                scanner = self._scanners[channel] = Scanner(self._deny, self._window)
+            scanner = self._scanner(channel)
             scanner.feed(text)
             ends.append((scanner, scanner.read))
         self._waiting.append((frame, ends))
         self._waiting_bytes += len(frame)
+
+    def _scanner(self, channel: Channel) -> Scanner:
+        scanner = self._scanners.get(channel)
+        if scanner is None:
+            scanner = self._scanners[channel] = Scanner(self._deny, self._window)
+        return scanner
 
     def _release(self) -> None:
         """In their order: a frame of one choice waits behind another's."""
@@ -139,17 +284,23 @@ class GuardedFeeder(Feeder):
             return False
         if self.flight.plan.ask is None or self.flight.plan.ask.endpoint == "embeddings":
             return True
-        texts: dict[Channel, list[str]] = {}
-        for channel, text in texts_of(
-            b"data: " + b"".join(self.flight.log).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"
-        ):
-            texts.setdefault(channel, []).append(text)
-        for found in texts.values():
-            line = self._deny.find("".join(found))
-            if line is not None:
-                self._refuse(line)
-                return False
+        line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
+        if line is not None:
+            self._refuse(line)
+            return False
         return True
+
+
+def denied_in_body(deny: DenyList, body: bytes) -> int | None:
+    """The line of a rule that the generated texts of a body break."""
+    texts: dict[Channel, list[str]] = {}
+    for channel, text in texts_of(b"data: " + body.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"):
+        texts.setdefault(channel, []).append(text)
+    for found in texts.values():
+        line = deny.find("".join(found))
+        if line is not None:
+            return line
+    return None
 
 
 def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
@@ -190,7 +341,9 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
             rest.extend(((*channel, key), member) for key, member in reversed(item.items()) if key not in _KINDS)
 
 
-def feeder_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> MakeFeeder:
+def feeder_for(
+    settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, check: Check | None = None
+) -> MakeFeeder:
     """A plain Feeder, unless answers are to be checked. Each exchange takes the list as it is when it begins."""
     if prepared.deny is None or not settings.deny_answers:
         return Feeder
@@ -220,6 +373,7 @@ def feeder_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Lo
             deny=prepared.deny,
             window=settings.deny_window,
             on_hit=hit,
+            check=check,
         )
 
     return make

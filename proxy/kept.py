@@ -13,7 +13,7 @@ from proxy.cache import Stored
 from proxy.flight import FREE, Flight
 from proxy.memory import refused
 from proxy.plan import Head, Mode
-from proxy.wire.fold import Unfoldable, fold, forces_tool
+from proxy.wire.fold import Unfoldable, fold, forces_tool, many_frames, may_fold
 from proxy.wire.frames import Usage
 from proxy.wire.openai import Ask
 from proxy.wire.sse import unchunks
@@ -35,6 +35,12 @@ def land(flight: Flight, stored: Stored) -> bool:
         return True
     if flight.plan.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
+        if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
+            if not may_fold(stored.body):
+                return False
+            # It lands as the stream that it is; who wants one body has it folded, as of any stream.
+            flight.mode = Mode.STREAM
+            return _land_stream(flight, stored)
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
                 body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
@@ -48,12 +54,21 @@ def land(flight: Flight, stored: Stored) -> bool:
         flight.piece(body)
         head = Head(200, _JSON, len(body))
     elif stored.kind == "stream":
-        flight.head = head = Head(200, _SSE)
-        plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
-        flight.stored(stored.body, plain)
+        return _land_stream(flight, stored)
     else:
         flight.replace = True  # one body is no stream; the stream that now follows serves both
         return False
+    return _landed(flight, stored, head)
+
+
+def _land_stream(flight: Flight, stored: Stored) -> bool:
+    flight.head = head = Head(200, _SSE)
+    plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
+    flight.stored(stored.body, plain)
+    return _landed(flight, stored, head)
+
+
+def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
     flight.stored_at = stored.created
     if stored.prompt_tokens is not None or stored.completion_tokens is not None:
         flight.usage = Usage(

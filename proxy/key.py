@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -24,12 +25,15 @@ MAX_USER: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
 
+LONG: Final = 16_384  # bytes of a body whose values are looked at before they are taken apart
+
 NewHash = Callable[[bytes], Any]
 Headers = Sequence[tuple[str, str]]
 
 # Numbers stay as they are written (1.0 is not 1 to a template that prints them); escapes and spaces do not.
 _ANY: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]], float_hook=lambda text: msgspec.Raw(text.encode()))
+_MEMBERS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _FLAT: Final = msgspec.json.Decoder(list[dict[str, str | bool | None]])  # no numbers: it would take 1.0 for 1
 _ENCODE: Final = msgspec.json.Encoder().encode
 _TEXT: Final = msgspec.json.Decoder(str)
@@ -46,6 +50,14 @@ def hash_for(cpuinfo: str) -> NewHash:
     if "sha_ni" in flags or "sha2" in flags:
         return hashlib.sha256
     return lambda data: hashlib.blake2b(data, digest_size=32)
+
+
+def hash_of_cpu() -> NewHash:
+    """The hash for the processor that this runs on."""
+    try:
+        return hash_for(Path("/proc/cpuinfo").read_text("ascii", "replace"))
+    except OSError:
+        return hash_for("")
 
 
 class Keyer:
@@ -65,21 +77,22 @@ class Keyer:
         mode = "both" if fold else "stream" if ask.stream else "whole"
         extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
         elsewhere = -_OURS  # quotes of the body outside keyed fields, less those of the key outside them
+        value, messages = (_long_value, _long_messages) if len(body) > LONG else (_ANY.decode, _messages)
         name = ""
         try:
             keyed = {}
             for name in sorted(fields):
                 if name == "messages":
-                    keyed[name] = _messages(fields[name])
+                    keyed[name] = messages(fields[name])
                 elif name not in UNKEYED:
-                    keyed[name] = _ANY.decode(fields[name])
+                    keyed[name] = value(fields[name])
                 elif name == "stream" and generates:
                     elsewhere += 2
                 elif ordinary(ask, name):
                     raw = bytes(fields[name])
                     elsewhere += 2 + raw.count(b'"') + raw.count(_ESCAPED)
                 else:
-                    keyed[name] = _ANY.decode(fields[name])
+                    keyed[name] = value(fields[name])
             if extras:
                 elsewhere -= _ENCODE(extras).count(b'"')
             parts: tuple[object, ...] = ("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed)
@@ -171,3 +184,24 @@ def _messages(raw: msgspec.Raw) -> object:
         return [dict(sorted(message.items())) for message in _OBJECTS.decode(raw)]
     except msgspec.ValidationError:
         return _ANY.decode(raw)  # not a list of objects: the engine will say so
+
+
+def _plain(data: bytes) -> bool:
+    """Whether one spelling of a value is its own text less the white space: it holds no escape, and no -0, which
+    is 0. A call of Python for each number, and an object for each part, are then saved."""
+    return b"\\" not in data and b"-0" not in data
+
+
+def _long_value(raw: msgspec.Raw) -> object:
+    data = bytes(raw)
+    return msgspec.Raw(msgspec.json.format(data, indent=-1)) if _plain(data) else _ANY.decode(data)
+
+
+def _long_messages(raw: msgspec.Raw) -> object:
+    data = bytes(raw)
+    if _plain(data):
+        try:
+            return msgspec.Raw(_SORTED(_MEMBERS.decode(msgspec.json.format(data, indent=-1))))
+        except msgspec.ValidationError:
+            pass
+    return _messages(raw)

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
-import msgspec
-
 from proxy.errors import Code, GatewayError
 from proxy.upstream import HOP_BY_HOP
 
@@ -77,18 +75,6 @@ def passes(path: str, raw: str) -> bool:
         or any(part.partition(";")[0] in (".", "..") for part in decoded.split("/"))
         or decoded.rstrip("/") in _BLOCKED
     )
-
-
-class _Model(msgspec.Struct):
-    model: str | None = None
-
-
-def model_of(body: bytes) -> str | None:
-    """The model that a body names; None where it names none. What else it is is not for us to judge."""
-    try:
-        return msgspec.json.decode(body, type=_Model).model if body else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def named_by_connection(connection: str) -> frozenset[str]:

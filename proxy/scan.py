@@ -51,13 +51,10 @@ class Scanner:
             self.safe = self.read
 
     def _take(self, formed: str, *, last: bool) -> None:
-        trie, state = self._deny.trie, self._state
-        for char in formed:
-            state = trie.step(state, char)
-            if trie.hit[state]:
-                self.hit = trie.hit[state]
-                return
-        self._state = state
+        self._state, line = self._deny.trie.walk(self._state, formed)
+        if line:
+            self.hit = line
+            return
         self._total += len(formed)
         self._taken = self.read - len(self._former.pending)
         self._marks.append((self._taken, self._total))

@@ -39,7 +39,9 @@ class Tickets:
 
     def __call__(self, flight: Flight) -> Ticket:
         plan = flight.plan
-        if plan.ask is not None:
+        if plan.cost is not None:
+            prompt, completion = plan.cost
+        elif plan.ask is not None:
             prompt, completion = estimate(plan.ask, self._assumed)
         else:
             prompt, completion = passing(plan.path, plan.body, self._assumed)

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from proxy import kept
 from proxy.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
 from proxy.flight import Flight
+from proxy.kept import land
 from proxy.plan import Mode, Plan
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
@@ -339,3 +340,14 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
     flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask))
     assert kept.land(flight, stored) is serves
     assert flight.replace is not serves
+
+
+@pytest.mark.parametrize(("fingerprint", "lands"), [(b"vllm-0.32.0", True), (b"another", False)])
+def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes, lands: bool) -> None:
+    frame = b"data: {}\n\n"
+    body = chunk(frame) * 5000 + chunk(b'data: {"system_fingerprint":"%b"}\n\n' % fingerprint)
+    ask = decode("chat", b'{"messages":[]}')
+    flight = Flight(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert land(flight, Stored("stream", 1.0, body)) == lands
+    assert flight.ended == lands
+    assert (flight.mode is Mode.STREAM) == lands

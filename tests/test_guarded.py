@@ -25,7 +25,7 @@ from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.client import Answer, get, post_json, streaming
 from tests.clock import run_virtual
-from tests.engine import Engine
+from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 
@@ -40,7 +40,9 @@ def frame(text: str, choice: int = 0, **more: Any) -> bytes:
     return b"data: %b\n\n" % json.dumps(body).encode()
 
 
-def fed(deny: DenyList, data: list[bytes], window: int = 16) -> tuple[list[bytes], GatewayError | None, list[int]]:
+def fed(
+    deny: DenyList, data: list[bytes], window: int = 16, *, ended: bool = False
+) -> tuple[list[bytes], GatewayError | None, list[int]]:
     """The frames that got out, how it ended, and the rules that were broken."""
 
     async def feed() -> tuple[list[bytes], GatewayError | None, list[int]]:
@@ -59,6 +61,9 @@ def fed(deny: DenyList, data: list[bytes], window: int = 16) -> tuple[list[bytes
         feeder.head(200, SSE)
         for piece in data:
             feeder.body(piece)
+        if ended:
+            feeder.end()
+        await until(lambda: bool(ends))
         watch.close()
         assert len(ends) == 1
         return unchunks(b"".join(flight.log)), ends[0], hits
@@ -102,6 +107,55 @@ def test_however_the_bytes_are_cut_what_is_denied_is_denied_and_all_else_gets_ou
             for channel, text in texts_of(each):
                 shown[channel] = shown.get(channel, "") + text
         assert all(RULES.find(text) is None for text in shown.values())
+
+
+LONG = frame("fine " * 20_000)
+
+
+@pytest.mark.parametrize("frames", [[LONG], [frame("a"), LONG, frame("b"), LONG], [frame("fine ")] * 2000])
+@pytest.mark.parametrize("size", [1000, 70_000, 10_000_000])
+def test_what_is_too_much_for_one_turn_gets_out_as_it_was(frames: list[bytes], size: int) -> None:
+    answer = [*frames, ENDS[0], DONE]
+    data = b"".join(answer)
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    out, error, hits = fed(RULES, pieces)
+    assert (out, error, hits) == (answer, None, [])
+
+
+@pytest.mark.parametrize(
+    "frames", [[LONG, frame("ba"), frame("d")], [frame("fine " * 20_000 + "bad"), frame("x")]]
+)
+def test_what_is_too_much_for_a_turn_is_denied_as_ever(frames: list[bytes]) -> None:
+    _, error, hits = fed(RULES, [b"".join([*frames, DONE])])
+    assert (error is not None and error.code, hits) == (Code.CONTENT_DENIED, [1])
+
+
+def test_an_end_that_comes_before_all_is_looked_at_is_told_afterwards() -> None:
+    texts = read_deny_list("bad", "d")  # no pattern, of which a match might still begin
+    out, error, _ = fed(texts, [LONG + frame("a")], ended=True)
+    assert error is not None
+    assert error.code is Code.UPSTREAM_TRUNCATED
+    assert out == [LONG, frame("a")]
+
+
+async def test_a_long_body_is_looked_at_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "deny.txt").write_text("bad")
+    text = ["fine " * 20_000]
+
+    async def script(turn: Turn) -> None:
+        await turn.answer(text[0])
+
+    async with (
+        Engine(script=script) as engine,
+        gateway(engine, deny_file=str(tmp_path / "deny.txt"), deny_answers=True) as app,
+    ):
+        answer = await post_json(app.url, CHAT, HELLO)
+        assert answer.json()["choices"][0]["message"]["content"] == text[0]
+        assert app.large is not None
+        assert len(app.large.pool.pids) == 1
+        text[0] += "bad"
+        answer = await post_json(app.url, CHAT, HELLO)
+        assert (answer.status, answer.json()["error"]["code"]) == (400, "content_denied")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -355,3 +356,27 @@ def test_the_options_that_are_hashed_are_those_that_change_the_frames(body: str)
 def test_messages_that_are_not_flat_are_hashed_by_the_same_rules(messages: str) -> None:
     body = f'{{"messages":{messages},"z":-0}}'
     assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+
+
+@given(body=spelled(REQUESTS))
+def test_a_long_request_has_the_key_that_it_would_have_as_a_short_one(body: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proxy.key.LONG", -1)
+        assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+
+
+def test_numbers_without_end_are_keyed_without_a_call_for_each() -> None:
+    body = json.dumps(CHAT)[:-1] + ', "x": [' + "1.50, " * 10_000 + "1.5]}"
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        key(body)
+    finally:
+        sys.setprofile(None)
+    assert calls < 100
+    assert key(body) != key(body.replace("1.50, ", "1.5, ", 1))

@@ -13,8 +13,8 @@ import pytest
 from proxy.api_keys import hash_of
 from proxy.errors import GatewayError
 from proxy.page.handlers import MAX_WATCHERS
-from proxy.page.readers import MAX_READERS, wanted
 from proxy.page.shell import shell
+from proxy.page.wanted import MAX_READERS, wanted
 from tests.client import Connection, call, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

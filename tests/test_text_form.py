@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from types import SimpleNamespace
+from typing import Literal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import text_form
 from proxy.text_form import MAX_PENDING, Former, form, seen
 
 # Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
@@ -54,3 +60,23 @@ def test_marks_without_end_are_not_waited_for() -> None:
 def test_only_characters_of_some_width_count(text: str) -> None:
     assert seen(text) <= len(text)
     assert seen(text + "\u200b") == seen(text)
+
+
+@pytest.mark.parametrize("mark", ["\u0316\u0300", "\uff9e\u0334"])
+def test_marks_without_end_are_normalised_in_pieces(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def normalize(kind: Literal["NFKC"], text: str) -> str:
+        sizes.append(len(text))
+        return unicodedata.normalize(kind, text)
+
+    monkeypatch.setattr(text_form, "unicodedata", SimpleNamespace(normalize=normalize))
+    assert form("bad" + mark * 5000 + "bad").endswith("bad")
+    assert max(sizes) <= MAX_PENDING + 4
+    assert len(sizes) > 100
+
+
+@given(ODD | st.text())
+def test_the_form_is_what_the_standard_library_makes_of_it(text: str) -> None:
+    unseen = text.translate(text_form._UNSEEN)
+    assert form(text) == re.sub(r"\s+", " ", unicodedata.normalize("NFKC", unseen).casefold())

@@ -12,12 +12,17 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    parent, command = int(sys.argv[1]), sys.argv[2:]
+def tie(parent: int) -> None:
+    """This process ends with its parent."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:  # it died before the kernel was told
         sys.exit(1)
+
+
+def main() -> None:
+    command = sys.argv[2:]
+    tie(int(sys.argv[1]))
     os.execvp(command[0], command)  # noqa: S606 - there is no shell to need
 
 

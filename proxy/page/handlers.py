@@ -17,12 +17,15 @@ from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.gateway import Gateway
 from proxy.log import Log
-from proxy.page.readers import Board, wanted
+from proxy.page.readers import Board, Read
 from proxy.page.shell import shell
 from proxy.page.state import Sources, View, Visible
 from proxy.page.stream import EventStream
+from proxy.page.wanted import wanted
 
 MAX_WATCHERS: Final = 32
+MAX_SENT: Final = 64 * 1024 * 1024
+"""Bytes of the requests of one playground's readers, where each is sent for itself and the request is large."""
 MAX_BOARDS: Final = 8
 """Playgrounds at a time: each is up to 50 requests, which all else bounds and limits as it does any others."""
 
@@ -92,22 +95,41 @@ class Page:
         body = await self._gateway.body(call, json=True)
         if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
-        found = wanted(body)
         if self.boards >= MAX_BOARDS:
             raise _full(MAX_BOARDS, "play already")
         self.boards += 1
         try:
+            read, delays = await self._read(call, body)
             stream = EventStream(call.request, call.headers(), self._stall)
             call.status, call.stream = 200, True
             try:
                 board = Board(stream, call)
-                await board.run(self._gateway, self._log, bytes(found.request), found.delays_ms)
+                await board.run(self._gateway, self._log, read, delays)
                 stream.put(b'{"done":true}')
                 return stream.end()
             finally:
                 call.bytes_out = stream.sent
         finally:
             self.boards -= 1
+
+    async def _read(self, call: Call, body: bytes) -> tuple[Read, list[float]]:
+        """One reading of the request for all readers, and when each of them asks. Raises GatewayError."""
+        large = self._gateway.large
+        each = Call(request=call.request, id=call.id, endpoint="chat", caller=call.caller)
+        if large is None or len(body) <= large.inline or not large.heavy(body):
+            found = wanted(body)
+            try:
+                return await self._gateway.read(each, "chat", bytes(found.request)), found.delays_ms
+            except GatewayError as e:
+                return e, found.delays_ms  # each reader's own answer
+        ask, delays = await large.page(each, body)
+        if ask.large is not None and ask.large.key is None and len(ask.body) * len(delays) > MAX_SENT:
+            raise GatewayError(
+                Code.BODY_TOO_LARGE,
+                f"{len(delays)} readers that share nothing would send {len(ask.body) * len(delays)} bytes; at most"
+                f" {MAX_SENT} are sent. Take fewer readers, or temperature 0.",
+            )
+        return ask, delays
 
     def _visible(self, call: Call) -> Visible:
         gate = self._gate

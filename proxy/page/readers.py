@@ -8,7 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -20,41 +20,11 @@ from proxy.gateway import Gateway
 from proxy.log import Log
 from proxy.page.stream import EventStream
 from proxy.plan import Mode
-from proxy.wire.openai import decode
+from proxy.wire.openai import Ask
 from proxy.wire.sse import LAST_CHUNK, unchunks
 
-MAX_READERS: Final = 50
-MAX_DELAY: Final = 60_000.0  # ms
-
-
-class Wanted(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /-/readers`."""
-
-    request: msgspec.Raw
-    """A chat completion, as each reader asks for it. It must stream."""
-    delays_ms: list[float]
-    """When each reader asks, counted from the request: as many as there are readers."""
-
-
-def wanted(body: bytes) -> Wanted:
-    """Decode and check. Raises GatewayError 400."""
-    try:
-        found = msgspec.json.decode(body, type=Wanted)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        words = f"This takes {{request, delays_ms}}: {e}"
-        raise GatewayError(Code.INVALID_VALUE, words[:400]) from None
-    delays = found.delays_ms
-    if not 1 <= len(delays) <= MAX_READERS:
-        raise GatewayError(
-            Code.INVALID_VALUE, f"1 to {MAX_READERS} readers; got {len(delays)}.", param="delays_ms"
-        )
-    if not all(0 <= delay <= MAX_DELAY for delay in delays):
-        raise GatewayError(
-            Code.INVALID_VALUE, f"Each delay is 0 to {MAX_DELAY:g} milliseconds.", param="delays_ms"
-        )
-    if not decode("chat", bytes(found.request)).stream:
-        raise GatewayError(Code.INVALID_VALUE, 'The request must say "stream": true.', param="request")
-    return found
+Read = Ask | GatewayError
+"""The request of all readers, read once; or why none of them is answered."""
 
 
 class Lane:
@@ -118,7 +88,7 @@ class Board:
         ms = (time.monotonic() - self._began) * 1000  # uvloop's own time() knows whole milliseconds only
         self.stream.put(b'{"reader":%d,"ms":%.1f,%b}' % (number, ms, b",".join(members)))
 
-    async def run(self, gateway: Gateway, log: Log, request: bytes, delays: Sequence[float]) -> None:
+    async def run(self, gateway: Gateway, log: Log, request: Read, delays: Sequence[float]) -> None:
         """All readers, each from its time to its end. Cancelled, all of them leave."""
         self._began = time.monotonic()
         tasks = [
@@ -132,7 +102,7 @@ class Board:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, gateway: Gateway, log: Log, body: bytes, number: int, delay: float) -> None:
+    async def _read(self, gateway: Gateway, log: Log, asked: Read, number: int, delay: float) -> None:
         """One reader: what `Gateway.handle` does for a request of its own."""
         if delay:
             await asyncio.sleep(delay)
@@ -144,7 +114,10 @@ class Board:
         if gateway.tracing is not None:
             gateway.tracing.begin(call, inside=page)
         try:
-            reader = await gateway.reader(call, "chat", body)
+            if isinstance(asked, GatewayError):
+                raise asked
+            call.ask, call.model, call.stream = asked, asked.model, asked.stream
+            reader = await gateway.joined(call, asked)
             self.tell(number, b'"behind":%d' % reader.flight.content_events)
             refusal = await self._follow(call, reader, number)
         except GatewayError as e:

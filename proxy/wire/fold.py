@@ -4,7 +4,7 @@ Called by the gateway's handlers (may it be folded?), `respond.py` and the sched
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -123,6 +123,26 @@ def _plain_tools(fields: Mapping[str, Raw]) -> bool:
 def _asks(messages: bytes) -> bool:
     # The look saves a decode of the whole prompt, 0.3 µs a KB, where no assistant has spoken yet.
     return b'"assistant"' not in messages or _ROLES.decode(messages)[-1].role != "assistant"
+
+
+MANY_FRAMES: Final = 4096
+MANY_BYTES: Final = 1024 * 1024
+"""Of a stream whose fold takes some ten milliseconds: 2.2 µs a frame and 6 ns a byte."""
+
+
+def many_frames(pieces: Sequence[bytes]) -> bool:
+    """Whether the fold of a stream, which may be in HTTP chunks, is too long for a loop that serves others."""
+    size = sum(map(len, pieces))
+    return size > MANY_BYTES or (
+        size > MANY_FRAMES * 8 and sum(piece.count(b"\r\n") for piece in pieces) > 2 * MANY_FRAMES
+    )
+
+
+def may_fold(stream: bytes) -> bool:
+    """Whether a long stream is of an engine whose bodies are known, by a look at its first and its last frames."""
+    return b'"system_fingerprint"' in stream[:4096] or any(
+        version.encode() in stream[-8192:] for version in vllm.VERSIONS
+    )
 
 
 # -- the fold ------------------------------------------------------------------------------------------

@@ -1,0 +1,213 @@
+"""Owns the whole reading of one request: decoded, checked, its sizes, its denied texts, its cost, its key.
+Must not know where it runs, HTTP or flights: pure functions of bytes and of terms, with results that are data.
+Called by the gate (denied texts), by the process that reads what is large, and by large.py (the estimate)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from proxy.deny import DenyList
+from proxy.errors import Code, GatewayError
+from proxy.estimate import estimate, passing
+from proxy.key import Keyer
+from proxy.policy import Share, sharing
+from proxy.routing import affinity
+from proxy.sizes import Sizes
+from proxy.wire.fold import Folded, foldable
+from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, model_of, with_usage
+from proxy.wire.prompt import body_texts, other_texts, prompt_of
+
+BUDGET: Final = 20e6
+"""Nanoseconds that the reading of a request may take on the loop, by the estimate below."""
+_SIMPLE: Final = 2 * 1024 * 1024
+"""Bytes over which a body is not looked at for an estimate: the look itself takes its time."""
+_TEXT: Final = 12.0  # nanoseconds a byte, at most, of a text with escapes; 4 without
+_PART: Final = 900.0  # nanoseconds, at most, of a value, by the marks before it: `,`, `[` and `{`
+_ODD: Final = 400.0  # nanoseconds a byte of the form of a text that is not ASCII
+_GROWS: Final = 6  # characters of that form a byte: U+FDFA has three bytes and becomes eighteen characters
+
+PROMPT_BYTES: Final = 65_536
+"""Of a large prompt's beginning that is kept: for the log, and for what keeps like prompts together."""
+MEMBER_BYTES: Final = 1024  # the same of each other member
+
+
+class Terms(msgspec.Struct, frozen=True, tag="terms"):
+    """What is the same for all requests."""
+
+    share: Share
+    routing: str
+    assumed: int  # tokens of an answer that may be of any length
+    sizes: Sizes
+    deny: str | None = None  # the deny list's text
+
+
+class AskJob(msgspec.Struct, frozen=True, tag="ask"):
+    """A request to one of the generating endpoints; its body comes beside it."""
+
+    endpoint: Endpoint
+    cache_control: str = ""
+    override: str = ""
+    tenant: bytes = b""
+    session: str = ""
+    headers: tuple[tuple[str, str], ...] = ()  # that an engine acts on
+
+
+class RawJob(msgspec.Struct, frozen=True, tag="raw"):
+    """A request that passes through."""
+
+    path: str
+
+
+class PageJob(msgspec.Struct, frozen=True, tag="page"):
+    """A request for many readers; the one that each of them makes is inside."""
+
+    ask: AskJob
+
+
+class TextsJob(msgspec.Struct, frozen=True, tag="texts"):
+    """An answer in one body, whose texts are looked at."""
+
+
+class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
+    """A finished stream, in its HTTP chunks, that is wanted as one body."""
+
+    endpoint: Folded
+    forced_tool: bool
+
+
+Job = AskJob | RawJob | PageJob | TextsJob | FoldJob
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A GatewayError as data."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: int | None = None
+
+    def error(self) -> GatewayError:
+        return GatewayError(Code[self.code], self.message, param=self.param, retry_after=self.retry_after)
+
+
+def refusal(error: GatewayError) -> Refusal:
+    return Refusal(error.code.name, error.message, error.param, error.retry_after)
+
+
+class Found(msgspec.Struct):
+    """What a reading came to. Up to where it was refused; `denied` is the line of a rule that it breaks."""
+
+    model: str | None = None
+    stream: bool = False
+    include_usage: bool = False
+    temperature: float | None = None
+    seed: int | None = None
+    fields: dict[str, bytes] = {}
+    cost: tuple[int, int] = (0, 0)
+    key: bytes | None = None
+    affinity: int = 0
+    denied: int = 0
+    refusal: Refusal | None = None
+    delays: list[float] = []  # of many readers
+    fault: str = ""  # of ours, for the log
+
+    def ask(self, endpoint: Endpoint, body: bytes) -> Ask:
+        """The request as it goes on."""
+        return Ask(
+            endpoint,
+            self.model,
+            self.stream,
+            self.include_usage,
+            self.temperature,
+            self.seed,
+            {name: msgspec.Raw(raw) for name, raw in self.fields.items()},
+            body,
+            Large(self.cost, self.key, self.affinity),
+        )
+
+
+def work(body: bytes, weight: float | None) -> float:
+    """Nanoseconds that the reading of a body takes at most, about. `weight`: of a character in the search for what
+    is denied, None where there is no deny list."""
+    size = len(body)
+    if size > _SIMPLE:
+        return 2 * BUDGET
+    escapes = b"\\" in body
+    found = size * (_TEXT if escapes else _TEXT / 3)
+    odd = not body.isascii()
+    if odd:
+        found += size * _TEXT
+    if weight is not None:
+        found += size * (_ODD + _GROWS * weight) if odd or (escapes and b"\\u" in body) else size * 2 * weight
+    for mark in b",", b"[", b"{":
+        if found > BUDGET:
+            break
+        found += body.count(mark) * (_PART if weight is None else 2 * _PART)
+    return found
+
+
+def denied_in(deny: DenyList, ask: Ask) -> int | None:
+    """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
+    prompt = prompt_of(ask)
+    if prompt.ids or "prompt_embeds" in ask.fields:
+        raise GatewayError(
+            Code.INVALID_VALUE,
+            "Prompts are checked here, and token ids cannot be: send text.",
+            param="prompt",
+        )
+    line = deny.find_in_prompt(prompt.parts)
+    if line is None and (others := other_texts(ask)):
+        line = deny.find("\n".join(others))
+    return line
+
+
+def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer) -> tuple[Found, bytes]:
+    """A large request, in the order in which a small one is read; and the body that goes up, empty where that is
+    the one that came."""
+    found = Found()
+    try:
+        ask = decode(job.endpoint, body)
+        found.model, found.stream = ask.model, ask.stream
+        if terms.sizes:
+            ask = terms.sizes.admit(ask)
+        if deny is not None and (line := denied_in(deny, ask)) is not None:
+            found.denied = line
+            return found, b""
+        share = sharing(ask, terms.share, cache_control=job.cache_control, override=job.override)
+        found.cost = estimate(ask, terms.assumed)
+        keep_by = affinity(terms.routing)
+        if keep_by is not None:
+            found.affinity = keep_by(ask, {"x-session-id": job.session} if job.session else {})
+        if share.shared:
+            fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+            found.key = keyer.key(ask, tenant=job.tenant, fold=fold, headers=job.headers)
+    except GatewayError as e:
+        found.refusal = refusal(e)
+        return found, b""
+    found.include_usage, found.temperature = ask.include_usage, ask.temperature
+    found.seed = None if ask.seed is None else max(-(2**63), min(ask.seed, 2**63 - 1))  # as far as it fits
+    prompt = PROMPT_FIELD[job.endpoint]
+    found.fields = {
+        name: bytes(memoryview(raw)[: PROMPT_BYTES if name == prompt else MEMBER_BYTES])
+        for name, raw in ask.fields.items()
+        if len(name) <= MEMBER_BYTES
+    }
+    sent = with_usage(ask) if found.key is not None and ask.stream and job.endpoint != "embeddings" else ask.body
+    return found, b"" if sent is body else sent
+
+
+def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> tuple[Found, bytes]:
+    """The same of what passes through."""
+    found = Found(model=model_of(body), cost=passing(job.path, body, terms.assumed))
+    sent = body
+    try:
+        if terms.sizes:
+            sent = terms.sizes.admit_raw(job.path, body)
+    except GatewayError as e:
+        found.refusal = refusal(e)
+        return found, b""
+    if deny is not None:
+        found.denied = deny.find_in_prompt([body_texts(sent)]) or 0
+    return found, b"" if sent is body else sent

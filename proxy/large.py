@@ -1,0 +1,178 @@
+"""Owns what is done with a request or a stream that is too large for the loop: read, checked or folded elsewhere.
+Must not know processes or sockets: jobs go to the pool, and what was found becomes what the gateway takes.
+Called by the gateway and by the page, only above a size; a small request costs one comparison."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from proxy.call import Call
+from proxy.config import Settings
+from proxy.deny import DenyList
+from proxy.errors import GatewayError
+from proxy.flight import Flight
+from proxy.gate import Gate, sizes_of
+from proxy.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
+from proxy.log import Log
+from proxy.offload import Offload
+from proxy.plan import headers_in_common
+from proxy.prepare import Prepared
+from proxy.relay import ACTED_ON, acted_on
+from proxy.wire.fold import Unfoldable, forces_tool, many_frames
+from proxy.wire.openai import Ask, Endpoint
+
+INLINE: Final = 16_384
+"""Bytes up to which a body is read on the loop without an estimate: 17 ms of the worst that is known."""
+LEAST: Final = 1024  # the same, at least, however costly the deny list is
+
+
+class LargeRequests:
+    """One for a gateway. `inline`: up to so many bytes a body is surely read on the loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        prepared: Prepared,
+        gate: Gate | None,
+        log: Log,
+        *,
+        scope: Callable[[Call], bytes],
+        owner: Callable[[Call], Hashable | Callable[[], Hashable]],
+    ) -> None:
+        self._settings = settings
+        self._prepared = prepared
+        self._gate = gate
+        self._log = log
+        self._scope = scope
+        self._owner = owner
+        self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+        self._folds: dict[Flight, asyncio.Task[None]] = {}
+        self._deny: DenyList | None = None
+        self._terms: Terms | None = None
+        self.inline = INLINE
+        self.pool = Offload(self._in_force, on_event=self._tell)
+        self._in_force()
+
+    async def close(self) -> None:
+        await self.pool.close()
+        await asyncio.gather(*self._folds.values(), return_exceptions=True)
+
+    def renew(self) -> None:
+        """The deny list may be another."""
+        self._in_force()
+
+    def heavy(self, body: bytes) -> bool:
+        """Whether the reading of a body would hold the loop for too long. Asked only above `inline`."""
+        return work(body, None if self._deny is None else self._deny.weight) > BUDGET
+
+    async def ask(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+        """A request, decoded and checked. Raises GatewayError."""
+        found, sent = await self.pool.do(self._job(call, endpoint), body, self._whose(call))
+        return self._asked(call, endpoint, found, sent or body)
+
+    async def page(self, call: Call, body: bytes) -> tuple[Ask, list[float]]:
+        """A request for many readers: what each of them asks, and when. Raises GatewayError."""
+        found, sent = await self.pool.do(PageJob(self._job(call, "chat")), body, self._whose(call))
+        return self._asked(call, "chat", found, sent), found.delays
+
+    async def raw(self, call: Call, body: bytes) -> bytes:
+        """The body of a request that passes through, checked; its model and its cost are the call's from now on.
+        Raises GatewayError."""
+        found, sent = await self.pool.do(RawJob(call.request.path), body, self._whose(call))
+        self._told(found, call)
+        call.model, call.cost = found.model, found.cost
+        if self._gate is not None:
+            self._gate.judge(call, found, raw=True)
+        return sent or body
+
+    async def denied(self, flight: Flight, body: bytes) -> int:
+        """The line of a rule that the texts of an answer break; 0: none. Raises GatewayError 503."""
+        found, _ = await self.pool.do(TextsJob(), body, ("answer", id(flight)))
+        if found.refusal is not None:
+            raise found.refusal.error()
+        return found.denied
+
+    def folds(self, flight: Flight) -> bool:
+        """Whether a stream has to be folded here: it has landed, and its fold would hold the loop for too long."""
+        return flight.folded is None and flight.error is None and many_frames(flight.log)
+
+    async def fold(self, flight: Flight) -> None:
+        """Make the one body of a stream that has landed, once for all who want it. Raises Unfoldable."""
+        task = self._folds.get(flight)
+        if task is None:
+            task = self._folds[flight] = asyncio.create_task(self._fold(flight))
+            task.add_done_callback(lambda _: self._folds.pop(flight, None))
+        await asyncio.shield(task)
+        if flight.folded is None:
+            raise Unfoldable("it could not be folded")
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _in_force(self) -> Terms:
+        """The terms of now: the same object until the deny list is another."""
+        deny = self._prepared.deny
+        if self._terms is None or deny is not self._deny:
+            settings = self._settings
+            self._deny = deny
+            self._terms = Terms(
+                share=settings.share,
+                routing=settings.routing,
+                assumed=settings.rate_limit_assumed_tokens,
+                sizes=sizes_of(settings),
+                deny=None if deny is None else deny.source,
+            )
+            # A byte may become six characters, and its form alone takes 0.4 µs.
+            self.inline = INLINE if deny is None else max(LEAST, min(INLINE, int(5e6 / (400 + 6 * deny.weight))))
+        return self._terms
+
+    def _job(self, call: Call, endpoint: Endpoint) -> AskJob:
+        headers = call.request.headers
+        return AskJob(
+            endpoint,
+            headers.get("cache-control", ""),
+            headers.get("x-gateway-share", ""),
+            self._scope(call),
+            headers.get("x-session-id", ""),
+            tuple(
+                (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
+                for name, value in headers_in_common(acted_on(headers, self._passed_on))
+            ),
+        )
+
+    def _asked(self, call: Call, endpoint: Endpoint, found: Found, body: bytes) -> Ask:
+        self._told(found, call)
+        call.model, call.stream = found.model, found.stream
+        if self._gate is not None:
+            self._gate.judge(call, found)
+        if found.refusal is not None:
+            raise found.refusal.error()
+        call.ask = ask = found.ask(endpoint, body)
+        return ask
+
+    def _told(self, found: Found, call: Call) -> None:
+        if found.fault:
+            self._log.event("error", "internal error", request_id=call.id, fault=found.fault, where="reading")
+
+    def _whose(self, call: Call) -> Hashable:
+        owner = self._owner(call)
+        return owner() if callable(owner) else owner
+
+    async def _fold(self, flight: Flight) -> None:
+        ask = flight.plan.ask
+        if ask is None or ask.endpoint == "embeddings":
+            return
+        job = FoldJob(ask.endpoint, forces_tool(ask.fields))
+        try:
+            found, body = await self.pool.do(job, b"".join(flight.log), ("fold", id(flight)))
+        except GatewayError as e:
+            self._log.event("warning", "a stream was not folded", detail=e.message)
+            return
+        if found.fault:
+            self._log.event("error", "internal error", fault=found.fault, where="fold")
+        if found.refusal is None and body:
+            flight.folded = body
+
+    def _tell(self, what: str, detail: str) -> None:
+        self._log.event("warning", f"a reading process {what}", detail=detail)
