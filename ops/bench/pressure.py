@@ -225,9 +225,8 @@ async def run(only: str, budget: str, logs: Path) -> list[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.pressure", description=__doc__)
-    parser.add_argument(
-        "--only", default="", help=f"letters: {', '.join(f'{a.letter} {a.name}' for a in ATTACKS)}"
-    )
+    names = ", ".join(f"{attack.letter}: {attack.name}" for attack in ATTACKS)
+    parser.add_argument("--only", default="", help=f"letters; {names}")
     parser.add_argument("--budget", default="256MiB", help="of a gateway that has --memory-budget")
     parser.add_argument("--out", type=Path, help="folder for the numbers and the gateways' logs")
     args = parser.parse_args()

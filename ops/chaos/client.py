@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from contextlib import suppress
 from typing import Final
 
@@ -14,6 +15,7 @@ from ops.chaos.verdict import Answer
 from ops.chaos.wire import Ask
 
 LIMIT: Final = 1 << 20
+STALE: Final = 0.1  # seconds in which a kept connection that was closed meanwhile says so
 MAX_BYTES: Final = 1 << 26  # of one answer that are kept
 
 
@@ -65,12 +67,13 @@ class Client:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=LIMIT)
         assert self._streams is not None
         reader, writer = self._streams
+        sent = time.monotonic()
         try:
             writer.write(request)
             await writer.drain()
             await self._head(reader, answer)
         except (OSError, EOFError):
-            if not kept or answer.status:
+            if not kept or answer.status or time.monotonic() > sent + STALE:
                 raise
             self.close()  # it was closed while it was idle: any client asks again
             await self._exchange(request, answer)

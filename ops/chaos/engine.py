@@ -107,6 +107,7 @@ class Engine:
                 return False
         body = await reader.readexactly(length) if length else b""
         if self.ended:  # its core is gone: connections live, nothing is answered
+            self._tell(body, "")
             await reader.read()
             return False
         path = target.partition("?")[0]
@@ -186,11 +187,15 @@ class Engine:
         if INFINITE in body:
             return lies.LIES["infinity"](answer, self._pick)
         lie = self._lie(answer, endpoint) if spec is not None else ""
-        if self.options.log is not None and spec is not None:
+        self._tell(body, lie)
+        return lies.LIES[lie](answer, self._pick) if lie else lies.honest(answer)
+
+    def _tell(self, body: bytes, lie: str) -> None:
+        """Write down whose prompts came, and which lie they are told."""
+        if self.options.log is not None:
             now = time.monotonic()
             lines = [f"{now:.4f} {self.options.number} {tag:x} {lie}\n" for tag in tags_of(body)]
             os.write(self.options.log, "".join(lines).encode())
-        return lies.LIES[lie](answer, self._pick) if lie else lies.honest(answer)
 
     def _lie(self, answer: Answer, endpoint: Endpoint) -> str:
         """The first that fits, of those that it is to tell."""

@@ -37,8 +37,8 @@ class Chaos:
     stage: Stage
     pick: random.Random
     tags: Sequence[Ask]
-    bound: float  # seconds after which a request of the load is called hung
-    longs: int = 1  # engine ends that may outlast that bound
+    long: float = 0.0  # seconds of an engine's long end
+    longs: int = 0  # how many such ends there are
 
     def engine(self) -> EngineChild | None:
         """One that suffers nothing now, so that another remains well; none where there is no such."""
@@ -71,7 +71,7 @@ async def end_engine(chaos: Chaos) -> str:
     seconds = chaos.pick.uniform(1, 4)
     if chaos.longs:
         chaos.longs -= 1
-        seconds = chaos.bound + 8  # a request that waits for it is seen to hang
+        seconds = chaos.long
     await chaos.stage.end_engine(engine, seconds)
     return f"{engine.name} for {seconds:.1f} s"
 

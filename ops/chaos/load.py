@@ -177,5 +177,7 @@ def _touched(
         return True
     if mine or result.verdict.kind == "exact":
         return False
+    if "no_backend" not in result.verdict.why and "queue" not in result.verdict.why:  # it was sent to an engine
+        return any(fault.overlaps(start, end) for fault in faults)
     recent = (fault.target for fault in (*faults, *lies) if fault.overlaps(start - GRACE, end))
     return len({target for target in recent if target.startswith("engine")}) == engines

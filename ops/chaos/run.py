@@ -53,6 +53,7 @@ WARM: Final = 200  # requests before the first measure
 WAVE: Final = 200  # requests after the last fault
 SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be seen up
 EMPTY_SECONDS: Final = 15.0  # for what is left to be given back
+LONGER: Final = 8.0  # seconds by which one engine's end outlasts the bound, so that who waits for it is seen
 RSS_SLACK_MB: Final = 48.0
 FD_SLACK: Final = 24
 GAUGE: Final = re.compile(
@@ -109,7 +110,8 @@ async def _scene(
     await load.wave(WARM, options.clients)
     before = (rss_mb(on.pid), open_fds(on.pid))
     load.results.clear()
-    chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound)  # noqa: S311 - no secret
+    longs = 1 if options.seconds > options.bound + LONGER else 0
+    chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound + LONGER, longs)  # noqa: S311
     until = time.monotonic() + options.seconds
     running = asyncio.create_task(load.run(options.clients, until))
     await _faults(row, chaos, options.events, until, weights, logs)
