@@ -29,6 +29,7 @@ from ops.chaos.wire import Ask
 BUDGET_FLAG: Final = "--memory-budget"
 AFTER: Final = 6.0  # seconds after the attackers have gone
 LONGEST: Final = 60.0  # that a bystander waits for /health
+INNOCENTS: Final = 1 << 40  # the first of their tags
 INNOCENT: Final = 10.0  # that an innocent waits
 HEAD: Final = (
     "| attack | RSS before, MB | at most | after | growth ÷ budget | longest /health, s | innocents served "
@@ -123,7 +124,7 @@ class Bystander:
         self._asked_at = 0.0
 
     def _innocent(self) -> None:
-        ask = Ask(1 << 40 | len(self.statuses), stream=False, tokens=2, gap_ms=0)
+        ask = Ask(2 * INNOCENTS + len(self.statuses), stream=False, tokens=2, gap_ms=0)
         self.statuses.append(self._ask("POST", ask.path, ask.body(), INNOCENT))
 
     def _memory(self) -> None:
@@ -173,7 +174,7 @@ async def measure(attack: Attack, budget: str, logs: Path) -> Row:
 
 async def _warm(on: Stage) -> None:
     load = Load(on.host, on.port, 1, 10.0)
-    await load.asks([Ask(at, stream=False, tokens=2, gap_ms=0) for at in range(50)])
+    await load.asks([Ask(INNOCENTS + at, stream=False, tokens=2, gap_ms=0) for at in range(50)])
     await asyncio.sleep(0.5)
 
 

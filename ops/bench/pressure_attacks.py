@@ -182,7 +182,7 @@ ATTACKS: Final = (
     Attack("e", f"{CONNECTIONS} connections without a whole head", no_head, 40,
            flags=("--max-connections", str(CONNECTIONS)), optional=(("--head-timeout", "5"),)),
     Attack("f", "60 engine streams of 4 MB at once", floods, 60,
-           engine=("--frames", "1000", "--frame-bytes", "4000")),
+           engine=("--frames", "1000", "--frame-bytes", "4000", "--gather", "60")),
     Attack("g", "50 readers of one 15 MB request", readers, 45),
     Attack("h", "40,000 members, the last twice", doubled_member, 45),
 )  # fmt: skip

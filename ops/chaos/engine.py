@@ -24,6 +24,7 @@ from ops.chaos import lies
 from ops.chaos.lies import Answer, Step, plain
 from ops.chaos.wire import (
     DIMENSIONS,
+    FLOODS,
     MODEL,
     PATHS,
     Endpoint,
@@ -43,6 +44,7 @@ FAIL: Final = b"always-fail"
 INFINITE: Final = b"always-infinite"
 """A prompt with this is answered 200 with -Infinity by every engine."""
 RANK: Final = b"x-data-parallel-rank: 99"
+GATHER_SECONDS: Final = 10.0
 LONG_NUMBER: Final = "-0.034513987600803375"
 _SIZES: Final = re.compile(rb"(?<=\r\n)([0-9a-f]+)\r\ndata: \{")
 _MODELS: Final = dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vllm"}]})
@@ -55,9 +57,10 @@ class Options:
     log: int | None = None  # the descriptor to which each generation is told
     dimensions: int = DIMENSIONS  # more than the usual: numbers of 21 characters
     hold: float = 0.0  # seconds before embeddings are answered
-    frame_bytes: int = 0  # of a frame's text; 0: a word
-    frames: int = 0  # of a stream, whatever is asked; 0: as asked
-    body_bytes: int = 0  # of a body's text; 0: as asked
+    frame_bytes: int = 0  # of the text of each frame of a flood; 0: there is none
+    frames: int = 0  # of such a stream
+    gather: int = 0  # such streams that begin together
+    body_bytes: int = 0  # of the text of a flooding body; 0: there is none
 
 
 class Engine:
@@ -73,6 +76,8 @@ class Engine:
         self._pick = random.Random(options.number)  # noqa: S311 - lies, no secrets
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._gathered = 0
+        self._all_here = asyncio.Event()
         self._flood = b""  # a stream of large frames, ready but for its id
 
     async def serve(self) -> None:
@@ -130,6 +135,8 @@ class Engine:
                 if pause:
                     await writer.drain()
                     await asyncio.sleep(pause)
+            elif step == "gather":
+                await self._gather()
             else:
                 if step == "reset":
                     _reset(writer)
@@ -138,6 +145,15 @@ class Engine:
                 return False
         await writer.drain()
         return True
+
+    async def _gather(self) -> None:
+        """Wait until so many wait here, for a bounded time."""
+        self._gathered += 1
+        if self._gathered >= self.options.gather:
+            self._all_here.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_SECONDS):
+                await self._all_here.wait()
 
     def _plain(self, path: str, body: bytes) -> bytes:
         if path == "/v1/models":
@@ -182,8 +198,8 @@ class Engine:
         self.served += 1
         name = f"{self.options.number}.{os.getpid()}.{self.served}"
         answer = self._answer(endpoint, asked, spec or Spec(0, 8, 0.0), _id(head) or name, name)
-        if self.options.frame_bytes and answer.stream:
-            return [self._flooded(endpoint, _id(head) or name)]
+        if self.options.frame_bytes and answer.stream and spec is not None and spec.tag < FLOODS:
+            return ["gather", self._flooded(endpoint, _id(head) or name)]
         if INFINITE in body:
             return lies.LIES["infinity"](answer, self._pick)
         lie = self._lie(answer, endpoint) if spec is not None else ""
@@ -212,7 +228,7 @@ class Engine:
             return Answer(False, [], found, gap=self.options.hold or spec.gap)
         choices = int(asked.get("n") or 1)
         sampled = asked.get("temperature") != 0
-        tokens = self.options.frames or spec.tokens
+        tokens = spec.tokens
         columns = [words(spec.tag, tokens, at, f"{name}.{at}" if sampled else "") for at in range(choices)]
         shape = Shape(endpoint, id_, spec.tag)
         if asked.get("stream"):
@@ -223,7 +239,7 @@ class Engine:
                 continuous=bool(wanted.get("continuous_usage_stats")),
             )
             return Answer(True, frames, {}, gap=spec.gap, per_pause=choices)
-        if self.options.body_bytes:
+        if self.options.body_bytes and spec.tag < FLOODS:
             columns = [["x" * self.options.body_bytes] for _ in columns]
         return Answer(False, [], shape.whole(columns), gap=spec.gap * tokens, per_pause=choices)
 
@@ -271,6 +287,7 @@ def main() -> None:
     parser.add_argument("--hold", type=float, default=0.0, help="seconds before embeddings are answered")
     parser.add_argument("--frame-bytes", type=int, default=0)
     parser.add_argument("--frames", type=int, default=0)
+    parser.add_argument("--gather", type=int, default=0, help="floods that begin together")
     parser.add_argument("--body-bytes", type=int, default=0)
     given = vars(parser.parse_args())
     log = given.pop("log")

@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 from ops.chaos.wire import Json, dumps
 
 End = Literal["close", "reset"]
-Step = bytes | float | End
-"""Bytes to write, seconds to wait, or how the connection ends."""
+Step = bytes | float | End | Literal["gather"]
+"""Bytes to write, seconds to wait, how the connection ends, or a wait for others that gather."""
 
 SSE: Final = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"

@@ -96,6 +96,10 @@ class Spec:
     gap: float  # seconds
 
 
+FLOODS: Final = 1000
+"""Tags below it are answered by floods, where the engine is told to make them."""
+
+
 def read_spec(body: bytes) -> Spec | None:
     """None where the prompt is not one of ours."""
     found = _SPEC.search(body)
