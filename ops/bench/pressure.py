@@ -32,8 +32,8 @@ LONGEST: Final = 60.0  # that a bystander waits for /health
 INNOCENTS: Final = 1 << 40  # the first of their tags
 INNOCENT: Final = 10.0  # that an innocent waits
 HEAD: Final = (
-    "| attack | RSS before, MB | at most | after | growth ÷ budget | longest /health, s | innocents served "
-    "| attackers still connected | attackers were told |\n|---|---|---|---|---|---|---|---|---|"
+    "| attack | RSS before, MB | at most | after | growth ÷ budget | longest /health, s | /health 200 "
+    "| innocents served | attackers still connected | attackers were told |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -48,6 +48,7 @@ class Row:
     budget_mb: float = 0.0
     health: float = 0.0
     health_ended: bool = True  # the last /health was answered
+    health_well: tuple[int, int] = (0, 0)  # how many were 200, of how many
     served: int = 0
     asked: int = 0
     connected: int = 0
@@ -66,6 +67,7 @@ class Row:
             f"{self.after_mb:.0f}",
             growth,
             ("" if self.health_ended else "over ") + f"{self.health:.2f}",
+            f"{self.health_well[0]} of {self.health_well[1]}",
             f"{self.served} of {self.asked}",
             f"{self.connected} of {self.attackers}",
             told + (f"; {self.note}" if self.note else ""),
@@ -78,6 +80,7 @@ class Bystander:
 
     def __init__(self, on: Stage) -> None:
         self.health: list[float] = []
+        self.health_statuses: list[int] = []
         self.statuses: list[int] = []  # of innocents; 0: none in time
         self.peak = 0.0
         self._asked_at = 0.0  # when the /health that is not answered was asked; 0: none is
@@ -119,7 +122,7 @@ class Bystander:
 
     def _health(self) -> None:
         self._asked_at = time.monotonic()
-        self._ask("GET", "/health", None, LONGEST)
+        self.health_statuses.append(self._ask("GET", "/health", None, LONGEST))
         self.health.append(time.monotonic() - self._asked_at)
         self._asked_at = 0.0
 
@@ -197,6 +200,7 @@ async def _attacked(row: Row, on: Stage, attack: Attack) -> None:
     row.after_mb = rss_mb(on.pid)
     row.peak_mb = max(bystander.peak, highest_mb(on.pid))
     row.health, row.health_ended = await asyncio.to_thread(bystander.stop)
+    row.health_well = (bystander.health_statuses.count(200), len(bystander.health_statuses))
     row.served, row.asked = bystander.statuses.count(200), len(bystander.statuses)
     if not on.alive:
         row.note = f"the gateway ended with {on.gateway.child.returncode}"
