@@ -33,7 +33,7 @@ INNOCENTS: Final = 1 << 40  # the first of their tags
 INNOCENT: Final = 10.0  # that an innocent waits
 HEAD: Final = (
     "| attack | RSS before, MB | at most | after | growth ÷ budget | longest /health, s | /health 200 "
-    "| innocents served | attackers still connected | attackers were told |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| innocents served | attackers still connected | attackers were told |\n" + "|---" * 10 + "|"
 )
 
 

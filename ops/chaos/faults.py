@@ -251,7 +251,7 @@ def _post(body: bytes, path: str = "/v1/chat/completions", *more: str, length: i
     size = len(body) if length is None else length
     lines = [
         f"POST {path} HTTP/1.1",
-        "host: x",
+        "host: 127.0.0.1",
         "content-type: application/json",
         f"content-length: {size}",
         *more,
