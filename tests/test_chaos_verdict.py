@@ -151,6 +151,15 @@ def test_usage_is_compared_where_it_was_asked_for() -> None:
     assert judge(replace(WHOLE, n=1), told(WHOLE, "usage odd")).why.startswith("usage: ")
 
 
+def test_the_usage_of_a_sampled_body_may_be_a_share() -> None:
+    sampled = replace(WHOLE, sampled=True)
+    for ask, tokens, sound in ((sampled, 5, True), (sampled, 40, False), (WHOLE, 5, False)):
+        answer = told(ask)
+        shared = f'"total_tokens":{17 + tokens},"completion_tokens":{tokens}'.encode()
+        answer.body = answer.body.replace(b'"total_tokens":21,"completion_tokens":4', shared)
+        assert (judge(ask, answer).kind == "exact") is sound
+
+
 def test_who_left_and_what_hung_is_told_apart() -> None:
     assert judge(STREAM, Answer(end="left")).kind == "left"
     assert judge(STREAM, Answer(end="hung")).kind == "hung"

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ async def slow_engine(chaos: Chaos) -> str:
     fault = chaos.stage.begun(engine.name, "slowed")
     await engine.order(slow_gap=chaos.pick.uniform(0.05, 0.3), slow_seconds=seconds)
     await asyncio.sleep(seconds)
-    fault.end = fault.start + seconds
+    fault.end = time.monotonic()
     return engine.name
 
 
@@ -102,8 +103,8 @@ async def reset_engine(chaos: Chaos) -> str:
         return ""
     fault = chaos.stage.begun(engine.name, "reset")
     await engine.order(reset=True)
-    await asyncio.sleep(0.05)
-    fault.end = fault.start + 0.1
+    await asyncio.sleep(0.1)
+    fault.end = time.monotonic()
     return engine.name
 
 
