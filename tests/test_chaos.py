@@ -34,7 +34,7 @@ def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path) -> None:
     assert ran.returncode in (0, 1), ran.stderr
     (row,) = json.loads((tmp_path / "chaos.json").read_text())["rows"]
     assert sum(row["events"].values()) >= 10
-    assert row["kinds"]["exact"] > 100
+    assert row["kinds"]["exact"] >= 30
     assert ran.returncode == bool(row["kinds"].get("wrong") or row["kinds"].get("hung") or row["left_behind"])
     assert "| everything at once |" in ran.stdout
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == sum(row["events"].values())
