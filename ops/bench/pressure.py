@@ -9,6 +9,7 @@ import asyncio
 import http.client
 import json
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -218,6 +219,9 @@ def markdown(rows: Sequence[Row], budget: str) -> str:
 
 
 async def run(only: str, budget: str, logs: Path) -> list[Row]:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     rows = []
     for attack in ATTACKS:
         if only and attack.letter not in only:
@@ -238,7 +242,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         logs = args.out or Path(scratch)
         logs.mkdir(parents=True, exist_ok=True)
-        rows = asyncio.run(run(args.only, args.budget, logs))
+        try:
+            rows = asyncio.run(run(args.only, args.budget, logs))
+        except asyncio.CancelledError:  # by SIGTERM: all children have ended
+            return 128 + signal.SIGTERM
     page = markdown(rows, args.budget)
     print(page)
     if args.out:

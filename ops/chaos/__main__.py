@@ -72,7 +72,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         logs = args.out or Path(scratch)
         logs.mkdir(parents=True, exist_ok=True)
-        rows = asyncio.run(run(args, logs))
+        try:
+            rows = asyncio.run(run(args, logs))
+        except asyncio.CancelledError:  # by SIGTERM: all children have ended
+            return 128 + signal.SIGTERM
     head = (
         f"{machine()}. Seed {args.seed}, {args.clients} clients, {args.engines} engines, a Redis; "
         f"hung: no end within {args.hung:g} s. Wanted of streams that no fault touched: {WANTED:.1%} exact."
