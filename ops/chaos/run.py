@@ -77,7 +77,8 @@ async def play(scenario: str, options: Options, logs: Path) -> Row:
     """One scenario against a gateway of its own."""
     row = Row(scenario)
     seconds = options.seconds
-    limit = seconds + 4 * options.bound + SETTLE_SECONDS + EMPTY_SECONDS + 30
+    waits = 4 + WAVE / options.clients  # that may each last the bound: the load's end, breakers, the last wave
+    limit = seconds + waits * options.bound + LONGER + SETTLE_SECONDS + EMPTY_SECONDS + 30
     began = time.monotonic()
     flags = list(FLAGS)
     for option, value in OPTIONAL.items():
@@ -114,15 +115,24 @@ async def _scene(
     chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound + LONGER, longs)  # noqa: S311
     until = time.monotonic() + options.seconds
     running = asyncio.create_task(load.run(options.clients, until))
-    await _faults(row, chaos, options.events, until, weights, logs)
-    await running
-    results = list(load.results)
-    if not on.alive:
-        row.left_behind.append(f"the gateway ended with {on.gateway.child.returncode}")
-    else:
-        await _heal(row, on, load)
-        await _last_wave(row, on, load, options.clients)
-        await _left_behind(row, on, before)
+    results: list[Result] = []
+    try:
+        await _faults(row, chaos, options.events, until, weights, logs)
+        await running
+        results = list(load.results)
+        if not on.alive:
+            row.left_behind.append(f"the gateway ended with {on.gateway.child.returncode}")
+        else:
+            await _heal(row, on, load)
+            await _last_wave(row, on, load, options.clients)
+            await _left_behind(row, on, before)
+    finally:
+        running.cancel()
+        _conclude(row, results or list(load.results), on, folder, options)
+
+
+def _conclude(row: Row, results: list[Result], on: Stage, folder: Path, options: Options) -> None:
+    """What came of the requests, however the scene ended."""
     assess(results, on.faults, generations(folder), options.engines, options.bound)
     _count(row, results)
     if options.out is not None:
