@@ -1,0 +1,93 @@
+"""Owns the chaos command: which scenarios, how long, what is printed and written, the exit code.
+Must not know how a fault is made or an answer judged.
+Called as `python -m ops.chaos --seed 1`. Exit 1 on anything wrong, hung or left behind."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from ops.bench.table import machine
+from ops.chaos.report import WANTED, Row, markdown
+from ops.chaos.run import SCENARIOS, Options, play
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m ops.chaos", description=__doc__)
+    parser.add_argument("--events", type=int, default=600, help="in all scenarios together")
+    parser.add_argument("--seconds", type=float, default=360, help="of load, in all scenarios together")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--engines", type=int, default=3)
+    parser.add_argument("--hung", type=float, default=20, help="seconds after which a request is called hung")
+    parser.add_argument("--only", default="", help="scenarios that have this in their name; they get all the time")
+    parser.add_argument("--out", type=Path, help="folder for the numbers, the events and the gateways' logs")
+    return parser.parse_args(words)
+
+
+def chosen(only: str) -> dict[str, tuple[float, float]]:
+    """The scenarios, and each one's share of the events and of the time. Raises ValueError where there is none."""
+    found = {name: shares for name, (*shares, _) in SCENARIOS.items() if only.lower() in name.lower()}
+    if not found:
+        raise ValueError(f"no scenario has {only!r} in it; there are: {'; '.join(SCENARIOS)}")
+    events, seconds = (sum(shares[at] for shares in found.values()) for at in (0, 1))
+    return {name: (shares[0] / events, shares[1] / seconds) for name, shares in found.items()}
+
+
+async def run(args: argparse.Namespace, logs: Path) -> list[Row]:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    rows = []
+    for name, (events, seconds) in chosen(args.only).items():
+        options = Options(
+            seed=args.seed,
+            events=max(1, round(args.events * events)),
+            seconds=max(2.0, args.seconds * seconds),
+            clients=args.clients,
+            engines=args.engines,
+            bound=args.hung,
+            out=args.out,
+        )
+        print(f"{name} …", file=sys.stderr, flush=True)
+        row = await play(name, options, logs)
+        print(row.line(), file=sys.stderr, flush=True)
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        chosen(args.only)
+    except ValueError as e:
+        print(f"ops.chaos: {e}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        logs = args.out or Path(scratch)
+        logs.mkdir(parents=True, exist_ok=True)
+        try:
+            rows = asyncio.run(run(args, logs))
+        except asyncio.CancelledError:  # by SIGTERM: all children have ended
+            return 128 + signal.SIGTERM
+    head = (
+        f"{machine()}. Seed {args.seed}, {args.clients} clients, {args.engines} engines, a Redis; "
+        f"hung: no end within {args.hung:g} s. Wanted of streams that no fault touched: {WANTED:.1%} exact."
+    )
+    page = markdown(rows, head)
+    print(page)
+    if args.out:
+        (args.out / "chaos.md").write_text(page)
+        numbers = {"arguments": {**vars(args), "out": ""}, "rows": [row.as_numbers() for row in rows]}
+        (args.out / "chaos.json").write_text(json.dumps(numbers, indent=1))
+    return 1 if any(row.failed for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

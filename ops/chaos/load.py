@@ -1,0 +1,183 @@
+"""Owns the load of a chaos run: many clients that ask, compare, sometimes leave, and what came of each request.
+Must not know faults or processes; what a fault may have touched is told afterwards, from times.
+Called by the run. Every request ends within the bound."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from typing import Final
+
+from ops.chaos.client import Client
+from ops.chaos.stage import Fault
+from ops.chaos.verdict import USAGE, Verdict, judge
+from ops.chaos.wire import Ask
+
+LEAVE: Final = 0.06  # share of requests that their client leaves
+NAMED: Final = 0.3  # share that bring an x-request-id
+RECENT: Final = 20  # prompts that many ask for, half a second apart
+GRACE: Final = 8.0  # seconds after a fault in which the gateway may still hold an engine for down
+LOOK_BACK: Final = 30.0  # seconds before a request in which the answer that it shares may have begun
+
+
+@dataclass(slots=True)
+class Result:
+    """One request."""
+
+    ask: Ask
+    verdict: Verdict
+    start: float
+    end: float
+    cut: bool = False  # the connection was cut in it
+    touched: bool = False  # a fault may have
+
+
+class Mix:
+    """What is asked: prompts that many ask for, twins that are sampled, and some of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._pick = random.Random(seed)  # noqa: S311 - a workload, not a secret
+        self.recent: deque[Ask] = deque(maxlen=20)
+
+    def _common(self, kind: str) -> random.Random:
+        """Drawn alike by all who draw at about this time."""
+        age = int(self._pick.random() ** 2 * RECENT)
+        mark = f"{self._seed} {kind} {int(time.monotonic() * 2) - age}"
+        return random.Random(blake2b(mark.encode()).digest())  # noqa: S311 - a workload, not a secret
+
+    def draw(self) -> Ask:
+        pick, kind = self._pick, self._pick.random()
+        own = pick.random() < 0.4
+        source = pick if own else self._common("sampled" if kind > 0.8 else f"{kind < 0.12} {kind < 0.24}")
+        tag = source.getrandbits(64)
+        if kind < 0.12:
+            ask = Ask(tag, "embeddings", stream=False, gap_ms=5, texts=source.randint(1, 6))
+        else:
+            ask = Ask(
+                tag,
+                "completions" if kind < 0.24 else "chat",
+                n=source.choice((1, 1, 1, 2, 3)),
+                sampled=kind > 0.8,
+                tokens=source.choice((1, 4, 12, 40)),
+                gap_ms=source.choice((0, 2, 10, 20)),
+                stream=pick.random() < 0.6,
+            )
+            ask = replace(ask, usage=ask.stream and pick.random() < 0.4)
+        if not own and not ask.sampled:
+            self.recent.append(ask)
+        if pick.random() < NAMED:
+            ask = replace(ask, request_id=f"client-{pick.getrandbits(64):016x}")
+        return ask
+
+
+class Load:
+    """So many clients, each asking again when it has its answer."""
+
+    def __init__(self, host: str, port: int, seed: int, bound: float) -> None:
+        self.results: list[Result] = []
+        self.mix = Mix(seed)
+        self._where = (host, port)
+        self._bound = bound
+        self._pick = random.Random(seed + 1)  # noqa: S311 - a workload, not a secret
+        self._told: dict[str, int] = {}  # samples, and which request was told them
+
+    async def run(self, clients: int, until: float) -> None:
+        """Until then by time.monotonic(), and until what was asked has ended."""
+        await asyncio.gather(*[self._client(until) for _ in range(clients)])
+
+    async def _client(self, until: float) -> None:
+        client = Client(*self._where, bound=self._bound)
+        pick = self._pick
+        await asyncio.sleep(pick.uniform(0, 0.3))
+        while time.monotonic() < until:
+            leave = pick.uniform(0.0, 0.5) if pick.random() < LEAVE else None
+            result = await self._ask(client, self.mix.draw(), leave)
+            await asyncio.sleep(0.3 if result.verdict.kind == "error" else pick.uniform(0.05, 0.35))
+        client.close()
+
+    async def wave(self, count: int, clients: int) -> list[Result]:
+        """That many requests and no more; nobody leaves."""
+        return await self.asks([self.mix.draw() for _ in range(count)], clients)
+
+    async def asks(self, asks: list[Ask], clients: int = 8) -> list[Result]:
+        """These requests."""
+        left = list(asks)
+        found: list[Result] = []
+
+        async def one() -> None:
+            client = Client(*self._where, bound=self._bound)
+            while left:
+                found.append(await self._ask(client, left.pop(), None))
+            client.close()
+
+        await asyncio.gather(*[one() for _ in range(clients)])
+        return found
+
+    async def _ask(self, client: Client, ask: Ask, leave: float | None) -> Result:
+        start = time.monotonic()
+        answer = await client.ask(ask, leave_after=leave, reset=leave is not None and self._pick.random() < 0.5)
+        verdict = self._new(judge(ask, answer))
+        result = Result(ask, verdict, start, time.monotonic(), answer.end == "cut")
+        self.results.append(result)
+        return result
+
+    def _new(self, verdict: Verdict) -> Verdict:
+        """The same, or wrong where a sample in it was told before."""
+        here = len(self.results)
+        twice = len(set(verdict.nonces)) < len(verdict.nonces)
+        for nonce in verdict.nonces:
+            twice |= self._told.setdefault(nonce, here) != here
+        return Verdict("wrong", "a sample told twice", verdict.nonces) if twice else verdict
+
+
+def assess(
+    results: list[Result], faults: list[Fault], told: list[tuple[float, int, int, str]], engines: int, bound: float
+) -> None:
+    """Mark what a fault may have touched, excuse usage that an engine lied about and time in which the gateway was
+    stopped, and call a cut without a fault wrong. `told`: what the engines wrote of their generations."""
+    served: dict[int, list[tuple[float, int, str]]] = {}
+    for at, number, tag, lie in told:
+        served.setdefault(tag, []).append((at, number, lie))
+    odd = {tag for _, _, tag, lie in told if lie == "usage odd"}
+    lies = [Fault(f"engine {number}", lie, at, at) for at, number, _, lie in told if lie]
+    for result in results:
+        verdict = result.verdict
+        if verdict.kind == "wrong" and verdict.why.startswith(USAGE) and result.ask.tag in odd:
+            result.verdict = Verdict("exact", "the engine's own usage", verdict.nonces)
+        if verdict.kind == "hung" and result.end - result.start - _stopped(result, faults) < bound:
+            result.verdict = Verdict("left", "the gateway was stopped", verdict.nonces)
+        result.touched = _touched(result, faults, served.get(result.ask.tag, []), lies, engines)
+        if result.cut and verdict.kind == "error" and not result.touched:
+            result.verdict = Verdict("wrong", "cut, and no fault had touched it", verdict.nonces)
+
+
+def _stopped(result: Result, faults: list[Fault]) -> float:
+    """Seconds of the request in which the gateway was stopped, and one for it to catch up each time."""
+    return sum(
+        min(result.end, (fault.end or result.end) + 1) - max(result.start, fault.start)
+        for fault in faults
+        if fault.target == "gateway" and fault.overlaps(result.start, result.end)
+    )
+
+
+def _touched(
+    result: Result, faults: list[Fault], served: list[tuple[float, int, str]], lies: list[Fault], engines: int
+) -> bool:
+    start, end = result.start, result.end
+    mine = [(number, lie) for at, number, lie in served if start - LOOK_BACK <= at <= end]
+    if any(lie for _, lie in mine):
+        return True
+    suspects = {"redis", "gateway", *(f"engine {number}" for number, _ in mine)}
+    if any(fault.target in suspects and fault.overlaps(start, end) for fault in faults):
+        return True
+    if mine or result.verdict.kind == "exact":
+        return False
+    if "no_backend" not in result.verdict.why and "queue" not in result.verdict.why:  # it was sent to an engine
+        return any(fault.overlaps(start, end) for fault in faults)
+    recent = (fault.target for fault in (*faults, *lies) if fault.overlaps(start - GRACE, end))
+    return len({target for target in recent if target.startswith("engine")}) == engines

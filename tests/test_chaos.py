@@ -1,0 +1,167 @@
+"""The chaos run ends in its time with a row of all it saw; what faults may have touched is told from times."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ops.chaos.__main__ import chosen
+from ops.chaos.faults import FAULTS, POISONS
+from ops.chaos.load import Load, Mix, Result, assess
+from ops.chaos.report import Row, markdown
+from ops.chaos.run import SCENARIOS
+from ops.chaos.stage import Fault
+from ops.chaos.verdict import Verdict
+from ops.chaos.wire import Ask
+
+
+@pytest.mark.timeout(150)
+def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path) -> None:
+    words = ["--events", "20", "--seconds", "10", "--clients", "12", "--hung", "10", "--only", "everything"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "ops.chaos", *words, "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=140,
+        env={**os.environ, "CHAOS_TEST": str(tmp_path)},
+    )
+    assert ran.returncode in (0, 1), ran.stderr
+    (row,) = json.loads((tmp_path / "chaos.json").read_text())["rows"]
+    assert sum(row["events"].values()) >= 10
+    assert row["kinds"]["exact"] >= 30
+    assert ran.returncode == bool(row["kinds"].get("wrong") or row["kinds"].get("hung") or row["left_behind"])
+    assert "| everything at once |" in ran.stdout
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == sum(row["events"].values())
+    mine = f"CHAOS_TEST={tmp_path}".encode()
+    assert [pid for pid in os.listdir("/proc") if pid.isdigit() and mine in environment(pid)] == []
+
+
+def environment(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_word_that_is_in_no_scenario_is_refused_with_those_there_are() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "ops.chaos", "--only", "nonsense"], capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 2
+    assert "everything at once" in ran.stderr
+
+
+def test_the_scenarios_share_all_events_and_all_time_and_know_their_faults() -> None:
+    assert sum(events for events, _, _ in SCENARIOS.values()) == pytest.approx(1)
+    assert sum(seconds for _, seconds, _ in SCENARIOS.values()) == pytest.approx(1)
+    assert {name for _, _, weights in SCENARIOS.values() for name in weights} == FAULTS.keys()
+    assert chosen("everything") == {"everything at once": (1.0, 1.0)}
+
+
+# What a fault may have touched
+
+
+def one(why: str, kind: str = "error", *, start: float = 100, end: float = 101, cut: bool = False) -> Result:
+    return Result(Ask(7), Verdict(kind, why), start, end, cut)  # type: ignore[arg-type]
+
+
+def touched(result: Result, faults: list[Fault], told: list[tuple[float, int, int, str]]) -> bool:
+    assess([result], faults, told, engines=2, bound=20)
+    return result.touched
+
+
+SERVED = [(100.1, 0, 7, "")]
+
+
+def test_a_fault_touches_what_its_engine_serves_in_that_time() -> None:
+    faults = [Fault("engine 0", "killed", 100.5, 102)]
+    assert touched(one("error frame"), faults, SERVED)
+    assert not touched(one("error frame", start=102.5, end=103), faults, SERVED)
+    assert not touched(one("error frame"), faults, [(100.1, 1, 7, "")])
+
+
+def test_a_lie_touches_those_who_asked_for_that_prompt() -> None:
+    assert touched(one("502"), [], [(100.1, 0, 7, "reset")])
+    assert not touched(one("502"), [], [(100.1, 0, 8, "reset")])
+
+
+def test_no_engine_at_all_is_no_excuse_while_one_was_well() -> None:
+    first, second = Fault("engine 0", "killed", 100.5, 102), Fault("engine 1", "killed", 99, 99.5)
+    assert not touched(one("503 no_backend"), [first], [])
+    assert touched(one("503 no_backend"), [first, second], [])
+
+
+def test_a_fault_that_goes_on_has_no_end() -> None:
+    assert touched(one("error frame"), [Fault("redis", "killed", 1.0)], SERVED)
+
+
+def test_a_cut_without_a_fault_is_wrong() -> None:
+    result = one("cut in the answer", cut=True)
+    assess([result], [], SERVED, engines=2, bound=20)
+    assert (result.verdict.kind, result.verdict.why) == ("wrong", "cut, and no fault had touched it")
+
+
+def test_odd_usage_is_excused_where_an_engine_told_it() -> None:
+    right, wrong = one("usage: other numbers", "wrong"), one("usage: other numbers", "wrong")
+    assess([right], [], [(100.1, 0, 7, "usage odd")], engines=2, bound=20)
+    assess([wrong], [], SERVED, engines=2, bound=20)
+    assert (right.verdict.kind, wrong.verdict.kind) == ("exact", "wrong")
+
+
+def test_time_in_which_the_gateway_was_stopped_is_not_counted_as_hanging() -> None:
+    stopped = [Fault("gateway", "stopped", 103, 106)]
+    short, long = one("", "hung", end=122), one("", "hung", end=130)
+    assess([short, long], stopped, SERVED, engines=2, bound=20)
+    assert (short.verdict.kind, long.verdict.kind) == ("left", "hung")
+
+
+def test_a_sample_that_two_are_told_is_wrong_for_the_second() -> None:
+    load = Load("127.0.0.1", 1, 1, 1.0)
+    first = load._new(Verdict("exact", "", ("a",)))
+    load.results.append(one("", "exact"))
+    assert (first.kind, load._new(Verdict("exact", "", ("a",))).kind) == ("exact", "wrong")
+    assert load._new(Verdict("exact", "", ("b", "b"))).why == "a sample told twice"
+
+
+def test_the_load_asks_for_everything() -> None:
+    mix = Mix(1)
+    asks = [mix.draw() for _ in range(600)]
+    assert {ask.endpoint for ask in asks} == {"chat", "completions", "embeddings"}
+    assert {(ask.stream, ask.sampled) for ask in asks} == {
+        (True, True),
+        (True, False),
+        (False, True),
+        (False, False),
+    }
+    assert max(Counter(ask.tag for ask in asks).values()) > 3, "nobody asks for the same"
+    assert {ask.n for ask in asks} == {1, 2, 3}
+    assert any(ask.request_id for ask in asks)
+
+
+def test_no_poison_is_what_was_stored() -> None:
+    import random
+
+    import msgspec
+
+    value = msgspec.msgpack.encode(["stream", 1.0, b"5\r\nhello\r\n", None, b"", "text/event-stream", None, None])
+    pick = random.Random(1)
+    for name, poison in POISONS.items():
+        assert poison(value, pick) != value, name
+
+
+def test_the_page_has_a_row_for_each_scenario_and_says_what_was_wrong() -> None:
+    row = Row("a scenario", kinds=Counter(exact=9, wrong=1), events=Counter({"engine killed": 2}))
+    row.reasons["wrong: another text"] += 1
+    row.untouched, row.untouched_exact = 10, 9
+    row.left_behind.append("flights 1")
+    page = markdown([row], "head")
+    assert "| a scenario | 2 | 10 | 9 | 0 | 0 | **1** | 0 | 1 | 9 of 10 (90.00%) |" in page
+    assert "another text 1" in page
+    assert "**left behind:** flights 1" in page
+    assert row.failed
