@@ -20,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
+from proxy.containment import raised
 from proxy.errors import Code, GatewayError
 from proxy.opening import V2, read_opening
 from proxy.read_budget import ReadBudget
@@ -422,8 +423,14 @@ class Door(web.Server):
             await asyncio.wait(waiters, timeout=seconds)
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
-        super().connection_made(handler, transport)
-        ours = cast(DoorHandler, handler)
+        try:
+            self._welcome(cast(DoorHandler, handler), transport)
+        except Exception as e:  # noqa: BLE001 - a connection that nobody looks after would stay open for ever
+            raised("a connection that begins", e)
+            transport.abort()
+
+    def _welcome(self, ours: DoorHandler, transport: Any) -> None:
+        super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)

@@ -171,14 +171,17 @@ class Flight:
         for reader in tuple(self.subscribers):
             at = end if reader.usage else end_plain
             pipe = reader.pipe
-            if pipe is not None and reader.cursor == at - 1 and not reader.lagging:
-                reader.cursor = at
-                reader.sent += len(wired)
-                if not pipe.write(wired):
-                    reader.lagging = True
-                    reader.wake()
-            else:
-                reader.pump()
+            try:
+                if pipe is not None and reader.cursor == at - 1 and not reader.lagging:
+                    reader.cursor = at
+                    reader.sent += len(wired)
+                    if not pipe.write(wired):
+                        reader.lagging = True
+                        reader.wake()
+                else:
+                    reader.pump()
+            except Exception as e:  # noqa: BLE001 - one reader's connection must not end the others' answer
+                reader.broke(e)
         if self.private:
             self.trim()
         else:
@@ -260,8 +263,11 @@ class Flight:
                 self.trace.ended(self)
         except Exception as e:  # noqa: BLE001 - a trace is for operators: who pays for the flight still hears of it
             raised("the trace of a flight", e)
-        if self.on_end is not None:
-            self.on_end(self)
+        try:
+            if self.on_end is not None:
+                self.on_end(self)
+        except Exception as e:  # noqa: BLE001 - the answer is whole, whatever its price
+            raised("who pays for a flight", e)
         if self.held is not None and not self.subscribers:
             self.held.release()
 
@@ -302,7 +308,10 @@ class Flight:
         """Serve every reader, at once: a read of the engine's is handled in one call, so what it brought goes out
         in one write. Later in the turn would cost each token another round of the loop (6 µs with uvloop)."""
         for subscriber in tuple(self.subscribers):
-            subscriber.pump()
+            try:
+                subscriber.pump()
+            except Exception as e:  # noqa: BLE001 - as in `push`
+                subscriber.broke(e)
         if self.private:
             if self.mode is not Mode.WHOLE:
                 self.trim()
@@ -353,6 +362,7 @@ class Subscriber:
     pipe: Pipe | None = None
     lagging: bool = False
     done: bool = False  # the tail was written too
+    broken: bool = False  # what was to be written could not be: its connection ends
     sent: int = 0  # bytes, framing included
     owner: Hashable | Callable[[], Hashable] = None  # whose it is, where that was asked; None: not known
     since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: as it was made
@@ -405,6 +415,12 @@ class Subscriber:
                 end = at
                 break
         return (first if end - start == 1 else self.flight.joined(view, start, end)), end
+
+    def broke(self, error: Exception) -> None:
+        """Handing the answer over raised: this reader's connection ends, and no other reader is concerned."""
+        raised("a reader of an answer", error)
+        self.broken = True
+        self.wake()
 
     def changed(self) -> asyncio.Future[None]:
         """Resolves when there is something for this reader's own task to do."""

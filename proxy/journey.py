@@ -261,6 +261,13 @@ class Journey:
         """The engine's answer begins. True: it is asked again, this answer is dropped."""
         if status < 429:
             return False
+        try:
+            return self._refused(status, headers)
+        except Exception as e:  # noqa: BLE001 - the answer may be parted with already: nobody else would end this
+            self._broke("an engine's refusal", e)
+            return True
+
+    def _refused(self, status: int, headers: list[tuple[str, str]]) -> bool:
         if status in _BAD_STATUSES:
             self._bad(f"it answered {status}")
             self._road.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)

@@ -119,8 +119,11 @@ async def follow(reader: Subscriber, taken: Taken) -> None:
     """Wait until all is written. Where the reader lags, its own task writes, at its own pace: after `taken`."""
     flight = reader.flight
     while not reader.done:
+        if reader.broken or (flight.ended and not reader.lagging and not _writes_rest(reader)):
+            raise ConnectionResetError("a part of the answer could not be written")
         if not reader.lagging:
-            await reader.changed()
+            if not flight.ended:
+                await reader.changed()
             continue
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
@@ -133,6 +136,12 @@ async def follow(reader: Subscriber, taken: Taken) -> None:
             flight.trim()
             if flight.throttle is not None and flight.private:
                 flight.throttle(False)
+
+
+def _writes_rest(reader: Subscriber) -> bool:
+    """What a reader still lacks of a flight that has ended: mostly nothing, but the end may have raised."""
+    reader.pump()
+    return reader.done or reader.lagging
 
 
 def whole(flight: Flight) -> tuple[int, Headers, Body]:

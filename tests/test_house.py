@@ -15,6 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 500
+# Longer files, each with the reason why it is one concept all the same.
+MAY_BE_LONGER = {
+    "proxy/embedder.py": "every step of a request for embeddings, and where each contains what it raises",
+    "proxy/scheduler.py": "every step of a flight, and where each contains what it raises",
+}
 HOUSES = ("proxy", "loadgen", "corpus")
 TABLED = ("proxy", "loadgen", "corpus")  # with a layer table in their README.md
 SPAWNERS = ("create_task", "ensure_future")
@@ -227,7 +232,9 @@ def test_no_imports_run_in_a_circle(house: str) -> None:
 
 
 def test_no_file_is_too_long_to_hold_one_concept() -> None:
-    assert too_long(files(*HOUSES, "tests", "ops")) == []
+    long = too_long(files(*HOUSES, "tests", "ops"))
+    assert [found for found in long if found.partition(" ")[0] not in MAY_BE_LONGER] == []
+    assert len(long) == len(MAY_BE_LONGER), "excuses that nobody needs any more"
 
 
 @pytest.mark.parametrize("house", HOUSES)
