@@ -73,7 +73,7 @@ class Batcher(Generic[T]):
     @property
     def waits(self) -> bool:
         """Whether anything waits for a place already: a later one must not overtake it."""
-        return bool(self.line) or bool(self._back)
+        return bool(self.line.entries or self._back)
 
     @property
     def has_twins(self) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.containment import raised
 from proxy.redis_link import Link, address
-from proxy.resp import Lost, Overfull, Refused, WireError
+from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck
 from proxy.wire.whole import whole_body, whole_streams
@@ -275,7 +275,7 @@ class Cache:
         if self._stopping or e is self._last_loss:
             return  # one loss is one error, however many commands it took along
         self._record("error")
-        if isinstance(e, Overfull) or (isinstance(e, Refused) and e.code not in AWAY):
+        if isinstance(e, Overfull | Unhandled) or (isinstance(e, Refused) and e.code not in AWAY):
             return  # it lives
         self._last_loss = e
         if self.breaker.failure():

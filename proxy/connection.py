@@ -291,21 +291,31 @@ class Connection(asyncio.Protocol):
     # -- ends -------------------------------------------------------------------------------------
 
     def _finish(self, answer: Answer) -> None:
-        receiver, transport = self._part(), self._transport
-        if transport is not None:
-            # A request that is still going out: the engine may take its rest for the next one.
-            clean = not answer.surplus and not transport.get_write_buffer_size()
-            if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
-                self._pool.give(self)
-            elif clean:
-                transport.close()
-            else:
-                transport.abort()  # a close would wait for an engine that may read no more
+        receiver = self._part()
+        try:
+            self._leave(answer)
+        except Exception as e:  # noqa: BLE001 - a connection in doubt is closed; its receiver has its answer
+            raised("the end of an exchange", e)
+            self.abort()
         try:
             receiver.end()
         except Exception as e:  # noqa: BLE001 - the receiver's own: it is told that it has failed
             raised("the end of an engine's answer", e)
             self._lost(receiver, internal())
+
+    def _leave(self, answer: Answer) -> None:
+        """Back to the pool, or closed."""
+        transport = self._transport
+        if transport is None:
+            return
+        # A request that is still going out: the engine may take its rest for the next one.
+        clean = not answer.surplus and not transport.get_write_buffer_size()
+        if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
+            self._pool.give(self)
+        elif clean:
+            transport.close()
+        else:
+            transport.abort()  # a close would wait for an engine that may read no more
 
     def _part(self) -> Receiver:
         """End the exchange, if there is one. Its receiver hears no more but from who called this."""

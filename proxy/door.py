@@ -472,7 +472,8 @@ class Door(web.Server):
         self._sweeper = self._loop.call_later(self._times.every, self._sweep) if left else None
 
     def _make_room(self, newest: DoorHandler) -> bool:
-        """Close the connection that has had no request for longest, for a new one. False: all have one."""
+        """Close a connection that has no request, for a new one: the one that has been silent for longest, those
+        first that never asked for anything. False: all have one."""
         now = self._loop.time()
         while True:
             while self._idle:
@@ -485,13 +486,10 @@ class Door(web.Server):
             if now < self._search_from:
                 return False
             connections = cast("dict[DoorHandler, asyncio.Transport]", self._connections)
-            idle = [
-                (handler.idle_since, handler)
-                for handler in connections
-                if not (handler is newest or handler.asks or handler.evicted)
-                and now - handler.idle_since >= GRACE_SECONDS
-            ]
+            idle = [one for one in connections if not (one is newest or one.asks or one.evicted)]
+            silent = [one for one in idle if not one._request_count]
+            idle = [one for one in silent or idle if now - one.idle_since >= GRACE_SECONDS]
             if not idle:
                 self._search_from = now + ROOM_SECONDS
                 return False
-            self._idle.extend(sorted(idle, key=lambda one: one[0]))
+            self._idle.extend(sorted(((one.idle_since, one) for one in idle), key=lambda pair: pair[0]))

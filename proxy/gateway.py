@@ -17,7 +17,7 @@ from proxy import respond
 from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config import Settings
-from proxy.containment import Fault, internal, raised
+from proxy.containment import Fault, contained, internal, raised
 from proxy.door import AT_HAND, DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
@@ -165,6 +165,7 @@ class Gateway:
                 call.close()
             except Exception as e:  # noqa: BLE001 - the answer has gone out: it is still counted and logged
                 self._fault("the end of a request", e)
+                contained(self._fault, "the end of a request", call.close)  # what is back already stays so
             try:
                 self.record(call)
             except Exception as e:  # noqa: BLE001 - what it says to operators is nothing to the client

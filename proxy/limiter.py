@@ -87,8 +87,8 @@ class Hold:
     asked."""
 
     __slots__ = (
-        "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached", "_reader",
-        "_spent", "_waiter", "claim", "decision",
+        "_broken", "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached",
+        "_reader", "_spent", "_waiter", "claim", "decision",
     )  # fmt: skip
 
     def __init__(self, limiter: Limiter, claim: Claim, cost: Cost) -> None:
@@ -104,6 +104,7 @@ class Hold:
         self._in_redis = False  # the meters there were charged
         self._permit = False
         self._closed = False
+        self._broken = False  # its decision raised
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -159,9 +160,12 @@ class Hold:
 
     def answered(self, decision: Decision | None) -> None:
         """Redis decided, or cannot tell. Whoever asked may have left meanwhile: then it goes straight back."""
+        if self._broken:
+            return
         try:
             self._settle(decision)
         except Exception:
+            self._broken = True  # what was taken may be taken: it is not taken twice
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(internal())
             raise

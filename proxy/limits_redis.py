@@ -13,7 +13,7 @@ from typing import Any, Final
 from proxy.cache import AWAY, Breaker
 from proxy.limits import Ceilings, Claim, Decision, Kind, Levels, Whose
 from proxy.redis_link import Link, address
-from proxy.resp import Lost, Overfull, Refused, WireError, Word
+from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
 
 LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
@@ -227,7 +227,7 @@ class SharedLimits:
     # -- Redis away, and back -----------------------------------------------------------------------
 
     def _failed(self, e: WireError) -> None:
-        if self._stopping or e is self._last_loss or isinstance(e, Overfull):
+        if self._stopping or e is self._last_loss or isinstance(e, Overfull | Unhandled):
             return
         if isinstance(e, Refused) and e.code not in AWAY:
             # It lives, so it costs no time to ask: full, read-only, or a key of ours is something else.

@@ -32,7 +32,7 @@ class Line(Generic[T]):
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
         self._quantum = quantum
-        self._entries: dict[T, Entry[T]] = {}
+        self.entries: dict[T, Entry[T]] = {}  # what waits, in the order of arrival; only the line changes it
         self._rings: list[dict[str | None, Ring[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
         self.shares: Shares[T] = Shares()  # the same by owner and class
@@ -40,14 +40,14 @@ class Line(Generic[T]):
         self._grants = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __contains__(self, item: T) -> bool:
-        return item in self._entries
+        return item in self.entries
 
     def __iter__(self) -> Iterator[T]:
         """In the order of arrival."""
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __repr__(self) -> str:
         return f"<Line {'/'.join(map(str, self.lengths()))} owners={len(self.shares)}>"
@@ -60,7 +60,7 @@ class Line(Generic[T]):
     def offer(self, item: T, ticket: Ticket, now: float) -> None:
         self._number += 1
         entry = Entry(item, ticket, self._number, now, ticket.priority, ticket.deadline)
-        self._entries[item] = entry
+        self.entries[item] = entry
         self._ages.setdefault(ticket.pool, {})[item] = None
         try:
             self._enter(entry)
@@ -70,7 +70,7 @@ class Line(Generic[T]):
 
     def discard(self, item: T) -> bool:
         """It waits no longer. True if it did."""
-        entry = self._entries.pop(item, None)
+        entry = self.entries.pop(item, None)
         if entry is None:
             return False
         try:
@@ -96,7 +96,7 @@ class Line(Generic[T]):
 
     def granted(self, item: T) -> None:
         """It has its place: it leaves the line, and its owner's turn pays for it."""
-        entry = self._entries.get(item)
+        entry = self.entries.get(item)
         if entry is None:
             return  # it left while it was given its place
         self._grants += 1
@@ -109,7 +109,7 @@ class Line(Generic[T]):
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
         """Someone else wants it too: it moves to the higher class, to the earlier deadline, and into the turn of
         whichever owner waits for less. True if it moves."""
-        entry = self._entries.get(item)
+        entry = self.entries.get(item)
         if entry is None:
             return False
         lighter = owner is not None and self.owned(owner) + 1 < self.owned(entry.ticket.owner)
@@ -124,16 +124,16 @@ class Line(Generic[T]):
         return True
 
     def pool_of(self, item: T) -> str | None:
-        return self._entries[item].ticket.pool
+        return self.entries[item].ticket.pool
 
     @property
     def oldest(self) -> float:
         """When the one that waits longest arrived; inf where nothing waits."""
-        return next((entry.arrived for entry in self._entries.values()), math.inf)
+        return next((entry.arrived for entry in self.entries.values()), math.inf)
 
     def waited(self, seconds: float, now: float) -> list[T]:
         """What has waited for so long, the oldest first."""
-        entries = takewhile(lambda entry: entry.arrived + seconds <= now, self._entries.values())
+        entries = takewhile(lambda entry: entry.arrived + seconds <= now, self.entries.values())
         return [entry.item for entry in entries]
 
     # -- whose it is ------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Line(Generic[T]):
     # -- inside -----------------------------------------------------------------------------------
 
     def _oldest(self, blocked: Container[str | None]) -> Entry[T] | None:
-        heads = [self._entries[next(iter(ages))] for pool, ages in self._ages.items() if pool not in blocked]
+        heads = [self.entries[next(iter(ages))] for pool, ages in self._ages.items() if pool not in blocked]
         return min(heads, key=lambda entry: entry.number, default=None)
 
     def _enter(self, entry: Entry[T]) -> None:

@@ -19,7 +19,8 @@ GRACE: Final = 0.001
 
 Word = bytes | str | int | float
 Done = Callable[[Any], None]
-"""Called once, with the reply or with a WireError; perhaps before `send` returns."""
+"""Called with the reply or with a WireError; perhaps before `send` returns. Once more, with an Unhandled, where it
+raised."""
 
 _MORE: Final = object()
 _CONFIRMATIONS: Final = frozenset(
@@ -49,6 +50,10 @@ class Lost(WireError):
 
 class Overfull(WireError):
     """Not sent: as many bytes as may be are already under way."""
+
+
+class Unhandled(WireError):
+    """A reply came, and its receiver raised: it is told so, to end what waits for it. Redis is well."""
 
 
 def pack(command: Sequence[Word]) -> bytes:
@@ -259,6 +264,7 @@ class Wire(asyncio.Protocol):
             done(reply)
         except Exception as e:  # noqa: BLE001 - as `_tell`, without its call
             raised("a reply of Redis", e)
+            self._tell(done, Unhandled("the gateway failed to handle the reply"))
 
     def _pushed(self, push: list[Any]) -> None:
         """RESP3: what came by itself, or one of the confirmations that a SUBSCRIBE gets in place of a reply."""

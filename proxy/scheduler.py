@@ -417,10 +417,12 @@ class Scheduler:
             self._release(journey)
 
     def _release(self, journey: Journey) -> None:
+        release = journey.lease.release
         try:
-            journey.lease.release()
-        except Exception as e:  # noqa: BLE001 - the place is back by then: only the turn that follows it is not
-            self._fault("a place that was given back", e)
+            release()
+        except Exception as e:  # noqa: BLE001 - tried once more: without effect where it was only told of in vain
+            self._fault("a place that is given back", e)
+            contained(self._fault, "a place that is given back", release)
 
     def _requeue(self, journey: Journey) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""

@@ -40,7 +40,8 @@ def name_of(code: CodeType) -> str:
 
 
 def ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(HOME)
+    """Of the gateway, but for its wiring, whose properties this load reads itself."""
+    return code.co_filename.startswith(HOME) and code.co_filename != HOME + "app.py"
 
 
 @dataclass
