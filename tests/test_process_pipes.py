@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from proxy.embedded.engine import free_port
-from tests.client import Connection, get, post_json
+from tests.client import Connection, NoAnswer, get, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO
@@ -115,7 +115,7 @@ async def test_a_second_signal_ends_it_at_once_though_nobody_reads(engine: Engin
         while True:  # until it has heard the first: it listens no longer
             try:
                 await get(url, "/health")
-            except OSError:
+            except (OSError, NoAnswer):
                 break
         process.send_signal(signal.SIGTERM)
         await turn.cancelled()

@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from proxy.breaker import State
 from tests.client import post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.ops.kit import OPS, refusal
-from tests.running import HELLO, gateway, lines
+from tests.running import HELLO, gateway, lines, until
 
 PAGE = (OPS / "TROUBLESHOOTING.md").read_text()
 CHAT = "/v1/chat/completions"
@@ -34,6 +35,8 @@ async def test_the_log_s_lines_are_those_of_an_engine_and_a_redis_that_are_away(
     async with gateway(f"http://{NOBODY}", log_to=log, **away) as app:
         for _ in range(2):  # with their retries six failures in a row
             assert (await post_json(app.url, CHAT, HELLO)).json()["error"]["code"] == "upstream_unreachable"
+        breaker = app.backends.all[0].breaker  # one caller's failures have the engine checked first
+        await until(lambda: breaker.state is State.OPEN)
     logged = lines(log)
     wanted = shown('{"level":')
     assert {line["msg"] for line in wanted} == {
