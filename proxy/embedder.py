@@ -47,6 +47,8 @@ _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
 it says is about all of them."""
 
+_A_TURN: Final = "a turn of the embeddings"
+
 
 class Embedder:
     """Nothing waits longer for company than `window` seconds, 0 by default: an array is what came in one turn of
@@ -223,7 +225,7 @@ class Embedder:
         """All that arrives in one turn of the loop is looked at together, at its end."""
         if not self._turn_due:
             self._turn_due = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(partial(self._faults.safely, _A_TURN, self._turn))
 
     def _turn(self) -> None:
         self._turn_due = False
@@ -248,9 +250,11 @@ class Embedder:
             if self.arrays.window > 0:
                 deadline = self.arrays.next_deadline(self._room)
                 if deadline is not None and self._window is None:
-                    self._window = self._loop.call_at(deadline, self._window_closed)
+                    self._window = self._loop.call_at(
+                        deadline, partial(self._faults.safely, _A_TURN, self._window_closed)
+                    )
         except Exception as e:  # noqa: BLE001 - what waits has its turn again, see _heal
-            self._faults.tell("a turn of the embeddings", e)  # and there is another one
+            self._faults.tell(_A_TURN, e)  # and there is another one
 
     def _window_closed(self) -> None:
         self._window = None
@@ -298,7 +302,7 @@ class Embedder:
                 self.queue.sent(item)
                 item.call = call
             self._counts.array(len(items))
-            flight.on_end = lambda _: self._ended(call)
+            flight.on_end = partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
             self._submit(flight)
         except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
             flight.on_end = None
@@ -340,8 +344,8 @@ class Embedder:
         self._soon()
         self._faults.safely("the end of an array of embeddings", call.reader.leave)
 
-    def _ended(self, call: Call) -> None:
-        """A call is over, however."""
+    def _ended(self, call: Call, flight: Flight) -> None:
+        """A call is over, however: its flight has ended."""
         try:
             self._settle(call)
         except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
@@ -426,7 +430,10 @@ class Embedder:
     # -- ends -------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten."""
+        """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten, and a call
+        that has ended unnoticed ends."""
+        for call in [call for call in self._calls if call.reader.flight.ended]:
+            self._ended(call, call.reader.flight)
         self.queue.recount(self._wants.values(), self._items.values())
         for item in [item for want in self._wants.values() for item in want.missing()]:
             if item.result is not None:
@@ -435,6 +442,10 @@ class Embedder:
                 self.queue.offer_again(item)
         for item in [item for item in self._items.values() if item.wants is None and item.result is None]:
             self._forget(item)
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None  # the turn opens it again
+        self._turn_due = False  # one that raised at its start is not due any more
         self._soon()
 
     def _lost(self, item: Item, e: Exception) -> None:

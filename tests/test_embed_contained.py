@@ -32,9 +32,7 @@ FILES: Final = (
 EXEMPT: Final = {
     "Embedder.take": "the gateway's: nothing has been taken yet",
     "Embedder.joined": "the gateway's: nothing has been changed yet",
-    "Embedder._turn": "the border of a turn: it contains what the rest raises",
     "Embedder._soon": "asks for the turn",
-    "Embedder._ended": "the border of an array's end",
     "ItemStore._found": "the border of a look-up's reply",
     "Embedder._finish": "the give-back of a request",
     "Embedder._fail": "the end of a request that failed",
