@@ -130,7 +130,7 @@ class Batcher(Generic[T]):
         and for those given back, each with its error: they cannot be in time, or cannot be queued."""
         refused = []
         for item in misses:
-            if self.looking(item):
+            if self.looking(item) and item not in self.line.entries:  # in them where this raised once
                 try:
                     self.put(item, now)
                 except GatewayError as e:
@@ -200,6 +200,13 @@ class Batcher(Generic[T]):
     def in_lookup(self) -> list[T]:
         """The items of the look-up under way, in their order."""
         return list(self._lookups.looking)
+
+    def rebuild(self) -> None:
+        """Order the line anew, where its orders may contradict each other because something in them raised."""
+        self.line = self.line.rebuilt()
+        self._twins.clear()
+        for item in (*self._held, *self.line):
+            self._know(item)
 
     def clear(self) -> list[T]:
         """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""

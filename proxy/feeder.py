@@ -348,7 +348,11 @@ class Feeder:
         try:
             self.close()
         finally:
-            on_done(error)
+            try:
+                on_done(error)
+            except Exception as e:  # noqa: BLE001 - once more: whoever hears of no end keeps its place for ever
+                raised("the end of an exchange", e)
+                on_done(error)
 
     # -- time -------------------------------------------------------------------------------------
 

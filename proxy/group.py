@@ -54,10 +54,10 @@ class FlightGroup:
     def launch(self, plan: Plan) -> Flight:
         """A new Flight, joinable from now on where it may be shared."""
         flight = Flight(plan, memory=self._memory)
-        self.live.add(flight)
         if plan.key is not None:
             self._map(plan)[plan.key] = flight
             flight.on_spoiled = self.hide
+        self.live.add(flight)
         return flight
 
     def hide(self, flight: Flight) -> None:

@@ -160,23 +160,20 @@ class Journey:
         if self._over or self._gone is not None or self._connection is None or self._move():
             return
         now = self.flight.clock()
-        self._gone = self._road.later(GONE_SECONDS, lambda: self._still_gone(now))
+        self._gone = self._road.later(GONE_SECONDS, self._look_again(now))
+
+    def _look_again(self, since: float) -> Callable[[], None]:
+        return partial(self._safely, "an engine that is gone", partial(self._still_gone, since))
 
     def _still_gone(self, since: float) -> None:
-        self._gone = None
-        try:
-            self._look_whether_gone(since)
-        except Exception as e:  # noqa: BLE001 - a timer's border
-            self._broke("an engine that is gone", e)
-
-    def _look_whether_gone(self, since: float) -> None:
         """Has anything come in this time?"""
+        self._gone = None
         feeder, backend = self.feeder, self.lease.backend
         if self._over or feeder is None or self._connection is None or backend.up or self._move():
             return
         now = self.flight.clock()
         if feeder.last > since or feeder.held:
-            self._gone = self._road.later(GONE_SECONDS, lambda: self._still_gone(now))
+            self._gone = self._road.later(GONE_SECONDS, self._look_again(now))
             return
         code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
         why = f"The engine is gone ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
@@ -410,7 +407,7 @@ class Journey:
                 self.lease, other = other, None
                 self._depart()
             else:
-                self._waiting = road.later(pause or 0.0, self._resume)
+                self._waiting = road.later(pause or 0.0, partial(self._safely, "another attempt", self._resume))
             return True
         finally:
             if other is not None:
@@ -419,12 +416,16 @@ class Journey:
     def _resume(self) -> None:
         """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
+        if not self.resume() and not self._road.requeue(self):
+            none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
+            self._arrive(self._error or none)
+
+    def _safely(self, where: str, step: Callable[[], None]) -> None:
+        """A timer's border."""
         try:
-            if not self.resume() and not self._road.requeue(self):
-                none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
-                self._arrive(self._error or none)
-        except Exception as e:  # noqa: BLE001 - a timer's border
-            self._broke("another attempt", e)
+            step()
+        except Exception as e:  # noqa: BLE001 - as said: the flight would wait for ever
+            self._broke(where, e)
 
     def _broke(self, where: str, error: BaseException) -> None:
         """An error of ours: its connection is closed, its readers get a 500, its place goes back."""

@@ -64,10 +64,14 @@ class Limiter:
         claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens)
         hold = Hold(self, claim, cost)
         shared = self.shared
-        if shared is None:
-            hold.decided(self.local.take(claim, self.clock()))
-        else:
-            shared.take(claim, hold.answered)
+        try:
+            if shared is None:
+                hold.decided(self.local.take(claim, self.clock()))
+            else:
+                shared.take(claim, hold.answered)
+        except Exception:
+            hold.close()  # nobody else has it
+            raise
         return hold
 
 
@@ -87,8 +91,8 @@ class Hold:
     asked."""
 
     __slots__ = (
-        "_broken", "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_permit", "_reached",
-        "_reader", "_spent", "_waiter", "claim", "decision",
+        "_broken", "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_reached", "_reader",
+        "_spent", "_waiter", "claim", "decision",
     )  # fmt: skip
 
     def __init__(self, limiter: Limiter, claim: Claim, cost: Cost) -> None:
@@ -102,7 +106,6 @@ class Hold:
         self._reader: Subscriber | None = None  # of a Flight that others pay for
         self._reached = False  # something was answered, or an engine was asked
         self._in_redis = False  # the meters there were charged
-        self._permit = False
         self._closed = False
         self._broken = False  # its decision raised
         self._waiter: asyncio.Future[None] | None = None
@@ -114,6 +117,8 @@ class Hold:
 
     async def allowed(self) -> None:
         """Wait for the decision. Raises GatewayError 429 or 503."""
+        if self._broken:
+            raise internal()
         if self.decision is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -168,6 +173,8 @@ class Hold:
             self._broken = True  # what was taken may be taken: it is not taken twice
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(internal())
+            if self._closed:
+                self._end()
             raise
 
     def _settle(self, decision: Decision | None) -> None:
@@ -184,7 +191,6 @@ class Hold:
 
     def decided(self, decision: Decision) -> None:
         self.decision = decision
-        self._permit = decision.over is None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         if self._closed:
@@ -231,38 +237,35 @@ class Hold:
     # -- ending -------------------------------------------------------------------------------------
 
     def close(self, *, answered: bool = False) -> None:
-        """The request has ended, in whatever way; once. `answered`: with what it asked for."""
-        if not self._closed:
-            self._closed = True
-            self._reached = self._reached or answered
-            if self.decision is not None or self._permit:
-                self._end()
+        """The request has ended, in whatever way. `answered`: with what it asked for. May be called again."""
+        self._closed = True
+        self._reached = self._reached or answered
+        if self.claim.permitted:
+            self._end()
 
     def _end(self) -> None:
-        if not self._permit:
+        if not self.claim.permitted:
             return  # refused: it took nothing
-        reader = self._reader
+        reader, used = self._reader, self._spent
         if reader is not None:
             self._reached = self._reached or reached(reader.flight) or reader.flight.stored_at is not None
             if self._limiter.followers == "reader":
-                self._spent += spent(reader.flight, self._cost)
+                used += spent(reader.flight, self._cost)
         own = self._paying
         if own is not None and not own.subscribers:  # never begun: one that flies is read by somebody
             self._paying = own.on_end = None
         paid = self._paying is None
-        self._permit = False
         self._give(
             requests=0 if self._reached or not paid else -1,
-            tokens=self._spent - self._charged if paid else 0,
+            tokens=used - self._charged if paid else 0,
             stream=True,
         )
 
     def _give(self, *, requests: int = 0, tokens: int = 0, stream: bool = False) -> None:
         limiter, claim = self._limiter, self.claim
+        if limiter.shared is not None:  # first: what is permitted here still is given back again where this raises
+            if self._in_redis:
+                limiter.shared.give(claim, requests=requests, tokens=tokens, stream=stream)
+            else:
+                limiter.shared.give(claim, stream=stream)
         limiter.local.give(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)
-        if limiter.shared is None:
-            return
-        if self._in_redis:
-            limiter.shared.give(claim, requests=requests, tokens=tokens, stream=stream)
-        else:
-            limiter.shared.give(claim, stream=stream)

@@ -117,6 +117,7 @@ class Claim:
     tokens: int
     asked: int = 1  # requests that are asked for: 0 where it was let in before, and asks for its tokens
     spilled: bool = False  # counted with others in the bucket of those for whom the table had no room
+    permitted: bool = False  # its permit has been taken and not given back
 
 
 class Bucket:
@@ -197,7 +198,9 @@ class LocalLimits:
                 return Decision(("global", kind), mine, all_)
         for bucket in (own, self._everyone):
             bucket.add(claim.asked, claim.tokens)
-            bucket.streams += claim.asked
+        own.streams += claim.asked
+        self._everyone.streams += claim.asked
+        claim.permitted = claim.permitted or bool(claim.asked)
         return Decision(None, own.read(), self._everyone.read())
 
     def give(
@@ -209,10 +212,12 @@ class LocalLimits:
         for bucket, bounds in ((own, claim.own), (self._everyone, claim.everyone)):
             bucket.levels(bounds, now)
             bucket.add(requests, tokens)
-            if stream:
-                if not bucket.streams:
-                    raise AssertionError("a permit was given back twice")
-                bucket.streams -= 1
+        if stream:
+            if not claim.permitted:
+                raise AssertionError("a permit was given back twice")
+            claim.permitted = False
+            own.streams -= 1
+            self._everyone.streams -= 1
 
     def _bucket(self, caller: str, now: float) -> Bucket:
         bucket = self._buckets.get(caller)

@@ -68,6 +68,14 @@ class Line(Generic[T]):
             self.discard(item)  # what is in some of the orders only would never be served
             raise
 
+    def rebuilt(self) -> Line[T]:
+        """Another line of what waits in this one, in the order of arrival."""
+        line: Line[T] = Line(patience=self.patience, quantum=self._quantum)
+        for item, entry in self.entries.items():
+            ticket = replace(entry.ticket, priority=entry.priority, deadline=entry.deadline)
+            line.offer(item, ticket, entry.arrived)
+        return line
+
     def discard(self, item: T) -> bool:
         """It waits no longer. True if it did."""
         entry = self.entries.pop(item, None)

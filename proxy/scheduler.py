@@ -180,6 +180,7 @@ class Scheduler:
         except Exception as e:  # noqa: BLE001 - the loop's border: what waits must get its turn all the same
             self._failed_turns += 1
             self._fault("a turn of the scheduler", e)
+            contained(self._fault, "the order of the queue", self.queue.rebuild)
             if self._failed_turns >= MAX_FAILED_TURNS:
                 self._failed_turns = 0
                 for flight in self.queue.clear():
@@ -366,7 +367,9 @@ class Scheduler:
             return False
         try:
             if plan.merge and self.queue.has_twins and lease.backend.merges:
-                flight = self._board(flight, lease.backend.name)
+                flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
+                if isinstance(flight, Carrier):
+                    self._board(flight)
             journey = self._flying[flight] = Journey(flight, lease, self._road)
             journey.begin()
         except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
@@ -384,19 +387,17 @@ class Scheduler:
             contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
         self.abandon(flight)
 
-    def _board(self, flight: Flight, backend: str) -> Flight:
-        """All twins of it that wait go along; each has its place with that."""
-        carrier = self._merger.merge(flight, self.queue.twins(flight), backend)
-        if isinstance(carrier, Carrier):
-            others = [rider for rider in carrier.riders if rider is not None and rider is not flight]
-            contained(
-                self._fault,
-                "a rider's place",
-                *([partial(flight.trace.carries, carrier)] if flight.trace is not None else ()),
-                *(partial(self._alarms.drop, rider) for rider in others),
-                *(partial(self.queue.grant, rider) for rider in others),
-            )
-        return carrier
+    def _board(self, carrier: Carrier) -> None:
+        """The twins that go along have their place with that: they wait no longer."""
+        trace = carrier.riders[0].trace if carrier.riders[0] is not None else None
+        rest = carrier.riders[1:]
+        contained(
+            self._fault,
+            "a rider's place",
+            *([partial(trace.carries, carrier)] if trace is not None else ()),
+            *(partial(self._alarms.drop, rider) for rider in rest if rider is not None),
+            *(partial(self.queue.grant, rider) for rider in rest if rider is not None),
+        )
 
     # -- at the engine ----------------------------------------------------------------------------
 

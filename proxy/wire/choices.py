@@ -73,6 +73,7 @@ class StreamSplit:
         self._firsts = [part.first for part in parts]
         self._counts: dict[int, int] = {}  # tokens of each choice, as the engine counts on
         self._total: dict[str, Raw] | None = None  # the final usage chunk
+        self._ending: set[int] = set()  # parts that the frame in hand ends
 
     @property
     def ended(self) -> bool:
@@ -80,8 +81,9 @@ class StreamSplit:
 
     def feed(self, frame: bytes) -> list[Given]:
         """What the frame is to each part. Raises Unfoldable for what cannot be told apart."""
+        self._ending = set()
         if is_done(frame):
-            return [given for n in range(len(self.parts)) for given in self._end(n)]
+            return self._ended([given for n in range(len(self.parts)) for given in self._end(n)])
         data = data_of(frame)
         failed = data is not None and is_error(frame)
         self.failed = self.failed or failed
@@ -98,7 +100,8 @@ class StreamSplit:
                     self.fingerprint = members.get(MOVED, self.fingerprint)
                     self.prompt_tokens = counted.prompt_tokens
                 return []
-            return self._choices(members, choices, usage)
+            given = self._choices(members, choices, usage)
+            return self._ended(given) if self._ending else given
         except _BROKEN as e:
             raise Unfoldable(f"a frame of unknown shape: {e}") from None
 
@@ -146,12 +149,17 @@ class StreamSplit:
                 given += self._end(n)
         return given
 
+    def _ended(self, given: list[Given]) -> list[Given]:
+        """All of a frame has been told apart: only now the parts that it ends have ended."""
+        for n in self._ending:
+            self.parts[n].ended = True
+        return given
+
     def _end(self, n: int) -> list[Given]:
         """What ends a part: its held finishes, its usage where it asked for it, [DONE]."""
         part = self.parts[n]
-        if part.ended or not part.whole:
+        if part.ended or n in self._ending or not part.whole:
             return []
-        part.ended = True
         part.completion_tokens = self._completion(n)
         given = [(n, self._with_fingerprint(frame), has_content(frame)) for frame in part.held]
         if part.usage and self._total is not None:
@@ -159,6 +167,7 @@ class StreamSplit:
             _rename(own, self._id, part.request_id)
             own["usage"] = {**_MEMBERS.decode(self._total["usage"]), **msgspec.structs.asdict(self.usage_of(n))}
             given.append((n, encode(_ENCODE(own)), False))
+        self._ending.add(n)
         return [*given, (n, DONE, False)]
 
     def _with_fingerprint(self, frame: bytes) -> bytes:
