@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -357,6 +358,14 @@ def closing(error: GatewayError) -> bytes:
     ).encode() + body
 
 
+def _served(transport: asyncio.BaseTransport, task: asyncio.Task[None]) -> None:
+    """A connection's task is over. Where it raised, nobody else would close the connection."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raised("a connection", error)
+        transport.abort()  # type: ignore[attr-defined]
+
+
 class Door(web.Server):
     """aiohttp's low-level server: no router, no middleware; every request goes to the one handler.
 
@@ -432,6 +441,8 @@ class Door(web.Server):
     def _welcome(self, ours: DoorHandler, transport: Any) -> None:
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
+        if ours._task_handler is not None:
+            ours._task_handler.add_done_callback(partial(_served, transport))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if len(self._connections) > self._max_connections and not self._make_room(ours):

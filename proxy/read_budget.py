@@ -5,7 +5,10 @@ Called by every connection to an engine, for each read of more than a few bytes.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final, Protocol
+
+from proxy.containment import contained, raised
 
 TURN_BYTES: Final = 256 * 1024
 """Handled in one turn of the loop. libuv reads up to 32 times 256 KiB of each readable socket in a turn, so
@@ -31,6 +34,7 @@ class ReadBudget:
         self._left = size
         self._waiting: dict[Waiting, None] = {}
         self._due: asyncio.Handle | None = None
+        self._number = 0  # of the turn that is due
         self.most = 0  # bytes handled in one turn, at most so far
 
     def __repr__(self) -> str:
@@ -39,7 +43,7 @@ class ReadBudget:
     def take(self, size: int) -> bool:
         """Whether so many bytes may be handled now. The last to be let through may pass the bound."""
         if self._due is None:
-            self._due = self._loop.call_soon(self._turn)
+            self._again()
         if self._left <= 0 or self._waiting:
             return False
         self._spend(size)
@@ -49,7 +53,7 @@ class ReadBudget:
         """It has read more than may be handled now: `deliver` is called in a later turn."""
         self._waiting[connection] = None
         if self._due is None:
-            self._due = self._loop.call_soon(self._turn)
+            self._again()
 
     def drop(self, connection: Waiting) -> None:
         """It does not wait any more."""
@@ -61,11 +65,20 @@ class ReadBudget:
 
     def _turn(self) -> None:
         """The loop has turned."""
-        self._due = None
         self._left = self._size
         while self._waiting and self._left > 0:
             connection = next(iter(self._waiting))
             del self._waiting[connection]
             self._spend(connection.deliver())
-        if self._waiting or self._left < self._size:
-            self._due = self._loop.call_soon(self._turn)
+
+    def _go_on(self, number: int) -> None:
+        """That turn is over: another one follows, where anything is to be done in it."""
+        if number == self._number:
+            self._due = None
+            if self._waiting or self._left < self._size:
+                self._again()
+
+    def _again(self) -> None:
+        self._number += 1
+        over = partial(self._go_on, self._number)  # tried twice: for a turn that is lost all answers would wait
+        self._due = self._loop.call_soon(contained, raised, "reading", self._turn, over, over)

@@ -191,7 +191,11 @@ class Scheduler:
     def _go_on(self) -> None:
         batch = self.queue.due(self._loop.time())
         if batch:
-            self._look_up(batch)
+            try:
+                self._look_up(batch)
+            except Exception as e:  # noqa: BLE001 - a look-up that cannot be sent has found nothing
+                self._fault("a look-up", e)
+                self._found(batch, [None] * len(batch))
         else:
             self._wait_for_window()
         self._place_waiting()
@@ -310,16 +314,10 @@ class Scheduler:
 
     def _look_up(self, batch: list[Flight]) -> None:
         """One round trip for the whole batch."""
-        nothing: list[Stored | None] = [None] * len(batch)
         if self._cache is None:
-            self._found(batch, nothing)
+            self._found(batch, [None] * len(batch))
             return
-        try:
-            keys = [flight.plan.key or b"" for flight in batch]
-            self._cache.lookup(keys, partial(self._found, batch))
-        except Exception as e:  # noqa: BLE001 - a look-up that cannot be sent has found nothing
-            self._fault("a look-up", e)
-            self._found(batch, nothing)
+        self._cache.lookup([flight.plan.key or b"" for flight in batch], partial(self._found, batch))
         self._metrics.batch(len(batch))
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
