@@ -23,6 +23,14 @@ def raised(where: str, error: BaseException) -> None:
     asyncio.get_running_loop().call_exception_handler({"message": where, "exception": error})
 
 
+def unawaited(where: str, otherwise: Callable[[], object], task: asyncio.Task[None]) -> None:
+    """A task that nobody awaits is over. Where it raised, that is reported, and `otherwise` is called."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        raised(where, error)
+        otherwise()
+
+
 class Containment:
     """Counts contained exceptions and has each reported; a report that raises is counted too."""
 

@@ -21,7 +21,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
-from proxy.containment import raised
+from proxy.containment import raised, unawaited
 from proxy.errors import Code, GatewayError
 from proxy.opening import V2, read_opening
 from proxy.read_budget import ReadBudget
@@ -358,14 +358,6 @@ def closing(error: GatewayError) -> bytes:
     ).encode() + body
 
 
-def _served(transport: asyncio.BaseTransport, task: asyncio.Task[None]) -> None:
-    """A connection's task is over. Where it raised, nobody else would close the connection."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None:
-        raised("a connection", error)
-        transport.abort()  # type: ignore[attr-defined]
-
-
 class Door(web.Server):
     """aiohttp's low-level server: no router, no middleware; every request goes to the one handler.
 
@@ -442,7 +434,7 @@ class Door(web.Server):
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
         if ours._task_handler is not None:
-            ours._task_handler.add_done_callback(partial(_served, transport))
+            ours._task_handler.add_done_callback(partial(unawaited, "a connection", transport.abort))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if len(self._connections) > self._max_connections and not self._make_room(ours):

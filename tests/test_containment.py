@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from proxy.containment import Containment, contained, internal
+import asyncio
+from functools import partial
+
+from proxy.containment import Containment, contained, internal, unawaited
 from proxy.errors import Code
 
 
@@ -32,3 +35,20 @@ def test_a_report_that_raises_is_counted_and_harms_nobody() -> None:
 def test_readers_are_not_told_what_raised() -> None:
     assert internal().code is Code.INTERNAL
     assert "log" in internal().message
+
+
+async def test_a_task_that_raised_has_its_consequence_and_one_that_ended_well_or_was_cancelled_has_none() -> None:
+    reported: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: reported.append(context["message"]))
+
+    async def runs(error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+
+    consequences: list[str] = []
+    for name, error in (("well", None), ("fault", ValueError("no")), ("cancelled", asyncio.CancelledError())):
+        task = loop.create_task(runs(error))
+        task.add_done_callback(partial(unawaited, "here", partial(consequences.append, name)))
+        await asyncio.wait([task])
+    assert (reported, consequences) == (["here"], ["fault"])
