@@ -179,7 +179,7 @@ def _body(change: Callable[[bytes], bytes]) -> Callable[[bytes, random.Random], 
                 (at for at, member in enumerate(members) if isinstance(member, bytes)),
                 key=lambda at: len(members[at]),
             )
-        except (msgspec.MsgspecError, ValueError, TypeError):
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):  # one of the poisons itself
             return os.urandom(20)
         members[at] = change(members[at])
         return msgspec.msgpack.encode(members)

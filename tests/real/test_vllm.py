@@ -14,8 +14,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -110,9 +112,19 @@ async def engine(vllm: str) -> str:
         while True:
             try:
                 if (await get(vllm, "/health")).status == 200:
+                    await asyncio.to_thread(_warm, vllm)
                     return vllm
             except OSError:
                 await asyncio.to_thread(_look_again_in_a_second)
+
+
+@cache
+def _warm(vllm: str) -> None:
+    """A fresh vLLM compiles what the first log probabilities need, for longer than a test waits for a byte."""
+    path, ask = body("logprobs")
+    request = Request(vllm + path, json.dumps(ask).encode(), {"content-type": "application/json"})
+    with urlopen(request, timeout=300) as answer:
+        answer.read()
 
 
 def _look_again_in_a_second() -> None:
