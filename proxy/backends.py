@@ -29,6 +29,10 @@ GONE_LOOKS: Final = 2
 """Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One
 that is only slow to answer is not: it may be at work."""
 
+SILENT_LOOKS: Final = 3
+"""Looks in succession without any answer, after which what waits there for its first byte moves to an engine that
+runs. Nothing is ended for that."""
+
 
 @dataclass(eq=False, slots=True)
 class Backend:
@@ -51,6 +55,7 @@ class Backend:
     reached: bool = False  # since the pacer's last tick it had as much as it may
     echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
     missed: int = 0  # looks in succession that found it gone
+    silent: int = 0  # the same, that had no answer in time
     checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
 
     def __post_init__(self) -> None:
@@ -117,6 +122,8 @@ class Backends:
         """One caller's requests fail there: whoever takes this checks it by itself, and tells `checked`."""
         self.on_gone: Callable[[Backend], None] = lambda backend: None
         """It does not run any more, as looks found: told again with each look, for what is under way there."""
+        self.on_silent: Callable[[Backend], None] = lambda backend: None
+        """It has not answered looks for a while: told again with each look."""
         self.on_left: Callable[[Backend], None] = lambda backend: None
         """One that was removed has nothing under way any more: nothing of it need be kept."""
         self._router = router or LeastOutstanding()
@@ -334,14 +341,14 @@ class Backends:
         await asyncio.gather(*(self._refresh(backend) for backend in (self.all if backends is None else backends)))
 
     async def _refresh(self, backend: Backend) -> None:
-        gone = False
+        gone = silent = False
         try:
             if self._pulse is None:
                 gone, down = await self._look(backend)
             else:
                 gone, down = await self._pulse.patiently(lambda: self._look(backend))
         except TimeoutError as e:
-            down = f"no answer to {e} in {self._refresh_timeout:g} s"
+            silent, down = True, f"no answer to {e} in {self._refresh_timeout:g} s"
         except Refused as e:
             gone, down = True, str(e)
         except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
@@ -352,7 +359,10 @@ class Backends:
             backend.missed = 0
         elif not backend.leaving:
             backend.missed += 1
+        backend.silent = backend.silent + 1 if silent else 0
         self._set(backend, up=not down, detail=down)
+        if backend.silent >= SILENT_LOOKS:
+            self.on_silent(backend)
         if backend.missed >= GONE_LOOKS:
             backend.pool.drop_idle()
             self.on_gone(backend)

@@ -162,6 +162,11 @@ class Journey:
         now = self.flight.clock()
         self._gone = self._road.later(GONE_SECONDS, self._look_again(now))
 
+    def engine_silent(self) -> None:
+        """Its engine answers no looks. Untouched, it moves to one that runs; else it has the time that it has."""
+        if not self._over and self._connection is not None:
+            self._move()
+
     def _look_again(self, since: float) -> Callable[[], None]:
         return partial(self._safely, "an engine that is gone", partial(self._still_gone, since))
 

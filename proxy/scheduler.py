@@ -93,7 +93,8 @@ class Scheduler:
         self._closed = False
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
-        backends.on_gone = self._gone
+        backends.on_gone = partial(self._told, Journey.engine_gone)
+        backends.on_silent = partial(self._told, Journey.engine_silent)
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -431,12 +432,12 @@ class Scheduler:
         self._soon()
         return True
 
-    def _gone(self, backend: Backend) -> None:
-        """An engine does not run any more: what is under way there moves, or ends soon."""
+    def _told(self, what: Callable[[Journey], None], backend: Backend) -> None:
+        """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
         for journey in tuple(self._flying.values()):
             if journey.lease.backend is backend:
                 try:
-                    journey.engine_gone()
+                    what(journey)
                 except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
                     self._road.fault("an engine that is gone", e)
 

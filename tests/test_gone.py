@@ -48,6 +48,29 @@ async def test_what_is_untouched_moves_to_an_engine_that_runs_and_costs_no_budge
 
 
 @virtual
+async def test_at_a_silent_engine_what_is_untouched_moves_and_what_has_begun_has_its_time() -> None:
+    for begun in (False, True):
+        trip = Trip(engines=2, budget=Budget(0.0, 0.0))
+        trip.journey.begin()
+        wire = await trip.dialled(0)
+        if begun:
+            wire.head()
+            wire.body(FRAME)
+        for backend in trip.backends.all[1:]:
+            backend.up = True
+        trip.journey.engine_silent()
+        await asyncio.sleep(3 * GONE_SECONDS)
+        if begun:
+            assert trip.arrivals == []
+            wire.body(b"data: [DONE]\n\n")
+        else:
+            assert wire.kept is False
+            answer(await trip.dialled(1))
+        assert trip.arrivals == [None]
+        await trip.left_nothing()
+
+
+@virtual
 async def test_a_stream_that_has_begun_goes_on_while_it_comes_and_ends_when_it_is_silent() -> None:
     trip = Trip(engines=2)
     trip.journey.begin()

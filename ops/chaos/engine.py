@@ -41,6 +41,7 @@ from ops.chaos.wire import (
 CONTROL: Final = "/chaos"
 FAIL: Final = b"always-fail"
 """A prompt with this is answered 500 by every engine."""
+MOST_CHOICES: Final = 16_384  # vLLM's VLLM_MAX_N_SEQUENCES
 INFINITE: Final = b"always-infinite"
 """A prompt with this is answered 200 with -Infinity by every engine."""
 RANK: Final = b"x-data-parallel-rank: 99"
@@ -194,6 +195,9 @@ class Engine:
             return [plain(b'{"error":{"message":"chaos","type":"InternalServerError","code":500}}', "500 Oops")]
         if RANK in head.lower():
             text = b'{"error":{"message":"no such rank","type":"BadRequestError","param":null,"code":400}}'
+            return [plain(text, "400 Bad Request")]
+        if (asked.get("n") or 1) > MOST_CHOICES:
+            text = b'{"error":{"message":"n is too large","type":"BadRequestError","param":"n","code":400}}'
             return [plain(text, "400 Bad Request")]
         self.served += 1
         name = f"{self.options.number}.{os.getpid()}.{self.served}"

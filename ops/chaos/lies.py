@@ -25,7 +25,7 @@ DONE: Final = b"data: [DONE]\n\n"
 ODD: Final[tuple[Any, ...]] = (2**64, 1e30, -1, 1.5, "many", [], float("-inf"))
 IMPOSTOR: Final = "IMPOSTOR"
 HTML: Final = b"<h1>500</h1>"
-_ERROR: Final[Json] = {"error": {"message": "chaos", "type": "InternalServerError", "param": None, "code": 500}}
+ERROR: Final[Json] = {"error": {"message": "chaos", "type": "InternalServerError", "param": None, "code": 500}}
 
 
 @dataclass(slots=True)
@@ -116,8 +116,8 @@ def _cut(end: End) -> Callable[[Answer, Random], list[Step]]:
 
 def _error_under_200(answer: Answer, pick: Random) -> list[Step]:
     if answer.stream:
-        return [*_begun(answer, pick.random()), chunk(event(_ERROR)), chunk(DONE) + LAST]
-    return [plain(dumps(_ERROR))]
+        return [*_begun(answer, pick.random()), chunk(event(ERROR)), chunk(DONE) + LAST]
+    return [plain(dumps(ERROR))]
 
 
 def _choices_null(answer: Answer, _: Random) -> list[Step]:
@@ -285,8 +285,8 @@ LIES: Final[dict[str, Lie]] = {
     "half a frame": _half_frame,
     "no done": _no_done,
     "done alone": _done_alone,
-    "status 500": _status("500 Internal Server Error", "application/json", dumps(_ERROR)),
-    "status 503": _status("503 Service Unavailable", "application/json", dumps(_ERROR)),
+    "status 500": _status("500 Internal Server Error", "application/json", dumps(ERROR)),
+    "status 503": _status("503 Service Unavailable", "application/json", dumps(ERROR)),
     "status 500 in HTML": _status("500 Internal Server Error", "text/html", HTML),
     "interim answers": _interim,
     "odd chunks": _odd_chunks,

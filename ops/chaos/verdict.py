@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from ops.chaos.lies import HTML, IMPOSTOR
+from ops.chaos.lies import ERROR, HTML, IMPOSTOR
 from ops.chaos.wire import CLIENT, NONCE, Ask, prompt_tokens, vector, words
 
 Kind = Literal["exact", "error", "left", "wrong", "hung"]
@@ -115,6 +115,8 @@ def _stream(ask: Ask, answer: Answer) -> str:
         return "[DONE] twice"
     frames = [event for event in events if event != "[DONE]"]
     errors = [at for at, frame in enumerate(frames) if "error" in frame]
+    theirs = done and errors == [len(frames) - 1] and frames[-1] == ERROR  # vLLM ends its own error so
+    done = done and not theirs
     if errors and (done or errors != [len(frames) - 1]):
         return "[DONE] after an error" if done else "frames after an error"
     frames = frames[: errors[0]] if errors else frames
@@ -170,6 +172,8 @@ def _usage(ask: Ask, usage: Any) -> str:
     if usage is None:
         return f"{USAGE}: none"
     before, after, total = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+    if not all(type(count) is int for count in (before, after, total)):
+        return f"{USAGE}: no numbers"
     right = ask.tokens * ask.n
     shared_out = ask.sampled and not ask.stream and right / 4 <= after <= right * 4
     sound = before == prompt_tokens(ask.tag) and total == before + after and (after == right or shared_out)

@@ -60,6 +60,7 @@ class _Body(Struct, gc=False):
 
 class _Vector(Struct, gc=False):
     embedding: Raw
+    index: int | None = None
 
 
 class _Vectors(Struct, gc=False):
@@ -232,6 +233,9 @@ def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
         return Lack(f"The engine's answer has {len(data)} embeddings for {asked} inputs.")
     if not all(is_vector(datum.embedding) for datum in data):
         return Lack("The engine's answer has an embedding that is no vector.")
+    indexes = [datum.index for datum in data if datum.index is not None]
+    if indexes and sorted(indexes) != list(range(len(data))):
+        return Lack(f"The engine's answer has {len(data)} embeddings, but not one for each index.")
     return None
 
 

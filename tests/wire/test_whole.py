@@ -151,6 +151,9 @@ DATUM = {"index": 0, "embedding": [0.5, 1]}
         {"data": [None, None]},
         {"data": [DATUM]},
         {"data": [DATUM, {"index": 1}]},
+        {"data": [DATUM, DATUM]},
+        {"data": [DATUM, DATUM | {"index": 2}]},
+        {"data": [DATUM, {"embedding": [0.5]}]},
         *(
             {"data": [DATUM, {"index": 1, "embedding": odd}]}
             for odd in (None, [], "", {}, 5, True, [None], {"a": 1})
