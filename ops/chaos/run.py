@@ -54,7 +54,7 @@ WAVE: Final = 200  # requests after the last fault
 SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be seen up
 EMPTY_SECONDS: Final = 15.0  # for what is left to be given back
 LONGER: Final = 8.0  # seconds by which one engine's end outlasts the bound, so that who waits for it is seen
-RSS_SLACK_MB: Final = 48.0
+RSS_SLACK_MB: Final = 112.0  # of them 60 for a child that reads large requests, until a minute after the last
 FD_SLACK: Final = 24
 GAUGE: Final = re.compile(
     r"^gateway_(flights|subscribers|queue_depth|backend_inflight|client_connections)(?:\{[^}]*\})? (\S+)$",
