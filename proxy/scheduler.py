@@ -164,7 +164,7 @@ class Scheduler:
         """All that arrives in one turn of the loop is looked at together, at its end."""
         if not self._turn_due:
             self._turn_due = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(contained, self._fault, "a turn of the scheduler", self._turn)
 
     def _released(self) -> None:
         """A place at an engine is free."""

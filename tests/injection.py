@@ -326,7 +326,6 @@ SETTINGS: Final[dict[str, Any]] = {
 EXEMPT: Final = {
     "containment.contained": "runs the steps that give things back; what it raises itself nobody can contain",
     "embed_faults.EmbedFaults.safely": "the same, for embeddings",
-    "scheduler.Scheduler._turn": "the border of a turn: the watchdog makes up for one that is lost, see its test",
     "journey.Journey._safely": "the border of its timers",
     "door.Door.connection_made": "the border to aiohttp, of one connection; all it does is in `_welcome`",
 }

@@ -88,11 +88,6 @@ def test_no_lie_is_taken_for_an_exact_answer(lie: str, ask: Ask) -> None:
     assert judge(ask, told(ask, lie)).kind in ("wrong", "error")
 
 
-def test_an_engine_s_own_error_and_its_done_after_it_are_an_honest_error() -> None:
-    verdict = judge(STREAM, told(STREAM, "error under 200"))
-    assert (verdict.kind, verdict.why) == ("error", "error frame of the engine's")
-
-
 @pytest.mark.parametrize("lie", ["interim answers", "second answer"])
 def test_what_http_allows_is_read(lie: str) -> None:
     assert judge(STREAM, told(STREAM, lie)).kind == "exact"
@@ -105,6 +100,7 @@ def test_what_http_allows_is_read(lie: str) -> None:
         ("finish none", "[DONE] or an end after a half answer"),
         ("no done", "ended with neither [DONE] nor an error"),
         ("frames after done", "what nobody asked for"),
+        ("error under 200", "[DONE] after an error"),
     ],
 )
 def test_a_half_answer_with_done_is_wrong(lie: str, why: str) -> None:

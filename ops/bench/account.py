@@ -54,11 +54,11 @@ def user_share(pid: int) -> tuple[int, int]:
     return user, system
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory of the tree, in MB (10^6 bytes)."""
+def rss_mb(pid: int, *, children: bool = True) -> float:
+    """Resident memory of the tree, or of the process alone, in MB (10^6 bytes)."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
-    for one in tree(pid):
+    for one in tree(pid) if children else [pid]:
         try:
             total += int(Path(f"/proc/{one}/statm").read_text("ascii").split()[1]) * page
         except OSError:

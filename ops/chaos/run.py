@@ -54,7 +54,7 @@ WAVE: Final = 200  # requests after the last fault
 SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be seen up
 EMPTY_SECONDS: Final = 15.0  # for what is left to be given back
 LONGER: Final = 8.0  # seconds by which one engine's end outlasts the bound, so that who waits for it is seen
-RSS_SLACK_MB: Final = 112.0  # of them 60 for a child that reads large requests, until a minute after the last
+RSS_SLACK_MB: Final = 48.0  # of the process: a child that reads large requests ends by itself
 FD_SLACK: Final = 24
 GAUGE: Final = re.compile(
     r"^gateway_(flights|subscribers|queue_depth|backend_inflight|client_connections)(?:\{[^}]*\})? (\S+)$",
@@ -109,7 +109,7 @@ async def _scene(
 ) -> None:
     load = Load(on.host, on.port, options.seed, options.bound)
     await load.wave(WARM, options.clients)
-    before = (rss_mb(on.pid), open_fds(on.pid))
+    before = (rss_mb(on.pid, children=False), open_fds(on.pid))
     load.results.clear()
     longs = 1 if options.seconds > options.bound + LONGER else 0
     chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound + LONGER, longs)  # noqa: S311
@@ -232,7 +232,7 @@ async def _left_behind(row: Row, on: Stage, before: tuple[float, int]) -> None:
         found = {name: value for name, value in gauges.items() if value > 0}
         await asyncio.sleep(0.2)
     row.left_behind += [f"{name} {value:g}" for name, value in found.items()]
-    after = (rss_mb(on.pid), open_fds(on.pid))
+    after = (rss_mb(on.pid, children=False), open_fds(on.pid))
     row.rss_mb, row.descriptors = (before[0], after[0]), (before[1], after[1])
     if after[0] > before[0] + RSS_SLACK_MB:
         row.left_behind.append(f"RSS {before[0]:.0f} MB before, {after[0]:.0f} after")
