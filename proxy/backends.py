@@ -30,8 +30,8 @@ GONE_LOOKS: Final = 2
 that is only slow to answer is not: it may be at work."""
 
 SILENT_LOOKS: Final = 3
-"""Looks in succession without any answer, after which what waits there for its first byte moves to an engine that
-runs. Nothing is ended for that."""
+"""Looks in succession without any answer, after which requests there without a first byte move to an engine that
+runs. None is ended for that."""
 
 
 @dataclass(eq=False, slots=True)

@@ -253,7 +253,7 @@ class Embedder:
                     self._window = self._loop.call_at(
                         deadline, partial(self._faults.safely, _A_TURN, self._window_closed)
                     )
-        except Exception as e:  # noqa: BLE001 - what waits has its turn again, see _heal
+        except Exception as e:  # noqa: BLE001 - queued items are looked at again, see _heal
             self._faults.tell(_A_TURN, e)  # and there is another one
 
     def _window_closed(self) -> None:
@@ -430,8 +430,8 @@ class Embedder:
     # -- ends -------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        """What is wanted and waits nowhere waits for its array again; what nobody wants is forgotten, and a call
-        that has ended unnoticed ends."""
+        """Queue wanted items that are in no queue, forget items without a request, end calls whose flight has
+        ended."""
         for call in [call for call in self._calls if call.reader.flight.ended]:
             self._ended(call, call.reader.flight)
         self.queue.recount(self._wants.values(), self._items.values())
@@ -503,7 +503,7 @@ class Embedder:
                 calls.add(call)
         for call in calls:
             if call in self._calls and not any(item.wants is not None for item in call.items):
-                self._faults.safely("an array that nobody wants", call.reader.leave)  # the engine stops
+                self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
     def _unwanted(self, item: Item, want: Want) -> Call | None:
         """One request does not want it any more. The call that it is in, where nobody else does."""

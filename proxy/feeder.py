@@ -350,7 +350,7 @@ class Feeder:
         finally:
             try:
                 on_done(error)
-            except Exception as e:  # noqa: BLE001 - once more: whoever hears of no end keeps its place for ever
+            except Exception as e:  # noqa: BLE001 - once more: a journey that is not told of its end keeps its place
                 raised("the end of an exchange", e)
                 on_done(error)
 

@@ -261,13 +261,13 @@ class Flight:
         try:
             if self.trace is not None:
                 self.trace.ended(self)
-        except Exception as e:  # noqa: BLE001 - a trace is for operators: who pays for the flight still hears of it
+        except Exception as e:  # noqa: BLE001 - a trace is for operators: the flight is still charged
             raised("the trace of a flight", e)
         try:
             if self.on_end is not None:
                 self.on_end(self)
         except Exception as e:  # noqa: BLE001 - the answer is whole, whatever its price
-            raised("who pays for a flight", e)
+            raised("the charge for a flight", e)
         if self.held is not None and not self.subscribers:
             self.held.release()
 
@@ -285,7 +285,7 @@ class Flight:
             try:
                 on_end(self)
             except Exception as e:  # noqa: BLE001 - nothing comes after the last resort
-                raised("who pays for a flight", e)
+                raised("the charge for a flight", e)
 
     # -- reading ------------------------------------------------------------------------------------
 

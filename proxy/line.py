@@ -32,7 +32,7 @@ class Line(Generic[T]):
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
         self._quantum = quantum
-        self.entries: dict[T, Entry[T]] = {}  # what waits, in the order of arrival; only the line changes it
+        self.entries: dict[T, Entry[T]] = {}  # queued items, in the order of arrival; only the line changes it
         self._rings: list[dict[str | None, Ring[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
         self.shares: Shares[T] = Shares()  # the same by owner and class
@@ -69,7 +69,7 @@ class Line(Generic[T]):
             raise
 
     def rebuilt(self) -> Line[T]:
-        """Another line of what waits in this one, in the order of arrival."""
+        """A new line with the same items, in the order of arrival."""
         line: Line[T] = Line(patience=self.patience, quantum=self._quantum)
         for item, entry in self.entries.items():
             ticket = replace(entry.ticket, priority=entry.priority, deadline=entry.deadline)

@@ -182,7 +182,7 @@ class Offload:
             self._drop(waiting)
 
     async def close(self) -> None:
-        """End the children; what waits fails."""
+        """End the children; queued jobs fail."""
         self._closed = True
         for task in tuple(self._tasks):
             task.cancel()

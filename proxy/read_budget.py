@@ -1,5 +1,5 @@
 """Owns how many bytes of engines' answers are handled in one turn of the event loop, all connections together.
-Must not know sockets, answers or flights: what waits is handed its turn, and says how many bytes it took.
+Must not know sockets, answers or flights: a waiting connection is called, and returns the bytes it handled.
 Called by every connection to an engine, for each read of more than a few bytes."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Waiting(Protocol):
 
 
 class ReadBudget:
-    """What is left of this turn, and who waits for the next one, first come first served."""
+    """The bytes left in this turn, and the connections that wait for the next one, first come first served."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, size: int = TURN_BYTES) -> None:
         self._loop = loop

@@ -53,7 +53,7 @@ class Overfull(WireError):
 
 
 class Unhandled(WireError):
-    """A reply came, and its receiver raised: it is told so, to end what waits for it. Redis is well."""
+    """A reply came, and its receiver raised: it is told, so that it ends its request. Redis works."""
 
 
 def pack(command: Sequence[Word]) -> bytes:

@@ -31,7 +31,7 @@ from proxy.retry import Budget, RetryRules
 from proxy.watchdog import Stray
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
-MAX_FAILED_TURNS: Final = 5  # in a row; then what waits is ended, as something in it makes every turn raise
+MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise
 
 
 class Scheduler:
@@ -178,7 +178,7 @@ class Scheduler:
             return
         try:
             self._go_on()
-        except Exception as e:  # noqa: BLE001 - the loop's border: what waits must get its turn all the same
+        except Exception as e:  # noqa: BLE001 - the loop's border: queued flights still need a turn
             self._failed_turns += 1
             self._fault("a turn of the scheduler", e)
             contained(self._fault, "the order of the queue", self.queue.rebuild)

@@ -1,5 +1,5 @@
 """Owns the law of a full queue: equal shares by caller, and which waiting request makes room for a new one.
-Must not know what waits, what it waits for, or clocks: items and callers are opaque.
+Must not know queues, engines or clocks: items and callers are opaque.
 Called by the line, the batcher (requests that wait for a place) and the embedder (requests for embeddings)."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLASSES: Final = 3
 
 
 class Shares(Generic[T]):
-    """What waits, by the caller that owns it and by class, each in the order of arrival."""
+    """Queued items by caller and class, each in the order of arrival."""
 
     def __init__(self) -> None:
         self._owned: dict[Hashable, list[dict[T, None]]] = {}
