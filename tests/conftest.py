@@ -55,3 +55,15 @@ async def engine() -> AsyncIterator[Engine]:
     """A scripted fake engine: nothing is answered until the test says so."""
     async with Engine() as engine:
         yield engine
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Its reading end and its writing end; a test may close either."""
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the test closed it

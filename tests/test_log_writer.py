@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -15,17 +14,6 @@ from hypothesis import strategies as st
 from proxy.log import Log
 from proxy.repeats import OFTEN
 from tests.test_log import NOW, RECORD, Sink, logged
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reader, writer = os.pipe()
-    yield reader, writer
-    for fd in (reader, writer):
-        try:
-            os.close(fd)
-        except OSError:
-            pass  # the test closed it
 
 
 def test_lines_are_written_in_the_order_in_which_they_came() -> None:

@@ -6,22 +6,10 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from proxy.terminal import say
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    reader, writer = os.pipe()
-    yield reader, writer
-    for fd in (reader, writer):
-        try:
-            os.close(fd)
-        except OSError:
-            pass  # the test closed it
 
 
 def fill(writer: int) -> None:

@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ops.chaos.wire import MODEL, Ask, dumps
+from ops.chaos.wire import MODEL, Ask, dumps, post
 
 CHAT: Final = "/v1/chat/completions"
 EMBED: Final = "/v1/embeddings"
+CLOSE: Final = "connection: close"
 SMALL_BUFFER: Final = 4096
 
 
@@ -67,17 +68,6 @@ class Attackers:
             sock.close()
 
 
-def post(path: str, body: bytes, *, length: int | None = None, close: bool = True) -> bytes:
-    size = len(body) if length is None else length
-    lines = [
-        f"POST {path} HTTP/1.1",
-        "host: 127.0.0.1",
-        "content-type: application/json",
-        f"content-length: {size}",
-    ]
-    return "\r\n".join([*lines, *(["connection: close"] if close else []), "", ""]).encode() + body
-
-
 async def _all(*tasks: Coroutine[Any, Any, None]) -> None:
     await asyncio.gather(*tasks)
 
@@ -87,7 +77,7 @@ async def many_texts(on: Attackers) -> None:
 
     async def one(number: int) -> None:
         body = dumps({"model": MODEL, "input": [f"t{number}.{at}" for at in range(2048)]})
-        await on.read(await on.send(post(EMBED, body)))
+        await on.read(await on.send(post(body, EMBED, CLOSE)))
 
     await _all(*[one(number) for number in range(MANY_TEXTS)])
 
@@ -96,7 +86,7 @@ async def one_text(on: Attackers) -> None:
     """One text 2,048 times at 4,096 dimensions; nobody reads."""
     body = dumps({"model": MODEL, "input": ["the same"] * 2048})
     for _ in range(12):
-        await on.send(post(EMBED, body), buffer=SMALL_BUFFER)
+        await on.send(post(body, EMBED, CLOSE), buffer=SMALL_BUFFER)
     await asyncio.sleep(25)
 
 
@@ -107,7 +97,7 @@ def unfinished(clients: int) -> Callable[[Attackers], Awaitable[None]]:
         body = b'{"messages":"' + b"x" * (15_900_000 - 13)
 
         async def one() -> None:
-            sock = await on.send(post(CHAT, body[:-1], length=len(body)))
+            sock = await on.send(post(body[:-1], CHAT, CLOSE, length=len(body)))
             await on.read(sock)
 
         with suppress(TimeoutError):
@@ -121,7 +111,7 @@ async def no_reader(on: Attackers) -> None:
     """Streams of 16 MB and bodies of 8 MB that nobody reads, past the time that a client may stall."""
     for number in range(20):
         ask = Ask(number, sampled=True, stream=number % 2 == 0)
-        await on.send(post(CHAT, ask.body(), close=False), buffer=SMALL_BUFFER)
+        await on.send(post(ask.body()), buffer=SMALL_BUFFER)
     await asyncio.sleep(15)
 
 
@@ -136,7 +126,7 @@ async def floods(on: Attackers) -> None:
     """Sixty private streams of 4 MB in frames of 4 KiB, which an engine sends at once; clients read."""
 
     async def one(number: int) -> None:
-        await on.read(await on.send(post(CHAT, Ask(number, sampled=True).body())))
+        await on.read(await on.send(post(Ask(number, sampled=True).body(), CHAT, CLOSE)))
 
     await _all(*[one(number) for number in range(60)])
 
@@ -145,14 +135,14 @@ async def readers(on: Attackers) -> None:
     """The page's fifty readers of one request of 15 MB."""
     request = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "x" * 15_000_000}]}
     body = json.dumps({"request": request, "delays_ms": [0] * 50}).encode()
-    await on.read(await on.send(post("/-/readers", body)))
+    await on.read(await on.send(post(body, "/-/readers", CLOSE)))
 
 
 async def doubled_member(on: Attackers) -> None:
     """480 KB with 40,000 members, the last one twice."""
     names = [f"k{at:06d}" for at in range(40_000)]
     members = ",".join(f'"{name}":0' for name in [*names, names[-1]])
-    await on.read(await on.send(post(CHAT, f'{{"messages":[],{members}}}'.encode())))
+    await on.read(await on.send(post(f'{{"messages":[],{members}}}'.encode(), CHAT, CLOSE)))
 
 
 MANY_TEXTS: Final = 256

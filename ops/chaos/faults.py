@@ -24,7 +24,7 @@ from ops.chaos.client import Client
 from ops.chaos.engine import FAIL, INFINITE
 from ops.chaos.lies import LIES
 from ops.chaos.stage import EngineChild, Stage
-from ops.chaos.wire import MODEL, Ask, dumps
+from ops.chaos.wire import MODEL, Ask, dumps, post
 
 PATIENCE: Final = 4.0  # seconds that a hostile client waits for its own answer
 POISONED: Final = 20  # values at a time
@@ -248,18 +248,6 @@ async def _raw(chaos: Chaos, data: bytes, *, hold: float = 0.0, read: int = 1 <<
         sock.close()
 
 
-def _post(body: bytes, path: str = "/v1/chat/completions", *more: str, length: int | None = None) -> bytes:
-    size = len(body) if length is None else length
-    lines = [
-        f"POST {path} HTTP/1.1",
-        "host: 127.0.0.1",
-        "content-type: application/json",
-        f"content-length: {size}",
-        *more,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
-
-
 def _own(chaos: Chaos, *, sampled: bool = False, tokens: int = 100, gap: int = 10) -> Ask:
     return Ask(chaos.pick.getrandbits(64), tokens=tokens, gap_ms=gap, sampled=sampled)
 
@@ -279,7 +267,7 @@ async def leave(chaos: Chaos) -> str:
 async def stall(chaos: Chaos) -> str:
     """Five read nothing of a long answer."""
     ask = Ask(chaos.pick.getrandbits(64), tokens=20_000, gap_ms=0)
-    await asyncio.gather(*[_raw(chaos, _post(ask.body()), hold=PATIENCE, read=0, buffer=4096) for _ in range(5)])
+    await asyncio.gather(*[_raw(chaos, post(ask.body()), hold=PATIENCE, read=0, buffer=4096) for _ in range(5)])
     return "five clients"
 
 
@@ -291,7 +279,7 @@ async def half_head(chaos: Chaos) -> str:
 
 async def half_body(chaos: Chaos) -> str:
     body = _own(chaos).body()
-    await asyncio.gather(*[_raw(chaos, _post(body[:-1], length=len(body)), hold=2.0, read=0) for _ in range(5)])
+    await asyncio.gather(*[_raw(chaos, post(body[:-1], length=len(body)), hold=2.0, read=0) for _ in range(5)])
     return "five connections"
 
 
@@ -299,7 +287,7 @@ async def pipelined(chaos: Chaos) -> str:
     """Requests in one packet, one of them with an offer to upgrade."""
     first = _own(chaos, tokens=2, gap=0)
     offer = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
-    data = _post(first.body(), "/v1/chat/completions", *offer) + _post(first.body()) + _post(first.body())
+    data = post(first.body(), "/v1/chat/completions", *offer) + post(first.body()) + post(first.body())
     await _raw(chaos, data)
     return "three requests in one packet"
 
@@ -313,24 +301,24 @@ async def poison(chaos: Chaos) -> str:
 
 def _text(chaos: Chaos, word: bytes) -> list[bytes]:
     body = _own(chaos, tokens=2).body().replace(b"and some", word + b" and some")
-    return [_post(body.replace(b'"stream":true', b'"stream":false'))] * 5
+    return [post(body.replace(b'"stream":true', b'"stream":false'))] * 5
 
 
 def _session(chaos: Chaos) -> list[bytes]:
     """The same sampled prompt twice in a second, each with bytes that are no ASCII in a header."""
-    return [_post(_own(chaos, sampled=True, tokens=3).body(), "/v1/chat/completions", "x-session-id: \xff")] * 3
+    return [post(_own(chaos, sampled=True, tokens=3).body(), "/v1/chat/completions", "x-session-id: \xff")] * 3
 
 
 def _rank(chaos: Chaos) -> list[bytes]:
     """A header that any engine refuses, on prompts that others ask for at this moment."""
     asks = chaos.pick.sample(list(chaos.tags), min(5, len(chaos.tags)))
-    return [_post(ask.body(), ask.path, "x-data-parallel-rank: 99") for ask in asks]
+    return [post(ask.body(), ask.path, "x-data-parallel-rank: 99") for ask in asks]
 
 
 def _members(chaos: Chaos) -> list[bytes]:
     names = [f"k{at:06d}" for at in range(8_000)]
     members = ",".join(f'"{name}":0' for name in [*names, names[-1]])
-    return [_post(f'{{"model":"{MODEL}","messages":[],{members}}}'.encode())]
+    return [post(f'{{"model":"{MODEL}","messages":[],{members}}}'.encode())]
 
 
 def _odd_bodies(chaos: Chaos) -> list[bytes]:
@@ -348,16 +336,16 @@ def _odd_bodies(chaos: Chaos) -> list[bytes]:
         json.dumps([1, 2, 3]).encode(),
         b"",
     ]
-    return [_post(body) for body in bodies]
+    return [post(body) for body in bodies]
 
 
 def _odd_heads(chaos: Chaos) -> list[bytes]:
     body = _own(chaos, tokens=2, gap=0).body()
     return [
-        _post(body, "/v1/chat/completions#?x"),
-        _post(body, "//v1/chat/completions"),
-        _post(body, "/v1/chat/completions", "transfer-encoding: chunked"),
-        _post(body, "/v1/chat/completions", "x-gateway-share: perhaps", "x-request-id: " + "a" * 5000),
+        post(body, "/v1/chat/completions#?x"),
+        post(body, "//v1/chat/completions"),
+        post(body, "/v1/chat/completions", "transfer-encoding: chunked"),
+        post(body, "/v1/chat/completions", "x-gateway-share: perhaps", "x-request-id: " + "a" * 5000),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
         b"GET / HTTP/9.9\r\n\r\n",
     ]
@@ -365,7 +353,7 @@ def _odd_heads(chaos: Chaos) -> list[bytes]:
 
 def _many_texts(chaos: Chaos) -> list[bytes]:
     texts = [f"{chaos.pick.getrandbits(40):x} {at}" for at in range(2048)]
-    return [_post(dumps({"model": MODEL, "input": texts}), "/v1/embeddings")]
+    return [post(dumps({"model": MODEL, "input": texts}), "/v1/embeddings")]
 
 
 _POISON: Final[dict[str, Callable[[Chaos], list[bytes]]]] = {

@@ -204,3 +204,16 @@ def embeddings(name: str, vectors: list[Any], tag: int) -> Json:
         "data": data,
         "usage": {**counted, "prompt_tokens_details": None},
     }
+
+
+def post(body: bytes, path: str = "/v1/chat/completions", *more: str, length: int | None = None) -> bytes:
+    """A POST as its bytes, with more header lines. `length`: what it says of its body, where that is not so."""
+    size = len(body) if length is None else length
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: 127.0.0.1",
+        "content-type: application/json",
+        f"content-length: {size}",
+        *more,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
