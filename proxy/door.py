@@ -5,8 +5,7 @@ Called by the app."""
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
@@ -21,6 +20,7 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
+from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.containment import raised, unawaited
 from proxy.errors import Code, GatewayError
 from proxy.opening import V2, read_opening
@@ -31,9 +31,6 @@ LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
 HEARD_SECONDS = 1.0  # for a client that still sends to read why it was refused
 AT_HAND = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
-
-GRACE_SECONDS = 0.005  # for what a new connection has sent already to be read
-ROOM_SECONDS = 0.02  # between two searches for idle connections, where there were none
 
 TURN_BYTES = 16 * 1024
 """Of uploads, handled in one turn of the loop for all clients: 30 ms where each byte is a chunk of its own."""
@@ -269,13 +266,30 @@ class DoorHandler(RequestHandler):
             self.stalled = True
             transport.abort()
 
-    def make_way(self, transport: asyncio.Transport) -> None:
-        """Close: a new connection takes its place."""
+    @property
+    def asked(self) -> bool:
+        return bool(self._request_count)
+
+    @property
+    def closing(self) -> bool:
+        return self.evicted or self._manager is None
+
+    def make_way(self) -> None:
         self.evicted = True
-        if transport.is_closing() or transport.get_write_buffer_size():
+        transport = self.transport
+        if transport is not None and (transport.is_closing() or transport.get_write_buffer_size()):
             transport.abort()
         else:
             self.force_close()
+
+    def refuse_full(self) -> None:
+        manager, transport = cast(Door, self._manager), self.transport
+        if transport is None:
+            return
+        manager.on_refused()
+        words = f"The gateway has {manager.limit.most} connections already."
+        transport.write(closing(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
+        transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
         """Take what is left of a body that nobody wanted, for a while: the client then reads its answer."""
@@ -391,14 +405,13 @@ class Door(web.Server):
         super().__init__(cast(Any, handler), handler_cancellation=True, **self._limits)
         self.handler = handler
         self._max_head = max_head
-        self._max_connections = max_connections
         self._times = times or Times()
         self.reading = ReadBudget(self._loop, TURN_BYTES)
         self._sweeper: asyncio.TimerHandle | None = None
-        self._idle: deque[tuple[float, DoorHandler]] = deque()  # found when the last room was looked for
-        self._search_from = 0.0  # when room may be looked for again
+        connections = cast("Collection[Evictable]", self._connections)
+        self.limit = ConnectionLimit(max_connections, connections, self._loop)
         self._proxies = proxies  # whose connections open with the PROXY protocol
-        self._on_refused = on_refused
+        self.on_refused = on_refused
         self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
 
     def __call__(self) -> RequestHandler:
@@ -437,13 +450,8 @@ class Door(web.Server):
             ours._task_handler.add_done_callback(partial(unawaited, "a connection", transport.abort))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
-        if len(self._connections) > self._max_connections and not self._make_room(ours):
-            self._on_refused()
-            error = GatewayError(
-                Code.QUEUE_FULL, f"The gateway has {self._max_connections} connections already.", retry_after=1
-            )
-            transport.write(closing(error))
-            transport.close()
+        if not self.limit.admit(ours):
+            ours.refuse_full()
         elif self._proxies is not None:
             peer = transport.get_extra_info("peername")
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
@@ -461,6 +469,7 @@ class Door(web.Server):
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        self.limit.close()
 
     def _sweep(self) -> None:
         """Look at every connection: one timer for all of their times."""
@@ -473,26 +482,3 @@ class Door(web.Server):
                 self._loop.call_exception_handler(words)
         left = bool(self._connections)
         self._sweeper = self._loop.call_later(self._times.every, self._sweep) if left else None
-
-    def _make_room(self, newest: DoorHandler) -> bool:
-        """Close a connection that has no request, for a new one: the one that has been silent for longest, those
-        first that never asked for anything. False: all have one."""
-        now = self._loop.time()
-        while True:
-            while self._idle:
-                since, handler = self._idle.popleft()
-                transport = self._connections.get(handler)
-                if transport is None or handler.evicted or handler.asks or handler.idle_since != since:
-                    continue
-                handler.make_way(transport)
-                return True
-            if now < self._search_from:
-                return False
-            connections = cast("dict[DoorHandler, asyncio.Transport]", self._connections)
-            idle = [one for one in connections if not (one is newest or one.asks or one.evicted)]
-            silent = [one for one in idle if not one._request_count]
-            idle = [one for one in silent or idle if now - one.idle_since >= GRACE_SECONDS]
-            if not idle:
-                self._search_from = now + ROOM_SECONDS
-                return False
-            self._idle.extend(sorted(((one.idle_since, one) for one in idle), key=lambda pair: pair[0]))

@@ -21,7 +21,7 @@ from tests.client import Connection, get, request_bytes
 from tests.running import until
 from tests.test_door import error_of, hello, serving
 
-SOON = Times(head=0.1, stall=0.1, closing=0.1)
+SOON = Times(head=0.4, stall=0.1, closing=0.1)
 BIG = b"x" * (8 * 1024 * 1024)
 
 

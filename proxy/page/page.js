@@ -217,9 +217,9 @@ async function play() {
   mine.open = false;
   for (const one of mine.lanes) if (!one.over) { one.over = true; one.touched = true; }
   if (mine === run) {
+    frame(performance.now()); // all of it is shown before the run is said to be over
     $("start").disabled = false;
     $("stop").disabled = true;
-    soon();
   }
 }
 
