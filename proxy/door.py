@@ -70,6 +70,12 @@ class DoorHandler(RequestHandler):
     _late = b""  # read, and not handled yet: nothing more is read until it is
     _sliced = False  # a slice of that is being handled
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        task = self._task_handler
+        if task is not None:  # nobody awaits it: without this, a client whose task raised waits for ever
+            task.add_done_callback(partial(unawaited, "a connection", self.abort))
+
     def pause_writing(self) -> None:
         self.lags = True
         super().pause_writing()
@@ -446,8 +452,6 @@ class Door(web.Server):
     def _welcome(self, ours: DoorHandler, transport: Any) -> None:
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
-        if ours._task_handler is not None:
-            ours._task_handler.add_done_callback(partial(unawaited, "a connection", transport.abort))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if not self.limit.admit(ours):

@@ -211,6 +211,28 @@ async def test_bodies_of_many_clients_are_taken_in_bounded_turns_and_arrive_whol
             await client.close()
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_client_whose_connection_s_task_raised_is_closed_at_once(
+    monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    faults: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    error = RuntimeError("the task of a connection")
+
+    async def fails(self: DoorHandler) -> None:
+        if late:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        raise error
+
+    monkeypatch.setattr(DoorHandler, "start", fails)
+    async with serving() as (url, door), await Connection.open(url) as client:
+        await client.request("GET", "/one")
+        assert await client.at_eof()
+        await until(lambda: not door.connections)
+    assert faults == [error]
+
+
 async def test_a_client_that_leaves_while_its_bytes_wait_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(digest) as (url, door):
         for _ in range(20):
