@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -85,6 +85,7 @@ class App:
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
     large: LargeRequests | None = None  # what is read off the loop
+    routes: Sequence[tuple[str, str]] = ()  # paths that are answered here, each with its method
 
     @property
     def url(self) -> str:
@@ -283,6 +284,7 @@ async def running(
             admission,
             embedder,
             large,
+            gateway.routes,
         )
 
 
