@@ -488,4 +488,5 @@ class Gateway:
     def record(self, call: Call) -> None:
         """One count and one line for the request, after all is said."""
         logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
-        call.tell(self._metrics, self._log if logged else None, show_prompt=self._settings.log_prompts)
+        log = self._log if logged else None
+        call.tell(self._metrics, log, show_prompt=self._settings.log_prompts, who=partial(self._owner, call))
