@@ -18,20 +18,16 @@ class FairLines:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._size = 0
+        self.size = 0  # bytes
         self._number = 0
         self._sizes = [0] * SHARES
         self._lines: list[deque[tuple[int, bytes]]] = [deque() for _ in range(SHARES)]
-
-    def __len__(self) -> int:
-        """Bytes."""
-        return self._size
 
     def put(self, line: bytes, owner: Hashable) -> list[bytes]:
         """The lines that found no room: this one, or others'."""
         own = hash(owner) % SHARES
         gone: list[bytes] = []
-        while self._size + len(line) > self._most:
+        while self.size + len(line) > self._most:
             heaviest = max(range(SHARES), key=self._sizes.__getitem__)
             if self._sizes[heaviest] <= self._sizes[own] + len(line):
                 return [*gone, line]
@@ -39,7 +35,7 @@ class FairLines:
         self._number += 1
         self._lines[own].append((self._number, line))
         self._sizes[own] += len(line)
-        self._size += len(line)
+        self.size += len(line)
         return gone
 
     def take(self, most: int) -> list[bytes]:
@@ -59,11 +55,11 @@ class FairLines:
                 heapq.heapreplace(heads, (lines[0][0], share))
             else:
                 heapq.heappop(heads)
-        self._size -= size
+        self.size -= size
         return taken
 
     def _drop(self, share: int) -> bytes:
         line = self._lines[share].pop()[1]
         self._sizes[share] -= len(line)
-        self._size -= len(line)
+        self.size -= len(line)
         return line

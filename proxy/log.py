@@ -118,6 +118,7 @@ class Log:
         self._torn = False  # it failed inside a line
         self._idle = False  # the writer waits to be woken
         self._wanted = threading.Event()
+        self._closed = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
         self._thread.start()
@@ -177,7 +178,8 @@ class Log:
     def close(self, timeout: float = 1.0) -> bool:
         """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
         with self._lock:
-            self._closing.set()  # no later line is taken
+            self._closed = True  # no later line is taken
+        self._closing.set()
         self._wanted.set()
         self._thread.join(timeout)
         return not self._thread.is_alive() and self._pending == 0
@@ -217,11 +219,11 @@ class Log:
 
     def _put(self, line: bytes, who: Callable[[], Hashable] | None = None) -> None:
         with self._lock:
-            if self._closing.is_set():
+            if self._closed:
                 self.dropped += 1
                 return
             pending = self._pending + len(line)
-            if pending > self._free or self._crowd:
+            if pending > self._free or self._crowd.size:
                 for gone in self._crowd.put(line, who() if who is not None else None):
                     self.dropped += 1
                     pending -= len(gone)
@@ -263,7 +265,7 @@ class Log:
                         self._lines.append(line)
                         self._pending += len(line)
                     due = self._repeats.due
-                if self._crowd:
+                if self._crowd.size:
                     self._lines += self._crowd.take(PIECE)
                 lines, drops = self._lines, self.dropped - self._told
                 if lines or (drops and self._works and not closing):

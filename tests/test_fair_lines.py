@@ -16,7 +16,7 @@ def test_the_heaviest_loses_its_newest_lines_first() -> None:
     assert lines.put(b"light 2..\n", 3) == [b"h%08d\n" % 8]
     told = lines.take(1000)
     assert told == [*(b"h%08d\n" % n for n in range(8)), b"light 1..\n", b"light 2..\n"]
-    assert len(lines) == 0
+    assert lines.size == 0
 
 
 def test_a_line_that_never_fits_costs_nobody_else() -> None:
@@ -34,7 +34,7 @@ def test_every_line_is_kept_or_told_as_gone_and_order_holds(puts: list[tuple[int
         line = b"%06d" % n + b"." * size
         put.append(line)
         gone += lines.put(line, owner)
-        assert len(lines) <= most
+        assert lines.size <= most
         if n % 7 == 6:
             taken += lines.take(30)
     taken += lines.take(10**6)

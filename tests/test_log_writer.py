@@ -182,3 +182,27 @@ def test_kinds_are_told_apart_and_each_line_below_the_level_is_nothing(fmt: str)
             log.often("info", "x", str(n % 3))
 
     assert len([line for line in logged(write, fmt).splitlines() if b"left out" not in line]) == 3 * OFTEN
+
+
+def test_one_clients_lines_push_out_no_others_where_the_reader_is_slow(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer, max_pending=100_000)
+    while log.dropped < 500:
+        log.request(RECORD, lambda: "heavy")
+    for n in range(20):
+        log.event("info", "light", n=n, who=lambda: "light")
+    log.event("info", "own")
+    data = b""
+    while b"log lines dropped" not in data or not data.endswith(b"\n"):
+        data += os.read(reader, 65536)
+    assert log.close()
+    told = [msgspec.json.decode(text) for text in data.splitlines()]
+    assert [line["n"] for line in told if line["msg"] == "light"] == list(range(20))
+    assert sum(line["msg"] == "own" for line in told) == 1
+    assert sum(line["count"] for line in told if line["msg"] == "log lines dropped") == log.dropped >= 500
+
+
+def test_whose_a_line_is_is_not_asked_while_there_is_room() -> None:
+    asked = []
+    logged(lambda log: [log.request(RECORD, lambda: asked.append(1)) for _ in range(100)])
+    assert asked == []

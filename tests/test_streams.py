@@ -160,13 +160,13 @@ async def test_what_cannot_be_written_hangs_and_crashes_nothing(name: str, kind:
             assert b": stdout: " in err
         found, out, _ = await ends(words, stderr=bad)
         assert found == (1 if name == "new key" and kind != "gone" else code)
-        assert bool(out) == prints
+        assert bool(out) == (prints or name == "no start")  # its log
         found, _, _ = await ends(words, stdout=bad, stderr=bad)
         assert found == (1 if prints and kind != "gone" else code)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("close", ["<&-", "</", "</dev/null"])
+@pytest.mark.parametrize("close", ["<&-", "</dev/null"])
 async def test_a_key_that_stdin_does_not_hold_is_refused(close: str) -> None:
     code, out, err = await ends(("proxy.keys", "hash", "a"), close)
     assert (code, out) == (2, b"")
