@@ -146,7 +146,7 @@ class Log:
             fields = _json(msgspec.structs.asdict(record))
         self._put(self._json_line(_REQUEST[level], fields), who)
 
-    def event(self, level: str, msg: str, *, who: Callable[[], Hashable] | None = None, **fields: object) -> None:
+    def event(self, level: str, msg: str, who: Callable[[], Hashable] | None = None, /, **fields: object) -> None:
         """Log something of the process's life. A field that is None or "" is left out; URLs are masked, known
         secrets taken out, long texts cut. `who`: as for a request, of what one client brought about."""
         if level not in self._levels:

@@ -74,10 +74,11 @@ def _queries(text: str) -> str:
 def mask_url(text: str) -> str:
     """A text that may hold a URL, with what may be secret there hidden: all before the last @, and options of the
     query that are not known to be harmless."""
+    of_url = "://" in text
     text = re.sub(
         r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
     )
-    if "://" in text:
+    if of_url:
         return _queries(text)
     return re.sub(r"([?&](?:password|pass|token|secret|key)=)[^&#]*", r"\1***", text, flags=re.IGNORECASE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from functools import partial
 
 import msgspec
 import pytest
@@ -190,7 +191,7 @@ def test_one_clients_lines_push_out_no_others_where_the_reader_is_slow(pipe: tup
     while log.dropped < 500:
         log.request(RECORD, lambda: "heavy")
     for n in range(20):
-        log.event("info", "light", n=n, who=lambda: "light")
+        log.event("info", "light", lambda: "light", n=n)
     log.event("info", "own")
     data = b""
     while b"log lines dropped" not in data or not data.endswith(b"\n"):
@@ -203,6 +204,23 @@ def test_one_clients_lines_push_out_no_others_where_the_reader_is_slow(pipe: tup
 
 
 def test_whose_a_line_is_is_not_asked_while_there_is_room() -> None:
-    asked = []
-    logged(lambda log: [log.request(RECORD, lambda: asked.append(1)) for _ in range(100)])
+    asked: list[int] = []
+
+    def write(log: Log) -> None:
+        for n in range(100):
+            log.request(RECORD, partial(asked.append, n))
+
+    logged(write)
     assert asked == []
+
+
+def test_a_known_secret_is_in_no_event() -> None:
+    def write(log: Log) -> None:
+        log.hide(["hunter2-secret"])
+        log.event(
+            "warning", "redis away", detail="unknown command, with args: hunter2-secret redis://u:p@h?x=hunter2"
+        )
+
+    (line,) = logged(write).splitlines()
+    assert b"hunter2" not in line
+    assert b"***" in line
