@@ -4,10 +4,18 @@ Called as `python -m proxy`."""
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+
+if __name__ == "__main__":  # before the imports below, which are most of the start
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if "--check-config" not in sys.argv:
+        for _number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(_number, lambda *_: os._exit(0))  # nothing is started yet
+
 import asyncio
 import gc
-import os
-import sys
 from typing import Final
 
 import uvloop
@@ -15,13 +23,14 @@ import uvloop
 from proxy.app import App, running
 from proxy.check import check
 from proxy.config import Settings
-from proxy.config_load import load
+from proxy.config_load import exposed, load
 from proxy.descriptors import raise_limit
 from proxy.errors import ListenError, SettingsError
 from proxy.faults import Faults
 from proxy.log import Log
 from proxy.signals import Signals
-from proxy.terminal import hold_standard_files, say
+from proxy.streams import run
+from proxy.terminal import say
 
 STDOUT: Final = 1
 SAY_SECONDS: Final = 1.0  # for what ends the program to be read
@@ -68,7 +77,6 @@ def _greet(app: App, settings: Settings) -> None:
 
 
 def main() -> int:
-    hold_standard_files()
     try:
         settings = load(sys.argv[1:], os.environ)
         if "--check-config" in sys.argv[1:]:
@@ -80,7 +88,7 @@ def main() -> int:
     raise_limit()
     try:
         faults.install()
-        for warning in settings.warnings:
+        for warning in (*settings.warnings, *exposed(settings, sys.argv[1:])):
             log.event("warning", "settings", detail=warning)
         uvloop.run(serve(settings, log, faults))
     except SettingsError as e:
@@ -101,7 +109,7 @@ def main() -> int:
 
 def _check(settings: Settings) -> int:
     text, warnings = check(settings)
-    for warning in warnings:
+    for warning in (*warnings, *exposed(settings, sys.argv[1:])):
         print(f"proxy: warning: {warning}", file=sys.stderr)
     print(text, end="")
     return 0
@@ -113,4 +121,4 @@ def _refuse(e: SettingsError) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("proxy", main))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -51,6 +51,7 @@ from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, Reloader, prepare
 from proxy.pulse import Pulse
+from proxy.redact import secrets_in
 from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
@@ -85,6 +86,7 @@ class App:
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
     large: LargeRequests | None = None  # what is read off the loop
+    routes: Sequence[tuple[str, str]] = ()  # paths that are answered here, each with its method
 
     @property
     def url(self) -> str:
@@ -113,6 +115,7 @@ async def running(
             stack.push_async_callback(otel.close, min(FLUSH_SECONDS, max(0.2, settings.drain_timeout)))
             tracing = Tracing(otel, prompts=settings.log_prompts)
         urls, redis_url, redis_words = await children(settings, log, stack)
+        log.hide([prepared.backend_key, *secrets_in(redis_url or "")])
         metrics = Metrics()
         containment = Containment(
             lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
@@ -283,6 +286,7 @@ async def running(
             admission,
             embedder,
             large,
+            gateway.routes,
         )
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -110,6 +111,10 @@ class Call:
                 if self.hold is not None:
                     self.hold.close(answered=0 < self.status < 400)
 
+    def whose(self) -> str:
+        """The key's, or the connection's peer's."""
+        return self.caller.id if self.caller is not None else self.request.remote or ""
+
     @property
     def ttft_ms(self) -> float | None:
         """To the first token, as this client saw it."""
@@ -147,8 +152,10 @@ class Call:
             return self.reader.flight.error.code.code
         return self.error
 
-    def tell(self, metrics: Metrics, log: Log | None, *, show_prompt: bool) -> None:
-        """One count, and one line where `log` is given, of the request, after all is said."""
+    def tell(
+        self, metrics: Metrics, log: Log | None, *, show_prompt: bool, who: Callable[[], Hashable] | None = None
+    ) -> None:
+        """One count, and one line where `log` is given, of the request, after all is said. `who`: whose it is."""
         queue, ttft, total = self._times()
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
@@ -167,36 +174,38 @@ class Call:
             self.trace.ended(self)
         if log is None:
             return
-        log.request(
-            RequestRecord(
-                self.id,
-                self.endpoint,
-                self.request.method,
-                status,
-                verdict,
-                self.stream,
-                round(queue * 1000, 3),
-                round(total * 1000, 3),
-                self.bytes_out or (reader.sent if reader is not None else 0),
-                self.client_left,
-                model,
-                None if ttft is None else round(ttft * 1000, 3),
-                prompt,
-                completion,
-                source,
-                reader.flight.backend if reader is not None else None,
-                self.failure(),
-                self.caller.name or None if self.caller is not None else None,
-                self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
-                reader.flight.attempts if reader is not None else 1,
-                items.total if items is not None else None,
-                items.cached if items is not None else None,
-                self.trace.id if self.trace is not None else None,
-                self.client,
-                self.hold.limit if self.hold is not None else None,
-                sent_as if sent_as != self.id else None,
-            )
+        record = RequestRecord(
+            self.id,
+            self.endpoint,
+            self.request.method[:16],
+            status,
+            verdict,
+            self.stream,
+            round(queue * 1000, 3),
+            round(total * 1000, 3),
+            self.bytes_out or (reader.sent if reader is not None else 0),
+            self.client_left,
+            model,
+            None if ttft is None else round(ttft * 1000, 3),
+            prompt,
+            completion,
+            source,
+            reader.flight.backend if reader is not None else None,
+            self.failure(),
+            self.caller.name or None if self.caller is not None else None,
+            self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
+            reader.flight.attempts if reader is not None else 1,
+            items.total if items is not None else None,
+            items.cached if items is not None else None,
+            self.trace.id if self.trace is not None else None,
+            self.client,
+            self.hold.limit if self.hold is not None else None,
+            sent_as if sent_as != self.id else None,
         )
+        if who is None:
+            log.request(record)
+        else:
+            log.request(record, who)
 
 
 def free_body(budget: int, max_connections: int) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import msgspec
 
 from proxy.config import Settings, options
-from proxy.config_values import mask_url
 from proxy.prepare import prepare
+from proxy.redact import shown_url
 
 
 def check(settings: Settings) -> tuple[str, list[str]]:
@@ -18,9 +18,11 @@ def check(settings: Settings) -> tuple[str, list[str]]:
     lines = []
     for option in options():
         value = getattr(settings, option.name)
+        if option.metavar == "URL":
+            value = [shown_url(url) for url in value] if isinstance(value, tuple) else shown_url(value)
         shown = msgspec.json.encode(list(value) if isinstance(value, tuple) else value).decode()
         if option.hidden and value:
             lines.append(f"# {option.name} is set, and not shown")
         else:
-            lines.append(f"{option.name} = {mask_url(shown) if '://' in shown else shown}")
+            lines.append(f"{option.name} = {shown}")
     return "\n".join(lines) + "\n", [*settings.warnings, *prepared.warnings]

@@ -8,6 +8,7 @@ import ssl
 from typing import NoReturn
 
 from proxy.errors import SettingsError
+from proxy.redact import shown_path
 
 
 def server_context(cert: str, key: str) -> ssl.SSLContext:
@@ -25,9 +26,9 @@ def load_chain(context: ssl.SSLContext, cert: str, key: str) -> None:
         context.load_cert_chain(cert, key or None, password=_encrypted)
     except OSError as e:  # ssl.SSLError is one
         why = getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e)
+        shown = f"tls_cert = {shown_path(cert)}, tls_key = {shown_path(key)}"
         raise SettingsError(
-            f"tls_cert = {cert!r}, tls_key = {key!r}: {why}: must be files of a certificate chain and its "
-            "unencrypted private key, in PEM form"
+            f"{shown}: {why}: must be files of a certificate chain and its unencrypted private key, in PEM form"
         ) from None
 
 

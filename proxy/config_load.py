@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from proxy.config import VERSION, Option, Settings, options
-from proxy.config_values import mask_url
 from proxy.errors import SettingsError
+from proxy.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
 _KUBERNETES: Final = re.compile(
@@ -69,7 +69,7 @@ def load(
             values[option.name] = option.read(raw)
             sources[option.name] = source
         except ValueError as e:
-            problems.append(f"{source} = {'***' if option.hidden else _shown(raw)}: {e}")
+            problems.append(f"{source} = {_given(option, raw)}: {e}")
     _reconcile(values, sources, known, problems)
     if problems:
         raise SettingsError("\n".join(problems))
@@ -105,16 +105,18 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
     try:
         namespace, unknown = _parser(known.values()).parse_known_args(list(argv))
     except SettingsError as e:
-        problems.append(f"flags: {mask_url(str(e))}")
+        # argparse repeats a value that a switch does not take: after `--metrics-key` it may be a key
+        words = re.sub(r"ignored explicit argument .*", "takes no value", str(e), flags=re.DOTALL)
+        problems.append(f"flags: {mask_url(words)}")
         return {}
     names = ["--config", "--check-config", *(option.flag for option in known.values())]
     after_flag = False
     for arg in unknown:
         name = arg.partition("=")[0]
         if arg.startswith("-"):
-            problems.append(f"unknown flag {_shown(name)}{_nearest(name, names)}")
+            problems.append(f"unknown flag {shown_word(name)}{_nearest(name, names)}")
         elif not after_flag:  # the word after an unknown flag is its value
-            problems.append(f"unexpected argument {_shown(arg)}: settings are given as --flag VALUE")
+            problems.append(f"unexpected argument {shown_word(arg)}: settings are given as --flag VALUE")
         after_flag = arg.startswith("-") and "=" not in arg
     return {name: value for name, value in vars(namespace).items() if value is not None}
 
@@ -187,6 +189,33 @@ def _from_environment(
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _given(option: Option, raw: object) -> str:
+    """A refused value as its error may tell it."""
+    if option.hidden or (option.is_switch and "key" in option.name):  # the key in place of whether one is wanted
+        return HIDDEN
+    if isinstance(raw, str) and option.metavar == "URL":
+        return repr(shown_urls(raw)[:200] if option.repeats else shown_url(raw)[:200])
+    if isinstance(raw, list) and option.metavar == "URL":
+        return "[" + ", ".join(repr(shown_urls(str(one))[:200]) for one in raw) + "]"
+    if isinstance(raw, str) and option.metavar == "FILE":
+        return shown_path(raw)
+    return _shown(raw)
+
+
+def exposed(settings: Settings, argv: Sequence[str]) -> list[str]:
+    """A warning of each secret that was given as a flag."""
+    found = []
+    for option in options():
+        value = getattr(settings, option.name)
+        secret = option.hidden or (option.metavar == "URL" and isinstance(value, str) and secrets_in(value))
+        if secret and any(arg.partition("=")[0] == option.flag for arg in argv):
+            found.append(
+                f"flag {option.flag}: every user of this machine can read it in the list of processes; "
+                f"give {option.env[0]}"
+            )
+    return found
 
 
 def _shown(raw: object) -> str:

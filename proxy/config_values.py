@@ -7,9 +7,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from proxy.redact import mask_url as mask_url
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _FACTOR: Final = {
@@ -149,8 +151,14 @@ def host(raw: object) -> str:
     text = raw.strip() if isinstance(raw, str) else ""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
-    if not text or re.search(r"[\s/\[\]\x00-\x1f\x7f]", text) or text.count(":") == 1:
-        raise ValueError("must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0")
+    right = "must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0"
+    if ":" in text or re.fullmatch(r"[0-9.]+", text):
+        try:
+            ip_address(text)
+        except ValueError:
+            raise ValueError(right) from None
+    elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", text):
+        raise ValueError(right)
     return text
 
 
@@ -300,14 +308,3 @@ def _range(low: float, high: float | None) -> str:
 def _check(value: float, low: float, high: float | None) -> None:
     if value < low or (high is not None and value > high):
         raise ValueError("must be " + _range(low, high).removeprefix("of "))
-
-
-def mask_url(text: str) -> str:
-    """The text with what may be secret in a URL hidden: all before the last @, and passwords in the query.
-
-    Rather too much than too little: what is masked may be no well-formed URL.
-    """
-    text = re.sub(
-        r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
-    )
-    return re.sub(r"([?&](?:password|pass|token|secret|key)=)[^&#]*", r"\1***", text, flags=re.IGNORECASE)

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from aiohappyeyeballs import start_connection
 
 from proxy.errors import Code, GatewayError, SettingsError
+from proxy.redact import shown_path
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -210,4 +211,4 @@ def _opens(path: str) -> bool:
 
 
 def _unusable(name: str, path: str, right: str, e: OSError) -> SettingsError:
-    return SettingsError(f"{name} = {path!r}: {_words(e)}: must be a file of {right}")
+    return SettingsError(f"{name} = {shown_path(path)}: {_words(e)}: must be a file of {right}")

@@ -19,6 +19,7 @@ class Code(Enum):
     INVALID_HEADER = ("invalid_header", 400, "invalid_request_error")
     CONTENT_DENIED = ("content_denied", 400, "invalid_request_error")
     INVALID_API_KEY = ("invalid_api_key", 401, "invalid_request_error")
+    ORIGIN_NOT_ALLOWED = ("origin_not_allowed", 403, "invalid_request_error")
     NOT_FOUND = ("not_found", 404, "invalid_request_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     MODEL_NOT_FOUND = ("model_not_found", 404, "invalid_request_error")

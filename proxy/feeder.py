@@ -21,7 +21,7 @@ from proxy.wire.sse import Framer, is_done
 from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
-    "x-request-id", "x-gateway-cache", "age",
+    "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 }  # fmt: skip
 _STREAM: Final = Mode.STREAM

@@ -112,7 +112,7 @@ class Gate:
 
     def _denied(self, call: Call, line: int) -> GatewayError:
         self._metrics.content_denied("prompt")
-        self._log.event("info", "content denied", where="prompt", rule=line, request_id=call.id)
+        self._log.event("info", "content denied", call.whose, where="prompt", rule=line, request_id=call.id)
         return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
 
 

@@ -31,6 +31,7 @@ from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
+from proxy.origins import Origins
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
@@ -78,6 +79,7 @@ class Gateway:
         fault: Fault = raised,
         memory: Memory | None = None,
         large: LargeRequests | None = None,
+        origins: Origins | None = None,
     ) -> None:
         self._fault = fault
         self._settings = settings
@@ -93,6 +95,7 @@ class Gateway:
         self._affinity = affinity
         self._admit = admit
         self._gate = gate
+        self._origins = origins or Origins()
         self._urgency = urgency or Urgency(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
@@ -119,6 +122,11 @@ class Gateway:
         """One path more."""
         self._routes[path] = (method, endpoint, handler)
 
+    @property
+    def routes(self) -> list[tuple[str, str]]:
+        """Every path that is not passed through, and its method."""
+        return [(path, method) for path, (method, _, _) in self._routes.items()]
+
     async def handle(self, request: web.BaseRequest) -> bool:
         """Every request comes through here, and leaves one log line and one count behind. True: the connection
         may be kept."""
@@ -132,6 +140,9 @@ class Gateway:
                     self.tracing.begin(call)
                 if self._gate is not None:
                     self._gate.enter(call)
+                headers = request.headers
+                if call.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
+                    self._origins.check(headers, request.method, opens=call.endpoint != "passthrough")
                 given = request.headers.get("x-request-timeout")
                 if given is None:
                     sent = await answer(call)
@@ -477,4 +488,5 @@ class Gateway:
     def record(self, call: Call) -> None:
         """One count and one line for the request, after all is said."""
         logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
-        call.tell(self._metrics, self._log if logged else None, show_prompt=self._settings.log_prompts)
+        log = self._log if logged else None
+        call.tell(self._metrics, log, show_prompt=self._settings.log_prompts, who=partial(self._owner, call))

@@ -13,6 +13,7 @@ import msgspec
 
 from proxy.api_keys import hash_of, read_keys
 from proxy.errors import SettingsError
+from proxy.streams import run
 
 KEY_BYTES = 32
 
@@ -36,6 +37,14 @@ def _text(value: str) -> str:
     return msgspec.json.encode(value).decode()  # a JSON string is a basic string of TOML's
 
 
+def _given() -> str:
+    """The first line of stdin; nothing where stdin is closed, or is no text."""
+    try:
+        return sys.stdin.readline().strip() if sys.stdin is not None else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m proxy.keys",
@@ -49,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--tenant", help="callers of one tenant may share answers; none: the key's own")
         sub.add_argument("--model", action="append", default=[], help="a model it may use, repeatable; none: all")
     options = parser.parse_args(argv)
-    key = new_key() if options.command == "new" else sys.stdin.readline().strip()
+    key = new_key() if options.command == "new" else _given()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")
         return 2
@@ -66,4 +75,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("proxy.keys", main, both=True))

@@ -11,22 +11,28 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 
-from proxy.config_values import mask_url
+from proxy.fair_lines import FairLines
+from proxy.redact import Known, mask_url
 from proxy.repeats import Repeats
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up
 MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+MAX_FIELD: Final = 256 * 1024  # characters of one field of an event; a longer one is cut
+PIECE: Final = 256 * 1024  # bytes that are written at once of what is shared fairly: what is being written stays
 PACE: Final = 0.02  # seconds between two writes: woken for each line, the writer would fight the loop for the GIL
 
 _COLOUR: Final = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m"}
-_SLY: Final = re.compile("[\x80-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What JSON lets through but a terminal or a line splitter may obey."""
+_SLY: Final = re.compile(
+    "[\x80-\x9f\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]"
+)
+"""What JSON lets through but a terminal or a line splitter may obey, or a person cannot see."""
 
 _ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
 _MS: Final = tuple(b"%03dZ" % ms for ms in range(1000))
@@ -96,13 +102,15 @@ class Log:
         self._text = fmt == "text"
         self._colour = self._text and os.isatty(fd)
         self._levels = frozenset(LEVELS[LEVELS.index(level) :])
-        self._max_pending = max_pending
         self._clock = clock
         self._os_write = write
         self._ticks = ticks
         self._stamped = (-1, b"")
         self._lock = threading.Lock()  # of all below; never held while writing
+        self._known = Known()
+        self._free = max_pending // 2  # bytes that may wait whoever they are of
         self._lines: list[bytes] = []
+        self._crowd = FairLines(max_pending - self._free)
         self._pending = 0  # bytes that wait or are being written
         self._repeats = Repeats()
         self._told = 0  # drops that a line has owned up to
@@ -110,6 +118,7 @@ class Log:
         self._torn = False  # it failed inside a line
         self._idle = False  # the writer waits to be woken
         self._wanted = threading.Event()
+        self._closed = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
         self._thread.start()
@@ -117,35 +126,40 @@ class Log:
     def __repr__(self) -> str:
         return f"<Log pending={self._pending} dropped={self.dropped}>"
 
-    def request(self, record: RequestRecord) -> None:
-        """Log one request."""
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Take these out of every event from now on: what an engine or a Redis says may repeat them."""
+        self._known.hide(secrets)
+
+    def request(self, record: RequestRecord, who: Callable[[], Hashable] | None = None) -> None:
+        """Log one request. `who`: whose it is, asked only where the reader is slow and room has to be shared."""
         level = record.level
         if level not in self._levels:
             return
         if record.prompt is not None and len(record.prompt) > MAX_PROMPT:
             record = msgspec.structs.replace(record, prompt=record.prompt[:MAX_PROMPT] + "…")
         if self._text:
-            self._put(self._text_line(level, *_request_words(record)))
+            self._put(self._text_line(level, *_request_words(record)), who)
             return
         try:
             fields = _ENCODE(record)
         except (TypeError, ValueError, OverflowError):
             fields = _json(msgspec.structs.asdict(record))
-        self._put(self._json_line(_REQUEST[level], fields))
+        self._put(self._json_line(_REQUEST[level], fields), who)
 
-    def event(self, level: str, msg: str, **fields: object) -> None:
-        """Log something of the process's life. A field that is None or "" is left out; URLs are masked."""
+    def event(self, level: str, msg: str, who: Callable[[], Hashable] | None = None, /, **fields: object) -> None:
+        """Log something of the process's life. A field that is None or "" is left out; URLs are masked, known
+        secrets taken out, long texts cut. `who`: as for a request, of what one client brought about."""
         if level not in self._levels:
             return
         told = {
-            name: mask_url(value) if isinstance(value, str) and "://" in value else value
+            name: self._clean(value) if isinstance(value, str) else value
             for name, value in fields.items()
             if value is not None and value != ""
         }
         if self._text:
-            self._put(self._text_line(level, _shown(msg, " "), told))
+            self._put(self._text_line(level, _shown(msg, " "), told), who)
         else:
-            self._put(self._json_line(_head(level, msg, told), _json(told)))
+            self._put(self._json_line(_head(level, msg, told), _json(told)), who)
 
     def often(self, level: str, msg: str, like: str = "", **fields: object) -> None:
         """The same, of what a client, an engine or a fault may bring about again and again: so many lines a second
@@ -163,9 +177,9 @@ class Log:
 
     def close(self, timeout: float = 1.0) -> bool:
         """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
-        self._closing.set()
         with self._lock:
-            self._max_pending = 0  # no later line finds room
+            self._closed = True  # no later line is taken
+        self._closing.set()
         self._wanted.set()
         self._thread.join(timeout)
         return not self._thread.is_alive() and self._pending == 0
@@ -185,9 +199,16 @@ class Log:
     def _json_line(self, head: bytes, fields: bytes) -> bytes:
         """One JSON object: the time, what `head` holds, then the members of the object `fields`."""
         line = b"".join((b'{"ts":"', self._stamp(), head, fields[1:], b"\n"))
-        if not line.isascii():
-            line = _SLY.sub(lambda found: f"\\u{ord(found[0]):04x}", line.decode()).encode()
+        if not line.isascii() or b"\x7f" in line:
+            text = _SLY.sub(lambda found: json.dumps(found[0])[1:-1], line.decode())
+            line = text.replace("\x7f", "\\u007f").encode()
         return line
+
+    def _clean(self, text: str) -> str:
+        text = self._known.out_of(text)
+        if "://" in text:
+            text = mask_url(text)
+        return text if len(text) <= MAX_FIELD else text[:MAX_FIELD] + "…"
 
     def _text_line(self, level: str, words: str, fields: dict[str, object]) -> bytes:
         shown = f"{level:<7}"
@@ -196,13 +217,18 @@ class Log:
         rest = "".join(f" {name}={_shown(value)}" for name, value in fields.items())
         return f"{self._stamp()[11:].decode()} {shown} {words}{rest}\n".encode("utf-8", "backslashreplace")
 
-    def _put(self, line: bytes) -> None:
+    def _put(self, line: bytes, who: Callable[[], Hashable] | None = None) -> None:
         with self._lock:
-            pending = self._pending + len(line)
-            if pending > self._max_pending:
+            if self._closed:
                 self.dropped += 1
                 return
-            self._lines.append(line)
+            pending = self._pending + len(line)
+            if pending > self._free or self._crowd.size:
+                for gone in self._crowd.put(line, who() if who is not None else None):
+                    self.dropped += 1
+                    pending -= len(gone)
+            else:
+                self._lines.append(line)
             self._pending = pending
             wake, self._idle = self._idle, False
         if wake:
@@ -239,6 +265,8 @@ class Log:
                         self._lines.append(line)
                         self._pending += len(line)
                     due = self._repeats.due
+                if self._crowd.size:
+                    self._lines += self._crowd.take(PIECE)
                 lines, drops = self._lines, self.dropped - self._told
                 if lines or (drops and self._works and not closing):
                     self._lines = []

@@ -21,6 +21,7 @@ from proxy.errors import SettingsError
 from proxy.identity import Identity
 from proxy.log import Log
 from proxy.otel import packages
+from proxy.redact import shown_path
 
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 
@@ -134,6 +135,9 @@ def _backend_key(settings: Settings, made: Prepared) -> None:
             raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: {e}") from None
         if not made.backend_key:
             raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: holds no key")
+    key = made.backend_key
+    if len(key) > 1 and key[0] in ("'", '"') and key[0] == key[-1]:
+        made.warnings.append("backend_api_key: it is in quotes, and they are sent to engines as a part of it")
 
 
 def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
@@ -142,7 +146,7 @@ def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as e:
-        raise SettingsError(f"{name} = {path!r}: {e.strerror or e}") from None
+        raise SettingsError(f"{name} = {shown_path(path)}: {e.strerror or e}") from None
     if len(data) > MAX_FILE:
         raise SettingsError(f"{name} = {path!r}: is larger than {MAX_FILE} bytes")
     try:

@@ -15,6 +15,7 @@ from typing import Final
 from proxy.config import Settings
 from proxy.config_load import load
 from proxy.errors import SettingsError
+from proxy.streams import run
 
 SECONDS: Final = 3.0  # for each of connecting and answering
 PATHS: Final = ("health", "ready")
@@ -74,4 +75,4 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    sys.exit(run("proxy.probe", lambda: main(sys.argv[1:], os.environ)))

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, cast
 
 from aiohttp import HttpVersion11, web
 
-from proxy.door import DoorHandler
+from proxy.door import GUARDS, DoorHandler
 from proxy.errors import GatewayError
 from proxy.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.memory import Held, refused
@@ -35,6 +35,9 @@ FOLD_COST: Final = 4
 """What folding a stream holds at its peak: so many times its log, which is one of them."""
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
+
+
+_END: Final = GUARDS + "\r\n"
 
 
 class Sent(NamedTuple):
@@ -302,9 +305,9 @@ def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
         lines.append(_date(int(time.time())))
     if not keep_alive:
         lines.append("connection: close")
-    lines.append("\r\n")
+    lines.append(_END)
     head = "\r\n".join(lines)
-    if head.count("\r") != len(lines) or head.count("\n") != len(lines):
+    if head.count("\r") != len(lines) + 2 or head.count("\n") != len(lines) + 2:
         raise AssertionError("a header has a line break in it")
     return head.encode("latin-1", "replace")
 

@@ -18,11 +18,18 @@ def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:
     By the descriptor, not by `sys.stderr`: the interpreter takes that one's lock as it ends, and aborts where a
     thread that is stuck in a write holds it.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    data = visible(text).encode("utf-8", "backslashreplace")
     thread = threading.Thread(target=_write, args=(fd, data), name="terminal", daemon=True)
     thread.start()
     thread.join(wait)
     return not thread.is_alive()
+
+
+def visible(text: str) -> str:
+    """The text with what a terminal may obey written out: what an engine or a file says moves no cursor there."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def hold_standard_files() -> None:

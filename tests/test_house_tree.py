@@ -65,6 +65,7 @@ LOADGEN_UNTESTED_BY_NAME = {
     "report_md.py": "loadgen/test_report.py",
     "report_style.py": "plain text: loadgen/test_browser.py",
     "stages.py": "loadgen/test_report.py",
+    "streams.py": "test_streams.py, with the proxy's",
     "timeline.py": "loadgen/test_summary.py",
     "view.py": "loadgen/test_report.py",
     "view_config.py": "loadgen/test_report.py",

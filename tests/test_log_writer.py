@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from functools import partial
 
 import msgspec
 import pytest
@@ -182,3 +183,44 @@ def test_kinds_are_told_apart_and_each_line_below_the_level_is_nothing(fmt: str)
             log.often("info", "x", str(n % 3))
 
     assert len([line for line in logged(write, fmt).splitlines() if b"left out" not in line]) == 3 * OFTEN
+
+
+def test_one_clients_lines_push_out_no_others_where_the_reader_is_slow(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log = Log(writer, max_pending=100_000)
+    while log.dropped < 500:
+        log.request(RECORD, lambda: "heavy")
+    for n in range(20):
+        log.event("info", "light", lambda: "light", n=n)
+    log.event("info", "own")
+    data = b""
+    while b"log lines dropped" not in data or not data.endswith(b"\n"):
+        data += os.read(reader, 65536)
+    assert log.close()
+    told = [msgspec.json.decode(text) for text in data.splitlines()]
+    assert [line["n"] for line in told if line["msg"] == "light"] == list(range(20))
+    assert sum(line["msg"] == "own" for line in told) == 1
+    assert sum(line["count"] for line in told if line["msg"] == "log lines dropped") == log.dropped >= 500
+
+
+def test_whose_a_line_is_is_not_asked_while_there_is_room() -> None:
+    asked: list[int] = []
+
+    def write(log: Log) -> None:
+        for n in range(100):
+            log.request(RECORD, partial(asked.append, n))
+
+    logged(write)
+    assert asked == []
+
+
+def test_a_known_secret_is_in_no_event() -> None:
+    def write(log: Log) -> None:
+        log.hide(["hunter2-secret"])
+        log.event(
+            "warning", "redis away", detail="unknown command, with args: hunter2-secret redis://u:p@h?x=hunter2"
+        )
+
+    (line,) = logged(write).splitlines()
+    assert b"hunter2" not in line
+    assert b"***" in line

@@ -23,14 +23,18 @@ def test_taking_off_the_chunks_gives_what_was_put_into_them(frames: list[bytes],
     assert dechunk(b"".join(map(chunk, frames)) + (LAST_CHUNK if ended else b"")) == b"".join(frames)
 
 
+GUARDS = b"x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
+
+
 def test_a_head_is_a_status_line_its_headers_in_order_and_a_date() -> None:
     head = write_head(200, [("b", "1"), ("a", "2"), ("b", "3")], keep_alive=True)
     assert head.startswith(b"HTTP/1.1 200 OK\r\nb: 1\r\na: 2\r\nb: 3\r\ndate: ")
-    assert head.endswith(b" GMT\r\n\r\n")
+    assert head.endswith(b" GMT\r\n" + GUARDS + b"\r\n")
 
 
 def test_a_date_of_the_engine_is_kept() -> None:
-    assert write_head(204, [("date", "x")], keep_alive=True) == b"HTTP/1.1 204 No Content\r\ndate: x\r\n\r\n"
+    head = write_head(204, [("date", "x")], keep_alive=True)
+    assert head == b"HTTP/1.1 204 No Content\r\ndate: x\r\n" + GUARDS + b"\r\n"
 
 
 @pytest.mark.parametrize(("keep_alive", "closes"), [(True, False), (False, True)])

@@ -14,11 +14,9 @@ from proxy.respond import Headers
 _COMMON: Final = (
     ("content-type", "text/html; charset=utf-8"),
     ("cache-control", "no-cache"),
-    ("x-content-type-options", "nosniff"),
     ("x-frame-options", "DENY"),
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
-    ("cross-origin-resource-policy", "same-origin"),
     ("permissions-policy", "camera=(), geolocation=(), microphone=()"),
 )
 

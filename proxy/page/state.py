@@ -15,11 +15,11 @@ from proxy.batcher import Batcher
 from proxy.breaker import State
 from proxy.cache import Cache
 from proxy.config import VERSION, Settings
-from proxy.config_values import mask_url
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.metrics import Metrics
 from proxy.page.reading import Reading, between, read, window
+from proxy.redact import mask_url
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
 RATES: Final = 2.0  # seconds that the rates are of: tokens are counted as they come, and a second is uneven

@@ -1,0 +1,127 @@
+"""Owns how a value that may hold a secret is shown: URLs, paths, arguments, texts that may repeat a known secret.
+Must not know settings' names, logs or who shows it. Rather too much is hidden than too little.
+Called by whatever writes a word for people: settings, `--check-config`, log, page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote, unquote_plus
+
+HIDDEN: Final = "***"
+LEAST: Final = 4  # characters of a secret that is looked for in texts: a shorter one is in every other word
+_OPTIONS: Final = frozenset(
+    {
+        *("db", "protocol", "client_name", "timeout", "max_connections", "health_check_interval"),
+        *("socket_timeout", "socket_connect_timeout", "socket_read_size", "socket_keepalive", "retry_on_timeout"),
+        *("ssl", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"),
+        *("ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "legacy_responses"),
+    }
+)
+"""Options of a URL that hold no secret. Of any other one nothing is shown, but the name of these:"""
+
+_SECRET: Final = frozenset({"username", "password", "pass", "token", "secret", "key", "api_key", "ssl_password"})
+
+_SCHEME: Final = re.compile(r"\s*([a-z][a-z0-9+.-]{0,31}):(?=/)", re.IGNORECASE)
+_URL: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://"
+    r"(?:(?P<user>[^/?#]*)@)?"
+    r"(?P<host>(?:[a-z0-9_.%-]*|\[[0-9a-f:.%a-z]+\])(?::[0-9]{1,5})?)"
+    r"(?P<path>/[^?#\s\"'@]*)?"
+    r"(?:\?(?P<query>[^#\s]*))?",
+    re.IGNORECASE,
+)
+_PATH: Final = re.compile(
+    r"(~|\.{0,2})/[\w./ @+,=-]{0,400}|([\w.-]+/)*[\w.-]{1,64}\.[a-z]{2,8}|[a-z][a-z_-]{0,11}|\.{1,2}"
+)
+_WORD: Final = re.compile(r"[a-z][a-z_-]{0,11}|--?[a-z][a-z_-]{0,40}")
+_QUERY: Final = re.compile(r"([?&])([^=&#\s]*)=([^&#\s\"']*)")
+
+
+def shown_url(text: str) -> str:
+    """A setting that should be a URL. What does not read as one is hidden after its scheme."""
+    found = _URL.fullmatch(text)
+    if found is None or "%40" in found["host"]:
+        scheme = _SCHEME.match(text)
+        if scheme is not None:
+            return f"{scheme[1]}://{HIDDEN}"
+        return text if not text or _WORD.fullmatch(text) else HIDDEN
+    user = f"{HIDDEN}@" if found["user"] is not None else ""
+    query = "" if found["query"] is None else "?" + "&".join(map(_option, found["query"].split("&")))
+    path = found["path"] or ""
+    if found["scheme"].lower() in ("redis", "rediss") and not re.fullmatch("/?[0-9]{0,9}", path):
+        path = f"/{HIDDEN}"
+    return f"{found['scheme']}://{user}{found['host']}{path}{query}"
+
+
+def shown_urls(text: str) -> str:
+    """The same of several, as a setting may hold them."""
+    return ", ".join(map(shown_url, text.replace(",", " ").split()))
+
+
+def _option(text: str) -> str:
+    name, given, _ = text.partition("=")
+    if given and name.lower() in _OPTIONS:
+        return text
+    return f"{name}={HIDDEN}" if given and name.lower() in _SECRET else HIDDEN
+
+
+def _queries(text: str) -> str:
+    return _QUERY.sub(lambda found: found[1] + _option(f"{found[2]}={found[3]}"), text)
+
+
+def mask_url(text: str) -> str:
+    """A text that may hold a URL, with what may be secret there hidden: all before the last @, and options of the
+    query that are not known to be harmless."""
+    of_url = "://" in text
+    text = re.sub(
+        r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
+    )
+    if of_url:
+        return _queries(text)
+    return re.sub(r"([?&](?:password|pass|token|secret|key)=)[^&#]*", r"\1***", text, flags=re.IGNORECASE)
+
+
+def shown_path(text: str) -> str:
+    """A setting that should be a file's path, quoted. Hidden where it may be the key itself, not its file."""
+    if not text or _PATH.fullmatch(text):
+        return repr(text)
+    return f"{HIDDEN} ({len(text)} characters, not shown: no file's path)"
+
+
+def shown_word(text: str) -> str:
+    """An argument that nobody knows, quoted: the word after a flag may be a half of its secret."""
+    return repr(text) if _WORD.fullmatch(text) else f"{HIDDEN} ({len(text)} characters)"
+
+
+def secrets_in(url: str) -> list[str]:
+    """What of a URL must be in no text: user, password, options that are not harmless; as written and decoded."""
+    found = re.match(r"[a-z+]*://(?:([^/?#]*)@)?[^?#]*(\?[^#]*)?", url, re.IGNORECASE)
+    if found is None:
+        return []
+    user, _, password = (found[1] or "").partition(":")
+    raw = [password, user if user != "default" else ""]
+    raw += [value for _, name, value in _QUERY.findall(found[2] or "") if name.lower() not in _OPTIONS]
+    return [value for text in raw for value in dict.fromkeys((text, unquote(text), unquote_plus(text))) if value]
+
+
+class Known:
+    """The secrets in force, taken out of texts that others make: an engine's or a Redis' words may repeat them."""
+
+    def __init__(self) -> None:
+        self._known: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Known {len(self._known)}>"
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """These too, from now on. The longest goes first: one may be a part of another."""
+        more = {*self._known, *(secret for secret in secrets if len(secret) >= LEAST)}
+        self._known = tuple(sorted(more, key=len, reverse=True))
+
+    def out_of(self, text: str) -> str:
+        for secret in self._known:
+            if secret in text:
+                text = text.replace(secret, HIDDEN)
+        return text

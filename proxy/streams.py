@@ -1,0 +1,87 @@
+"""Owns standard streams whose reader may be slow, gone or full: a write ends in time and never raises.
+Must not know what is written. What is logged goes by `log.py`, what is said while it serves by `terminal.py`.
+Called by the programs of this package, before anything is printed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, TextIO, cast
+
+from proxy.terminal import hold_standard_files, visible
+
+SECONDS: Final = 2.0  # for one text to be taken
+PIECE: Final = 4096  # bytes that a pipe takes at once where it takes any (PIPE_BUF)
+FAILED: Final = 1  # the exit code of a program whose output is lost
+GONE: Final = os.strerror(errno.EPIPE)  # its reader has what it wanted: `| head`
+
+
+class Stream(io.TextIOBase):
+    """In place of `sys.stdout` or `sys.stderr`. Nothing waits to be flushed as the interpreter ends."""
+
+    def __init__(self, fd: int, seconds: float = SECONDS) -> None:
+        self._fd = fd
+        self._seconds = seconds
+        self.lost = ""  # why a text could not be written; nothing more is then tried
+
+    def __repr__(self) -> str:
+        return f"<Stream {self._fd} {self.lost or 'works'}>"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if not self.lost:
+            self.lost = self._put(visible(text).encode("utf-8", "backslashreplace"))
+        return len(text)
+
+    def _put(self, data: bytes) -> str:
+        """Write all of it. Why it could not be, if so."""
+        until = time.monotonic() + self._seconds
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        rest = memoryview(data)
+        try:
+            while rest:
+                if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                    return "nobody reads it"
+                try:
+                    rest = rest[os.write(self._fd, rest[:PIECE]) :]
+                except BlockingIOError:
+                    continue
+        except OSError as e:
+            return e.strerror or str(e)
+        return ""
+
+
+def run(name: str, main: Callable[[], int], *, both: bool = False) -> int:
+    """The exit code of `main`, or 1 where it ended well and its stdout is lost; `both`: or its stderr."""
+    hold_standard_files()
+    out, err = Stream(1), Stream(2)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    try:
+        code = main()
+    except SystemExit as e:  # argparse's: it has said why
+        if e.code is not None and not isinstance(e.code, int):
+            raise
+        code = e.code or 0
+    for stream, what in ((out, "stdout"), *(((err, "stderr"),) if both else ())):
+        if stream.lost and stream.lost != GONE and code == 0:
+            err.write(f"{name}: {what}: {stream.lost}\n")
+            code = FAILED
+    return code
