@@ -346,7 +346,8 @@ class Gateway:
             await reader.ready()
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that will not stream
             return await self._body(call, reader)
-        sent = await respond.stream(call.request, reader, self._headers(call, reader), partial(self.taken, call))
+        headers, limited = self._headers(call, reader), call.hold is not None
+        sent = await respond.stream(call.request, reader, headers, partial(self.taken, call), limited=limited)
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
@@ -358,7 +359,7 @@ class Gateway:
             await reader.changed()
         if self.large is not None and flight.mode is Mode.STREAM and self.large.folds(flight):
             await self.large.fold(flight)
-        status, headers, body = respond.whole(flight)
+        status, headers, body = respond.whole(flight, limited=call.hold is not None)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body, shared=True)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:

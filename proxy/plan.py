@@ -29,6 +29,11 @@ class Head:
     length: int | None = None  # Content-Length in bytes, where the engine gave one
 
 
+RATE_LIMITS: Final = frozenset(
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
+)
+"""Headers that tell a client what it has left. The gateway's, where it limits the request, else the engine's."""
+
 REQUEST_ID: Final = "X-Request-Id"
 OF_ONE_REQUEST: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
 """Headers in which requests that go up together may differ."""
