@@ -53,9 +53,8 @@ class Flight:
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
         "error", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty", "on_end",
-        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail",
-        "throttle",
-        "times", "trace", "usage",
+        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "storable", "stored_at",
+        "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +82,7 @@ class Flight:
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of an embedding: where its vectors are from
         self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
+        self.storable = plan.storable  # whether a reader allows its answer to be stored
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()

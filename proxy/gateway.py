@@ -281,7 +281,7 @@ class Gateway:
                 fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
                 common = headers_in_common(sent) if sent else ()
                 key = self._keyer.key(ask, tenant=self._scope(call), fold=fold, headers=common)
-            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed)
+            flight = None if key is None else self._group.find(key, stream=streamed, fresh=share.fresh)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 reader = self._group.attach(
@@ -290,6 +290,7 @@ class Gateway:
                     whole=not streamed,
                     verdict="attached",
                     owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
+                    storable=share.storable,
                 )
                 call.reads(reader)
                 self._scheduler.promote(flight, priority, call.deadline, reader)
@@ -313,6 +314,7 @@ class Gateway:
             model=ask.model,
             key=key,
             fresh=share.fresh,
+            storable=share.storable,
             usage_added=streamed and key is not None,
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
@@ -327,7 +329,9 @@ class Gateway:
         usage = ask.include_usage or key is None
         try:
             whole = not streamed
-            reader = self._group.attach(flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner)
+            reader = self._group.attach(
+                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=share.storable
+            )
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
             embedder = self._embedder if takes else None

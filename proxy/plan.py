@@ -63,6 +63,7 @@ class Plan:
     model: str | None = None
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # do not look in the store, but write to it
+    storable: bool = True  # its answer may be stored, as far as its first reader is concerned
     usage_added: bool = False  # usage was asked for by us, not by every reader
     merge: bool = False  # it samples: it may go up together with its twins
     many: bool = False  # its answer is taken apart for several clients
