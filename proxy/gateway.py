@@ -41,6 +41,7 @@ from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
+from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
@@ -273,8 +274,10 @@ class Gateway:
         priority = self._urgency.priority(call)
         headers = call.request.headers
         sent = acted_on(headers, self._passed_on)
-        key = None
+        key, storable = None, share.storable
         if share.shared:
+            if storable and (refers(ask) if ask.large is None else ask.large.refers):
+                storable = False  # what is behind a URL may be another picture tomorrow
             if ask.large is not None:
                 key = ask.large.key
             else:
@@ -290,7 +293,7 @@ class Gateway:
                     whole=not streamed,
                     verdict="attached",
                     owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
-                    storable=share.storable,
+                    storable=storable,
                 )
                 call.reads(reader)
                 self._scheduler.promote(flight, priority, call.deadline, reader)
@@ -314,7 +317,7 @@ class Gateway:
             model=ask.model,
             key=key,
             fresh=share.fresh,
-            storable=share.storable,
+            storable=storable,
             usage_added=streamed and key is not None,
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
@@ -330,7 +333,7 @@ class Gateway:
         try:
             whole = not streamed
             reader = self._group.attach(
-                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=share.storable
+                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=storable
             )
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None

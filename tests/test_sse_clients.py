@@ -141,3 +141,21 @@ async def test_embeddings_share_likewise(engine: Engine) -> None:
         answers = await asyncio.gather(*tasks)
         assert len({answer.body for answer in answers}) == 1
         assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("size", [0, 300_000], ids=["small", "large"])
+async def test_an_answer_about_a_picture_by_url_is_joined_but_not_stored(engine: Engine, size: int) -> None:
+    parts = [
+        {"type": "text", "text": "what is this?" + "x" * size},
+        {"type": "image_url", "image_url": {"url": "http://cam/latest.jpg"}},
+    ]
+    ask = HELLO_STREAM | {"messages": [{"role": "user", "content": parts}]}
+    async with redis_server() as path, gateway(engine, redis=f"unix://{path}") as app:
+        for _ in range(2):
+            tasks = [asyncio.ensure_future(post_json(app.url, CHAT, ask)) for _ in range(3)]
+            turn = await engine.next_request()
+            await until(lambda: app.group.subscribers == 3)
+            await turn.finish("a cat")
+            verdicts = sorted([(await task).head["x-gateway-cache"] for task in tasks])
+            assert verdicts == ["attached", "attached", "miss"]
+            await until(lambda: len(app.group) == 0)

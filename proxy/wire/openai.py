@@ -93,6 +93,7 @@ class Large(msgspec.Struct, gc=False):
     cost: tuple[int, int]  # tokens of the prompt, and of the completion
     key: bytes | None  # None: its answer is not shared
     affinity: int
+    refers: bool  # to media elsewhere, see `wire/media.py`
 
 
 class Ask(msgspec.Struct, gc=False):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
