@@ -52,8 +52,8 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty", "on_end",
-        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "storable", "stored_at",
+        "error", "estimated", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty",
+        "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "storable", "stored_at",
         "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
@@ -76,6 +76,7 @@ class Flight:
         self.size = 0  # bytes that the log holds now
         self.tail = b""  # what ends the body, known once the flight has ended
         self.usage: Usage | None = None
+        self.estimated = False  # `usage` is a share of what several requests took together
         self.content_events = 0
         self.backend: str | None = None
         self.attempts = 1
