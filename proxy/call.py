@@ -137,7 +137,8 @@ class Call:
             return None, None, None
         flight = self.reader.flight
         if flight.usage is not None:
-            return flight.usage.prompt_tokens, flight.usage.completion_tokens, "usage"
+            source = "estimated" if flight.estimated else "usage"
+            return flight.usage.prompt_tokens, flight.usage.completion_tokens, source
         if flight.content_events:
             return None, flight.content_events, "events"
         return None, None, None

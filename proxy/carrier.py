@@ -28,7 +28,7 @@ class Carrier(Flight):
 
     divides = True
 
-    __slots__ = ("_allowed", "_free", "_limit", "_on_rider", "_split", "_touched", "broken", "riders")
+    __slots__ = ("_allowed", "_free", "_ids", "_limit", "_on_rider", "_split", "_touched", "broken", "riders")
 
     def __init__(
         self,
@@ -38,12 +38,15 @@ class Carrier(Flight):
         limit: int,
         on_rider: Callable[[Flight], None],
         fingerprint: Raw | None = None,
+        ids: bool = False,
     ) -> None:
         """`riders`: each with how many choices it wants; `limit`: bytes that a rider's log may hold; `on_rider` is
-        told of each that has ended while the carrier still flies."""
+        told of each that has ended while the carrier still flies; `ids`: the engine is asked for token ids, which
+        count the tokens of a body's choices."""
         super().__init__(plan, memory=riders[0][0].memory)
         self.riders: list[Flight | None] = [rider for rider, _ in riders]
         self._limit = limit
+        self._ids = ids
         self._free = min(FREE, limit)
         self._allowed: dict[int, int] = {}  # bytes of riders' logs that have passed what is free
         self._on_rider = on_rider
@@ -156,7 +159,7 @@ class Carrier(Flight):
         parts = self._split.parts
         if head.status == 200:
             try:
-                bodies = split_body(body, parts, request_id=self.plan.request_id)
+                bodies = split_body(body, parts, request_id=self.plan.request_id, ids=self._ids)
             except Unfoldable as e:
                 self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
                 return
@@ -167,7 +170,7 @@ class Carrier(Flight):
             if rider is None or found is None:
                 continue
             own, usage = found
-            rider.usage = usage if head.status == 200 else None
+            rider.usage, rider.estimated = usage if head.status == 200 else None, parts[n].estimated
             rider.backend, rider.mode = self.backend, Mode.WHOLE
             rider.times.first = rider.times.last = self.clock()
             try:
@@ -190,7 +193,7 @@ class Carrier(Flight):
 
     def _land_rider(self, n: int, rider: Flight) -> None:
         self.riders[n] = None
-        rider.usage = self._split.usage_of(n)
+        rider.usage, rider.estimated = self._split.usage_of(n), self._split.parts[n].estimated
         rider.times.last = self.clock()
         rider.land(self.head)
         self._on_rider(rider)

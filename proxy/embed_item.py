@@ -82,6 +82,7 @@ class Item(msgspec.Struct, eq=False, gc=False):
     text: bytes  # as JSON
     weight: int  # tokens, as far as they can be told beforehand: ids are counted, texts guessed
     fresh: bool  # not to be looked up
+    storable: bool = True  # a request that wants it allows its vector to be stored
     owner: Want | None = None  # in whose turn it waits
     payer: Want | None = None  # whose tokens it costs
     replace: bool = False  # what is stored of it is of no use
@@ -133,9 +134,11 @@ def items_of(
     for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
         item = mine.get(key)
         if item is None:
-            item = None if plan.fresh else known.get(key)
-            if item is None or item.kind != kind:
-                item = Item(key, kind, text, weight, plan.fresh)
+            item = known.get(key)
+            if item is None or item.kind != kind or (plan.fresh and not (item.fresh or item.sent)):
+                item = Item(key, kind, text, weight, plan.fresh, plan.storable)
+            elif plan.storable:
+                item.storable = True
             mine[item.key] = item
         items.append(item)
     want.begins(items)

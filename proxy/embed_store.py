@@ -97,7 +97,7 @@ class ItemStore:
 
     def keep(self, item: Item, result: Result, settled: Callable[[], None]) -> None:
         """Store a new vector; `settled` is called once it is, or will not be."""
-        if self._cache is None:
+        if self._cache is None or not item.storable:
             settled()
             return
         try:

@@ -14,7 +14,7 @@ from proxy.containment import Fault, raised
 from proxy.errors import Code, GatewayError
 from proxy.flight import FREE, Flight
 from proxy.phase import Phase
-from proxy.plan import Head, Mode
+from proxy.plan import RATE_LIMITS, Head, Mode
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
@@ -22,8 +22,12 @@ from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
     "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 }  # fmt: skip
+_OF_ONE_CLIENT: Final = _NOT_PASSED | {"set-cookie"}  # not passed on of an error that several clients may get
+_OF_ANY_READER: Final = RATE_LIMITS | {
+    "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
+}  # fmt: skip
+"""What is passed on of a successful answer that several clients may read."""
 _STREAM: Final = Mode.STREAM
 _PREFILL: Final = Phase.PREFILL
 
@@ -161,6 +165,8 @@ class Feeder:
         flight = self.flight
         self._last = flight.clock()
         shared = flight.plan.many or not flight.private
+        chosen = shared and status < 400
+        dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
         passed = []
         length: int | None = None
         kind = ""
@@ -171,8 +177,8 @@ class Feeder:
                 continue
             if name == "content-type":
                 kind = value
-            elif shared or name in _NOT_PASSED:
-                continue  # of a shared answer only its type is passed on
+            elif name not in _OF_ANY_READER if chosen else name in dropped:
+                continue
             passed.append(header)
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:

@@ -52,10 +52,9 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty", "on_end",
-        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail",
-        "throttle",
-        "times", "trace", "usage",
+        "error", "estimated", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty",
+        "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "storable", "stored_at",
+        "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -77,12 +76,14 @@ class Flight:
         self.size = 0  # bytes that the log holds now
         self.tail = b""  # what ends the body, known once the flight has ended
         self.usage: Usage | None = None
+        self.estimated = False  # `usage` is a share of what several requests took together
         self.content_events = 0
         self.backend: str | None = None
         self.attempts = 1
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of an embedding: where its vectors are from
         self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
+        self.storable = plan.storable  # whether a reader allows its answer to be stored
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.subscribers: set[Subscriber] = set()

@@ -42,6 +42,7 @@ from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
+from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
@@ -284,15 +285,17 @@ class Gateway:
         priority = self._urgency.priority(call)
         headers = call.request.headers
         sent = acted_on(headers, self._passed_on)
-        key = None
+        key, storable = None, share.storable
         if share.shared:
+            if storable and (refers(ask) if ask.large is None else ask.large.refers):
+                storable = False  # what is behind a URL may be another picture tomorrow
             if ask.large is not None:
                 key = ask.large.key
             else:
                 fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
                 common = headers_in_common(sent) if sent else ()
                 key = self._keyer.key(ask, tenant=self._scope(call), fold=fold, headers=common)
-            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed)
+            flight = None if key is None else self._group.find(key, stream=streamed, fresh=share.fresh)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 reader = self._group.attach(
@@ -301,6 +304,7 @@ class Gateway:
                     whole=not streamed,
                     verdict="attached",
                     owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
+                    storable=storable,
                 )
                 call.reads(reader)
                 self._scheduler.promote(flight, priority, call.deadline, reader)
@@ -324,6 +328,7 @@ class Gateway:
             model=ask.model,
             key=key,
             fresh=share.fresh,
+            storable=storable,
             usage_added=streamed and key is not None,
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
@@ -338,7 +343,9 @@ class Gateway:
         usage = ask.include_usage or key is None
         try:
             whole = not streamed
-            reader = self._group.attach(flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner)
+            reader = self._group.attach(
+                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=storable
+            )
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
             embedder = self._embedder if takes else None
@@ -357,7 +364,8 @@ class Gateway:
             await reader.ready()
         if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that will not stream
             return await self._body(call, reader)
-        sent = await respond.stream(call.request, reader, self._headers(call, reader), partial(self.taken, call))
+        headers, limited = self._headers(call, reader), call.hold is not None
+        sent = await respond.stream(call.request, reader, headers, partial(self.taken, call), limited=limited)
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
@@ -369,7 +377,7 @@ class Gateway:
             await reader.changed()
         if self.large is not None and flight.mode is Mode.STREAM and self.large.folds(flight):
             await self.large.fold(flight)
-        status, headers, body = respond.whole(flight)
+        status, headers, body = respond.whole(flight, limited=call.hold is not None)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body, shared=True)
 
     def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 
 from proxy.flight import Flight, Subscriber
 from proxy.memory import Memory
+from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 
 
@@ -30,12 +31,15 @@ class FlightGroup:
     def subscribers(self) -> int:
         return sum(len(flight.subscribers) for flight in self.live)
 
-    def find(self, key: bytes, *, stream: bool) -> Flight | None:
+    def find(self, key: bytes, *, stream: bool, fresh: bool = False) -> Flight | None:
         """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
-        streams never waits for a body: its first token would come with the last."""
+        streams never waits for a body: its first token would come with the last. `fresh`: only one that an engine
+        makes, not one that may still be answered from the store."""
         flight = self._streams.get(key)
         if flight is None and not stream:
             flight = self._wholes.get(key)
+        if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.plan.fresh:
+            return None
         return flight
 
     def attach(
@@ -46,7 +50,11 @@ class FlightGroup:
         whole: bool,
         verdict: str,
         owner: Hashable | Callable[[], Hashable] = None,
+        storable: bool = True,
     ) -> Subscriber:
+        """One more reader. `storable`: as far as it is concerned, the answer may be stored."""
+        if storable:
+            flight.storable = True
         subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict, owner=owner)
         flight.subscribers.add(subscriber)
         return subscriber

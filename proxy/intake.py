@@ -16,6 +16,7 @@ from proxy.policy import Share, sharing
 from proxy.routing import affinity
 from proxy.sizes import Sizes
 from proxy.wire.fold import Folded, foldable
+from proxy.wire.media import refers
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, model_of, with_usage
 from proxy.wire.prompt import body_texts, other_texts, prompt_of
 
@@ -108,6 +109,7 @@ class Found(msgspec.Struct):
     cost: tuple[int, int] = (0, 0)
     key: bytes | None = None
     affinity: int = 0
+    refers: bool = False  # to media elsewhere
     denied: int = 0
     refusal: Refusal | None = None
     delays: list[float] = []  # of many readers
@@ -124,7 +126,7 @@ class Found(msgspec.Struct):
             self.seed,
             {name: msgspec.Raw(raw) for name, raw in self.fields.items()},
             body,
-            Large(self.cost, self.key, self.affinity),
+            Large(self.cost, self.key, self.affinity, self.refers),
         )
 
 
@@ -181,6 +183,7 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
         if keep_by is not None:
             found.affinity = keep_by(ask, {"x-session-id": job.session} if job.session else {})
         if share.shared:
+            found.refers = refers(ask)
             fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
             found.key = keyer.key(ask, tenant=job.tenant, fold=fold, headers=job.headers)
     except GatewayError as e:

@@ -17,11 +17,18 @@ from proxy.wire.openai import Ask, stream_extras
 SCHEMA: Final = "4"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""
 
-UNKEYED: Final = frozenset({"stream", "stream_options", "user", "metadata"})
+NAMES: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
+"""Fields that name a caller or a conversation: texts that mean nothing to an engine."""
+_FLAGS: Final[dict[str, frozenset[bytes]]] = {
+    "store": frozenset((b"true", b"false")),
+    "service_tier": frozenset((b'"auto"', b'"default"', b'"flex"', b'"scale"', b'"priority"')),
+}
+"""Fields of OpenAI's own service, and the values that it documents."""
+UNKEYED: Final = frozenset({"stream", "stream_options", "metadata"}) | NAMES | _FLAGS.keys()
 """The fields that cannot change the generated tokens. Every other field is keyed, known to us or not; so is one of
 these where it is not `ordinary`."""
 
-MAX_USER: Final = 256  # characters of a `user` that every engine takes
+MAX_NAME: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
 
@@ -138,11 +145,13 @@ def ordinary(ask: Ask, name: str) -> bool:
     if name == "stream_options":
         return ask.stream and ask.endpoint != "embeddings" and _once(raw)
     try:
-        if name == "user":
-            if len(raw) > 12 * MAX_USER:  # of six characters at most for each of two units
+        if name in NAMES:
+            if len(raw) > 12 * MAX_NAME:  # of six characters at most for each of two units
                 return False
-            user = _TEXT.decode(raw)
-            return len(user) <= MAX_USER and user.isprintable()
+            text = _TEXT.decode(raw)
+            return len(text) <= MAX_NAME and text.isprintable()
+        if name in _FLAGS:
+            return raw in _FLAGS[name]
         return _plain_metadata(raw)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return False

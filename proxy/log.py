@@ -59,7 +59,7 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     ttft_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    token_source: str | None = None  # usage: the engine counted; events: we did
+    token_source: str | None = None  # usage: the engine counted; estimated: a share of its count; events: we did
     backend: str | None = None
     error: str | None = None
     key: str | None = None  # the API key's name, never the key

@@ -17,6 +17,8 @@ from proxy.wire.openai import Ask, stream_extras
 _ENCODE: Final = msgspec.json.Encoder().encode
 _NOT_SAMPLED_APART: Final = frozenset({"seed", "priority"})
 _MAX_RECENT: Final = 512
+MAX_IDS: Final = 1024 * 1024
+"""Bytes of a prompt times choices: some 1.5 times as much comes back as token ids of the prompt."""
 RECENT_SECONDS: Final = 1.0
 
 
@@ -57,11 +59,20 @@ def twin_key(ask: Ask, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()
 
 
 def merged_body(ask: Ask, n: int) -> bytes:
-    """The request for all: `n` choices and, in a stream, each choice's usage as it grows."""
+    """The request for all: `n` choices, and what tells the tokens of each: in a stream its usage as it grows, in a
+    body its token ids."""
     members: dict[str, object] = {**ask.fields, "n": n}
     if ask.stream:
         members["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    elif lists_ids(ask, n):
+        members["return_token_ids"] = True
     return _ENCODE(members)
+
+
+def lists_ids(ask: Ask, n: int) -> bool:
+    """Whether the merged request asks for token ids: not where the prompt's own, which come with each choice of a
+    completion, are long."""
+    return not ask.stream and len(ask.prompt) * n <= MAX_IDS
 
 
 class Recent:

@@ -13,7 +13,7 @@ from msgspec import Raw
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
-from proxy.merge import Recent, choices_asked, mergeable, merged_body, twin_key
+from proxy.merge import Recent, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.phase import Phase
 from proxy.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
@@ -67,6 +67,7 @@ class Merger:
             limit=self._limit,
             on_rider=self._left,
             fingerprint=self._fingerprints.get(backend),
+            ids=lists_ids(ask, count),
         )
         now = carrier.clock()
         for rider, _ in riders:

@@ -39,7 +39,7 @@ VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
 STATUSES: Final = range(100, 600)
-SOURCES: Final = ("usage", "events")
+SOURCES: Final = ("usage", "estimated", "events")
 LIMITS: Final = ("requests", "tokens", "streams", "global")
 BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is the client's answer and no error of ours
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
@@ -103,7 +103,8 @@ class Metrics:
         )
         self._tokens = counts(
             "tokens_total",
-            "Tokens given to clients, shared answers too; by source usage the engine counted, else we.",
+            "Tokens delivered to clients, shared answers too. source=usage: engine count; estimated: a merged "
+            "request's share of it; events: gateway count.",
             Label("direction", ("in", "out")),
             self._models,
             Label("source", SOURCES),

@@ -29,6 +29,11 @@ class Head:
     length: int | None = None  # Content-Length in bytes, where the engine gave one
 
 
+RATE_LIMITS: Final = frozenset(
+    f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
+)
+"""Headers that tell a client what it has left. The gateway's, where it limits the request, else the engine's."""
+
 REQUEST_ID: Final = "X-Request-Id"
 OF_ONE_REQUEST: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
 """Headers in which requests that go up together may differ."""
@@ -58,6 +63,7 @@ class Plan:
     model: str | None = None
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # do not look in the store, but write to it
+    storable: bool = True  # its answer may be stored, as far as its first reader is concerned
     usage_added: bool = False  # usage was asked for by us, not by every reader
     merge: bool = False  # it samples: it may go up together with its twins
     many: bool = False  # its answer is taken apart for several clients

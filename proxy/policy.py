@@ -18,14 +18,17 @@ SHARES: Final = ("auto", "all", "off")
 class Sharing:
     """What may be done with one request.
 
-    `shared`: it may be one of many readers of a generation, and its answer may be stored.
-    `fresh`: it must be a new generation all the same (`no-cache`): others may join it, and it replaces what
-    is stored, but it joins nothing itself.
+    `shared`: it may be one of many readers of a generation.
+    `fresh`: no stored answer will do (`no-cache`). It may join a generation that is under way; its own replaces
+    what is stored.
+    `storable`: its answer may be stored; not with `no-store`. A reader of the same generation may still have it
+    stored, since the answer is the same.
     `merge`: it samples, so an answer of its own is owed to it; but it may go to the engine with its twins.
     """
 
     shared: bool
     fresh: bool = False
+    storable: bool = True
     merge: bool = False
 
 
@@ -38,7 +41,8 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
     """Decide. `cache_control` and `override` are the values of `Cache-Control` and `x-gateway-share`.
 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
-    RFC 9111 (5.2.3) asks.
+    RFC 9111 (5.2.3) asks. Clients of the EventSource kind send `no-cache` (aiohttp-sse-client) or `no-store`
+    (httpx-sse) of themselves: to join a generation under way is not caching, so they share.
     """
     if not override and not cache_control:
         if default == "auto":
@@ -52,11 +56,11 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
             param="x-gateway-share",
         )
     directives = {part.partition("=")[0].strip().lower() for part in cache_control.split(",")}
-    if mode == "off" or "no-store" in directives:
+    if mode == "off":
         return PRIVATE
     if mode == "auto" and not deterministic(ask):
         return _SAMPLED
-    return Sharing(shared=True, fresh="no-cache" in directives)
+    return Sharing(shared=True, fresh="no-cache" in directives, storable="no-store" not in directives)
 
 
 def deterministic(ask: Ask) -> bool:

@@ -20,7 +20,7 @@ from proxy.errors import GatewayError
 from proxy.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.memory import Held, refused
 from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.plan import RATE_LIMITS, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
@@ -35,6 +35,7 @@ FOLD_COST: Final = 4
 """What folding a stream holds at its peak: so many times its log, which is one of them."""
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
+_SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
 _END: Final = GUARDS + "\r\n"
@@ -85,8 +86,11 @@ class SocketPipe:
         return not protocol.lags
 
 
-async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers, taken: Taken) -> Sent:
+async def stream(
+    request: web.BaseRequest, reader: Subscriber, headers: Headers, taken: Taken, *, limited: bool = False
+) -> Sent:
     """Write a Flight that can be answered to the client, as it grows, and no faster than the client takes it.
+    `limited`: `headers` tell the client's rate limits.
 
     Raises the Flight's GatewayError if nothing went out yet; TimeoutError for a stalled client.
     """
@@ -96,7 +100,7 @@ async def stream(request: web.BaseRequest, reader: Subscriber, headers: Headers,
     chunks = request.version >= HttpVersion11
     keep = request.keep_alive and chunks
     status = flight.head.status if flight.head else 200
-    head = write_head(status, [*framing(flight, chunks), *merged(flight, headers)], keep_alive=keep)
+    head = write_head(status, [*framing(flight, chunks), *passed(flight, limited), *headers], keep_alive=keep)
     length = flight.head.length if flight.head and flight.mode is Mode.RAW else None
     pipe = SocketPipe(
         request,
@@ -147,16 +151,19 @@ def _writes_rest(reader: Subscriber) -> bool:
     return reader.done or reader.lagging
 
 
-def whole(flight: Flight) -> tuple[int, Headers, Body]:
+def whole(flight: Flight, *, limited: bool = False) -> tuple[int, Headers, Body]:
     """Status, headers and body of a Flight that has ended. Raises the Flight's GatewayError; Unfoldable where a
     stream's frames hold something that only the engine can put into a body."""
     if flight.error is not None:
         raise flight.error
+    head = flight.head
+    headers: Headers = head.headers if head is not None else ()
+    if limited:
+        headers = without_rates(headers)
     if flight.mode is Mode.STREAM:
-        return 200, _JSON, folded(flight)
+        return 200, [*_JSON, *(header for header in headers if header[0] != "content-type")], folded(flight)
     log = flight.log
-    status = flight.head.status if flight.head else 200
-    return status, flight.head.headers if flight.head else (), log[0] if len(log) == 1 else log
+    return head.status if head is not None else 200, headers, log[0] if len(log) == 1 else log
 
 
 def write(
@@ -288,10 +295,16 @@ def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
     return [("transfer-encoding", "chunked")] if chunks else []
 
 
-def merged(flight: Flight, headers: Headers) -> list[tuple[str, str]]:
-    """The engine's headers as far as they are passed on, then ours."""
-    passed = flight.head.headers if flight.head else (("content-type", "text/event-stream; charset=utf-8"),)
-    return [*passed, *headers]
+def passed(flight: Flight, limited: bool) -> Headers:
+    """The engine's headers as far as they are passed on. `limited`: the client is told our rate limits, and not
+    the engine's."""
+    if flight.head is None:
+        return _SSE
+    return without_rates(flight.head.headers) if limited else flight.head.headers
+
+
+def without_rates(headers: Headers) -> list[tuple[str, str]]:
+    return [header for header in headers if header[0] not in RATE_LIMITS]
 
 
 def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:

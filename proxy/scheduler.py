@@ -486,7 +486,7 @@ class Scheduler:
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
         key = flight.plan.key
-        if self._cache is None or key is None or feeder is None or not feeder.clean:
+        if self._cache is None or key is None or feeder is None or not feeder.clean or not flight.storable:
             self._group.remove(flight)
             return
         if flight.size > self._cache.max_entry:

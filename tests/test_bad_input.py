@@ -41,7 +41,7 @@ def refused(answer: Answer, status: int, code: str) -> dict[str, Any]:
         (b"[]", "invalid_value", None),
         (b'"x"', "invalid_value", None),
         (b'{"messages": "hi"}', "invalid_value", "messages"),
-        (b'{"messages": [], "stream": "yes"}', "invalid_value", "stream"),
+        (b'{"messages": [], "stream": "maybe"}', "invalid_value", "stream"),
         (b'{"messages": [], "temperature": "hot"}', "invalid_value", "temperature"),
         (
             b'{"messages": [], "stream_options": {"include_usage": 3}}',

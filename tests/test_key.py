@@ -123,6 +123,13 @@ def test_leaving_a_keyed_field_out_changes_the_key(name: str) -> None:
         ("metadata", {"a": "1"}),
         ("metadata", {"n" * 64: "v" * 512}),
         ("metadata", {}),
+        ("safety_identifier", "someone"),
+        ("safety_identifier", None),
+        ("prompt_cache_key", "chat-7"),
+        ("store", True),
+        ("store", None),
+        ("service_tier", "flex"),
+        ("service_tier", None),
         ("stream_options", None),
         ("stream_options", {}),
         ("stream_options", {"include_usage": True}),
@@ -167,7 +174,8 @@ def test_no_bytes_of_a_header_break_a_key(headers: list[tuple[str, bytes]]) -> N
 
 
 def test_a_stream_option_is_not_taken_for_a_field_of_its_name() -> None:
-    assert key({**CHAT, "stream_options": {"a": 1}}) != key({**CHAT, "stream_options.a": 1})
+    chat = {**CHAT, "stream": True}
+    assert key({**chat, "stream_options": {"a": 1}}) != key({**chat, "stream_options.a": 1})
 
 
 def test_each_tenant_has_keys_of_its_own() -> None:

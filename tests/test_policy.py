@@ -13,6 +13,7 @@ from proxy.errors import Code, GatewayError
 from proxy.policy import PRIVATE, Share, Sharing, deterministic, sharing
 from proxy.wire.openai import Ask, Endpoint, decode
 
+UNSTORED = Sharing(shared=True, storable=False)
 SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
 MERGED = Sharing(shared=False, merge=True)
 
@@ -54,15 +55,17 @@ def test_asking_twice_gives_the_same_only_where_it_was_said(
         ("off", 0, "", "auto", SHARED),
         ("off", 1, "", " AUTO ", MERGED),
         ("all", 1, "", "  ", SHARED),
-        ("auto", 0, "no-store", "", PRIVATE),
-        ("auto", 0, "No-Store", "all", PRIVATE),
-        ("auto", 0, "max-age=0, no-store", "", PRIVATE),
+        ("auto", 0, "no-store", "", UNSTORED),
+        ("auto", 0, "No-Store", "all", UNSTORED),
+        ("auto", 0, "max-age=0, no-store", "", UNSTORED),
         ("auto", 0, "no-cache", "", FRESH),
         ("auto", 0, "max-age=0 , NO-CACHE ", "", FRESH),
         ("auto", 0, 'no-cache="x"', "", FRESH),
         ("auto", 1, "no-cache", "", MERGED),
         ("off", 0, "no-cache", "", PRIVATE),
-        ("all", 1, "no-cache, no-store", "", PRIVATE),
+        ("all", 1, "no-cache, no-store", "", Sharing(shared=True, fresh=True, storable=False)),
+        ("auto", 1, "no-store", "", MERGED),
+        ("auto", 0, "no-cache, no-store", "off", PRIVATE),
         ("auto", 0, "only-if-cached, nonsense,,=", "", SHARED),
         ("auto", 0, "not-no-store", "", SHARED),
     ],

@@ -19,12 +19,14 @@ from proxy.wire.whole import REASONS
 
 _MEMBERS: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIST: Final = msgspec.json.Decoder(list[dict[str, Raw]])
+_LISTED: Final = msgspec.json.Decoder(list[int])
 _INT: Final = msgspec.json.Decoder(int)
 _TEXT: Final = msgspec.json.Decoder(str)
 _REASON: Final = msgspec.json.Decoder(str | None)
 _ENCODE: Final = msgspec.json.Encoder().encode
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL: Final = b"null"
+_IDS: Final = ("token_ids", "prompt_token_ids")
 MOVED: Final = "system_fingerprint"
 """vLLM 0.32 moves it from each finish to the usage chunk where usage is asked for; see `frames.PlainView`."""
 
@@ -42,6 +44,7 @@ class Part:
     held: list[bytes] = field(default_factory=list)  # finishes that wait for the fingerprint
     content_events: int = 0
     completion_tokens: int = 0
+    estimated: bool = False  # its tokens are its share of all, not the engine's count
 
     @property
     def whole(self) -> bool:
@@ -181,18 +184,22 @@ class StreamSplit:
         if self._counts:
             return sum(self._counts.get(index, 0) for index in range(part.first, part.first + part.count))
         counted = usage_from(Raw(self._total["usage"])) if self._total is not None else None
+        part.estimated = len(self.parts) > 1 or counted is None
         if counted is None:
             return part.content_events
         total = counted.completion_tokens
         return shares(total, [one.content_events for one in self.parts])[n]
 
 
-def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[tuple[bytes, Usage] | None]:
+def split_body(
+    body: bytes, parts: Sequence[Part], *, request_id: str, ids: bool = False
+) -> list[tuple[bytes, Usage] | None]:
     """One body with all choices to one a part; None for a part whose choices are not all there and whole. Raises
     Unfoldable where it is not what it should be.
 
-    An engine counts the tokens of all choices together. Where it says how many each has (token ids, logprobs) that
-    is what a part is told; else the total is shared out by the bytes of each one's choices, and adds up.
+    An engine counts the tokens of all choices together. Where it lists each one's (token ids, logprobs) they are
+    counted; else the parts are `estimated`: the total is shared out by the bytes of their choices, and adds up.
+    `ids`: token ids were asked for by us, and no client is to see them.
     """
     try:
         members = _MEMBERS.decode(body)
@@ -212,12 +219,18 @@ def split_body(body: bytes, parts: Sequence[Part], *, request_id: str) -> list[t
             [choices[index] for index in range(part.first, part.first + part.count) if index in choices]
             for part in parts
         ]
-        tokens = _tokens(total.completion_tokens, mine)
+        tokens, estimated = _tokens(total.completion_tokens, mine)
+        if ids:
+            _strip_ids(members)
+            for own_choices in mine:
+                for choice in own_choices:
+                    _strip_ids(choice)
         split: list[tuple[bytes, Usage] | None] = []
         for part, own_choices, count in zip(parts, mine, tokens, strict=True):
             if len(own_choices) < part.count or not all(map(_ended, own_choices)):
                 split.append(None)
                 continue
+            part.estimated = estimated
             own: dict[str, Any] = dict(members)
             _rename(own, request_id, part.request_id)
             own["choices"] = [{**choice, "index": n} for n, choice in enumerate(own_choices)]
@@ -244,12 +257,24 @@ def shares(total: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
-def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> list[int]:
+def _strip_ids(members: dict[str, Raw]) -> None:
+    """As the engine writes it where ids are not asked for: vLLM has the members in any body, as null."""
+    for name in _IDS:
+        if name in members:
+            members[name] = Raw(_NULL)
+
+
+def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> tuple[list[int], bool]:
+    """The tokens of each part, and whether they are an estimate."""
+    if all(bytes(choice.get("token_ids", _NULL)) != _NULL for own in mine for choice in own):
+        return [sum(len(_LISTED.decode(choice["token_ids"])) for choice in own) for own in mine], False
     counts = [[_counted(choice) for choice in own] for own in mine]
     known = [[count for count in own if count is not None] for own in counts]
     if all(len(k) == len(own) for k, own in zip(known, counts, strict=True)) and sum(map(sum, known)) == total:
-        return [sum(own) for own in known]
-    return shares(total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine])
+        return [sum(own) for own in known], False
+    return shares(
+        total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine]
+    ), True
 
 
 def _reason_of(choice: dict[str, Raw]) -> str:
@@ -265,15 +290,12 @@ def _ended(choice: dict[str, Raw]) -> bool:
 
 
 def _counted(choice: dict[str, Raw]) -> int | None:
-    """How many tokens a choice says that it has."""
-    for name, inner in (("token_ids", None), ("logprobs", "content"), ("logprobs", "tokens")):
-        raw = choice.get(name, _NULL)
-        if bytes(raw) == _NULL:
-            continue
-        value: Any = msgspec.json.decode(raw)
-        listed = value if inner is None else value.get(inner) if isinstance(value, dict) else None
-        if isinstance(listed, list):
-            return len(listed)
+    """How many tokens a choice has log probabilities of."""
+    logprobs: Any = msgspec.json.decode(choice.get("logprobs", _NULL))
+    if isinstance(logprobs, dict):
+        for name in ("content", "tokens"):
+            if isinstance(listed := logprobs.get(name), list):
+                return len(listed)
     return None
 
 

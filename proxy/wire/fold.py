@@ -51,6 +51,10 @@ _EITHER: Final = frozenset(
         "stream_options",
         "user",
         "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "store",
+        "service_tier",
     ]
 )
 FOLDABLE_FIELDS: Final[dict[str, frozenset[str]]] = {

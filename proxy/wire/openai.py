@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.errors import Code, GatewayError
+from proxy.wire import loose
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -79,6 +80,8 @@ _HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
     "completions": msgspec.json.Decoder(_Completions),
     "embeddings": msgspec.json.Decoder(_Embeddings),
 }
+_LOOSE: Final = {"stream": loose.boolean, "temperature": loose.number, "seed": loose.integer}
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PAIRS: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, value: kind(value))
 _ENCODE: Final = msgspec.json.Encoder().encode
@@ -93,6 +96,7 @@ class Large(msgspec.Struct, gc=False):
     cost: tuple[int, int]  # tokens of the prompt, and of the completion
     key: bytes | None  # None: its answer is not shared
     affinity: int
+    refers: bool  # to media elsewhere, see `wire/media.py`
 
 
 class Ask(msgspec.Struct, gc=False):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
@@ -138,7 +142,10 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
             raise GatewayError(
                 Code.INVALID_VALUE, f"The request has {len(fields)} members; it may have {MAX_MEMBERS} at most."
             )
-        head = _HEADS[endpoint].decode(body)
+        try:
+            head = _HEADS[endpoint].decode(body)
+        except msgspec.ValidationError:
+            head = _HEADS[endpoint].decode(_ENCODE(_typed(fields)))
         if not _all_once(fields, body):
             _refuse_twice(body)
     except msgspec.ValidationError as e:
@@ -157,6 +164,15 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
             param="messages",
         )
     options = head.stream_options
+    if (
+        options is not None
+        and head.stream is not True
+        and endpoint != "embeddings"
+        and _OBJECT.decode(fields["stream_options"])
+    ):
+        raise GatewayError(
+            Code.INVALID_VALUE, "stream_options is only taken with stream: true.", param="stream_options"
+        )
     if options is not None and len(bytes(fields["stream_options"])) > MAX_STREAM_OPTIONS:
         raise GatewayError(
             Code.INVALID_VALUE,
@@ -173,6 +189,20 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
         fields,
         body,
     )
+
+
+def _typed(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    """The members with those of a loose type, as vLLM takes them, in the type that the API says."""
+    typed: dict[str, Any] = dict(fields)
+    for name, read in _LOOSE.items():
+        if name in fields and (value := read(msgspec.json.decode(fields[name]))) is not None:
+            typed[name] = value
+    if "stream_options" in fields:
+        options = msgspec.json.decode(fields["stream_options"])
+        if isinstance(options, dict):
+            readable = {name: loose.boolean(options.get(name)) for name in StreamOptions.__struct_fields__}
+            typed["stream_options"] = options | {name: on for name, on in readable.items() if on is not None}
+    return typed
 
 
 def _all_once(fields: dict[str, msgspec.Raw], body: bytes) -> bool:

@@ -32,7 +32,10 @@ _TOKENS: Final = msgspec.json.Decoder(Tokens)
 _ENCODE: Final = msgspec.json.Encoder().encode
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _JSON_FORMATS: Final = frozenset({b"null", b'"float"', b'"base64"'})
-_OF_ONE_CLIENT: Final = frozenset({"input", "user", "metadata", "stream", "stream_options"})
+_OF_ONE_CLIENT: Final = frozenset(
+    ["input", "user", "metadata", "stream", "stream_options", "safety_identifier", "prompt_cache_key", "store",
+     "service_tier"]
+)  # fmt: skip
 """What an array for several clients does not have: it belongs to one of them, and changes no vector."""
 
 

@@ -33,7 +33,7 @@ def test_a_request_is_read_for_what_the_gateway_acts_on() -> None:
         ("chat", b' \n{"messages": [1, null]}\n'),
         ("chat", b'{"messages": [], "model": null, "stream": null, "stream_options": null}'),
         ("chat", b'{"messages": [], "temperature": 1, "seed": -1}'),
-        ("chat", b'{"messages": [], "stream_options": {"new": 1}}'),
+        ("chat", b'{"messages": [], "stream_options": { }}'),
         ("chat", b'{"messages": [], "logit_bias": {"1": 1e400}, "": 0}'),
         ("chat", b'{"messages": [{"a": 1, "a": 2}]}'),
         ("completions", b'{"prompt": "a"}'),
@@ -76,17 +76,31 @@ def test_a_body_that_the_engine_might_take_is_passed_on(endpoint: Endpoint, body
         ("chat", b'{"messages": {}}', Code.INVALID_VALUE, "messages", "array"),
         ("completions", b'{"prompt": 1}', Code.INVALID_VALUE, "prompt", "str"),
         ("chat", b'{"messages": [], "model": 1}', Code.INVALID_VALUE, "model", "str"),
-        ("chat", b'{"messages": [], "stream": "true"}', Code.INVALID_VALUE, "stream", "bool"),
-        ("chat", b'{"messages": [], "stream": 1}', Code.INVALID_VALUE, "stream", "bool"),
-        ("chat", b'{"messages": [], "temperature": "0"}', Code.INVALID_VALUE, "temperature", "float"),
+        ("chat", b'{"messages": [], "stream": "wahr"}', Code.INVALID_VALUE, "stream", "bool"),
+        ("chat", b'{"messages": [], "stream": 2}', Code.INVALID_VALUE, "stream", "bool"),
+        ("chat", b'{"messages": [], "temperature": "0x"}', Code.INVALID_VALUE, "temperature", "float"),
         ("chat", b'{"messages": [], "seed": 1.5}', Code.INVALID_VALUE, "seed", "int"),
         ("chat", b'{"messages": [], "stream_options": 1}', Code.INVALID_VALUE, "stream_options", "object"),
         (
             "chat",
-            b'{"messages": [], "stream_options": {"include_usage": 1}}',
+            b'{"messages": [], "stream_options": {"include_usage": 2}}',
             Code.INVALID_VALUE,
             "stream_options.include_usage",
             "bool",
+        ),
+        (
+            "chat",
+            b'{"messages": [], "stream_options": {"include_usage": false}}',
+            Code.INVALID_VALUE,
+            "stream_options",
+            "with stream: true",
+        ),
+        (
+            "completions",
+            b'{"prompt": "", "stream_options": {"n": 1}}',
+            Code.INVALID_VALUE,
+            "stream_options",
+            "stream",
         ),
     ],
 )
@@ -143,8 +157,27 @@ def test_asking_for_usage_keeps_every_other_member_as_it_was_written(extras: dic
     ],
 )
 def test_asking_for_usage_keeps_the_other_stream_options(options: str, asked: str) -> None:
-    ask = decode("chat", f'{{"messages": [], "top_p": 1.0, "stream_options": {options}}}'.encode())
-    assert with_usage(ask).decode() == f'{{"messages":[],"top_p":1.0,"stream_options":{asked}}}'
+    ask = decode("chat", f'{{"messages": [], "stream": true, "stream_options": {options}}}'.encode())
+    assert with_usage(ask).decode() == f'{{"messages":[],"stream":true,"stream_options":{asked}}}'
+
+
+@pytest.mark.parametrize(
+    ("members", "read"),
+    [
+        ('"stream": 1', (True, False, None, None)),
+        ('"stream": "True", "stream_options": {"include_usage": "yes"}', (True, True, None, None)),
+        ('"stream": "0", "temperature": "0", "seed": "4"', (False, False, 0.0, 4)),
+        ('"temperature": " .5", "seed": 42.0', (False, False, 0.5, 42)),
+        ('"stream": 1.0, "stream_options": {"include_usage": 0, "new": [1]}', (True, False, None, None)),
+    ],
+)
+def test_loose_types_are_read_as_vllm_reads_them_and_sent_as_they_came(
+    members: str, read: tuple[bool, bool, float | None, int | None]
+) -> None:
+    body = f'{{"messages": [], {members}}}'.encode()
+    ask = decode("chat", body)
+    assert (ask.stream, ask.include_usage, ask.temperature, ask.seed) == read
+    assert ask.body == body
 
 
 @pytest.mark.parametrize(
@@ -164,7 +197,7 @@ def test_only_stream_options_that_change_the_frames_are_extras(
     options: str | None, extras: dict[str, bytes]
 ) -> None:
     member = "" if options is None else f', "stream_options": {options}'
-    found = stream_extras(decode("chat", f'{{"messages": []{member}}}'.encode()))
+    found = stream_extras(decode("chat", f'{{"messages": [], "stream": true{member}}}'.encode()))
     assert {name: bytes(raw) for name, raw in found.items()} == extras
 
 
@@ -223,5 +256,5 @@ def test_usage_is_asked_for_without_writing_the_body_anew(tail: str) -> None:
     assert with_usage(decode("chat", body.encode())) == (
         b'{"messages": [ ], "stream": true,"stream_options":{"include_usage":true}}'
     )
-    asked = ('{"stream_options": {"include_usage": true}, "messages": []}' + tail).encode()
+    asked = ('{"stream_options": {"include_usage": true}, "stream": true, "messages": []}' + tail).encode()
     assert with_usage(decode("chat", asked)) == asked

@@ -1,0 +1,45 @@
+"""Owns the loose types that vLLM's request models take: `"stream": 1`, `"seed": "4"`, `"temperature": "0"`.
+Must not know requests: one JSON value in, one of the wanted type or None out.
+Called by `openai.decode` where a field does not have the type that the API says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+_TRUE: Final = frozenset(("1", "true", "t", "yes", "y", "on"))
+_FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
+_INTEGER: Final = re.compile(r"[ \t\r\n]*([+-]?[0-9]{1,18})(?:\.0{1,18})?[ \t\r\n]*")
+_NUMBER: Final = re.compile(
+    r"[ \t\r\n]*([+-]?(?:[0-9]{1,32}\.?[0-9]{0,32}|\.[0-9]{1,32})(?:[eE][+-]?[0-9]{1,2})?)[ \t\r\n]*"
+)
+
+# As pydantic 2 reads them in its lax mode, by which vLLM reads requests. Rare spellings that pydantic takes too
+# ("1_000", "inf") are refused here: a request that both read must be read alike.
+
+
+def boolean(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return bool(value) if value in (0, 1) else None
+    if isinstance(value, str):
+        word = value.lower() if value.isascii() else ""
+        return True if word in _TRUE else False if word in _FALSE else None
+    return None
+
+
+def integer(value: Any) -> int | None:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else None
+    match = _INTEGER.fullmatch(value) if isinstance(value, str) else None
+    return int(match[1]) if match else None
+
+
+def number(value: Any) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    return float(match[1]) if match else None
