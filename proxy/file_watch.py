@@ -173,7 +173,7 @@ class FileWatch:
         """For ever."""
         while True:
             try:
-                async with asyncio.timeout(self._every):
+                async with asyncio.timeout(self._every if self._files else None):
                     await self._asked.wait()
             except TimeoutError:
                 pass
