@@ -10,6 +10,7 @@ import hmac
 import math
 import re
 import tomllib
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -44,6 +45,7 @@ class KeyRing:
     def __init__(self, callers: Mapping[bytes, Caller]) -> None:
         self._entries: dict[bytes, list[tuple[bytes, Caller]]] = {}
         self._callers = {caller.id: caller for caller in callers.values()}
+        self._ends = sorted({caller.expires for caller in callers.values()})
         for digest, caller in callers.items():
             self._entries.setdefault(digest[:_PREFIX], []).append((digest, caller))
 
@@ -59,7 +61,8 @@ class KeyRing:
 
     def expires_after(self, now: float) -> float:
         """When the next key ends, Unix time."""
-        return min((each.expires for each in self._callers.values() if each.expires > now), default=math.inf)
+        at = bisect_right(self._ends, now)
+        return self._ends[at] if at < len(self._ends) else math.inf
 
     def get(self, id: str) -> Caller | None:
         """The owner of a key, by its id, as the file has it now."""

@@ -59,7 +59,7 @@ from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
 from proxy.pulse import Pulse
 from proxy.reload import Reload
-from proxy.reloads import Reloads, paths_of
+from proxy.reloads import OnRedis, Reloads, paths_of
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
@@ -241,6 +241,7 @@ async def running(
                 gate=gate,
                 large=large,
                 certificates=expiries,
+                redis=_on_redis(cache, admission),
                 reload=reload,
             ),
             contents,
@@ -362,7 +363,14 @@ def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificate
         certificates.renew("tls_cert", prepared.tls_expires)
     if prepared.backend_cert_expires:
         certificates.renew("backend_cert", prepared.backend_cert_expires)
+    if prepared.redis_cert_expires:
+        certificates.renew("redis", prepared.redis_cert_expires)
     return certificates
+
+
+def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
+    shared = admission.limiter.shared if admission is not None else None
+    return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
 def _files(reloads: Reloads, contents: Contents, audit: Audit) -> FileWatch:

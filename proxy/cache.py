@@ -17,7 +17,7 @@ import msgspec
 
 from proxy.containment import raised
 from proxy.key import KEY_BYTES, TAG_BYTES
-from proxy.redis_link import Link, address
+from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck
@@ -190,6 +190,12 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+
+    def renew(self, where: Address) -> None:
+        """For connections from now on."""
+        self._where = where
+        self._lookups.renew(where)
+        self._stores.renew(where)
 
     @property
     def available(self) -> bool:

@@ -30,11 +30,9 @@ class Identity:
     def __repr__(self) -> str:
         return f"<Identity by {self.ring!r}>" if self.ring is not None else "<Identity by address>"
 
-    def renew(self, ring: KeyRing) -> str:
-        """From now on these keys. What has changed, by their names."""
-        changed = "" if self.ring is None else ring.changed_from(self.ring)
+    def renew(self, ring: KeyRing) -> None:
+        """From now on these keys."""
         self.ring = ring
-        return changed
 
     def identify(self, request: web.BaseRequest) -> Caller:
         """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""

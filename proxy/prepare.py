@@ -20,6 +20,7 @@ from proxy.deny import DenyList, read_deny_list
 from proxy.errors import SettingsError
 from proxy.identity import Identity
 from proxy.otel import packages
+from proxy.redis_link import files_of
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes
@@ -34,6 +35,7 @@ class Prepared:
     tls: ServerTls | None = None  # shown to clients
     tls_expires: float = 0.0  # Unix time
     backend_cert_expires: float = 0.0
+    redis_cert_expires: float = 0.0
     backend_key: str = field(default="", repr=False)
     warnings: list[str] = field(default_factory=list)
 
@@ -57,7 +59,7 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _deny(settings, made))
     attempt(lambda: _tls(settings, made))
     attempt(lambda: _backend_key(settings, made))
-    attempt(lambda: _backend_cert(settings, made))
+    attempt(lambda: _client_certs(settings, made))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
@@ -149,9 +151,12 @@ def _tls(settings: Settings, made: Prepared) -> None:
         _warn_if_open("tls_key", settings.tls_key or settings.tls_cert, made.warnings)
 
 
-def _backend_cert(settings: Settings, made: Prepared) -> None:
+def _client_certs(settings: Settings, made: Prepared) -> None:
     if settings.backend_cert:
         made.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
+    redis_cert = files_of(settings.redis).get("ssl_certfile")
+    if redis_cert is not None:
+        made.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
 
 
 def _backend_key(settings: Settings, made: Prepared) -> None:

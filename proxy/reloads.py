@@ -4,8 +4,9 @@ loop. Called by the app, which gives it to the watch on files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from proxy.api_keys import read_keys
 from proxy.certificates import Certificates, expiry_of
@@ -18,7 +19,14 @@ from proxy.fleet import Fleet
 from proxy.gate import Gate
 from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
+from proxy.redis_link import Address, address, files_of
 from proxy.reload import Reload
+
+
+class OnRedis(Protocol):
+    """What has connections to Redis."""
+
+    def renew(self, where: Address) -> None: ...
 
 
 def paths_of(settings: Settings) -> list[str]:
@@ -33,6 +41,7 @@ def paths_of(settings: Settings) -> list[str]:
         settings.backend_cert,
         settings.backend_key,
         settings.backend_api_key_file,
+        *files_of(settings.redis).values(),
     ]
 
 
@@ -46,6 +55,7 @@ class Reloads:
     gate: Gate | None
     large: LargeRequests
     certificates: Certificates
+    redis: Sequence[OnRedis]
     reload: Reload | None
 
     def watched(self) -> list[Watched]:
@@ -58,6 +68,7 @@ class Reloads:
             ("tls_cert", (settings.tls_cert, settings.tls_key), self._tls),
             ("backend_cert" if settings.backend_cert else "backend_ca", tls, self._backend_tls),
             ("backend_api_key_file", (settings.backend_api_key_file,), self._backend_key),
+            ("redis", tuple(files_of(settings.redis).values()), self._redis),
         ]
         if self.reload is not None:
             every.append(("config", (settings.config,), self.reload.load))
@@ -65,10 +76,11 @@ class Reloads:
 
     def _keys(self) -> Take:
         path = self.settings.api_keys_file
-        ring = read_keys(read_file("api_keys_file", path), path)
+        ring, before = read_keys(read_file("api_keys_file", path), path), self.live.identity.ring
+        changed = "" if before is None else ring.changed_from(before)  # here: there may be 100,000 of them
 
         def take() -> str:
-            changed = self.live.identity.renew(ring)
+            self.live.identity.renew(ring)
             if self.gate is not None:
                 self.gate.keyed.end()
             return changed
@@ -119,6 +131,19 @@ class Reloads:
         def take() -> str:
             self.fleet.renew(api_key=key)
             return "the key that engines are sent"
+
+        return take
+
+    def _redis(self) -> Take:
+        url = self.settings.redis
+        where = address(url)
+        cert = files_of(url).get("ssl_certfile")
+        expires = expiry_of("redis ssl_certfile", cert) if cert is not None else None
+
+        def take() -> str:
+            for link in self.redis:
+                link.renew(where)
+            return "trusted certificates" if expires is None else self._expires("redis", expires)
 
         return take
 

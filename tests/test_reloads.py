@@ -17,6 +17,7 @@ from tests.certificates import Authority
 from tests.client import get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
+from tests.redis_server import Certificate, redis_server, tls_end
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
 from tests.test_client_tls import connected, trusting
 from tests.test_gate import bearer, entry
@@ -298,3 +299,25 @@ async def test_the_certificate_shown_to_engines_is_another_for_the_next_connecti
         await noticed(lambda: seen[-1] == "second")
         left = metric(app, 'certificate_seconds_left{certificate="backend_cert"}')
         assert left == pytest.approx(20 * 86_400, abs=120)
+
+
+async def test_the_certificates_of_redis_hold_for_its_next_connection(engine: Engine, tmp_path: Path) -> None:
+    engine.auto(echo_script())
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, two = Certificate.make(tmp_path / "one"), Certificate.make(tmp_path / "two")
+    trusted = tmp_path / "ca.pem"
+    shutil.copy(one.cert, trusted)
+    async with redis_server() as path, tls_end(path, two) as port:
+        url = f"rediss://localhost:{port}/0?ssl_ca_certs={trusted}&ssl_certfile={one.cert}&ssl_keyfile={one.key}"
+        async with gateway(engine, redis=url, redis_timeout_ms=1000) as app:
+            assert app.cache is not None
+            assert not app.cache.available  # it is another's certificate that it trusts
+            assert metric(app, 'certificate_seconds_left{certificate="redis"}') == pytest.approx(
+                2 * 86_400, abs=120
+            )
+            shutil.copy(two.cert, tmp_path / "new.pem")
+            (tmp_path / "new.pem").replace(trusted)
+            await noticed(lambda: reloads(app, "redis") == 1)
+            await until(lambda: app.cache is not None and app.cache.available)
+            assert (await post_json(app.url, CHAT, HELLO)).status == 200
