@@ -67,9 +67,9 @@ class Audit:
         self._tell("error", msg, who, "failed", setting=name, file=" ".join(filter(None, paths)), detail=reason)
 
     def stalled(self, seconds: float) -> None:
-        """The file system does not answer: no change is noticed until it does."""
+        """Files take so long to be read: no change is noticed until they are."""
         self._stalled = True
-        detail = f"the file system has not answered for {seconds:g} s; the files in force stay so"
+        detail = f"reading them has taken {seconds:g} s so far; what is in force stays so"
         self._tell("error", "files are not watched", "file", "failed", detail=detail)
 
     def answers(self) -> None:

@@ -5,12 +5,14 @@ Called by the app (one task) and on SIGHUP. Files are read in a thread: no file 
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from proxy.errors import SettingsError, words_of
@@ -193,7 +195,7 @@ class FileWatch:
 
     async def _load(self, watched: Watched, who: str) -> None:
         try:
-            take = await self._off_loop(watched.load)
+            take = await self._off_loop(partial(uncollected, watched.load))
             changed = take()
         except SettingsError as e:
             self._told.not_reloaded(watched.name, watched.paths, who, str(e))
@@ -212,6 +214,19 @@ class FileWatch:
             return await future
         finally:
             self._told.answers()
+
+
+def uncollected(load: Callable[[], Take]) -> Take:
+    """Load without the garbage collector, which would hold the loop while it looks through all that is made, and keep
+    what is made out of its way: it lives as long as the file is in force, and has no circles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return load()
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.enable()
 
 
 def in_daemon(work: Callable[[], Any]) -> asyncio.Future[Any]:
