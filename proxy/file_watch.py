@@ -217,8 +217,8 @@ class FileWatch:
 
 
 def uncollected(load: Callable[[], Take]) -> Take:
-    """Load without the garbage collector, which would hold the loop while it looks through all that is made, and keep
-    what is made out of its way: it lives as long as the file is in force, and has no circles."""
+    """Load without the garbage collector, which would hold the loop while it looks through all that is made, and
+    keep what is made out of its way: it lives as long as the file is in force, and has no circles."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -4,16 +4,21 @@ Called by the gate as a request comes, once a second, and when the keys file was
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
+from typing import Final
 
 from proxy.audit import Audit
 from proxy.call import Call
+from proxy.errors import GatewayError
 from proxy.identity import Identity
 
-EVERY = 1.0  # seconds between two looks for keys that have expired
+EVERY: Final = 1.0  # seconds between two looks for keys that have expired
+AT_ONCE: Final = 64  # requests that are ended in one turn of the loop
 
 
 class KeyedCalls:
@@ -28,6 +33,7 @@ class KeyedCalls:
         self._operating = operating
         self._clock = clock
         self._calls: set[Call] = set()
+        self._ending: dict[Call, GatewayError] = {}  # of those, what is still to be cut
         self._next = -math.inf  # when the next key expires: the first look finds out
 
     def __len__(self) -> int:
@@ -44,18 +50,31 @@ class KeyedCalls:
             self.end()
 
     def end(self) -> None:
-        """End those whose key is good no more. Others that read the same generations go on."""
+        """End those whose key is good no more, some in each turn of the loop. Others that read the same answers
+        go on."""
         identity = self._identity
-        ended: Counter[str] = Counter()
-        reason = ""
-        for call in tuple(self._calls):
+        found: dict[str, Counter[str]] = {}
+        idle = not self._ending
+        for call in self._calls:
             caller = call.caller
-            if caller is None:
+            if caller is None or call in self._ending:
                 continue
             error = identity.ended(caller, operating=call.endpoint in self._operating)
-            if error is not None and call.cut(error):
-                ended[caller.name] += 1
-                reason = error.code.code
-        self._audit.ended(ended, reason)
+            if error is not None:
+                self._ending[call] = error
+                found.setdefault(error.code.code, Counter())[caller.name] += 1
+        for reason, names in found.items():
+            self._audit.ended(names, reason)
         ring = identity.ring
         self._next = ring.expires_after(self._clock()) if ring is not None else math.inf
+        if idle and self._ending:
+            self._cut()
+
+    def _cut(self) -> None:
+        """A few of them: each answers in its own task, in this turn."""
+        for call in tuple(islice(self._ending, AT_ONCE)):
+            error = self._ending.pop(call)
+            if call in self._calls:  # else it has ended by itself
+                call.cut(error)
+        if self._ending:
+            asyncio.get_running_loop().call_soon(self._cut)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from proxy.app import App
+from proxy.revocation import AT_ONCE
 from tests.client import Answer, Connection, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
@@ -183,3 +184,30 @@ async def test_a_client_that_leaves_as_its_key_ends_is_one_that_left(
         await app.reload()
         await turn.cancelled()
         await until(lambda: len(app.group) == 0)
+
+
+async def test_hundreds_of_streams_of_one_key_end_a_few_in_each_turn(engine: Engine, tmp_path: Path) -> None:
+    async with keyed(engine, tmp_path) as app, AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(streaming(app.url, CHAT, HELLO_STREAM, bearer("ka")))
+            for _ in range(300)
+        ]
+        other = await stack.enter_async_context(streaming(app.url, CHAT, HELLO_STREAM, bearer("kb")))
+        turn = await engine.next_request()
+        await until(lambda: app.group.subscribers == 301)
+        await turn.send("a")
+        for client in clients:
+            assert await client.event() is not None
+        write(tmp_path / "keys.toml", B, OPS)
+        await app.reload()
+        left = {app.group.subscribers}
+        while app.group.subscribers > 1:
+            await asyncio.sleep(0)
+            left.add(app.group.subscribers)
+        assert len(left) > 300 / AT_ONCE
+        for client in clients:
+            assert b'"key_revoked"' in (await client.read()).body
+        await turn.finish()
+        assert b"[DONE]" in (await other.read()).body
+    (ended,) = [line for line in lines(tmp_path / "log") if line["msg"] == "requests ended"]
+    assert ended["what"] == "300 requests"
