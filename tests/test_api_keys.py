@@ -161,3 +161,8 @@ def test_what_has_changed_is_told_by_names_and_not_without_end() -> None:
     assert "and 4980 more; removed: team-a, team-b" in told
     assert len(told) < 300
     assert A not in told
+
+
+def test_what_is_nested_without_end_is_told() -> None:
+    with pytest.raises(SettingsError, match="not a TOML file"):
+        read_keys("a = " + "[" * 100_000, "keys.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines
 from tests.test_gate import bearer, entry
+from tests.test_life import started
 from tests.test_page import ends, told
 
 CHAT = "/v1/chat/completions"
@@ -201,11 +203,21 @@ def test_keys_of_which_none_is_an_operators_are_warned_of_and_an_open_port_too(t
 
 
 @pytest.mark.e2e
-async def test_the_running_program_says_where_operators_are_served(engine: Engine, tmp_path: Path) -> None:
-    from tests.test_life import started
-
+async def test_the_running_program_serves_operators_apart_and_ends_with_who_watches(
+    engine: Engine, tmp_path: Path
+) -> None:
     port = free_port()
     flags = ("--backend", engine.url, "--redis", "off", "--admin-port", str(port))
-    async with started(tmp_path / "log", *flags) as process:
-        assert (await get(f"http://127.0.0.1:{port}", "/metrics")).status == 200
+    async with (
+        started(tmp_path / "log", *flags) as process,
+        await Connection.open(f"http://127.0.0.1:{port}") as watching,
+        await Connection.open(f"http://127.0.0.1:{port}") as idle,
+    ):
+        await idle.request("GET", "/metrics")
+        assert (await idle.read()).status == 200
         assert (await get(process.url, "/metrics")).status == 404
+        await watching.request("GET", "/-/state", headers=[("accept", "text/event-stream")])
+        assert await watching.event() is not None
+        process.signal(signal.SIGTERM)
+        said = await process.ended()
+        assert f"operators: http://127.0.0.1:{port}" in said
