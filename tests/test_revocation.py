@@ -12,7 +12,7 @@ import pytest
 
 from proxy.app import App
 from proxy.revocation import AT_ONCE
-from tests.client import Answer, Connection, get, post_json, streaming
+from tests.client import Answer, Connection, IncompleteBody, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
 from tests.running import HELLO, HELLO_STREAM, gateway, lines, until
@@ -211,3 +211,34 @@ async def test_hundreds_of_streams_of_one_key_end_a_few_in_each_turn(engine: Eng
         assert b"[DONE]" in (await other.read()).body
     (ended,) = [line for line in lines(tmp_path / "log") if line["msg"] == "requests ended"]
     assert ended["what"] == "300 requests"
+
+
+async def test_a_stream_that_passes_through_ends_with_its_connection_and_not_as_if_it_were_whole(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async with keyed(engine, tmp_path) as app, streaming(app.url, "/v1/responses", {}, bearer("ka")) as mine:
+        turn = await engine.next_request()
+        await turn.start()
+        await turn.frame(b"data: {}\n\n")
+        assert await mine.chunk() == b"data: {}\n\n"
+        write(tmp_path / "keys.toml", B, OPS)
+        await app.reload()
+        with pytest.raises(IncompleteBody):
+            await mine.read()
+        await turn.cancelled()
+
+
+async def test_a_playground_of_an_operator_who_is_none_any_more_ends_with_all_its_readers(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async with keyed(engine, tmp_path) as app:
+        body = {"request": HELLO_STREAM, "delays_ms": [0, 0, 0]}
+        async with streaming(app.url, "/-/readers", body, bearer("ko")) as client:
+            turn = await engine.next_request()
+            await turn.send("a")
+            await until(lambda: app.group.subscribers == 3)
+            assert await client.event() is not None
+            write(tmp_path / "keys.toml", A, B)
+            await app.reload()
+            await turn.cancelled()
+            await until(lambda: len(app.group) == 0)
