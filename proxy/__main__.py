@@ -50,7 +50,7 @@ async def serve(settings: Settings, log: Log, faults: Faults) -> None:
                 _greet(app, settings)
                 signals.running(app.reload)
                 await signals.stop.wait()
-                log.event("info", "stopping", flights=len(app.group))
+                log.event("info", "stopping", event="audit", who="signal", flights=len(app.group))
         except asyncio.CancelledError:
             log.event("warning", "stopped at once")
 
@@ -72,7 +72,9 @@ def _greet(app: App, settings: Settings) -> None:
         f"gateway at {app.url}\n"
         f"  engines: {', '.join(app.engines)}{'' if app.backends.ready else '  (none answers yet)'}\n"
         f"  models:  {', '.join(models) or 'not known yet'}\n"
-        f"  redis:   {app.redis}\n\n{sample}\n\n"
+        f"  redis:   {app.redis}\n"
+        f"{f'  operators: {app.admin_url}' + chr(10) if app.admin_url else ''}"
+        f"\n{sample}\n\n"
     )
 
 

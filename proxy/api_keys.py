@@ -7,9 +7,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+import math
 import re
 import tomllib
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from proxy.caller import Caller, Rates
@@ -20,6 +23,9 @@ _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,63}")
 _PREFIX: Final = 8  # bytes of the hash by which an entry is found
+_ROLES: Final = ("user", "operator")
+_SHORTEST_TIME: Final = len("2027-01-31T00:00:00Z")
+MOST_NAMES: Final = 20  # of keys that one line tells
 
 
 def hash_of(key: str) -> bytes:
@@ -38,6 +44,8 @@ class KeyRing:
 
     def __init__(self, callers: Mapping[bytes, Caller]) -> None:
         self._entries: dict[bytes, list[tuple[bytes, Caller]]] = {}
+        self._callers = {caller.id: caller for caller in callers.values()}
+        self._ends = sorted({caller.expires for caller in callers.values()})
         for digest, caller in callers.items():
             self._entries.setdefault(digest[:_PREFIX], []).append((digest, caller))
 
@@ -46,6 +54,29 @@ class KeyRing:
 
     def __len__(self) -> int:
         return sum(map(len, self._entries.values()))
+
+    @property
+    def has_operator(self) -> bool:
+        return any(caller.operator for caller in self._callers.values())
+
+    def expires_after(self, now: float) -> float:
+        """When the next key ends, Unix time."""
+        at = bisect_right(self._ends, now)
+        return self._ends[at] if at < len(self._ends) else math.inf
+
+    def get(self, id: str) -> Caller | None:
+        """The owner of a key, by its id, as the file has it now."""
+        return self._callers.get(id)
+
+    def changed_from(self, before: KeyRing) -> str:
+        """What is new, by the names of keys."""
+        old, new = before._callers, self._callers
+        parts = {
+            "added": [caller.name for id, caller in new.items() if id not in old],
+            "removed": [caller.name for id, caller in old.items() if id not in new],
+            "changed": [caller.name for id, caller in new.items() if id in old and caller != old[id]],
+        }
+        return "; ".join(f"{what}: {_names(names)}" for what, names in parts.items() if names) or "no key"
 
     def name_of(self, tenant: bytes) -> str:
         """What the log calls a tenant: one of its keys."""
@@ -60,11 +91,16 @@ class KeyRing:
         return None
 
 
+def _names(names: list[str]) -> str:
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + rest
+
+
 def read_keys(text: str, path: str) -> KeyRing:
     """The ring that a keys file describes. Raises SettingsError that names each wrong entry and its line."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise SettingsError(f"{path}: not a TOML file: {e}") from None
     problems = [f"{path}: unknown key {name!r}: only [[keys]] entries" for name in table if name != "keys"]
     entries = table.get("keys", [])
@@ -117,6 +153,8 @@ def _entry(entry: Mapping[str, Any]) -> tuple[bytes, Caller]:
         ),
         priority=priority,
         top_priority=top,
+        expires=value["expires"],
+        operator=value["role"] == "operator",
     )
 
 
@@ -177,6 +215,27 @@ def _rps(raw: object) -> float | None:
     return float(raw)
 
 
+def _expires(raw: object) -> float:
+    """A date and time with its offset, TOML's own or the same as text."""
+    if raw is None:
+        return math.inf
+    try:
+        when = raw if isinstance(raw, datetime) else datetime.fromisoformat(str(raw).strip())
+        if when.tzinfo is None or not isinstance(raw, datetime | str) or len(str(raw)) < _SHORTEST_TIME:
+            raise ValueError
+        return when.timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            "expires: must be a time with its offset (RFC 3339), such as 2027-01-31T00:00:00Z"
+        ) from None
+
+
+def _role(raw: object) -> str:
+    if raw is not None and raw not in _ROLES:
+        raise ValueError(f"role: must be one of {', '.join(_ROLES)}")
+    return "user" if raw is None else str(raw)
+
+
 _FIELDS: Final[dict[str, Callable[[object], Any]]] = {
     "sha256": _sha256,
     "name": _name,
@@ -188,4 +247,6 @@ _FIELDS: Final[dict[str, Callable[[object], Any]]] = {
     "streams": _whole("streams"),
     "priority": _priority("priority"),
     "top_priority": _priority("top_priority"),
+    "expires": _expires,
+    "role": _role,
 }

@@ -10,13 +10,18 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from aiohttp import web
 
+from proxy import certificates, revocation
 from proxy.admission import Admission, admission_for
+from proxy.audit import Audit
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
+from proxy.certificates import Certificates
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.client_times import Times
@@ -30,8 +35,10 @@ from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.errors import ListenError, place_of, words_of
 from proxy.feeder import Limits
+from proxy.file_watch import Contents, FileWatch
 from proxy.fleet import Fleet
 from proxy.flight import Flight
+from proxy.flush import Flush
 from proxy.gate import gate_for, scope_of
 from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
@@ -49,10 +56,11 @@ from proxy.otel import FLUSH_SECONDS, Otel
 from proxy.pacer import MOST
 from proxy.page.handlers import Page
 from proxy.page.state import Sources
-from proxy.prepare import Prepared, Reloader, prepare
+from proxy.prepare import Prepared, prepare
 from proxy.pulse import Pulse
 from proxy.redact import secrets_in
 from proxy.reload import Reload
+from proxy.reloads import OnRedis, Reloads, paths_of
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
@@ -63,6 +71,8 @@ from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
+
+MAX_OPERATORS: Final = 64  # connections to their listener
 
 
 @dataclass(slots=True)
@@ -80,13 +90,14 @@ class App:
     cache: Cache | None
     metrics: Metrics
     scheme: str
-    reload: Callable[[], None]
-    """Read again, as SIGHUP asks, what can change while it runs."""
+    reload: Callable[[], Awaitable[None]]
+    """Read again, as SIGHUP asks, what can change while it runs; what is returned is done when that is."""
     watchdog: Watchdog
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
     large: LargeRequests | None = None  # what is read off the loop
     routes: Sequence[tuple[str, str]] = ()  # paths that are answered here, each with its method
+    admin_url: str = ""  # of the listener for operators, where there is one
 
     @property
     def url(self) -> str:
@@ -105,6 +116,7 @@ async def running(
     """
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
+    contents = Contents(paths_of(settings))  # before they are loaded: what changes meanwhile is noticed
     prepared = prepare(settings)
     for warning in prepared.warnings:
         log.event("warning", "settings", detail=warning)
@@ -139,7 +151,8 @@ async def running(
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
-        gate = gate_for(settings, prepared, metrics, log)
+        audit = Audit(log, metrics)
+        gate = gate_for(settings, prepared, metrics, log, audit)
         urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
         large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
         stack.push_async_callback(large.close)
@@ -220,18 +233,29 @@ async def running(
             memory=memory,
             large=large,
         )
-        reloader = Reloader(settings, prepared, log)
         await first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
-
-        def reread_all() -> None:
-            reloader.reload()
-            large.renew()
-            if reload is not None:
-                reload.wake()
-
+        expiries = _certificates(prepared, metrics, log)
+        files = _files(
+            Reloads(
+                settings=settings,
+                live=prepared,
+                fleet=fleet,
+                gate=gate,
+                large=large,
+                certificates=expiries,
+                redis=_on_redis(cache, admission),
+                reload=reload,
+                hide=log.hide,
+            ),
+            contents,
+            audit,
+        )
+        expiring = [("the watch on certificates", certificates.EVERY, expiries.look)]
+        if gate is not None:
+            expiring.append(("the watch on keys that expire", revocation.EVERY, gate.keyed.look))
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
-        watch(settings, backends, reload, watchdog, loop, log, containment, stack)
+        watch(settings, backends, reload, files, expiring, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -254,6 +278,8 @@ async def running(
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
+        operators = await _listen_for_operators(gateway, settings, prepared, log, stack)
+        Flush(gateway, group, cache, audit, lambda call: prepared.identity.address(call.request))
         host, port = await _listen(door, gateway, close, settings, prepared, log, stack, room)
         if settings.page:
             sources = Sources(
@@ -267,7 +293,9 @@ async def running(
                 began=loop.time(),
                 clock=loop.time,
             )
-            stack.callback(Page(gateway, sources, gate, log).close)  # before the drain
+            stack.callback(
+                Page(gateway, sources, gate, log, audit, prepared.identity.address).close
+            )  # before the drain
         state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
             host,
@@ -281,12 +309,13 @@ async def running(
             cache,
             metrics,
             "https" if prepared.tls is not None else "http",
-            reread_all,
+            files.wake,
             watchdog,
             admission,
             embedder,
             large,
             gateway.routes,
+            operators,
         )
 
 
@@ -330,6 +359,30 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
     if settings.backend_insecure:
         log.event("warning", "settings", detail="backend_insecure: anyone can pass for an https:// engine")
     return context
+
+
+def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificates:
+    """Those in force from the start on."""
+    certificates = Certificates(metrics, log)
+    if prepared.tls is not None:
+        certificates.renew("tls_cert", prepared.tls_expires)
+    if prepared.backend_cert_expires:
+        certificates.renew("backend_cert", prepared.backend_cert_expires)
+    if prepared.redis_cert_expires:
+        certificates.renew("redis", prepared.redis_cert_expires)
+    return certificates
+
+
+def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]:
+    shared = admission.limiter.shared if admission is not None else None
+    return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
+
+
+def _files(reloads: Reloads, contents: Contents, audit: Audit) -> FileWatch:
+    watched = reloads.watched()
+    for each in watched:
+        audit.watches(each.name)
+    return FileWatch(watched, contents, audit)
 
 
 def _watchdog(
@@ -390,12 +443,41 @@ async def _listen(
         )
     )
     where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
-    site = Site(runner, where, backlog=room.backlog, tls=prepared.tls, handshake=settings.head_timeout)
+    tls = prepared.tls.context if prepared.tls is not None else None
+    site = Site(runner, where, backlog=room.backlog, tls=tls, handshake=settings.head_timeout)
     try:
         await site.start()
     except OSError as e:
         raise ListenError(e.strerror or str(e)) from e
     return (settings.listen_unix, 0) if sock is not None else (settings.host, runner.addresses[0][1])
+
+
+async def _listen_for_operators(
+    gateway: Gateway, settings: Settings, prepared: Prepared, log: Log, stack: AsyncExitStack
+) -> str:
+    """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
+    if not settings.admin_port:
+        return ""
+    door = Door(
+        partial(gateway.handle, admin=True),
+        max_connections=MAX_OPERATORS,
+        max_header=settings.max_header_bytes,
+        max_headers=settings.max_headers,
+        max_head=settings.max_head_bytes,
+        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
+    )
+    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    where = {"host": settings.admin_host, "port": settings.admin_port}
+    tls = prepared.tls.context if prepared.tls is not None else None
+    try:
+        await Site(runner, where, backlog=MAX_OPERATORS, tls=tls, handshake=settings.head_timeout).start()
+    except OSError as e:
+        raise ListenError(f"{e.strerror or e} (admin_port = {settings.admin_port})") from e
+    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
+    return f"{'http' if tls is None else 'https'}://{host}:{settings.admin_port}"
 
 
 def _at(where: str, e: BaseException) -> str:

@@ -5,6 +5,8 @@ Called by the scheduler (lookup, store) and the app (lifecycle). No error of Red
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import time
 from binascii import hexlify
 from collections import OrderedDict
@@ -14,7 +16,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.containment import raised
-from proxy.redis_link import Link, address
+from proxy.key import KEY_BYTES, TAG_BYTES
+from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck
@@ -26,6 +29,9 @@ MAX_KNOWN: Final = 4 * 1024 * 1024
 _LAST: Final = 4
 """Frames at a stream's end that are looked at one by one: the last choice's end, usage, [DONE]."""
 STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
+FLUSH_SECONDS: Final = 60.0  # bound of a flush
+FLUSH_STEP: Final = 512  # keys that Redis looks at in one step of it: well under a millisecond
+MAX_FLUSHED: Final = 1024  # models whose last flush is known
 AWAY: Final = frozenset({"LOADING", "NOAUTH"})
 """Refusals that everything will meet until something changes over there. Full (OOM), read-only, moved: it
 answers, so look-ups go on; only this one is not served."""
@@ -179,9 +185,17 @@ class Cache:
         self._probe_wanted = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
         self._stopping = False
+        self._where = where
+        self._flushed: dict[bytes, float] = {}  # when what begins with it was flushed, monotonic
 
     def __repr__(self) -> str:
         return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+
+    def renew(self, where: Address) -> None:
+        """For connections from now on."""
+        self._where = where
+        self._lookups.renew(where)
+        self._stores.renew(where)
 
     @property
     def available(self) -> bool:
@@ -240,9 +254,21 @@ class Cache:
         """An answer is too large to be stored."""
         self._record("store_skipped")
 
-    def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True) -> None:
+    def store(
+        self,
+        key: bytes,
+        stored: Stored,
+        settled: Callable[[], None],
+        *,
+        replace: bool = True,
+        asked: float = math.inf,
+    ) -> None:
         """Have an answer stored; `settled` is called once it is, or will not be. `replace=False` leaves what
-        is already there."""
+        is already there. `asked`: when it was asked for, monotonic; one of before a flush is not stored."""
+        if self._flushed and asked <= max(self._flushed.get(begin, -math.inf) for begin in (b"", key[:TAG_BYTES])):
+            self.skip()
+            settled()
+            return
         try:
             value = _ENCODE(stored)
         except (OverflowError, ValueError, TypeError):  # a number or a text that msgpack does not have
@@ -270,6 +296,35 @@ class Cache:
 
         command = [b"SET", self._prefix + hexlify(key), value, b"EX", self._ttl, *(() if replace else (b"NX",))]
         self._stores.send(command, STORE_SECONDS, done)
+
+    async def flush(self, begin: bytes = b"") -> int:
+        """Remove the answers whose keys begin so, in small steps over a connection of its own. How many there
+        were. Raises WireError where Redis does not answer, TimeoutError where it takes too long."""
+        if len(self._flushed) >= MAX_FLUSHED:
+            self._flushed = {b"": time.monotonic()}
+        self._flushed[begin] = time.monotonic()
+        self._reader = Reader()
+        ours = re.compile(
+            re.escape(self._prefix + hexlify(begin)) + rb"[0-9a-f]{%d}" % (2 * (KEY_BYTES - len(begin)))
+        )
+        pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", self._prefix) + hexlify(begin) + b"*"
+        link = Link(self._where, connect_timeout=self._timeout)
+        removed, cursor = 0, b"0"
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._stores.call(b"PING", timeout=STORE_SECONDS)  # what was sent before is stored by then
+                while True:
+                    reply = await link.call(
+                        *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=STORE_SECONDS
+                    )
+                    cursor, found = _scanned(reply)
+                    keys = [key for key in found if ours.fullmatch(key)]
+                    if keys:
+                        removed += int(await link.call(b"UNLINK", *keys, timeout=STORE_SECONDS))
+                    if cursor == b"0":
+                        return removed
+        finally:
+            await link.close()
 
     def _failed(self, e: WireError) -> None:
         if self._stopping or e is self._last_loss:
@@ -304,6 +359,14 @@ class Cache:
             self._failed(e)
             return False
         return True
+
+
+def _scanned(reply: Any) -> tuple[bytes, list[bytes]]:
+    """The next cursor and the keys of a step. Raises WireError."""
+    match reply:
+        case [bytes(cursor), [*keys]] if all(isinstance(key, bytes) for key in keys):
+            return cursor, keys
+    raise Lost("what it sent is no answer to SCAN")
 
 
 def now() -> float:

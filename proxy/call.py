@@ -53,7 +53,7 @@ class Traced(Protocol):
     def ended(self, call: Call) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One request at the gateway."""
 
@@ -78,7 +78,19 @@ class Call:
     client: str | None = None  # its address, where it was refused
     named: bool = True  # its id may be the client's own
     trace: Traced | None = None
+    admin: bool = False  # it came by the listener for operators
+    keyed: set[Call] | None = None  # where it is registered while it is under way
+    ending: GatewayError | None = None  # why it is cut short
     began: float = field(default_factory=time.monotonic)
+
+    def cut(self, error: GatewayError) -> bool:
+        """End it: its task is cancelled, and answers with this error. False: it is being ended already."""
+        task = self.request.task
+        if self.ending is not None or task.done():
+            return False
+        self.ending = error
+        task.cancel()
+        return True
 
     def reads(self, reader: Subscriber) -> Subscriber:
         """It has its place at a Flight, of its own making or another's."""
@@ -98,6 +110,8 @@ class Call:
 
     def close(self) -> None:
         """It is over, however: its place is free, and what it had of memory and of the limits goes back."""
+        if self.keyed is not None:
+            self.keyed.discard(self)
         try:
             if self.held is not None:
                 self.held.release()

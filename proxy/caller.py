@@ -4,6 +4,7 @@ Called by the gateway and by everything that decides by caller: sharing, limits,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -38,3 +39,7 @@ class Caller:
     """The class of its requests that do not say (`line.PRIORITIES`: 0 high, 1 normal, 2 low)."""
     top_priority: int = 1
     """The highest class that it may ask for."""
+    expires: float = math.inf
+    """Unix time from which on the key is refused."""
+    operator: bool = False
+    """Whether it may see and do what operators do: state, metrics, the page, flushes."""

@@ -1,6 +1,6 @@
-"""Owns the TLS that clients meet: the context, its certificate, what is wrong with one.
+"""Owns the TLS that clients meet: the context, its certificate and their change, what is wrong with one.
 Must not know sockets or requests.
-Called by prepare, at the start and when the certificate is read again."""
+Called by prepare at the start, and by the reloads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, cert, key)
-    return context
-
-
-def load_chain(context: ssl.SSLContext, cert: str, key: str) -> None:
-    """The certificate for connections from now on; those that are open keep theirs."""
     try:
         context.load_cert_chain(cert, key or None, password=_encrypted)
     except OSError as e:  # ssl.SSLError is one
@@ -30,6 +24,25 @@ def load_chain(context: ssl.SSLContext, cert: str, key: str) -> None:
         raise SettingsError(
             f"{shown}: {why}: must be files of a certificate chain and its unencrypted private key, in PEM form"
         ) from None
+    return context
+
+
+class ServerTls:
+    """A listener's context. Each handshake takes the certificate that is in force as it begins. None is loaded
+    into a context in use: a file that changes meanwhile would leave it with a certificate and no key for it."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self._in_force = context
+        context.sni_callback = self._choose
+
+    def renew(self, context: ssl.SSLContext) -> None:
+        """For connections from now on; those that are open keep theirs."""
+        self._in_force = context
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, listener: ssl.SSLContext) -> None:
+        if self._in_force is not listener:
+            connection.context = self._in_force
 
 
 def _encrypted() -> NoReturn:

@@ -269,7 +269,17 @@ class Settings:
     client_stall_timeout: float = _seconds(60.0, "For a client to take bytes that wait for it; 0 is no limit.")
     refresh_seconds: float = _seconds(10.0, "Between two looks at an engine's health and models.", low=0.1)
     api_keys_file: str = _file("The API keys that clients must show, TOML; none: no key is asked for.")
-    metrics_key: bool = _switch("Whether /metrics wants an API key too.")
+    metrics_key: bool = _setting(
+        True, values.switch, "on|off", "Whether /metrics wants an operator's key where there are keys."
+    )
+    admin_port: int = _count(
+        0,
+        "A port of its own for operators: /metrics, /-/state, the page, flushes are then on no other; 0: none.",
+        low=0,
+        high=65535,
+        unit="PORT",
+    )
+    admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address that this port is listened on at.")
     trusted_proxies: tuple[str, ...] = _setting(
         (),
         values.networks,

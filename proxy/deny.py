@@ -99,6 +99,9 @@ class DenyList:
     def __repr__(self) -> str:
         return f"<DenyList of {len(self._literals)} texts, {len(self.patterns)} patterns>"
 
+    def __len__(self) -> int:
+        return len(self._literals) + len(self.patterns)
+
     @property
     def weight(self) -> float:
         """Nanoseconds that the search of one character takes at most, about."""

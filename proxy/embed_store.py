@@ -4,6 +4,7 @@ Called by the embedder. With no Redis nothing is looked up and nothing is kept."
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -108,7 +109,8 @@ class ItemStore:
                 prompt_tokens=result.tokens,
                 completion_tokens=0,
             )
-            self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace)
+            asked = math.inf if item.call is None else item.call.reader.flight.times.created
+            self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace, asked=asked)
         except Exception as e:  # noqa: BLE001 - it is served, if not stored
             self._on_fault("the store of an embedding", e)
             settled()

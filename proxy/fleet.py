@@ -102,6 +102,13 @@ class Fleet:
         await self.backends.refresh(added)
         self.backends.on_release()  # there may be room now for who waits
 
+    def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
+        """This context, or this key, for what engines are asked from now on."""
+        self._tls = self._tls if tls is None else tls
+        self._api_key = self._api_key if api_key is None else api_key
+        for backend in (*self.backends.all, *self._leaving):
+            backend.pool.renew(self._tls, self._api_key)
+
     def close(self) -> None:
         """Close every connection."""
         for backend in (*self.backends.all, *self._leaving):

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from proxy.audit import Audit, Refusal
 from proxy.call import Call
 from proxy.caller import Caller
 from proxy.config import Settings
@@ -18,31 +19,54 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.prepare import Prepared
 from proxy.relay import says_nothing
+from proxy.revocation import KeyedCalls
 from proxy.sizes import Sizes
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import body_texts
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
-"""What is answered without a key, and to the end."""
+"""What is answered to the end."""
+OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
+"""What operators alone see and do, where there are keys."""
 
 
 class Gate:
     """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
 
-    def __init__(self, settings: Settings, prepared: Prepared, sizes: Sizes, metrics: Metrics, log: Log) -> None:
+    def __init__(
+        self, settings: Settings, prepared: Prepared, sizes: Sizes, metrics: Metrics, log: Log, audit: Audit
+    ) -> None:
         self._prepared = prepared
         self._sizes = sizes
         self._metrics = metrics
         self._log = log
-        self._open = (OPEN - {"metrics"} if settings.metrics_key else OPEN) | {"page"}  # a form, without data
+        self._open = OPEN - {"metrics"} if settings.metrics_key else OPEN
+        self._audit = audit
+        self.keyed = KeyedCalls(prepared.identity, audit, OPERATING)
         self._global = settings.share_scope == "global"
         self._forwards = settings.forward_authorization
         self._answers = settings.deny_answers
 
     def enter(self, call: Call) -> None:
-        """Who is it? Raises GatewayError 401."""
+        """Who is it? Raises GatewayError 401, or 404 where it is not to know of what it asks for."""
         if self._prepared.identity.ring is not None and call.endpoint not in self._open:
-            call.caller = self._prepared.identity.identify(call.request)
+            self._identify(call)
+
+    def _identify(self, call: Call) -> None:
+        identity, request = self._prepared.identity, call.request
+        shown = "authorization" in request.headers
+        if call.endpoint == "page" and not shown:
+            return  # a form without data, in which an operator gives the key: a browser sends none by itself
+        try:
+            call.caller = caller = identity.identify(request)
+        except GatewayError as e:
+            reason: Refusal = "expired" if e.code is Code.KEY_EXPIRED else "unknown" if shown else "missing"
+            self._audit.refused(reason, identity.address(request), endpoint=call.endpoint)
+            raise
+        if call.endpoint in OPERATING and not caller.operator:
+            self._audit.refused("not_operator", identity.address(request), key=caller.name, endpoint=call.endpoint)
+            raise not_found(request.path)
+        self.keyed.add(call)
 
     def admit(self, call: Call, ask: Ask) -> Ask:
         """The request as it may go on. Raises GatewayError 400, 404 or 413."""
@@ -116,6 +140,10 @@ class Gate:
         return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
 
 
+def not_found(path: str) -> GatewayError:
+    return GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
+
+
 def _may_use(caller: Caller, model: str | None) -> bool:
     return caller.models is None or model in caller.models
 
@@ -148,7 +176,7 @@ def scope_of(gate: Gate | None) -> Callable[[Call], bytes]:
     return gate.scope if gate is not None else lambda call: tenant(call.request)
 
 
-def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log) -> Gate | None:
+def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, audit: Audit) -> Gate | None:
     """None where there is nothing to ask: a request then pays nothing."""
     sizes = sizes_of(settings)
     wanted = (
@@ -157,4 +185,4 @@ def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log)
         or settings.share_scope == "global"
         or settings.forward_authorization
     )
-    return Gate(settings, prepared, sizes, metrics, log) if wanted or sizes else None
+    return Gate(settings, prepared, sizes, metrics, log, audit) if wanted or sizes else None

@@ -23,7 +23,7 @@ from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import SLICE_BYTES, Subscriber
-from proxy.gate import Gate, scope_of
+from proxy.gate import OPERATING, Gate, not_found, scope_of
 from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.large import LargeRequests
@@ -36,7 +36,7 @@ from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
-from proxy.punctual import in_time
+from proxy.punctual import end_early, in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
@@ -116,24 +116,27 @@ class Gateway:
             "/v1/models": ("GET", "models", self._models),
             "/health": ("GET", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
-            "/metrics": ("GET", "metrics", plain.metrics),
         }
+        own = settings.admin_port != 0
+        self._admin_routes = {path: self._routes[path] for path in ("/health", "/ready")} if own else self._routes
+        """What operators are offered: by a listener of their own, where there is one, and then by no other."""
+        self.serve("/metrics", "GET", "metrics", plain.metrics)
 
     def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
-        """One path more."""
-        self._routes[path] = (method, endpoint, handler)
+        """One path more for operators."""
+        self._admin_routes[path] = (method, endpoint, handler)
 
     @property
     def routes(self) -> list[tuple[str, str]]:
         """Every path that is not passed through, and its method."""
-        return [(path, method) for path, (method, _, _) in self._routes.items()]
+        return [(path, method) for path, (method, _, _) in (self._routes | self._admin_routes).items()]
 
-    async def handle(self, request: web.BaseRequest) -> bool:
+    async def handle(self, request: web.BaseRequest, admin: bool = False) -> bool:
         """Every request comes through here, and leaves one log line and one count behind. True: the connection
-        may be kept."""
+        may be kept. `admin`: it came by the listener for operators."""
         given = request.headers.get("x-request-id")
         name = request_id(given)
-        call = Call(request=request, id=name, named=name is given)
+        call = Call(request=request, id=name, named=name is given, admin=admin)
         try:
             try:
                 answer = self.find(call)
@@ -160,7 +163,11 @@ class Gateway:
                 if request.transport is not None:
                     request.transport.abort()  # a close would wait for the client to take what it does not take
                 raise ConnectionResetError("the client took nothing for too long") from None
-            except (asyncio.CancelledError, ConnectionError):
+            except asyncio.CancelledError:
+                if call.ending is None:
+                    raise
+                sent = await self._cut(call, call.ending)
+            except ConnectionError:
                 raise
             except Exception as e:  # noqa: BLE001 - the door: a fault of ours is told to the log, not to the client
                 at = place_of(e)
@@ -187,16 +194,18 @@ class Gateway:
     def route(self, call: Call) -> Handler:
         """Who answers. Raises GatewayError 404 or 405."""
         path = call.request.path
-        route = self._routes.get(path)
-        if route is None and path.startswith("/v1/models/"):
+        route = (self._admin_routes if call.admin else self._routes).get(path)
+        if route is None and path.startswith("/v1/models/") and not call.admin:
             route = ("GET", "models", self._plain.model)
         if route is None:
-            if not passes(path, call.request.raw_path):
-                raise GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
+            if call.admin or not passes(path, call.request.raw_path):
+                raise not_found(path)
             call.endpoint = "passthrough"
             return self._pass
         method, call.endpoint, handler = route
         if call.request.method != method and not (method == "GET" and call.request.method == "HEAD"):
+            if self._gate is not None and call.endpoint in OPERATING:
+                self._gate.enter(call)  # only an operator is told what is there
             call.allow = method
             raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{path} takes {method}, not {call.request.method[:16]}.")
         return handler
@@ -460,6 +469,15 @@ class Gateway:
         if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
             call.request.transport.close()  # the rest of the body may never come
         return sent
+
+    async def _cut(self, call: Call, error: GatewayError) -> respond.Sent:
+        """Its task was cancelled by us, and the client is told why; unless it has left at the same time."""
+        if call.request.task.uncancel():
+            raise asyncio.CancelledError
+        try:
+            return end_early(call, error)
+        except GatewayError as e:
+            return await self._refuse(call, e.with_traceback(None))
 
     async def _send(
         self,

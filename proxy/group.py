@@ -76,6 +76,15 @@ class FlightGroup:
             if where.get(key) is flight:
                 del where[key]
 
+    def hide_all(self, begin: bytes) -> int:
+        """No one joins those any more whose keys begin so. How many there were."""
+        found = [
+            flight for flight in self.live if flight.plan.key is not None and flight.plan.key.startswith(begin)
+        ]
+        for flight in found:
+            self.hide(flight)
+        return len(found)
+
     def _map(self, plan: Plan) -> dict[bytes, Flight]:
         return self._streams if plan.mode is Mode.STREAM else self._wholes
 

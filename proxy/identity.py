@@ -5,6 +5,8 @@ Called by the gate, and by whoever counts by caller, once a request."""
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -18,14 +20,19 @@ MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
 
 
 class Identity:
-    """Knows callers. `ring` is replaced when the keys file is read again; None: no keys are asked for."""
+    """Knows callers. `ring` is another when the keys file is read again; None: no keys are asked for."""
 
-    def __init__(self, ring: KeyRing | None, trusted: Trusted) -> None:
+    def __init__(self, ring: KeyRing | None, trusted: Trusted, clock: Callable[[], float] = time.time) -> None:
         self.ring = ring
         self._trusted = trusted
+        self._clock = clock  # keys expire by the wall's
 
     def __repr__(self) -> str:
         return f"<Identity by {self.ring!r}>" if self.ring is not None else "<Identity by address>"
+
+    def renew(self, ring: KeyRing) -> None:
+        """From now on these keys."""
+        self.ring = ring
 
     def identify(self, request: web.BaseRequest) -> Caller:
         """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""
@@ -41,7 +48,16 @@ class Identity:
         caller = self.ring.find(key) if key and len(key) <= MAX_KEY else None
         if len(given) > 1 or scheme.lower() != "bearer" or caller is None:
             raise GatewayError(Code.INVALID_API_KEY, "Incorrect API key provided.")
+        if caller.expires <= self._clock():
+            raise expired()
         return caller
+
+    def ended(self, caller: Caller, *, operating: bool = False) -> GatewayError | None:
+        """Why a key that was let in is let in no more; None: it still is. `operating`: as an operator's."""
+        now = self.ring.get(caller.id) if self.ring is not None else caller
+        if now is None or (operating and not now.operator):
+            return GatewayError(Code.KEY_REVOKED, "This API key has been revoked.")
+        return expired() if now.expires <= self._clock() else None
 
     def address(self, request: web.BaseRequest) -> str:
         """The client's address; `unix` for one through a Unix socket. That of the socket, unless a balancer told
@@ -52,6 +68,10 @@ class Identity:
             peer = request.transport.get_extra_info("peername") if request.transport is not None else None
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
         return client_address(name, request.headers.getall("x-forwarded-for", ()), self._trusted)
+
+
+def expired() -> GatewayError:
+    return GatewayError(Code.KEY_EXPIRED, "This API key has expired.")
 
 
 def tenant(request: web.BaseRequest) -> bytes:

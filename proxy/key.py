@@ -5,6 +5,7 @@ Called by the gateway's handlers, once a request whose answer may be shared."""
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.wire.openai import Ask, stream_extras
 
-SCHEMA: Final = "4"
+SCHEMA: Final = "5"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""
 
 NAMES: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
@@ -32,6 +33,9 @@ MAX_NAME: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
 
+TAG_BYTES: Final = 4  # of a key, before the 32 of the hash
+KEY_BYTES: Final = TAG_BYTES + 32
+
 LONG: Final = 16_384  # bytes of a body whose values are looked at before they are taken apart
 
 NewHash = Callable[[bytes], Any]
@@ -48,6 +52,11 @@ _TEXTS: Final = msgspec.json.Decoder(dict[str, str])
 _ESCAPED: Final = rb"\u0022"  # a quote as .NET writes it
 _OURS: Final = 10  # quotes of the key's own five texts
 _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+def model_tag(model: str | None) -> bytes:
+    """What every key of a model's answers begins with, so that they can be found. Models may share one."""
+    return zlib.crc32((model or "").encode("utf-8", "surrogatepass")).to_bytes(TAG_BYTES)
 
 
 def hash_for(cpuinfo: str) -> NewHash:
@@ -74,8 +83,8 @@ class Keyer:
         self._new = new_hash
 
     def key(self, ask: Ask, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
-        """32 bytes. With `fold` the key is common to streaming and not; without, each mode has its own. `headers`:
-        those that go up and on which an engine acts.
+        """The model's tag and a hash, 36 bytes. With `fold` the key is common to streaming and not; without, each
+        mode has its own. `headers`: those that go up and on which an engine acts.
 
         Raises GatewayError 400 where a field cannot be read.
         """
@@ -117,7 +126,7 @@ class Keyer:
             raise GatewayError(
                 Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
             ) from None
-        result: bytes = self._new(text).digest()
+        result: bytes = model_tag(ask.model) + self._new(text).digest()
         return result
 
     def items(
@@ -130,8 +139,8 @@ class Keyer:
         options = {name: raw for name, raw in ask.fields.items() if name != "input"}
         shared = msgspec.structs.replace(ask, fields=options, body=_ENCODE(options))
         common = self.key(shared, tenant=tenant, headers=headers)
-        new, start = self._new, b"item" + common
-        return common, [new(start + item).digest() for item in items]
+        new, start, tag = self._new, b"item" + common, common[:TAG_BYTES]
+        return common, [tag + new(start + item).digest() for item in items]
 
 
 def ordinary(ask: Ask, name: str) -> bool:

@@ -23,13 +23,25 @@ def new_key() -> str:
     return "sk-" + secrets.token_urlsafe(KEY_BYTES)
 
 
-def entry(key: str, name: str, *, tenant: str | None = None, models: Sequence[str] = ()) -> str:
+def entry(
+    key: str,
+    name: str,
+    *,
+    tenant: str | None = None,
+    models: Sequence[str] = (),
+    expires: str | None = None,
+    operator: bool = False,
+) -> str:
     """The entry of the keys file, in TOML."""
     lines = ["[[keys]]", f"name = {_text(name)}", f'sha256 = "{hash_of(key).hex()}"']
     if tenant is not None:
         lines.append(f"tenant = {_text(tenant)}")
     if models:
         lines.append(f"models = [{', '.join(map(_text, models))}]")
+    if expires is not None:
+        lines.append(f"expires = {_text(expires)}")
+    if operator:
+        lines.append('role = "operator"')
     return "\n".join(lines) + "\n"
 
 
@@ -57,12 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("name", metavar="NAME", help="what the log calls it")
         sub.add_argument("--tenant", help="callers of one tenant may share answers; none: the key's own")
         sub.add_argument("--model", action="append", default=[], help="a model it may use, repeatable; none: all")
+        sub.add_argument(
+            "--expires", metavar="TIME", help="when it ends, such as 2027-01-31T00:00:00Z; none: never"
+        )
+        sub.add_argument("--operator", action="store_true", help="it may see the metrics, the state and the page")
     options = parser.parse_args(argv)
     key = new_key() if options.command == "new" else _given()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         sys.stderr.write("proxy.keys: a key has printable ASCII characters and no spaces\n")
         return 2
-    made = entry(key, options.name, tenant=options.tenant, models=options.model)
+    made = entry(
+        key,
+        options.name,
+        tenant=options.tenant,
+        models=options.model,
+        expires=options.expires,
+        operator=options.operator,
+    )
     try:
         read_keys(made, "NAME")
     except SettingsError as e:

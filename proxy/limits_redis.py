@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from proxy.cache import AWAY, Breaker
 from proxy.limits import Ceilings, Claim, Decision, Kind, Levels, Whose
-from proxy.redis_link import Link, address
+from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
 
 LEASE: Final = 30.0
@@ -156,6 +156,10 @@ class SharedLimits:
     def __repr__(self) -> str:
         state = "open" if self.breaker.open else "closed"
         return f"<SharedLimits {state} permits={len(self._held)} {self._link!r}>"
+
+    def renew(self, where: Address) -> None:
+        """For connections from now on."""
+        self._link.renew(where)
 
     @property
     def available(self) -> bool:

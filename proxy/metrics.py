@@ -33,6 +33,7 @@ ENDPOINTS: Final = (
     "page",
     "state",
     "readers",
+    "cache",
     "unknown",
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
@@ -40,6 +41,7 @@ OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
 OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
 STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "estimated", "events")
+KEY_REFUSALS: Final = ("missing", "unknown", "expired", "not_operator", "ended")
 LIMITS: Final = ("requests", "tokens", "streams", "global")
 BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is the client's answer and no error of ours
 LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
@@ -138,6 +140,13 @@ class Metrics:
             "Prompts refused and answers ended by the deny list.",
             Label("where", ("prompt", "answer")),
         )
+        self._reloads = counts(
+            "reloads_total", "Files that were read again.", Label("file", room=16),
+            Label("result", ("good", "failed")),
+        )  # fmt: skip
+        self._keys_refused = counts(
+            "keys_refused_total", "Requests refused or ended for their API key.", Label("reason", KEY_REFUSALS)
+        )
         self._latency = histograms(
             "request_duration_seconds", "From the request to its last byte.", LATENCY_BUCKETS, endpoint
         )
@@ -165,6 +174,8 @@ class Metrics:
             self._breaker.count((value,), 0)
         for value in (*CAUSES, STALE):
             self._retries.count((value,), 0)
+        for value in KEY_REFUSALS:
+            self._keys_refused.count((value,), 0)
         self._denied.count((), 0)
         self._refused.count((), 0)
         for value in LIMITS:
@@ -295,6 +306,14 @@ class Metrics:
     def content_denied(self, where: str) -> None:
         """The deny list matched: a `prompt` or an `answer`."""
         self._content_denied.count((where,))
+
+    def reloads(self, file: str, result: str, count: int = 1) -> None:
+        """A file was read again: `good`, or `failed` and what was in force stays so."""
+        self._reloads.count((file, result), count)
+
+    def key_refused(self, reason: str, count: int = 1) -> None:
+        """Requests were refused, or ended, for their API key: see KEY_REFUSALS."""
+        self._keys_refused.count((reason,), count)
 
     def forget_backend(self, backend: str, gauges: Iterable[str]) -> None:
         """An engine was removed and has ended what it had: its series, and its gauges of these names, go."""

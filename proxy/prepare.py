@@ -1,28 +1,29 @@
 """Owns what the settings name but do not hold: keys, deny list, certificates, secrets, read and checked at once.
-Must not know requests. What can be read again while it runs is replaced here, or kept where it cannot be read.
-Called by the app at the start and on SIGHUP, and by `--check-config`."""
+Must not know requests, nor how a file is read again while it runs.
+Called by the app at the start, by the reloads and by `--check-config`."""
 
 from __future__ import annotations
 
 import os
-import ssl
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.api_keys import read_keys
+from proxy.certificates import expiry_of
 from proxy.client_address import Trusted
-from proxy.client_tls import load_chain, server_context
+from proxy.client_tls import ServerTls, server_context
 from proxy.config import Settings
 from proxy.config_values import secret
 from proxy.deny import DenyList, read_deny_list
 from proxy.errors import SettingsError
 from proxy.identity import Identity
-from proxy.log import Log
 from proxy.otel import packages
 from proxy.redact import shown_path
+from proxy.redis_link import files_of
 
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 
 
@@ -32,9 +33,16 @@ class Prepared:
 
     identity: Identity
     deny: DenyList | None = None
-    tls: ssl.SSLContext | None = None  # shown to clients
+    tls: ServerTls | None = None  # shown to clients
+    tls_expires: float = 0.0  # Unix time
+    backend_cert_expires: float = 0.0
+    redis_cert_expires: float = 0.0
     backend_key: str = field(default="", repr=False)
     warnings: list[str] = field(default_factory=list)
+
+    def take_deny(self, deny: DenyList) -> None:
+        """This list from now on."""
+        self.deny = deny
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -52,10 +60,21 @@ def prepare(settings: Settings) -> Prepared:
     attempt(lambda: _deny(settings, made))
     attempt(lambda: _tls(settings, made))
     attempt(lambda: _backend_key(settings, made))
+    attempt(lambda: _client_certs(settings, made))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
         raise SettingsError("\n".join(problems))
+    ring = made.identity.ring
+    if ring is not None and not ring.has_operator and settings.metrics_key:
+        made.warnings.append(
+            f'api_keys_file = {settings.api_keys_file!r}: no key has role = "operator", so nobody may read'
+            " /metrics (--no-metrics-key opens it), the state or the page's playground"
+        )
+    if ring is None and settings.admin_port and settings.admin_host not in LOOPBACK:
+        made.warnings.append(
+            f"admin_host = {settings.admin_host}: without api_keys_file all who reach it are operators"
+        )
     if settings.forward_authorization and settings.api_keys_file:
         made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
     if settings.listen_unix and settings.port != Settings().port:
@@ -77,7 +96,14 @@ def conflicts(settings: Settings) -> list[str]:
             settings.forward_authorization and settings.share_scope == "global",
             "forward_authorization asks engines by credential, share_scope = global answers all alike: give one",
         ),
-        (settings.metrics_key and not settings.api_keys_file, "metrics_key needs api_keys_file: there is no key"),
+        (
+            settings.admin_port and settings.admin_port == settings.port and not settings.listen_unix,
+            "admin_port is the port: operators need one of their own",
+        ),
+        (
+            settings.admin_host != Settings().admin_host and not settings.admin_port,
+            "admin_host needs admin_port: nothing else listens there",
+        ),
         (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file: there is no list"),
         (
             settings.proxy_protocol and not settings.trusted_proxies,
@@ -111,7 +137,7 @@ def conflicts(settings: Settings) -> list[str]:
 def _keys(settings: Settings, made: Prepared) -> None:
     path = settings.api_keys_file
     if path:
-        made.identity.ring = read_keys(read_file("api_keys_file", path, made.warnings), path)
+        made.identity.renew(read_keys(read_file("api_keys_file", path, made.warnings), path))
 
 
 def _deny(settings: Settings, made: Prepared) -> None:
@@ -121,23 +147,37 @@ def _deny(settings: Settings, made: Prepared) -> None:
 
 def _tls(settings: Settings, made: Prepared) -> None:
     if settings.tls_cert:
-        made.tls = server_context(settings.tls_cert, settings.tls_key)
+        made.tls = ServerTls(server_context(settings.tls_cert, settings.tls_key))
+        made.tls_expires = expiry_of("tls_cert", settings.tls_cert)
         _warn_if_open("tls_key", settings.tls_key or settings.tls_cert, made.warnings)
+
+
+def _client_certs(settings: Settings, made: Prepared) -> None:
+    if settings.backend_cert:
+        made.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
+    redis_cert = files_of(settings.redis).get("ssl_certfile")
+    if redis_cert is not None:
+        made.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
 
 
 def _backend_key(settings: Settings, made: Prepared) -> None:
     made.backend_key = settings.backend_api_key
     if settings.backend_api_key_file:
-        text = read_file("backend_api_key_file", settings.backend_api_key_file, made.warnings)
-        try:
-            made.backend_key = secret(text)
-        except ValueError as e:
-            raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: {e}") from None
-        if not made.backend_key:
-            raise SettingsError(f"backend_api_key_file = {settings.backend_api_key_file!r}: holds no key")
+        made.backend_key = read_backend_key(settings.backend_api_key_file, made.warnings)
     key = made.backend_key
     if len(key) > 1 and key[0] in ("'", '"') and key[0] == key[-1]:
         made.warnings.append("backend_api_key: it is in quotes, and they are sent to engines as a part of it")
+
+
+def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
+    """The key that engines ask for. Raises SettingsError, whose text has none of it."""
+    try:
+        key = secret(read_file("backend_api_key_file", path, warnings))
+    except ValueError as e:
+        raise SettingsError(f"backend_api_key_file = {path!r}: {e}") from None
+    if not key:
+        raise SettingsError(f"backend_api_key_file = {path!r}: holds no key")
+    return key
 
 
 def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
@@ -162,41 +202,3 @@ def _warn_if_open(name: str, path: str, warnings: list[str]) -> None:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
         warnings.append(f"{name} = {path!r}: others may read it (mode {mode:04o}); chmod 600 it")
-
-
-class Reloader:
-    """Reads again what may change while it runs: keys, deny list, certificate. Each by itself: one that cannot be
-    read is told of, and stays as it was."""
-
-    def __init__(self, settings: Settings, live: Prepared, log: Log) -> None:
-        self._settings = settings
-        self._live = live
-        self._log = log
-
-    def reload(self) -> None:
-        settings = self._settings
-        for name, path, step in (
-            ("api_keys_file", settings.api_keys_file, self._keys),
-            ("deny_file", settings.deny_file, self._deny),
-            ("tls_cert", settings.tls_cert, self._tls),
-        ):
-            if not path:
-                continue
-            try:
-                step()
-            except SettingsError as e:
-                self._log.event("error", "not reloaded", setting=name, detail=str(e))
-            else:
-                self._log.event("info", "reloaded", setting=name)
-
-    def _keys(self) -> None:
-        path = self._settings.api_keys_file
-        self._live.identity.ring = read_keys(read_file("api_keys_file", path), path)
-
-    def _deny(self) -> None:
-        _deny(self._settings, self._live)
-
-    def _tls(self) -> None:
-        if self._live.tls is not None:
-            server_context(self._settings.tls_cert, self._settings.tls_key)  # a pair that fits, before it is taken
-            load_chain(self._live.tls, self._settings.tls_cert, self._settings.tls_key)

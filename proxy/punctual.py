@@ -1,6 +1,6 @@
-"""Owns the end of a request whose time is over: a 504, or an honest end of what has begun.
+"""Owns the early end of a request, its time over or its key ended: an error, or an honest end of what has begun.
 Must not know queues, engines or flights' phases: the generation goes on for its other readers, if there are any.
-Called by the gateway, for a request that came with `x-request-timeout`."""
+Called by the gateway, for a request that came with `x-request-timeout`, and for one that is cut short."""
 
 from __future__ import annotations
 
@@ -29,15 +29,25 @@ async def in_time(
         if not limit.expired():
             raise  # another time limit's
     error = GatewayError(Code.DEADLINE_EXCEEDED, f"The {seconds:g} s of x-request-timeout are over.")
+    missed(call.reader.flight.phase.value if call.reader is not None else "arriving")
+    return end_early(call, error)
+
+
+def end_early(call: Call, error: GatewayError) -> respond.Sent:
+    """End a request that is being answered, with this error. Raises it where nothing has gone out, and
+    ConnectionResetError where only the end of the connection says that the answer is not whole."""
     reader = call.reader
     pipe = reader.pipe if reader is not None else None
-    missed(reader.flight.phase.value if reader is not None else "arriving")
+    if reader is not None:
+        reader.pipe = None  # nothing more is written to it
     if not call.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
         raise error
     call.error = error.code.code
     if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
-        raise ConnectionResetError("its time was over in the middle of a body")
+        raise ConnectionResetError("ended early, in the middle of a body")
     if not reader.done:
+        if reader.offset:
+            raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
         reader.done = True
     call.status, call.bytes_out = 200, pipe.sent

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 from proxy.errors import SettingsError
 from proxy.resp import Bounds, Done, Login, Lost, Wire, WireError, Word
@@ -17,6 +18,7 @@ MAX_PENDING: Final = 16 << 20
 MAX_REPLY: Final = 256 << 20
 
 _OURS: Final = frozenset({"username", "password", "host", "port", "path", "db", "client_name", "protocol"})
+_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _MEANINGLESS: Final = frozenset(
     {  # redis-py has them for its own pool and waits; ours are bounded by the settings
         "socket_timeout",
@@ -88,6 +90,12 @@ def address(url: str) -> Address:
     )
 
 
+def files_of(url: str) -> dict[str, str]:
+    """The files that a Redis URL names, by its option."""
+    given = parse_qs(urlsplit(url).query)
+    return {name: given[name][0] for name in _FILES if name in given}
+
+
 class Link:
     """Commands to one Redis over one connection, opened when it is first wanted and again after each loss.
 
@@ -114,6 +122,10 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self._where} {self._wire!r}>"
+
+    def renew(self, where: Address) -> None:
+        """For connections from now on."""
+        self._where = where
 
     @property
     def pending(self) -> int:

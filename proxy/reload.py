@@ -1,35 +1,20 @@
-"""Owns the watch on the settings file: read anew when it changes or on demand; only the engines change with it.
-Must not know engines: it hands their URLs on.
-Called by the app (one task) and by the program (SIGHUP)."""
+"""Owns what a settings file that has changed changes while it runs: only the engines.
+Must not know engines: it hands their URLs on; nor how a change of the file is noticed.
+Called by the watch on files (load, take) and by the app (one task)."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from typing import Final
 
 from proxy.config import Settings
 from proxy.errors import SettingsError
 from proxy.log import Log
 
-EVERY: Final = 1.0  # seconds between two looks at the file
-
-Mark = tuple[int, int, int] | None
-
-
-def mark_of(path: str) -> Mark:
-    """What changes when a file does, also when it is replaced (as a ConfigMap is); None where there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
 
 class Reload:
-    """The settings that hold now, and the file that may change them."""
+    """The settings that hold now, and those of the file that may change them."""
 
     def __init__(
         self,
@@ -37,44 +22,24 @@ class Reload:
         read: Callable[[], Settings],
         apply: Callable[[Sequence[str]], Awaitable[None]],
         log: Log,
-        *,
-        mark: Callable[[str], Mark] = mark_of,
     ) -> None:
         self._settings = settings
         self._read = read  # all sources, in their order: a flag still wins over the file
         self._apply = apply
         self._log = log
-        self._mark = mark
-        self._seen = mark(settings.config)
-        self._asked = asyncio.Event()
+        self._engines = tuple(settings.backends)
+        self._new: tuple[str, ...] | None = None
+        self._taken = asyncio.Event()
 
-    def wake(self) -> None:
-        """Read it now, changed or not."""
-        self._asked.set()
+    def load(self) -> Callable[[], str]:
+        """Read the settings, in a thread; what puts them in force. Raises SettingsError."""
+        settings = self._read()
+        if self._settings.backends and not settings.backends:
+            raise SettingsError("no engine is named: `backends` must have at least one while running")
+        return lambda: self.take(settings)
 
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            try:
-                async with asyncio.timeout(EVERY):
-                    await self._asked.wait()
-            except TimeoutError:
-                pass
-            mark = self._mark(self._settings.config)
-            if self._asked.is_set() or mark != self._seen:
-                self._asked.clear()
-                self._seen = mark
-                await self.look()
-
-    async def look(self) -> None:
-        """Read the settings and change the engines. What is wrong is told, and nothing changes."""
-        try:
-            settings = self._read()
-            if self._settings.backends and not settings.backends:
-                raise SettingsError("no engine is named: `backends` must have at least one while running")
-        except SettingsError as e:
-            self._log.event("warning", "settings refused", detail=str(e))
-            return
+    def take(self, settings: Settings) -> str:
+        """The engines change soon; what else is new is told to need a restart."""
         ours = {"backends", "warnings"}
         others = [
             f.name
@@ -83,5 +48,19 @@ class Reload:
         ]
         if others:
             self._log.event("warning", "settings need a restart", detail=", ".join(others))
-        if settings.backends:  # none: the embedded engine goes on
-            await self._apply(settings.backends)
+        if not settings.backends:  # none: the embedded engine goes on
+            return "nothing that changes while it runs"
+        self._new = settings.backends
+        self._taken.set()
+        before, self._engines = self._engines, tuple(settings.backends)
+        added, removed = set(self._engines) - set(before), set(before) - set(self._engines)
+        return f"{len(added)} engines added, {len(removed)} removed"
+
+    async def run(self) -> None:
+        """For ever. Not where files are looked at: a new engine may take its time to say what it serves."""
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            urls, self._new = self._new, None
+            if urls is not None:
+                await self._apply(urls)

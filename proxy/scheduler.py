@@ -494,7 +494,8 @@ class Scheduler:
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
-        self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
+        stored, began = kept.keep(flight), flight.times.created
+        self._cache.store(key, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
     # -- what nobody would end any more -----------------------------------------------------------
 

@@ -19,13 +19,13 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
-        self._reload: Callable[[], None] | None = None
+        self._reload: Callable[[], object] | None = None
         self._task: asyncio.Task[object] | None = None
 
     def __repr__(self) -> str:
         return f"<Signals {'stopping' if self.stop.is_set() else 'running' if self._reload else 'starting'}>"
 
-    def running(self, reload: Callable[[], None]) -> None:
+    def running(self, reload: Callable[[], object]) -> None:
         """From now on there is something to end well, and to read again."""
         self._reload = reload
 

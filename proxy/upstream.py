@@ -64,9 +64,8 @@ class Pool:
         self._max_idle = max_idle
         self._closed = False
         self._pulse = pulse or Pulse(loop)  # one that is not started: no time is ever lost
-        shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
-        self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
+        self._head, self._breaks = "", 0
+        self._show(api_key)
         self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -76,6 +75,17 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def renew(self, tls: ssl.SSLContext | None, api_key: str) -> None:
+        """For connections and requests from now on."""
+        if self.address.tls and tls is not None:
+            self._tls = tls
+        self._show(api_key)
+
+    def _show(self, api_key: str) -> None:
+        shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
+        self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
 
     def take(self) -> Connection | None:
         """A kept connection, if one is fresh enough; stale ones are closed."""

@@ -1,4 +1,4 @@
-"""Owns what looks at something time and again, as tasks: engines' health, load and pace, the settings file.
+"""Owns what looks at something time and again, as tasks: engines' health, load and pace, files, keys that expire.
 Must not know what is done with what they see.
 Called by the app at start."""
 
@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from proxy.backends import Backend, Backends
 from proxy.config import Settings
 from proxy.containment import Fault
+from proxy.file_watch import FileWatch
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch
@@ -28,13 +30,16 @@ def watch(
     settings: Settings,
     backends: Backends,
     reload: Reload | None,
+    files: FileWatch,
+    expiring: Sequence[tuple[str, float, Callable[[], None]]],
     watchdog: Watchdog,
     loop: asyncio.AbstractEventLoop,
     log: Log,
     fault: Fault,
     stack: AsyncExitStack,
 ) -> None:
-    """Begin to look; the stack's end ends it."""
+    """Begin to look; the stack's end ends it. `expiring`: what ends with time, each by name, with its seconds
+    between two looks."""
     tasks: list[asyncio.Task[None]] = []
 
     def begin(name: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -58,7 +63,10 @@ def watch(
         )
         begin("the pacers' ticks", pace.run)
     if reload is not None:
-        begin("the watch on the settings file", reload.run)
+        begin("the change of engines", reload.run)
+    begin("the watch on files", files.run)
+    for name, seconds, look in expiring:
+        begin(name, partial(each, seconds, look))
     for task in tasks:
         stack.push_async_callback(_stop, task)
 
@@ -71,6 +79,13 @@ async def for_ever(name: str, run: Callable[[], Awaitable[None]], fault: Fault) 
         except Exception as e:  # noqa: BLE001 - a task's border: its exception would else be seen by nobody
             fault(name, e)
         await asyncio.sleep(RESTART_SECONDS)
+
+
+async def each(seconds: float, look: Callable[[], None]) -> None:
+    """Look, and again after so many seconds, for ever."""
+    while True:
+        look()
+        await asyncio.sleep(seconds)
 
 
 async def first_look(backends: Backends) -> None:

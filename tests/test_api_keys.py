@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,59 @@ def test_hashes_that_begin_alike_are_told_apart() -> None:
     assert found is not None
     assert found.id == "real"
     assert KeyRing({twin: Caller(id="twin")}).find("key") is None
+
+
+@pytest.mark.parametrize(
+    "written", ["2027-01-31T00:00:00Z", '"2027-01-31T00:00:00Z"', "2027-01-31T02:00:00+02:00"]
+)
+def test_a_key_may_end_and_may_be_an_operators(written: str) -> None:
+    more = f'expires = {written}\nrole = "operator"\n'
+    ring = read_keys(FULL + more, "keys.toml")
+    one, other = ring.find("key-a"), ring.find("key-b")
+    assert one is not None
+    assert other is not None
+    assert (one.expires, one.operator, ring.has_operator) == (math.inf, False, True)
+    assert (other.expires, other.operator) == (1801353600.0, True)
+    assert ring.expires_after(1801353599.0) == 1801353600.0
+    assert ring.expires_after(1801353600.0) == math.inf
+    assert not read_keys(FULL, "keys.toml").has_operator
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("expires = 2027-01-31T00:00:00", "expires: must be a time with its offset"),
+        ("expires = 2027-01-31", "expires: "),
+        ('expires = "soon"', "expires: "),
+        ('expires = "2027-W05-1"', "expires: "),
+        ("expires = 1801353600", "expires: "),
+        ("expires = true", "expires: "),
+        ("expires = []", "expires: "),
+        ('role = "admin"', "role: must be one of user, operator"),
+        ("role = 1", "role: "),
+        ("role = []", "role: "),
+        ("operator = true", "unknown field 'operator'"),
+    ],
+)
+def test_an_end_or_a_role_that_is_none_is_told(line: str, says: str) -> None:
+    with pytest.raises(SettingsError) as e:
+        read_keys(FULL + line + "\n", "keys.toml")
+    assert says in str(e.value)
+
+
+def test_what_has_changed_is_told_by_names_and_not_without_end() -> None:
+    before = read_keys(FULL, "k")
+    after = read_keys(FULL.replace("streams = 4", "streams = 5").replace("key-b", "key-c"), "k")
+    assert before.changed_from(before) == "no key"
+    assert after.changed_from(before) == "changed: team-a"
+    many = "".join(f'[[keys]]\nname = "n{n}"\nsha256 = "{hash_of(str(n)).hex()}"\n' for n in range(5000))
+    told = read_keys(many, "k").changed_from(before)
+    assert told.startswith("added: n0, n1, ")
+    assert "and 4980 more; removed: team-a, team-b" in told
+    assert len(told) < 300
+    assert A not in told
+
+
+def test_what_is_nested_without_end_is_told() -> None:
+    with pytest.raises(SettingsError, match="not a TOML file"):
+        read_keys("a = " + "[" * 100_000, "keys.toml")

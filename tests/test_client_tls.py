@@ -50,12 +50,12 @@ async def test_clients_are_served_over_tls_and_a_new_certificate_is_taken_at_onc
             await client.request("POST", "/v1/chat/completions", str(HELLO).replace("'", '"').encode())
             assert (await client.read()).status == 200
             use(second)
-            app.reload()
+            await app.reload()
             async with await connected(app.port, trusting(second)) as other:
                 await other.request("GET", "/health")
                 assert (await other.read()).status == 200
             key.write_bytes(b"nonsense")
-            app.reload()  # told, and not taken
+            await app.reload()  # told, and not taken
             async with await connected(app.port, trusting(second)) as other:
                 await other.request("GET", "/health")
                 assert (await other.read()).status == 200

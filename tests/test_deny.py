@@ -194,10 +194,10 @@ async def test_a_list_is_read_again_and_a_bad_one_is_not_taken(
     log = tmp_path / "log"
     async with gateway(engine, deny_file=deny_file, log_to=log) as app:
         write("hello\n")
-        app.reload()
+        await app.reload()
         assert denied(await post_json(app.url, CHAT, HELLO))
         write("re: (\n")
-        app.reload()
+        await app.reload()
         assert denied(await post_json(app.url, CHAT, HELLO))
         await asyncio.sleep(0)
     told = {line["msg"] for line in lines(log)}

@@ -59,7 +59,9 @@ class Redis:
         found = [self.values.get(key) for key in keys]
         self.soon(lambda: done(found))
 
-    def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool) -> None:
+    def store(
+        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool, asked: float
+    ) -> None:
         self.values[key] = stored
         self.soon(settled)
 

@@ -24,7 +24,9 @@ class Redis:
     def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
         self.asked.append((list(keys), done))
 
-    def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool) -> None:
+    def store(
+        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool, asked: float
+    ) -> None:
         self.stored.append((key, stored, replace))
         settled()
 

@@ -39,6 +39,7 @@ def keys(tmp_path: Path) -> Path:
         + entry("kb", "team-b", 'tenant = "blue"')
         + entry("kc", "team-c")
         + entry("kd", "only-m1", 'models = ["m1"]')
+        + entry("ko", "ops", 'role = "operator"')
     )
     path.chmod(0o600)
     return path
@@ -87,7 +88,7 @@ async def test_a_right_key_is_let_in_named_in_the_log_and_shown_to_nobody(
 ) -> None:
     engine.auto(echo_script())
     log = tmp_path / "log"
-    async with gateway(engine, api_keys_file=str(keys), log_to=log) as app:
+    async with gateway(engine, api_keys_file=str(keys), metrics_key=False, log_to=log) as app:
         assert (await post_json(app.url, CHAT, HELLO, (("authorization", scheme + "ka"),))).status == 200
         assert (await post_json(app.url, "/tokenize", {"model": "m1"}, bearer("ka"))).status == 404
         assert [turn.headers.get("authorization") for turn in engine.requests] == [None, None]
@@ -102,10 +103,11 @@ async def test_a_right_key_is_let_in_named_in_the_log_and_shown_to_nobody(
         assert secret not in page
 
 
-async def test_metrics_stand_behind_the_key_where_that_is_set(engine: Engine, keys: Path) -> None:
-    async with gateway(engine, api_keys_file=str(keys), metrics_key=True) as app:
+async def test_metrics_stand_behind_an_operators_key_unless_they_are_opened(engine: Engine, keys: Path) -> None:
+    async with gateway(engine, api_keys_file=str(keys)) as app:
         assert refusal(await get(app.url, "/metrics"))[0] == 401
-        assert (await get(app.url, "/metrics", bearer("ka"))).status == 200
+        assert (await get(app.url, "/metrics", bearer("ka"))).status == 404
+        assert (await get(app.url, "/metrics", bearer("ko"))).status == 200
         assert (await get(app.url, "/health")).status == 200
 
 
@@ -221,10 +223,10 @@ async def test_keys_are_read_again_and_a_bad_file_changes_nothing(
 
         assert (await status("ka"), await status("new")) == (200, 401)
         write(entry("new", "new"))
-        app.reload()
+        await app.reload()
         assert (await status("ka"), await status("new")) == (401, 200)
         write("nonsense")
-        app.reload()
+        await app.reload()
         assert (await status("ka"), await status("new")) == (401, 200)
     told = [(line["msg"], line["setting"]) for line in lines(log) if "reloaded" in line["msg"]]
     assert told == [("reloaded", "api_keys_file"), ("not reloaded", "api_keys_file")]

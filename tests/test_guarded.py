@@ -290,7 +290,7 @@ async def test_under_another_list_older_answers_are_not_found(engine: Engine, gu
         await first.send("hi")
         await one.event()
         write("other\n")
-        app.reload()
+        await app.reload()
         async with streaming(app.url, CHAT, HELLO_STREAM) as two:
             second = await engine.next_request()
             for turn, client in ((first, one), (second, two)):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.key import SCHEMA, UNKEYED, Keyer, hash_for
+from proxy.key import KEY_BYTES, SCHEMA, TAG_BYTES, UNKEYED, Keyer, hash_for
 from proxy.wire.openai import Endpoint, decode
 
 CHAT: dict[str, Any] = {
@@ -41,10 +41,10 @@ def raw(name: str, text: str) -> bytes:
     return key(json.dumps(CHAT)[:-1] + f", {json.dumps(name)}: {text}}}")
 
 
-def test_a_key_is_thirty_two_bytes_whichever_hash_is_chosen() -> None:
+def test_a_key_is_a_tag_and_thirty_two_bytes_whichever_hash_is_chosen() -> None:
     ask = decode("chat", json.dumps(CHAT).encode())
     for cpuinfo in ("flags: sse sha_ni", "Features: sha2", "flags: sse"):
-        assert len(Keyer(hash_for(cpuinfo)).key(ask)) == 32
+        assert len(Keyer(hash_for(cpuinfo)).key(ask)) == KEY_BYTES == 36
 
 
 def test_sha256_is_taken_only_where_the_processor_has_it() -> None:
@@ -340,7 +340,7 @@ REQUESTS = st.builds(
 
 @given(body=spelled(REQUESTS))
 def test_what_is_hashed_is_what_the_standard_library_makes_of_it(body: str) -> None:
-    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+    assert Keyer(Hashed).key(decode("chat", body.encode()))[TAG_BYTES:] == slow(body)
 
 
 @given(
@@ -355,7 +355,7 @@ def test_what_is_hashed_is_what_the_standard_library_makes_of_it(body: str) -> N
     )
 )
 def test_the_options_that_are_hashed_are_those_that_change_the_frames(body: str) -> None:
-    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+    assert Keyer(Hashed).key(decode("chat", body.encode()))[TAG_BYTES:] == slow(body)
 
 
 @pytest.mark.parametrize(
@@ -363,14 +363,14 @@ def test_the_options_that_are_hashed_are_those_that_change_the_frames(body: str)
 )
 def test_messages_that_are_not_flat_are_hashed_by_the_same_rules(messages: str) -> None:
     body = f'{{"messages":{messages},"z":-0}}'
-    assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+    assert Keyer(Hashed).key(decode("chat", body.encode()))[TAG_BYTES:] == slow(body)
 
 
 @given(body=spelled(REQUESTS))
 def test_a_long_request_has_the_key_that_it_would_have_as_a_short_one(body: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("proxy.key.LONG", -1)
-        assert Keyer(Hashed).key(decode("chat", body.encode())) == slow(body)
+        assert Keyer(Hashed).key(decode("chat", body.encode()))[TAG_BYTES:] == slow(body)
 
 
 def test_numbers_without_end_are_keyed_without_a_call_for_each() -> None:

@@ -43,3 +43,12 @@ def test_what_could_not_be_used_is_refused(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("proxy.keys: ")
+
+
+def test_a_key_may_be_made_to_end_and_for_an_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "ops", "--expires", "2027-01-31T00:00:00Z", "--operator"]) == 0
+    told = capsys.readouterr()
+    caller = read_keys(told.out, "k").find(told.err.strip())
+    assert caller is not None
+    assert (caller.expires, caller.operator) == (1801353600.0, True)
+    assert main(["new", "ops", "--expires", "soon"]) == 2

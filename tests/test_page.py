@@ -25,10 +25,13 @@ STREAM = ("accept", "text/event-stream")
 KEY = "sk-" + "k" * 40
 
 
+ROLE = 'role = "operator"\n'
+
+
 def keys(folder: Path) -> str:
     """A keys file with one key."""
     path = folder / "keys.toml"
-    path.write_text(f'[[keys]]\nname = "one"\nsha256 = "{hash_of(KEY).hex()}"\nmodels = ["m1"]\n')
+    path.write_text(f'[[keys]]\nname = "one"\nsha256 = "{hash_of(KEY).hex()}"\nmodels = ["m1"]\n' + ROLE)
     path.chmod(0o600)
     return str(path)
 

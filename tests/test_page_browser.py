@@ -40,7 +40,9 @@ def fill(**fields: object) -> str:
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 async def test_twenty_readers_are_seen_on_one_generation_and_nothing_of_it_is_markup(tmp_path: Path) -> None:
     file = tmp_path / "keys.toml"
-    file.write_text(f'[[keys]]\nname = "one"\nsha256 = "{hash_of(KEY).hex()}"\nrps = 0.001\nburst = 43\n')
+    file.write_text(
+        f'[[keys]]\nname = "one"\nsha256 = "{hash_of(KEY).hex()}"\nrps = 0.001\nburst = 43\nrole = "operator"\n'
+    )
     file.chmod(0o600)
     async with (
         Engine(paced_script(PIECES, ttft=0.05, itl=0.02)) as engine,

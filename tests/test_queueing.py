@@ -263,7 +263,8 @@ async def test_a_full_queue_says_429_to_who_has_its_share_and_503_to_who_is_alon
     engine: Engine, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
-        line = await waiting(stack, engine, key("heavy"), queue_limit=4, api_keys_file=keys_file(tmp_path))
+        settings = {"queue_limit": 4, "api_keys_file": keys_file(tmp_path), "metrics_key": False}
+        line = await waiting(stack, engine, key("heavy"), **settings)
         heavy = [await line.post(f"heavy {n}", key("heavy")) for n in range(4)]
         alone = await post_json(line.app.url, CHAT, asks("heavy 4"), [key("heavy")])
         assert error_of(alone) == (503, "queue_full", "1")

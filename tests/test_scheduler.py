@@ -44,7 +44,9 @@ class Store:
         else:
             done([None] * len(keys))
 
-    def store(self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True) -> None:
+    def store(
+        self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool = True, asked: float = 0.0
+    ) -> None:
         self.storing.append(settled)
 
     def answer(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.watches import for_ever
+from proxy.watches import each, for_ever
 from tests.clock import virtual
 
 
@@ -23,3 +23,14 @@ async def test_what_raises_is_reported_and_begins_anew() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert (runs, told) == (4, ["a watch: no"] * 4)
+
+
+@virtual
+async def test_what_ends_with_time_is_looked_at_at_once_and_then_time_and_again() -> None:
+    looks: list[float] = []
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(each(60.0, lambda: looks.append(loop.time())))
+    await asyncio.sleep(130.0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert looks == [0.0, 60.0, 120.0]

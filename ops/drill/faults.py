@@ -213,6 +213,36 @@ async def files_short(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
+@_fault("a keys file that is broken while it runs", "GatewayReloadFailed")
+async def keys_broken(stage: Stage) -> AsyncIterator[None]:
+    keys = stage.files / "keys.toml"
+    keys.write_text(f'[[keys]]\nname = "ops"\nsha256 = "{"0" * 64}"\n')
+    async with stage.gateway("--api-keys-file", str(keys), "--no-metrics-key"):
+        keys.write_text("[[keys]")
+        yield
+
+
+@_fault("a certificate of one day", "GatewayCertificateExpiring")
+async def certificate_ends(stage: Stage) -> AsyncIterator[None]:
+    cert, key = stage.files / "cert.pem", stage.files / "key.pem"
+    words = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    made = await asyncio.create_subprocess_exec(
+        *words,
+        "-keyout",
+        key,
+        "-out",
+        cert,
+        "-subj",
+        "/CN=gateway",
+        "-days",
+        "1",
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await made.wait() == 0
+    async with stage.gateway("--backend-cert", str(cert), "--backend-key", str(key)):
+        yield
+
+
 @_fault("stopped for 0.7 s time and again, as by a starved CPU", "GatewayLoopLagging")
 async def loop_lags(stage: Stage) -> AsyncIterator[None]:
     async def starve() -> None:

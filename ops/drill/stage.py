@@ -44,7 +44,7 @@ class Stage:
         self.prometheus = prometheus
         self.engines = engines
         self.redis = redis
-        self._files = files
+        self.files = files
         self._targets: set[str] = set()
 
     @asynccontextmanager

@@ -5,13 +5,15 @@ Called by the gateway, which is told of these paths by the app."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion11, web
 
 from proxy import respond
+from proxy.audit import Audit
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
@@ -34,13 +36,23 @@ class Page:
     """The handlers. Nothing of it runs while nobody looks."""
 
     def __init__(
-        self, gateway: Gateway, sources: Sources, gate: Gate | None, log: Log, *, every: float = 1.0
+        self,
+        gateway: Gateway,
+        sources: Sources,
+        gate: Gate | None,
+        log: Log,
+        audit: Audit,
+        address: Callable[[web.BaseRequest], str],
+        *,
+        every: float = 1.0,
     ) -> None:
         """`every`: seconds between two looks at the state, for those that watch it."""
         self._gateway = gateway
         self._sources = sources
         self._gate = gate
         self._log = log
+        self._audit = audit
+        self._address = address
         self._every = every
         self._stall = sources.settings.client_stall_timeout
         self._shell = shell()
@@ -100,6 +112,14 @@ class Page:
         self.boards += 1
         try:
             read, delays = await self._read(call, body)
+            who, model = call.caller.name if call.caller is not None else "", getattr(read, "model", None) or ""
+            self._audit.acted(
+                "playground used",
+                who,
+                self._address(call.request),
+                what=f"{len(delays)} readers",
+                model=model[:256],
+            )
             stream = EventStream(call.request, call.headers(), self._stall)
             call.status, call.stream = 200, True
             try:

@@ -44,9 +44,12 @@ async function events(url, options, each) {
   }
 }
 
+// To a key that is no operator's the paths of this page do not exist.
+function refusesKey(error) { return error.status === 401 || (error.status === 404 && key !== ""); }
+
 function askForKey(wrong) {
   $("keyform").hidden = false;
-  put("keyhint", wrong ? "That key is not known here." : "Kept in this page's memory only: a reload forgets it.");
+  put("keyhint", wrong ? "That key is not an operator's." : "Kept in this page's memory only: a reload forgets it.");
   if (!wrong) $("key").focus();
 }
 $("keyform").addEventListener("submit", (event) => {
@@ -72,7 +75,7 @@ async function watch() {
     throw new Error("the stream ended");
   } catch (error) {
     if (mine !== watching || mine.signal.aborted) return;
-    if (error.status === 401) { pill("needs a key", ""); askForKey(key !== ""); return; }
+    if (refusesKey(error)) { pill("needs a key", ""); askForKey(key !== ""); return; }
     pill(error.status ? error.status + ": " + error.message : "no answer; trying again", "bad");
     waits = Math.min(waits + 1, 5);
     again = setTimeout(watch, 500 * 2 ** waits);
@@ -210,7 +213,7 @@ async function play() {
   } catch (error) {
     if (mine.control.signal.aborted) put("said", "Stopped.");
     else {
-      if (error.status === 401) askForKey(key !== "");
+      if (refusesKey(error)) askForKey(key !== "");
       put("problem", error.status ? `${error.status}: ${error.message}` : "The gateway does not answer: " + error.message);
     }
   }

@@ -62,7 +62,9 @@ def faults(objects: Objects) -> list[str]:
     mounted = {mount["mountPath"] for mount in box["volumeMounts"]}
     given = {variable["name"]: variable for variable in box["env"]}
     scaled = objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    opened = objects["NetworkPolicy"]["spec"]["ingress"][0]["ports"]
+    opened = [rule["ports"] for rule in objects["NetworkPolicy"]["spec"]["ingress"]]
+    own = tomllib.loads(settings_file(objects)).get("admin_port")
+    served = [port["targetPort"] for port in objects["Service"]["spec"]["ports"]]
     holds = {
         "runs as nobody": spec["securityContext"].get("runAsNonRoot") is True,
         "runs as the image does": str(spec["securityContext"].get("runAsUser")) == only("USER"),
@@ -77,8 +79,9 @@ def faults(objects: Objects) -> list[str]:
         "lives by /health": box["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"},
         "is ready by /ready": box["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"},
         "listens where it is asked": str(ports["http"]) == environment()["GATEWAY_PORT"],
-        "is scraped there": annotations["prometheus.io/port"] == str(ports["http"]),
-        "may be reached there": [port["port"] for port in opened] == ["http"],
+        "is scraped at the operators' port": annotations["prometheus.io/port"] == str(ports["admin"]) == str(own),
+        "may be reached there": [[port["port"] for port in rule] for rule in opened] == [["http"], ["admin"]],
+        "offers operators' paths to no client": "admin" not in served,
         "is found by its Service": objects["Service"]["spec"]["selector"].items() <= labels.items(),
         "is served at its port": objects["Service"]["spec"]["ports"][0]["targetPort"] in ports,
         "is what may be disrupted": objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels,
@@ -143,7 +146,7 @@ def test_the_manifests_agree_with_each_other_and_with_the_image() -> None:
             "secrets come by reference",
         ),
         (
-            lambda o: o["ConfigMap"].update(data={"gateway.toml": "backend_api_key = 'k'"}),
+            lambda o: o["ConfigMap"].update(data={"gateway.toml": "admin_port = 9091\nbackend_api_key = 'k'"}),
             "no secret is in the file",
         ),
         (lambda o: container(o)["livenessProbe"]["httpGet"].update(path="/ready"), "lives by /health"),
@@ -153,6 +156,10 @@ def test_the_manifests_agree_with_each_other_and_with_the_image() -> None:
         (lambda o: o["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"].update(name="x"), "is what is scaled"),
         (lambda o: container(o)["volumeMounts"].pop(0), "has its settings mounted"),
         (lambda o: o["NetworkPolicy"]["spec"]["ingress"][0].update(ports=[{"port": 80}]), "may be reached there"),
+        (
+            lambda o: o["Service"]["spec"]["ports"].append({"name": "admin", "port": 9091, "targetPort": "admin"}),
+            "offers operators' paths to no client",
+        ),
     ],
 )  # fmt: skip
 def test_each_rule_can_be_broken(breaks: Callable[[Objects], object], told: str) -> None:

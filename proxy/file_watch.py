@@ -1,0 +1,257 @@
+"""Owns the watch on the files that settings name: each is read again when its content has changed, or on demand.
+Must not know what a file is for: it is given how each is loaded, and who is told of it.
+Called by the app (one task) and on SIGHUP. Files are read in a thread: no file system holds the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+from proxy.errors import SettingsError, words_of
+
+EVERY: Final = 0.5  # seconds between two looks
+REREAD: Final = 4
+"""Looks after which a content is read again though `stat` reports no change: time stamps of NFS are coarse."""
+RESTLESS: Final = 10  # looks after which a file that changes all the time is loaded all the same
+STALL_SECONDS: Final = 10.0  # without an answer of the file system, after which that is reported
+MOST_BYTES: Final = 16 * 1024 * 1024  # of a file that are compared: no more of it is loaded either
+_PIECE: Final = 1024 * 1024
+
+Take = Callable[[], str]
+"""Puts in force what was loaded, on the loop. Returns what has changed, in words without secrets."""
+Digests = Mapping[str, bytes]
+InThread = Callable[[Callable[[], Any]], "asyncio.Future[Any]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One setting's files, loaded together."""
+
+    name: str
+    paths: Sequence[str]
+    load: Callable[[], Take]
+    """Called in a thread. Raises SettingsError."""
+
+
+class Told(Protocol):
+    """Is told of reloads."""
+
+    def reloaded(self, name: str, paths: Sequence[str], who: str, changed: str) -> None: ...
+
+    def not_reloaded(self, name: str, paths: Sequence[str], who: str, reason: str) -> None: ...
+
+    def stalled(self, seconds: float) -> None: ...
+
+    def answers(self) -> None:
+        """After `stalled`."""
+
+
+class Content:
+    """The digest of one file's content, read again only where it may have changed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._mark: tuple[int, ...] = ()
+        self._digest = b""
+        self._age = 0
+
+    def look(self) -> bytes:
+        """What can not be read has a digest too: the reason. Never raises."""
+        try:
+            mark = _mark_of(os.stat(self._path))
+            self._age += 1
+            if mark != self._mark or self._age >= REREAD:
+                self._digest, self._mark = _digest_of(self._path)
+                self._age = 0
+        except (OSError, ValueError) as e:
+            self._mark, self._digest = (), f"error {getattr(e, 'errno', None) or type(e).__name__}".encode()
+        return self._digest
+
+
+def _mark_of(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+
+
+def _digest_of(path: str) -> tuple[bytes, tuple[int, ...]]:
+    """The digest of a regular file's content, and the mark it had as it was opened. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would wait
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            return b"no regular file", _mark_of(found)
+        digest, left = hashlib.sha256(), MOST_BYTES + 1
+        while left > 0 and (piece := os.read(fd, min(_PIECE, left))):
+            digest.update(piece)
+            left -= len(piece)
+        return digest.digest(), _mark_of(found)
+    finally:
+        os.close(fd)
+
+
+class Contents:
+    """The digests of some files. The first look is taken as it is made: before the files are loaded."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._files = {path: Content(path) for path in paths if path}
+        self.first: Digests = self.look()
+
+    def look(self) -> Digests:
+        """Never raises. Called in a thread, by one at a time."""
+        return {path: content.look() for path, content in self._files.items()}
+
+
+class _File:
+    """What is known of one setting's files."""
+
+    def __init__(self, watched: Watched, digests: Digests) -> None:
+        self.watched = watched
+        self._done = self._now(digests)  # of which the last load was, good or not
+        self._seen = self._done
+        self._restless = 0
+
+    def _now(self, digests: Digests) -> tuple[bytes, ...]:
+        return tuple(digests[path] for path in self.watched.paths)
+
+    def due(self, digests: Digests, forced: bool) -> bool:
+        """Whether to load them: their content is another, and has been the same for two looks. What is written
+        piece by piece may be valid in the middle, with keys that are not there yet."""
+        now = self._now(digests)
+        if not forced:
+            settled, self._seen = now == self._seen, now
+            if now == self._done:
+                self._restless = 0
+                return False
+            self._restless += 1
+            if not settled and self._restless < RESTLESS:
+                return False
+        self._done = self._seen = now
+        self._restless = 0
+        return True
+
+
+class FileWatch:
+    """Looks at the files, and loads what has changed: one round at a time, each file by itself. What cannot be
+    loaded is told of, and stays as it was."""
+
+    def __init__(
+        self,
+        watched: Sequence[Watched],
+        contents: Contents,
+        told: Told,
+        *,
+        in_thread: InThread | None = None,
+        every: float = EVERY,
+    ) -> None:
+        self._files = [_File(each, contents.first) for each in watched]
+        self._contents = contents
+        self._told = told
+        self._in_thread = in_thread or in_daemon
+        self._every = every
+        self._asked = asyncio.Event()
+        self._round: asyncio.Future[None] | None = None  # the next one, asked for
+
+    def __repr__(self) -> str:
+        return f"<FileWatch of {', '.join(file.watched.name for file in self._files) or 'nothing'}>"
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def wake(self) -> asyncio.Future[None]:
+        """Load all of them now, changed or not. Resolves when that is done; several that ask are one round."""
+        if self._round is None:
+            self._round = asyncio.get_running_loop().create_future()
+            self._asked.set()
+        return self._round
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                async with asyncio.timeout(self._every if self._files else None):
+                    await self._asked.wait()
+            except TimeoutError:
+                pass
+            self._asked.clear()
+            asked, self._round = self._round, None
+            try:
+                await self._look(forced=asked is not None)
+            finally:
+                if asked is not None and not asked.done():
+                    asked.set_result(None)
+
+    async def _look(self, *, forced: bool) -> None:
+        digests = await self._off_loop(self._contents.look)
+        for file in self._files:
+            if file.due(digests, forced):
+                await self._load(file.watched, "signal" if forced else "file")
+
+    async def _load(self, watched: Watched, who: str) -> None:
+        try:
+            take = await self._off_loop(partial(uncollected, watched.load))
+            changed = take()
+        except SettingsError as e:
+            self._told.not_reloaded(watched.name, watched.paths, who, str(e))
+        except Exception as e:  # noqa: BLE001 - a file's border: what is nested too deep, or larger than memory
+            self._told.not_reloaded(watched.name, watched.paths, who, words_of(e))
+        else:
+            self._told.reloaded(watched.name, watched.paths, who, changed)
+
+    async def _off_loop(self, work: Callable[[], Any]) -> Any:
+        future = self._in_thread(work)
+        done, _ = await asyncio.wait((future,), timeout=STALL_SECONDS)
+        if done:
+            return await future
+        self._told.stalled(STALL_SECONDS)
+        try:
+            return await future
+        finally:
+            self._told.answers()
+
+
+def uncollected(load: Callable[[], Take]) -> Take:
+    """Load without the garbage collector, which would hold the loop while it looks through all that is made, and
+    keep what is made out of its way: it lives as long as the file is in force, and has no circles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return load()
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.enable()
+
+
+def in_daemon(work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Have it done by a thread that the end of the process does not wait for: a file system may never answer."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: Exception | None) -> None:
+        if future.done():
+            return  # nobody waits any more
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as e:  # noqa: BLE001 - a thread's border: it is raised where the result is awaited
+            error = e
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile
+
+    threading.Thread(target=run, name="files", daemon=True).start()
+    return future

@@ -1,0 +1,103 @@
+"""Owns the flush of stored answers: which are meant, who asked, what was removed.
+Must not know Redis' commands: the cache removes what begins with a model's tag.
+Called by the gateway, for `DELETE /-/cache`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from proxy import respond
+from proxy.audit import Audit
+from proxy.cache import Cache
+from proxy.call import Call
+from proxy.errors import Code, GatewayError
+from proxy.gateway import Gateway
+from proxy.group import FlightGroup
+from proxy.key import model_tag
+from proxy.resp import WireError
+
+PATH: Final = "/-/cache"
+
+
+class Flush:
+    """The handler. One flush at a time."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        group: FlightGroup,
+        cache: Cache | None,
+        audit: Audit,
+        address: Callable[[Call], str],
+    ) -> None:
+        self._gateway = gateway
+        self._group = group
+        self._cache = cache
+        self._audit = audit
+        self._address = address
+        self._busy = False
+        gateway.serve(PATH, "DELETE", "cache", self.handle)
+
+    async def handle(self, call: Call) -> respond.Sent:
+        """Raises GatewayError 400 or 503."""
+        model = _model_of(call)
+        if self._busy:
+            raise GatewayError(Code.QUEUE_FULL, "A flush is under way already; try again later.", retry_after=1)
+        self._busy = True
+        result, removed, flights = "failed", 0, 0
+        try:
+            begin = b"" if model is None else model_tag(model)
+            flights = self._group.hide_all(begin)
+            if self._cache is not None:
+                removed = await self._removed(self._cache, begin)
+            result = "good"
+        except asyncio.CancelledError:
+            result = "cut short"
+            raise
+        finally:
+            self._busy = False
+            self._audit.acted(
+                "cache flushed",
+                call.caller.name if call.caller is not None else "",
+                self._address(call),
+                result=result,
+                what="all models" if model is None else model[:256],
+                removed=removed,
+                flights=flights,
+            )
+        answer = {"object": "cache.flush", "model": model, "removed": removed, "flights": flights}
+        headers = [("content-type", "application/json"), *call.headers()]
+        call.status = 200
+        sent, left = respond.write(call.request, 200, headers, msgspec.json.encode(answer))
+        call.bytes_out = sent.bytes
+        if left is not None:
+            await respond.rest(call.request, left, lambda: self._gateway.taken(call))
+        return sent
+
+    async def _removed(self, cache: Cache, begin: bytes) -> int:
+        try:
+            return await cache.flush(begin)
+        except (WireError, TimeoutError) as e:
+            raise GatewayError(
+                Code.CACHE_UNAVAILABLE,
+                f"Redis did not remove all of them ({str(e) or type(e).__name__}); ask again.",
+                retry_after=1,
+            ) from None
+
+
+def _model_of(call: Call) -> str | None:
+    """The one parameter there is. Raises GatewayError 400."""
+    query = call.request.query
+    unknown = next((name for name in query if name != "model"), None)
+    models = query.getall("model", [])
+    if unknown is not None or len(models) > 1 or models == [""]:
+        raise GatewayError(
+            Code.INVALID_VALUE,
+            "Name one model, ?model=NAME, or leave it out to flush the answers of all.",
+            param="model" if unknown is None else unknown[:64],
+        )
+    return models[0] if models else None
