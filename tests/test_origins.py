@@ -132,6 +132,9 @@ async def test_the_gateways_own_page_a_program_and_a_page_with_a_key_may_ask(
         assert (
             await post_json(app.url, CHAT, HELLO, [*headers, ("authorization", f"Bearer {KEY}")])
         ).status == 200
+        assert (await get(app.url, "/health", headers)).status == 403
+        assert (await get(app.url, "/metrics", headers)).status == 401
+    async with gateway(engine, api_keys_file=keys(tmp_path), metrics_key=False) as app:
         assert (await get(app.url, "/metrics", headers)).status == 403
 
 
