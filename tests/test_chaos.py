@@ -132,7 +132,7 @@ def test_a_sample_that_two_are_told_is_wrong_for_the_second() -> None:
 def test_the_load_asks_for_everything() -> None:
     mix = Mix(1)
     asks = [mix.draw() for _ in range(600)]
-    assert {ask.endpoint for ask in asks} == {"chat", "completions", "embeddings"}
+    assert {ask.endpoint for ask in asks} == {"chat", "completions", "embeddings", "tokenize"}
     assert {(ask.stream, ask.sampled) for ask in asks} == {
         (True, True),
         (True, False),
