@@ -242,6 +242,11 @@ async def _tell(row: Row, on: Stage, load: Load) -> None:
         held = f"RSS {rss_mb(on.pid, children=False):.0f} MB, descriptors {open_fds(on.pid)}"
         line = f"minute {minute}: {row.events.total():,} faults, {len(load.results):,} requests: {told}; {held}"
         print(line, file=sys.stderr, flush=True)
+        whys = Counter(
+            result.verdict.why for result in load.results if _so_far(result.verdict) in ("wrong", "hung")
+        )
+        if whys:
+            print(f"  {dict(whys.most_common(8))}", file=sys.stderr, flush=True)
 
 
 def _so_far(verdict: Verdict) -> str:

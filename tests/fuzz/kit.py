@@ -41,13 +41,9 @@ def flagged(data: bytes) -> tuple[int, bytes]:
     return (data[0], data[1:]) if data else (0, b"")
 
 
-class Twice(ValueError):
-    """An object has a member twice."""
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
-        raise Twice("a member is given twice")
+        raise ValueError("a member is given twice")
     return dict(pairs)
 
 
@@ -55,9 +51,14 @@ def _none(word: str) -> Any:
     raise ValueError(f"{word} is no JSON")
 
 
-def strict_json(data: bytes) -> Any:
-    """JSON as RFC 8259 has it, in UTF-8, no member twice. Raises ValueError, of which Twice is one."""
-    return json.loads(data.decode("utf-8"), parse_constant=_none, object_pairs_hook=_once)
+def _whole(digits: str) -> Any:
+    return int(digits) if len(digits) < 4000 else digits
+
+
+def strict_json(data: bytes, *, once: bool = True) -> Any:
+    """JSON as RFC 8259 has it, in UTF-8; no member twice where `once` is set. Raises ValueError."""
+    hook = _once if once else None
+    return json.loads(data.decode("utf-8"), parse_constant=_none, parse_int=_whole, object_pairs_hook=hook)
 
 
 class StillLoop(asyncio.AbstractEventLoop):
