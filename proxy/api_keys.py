@@ -64,7 +64,7 @@ def read_keys(text: str, path: str) -> KeyRing:
     """The ring that a keys file describes. Raises SettingsError that names each wrong entry and its line."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise SettingsError(f"{path}: not a TOML file: {e}") from None
     problems = [f"{path}: unknown key {name!r}: only [[keys]] entries" for name in table if name != "keys"]
     entries = table.get("keys", [])

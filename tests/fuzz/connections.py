@@ -12,7 +12,7 @@ from proxy.opening import MAX_V1, MAX_V2, V2, Opening, read_opening
 from tests.fuzz.kit import Target
 
 _V1: Final = re.compile(rb"PROXY (TCP4|TCP6) (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
-_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: [^\r]*)?\r\n")
+_UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: .*)?\r\n", re.DOTALL)
 
 
 def by_the_book(data: bytes) -> Opening | None:

@@ -123,32 +123,9 @@ def settings(data: bytes) -> None:
 
 
 KEY_WORDS: Final = (
-    *(
-        b"[[keys]]\n",
-        b'sha256 = "',
-        HASH.encode(),
-        b'name = "',
-        b"models = [",
-        b"rps = ",
-        b"burst = ",
-        b"streams = ",
-    ),
+    *(b"[[keys]]\n", b'sha256 = "', HASH.encode(), b'name = "', b"models = [", b"rps = ", b"burst = "),
     *(b'priority = "low"\n', b'top_priority = "high"\n', b'tenant = "', b"tokens_per_minute = ", b"inf", b"nan"),
-    *(
-        b"burst = ",
-        b"streams = ",
-        b"= true\n",
-        b'"\n',
-        b"'''",
-        b"[keys]\n",
-        b"keys = [",
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b"1979-05-27",
-        b"\\u0000",
-    ),
+    *(b"streams = ", b"= true\n", b'"\n', b"'''", b"[keys]\n", b"keys = [", b"{", b"}", b"[", b"]", b"1979-05-27"),
 )
 DENY_WORDS: Final = (
     *(

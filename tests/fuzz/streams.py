@@ -201,8 +201,8 @@ def feeder(data: bytes) -> None:
     assert flight.log == other.log
     assert (flight.usage, flight.content_events) == (other.usage, other.content_events)
     said = flight.raw_frames()
-    assert is_done(said[-1])
     assert not any(map(is_done, said[:-1]))
+    assert is_done(said[-1]) == one.clean, "an end after an error"
     if one.clean:
         ended = {index: reason for frame in said for index, reason in _finishes(frame) if reason}
         assert set(range(asked)) <= ended.keys(), "an open choice in a whole answer"
