@@ -271,8 +271,8 @@ class Feeder:
         return lack is not None and self._lacks(lack)
 
     def _finish(self, done: bytes) -> None:
-        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. After an
-        error of the engine's own it is dropped."""
+        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. It
+        is dropped after an error of the engine's own."""
         lack = None
         if not self.error_frame and self.flight.plan.ask is not None:
             lack = lack_of(self._ended, self._asked)

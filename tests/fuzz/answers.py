@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import h11
 
 from proxy.answer import Answer
-from proxy.framing import Refused
+from proxy.framing import Kind, Refused
 from proxy.wire.openai import decode
 from proxy.wire.vectors import Unsplittable, Vector, array_body, envelope_of, inputs_of, put_together, take_apart
 from tests.fuzz.kit import Target, flagged, parted, strict_json
@@ -50,17 +50,20 @@ class Read(NamedTuple):
 def read(pieces: Iterable[bytes], *, bodiless: bool) -> Read:
     taken = Taken()
     answer = Answer(taken, bodiless=bodiless)
-    refused = ended = surplus = False
+    refused = ended = False
+    left = b""
     for piece in pieces:
         if ended:
-            surplus = True
-            break
+            left += piece
+            continue
         try:
             ended = answer.feed(piece)
         except Refused:
             refused = True
             break
-    surplus = surplus or answer.surplus
+    if answer.framing is not None and answer.framing.kind is Kind.CHUNKED:
+        left = left.strip(b"\r\n")  # llhttp passes over line ends after the last chunk
+    surplus = bool(left) or answer.surplus
     until = answer.until_close
     answer.close()
     return Read(refused, ended, until, taken.status, tuple(taken.headers), taken.data, surplus)
@@ -99,7 +102,7 @@ def answer(data: bytes) -> None:
     one = read([stream] if stream else [], bodiless=bodiless)
     other = read(pieces, bodiless=bodiless)
     assert one == other
-    if len(stream) <= 200:
+    if flags & 128 and len(stream) <= 200:
         assert read([bytes([byte]) for byte in stream], bodiless=bodiless) == one
     theirs = by_h11(stream, bodiless=bodiless)
     if one.refused or theirs is None or not one.status:
@@ -171,7 +174,9 @@ VECTOR_WORDS: Final = (
 )
 INPUT_WORDS: Final = (b'["a","b"]', b"[[1,2],[3]]", b"[1,2]", b"1.0", b"1e2", b"-1", b'"', b"\\ud83d", b"[", b"]")
 TARGETS: Final = {
-    "answer": Target(answer, "any cut gives the same answer; h11 reads the same where it reads it at all", WORDS),
+    "answer": Target(
+        answer, "any cut gives the same answer; h11 reads the same where it reads it at all", WORDS, 600
+    ),
     "vectors": Target(vectors, "Unsplittable, or put together it is the same by json.loads", VECTOR_WORDS),
     "inputs": Target(inputs, "none, or the items are those of json.loads, in order", INPUT_WORDS),
 }

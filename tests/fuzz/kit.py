@@ -61,11 +61,19 @@ def strict_json(data: bytes, *, once: bool = True) -> Any:
     return json.loads(data.decode("utf-8"), parse_constant=_none, parse_int=_whole, object_pairs_hook=hook)
 
 
+def lenient_json(data: bytes | None) -> Any:
+    """As json.loads has it, what is not UTF-8 replaced: engines' texts are passed on as they came. None: no JSON."""
+    try:
+        return json.loads((data or b"{}").decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
 class StillLoop(asyncio.AbstractEventLoop):
     """A loop whose time stands still: what is scheduled on it never runs. What fires is asked for by name."""
 
     def __init__(self) -> None:
-        self.calls: list[Callable[..., object]] = []
+        self.told: list[BaseException] = []
 
     def time(self) -> float:
         return 1.0
@@ -81,6 +89,9 @@ class StillLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.told.append(context["exception"])
 
     def get_debug(self) -> bool:
         return False

@@ -125,7 +125,10 @@ def made() -> dict[str, list[bytes]]:
     texts = ["a b", "ﬁne  ﷺ İ ẞ", "a\u00ad\u200bb \u0301\u0301", "가각 ｶﾞ", "x" * 70 + "\u0301" * 70]
     deep = b"x = " + b"[" * 1500 + b"]" * 1500
     return {
-        "sse": [in_pieces(one, 30, 90, 200) for one in said],
+        "sse": [
+            at + in_pieces(one[-390:], 30, 90, 200)[1:]
+            for at, one in zip((b"\x03", b"\x87") * 5, said, strict=True)
+        ],
         "chunks": [b"".join(map(chunk, Framer(1 << 20).feed(one))) for one in said[3:6]]
         + [b"5;a=b\r\nhello\r\n", b"005\r\nhello\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"A\r\n0123456789\r\n"],
         "frames": said,
@@ -134,7 +137,7 @@ def made() -> dict[str, list[bytes]]:
         + [b"\x06" + in_pieces(vectors % (datum % 0), 9)],
         "fold": [bytes([kind]) + one for kind, one in zip((0, 1, 2), said, strict=False)] + [b"\x00" + said[4]],
         "split": [bytes([kind]) + one for one in (said[0], said[4], bodies[0]) for kind in (0, 5)],
-        "answer": [b"\x00" + in_pieces(one, 60, 61, 200) for one in answers[::3]],
+        "answer": [b"\x80" + in_pieces(one, 60, 61, 200) for one in answers[::3]],
         "vectors": [bytes([n - 1]) + vectors % b",".join(datum % at for at in reversed(range(n))) for n in (1, 3)],
         "inputs": [b'["a","\\u00e9"]', b"[[1,2],[3]]", b"[1,2]", b'"a"', b"[1.0]", b"[true]", b"[]", b"[[]]"],
         "request": [bytes([kind % 3]) + body for kind, body in enumerate(BODIES_IN)],
