@@ -174,9 +174,7 @@ VECTOR_WORDS: Final = (
 )
 INPUT_WORDS: Final = (b'["a","b"]', b"[[1,2],[3]]", b"[1,2]", b"1.0", b"1e2", b"-1", b'"', b"\\ud83d", b"[", b"]")
 TARGETS: Final = {
-    "answer": Target(
-        answer, "any cut gives the same answer; h11 reads the same where it reads it at all", WORDS, 600
-    ),
+    "answer": Target(answer, "any cut gives the same answer; h11 reads the same where it reads it", WORDS, 600),
     "vectors": Target(vectors, "Unsplittable, or put together it is the same by json.loads", VECTOR_WORDS),
     "inputs": Target(inputs, "none, or the items are those of json.loads, in order", INPUT_WORDS),
 }

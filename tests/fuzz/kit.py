@@ -62,7 +62,7 @@ def strict_json(data: bytes, *, once: bool = True) -> Any:
 
 
 def lenient_json(data: bytes | None) -> Any:
-    """As json.loads has it, what is not UTF-8 replaced: engines' texts are passed on as they came. None: no JSON."""
+    """As json.loads has it, what is not UTF-8 replaced: engines' texts pass as they came. None: no JSON."""
     try:
         return json.loads((data or b"{}").decode("utf-8", "replace"))
     except (ValueError, RecursionError):
