@@ -40,6 +40,21 @@ def test_the_corpus_holds_in_bounded_time_and_memory(name: str) -> None:
         tracemalloc.stop()
 
 
+def seconds(name: str, data: bytes, size: int) -> float:
+    """CPU time for an input made as large, by its own repetition."""
+    large = data[:1] + (data[1:] * (size // len(data) + 1))[:size]
+    began = time.thread_time()
+    TARGETS[name].run(large)
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_time_is_linear_in_the_bytes(name: str) -> None:
+    for data in seeds(name):
+        if len(data) > 1:
+            assert seconds(name, data, LARGE) < 8 * seconds(name, data, LARGE // 4) + ONCE / 10
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_near_the_corpus_it_holds_too(name: str) -> None:
     @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

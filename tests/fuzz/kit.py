@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 MOST_CUTS: Final = 8
 
@@ -69,26 +69,30 @@ def lenient_json(data: bytes | None) -> Any:
         return None
 
 
-class StillLoop(asyncio.AbstractEventLoop):
-    """A loop whose time stands still: what is scheduled on it never runs. What fires is asked for by name."""
+class StillLoop:
+    """As much of a loop as readers need. Its time stands still: what is scheduled on it never runs."""
 
     def __init__(self) -> None:
-        self.told: list[BaseException] = []
+        self.told: list[BaseException] = []  # what was contained
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return cast("asyncio.AbstractEventLoop", self)
 
     def time(self) -> float:
         return 1.0
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
-        return asyncio.Handle(callback, args, self)
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> asyncio.Handle:
+        return asyncio.Handle(callback, args, self.loop)
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
-        return asyncio.TimerHandle(when, callback, args, self)
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+        return asyncio.TimerHandle(when, callback, args, self.loop)
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
         return self.call_at(1.0 + delay, callback, *args)
 
     def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=self.loop)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.told.append(context["exception"])

@@ -87,9 +87,9 @@ def _told(pieces: Iterable[bytes]) -> tuple[list[Any], list[Any], str]:
     pushes: list[Any] = []
     losses: list[Wire] = []
     transport = Transport()
-    loop = StillLoop()
-    wire = Wire(loop, Login(), BOUNDS, on_push=pushes.append, on_lost=losses.append)
-    asyncio._set_running_loop(loop)
+    still = StillLoop()
+    wire = Wire(still.loop, Login(), BOUNDS, on_push=pushes.append, on_lost=losses.append)
+    asyncio._set_running_loop(still.loop)
     try:
         wire.connection_made(transport)
         wire.data_received(HELLO_REPLY)
@@ -103,7 +103,7 @@ def _told(pieces: Iterable[bytes]) -> tuple[list[Any], list[Any], str]:
     finally:
         asyncio._set_running_loop(None)
     # hiredis makes dicts of maps and sets of sets: a member that cannot be hashed ends the connection.
-    assert all("unhashable" in str(error) for error in loop.told)
+    assert all("unhashable" in str(error) for error in still.told)
     assert len(replies) == ASKED
     assert losses == [wire]
     assert wire.pending == 0
