@@ -116,7 +116,8 @@ def frames(data: bytes) -> None:
     assert not view.held
     kept = [frame for frame in given if not _only_usage(frame)]
     # Nothing is lost, repeated or made up; what goes back to a finish is put at its end.
-    other = Counter(seen)
+    # A usage chunk that is not UTF-8, or has half an emoji, is no JSON to us and goes out as it came.
+    other = Counter(frame for frame in seen if not (_only_usage(frame) and _odd(frame)))
     other.subtract(kept)
     grown, missed = +other, +Counter({frame: -count for frame, count in other.items()})
     assert grown.total() == missed.total()
@@ -129,6 +130,13 @@ def frames(data: bytes) -> None:
 def _only_usage(frame: bytes) -> bool:
     members = lenient_json(data_of(frame))
     return isinstance(members, dict) and members.get("choices") == [] and members.get("usage") is not None
+
+
+def _odd(frame: bytes) -> bool:
+    try:
+        return "\\u" in frame.decode()
+    except UnicodeDecodeError:
+        return True
 
 
 def _grown(one: bytes, frame: bytes) -> bool:
