@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.fuzz import seeds as making
+from tests.fuzz.__main__ import table
 from tests.fuzz.inputs import inputs
 from tests.fuzz.targets import CORPUS, TARGETS, seeds
 
@@ -72,6 +73,17 @@ def test_the_corpora_are_small_and_their_seeds_are_what_the_program_writes() -> 
     for name, made in making.made().items():
         kept = [path.read_bytes() for path in sorted((CORPUS / name).glob("seed-*"))]
         assert kept == made, f"{name}: python -m tests.fuzz.seeds"
+
+
+def test_the_table_has_a_row_for_each_target_and_marks_the_one_that_fails() -> None:
+    rows = [
+        {"target": "a", "executions": 1234, "seconds": 5, "coverage": 7, "failed": False},
+        {"target": "b", "seconds": 6, "failed": True},  # nothing was told before it failed
+    ]
+    assert table(rows, {"a": "same", "b": "other"}).splitlines()[2:] == [
+        "| `a` | same | 1,234 | 5 | 7 | none |",
+        "| `b` | other | 0 | 6 | – | **yes** |",
+    ]
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["sse", "--seconds", "1"]])

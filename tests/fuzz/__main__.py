@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -121,6 +122,23 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def table(rows: Sequence[Mapping[str, Any]], oracles: Mapping[str, str]) -> str:
+    """In Markdown, as `ops/docs/fuzzing.md` has it."""
+    lines = ["| target | oracle | executions | seconds | coverage | failing |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        numbers = (
+            row["target"],
+            row.get("executions", 0),
+            row["seconds"],
+            row.get("coverage", "–"),
+            row["failed"],
+        )
+        name, executions, seconds, coverage, failed = numbers
+        found = "**yes**" if failed else "none"
+        lines.append(f"| `{name}` | {oracles[name]} | {executions:,} | {seconds} | {coverage} | {found} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     args = arguments()
     args.found = args.found.resolve()
@@ -136,12 +154,13 @@ def main() -> int:
     if args.target is not None and args.target not in TARGETS:
         print(f"tests.fuzz: no target is called {args.target!r}; there are: {', '.join(TARGETS)}", file=sys.stderr)
         return 2
-    failed = False
+    rows = []
     for name in [args.target] if args.target else TARGETS:
-        row = one(argparse.Namespace(**{**vars(args), "target": name}))
-        print(json.dumps(row), flush=True)
-        failed = failed or row["failed"]
-    return int(failed)
+        rows.append(one(argparse.Namespace(**{**vars(args), "target": name})))
+        print(json.dumps(rows[-1]), flush=True)
+    if args.target is None:
+        print("\n" + table(rows, {name: target.oracle for name, target in TARGETS.items()}))
+    return int(any(row["failed"] for row in rows))
 
 
 if __name__ == "__main__":
