@@ -68,6 +68,8 @@ def opening(data: bytes) -> None:
     else:
         assert by_the_book(data) is None
         assert found is not None or len(data) < MAX_V2, "it waits for ever"
+    if data.startswith(V2) and len(data) >= 16 and 16 + int.from_bytes(data[14:16], "big") > MAX_V2:
+        assert found == "refused", "it waits for more than it takes"
     before: Opening | str | None = None
     ends = {*range(20), 28, 52, 106, 107, 108, len(data) // 2, len(data) - 1, len(data)}
     for end in sorted(end for end in ends if 0 <= end <= len(data)):

@@ -28,6 +28,8 @@ USAGE: Final = (
     b'"system_fingerprint":"vllm-0.32.0-a"}\n\n'
 )
 ERROR: Final = b'data: {"error":{"message":"m","type":"t","param":null,"code":500}}\n\n'
+ABORTED: Final = b'{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"abort"}]}'
+CRLF: Final = b"data: a\r\n\r\n: x\n\r\ndata: b\r\rdata: [DONE]\r\n\r\n"
 MOST: Final = 1400  # bytes of a recorded stream: its first frames and its last
 
 
@@ -92,19 +94,28 @@ first_token_timeout = 0.5
 page = false
 backend_api_key = "{SECRET}"
 """
+CHAT, TEXTS, INPUT = 0, 1, 2
 BODIES_IN: Final = (
-    b'{"model":"m","messages":[{"role":"user","content":"hi \\u00e9"}],"max_tokens":5,"stream":true}',
-    b'{"model":"m","messages":[],"stream_options":{"include_usage":false,"x":1},"seed":-1,"temperature":0.5}',
-    b'{"messages":[{"content":[{"type":"text","text":"a"}]}],"tools":[{"function":{"name":"f"}}],"n":2}',
-    b'{"model":"m","prompt":["a","b"],"max_tokens":9,"best_of":2,"logit_bias":{"1":1e400}}',
-    b'{"prompt":[[1,2],[3]],"user":"u","metadata":{"a":"b"}}',
-    b'{"model":"m","input":["a","b"],"encoding_format":"float"}',
-    b' \n{"messages":[],"m\\u006fdel":"x"} ',
-    b'{"messages":[],"x":' + b"[" * 1200 + b"]" * 1200 + b"}",
-    b'{"messages":[],"x":NaN}',
-    b'\xef\xbb\xbf{"messages":[]}',
-    b'{"input":"a","model":"m","model":"n"}',
-    b'{"model":"m","input":"a","max_output_tokens":9,"messages":[]}',
+    (CHAT, b'{"model":"m","messages":[{"role":"user","content":"hi \\u00e9"}],"max_tokens":8,"stream":true}'),
+    (CHAT, b'{"messages":[],"stream_options":{"include_usage":false,"x":1},"seed":-1,"temperature":0.5}'),
+    (CHAT, b'{"messages":[{"content":[{"type":"text","text":"a"}]}],"tools":[{"function":{"name":"f"}}],"n":2}'),
+    (TEXTS, b'{"model":"m","prompt":["a","b"],"max_tokens":9,"best_of":2,"logit_bias":{"1":1e400}}'),
+    (TEXTS, b'{"prompt":[[1,2],[3]],"user":"u","metadata":{"a":"b"}}'),
+    (INPUT, b'{"model":"m","input":["a","b"],"encoding_format":"float"}'),
+    (CHAT, b' \n{"messages":[],"m\\u006fdel":"x"} '),
+    (CHAT, b'{"messages":[],"x":' + b"[" * 1200 + b"]" * 1200 + b"}"),
+    (CHAT, b'{"messages":[],"x":NaN}'),
+    (CHAT, b'\xef\xbb\xbf{"messages":[]}'),
+    (INPUT, b'{"input":"a","model":"m","model":"n"}'),
+    (CHAT, b'{"messages":[],"\\u006dodel":"m", "model":"n"}'),
+)
+PASSED_IN: Final = (
+    (0, b'{"model":"m","input":"a","max_output_tokens":8}'),
+    (0, b'{"model":"m","input":"a"}'),
+    (1, b'{"model":"m","messages":[],"max_tokens":8}'),
+    (2, b'{"messages":[[]],"max_completion_tokens":8,"max_tokens":3,"n":2}'),
+    (3, b'{"model":"m","prompt":"a"}'),
+    (4, b'{"query":"a","documents":["b"],"model":7}'),
 )
 
 
@@ -122,27 +133,27 @@ def made() -> dict[str, list[bytes]]:
         b"*3\r\n%1\r\n+a\r\n:1\r\n~1\r\n#t\r\n,1.5\r\n_\r\n(123\r\n=7\r\ntxt:abc\r\n",
         b"$100\r\nhalf",
     ]
+    halves = (said[3], TEXT + DONE, TEXT + STOP, STOP + DONE + TEXT + DONE, TEXT + ERROR + DONE)
+    twice = KEYS + KEYS.replace('"a"', '"c"')[:96]
     texts = ["a b", "ﬁne  ﷺ İ ẞ", "a\u00ad\u200bb \u0301\u0301", "가각 ｶﾞ", "x" * 70 + "\u0301" * 70]
     deep = b"x = " + b"[" * 1500 + b"]" * 1500
     return {
-        "sse": [
-            at + in_pieces(one[-390:], 30, 90, 200)[1:]
-            for at, one in zip((b"\x03", b"\x87") * 5, said, strict=True)
-        ],
+        "sse": [b"\x87" + CRLF, *(b"\x03" + in_pieces(one[-390:], 30, 90, 200)[1:] for one in said)],
         "chunks": [b"".join(map(chunk, Framer(1 << 20).feed(one))) for one in said[3:6]]
         + [b"5;a=b\r\nhello\r\n", b"005\r\nhello\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"A\r\n0123456789\r\n"],
         "frames": said,
-        "feeder": [bytes([kind]) + in_pieces(one, 50, 128) for one in said for kind in (0, 1)][:14],
+        "feeder": [bytes([at % 2]) + in_pieces(one, 50, 128) for at, one in enumerate((*said, *said[4:]))][:14],
         "whole": [bytes([at % 2 * 3]) + in_pieces(body, 100) for at, body in enumerate(bodies)]
-        + [b"\x06" + in_pieces(vectors % (datum % 0), 9)],
+        + [b"\x06" + in_pieces(vectors % (datum % 0), 9), b"\x00" + in_pieces(ABORTED)],
         "fold": [bytes([kind]) + one for kind, one in zip((0, 1, 2), said, strict=False)] + [b"\x00" + said[4]],
         "split": [bytes([kind]) + one for one in (said[0], said[4], bodies[0]) for kind in (0, 5)],
         "answer": [b"\x80" + in_pieces(one, 60, 61, 200) for one in answers[::3]],
-        "vectors": [bytes([n - 1]) + vectors % b",".join(datum % at for at in reversed(range(n))) for n in (1, 3)],
+        "vectors": [b"\x01" + vectors % (datum % 0 + b"," + datum % 0), b"\x00" + vectors % b'{"index":0}']
+        + [bytes([n - 1]) + vectors % b",".join(datum % at for at in reversed(range(n))) for n in (1, 3)],
         "inputs": [b'["a","\\u00e9"]', b"[[1,2],[3]]", b"[1,2]", b'"a"', b"[1.0]", b"[true]", b"[]", b"[[]]"],
-        "request": [bytes([kind % 3]) + body for kind, body in enumerate(BODIES_IN)],
-        "intake": [bytes([kind % 3]) + body for kind, body in enumerate(BODIES_IN[:7])],
-        "passed": [bytes([kind % 5]) + body for kind, body in enumerate(BODIES_IN[::2])],
+        "request": [bytes([kind]) + body for kind, body in BODIES_IN],
+        "intake": [bytes([kind]) + body for kind, body in BODIES_IN[:7]],
+        "passed": [bytes([kind]) + body for kind, body in PASSED_IN],
         "opening": [
             b"PROXY TCP4 1.2.3.4 5.6.7.8 80 443\r\nGET / HTTP/1.1\r\n",
             b"PROXY TCP6 ::1 2001:db8::1 80 443\r\n",
@@ -151,10 +162,21 @@ def made() -> dict[str, list[bytes]]:
             V2 + b"\x21\x11\x00\x0c" + bytes(range(12)) + b"GET",
             V2 + b"\x21\x21\x00\x28" + bytes(range(40)),
             V2 + b"\x20\x00\x00\x00",
+            V2 + b"\x21\x11\xff\xff" + bytes(20),
         ],
         "replies": [split + one for one in resp for split in SPLITS],
-        "stored": [b"\x00" + value for value in stored()] + [b"\x03" + said[4], b"\x01" + said[3]],
-        "keys": [KEYS.encode(), b'keys = [{name = "a"}]', deep],
+        "stored": [b"\x00" + value for value in stored()]
+        + [b"\x03" + said[4]]
+        + [
+            b"\x01" + one
+            for one in (said[3], TEXT + DONE, TEXT + STOP, STOP + DONE + TEXT + DONE, TEXT + ERROR + DONE)
+        ],
+        "keys": [
+            KEYS.encode(),
+            twice.encode(),
+            b'keys = [{name = "a"}]',
+            deep,
+        ],
         "deny": [
             b"a secret\nre:pass\\w+\n# no\ntext:re:x\0\x02\x30\x60so a  Secret it is",
             "ﬁ\nẞ\nｶﾞ\0\x00ﬁnd".encode(),
