@@ -113,6 +113,8 @@ def _told(pieces: Iterable[bytes]) -> tuple[list[Any], list[Any], str]:
 def _shown(value: Any) -> Any:
     if isinstance(value, WireError):
         return type(value).__name__, getattr(value, "text", str(value))
+    if isinstance(value, dict):
+        return [(_shown(key), _shown(member)) for key, member in value.items()]
     return list(map(_shown, value)) if isinstance(value, list) else value
 
 

@@ -167,10 +167,7 @@ def made() -> dict[str, list[bytes]]:
         "replies": [split + one for one in resp for split in SPLITS],
         "stored": [b"\x00" + value for value in stored()]
         + [b"\x03" + said[4]]
-        + [
-            b"\x01" + one
-            for one in (said[3], TEXT + DONE, TEXT + STOP, STOP + DONE + TEXT + DONE, TEXT + ERROR + DONE)
-        ],
+        + [b"\x01" + one for one in halves],
         "keys": [
             KEYS.encode(),
             twice.encode(),
