@@ -156,7 +156,7 @@ def _from_file(
     except OSError as e:
         problems.append(f"file {path}: {e.strerror or e}")
         return
-    except (ValueError, RecursionError) as e:  # not TOML, not UTF-8, or no path at all
+    except (ValueError, RecursionError) as e:  # not TOML, not UTF-8, no path at all, or arrays a thousand deep
         problems.append(f"file {path}: not a TOML file: {e}")
         return
     for key, raw in table.items():

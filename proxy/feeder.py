@@ -277,14 +277,16 @@ class Feeder:
         return lack is not None and self._lacks(lack)
 
     def _finish(self, done: bytes) -> None:
-        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error."""
+        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. It
+        is dropped after an error of the engine's own."""
         lack = None
         if not self.error_frame and self.flight.plan.ask is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
         self.clean = lack is None and not self.error_frame
-        self.flight.add(done)
+        if not self.error_frame or self.flight.divides:  # who divides it tells its parts apart by that end
+            self.flight.add(done)
         self._land(self._head)
 
     def _lacks(self, lack: Lack) -> bool:

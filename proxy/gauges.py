@@ -4,6 +4,7 @@ Called by the app, once."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from proxy.batcher import Batcher
@@ -42,6 +43,7 @@ def state_gauges(
     )
     if cache is not None:
         metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
+    metrics.gauge("tasks", "Tasks of the event loop that have not ended.", lambda: len(asyncio.all_tasks()))
     # What an alert sets the others against.
     metrics.gauge("queue_limit", "Flights that may wait; one more is answered 503.", lambda: batcher.limit)
     started = time.time()

@@ -95,4 +95,6 @@ class Scanner:
             if marks[-1][0] < self.read:
                 marks.append((self.read, at))
         while marks and marks[0][1] <= sure:
-            self.safe = marks.popleft()[0]
+            taken = marks.popleft()[0]
+            if taken > self.safe:  # what was safe before a mark came that may combine stays so
+                self.safe = taken

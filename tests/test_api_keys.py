@@ -64,6 +64,7 @@ def test_two_keys_of_one_tenant_are_two_callers_of_it() -> None:
     [
         ("", "holds no key"),
         ("x = [", "not a TOML file"),
+        ("x = " + "[" * 3000, "not a TOML file"),
         ("[keys]\n", "holds no key"),
         (f'a = 1\n[[keys]]\nname = "a"\nsha256 = "{A}"', "unknown key 'a'"),
         ('\n\n[[keys]]\nname = "a"\n', "k.toml:3: sha256: must be the 64 hex digits"),

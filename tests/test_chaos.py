@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -11,19 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from ops.chaos.__main__ import chosen
+from ops.chaos.__main__ import arguments, chosen, shares
 from ops.chaos.faults import FAULTS, POISONS
-from ops.chaos.load import Load, Mix, Result, assess
+from ops.chaos.load import Load, Mix, Result, Timeline, assess
 from ops.chaos.report import Row, markdown
-from ops.chaos.run import SCENARIOS
-from ops.chaos.stage import Fault
+from ops.chaos.run import SCENARIOS, SOAK, WEIGHTS
+from ops.chaos.stage import REMOVED, Fault
 from ops.chaos.verdict import Verdict
 from ops.chaos.wire import Ask
 
+SHORT = {
+    "everything at once": ["--events", "20", "--seconds", "10", "--only", "everything"],
+    "soak": ["--events", "20", "--minutes", "0.17"],
+}
+
 
 @pytest.mark.timeout(150)
-def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path) -> None:
-    words = ["--events", "20", "--seconds", "10", "--clients", "12", "--hung", "10", "--only", "everything"]
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path, name: str) -> None:
+    words = [*SHORT[name], "--clients", "12", "--hung", "10"]
     ran = subprocess.run(
         [sys.executable, "-m", "ops.chaos", *words, "--out", str(tmp_path)],
         capture_output=True,
@@ -36,7 +43,8 @@ def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path) -> None:
     assert sum(row["events"].values()) >= 10
     assert row["kinds"]["exact"] >= 30
     assert ran.returncode == bool(row["kinds"].get("wrong") or row["kinds"].get("hung") or row["left_behind"])
-    assert "| everything at once |" in ran.stdout
+    assert f"| {name} |" in ran.stdout
+    assert row["tasks"][0] > 0
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == sum(row["events"].values())
     mine = f"CHAOS_TEST={tmp_path}".encode()
     assert [pid for pid in os.listdir("/proc") if pid.isdigit() and mine in environment(pid)] == []
@@ -62,6 +70,22 @@ def test_the_scenarios_share_all_events_and_all_time_and_know_their_faults() -> 
     assert sum(seconds for _, seconds, _ in SCENARIOS.values()) == pytest.approx(1)
     assert {name for _, _, weights in SCENARIOS.values() for name in weights} == FAULTS.keys()
     assert chosen("everything") == {"everything at once": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize("words", [["--minutes", "0"], ["--minutes", "1", "--only", "redis"]])
+def test_a_soak_of_no_time_or_of_one_scenario_is_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        arguments(words)
+    assert "--minutes must be over 0" in capsys.readouterr().err
+
+
+def test_a_soak_has_a_fault_a_second_and_a_folder_of_its_own() -> None:
+    args = arguments(["--minutes", "30"])
+    assert (args.seconds, args.events, args.out) == (1800, 1800, Path("out/chaos-soak"))
+    assert shares(args) == {SOAK: (1.0, 1.0)}
+    assert WEIGHTS[SOAK].keys() == FAULTS.keys()
 
 
 # What a fault may have touched
@@ -101,6 +125,26 @@ def test_a_fault_that_goes_on_has_no_end() -> None:
     assert touched(one("error frame"), [Fault("redis", "killed", 1.0)], SERVED)
 
 
+def test_an_engine_that_the_settings_do_not_name_for_a_while_excuses_no_cut_but_is_none_to_ask() -> None:
+    removed, killed = Fault("engine 0", REMOVED, 100, 102), Fault("engine 1", "killed", 99, 99.5)
+    assert not touched(one("error frame"), [removed], SERVED)
+    assert touched(one("503 no_backend"), [removed, killed], [])
+
+
+def test_faults_are_found_by_their_time_as_by_a_look_at_each() -> None:
+    pick = random.Random(1)
+    faults = [
+        Fault("redis", str(n), start, pick.choice((None, start, start + pick.uniform(0, 9))))
+        for n, start in enumerate(pick.uniform(0, 100) for _ in range(60))
+    ]
+    timeline = Timeline(faults)
+    for _ in range(200):
+        start = pick.uniform(-5, 105)
+        end = start + pick.uniform(0, 5)
+        found = {fault.kind for fault in timeline.during(start, end)}
+        assert found == {fault.kind for fault in faults if fault.overlaps(start, end)}
+
+
 def test_a_cut_without_a_fault_is_wrong() -> None:
     result = one("cut in the answer", cut=True)
     assess([result], [], SERVED, engines=2, bound=20)
@@ -132,7 +176,7 @@ def test_a_sample_that_two_are_told_is_wrong_for_the_second() -> None:
 def test_the_load_asks_for_everything() -> None:
     mix = Mix(1)
     asks = [mix.draw() for _ in range(600)]
-    assert {ask.endpoint for ask in asks} == {"chat", "completions", "embeddings"}
+    assert {ask.endpoint for ask in asks} == {"chat", "completions", "embeddings", "tokenize"}
     assert {(ask.stream, ask.sampled) for ask in asks} == {
         (True, True),
         (True, False),
@@ -145,8 +189,6 @@ def test_the_load_asks_for_everything() -> None:
 
 
 def test_no_poison_is_what_was_stored() -> None:
-    import random
-
     import msgspec
 
     value = msgspec.msgpack.encode(["stream", 1.0, b"5\r\nhello\r\n", None, b"", "text/event-stream", None, None])

@@ -13,11 +13,12 @@ from ops.chaos.client import Client
 from ops.chaos.engine import Engine, Options
 from ops.chaos.lies import LIES, fits
 from ops.chaos.verdict import Answer, judge
-from ops.chaos.wire import Ask, Endpoint, Shape, dumps, embeddings, read_spec, tags_of, vector, words
+from ops.chaos.wire import Ask, Endpoint, Shape, dumps, embeddings, read_spec, tags_of, tokenized, vector, words
 
 STREAM = Ask(7, tokens=4)
 WHOLE = Ask(7, tokens=4, stream=False)
 VECTORS = Ask(7, "embeddings", stream=False, texts=2)
+TOKENS = Ask(7, "tokenize", stream=False, tokens=4)
 
 
 def shaped(ask: Ask) -> lies.Answer:
@@ -72,6 +73,12 @@ def test_an_honest_answer_is_exact(ask: Ask) -> None:
     verdict = judge(ask, told(ask))
     assert (verdict.kind, verdict.why) == ("exact", "")
     assert len(verdict.nonces) == (ask.n if ask.sampled else 0)
+
+
+def test_an_answer_that_passed_through_is_compared_too() -> None:
+    answer = Answer(200, {}, dumps(tokenized(7, 4)), "whole")
+    assert judge(TOKENS, answer).kind == "exact"
+    assert judge(TOKENS, Answer(200, {}, dumps(tokenized(8, 4)), "whole")).why == "other tokens"
 
 
 HARMLESS = {"usage odd", "interim answers", "odd chunks", "second answer", "second answer at once", "infinity"}

@@ -154,8 +154,9 @@ def test_a_file_that_cannot_be_read_is_told(error: Exception, told: str) -> None
         load(["--config", "x.toml"], {}, read_file)
 
 
-def test_a_file_that_is_not_toml_is_told() -> None:
-    assert wrong(file="port: 80")[0].startswith("file x.toml: not a TOML file: ")
+@pytest.mark.parametrize("text", ["port: 80", "x = " + "[" * 3000 + "]" * 3000])
+def test_a_file_that_is_not_toml_is_told(text: str) -> None:
+    assert wrong(file=text)[0].startswith("file x.toml: not a TOML file: ")
 
 
 def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds() -> None:

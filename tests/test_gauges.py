@@ -20,6 +20,7 @@ async def test_a_scrape_shows_the_flight_its_reader_and_their_connections(engine
         assert float(lines["gateway_subscribers"]) == 1
         assert float(lines["gateway_queue_depth"]) == 0
         assert float(lines["gateway_client_connections"]) == 2
+        assert float(lines["gateway_tasks"]) == len(asyncio.all_tasks())
         assert float(lines["gateway_queue_limit"]) == app.scheduler.queue.limit
         assert float(lines["gateway_start_time_seconds"]) > 1.7e9, "seconds of Unix time"
         await turn.finish()

@@ -18,7 +18,7 @@ PATTERNS = ["\\bcat\\b", "^start", "end$", "b[ae]{1,4}d", "x\\d{3}y", "(?m)^line
 PIECES = st.lists(
     st.sampled_from(
         [*"abdcte x", "ba", "d", "B", "two ", " words", "e\u0301t", "\u00e9", "\u0301", "\u200b", "\u1100",
-         "\u1161", "나", "cat", "start", "end", "x12", "3y", "\n", "line", "aa", "bae", "ed", "字"]
+         "\u1161", "\u1161", "나", "cat", "start", "end", "x12", "3y", "\n", "line", "aa", "bae", "ed", "字"]
     ),
     max_size=30,
 )  # fmt: skip
@@ -32,7 +32,7 @@ def scanned(deny: DenyList, pieces: list[str], window: int = WINDOW) -> tuple[Sc
         text += piece
         if scanner.hit is not None:
             return scanner, out
-        assert scanner.safe <= seen(text)
+        assert seen(out) <= scanner.safe <= seen(text), "what was safe stays so"
         out = text
         while seen(out) > scanner.safe:
             out = out[:-1]
@@ -117,3 +117,12 @@ def test_the_end_of_a_word_is_known_only_by_what_follows(text: str) -> None:
         assert scanner.hit is None
     scanner.end()
     assert (scanner.hit is not None) == text.endswith("cat")
+
+
+def test_a_character_that_may_combine_takes_back_nothing_that_was_safe() -> None:
+    scanner = Scanner(read_deny_list("re-entry", "d"), WINDOW)
+    found = []
+    for char in "more\ufffd\u1161.":
+        scanner.feed(char)
+        found.append(scanner.safe)
+    assert found == sorted(found)

@@ -90,6 +90,19 @@ async def twice(app: App, path: str, ask: object, headers: tuple[tuple[str, str]
     return answers
 
 
+@pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
+async def test_done_after_an_error_of_the_engine_s_is_not_passed_on(
+    engine: Engine, headers: tuple[tuple[str, str], ...]
+) -> None:
+    """As vLLM ends a stream in which it has told an error: who looks for [DONE] alone would take it for whole."""
+    error = sse({"error": {"message": "out of memory", "type": "InternalServerError", "code": 500}})
+    async with gateway(engine, retries=0) as app:
+        engine.auto(stream(choice(), error, DONE, after_first=lambda: True))
+        for answer in await twice(app, CHAT, HELLO_STREAM, headers):
+            assert answer.body.endswith(error)
+            assert answer.head["x-gateway-cache"] != "hit"
+
+
 @pytest.mark.parametrize("deny", [False, True], ids=["", "guarded"])
 @pytest.mark.parametrize("headers", [(), PRIVATE], ids=["shared", "private"])
 @pytest.mark.parametrize("name", STREAMS)

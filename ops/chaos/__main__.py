@@ -1,6 +1,7 @@
 """Owns the chaos command: which scenarios, how long, what is printed and written, the exit code.
 Must not know how a fault is made or an answer judged.
-Called as `python -m ops.chaos --seed 1`. Exit 1 on anything wrong, hung or left behind."""
+Called as `python -m ops.chaos --seed 1`, or with `--minutes 30` as the soak. Exit 1 on anything wrong, hung or
+left behind."""
 
 from __future__ import annotations
 
@@ -11,23 +12,49 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from ops.bench.table import machine
 from ops.chaos.report import WANTED, Row, markdown
-from ops.chaos.run import SCENARIOS, Options, play
+from ops.chaos.run import SCENARIOS, SOAK, Options, play
+
+EVENTS: Final = 600
+EVENTS_A_MINUTE: Final = 60
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ops.chaos", description=__doc__)
-    parser.add_argument("--events", type=int, default=600, help="in all scenarios together")
+    parser.add_argument(
+        "--minutes", type=float, help="the soak: everything at once for so long, in place of the scenarios"
+    )
+    parser.add_argument(
+        "--events", type=int, help=f"in all scenarios together; {EVENTS}, or {EVENTS_A_MINUTE} a minute of a soak"
+    )
     parser.add_argument("--seconds", type=float, default=360, help="of load, in all scenarios together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--engines", type=int, default=3)
     parser.add_argument("--hung", type=float, default=20, help="seconds after which a request is called hung")
     parser.add_argument("--only", default="", help="scenarios that have this in their name; they get all the time")
-    parser.add_argument("--out", type=Path, help="folder for the numbers, the events and the gateways' logs")
-    return parser.parse_args(words)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the numbers, events and logs; of a soak out/chaos-soak",
+    )
+    args = parser.parse_args(words)
+    if args.minutes is not None:
+        if args.minutes <= 0 or args.only:
+            parser.error("--minutes must be over 0 and stands without --only")
+        args.seconds = args.minutes * 60
+        args.out = args.out or Path("out/chaos-soak")
+    if args.events is None:
+        args.events = EVENTS if args.minutes is None else max(1, round(EVENTS_A_MINUTE * args.minutes))
+    return args
+
+
+def shares(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """What is played, and each one's share of the events and of the time. Raises ValueError."""
+    return chosen(args.only) if args.minutes is None else {SOAK: (1.0, 1.0)}
 
 
 def chosen(only: str) -> dict[str, tuple[float, float]]:
@@ -45,7 +72,7 @@ async def run(args: argparse.Namespace, logs: Path) -> list[Row]:
     assert task is not None
     loop.add_signal_handler(signal.SIGTERM, task.cancel)
     rows = []
-    for name, (events, seconds) in chosen(args.only).items():
+    for name, (events, seconds) in shares(args).items():
         options = Options(
             seed=args.seed,
             events=max(1, round(args.events * events)),
@@ -65,7 +92,7 @@ async def run(args: argparse.Namespace, logs: Path) -> list[Row]:
 def main() -> int:
     args = arguments()
     try:
-        chosen(args.only)
+        shares(args)
     except ValueError as e:
         print(f"ops.chaos: {e}", file=sys.stderr)
         return 2

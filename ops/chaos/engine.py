@@ -34,6 +34,7 @@ from ops.chaos.wire import (
     embeddings,
     read_spec,
     tags_of,
+    tokenized,
     vector,
     words,
 )
@@ -200,6 +201,9 @@ class Engine:
             text = b'{"error":{"message":"n is too large","type":"BadRequestError","param":"n","code":400}}'
             return [plain(text, "400 Bad Request")]
         self.served += 1
+        if endpoint == "tokenize":
+            self._tell(body, "")
+            return [plain(dumps(tokenized(spec.tag, spec.tokens) if spec else {"count": 0, "tokens": []}))]
         name = f"{self.options.number}.{os.getpid()}.{self.served}"
         answer = self._answer(endpoint, asked, spec or Spec(0, 8, 0.0), _id(head) or name, name)
         if self.options.frame_bytes and answer.stream and spec is not None and spec.tag < FLOODS:

@@ -7,13 +7,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Final
 
 from ops.chaos.client import Client
-from ops.chaos.stage import Fault
+from ops.chaos.stage import REMOVED, Fault
 from ops.chaos.verdict import USAGE, Verdict, judge
 from ops.chaos.wire import Ask
 
@@ -54,6 +56,8 @@ class Mix:
         pick, kind = self._pick, self._pick.random()
         own = pick.random() < 0.4
         source = pick if own else self._common("sampled" if kind > 0.8 else f"{kind < 0.12} {kind < 0.24}")
+        if 0.1 < kind < 0.12:
+            return Ask(source.getrandbits(64), "tokenize", stream=False, tokens=12, gap_ms=0)
         tag = source.getrandbits(64)
         if kind < 0.12:
             ask = Ask(tag, "embeddings", stream=False, gap_ms=5, texts=source.randint(1, 6))
@@ -144,40 +148,58 @@ def assess(
     for at, number, tag, lie in told:
         served.setdefault(tag, []).append((at, number, lie))
     odd = {tag for _, _, tag, lie in told if lie == "usage odd"}
-    lies = [Fault(f"engine {number}", lie, at, at) for at, number, _, lie in told if lie]
+    lies = Timeline([Fault(f"engine {number}", lie, at, at) for at, number, _, lie in told if lie])
+    timeline = Timeline(faults)
     for result in results:
         verdict = result.verdict
         if verdict.kind == "wrong" and verdict.why.startswith(USAGE) and result.ask.tag in odd:
             result.verdict = Verdict("exact", "the engine's own usage", verdict.nonces)
-        if verdict.kind == "hung" and result.end - result.start - _stopped(result, faults) < bound:
+        if verdict.kind == "hung" and result.end - result.start - _stopped(result, timeline) < bound:
             result.verdict = Verdict("left", "the gateway was stopped", verdict.nonces)
-        result.touched = _touched(result, faults, served.get(result.ask.tag, []), lies, engines)
+        result.touched = _touched(result, timeline, served.get(result.ask.tag, []), lies, engines)
         if result.cut and verdict.kind == "error" and not result.touched:
             result.verdict = Verdict("wrong", "cut, and no fault had touched it", verdict.nonces)
 
 
-def _stopped(result: Result, faults: list[Fault]) -> float:
+class Timeline:
+    """Faults by their times: which of thousands were at a time, without a look at each."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self._faults = sorted(faults, key=lambda fault: fault.start)
+        self._starts = [fault.start for fault in self._faults]
+        self._longest = max((fault.end - fault.start for fault in faults if fault.end is not None), default=0.0)
+        self._going_on = [fault for fault in faults if fault.end is None]
+
+    def during(self, start: float, end: float) -> list[Fault]:
+        """Those that overlap this time."""
+        first, last = bisect_left(self._starts, start - self._longest), bisect_right(self._starts, end)
+        ended = (fault for fault in self._faults[first:last] if fault.end is not None)
+        return [fault for fault in (*ended, *self._going_on) if fault.overlaps(start, end)]
+
+
+def _stopped(result: Result, faults: Timeline) -> float:
     """Seconds of the request in which the gateway was stopped, and one for it to catch up each time."""
     return sum(
         min(result.end, (fault.end or result.end) + 1) - max(result.start, fault.start)
-        for fault in faults
-        if fault.target == "gateway" and fault.overlaps(result.start, result.end)
+        for fault in faults.during(result.start, result.end)
+        if fault.target == "gateway"
     )
 
 
 def _touched(
-    result: Result, faults: list[Fault], served: list[tuple[float, int, str]], lies: list[Fault], engines: int
+    result: Result, faults: Timeline, served: list[tuple[float, int, str]], lies: Timeline, engines: int
 ) -> bool:
     start, end = result.start, result.end
     mine = [(number, lie) for at, number, lie in served if start - LOOK_BACK <= at <= end]
     if any(lie for _, lie in mine):
         return True
     suspects = {"redis", "gateway", *(f"engine {number}" for number, _ in mine)}
-    if any(fault.target in suspects and fault.overlaps(start, end) for fault in faults):
+    now = [fault for fault in faults.during(start, end) if fault.kind != REMOVED]  # that one cuts nothing
+    if any(fault.target in suspects for fault in now):
         return True
     if mine or result.verdict.kind == "exact":
         return False
     if "no_backend" not in result.verdict.why and "queue" not in result.verdict.why:  # it was sent to an engine
-        return any(fault.overlaps(start, end) for fault in faults)
-    recent = (fault.target for fault in (*faults, *lies) if fault.overlaps(start - GRACE, end))
-    return len({target for target in recent if target.startswith("engine")}) == engines
+        return bool(now)
+    recent = {fault.target for line in (faults, lies) for fault in line.during(start - GRACE, end)}
+    return sum(target.startswith("engine") for target in recent) == engines

@@ -13,6 +13,7 @@ HEAD: Final = (
     "| scenario | events | requests | exact | honest error | left on purpose | **wrong** | hung | left behind "
     "| streams that no fault touched: exact |\n|---|---|---|---|---|---|---|---|---|---|"
 )
+KINDS: Final = ("exact", "error", "left", "wrong", "hung")
 WANTED: Final = 0.999
 """Of the streams that no fault touched, the share that is to be exact."""
 
@@ -33,6 +34,7 @@ class Row:
     wave: str = ""  # exact of the last wave
     rss_mb: tuple[float, float] = (0.0, 0.0)  # before and after
     descriptors: tuple[int, int] = (0, 0)
+    tasks: tuple[int, int] = (0, 0)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -67,7 +69,7 @@ def markdown(rows: Sequence[Row], head: str) -> str:
         lines.append(
             f"- **{row.scenario}** ({row.seconds:.0f} s): last wave {row.wave}; "
             f"RSS {row.rss_mb[0]:.0f} MB before, {row.rss_mb[1]:.0f} after; "
-            f"descriptors {row.descriptors[0]}, {row.descriptors[1]}."
+            f"descriptors {row.descriptors[0]}, {row.descriptors[1]}; tasks {row.tasks[0]}, {row.tasks[1]}."
         )
         lines += [f"  - events: {_most(row.events)}"]
         if row.reasons:

@@ -5,10 +5,12 @@ Called by the chaos command for each scenario. Bounded in time, whatever the gat
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import Final
 
 from ops.bench.account import open_fds, rss_mb
-from ops.chaos.faults import FAULTS, Chaos
+from ops.chaos.acts import Chaos
+from ops.chaos.faults import FAULTS
 from ops.chaos.load import Load, Result, assess
-from ops.chaos.report import Row
+from ops.chaos.report import KINDS, Row
 from ops.chaos.stage import Stage, generations, known, stage
+from ops.chaos.verdict import USAGE, Verdict
 
 SCENARIOS: Final[dict[str, tuple[float, float, Mapping[str, float]]]] = {
     "engines killed, ended, stopped, slowed, reset": (0.2, 0.25, {
@@ -38,6 +42,11 @@ SCENARIOS: Final[dict[str, tuple[float, float, Mapping[str, float]]]] = {
     "everything at once": (0.14, 0.18, dict.fromkeys(FAULTS, 1) | {"engine lies": 4, "gateway stopped": 0.3}),
 }  # fmt: skip
 """The share of the events, the share of the time, and what each is made of."""
+SOAK: Final = "soak"
+WEIGHTS: Final = {name: weights for name, (_, _, weights) in SCENARIOS.items()} | {
+    SOAK: dict.fromkeys(FAULTS, 1.0) | {"engine lies": 4.0, "poison": 3.0, "gateway stopped": 0.3},
+}
+"""What each scenario is made of. The soak is everything at once too, for as long as is asked for."""
 FLAGS: Final = (
     *("--refresh-seconds", "1"),
     *("--breaker-max-seconds", "2"),
@@ -46,6 +55,7 @@ FLAGS: Final = (
     *("--token-timeout", "5"),
     *("--body-timeout", "5"),
     *("--max-inflight", "64"),
+    *("--max-connections", "512"),
     *("--log-level", "warning"),
 )
 OPTIONAL: Final = {"--head-timeout": "3"}
@@ -57,9 +67,13 @@ LONGER: Final = 8.0  # seconds by which one engine's end outlasts the bound, so 
 RSS_SLACK_MB: Final = 48.0  # of the process: a child that reads large requests ends by itself
 FD_SLACK: Final = 24
 GAUGE: Final = re.compile(
-    r"^gateway_(flights|subscribers|queue_depth|backend_inflight|client_connections)(?:\{[^}]*\})? (\S+)$",
+    r"^gateway_(flights|subscribers|queue_depth|queue_waiting|backend_inflight|client_connections|memory_held_bytes)"
+    r"(?:\{[^}]*\})? (\S+)$",
     re.MULTILINE,
 )
+TASKS: Final = re.compile(r"^gateway_tasks (\S+)$", re.MULTILINE)
+TASK_SLACK: Final = 8
+ODD_USAGE: Final = "of odd usage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +100,10 @@ async def play(scenario: str, options: Options, logs: Path) -> Row:
             flags += [option, value]
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name)
-        log = logs / f"gateway-{list(SCENARIOS).index(scenario)}.log"
+        log = logs / f"gateway-{list(WEIGHTS).index(scenario)}.log"
         try:
             async with asyncio.timeout(limit), stage(folder, options.engines, flags, log) as on:
-                await _scene(row, on, folder, options, SCENARIOS[scenario][2], logs)
+                await _scene(row, on, folder, options, WEIGHTS[scenario], logs)
         except TimeoutError:
             row.left_behind.append(f"the scenario did not end within {limit:.0f} s")
     row.seconds = time.monotonic() - began
@@ -109,12 +123,13 @@ async def _scene(
 ) -> None:
     load = Load(on.host, on.port, options.seed, options.bound)
     await load.wave(WARM, options.clients)
-    before = (rss_mb(on.pid, children=False), open_fds(on.pid))
+    before = await _held(on)
     load.results.clear()
     longs = 1 if options.seconds > options.bound + LONGER else 0
     chaos = Chaos(on, random.Random(options.seed), load.mix.recent, options.bound + LONGER, longs)  # noqa: S311
     until = time.monotonic() + options.seconds
     running = asyncio.create_task(load.run(options.clients, until))
+    telling = asyncio.create_task(_tell(row, on, load))
     results: list[Result] = []
     try:
         await _faults(row, chaos, options.events, until, weights, logs)
@@ -128,6 +143,7 @@ async def _scene(
             await _left_behind(row, on, before)
     finally:
         running.cancel()
+        telling.cancel()
         _conclude(row, results or list(load.results), on, folder, options)
 
 
@@ -217,7 +233,34 @@ async def _last_wave(row: Row, on: Stage, load: Load, clients: int) -> None:
         row.left_behind.append(f"last wave: {dict(reasons.most_common(5))}")
 
 
-async def _left_behind(row: Row, on: Stage, before: tuple[float, int]) -> None:
+async def _tell(row: Row, on: Stage, load: Load) -> None:
+    """A line a minute, for who waits: how it goes so far."""
+    for minute in itertools.count(1):
+        await asyncio.sleep(60)
+        kinds = Counter(_so_far(result.verdict) for result in load.results)
+        told = ", ".join(f"{kinds[kind]:,} {kind}" for kind in (*KINDS, ODD_USAGE))
+        held = f"RSS {rss_mb(on.pid, children=False):.0f} MB, descriptors {open_fds(on.pid)}"
+        line = f"minute {minute}: {row.events.total():,} faults, {len(load.results):,} requests: {told}; {held}"
+        print(line, file=sys.stderr, flush=True)
+        whys = Counter(
+            result.verdict.why for result in load.results if _so_far(result.verdict) in ("wrong", "hung")
+        )
+        if whys:
+            print(f"  {dict(whys.most_common(8))}", file=sys.stderr, flush=True)
+
+
+def _so_far(verdict: Verdict) -> str:
+    """The kind. Odd usage may be an engine's lie: that is told at the end, when what they said is read."""
+    return ODD_USAGE if verdict.kind == "wrong" and verdict.why.startswith(USAGE) else verdict.kind
+
+
+async def _held(on: Stage) -> tuple[float, int, int]:
+    """RSS in MB, descriptors, tasks."""
+    found = TASKS.search((await on.get("/metrics")).decode())
+    return rss_mb(on.pid, children=False), open_fds(on.pid), int(float(found[1])) if found else 0
+
+
+async def _left_behind(row: Row, on: Stage, before: tuple[float, int, int]) -> None:
     until = time.monotonic() + EMPTY_SECONDS
     found: dict[str, float] = {"no answer from /metrics": 1}
     while found and time.monotonic() < until:
@@ -232,8 +275,14 @@ async def _left_behind(row: Row, on: Stage, before: tuple[float, int]) -> None:
         found = {name: value for name, value in gauges.items() if value > 0}
         await asyncio.sleep(0.2)
     row.left_behind += [f"{name} {value:g}" for name, value in found.items()]
-    after = (rss_mb(on.pid, children=False), open_fds(on.pid))
+    try:
+        after = await _held(on)
+    except OSError:
+        return  # told above
     row.rss_mb, row.descriptors = (before[0], after[0]), (before[1], after[1])
+    row.tasks = (before[2], after[2])
+    if after[2] > before[2] + TASK_SLACK:
+        row.left_behind.append(f"tasks {before[2]} before, {after[2]} after")
     if after[0] > before[0] + RSS_SLACK_MB:
         row.left_behind.append(f"RSS {before[0]:.0f} MB before, {after[0]:.0f} after")
     if after[1] > before[1] + FD_SLACK:

@@ -24,6 +24,8 @@ from proxy.embedded.redis import server_binary
 
 LISTENS: Final = re.compile(r"gateway at http://(\S+)")
 READY_SECONDS: Final = 20.0  # for a process to listen, on a busy machine
+REMOVED: Final = "removed"
+"""The fault of an engine that the settings do not name for a while: what it has under way goes on."""
 LOOK: Final = 0.02  # seconds between two looks at whether it does
 
 
@@ -128,10 +130,11 @@ class RedisChild(Child):
 class Stage:
     """What faults act on."""
 
-    def __init__(self, engines: list[EngineChild], redis: RedisChild, gateway: Process) -> None:
+    def __init__(self, engines: list[EngineChild], redis: RedisChild, gateway: Process, settings: Path) -> None:
         self.engines = engines
         self.redis = redis
         self.gateway = gateway
+        self.settings = settings  # the gateway's file, which names the engines
         self.faults: list[Fault] = []
         self.host, _, port = gateway.address.partition(":")
         self.port = int(port)
@@ -180,6 +183,13 @@ class Stage:
         await engine.start()
         fault.end = time.monotonic()
 
+    def settle(self, text: str) -> None:
+        """Have the settings file say this: replaced in one step, and the gateway told so."""
+        fresh = self.settings.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(self.settings)
+        self.gateway.send(signal.SIGHUP)
+
     async def get(self, path: str, seconds: float = 5.0) -> bytes:
         """A body from the gateway, over a connection of its own. Raises OSError where there is none in time."""
         writer = None
@@ -212,10 +222,17 @@ async def stage(
             stack.push_async_callback(child.kill)
             await child.start()
         out = stack.enter_context(log.open("ab"))
-        backends = [word for child in children for word in ("--backend", f"http://127.0.0.1:{child.port}")]
-        words = tied(sys.executable, "-m", "proxy", "--port", "0", "--redis", redis.url, *backends, *flags)
+        settings = folder / "gateway.toml"
+        settings.write_text(named(children))
+        named_by = ("--config", str(settings), "--redis", redis.url)
+        words = tied(sys.executable, "-m", "proxy", "--port", "0", *named_by, *flags)
         gateway = await stack.enter_async_context(started(words, LISTENS, READY_SECONDS, stdout=out.fileno()))
-        yield Stage(children, redis, gateway)
+        yield Stage(children, redis, gateway, settings)
+
+
+def named(engines: Sequence[EngineChild]) -> str:
+    """A settings file that names these engines."""
+    return f"backends = {json.dumps([f'http://127.0.0.1:{engine.port}' for engine in engines])}\n"
 
 
 def generations(folder: Path) -> list[tuple[float, int, int, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ops.chaos.lies import HTML, IMPOSTOR
-from ops.chaos.wire import CLIENT, NONCE, Ask, prompt_tokens, vector, words
+from ops.chaos.wire import CLIENT, NONCE, Ask, prompt_tokens, tokenized, vector, words
 
 Kind = Literal["exact", "error", "left", "wrong", "hung"]
 End = Literal["whole", "cut", "garbled", "left", "hung"]
@@ -184,6 +184,8 @@ def _whole(ask: Ask, body: bytes) -> str:
         wanted = [(at, vector(text)) for at, text in enumerate(ask.inputs)]
         got = [(datum["index"], datum["embedding"]) for datum in answer["data"]]
         return "" if got == wanted else "other vectors"
+    if ask.endpoint == "tokenize":
+        return "" if answer == tokenized(ask.tag, ask.tokens) else "other tokens"
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
     if [choice["index"] for choice in choices] != list(range(ask.n)):
         return "other choices than were asked for"

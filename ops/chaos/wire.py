@@ -11,13 +11,14 @@ from hashlib import blake2b
 from typing import Any, Final, Literal
 
 Json = dict[str, Any]
-Endpoint = Literal["chat", "completions", "embeddings"]
+Endpoint = Literal["chat", "completions", "embeddings", "tokenize"]
 
 MODEL: Final = "m1"
 PATHS: Final[dict[str, Endpoint]] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
+    "/tokenize": "tokenize",  # passed through as it is
 }
 DIMENSIONS: Final = 8
 NONCE: Final = re.compile(r"⟨([0-9a-z.]+)⟩")
@@ -73,6 +74,8 @@ class Ask:
     def body(self) -> bytes:
         if self.endpoint == "embeddings":
             return dumps({"model": MODEL, "input": self.inputs})
+        if self.endpoint == "tokenize":
+            return dumps({"model": MODEL, "prompt": self.prompt})
         body: Json = {"model": MODEL, "temperature": 1 if self.sampled else 0, "max_tokens": self.tokens}
         if self.endpoint == "chat":
             body["messages"] = [{"role": "user", "content": self.prompt}]
@@ -128,6 +131,12 @@ def vector(text: str, dimensions: int = DIMENSIONS) -> list[float]:
     """Numbers that JSON tells exactly."""
     digest = blake2b(text.encode()).digest()
     return [(digest[at % len(digest)] - 128) / 64 for at in range(dimensions)]
+
+
+def tokenized(tag: int, tokens: int) -> Json:
+    """vLLM's answer to /tokenize."""
+    found = [(tag >> at % 48) & 0xFFFF for at in range(tokens)]
+    return {"count": tokens, "max_model_len": 4096, "tokens": found, "token_strs": None}
 
 
 def prompt_tokens(tag: int) -> int:

@@ -1,0 +1,159 @@
+"""Owns the targets of clients' bodies: what is read of a request, and of one that passes through.
+Must not know HTTP. The second reader is json.loads.
+Called by the tests and by the driver."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+from proxy.estimate import passing
+from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
+from proxy.key import Keyer
+from proxy.sizes import Sizes
+from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, decode, stream_extras, with_fields, with_usage
+from proxy.wire.prompt import body_texts, other_texts, prompt_of
+from proxy.wire.whole import asked_of
+from tests.fuzz.kit import Target, flagged, strict_json
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = ("chat", "completions", "embeddings")
+CAP: Final = 7
+SIZES: Final = Sizes(max_tokens=CAP, messages=20, prompt_chars=2000, n=4, best_of=4)
+TERMS: Final = Terms(share="all", routing="hash", assumed=100, sizes=SIZES)
+KEYER: Final = Keyer()
+_HALF: Final = re.compile("[\ud800-\udfff]")
+_TOKENS: Final = ("max_tokens", "max_completion_tokens", "n_predict", "max_output_tokens")
+
+
+def request(data: bytes) -> None:
+    """A body is refused with a reason, or is what json.loads finds; what goes up says the same."""
+    kind, body = flagged(data)
+    endpoint = ENDPOINTS[kind % 3]
+    try:
+        ask = decode(endpoint, body)
+    except GatewayError as e:
+        assert e.status in (400, 413)
+        assert e.message
+        if e.code is Code.INVALID_JSON:
+            _is_no_json(body)
+        return
+    given = strict_json(body, once=False)
+    assert isinstance(given, dict)
+    pairs = json.loads(body, object_pairs_hook=list)
+    assert len(pairs) == len(given), "a member twice"
+    assert list(ask.fields) == list(given)
+    assert {name: strict_json(bytes(raw), once=False) for name, raw in ask.fields.items()} == given
+    assert ask.model == given.get("model")
+    assert ask.stream == (given.get("stream") is True)
+    assert PROMPT_FIELD[endpoint] in given or "prompt_embeds" in given
+    options = given.get("stream_options") or {}
+    assert ask.include_usage == (options.get("include_usage") is True)
+    sent = strict_json(with_usage(ask), once=False)
+    wanted = {**options, "include_usage": True}
+    assert sent == {**given, "stream_options": wanted}
+    stream_extras(ask)
+    _on(ask, given)
+
+
+def _on(ask: Ask, given: dict[str, Any]) -> None:
+    """What the gateway goes on to do with it raises nothing but a refusal, and its caps hold."""
+    changed = with_fields(ask, {"user": ask.fields.get("model", KNOWN["user"])})
+    assert strict_json(changed.body, once=False) == {**given, "user": given.get("model", "u")}
+    asked_of(ask)
+    try:
+        prompt = prompt_of(ask)
+        other_texts(ask)
+        capped = SIZES.admit(ask)
+    except GatewayError as e:
+        assert e.status in (400, 413)
+        return
+    assert prompt.chars <= 2000
+    if ask.endpoint != "embeddings":
+        told = strict_json(capped.body, once=False)
+        named = [told[name] for name in _TOKENS[:3] if told.get(name) is not None]
+        assert named
+        assert all(type(value) is int and 0 <= value <= CAP for value in named)
+
+
+def _is_no_json(body: bytes) -> None:
+    try:
+        value = strict_json(body)
+    except (ValueError, RecursionError):
+        return
+    text = body.decode()
+    assert "\\u" in text
+    assert _HALF.search(json.dumps(value, ensure_ascii=False)), "valid JSON is refused as none"
+
+
+def intake(data: bytes) -> None:
+    """The reading of large requests finds what the reading of small ones does, and raises nothing at all. White
+    space between members changes no key."""
+    kind, body = flagged(data)
+    endpoint = ENDPOINTS[kind % 3]
+    found, sent = read_ask(AskJob(endpoint), body, TERMS, None, KEYER)
+    assert work(body, 10.0) >= work(body, None) >= 0
+    if found.refusal is not None:
+        assert found.refusal.error().status in (400, 413)
+        assert not sent
+        return
+    ask = SIZES.admit(decode(endpoint, body))
+    assert (found.model, found.stream) == (ask.model, ask.stream)
+    if sent:
+        right = with_usage(ask) if endpoint != "embeddings" and ask.stream else ask.body
+        assert strict_json(sent, once=False) == strict_json(right, once=False)
+    spaced, _ = read_ask(AskJob(endpoint), msgspec.json.format(body, indent=3), TERMS, None, KEYER)
+    assert (spaced.key, spaced.model, spaced.stream) == (found.key, found.model, found.stream)
+
+
+PATHS: Final = ("/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/tokenize", "/rerank")
+
+
+def passed(data: bytes) -> None:
+    """A body that passes through: its caps hold as json.loads reads it, and its model is the one that is there."""
+    kind, body = flagged(data)
+    path = PATHS[kind % len(PATHS)]
+    found, sent = read_raw(RawJob(path), body, TERMS, None)
+    assert passing(path, body, 100) == found.cost
+    try:
+        given: Any = strict_json(body) if body else None
+    except (ValueError, RecursionError):
+        body_texts(body)
+        return
+    model = given.get("model") if isinstance(given, dict) else None
+    if found.refusal is not None:
+        assert found.refusal.error().status in (400, 413)
+        return
+    assert found.model == (model if isinstance(model, str) else None) or _odd(body)
+    if isinstance(given, dict) and kind % len(PATHS) < 3 and not _odd(body):
+        told = strict_json(sent or body)
+        names = {0: ("max_output_tokens",), 1: ("max_tokens",)}.get(kind % len(PATHS), _TOKENS[:2])
+        named = [told[name] for name in names if told.get(name) is not None]
+        assert named
+        assert all(type(value) is int and 0 <= value <= CAP for value in named)
+        assert {k: v for k, v in told.items() if k not in _TOKENS} == {
+            k: v for k, v in given.items() if k not in _TOKENS
+        }
+
+
+def _odd(body: bytes) -> bool:
+    """Half an emoji, which json.loads takes and a strict reader does not."""
+    return b"\\u" in body
+
+
+KNOWN: Final = decode("chat", b'{"messages":[],"user":"u"}').fields
+WORDS: Final = tuple(
+    rb"""{"model":"m","messages":[{"role":"user","content":"hi"}]}|"messages":[|"prompt":"|"input":[|"model":
+"stream":|true|false|null|"stream_options":{"include_usage":|"temperature":|"seed":|"n":|"max_tokens":|"max_completion_tokens":
+"n_predict":|"max_output_tokens":|"best_of":|"prompt_embeds":"|NaN|Infinity|1e400|-0|1.0|\u0061|99999999999999999999
+\ud800|\"|\\|{|}|[|]|,|:|"|\u006dodel|"user":|"tools":[|"metadata":{|"logit_bias":{|"content":[{"type":"text","text":"
+""".strip().replace(b"\n", b"|").split(b"|")
+)  # fmt: skip
+TARGETS: Final = {
+    "request": Target(request, "refused with a reason, or what json.loads finds, and so is what goes up", WORDS),
+    "intake": Target(intake, "raises nothing; a large request is read as a small one", WORDS),
+    "passed": Target(passed, "caps hold and the model is found, as json.loads reads what is sent", WORDS),
+}
