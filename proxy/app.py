@@ -37,6 +37,7 @@ from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
+from proxy.hosts import Hosts
 from proxy.identify import caller_at
 from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
@@ -216,6 +217,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
+            hosts=None if settings.listen_unix else Hosts(settings.host, settings.allowed_hosts),
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)

@@ -15,6 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode
+from proxy.relocation import PLACES, engine_at, told
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
@@ -161,6 +162,7 @@ class Feeder:
         flight = self.flight
         self._last = flight.clock()
         shared = flight.plan.many or not flight.private
+        engine = None if shared or flight.backend is None else engine_at(flight.backend)
         passed = []
         length: int | None = None
         kind = ""
@@ -173,6 +175,11 @@ class Feeder:
                 kind = value
             elif shared or name in _NOT_PASSED:
                 continue  # of a shared answer only its type is passed on
+            if engine is not None and (name in PLACES or engine.named(value) is not None):
+                known = told(name, value, engine)
+                if known is None:
+                    continue
+                header = (name, known)
             passed.append(header)
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:

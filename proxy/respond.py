@@ -165,6 +165,8 @@ def write(
     if transport is None:
         raise ConnectionResetError("the client has left")
     keep = keep and request.keep_alive
+    if keep and request.version < HttpVersion11:
+        headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
     protocol = cast(DoorHandler, request.protocol)
     left: Left | None = None
     size = later = 0
