@@ -47,8 +47,6 @@ from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 
-_NEVER = frozenset({"CONNECT", "TRACE"})
-
 
 class Admit(Protocol):
     """Lets requests on, or raises GatewayError 429 or 503."""
@@ -184,7 +182,7 @@ class Gateway:
         """Who answers. Raises GatewayError 404, 405 or 501."""
         request = call.request
         path, method = request.path, request.method
-        if method in _NEVER:
+        if method in ("CONNECT", "TRACE"):
             call.allow = ALLOWED
             raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
         if method == "GET" and asks_for_websocket(request.headers):
@@ -203,10 +201,9 @@ class Gateway:
             call.endpoint = "passthrough"
             return self._pass
         takes, call.endpoint, handler = route
-        if method != takes and not (takes == "GET" and method == "HEAD"):
-            call.allow = takes
-            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{path} takes {takes}, not {method[:16]}.")
-        return handler
+        if method == takes or (takes == "GET" and method == "HEAD"):
+            return handler
+        return self._plain.other(call, takes)
 
     # -- generations ------------------------------------------------------------------------------
 

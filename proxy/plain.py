@@ -57,9 +57,18 @@ class Plain:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
         return await self._reply(call, 200, {"status": "ready"})
 
+    def other(self, call: Call, takes: str) -> Callable[[Call], Awaitable[respond.Sent]]:
+        """Who answers a method that a path does not take. Raises GatewayError 405."""
+        request = call.request
+        call.allow = f"{takes}, HEAD" if takes == "GET" else takes
+        if request.method == "OPTIONS":
+            return self.server
+        words = f"{request.path} takes {takes}, not {request.method[:16]}."
+        raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
+
     async def server(self, call: Call) -> respond.Sent:
-        """`OPTIONS *`: of the server as a whole (RFC 9110 9.3.7)."""
-        call.allow = ALLOWED
+        """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
+        call.allow = call.allow or ALLOWED
         return await self._send(call, 204, call.headers(), b"")
 
     async def metrics(self, call: Call) -> respond.Sent:

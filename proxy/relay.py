@@ -129,5 +129,6 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool =
         for name, value in items
         if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low == "authorization"))
         and low not in named
+        and "_" not in low  # some servers read `content_length` as Content-Length
         and not low.startswith(("x-forwarded-", "sec-websocket-"))
     ]
