@@ -37,7 +37,6 @@ READ_BYTES = (
 )  # of a body in aiohttp's buffer after twice which, or as many chunks / 16, reading is paused
 AT_ONCE = 4 * 1024  # a read below this is handled as it comes: nearly every request
 
-OFFER = b"upgrade"  # in whichever case
 BLANK = b"\r\n\r\n"
 
 Handler = Callable[[Request], Awaitable[bool]]
@@ -65,8 +64,8 @@ class DoorHandler(RequestHandler):
     _head = 0  # bytes that have come of a head that is not whole
     _late = b""  # read, and not handled yet: nothing more is read until it is
     _fed = b""  # the end of what the parser was given
-    _offers = False  # a request here offered to upgrade, or its body has that word
-    _offer_left = 0  # bytes that are to come of the body of such a request
+    _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
+    _left = 0  # bytes that are to come of a body whose length is known
     _dropped = 0  # bytes that came after the last answer
     _sliced = False  # a slice of that is being handled
 
@@ -103,44 +102,44 @@ class DoorHandler(RequestHandler):
         known = len(messages)
         if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
             self._opened_with_proxy = True
-        recent = self._fed + data
-        if self._offers or OFFER in recent.lower():
-            self._feed_apart(data)
-        else:
-            self._fed = recent[-len(OFFER) + 1 :]
-            super().data_received(data)
-        if payload is not None and not payload.is_eof():
-            if messages and isinstance(messages[-1][0], _ErrInfo):
-                # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
-                payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
-        elif not known and (self._head or not messages or len(data) > self.max_head):
-            self._bound(len(data))
+        size = len(data)
+        self._feed(data)
+        if (
+            (payload is None or payload.is_eof())
+            and not known
+            and (self._head or not messages or size > self.max_head)
+        ):
+            self._bound(size)
 
-    def _feed_apart(self, data: bytes) -> None:
-        """Give the parser each request by itself: it drops what comes after one that offers to upgrade, or takes
-        it for the other protocol's. No offer is accepted here (RFC 9110 7.8), so it is the next request."""
-        self._offers = True
+    def _feed(self, data: bytes) -> None:
+        """Give the parser each request by itself. It drops what comes after one that offers to upgrade, or takes
+        it for the other protocol's (no offer is accepted here, RFC 9110 7.8); and of requests before one that it
+        cannot read, in the same bytes, it tells nothing."""
         while True:
             if data and (self._reading_paused or self._buffer_paused):
                 self._late = data + self._late
                 self._pause_transport_reading()
                 return
-            if self._offer_left:
-                size = min(self._offer_left, len(data))
-                self._offer_left -= size
+            if self._left:
+                size = min(self._left, len(data))
+                self._left -= size
             else:
-                recent = self._fed + data
-                end = recent.find(BLANK, max(0, len(self._fed) - 3))
-                size = len(data) if end < 0 else end + len(BLANK) - len(self._fed)
+                fed = self._fed
+                end = (fed + data).find(BLANK)
+                size = len(data) if end < 0 else end + len(BLANK) - len(fed)
             piece, data = data[:size], data[size:]
-            self._fed = (self._fed + piece)[-len(OFFER) + 1 :]
+            self._fed = (self._fed + piece)[-3:]
             count = self._request_count
             super().data_received(piece)
             message = self._messages[-1][0] if self._request_count > count else None
-            if isinstance(message, _ErrInfo):
-                return  # no request begins after it
-            if message is not None and message.upgrade:
-                self._offer_left = int(message.headers.get("content-length") or 0)
+            if message is not None:
+                if isinstance(message, _ErrInfo):
+                    if not self._body.is_eof():
+                        # aiohttp tells the next request only: who waits for this body would wait on.
+                        self._body.set_exception(RequestPayloadError("The body's chunks cannot be read."))
+                    return  # no request begins after it
+                self._body = self._messages[-1][1]
+                self._left = int(message.headers.get("content-length") or 0)
             if self._upgraded and (message is None or message.method != "CONNECT") and self._parser is not None:
                 self._parser.set_upgraded(False)
                 self._upgraded = False

@@ -32,6 +32,8 @@ class Request(web.BaseRequest):
     method: str = ""
     version: HttpVersion = HttpVersion(1, 1)
     keep_alive: bool = False
+    content: StreamReader = EMPTY_PAYLOAD
+    protocol: Any = None
     headers: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
 
     def __init__(
@@ -52,6 +54,8 @@ class Request(web.BaseRequest):
         self.version = message.version
         self.keep_alive = not message.should_close
         self.headers = message.headers
+        self.content = payload
+        self.protocol = protocol
 
 
 def head_bytes(message: RawRequestMessage) -> int:

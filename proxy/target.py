@@ -16,6 +16,8 @@ _LENIENT: Final = r"\[\]{}|^`\\"
 """Outside RFC 3986, and sent by browsers and by `include[]=`: taken in a query, sent on percent-encoded."""
 
 _ORIGIN: Final = re.compile(rf"(?:[{_PCHAR}/]++|{_PERCENT})*+(?:\?(?:[{_PCHAR}/?{_LENIENT}]++|{_PERCENT})*+)?")
+_ODD_PATH: Final = re.compile(rf"%(?![0-9A-Fa-f]{{2}})|[^{_PCHAR}/%]")
+_ODD_QUERY: Final = re.compile(rf"%(?![0-9A-Fa-f]{{2}})|[^{_PCHAR}/?%{_LENIENT}]")
 _ABSOLUTE: Final = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9_.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -125,6 +127,7 @@ def _why(rest: str) -> str:
         return "The request target must not hold a '#': a fragment is never sent (RFC 9112 3.2). Encode it as %23."
     if not rest.isascii():
         return "The request target must be ASCII: percent-encode what is not."
-    found = re.search(rf"%(?![0-9A-Fa-f]{{2}})|[^{_PCHAR}/?%{_LENIENT}]|\\", rest)
+    path, _, query = rest.partition("?")
+    found = _ODD_PATH.search(path) or _ODD_QUERY.search(query)
     shown = repr(found[0]) if found is not None else "a character"
     return f"The request target holds {shown}, which a URL may not hold there: percent-encode it."

@@ -1,4 +1,4 @@
-"""The public lists of HTTP/1.1 cases, Http11Probe's 215 and h1spec's 33, against the running process: one table."""
+"""Public lists of HTTP/1.1 cases, Http11Probe's 215 and h1spec's 33, against the running process: one table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.http11 import Case, cases, play
 
 pytestmark = pytest.mark.e2e
 CASES = cases()
+FLAGS = ("--port", "0", "--redis", "off", "--allowed-hosts", "*")
 
 
 class Engine(ThreadingHTTPServer):
@@ -58,8 +59,7 @@ def answers() -> Iterator[dict[str, str]]:
         stack.callback(engine.shutdown)
         process = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-m", "proxy", "--port", "0", "--redis", "off", "--allowed-hosts", "*"]
-                + ["--backend", f"http://127.0.0.1:{engine.server_port}"],
+                [sys.executable, "-m", "proxy", *FLAGS, "--backend", f"http://127.0.0.1:{engine.server_port}"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
