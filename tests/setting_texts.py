@@ -87,6 +87,7 @@ TYPED: dict[str, str] = {
     "api_keys_file": "keys.toml",
     "metrics_key": "on",
     "trusted_proxies": "10.0.0.0/8 ::1 unix",
+    "allowed_hosts": "api.example.com *.internal [::1]",
     "proxy_protocol": "on",
     "deny_file": "deny.txt",
     "deny_answers": "on",

@@ -9,6 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -49,7 +50,7 @@ JSON = "application/json"
 )
 @pytest.mark.parametrize("how", ["close", "keep"])
 async def test_a_refusal_before_the_body_is_read_by_a_client_that_writes_all_of_it_first(
-    engine: Engine, how: str, method: str, path: str, kind: str, settings: dict[str, object], status: int
+    engine: Engine, how: str, method: str, path: str, kind: str, settings: dict[str, Any], status: int
 ) -> None:
     settings = {"max_body_bytes": 2**20} | settings
     if status in (404, 405, 415):
