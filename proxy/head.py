@@ -28,6 +28,8 @@ def read_head(message: RawRequestMessage) -> tuple[Target, str]:
     ends then, for where the next request would begin is not certain."""
     headers, raw = message.headers, message.path
     version = message.version
+    if version < HttpVersion10:
+        raise GatewayError(Code.INVALID_VALUE, "The request line must end with HTTP/1.1.")
     if version not in _VERSIONS:
         words = f"HTTP/{version.major}.{version.minor} is not spoken here: send HTTP/1.1."
         raise GatewayError(Code.HTTP_VERSION, words)

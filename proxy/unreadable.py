@@ -26,7 +26,7 @@ def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
     if "Too many headers" in str(exc):
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
-    if "Invalid HTTP version" in str(exc):
+    if "Invalid HTTP version" in str(exc) and "HTTP/1." in str(exc):
         return GatewayError(Code.HTTP_VERSION, "Send HTTP/1.1: no other version but 1.0 is spoken here.")
     why = "This is not a request of HTTP/1.1 that can be read."
     if proxied:

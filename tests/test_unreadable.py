@@ -17,7 +17,7 @@ from proxy.unreadable import HeadTooLarge, closing, error_for
         (HeadTooLarge("x"), 431, "over 99 bytes"),
         (LineTooLong(b"x", 9), 431, "too long"),
         (BadHttpMessage("Too many headers received"), 431, "too many"),
-        (BadStatusLine("Bad status line:\n  Invalid HTTP version:"), 505, "HTTP/1.1"),
+        (BadStatusLine("Bad status line:\n  Invalid HTTP version: HTTP/1.2"), 505, "HTTP/1.1"),
         (BadHttpMessage("x"), 400, "cannot|can be read"),
     ],
 )
