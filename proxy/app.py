@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -217,7 +218,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
-            hosts=None if settings.listen_unix else Hosts(settings.host, settings.allowed_hosts),
+            hosts=await _hosts(settings),
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -312,6 +313,18 @@ async def _cache(
     stack.push_async_callback(cache.stop)
     await cache.ping()
     return cache
+
+
+async def _hosts(settings: Settings) -> Hosts | None:
+    """None: whichever host is asked for."""
+    if settings.listen_unix:
+        return None
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []  # listening there will say so
+    return Hosts(settings.host, settings.allowed_hosts, [str(address[0]) for *_, address in found])
 
 
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:

@@ -455,11 +455,8 @@ class Gateway:
         request = call.request
         # Whether a body comes that waited for a 100, nobody knows: the connection ends.
         waits = "expect" in request.headers and not request.content.is_eof()
-        keep = error.code is not Code.SHUTTING_DOWN and request.method != "CONNECT" and not waits
-        sent = await self._send(call, error.status, headers, error.json(), keep=keep)
-        if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
-            call.request.transport.close()  # the rest of the body may never come
-        return sent
+        last = waits or request.method == "CONNECT" or error.code in (Code.SHUTTING_DOWN, Code.BODY_TIMEOUT)
+        return await self._send(call, error.status, headers, error.json(), keep=not last)
 
     async def _send(
         self,

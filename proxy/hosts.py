@@ -18,10 +18,12 @@ KEPT: Final = 256  # hosts that are remembered as allowed
 class Hosts:
     """The hosts by which this gateway may be asked for. `known` is asked first: a request costs a look-up."""
 
-    def __init__(self, listens: str, allowed: Iterable[str]) -> None:
-        """`listens`: the address to listen on. `allowed`: names and addresses, `*.example.com`, or `*`."""
+    def __init__(self, listens: str, allowed: Iterable[str], addresses: Iterable[str] = ()) -> None:
+        """`listens`: the address or name to listen on, and `addresses` what it stands for. `allowed`: names and
+        addresses, `*.example.com`, or `*`."""
+        local = all(is_loopback(each) for each in (tuple(addresses) or (listens,)))
         names = [name.lower() for name in allowed]
-        self.open = ANY in names or not (names or is_loopback(listens))
+        self.open = ANY in names or not (names or local)
         self._names = {name for name in names if not name.startswith("*.")} | {listens.lower()}
         self._below = tuple(name[1:] for name in names if name.startswith("*."))
         self.known = {NONE}

@@ -260,6 +260,24 @@ async def test_a_fault_of_the_handler_ends_its_connection_is_logged_and_the_serv
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 
+async def test_a_fault_before_the_handler_ends_its_connection_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(message: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    async with serving() as (url, _):
+        async with await Connection.open(url) as client:
+            monkeypatch.setattr("proxy.door.read_head", fails)
+            await client.request("GET", "/one")
+            assert await client.at_eof()
+        monkeypatch.undo()
+        async with await Connection.open(url) as client:
+            await client.request("GET", "/one")
+            assert (await client.read()).body == b"/one"
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("how", ["abort", "close", "half_close"])
 async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
     how: str, caplog: pytest.LogCaptureFixture

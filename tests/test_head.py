@@ -37,7 +37,6 @@ REFUSED = {
     "an unknown expectation": (POST + b"Expect: 200-ok\r\nContent-Length: 5\r\n\r\nhello", 417),
     "HTTP/2.0": (b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
     "HTTP/0.9": (b"GET / HTTP/0.9\r\nHost: localhost\r\n\r\n", 400),
-    "HTTP/1.2": (b"GET / HTTP/1.2\r\nHost: localhost\r\n\r\n", 505),
 }
 
 

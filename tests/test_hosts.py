@@ -58,6 +58,12 @@ def test_a_host_is_ours_or_not(listens: str, names: tuple[str, ...], host: str, 
     assert allowed(Hosts(listens, names), host) is right
 
 
+def test_a_name_that_stands_for_loopback_is_loopback() -> None:
+    assert not allowed(Hosts("myhost", (), ["127.0.1.1"]), "evil.example")
+    assert allowed(Hosts("myhost", (), ["127.0.1.1"]), "myhost")
+    assert allowed(Hosts("myhost", (), ["127.0.1.1", "10.0.0.1"]), "evil.example")
+
+
 def test_what_was_allowed_is_known_within_a_bound() -> None:
     hosts = Hosts("127.0.0.1", ())
     for number in range(3 * KEPT):
