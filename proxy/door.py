@@ -14,6 +14,7 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from proxy.chunk_ends import ChunkEnds
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
 from proxy.connection_limit import ConnectionLimit, Evictable
@@ -66,6 +67,7 @@ class DoorHandler(RequestHandler):
     _fed = b""  # the end of what the parser was given
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
     _left = 0  # bytes that are to come of a body whose length is known
+    _chunks: ChunkEnds | None = None  # of a body that comes in chunks
     _dropped = 0  # bytes that came after the last answer
     _sliced = False  # a slice of that is being handled
 
@@ -120,7 +122,11 @@ class DoorHandler(RequestHandler):
                 self._late = data + self._late
                 self._pause_transport_reading()
                 return
-            if self._left:
+            chunks = self._chunks
+            if chunks is not None:
+                size = chunks.take(data)
+                self._chunks = None if chunks.over else chunks
+            elif self._left:
                 size = min(self._left, len(data))
                 self._left -= size
             else:
@@ -140,6 +146,7 @@ class DoorHandler(RequestHandler):
                     return  # no request begins after it
                 self._body = self._messages[-1][1]
                 self._left = int(message.headers.get("content-length") or 0)
+                self._chunks = ChunkEnds() if message.chunked else None
             if self._upgraded and (message is None or message.method != "CONNECT") and self._parser is not None:
                 self._parser.set_upgraded(False)
                 self._upgraded = False
@@ -358,16 +365,14 @@ class DoorHandler(RequestHandler):
     async def _be_heard(self) -> None:
         """To close with bytes unread resets the connection, and the client would not read its answer. So it is
         told that no more comes, and what it still sends is dropped, for a while (RFC 9112 9.6)."""
-        self._close = True
-        self._late = b""
+        self._close, self._late = True, b""
         transport = self.transport
         if transport is None or transport.is_closing():
             return
         if transport.can_write_eof():
             transport.write_eof()
         self._resume_transport_reading()
-        last = self._loop.time() + self._lingering_time
-        taken = -1
+        last, taken = self._loop.time() + self._lingering_time, -1
         while taken != self._dropped and self._loop.time() < last and not self._force_close:
             taken = self._dropped
             await asyncio.sleep(HEARD_SECONDS)  # cancelled as the client closes
