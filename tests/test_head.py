@@ -116,3 +116,16 @@ async def test_fields_that_another_server_may_take_for_others_do_not_go_up(engin
         assert (await call(app.url, "POST", "/v1/x", b"{}", odd)).status == 200
     (turn,) = engine.requests
     assert {name.lower() for name, _ in turn.raw_headers} & {name.lower() for name, _ in odd} == {"x-a"}
+
+
+SPELLINGS = ["/", "//", "/.", "%2F", "/x/..", "?x=1"]
+
+
+@pytest.mark.parametrize("more", SPELLINGS)
+async def test_every_spelling_of_an_endpoint_has_its_checks(engine: Engine, more: str) -> None:
+    body = b'{"model":"m1","max_tokens":50,"messages":[{"role":"user","content":"a"}]}'
+    async with gateway(engine, max_tokens_cap=5, max_tokens_action="refuse") as app:
+        for path in ("/v1/chat/completions", "//v1/%63hat/completions", "/tokenize/../v1%2Fchat/completions"):
+            answer = await call(app.url, "POST", path + more, body, (("content-type", "application/json"),))
+            assert (answer.status, answer.json()["error"]["param"]) == (400, "max_tokens")
+        assert engine.requests == []
