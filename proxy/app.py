@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -44,6 +45,7 @@ from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
+from proxy.hosts import Hosts
 from proxy.identify import caller_at
 from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
@@ -232,6 +234,8 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
+            hosts=None if settings.listen_unix else await _hosts(settings.host, settings.allowed_hosts),
+            admin_hosts=await _hosts(settings.admin_host, settings.allowed_hosts),
         )
         await first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
@@ -343,6 +347,16 @@ async def _cache(
     stack.push_async_callback(cache.stop)
     await cache.ping()
     return cache
+
+
+async def _hosts(listens: str, allowed: Sequence[str]) -> Hosts:
+    """The hosts by which a listener at this address may be asked for."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(listens, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []  # listening there will say so
+    return Hosts(listens, allowed, [str(address[0]) for *_, address in found])
 
 
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:

@@ -16,17 +16,18 @@ from typing import Final, Protocol
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
 from proxy.caller import Caller
 from proxy.config import Settings
-from proxy.door import AT_HAND, at_hand
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.limiter import Hold
 from proxy.log import Log, RequestRecord
 from proxy.memory import Held
 from proxy.metrics import Metrics
+from proxy.request import AT_HAND, at_hand
 from proxy.wire.openai import Ask
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
@@ -259,7 +260,8 @@ async def read_body(request: web.BaseRequest, settings: Settings, held: Held | N
     GatewayError 400, 408, 413 or 503."""
     if held is not None:
         held.need(BODY_COST * (request.content_length or GRANULE))
-    if request.headers.get("expect", "").lower() == "100-continue" and request.transport is not None:
+    expects = request.headers.get("expect", "").lower() == "100-continue" and request.version >= HttpVersion11
+    if expects and request.transport is not None:  # RFC 9110 10.1.1: HTTP/1.0 has no 100
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = io.BytesIO()  # its value is taken without a copy, and its growth is the system's: no pieces to join
     size = 0

@@ -286,6 +286,13 @@ class Settings:
         "CIDR",
         "Proxies whose X-Forwarded-For is believed, addresses or networks; `unix` for those of a Unix socket.",
     )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        values.hosts,
+        "HOST",
+        "Hosts that clients may ask for besides `host` and loopback's names: names, `*.example.com`, `*` for any; "
+        "none given: any, but on a loopback address only those.",
+    )
     proxy_protocol: bool = _switch(
         "Whether their connections open with the PROXY protocol, version 1 or 2, as L4 balancers write it."
     )

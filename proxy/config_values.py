@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from proxy.redact import mask_url as mask_url
+from proxy.target import read_host
 
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _FACTOR: Final = {
@@ -160,6 +161,27 @@ def host(raw: object) -> str:
     elif not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", text):
         raise ValueError(right)
     return text
+
+
+def hosts(raw: object) -> tuple[str, ...]:
+    """Names that a Host may have, without ports; `*.` before one for all below it, `*` for any."""
+    items = raw.replace(",", " ").split() if isinstance(raw, str) else raw
+    wrong = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError(wrong)
+    found = []
+    for item in (part for each in items for part in each.replace(",", " ").split()):
+        if item != "*":
+            below = item.startswith("*.")
+            name = item[2:] if below else item
+            bare = name.removeprefix("[").removesuffix("]") if ":" in name else name
+            try:
+                name = read_host(f"[{bare}]" if ":" in name else name)
+            except ValueError:
+                raise ValueError(f"{wrong}: not {item[:64]!r}") from None
+            item = f"*.{name}" if below else name
+        found.append(item)
+    return tuple(dict.fromkeys(found))
 
 
 def redis_url(raw: object) -> str:

@@ -7,30 +7,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from http import HTTPStatus
 from typing import Any, cast
 
-import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
-from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from proxy.chunk_ends import ChunkEnds
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
 from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.containment import raised, unawaited
 from proxy.errors import Code, GatewayError
+from proxy.head import read_head
 from proxy.opening import V2, read_opening
 from proxy.read_budget import ReadBudget
+from proxy.request import Request, head_bytes
+from proxy.unreadable import HeadTooLarge, closing, error_for
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
-HEARD_SECONDS = 1.0  # for a client that still sends to read why it was refused
-AT_HAND = 32 * 1024
-"""Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""
+HEARD_SECONDS = 1.0  # without a byte, for a client that still sent to read why it was refused
 
 TURN_BYTES = 16 * 1024
 """Of uploads, handled in one turn of the loop for all clients: 30 ms where each byte is a chunk of its own."""
@@ -40,15 +38,10 @@ READ_BYTES = (
 )  # of a body in aiohttp's buffer after twice which, or as many chunks / 16, reading is paused
 AT_ONCE = 4 * 1024  # a read below this is handled as it comes: nearly every request
 
-GUARDS = "x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
-"""On every answer: browsers take none for a script or a picture, and give none to a page of another origin."""
+BLANK = b"\r\n\r\n"
 
-Handler = Callable[[web.BaseRequest], Awaitable[bool]]
+Handler = Callable[[Request], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
-
-
-class HeadTooLarge(BadHttpMessage):
-    """A request's line and header fields are larger together than is allowed."""
 
 
 class DoorHandler(RequestHandler):
@@ -71,13 +64,19 @@ class DoorHandler(RequestHandler):
     _opened_with_proxy = False  # by one who may not
     _head = 0  # bytes that have come of a head that is not whole
     _late = b""  # read, and not handled yet: nothing more is read until it is
+    _fed = b""  # the end of what the parser was given
+    _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
+    _left = 0  # bytes that are to come of a body whose length is known
+    _chunks: ChunkEnds | None = None  # of a body that comes in chunks
+    _dropped = 0  # bytes that came after the last answer
     _sliced = False  # a slice of that is being handled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         task = self._task_handler
-        if task is not None:  # nobody awaits it: without this, a client whose task raised waits for ever
-            task.add_done_callback(partial(unawaited, "a connection", self.abort))
+        if task is not None:  # made after the manager is told
+            abort = cast(asyncio.Transport, transport).abort
+            task.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -88,6 +87,9 @@ class DoorHandler(RequestHandler):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._close:
+            self._dropped += len(data)
+            return
         if data and (self._late or data[AT_ONCE : AT_ONCE + 1]) and not self._sliced:
             self._late += data
             self._pause_transport_reading()
@@ -102,13 +104,54 @@ class DoorHandler(RequestHandler):
         known = len(messages)
         if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
             self._opened_with_proxy = True
-        super().data_received(data)
-        if payload is not None and not payload.is_eof():
-            if messages and isinstance(messages[-1][0], _ErrInfo):
-                # aiohttp tells its parser's error to the next request only: who waits for this body would wait on.
-                payload.set_exception(RequestPayloadError("The body's chunks cannot be read."))
-        elif not known and (self._head or not messages or len(data) > self.max_head):
-            self._bound(len(data))
+        size = len(data)
+        self._feed(data)
+        if (
+            (payload is None or payload.is_eof())
+            and not known
+            and (self._head or not messages or size > self.max_head)
+        ):
+            self._bound(size)
+
+    def _feed(self, data: bytes) -> None:
+        """Give the parser each request by itself. It drops what comes after one that offers to upgrade, or takes
+        it for the other protocol's (no offer is accepted here, RFC 9110 7.8); and of requests before one that it
+        cannot read, in the same bytes, it tells nothing."""
+        while True:
+            if data and (self._reading_paused or self._buffer_paused):
+                self._late = data + self._late
+                self._pause_transport_reading()
+                return
+            chunks = self._chunks
+            if chunks is not None:
+                size = chunks.take(data)
+                self._chunks = None if chunks.over else chunks
+            elif self._left:
+                size = min(self._left, len(data))
+                self._left -= size
+            else:
+                fed = self._fed
+                end = (fed + data).find(BLANK)
+                size = len(data) if end < 0 else end + len(BLANK) - len(fed)
+            piece, data = data[:size], data[size:]
+            self._fed = (self._fed + piece)[-3:]
+            count = self._request_count
+            super().data_received(piece)
+            message = self._messages[-1][0] if self._request_count > count else None
+            if message is not None:
+                if isinstance(message, _ErrInfo):
+                    if not self._body.is_eof():
+                        # aiohttp tells the next request only: who waits for this body would wait on.
+                        self._body.set_exception(RequestPayloadError("The body's chunks cannot be read."))
+                    return  # no request begins after it
+                self._body = self._messages[-1][1]
+                self._left = int(message.headers.get("content-length") or 0)
+                self._chunks = ChunkEnds() if message.chunked else None
+            if self._upgraded and (message is None or message.method != "CONNECT") and self._parser is not None:
+                self._parser.set_upgraded(False)
+                self._upgraded = False
+            if not data:
+                return
 
     def deliver(self) -> int:
         """Handle a slice of what was read. The bytes of it."""
@@ -194,15 +237,20 @@ class DoorHandler(RequestHandler):
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                 self._resume_reading_if_drained()
             manager.requests_count += 1
-            if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
-                self._refuse(message.exc)
+            if self._manager is None:
+                break  # the client has left
+            try:
+                if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
+                    raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
+                target, host = read_head(message)
+            except GatewayError as e:
+                self._tell(e)
                 await self._be_heard()
                 break
-            factory = self._request_factory
-            if factory is None:
-                break  # the client has left
             # No name for the task: a traceback would keep it, and all its frames hold, alive in a circle.
-            request = factory(message, payload, self, StreamWriter(self, loop), self._task_handler)  # type: ignore[arg-type]
+            request = Request(
+                message, payload, self, StreamWriter(self, loop), self._task_handler, loop, target, host
+            )
             self._current_request = request
             self._request_in_progress = True
             try:
@@ -222,7 +270,11 @@ class DoorHandler(RequestHandler):
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
             if not payload.is_eof():
-                keep = keep and await self._rest(payload)
+                # Whether a body follows that was to wait for a 100, nobody knows.
+                keep = keep and "expect" not in message.headers and await self._rest(payload)
+                if not keep:
+                    await self._be_heard()
+                    break
             self._keepalive = keep = keep and not self._upgraded
             if not keep or self._close or self.leaving or self._force_close:
                 break
@@ -311,29 +363,19 @@ class DoorHandler(RequestHandler):
         return True
 
     async def _be_heard(self) -> None:
-        """To close with bytes unread resets the connection, and the client would not read why: take them first."""
-        self._close = True  # aiohttp drops what comes
+        """To close with bytes unread resets the connection, and the client would not read its answer. So it is
+        told that no more comes, and what it still sends is dropped, for a while (RFC 9112 9.6)."""
+        self._close, self._late = True, b""
         transport = self.transport
-        if transport is not None and transport.can_write_eof():
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
             transport.write_eof()
+        self._resume_transport_reading()
+        last, taken = self._loop.time() + self._lingering_time, -1
+        while taken != self._dropped and self._loop.time() < last and not self._force_close:
+            taken = self._dropped
             await asyncio.sleep(HEARD_SECONDS)  # cancelled as the client closes
-
-    def _refuse(self, exc: BaseException) -> None:
-        if isinstance(exc, HeadTooLarge):
-            error = GatewayError(
-                Code.HEADERS_TOO_LARGE, f"The request line and headers are over {self.max_head} bytes together."
-            )
-        elif isinstance(exc, LineTooLong):
-            error = GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
-        elif "Too many headers" in str(exc):
-            error = GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
-        else:
-            why = "This is not a request of HTTP/1.1 that can be read."
-            if self._opened_with_proxy:
-                why = "A PROXY protocol head, but its sender is none of trusted_proxies, or proxy_protocol is off."
-            error = GatewayError(Code.INVALID_VALUE, why)
-        if self.transport is not None:
-            self._tell(error)
 
     def _tell(self, error: GatewayError) -> None:
         """The client, and the log."""
@@ -346,39 +388,6 @@ class DoorHandler(RequestHandler):
             answer = closing(error)
             self.written += len(answer)
             transport.write(answer)
-
-
-def head_bytes(message: RawRequestMessage) -> int:
-    """The size of a request's line and header fields, as sent but for white space."""
-    fields = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-    return len(message.method) + len(message.path) + 12 + fields
-
-
-def at_hand(content: StreamReader, most: int = AT_HAND) -> bytes | None:
-    """A request's body where all of it has come; None where more is to come, or it is over `most` bytes.
-
-    Nine calls less than by the public way where it is one small piece, as nearly always; what lies there is
-    dropped with the request."""
-    if content is EMPTY_PAYLOAD:
-        return b""
-    if not content.is_eof() or content.exception() is not None or content._size > most:
-        return None
-    pieces = content._buffer
-    if not pieces:
-        return b""
-    if len(pieces) == 1 and not content._buffer_offset and len(pieces[0]) < AT_HAND:
-        return pieces[0]
-    return content.read_nowait()
-
-
-def closing(error: GatewayError) -> bytes:
-    """A whole response that ends its connection."""
-    body = msgspec.json.encode(error.body())
-    retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after is not None else ""
-    return (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n{retry}"
-        f"{GUARDS}connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
-    ).encode() + body
 
 
 class Door(web.Server):

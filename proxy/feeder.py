@@ -15,6 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import RATE_LIMITS, Head, Mode
+from proxy.relocation import PLACES, engine_at, told
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
@@ -167,6 +168,7 @@ class Feeder:
         shared = flight.plan.many or not flight.private
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
+        engine = None if chosen or flight.backend is None else engine_at(flight.backend)
         passed = []
         length: int | None = None
         kind = ""
@@ -179,6 +181,11 @@ class Feeder:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
+            if engine is not None and (name in PLACES or engine.named(value) is not None):
+                known = told(name, value, engine)
+                if known is None:
+                    continue
+                header = (name, known)
             passed.append(header)
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:

@@ -18,13 +18,14 @@ from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config import Settings
 from proxy.containment import Fault, contained, internal, raised
-from proxy.door import AT_HAND, DoorHandler
+from proxy.door import DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import SLICE_BYTES, Subscriber
 from proxy.gate import OPERATING, Gate, not_found, scope_of
 from proxy.group import FlightGroup
+from proxy.hosts import Hosts
 from proxy.key import Keyer
 from proxy.large import LargeRequests
 from proxy.line import NORMAL
@@ -33,11 +34,12 @@ from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
 from proxy.origins import Origins
 from proxy.phase import Phase
-from proxy.plain import Plain
+from proxy.plain import ALLOWED, Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.punctual import end_early, in_time
-from proxy.relay import ACTED_ON, acted_on, forwardable, passes
+from proxy.relay import ACTED_ON, acted_on, asks_for_websocket, forwardable, passes
+from proxy.request import AT_HAND
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
@@ -81,8 +83,12 @@ class Gateway:
         memory: Memory | None = None,
         large: LargeRequests | None = None,
         origins: Origins | None = None,
+        hosts: Hosts | None = None,
+        admin_hosts: Hosts | None = None,
     ) -> None:
         self._fault = fault
+        anywhere = Hosts("", ("*",))
+        self._hosts, self._admin_hosts = hosts or anywhere, admin_hosts or anywhere
         self._settings = settings
         self._memory = memory
         most = free_body(memory.budget, settings.max_connections) if memory is not None else AT_HAND
@@ -139,6 +145,9 @@ class Gateway:
         call = Call(request=request, id=name, named=name is given, admin=admin)
         try:
             try:
+                hosts = self._admin_hosts if admin else self._hosts
+                if request.host not in hosts.known:
+                    hosts.check(request.host, brought=getattr(request.protocol, "source", ""))
                 answer = self.find(call)
                 if self.tracing is not None:
                     self.tracing.begin(call)
@@ -192,23 +201,33 @@ class Gateway:
         return sent.keep_alive
 
     def route(self, call: Call) -> Handler:
-        """Who answers. Raises GatewayError 404 or 405."""
-        path = call.request.path
+        """Who answers. Raises GatewayError 404, 405 or 501."""
+        request = call.request
+        path, method = request.path, request.method
+        if method in ("CONNECT", "TRACE"):
+            call.allow = ALLOWED
+            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
+        if method == "GET" and asks_for_websocket(request.headers):
+            raise GatewayError(
+                Code.UPGRADE_NOT_SUPPORTED, "There are no websockets here: answers stream over HTTP."
+            )
         route = (self._admin_routes if call.admin else self._routes).get(path)
         if route is None and path.startswith("/v1/models/") and not call.admin:
             route = ("GET", "models", self._plain.model)
         if route is None:
-            if call.admin or not passes(path, call.request.raw_path):
+            if path == "*":
+                call.endpoint = "server"
+                return self._plain.server
+            if call.admin or not passes(path):
                 raise not_found(path)
             call.endpoint = "passthrough"
             return self._pass
-        method, call.endpoint, handler = route
-        if call.request.method != method and not (method == "GET" and call.request.method == "HEAD"):
-            if self._gate is not None and call.endpoint in OPERATING:
-                self._gate.enter(call)  # only an operator is told what is there
-            call.allow = method
-            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{path} takes {method}, not {call.request.method[:16]}.")
-        return handler
+        takes, call.endpoint, handler = route
+        if method == takes or (takes == "GET" and method == "HEAD"):
+            return handler
+        if self._gate is not None and call.endpoint in OPERATING:
+            self._gate.enter(call)  # only an operator is told what is there
+        return self._plain.other(call, takes)
 
     # -- generations ------------------------------------------------------------------------------
 
@@ -464,11 +483,11 @@ class Gateway:
         """An error as OpenAI's clients know it."""
         call.error, call.client = error.code.code, self._urgency.address(call)
         headers = [*respond.error_headers(error), *call.headers()]
-        keep = error.code is not Code.SHUTTING_DOWN
-        sent = await self._send(call, error.status, headers, error.json(), keep=keep)
-        if error.code is Code.BODY_TIMEOUT and call.request.transport is not None:
-            call.request.transport.close()  # the rest of the body may never come
-        return sent
+        request = call.request
+        # Whether a body comes that waited for a 100, nobody knows: the connection ends.
+        waits = "expect" in request.headers and not request.content.is_eof()
+        last = waits or request.method == "CONNECT" or error.code in (Code.SHUTTING_DOWN, Code.BODY_TIMEOUT)
+        return await self._send(call, error.status, headers, error.json(), keep=not last)
 
     async def _cut(self, call: Call, error: GatewayError) -> respond.Sent:
         """Its task was cancelled by us, and the client is told why; unless it has left at the same time."""

@@ -5,7 +5,7 @@ Called by the gateway, once a request for one of them."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from proxy import respond
 from proxy.backends import Backends
@@ -13,6 +13,9 @@ from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.metrics import Metrics
+
+ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+"""What the paths here take together, for `OPTIONS *` and methods that none of them takes."""
 
 Reply = Callable[[Call, int, object], Awaitable[respond.Sent]]
 Send = Callable[[Call, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
@@ -53,6 +56,20 @@ class Plain:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
         return await self._reply(call, 200, {"status": "ready"})
+
+    def other(self, call: Call, takes: str) -> Callable[[Call], Awaitable[respond.Sent]]:
+        """Who answers a method that a path does not take. Raises GatewayError 405."""
+        request = call.request
+        call.allow = f"{takes}, HEAD" if takes == "GET" else takes
+        if request.method == "OPTIONS":
+            return self.server
+        words = f"{request.path} takes {takes}, not {request.method[:16]}."
+        raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
+
+    async def server(self, call: Call) -> respond.Sent:
+        """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
+        call.allow = call.allow or ALLOWED
+        return await self._send(call, 204, call.headers(), b"")
 
     async def metrics(self, call: Call) -> respond.Sent:
         body, kind = self._metrics.render(call.request.headers.get("accept", ""))

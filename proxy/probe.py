@@ -27,7 +27,7 @@ class _Link(http.client.HTTPConnection):
     """To where the settings say that the gateway listens: an address or a Unix socket, with TLS or not."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__("gateway", timeout=SECONDS)
+        super().__init__("localhost", timeout=SECONDS)
         self._settings = settings
 
     def connect(self) -> None:

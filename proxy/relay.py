@@ -30,7 +30,6 @@ ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-sessi
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-_PLAIN: Final = re.compile(r"[!-~]+")
 _PRINTABLE: Final = re.compile(r"[ -~]*")
 _TRACE: Final = ("traceparent", "tracestate")
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -59,22 +58,27 @@ def says_nothing(path: str) -> bool:
     return path in _SAYS_NOTHING
 
 
-def passes(path: str, raw: str) -> bool:
-    """Whether a path goes to the engine. `raw` is the request target as it came: nothing in it may be read as
-    another path by the next server (dot segments, however encoded, backslashes, controls, absolute form)."""
-    if not (path.startswith("/v1/") or path in _PATHS) or path.rstrip("/") in _BLOCKED:
+def passes(path: str) -> bool:
+    """Whether a path, in its normal form, goes to the engine. Nothing in it may be another path to a server that
+    decodes it once more, or drops parameters after a semicolon."""
+    if not (path.startswith("/v1/") or path in _PATHS) or path in _BLOCKED:
         return False
-    if not raw.startswith("/") or not _PLAIN.fullmatch(raw):
-        return False
-    target = raw.partition("?")[0]
-    decoded = unquote(unquote(target))
+    if "%" not in path and ";" not in path:
+        return True
+    decoded = unquote(path)
     return not (
         "//" in decoded
         or "\\" in decoded
         or any(ord(c) < 0x20 or c == "\x7f" for c in decoded)
         or any(part.partition(";")[0] in (".", "..") for part in decoded.split("/"))
         or decoded.rstrip("/") in _BLOCKED
+        or decoded.partition(";")[0].rstrip("/") in _BLOCKED
     )
+
+
+def asks_for_websocket(headers: Mapping[str, str]) -> bool:
+    """Whether a GET is the handshake of a websocket (RFC 6455 4.1), also where a proxy has cut `Upgrade` off."""
+    return "sec-websocket-key" in headers or "websocket" in headers.get("upgrade", "").lower()
 
 
 def named_by_connection(connection: str) -> frozenset[str]:
@@ -125,5 +129,6 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool =
         for name, value in items
         if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low == "authorization"))
         and low not in named
-        and not low.startswith("x-forwarded-")
+        and "_" not in low  # some servers read `content_length` as Content-Length
+        and not low.startswith(("x-forwarded-", "sec-websocket-"))
     ]

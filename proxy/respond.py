@@ -15,12 +15,13 @@ from typing import Final, NamedTuple, cast
 
 from aiohttp import HttpVersion11, web
 
-from proxy.door import GUARDS, DoorHandler
+from proxy.door import DoorHandler
 from proxy.errors import GatewayError
 from proxy.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.memory import Held, refused
 from proxy.phase import Phase
 from proxy.plan import RATE_LIMITS, Mode
+from proxy.unreadable import GUARDS
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
@@ -175,6 +176,8 @@ def write(
     if transport is None:
         raise ConnectionResetError("the client has left")
     keep = keep and request.keep_alive
+    if keep and request.version < HttpVersion11:
+        headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
     protocol = cast(DoorHandler, request.protocol)
     left: Left | None = None
     size = later = 0

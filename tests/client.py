@@ -293,7 +293,7 @@ class Connection:
 def request_bytes(method: str, path: str, body: bytes = b"", headers: Headers = ()) -> bytes:
     """A plain request: Host and, with a body, Content-Length and JSON, unless the headers say otherwise."""
     given = {name.lower() for name, _ in headers}
-    own = [("Host", "gateway")]
+    own = [("Host", "localhost")]
     if body or method == "POST":
         own += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     if "transfer-encoding" in given:

@@ -89,6 +89,7 @@ TYPED: dict[str, str] = {
     "admin_port": "9091",
     "admin_host": "::1",
     "trusted_proxies": "10.0.0.0/8 ::1 unix",
+    "allowed_hosts": "api.example.com *.internal [::1]",
     "proxy_protocol": "on",
     "deny_file": "deny.txt",
     "deny_answers": "on",

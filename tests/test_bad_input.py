@@ -68,7 +68,7 @@ async def test_a_body_over_the_limit_is_refused_by_its_length_and_as_it_comes(en
         refused(await call(app.url, "POST", CHAT, b"x" * 2049, JSON), 413, "body_too_large")
         async with await Connection.open(app.url) as client:
             await client.send(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
                 b"transfer-encoding: chunked\r\n\r\n" + (b"400\r\n" + b"x" * 1024 + b"\r\n") * 3
             )
             refused(await client.read(), 413, "body_too_large")
@@ -81,7 +81,7 @@ async def test_a_body_whose_chunks_cannot_be_read_is_refused_at_once(
 ) -> None:
     async with gateway(engine, body_timeout=0.0) as app, await Connection.open(app.url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
             b"expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -93,7 +93,7 @@ async def test_a_body_whose_chunks_cannot_be_read_is_refused_at_once(
 async def test_a_slow_body_is_given_up(engine: Engine) -> None:
     async with gateway(engine, body_timeout=0.05) as app, await Connection.open(app.url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
             b'content-length: 100\r\n\r\n{"model"'
         )
         refused(await client.read(), 408, "body_timeout")
@@ -108,10 +108,9 @@ async def test_a_slow_body_is_given_up(engine: Engine) -> None:
         ("POST", CHAT, (*JSON, ("content-encoding", "gzip")), 415, "unsupported_media_type"),
         ("POST", CHAT, (*JSON, ("x-gateway-share", "maybe")), 400, "invalid_header"),
         ("GET", "/nothing", (), 404, "not_found"),
-        ("GET", "/v1/../metrics", (), 404, "not_found"),
-        ("GET", "/v1/%2e%2e/metrics", (), 404, "not_found"),
-        ("GET", "/v1//x", (), 404, "not_found"),
-        ("GET", "/v1/x\\y", (), 404, "not_found"),
+        ("GET", "/v1/../sleep", (), 404, "not_found"),
+        ("GET", "/v1/%2e%2e/sleep", (), 404, "not_found"),
+        ("GET", "/v1/x\\y", (), 400, "invalid_value"),
         ("POST", "/v1/load_lora_adapter", (), 404, "not_found"),
     ],
 )
@@ -189,7 +188,7 @@ async def test_expect_continue_is_answered_before_the_body(engine: Engine) -> No
     body = json.dumps(HELLO).encode()
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
             b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body)
         )
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

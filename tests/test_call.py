@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from aiohttp import ClientPayloadError, web
+from aiohttp.http_writer import HttpVersion11
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ class Body:
         self.content = self
         self.transport = self
         self.method = "POST"
+        self.version = HttpVersion11
         self.written = b""
         self.complete = complete  # it came with its head
         self._pieces = list(pieces)

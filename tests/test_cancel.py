@@ -84,7 +84,7 @@ async def test_no_one_joins_a_generation_that_is_being_cancelled(engine: Engine)
 async def test_a_disconnect_in_mid_body_leaves_nothing(engine: Engine) -> None:
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
             b'content-length: 100\r\n\r\n{"model"'
         )
         await client.abort()

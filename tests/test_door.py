@@ -18,7 +18,8 @@ from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy import respond
-from proxy.door import Door, DoorHandler, at_hand
+from proxy.door import Door, DoorHandler
+from proxy.request import at_hand
 from tests.client import Answer, Connection, get, request_bytes
 from tests.engine_turn import PATIENCE
 from tests.running import until
@@ -132,7 +133,7 @@ async def test_requests_sent_together_are_answered_in_their_order(step: int | No
 
 async def test_a_body_that_nobody_read_is_taken_and_the_next_request_is_served() -> None:
     async with serving() as (url, _), await Connection.open(url) as client:
-        await client.send(b"POST /one HTTP/1.1\r\nHost: g\r\ncontent-length: 300000\r\n\r\n")
+        await client.send(b"POST /one HTTP/1.1\r\nHost: localhost\r\ncontent-length: 300000\r\n\r\n")
         assert (await client.read()).body == b"/one"  # before its body has come
         await client.send(b"x" * 300_000 + request_bytes("GET", "/two"))
         assert (await client.read()).body == b"/two"
@@ -140,7 +141,7 @@ async def test_a_body_that_nobody_read_is_taken_and_the_next_request_is_served()
 
 async def test_a_body_that_never_ends_is_waited_for_a_while_only() -> None:
     async with serving(lingering=0.02) as (url, _), await Connection.open(url) as client:
-        await client.send(b"POST /one HTTP/1.1\r\nHost: g\r\ncontent-length: 10\r\n\r\nx")
+        await client.send(b"POST /one HTTP/1.1\r\nHost: localhost\r\ncontent-length: 10\r\n\r\nx")
         assert (await client.read()).body == b"/one"
         assert await client.at_eof()
 
@@ -151,7 +152,7 @@ async def test_a_body_whose_chunks_cannot_be_read_ends_the_connection_and_nothin
 ) -> None:
     async with serving() as (url, door):
         async with await Connection.open(url) as client:
-            await client.send(b"POST /one HTTP/1.1\r\nHost: g\r\ntransfer-encoding: chunked\r\n\r\n")
+            await client.send(b"POST /one HTTP/1.1\r\nHost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
             assert (await client.read()).body == b"/one"
             await client.send(rest + request_bytes("GET", "/two"))
             async with asyncio.timeout(PATIENCE):
@@ -164,7 +165,7 @@ async def test_a_body_whose_chunks_cannot_be_read_ends_the_connection_and_nothin
 
 @pytest.mark.parametrize(
     "head",
-    [b"GET /one HTTP/1.0\r\n\r\n", b"GET /one HTTP/1.1\r\nHost: g\r\nconnection: close\r\n\r\n"],
+    [b"GET /one HTTP/1.0\r\n\r\n", b"GET /one HTTP/1.1\r\nHost: localhost\r\nconnection: close\r\n\r\n"],
     ids=["1.0", "close"],
 )
 async def test_a_client_that_wants_no_more_is_closed_after_its_answer(head: bytes) -> None:
@@ -175,12 +176,65 @@ async def test_a_client_that_wants_no_more_is_closed_after_its_answer(head: byte
         assert await client.at_eof()
 
 
-async def test_a_request_to_speak_another_protocol_is_answered_in_ours_and_is_the_last() -> None:
+OFFERS = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    "websocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    "twice": b"Connection: Upgrade, Upgrade\r\nUpgrade: h2c\r\n",
+    "odd case": b"cOnNeCtIoN: uPgRaDe\r\nuPgRaDe: TLS/1.0\r\n",
+}
+BODIES = {
+    "none": (b"", b""),
+    "length": (b"Content-Length: 4\r\n", b"a\r\n\r"),
+    "chunks": (b"Transfer-Encoding: chunked\r\n", b"4\r\n\r\n\r\n\r\n0\r\nx: upgrade\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("step", [None, 1, 7, 64])
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_an_offer_to_upgrade_swallows_no_request_and_shifts_no_answer(
+    offer: str, body: str, step: int | None
+) -> None:
+    head, content = BODIES[body]
+    asks = [
+        b"POST /%d HTTP/1.1\r\nHost: g\r\n%b%b\r\n%b" % (n, OFFERS[offer] if n % 3 else b"", head, content)
+        for n in range(9)
+    ]
     async with serving() as (url, _), await Connection.open(url) as client:
-        headers = (("connection", "upgrade"), ("upgrade", "websocket"))
-        await client.request("GET", "/one", headers=headers)
-        assert (await client.read()).body == b"/one"
-        assert await client.at_eof()
+        sending = asyncio.ensure_future(client.send(b"".join(asks), step=step))
+        answers = [(await client.read()).body for _ in asks]
+        await sending
+        await client.request("GET", "/after")
+        assert (await client.read()).body == b"/after"
+    assert answers == [b"/%d" % n for n in range(9)]
+
+
+async def test_more_pipelined_offers_than_are_read_ahead_are_all_answered() -> None:
+    """The parser pauses at 32 requests that wait: just there an offer must not swallow what follows it."""
+    asks = [b"GET /%d HTTP/1.1\r\nHost: g\r\n%b\r\n" % (n, OFFERS["h2c"]) for n in range(200)]
+    async with serving() as (url, _), await Connection.open(url) as client:
+        await client.send(b"".join(asks))
+        assert [(await client.read()).body for _ in asks] == [b"/%d" % n for n in range(200)]
+
+
+async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
+    most = 0
+    handlers: list[Door] = []
+
+    async def slow(request: web.BaseRequest) -> bool:
+        nonlocal most
+        for handler in handlers[0].connections:
+            most = max(most, len(handler._messages))
+        await asyncio.sleep(0)
+        return await hello(request)
+
+    asks = [b"GET /%d HTTP/1.1\r\nHost: g\r\n\r\n" % n for n in range(1000)]
+    async with serving(slow) as (url, door), await Connection.open(url) as client:
+        handlers.append(door)
+        sending = asyncio.ensure_future(client.send(b"".join(asks)))
+        assert [(await client.read()).body for _ in asks] == [b"/%d" % n for n in range(1000)]
+        await sending
+    assert 1 < most <= 32
 
 
 async def test_a_fault_of_the_handler_ends_its_connection_is_logged_and_the_server_lives(
@@ -204,6 +258,24 @@ async def test_a_fault_of_the_handler_ends_its_connection_is_logged_and_the_serv
     assert record.levelno == logging.ERROR
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ZeroDivisionError)
+
+
+async def test_a_fault_before_the_handler_ends_its_connection_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(message: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    async with serving() as (url, _):
+        async with await Connection.open(url) as client:
+            monkeypatch.setattr("proxy.door.read_head", fails)
+            await client.request("GET", "/one")
+            assert await client.at_eof()
+        monkeypatch.undo()
+        async with await Connection.open(url) as client:
+            await client.request("GET", "/one")
+            assert (await client.read()).body == b"/one"
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("how", ["abort", "close", "half_close"])
@@ -294,9 +366,9 @@ async def test_closing_does_not_wait_for_ever() -> None:
     [
         (b"\x16\x03\x01garbage\r\n\r\n", (400, "invalid_value")),
         (b"GET / HTTP/1.1\r\nno header\r\n\r\n", (400, "invalid_value")),
-        (b"GET / HTTP/1.1\r\nHost: g\r\ncontent-length: x\r\n\r\n", (400, "invalid_value")),
-        (b"GET / HTTP/1.1\r\nHost: g\r\nx: " + b"y" * 2000 + b"\r\n\r\n", (431, "headers_too_large")),
-        (b"GET /" + b"y" * 2000 + b" HTTP/1.1\r\nHost: g\r\n\r\n", (431, "headers_too_large")),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\ncontent-length: x\r\n\r\n", (400, "invalid_value")),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nx: " + b"y" * 2000 + b"\r\n\r\n", (431, "headers_too_large")),
+        (b"GET /" + b"y" * 2000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", (431, "headers_too_large")),
     ],
     ids=["tls", "header", "length", "long header", "long line"],
 )
@@ -326,7 +398,7 @@ async def test_one_connection_too_many_is_told_so_and_counted() -> None:
 
 def test_what_a_body_at_hand_is_taken_out_of_is_there() -> None:
     assert {"_buffer", "_buffer_offset", "_eof", "_size"} <= set(StreamReader.__slots__), (
-        "aiohttp has changed: see door.at_hand"
+        "aiohttp has changed: see request.at_hand"
     )
 
 

@@ -200,7 +200,7 @@ async def test_a_request_whose_body_is_still_coming_is_answered(engine: Engine) 
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(gateway(engine, drain_timeout=50.0))
         client = await stack.enter_async_context(await Connection.open(app.url))
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\n"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
         await client.send(head + b"expect: 100-continue\r\ncontent-length: 30\r\n\r\n")
         await client.reader.readuntil(b"\r\n\r\n")
         closing = asyncio.ensure_future(app_end(stack))

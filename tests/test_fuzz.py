@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 pytestmark = pytest.mark.e2e
 
 CHAT = json.dumps({"model": "m1", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}).encode()
-SENTINEL = b"\r\n\r\nGET /health HTTP/1.1\r\nHost: g\r\nConnection: close\r\n\r\n"
+SENTINEL = b"\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 TOKEN = st.text("abcXYZ-_09", min_size=1, max_size=12)
 JUNK = st.text(st.characters(max_codepoint=255), max_size=40)
@@ -66,12 +66,17 @@ def requests(draw: st.DrawFn) -> bytes:
         line = f"{target} HTTP/1.1"
         body = draw(st.just(CHAT) | BODY)
         extra = draw(st.lists(st.tuples(st.sampled_from(FINE.split()) | TOKEN, PLAIN), max_size=4))
-        lines = [("Host", "g"), ("Content-Type", "application/json"), ("Content-Length", str(len(body))), *extra]
+        lines = [
+            ("Host", "localhost"),
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            *extra,
+        ]
     else:
         version = draw(st.sampled_from(["HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.1 ", ""]))
         line = f"{draw(METHOD)} {draw(PATH)} {version}"
         if draw(st.booleans()):
-            lines = [("Host", "g"), *lines]
+            lines = [("Host", "localhost"), *lines]
     head = "\r\n".join([line, *(f"{name}: {value}" for name, value in lines), "", ""])
     return head.encode("latin-1") + body
 

