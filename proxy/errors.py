@@ -19,6 +19,7 @@ class Code(Enum):
     INVALID_HEADER = ("invalid_header", 400, "invalid_request_error")
     CONTENT_DENIED = ("content_denied", 400, "invalid_request_error")
     INVALID_API_KEY = ("invalid_api_key", 401, "invalid_request_error")
+    CROSS_ORIGIN = ("cross_origin", 403, "invalid_request_error")
     NOT_FOUND = ("not_found", 404, "invalid_request_error")
     METHOD_NOT_ALLOWED = ("method_not_allowed", 405, "invalid_request_error")
     MODEL_NOT_FOUND = ("model_not_found", 404, "invalid_request_error")
@@ -62,13 +63,20 @@ class GatewayError(Exception):
     """An error a client may see. `message` says what was wrong and what would be right."""
 
     def __init__(
-        self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None
+        self,
+        code: Code,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
         self.retry_after = retry_after  # whole seconds, for the `Retry-After` header
+        self.headers = headers  # that say what would be right
 
     @property
     def status(self) -> int:

@@ -22,6 +22,7 @@ from proxy.door import AT_HAND, DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
+from proxy.estimate import passing
 from proxy.flight import SLICE_BYTES, Subscriber
 from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
@@ -29,8 +30,10 @@ from proxy.key import Keyer
 from proxy.large import LargeRequests
 from proxy.line import NORMAL
 from proxy.log import Log
+from proxy.media_type import media_of
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
+from proxy.passed import NONE, Passed, read_passed, takes_json_only
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
@@ -41,7 +44,7 @@ from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
-from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
+from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 
@@ -49,7 +52,7 @@ Handler = Callable[[Call], Awaitable[respond.Sent]]
 class Admit(Protocol):
     """Lets requests on, or raises GatewayError 429 or 503."""
 
-    async def __call__(self, call: Call, body: bytes = b"") -> None:
+    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
         """Asked once the body is read."""
 
     async def head(self, call: Call) -> None:
@@ -216,18 +219,18 @@ class Gateway:
 
         return handler
 
-    async def body(self, call: Call, *, json: bool) -> bytes:
+    async def body(self, call: Call, *, json: bool, limit: int = 0) -> bytes:
         """The request's body, at hand or not. Raises GatewayError."""
-        body = body_at_hand(call.request, self._settings, json=json, most=self._free)
-        return await self._read(call) if body is None else body
+        body = body_at_hand(call.request, self._settings, json=json, most=self._free, limit=limit)
+        return await self._read(call, limit) if body is None else body
 
-    async def _read(self, call: Call) -> bytes:
+    async def _read(self, call: Call, limit: int = 0) -> bytes:
         """A body that is large, or has not come: what the head can tell is judged before it is read."""
         if self._admit is not None:
             await self._admit.head(call)
         if self._memory is not None:
             call.held = Held(self._memory, self._owner(call), "uploads")
-        return await read_body(call.request, self._settings, call.held)
+        return await read_body(call.request, self._settings, call.held, limit)
 
     def _owner(self, call: Call) -> Hashable:
         """Whose memory it is: as whose turn it takes."""
@@ -257,7 +260,7 @@ class Gateway:
             override=headers.get("x-gateway-share", ""),
         )
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return self._join(call, ask, share)
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
@@ -373,7 +376,7 @@ class Gateway:
         """The request of `/embed`, let in."""
         ask = await self.read(call, "embeddings", await self.body(call, json=True))
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return ask
 
     def _embed_join(self, call: Call, ask: Ask) -> Subscriber:
@@ -384,16 +387,7 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = await self.body(call, json=False)
-        large = self.large
-        if large is not None and len(body) > large.inline and large.heavy(body):
-            body = await large.raw(call, body)
-        else:
-            call.model = model_of(body)
-            if self._gate is not None:
-                body = self._gate.admit_raw(call, body)
-        if self._admit is not None:
-            await self._admit(call, body)
+        body = await self._passed(call)
         plan = Plan(
             method=request.method,
             path=request.raw_path,
@@ -423,9 +417,32 @@ class Gateway:
             raise
         return await self._stream(call, reader)
 
+    async def _passed(self, call: Call) -> bytes:
+        """The body of what passes through, read once for all that need to know of it, and let in."""
+        request, large = call.request, self.large
+        media = None
+        if request.body_exists:
+            media = media_of(request.headers, json_only=takes_json_only(request.path))
+        upload = media is not None and media.kind == "form"
+        body = await self.body(call, json=False, limit=self._settings.max_upload_bytes if upload else 0)
+        readable = media is not None and media.kind != "other"
+        if media is not None and readable and large is not None and len(body) > large.inline and large.heavy(body):
+            body = await large.raw(call, media, body)
+            if self._admit is not None:
+                await self._admit(call)
+            return body
+        passed = read_passed(media, body)
+        call.model = passed.model
+        if self._gate is not None:
+            passed = self._gate.admit_raw(call, passed)
+        call.cost = passing(request.path, passed, self._settings.rate_limit_assumed_tokens)
+        if self._admit is not None:
+            await self._admit(call, passed)
+        return passed.body
+
     async def _models(self, call: Call) -> respond.Sent:
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return await self._plain.models(call)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
