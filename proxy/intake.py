@@ -164,15 +164,22 @@ def denied_in(deny: DenyList, ask: Ask) -> int | None:
             "Prompts are checked here, and token ids cannot be: send text.",
             param="prompt",
         )
-    line = deny.find_in_prompt(prompt_in(ask.endpoint, given).parts)
-    return deny.find("\n".join(everything(members, but=NO_TEXT_FIELDS))) if line is None else line
+    prompt = prompt_in(ask.endpoint, given).parts
+    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS))
 
 
 def denied_in_passed(deny: DenyList, path: str, passed: Passed) -> int | None:
     """The same of a body that passes through."""
-    texts = passed.texts(path)
-    line = deny.find_in_prompt([passed.prompt()])
-    return deny.find("\n".join(texts)) if line is None else line
+    return _find(deny, [passed.prompt()], passed.texts(path))
+
+
+def _find(deny: DenyList, prompt: list[list[str]], texts: list[str]) -> int | None:
+    """In the prompt, across its parts; then in every other text and name, each once."""
+    line = deny.find_in_prompt(prompt)
+    if line is not None:
+        return line
+    seen = {text for part in prompt for text in part}
+    return deny.find("\n".join(text for text in dict.fromkeys(texts) if text not in seen))
 
 
 def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer) -> tuple[Found, bytes]:

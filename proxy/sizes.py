@@ -4,6 +4,7 @@ Called by the gate, where any of these limits is set."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -28,6 +29,8 @@ _RAW_TOKENS: Final = {
 }
 """Paths that are passed through and generate, and their names for it, one of which has to be given."""
 _ALL_TOKENS: Final = (*_TOKEN_FIELDS, "max_output_tokens")  # looked at wherever something may be generated
+
+_DIGITS: Final = re.compile("[0-9]{1,18}")  # of a form's number
 
 _ITEMS: Final = {
     "chat": ("messages", "messages"),
@@ -101,7 +104,7 @@ class Sizes:
         if passed.form is None:
             return passed.members
         given = ((name, passed.form.text(name)) for name in (*_ALL_TOKENS, "n", "best_of"))
-        return {name: int(text) if text.isdecimal() and text.isascii() else text for name, text in given if text}
+        return {name: int(text) if _DIGITS.fullmatch(text) else text for name, text in given if text}
 
     # -- inside -----------------------------------------------------------------------------------
 
