@@ -110,8 +110,11 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
     raw = bytes(fields.get("messages", b"[]"))
     try:
         messages = _MESSAGES.decode(raw)
+        doubled = _may_be_doubled(raw)
     except _BAD:
-        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)  # for the engine to judge
+        doubled = True  # for the engine to judge
+    if doubled:
+        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)
     media = 0
     for message in messages:
         size += BYTES_A_TOKEN * 4  # what a template puts around it
@@ -127,6 +130,14 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
             else:
                 media += 1
     return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
+
+
+def _may_be_doubled(raw: bytes) -> bool:
+    """Whether a member may be given twice in messages: an engine may take the first where we take the last. They
+    have quotes then that their value has not, unless quotes are escaped as numbers."""
+    if b"\\u0022" in raw or b"\\u005" in raw:
+        return True
+    return raw.count(b'"') != msgspec.json.encode(msgspec.json.decode(raw)).count(b'"')
 
 
 def _prompts(raw: bytes) -> tuple[int, int]:

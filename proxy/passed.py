@@ -70,7 +70,7 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
                     Code.INVALID_VALUE,
                     "Prompts are checked here, and files cannot be: only the field 'file' of audio may be one.",
                 )
-            return self.form.texts()
+            return everything(self.form.texts())
         refuse_template(self.members)
         if (
             any(holds_ids(self.members.get(name)) for name in _IDS)

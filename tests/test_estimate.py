@@ -73,6 +73,20 @@ def test_whatever_a_prompt_is_there_is_a_guess(value: Any) -> None:
     assert estimate(decode("embeddings", raw), ASSUMED).prompt <= len(raw)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"role": "user", "content": "%s", "content": ""}',
+        '{"role": "user", "content": "%s", "c\\u006fntent": ""}',
+        '{"role": "user", "content": "%s", "content": "", "x": "\\u0022\\u0022"}',
+        '{"role": "user", "content": [{"type": "text", "text": "%s", "text": ""}]}',
+    ],
+)
+def test_a_text_that_another_reader_would_find_is_charged(message: str) -> None:
+    body = ('{"messages": [' + message % ("x" * 4000) + "]}").encode()
+    assert estimate(decode("chat", body), ASSUMED).prompt > 1000
+
+
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n'
     b'--x\r\nContent-Disposition: form-data; name="max_completion_tokens"\r\n\r\n7\r\n--x--'

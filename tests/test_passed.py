@@ -271,6 +271,7 @@ async def test_the_texts_of_a_form_are_denied_and_its_files_only_where_they_are_
         (AUDIO[0], form_of(b"x", {"model": "m", "prompt": "fine"}), None),
         (AUDIO[0], form_of(b"x", {"model": "m", "prompt": "BLUEbird"}), "content_denied"),
         (AUDIO[0], form_of(b"x", {"model": "m", "bluebird": "1"}), "content_denied"),
+        (AUDIO[0], form_of(b"x", {"vllm_xargs": '{"a": "blue\\u0062ird"}'}), "content_denied"),
         (AUDIO[0], joined(b"x", part("prompt", b"bluebird", filename="a")), "invalid_value"),
         ("/v1/files", form_of(b"x", {"purpose": "batch"}, b"bluebird"), "invalid_value"),
         ("/v1/files", form_of(b"x", {"purpose": "batch"}, None), None),
