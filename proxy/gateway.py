@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
-from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -22,7 +21,6 @@ from proxy.door import AT_HAND, DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.estimate import passing
 from proxy.flight import SLICE_BYTES, Subscriber
 from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
@@ -30,10 +28,9 @@ from proxy.key import Keyer
 from proxy.large import LargeRequests
 from proxy.line import NORMAL
 from proxy.log import Log
-from proxy.media_type import media_of
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
-from proxy.passed import NONE, Passed, read_passed, takes_json_only
+from proxy.pass_through import Admit, PassThrough
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
@@ -47,16 +44,6 @@ from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
-
-
-class Admit(Protocol):
-    """Lets requests on, or raises GatewayError 429 or 503."""
-
-    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
-        """Asked once the body is read."""
-
-    async def head(self, call: Call) -> None:
-        """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
 
 
 class Gateway:
@@ -107,6 +94,7 @@ class Gateway:
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
+        self._pass_through = PassThrough(settings, self.body, gate, admit, large)
         self._scope = scope_of(gate)
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -387,7 +375,7 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = await self._passed(call)
+        body = await self._pass_through.read(call)
         plan = Plan(
             method=request.method,
             path=request.raw_path,
@@ -416,29 +404,6 @@ class Gateway:
             self._scheduler.abandon(flight)
             raise
         return await self._stream(call, reader)
-
-    async def _passed(self, call: Call) -> bytes:
-        """The body of what passes through, read once for all that need to know of it, and let in."""
-        request, large = call.request, self.large
-        media = None
-        if request.body_exists:
-            media = media_of(request.headers, json_only=takes_json_only(request.path))
-        upload = media is not None and media.kind == "form"
-        body = await self.body(call, json=False, limit=self._settings.max_upload_bytes if upload else 0)
-        readable = media is not None and media.kind != "other"
-        if media is not None and readable and large is not None and len(body) > large.inline and large.heavy(body):
-            body = await large.raw(call, media, body)
-            if self._admit is not None:
-                await self._admit(call)
-            return body
-        passed = read_passed(media, body)
-        call.model = passed.model
-        if self._gate is not None:
-            passed = self._gate.admit_raw(call, passed)
-        call.cost = passing(request.path, passed, self._settings.rate_limit_assumed_tokens)
-        if self._admit is not None:
-            await self._admit(call, passed)
-        return passed.body
 
     async def _models(self, call: Call) -> respond.Sent:
         if self._admit is not None:

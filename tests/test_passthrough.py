@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.call import Call
+from proxy.config import Settings
+from proxy.pass_through import PassThrough
 from tests.client import Connection, IncompleteBody, call, post_json, streaming
 from tests.engine import Engine, Turn
+from tests.forms import FORM_TYPE, form_of
 from tests.running import gateway, until
 
 PATHS = ["/v1/responses", "/v1/messages", "/v1/a/b", "/tokenize", "/detokenize", "/score", "/v2/rerank"]
@@ -213,3 +222,30 @@ async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine)
     engine.auto(script)
     async with gateway(engine) as app:
         assert (await call(app.url, "GET", "/v1/x")).body == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "model", "cost"),
+    [
+        (None, b"", None, (0, 0)),
+        ("application/json", b' {"model": "m1", "max_tokens": 7}', "m1", (9, 7)),
+        (FORM_TYPE[1], form_of(b"x", {"model": "m2"}, None), "m2", (math.ceil(64 / 4), 512)),
+        (ODD, b"12345678", None, (2, 512)),
+    ],
+)
+async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
+    kind: str | None, body: bytes, model: str | None, cost: tuple[int, int]
+) -> None:
+    head = CIMultiDictProxy(CIMultiDict({} if kind is None else {"content-type": kind}))
+    request = SimpleNamespace(body_exists=bool(body), headers=head, path="/v1/a/b")
+    limits: list[int] = []
+
+    async def read(call: Call, *, json: bool, limit: int = 0) -> bytes:
+        limits.append(limit)
+        return body
+
+    settings = Settings()
+    found = Call(request=cast(web.BaseRequest, request), id="r")
+    assert await PassThrough(settings, read, None, None, None).read(found) == body
+    assert (found.model, found.cost) == (model, cost)
+    assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from email.parser import BytesParser
 from email.policy import HTTP
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
+from aiohttp import FormData
+from aiohttp.abc import AbstractStreamWriter
 from hypothesis import example, given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 from python_multipart import multipart
 from python_multipart.exceptions import FormParserError
 
 from proxy.errors import GatewayError
+from proxy.media_type import media_of
 from proxy.wire.form import MAX_PARTS, MAX_TEXT, read_form
 from tests.forms import form_of, joined, part
 
@@ -141,6 +146,37 @@ def test_a_value_is_replaced_where_it_is_and_added_where_it_is_not() -> None:
     assert form.replaced("model", b"m2") == GOOD.replace(b"whisper", b"m2")
     added = read_form(form.replaced("n", b"7"), b"x")
     assert (added.text("n"), added.text("model"), len(added.parts)) == ("7", "whisper", 4)
+
+
+# -- what clients send
+
+
+class Sink:
+    """What a form is written to."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def boundary_of(kind: str) -> bytes:
+    return media_of(CIMultiDictProxy(CIMultiDict({"content-type": kind})), json_only=False).boundary
+
+
+@pytest.mark.parametrize("filename", ["a.wav", 'ü "x".wav'])
+async def test_forms_of_usual_clients_are_taken(filename: str) -> None:
+    data = {"model": "m", "prompt": "é", "timestamp_granularities[]": ["word", "segment"]}
+    request = httpx.Request("POST", "http://x/", data=data, files={"file": (filename, b"RIFF\xff", "audio/wav")})
+    form = FormData({"model": "m", "prompt": "é"})
+    form.add_field("file", b"RIFF\xff", filename=filename.replace('"', ""), content_type="audio/wav")
+    payload, sink = form(), Sink()
+    await payload.write(cast(AbstractStreamWriter, sink))
+    sent = [(request.headers["content-type"], request.read()), (payload.headers["Content-Type"], bytes(sink.data))]
+    for kind, body in sent:
+        read = read_form(body, boundary_of(kind))
+        assert (read.text("model"), read.text("prompt"), len(read.files)) == ("m", "é", 1)
 
 
 # -- beside two other readers
