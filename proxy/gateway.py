@@ -30,7 +30,7 @@ from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
-from proxy.pass_through import Admit, PassThrough
+from proxy.passthrough import Admit, PassThrough
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
