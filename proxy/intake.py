@@ -34,6 +34,7 @@ _GROWS: Final = 6  # characters of that form a byte: U+FDFA has three bytes and 
 PROMPT_BYTES: Final = 65_536
 """Of a large prompt's beginning that is kept: for the log, and for what keeps like prompts together."""
 MEMBER_BYTES: Final = 1024  # the same of each other member
+MODEL_CHARS: Final = 65_536  # of a model's name that are told: no engine serves one of a longer name
 
 
 class Terms(msgspec.Struct, frozen=True, tag="terms"):
@@ -188,7 +189,7 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
     found = Found()
     try:
         ask = decode(job.endpoint, body)
-        found.model, found.stream = ask.model, ask.stream
+        found.model, found.stream = ask.model and ask.model[:MODEL_CHARS], ask.stream
         if terms.sizes:
             ask = terms.sizes.admit(ask)
         if deny is not None and (line := denied_in(deny, ask)) is not None:
@@ -222,7 +223,8 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
     found = Found()
     try:
         passed = read_passed(Media(job.kind, job.boundary), body)
-        found.model, found.cost = passed.model, passing(job.path, passed, terms.assumed)
+        found.model = passed.model and passed.model[:MODEL_CHARS]
+        found.cost = passing(job.path, passed, terms.assumed)
         if terms.sizes:
             passed = terms.sizes.admit_raw(job.path, passed)
         if deny is not None:
