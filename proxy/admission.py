@@ -17,6 +17,7 @@ from proxy.limits import LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.passed import NONE, Passed
 
 
 class Admission:
@@ -27,15 +28,15 @@ class Admission:
         self._identify = identify
         self._assumed = assumed  # tokens of an answer that may be of any length
 
-    async def __call__(self, call: Call, body: bytes = b"") -> None:
-        """Let the request go on, or raise GatewayError 429 or 503. `body` of one that passes through."""
+    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
+        """Let the request go on, or raise GatewayError 429 or 503. `passed`: of one that passes through."""
 
         def cost() -> Cost:
             if call.cost is not None:
                 return Cost(*call.cost)
             if call.ask is not None:
                 return estimate(call.ask, self._assumed)
-            return passing(call.request.path, body, self._assumed) if body else NO_COST
+            return passing(call.request.path, passed, self._assumed)
 
         hold = call.hold
         if hold is not None:  # let in by its head

@@ -220,6 +220,9 @@ class Settings:
         "For room at an engine; what would wait longer is answered 503; 0 is no limit.",
     )
     max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
+    max_upload_bytes: int = _size(
+        26 * MIB, "Largest multipart form that is passed through, as audio is; more is answered 413."
+    )
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
     rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")
     rate_limit_burst: int = _limit("Requests of one caller that may come at once; 0: as many as in one second.")

@@ -70,13 +70,20 @@ class GatewayError(Exception):
     """An error a client may see. `message` says what was wrong and what would be right."""
 
     def __init__(
-        self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None
+        self,
+        code: Code,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
         self.retry_after = retry_after  # whole seconds, for the `Retry-After` header
+        self.headers = headers  # that say what would be right
 
     @property
     def status(self) -> int:

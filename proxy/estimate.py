@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from proxy.flight import Flight
+from proxy.passed import Passed, generates
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.openai import Ask
@@ -18,8 +19,7 @@ from proxy.wire.prompt import BYTES_A_TOKEN
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
-GENERATES: Final = ("/v1/responses", "/v1/messages")
-"""Paths that pass through and generate."""
+_ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -43,14 +43,8 @@ class _Message(msgspec.Struct):
     content: str | list[_Part | str] | None = None
 
 
-class _Passing(msgspec.Struct):
-    max_tokens: Any = None
-    max_output_tokens: Any = None
-
-
 _MESSAGES: Final = msgspec.json.Decoder(list[_Message])
 _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
-_PASSING: Final = msgspec.json.Decoder(_Passing)
 
 
 def estimate(ask: Ask, assumed: int) -> Cost:
@@ -70,21 +64,23 @@ def estimate(ask: Ask, assumed: int) -> Cost:
     return Cost(prompt, min(allowed, assumed) * min(choices, MAX_CHOICES))
 
 
-def passing(path: str, body: bytes, assumed: int) -> Cost:
-    """The same of a body that passes through, which only the engine can read: by its size, where it is JSON."""
-    if body[:1] not in (b"{", b"["):
-        return Cost(0, 0)
-    prompt = math.ceil(len(body) / BYTES_A_TOKEN)
-    if not path.startswith(GENERATES):
+def passing(path: str, passed: Passed, assumed: int) -> Cost:
+    """The same of a body that passes through: the prompt by its size, files of a form as media; the completion by
+    what it allows, on every path that may generate."""
+    if passed.kind == "none":
+        return NO_COST
+    form = passed.form
+    if form is None:
+        prompt = math.ceil(len(passed.body) / BYTES_A_TOKEN)
+    else:
+        files = form.files
+        texts = len(passed.body) - sum(part.end - part.start for part in files)
+        prompt = math.ceil(texts / BYTES_A_TOKEN) + MEDIA_TOKENS * len(files)
+    if not generates(path):
         return Cost(prompt, 0)
-    try:
-        given = _PASSING.decode(body)
-    except _BAD:
-        return Cost(prompt, assumed)
-    for value in (given.max_output_tokens, given.max_tokens):
-        if isinstance(value, int) and value > 0:
-            return Cost(prompt, min(value, assumed))
-    return Cost(prompt, assumed)
+    allowed = min(assumed, next(filter(None, (passed.number(name) for name in _ALLOWED)), assumed))
+    choices = max(1, passed.number("n") or 1, passed.number("best_of") or 1) * passed.conversations
+    return Cost(prompt, allowed * min(choices, MAX_CHOICES))
 
 
 def spent(flight: Flight, cost: Cost) -> int:
@@ -114,8 +110,11 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
     raw = bytes(fields.get("messages", b"[]"))
     try:
         messages = _MESSAGES.decode(raw)
+        doubled = _may_be_doubled(raw)
     except _BAD:
-        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)  # for the engine to judge
+        doubled = True  # for the engine to judge
+    if doubled:
+        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)
     media = 0
     for message in messages:
         size += BYTES_A_TOKEN * 4  # what a template puts around it
@@ -131,6 +130,14 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
             else:
                 media += 1
     return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
+
+
+def _may_be_doubled(raw: bytes) -> bool:
+    """Whether a member may be given twice in messages: an engine may take the first where we take the last. They
+    have quotes then that their value has not, unless quotes are escaped as numbers."""
+    if b"\\u0022" in raw or b"\\u005" in raw:
+        return True
+    return raw.count(b'"') != msgspec.json.encode(msgspec.json.decode(raw)).count(b'"')
 
 
 def _prompts(raw: bytes) -> tuple[int, int]:

@@ -14,15 +14,16 @@ from proxy.caller import Caller
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.identity import tenant
-from proxy.intake import Found, denied_in
+from proxy.intake import Found, denied_in, denied_in_passed
 from proxy.log import Log
+from proxy.media_type import unread
 from proxy.metrics import Metrics
+from proxy.passed import Passed
 from proxy.prepare import Prepared
 from proxy.relay import says_nothing
 from proxy.revocation import KeyedCalls
 from proxy.sizes import Sizes
 from proxy.wire.openai import Ask
-from proxy.wire.prompt import body_texts
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
 """What is answered to the end."""
@@ -81,21 +82,26 @@ class Gate:
                 raise self._denied(call, line)
         return ask
 
-    def admit_raw(self, call: Call, body: bytes) -> bytes:
-        """The same for what is passed through: its model, its strings, and on known paths its numbers."""
+    def admit_raw(self, call: Call, passed: Passed) -> Passed:
+        """The same for what is passed through: its model, its strings, its numbers."""
         self._admit_path(call)
-        deny = self._prepared.deny
+        path, deny = call.request.path, self._prepared.deny
         if self._sizes:
-            body = self._sizes.admit_raw(call.request.path, body)
-        if deny is not None and body:
-            line = deny.find_in_prompt([body_texts(body)])
-            if line is not None:
-                raise self._denied(call, line)
-        return body
+            passed = self._sizes.admit_raw(path, passed)
+        if deny is None or passed.kind == "none":
+            return passed
+        if passed.kind == "other":
+            raise unread(path)
+        line = denied_in_passed(deny, path, passed)
+        if line is not None:
+            raise self._denied(call, line)
+        return passed
 
     def judge(self, call: Call, found: Found, *, raw: bool = False) -> None:
         """The same of a request that was read elsewhere: what was found there. Raises GatewayError."""
         if raw:
+            if found.refusal is not None and found.model is None:
+                raise found.refusal.error()  # it could not be read
             self._admit_path(call)
         elif call.caller is not None and not _may_use(call.caller, call.model):
             raise _no_model(call.model)

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import partial
-from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -33,6 +32,7 @@ from proxy.log import Log
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
 from proxy.origins import Origins
+from proxy.passthrough import Admit, PassThrough
 from proxy.phase import Phase
 from proxy.plain import ALLOWED, Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
@@ -45,19 +45,9 @@ from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.media import refers
-from proxy.wire.openai import PATHS, Ask, Endpoint, decode, model_of
+from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
-
-
-class Admit(Protocol):
-    """Lets requests on, or raises GatewayError 429 or 503."""
-
-    async def __call__(self, call: Call, body: bytes = b"") -> None:
-        """Asked once the body is read."""
-
-    async def head(self, call: Call) -> None:
-        """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
 
 
 class Gateway:
@@ -114,6 +104,7 @@ class Gateway:
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
         self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
+        self._pass_through = PassThrough(settings, self.body, gate, admit, large)
         self._scope = scope_of(gate)
         self._routes: dict[str, tuple[str, str, Handler]] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
@@ -256,18 +247,18 @@ class Gateway:
 
         return handler
 
-    async def body(self, call: Call, *, json: bool) -> bytes:
+    async def body(self, call: Call, *, json: bool, limit: int = 0) -> bytes:
         """The request's body, at hand or not. Raises GatewayError."""
-        body = body_at_hand(call.request, self._settings, json=json, most=self._free)
-        return await self._read(call) if body is None else body
+        body = body_at_hand(call.request, self._settings, json=json, most=self._free, limit=limit)
+        return await self._read(call, limit) if body is None else body
 
-    async def _read(self, call: Call) -> bytes:
+    async def _read(self, call: Call, limit: int = 0) -> bytes:
         """A body that is large, or has not come: what the head can tell is judged before it is read."""
         if self._admit is not None:
             await self._admit.head(call)
         if self._memory is not None:
             call.held = Held(self._memory, self._owner(call), "uploads")
-        return await read_body(call.request, self._settings, call.held)
+        return await read_body(call.request, self._settings, call.held, limit)
 
     def _owner(self, call: Call) -> Hashable:
         """Whose memory it is: as whose turn it takes."""
@@ -297,7 +288,7 @@ class Gateway:
             override=headers.get("x-gateway-share", ""),
         )
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return self._join(call, ask, share)
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
@@ -420,7 +411,7 @@ class Gateway:
         """The request of `/embed`, let in."""
         ask = await self.read(call, "embeddings", await self.body(call, json=True))
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return ask
 
     def _embed_join(self, call: Call, ask: Ask) -> Subscriber:
@@ -431,16 +422,7 @@ class Gateway:
     async def _pass(self, call: Call) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
         request = call.request
-        body = await self.body(call, json=False)
-        large = self.large
-        if large is not None and len(body) > large.inline and large.heavy(body):
-            body = await large.raw(call, body)
-        else:
-            call.model = model_of(body)
-            if self._gate is not None:
-                body = self._gate.admit_raw(call, body)
-        if self._admit is not None:
-            await self._admit(call, body)
+        body = await self._pass_through.read(call)
         plan = Plan(
             method=request.method,
             path=request.raw_path,
@@ -472,7 +454,7 @@ class Gateway:
 
     async def _models(self, call: Call) -> respond.Sent:
         if self._admit is not None:
-            await self._admit(call, b"")
+            await self._admit(call)
         return await self._plain.models(call)
 
     async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:

@@ -4,7 +4,7 @@ Called by the gate (denied texts), by the process that reads what is large, and 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -12,13 +12,16 @@ from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
 from proxy.estimate import estimate, passing
 from proxy.key import Keyer
+from proxy.media_type import Media
+from proxy.passed import Passed, read_passed
 from proxy.policy import Share, sharing
 from proxy.routing import affinity
 from proxy.sizes import Sizes
+from proxy.wire.document import read
 from proxy.wire.fold import Folded, foldable
 from proxy.wire.media import refers
-from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, model_of, with_usage
-from proxy.wire.prompt import body_texts, other_texts, prompt_of
+from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, with_usage
+from proxy.wire.prompt import NO_TEXT_FIELDS, everything, holds_ids, prompt_in, refuse_template
 
 BUDGET: Final = 20e6
 """Nanoseconds that the reading of a request may take on the loop, by the estimate below."""
@@ -32,6 +35,7 @@ _GROWS: Final = 6  # characters of that form a byte: U+FDFA has three bytes and 
 PROMPT_BYTES: Final = 65_536
 """Of a large prompt's beginning that is kept: for the log, and for what keeps like prompts together."""
 MEMBER_BYTES: Final = 1024  # the same of each other member
+MODEL_CHARS: Final = 65_536  # of a model's name that are told: no engine serves one of a longer name
 
 
 class Terms(msgspec.Struct, frozen=True, tag="terms"):
@@ -56,9 +60,11 @@ class AskJob(msgspec.Struct, frozen=True, tag="ask"):
 
 
 class RawJob(msgspec.Struct, frozen=True, tag="raw"):
-    """A request that passes through."""
+    """A request that passes through; `kind` and `boundary` are its media type."""
 
     path: str
+    kind: Literal["json", "form", "other"] = "json"
+    boundary: bytes = b""
 
 
 class PageJob(msgspec.Struct, frozen=True, tag="page"):
@@ -146,23 +152,37 @@ def work(body: bytes, weight: float | None) -> float:
     for mark in b",", b"[", b"{":
         if found > BUDGET:
             break
-        found += body.count(mark) * (_PART if weight is None else 2 * _PART)
+        found += body.count(mark) * (_PART if weight is None else 3 * _PART)
     return found
 
 
 def denied_in(deny: DenyList, ask: Ask) -> int | None:
     """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
-    prompt = prompt_of(ask)
-    if prompt.ids or "prompt_embeds" in ask.fields:
+    members = read(ask.body)
+    refuse_template(members)
+    given = members.get(PROMPT_FIELD[ask.endpoint])
+    if "prompt_embeds" in members or (ask.endpoint != "chat" and holds_ids(given)):
         raise GatewayError(
             Code.INVALID_VALUE,
             "Prompts are checked here, and token ids cannot be: send text.",
             param="prompt",
         )
-    line = deny.find_in_prompt(prompt.parts)
-    if line is None and (others := other_texts(ask)):
-        line = deny.find("\n".join(others))
-    return line
+    prompt = prompt_in(ask.endpoint, given).parts
+    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS))
+
+
+def denied_in_passed(deny: DenyList, path: str, passed: Passed) -> int | None:
+    """The same of a body that passes through."""
+    return _find(deny, [passed.prompt()], passed.texts(path))
+
+
+def _find(deny: DenyList, prompt: list[list[str]], texts: list[str]) -> int | None:
+    """In the prompt, across its parts; then in every other text and name, each once."""
+    line = deny.find_in_prompt(prompt)
+    if line is not None:
+        return line
+    seen = {text for part in prompt for text in part}
+    return deny.find("\n".join(text for text in dict.fromkeys(texts) if text not in seen))
 
 
 def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer) -> tuple[Found, bytes]:
@@ -171,7 +191,7 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
     found = Found()
     try:
         ask = decode(job.endpoint, body)
-        found.model, found.stream = ask.model, ask.stream
+        found.model, found.stream = ask.model and ask.model[:MODEL_CHARS], ask.stream
         if terms.sizes:
             ask = terms.sizes.admit(ask)
         if deny is not None and (line := denied_in(deny, ask)) is not None:
@@ -203,14 +223,16 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
 
 def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> tuple[Found, bytes]:
     """The same of what passes through."""
-    found = Found(model=model_of(body), cost=passing(job.path, body, terms.assumed))
-    sent = body
+    found = Found()
     try:
+        passed = read_passed(Media(job.kind, job.boundary), body)
+        found.model = passed.model and passed.model[:MODEL_CHARS]
+        found.cost = passing(job.path, passed, terms.assumed)
         if terms.sizes:
-            sent = terms.sizes.admit_raw(job.path, body)
+            passed = terms.sizes.admit_raw(job.path, passed)
+        if deny is not None:
+            found.denied = denied_in_passed(deny, job.path, passed) or 0
     except GatewayError as e:
         found.refusal = refusal(e)
         return found, b""
-    if deny is not None:
-        found.denied = deny.find_in_prompt([body_texts(sent)]) or 0
-    return found, b"" if sent is body else sent
+    return found, b"" if passed.body is body else passed.body

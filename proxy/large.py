@@ -16,6 +16,7 @@ from proxy.flight import Flight
 from proxy.gate import Gate, sizes_of
 from proxy.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
 from proxy.log import Log
+from proxy.media_type import Media
 from proxy.offload import Offload
 from proxy.plan import headers_in_common
 from proxy.prepare import Prepared
@@ -77,14 +78,17 @@ class LargeRequests:
         found, sent = await self.pool.do(PageJob(self._job(call, "chat")), body, self._whose(call))
         return self._asked(call, "chat", found, sent), found.delays
 
-    async def raw(self, call: Call, body: bytes) -> bytes:
+    async def raw(self, call: Call, media: Media, body: bytes) -> bytes:
         """The body of a request that passes through, checked; its model and its cost are the call's from now on.
         Raises GatewayError."""
-        found, sent = await self.pool.do(RawJob(call.request.path), body, self._whose(call))
+        job = RawJob(call.request.path, media.kind, media.boundary)
+        found, sent = await self.pool.do(job, body, self._whose(call))
         self._told(found, call)
         call.model, call.cost = found.model, found.cost
         if self._gate is not None:
             self._gate.judge(call, found, raw=True)
+        if found.refusal is not None:
+            raise found.refusal.error()
         return sent or body
 
     async def denied(self, flight: Flight, body: bytes) -> int:

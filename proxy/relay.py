@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.errors import Code, GatewayError
+from proxy.passed import generates
 from proxy.upstream import HOP_BY_HOP
 
 _PATHS: Final = frozenset(
@@ -50,12 +51,9 @@ _NOT_FORWARDED: Final = HOP_BY_HOP | {
 }
 
 
-_SAYS_NOTHING: Final = (_PATHS - {"/detokenize"}) | {"/v1/score", "/v1/rerank"}
-
-
 def says_nothing(path: str) -> bool:
-    """Whether a path's answer holds no generated text: numbers and tokens only."""
-    return path in _SAYS_NOTHING
+    """Whether a path's answer holds no text: numbers and tokens only."""
+    return not generates(path) and path.rstrip("/") != "/detokenize"
 
 
 def passes(path: str) -> bool:

@@ -279,7 +279,7 @@ def folded(flight: Flight) -> bytes:
 
 
 def error_headers(error: GatewayError) -> list[tuple[str, str]]:
-    headers = [("content-type", "application/json")]
+    headers = [("content-type", "application/json"), *error.headers]
     if error.retry_after is not None:
         headers.append(("retry-after", str(error.retry_after)))
     if error.status == 401:

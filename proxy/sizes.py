@@ -4,17 +4,19 @@ Called by the gate, where any of these limits is set."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
 
 from proxy.errors import Code, GatewayError
+from proxy.media_type import unread
+from proxy.passed import Passed, generates
 from proxy.wire.openai import Ask, with_fields
-from proxy.wire.prompt import body_texts, prompt_of
+from proxy.wire.prompt import prompt_of
 
-_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NULL: Final = msgspec.Raw(b"null")
 _TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 """All names by which an engine takes the number: vLLM the first two, llama.cpp all three."""
 
@@ -22,8 +24,13 @@ _RAW_TOKENS: Final = {
     "/v1/responses": ("max_output_tokens",),
     "/v1/messages": ("max_tokens",),
     "/v1/chat/completions/batch": ("max_tokens", "max_completion_tokens"),
+    "/v1/audio/transcriptions": ("max_completion_tokens",),
+    "/v1/audio/translations": ("max_completion_tokens",),
 }
-"""Paths that are passed through and generate, and their names for it."""
+"""Paths that are passed through and generate, and their names for it, one of which has to be given."""
+_ALL_TOKENS: Final = (*_TOKEN_FIELDS, "max_output_tokens")  # looked at wherever something may be generated
+
+_DIGITS: Final = re.compile("[0-9]{1,18}")  # of a form's number
 
 _ITEMS: Final = {
     "chat": ("messages", "messages"),
@@ -62,52 +69,70 @@ class Sizes:
                 )
             self._chars(prompt.chars, name)
         if self.max_tokens and ask.endpoint != "embeddings":
-            changed = self._capped(fields, _TOKEN_FIELDS)
+            changed = self._capped(fields, _TOKEN_FIELDS, _TOKEN_FIELDS)
             if changed:
-                return with_fields(ask, changed)
+                return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
         return ask
 
-    def admit_raw(self, path: str, body: bytes) -> bytes:
-        """The same for a body that is passed through, as far as its path is known to generate."""
-        if self.prompt_chars and body:
-            self._chars(sum(map(len, body_texts(body))), None)
-        names = _RAW_TOKENS.get(path.rstrip("/"))
-        if names is None or not body:
-            return body
-        try:
-            fields = _FIELDS.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return body  # the engine will say so
+    def admit_raw(self, path: str, passed: Passed) -> Passed:
+        """The same for a body that is passed through. Raises GatewayError 400, 413 or 415."""
+        if passed.kind == "none":
+            return passed
+        if passed.kind == "other":
+            raise unread(path)
+        if self.prompt_chars:
+            self._chars(sum(map(len, passed.prompt())), None)
+        if not generates(path):
+            return passed
+        fields = self._numbers_of(passed)
         self._count("n", fields, self.n)
         self._count("best_of", fields, self.best_of)
-        changed = self._capped(fields, names) if self.max_tokens else {}
-        return msgspec.json.encode({**fields, **changed}) if changed else body
+        for name in ("messages", "input") if self.messages else ():
+            items = passed.members.get(name)
+            if isinstance(items, list) and len(items) > self.messages:
+                raise GatewayError(
+                    Code.INVALID_VALUE,
+                    f"There are {len(items)} {name}; at most {self.messages} are taken.",
+                    param=name,
+                )
+        if not self.max_tokens or (passed.kind == "json" and not isinstance(passed.value, dict)):
+            return passed
+        names = _RAW_TOKENS.get(path.rstrip("/"), ())
+        return passed.with_numbers(self._capped(fields, _ALL_TOKENS, names))
+
+    def _numbers_of(self, passed: Passed) -> dict[str, Any]:
+        if passed.form is None:
+            return passed.members
+        given = ((name, passed.form.text(name)) for name in (*_ALL_TOKENS, "n", "best_of"))
+        return {name: int(text) if _DIGITS.fullmatch(text) else text for name, text in given if text}
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _capped(self, fields: dict[str, msgspec.Raw], names: tuple[str, ...]) -> dict[str, msgspec.Raw]:
-        """The members that the cap changes."""
-        cap, changed, named = self.max_tokens, {}, False
-        for name in names:
+    def _capped(
+        self, fields: Mapping[str, Any], looked_at: tuple[str, ...], names: tuple[str, ...]
+    ) -> dict[str, int]:
+        """The members that the cap changes. One of `names` has to be there: where none is, the first."""
+        cap, changed, named = self.max_tokens, {}, not names
+        for name in looked_at:
             value = _number(name, fields)
             if value is None:
                 continue
-            named = True
+            named = named or name in names
             if value > cap:
                 if self.action == "refuse":
                     raise GatewayError(
                         Code.INVALID_VALUE, f"{name} is {value}; at most {cap} are given.", param=name
                     )
-                changed[name] = msgspec.Raw(b"%d" % cap)
+                changed[name] = cap
         if not named:
             if self.action == "refuse":
                 raise GatewayError(
                     Code.MISSING_FIELD, f"The field {names[0]!r} is missing; name at most {cap}.", param=names[0]
                 )
-            changed[names[0]] = msgspec.Raw(b"%d" % cap)
+            changed[names[0]] = cap
         return changed
 
-    def _count(self, name: str, fields: dict[str, msgspec.Raw], limit: int) -> None:
+    def _count(self, name: str, fields: Mapping[str, Any], limit: int) -> None:
         value = _number(name, fields) if limit else None
         if value is not None and value > limit:
             raise GatewayError(Code.INVALID_VALUE, f"{name} is {value}; it may be {limit} at most.", param=name)
@@ -121,15 +146,15 @@ class Sizes:
             )
 
 
-def _number(name: str, fields: dict[str, msgspec.Raw]) -> int | None:
+def _number(name: str, fields: Mapping[str, Any]) -> int | None:
     """A count; None where it is left out. Only whole numbers pass: an engine takes "512", 512.0 and -1 (without
     end) for numbers too, and would then be asked for more than was seen here."""
-    raw = fields.get(name, _NULL)
-    value: Any
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        value = raw
+    value = fields.get(name)
+    if isinstance(value, msgspec.Raw):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            pass  # it is none, and refused as such
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -53,6 +53,7 @@ TYPED: dict[str, str] = {
     "queue_patience": "5",
     "queue_timeout": "30",
     "max_body_bytes": "65536",
+    "max_upload_bytes": "32MiB",
     "max_header_bytes": "8KiB",
     "rate_limit_rps": "2.5",
     "rate_limit_burst": "10",

@@ -133,12 +133,12 @@ async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_li
         assert await admission_for(Settings(), None, Metrics(), log, stack, identify=nobody) is None
         admit = await admission_for(Settings(), None, Metrics(), log, stack, identify=nobody, keyed=True)
         assert admit is not None
-        await admit(caller("slow", rps=SLOW), b"")
+        await admit(caller("slow", rps=SLOW))
         with pytest.raises(GatewayError, match="Rate limit reached"):
-            await admit(caller("slow", rps=SLOW), b"")
+            await admit(caller("slow", rps=SLOW))
         for _ in range(3):
             free = caller("free")
-            await admit(free, b"")
+            await admit(free)
             assert free.hold is None
     log.close()
 

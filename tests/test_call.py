@@ -13,6 +13,7 @@ from aiohttp import ClientPayloadError, web
 from aiohttp.http_writer import HttpVersion11
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from proxy.call import MAX_MODEL, Call, body_at_hand, read_body, request_id
 from proxy.config import Settings
@@ -31,13 +32,19 @@ class Limits:
     body_timeout = 2.0
 
 
+NONE = "(none)"
+
+
 class Body:
     """A request as far as its body goes: pieces that arrive, an error, or nothing more (None)."""
 
     def __init__(
         self, *pieces: bytes | Exception | None, length: int | None = None, complete: bool = False, **headers: str
     ) -> None:
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        given = {name.replace("_", "-"): value for name, value in headers.items() if value != NONE}
+        self.headers = CIMultiDict({"content-type": "application/json"} | given)
+        if headers.get("content_type") == NONE:
+            del self.headers["content-type"]
         self.content_length = length
         self.can_read_body = bool(pieces)
         self.content = self
@@ -135,6 +142,8 @@ async def test_a_body_within_its_bounds_is_read_whole(body: Body, whole: bytes) 
         (Body(b"a", content_type="text/plain"), Code.UNSUPPORTED_MEDIA_TYPE),
         (Body(b"a", content_type="application/jsonx"), Code.UNSUPPORTED_MEDIA_TYPE),
         (Body(b"a", content_type=""), Code.UNSUPPORTED_MEDIA_TYPE),
+        (Body(b"a", content_type=NONE), Code.UNSUPPORTED_MEDIA_TYPE),
+        (Body(b"a", content_type="application/json; charset=utf-16"), Code.UNSUPPORTED_MEDIA_TYPE),
         (Body(b"a", content_encoding="gzip"), Code.UNSUPPORTED_MEDIA_TYPE),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from proxy.errors import Code, GatewayError
 from proxy.estimate import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
 from proxy.flight import Flight
+from proxy.media_type import Media
+from proxy.passed import read_passed
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.frames import Usage
@@ -71,19 +74,51 @@ def test_whatever_a_prompt_is_there_is_a_guess(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "message",
+    [
+        '{"role": "user", "content": "%s", "content": ""}',
+        '{"role": "user", "content": "%s", "c\\u006fntent": ""}',
+        '{"role": "user", "content": "%s", "content": "", "x": "\\u0022\\u0022"}',
+        '{"role": "user", "content": [{"type": "text", "text": "%s", "text": ""}]}',
+    ],
+)
+def test_a_text_that_another_reader_would_find_is_charged(message: str) -> None:
+    body = ('{"messages": [' + message % ("x" * 4000) + "]}").encode()
+    assert estimate(decode("chat", body), ASSUMED).prompt > 1000
+
+
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="max_completion_tokens"\r\n\r\n7\r\n--x--'
+)
+
+
+@pytest.mark.parametrize(
     ("path", "body", "cost"),
     [
         ("/tokenize", b'{"prompt": "abcd"}', Cost(5, 0)),
-        ("/v1/audio/transcriptions", b"--boundary", Cost(0, 0)),
+        ("/tokenize", b' \n{"prompt": "abcd"}', Cost(5, 0)),
+        ("/v1/responses", b"", Cost(0, 0)),
         ("/v1/responses", b'{"input": "abc"}', Cost(4, ASSUMED)),
+        ("/v1/responses", b' {"input": "abc"}', Cost(5, ASSUMED)),
         ("/v1/responses", b'{"max_output_tokens": 8}', Cost(6, 8)),
         ("/v1/messages", b'{"max_tokens": 9}', Cost(5, 9)),
+        ("/v1/messages", b'{"max_tokens": 9, "n": 3}', Cost(7, 27)),
         ("/v1/messages", b'{"max_tokens": "x"}', Cost(5, ASSUMED)),
-        ("/v1/messages", b"{broken", Cost(2, ASSUMED)),
+        ("/v1/messages", b'["max_tokens"]', Cost(4, ASSUMED)),
+        ("/v1/a/b", b'{"max_tokens": 9}', Cost(5, 9)),
+        ("/v1/chat/completions/batch", b'{"messages": [[], []], "max_tokens": 9}', Cost(10, 18)),
+        ("/v1/audio/transcriptions", FORM % b"RIFF", Cost(math.ceil((len(FORM) - 2) / 4) + 1024, 7)),
+        ("/v1/audio/transcriptions", FORM % (b"R" * 9999), Cost(math.ceil((len(FORM) - 2) / 4) + 1024, 7)),
     ],
 )
 def test_what_passes_through_is_counted_by_its_size(path: str, body: bytes, cost: Cost) -> None:
-    assert passing(path, body, ASSUMED) == cost
+    media = Media("form", b"x") if body.startswith(b"--") else Media("json")
+    assert passing(path, read_passed(media, body), ASSUMED) == cost
+
+
+def test_what_nobody_here_can_read_is_counted_by_its_size() -> None:
+    assert passing("/v1/a/b", read_passed(Media("other"), b"abcdefgh"), ASSUMED) == Cost(2, ASSUMED)
 
 
 def flight(*phases: Phase, mode: Mode = Mode.STREAM) -> Flight:

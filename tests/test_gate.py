@@ -124,7 +124,8 @@ async def test_a_key_names_only_its_models_and_sees_no_others(keys: Path) -> Non
         none = await post_json(app.url, CHAT, {"messages": []}, mine)
         assert refusal(none) == (400, "missing_field")
         assert refusal(await post_json(app.url, "/tokenize", {"model": "m2"}, mine)) == (404, "model_not_found")
-        assert refusal(await call(app.url, "POST", "/tokenize", b"model=m1", mine)) == (400, "missing_field")
+        assert refusal(await call(app.url, "POST", "/tokenize", b"model=m1", mine)) == (400, "invalid_json")
+        assert refusal(await call(app.url, "POST", "/tokenize", b'{"x": 1}', mine)) == (400, "missing_field")
         assert (await post_json(app.url, CHAT, HELLO | {"model": "m2"}, all_of_them)).status == 200
         for headers, seen in ((mine, ["m1"]), (all_of_them, ["m1", "m2"])):
             models = (await get(app.url, "/v1/models", headers)).json()["data"]

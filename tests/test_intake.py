@@ -16,6 +16,9 @@ from proxy.key import Keyer
 from proxy.sizes import Sizes
 from proxy.wire.fold import foldable
 from proxy.wire.openai import PATHS, Endpoint, decode, with_usage
+from tests.client import post_json
+from tests.engine import Engine
+from tests.running import gateway
 
 TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=Sizes())
 ENDPOINTS: dict[str, Endpoint] = {path: endpoint for endpoint, path in PATHS.items()}
@@ -83,3 +86,14 @@ def test_what_is_large_is_over_the_estimate_and_what_is_usual_is_not() -> None:
     usual = json.dumps(HELLO | {"messages": [{"role": "user", "content": "hello world, " * 10_000}]}).encode()
     assert work(usual, None) < BUDGET
     assert work(usual, 45.0) < 2 * BUDGET
+
+
+async def test_a_model_of_megabytes_costs_no_reading_process(engine: Engine) -> None:
+    engine.auto(lambda turn: turn.respond(404, b"{}"))
+    body = HELLO | {"model": "m" * 9_000_000}
+    async with gateway(engine) as app:
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            assert (await post_json(app.url, path, body)).status == 404
+        assert app.large is not None
+        assert len(app.large.pool.pids) == 1
+    assert [len(turn.json()["model"]) for turn in engine.requests] == [9_000_000] * 2

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
 
+from proxy.call import Call
+from proxy.config import Settings
+from proxy.passthrough import PassThrough
 from tests.client import Connection, IncompleteBody, call, post_json, streaming
 from tests.engine import Engine, Turn
+from tests.forms import FORM_TYPE, form_of
 from tests.running import gateway, until
 
 PATHS = ["/v1/responses", "/v1/messages", "/v1/a/b", "/tokenize", "/detokenize", "/score", "/v2/rerank"]
+ODD = "application/x-odd"
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
 async def test_method_target_and_bytes_go_up_as_they_came(engine: Engine, method: str, path: str) -> None:
     engine.auto(lambda turn: turn.respond(200, b"ok"))
-    body = b"" if method in ("GET", "DELETE") else b"\x00\xff not json"
+    odd = path == "/v1/a/b"  # the others take JSON
+    body = b"" if method in ("GET", "DELETE") else b"\x00\xff not json" if odd else b' {"a": 1.0, "b":[ ]}\n'
+    kind = ODD if odd else "application/json"
     target = f"{path}?a=%20b&c=%2F&d"
     async with gateway(engine) as app:
-        answer = await call(app.url, method, target, body, [("Content-Type", "application/x-odd")])
+        answer = await call(app.url, method, target, body, [("Content-Type", kind)])
     assert (answer.status, answer.body) == (200, b"ok")
     (turn,) = engine.requests
     assert (turn.method, turn.path, turn.body) == (method, target, body)
-    assert turn.headers["content-type"] == "application/x-odd"
+    assert turn.headers["content-type"] == kind
 
 
 async def test_end_to_end_headers_go_up_and_the_others_stay(engine: Engine) -> None:
@@ -131,7 +142,7 @@ async def test_a_large_body_goes_up_whole(engine: Engine) -> None:
     engine.auto(lambda turn: turn.respond(200, turn.body))
     body = bytes(range(256)) * 40_000
     async with gateway(engine) as app:
-        assert (await call(app.url, "POST", "/v1/files", body)).body == body
+        assert (await call(app.url, "POST", "/v1/files", body, [("Content-Type", ODD)])).body == body
     assert engine.requests[0].body == body
 
 
@@ -197,7 +208,7 @@ async def test_an_empty_answer_is_answered_too(engine: Engine, body: bytes) -> N
     engine.auto(lambda turn: turn.respond(200, b"", [("x-a", "b")]))
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         for _ in range(2):
-            await client.request("POST", "/v1/x", body)
+            await client.request("POST", "/v1/x", body, [("Content-Type", ODD)])
             answer = await client.read()
             assert (answer.status, answer.body, answer.head["x-a"]) == (200, b"", "b")
 
@@ -210,3 +221,30 @@ async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine)
     engine.auto(script)
     async with gateway(engine) as app:
         assert (await call(app.url, "GET", "/v1/x")).body == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "model", "cost"),
+    [
+        (None, b"", None, (0, 0)),
+        ("application/json", b' {"model": "m1", "max_tokens": 7}', "m1", (9, 7)),
+        (FORM_TYPE[1], form_of(b"x", {"model": "m2"}, None), "m2", (16, 512)),
+        (ODD, b"12345678", None, (2, 512)),
+    ],
+)
+async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
+    kind: str | None, body: bytes, model: str | None, cost: tuple[int, int]
+) -> None:
+    head = CIMultiDictProxy(CIMultiDict({} if kind is None else {"content-type": kind}))
+    request = SimpleNamespace(body_exists=bool(body), headers=head, path="/v1/a/b")
+    limits: list[int] = []
+
+    async def read(call: Call, *, json: bool, limit: int = 0) -> bytes:
+        limits.append(limit)
+        return body
+
+    settings = Settings()
+    found = Call(request=cast(web.BaseRequest, request), id="r")
+    assert await PassThrough(settings, read, None, None, None).read(found) == body
+    assert (found.model, found.cost) == (model, cost)
+    assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]

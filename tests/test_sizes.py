@@ -12,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import GatewayError
+from proxy.media_type import Media
+from proxy.passed import read_passed
 from proxy.sizes import Sizes
 from proxy.wire.openai import decode
 from tests.client import Answer, call, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
+from tests.forms import form_of
 from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
@@ -115,12 +118,70 @@ def test_no_number_over_the_cap_ever_goes_up_and_one_always_does(cap: int, field
         ("/v1/responses", {"input": "a"}, {"input": "a", "max_output_tokens": 5}),
         ("/v1/responses/", {"max_output_tokens": 9}, {"max_output_tokens": 5}),
         ("/v1/messages", {"max_tokens": 9}, {"max_tokens": 5}),
+        ("/v1/messages", {"max_tokens": 3, "n_predict": 9}, {"max_tokens": 3, "n_predict": 5}),
+        ("/v1/a/b", {"max_tokens": 9}, {"max_tokens": 5}),
+        ("/v1/a/b", {"x": 9}, {"x": 9}),
         ("/tokenize", {"max_tokens": 9}, {"max_tokens": 9}),
         ("/v1/responses", [1], [1]),
     ],
 )
 def test_what_is_passed_through_is_capped_where_it_generates(path: str, body: Any, sent: Any) -> None:
-    assert json.loads(Sizes(max_tokens=5).admit_raw(path, json.dumps(body).encode())) == sent
+    passed = Sizes(max_tokens=5).admit_raw(path, read_passed(Media("json"), json.dumps(body).encode()))
+    assert json.loads(passed.body) == passed.value == sent
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({}, {"max_completion_tokens": "5"}),
+        ({"max_completion_tokens": "9"}, {"max_completion_tokens": "5"}),
+        ({"max_completion_tokens": "4", "n_predict": "9"}, {"max_completion_tokens": "4", "n_predict": "5"}),
+    ],
+)
+def test_a_form_s_numbers_are_capped_too(given: dict[str, str], sent: dict[str, str]) -> None:
+    media = Media("form", b"x")
+    passed = read_passed(media, form_of(b"x", {"model": "m"} | given))
+    capped = Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+    assert capped.form is not None
+    assert {name: capped.form.text(name) for name in sent} == sent
+    assert read_passed(media, capped.body).model == "m"
+    with pytest.raises(GatewayError):
+        Sizes(max_tokens=5, action="refuse").admit_raw("/v1/audio/transcriptions", passed)
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "5.0", " 5", "0x5", "\u0665", ""])
+def test_a_number_of_a_form_is_plain_digits(number: str) -> None:
+    passed = read_passed(Media("form", b"x"), form_of(b"x", {"max_completion_tokens": number}))
+    if not number:
+        capped = Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+        assert capped.form is not None
+        assert capped.form.text("max_completion_tokens") == "5"
+        return
+    with pytest.raises(GatewayError) as e:
+        Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+    assert (e.value.status, e.value.param) == (400, "max_completion_tokens")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "body", "param"),
+    [
+        (Sizes(n=2), {"n": 3}, "n"),
+        (Sizes(messages=1), {"messages": [1, 2]}, "messages"),
+        (Sizes(messages=1), {"input": [1, 2]}, "input"),
+        (Sizes(prompt_chars=3), {"input": "abcd"}, None),
+    ],
+)
+def test_what_is_passed_through_has_the_other_limits_too(sizes: Sizes, body: Any, param: str | None) -> None:
+    with pytest.raises(GatewayError) as e:
+        sizes.admit_raw("/v1/a/b", read_passed(Media("json"), json.dumps(body).encode()))
+    assert e.value.param == param
+
+
+def test_what_cannot_be_read_is_refused_where_there_is_a_limit() -> None:
+    with pytest.raises(GatewayError) as e:
+        Sizes(n=2).admit_raw("/v1/a/b", read_passed(Media("other"), b"x"))
+    assert e.value.status == 415
+    assert Sizes(n=2).admit_raw("/v1/a/b", read_passed(None, b"")).kind == "none"
 
 
 # -- over loopback

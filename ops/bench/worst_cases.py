@@ -25,6 +25,9 @@ class Case:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+IMAGE: Final = b'{"type":"image_url","image_url":{"url":"data:x"}}'
+
+
 def chat(messages: bytes, more: bytes = b"") -> bytes:
     return b'{"model":"m1","temperature":0' + more + b',"messages":' + messages + b"}"
 
@@ -132,6 +135,11 @@ CASES: Final = (
     Case("50 readers", readers, path="/-/readers"),
     Case("passed through: text", lambda n: text("hello world, ", n), path="/v1/responses"),
     Case("passed through: lists", lambda n: said(listed(b"[]", n)), path="/v1/responses"),
+    Case("passed through: objects", lambda n: said(listed(b"{}", n)), path="/v1/responses"),
+    Case("passed through: long integers", lambda n: said(listed(b"9" * 4299, n - 8192)), path="/v1/responses"),
+    Case("passed through: escapes", lambda n: text("\\n\\ud83d\\ude00", n), path="/v1/responses"),
+    Case("10 texts: images", lambda n: said(listed(IMAGE, n)), path="/v1/responses", group="few"),
+    Case("10 texts: JSON in texts", lambda n: said(listed(rb'"[{\"a\":\"\\u0062\"}]"', n)), group="few"),
     Case("10 texts: text", lambda n: text("hello world, ", n), group="few"),
     Case("10 texts: U+FDFA", lambda n: text("\ufdfa", n), group="few"),
     Case("10 texts: U+FDFA, 12 KB", lambda n: text("\ufdfa", n), group="few", size=12_000),

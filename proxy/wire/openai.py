@@ -11,6 +11,7 @@ import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.wire import loose
+from proxy.wire.document import read, utf8
 
 Endpoint = Literal["chat", "completions", "embeddings"]
 
@@ -130,12 +131,7 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
     if not body:
         raise GatewayError(Code.INVALID_JSON, "The request body is empty; send a JSON object.")
     if not body.isascii():
-        try:
-            body.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise GatewayError(
-                Code.INVALID_JSON, f"The request body is not UTF-8 (byte {e.start}); send JSON encoded as UTF-8."
-            ) from None
+        utf8(body)
     try:
         fields = _FIELDS.decode(body)
         if len(fields) > MAX_MEMBERS:
@@ -151,6 +147,8 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
     except msgspec.ValidationError as e:
         raise _wrong_type(str(e)) from None
     except (msgspec.DecodeError, RecursionError) as e:
+        if b"\\u" in body:
+            read(body)  # it has better words for half of a surrogate pair
         raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {e}.") from None
     prompt_field = PROMPT_FIELD[endpoint]
     if getattr(head, prompt_field) is None and not (endpoint == "completions" and "prompt_embeds" in fields):
@@ -194,8 +192,8 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
 def _typed(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
     """The members with those of a loose type, as vLLM takes them, in the type that the API says."""
     typed: dict[str, Any] = dict(fields)
-    for name, read in _LOOSE.items():
-        if name in fields and (value := read(msgspec.json.decode(fields[name]))) is not None:
+    for name, typed_as in _LOOSE.items():
+        if name in fields and (value := typed_as(msgspec.json.decode(fields[name]))) is not None:
             typed[name] = value
     if "stream_options" in fields:
         options = msgspec.json.decode(fields["stream_options"])
@@ -237,21 +235,6 @@ def _refuse_twice(body: bytes) -> None:
                 Code.INVALID_JSON, f"The field {name[:64]!r} is given twice; give it once.", param=name[:64]
             )
         seen.add(name)
-
-
-class _Model(msgspec.Struct):
-    model: str | None = None
-
-
-_MODEL: Final = msgspec.json.Decoder(_Model)
-
-
-def model_of(body: bytes) -> str | None:
-    """The model that a body names; None where it names none. What else it is is not for us to judge."""
-    try:
-        return _MODEL.decode(body).model if body else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 def with_usage(ask: Ask) -> bytes:

@@ -4,13 +4,13 @@ Called by sizes and by the gate, only where one of them has something to look fo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from proxy.errors import Code, GatewayError
-from proxy.wire.openai import PROMPT_FIELD, Ask
+from proxy.wire.document import read, read_leniently
+from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint
 
 _NOT_TEXT: Final = frozenset({"role", "type", "url", "image_url", "audio_url", "video_url", "data", "file_data"})
 """Members of a message that hold no prompt text where they are plain strings: kinds, and media by reference or in
@@ -20,7 +20,32 @@ BYTES_A_TOKEN: Final = 4
 """Of UTF-8. English has about four letters a token, Chinese one character of three bytes."""
 
 NO_TEXT_FIELDS: Final = frozenset({"model", "user", "stream", "stream_options", "metadata"})
-_BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""Members that no model reads."""
+
+_API_WORDS: Final = """
+system developer user assistant tool function role content name type text input output messages prompt tools
+functions tool_calls tool_call_id tool_choice arguments parameters properties required description enum items
+anyOf oneOf allOf additionalProperties strict object array string integer number boolean null default format
+title minimum maximum minItems maxItems const id index call_id image_url input_text input_image input_audio
+output_text image audio audio_url video_url video url data source media_type detail base64 tool_use
+tool_result message function_call function_call_output reasoning reasoning_content json_schema json_object
+response_format schema documents chat_template_kwargs instructions model max_tokens stream temperature
+cache_control ephemeral input_schema $ref $defs
+"""
+WORDS: Final = frozenset(_API_WORDS.split())
+"""Words of the API's own. As names of members, and as roles and types, they are in ordinary requests: a deny list
+that holds one of them is about the text."""
+
+_CONVERSATIONS: Final = ("messages", "input")  # top-level members whose items have content parts
+_PARTS: Final = ("content", "output")
+_ROLES: Final = ("role", "type")
+_MEDIA: Final = frozenset(
+    {"image_url", "input_image", "image", "audio_url", "input_audio", "video_url", "input_video"}
+)
+_FILES: Final = frozenset({"file", "input_file"})  # whose text an engine may read
+_MEDIA_MEMBERS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "source"})
+_MEDIA_VALUES: Final = frozenset({"url", "data"})
+_BEGINS: Final = re.compile(r'\s*[\[{"]')
 
 
 class Prompt(NamedTuple):
@@ -41,12 +66,16 @@ def prompt_of(ask: Ask) -> Prompt:
     name = PROMPT_FIELD[ask.endpoint]
     if name not in ask.fields:
         return Prompt([], 0, 0)  # prompt_embeds
-    value = _decoded(name, ask.fields[name])
+    return prompt_in(ask.endpoint, read(bytes(ask.fields[name]), f"The field {name!r}", name))
+
+
+def prompt_in(endpoint: Endpoint, value: Any) -> Prompt:
+    """The same of a prompt's value."""
     if isinstance(value, str):
         return Prompt([[value]], 1, 0)
     if not isinstance(value, list):
         return Prompt([], 0, 0)
-    if ask.endpoint == "chat":
+    if endpoint == "chat":
         return Prompt([strings(message, but=_NOT_TEXT) for message in value], len(value), 0)
     if value and all(isinstance(item, int) for item in value):
         return Prompt([], 1, len(value))
@@ -54,22 +83,117 @@ def prompt_of(ask: Ask) -> Prompt:
     return Prompt([strings(item, but=_NOT_TEXT) for item in value], len(value), ids)
 
 
-def other_texts(ask: Ask) -> list[str]:
-    """Every string in the fields beside the prompt: tools, documents, a chat template, a suffix."""
-    prompt = PROMPT_FIELD[ask.endpoint]
+def media_free(value: Any) -> list[str]:
+    """Every string of a body that we pass through, in order, but for kinds and media."""
+    return strings(value, but=_NOT_TEXT)
+
+
+def everything(value: Any, *, but: Collection[str] = ()) -> list[str]:
+    """Every string and every name of a member in a request's JSON value, but for the top-level members `but`.
+
+    Left out is what cannot hold a text of the client's or reach the prompt as one: words of the API's own, as
+    names and as values of `role` and `type`; and the media of a content part that says it is an image, sound or
+    video, where the API has such parts. A string that holds JSON itself is read too: templates get it decoded.
+    """
     found: list[str] = []
-    for name, raw in ask.fields.items():
-        if name != prompt and name not in NO_TEXT_FIELDS and b'"' in bytes(raw):
-            found += strings(_decoded(name, raw))
+    rest: list[Any] = []
+    if not isinstance(value, dict):
+        rest.append(value)
+    else:
+        for name, member in value.items():
+            if name in but:
+                continue
+            if name not in WORDS:
+                found.append(name)
+            if name in _CONVERSATIONS and isinstance(member, list):
+                for item in member:
+                    _spread_item(item, rest)
+            else:
+                rest.append(member)
+    _walk(rest, found)
     return found
 
 
-def body_texts(body: bytes) -> list[str]:
-    """Every string in a body that we pass through; a body that is not JSON is one text."""
-    try:
-        return strings(msgspec.json.decode(body), but=_NOT_TEXT)
-    except _BROKEN:
-        return [body.decode("utf-8", "replace")]
+def refuse_template(members: Mapping[str, Any]) -> None:
+    """Raises GatewayError 400 for a template: it can say what none of its texts holds."""
+    options = members.get("chat_template_kwargs")
+    inside = options.get("chat_template") if isinstance(options, dict) else None
+    if members.get("chat_template") is not None or inside is not None:
+        raise GatewayError(
+            Code.INVALID_VALUE,
+            "Prompts are checked here, and what a template makes of them cannot be: leave chat_template out.",
+            param="chat_template",
+        )
+
+
+def holds_ids(value: Any) -> bool:
+    """Whether a prompt has token ids: numbers in the place of a text."""
+    if not isinstance(value, list):
+        return False
+    numbers = (int, float)
+    return any(isinstance(item, numbers) for item in value) or any(
+        isinstance(item, list) and any(isinstance(each, numbers) for each in item) for item in value
+    )
+
+
+def _spread_item(item: Any, rest: list[Any]) -> None:
+    """One message, or one item of a response's input: its content parts apart from the rest of it."""
+    if not isinstance(item, dict) or ("content" not in item and "output" not in item):
+        rest.append(item)
+        return
+    rest.append({name: member for name, member in item.items() if name not in _PARTS or type(member) is not list})
+    parts = [part for name in _PARTS if type(item.get(name)) is list for part in item[name]]
+    while parts:
+        part = parts.pop()
+        kind = part.get("type") if type(part) is dict else None
+        if type(kind) is str and kind in _FILES:
+            raise GatewayError(
+                Code.INVALID_VALUE, "Prompts are checked here, and files cannot be: send text.", param="messages"
+            )
+        if type(kind) is str and kind in _MEDIA:
+            part = _without_media(part)
+        elif type(part) is dict and type(part.get("content")) is list:  # of a tool's result
+            parts += part["content"]
+            part = {name: member for name, member in part.items() if name != "content"}
+        rest.append(part)
+
+
+def _without_media(part: dict[str, Any]) -> dict[str, Any]:
+    left: dict[str, Any] = {}
+    for name, member in part.items():
+        if name not in _MEDIA_MEMBERS:
+            left[name] = member
+        elif isinstance(member, dict):
+            left[name] = {
+                inner: value
+                for inner, value in member.items()
+                if inner not in _MEDIA_VALUES or not isinstance(value, str)
+            }
+        elif not isinstance(member, str):
+            left[name] = member
+    return left
+
+
+def _walk(rest: list[Any], found: list[str]) -> None:
+    """All strings and names in these values. Without recursion: how deep they are, is the client's choice."""
+    while rest:
+        item = rest.pop()
+        kind = type(item)
+        if kind is str:
+            found.append(item)
+            if "\\" in item and _BEGINS.match(item) is not None:
+                try:
+                    rest.append(read_leniently(item))
+                except (ValueError, RecursionError):
+                    pass  # it is no JSON: a text like others
+        elif kind is list or kind is tuple:
+            rest += item
+        elif kind is dict:
+            found += item.keys() - WORDS
+            for name in _ROLES:
+                if type(item.get(name)) is str and item[name] in WORDS:
+                    item = {**item, name: None}
+            rest += item.values()
 
 
 def strings(value: Any, *, but: Collection[str] = ()) -> list[str]:
@@ -88,12 +212,3 @@ def strings(value: Any, *, but: Collection[str] = ()) -> list[str]:
                 member for name, member in reversed(item.items()) if name not in but or not isinstance(member, str)
             )
     return found
-
-
-def _decoded(name: str, raw: msgspec.Raw) -> Any:
-    try:
-        return msgspec.json.decode(raw)
-    except _BROKEN as e:
-        raise GatewayError(
-            Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
-        ) from None

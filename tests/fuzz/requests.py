@@ -9,14 +9,17 @@ import re
 from typing import Any, Final
 
 import msgspec
+from pydantic import TypeAdapter
 
 from proxy.errors import Code, GatewayError
 from proxy.estimate import passing
 from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
 from proxy.key import Keyer
+from proxy.media_type import JSON
+from proxy.passed import read_passed
 from proxy.sizes import Sizes
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, decode, stream_extras, with_fields, with_usage
-from proxy.wire.prompt import body_texts, other_texts, prompt_of
+from proxy.wire.prompt import everything, prompt_of
 from proxy.wire.whole import asked_of
 from tests.fuzz.kit import Target, flagged, strict_json
 
@@ -26,6 +29,7 @@ SIZES: Final = Sizes(max_tokens=CAP, messages=20, prompt_chars=2000, n=4, best_o
 TERMS: Final = Terms(share="all", routing="hash", assumed=100, sizes=SIZES)
 KEYER: Final = Keyer()
 _HALF: Final = re.compile("[\ud800-\udfff]")
+_LAX: Final = TypeAdapter(bool | None)  # as vLLM reads a flag
 _TOKENS: Final = ("max_tokens", "max_completion_tokens", "n_predict", "max_output_tokens")
 
 
@@ -48,12 +52,12 @@ def request(data: bytes) -> None:
     assert list(ask.fields) == list(given)
     assert {name: strict_json(bytes(raw), once=False) for name, raw in ask.fields.items()} == given
     assert ask.model == given.get("model")
-    assert ask.stream == (given.get("stream") is True)
+    assert ask.stream == (_LAX.validate_python(given.get("stream")) is True)
     assert PROMPT_FIELD[endpoint] in given or "prompt_embeds" in given
     options = given.get("stream_options") or {}
-    assert ask.include_usage == (options.get("include_usage") is True)
+    assert ask.include_usage == (_LAX.validate_python(options.get("include_usage")) is True)
     sent = strict_json(with_usage(ask), once=False)
-    wanted = {**options, "include_usage": True}
+    wanted = {**options, "include_usage": options.get("include_usage") if ask.include_usage else True}
     assert sent == {**given, "stream_options": wanted}
     stream_extras(ask)
     _on(ask, given)
@@ -66,7 +70,6 @@ def _on(ask: Ask, given: dict[str, Any]) -> None:
     asked_of(ask)
     try:
         prompt = prompt_of(ask)
-        other_texts(ask)
         capped = SIZES.admit(ask)
     except GatewayError as e:
         assert e.status in (400, 413)
@@ -117,16 +120,14 @@ def passed(data: bytes) -> None:
     kind, body = flagged(data)
     path = PATHS[kind % len(PATHS)]
     found, sent = read_raw(RawJob(path), body, TERMS, None)
-    assert passing(path, body, 100) == found.cost
-    try:
-        given: Any = strict_json(body) if body else None
-    except (ValueError, RecursionError):
-        body_texts(body)
-        return
-    model = given.get("model") if isinstance(given, dict) else None
     if found.refusal is not None:
         assert found.refusal.error().status in (400, 413)
         return
+    given: Any = strict_json(body) if body else None  # what json.loads does not read was refused
+    read = read_passed(JSON, body)
+    assert passing(path, read, 100) == found.cost
+    everything(read.value)
+    model = given.get("model") if isinstance(given, dict) else None
     assert found.model == (model if isinstance(model, str) else None) or _odd(body)
     if isinstance(given, dict) and kind % len(PATHS) < 3 and not _odd(body):
         told = strict_json(sent or body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import msgspec
@@ -9,7 +10,15 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.wire.openai import Endpoint, decode
-from proxy.wire.prompt import Prompt, body_texts, other_texts, prompt_of, strings
+from proxy.wire.prompt import (
+    NO_TEXT_FIELDS,
+    Prompt,
+    everything,
+    holds_ids,
+    prompt_of,
+    refuse_template,
+    strings,
+)
 
 Case = tuple[Endpoint, dict[str, Any], Prompt]
 PART: dict[Literal["type"], str] = {"type": "text"}
@@ -58,21 +67,100 @@ def test_a_prompt_s_texts_items_and_ids(endpoint: Endpoint, body: dict[str, Any]
     assert found.chars == sum(len(text) for texts in prompt.parts for text in texts) + prompt.ids
 
 
-def test_the_other_fields_strings_are_texts_too_but_for_those_no_model_reads() -> None:
+def test_every_string_and_name_is_a_text_but_for_words_of_the_api_and_what_no_model_reads() -> None:
     body = {
         "model": "m",
         "user": "u",
-        "messages": [{"content": "c"}],
-        "tools": [{"function": {"name": "f", "description": "d", "parameters": {"x": {"default": "e"}}}}],
-        "suffix": "s",
+        "messages": [{"role": "user", "content": "c", "name": "n"}, {"role": "odd", "content": [{"type": "o2"}]}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"x": {"default": "e"}}}}],
+        "documents": [{"k": ["d", {"role": "system"}]}],
         "temperature": 0,
     }
-    assert sorted(other_texts(decode("chat", msgspec.json.encode(body)))) == ["d", "e", "f", "s"]
+    found = sorted(everything(body, but=NO_TEXT_FIELDS))
+    assert found == ["c", "d", "e", "f", "k", "n", "o2", "odd", "x"]
 
 
-def test_a_body_that_is_no_json_is_one_text() -> None:
-    assert body_texts(b'{"input": ["a", {"text": "b"}], "url": "http://x"}') == ["a", "b"]
-    assert body_texts(b"a=b\xff") == ["a=b\ufffd"]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:secret"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "seen"),
+    [
+        ({"messages": [{"content": [IMAGE]}]}, False),
+        ({"messages": [{"content": [{"type": "image_url", "image_url": "secret"}]}]}, False),
+        ({"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "secret"}}]}]}, False),
+        ({"messages": [{"content": [{"type": "image", "source": {"type": "base64", "data": "secret"}}]}]}, False),
+        ({"messages": [{"content": [{"type": "tool_result", "content": [IMAGE]}]}]}, False),
+        ({"input": [{"content": [{"type": "input_image", "image_url": "secret"}]}]}, False),
+        ({"input": [{"output": [{"type": "input_image", "image_url": "secret"}]}]}, False),
+        ({"messages": [{"content": [IMAGE | {"text": "secret"}]}]}, True),
+        ({"messages": [{"content": [{"type": "image_url", "image_url": {"detail": "secret"}}]}]}, True),
+        ({"messages": [{"content": [{"type": "image_url", "image_url": ["secret"]}]}]}, True),
+        ({"messages": [{"content": [{"type": "text", "image_url": {"url": "secret"}}]}]}, True),
+        ({"messages": [{"content": [{"image_url": {"url": "secret"}}]}]}, True),
+        ({"messages": [{"content": [{"type": ["image_url"], "image_url": "secret"}]}]}, True),
+        ({"messages": [{"url": "secret"}]}, True),
+        ({"messages": [{"data": "secret", "content": "x"}]}, True),
+        ({"messages": [{"role": "secret", "content": "x"}]}, True),
+        ({"messages": [{"content": {"secret": 1}}]}, True),
+        ({"messages": [{"tool_calls": [{"function": {"arguments": {"content": [IMAGE]}}}]}]}, True),
+        ({"messages": [{"content": "x", "tool_calls": [{"content": [IMAGE]}]}]}, True),
+        ({"documents": [{"content": [IMAGE]}]}, True),
+        ({"documents": [{"url": "secret"}]}, True),
+        ({"documents": [{"secret": 1}]}, True),
+        ({"chat_template_kwargs": {"secret": True}}, True),
+        ({"chat_template_kwargs": {"data": "secret"}}, True),
+        ({"secret": 1}, True),
+        (["secret"], True),
+        ("secret", True),
+        ({"messages": [{"content": '{"q": "s\\u0065cret"}'}]}, True),
+        ({"messages": [{"tool_calls": [{"function": {"arguments": ' [{"\\u0073ecret": "a", "a": 1}]'}}]}]}, True),
+        ({"messages": [{"content": '{"q": "s\\u0065cret", "q": "x"}'}]}, True),
+    ],
+)
+def test_media_is_no_text_where_the_api_has_it_and_everything_else_is(body: Any, seen: bool) -> None:
+    assert any("secret" in text for text in everything(body)) == seen
+
+
+def test_json_in_json_in_json_is_read_to_its_end() -> None:
+    text = "s\u00e9cret"
+    for _ in range(6):
+        text = json.dumps({"a": text})
+    assert "s\u00e9cret" in everything({"x": text})
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "[" * 50_000 + "\\", "[\\", '"\\ud800"', "{\\n", "\\"])
+def test_a_string_that_only_looks_like_json_is_a_text(text: str) -> None:
+    assert text in everything({"x": text})
+
+
+@pytest.mark.parametrize("body", [{"chat_template": "x"}, {"chat_template_kwargs": {"chat_template": "x"}}])
+def test_a_template_is_refused(body: Any) -> None:
+    with pytest.raises(GatewayError) as e:
+        refuse_template(body)
+    assert (e.value.status, e.value.param) == (400, "chat_template")
+    refuse_template({"chat_template": None, "chat_template_kwargs": {"x": 1}})
+
+
+@pytest.mark.parametrize(
+    ("value", "ids"),
+    [
+        ([1], True),
+        ([1.0], True),
+        ([[1], ["a"]], True),
+        (["a", 1], True),
+        (["a"], False),
+        ("1", False),
+        ([], False),
+    ],
+)
+def test_a_prompt_with_numbers_has_token_ids(value: Any, ids: bool) -> None:
+    assert holds_ids(value) == ids
+
+
+def test_a_file_in_a_message_is_refused() -> None:
+    with pytest.raises(GatewayError):
+        everything({"messages": [{"content": [{"type": "file", "file": {"file_data": "x"}}]}]})
 
 
 def test_however_deep_a_value_is_its_strings_are_found() -> None:

@@ -1,0 +1,76 @@
+"""Owns how a body that passes through is let in: by its head, read once, checked, charged; what is sent comes out.
+Must not know flights, engines or sockets: it is given the step that reads the bytes.
+Called by the gateway, once a request to a path that is passed through."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from proxy.call import Call
+from proxy.config import Settings
+from proxy.estimate import passing
+from proxy.gate import Gate
+from proxy.large import LargeRequests
+from proxy.media_type import Media, media_of
+from proxy.passed import NONE, Passed, read_passed, takes_json_only
+
+
+class Admit(Protocol):
+    """Lets requests on, or raises GatewayError 429 or 503."""
+
+    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
+        """Asked once the body is read."""
+
+    async def head(self, call: Call) -> None:
+        """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
+
+
+class ReadBody(Protocol):
+    def __call__(self, call: Call, *, json: bool, limit: int = 0) -> Awaitable[bytes]: ...
+
+
+class PassThrough:
+    """One for a gateway."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        body: ReadBody,
+        gate: Gate | None,
+        admit: Admit | None,
+        large: LargeRequests | None,
+    ) -> None:
+        self._settings = settings
+        self._body = body
+        self._gate = gate
+        self._admit = admit
+        self._large = large
+
+    async def read(self, call: Call) -> bytes:
+        """The body as it goes up. Its model and its cost are the call's from now on. Raises GatewayError."""
+        request = call.request
+        media = None
+        if request.body_exists:
+            media = media_of(request.headers, json_only=takes_json_only(request.path))
+        upload = media is not None and media.kind == "form"
+        body = await self._body(call, json=False, limit=self._settings.max_upload_bytes if upload else 0)
+        if media is not None and self._elsewhere(media, body):
+            assert self._large is not None
+            body = await self._large.raw(call, media, body)
+            if self._admit is not None:
+                await self._admit(call)
+            return body
+        passed = read_passed(media, body)
+        call.model = passed.model
+        if self._gate is not None:
+            passed = self._gate.admit_raw(call, passed)
+        call.cost = passing(request.path, passed, self._settings.rate_limit_assumed_tokens)
+        if self._admit is not None:
+            await self._admit(call, passed)
+        return passed.body
+
+    def _elsewhere(self, media: Media, body: bytes) -> bool:
+        """Whether it is too large to be read here."""
+        large = self._large
+        return media.kind != "other" and large is not None and len(body) > large.inline and large.heavy(body)

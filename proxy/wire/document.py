@@ -1,0 +1,112 @@
+"""Owns the strict reading of a JSON body: one value where every reader agrees on it, else a refusal that says why.
+Must not know endpoints, limits or HTTP: bytes in, a value out.
+Called wherever a check, a charge or a route needs more of a body than its top-level members."""
+
+from __future__ import annotations
+
+import json
+from math import isinf
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from proxy.errors import Code, GatewayError
+
+_UTF8_MARK: Final = b"\xef\xbb\xbf"
+_DIGITS: Final = 309  # of the largest double
+_SKIMMED: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Unreadable(ValueError):
+    """What Python's reader would take and others would not, or not alike."""
+
+
+def utf8(body: bytes) -> str:
+    """A body's text. Raises GatewayError 400 where it is not UTF-8, or begins with a byte order mark."""
+    if body.startswith(_UTF8_MARK):
+        raise GatewayError(
+            Code.INVALID_JSON, "The request body begins with a byte order mark; send UTF-8 without one."
+        )
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise GatewayError(
+            Code.INVALID_JSON, f"The request body is not UTF-8 (byte {e.start}); send JSON encoded as UTF-8."
+        ) from None
+
+
+def read(body: bytes, what: str = "The request body", param: str | None = None) -> Any:
+    """The value of a JSON text, as Python's `json` reads it, which is what vLLM reads with.
+
+    Raises GatewayError 400 for what other readers refuse or read otherwise: text that is not UTF-8, NaN and
+    Infinity, numbers beyond a double, lone surrogates, a member given twice at any depth, nesting beyond the
+    recursion limit.
+    """
+    text = utf8(body)
+    try:
+        value = _DECODER.decode(text)
+        if lone_surrogate(body):
+            raise Unreadable("a string escapes half of a surrogate pair")
+    except json.JSONDecodeError as e:
+        where = "; is it UTF-16 or UTF-32?" if "\0" in text[:4] else ""
+        raise _refusal(what, f"{e.msg} (character {e.pos}){where}", param) from None
+    except RecursionError:
+        raise _refusal(what, "it is nested too deeply", param) from None
+    except Unreadable as e:
+        raise _refusal(what, str(e)[:200], param) from None
+    return value
+
+
+def read_leniently(text: str) -> Any:
+    """JSON inside a string, as an engine may read it once more; objects as lists of pairs, so that a member given
+    twice is kept twice. Raises ValueError or RecursionError."""
+    return _PAIRS.decode(text)
+
+
+def lone_surrogate(body: bytes) -> bool:
+    """Whether a string of a JSON text escapes half of a surrogate pair. Asked of text that is else read."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return False
+    try:
+        _SKIMMED.decode(body)  # it refuses nothing else that Python takes, but for constants
+    except (msgspec.DecodeError, RecursionError):
+        return True
+    return False
+
+
+def _refusal(what: str, why: str, param: str | None) -> GatewayError:
+    return GatewayError(Code.INVALID_JSON, f"{what} is not valid JSON: {why}.", param=param)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise Unreadable(f"the member {name[:64]!r} is given twice; give it once")
+            seen.add(name)
+    return members
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:  # also, their reading takes time with the square of their number
+        raise Unreadable(f"the number {text[:32]}… is too large")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if isinf(value):
+        raise Unreadable(f"the number {text[:32]} is too large")
+    return value
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise Unreadable(f"{text} is no JSON value")
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_once, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
+)
+_PAIRS: Final = json.JSONDecoder(object_pairs_hook=lambda pairs: pairs, parse_int=str)
