@@ -318,7 +318,7 @@ async def running(
             admission,
             embedder,
             large,
-            gateway.routes,
+            gateway.routes.listed,
             operators,
         )
 

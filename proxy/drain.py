@@ -14,8 +14,9 @@ from proxy.call import Call
 from proxy.door import Door
 from proxy.errors import Code, GatewayError
 from proxy.gate import OPEN
-from proxy.gateway import Gateway, Handler
+from proxy.gateway import Gateway
 from proxy.log import Log
+from proxy.routes import Handler
 
 FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written
 CLOSE_SECONDS: Final = 0.5  # for connections that do not even take these
@@ -79,7 +80,7 @@ class Drain:
 
     def _refuse(self, endpoints: frozenset[str], *, keep: bool) -> None:
         """Refuse these, or (`keep` is False) all but these."""
-        find = self._gateway.route
+        find = self._gateway.routes.find
 
         def turn_away(call: Call) -> Handler:
             handler = find(call)

@@ -40,7 +40,7 @@ class Flush:
         self._audit = audit
         self._address = address
         self._busy = False
-        gateway.serve(PATH, "DELETE", "cache", self.handle)
+        gateway.routes.serve(PATH, "DELETE", "cache", self.handle)
 
     async def handle(self, call: Call) -> respond.Sent:
         """Raises GatewayError 400 or 503."""

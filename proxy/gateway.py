@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
 import msgspec
@@ -22,7 +22,7 @@ from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flight import SLICE_BYTES, Subscriber
-from proxy.gate import OPERATING, Gate, not_found, scope_of
+from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
 from proxy.hosts import Hosts
 from proxy.key import Keyer
@@ -34,20 +34,19 @@ from proxy.metrics import Metrics
 from proxy.origins import Origins
 from proxy.passthrough import Admit, PassThrough
 from proxy.phase import Phase
-from proxy.plain import ALLOWED, Plain
+from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.policy import PRIVATE, Sharing, sharing
 from proxy.punctual import end_early, in_time
-from proxy.relay import ACTED_ON, acted_on, asks_for_websocket, forwardable, passes
+from proxy.relay import ACTED_ON, acted_on, forwardable
 from proxy.request import AT_HAND
+from proxy.routes import Handler, Route, Routes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
-
-Handler = Callable[[Call], Awaitable[respond.Sent]]
 
 
 class Gateway:
@@ -97,8 +96,6 @@ class Gateway:
         self._embedder = embedder
         self.tracing = tracing
         self.large = large
-        self.find: Callable[[Call], Handler] = self.route
-        """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         self._stall = settings.client_stall_timeout
         embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
@@ -106,7 +103,7 @@ class Gateway:
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
         self._pass_through = PassThrough(settings, self.body, gate, admit, large)
         self._scope = scope_of(gate)
-        self._routes: dict[str, tuple[str, str, Handler]] = {
+        public: dict[str, Route] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
             "/embed": ("POST", "embeddings", embed),
@@ -114,19 +111,10 @@ class Gateway:
             "/health": ("GET", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
         }
-        own = settings.admin_port != 0
-        self._admin_routes = {path: self._routes[path] for path in ("/health", "/ready")} if own else self._routes
-        """What operators are offered: by a listener of their own, where there is one, and then by no other."""
-        self.serve("/metrics", "GET", "metrics", plain.metrics)
-
-    def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
-        """One path more for operators."""
-        self._admin_routes[path] = (method, endpoint, handler)
-
-    @property
-    def routes(self) -> list[tuple[str, str]]:
-        """Every path that is not passed through, and its method."""
-        return [(path, method) for path, (method, _, _) in (self._routes | self._admin_routes).items()]
+        self.routes = Routes(public, plain, gate, self._pass, admin=settings.admin_port != 0)
+        self.routes.serve("/metrics", "GET", "metrics", plain.metrics)
+        self.find: Callable[[Call], Handler] = self.routes.find
+        """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
 
     async def handle(self, request: web.BaseRequest, admin: bool = False) -> bool:
         """Every request comes through here, and leaves one log line and one count behind. True: the connection
@@ -190,35 +178,6 @@ class Gateway:
             except Exception as e:  # noqa: BLE001 - what it says to operators is nothing to the client
                 self._fault("the record of a request", e)
         return sent.keep_alive
-
-    def route(self, call: Call) -> Handler:
-        """Who answers. Raises GatewayError 404, 405 or 501."""
-        request = call.request
-        path, method = request.path, request.method
-        if method in ("CONNECT", "TRACE"):
-            call.allow = ALLOWED
-            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
-        if method == "GET" and asks_for_websocket(request.headers):
-            raise GatewayError(
-                Code.UPGRADE_NOT_SUPPORTED, "There are no websockets here: answers stream over HTTP."
-            )
-        route = (self._admin_routes if call.admin else self._routes).get(path)
-        if route is None and path.startswith("/v1/models/") and not call.admin:
-            route = ("GET", "models", self._plain.model)
-        if route is None:
-            if path == "*":
-                call.endpoint = "server"
-                return self._plain.server
-            if call.admin or not passes(path):
-                raise not_found(path)
-            call.endpoint = "passthrough"
-            return self._pass
-        takes, call.endpoint, handler = route
-        if method == takes or (takes == "GET" and method == "HEAD"):
-            return handler
-        if self._gate is not None and call.endpoint in OPERATING:
-            self._gate.enter(call)  # only an operator is told what is there
-        return self._plain.other(call, takes)
 
     # -- generations ------------------------------------------------------------------------------
 

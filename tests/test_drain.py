@@ -28,6 +28,7 @@ class Stage:
         self.busy = 1 if takes else 0
         self._takes = takes
         self.sites = [self]
+        self.routes = SimpleNamespace(find=self.route)
         self.find = self.route
 
     def say(self, what: str) -> None:

@@ -59,9 +59,9 @@ class Page:
         self._closing = asyncio.Event()
         self.watchers = 0
         self.boards = 0
-        gateway.serve("/", "GET", "page", self.page)
-        gateway.serve("/-/state", "GET", "state", self.state)
-        gateway.serve("/-/readers", "POST", "readers", self.readers)
+        gateway.routes.serve("/", "GET", "page", self.page)
+        gateway.routes.serve("/-/state", "GET", "state", self.state)
+        gateway.routes.serve("/-/readers", "POST", "readers", self.readers)
 
     def close(self) -> None:
         """The process ends: who watches is sent away, so that the drain waits for answers only."""

@@ -1,0 +1,70 @@
+"""Owns which handler answers a request, by its path and method: the API's, operators', and what passes through.
+Must not know what handlers do, nor engines.
+Called by the gateway for each request, and at the start by what has paths to offer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from proxy import respond
+from proxy.call import Call
+from proxy.errors import Code, GatewayError
+from proxy.gate import OPERATING, Gate, not_found
+from proxy.plain import ALLOWED, Plain
+from proxy.relay import asks_for_websocket, passes
+
+Handler = Callable[[Call], Awaitable[respond.Sent]]
+Route = tuple[str, str, Handler]
+"""The method that a path takes, the endpoint's label, the handler."""
+
+
+class Routes:
+    """The paths of the public listener and of the operators' one, which is the same where they have none."""
+
+    def __init__(
+        self, public: dict[str, Route], plain: Plain, gate: Gate | None, passed: Handler, *, admin: bool
+    ) -> None:
+        """`passed`: for paths of the engines; `admin`: operators have a listener, which alone offers their paths."""
+        self._public = public
+        self._admin = {path: public[path] for path in ("/health", "/ready")} if admin else public
+        self._plain = plain
+        self._gate = gate
+        self._passed = passed
+
+    def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
+        """One path more for operators."""
+        self._admin[path] = (method, endpoint, handler)
+
+    @property
+    def listed(self) -> list[tuple[str, str]]:
+        """Every path that is not passed through, and its method."""
+        return [(path, method) for path, (method, _, _) in (self._public | self._admin).items()]
+
+    def find(self, call: Call) -> Handler:
+        """The handler; `call` has its endpoint then. Raises GatewayError 404, 405 or 501."""
+        request = call.request
+        path, method = request.path, request.method
+        if method in ("CONNECT", "TRACE"):
+            call.allow = ALLOWED
+            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
+        if method == "GET" and asks_for_websocket(request.headers):
+            raise GatewayError(
+                Code.UPGRADE_NOT_SUPPORTED, "There are no websockets here: answers stream over HTTP."
+            )
+        route = (self._admin if call.admin else self._public).get(path)
+        if route is None and path.startswith("/v1/models/") and not call.admin:
+            route = ("GET", "models", self._plain.model)
+        if route is None:
+            if path == "*":
+                call.endpoint = "server"
+                return self._plain.server
+            if call.admin or not passes(path):
+                raise not_found(path)
+            call.endpoint = "passthrough"
+            return self._passed
+        takes, call.endpoint, handler = route
+        if method == takes or (takes == "GET" and method == "HEAD"):
+            return handler
+        if self._gate is not None and call.endpoint in OPERATING:
+            self._gate.enter(call)  # only an operator is told what is there
+        return self._plain.other(call, takes)
