@@ -24,7 +24,7 @@ class Routes:
     def __init__(
         self, public: dict[str, Route], plain: Plain, gate: Gate | None, passed: Handler, *, admin: bool
     ) -> None:
-        """`passed`: for paths of the engines; `admin`: operators have a listener, which alone offers their paths."""
+        """`passed`: for paths of the engines; `admin`: operators have a listener, which alone has their paths."""
         self._public = public
         self._admin = {path: public[path] for path in ("/health", "/ready")} if admin else public
         self._plain = plain

@@ -97,7 +97,7 @@ async def test_what_waits_in_the_queue_for_its_body_or_for_an_answer_is_refused(
         other = HELLO | {"messages": [{"role": "user", "content": "other"}]}
         queued = asyncio.ensure_future(post_json(app.url, CHAT, other | {"stream": True}, bearer("ka")))
         theirs = asyncio.ensure_future(post_json(app.url, CHAT, other | {"seed": 5}, bearer("kb")))
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
         await upload.send(head.encode() + b"{")
         await until(lambda: len(app.scheduler.queue) == 2)
         write(tmp_path / "keys.toml", B, OPS)
@@ -133,7 +133,9 @@ async def test_a_key_expires_by_the_clock_in_force_and_under_way(engine: Engine,
         await app.reload()
         assert (await post_json(app.url, CHAT, HELLO, bearer("ka"))).status == 200
         async with await Connection.open(app.url) as upload:
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
+            head = (
+                f"POST {CHAT} HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
+            )
             await upload.send(head.encode() + b"{")
             answer = await upload.read_head()
             assert answer.status == 401
