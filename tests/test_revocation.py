@@ -41,6 +41,12 @@ def code(answer: Answer) -> tuple[int, str]:
     return answer.status, answer.json()["error"]["code"]
 
 
+UPLOAD = (
+    f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ka\r\n"
+    "Content-Type: application/json\r\nContent-Length: 50000\r\n\r\n"
+)
+
+
 async def test_a_stream_of_a_removed_key_ends_with_a_typed_error_within_seconds_and_its_twin_goes_on(
     engine: Engine, tmp_path: Path
 ) -> None:
@@ -97,8 +103,7 @@ async def test_what_waits_in_the_queue_for_its_body_or_for_an_answer_is_refused(
         other = HELLO | {"messages": [{"role": "user", "content": "other"}]}
         queued = asyncio.ensure_future(post_json(app.url, CHAT, other | {"stream": True}, bearer("ka")))
         theirs = asyncio.ensure_future(post_json(app.url, CHAT, other | {"seed": 5}, bearer("kb")))
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
-        await upload.send(head.encode() + b"{")
+        await upload.send(UPLOAD.encode() + b"{")
         await until(lambda: len(app.scheduler.queue) == 2)
         write(tmp_path / "keys.toml", B, OPS)
         await app.reload()
@@ -133,10 +138,8 @@ async def test_a_key_expires_by_the_clock_in_force_and_under_way(engine: Engine,
         await app.reload()
         assert (await post_json(app.url, CHAT, HELLO, bearer("ka"))).status == 200
         async with await Connection.open(app.url) as upload:
-            head = (
-                f"POST {CHAT} HTTP/1.1\r\nHost: [::1]\r\nAuthorization: Bearer ka\r\nContent-Length: 50000\r\n\r\n"
-            )
-            await upload.send(head.encode() + b"{")
+            head = UPLOAD
+            await upload.send(UPLOAD.encode() + b"{")
             answer = await upload.read_head()
             assert answer.status == 401
         assert code(await post_json(app.url, CHAT, HELLO, bearer("ka"))) == (401, "key_expired")
