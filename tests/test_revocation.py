@@ -138,7 +138,6 @@ async def test_a_key_expires_by_the_clock_in_force_and_under_way(engine: Engine,
         await app.reload()
         assert (await post_json(app.url, CHAT, HELLO, bearer("ka"))).status == 200
         async with await Connection.open(app.url) as upload:
-            head = UPLOAD
             await upload.send(UPLOAD.encode() + b"{")
             answer = await upload.read_head()
             assert answer.status == 401
