@@ -55,6 +55,7 @@ from proxy.reload import Reload
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
+from proxy.shapes import Shapes
 from proxy.site import Site
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
@@ -82,6 +83,7 @@ class App:
     reload: Callable[[], None]
     """Read again, as SIGHUP asks, what can change while it runs."""
     watchdog: Watchdog
+    shapes: Shapes
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
     large: LargeRequests | None = None  # what is read off the loop
@@ -118,7 +120,6 @@ async def running(
             lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
         )
         memory = memory_for(settings, prepared, metrics, log, loop)
-        group = FlightGroup(memory)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
         pulse.start()
@@ -136,6 +137,7 @@ async def running(
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
+        group = FlightGroup(memory, fleet.shapes.waits)
         gate = gate_for(settings, prepared, metrics, log)
         urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
         large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
@@ -172,6 +174,7 @@ async def running(
             on_fault=containment,
             feeder=feeder_for(settings, prepared, metrics, log, large.denied),
             lost=pulse.lost,
+            passed=fleet.shapes.passed,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -216,6 +219,7 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
+            unfolded=fleet.shapes.unfolded,
         )
         reloader = Reloader(settings, prepared, log)
         await first_look(backends)
@@ -228,7 +232,7 @@ async def running(
                 reload.wake()
 
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
-        watch(settings, backends, reload, watchdog, loop, log, containment, stack)
+        watch(settings, fleet, reload, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -280,6 +284,7 @@ async def running(
             "https" if prepared.tls is not None else "http",
             reread_all,
             watchdog,
+            fleet.shapes,
             admission,
             embedder,
             large,

@@ -298,6 +298,8 @@ class Feeder:
         flight, times = self.flight, self.flight.times
         if flight.trace is not None:
             flight.trace.frame(frame)
+        if flight.look is not None:
+            flight.look(frame)
         content = has_content(frame)
         if content:
             flight.content_events += 1

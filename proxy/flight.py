@@ -18,6 +18,7 @@ from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
 from proxy.wire.frames import PlainView, Usage
+from proxy.wire.shape import Shape
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
 SLICE: Final = 512
@@ -52,10 +53,9 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty", "on_end",
-        "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "stored_at", "subscribers", "tail",
-        "throttle",
-        "times", "trace", "usage",
+        "error", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory", "mode",
+        "on_empty", "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "shape", "size",
+        "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,9 @@ class Flight:
         self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
+        self.folds = True  # False: a stream that serves nobody who wants one body
+        self.look: Callable[[bytes], None] | None = None  # while one waits for it: is shown what is new in a frame
+        self.shape: Shape | None = None  # what is known of its engine's streams, once it has one
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
@@ -115,6 +118,13 @@ class Flight:
     def untouched(self) -> bool:
         """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
         return self.phase in _BEFORE and self.mode is self.plan.mode
+
+    def unfold(self) -> None:
+        """It does not fold: nobody who wants one body joins it from now on, and those who wait go at once."""
+        self.folds, self.look = False, None
+        for reader in self.subscribers:
+            if reader.whole:
+                reader.wake()
 
     def rewind(self) -> None:
         """As if it had not been asked for yet: what came of it is forgotten."""

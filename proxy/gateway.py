@@ -22,7 +22,7 @@ from proxy.door import AT_HAND, DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flight import SLICE_BYTES, Subscriber
+from proxy.flight import SLICE_BYTES, Flight, Subscriber
 from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
 from proxy.key import Keyer
@@ -34,7 +34,7 @@ from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
-from proxy.policy import PRIVATE, Sharing, sharing
+from proxy.policy import SHARED, Sharing, sharing
 from proxy.punctual import in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.scheduler import Scheduler
@@ -78,8 +78,11 @@ class Gateway:
         fault: Fault = raised,
         memory: Memory | None = None,
         large: LargeRequests | None = None,
+        unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
     ) -> None:
+        """`unfolded`: is told of a stream that turned out not to fold for readers who had waited for that."""
         self._fault = fault
+        self._unfolded = unfolded
         self._settings = settings
         self._memory = memory
         most = free_body(memory.budget, settings.max_connections) if memory is not None else AT_HAND
@@ -204,15 +207,19 @@ class Gateway:
             reader = await self.joined(call, ask)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
-            while not reader.flight.ended:
+            while not reader.flight.ended and reader.flight.folds:
                 await reader.changed()
-            try:
-                return await self._body(call, reader)
-            except Unfoldable:
-                # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
-                reader.leave()
-                assert call.ask is not None  # of which there was that stream
-                return await self._body(call, self._join(call, call.ask, PRIVATE))
+            if reader.flight.folds:
+                try:
+                    return await self._body(call, reader)
+                except Unfoldable as e:
+                    self._unfolded(reader.flight, e)
+            # A stream that only the engine can put into one body. Nothing has gone out: that body is asked for,
+            # once for all who waited.
+            assert call.ask is not None  # of which there is that stream
+            fresh = self._join(call, call.ask, SHARED, fold=False)
+            reader.leave()
+            return await self._body(call, fresh)
 
         return handler
 
@@ -267,8 +274,9 @@ class Gateway:
         call.ask = ask = ask if self._gate is None else self._gate.admit(call, ask)
         return ask
 
-    def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
-        """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
+    def _join(self, call: Call, ask: Ask, share: Sharing, *, fold: bool = True) -> Subscriber:
+        """4 key, 5 flights. A place at a Flight: one that is under way, or a new one. `fold`: one body may be a
+        stream's fold."""
         streamed = ask.stream and ask.endpoint != "embeddings"
         priority = self._urgency.priority(call)
         headers = call.request.headers
@@ -278,10 +286,10 @@ class Gateway:
             if ask.large is not None:
                 key = ask.large.key
             else:
-                fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                both = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
                 common = headers_in_common(sent) if sent else ()
-                key = self._keyer.key(ask, tenant=self._scope(call), fold=fold, headers=common)
-            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed)
+                key = self._keyer.key(ask, tenant=self._scope(call), fold=both, headers=common)
+            flight = None if share.fresh or key is None else self._group.find(key, stream=streamed, fold=fold)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 reader = self._group.attach(
@@ -313,6 +321,7 @@ class Gateway:
             model=ask.model,
             key=key,
             fresh=share.fresh,
+            fold=fold,
             usage_added=streamed and key is not None,
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",

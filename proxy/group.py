@@ -14,7 +14,11 @@ from proxy.plan import Mode, Plan
 class FlightGroup:
     """Every live Flight, and the map by which identical requests find each other."""
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(
+        self, memory: Memory | None = None, folds: Callable[[Flight], bool] = lambda flight: True
+    ) -> None:
+        """`folds`: whether a reader that wants one body may wait for the end of this stream."""
+        self._folds = folds
         self._memory = memory  # what the Flights' logs are charged to
         self._streams: dict[bytes, Flight] = {}
         self._wholes: dict[bytes, Flight] = {}
@@ -30,12 +34,17 @@ class FlightGroup:
     def subscribers(self) -> int:
         return sum(len(flight.subscribers) for flight in self.live)
 
-    def find(self, key: bytes, *, stream: bool) -> Flight | None:
-        """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
-        streams never waits for a body: its first token would come with the last."""
-        flight = self._streams.get(key)
-        if flight is None and not stream:
-            flight = self._wholes.get(key)
+    def find(self, key: bytes, *, stream: bool, fold: bool = True) -> Flight | None:
+        """The Flight that a request may join. A client that wants one body may read a stream's fold, where it is
+        known that there will be one; one that streams never waits for a body: its first token would come with the
+        last."""
+        if stream:
+            return self._streams.get(key)
+        flight = self._wholes.get(key)
+        if flight is None and fold:
+            flight = self._streams.get(key)
+            if flight is not None and flight.mode is Mode.STREAM and not (flight.folds and self._folds(flight)):
+                return None
         return flight
 
     def attach(

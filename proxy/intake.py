@@ -18,6 +18,7 @@ from proxy.sizes import Sizes
 from proxy.wire.fold import Folded, foldable
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, model_of, with_usage
 from proxy.wire.prompt import body_texts, other_texts, prompt_of
+from proxy.wire.shape import Shape
 
 BUDGET: Final = 20e6
 """Nanoseconds that the reading of a request may take on the loop, by the estimate below."""
@@ -75,6 +76,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
 
     endpoint: Folded
     forced_tool: bool
+    shape: Shape | None = None
 
 
 Job = AskJob | RawJob | PageJob | TextsJob | FoldJob

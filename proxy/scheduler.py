@@ -58,6 +58,7 @@ class Scheduler:
         feeder: MakeFeeder = Feeder,
         learn: Callable[[Flight], None] = lambda flight: None,
         lost: Callable[[float], float] = lambda since: 0.0,
+        passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -86,6 +87,7 @@ class Scheduler:
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
         self._learn = learn  # told of each whole answer of an engine's
+        self._passed = passed  # and of each whole stream of one whose streams are not known
         self._alarms = Alarms(loop, self._fault)
         self._turn_due = False
         self._turns = 0
@@ -318,7 +320,8 @@ class Scheduler:
         if self._cache is None:
             self._found(batch, [None] * len(batch))
             return
-        self._cache.lookup([flight.plan.key or b"" for flight in batch], partial(self._found, batch))
+        keys, others = zip(*[kept.names_for(flight.plan) for flight in batch], strict=True)
+        self._cache.lookup(keys, partial(self._found, batch), others)
         self._metrics.batch(len(batch))
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
@@ -486,6 +489,8 @@ class Scheduler:
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
         key = flight.plan.key
+        if flight.shape is None and flight.plan.usage_added and feeder is not None and feeder.clean:
+            self._passed(journey.lease.backend, flight)
         if self._cache is None or key is None or feeder is None or not feeder.clean:
             self._group.remove(flight)
             return
@@ -494,7 +499,8 @@ class Scheduler:
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
-        self._cache.store(key, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
+        name, stored = kept.name_of(flight), kept.keep(flight)
+        self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace)
 
     # -- what nobody would end any more -----------------------------------------------------------
 

@@ -172,7 +172,7 @@ CHANGES: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "an error frame": ((1,), {"error": {"message": "boom", "type": "x", "param": None, "code": 500}}),
     "token ids": ((1, "choices", 0, "token_ids"), [1]),
     "prompt token ids": ((0, "prompt_token_ids"), [1]),
-    "another version": ((-1, "system_fingerprint"), "vllm-0.33.0-a22773f2"),
+    "another version": ((-1, "system_fingerprint"), "vllm-0.34.0-a22773f2"),
     "no version": ((-1, "system_fingerprint"), None),
     "a tool call that was not forced": ((1, "choices", 0, "delta"), {"tool_calls": [CALL]}),
     "reasoning without its count": ((1, "choices", 0, "delta"), {"reasoning": "hm"}),
