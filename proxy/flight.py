@@ -203,6 +203,20 @@ class Flight:
             self.add(frame)
         self.flush()
 
+    def remark(self, frames: bytes) -> None:
+        """What belongs to no answer: it is for those who read along, is in no log, and is not waited for."""
+        wired = chunk(frames)
+        for reader in tuple(self.subscribers):
+            at = len(self.log if reader.usage else self.plain)
+            if reader.pipe is not None and reader.sent and reader.cursor == at and not reader.lagging:
+                try:
+                    reader.lagging = not reader.pipe.write(wired)
+                    reader.sent += len(wired)
+                    if reader.lagging:
+                        reader.wake()
+                except Exception as e:  # noqa: BLE001 - as in `push`
+                    reader.broke(e)
+
     def stored(self, body: bytes, plain: bytes) -> None:
         """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
         self.enter(Phase.STREAMING)

@@ -293,7 +293,7 @@ class Journey:
         connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
         self._begin = begin = self._begin + data if self._begin else data
         found = _ID.search(begin, 0, ID_WITHIN)
-        if found is None and len(begin) < ID_WITHIN and b"\n\n" not in begin:
+        if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
             return False  # it is still to come
         feeder, backend = self.feeder, self.lease.backend
         self._begin = b""

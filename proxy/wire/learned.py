@@ -314,11 +314,15 @@ def _layout(members: Object, made: frozenset[str], constants: Mapping[str, str],
 def same(folded: object, answer: bytes) -> None:
     """Raise Unfoldable unless a folded body is the engine's own, member by member in order: but for the id, the
     time, and details of counts, which two answers to one request may have otherwise."""
-    ours, theirs = msgspec.json.decode(_ENCODE(folded)), msgspec.json.decode(answer)
-    for each in (ours, theirs):
-        each["id"] = each["created"] = None
-        for name, details in each["usage"].items():
-            if isinstance(details, dict):
-                each["usage"][name] = list(details)
-    if _ENCODE(ours) != _ENCODE(theirs):
+    try:
+        ours, theirs = msgspec.json.decode(_ENCODE(folded)), msgspec.json.decode(answer)
+        for each in (ours, theirs):
+            each["id"] = each["created"] = None
+            for name, details in each["usage"].items():
+                if isinstance(details, dict):
+                    each["usage"][name] = list(details)
+        equal = _ENCODE(ours) == _ENCODE(theirs)
+    except _ODD as e:
+        raise Unfoldable(f"a body of unknown shape: {e!r:.200}") from None
+    if not equal:
         raise Unfoldable("a folded stream that is not the engine's own body")
