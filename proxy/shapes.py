@@ -202,8 +202,9 @@ class Shapes:
             shape = Shape("none", why="" if isinstance(e, _NotOffered) else str(e))
         del self._tries[key]
         both = shape.dialect in ("vllm", "llama") and shape.version is None
-        for each in ENDPOINTS if both else (endpoint,):
-            engine.abilities.learn(names, each, shape)
+        for each in ENDPOINTS:
+            if each == endpoint or (both and not engine.abilities.knows(names[0], each)):
+                engine.abilities.learn(names, each, shape)
         self._metrics.probed(engine.name, "unknown" if shape.dialect == "none" else "known")
         if shape.why:
             self._tell(engine, f"{endpoint}: {shape.why}")
@@ -282,17 +283,14 @@ def _some(log: list[bytes]) -> Iterable[bytes]:
 def _families(engine: Backend) -> list[list[str | None]]:
     """The engine's models by which one answers for which: the first of each is asked. Adapters (`parent`) answer
     as their model does, and several names of one model (`root`) alike."""
-    ids = {str(model["id"]) for model in engine.models}
     families: dict[str, list[str | None]] = {}
+    keys: dict[str, str] = {}
     for model in sorted(engine.models, key=lambda model: isinstance(model.get("parent"), str)):
         name, parent, root = str(model["id"]), model.get("parent"), model.get("root")
-        key = parent if isinstance(parent, str) and parent in ids else root if isinstance(root, str) else name
-        families.setdefault(key, families.get(name, [])).append(name)
-    found: list[list[str | None]] = []
-    for family in families.values():
-        if family not in found:
-            found.append(family)
-    return found[:MOST_MODELS]
+        own = root if isinstance(root, str) else name
+        keys[name] = key = keys.get(parent, own) if isinstance(parent, str) else own
+        families.setdefault(key, []).append(name)
+    return list(families.values())[:MOST_MODELS]
 
 
 def _unknown(engine: Backend) -> tuple[list[str | None], Folded] | None:

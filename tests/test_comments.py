@@ -53,12 +53,11 @@ async def test_an_engine_that_dies_after_comments_alone_is_left_for_another(ask:
         await turn.finish()
 
     async with Engine(dies) as one, Engine(answers) as other, gateway(one, other, load_seconds=0.0) as app:
-        for _ in range(2):
+        while one.generations < 2:
             answer = await post_json(app.url, CHAT, ask)
             assert answer.status == 200
             assert b"well" in answer.body
             assert answer.events()[-1] == DONE
-        assert one.generations >= 1
 
 
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS)
