@@ -50,7 +50,7 @@ class Backend:
     breaker: Breaker = field(default_factory=Breaker)
     reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
     report: Report | None = None
-    few: bool = False  # since it came up it has answered fewer choices than it was asked for
+    few: bool = False  # since it came up it has answered fewer choices than it was asked for, or refused several
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
@@ -308,6 +308,10 @@ class Backends:
     def seen_few(self, lease: Lease) -> None:
         """The engine answered fewer choices than it was asked for: it is asked for one by one."""
         lease.backend.few = True
+
+    def not_few(self, lease: Lease) -> None:
+        """What it refused with several choices it refuses with one too."""
+        lease.backend.few = False
 
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
         if backend.leaving:

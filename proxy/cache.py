@@ -224,8 +224,9 @@ class Cache:
 
         prefix = self._prefix
         asked = [prefix + hexlify(key) for key in keys]
-        if others:
-            asked += [prefix + hexlify(key) for key in others if key]
+        for key in others:
+            if key:
+                asked.append(prefix + hexlify(key))
         self._lookups.send([b"MGET", *asked], self._timeout, answered)
 
     def _read(self, keys: Sequence[bytes], others: Sequence[bytes], reply: Any) -> list[Stored | None]:
@@ -233,13 +234,12 @@ class Cache:
             self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no answer to MGET"))
             return [None] * len(keys)
         if others:
-            rest = iter(reply[len(keys) :])
-            beside = [next(rest) if key else None for key in others]
-            keys = [
-                key if value is not None or found is None else other
-                for key, value, found, other in zip(keys, reply, beside, others, strict=False)
-            ]
-            reply = [found if value is None else value for value, found in zip(reply, beside, strict=False)]
+            keys, beside = list(keys), iter(reply[len(keys) :])
+            for n, other in enumerate(others):
+                found = next(beside) if other else None
+                if found is not None and reply[n] is None:
+                    keys[n], reply[n] = other, found
+            reply = reply[: len(keys)]
         return [self._decode(key, value) for key, value in zip(keys, reply, strict=True)]
 
     def _decode(self, key: bytes, value: Any) -> Stored | None:

@@ -238,27 +238,31 @@ class Feeder:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _said(self, data: bytes, now: float) -> tuple[list[bytes], GatewayError | None]:
-        """The events that this read completes. Comments, and events without data, are none: engines send them to
-        keep a connection open. They say nothing of the answer, so no clock is set by them; who reads along gets
-        them, once there is an answer."""
+    def _said(self, frames: list[bytes], now: float) -> list[bytes]:
+        """These events without comments and those that have no data: engines send them to keep a connection open.
+        They say nothing of the answer, so no clock is set by them; who reads along gets them, once there is an
+        answer."""
+        said = [frame for frame in frames if not is_comment(frame)]
+        if said or self._framer.speaks:
+            self._last = now
+        if len(said) < len(frames) and self.flight.phase is Phase.STREAMING:
+            self.flight.remark(b"".join([frame for frame in frames if is_comment(frame)]))
+        return said
+
+    def _frames(self, data: bytes, now: float) -> None:
+        flight = self.flight
         error: GatewayError | None = None
         try:
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
-        said = [frame for frame in frames if frame[:5] == b"data:" or not is_comment(frame)]
-        if said or self._framer.speaks:
-            self._last = now
-        if len(said) < len(frames) and self.flight.phase is Phase.STREAMING:
-            self.flight.remark(
-                b"".join([frame for frame in frames if frame[:5] != b"data:" and is_comment(frame)])
-            )
-        return said, error
-
-    def _frames(self, data: bytes, now: float) -> None:
-        flight = self.flight
-        frames, error = self._said(data, now)
+        for frame in frames:
+            if frame[:5] != b"data:":
+                frames = self._said(frames, now)
+                break
+        else:
+            if frames or self._framer.speaks:
+                self._last = now
         if flight.phase is _PREFILL and FINISH.search(data) is not None and self._spoiled_at_once(frames):
             return
         twins = self._twins

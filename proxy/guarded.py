@@ -211,7 +211,12 @@ class GuardedFeeder(Feeder):
     # -- the rest ---------------------------------------------------------------------------------
 
     def _frames(self, data: bytes, now: float) -> None:
-        frames, error = self._said(data, now)
+        error: GatewayError | None = None
+        try:
+            frames = self._framer.feed(data)
+        except GatewayError as e:
+            frames, error = [], e
+        frames = self._said(frames, now)
         if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
             return
         if self._turn is not None or sum(map(len, frames)) > AT_ONCE:

@@ -12,7 +12,7 @@ from proxy import cache as store
 from proxy.cache import Stored
 from proxy.flight import FREE, Flight
 from proxy.memory import refused
-from proxy.plan import Head, Mode, Plan
+from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool, many_frames, may_fold
 from proxy.wire.frames import Usage
 from proxy.wire.openai import Ask
@@ -21,7 +21,7 @@ from proxy.wire.sse import unchunks
 from proxy.wire.whole import asked_of, endings, lack_of, read_body
 
 WHOLE: Final = b"w"
-"""What the name of a stored body ends with."""
+"""What the name of a stored body ends with: it lies beside the stream of the same key."""
 TOLD: Final = (None, VLLM, LLAMA)
 """Shapes that a stream's own frames tell."""
 _JSON: Final = (("content-type", "application/json"),)
@@ -103,20 +103,6 @@ def _has_all(stored: Stored, ask: Ask) -> bool:
         return read_body(stored.body, ask.endpoint, asked)[1] is None
     except (ValueError, msgspec.MsgspecError, RecursionError):
         return False
-
-
-def name_of(flight: Flight) -> bytes:
-    """The name under which an answer is stored: a body lies beside the stream of the same key."""
-    key = flight.plan.key or b""
-    return key if flight.mode is Mode.STREAM else key + WHOLE
-
-
-def names_for(plan: Plan) -> tuple[bytes, bytes]:
-    """What is looked up for a request: first what is of its own kind, then the other; empty: nothing else."""
-    key = plan.key or b""
-    if plan.mode is Mode.STREAM:
-        return key, key + WHOLE
-    return key + WHOLE, key if plan.fold else b""
 
 
 def keep(flight: Flight) -> Stored:

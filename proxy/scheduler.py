@@ -22,7 +22,7 @@ from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
-from proxy.merger import Merger
+from proxy.merger import NOT_DONE, Merger
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
@@ -320,7 +320,14 @@ class Scheduler:
         if self._cache is None:
             self._found(batch, [None] * len(batch))
             return
-        keys, others = zip(*[kept.names_for(flight.plan) for flight in batch], strict=True)
+        keys, others = [], []  # what is of each one's own kind comes first, then the other kind
+        for flight in batch:  # here and not in a function: once a request
+            plan = flight.plan
+            stream = key = plan.key or b""
+            whole = key + kept.WHOLE
+            streams = plan.mode is Mode.STREAM
+            keys.append(stream if streams else whole)
+            others.append(whole if streams else stream if plan.fold else b"")
         self._cache.lookup(keys, partial(self._found, batch), others)
         self._metrics.batch(len(batch))
 
@@ -449,7 +456,9 @@ class Scheduler:
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
         alone, few = self._merger.unload(carrier, error)
-        if few and lease is not None:
+        if lease is not None and any(rider.plan.refused_by for rider in alone):
+            self._backends.seen_few(lease)
+        elif few and lease is not None:
             self._backends.seen_few(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for rider in alone:
@@ -482,6 +491,8 @@ class Scheduler:
         flight, feeder = journey.flight, journey.feeder
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
             self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
+        if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
+            self._backends.not_few(journey.lease)  # it refuses this one alone too: that is no matter of `n`
         broken = feeder is None or feeder.error_frame
         if flight.plan.assumed and not broken:
             self._learn(flight)
@@ -499,8 +510,8 @@ class Scheduler:
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
-        name, stored = kept.name_of(flight), kept.keep(flight)
-        self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace)
+        name = key if flight.mode is Mode.STREAM else key + kept.WHOLE
+        self._cache.store(name, kept.keep(flight), lambda: self._group.remove(flight), replace=replace)
 
     # -- what nobody would end any more -----------------------------------------------------------
 
