@@ -20,9 +20,10 @@ Kind = tuple[Endpoint, frozenset[str]]
 class Abilities:
     """Of one engine, since it came up."""
 
-    __slots__ = ("_doubted", "_odd", "_shapes")
+    __slots__ = ("_doubted", "_odd", "_shapes", "epoch")
 
     def __init__(self) -> None:
+        self.epoch = 0  # how often it has been forgotten: what was asked before is of another engine
         self._shapes: dict[tuple[str | None, Endpoint], Shape] = {}
         self._odd: dict[Kind, str] = {}
         self._doubted: dict[Endpoint, Shape | None] = {}  # what was known until a stream was otherwise
@@ -32,6 +33,7 @@ class Abilities:
 
     def forget(self) -> None:
         """It may be another engine, or another version of it."""
+        self.epoch += 1
         self._shapes.clear()
         self._odd.clear()
         self._doubted.clear()

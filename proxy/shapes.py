@@ -29,12 +29,15 @@ from proxy.wire.sse import Framer, data_of, unchunks
 
 EVERY: Final = 1.0  # seconds between two looks for engines whose answers are not known
 ANSWER_SECONDS: Final = 10.0  # one answer of a few tokens
-TRIES: Final = 3  # of an engine that was too busy to answer, or whose two answers had different texts
+TRIES: Final = 4  # of an engine that did not answer well, or whose two answers had different texts
 MOST_MODELS: Final = 8  # of one engine that are probed: adapters answer as the model that they are for
+REST: Final = 15.0  # seconds, times its tries, that an engine is left alone that did not answer well
+MOST_REST: Final = 3600.0
 AGAIN: Final = 60.0  # seconds between two times that an engine whose answers have changed is asked anew
 IMPATIENT: Final = 60.0  # seconds after which an engine that is never idle is probed at half of its places
 MOST_CHECKED: Final = 2048  # frames of a running stream that are looked at before somebody waits for its fold
-MOST_FRAME: Final = 64 * 1024
+MOST_BYTES: Final = 64 * 1024  # of an answer of a few tokens
+MOST_FRAME: Final = 16 * 1024  # bytes of a frame of a long log that is looked at
 TOKENS: Final = 4
 LLAMA_CPP: Final = "llamacpp"
 ENDPOINTS: Final[tuple[Folded, ...]] = ("chat", "completions")
@@ -74,6 +77,7 @@ class Shapes:
         self._metrics = metrics
         self._clock = clock
         self._since: dict[Backend, float] = {}  # when one was first found unknown
+        self._rests: dict[Backend, float] = {}  # until when one is left alone that did not answer well
         self._doubted: dict[Backend, float] = {}  # when one was last asked anew
         self._tries: dict[tuple[Backend, str | None, Folded], int] = {}
         self._woken = asyncio.Event()
@@ -158,6 +162,7 @@ class Shapes:
             if any(await asyncio.gather(*map(self._look_at, engines))):
                 continue  # there may be more to ask
             self._since = {engine: at for engine, at in self._since.items() if engine in engines}
+            self._rests = {engine: until for engine, until in self._rests.items() if engine in engines}
             self._doubted = {engine: at for engine, at in self._doubted.items() if engine in engines}
             self._tries = {key: count for key, count in self._tries.items() if key[0] in engines}
             try:
@@ -169,13 +174,18 @@ class Shapes:
     @property
     def settled(self) -> bool:
         """Whether nothing is left to ask of any engine that is up."""
-        return not any(engine.up and _unknown(engine) for engine in self._backends.all)
+        return not any(
+            engine.up and _unknown(engine) and engine not in self._rests for engine in self._backends.all
+        )
 
     async def _look_at(self, engine: Backend) -> bool:
         """At most one probe of one engine. True: it went well."""
         unknown = _unknown(engine)
         if not engine.up or unknown is None:
             self._since.pop(engine, None)
+            self._rests.pop(engine, None)
+            return False
+        if self._clock() < self._rests.get(engine, -math.inf):
             return False
         if all(model.get("owned_by") == LLAMA_CPP for model in engine.models):
             for endpoint in ENDPOINTS:  # it names itself in every frame, and its bodies are known
@@ -186,20 +196,23 @@ class Shapes:
 
     async def _ask(self, engine: Backend, names: list[str | None], endpoint: Folded) -> bool:
         """One probe. False: it has to be tried again."""
-        key = (engine, names[0], endpoint)
+        key, epoch = (engine, names[0], endpoint), engine.abilities.epoch
         self._tries[key] = tries = self._tries.get(key, 0) + 1
         try:
             shape = await self._seen(engine, names[0] or "", endpoint)
         except _Later as e:
-            if tries < TRIES:
-                self._metrics.probed(engine.name, "again")
-                return False
-            shape = Shape("none", why=str(e))
+            self._metrics.probed(engine.name, "again")
+            if tries >= TRIES and tries & (tries - 1) == 0:  # it rests for longer and longer
+                self._rests[engine] = self._clock() + min(REST * tries, MOST_REST)
+                self._tell(engine, f"{endpoint}: {e}")
+            return False
         except Unfoldable as e:
             if tries < TRIES and "own body" in str(e):  # texts differ from answer to answer where numbers tie
                 self._metrics.probed(engine.name, "again")
                 return False
             shape = Shape("none", why="" if isinstance(e, _NotOffered) else str(e))
+        if epoch != engine.abilities.epoch:
+            return False  # it has been away meanwhile
         del self._tries[key]
         both = shape.dialect in ("vllm", "llama") and shape.version is None
         for each in ENDPOINTS:
@@ -215,7 +228,7 @@ class Shapes:
             raise _NotOffered("it does not generate")
         stream = await self._answer(engine, model, endpoint, 0, stream=True)
         answer = await self._answer(engine, model, endpoint, 0)
-        framer = Framer(MOST_FRAME)
+        framer = Framer(MOST_BYTES)
         try:
             frames = framer.feed(stream)
             if not framer.clear:
@@ -242,6 +255,8 @@ class Shapes:
             raise _NotOffered(f"it answers {status}")
         if status in _REFUSED:
             raise Unfoldable(f"it answers {status} to a small request")
+        if len(answer) > MOST_BYTES:
+            raise Unfoldable(f"a few tokens take it {len(answer)} bytes")
         if status != 200:
             raise _Later(f"it answers {status} to a small request")
         return answer
@@ -277,6 +292,7 @@ def _some(log: list[bytes]) -> Iterable[bytes]:
     """The frames of a log; of a very long one the first and the last."""
     half = MOST_CHECKED // 2
     some = log if len(log) <= MOST_CHECKED else [*log[:half], *log[-half:]]
+    some = [frame for frame in some if len(frame) <= MOST_FRAME]
     return chain.from_iterable(map(unchunks, some))
 
 

@@ -84,6 +84,7 @@ class _Type(Struct):
 _ROLES: Final = msgspec.json.Decoder(list[_Role])
 _FORMAT: Final = msgspec.json.Decoder(_Type | None)
 _LIST: Final = msgspec.json.Decoder(list[Raw] | None)
+_ANY: Final = msgspec.json.Decoder()
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -204,9 +205,12 @@ def fold(
             body = learned.body(chunks, endpoint, shape.template)
         else:
             raise Unfoldable(shape.why or "a tool call, of which none was seen")
+        folded = msgspec.json.encode(body)
+        if shape.dialect == "learned":
+            _ANY.decode(folded)  # parts of it are JSON text that was kept elsewhere
     except _BROKEN as e:
         raise Unfoldable(f"a frame of unknown shape: {e}") from None
-    return msgspec.json.encode(body)
+    return folded
 
 
 def look(frame: bytes, endpoint: Folded, *, forced_tool: bool, shape: Shape) -> None:
