@@ -166,6 +166,13 @@ class DoorHandler(RequestHandler):
         self.opening, self.source = None, found.source
         return data[found.length :]
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # which makes the task only after it has told the Door
+        task = self._task_handler
+        if task is not None:
+            end = cast(asyncio.Transport, transport).abort
+            task.add_done_callback(partial(unawaited, "a connection", end))
+
     async def start(self) -> None:
         loop = self._loop
         manager = cast(Door, self._manager)
@@ -446,8 +453,6 @@ class Door(web.Server):
     def _welcome(self, ours: DoorHandler, transport: Any) -> None:
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
-        if ours._task_handler is not None:
-            ours._task_handler.add_done_callback(partial(unawaited, "a connection", transport.abort))
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if not self.limit.admit(ours):
