@@ -278,6 +278,7 @@ class Flight:
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
+        self.look = None  # a circle less
         self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
