@@ -166,12 +166,11 @@ class DoorHandler(RequestHandler):
         self.opening, self.source = None, found.source
         return data[found.length :]
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)  # which makes the task only after it has told the Door
-        task = self._task_handler
-        if task is not None:
-            end = cast(asyncio.Transport, transport).abort
-            task.add_done_callback(partial(unawaited, "a connection", end))
+    def guard(self) -> None:
+        """Close the connection should its task raise: nobody else would. aiohttp makes the task only after it has
+        told the Door of the connection."""
+        if self._task_handler is not None and self.transport is not None:
+            self._task_handler.add_done_callback(partial(unawaited, "a connection", self.transport.abort))
 
     async def start(self) -> None:
         loop = self._loop
@@ -453,6 +452,7 @@ class Door(web.Server):
     def _welcome(self, ours: DoorHandler, transport: Any) -> None:
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
+        self._loop.call_soon(ours.guard)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if not self.limit.admit(ours):
