@@ -6,15 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
-
-from aiohttp import web
 
 from proxy import certificates, revocation
 from proxy.admission import Admission, admission_for
@@ -28,13 +23,12 @@ from proxy.client_address import Trusted
 from proxy.client_times import Times
 from proxy.config import Settings
 from proxy.containment import Containment
-from proxy.descriptors import Places, in_use, limit, places
+from proxy.descriptors import in_use, limit, places
 from proxy.dial import tls_context
 from proxy.door import Door
-from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
-from proxy.errors import ListenError, place_of, words_of
+from proxy.errors import place_of, words_of
 from proxy.feeder import Limits
 from proxy.file_watch import Contents, FileWatch
 from proxy.fleet import Fleet
@@ -45,11 +39,11 @@ from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
 from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
-from proxy.hosts import Hosts
 from proxy.identify import caller_at
 from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
 from proxy.line import PRIORITIES
+from proxy.listeners import hosts_of, listen, listen_for_operators
 from proxy.log import Log
 from proxy.memory import Memory
 from proxy.memory_watch import memory_for
@@ -66,15 +60,12 @@ from proxy.reloads import OnRedis, Reloads, paths_of
 from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
-from proxy.site import Site
+from proxy.shapes import Shapes
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
-from proxy.unix_socket import unix_socket
 from proxy.urgency import Urgency
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
-
-MAX_OPERATORS: Final = 64  # connections to their listener
 
 
 @dataclass(slots=True)
@@ -95,6 +86,7 @@ class App:
     reload: Callable[[], Awaitable[None]]
     """Read again, as SIGHUP asks, what can change while it runs; what is returned is done when that is."""
     watchdog: Watchdog
+    shapes: Shapes
     admission: Admission | None = None  # None: nothing is limited
     embedder: Embedder | None = None  # None: embeddings go to the engine as they came
     large: LargeRequests | None = None  # what is read off the loop
@@ -135,7 +127,6 @@ async def running(
             lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
         )
         memory = memory_for(settings, prepared, metrics, log, loop)
-        group = FlightGroup(memory)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
         pulse.start()
@@ -153,6 +144,7 @@ async def running(
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
+        group = FlightGroup(memory, fleet.shapes.waits)
         audit = Audit(log, metrics)
         gate = gate_for(settings, prepared, metrics, log, audit)
         urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
@@ -190,6 +182,7 @@ async def running(
             on_fault=containment,
             feeder=feeder_for(settings, prepared, metrics, log, large.denied),
             lost=pulse.lost,
+            passed=fleet.shapes.passed,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -234,8 +227,9 @@ async def running(
             fault=containment,
             memory=memory,
             large=large,
-            hosts=None if settings.listen_unix else await _hosts(settings.host, settings.allowed_hosts),
-            admin_hosts=await _hosts(settings.admin_host, settings.allowed_hosts),
+            hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
+            admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
+            unfolded=fleet.shapes.unfolded,
         )
         await first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
@@ -259,7 +253,7 @@ async def running(
         if gate is not None:
             expiring.append(("the watch on keys that expire", revocation.EVERY, gate.keyed.look))
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
-        watch(settings, backends, reload, files, expiring, watchdog, loop, log, containment, stack)
+        watch(settings, fleet, reload, files, expiring, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -282,9 +276,9 @@ async def running(
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
-        operators = await _listen_for_operators(gateway, settings, prepared, log, stack)
+        operators = await listen_for_operators(gateway, settings, prepared, log, stack)
         Flush(gateway, group, cache, audit, lambda call: prepared.identity.address(call.request))
-        host, port = await _listen(door, gateway, close, settings, prepared, log, stack, room)
+        host, port = await listen(door, gateway, close, settings, prepared, log, stack, room)
         if settings.page:
             sources = Sources(
                 settings=settings,
@@ -315,6 +309,7 @@ async def running(
             "https" if prepared.tls is not None else "http",
             files.wake,
             watchdog,
+            fleet.shapes,
             admission,
             embedder,
             large,
@@ -347,16 +342,6 @@ async def _cache(
     stack.push_async_callback(cache.stop)
     await cache.ping()
     return cache
-
-
-async def _hosts(listens: str, allowed: Sequence[str]) -> Hosts:
-    """The hosts by which a listener at this address may be asked for."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(listens, None, type=socket.SOCK_STREAM)
-    except OSError:
-        found = []  # listening there will say so
-    return Hosts(listens, allowed, [str(address[0]) for *_, address in found])
 
 
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
@@ -427,71 +412,6 @@ def _retry(settings: Settings) -> RetryRules:
         backoff=settings.retry_backoff_ms / 1000,
         longest=settings.retry_max_wait,
     )
-
-
-async def _listen(
-    door: Door,
-    gateway: Gateway,
-    close: Callable[[], Awaitable[None]],
-    settings: Settings,
-    prepared: Prepared,
-    log: Log,
-    stack: AsyncExitStack,
-    room: Places,
-) -> tuple[str, int]:
-    """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
-    sock = None
-    if settings.listen_unix:
-        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
-    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
-    await runner.setup()
-    stack.push_async_exit(
-        Drain(
-            door,
-            runner,
-            gateway,
-            close,
-            delay=settings.drain_delay,
-            timeout=settings.drain_timeout,
-            log=log,
-        )
-    )
-    where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
-    tls = prepared.tls.context if prepared.tls is not None else None
-    site = Site(runner, where, backlog=room.backlog, tls=tls, handshake=settings.head_timeout)
-    try:
-        await site.start()
-    except OSError as e:
-        raise ListenError(e.strerror or str(e)) from e
-    return (settings.listen_unix, 0) if sock is not None else (settings.host, runner.addresses[0][1])
-
-
-async def _listen_for_operators(
-    gateway: Gateway, settings: Settings, prepared: Prepared, log: Log, stack: AsyncExitStack
-) -> str:
-    """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
-    if not settings.admin_port:
-        return ""
-    door = Door(
-        partial(gateway.handle, admin=True),
-        max_connections=MAX_OPERATORS,
-        max_header=settings.max_header_bytes,
-        max_headers=settings.max_headers,
-        max_head=settings.max_head_bytes,
-        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
-        on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
-    )
-    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
-    await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    where = {"host": settings.admin_host, "port": settings.admin_port}
-    tls = prepared.tls.context if prepared.tls is not None else None
-    try:
-        await Site(runner, where, backlog=MAX_OPERATORS, tls=tls, handshake=settings.head_timeout).start()
-    except OSError as e:
-        raise ListenError(f"{e.strerror or e} (admin_port = {settings.admin_port})") from e
-    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
-    return f"{'http' if tls is None else 'https'}://{host}:{settings.admin_port}"
 
 
 def _at(where: str, e: BaseException) -> str:

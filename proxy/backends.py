@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy.abilities import Abilities
 from proxy.breaker import Breaker, State
 from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
@@ -24,6 +25,7 @@ from proxy.pulse import Pulse
 from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
 from proxy.watchdog import Stray
+from proxy.wire.openai import Ask
 
 GONE_LOOKS: Final = 2
 """Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One
@@ -48,7 +50,7 @@ class Backend:
     breaker: Breaker = field(default_factory=Breaker)
     reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
     report: Report | None = None
-    few: bool = False  # since it came up it has answered fewer choices than it was asked for
+    few: bool = False  # since it came up it has answered fewer choices than it was asked for, or refused several
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
     pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
@@ -57,6 +59,7 @@ class Backend:
     missed: int = 0  # looks in succession that found it gone
     silent: int = 0  # the same, that had no answer in time
     checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
+    abilities: Abilities = field(default_factory=Abilities)
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
@@ -200,6 +203,14 @@ class Backends:
         except GatewayError:
             return None
 
+    def folds(self, ask: Ask, name: str | None) -> bool:
+        """Whether a stream for this request folds for sure: at the engine of this name, or at all it may go to."""
+        if name is None:
+            engines = self._chosen.get(ask.model) or self.candidates(ask.model)
+        else:
+            engines = [backend for backend in self.all if backend.name == name]
+        return bool(engines) and all(backend.abilities.folds(ask) for backend in engines)
+
     def _acquire_guarded(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
     ) -> Lease | None:
@@ -298,6 +309,10 @@ class Backends:
         """The engine answered fewer choices than it was asked for: it is asked for one by one."""
         lease.backend.few = True
 
+    def not_few(self, lease: Lease) -> None:
+        """What it refused with several choices it refuses with one too."""
+        lease.backend.few = False
+
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
         if backend.leaving:
             return
@@ -310,6 +325,7 @@ class Backends:
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
             backend.few = False  # it may be another one
+            backend.abilities.forget()
         if changed:
             woken = self._woken.get(backend)
             if woken is not None:

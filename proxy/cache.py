@@ -20,6 +20,7 @@ from proxy.key import KEY_BYTES, TAG_BYTES
 from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.wire.frames import MAX_TOKENS
+from proxy.wire.shape import Shape
 from proxy.wire.sse import ChunkCheck
 from proxy.wire.whole import whole_body, whole_streams
 
@@ -54,6 +55,8 @@ class Stored(msgspec.Struct, array_like=True):
     content_type: str = "application/json"
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    shape: Shape | None = None
+    """Of the engine's streams, where their frames alone do not tell it."""
 
     def sound(self, frames_of: ChunkCheck) -> bool:
         """Whether it is what an engine's whole answer leaves here, read as strictly as the wire: whoever can write
@@ -212,10 +215,15 @@ class Cache:
         await self._lookups.close()
         await self._stores.close()
 
-    def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
+    def lookup(
+        self,
+        keys: Sequence[bytes],
+        done: Callable[[list[Stored | None]], None],
+        others: Sequence[bytes] = (),
+    ) -> None:
         """Have `done` called with what is stored under each key: one round trip for all. None where there is
         nothing, or no telling. It may be called before this returns, and is called again, with nothing found,
-        where it raised."""
+        where it raised. `others`: a second key for each, for where the first has nothing; empty: none."""
         if self.breaker.open:
             self._record("bypassed")
             done([None] * len(keys))
@@ -223,18 +231,29 @@ class Cache:
 
         def answered(reply: Any) -> None:
             try:
-                done(self._read(keys, reply))
+                done(self._read(keys, others, reply))
             except Exception as e:  # noqa: BLE001 - a batch whose reply is lost would wait for ever
                 raised("the reply to a look-up", e)
                 done([None] * len(keys))
 
         prefix = self._prefix
-        self._lookups.send([b"MGET", *[prefix + hexlify(key) for key in keys]], self._timeout, answered)
+        asked = [prefix + hexlify(key) for key in keys]
+        for key in others:
+            if key:
+                asked.append(prefix + hexlify(key))
+        self._lookups.send([b"MGET", *asked], self._timeout, answered)
 
-    def _read(self, keys: Sequence[bytes], reply: Any) -> list[Stored | None]:
-        if type(reply) is not list or len(reply) != len(keys):
+    def _read(self, keys: Sequence[bytes], others: Sequence[bytes], reply: Any) -> list[Stored | None]:
+        if type(reply) is not list or len(reply) != len(keys) + len(others) - others.count(b""):
             self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no answer to MGET"))
             return [None] * len(keys)
+        if others:
+            keys, beside = list(keys), iter(reply[len(keys) :])
+            for n, other in enumerate(others):
+                found = next(beside) if other else None
+                if found is not None and reply[n] is None:
+                    keys[n], reply[n] = other, found
+            reply = reply[: len(keys)]
         return [self._decode(key, value) for key, value in zip(keys, reply, strict=True)]
 
     def _decode(self, key: bytes, value: Any) -> Stored | None:
@@ -305,7 +324,8 @@ class Cache:
         self._flushed[begin] = time.monotonic()
         self._reader = Reader()
         ours = re.compile(
-            re.escape(self._prefix + hexlify(begin)) + rb"[0-9a-f]{%d}" % (2 * (KEY_BYTES - len(begin)))
+            re.escape(self._prefix + hexlify(begin))
+            + rb"[0-9a-f]{%d}(?:[0-9a-f]{2})?" % (2 * (KEY_BYTES - len(begin)))
         )
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", self._prefix) + hexlify(begin) + b"*"
         link = Link(self._where, connect_timeout=self._timeout)

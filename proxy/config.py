@@ -313,6 +313,9 @@ class Settings:
     listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
         "0600", "0660", "0666", help="Who may connect to that socket."
     )
+    probe: Literal["on", "off"] = _choice(
+        "on", "off", help="Whether an engine is asked, when it comes up, how its streams and its bodies compare."
+    )
     page: bool = _setting(True, values.switch, "on|off", "Whether `/` is a page with the state and a playground.")
     embed_stub: bool = _switch("Whether `/embed` answers a marked stub where no engine can embed.")
     log_format: Literal["json", "text"] = _choice("json", "text", help="Form of the log lines on stdout.")

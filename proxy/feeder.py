@@ -18,7 +18,7 @@ from proxy.plan import RATE_LIMITS, Head, Mode
 from proxy.relocation import PLACES, engine_at, told
 from proxy.upstream import HOP_BY_HOP
 from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
-from proxy.wire.sse import Framer, is_done
+from proxy.wire.sse import Framer, is_comment, is_done
 from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
@@ -113,8 +113,8 @@ class Feeder:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_done", "_ended", "_framer", "_head", "_last", "_limits", "_on_done",
-        "_on_first", "_on_head", "_total", "_twins", "_watch",
+        "_allowed", "_asked", "_began", "_done", "_ended", "_events", "_framer", "_head", "_last", "_limits",
+        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_watch",
         "answered", "clean", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
@@ -156,6 +156,7 @@ class Feeder:
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
+        self._events = False  # the answer is a stream of events
         watch.add(self)
 
     # -- Receiver ---------------------------------------------------------------------------------
@@ -187,13 +188,14 @@ class Feeder:
                     continue
                 header = (name, known)
             passed.append(header)
+        self._events = kind.lower().startswith("text/event-stream")
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:
             flight.start(self._head)
             if flight.plan.method == "HEAD":
                 self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
-            if status == 200 and kind.lower().startswith("text/event-stream"):
+            if status == 200 and self._events:
                 flight.head = self._head
             else:
                 flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
@@ -202,16 +204,19 @@ class Feeder:
         if self._done or (self.vet is not None and self.vet(data)):
             return
         flight = self.flight
-        self._last = now = flight.clock()
+        now = flight.clock()
         if flight.mode is _STREAM:
             if data in self._twins and self._framer.clear:
+                self._last = now
                 flight.content_events += 1
                 flight.push(data)
             else:
                 self._frames(data, now)
         else:
-            if flight.times.first is None:
-                flight.times.first = now
+            if not (self._events and data[:1] == b":" and b"\ndata" not in data):  # comments are no answer
+                self._last = now
+                if flight.times.first is None:
+                    flight.times.first = now
             flight.piece(data)
         if flight.size > self._allowed and not self._done:
             self._more()
@@ -246,6 +251,17 @@ class Feeder:
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _said(self, frames: list[bytes], now: float) -> list[bytes]:
+        """These events without comments and those that have no data: engines send them to keep a connection open.
+        They say nothing of the answer, so no clock is set by them; who reads along gets them, once there is an
+        answer."""
+        said = [frame for frame in frames if not is_comment(frame)]
+        if said or self._framer.speaks:
+            self._last = now
+        if len(said) < len(frames) and self.flight.phase is Phase.STREAMING:
+            self.flight.remark(b"".join([frame for frame in frames if is_comment(frame)]))
+        return said
+
     def _frames(self, data: bytes, now: float) -> None:
         flight = self.flight
         error: GatewayError | None = None
@@ -253,6 +269,13 @@ class Feeder:
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
+        for frame in frames:
+            if frame[:5] != b"data:":
+                frames = self._said(frames, now)
+                break
+        else:
+            if frames or self._framer.speaks:
+                self._last = now
         if flight.phase is _PREFILL and FINISH.search(data) is not None and self._spoiled_at_once(frames):
             return
         twins = self._twins
@@ -313,6 +336,8 @@ class Feeder:
         flight, times = self.flight, self.flight.times
         if flight.trace is not None:
             flight.trace.frame(frame)
+        if flight.look is not None:
+            flight.look(frame)
         content = has_content(frame)
         if content:
             flight.content_events += 1

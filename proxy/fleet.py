@@ -20,6 +20,7 @@ from proxy.pacer import Pacer
 from proxy.pulse import Pulse
 from proxy.read_budget import ReadBudget
 from proxy.routing import router
+from proxy.shapes import Shapes
 from proxy.upstream import MAX_IDLE, Pool
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
@@ -27,6 +28,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] =
     ("backend_max_inflight", "Most requests under way at an engine, set or found.", lambda b: b.max_inflight),
     ("backend_up", "1 where the engine answers.", lambda b: int(bool(b.up))),
     ("backend_breaker", "0 closed, 1 half open, 2 open.", lambda b: b.breaker.state.value),
+    (
+        "backend_folds",
+        "1 where its streams serve who wants one body; 0: not all of them do; absent: not known yet.",
+        lambda b: b.abilities.fold,
+    ),
     ("backend_requests_running", "As the engine reports it.", lambda b: b.report.running if b.report else None),
     ("backend_requests_waiting", "As the engine reports it.", lambda b: b.report.waiting if b.report else None),
     (
@@ -75,6 +81,14 @@ class Fleet:
             pulse=self._pulse,
         )
         self.checkup = Checkup(self.backends, self._pulse, clock=loop.time)
+        self.shapes = Shapes(
+            self.backends,
+            probe=settings.probe == "on",
+            pulse=self._pulse,
+            log=log,
+            metrics=metrics,
+            clock=loop.time,
+        )
         self.backends.on_suspect = self.checkup.begin
         self.backends.on_left = self._forget
         self.backends.on_change = self._tell_change
@@ -143,6 +157,7 @@ class Fleet:
     def _tell_change(self, backend: Backend) -> None:
         level, event = ("info", "engine up") if backend.up else ("warning", "engine down")
         self._log.event(level, event, backend=backend.name, detail=backend.detail)
+        self.shapes.wake()
 
     def _tell_breaker(self, backend: Backend, why: str) -> None:
         self._metrics.backend_breaker(backend.name, bool(why))

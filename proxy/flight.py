@@ -18,6 +18,7 @@ from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
 from proxy.wire.frames import PlainView, Usage
+from proxy.wire.shape import Shape
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
 SLICE: Final = 512
@@ -52,9 +53,9 @@ class Flight:
 
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "estimated", "finished", "folded", "head", "held", "items", "log", "memory", "mode", "on_empty",
-        "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "size", "storable", "stored_at",
-        "subscribers", "tail", "throttle", "times", "trace", "usage",
+        "error", "estimated", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory",
+        "mode", "on_empty", "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "shape",
+        "size", "storable", "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,9 @@ class Flight:
         self.storable = plan.storable  # whether a reader allows its answer to be stored
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
+        self.folds = True  # False: a stream that serves nobody who wants one body
+        self.look: Callable[[bytes], None] | None = None  # while one waits for it: is shown what is new in a frame
+        self.shape: Shape | None = None  # what is known of its engine's streams, once it has one
         self.subscribers: set[Subscriber] = set()
         self.on_empty: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
@@ -116,6 +120,13 @@ class Flight:
     def untouched(self) -> bool:
         """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
         return self.phase in _BEFORE and self.mode is self.plan.mode
+
+    def unfold(self) -> None:
+        """It does not fold: nobody who wants one body joins it from now on, and those who wait go at once."""
+        self.folds, self.look = False, None
+        for reader in self.subscribers:
+            if reader.whole:
+                reader.wake()
 
     def rewind(self) -> None:
         """As if it had not been asked for yet: what came of it is forgotten."""
@@ -194,6 +205,20 @@ class Flight:
             self.add(frame)
         self.flush()
 
+    def remark(self, frames: bytes) -> None:
+        """What belongs to no answer: it is for those who read along, is in no log, and is not waited for."""
+        wired = chunk(frames)
+        for reader in tuple(self.subscribers):
+            at = len(self.log if reader.usage else self.plain)
+            if reader.pipe is not None and reader.sent and reader.cursor == at and not reader.lagging:
+                try:
+                    reader.lagging = not reader.pipe.write(wired)
+                    reader.sent += len(wired)
+                    if reader.lagging:
+                        reader.wake()
+                except Exception as e:  # noqa: BLE001 - as in `push`
+                    reader.broke(e)
+
     def stored(self, body: bytes, plain: bytes) -> None:
         """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
         self.enter(Phase.STREAMING)
@@ -255,6 +280,7 @@ class Flight:
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
+        self.look = None  # a circle less
         self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -91,9 +92,9 @@ class Flush:
 
 def _model_of(call: Call) -> str | None:
     """The one parameter there is. Raises GatewayError 400."""
-    query = call.request.query
-    unknown = next((name for name in query if name != "model"), None)
-    models = query.getall("model", [])
+    query = parse_qsl(call.request.raw_path.partition("?")[2], keep_blank_values=True)
+    unknown = next((name for name, _ in query if name != "model"), None)
+    models = [value for _, value in query]
     if unknown is not None or len(models) > 1 or models == [""]:
         raise GatewayError(
             Code.INVALID_VALUE,

@@ -21,7 +21,7 @@ from proxy.door import DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flight import SLICE_BYTES, Subscriber
+from proxy.flight import SLICE_BYTES, Flight, Subscriber
 from proxy.gate import Gate, scope_of
 from proxy.group import FlightGroup
 from proxy.hosts import Hosts
@@ -36,7 +36,7 @@ from proxy.passthrough import Admit, PassThrough
 from proxy.phase import Phase
 from proxy.plain import Plain
 from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
-from proxy.policy import PRIVATE, Sharing, sharing
+from proxy.policy import Sharing, sharing
 from proxy.punctual import end_early, in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable
 from proxy.request import AT_HAND
@@ -74,10 +74,13 @@ class Gateway:
         origins: Origins | None = None,
         hosts: Hosts | None = None,
         admin_hosts: Hosts | None = None,
+        unfolded: Callable[[Flight, Unfoldable], None] = lambda flight, why: None,
     ) -> None:
+        """`unfolded`: is told of a stream that turned out not to fold for readers who had waited for that."""
         self._fault = fault
         anywhere = Hosts("", ("*",))
         self._hosts, self._admin_hosts = hosts or anywhere, admin_hosts or anywhere
+        self._unfolded = unfolded
         self._settings = settings
         self._memory = memory
         most = free_body(memory.budget, settings.max_connections) if memory is not None else AT_HAND
@@ -194,15 +197,19 @@ class Gateway:
             reader = await self.joined(call, ask)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
-            while not reader.flight.ended:
+            while not reader.flight.ended and reader.flight.folds:
                 await reader.changed()
-            try:
-                return await self._body(call, reader)
-            except Unfoldable:
-                # A stream that only the engine can put into one body. Nothing has gone out: ask for that body.
-                reader.leave()
-                assert call.ask is not None  # of which there was that stream
-                return await self._body(call, self._join(call, call.ask, PRIVATE))
+            if reader.flight.folds:
+                try:
+                    return await self._body(call, reader)
+                except Unfoldable as e:
+                    self._unfolded(reader.flight, e)
+            # A stream that only the engine can put into one body. Nothing has gone out: that body is asked for,
+            # once for all who waited.
+            assert call.ask is not None  # of which there is that stream
+            fresh = await self.joined(call, call.ask, again=True)
+            reader.leave()
+            return await self._body(call, fresh)
 
         return handler
 
@@ -237,8 +244,8 @@ class Gateway:
             return await large.ask(call, endpoint, body)
         return self._decode(call, endpoint, body)
 
-    async def joined(self, call: Call, ask: Ask) -> Subscriber:
-        """3 to 5. Raises GatewayError."""
+    async def joined(self, call: Call, ask: Ask, *, again: bool = False) -> Subscriber:
+        """3 to 5. `again`: it has been let in, and has read a stream that does not fold. Raises GatewayError."""
         headers = call.request.headers
         share = sharing(
             ask,
@@ -246,9 +253,9 @@ class Gateway:
             cache_control=headers.get("cache-control", ""),
             override=headers.get("x-gateway-share", ""),
         )
-        if self._admit is not None:
+        if self._admit is not None and not again:
             await self._admit(call)
-        return self._join(call, ask, share)
+        return self._join(call, ask, share, fold=not again)
 
     def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
         """The label of an endpoint is the endpoint's, under whatever path it came."""
@@ -257,8 +264,9 @@ class Gateway:
         call.ask = ask = ask if self._gate is None else self._gate.admit(call, ask)
         return ask
 
-    def _join(self, call: Call, ask: Ask, share: Sharing) -> Subscriber:
-        """4 key, 5 flights. A place at a Flight: one that is under way, or a new one."""
+    def _join(self, call: Call, ask: Ask, share: Sharing, *, fold: bool = True) -> Subscriber:
+        """4 key, 5 flights. A place at a Flight: one that is under way, or a new one. `fold`: one body may be a
+        stream's fold."""
         streamed = ask.stream and ask.endpoint != "embeddings"
         priority = self._urgency.priority(call)
         headers = call.request.headers
@@ -270,10 +278,12 @@ class Gateway:
             if ask.large is not None:
                 key = ask.large.key
             else:
-                fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                both = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
                 common = headers_in_common(sent) if sent else ()
-                key = self._keyer.key(ask, tenant=self._scope(call), fold=fold, headers=common)
-            flight = None if key is None else self._group.find(key, stream=streamed, fresh=share.fresh)
+                key = self._keyer.key(ask, tenant=self._scope(call), fold=both, headers=common)
+            flight = None
+            if key is not None:
+                flight = self._group.find(key, stream=streamed, fold=fold, fresh=share.fresh)
             if flight is not None:
                 self._metrics.coalesced(ask.endpoint)
                 reader = self._group.attach(
@@ -307,6 +317,7 @@ class Gateway:
             key=key,
             fresh=share.fresh,
             storable=storable,
+            fold=fold,
             usage_added=streamed and key is not None,
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",

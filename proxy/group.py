@@ -15,7 +15,11 @@ from proxy.plan import Mode, Plan
 class FlightGroup:
     """Every live Flight, and the map by which identical requests find each other."""
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(
+        self, memory: Memory | None = None, folds: Callable[[Flight], bool] = lambda flight: True
+    ) -> None:
+        """`folds`: whether a reader that wants one body may wait for the end of this stream."""
+        self._folds = folds
         self._memory = memory  # what the Flights' logs are charged to
         self._streams: dict[bytes, Flight] = {}
         self._wholes: dict[bytes, Flight] = {}
@@ -31,13 +35,15 @@ class FlightGroup:
     def subscribers(self) -> int:
         return sum(len(flight.subscribers) for flight in self.live)
 
-    def find(self, key: bytes, *, stream: bool, fresh: bool = False) -> Flight | None:
-        """The Flight that a request may join. A client that wants one body may read a stream's fold; one that
-        streams never waits for a body: its first token would come with the last. `fresh`: only one that an engine
-        makes, not one that may still be answered from the store."""
-        flight = self._streams.get(key)
-        if flight is None and not stream:
-            flight = self._wholes.get(key)
+    def find(self, key: bytes, *, stream: bool, fold: bool = True, fresh: bool = False) -> Flight | None:
+        """The Flight that a request may join. A client that wants one body may read a stream's fold, where it is
+        known that there will be one; one that streams never waits for a body: its first token would come with the
+        last. `fresh`: only one that an engine makes, not one that may still be answered from the store."""
+        flight = self._streams.get(key) if stream else self._wholes.get(key)
+        if flight is None and fold and not stream:
+            flight = self._streams.get(key)
+            if flight is not None and flight.mode is Mode.STREAM and not (flight.folds and self._folds(flight)):
+                return None
         if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.plan.fresh:
             return None
         return flight

@@ -89,8 +89,7 @@ class GuardedFeeder(Feeder):
             return
         if self.vet is not None and self.vet(data):
             return
-        self._last = now = self.flight.clock()
-        self._frames(data, now)
+        self._frames(data, self.flight.clock())
         if self.flight.size + self._waiting_bytes > self._limits.flight:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
 
@@ -217,6 +216,7 @@ class GuardedFeeder(Feeder):
             frames = self._framer.feed(data)
         except GatewayError as e:
             frames, error = [], e
+        frames = self._said(frames, now)
         if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
             return
         if self._turn is not None or sum(map(len, frames)) > AT_ONCE:

@@ -22,6 +22,7 @@ from proxy.wire.fold import Folded, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, with_usage
 from proxy.wire.prompt import NO_TEXT_FIELDS, everything, holds_ids, prompt_in, refuse_template
+from proxy.wire.shape import Shape
 
 BUDGET: Final = 20e6
 """Nanoseconds that the reading of a request may take on the loop, by the estimate below."""
@@ -82,6 +83,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
 
     endpoint: Folded
     forced_tool: bool
+    shape: Shape | None = None
 
 
 Job = AskJob | RawJob | PageJob | TextsJob | FoldJob

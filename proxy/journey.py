@@ -202,6 +202,8 @@ class Journey:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.backend = backend.name
+        if self.flight.plan.usage_added:
+            self._reshape(backend)
         if self.flight.trace is not None:
             self.flight.trace.attempt(backend.name)
         self._judged = None
@@ -209,6 +211,14 @@ class Journey:
         plan = self.flight.plan
         # What must not be sent twice does not go where it could meet a connection that is being closed.
         self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
+
+    def _reshape(self, backend: Backend) -> None:
+        """A stream that may be shared is at this engine now: whoever waits for its fold may have to go."""
+        flight, ask = self.flight, self.flight.plan.ask
+        if ask is not None:
+            flight.shape = backend.abilities.shape(ask)
+            if flight.look is not None and not backend.abilities.folds(ask):
+                flight.unfold()
 
     def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
         self.flight.enter(Phase.CONNECTING)
@@ -283,7 +293,7 @@ class Journey:
         connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
         self._begin = begin = self._begin + data if self._begin else data
         found = _ID.search(begin, 0, ID_WITHIN)
-        if found is None and len(begin) < ID_WITHIN and b"\n\n" not in begin:
+        if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
             return False  # it is still to come
         feeder, backend = self.feeder, self.lease.backend
         self._begin = b""

@@ -16,9 +16,14 @@ from proxy.plan import Head, Mode
 from proxy.wire.fold import Unfoldable, fold, forces_tool, many_frames, may_fold
 from proxy.wire.frames import Usage
 from proxy.wire.openai import Ask
+from proxy.wire.shape import LLAMA, VLLM
 from proxy.wire.sse import unchunks
 from proxy.wire.whole import asked_of, endings, lack_of, read_body
 
+WHOLE: Final = b"w"
+"""What the name of a stored body ends with: it lies beside the stream of the same key."""
+TOLD: Final = (None, VLLM, LLAMA)
+"""Shapes that a stream's own frames tell."""
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
@@ -36,14 +41,19 @@ def land(flight: Flight, stored: Stored) -> bool:
     if flight.plan.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
         if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
-            if not may_fold(stored.body):
+            if not may_fold(stored.body, stored.shape):
                 return False
             # It lands as the stream that it is; who wants one body has it folded, as of any stream.
             flight.mode = Mode.STREAM
             return _land_stream(flight, stored)
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
-                body = fold(unchunks(stored.body), ask.endpoint, forced_tool=forces_tool(ask.fields))
+                body = fold(
+                    unchunks(stored.body),
+                    ask.endpoint,
+                    forced_tool=forces_tool(ask.fields),
+                    shape=stored.shape,
+                )
             except Unfoldable:
                 return False
             except ValueError:
@@ -56,7 +66,7 @@ def land(flight: Flight, stored: Stored) -> bool:
     elif stored.kind == "stream":
         return _land_stream(flight, stored)
     else:
-        flight.replace = True  # one body is no stream; the stream that now follows serves both
+        flight.unfold()  # one body is no stream, but it is there: who waits for one need not wait for the stream
         return False
     return _landed(flight, stored, head)
 
@@ -64,6 +74,7 @@ def land(flight: Flight, stored: Stored) -> bool:
 def _land_stream(flight: Flight, stored: Stored) -> bool:
     flight.head = head = Head(200, _SSE)
     plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
+    flight.shape = stored.shape
     flight.stored(stored.body, plain)
     return _landed(flight, stored, head)
 
@@ -107,4 +118,5 @@ def keep(flight: Flight) -> Stored:
         tail=tail,
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
+        shape=flight.shape if streamed and flight.shape not in TOLD else None,
     )

@@ -167,7 +167,7 @@ class LargeRequests:
         ask = flight.plan.ask
         if ask is None or ask.endpoint == "embeddings":
             return
-        job = FoldJob(ask.endpoint, forces_tool(ask.fields))
+        job = FoldJob(ask.endpoint, forces_tool(ask.fields), flight.shape)
         try:
             found, body = await self.pool.do(job, b"".join(flight.log), ("fold", id(flight)))
         except GatewayError as e:

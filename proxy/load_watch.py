@@ -5,6 +5,7 @@ Called by the app, as one task."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -13,6 +14,7 @@ from proxy.errors import GatewayError
 from proxy.load import parse, weigh
 
 TIMEOUT: Final = 2.0  # seconds for one page
+ABSENT: Final = frozenset({404, 405, 501})
 SILENT: Final = 60.0  # seconds until an engine that reports nothing is asked again
 
 
@@ -61,8 +63,8 @@ class LoadWatch:
             async with asyncio.timeout(TIMEOUT):
                 status, page = await engine.pool.get("/metrics")
             report = parse(page) if status == 200 else None
-            if report is None:
-                self._silent[engine] = self._clock() + SILENT
+            if report is None:  # what it does not have it will not have until it has been away
+                self._silent[engine] = math.inf if status in ABSENT else self._clock() + SILENT
         except (GatewayError, TimeoutError):
             pass  # no word is no load: the health check is what judges it
         engine.report = report

@@ -17,6 +17,8 @@ from proxy.merge import Recent, choices_asked, lists_ids, mergeable, merged_body
 from proxy.phase import Phase
 from proxy.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
+NOT_DONE: Final = frozenset({400, 422})
+"""How an engine refuses what it does not do: `n` may be what it did not like."""
 _MAX_ENGINES: Final = 256
 
 
@@ -95,15 +97,20 @@ class Merger:
             if len(self._fingerprints) >= _MAX_ENGINES:
                 self._fingerprints.clear()
             self._fingerprints[carrier.backend] = carrier.fingerprint
+        alone: Sequence[Flight]
         refused = carrier.head is not None and 400 <= carrier.head.status < 500 and carrier.mode is Mode.WHOLE
         if error is None and refused:
-            return self._alone(carrier), False
+            alone = self._alone(carrier)
+            if carrier.head is not None and carrier.head.status in NOT_DONE:
+                for rider in alone:
+                    rider.plan.refused_by = carrier.backend or ""
+            return alone, False
         began = carrier.phase is Phase.STREAMING
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
             carrier.land_riders()
         few = error is None and carrier.few
-        alone: Sequence[Flight] = ()
+        alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(carrier)
         if error is not None:

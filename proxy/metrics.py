@@ -129,6 +129,15 @@ class Metrics:
             "backend_breaker_changes_total", "Engines given up and found again.", backend,
             Label("to", ("open", "closed")),
         )  # fmt: skip
+        self._probes = counts(
+            "probes_total",
+            "Probes of how an engine's streams and bodies compare, by what came of them.",
+            backend,
+            Label("outcome", ("known", "unknown", "again")),
+        )
+        self._unfolded = counts(
+            "unfolded_streams_total", "Streams that did not fold for readers who had waited for that.", backend
+        )
         self._refused = counts("connections_refused_total", "Client connections over the limit.")
         self._memory_refused = counts(
             "memory_refused_total", "What found no room in the memory budget.", Label("kind", room=16)
@@ -275,6 +284,14 @@ class Metrics:
         """A request is asked again: see `retry.CAUSES`."""
         self._retries.count((cause,))
 
+    def probed(self, backend: str, outcome: str) -> None:
+        """A probe of how an engine's answers are made up has ended: `known`, `unknown`, or it is tried `again`."""
+        self._probes.count((backend, outcome))
+
+    def unfolded(self, backend: str) -> None:
+        """A stream turned out not to fold while somebody waited for that."""
+        self._unfolded.count((backend,))
+
     def retry_denied(self) -> None:
         """A request would have been asked again, but for the budget."""
         self._denied.count(())
@@ -317,7 +334,7 @@ class Metrics:
 
     def forget_backend(self, backend: str, gauges: Iterable[str]) -> None:
         """An engine was removed and has ended what it had: its series, and its gauges of these names, go."""
-        for counts in (self._upstream_errors, self._upstream, self._breakers):
+        for counts in (self._upstream_errors, self._upstream, self._breakers, self._probes, self._unfolded):
             counts.forget("backend", backend)
         for name in gauges:
             self._gauge(PREFIX + name, "").forget({"backend": backend})

@@ -73,7 +73,7 @@ class Reader:
                 return self._page(job, body, self.terms)
             if isinstance(job, TextsJob):
                 return Found(denied=(self.deny and denied_in_body(self.deny, body)) or 0), b""
-            return Found(), fold(unchunks(body), job.endpoint, forced_tool=job.forced_tool)
+            return Found(), fold(unchunks(body), job.endpoint, forced_tool=job.forced_tool, shape=job.shape)
         except GatewayError as e:
             return Found(refusal=refusal(e)), b""
         except Unfoldable as e:

@@ -76,7 +76,9 @@ class Plan:
     latest: float = math.inf  # the same, the latest
     parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
     carried_as: str = ""  # the id of the request that went up for it and for others
+    refused_by: str = ""  # an engine that refused it together with others
     cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
+    fold: bool = True  # a stored stream may serve it, where it wants one body
     assumed: int = 0  # tokens that its answer was taken for where it had to wait; 0: nobody asked
 
 

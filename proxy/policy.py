@@ -34,7 +34,7 @@ class Sharing:
 
 PRIVATE: Final = Sharing(shared=False)
 _SAMPLED: Final = Sharing(shared=False, merge=True)
-_SHARED: Final = Sharing(shared=True)
+SHARED: Final = Sharing(shared=True)
 
 
 def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
@@ -46,8 +46,8 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
     """
     if not override and not cache_control:
         if default == "auto":
-            return _SHARED if deterministic(ask) else _SAMPLED
-        return _SHARED if default == "all" else PRIVATE
+            return SHARED if deterministic(ask) else _SAMPLED
+        return SHARED if default == "all" else PRIVATE
     mode: str = override.strip().lower() or default
     if mode not in SHARES:
         raise GatewayError(

@@ -274,7 +274,8 @@ def folded(flight: Flight) -> bytes:
         if flight.size > FREE and not flight.charge(FOLD_COST * flight.size):
             raise refused()
         frames = flight.raw_frames()
-        flight.folded = fold(frames, ask.endpoint, forced_tool=forces_tool(ask.fields))
+        forced = forces_tool(ask.fields)
+        flight.folded = fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape)
     return flight.folded
 
 

@@ -22,7 +22,7 @@ from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
-from proxy.merger import Merger
+from proxy.merger import NOT_DONE, Merger
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
@@ -58,6 +58,7 @@ class Scheduler:
         feeder: MakeFeeder = Feeder,
         learn: Callable[[Flight], None] = lambda flight: None,
         lost: Callable[[float], float] = lambda since: 0.0,
+        passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
         self._group = group
         self.queue = batcher
@@ -86,6 +87,7 @@ class Scheduler:
         )
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
         self._learn = learn  # told of each whole answer of an engine's
+        self._passed = passed  # and of each whole stream of one whose streams are not known
         self._alarms = Alarms(loop, self._fault)
         self._turn_due = False
         self._turns = 0
@@ -318,7 +320,15 @@ class Scheduler:
         if self._cache is None:
             self._found(batch, [None] * len(batch))
             return
-        self._cache.lookup([flight.plan.key or b"" for flight in batch], partial(self._found, batch))
+        keys, others = [], []  # what is of each one's own kind comes first, then the other kind
+        for flight in batch:  # here and not in a function: once a request
+            plan = flight.plan
+            stream = key = plan.key or b""
+            whole = key + kept.WHOLE
+            streams = plan.mode is Mode.STREAM
+            keys.append(stream if streams else whole)
+            others.append(whole if streams else stream if plan.fold else b"")
+        self._cache.lookup(keys, partial(self._found, batch), others)
         self._metrics.batch(len(batch))
 
     def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
@@ -446,7 +456,9 @@ class Scheduler:
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
         alone, few = self._merger.unload(carrier, error)
-        if few and lease is not None:
+        if lease is not None and any(rider.plan.refused_by for rider in alone):
+            self._backends.seen_few(lease)
+        elif few and lease is not None:
             self._backends.seen_few(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for rider in alone:
@@ -479,6 +491,8 @@ class Scheduler:
         flight, feeder = journey.flight, journey.feeder
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
             self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
+        if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
+            self._backends.not_few(journey.lease)  # it refuses this one alone too: that is no matter of `n`
         broken = feeder is None or feeder.error_frame
         if flight.plan.assumed and not broken:
             self._learn(flight)
@@ -486,6 +500,8 @@ class Scheduler:
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
         key = flight.plan.key
+        if flight.shape is None and flight.plan.usage_added and feeder is not None and feeder.clean:
+            self._passed(journey.lease.backend, flight)
         if self._cache is None or key is None or feeder is None or not feeder.clean or not flight.storable:
             self._group.remove(flight)
             return
@@ -494,8 +510,9 @@ class Scheduler:
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
+        name = key if flight.mode is Mode.STREAM else key + kept.WHOLE
         stored, began = kept.keep(flight), flight.times.created
-        self._cache.store(key, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
+        self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
     # -- what nobody would end any more -----------------------------------------------------------
 

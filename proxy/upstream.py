@@ -153,9 +153,14 @@ class Pool:
         """A small GET of our own, for polls: (status, body). Raises GatewayError."""
         return await self.ask("GET", path, fresh=fresh)
 
-    async def ask(self, method: str, path: str, body: bytes = b"", *, fresh: bool = False) -> tuple[int, bytes]:
-        """A small request of our own: (status, body). `fresh`: by a new connection. Raises GatewayError."""
+    async def ask(
+        self, method: str, path: str, body: bytes = b"", *, fresh: bool = False, name: str = ""
+    ) -> tuple[int, bytes]:
+        """A small request of our own: (status, body). `fresh`: by a new connection; `name`: its id, by which the
+        engine's log shows whose it is. Raises GatewayError."""
         headers = [("Accept", "application/json")]
+        if name:
+            headers.append(("X-Request-Id", name))
         if body:
             headers.append(("Content-Type", "application/json"))
         for connection in (None if fresh else self.take(), None):

@@ -14,6 +14,7 @@ from proxy.backends import Backend, Backends
 from proxy.config import Settings
 from proxy.containment import Fault
 from proxy.file_watch import FileWatch
+from proxy.fleet import Fleet
 from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch
@@ -28,7 +29,7 @@ RESTART_SECONDS = 1.0  # until what raised begins anew
 
 def watch(
     settings: Settings,
-    backends: Backends,
+    fleet: Fleet,
     reload: Reload | None,
     files: FileWatch,
     expiring: Sequence[tuple[str, float, Callable[[], None]]],
@@ -41,12 +42,15 @@ def watch(
     """Begin to look; the stack's end ends it. `expiring`: what ends with time, each by name, with its seconds
     between two looks."""
     tasks: list[asyncio.Task[None]] = []
+    backends = fleet.backends
 
     def begin(name: str, run: Callable[[], Awaitable[None]]) -> None:
         tasks.append(asyncio.create_task(for_ever(name, run, fault)))
 
     begin("the watch on engines", lambda: backends.watch(settings.refresh_seconds))
     begin("the watchdog", watchdog.run)
+    if settings.probe == "on":
+        begin("the probes of engines' answers", fleet.shapes.run)
     paced = settings.max_inflight == 0
     if settings.load_seconds > 0 and (settings.load_weight > 0 or paced):
         load = LoadWatch(

@@ -23,6 +23,17 @@ POLLS = ("/v1/models", "/health", "/count")  # answered by the engine itself, un
 GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 
 
+async def answer_probe(turn: Turn) -> None:
+    """As vLLM 0.32 answers everything else here."""
+    if turn.method != "POST":
+        await turn.respond(404, {"detail": "Not Found"})
+    elif turn.wants_stream:
+        await turn.send("one")
+        await turn.finish()
+    else:
+        await turn.answer("one")
+
+
 class Engine:
     """Scripted (`await engine.next_request()`), or automatic (`Engine(script=...)`, `engine.auto(...)`).
 
@@ -41,6 +52,8 @@ class Engine:
         self.models = list(models)
         self.requests: list[Turn] = []
         self.polls: Counter[str] = Counter()
+        self.probes: list[Turn] = []  # the gateway's own questions, which `on_probe` answers
+        self.on_probe: Script = answer_probe
         self.silent = False
         self.accepted = 0  # connections, ever
         self.host = host
@@ -166,13 +179,18 @@ class Engine:
     def _dispatch(self, connection: Connection, request: Request) -> None:
         path = request.path.partition("?")[0]
         poll = request.method == "GET" and path in POLLS and path not in self._taken
-        turn = connection.turn = Turn(0 if poll else len(self.requests) + 1, connection, request)
-        if poll:
+        probe = request.headers.get("x-request-id", "").startswith("gateway-probe-")
+        turn = connection.turn = Turn(0 if poll or probe else len(self.requests) + 1, connection, request)
+        if probe:
+            self.probes.append(turn)
+        elif poll:
             self.polls[path] += 1
         else:
             self.requests.append(turn)
         self._changed.set()
-        if poll and not self.silent:
+        if probe:
+            self._run(turn, self.on_probe)
+        elif poll and not self.silent:
             self._run(turn, self._answer_poll)
         elif not poll and (self._script is None or self.silent):
             self._queue.put_nowait(turn)

@@ -1,4 +1,4 @@
-"""Owns the reading of `tests/golden`: recorded exchanges with vLLM 0.32, taken apart.
+"""Owns the reading of `tests/golden`: recorded exchanges with vLLM 0.32, and 0.33 in `0.33/`, taken apart.
 Must not know the proxy: its codecs are what the recordings put on trial.
 Called by tests that compare with what the engine said."""
 

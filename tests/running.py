@@ -26,12 +26,13 @@ HELLO_STREAM = HELLO | {"stream": True}
 async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes: Any) -> AsyncIterator[App]:
     """The gateway on a free port of loopback, without Redis unless told. `changes` are settings."""
     urls = tuple(engine if isinstance(engine, str) else engine.url for engine in engines)
-    chosen: dict[str, Any] = {"backends": urls, "port": 0, "redis": "off", "drain_timeout": 1.0}
+    chosen: dict[str, Any] = {"backends": urls, "port": 0, "redis": "off", "drain_timeout": 1.0, "probe": "off"}
     settings = Settings(**(chosen | changes))
     fd = os.open(log_to or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = Log(fd, settings.log_format, settings.log_level)
     try:
         async with running(settings, log) as app:
+            await until(lambda: settings.probe == "off" or app.shapes.settled)
             yield app
         assert len(app.group) == 0, f"flights are left: {app.group!r}"
         assert all(backend.inflight == 0 for backend in app.backends.all), repr(app.backends)

@@ -99,6 +99,7 @@ TYPED: dict[str, str] = {
     "tls_key": "key.pem",
     "listen_unix": "gateway.sock",
     "listen_unix_mode": "0660",
+    "probe": "off",
     "page": "off",
     "embed_stub": "on",
     "log_format": "text",

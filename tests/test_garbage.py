@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.client import post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
+from tests.engine_wire import error_frame
 from tests.running import HELLO, HELLO_STREAM, gateway, until
 
 CHAT = "/v1/chat/completions"
@@ -51,6 +53,31 @@ async def test_a_client_that_leaves_leaves_no_circle_behind(engine: Engine, limi
 
         await leave()
         found = await _left_by(leave)
+    assert found == {}
+
+
+@pytest.mark.parametrize("folds", [True, False])
+async def test_a_body_that_waits_for_a_stream_leaves_no_circle_behind(engine: Engine, folds: bool) -> None:
+    async with gateway(engine, probe="on") as app:
+
+        async def wait() -> None:
+            for _ in range(ROUNDS):
+                async with streaming(app.url, CHAT, HELLO_STREAM) as stream:
+                    turn = await engine.next_request()
+                    await turn.send("one")
+                    await stream.event()
+                    whole = asyncio.create_task(post_json(app.url, CHAT, HELLO))
+                    await until(lambda: app.group.subscribers == 2)
+                    if not folds:
+                        await turn.frame(error_frame("no"))
+                        await (await engine.next_request()).answer("one")
+                    await turn.finish()
+                    assert (await whole).status == 200
+                    await stream.read()
+            await until(lambda: len(app.group) == 0)
+
+        await wait()
+        found = await _left_by(wait)
     assert found == {}
 
 

@@ -21,7 +21,10 @@ def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() 
     assert group.find(b"k", stream=False) is flight
     stream = group.launch(plan())
     assert group.find(b"k", stream=True) is stream
+    assert group.find(b"k", stream=False) is flight  # it is just what is wanted, and began before the stream
+    group.remove(flight)
     assert group.find(b"k", stream=False) is stream
+    assert group.find(b"k", stream=False, fold=False) is None
     group.remove(stream)
     group.remove(flight)
 
@@ -94,7 +97,7 @@ def test_whoever_is_found_is_the_latest_of_its_key_and_lives(
         for name in (b"a", b"b"):
             stream, whole = joinable.get((name, Mode.STREAM)), joinable.get((name, Mode.WHOLE))
             assert group.find(name, stream=True) is stream
-            assert group.find(name, stream=False) is (stream or whole)
+            assert group.find(name, stream=False) is (whole or stream)
         assert group.live == set(alive)
     for flight in alive:
         group.remove(flight)

@@ -98,7 +98,7 @@ def test_however_the_bytes_are_cut_what_is_denied_is_denied_and_all_else_gets_ou
     out, error, hits = fed(RULES, split(b"".join([*frames, DONE]), at))
     assert (error is not None) == verdict == bool(hits)
     if error is None:
-        assert out == [*frames, DONE]
+        assert out == [*(each for each in frames if each != b": ping\n\n"), DONE]  # comments are no answer
     else:
         assert error.code is Code.CONTENT_DENIED
         assert out == frames[: len(out)]

@@ -60,7 +60,7 @@ async def test_with_one_engine_nothing_is_asked() -> None:
     assert page.asked == 0
 
 
-@pytest.mark.parametrize("answer", [(404, b""), (200, b"llamacpp:requests_processing 1\n"), (200, b"")])
+@pytest.mark.parametrize("answer", [(403, b""), (200, b"llamacpp:requests_processing 1\n"), (200, b"")])
 @virtual
 async def test_an_engine_that_reports_nothing_is_left_alone_for_a_while(answer: tuple[int, bytes]) -> None:
     other, _ = engine((200, PAGE))
@@ -70,6 +70,22 @@ async def test_an_engine_that_reports_nothing_is_left_alone_for_a_while(answer: 
         await looking.look()
         await asyncio.sleep(1.0)
     assert (page.asked, silent.reported) == (1, 0.0)
+    await looking.look()
+    assert page.asked == 2
+
+
+@virtual
+async def test_an_engine_without_such_a_page_is_asked_again_only_once_it_has_been_away() -> None:
+    other, _ = engine((200, PAGE))
+    without, page = engine((404, b""))
+    looking = watch(other, without)
+    for _ in range(3 * int(SILENT)):
+        await looking.look()
+        await asyncio.sleep(1.0)
+    assert page.asked == 1
+    without.up = False
+    await looking.look()
+    without.up = True
     await looking.look()
     assert page.asked == 2
 

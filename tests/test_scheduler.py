@@ -38,7 +38,12 @@ class Store:
         self.asked: list[tuple[list[bytes], Callable[[list[Stored | None]], None]]] = []
         self.storing: list[Callable[[], None]] = []
 
-    def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
+    def lookup(
+        self,
+        keys: Sequence[bytes],
+        done: Callable[[list[Stored | None]], None],
+        others: Sequence[bytes] = (),
+    ) -> None:
         if self.available:
             self.asked.append((list(keys), done))
         else:

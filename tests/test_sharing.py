@@ -70,7 +70,7 @@ async def test_a_slow_reader_holds_nobody(engine: Engine) -> None:
 
 
 async def test_whole_bodies_and_streams_of_one_prompt_share_one_stream(engine: Engine) -> None:
-    async with gateway(engine) as app, streaming(app.url, CHAT, HELLO_STREAM) as stream:
+    async with gateway(engine, probe="on") as app, streaming(app.url, CHAT, HELLO_STREAM) as stream:
         turn = await engine.next_request()
         await turn.send("one")
         await stream.event()

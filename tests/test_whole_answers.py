@@ -180,7 +180,7 @@ async def test_fewer_choices_than_asked_for_are_not_whole(redis: str, n: int) ->
 
 
 async def test_nobody_joins_a_stream_from_the_moment_that_it_is_known_to_be_aborted(engine: Engine) -> None:
-    async with gateway(engine, retries=0) as app, AsyncExitStack() as stack:
+    async with gateway(engine, retries=0, probe="on") as app, AsyncExitStack() as stack:
         first = await stack.enter_async_context(streaming(app.url, CHAT, HELLO_STREAM))
         turn = await engine.next_request()
         await turn.send("half")
@@ -189,11 +189,12 @@ async def test_nobody_joins_a_stream_from_the_moment_that_it_is_known_to_be_abor
         await until(lambda: app.group.subscribers == 2)
         await turn.frame(choice(0, "", "abort"))
         await until(lambda: not app.group._streams)
+        body = await engine.next_request()  # the reader of the fold does not wait for what it will not get
+        await body.answer("a body")
         late = asyncio.create_task(post_json(app.url, CHAT, HELLO_STREAM))
         again = await engine.next_request()
         await turn.end(DONE)
-        answer = await attached
-        assert (answer.status, answer.json()["error"]["code"]) == (502, "upstream_incomplete")
+        assert b"a body" in (await attached).body
         assert b"upstream_incomplete" in b"".join([event.raw async for event in first.events()])
         await again.finish("whole")
         assert (await late).head["x-gateway-cache"] == "miss"

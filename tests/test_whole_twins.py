@@ -10,7 +10,7 @@ import pytest
 
 from proxy.app import App
 from tests.client import post_json, streaming
-from tests.engine import Engine
+from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script
 from tests.engine_wire import DONE, sse
 from tests.running import HELLO, gateway, until
@@ -108,4 +108,34 @@ async def test_an_error_that_the_engine_reports_to_all_is_not_taken_for_too_few_
             body = (await post).body
             assert b"out of memory" in body
             assert b"[DONE]" not in body
+        assert app.backends.all[0].merges
+
+
+async def test_an_engine_that_refuses_several_choices_is_asked_for_them_once(engine: Engine) -> None:
+    async def one_only(turn: Turn) -> None:
+        if turn.json().get("n", 1) > 1:
+            await turn.respond(400, {"error": {"message": "Only n=1 is supported", "code": 400}})
+        else:
+            await echo_script()(turn)
+
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, SAMPLED, 3)
+        engine.auto(one_only)
+        await one_only(turn)
+        assert {(await post).status for post in posts} == {200}
+        for _ in range(3):
+            answers = await asyncio.gather(*(post_json(app.url, CHAT, SAMPLED) for _ in range(4)))
+            assert {answer.status for answer in answers} == {200}
+        assert sum(turn.json().get("n", 1) > 1 for turn in engine.requests) == 1
+
+
+async def test_what_is_refused_alone_too_says_nothing_of_merging(engine: Engine) -> None:
+    async def never(turn: Turn) -> None:
+        await turn.respond(400, {"error": {"message": "no such thing", "code": 400}})
+
+    async with gateway(engine, max_inflight=1, retries=0) as app, AsyncExitStack() as stack:
+        turn, posts = await merged(engine, app, stack, SAMPLED, 2)
+        engine.auto(never)
+        await never(turn)
+        assert {(await post).status for post in posts} == {400}
         assert app.backends.all[0].merges

@@ -151,7 +151,9 @@ function engines(list) {
     load.firstChild.style.width = 100 * engine.inflight / engine.max_inflight + "%";
     const state = engine.breaker === "open" ? `given up, tried again in ${engine.retry_s} s`
       : engine.breaker === "half_open" ? "being tried" : engine.up ? "up" : engine.up == null ? "not asked yet" : "down";
-    word.textContent = `${engine.inflight} of ${engine.max_inflight}` + (engine.waiting ? `, ${engine.waiting} wait there` : "") + `, ${state}`;
+    word.textContent = `${engine.inflight} of ${engine.max_inflight}` + (engine.waiting ? `, ${engine.waiting} wait there` : "")
+      + (engine.unshared.length ? ", streams and bodies do not all share" : "") + `, ${state}`;
+    word.title = engine.unshared.join("\n");
     word.className = "pill " + (engine.up && engine.breaker === "closed" ? "good" : engine.up == null ? "" : "bad");
   });
 }

@@ -107,6 +107,7 @@ def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
         "max_inflight": backend.max_inflight,
         "breaker": breaker.state.name.lower(),
         "retry_s": None if retry is None else round(retry, 1),
+        "unshared": backend.abilities.told(),
         "waiting": report.waiting if report is not None else None,
         "kv_cache": report.kv_cache if report is not None else None,
     }

@@ -10,9 +10,11 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from proxy.wire import llama, vllm
-from proxy.wire.known import Folded, Unfoldable
-from proxy.wire.sse import data_of, is_done
+from proxy.wire import learned, llama, vllm
+from proxy.wire.frames import is_error
+from proxy.wire.known import Folded, Odd, Unfoldable
+from proxy.wire.shape import LLAMA, VLLM, Shape
+from proxy.wire.sse import DONE, data_of, encode, is_done
 
 __all__ = ("FOLDABLE_FIELDS", "Folded", "Unfoldable", "fold", "foldable", "forces_tool")
 
@@ -62,7 +64,8 @@ FOLDABLE_FIELDS: Final[dict[str, frozenset[str]]] = {
     | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "chat_template_kwargs"},
     "completions": _EITHER | {"prompt", "add_special_tokens"},
 }
-"""Fields with which the fold was seen to equal vLLM 0.32's own body, and llama.cpp's where it folds those."""
+"""Fields with which the fold was seen to equal the own body of vLLM 0.32 and 0.33, and llama.cpp's where it folds
+those."""
 
 # Fields that change the body in a way the stream does not show, unless they say what silence says.
 _SAFE_VALUES: Final[dict[str, frozenset[bytes]]] = {
@@ -85,6 +88,7 @@ class _Type(Struct):
 _ROLES: Final = msgspec.json.Decoder(list[_Role])
 _FORMAT: Final = msgspec.json.Decoder(_Type | None)
 _LIST: Final = msgspec.json.Decoder(list[Raw] | None)
+_ANY: Final = msgspec.json.Decoder()
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -117,6 +121,35 @@ def forces_tool(fields: Mapping[str, Raw]) -> bool:
     return bytes(fields.get("tool_choice", b"")).startswith(b"{")
 
 
+def features_of(fields: Mapping[str, Raw]) -> frozenset[str]:
+    """What of a request that may be folded reaches an answer's shape, and not its text alone."""
+    found = set()
+    if bytes(fields.get("n", b"1")) not in (b"1", b"null"):
+        found.add("n")
+    if any(bytes(fields.get(name, b"null")) not in (b"null", b"false") for name in ("logprobs", "top_logprobs")):
+        found.add("logprobs")
+    if bytes(fields.get("prompt", b'"')).startswith(b"["):
+        found.add("prompts")
+    if "tools" in fields or forces_tool(fields):
+        found.add("tools")
+    return frozenset(found)
+
+
+_SERVED: Final[dict[str, frozenset[str]]] = {
+    "vllm": frozenset({"n", "logprobs", "prompts"}),
+    "llama": frozenset(),
+    "learned": frozenset(),
+}
+"""With which features a stream of each dialect is known from its beginning to fold at its end. Tools are not among
+them: whether a call is as a body has it shows when it has ended."""
+
+
+def folds_ahead(shape: Shape, features: frozenset[str]) -> bool:
+    """Whether a stream that has not ended yet can be counted on: a reader that wants one body may wait for it."""
+    served = _SERVED.get(shape.dialect)
+    return served is not None and features <= served
+
+
 def _plain_tools(fields: Mapping[str, Raw]) -> bool:
     choice = bytes(fields.get("tool_choice", b"null"))
     if forces_tool(fields) or choice == b'"none"':
@@ -142,8 +175,10 @@ def many_frames(pieces: Sequence[bytes]) -> bool:
     )
 
 
-def may_fold(stream: bytes) -> bool:
+def may_fold(stream: bytes, shape: Shape | None) -> bool:
     """Whether a long stream is of an engine whose bodies are known, by a look at its first and its last frames."""
+    if shape is not None:
+        return shape.dialect != "none"
     return b'"system_fingerprint"' in stream[:4096] or any(
         version.encode() in stream[-8192:] for version in vllm.VERSIONS
     )
@@ -152,12 +187,58 @@ def may_fold(stream: bytes) -> bool:
 # -- the fold ------------------------------------------------------------------------------------------
 
 
-def fold(frames: Iterable[bytes], endpoint: Folded, *, forced_tool: bool = False) -> bytes:
+def fold(
+    frames: Iterable[bytes], endpoint: Folded, *, forced_tool: bool = False, shape: Shape | None = None
+) -> bytes:
     """The body, equal field by field to the engine's own; id and created are the stream's. Raises Unfoldable.
 
-    The engine is told by its frames: llama.cpp names itself in every one, vLLM in the last, and vLLM's
-    version must be one whose bodies are known. 2.2 µs a frame.
+    `shape`: what is known of the engine. Without it the engine is told by its frames: llama.cpp names itself in
+    every one, vLLM in the last, and vLLM's version must be one whose bodies are known. 2.2 µs a frame; three times
+    as much of an engine that was learned.
     """
+    chunks = chunks_of(frames)
+    shape = shape or _shape_in(chunks[0])
+    try:
+        if shape.dialect == "vllm":
+            body = vllm.body(
+                chunks, endpoint, forced_tool=forced_tool, version=shape.version, named=shape.fingerprint
+            )
+        elif shape.dialect == "llama":
+            body = llama.body(chunks, endpoint, forced_tool=forced_tool)
+        elif shape.template is not None and not forced_tool:
+            body = learned.body(chunks, endpoint, shape.template)
+        else:
+            raise Unfoldable(shape.why or "a tool call, of which none was seen")
+        folded = msgspec.json.encode(body)
+        if shape.dialect == "learned":
+            _ANY.decode(folded)  # parts of it are JSON text that was kept elsewhere
+    except _BROKEN as e:
+        raise Unfoldable(f"a frame of unknown shape: {e}") from None
+    return folded
+
+
+def look(frame: bytes, endpoint: Folded, *, forced_tool: bool, shape: Shape) -> None:
+    """Raise Unfoldable where one frame of a stream that goes on shows already that it does not fold."""
+    data = data_of(frame)
+    if data is None or is_done(frame):
+        return
+    if is_error(frame):
+        raise Odd("an error")
+    try:
+        if shape.dialect == "vllm":
+            vllm.look(data, endpoint, forced_tool=forced_tool)
+        elif shape.dialect == "llama":
+            llama.look(data, endpoint, forced_tool=forced_tool)
+        elif shape.template is not None and not forced_tool:
+            learned.look(data, endpoint, shape.template)
+        else:
+            raise Unfoldable(shape.why or "a tool call, of which none was seen")
+    except (KeyError, *_BROKEN) as e:
+        raise Unfoldable(f"a frame of unknown shape: {e}") from None
+
+
+def chunks_of(frames: Iterable[bytes]) -> list[bytes]:
+    """The JSON of a stream's chunks. Raises Unfoldable where it has none, or does not end with [DONE]."""
     chunks: list[bytes] = []
     done = False
     for frame in frames:
@@ -169,9 +250,61 @@ def fold(frames: Iterable[bytes], endpoint: Folded, *, forced_tool: bool = False
             chunks.append(data)
     if not done or not chunks:
         raise Unfoldable("no [DONE]" if chunks else "no chunk")
-    dialect = llama if b'"system_fingerprint"' in chunks[0] else vllm
+    return chunks
+
+
+def _shape_in(chunk: bytes) -> Shape:
+    return LLAMA if b'"system_fingerprint"' in chunk else VLLM
+
+
+# -- which shape ---------------------------------------------------------------------------------------
+
+
+class _Named(Struct):
+    system_fingerprint: str | None = None
+
+
+_NAMED: Final = msgspec.json.Decoder(_Named)
+
+
+def shape_told(first: bytes, last: bytes) -> Shape | None:
+    """The shape of which a stream's own first and last chunks tell; None: they do not."""
     try:
-        body = dialect.body(chunks, endpoint, forced_tool=forced_tool)
-    except _BROKEN as e:
-        raise Unfoldable(f"a frame of unknown shape: {e}") from None
-    return msgspec.json.encode(body)
+        if vllm.version_of(_NAMED.decode(last).system_fingerprint) is not None:
+            return VLLM
+        named = _NAMED.decode(first).system_fingerprint
+    except _BROKEN:
+        return None
+    return LLAMA if named is not None and b'"timings"' in last else None
+
+
+def shape_seen(frames: Iterable[bytes], answer: bytes, endpoint: Folded, second: bytes | None = None) -> Shape:
+    """The shape of an engine that answered one request with this stream and this body. Raises Unfoldable where
+    the one is not the other's fold: what is known of a version counts only where its answers are so. `second`: the
+    body of another request, where `learned.Unproven` was raised without."""
+    chunks = chunks_of(frames)
+    for shape in _candidates(chunks):
+        try:
+            learned.same(msgspec.json.decode(fold(frames_of(chunks), endpoint, shape=shape)), answer)
+        except Unfoldable:
+            continue
+        return shape
+    return Shape("learned", template=learned.learn(chunks, answer, endpoint, second))
+
+
+def _candidates(chunks: Sequence[bytes]) -> Iterable[Shape]:
+    try:
+        named = _NAMED.decode(chunks[-1]).system_fingerprint
+        if vllm.version_of(named) is not None:
+            yield VLLM
+        else:
+            for version in vllm.VERSIONS:
+                yield Shape("vllm", version=version, fingerprint=named)
+        yield LLAMA
+    except _BROKEN:
+        return
+
+
+def frames_of(chunks: Iterable[bytes]) -> list[bytes]:
+    """Chunks as a stream's frames again."""
+    return [*map(encode, chunks), DONE]

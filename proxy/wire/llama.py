@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from proxy.wire.known import Folded, Known, Unfoldable
+from proxy.wire.known import Folded, Known, Odd, Unfoldable
 
 _NULL: Final = Raw(b"null")
 
@@ -59,6 +59,13 @@ class _TextChunk(_Chunk, kw_only=True):
 _CHUNKS: Final[dict[Folded, Decoder[Any]]] = {"chat": Decoder(_ChatChunk), "completions": Decoder(_TextChunk)}
 
 
+def look(data: bytes, endpoint: Folded, *, forced_tool: bool) -> None:
+    """Raise what `body` would for one chunk of a stream that goes on, as far as one chunk can tell."""
+    for choice in _CHUNKS[endpoint].decode(data).choices:
+        if forced_tool or choice.finish_reason not in (None, "stop", "length"):
+            raise Odd(f"finish_reason {choice.finish_reason}")
+
+
 def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dict[str, Any]:
     """What llama.cpp would have answered, member by member in its own order."""
     if forced_tool:
@@ -78,12 +85,12 @@ def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dic
         raise Unfoldable("a choice that does not end with its only finish_reason")
     finish = parts[-1].finish_reason
     if finish not in ("stop", "length"):
-        raise Unfoldable(f"finish_reason {finish}")
+        raise Odd(f"finish_reason {finish}")
     if endpoint == "chat":
         roles = [part.delta.role for part in parts if part.delta.role is not None]
         content = "".join(part.delta.content or "" for part in parts)
         if not content or roles not in ([], ["assistant"]):  # none where the first character came in pieces
-            raise Unfoldable("no content, or an unknown role")
+            raise Odd("no content, or an unknown role")
         choice = {"finish_reason": finish, "index": 0, "message": {"role": "assistant", "content": content}}
     else:
         text = "".join(part.text for part in parts)

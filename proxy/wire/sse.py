@@ -54,6 +54,11 @@ class Framer:
         """Whether the next byte begins an event."""
         return not self._pending
 
+    @property
+    def speaks(self) -> bool:
+        """Whether an event has begun that is no comment."""
+        return bool(self._pending) and self._pending[0] != 58
+
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with its terminating blank line.
 
@@ -113,6 +118,11 @@ def data_of(frame: bytes) -> bytes | None:
         return frame[6:-2]
     values = field_of(frame, b"data")
     return b"\n".join(values) if values else None
+
+
+def is_comment(frame: bytes) -> bool:
+    """Whether an event says nothing: it has no data, and names no error."""
+    return data_of(frame) is None and b"error" not in frame
 
 
 def field_of(frame: bytes, name: bytes) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Owns the shapes of vLLM 0.32: the chunks of its streams, and the body that they amount to.
+"""Owns the shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they amount to.
 Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
 Called by `fold.py` only."""
 
@@ -11,10 +11,10 @@ from typing import Any, Final, Literal
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from proxy.wire.known import Folded, Known, Unfoldable
+from proxy.wire.known import Folded, Known, Odd, Unfoldable
 
-VERSIONS: Final = ("vllm-0.32.",)
-"""Versions whose bodies were compared, member by member. Others add members that no stream carries."""
+VERSIONS: Final[dict[str, tuple[str, ...]]] = {"vllm-0.32.": (), "vllm-0.33.": ("weight_versions",)}
+"""Versions whose bodies were compared, member by member, and what the choices of each one's bodies end with."""
 
 
 class _Entry(Known):
@@ -65,6 +65,7 @@ class _ChatChoice(Known):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     token_ids: None = None
+    weight_versions: None = None
 
 
 class _TextChoice(Known):
@@ -75,6 +76,7 @@ class _TextChoice(Known):
     stop_reason: int | str | None = None
     prompt_token_ids: None = None
     token_ids: None = None
+    weight_versions: None = None
 
 
 class _PromptDetails(Known):
@@ -106,6 +108,7 @@ class _Chunk(Known):
     prompt_token_ids: None = None
     prompt_text: None = None
     metrics: None = None
+    kv_transfer_params: None = None
 
 
 class _ChatChunk(_Chunk, kw_only=True):
@@ -121,8 +124,32 @@ class _TextChunk(_Chunk, kw_only=True):
 _CHUNKS: Final[dict[Folded, Decoder[Any]]] = {"chat": Decoder(_ChatChunk), "completions": Decoder(_TextChunk)}
 
 
-def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dict[str, Any]:
-    """What vLLM 0.32 would have answered, member by member in its own order."""
+def version_of(fingerprint: str | None) -> str | None:
+    """The version whose bodies are known that an engine's fingerprint begins with."""
+    if fingerprint is not None and fingerprint.startswith("vllm-"):
+        return next((version for version in VERSIONS if fingerprint.startswith(version)), None)
+    return None
+
+
+def look(data: bytes, endpoint: Folded, *, forced_tool: bool) -> None:
+    """Raise what `body` would for one chunk of a stream that goes on, as far as one chunk can tell."""
+    for choice in _CHUNKS[endpoint].decode(data).choices:
+        if choice.finish_reason not in (None, "stop", "length"):
+            raise Odd(f"finish_reason {choice.finish_reason}")
+        if endpoint == "chat" and choice.delta.tool_calls and not forced_tool:
+            raise Odd("a tool call that was not forced")
+
+
+def body(
+    chunks: Sequence[bytes],
+    endpoint: Folded,
+    *,
+    forced_tool: bool,
+    version: str | None = None,
+    named: str | None = None,
+) -> dict[str, Any]:
+    """What vLLM would have answered, member by member in its own order. `version`: of an engine whose fingerprint,
+    `named`, does not tell it, being set otherwise or off."""
     decode = _CHUNKS[endpoint].decode
     parts: dict[int, list[Any]] = {}
     first = usage = None
@@ -141,7 +168,10 @@ def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dic
             parts.setdefault(choice.index, []).append(choice)
     if first is None or usage is None:
         raise Unfoldable("no usage chunk")
-    if not (fingerprint or "").startswith(VERSIONS):
+    told = version_of(fingerprint)
+    if told is None and version is not None and fingerprint == named:
+        told = version
+    if told is None:
         raise Unfoldable(f"an engine whose bodies are not known: {fingerprint}")
     if sorted(parts) != list(range(len(parts))) or not parts:
         raise Unfoldable(f"choices {sorted(parts)}")
@@ -151,6 +181,8 @@ def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dic
         choices = [_chat_choice(i, parts[i], forced_tool, thinks) for i in range(len(parts))]
     else:
         choices = [_text_choice(i, parts[i]) for i in range(len(parts))]
+    for choice in choices:
+        choice |= dict.fromkeys(VERSIONS[told])
     answer = {
         "id": first.id,
         "object": "chat.completion" if endpoint == "chat" else "text_completion",
@@ -171,7 +203,7 @@ def _finish(parts: Sequence[Any]) -> Any:
     if [part.finish_reason is not None for part in parts] != [False] * (len(parts) - 1) + [True]:
         raise Unfoldable("a choice that does not end with its only finish_reason")
     if parts[-1].finish_reason not in ("stop", "length"):
-        raise Unfoldable(f"finish_reason {parts[-1].finish_reason}")
+        raise Odd(f"finish_reason {parts[-1].finish_reason}")
     return parts[-1]
 
 
@@ -185,12 +217,12 @@ def _chat_choice(index: int, parts: Sequence[_ChatChoice], forced_tool: bool, th
     if forced_tool:
         # Only a whole call is told apart from one that the parser gave up on, and left in the content.
         if not calls or content.strip() or reasoning or finish.finish_reason != "stop":
-            raise Unfoldable("a forced tool call that is not just that call")
+            raise Odd("a forced tool call that is not just that call")
         content = ""
     elif calls:
-        raise Unfoldable("a tool call that was not forced")
+        raise Odd("a tool call that was not forced")
     elif not content:
-        raise Unfoldable("no content: parsers differ on whether that is empty or null")
+        raise Odd("no content: parsers differ on whether that is empty or null")
     elif reasoning and not thinks:
         raise Unfoldable("reasoning without its count")
     message: dict[str, Any] = {
@@ -235,7 +267,7 @@ def _calls(deltas: Sequence[_Call]) -> list[dict[str, Any]]:
         except ValueError:
             same = False
         if not same:
-            raise Unfoldable("tool call arguments that a body may spell in another way")
+            raise Odd("tool call arguments that a body may spell in another way")
     return calls
 
 

@@ -134,7 +134,7 @@ def _look_again_in_a_second() -> None:
 
 @pytest.fixture
 async def app(engine: str) -> AsyncIterator[App]:
-    async with gateway(engine) as app:
+    async with gateway(engine, probe="on") as app:
         yield app
 
 
@@ -205,7 +205,8 @@ async def test_the_fold_of_a_stream_is_field_by_field_what_vllm_answers(app: App
         whole = await post_json(app.url, path, ask)
         await stream.read()
     assert whole.status == 200
-    assert whole.head["x-gateway-cache"] == "attached"
+    # Whether a call folds shows at its end: with tools nobody waits for that.
+    assert whole.head["x-gateway-cache"] == ("miss" if "tools" in ask else "attached")
     assert _comparable(whole.json()) == _comparable(direct)
 
 

@@ -1,0 +1,105 @@
+"""Owns the binding of the public listener and of the operators' one, and the hosts by which each may be asked for.
+Must not know requests or engines.
+Called by the app, at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from aiohttp import web
+
+from proxy.client_times import Times
+from proxy.config import Settings
+from proxy.descriptors import Places
+from proxy.door import Door
+from proxy.drain import CLOSE_SECONDS, Drain
+from proxy.errors import ListenError
+from proxy.gateway import Gateway
+from proxy.hosts import Hosts
+from proxy.log import Log
+from proxy.prepare import Prepared
+from proxy.site import Site
+from proxy.unix_socket import unix_socket
+
+MAX_OPERATORS: Final = 64  # connections to their listener
+
+
+async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
+    """The hosts by which a listener at this address may be asked for."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(listens, None, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []  # listening there will say so
+    return Hosts(listens, allowed, [str(address[0]) for *_, address in found])
+
+
+async def listen(
+    door: Door,
+    gateway: Gateway,
+    close: Callable[[], Awaitable[None]],
+    settings: Settings,
+    prepared: Prepared,
+    log: Log,
+    stack: AsyncExitStack,
+    room: Places,
+) -> tuple[str, int]:
+    """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
+    sock = None
+    if settings.listen_unix:
+        sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
+    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
+    await runner.setup()
+    stack.push_async_exit(
+        Drain(
+            door,
+            runner,
+            gateway,
+            close,
+            delay=settings.drain_delay,
+            timeout=settings.drain_timeout,
+            log=log,
+        )
+    )
+    where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
+    tls = prepared.tls.context if prepared.tls is not None else None
+    site = Site(runner, where, backlog=room.backlog, tls=tls, handshake=settings.head_timeout)
+    try:
+        await site.start()
+    except OSError as e:
+        raise ListenError(e.strerror or str(e)) from e
+    return (settings.listen_unix, 0) if sock is not None else (settings.host, runner.addresses[0][1])
+
+
+async def listen_for_operators(
+    gateway: Gateway, settings: Settings, prepared: Prepared, log: Log, stack: AsyncExitStack
+) -> str:
+    """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
+    if not settings.admin_port:
+        return ""
+    door = Door(
+        partial(gateway.handle, admin=True),
+        max_connections=MAX_OPERATORS,
+        max_header=settings.max_header_bytes,
+        max_headers=settings.max_headers,
+        max_head=settings.max_head_bytes,
+        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
+    )
+    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    where = {"host": settings.admin_host, "port": settings.admin_port}
+    tls = prepared.tls.context if prepared.tls is not None else None
+    try:
+        await Site(runner, where, backlog=MAX_OPERATORS, tls=tls, handshake=settings.head_timeout).start()
+    except OSError as e:
+        raise ListenError(f"{e.strerror or e} (admin_port = {settings.admin_port})") from e
+    host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host
+    return f"{'http' if tls is None else 'https'}://{host}:{settings.admin_port}"

@@ -1,0 +1,326 @@
+"""Owns how engines' answers become known: by one tiny stream and body of our own, and by streams that pass.
+Must not know clients, keys or how a Flight is fed: it is shown Flights, and tells engines' abilities.
+Called by the app (its task), the group (may one body wait for this stream?), the scheduler and the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
+from typing import Final
+
+import msgspec
+
+from proxy.backends import Backend, Backends
+from proxy.errors import GatewayError
+from proxy.flight import Flight
+from proxy.log import Log
+from proxy.metrics import Metrics
+from proxy.plan import new_id
+from proxy.pulse import Pulse
+from proxy.wire.fold import Unfoldable, forces_tool, look, shape_seen, shape_told
+from proxy.wire.known import Folded, Odd
+from proxy.wire.learned import Unproven
+from proxy.wire.openai import PATHS
+from proxy.wire.shape import LLAMA, Shape
+from proxy.wire.sse import Framer, data_of, unchunks
+
+EVERY: Final = 1.0  # seconds between two looks for engines whose answers are not known
+ANSWER_SECONDS: Final = 10.0  # one answer of a few tokens
+TRIES: Final = 4  # of an engine that did not answer well, or whose two answers had different texts
+MOST_MODELS: Final = 8  # of one engine that are probed: adapters answer as the model that they are for
+REST: Final = 15.0  # seconds, times its tries, that an engine is left alone that did not answer well
+MOST_REST: Final = 3600.0
+AGAIN: Final = 60.0  # seconds between two times that an engine whose answers have changed is asked anew
+IMPATIENT: Final = 60.0  # seconds after which an engine that is never idle is probed at half of its places
+MOST_CHECKED: Final = 2048  # frames of a running stream that are looked at before somebody waits for its fold
+MOST_BYTES: Final = 64 * 1024  # of an answer of a few tokens
+MOST_FRAME: Final = 16 * 1024  # bytes of a frame of a long log that is looked at
+TOKENS: Final = 4
+LLAMA_CPP: Final = "llamacpp"
+ENDPOINTS: Final[tuple[Folded, ...]] = ("chat", "completions")
+NAME: Final = "gateway-probe-"
+"""What the ids of these requests begin with, in an engine's own log."""
+_TEXTS: Final = ("Count on: one, two,", "The colours are red,")
+_ENCODE: Final = msgspec.json.Encoder().encode
+_REFUSED: Final = frozenset({400, 401, 403, 415, 422})
+_ABSENT: Final = frozenset({404, 405, 501})
+
+
+class _Later(Exception):
+    """The engine did not answer well; it may yet."""
+
+
+class _NotOffered(Unfoldable):
+    """It has no such endpoint: there is nothing to fold, and nothing to tell of it."""
+
+
+class Shapes:
+    """What is known of engines' answers, and who may wait for which stream to end."""
+
+    def __init__(
+        self,
+        backends: Backends,
+        *,
+        probe: bool = True,
+        pulse: Pulse,
+        log: Log,
+        metrics: Metrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._backends = backends
+        self._probe = probe
+        self._pulse = pulse
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._since: dict[Backend, float] = {}  # when one was first found unknown
+        self._rests: dict[Backend, float] = {}  # until when one is left alone that did not answer well
+        self._doubted: dict[Backend, float] = {}  # when one was last asked anew
+        self._tries: dict[tuple[Backend, str | None, Folded], int] = {}
+        self._woken = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Shapes unknown={len(self._since)}>"
+
+    # -- readers that want one body ---------------------------------------------------------------
+
+    def waits(self, flight: Flight) -> bool:
+        """Whether a reader that wants one body may wait for this stream. From now on its frames are looked at."""
+        ask = flight.plan.ask
+        if ask is None or ask.endpoint == "embeddings":
+            return False
+        if flight.ended or flight.look is not None:
+            return True  # what has ended folds at once, or not
+        if not self._backends.folds(ask, flight.backend):
+            return False
+        view = partial(look, endpoint=ask.endpoint, forced_tool=forces_tool(ask.fields))
+        try:
+            if flight.shape is not None:
+                for frame in _some(flight.log):
+                    view(frame, shape=flight.shape)
+        except (Unfoldable, ValueError):
+            flight.unfold()
+            return False
+
+        def see(frame: bytes) -> None:
+            try:
+                if flight.shape is not None:
+                    view(frame, shape=flight.shape)
+            except Unfoldable as e:
+                flight.unfold()
+                self.unfolded(flight, e)
+
+        flight.look = see
+        return True
+
+    def unfolded(self, flight: Flight, why: Unfoldable) -> None:
+        """A stream turned out not to fold, with readers that had waited for that: for the next one nobody waits,
+        unless it was this answer's alone. The engine may have changed, so it is asked anew, now and then."""
+        ask = flight.plan.ask
+        engine = next((backend for backend in self._backends.all if backend.name == flight.backend), None)
+        if ask is None or engine is None:  # from the store: who knows which engine's it was
+            return
+        self._metrics.unfolded(engine.name)
+        if isinstance(why, Odd) or not engine.abilities.spoil(ask, str(why)):
+            return
+        self._tell(engine, f"{ask.endpoint}: {why}")
+        if self._probe:
+            now = self._clock()
+            if now - self._doubted.get(engine, -math.inf) > AGAIN:
+                self._doubted[engine] = now
+                engine.abilities.doubt(ask)
+                self.wake()
+
+    def passed(self, engine: Backend, flight: Flight) -> None:
+        """A stream has landed whose engine's answers are not known: its frames may tell."""
+        ask = flight.plan.ask
+        if ask is None or len(flight.log) < 3:
+            return
+        try:
+            (first, *_), (last, *_) = unchunks(flight.log[0]), unchunks(flight.log[-2])
+        except ValueError:
+            return
+        shape = shape_told(data_of(first) or b"", data_of(last) or b"")
+        if shape is not None:
+            for endpoint in ENDPOINTS:
+                engine.abilities.learn([ask.model], endpoint, shape)
+
+    # -- probes -----------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """An engine has come up, or is another."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """For ever: ask each engine whose answers are not known, once it has nothing else to do."""
+        while True:
+            self._woken.clear()
+            engines = self._backends.all
+            if any(await asyncio.gather(*map(self._look_at, engines))):
+                continue  # there may be more to ask
+            self._since = {engine: at for engine, at in self._since.items() if engine in engines}
+            self._rests = {engine: until for engine, until in self._rests.items() if engine in engines}
+            self._doubted = {engine: at for engine, at in self._doubted.items() if engine in engines}
+            self._tries = {key: count for key, count in self._tries.items() if key[0] in engines}
+            try:
+                async with asyncio.timeout(EVERY):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to ask of any engine that is up."""
+        return not any(
+            engine.up and _unknown(engine) and engine not in self._rests for engine in self._backends.all
+        )
+
+    async def _look_at(self, engine: Backend) -> bool:
+        """At most one probe of one engine. True: it went well."""
+        unknown = _unknown(engine)
+        if not engine.up or unknown is None:
+            self._since.pop(engine, None)
+            self._rests.pop(engine, None)
+            return False
+        if self._clock() < self._rests.get(engine, -math.inf):
+            return False
+        if all(model.get("owned_by") == LLAMA_CPP for model in engine.models):
+            for endpoint in ENDPOINTS:  # it names itself in every frame, and its bodies are known
+                engine.abilities.learn([*unknown[0], None], endpoint, LLAMA)
+            return True
+        patient = self._clock() - self._since.setdefault(engine, self._clock()) < IMPATIENT
+        return _idle(engine, patient=patient) and await self._ask(engine, *unknown)
+
+    async def _ask(self, engine: Backend, names: list[str | None], endpoint: Folded) -> bool:
+        """One probe. False: it has to be tried again."""
+        key, epoch = (engine, names[0], endpoint), engine.abilities.epoch
+        self._tries[key] = tries = self._tries.get(key, 0) + 1
+        try:
+            shape = await self._seen(engine, names[0] or "", endpoint)
+        except _Later as e:
+            self._metrics.probed(engine.name, "again")
+            if tries >= TRIES and tries & (tries - 1) == 0:  # it rests for longer and longer
+                self._rests[engine] = self._clock() + min(REST * tries, MOST_REST)
+                self._tell(engine, f"{endpoint}: {e}")
+            return False
+        except Unfoldable as e:
+            if tries < TRIES and "own body" in str(e):  # texts differ from answer to answer where numbers tie
+                self._metrics.probed(engine.name, "again")
+                return False
+            shape = Shape("none", why="" if isinstance(e, _NotOffered) else str(e))
+        if epoch != engine.abilities.epoch:
+            return False  # it has been away meanwhile
+        del self._tries[key]
+        both = shape.dialect in ("vllm", "llama") and shape.version is None
+        for each in ENDPOINTS:
+            if each == endpoint or (both and not engine.abilities.knows(names[0], each)):
+                engine.abilities.learn(names, each, shape)
+        self._metrics.probed(engine.name, "unknown" if shape.dialect == "none" else "known")
+        if shape.why:
+            self._tell(engine, f"{endpoint}: {shape.why}")
+        return True
+
+    async def _seen(self, engine: Backend, model: str, endpoint: Folded) -> Shape:
+        if not await self._offered(engine, endpoint):
+            raise _NotOffered("it does not generate")
+        stream = await self._answer(engine, model, endpoint, 0, stream=True)
+        answer = await self._answer(engine, model, endpoint, 0)
+        framer = Framer(MOST_BYTES)
+        try:
+            frames = framer.feed(stream)
+            if not framer.clear:
+                raise _Later("it ended a stream before it was complete")
+            try:
+                return shape_seen(frames, answer, endpoint)
+            except Unproven:
+                second = await self._answer(engine, model, endpoint, 1)
+                return shape_seen(frames, answer, endpoint, second)
+        except GatewayError as e:
+            raise Unfoldable(e.message) from None
+
+    async def _answer(
+        self, engine: Backend, model: str, endpoint: Folded, which: int, *, stream: bool = False
+    ) -> bytes:
+        text = _TEXTS[which]
+        asked: dict[str, object] = {"model": model, "max_tokens": TOKENS, "temperature": 0, "seed": 1}
+        asked |= {"messages": [{"role": "user", "content": text}]} if endpoint == "chat" else {"prompt": text}
+        if stream:
+            asked |= {"stream": True, "stream_options": {"include_usage": True}}
+
+        status, answer = await self._asked(engine, "POST", PATHS[endpoint], _ENCODE(asked))
+        if status in _ABSENT:
+            raise _NotOffered(f"it answers {status}")
+        if status in _REFUSED:
+            raise Unfoldable(f"it answers {status} to a small request")
+        if len(answer) > MOST_BYTES:
+            raise Unfoldable(f"a few tokens take it {len(answer)} bytes")
+        if status != 200:
+            raise _Later(f"it answers {status} to a small request")
+        return answer
+
+    async def _offered(self, engine: Backend, endpoint: Folded) -> bool:
+        """Whether the engine has the endpoint, as far as that shows without asking for tokens: vLLM answers a GET
+        with 405 where there is such a path, and with 404 where an engine only embeds."""
+        if not any(model.get("owned_by") == "vllm" for model in engine.models):
+            return True
+        status, version = await self._asked(engine, "GET", "/version")
+        if status != 200 or b'"version"' not in version:
+            return True
+        status, _ = await self._asked(engine, "GET", PATHS[endpoint])
+        return status != 404
+
+    async def _asked(self, engine: Backend, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        async def attempt() -> tuple[int, bytes]:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await engine.pool.ask(method, path, body, fresh=True, name=NAME + new_id())
+
+        try:
+            return await self._pulse.patiently(attempt)
+        except TimeoutError:
+            raise _Later(f"it did not answer a small request in {ANSWER_SECONDS:g} s") from None
+        except GatewayError as e:
+            raise _Later(e.message) from None
+
+    def _tell(self, engine: Backend, what: str) -> None:
+        self._log.event("info", "streams and bodies do not share", backend=engine.name, detail=what)
+
+
+def _some(log: list[bytes]) -> Iterable[bytes]:
+    """The frames of a log; of a very long one the first and the last."""
+    half = MOST_CHECKED // 2
+    some = log if len(log) <= MOST_CHECKED else [*log[:half], *log[-half:]]
+    some = [frame for frame in some if len(frame) <= MOST_FRAME]
+    return chain.from_iterable(map(unchunks, some))
+
+
+def _families(engine: Backend) -> list[list[str | None]]:
+    """The engine's models by which one answers for which: the first of each is asked. Adapters (`parent`) answer
+    as their model does, and several names of one model (`root`) alike."""
+    families: dict[str, list[str | None]] = {}
+    keys: dict[str, str] = {}
+    for model in sorted(engine.models, key=lambda model: isinstance(model.get("parent"), str)):
+        name, parent, root = str(model["id"]), model.get("parent"), model.get("root")
+        own = root if isinstance(root, str) else name
+        keys[name] = key = keys.get(parent, own) if isinstance(parent, str) else own
+        families.setdefault(key, []).append(name)
+    return list(families.values())[:MOST_MODELS]
+
+
+def _unknown(engine: Backend) -> tuple[list[str | None], Folded] | None:
+    """The names of models, and the endpoint, whose answers are not known. None: all are."""
+    families = _families(engine)
+    for names in families:
+        for endpoint in ENDPOINTS:
+            if not engine.abilities.knows(names[0], endpoint):
+                return (names if len(families) > 1 else [*names, None]), endpoint
+    return None
+
+
+def _idle(engine: Backend, *, patient: bool) -> bool:
+    report = engine.report
+    if patient:
+        return engine.inflight == 0 and (report is None or report.running + report.waiting == 0)
+    return engine.inflight * 2 <= engine.max_inflight and (report is None or report.waiting == 0)
