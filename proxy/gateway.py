@@ -47,6 +47,7 @@ from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
+from proxy.wire.prompt_logprobs import outgrows
 
 
 class Gateway:
@@ -112,6 +113,7 @@ class Gateway:
             "/embed": ("POST", "embeddings", embed),
             "/v1/models": ("GET", "models", self._models),
             "/health": ("GET", "health", plain.health),
+            "/ping": ("GET", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
         }
         self.routes = Routes(public, plain, gate, self._pass, admin=settings.admin_port != 0)
@@ -194,6 +196,10 @@ class Gateway:
                 ask = await self.read(call, endpoint, body)
             else:
                 ask = self._decode(call, endpoint, body)
+            if "prompt_logprobs" in ask.fields and outgrows(ask, self._settings.max_flight_bytes):
+                if self._admit is not None:
+                    await self._admit(call)
+                return await self._through(call, PATHS[endpoint], ask.body)
             reader = await self.joined(call, ask)
             if call.stream and endpoint != "embeddings":
                 return await self._stream(call, reader)
@@ -390,12 +396,16 @@ class Gateway:
     # -- everything else --------------------------------------------------------------------------
 
     async def _pass(self, call: Call) -> respond.Sent:
-        """Any other path of vLLM's: bytes and headers through, never shared. A Flight with one reader."""
-        request = call.request
+        """Any other path of vLLM's: bytes and headers through, never shared."""
         body = await self._pass_through.read(call)
+        return await self._through(call, call.request.raw_path, body)
+
+    async def _through(self, call: Call, path: str, body: bytes) -> respond.Sent:
+        """A Flight with one reader, who gets the engine's bytes as they come."""
+        request = call.request
         plan = Plan(
             method=request.method,
-            path=request.raw_path,
+            path=path,
             body=body,
             mode=Mode.RAW,
             request_id=call.id,

@@ -94,9 +94,22 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
         return Passed("json", msgspec.json.encode(fields), {**self.members, **changed})
 
 
-_COUNTS: Final = ("/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank", "/pooling", "/classify")
-_SILENT: Final = frozenset((*_COUNTS, "/version", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens"))
-_JSON_ONLY: Final = frozenset((*_COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/audio/speech"))
+_COUNTS: Final = (
+    "/tokenize",
+    "/detokenize",
+    "/score",
+    "/rerank",
+    "/v2/rerank",
+    "/pooling",
+    "/classify",
+    "/generative_scoring",
+)
+_SILENT: Final = frozenset(
+    (*_COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
+)
+_JSON_ONLY: Final = frozenset(
+    (*_COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/audio/speech", "/invocations")
+)
 _JSON_UNDER: Final = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 
 

@@ -23,6 +23,9 @@ _PATHS: Final = frozenset(
         "/v2/rerank",
         "/pooling",
         "/classify",
+        "/generative_scoring",
+        "/invocations",
+        "/tokenizer_info",
     }
 )
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""

@@ -28,7 +28,7 @@ _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PURE: Final = frozenset(
     {
         "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling",
-        "/classify", "/v1/embeddings",
+        "/classify", "/generative_scoring", "/v1/embeddings",
     }
 )  # fmt: skip
 """POSTs of vLLM that only compute."""

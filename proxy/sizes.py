@@ -23,6 +23,7 @@ _TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 _RAW_TOKENS: Final = {
     "/v1/responses": ("max_output_tokens",),
     "/v1/messages": ("max_tokens",),
+    "/invocations": ("max_tokens", "max_completion_tokens"),
     "/v1/chat/completions/batch": ("max_tokens", "max_completion_tokens"),
     "/v1/audio/transcriptions": ("max_completion_tokens",),
     "/v1/audio/translations": ("max_completion_tokens",),

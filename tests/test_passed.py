@@ -22,7 +22,7 @@ OURS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/chat", "/
 PASSED = [
     "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions/batch", "/v1/score",
     "/v1/rerank", "/score", "/rerank", "/v2/rerank", "/tokenize", "/detokenize", "/pooling", "/classify",
-    "/v1/systemone", "/v1/a/b",
+    "/v1/systemone", "/v1/a/b", "/generative_scoring", "/invocations",
 ]  # fmt: skip
 AUDIO = ["/v1/audio/transcriptions", "/v1/audio/translations"]
 TEXT = {

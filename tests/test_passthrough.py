@@ -13,10 +13,10 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from proxy.call import Call
 from proxy.config import Settings
 from proxy.passthrough import PassThrough
-from tests.client import Connection, IncompleteBody, call, post_json, streaming
+from tests.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.engine import Engine, Turn
 from tests.forms import FORM_TYPE, form_of
-from tests.running import gateway, until
+from tests.running import HELLO, gateway, until
 
 PATHS = ["/v1/responses", "/v1/messages", "/v1/a/b", "/tokenize", "/detokenize", "/score", "/v2/rerank"]
 ODD = "application/x-odd"
@@ -248,3 +248,43 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
     assert await PassThrough(settings, read, None, None, None).read(found) == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]
+
+
+async def test_the_log_probabilities_of_a_long_prompt_pass_through_though_they_are_over_the_bound_of_a_flight(
+    engine: Engine,
+) -> None:
+    chunk = b'{"1":{"logprob":-1.0,"rank":1,"decoded_token":"x"}},' * 4000
+
+    async def script(turn: Turn) -> None:
+        assert turn.path == "/v1/completions"
+        await turn.start(headers=[("content-type", "application/json")])
+        for _ in range(10):
+            await turn.frame(chunk)
+        await turn.end(b"]}")
+
+    engine.auto(script)
+    body = {"model": "m1", "prompt": "word " * 2000, "prompt_logprobs": 5, "max_tokens": 1, "temperature": 0}
+    async with gateway(engine, max_flight_bytes=1_000_000) as app:
+        answer = await post_json(app.url, "/v1/completions", body)
+        assert (answer.status, len(answer.body)) == (200, 10 * len(chunk) + 2)
+        assert answer.head["x-gateway-cache"] == "bypass"
+        short = await post_json(app.url, "/v1/completions", body | {"prompt": "word"})
+        assert short.status == 502
+
+
+@pytest.mark.parametrize("path", ["/ping", "/health"])
+async def test_the_process_says_that_it_lives_by_sagemakers_name_too(engine: Engine, path: str) -> None:
+    async with gateway(engine) as app:
+        assert (await get(app.url, path)).status == 200
+
+
+async def test_what_sagemaker_invokes_is_capped(engine: Engine) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.respond(200, turn.json())
+
+    engine.auto(script)
+    async with gateway(engine, max_tokens_cap=10) as app:
+        for asked in ({"max_tokens": 99}, {"max_completion_tokens": 99}, {}):
+            answer = await post_json(app.url, "/invocations", HELLO | asked)
+            told = answer.json()
+            assert [told[name] for name in ("max_tokens", "max_completion_tokens") if name in told] == [10]
