@@ -51,7 +51,7 @@ class Code(Enum):
     MEMORY_FULL = ("memory_full", 503, "overloaded_error")
     LOCAL_RESOURCES = ("local_resources", 503, "overloaded_error")
     CEILING_REACHED = ("ceiling_reached", 503, "overloaded_error")
-    CACHE_UNAVAILABLE = ("cache_unavailable", 503, "server_error")
+    CACHE_UNAVAILABLE = ("cache_unavailable", 503, "overloaded_error")
     NO_BACKEND = ("no_backend", 503, "overloaded_error")
     SHUTTING_DOWN = ("shutting_down", 503, "overloaded_error")
     DEADLINE_EXCEEDED = ("deadline_exceeded", 504, "server_error")

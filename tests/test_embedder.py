@@ -103,15 +103,19 @@ def test_texts_and_ids_never_share_an_array() -> None:
     assert vectors(ids) == [vector([5, 6, 7])]
 
 
-def test_a_new_one_joins_nothing_and_others_join_it() -> None:
+def test_a_new_one_joins_what_an_engine_makes_and_others_join_it() -> None:
     stage = Stage(calls=lambda model: 9)
-    stage.ask("a")
-    stage.loop.turn()
     stage.ask("a", fresh=True)
     stage.loop.turn()
+    stage.ask("a", fresh=True)
     stage.ask("a")
     stage.loop.turn()
-    assert stage.arrays == [["a"], ["a"]]
+    assert stage.arrays == [["a"]]
+    stage.ask("b")
+    stage.loop.turn()
+    stage.ask("b", fresh=True)
+    stage.loop.turn()
+    assert stage.arrays == [["a"], ["b"]]
     stage.embedder.close()
 
 

@@ -66,7 +66,7 @@ async def test_a_good_answer_is_passed_on_with_what_its_head_says_of_the_engine(
 
 
 async def test_readers_that_attach_get_the_same_headers_and_a_hit_gets_none(engine: Engine) -> None:
-    async with gateway(engine) as app, streaming(app.url, CHAT, HELLO | {"stream": True}) as first:
+    async with gateway(engine, probe="on") as app, streaming(app.url, CHAT, HELLO | {"stream": True}) as first:
         turn = await engine.next_request()
         other = asyncio.ensure_future(post_json(app.url, CHAT, HELLO))
         await until(lambda: app.group.subscribers == 2)

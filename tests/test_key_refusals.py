@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from proxy.errors import GatewayError
 from proxy.key import Keyer
 from proxy.wire.openai import Endpoint, decode
 from tests.test_key import CHAT, Written, dense, key, spelled
@@ -31,7 +32,6 @@ from tests.test_key import CHAT, Written, dense, key, spelled
         ("metadata", {"n": "v" * 10**6}),
         ("metadata", {str(n): "v" for n in range(17)}),
         ("stream_options", {}),
-        ("stream_options", {"include_usage": True}),
     ],
 )
 def test_what_an_engine_may_refuse_is_keyed_though_it_changes_no_token(name: str, value: Any) -> None:
@@ -166,6 +166,10 @@ def test_two_bodies_with_one_key_are_answered_alike_by_a_strict_engine(
     ]
     answers: list[object] = []
     for body in bodies:
+        try:
+            decode("chat", body.encode())
+        except GatewayError as e:
+            assume(e.param != "stream_options")  # refused here already
         try:
             answers.append(strict(body))
         except Refusal:

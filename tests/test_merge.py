@@ -43,7 +43,6 @@ def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
         ("chat", {"user": "x" * 1000}, False),
         ("chat", {"metadata": {"a": 1}}, False),
         ("chat", {"metadata": {"a": "b"}, "user": "u"}, True),
-        ("chat", {"stream_options": {"include_usage": True}}, False),
         ("chat", {"stream": True, "stream_options": {"new": None}}, False),
     ],
 )

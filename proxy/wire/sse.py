@@ -122,7 +122,7 @@ def data_of(frame: bytes) -> bytes | None:
 
 def is_comment(frame: bytes) -> bool:
     """Whether an event says nothing: it has no data, and names no error."""
-    return data_of(frame) is None and b"error" not in frame
+    return data_of(frame) is None and b"error" not in (value.strip() for value in field_of(frame, b"event"))
 
 
 def field_of(frame: bytes, name: bytes) -> list[bytes]:
