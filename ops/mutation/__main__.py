@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ops.mutation import mutants, reach
 from ops.mutation.mutants import Mutant
+from ops.mutation.server import Pytests
 from ops.mutation.session import Session, equivalent
 from ops.mutation.tree import copy_of
-from ops.mutation.trial import trial
+from ops.mutation.trial import Ground, trial
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "out" / "mutation"
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], given: argparse.Namespace) -> None:
     until = time.monotonic() + 60 * given.minutes
-    with copy_of(ROOT) as copy:
+    with copy_of(ROOT) as copy, Pytests(copy) as tests:
         index = recorded(copy, until)
         for mutant in tried:
             had = session.verdicts.get(mutant.id)
@@ -98,7 +99,7 @@ def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], giv
                 continue
             if index is None or time.monotonic() > until:
                 return
-            verdict = trial(copy, mutant, index, given.budget)
+            verdict = trial(Ground(copy, tests, index), mutant, given.budget)
             session.judged(mutant, verdict)
             print(
                 f"{mutant.id} {verdict.outcome} in {verdict.seconds:g} s, {mutant.module}: {verdict.by}",

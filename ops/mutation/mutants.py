@@ -34,7 +34,8 @@ class Mutant:
     was: str  # the lines that go, stripped, joined by newlines
     becomes: str
     lines: tuple[Line, ...]  # those that go, as the records of coverage know them
-    source: str  # of the whole module
+    original: str  # the whole module
+    source: str  # the same with the mutation
     diff: str
 
     @property
@@ -150,7 +151,9 @@ def of(module: str, source: str, changed: str) -> Mutant | None:
             come += [line.strip() for line in new[k:m]]
     diff = "\n".join(difflib.unified_diff(old, new, module, module, lineterm="", n=2))
     was = "\n".join(line.text for line in gone)
-    return Mutant(module, gone[0].definition if gone else "", was, "\n".join(come), tuple(gone), changed, diff)
+    return Mutant(
+        module, gone[0].definition if gone else "", was, "\n".join(come), tuple(gone), source, changed, diff
+    )
 
 
 # The sample

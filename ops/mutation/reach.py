@@ -91,7 +91,7 @@ def record(root: Path, test_file: str, limit: float) -> Reach | None:
     with tempfile.TemporaryDirectory() as place:
         settings, result = Path(place, "settings"), Path(place, "result.json")
         settings.write_text(f"{COVERAGE}data_file = {place}/data\n")
-        environment = os.environ | {RESULT: str(result), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {RESULT: str(result)}
         command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", "-q"]
         command += ["-p", "ops.mutation.recorder", "-p", "no:cacheprovider", "-m", MARKERS, test_file]
         if run(command, root, environment, limit)[0] is None or not result.exists():

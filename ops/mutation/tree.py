@@ -1,14 +1,16 @@
 """Owns the copy of the tree in which mutants live; the checkout is never written to.
-Must not know mutants or tests. A child process that a test starts runs in the copy as well: its modules are those
-of its working directory. Called by __main__.py."""
+Must not know mutants or tests. A child process that a test starts runs in the copy as well. Compiled modules are
+known by a hash of their source: a mutant of the same second and size is seen. Called by __main__.py."""
 
 from __future__ import annotations
 
+import compileall
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Final
 
 LEFT_OUT: Final = shutil.ignore_patterns(
@@ -22,4 +24,5 @@ def copy_of(root: Path) -> Iterator[Path]:
         copy = Path(place, "tree").resolve()
         shutil.copytree(root, copy, ignore=LEFT_OUT)
         (copy / "out").mkdir()
+        compileall.compile_dir(copy, quiet=2, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
         yield copy

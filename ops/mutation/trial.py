@@ -1,27 +1,28 @@
-"""Owns the trial of one mutant: the tests that reach it, the closest first, until one fails twice or time is out.
-Must not know samples or what is equivalent. A failure counts when the same test fails again alone, so a test that
-failed by its timing does not. Called by __main__.py."""
+"""Owns the trial of one mutant: the tests that reach it, the closest first, until one notices it or time is out.
+Must not know samples or what is equivalent. A failure counts where the same test alone passes without the mutation
+and fails again with it: one that failed by its timing does not. Called by __main__.py."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ops.mutation.mutants import Mutant
-from ops.mutation.reach import MARKERS, Index, run, within
+from ops.mutation.reach import MARKERS, Index, within
 from ops.mutation.recorder import RESULT, function_of
+from ops.mutation.server import OUTPUT, Pytests
 
 NEAR: Final = 12.0  # seconds of tests that run first: those of the module's own test files
-PATIENCE: Final = 15.0  # seconds that a run may take beyond four times what its tests take without the mutation
+START: Final = 30.0  # seconds that a run may take beyond four times what its tests take without the mutation
+HANGS: Final = 15.0  # seconds after which one test hangs, at least; four times what it takes, where that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +39,35 @@ class Run:
     hung: bool
 
 
-def trial(copy: Path, mutant: Mutant, index: Index, budget: float) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where mutants are tried: a copy of the tree, the tests there, and what each reaches."""
+
+    copy: Path
+    tests: Pytests
+    index: Index
+
+
+def trial(on: Ground, mutant: Mutant, budget: float) -> Verdict:
     """Write the mutant into the copy of the tree, try it, and take it out again."""
-    path = copy / mutant.module
-    before = path.read_text()
-    path.write_text(mutant.source)
     started = time.monotonic()
+    with _written(on.copy / mutant.module, mutant.source):
+        outcome, by = _outcome(on, mutant, budget)
+    return Verdict(outcome, by, round(time.monotonic() - started, 1))
+
+
+@contextmanager
+def _written(path: Path, source: str) -> Iterator[None]:
+    before = path.read_text()
+    path.write_text(source)
     try:
-        outcome, by = _outcome(copy, mutant, index, budget)
-        return Verdict(outcome, by, round(time.monotonic() - started, 1))
+        yield
     finally:
         path.write_text(before)
 
 
-def _outcome(copy: Path, mutant: Mutant, index: Index, budget: float) -> tuple[str, str]:
+def _outcome(on: Ground, mutant: Mutant, budget: float) -> tuple[str, str]:
+    index = on.index
     names = index.reaching(mutant.lines, mutant.module)
     if not names:
         return "survived", "no test reaches it"
@@ -60,18 +76,24 @@ def _outcome(copy: Path, mutant: Mutant, index: Index, budget: float) -> tuple[s
     for part in (first, rest):
         left = part
         while left:
-            result = _tests(copy, left, index)
+            result = _tests(on, left)
             if result.hung or result.status is None:
                 return "timeout", result.failed[0] if result.failed else left[0]
             if result.status in (0, 5):
                 break
             if not result.failed:
                 return "killed", "no test can be collected"
-            again = _tests(copy, result.failed[:1], index)
-            if again.status != 0:
+            if _notices(on, mutant, result.failed[0]):
                 return "killed", result.failed[0]
             left = left[_place(left, result.failed[0]) + 1 :]
     return "survived", f"{len(first) + len(rest)} of {len(names)} tests that reach it"
+
+
+def _notices(on: Ground, mutant: Mutant, test: str) -> bool:
+    with _written(on.copy / mutant.module, mutant.original):
+        if _tests(on, [test]).status != 0:
+            return False
+    return _tests(on, [test]).status != 0
 
 
 def _place(names: Sequence[str], function: str) -> int:
@@ -79,28 +101,28 @@ def _place(names: Sequence[str], function: str) -> int:
     return names.index(function) if function in names else names.index(f"{file}::")
 
 
-def _tests(copy: Path, names: Sequence[str], index: Index) -> Run:
+def _tests(on: Ground, names: Sequence[str]) -> Run:
     """The named functions, and whole files for names without one, until the first failure."""
-    seconds = [index.seconds.get(name, PATIENCE) for name in names]
+    seconds = [on.index.seconds.get(name, HANGS) for name in names]
     with tempfile.TemporaryDirectory() as place:
-        result, chosen = Path(place, "result.json"), Path(place, "chosen")
+        result, chosen, output = Path(place, "result.json"), Path(place, "chosen"), Path(place, "output")
         chosen.write_text("\n".join(name.removesuffix("::") for name in names))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "ops.mutation.recorder"]
-        command += ["-p", "no:cacheprovider", "-o", f"timeout={max(PATIENCE, 4 * max(seconds)):.0f}"]
-        command += ["-m", MARKERS, f"@{chosen}"]
-        environment = os.environ | {RESULT: str(result), "PYTHONDONTWRITEBYTECODE": "1"}
+        arguments = ["-q", "-x", "-p", "ops.mutation.recorder", "-p", "no:cacheprovider", "-m", MARKERS]
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what the server has imported
+        arguments += ["-o", f"timeout={max(HANGS, 4 * max(seconds)):.0f}", f"@{chosen}"]
+        environment = {RESULT: str(result), OUTPUT: str(output)}
         try:
-            status, output = run(command, copy, environment, PATIENCE + 4 * sum(seconds))
+            status, text = on.tests.run(arguments, environment, START + 4 * sum(seconds))
         finally:
-            _end_children(copy)
+            _end_children(on)
         failed = json.loads(result.read_text())["failed"] if result.exists() else []
-        return Run(status, [function_of(name) for name in failed], "Timeout (>" in output)
+        return Run(status, [function_of(name) for name in failed], "Timeout (>" in text)
 
 
-def _end_children(copy: Path) -> None:
+def _end_children(on: Ground) -> None:
     """End what a test started in another session, where the mutant kept the test from ending it."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != on.tests.pid:
             with suppress(OSError):
-                if Path(os.readlink(entry / "cwd")).is_relative_to(copy):
+                if Path(os.readlink(entry / "cwd")).is_relative_to(on.copy):
                     os.kill(int(entry.name), signal.SIGKILL)
