@@ -73,6 +73,7 @@ def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
         {"created": float("nan")},
         {"created": float("inf")},
         {"created": -1.0},
+        {"created": 1e11},
         {"content_type": "text/event-stream\r\nset-cookie: a=b"},
         {"prompt_tokens": -1},
         {"completion_tokens": -1},
@@ -101,6 +102,7 @@ def test_what_could_harm_a_client_is_not_sound(changes: dict[str, Any]) -> None:
     assert Stored("whole", 1.0, BODY).sound(ChunkCheck())
     assert Stored("whole", 1.0, VECTOR).sound(ChunkCheck())
     assert Stored("stream", 1.0, ONE + ENDS[0] + OVER).sound(ChunkCheck())
+    assert msgspec.structs.replace(STREAM, created=0.0).sound(ChunkCheck())
     assert not msgspec.structs.replace(STREAM, **changes).sound(ChunkCheck())
 
 
@@ -351,3 +353,21 @@ def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes
     assert land(flight, Stored("stream", 1.0, body)) == lands
     assert flight.ended == lands
     assert (flight.mode is Mode.STREAM) == lands
+
+
+@pytest.mark.parametrize(
+    ("harm", "opens"),
+    [
+        (lambda other: other.execute_command("ACL", "SETUSER", "default", "-set"), False),
+        (lambda other: other.config_set("requirepass", "now there is one"), True),
+    ],
+    ids=["it lives and says no", "it wants a password now"],
+)
+async def test_a_store_that_fails_is_an_error_and_settled_and_may_open_the_breaker(
+    harm: Callable[[Redis], Any], opens: bool
+) -> None:
+    async with cached() as (cache, seen, other):
+        await harm(other)
+        await put(cache, b"k", STREAM)
+        assert seen == ["error"]
+        assert cache.available is not opens

@@ -14,7 +14,7 @@ from proxy.group import FlightGroup
 from proxy.memory import Memory
 from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
-from proxy.wire.sse import LAST_CHUNK, chunk
+from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
 
 class Sink:
@@ -368,4 +368,26 @@ def test_a_body_that_fails_keeps_none_of_its_pieces() -> None:
     flight.piece(b"half of it")
     flight.fail(GatewayError(Code.MEMORY_FULL, "no room"))
     assert flight.log == []
+    group.remove(flight)
+
+
+@pytest.mark.parametrize("size", [len(SIZES) - 1, len(SIZES), len(SIZES) + 1])
+@pytest.mark.parametrize("key", [None, b"k"], ids=["private", "shared"])
+def test_a_frame_at_the_bound_of_the_ready_sizes_goes_out_as_one_chunk(size: int, key: bytes | None) -> None:
+    group, flight = lake(key=key)
+    _, sink = join(group, flight)
+    long = b"data: ".ljust(size - 2, b"x") + b"\n\n"
+    flight.frames([long])
+    flight.push(long)
+    assert sink.got == b"%x\r\n%b\r\n" % (size, long) * 2
+    group.remove(flight)
+
+
+def test_a_shared_log_is_kept_however_its_frames_come_and_whoever_has_read_it() -> None:
+    group, flight = lake()
+    _, sink = join(group, flight)
+    flight.frames([frame(1)])
+    flight.push(frame(2))
+    _, late = join(group, flight)
+    assert late.got == sink.got == chunk(frame(1)) + chunk(frame(2))
     group.remove(flight)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.app import App
+from proxy.batcher import MIN_PLACES
 from tests.client import Connection, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
@@ -183,3 +184,47 @@ async def test_a_window_brings_twins_together_where_the_engine_has_room(engine: 
         assert turn.json()["n"] == 4
         await turn.answer(*"abcd")
         assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == list("abcd")
+
+
+async def test_a_twin_that_an_engine_may_refuse_for_what_it_says_besides_goes_alone(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED))]
+        await until(lambda: len(app.scheduler.queue) == 1)
+        posts.append(asyncio.create_task(post_json(app.url, CHAT, SAMPLED | {"user": 5})))
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        for text in "ab":
+            turn = await engine.next_request()
+            assert "n" not in turn.json()
+            await turn.answer(text)
+        assert [(await post).json()["choices"][0]["message"]["content"] for post in posts] == ["a", "b"]
+
+
+async def test_two_twins_ride_together_where_two_choices_are_the_most(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1, merge_max=2) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in range(2)]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turn = await engine.next_request()
+        assert turn.json()["n"] == 2
+        await turn.answer(*"ab")
+        assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == ["a", "b"]
+
+
+async def test_twins_refused_together_that_cannot_be_in_time_any_more_end_with_that(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        headers = [("x-request-timeout", "30")]
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED, headers=headers)) for _ in range(2)]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turn = await engine.next_request()
+        pool = app.backends.pool_of("m1")
+        for _ in range(MIN_PLACES):
+            app.scheduler.queue.served(pool, 600.0)
+        await turn.respond(400, {"error": {"message": "n is too large"}})
+        answers = [await post for post in posts]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["deadline_unmeetable"] * 2
+        assert engine.generations == 2

@@ -20,6 +20,7 @@ from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.scheduler import Scheduler
+from proxy.turns import Ticket
 from proxy.upstream import Pool
 from tests.clock import virtual
 from tests.trip import MemoryEngine, Wire
@@ -64,6 +65,7 @@ class House:
         limit: int = 10_000,
         batch: int = 64,
         timeout: float = math.inf,
+        ticket: Callable[[Flight], Ticket] = lambda flight: Ticket(),
     ):
         loop = asyncio.get_running_loop()
         self.engine = MemoryEngine()
@@ -71,13 +73,14 @@ class House:
         self.backends = Backends([Backend("e0", cast(Pool, self.engine), inflight)])
         self.group = FlightGroup()
         self.store = Store()
+        self.metrics = Metrics()
         self.scheduler = Scheduler(
             group=self.group,
-            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout),
+            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
             backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
             limits=Limits(),
-            metrics=Metrics(),
+            metrics=self.metrics,
             loop=loop,
         )
 
@@ -344,3 +347,23 @@ async def test_the_last_reader_s_leaving_ends_a_flight_wherever_it_is(when: str)
     await house.turn()
     house.left_nothing()
     await house.scheduler.close()
+
+
+@virtual
+async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_counted() -> None:
+    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.plan.latest))
+    house.ask()
+    await house.turn()
+    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", latest=5.0))
+    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.scheduler.submit(flight)
+    await house.turn()
+    for _ in range(MIN_PLACES):
+        house.scheduler.queue.served(None, 60.0)
+    house.store.answer()
+    assert flight.error is not None
+    assert flight.error.code is Code.DEADLINE_UNMEETABLE
+    assert 'queue_refused_total{why="deadline_unmeetable"} 1' in house.metrics.render("text/plain")[0].decode()
+    assert len(house.group) == 1
+    await house.scheduler.close()
+    house.left_nothing()
