@@ -1,4 +1,4 @@
-"""Owns the operators: Cosmic Ray's, grouped in families of which one is drawn, and five that it does not have.
+"""Owns the operators: Cosmic Ray's, grouped in families of which one is drawn, and six that it does not have.
 Must not know files, tests or samples. An operator says where in a parso tree it applies, and applies there.
 Called by mutants.py."""
 
@@ -133,6 +133,40 @@ class SwapEnds(Operator):  # type: ignore[misc]
         return (Example("min(x, y)", "max(x, y)"), Example("all(x)", "any(x)"))
 
 
+class CatchNothing(Operator):  # type: ignore[misc]
+    """An exception that is not caught any more: another is, which nothing raises. Cosmic Ray's knows no dots."""
+
+    OTHER: Final = "StopAsyncIteration"
+
+    @staticmethod
+    def _caught(node: Any) -> list[tuple[Any, int]]:
+        """Each exception of a clause: the list that holds it, and where in it."""
+        if node.type != "except_clause":
+            return []
+        caught = node.children[1]
+        if caught.type != "atom" or caught.children[0].value != "(":
+            return [(node.children, 1)]
+        if getattr(caught.children[1], "type", "") != "testlist_comp":
+            return [(caught.children, 1)]
+        return [(caught.children[1].children, at) for at in range(0, len(caught.children[1].children), 2)]
+
+    def mutation_positions(self, node: Any) -> Iterator[Position]:
+        return (where(children[at]) for children, at in self._caught(node))
+
+    def mutate(self, node: Any, index: int) -> Any:
+        children, at = self._caught(node)[index]
+        children[at] = get_ast(children[at].get_first_leaf().prefix + self.OTHER)
+        return node
+
+    @classmethod
+    def examples(cls) -> Sequence[Example]:
+        try_one = "try: f()\nexcept {}: pass\n"
+        return (
+            Example(try_one.format("a.B"), try_one.format(cls.OTHER)),
+            Example(try_one.format("(A, b.C) as e"), try_one.format(f"(A, {cls.OTHER}) as e"), occurrence=1),
+        )
+
+
 def _word(node: Any) -> str:
     return re.sub(r"\s", "", node.get_code())
 
@@ -170,13 +204,15 @@ FAMILIES: Final[dict[str, Sequence[str]]] = {
         "ops/SwapEnds",
     ],
     "control": [
-        "core/ExceptionReplacer",
+        "ops/CatchNothing",
         "core/ReplaceBreakWithContinue",
         "core/ReplaceContinueWithBreak",
         "core/ZeroIterationForLoop",
     ],
 }
-OWN: Final = {f"ops/{o.__name__}": o for o in (ConditionTrue, ConditionFalse, DropStatement, SwapIn, SwapEnds)}
+OWN: Final = {
+    f"ops/{o.__name__}": o for o in (ConditionTrue, ConditionFalse, DropStatement, SwapIn, SwapEnds, CatchNothing)
+}
 
 
 def made(name: str) -> Operator:

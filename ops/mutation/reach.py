@@ -113,6 +113,8 @@ def _add(found: Reach, path: Path, root: Path, test_file: str) -> None:
             continue
         lines = lines_of(file.relative_to(root).as_posix(), file.read_text())
         for number, contexts in data.contexts_by_lineno(name).items():
+            if number > len(lines):
+                continue  # of a module that a test has made and named as one of ours
             for context in contexts:
                 if (function := found.get(context or f"{test_file}::")) is not None:
                     function.lines.add(lines[number - 1])
