@@ -1,6 +1,6 @@
 """Owns the trial of one mutant: the tests that reach it, the closest first, until one notices it or time is out.
 Must not know samples or what is equivalent. A failure counts where the same test alone passes without the mutation
-and fails again with it: one that failed by its timing does not. Called by __main__.py."""
+and fails again with it, so none that failed by its timing. Called by __main__.py."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from ops.mutation.recorder import RESULT, function_of
 from ops.mutation.server import OUTPUT, Pytests
 
 NEAR: Final = 12.0  # seconds of tests that run first: those of the module's own test files
+QUICK: Final = (
+    0.05  # seconds; a test of the module's own that takes less waits for nothing: its failure is no chance
+)
 START: Final = 30.0  # seconds that a run may take beyond four times what its tests take without the mutation
 HANGS: Final = 15.0  # seconds after which one test hangs, at least; four times what it takes, where that is more
 
@@ -83,9 +86,11 @@ def _outcome(on: Ground, mutant: Mutant, budget: float) -> tuple[str, str]:
                 break
             if not result.failed:
                 return "killed", "no test can be collected"
-            if _notices(on, mutant, result.failed[0], 1 if part is first else 2):
-                return "killed", result.failed[0]
-            left = left[_place(left, result.failed[0]) + 1 :]
+            test = result.failed[0]
+            quick = part is first and index.seconds.get(test, HANGS) < QUICK
+            if quick or _notices(on, mutant, test, 1 if part is first else 2):
+                return "killed", test
+            left = left[_place(left, test) + 1 :]
     return "survived", f"{len(first) + len(rest)} of {len(names)} tests that reach it"
 
 
