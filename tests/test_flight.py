@@ -50,7 +50,7 @@ def join(group: FlightGroup, flight: Flight) -> tuple[Subscriber, Sink]:
 
 
 script = st.lists(
-    st.tuples(st.sampled_from(["append", "join", "leave", "full", "drain"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["append", "push", "join", "leave", "full", "drain"]), st.integers(0, 9)),
     max_size=50,
 )
 
@@ -69,6 +69,9 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
         if what == "append":
             flight.frames([frame(n), frame(n + 1)])
             n += 2
+        elif what == "push" and n:
+            flight.push(frame(n))
+            n += 1
         elif what == "join" and not emptied:
             readers.append(join(group, flight))
         elif what == "leave" and some is not None:
@@ -388,6 +391,19 @@ def test_a_shared_log_is_kept_however_its_frames_come_and_whoever_has_read_it() 
     _, sink = join(group, flight)
     flight.frames([frame(1)])
     flight.push(frame(2))
+    flight.trim()
     _, late = join(group, flight)
     assert late.got == sink.got == chunk(frame(1)) + chunk(frame(2))
+    group.remove(flight)
+
+
+def test_what_was_joined_for_readers_is_not_kept_once_they_are_served() -> None:
+    group, flight = lake()
+    join(group, flight)
+    flight.frames([frame(1), frame(2)])
+    assert flight._joined[3] == b""
+    join(group, flight)
+    assert flight._joined[3] != b""
+    flight.push(frame(3))
+    assert flight._joined[3] == b""
     group.remove(flight)
