@@ -24,8 +24,12 @@ class Sink:
         self.got = b""
         self.writes = 0
         self.full = False
+        self.refused = False  # it was full at the last write: nothing more may come until it has room
+        self.over = 0  # writes that came all the same
 
     def write(self, data: bytes | memoryview) -> bool:
+        self.over += self.full and self.refused
+        self.refused = self.full
         self.got += data
         self.writes += 1
         return not self.full
@@ -90,6 +94,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
     else:
         flight.land(Head())
     whole = b"".join(chunk(frame(i)) for i in range(n)) + flight.tail
+    assert not any(sink.over for _, sink in readers)
     for reader, sink in readers:
         sink.full = False
         while reader.lagging:

@@ -228,3 +228,21 @@ async def test_twins_refused_together_that_cannot_be_in_time_any_more_end_with_t
         answers = [await post for post in posts]
         assert [answer.json()["error"]["code"] for answer in answers] == ["deadline_unmeetable"] * 2
         assert engine.generations == 2
+
+
+async def test_samples_of_one_prompt_that_are_taken_differently_are_no_twins(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [
+            asyncio.create_task(post_json(app.url, CHAT, SAMPLED | {"temperature": temperature}))
+            for temperature in (0.8, 0.9)
+        ]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turns = [await engine.next_request()]
+        await turns[0].answer("a")
+        turns.append(await engine.next_request())
+        await turns[1].answer("b")
+        assert {turn.json()["temperature"] for turn in turns} == {0.8, 0.9}
+        assert all("n" not in turn.json() for turn in turns)
+        assert {(await post).status for post in posts} == {200}
