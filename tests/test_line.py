@@ -231,3 +231,12 @@ def test_how_many_go_before_it_at_least(ticket: Ticket, ahead: int) -> None:
     if ticket.pool is None:
         line.offer("it", ticket, 0.0)
         assert drained(line).index("it") >= ahead, "it is no more than a lower bound"
+
+
+def test_what_cannot_be_put_into_every_order_is_in_none() -> None:
+    line: Line[str] = Line()
+    line.offer("a", Ticket(), 0.0)
+    with pytest.raises(TypeError):
+        line.offer("b", Ticket(owner=[]), 0.0)  # type: ignore[arg-type]  # no dictionary takes it
+    assert "b" not in line
+    assert drained(line) == ["a"]

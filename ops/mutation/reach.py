@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import coverage
 
@@ -36,8 +36,7 @@ disable_warnings = no-data-collected, module-not-measured
 """
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Line:
+class Line(NamedTuple):
     """One line of code, whatever its number is today."""
 
     module: str
