@@ -193,6 +193,7 @@ def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     late = batcher.too_late(None, 3.9)
     assert late is not None
     assert "answers take 4.0 s, but x-request-timeout leaves 3.9 s" in late.message
+    assert late.retry_after == 1
     assert batcher.too_late(None, 4.1) is None
 
 

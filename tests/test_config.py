@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import MIB, VERSION, Option, Settings, options, settings_table
-from proxy.config_values import backend_urls, mask_url, redis_url, size, size_text
+from proxy.config_values import backend_urls, mask_url, redis_url, size, size_text, whole_or
 
 OPTIONS = {option.name: option for option in options()}
 
@@ -250,3 +250,11 @@ def test_toml_is_what_the_readers_are_made_for() -> None:
         'port = 1\ntotal_timeout = 1\nembed_stub = true\nmax_body_bytes = "1MiB"\nbackends = ["http://h"]'
     )
     assert [OPTIONS[key].read(raw) for key, raw in table.items()] == [1, 1.0, True, MIB, ("http://h",)]
+
+
+def test_a_number_or_a_word_says_both_where_it_is_neither() -> None:
+    read = whole_or("auto", 1, 9)
+    assert [read(raw) for raw in ("auto", " AUTO ", "1", 9)] == [0, 0, 1, 9]
+    for raw in ("ten", 0, 10, True):
+        with pytest.raises(ValueError, match=r"9, or auto$"):
+            read(raw)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from proxy.group import FlightGroup
 from proxy.memory import Memory
 from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
+from proxy.traced import FlightTrace
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
 
@@ -139,6 +142,21 @@ def test_a_long_log_is_replayed_in_slices() -> None:
     group.remove(flight)
 
 
+@pytest.mark.parametrize("count", [SLICE - 1, SLICE, SLICE + 1, 2 * SLICE, 3 * SLICE + 5])
+def test_who_comes_late_to_a_long_log_has_all_of_it_and_the_end(count: int) -> None:
+    group, flight = lake()
+    flight.frames([frame(i) for i in range(count)])
+    flight.land(Head())
+    reader, sink = join(group, flight)
+    while reader.lagging:
+        reader.lagging = False
+        reader.pump()
+    assert reader.done
+    assert sink.got == b"".join(flight.log) + flight.tail
+    assert sink.writes == -(-count // SLICE)
+    group.remove(flight)
+
+
 def test_the_end_goes_out_with_the_last_frames() -> None:
     group, flight = lake()
     reader, sink = join(group, flight)
@@ -243,6 +261,7 @@ def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -
         reader.pipe = sink = Sink()
         sinks.append(sink)
     flight.stored(chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)))
+    assert flight.phase is Phase.STREAMING
     flight.land(Head())
     assert [sink.writes for sink in sinks] == [1, 1]
     assert sinks[0].got == chunk(frame(1)) + chunk(frame(2)) + b"0\r\n\r\n"
@@ -411,4 +430,29 @@ def test_what_was_joined_for_readers_is_not_kept_once_they_are_served() -> None:
     assert flight._joined[3] != b""
     flight.push(frame(3))
     assert flight._joined[3] == b""
+    group.remove(flight)
+
+
+@pytest.mark.parametrize("what", ["trace", "charge"])
+async def test_what_raises_at_the_end_of_a_flight_is_told_and_keeps_nothing_from_its_readers(what: str) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+
+    class Broken:
+        def ended(self, flight: Flight) -> None:
+            raise ZeroDivisionError
+
+    charged: list[Flight] = []
+    group, flight = lake()
+    reader, sink = join(group, flight)
+    if what == "trace":
+        flight.trace = cast(FlightTrace, Broken())
+        flight.on_end = charged.append
+    else:
+        flight.on_end = Broken().ended
+    flight.frames([frame(1)])
+    flight.land(Head())
+    assert (reader.done, flight.finished, sink.got[-5:]) == (True, True, LAST_CHUNK)
+    assert told == [f"the {what} {'of' if what == 'trace' else 'for'} a flight"]
+    assert charged == ([flight] if what == "trace" else [])
     group.remove(flight)

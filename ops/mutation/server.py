@@ -8,11 +8,12 @@ import importlib
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -21,7 +22,6 @@ IMPORTED: Final = (
     "pytest", "redis.asyncio", "rich.console", "ssl", "unittest.mock", "uvloop",
 )  # fmt: skip
 OUTPUT: Final = "MUTATION_OUTPUT"  # the environment variable that names the file for what pytest prints
-LOOK: Final = 0.01  # seconds between two looks at whether a child has ended
 
 
 class Pytests:
@@ -91,23 +91,17 @@ def _child(arguments: list[str], environment: Mapping[str, str], output: Path) -
 
 
 def _wait(child: int, limit: float) -> int | None:
-    until = time.monotonic() + limit
+    ended = os.pidfd_open(child)
     try:
-        while time.monotonic() < until:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(LOOK)
-        return None
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        over = not poll.poll(limit * 1000)
     finally:
-        try:
+        os.close(ended)
+        with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        try:
-            os.waitpid(child, 0)
-        except ChildProcessError:
-            pass
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return None if over else status
 
 
 if __name__ == "__main__":
