@@ -240,3 +240,12 @@ def test_of_any_number_of_callers_few_are_remembered() -> None:
         made.add(f"caller {n}")
     assert (made.count, len(made._by)) == (10_000, CALLERS)
     assert made.of_others == 9_999
+
+
+def test_one_that_was_suspect_when_it_opened_is_tried_again_in_its_time() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    assert made.suspect
+    assert any(fail(made, "b", "c"))
+    assert (made.state, made.suspect) == (State.OPEN, False)
+    assert made.admits(made.until)

@@ -122,3 +122,12 @@ def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
     assert acted_on({name: " a~1"}, (*ACTED_ON, "authorization")) == [(name, " a~1")]
     assert acted_on({name: "\udcff", "connection": f"x, {name.title()}"}, (*ACTED_ON, "authorization")) == []
     assert acted_on({"x": "1"}, ACTED_ON) == []
+
+
+@pytest.mark.parametrize(
+    "left_out", [{"connection": "x-session-id", "x-session-id": "1"}, {"traceparent": "no such"}], ids=["named", "odd"]
+)
+def test_a_header_that_is_left_out_takes_no_other_along(left_out: dict[str, str]) -> None:
+    headers = left_out | {"x-data-parallel-rank": "2"}
+    sent = acted_on(headers, ("traceparent", "x-session-id", "x-data-parallel-rank"))
+    assert sent == [("x-data-parallel-rank", "2")]
