@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -323,6 +323,19 @@ def test_a_value_that_is_known_to_be_sound_is_known_byte_for_byte_and_within_a_b
         assert reader.read(b"k", odd) is None
 
 
+def test_values_that_just_fit_are_all_known() -> None:
+    reader = Reader()
+    size = MAX_KNOWN // 8
+    value = msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * size))
+    value = msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * (2 * size - len(value))))
+    assert len(value) == size
+    for n in range(8):
+        assert reader.read(b"%d" % n, value) is not None
+    assert len(reader._known) == 8
+    reader.read(b"one more", value)
+    assert (len(reader._known), b"0" in reader._known) == (8, False)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "fields", "serves"),
     [
@@ -342,6 +355,20 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
     flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask))
     assert kept.land(flight, stored) is serves
     assert flight.replace is not serves
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole"])
+@pytest.mark.parametrize(("choices", "serves"), [(1, False), (2, True), (3, True)])
+def test_an_entry_serves_as_many_choices_as_it_has(
+    kind: Literal["stream", "whole"], choices: int, serves: bool
+) -> None:
+    ended = [{"index": n, "finish_reason": "stop"} for n in range(choices)]
+    frames = b"".join(chunk(b"data: %b\n\n" % json.dumps({"choices": [one]}).encode()) for one in ended)
+    stored = Stored(kind, 1.0, frames + OVER if kind == "stream" else json.dumps({"choices": ended}).encode())
+    ask = decode("chat", b'{"messages":[],"n":2}')
+    mode = Mode.STREAM if kind == "stream" else Mode.WHOLE
+    flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert kept.land(flight, stored) is serves
 
 
 @pytest.mark.parametrize(("fingerprint", "lands"), [(b"vllm-0.32.0", True), (b"another", False)])

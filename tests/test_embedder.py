@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
+from proxy.phase import Phase
 from proxy.plan import Head
 from tests.embed_stage import POISON, Stage, cost, told, vector, vectors
 
@@ -57,6 +58,7 @@ def test_who_pays_leaves_before_it_is_sent_and_another_does() -> None:
     stage.loop.turn()
     brought, joined = stage.ask("a"), stage.ask("a")
     brought.leave()
+    assert brought.flight.phase is Phase.CANCELLED
     stage.answer()
     stage.loop.turn()
     stage.answer()

@@ -210,6 +210,21 @@ async def test_a_permit_that_ended_is_free_at_once() -> None:
         assert await redis_says(path, "EXISTS", "gateway:limit:s:a") in (0, 1)
 
 
+async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
+    async with redis_server() as path, shared_limits(path) as shared:
+        bounds = Ceilings(streams=1, tokens=Ceiling(0.0001, 100))
+        taken = claim("1", bounds, tokens=10)
+        assert await ask(shared, taken) is not None
+        shared.give(taken, tokens=-5)
+        refused = await ask(shared, claim("2", bounds))
+        assert refused is not None
+        assert (refused.over, round(refused.own.tokens)) == (("caller", "streams"), 5)
+        shared.give(taken, stream=True)
+        again = await ask(shared, claim("3", bounds))
+        assert again is not None
+        assert again.over is None
+
+
 async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage() -> None:
     told: list[bool] = []
     async with redis_server() as path:

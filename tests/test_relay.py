@@ -125,7 +125,9 @@ def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "left_out", [{"connection": "x-session-id", "x-session-id": "1"}, {"traceparent": "no such"}], ids=["named", "odd"]
+    "left_out",
+    [{"connection": "x-session-id", "x-session-id": "1"}, {"traceparent": "no such"}],
+    ids=["named", "odd"],
 )
 def test_a_header_that_is_left_out_takes_no_other_along(left_out: dict[str, str]) -> None:
     headers = left_out | {"x-data-parallel-rank": "2"}
