@@ -367,3 +367,15 @@ async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_cou
     assert len(house.group) == 1
     await house.scheduler.close()
     house.left_nothing()
+
+
+@virtual
+async def test_all_that_comes_in_one_turn_of_the_loop_is_looked_at_in_one_turn() -> None:
+    house = House(kept=1)
+    for _ in range(4):
+        house.ask()
+    assert [(stray.kind, stray.what) for stray in house.scheduler.strays()] == [("turn", 0)]
+    await asyncio.sleep(0)
+    assert (list(house.scheduler.strays()), house.scheduler._turns) == ([], 1)
+    await house.scheduler.close()
+    house.left_nothing()
