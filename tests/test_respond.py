@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.respond import SocketPipe, dechunk, error_headers, taken, write_head
+from proxy.respond import SocketPipe, dechunk, error_headers, taken, write, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.clock import virtual
 
@@ -138,3 +138,15 @@ async def test_a_client_may_take_its_time_as_long_as_it_takes_something(
         await taken(slow.request, stall)
         assert loop.time() == pytest.approx(after)
     takes.cancel()
+
+
+@pytest.mark.parametrize("status", [200, 204, 304, 303])
+def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> None:
+    written: list[bytes] = []
+    transport = SimpleNamespace(write=written.append)
+    protocol = SimpleNamespace(written=0, lags=False)
+    request = SimpleNamespace(transport=transport, protocol=protocol, keep_alive=True, method="GET")
+    sent, left = write(cast(web.BaseRequest, request), status, [("etag", "x")], b"body")
+    none = status in (204, 304)
+    assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
+    assert (sent.status, left, protocol.written) == (status, None, len(written[0]))

@@ -379,3 +379,20 @@ async def test_all_that_comes_in_one_turn_of_the_loop_is_looked_at_in_one_turn()
     assert (list(house.scheduler.strays()), house.scheduler._turns) == ([], 1)
     await house.scheduler.close()
     house.left_nothing()
+
+
+@virtual
+async def test_after_it_has_closed_no_turn_follows_what_is_contained() -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+    house = House()
+    turns = []
+    for closed in (False, True):
+        if closed:
+            await house.scheduler.close()
+        before = house.scheduler._turns
+        house.scheduler._fault("a test", ZeroDivisionError())
+        await asyncio.sleep(1.0)
+        turns.append(house.scheduler._turns - before)
+    assert (turns, told) == ([1, 0], ["a test"] * 2)
+    house.left_nothing()
