@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.embed_queue import ARRAYS_A_TURN
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.phase import Phase
@@ -287,3 +288,14 @@ def test_an_engine_that_fails_on_a_bad_input_is_never_given_two_clients_in_one_a
     assert vectors(good) == [vector("a"), vector("b")]
     assert bad.flight.head is not None
     assert bad.flight.head.status == 500
+
+
+def test_more_arrays_than_one_turn_sends_go_up_in_the_turns_after_it() -> None:
+    stage = Stage(items=1, calls=lambda model: 100)
+    readers = [stage.ask(f"{n}") for n in range(2 * ARRAYS_A_TURN + 1)]
+    stage.loop.turn()
+    assert len(stage.sent) == len(readers)
+    for _ in readers:
+        stage.answer()
+    stage.loop.turn()
+    assert [vectors(reader) for reader in readers] == [[vector(f"{n}")] for n in range(len(readers))]

@@ -19,7 +19,7 @@ from proxy.group import FlightGroup
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
-from proxy.scheduler import Scheduler
+from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.turns import Ticket
 from proxy.upstream import Pool
 from tests.clock import virtual
@@ -395,4 +395,36 @@ async def test_after_it_has_closed_no_turn_follows_what_is_contained() -> None:
         await asyncio.sleep(1.0)
         turns.append(house.scheduler._turns - before)
     assert (turns, told) == ([1, 0], ["a test"] * 2)
+    house.left_nothing()
+
+
+@virtual
+async def test_only_so_many_turns_that_raise_in_a_row_give_up_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: None)
+    house, failed = House(kept=3), 0
+    house.ask()
+    flight, _ = house.ask()
+    await house.turn()
+
+    def fails(now: float) -> list[Flight]:
+        nonlocal failed
+        failed += 1
+        raise ZeroDivisionError
+
+    for _ in range(2):  # with a good turn between, of which the second row knows nothing
+        with monkeypatch.context() as broken:
+            broken.setattr(house.scheduler.queue, "due", fails)
+            house.scheduler._soon()
+            await asyncio.sleep(AGAIN * (MAX_FAILED_TURNS - 1.5))
+        await asyncio.sleep(2 * AGAIN)
+    assert (failed, flight.phase) == (2 * (MAX_FAILED_TURNS - 1), Phase.QUEUED)
+    monkeypatch.setattr(house.scheduler.queue, "due", fails)
+    house.scheduler._soon()
+    await asyncio.sleep(AGAIN * (MAX_FAILED_TURNS - 0.5))
+    assert flight.error is not None
+    assert flight.error.code is Code.INTERNAL
+    later, _ = house.ask()
+    await house.turn()
+    assert later.phase is Phase.QUEUED
+    await house.scheduler.close()
     house.left_nothing()
