@@ -150,3 +150,11 @@ def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> No
     none = status in (204, 304)
     assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
     assert (sent.status, left, protocol.written) == (status, None, len(written[0]))
+
+
+def test_to_a_client_that_has_left_nothing_is_begun() -> None:
+    gone = cast(web.BaseRequest, SimpleNamespace(transport=None, keep_alive=True, protocol=None, method="GET"))
+    with pytest.raises(ConnectionResetError, match="the client has left"):
+        SocketPipe(gone, b"head")
+    with pytest.raises(ConnectionResetError, match="the client has left"):
+        write(gone, 200, [], b"body")

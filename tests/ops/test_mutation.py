@@ -110,7 +110,8 @@ def test_the_tests_of_a_module_s_own_file_come_first_then_the_quick_ones() -> No
     assert list(reach.within(order, index.seconds, 4.0)) == [order[0], order[1], order[3]]
     unknown = Line("proxy/box.py", "Box.full", "a line that was edited since")
     assert index.reaching([unknown], "proxy/box.py") == order
-    assert index.reaching([Line("proxy/box.py", "Box.new", "x")], "proxy/box.py") == []
+    assert index.reaching([Line("proxy/box.py", "Box.new", "x")], "proxy/box.py") == ["tests/test_box.py::"]
+    assert index.reaching([Line("proxy/new.py", "", "x")], "proxy/new.py") == []
 
 
 @pytest.fixture
