@@ -43,3 +43,10 @@ def test_what_could_not_be_used_is_refused(
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.startswith("proxy.keys: ")
+
+
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "required: command" in capsys.readouterr().err
