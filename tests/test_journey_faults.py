@@ -78,6 +78,7 @@ async def test_a_probe_s_first_token_closes_the_breaker_long_before_its_end() ->
     wire.body(FRAME)
     assert [*states, engine.breaker.state] == [State.HALF_OPEN, State.CLOSED]
     wire.body(b"data: [DONE]\n\n")
+    assert (engine.breaker._good, repr(engine.breaker)) == (0, "<Breaker closed row=0 probing=0>"), "told once"
     await trip.left_nothing()
 
 
