@@ -249,3 +249,14 @@ def test_one_that_was_suspect_when_it_opened_is_tried_again_in_its_time() -> Non
     assert any(fail(made, "b", "c"))
     assert (made.state, made.suspect) == (State.OPEN, False)
     assert made.admits(made.until)
+
+
+def test_failures_of_both_halves_of_the_window_count_and_those_before_it_do_not() -> None:
+    rules = BreakerRules(failures=0, rate=0.5, least=10, window=10.0)
+    for before, opens in ((0.0, True), (-20.0, False)):
+        made = breaker(rules)
+        made.good(before)
+        for who in "abcdef":
+            made.bad(before, who=who)
+        states = [made.bad(6.0, who=who) for who in "abc"]
+        assert (any(states), made.state is State.OPEN) == (opens, opens)

@@ -30,7 +30,7 @@ class Box:
     def __repr__(self) -> str:
         return f"{1 + 1}"
 
-    def full(self, count: int, other: int | None = None) -> bool:
+    def full(self, count: int, *, other: int | None = None) -> bool:
         if count > MOST:
             self.size = count
         return count + 1 >= MOST
@@ -155,8 +155,10 @@ def test_once():
 """
 
 
+@pytest.mark.timeout(180)  # a dozen runs of pytest, each of seconds where the machine is busy
 def test_a_mutant_is_killed_survives_or_takes_too_long(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ops.mutation.trial.HANGS", 2.0)
+    monkeypatch.setattr("ops.mutation.trial.QUICK", 0.0)
     known = reach.record(toy, "tests/test_box.py", 60.0)
     assert known is not None
     assert {line.text for line in known["tests/test_box.py::test_rooms"].lines} == {
