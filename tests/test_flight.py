@@ -239,6 +239,13 @@ def test_a_reader_that_leaves_while_readers_are_served_takes_nothing_from_the_ot
     group.remove(flight)
 
 
+def test_where_usage_was_not_asked_for_by_us_all_readers_see_one_log() -> None:
+    group, flight = lake()
+    flight.frames([frame(1)])
+    assert flight.view(usage=True) is flight.view(usage=False) is flight.log
+    group.remove(flight)
+
+
 def test_who_joins_while_readers_are_served_has_all_of_it_once() -> None:
     group, flight = lake()
     late: list[Sink] = []
