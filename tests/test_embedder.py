@@ -299,3 +299,29 @@ def test_more_arrays_than_one_turn_sends_go_up_in_the_turns_after_it() -> None:
         stage.answer()
     stage.loop.turn()
     assert [vectors(reader) for reader in readers] == [[vector(f"{n}")] for n in range(len(readers))]
+
+
+@pytest.mark.parametrize("lost", ["what is to be sent", "what has come"])
+def test_what_a_turn_that_raises_has_lost_is_looked_for_again(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    reader = stage.ask("a")
+    if lost == "what has come":
+        stage.loop.turn()
+        with monkeypatch.context() as losing:
+            losing.setattr(stage.embedder._delivery, "add", lambda item: None)
+            stage.answer()
+        assert not reader.flight.ended
+        stage.ask("b")
+
+    def raises(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stage.embedder.queue, "due", raises)
+        stage.loop.turn()
+    assert stage.faults
+    stage.loop.turn()
+    stage.answer()
+    stage.loop.turn()
+    assert vectors(reader) == [vector("a")]
+    stage.embedder.close()

@@ -299,3 +299,13 @@ async def test_under_another_list_older_answers_are_not_found(engine: Engine, gu
             for turn, client in ((first, one), (second, two)):
                 await turn.finish()
                 assert (await client.read()).events()[-1] == DONE
+
+
+async def test_vectors_pass_where_answers_are_checked(engine: Engine, guarded: dict[str, Any]) -> None:
+    async with gateway(engine, **guarded) as app:
+        post = asyncio.create_task(post_json(app.url, "/v1/embeddings", {"model": "m1", "input": "bad"[::-1]}))
+        turn = await engine.next_request()
+        vector = {"data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+        await turn.respond(200, vector)
+        answer = await post
+        assert (answer.status, answer.json()["data"]) == (200, vector["data"])

@@ -138,3 +138,22 @@ async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> N
     wire.lose(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert repr(engine.breaker) == "<Breaker closed row=2 probing=0>"
     await trip.left_nothing()
+
+
+@virtual
+async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None:
+    left: list[float] = []
+
+    class Told(Pacer):
+        def left(self, sent: float, now: float) -> None:
+            left.append(now - sent)
+
+    trip = Trip(kept=1)
+    trip.backends.all[0].pacer = Told()
+    trip.journey.begin()
+    await asyncio.sleep(3.0)
+    trip.cancel()
+    await asyncio.sleep(3.0)
+    trip.journey.cancel()
+    assert left == [3.0]
+    await trip.left_nothing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -426,5 +426,32 @@ async def test_only_so_many_turns_that_raise_in_a_row_give_up_what_waits(monkeyp
     later, _ = house.ask()
     await house.turn()
     assert later.phase is Phase.QUEUED
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_one_that_cannot_be_told_that_it_waited_too_long_keeps_it_from_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+    house = House(kept=1, timeout=10.0)
+    house.ask()
+    broken, other = house.ask()[0], house.ask()[0]
+    refuse = Flight.refuse
+
+    def fails(flight: Flight, *given: Any) -> bool:
+        if flight is broken:
+            raise ZeroDivisionError
+        return refuse(flight, *given)
+
+    monkeypatch.setattr(Flight, "refuse", fails)
+    await asyncio.sleep(11.0)
+    assert [flight.error and flight.error.code for flight in (broken, other)] == [
+        Code.INTERNAL,
+        Code.QUEUE_TIMEOUT,
+    ]
+    assert told == ["a flight that has waited too long"]
     await house.scheduler.close()
     house.left_nothing()
