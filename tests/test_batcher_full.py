@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, USUAL, Batcher
+from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
 from proxy.errors import Code, GatewayError
 from proxy.line import HIGH, LOW
 from proxy.turns import Ticket
@@ -276,3 +276,13 @@ def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_ane
     assert {batcher.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
     batcher.served("one more", 4.0)
     assert {batcher.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
+
+
+def test_of_so_many_last_answers_the_times_are_known() -> None:
+    batcher: Batcher[int] = Batcher(limit=9, max_batch=9)
+    batcher.served(None, 9.0)
+    for _ in range(SERVED - 1):
+        batcher.served(None, 1.0)
+    assert batcher.takes(None, 1.0 - 1e-9) == 9.0
+    batcher.served(None, 1.0)
+    assert batcher.takes(None, 1.0 - 1e-9) == 1.0

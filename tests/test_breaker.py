@@ -260,3 +260,15 @@ def test_failures_of_both_halves_of_the_window_count_and_those_before_it_do_not(
             made.bad(before, who=who)
         states = [made.bad(6.0, who=who) for who in "abc"]
         assert (any(states), made.state is State.OPEN) == (opens, opens)
+
+
+def test_a_check_that_finds_it_well_forgets_the_failures_of_the_whole_window() -> None:
+    made = breaker(BreakerRules(failures=0, rate=0.5, least=10, window=10.0))
+    made.good(0.0)
+    for who in "aaaaaaaaa":
+        made.bad(0.0, who=who)
+    assert made.suspect
+    made.good(6.0)  # the second half of the window
+    assert not made.checked(6.0, good=True)
+    assert not any(made.bad(6.0, who=who) for who in "bcd")
+    assert not made.suspect
