@@ -52,7 +52,8 @@ class Merger:
         return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
 
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
-        """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none."""
+        """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
+        `waiting`: those of the same prompt that may merge, see `twin_of`."""
         riders = self._riders(flight, waiting)
         ask = flight.plan.ask
         if len(riders) < 2 or ask is None:
@@ -141,12 +142,11 @@ class Merger:
         room = self._most - (choices_asked(ask) or 1)
         key = _key(flight)
         riders = [(flight, choices_asked(ask) or 1)]
-        prompt = ask.prompt
         for other in waiting:
             theirs = other.plan.ask
-            if other is flight or theirs is None or not other.plan.merge or other in self._carried:
+            if other is flight or theirs is None or other in self._carried:
                 continue
-            if theirs.prompt != prompt or not mergeable(theirs) or _key(other) != key:
+            if not mergeable(theirs) or _key(other) != key:
                 continue
             count = choices_asked(theirs) or 1
             if count <= room:

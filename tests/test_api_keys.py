@@ -77,6 +77,8 @@ def test_two_keys_of_one_tenant_are_two_callers_of_it() -> None:
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nrps = nan\n', "rps: must be a number"),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\nstreams = true\n', "streams: must be a whole number"),
         (f'[[keys]]\nname = "a"\nsha256 = "{A}"\ntenant = ""\n', "tenant: must be"),
+        (f'[[keys]]\nname = "a"\nsha256 = "{A}"\ntenant = "{"t" * 257}"\n', "tenant: must be"),
+        (f'[[keys]]\nname = "{"n" * 65}"\nsha256 = "{A}"\n', "name: must be"),
         (FULL.replace("team-b", "team-a"), "k.toml:12: name = 'team-a': is another key's too"),
         (FULL.replace(B.upper(), A), "k.toml:12: sha256: is also that of 'team-a'"),
     ],
@@ -85,6 +87,11 @@ def test_what_is_wrong_is_named_with_its_line(text: str, says: str) -> None:
     with pytest.raises(SettingsError) as e:
         read_keys(text, "k.toml")
     assert says in str(e.value)
+
+
+def test_names_of_the_greatest_length_are_taken() -> None:
+    ring = read_keys(f'[[keys]]\nname = "{"n" * 64}"\nsha256 = "{A}"\ntenant = "{"t" * 256}"\n', "k.toml")
+    assert len(ring) == 1
 
 
 def test_every_wrong_entry_is_named_at_once() -> None:

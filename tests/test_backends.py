@@ -271,6 +271,17 @@ async def test_a_server_that_says_twice_that_its_engine_is_broken_is_gone() -> N
     assert told == [engine]
 
 
+@pytest.mark.parametrize(
+    ("health", "models", "up"), [(499, 200, True), (500, 200, False), (200, 499, True), (200, 500, False)]
+)
+@virtual
+async def test_an_answer_is_an_engine_s_failure_from_500_on(health: int, models: int, up: bool) -> None:
+    engine = backend("a", answer=(models, b"{}"))
+    cast(Answers, engine.pool).health = health
+    await Backends([engine]).refresh()
+    assert engine.up is up
+
+
 @virtual
 async def test_our_own_shortage_says_nothing_of_an_engine() -> None:
     short = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")

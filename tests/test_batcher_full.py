@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.batcher import FAST, MIN_PLACES, USUAL, Batcher
+from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
 from proxy.errors import Code, GatewayError
 from proxy.line import HIGH, LOW
 from proxy.turns import Ticket
@@ -193,6 +193,7 @@ def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     late = batcher.too_late(None, 3.9)
     assert late is not None
     assert "answers take 4.0 s, but x-request-timeout leaves 3.9 s" in late.message
+    assert late.retry_after == 1
     assert batcher.too_late(None, 4.1) is None
 
 
@@ -205,7 +206,9 @@ def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> N
     assert batcher.wait(Ticket(), 9.0) > 0.0
     batcher.place(lambda item: True, 10.0)
     assert len(batcher) == 0
-    assert batcher.wait(Ticket(), 11.0) == 0.0
+    for n in range(20):
+        batcher.offer(n, 20.0, lookup=False)
+    assert batcher.wait(Ticket(), 21.0) == 0.0
 
 
 def one(batcher: Any) -> Any:
@@ -263,3 +266,23 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
     batcher.place(lambda item: True, 0.0)
     assert not batcher.has_twins
     assert len(batcher) == 0
+
+
+def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_anew() -> None:
+    batcher: Batcher[int] = Batcher(limit=9, max_batch=9)
+    for _ in range(MIN_PLACES):
+        for pool in range(MAX_POOLS):
+            batcher.served(f"{pool}", 4.0)
+    assert {batcher.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
+    batcher.served("one more", 4.0)
+    assert {batcher.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
+
+
+def test_of_so_many_last_answers_the_times_are_known() -> None:
+    batcher: Batcher[int] = Batcher(limit=9, max_batch=9)
+    batcher.served(None, 9.0)
+    for _ in range(SERVED - 1):
+        batcher.served(None, 1.0)
+    assert batcher.takes(None, 1.0 - 1e-9) == 9.0
+    batcher.served(None, 1.0)
+    assert batcher.takes(None, 1.0 - 1e-9) == 1.0

@@ -240,3 +240,35 @@ def test_of_any_number_of_callers_few_are_remembered() -> None:
         made.add(f"caller {n}")
     assert (made.count, len(made._by)) == (10_000, CALLERS)
     assert made.of_others == 9_999
+
+
+def test_one_that_was_suspect_when_it_opened_is_tried_again_in_its_time() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    assert made.suspect
+    assert any(fail(made, "b", "c"))
+    assert (made.state, made.suspect) == (State.OPEN, False)
+    assert made.admits(made.until)
+
+
+def test_failures_of_both_halves_of_the_window_count_and_those_before_it_do_not() -> None:
+    rules = BreakerRules(failures=0, rate=0.5, least=10, window=10.0)
+    for before, opens in ((0.0, True), (-20.0, False)):
+        made = breaker(rules)
+        made.good(before)
+        for who in "abcdef":
+            made.bad(before, who=who)
+        states = [made.bad(6.0, who=who) for who in "abc"]
+        assert (any(states), made.state is State.OPEN) == (opens, opens)
+
+
+def test_a_check_that_finds_it_well_forgets_the_failures_of_the_whole_window() -> None:
+    made = breaker(BreakerRules(failures=0, rate=0.5, least=10, window=10.0))
+    made.good(0.0)
+    for who in "aaaaaaaaa":
+        made.bad(0.0, who=who)
+    assert made.suspect
+    made.good(6.0)  # the second half of the window
+    assert not made.checked(6.0, good=True)
+    assert not any(made.bad(6.0, who=who) for who in "bcd")
+    assert not made.suspect

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -73,6 +73,7 @@ def test_a_stream_with_one_view_is_stored_without_a_cut() -> None:
         {"created": float("nan")},
         {"created": float("inf")},
         {"created": -1.0},
+        {"created": 1e11},
         {"content_type": "text/event-stream\r\nset-cookie: a=b"},
         {"prompt_tokens": -1},
         {"completion_tokens": -1},
@@ -101,6 +102,7 @@ def test_what_could_harm_a_client_is_not_sound(changes: dict[str, Any]) -> None:
     assert Stored("whole", 1.0, BODY).sound(ChunkCheck())
     assert Stored("whole", 1.0, VECTOR).sound(ChunkCheck())
     assert Stored("stream", 1.0, ONE + ENDS[0] + OVER).sound(ChunkCheck())
+    assert msgspec.structs.replace(STREAM, created=0.0).sound(ChunkCheck())
     assert not msgspec.structs.replace(STREAM, **changes).sound(ChunkCheck())
 
 
@@ -321,6 +323,19 @@ def test_a_value_that_is_known_to_be_sound_is_known_byte_for_byte_and_within_a_b
         assert reader.read(b"k", odd) is None
 
 
+def test_values_that_just_fit_are_all_known() -> None:
+    reader = Reader()
+    size = MAX_KNOWN // 8
+    value = msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * size))
+    value = msgspec.msgpack.encode(Stored("whole", 1.0, BODY + b" " * (2 * size - len(value))))
+    assert len(value) == size
+    for n in range(8):
+        assert reader.read(b"%d" % n, value) is not None
+    assert len(reader._known) == 8
+    reader.read(b"one more", value)
+    assert (len(reader._known), b"0" in reader._known) == (8, False)
+
+
 @pytest.mark.parametrize(
     ("endpoint", "fields", "serves"),
     [
@@ -342,6 +357,20 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
     assert flight.replace is not serves
 
 
+@pytest.mark.parametrize("kind", ["stream", "whole"])
+@pytest.mark.parametrize(("choices", "serves"), [(1, False), (2, True), (3, True)])
+def test_an_entry_serves_as_many_choices_as_it_has(
+    kind: Literal["stream", "whole"], choices: int, serves: bool
+) -> None:
+    ended = [{"index": n, "finish_reason": "stop"} for n in range(choices)]
+    frames = b"".join(chunk(b"data: %b\n\n" % json.dumps({"choices": [one]}).encode()) for one in ended)
+    stored = Stored(kind, 1.0, frames + OVER if kind == "stream" else json.dumps({"choices": ended}).encode())
+    ask = decode("chat", b'{"messages":[],"n":2}')
+    mode = Mode.STREAM if kind == "stream" else Mode.WHOLE
+    flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert kept.land(flight, stored) is serves
+
+
 @pytest.mark.parametrize(("fingerprint", "lands"), [(b"vllm-0.32.0", True), (b"another", False)])
 def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes, lands: bool) -> None:
     frame = b"data: {}\n\n"
@@ -351,3 +380,21 @@ def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes
     assert land(flight, Stored("stream", 1.0, body)) == lands
     assert flight.ended == lands
     assert (flight.mode is Mode.STREAM) == lands
+
+
+@pytest.mark.parametrize(
+    ("harm", "opens"),
+    [
+        (lambda other: other.execute_command("ACL", "SETUSER", "default", "-set"), False),
+        (lambda other: other.config_set("requirepass", "now there is one"), True),
+    ],
+    ids=["it lives and says no", "it wants a password now"],
+)
+async def test_a_store_that_fails_is_an_error_and_settled_and_may_open_the_breaker(
+    harm: Callable[[Redis], Any], opens: bool
+) -> None:
+    async with cached() as (cache, seen, other):
+        await harm(other)
+        await put(cache, b"k", STREAM)
+        assert seen == ["error"]
+        assert cache.available is not opens

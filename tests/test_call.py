@@ -199,6 +199,7 @@ def call(**facts: Any) -> Call:
 def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:
     _, record = Told().of(call(error="invalid_json"), show_prompt=True)
     assert (record.verdict, record.error, record.ttft_ms, record.backend) == ("bypass", "invalid_json", None, None)
+    assert record.queue_ms == 0.0
     assert (record.token_source, record.prompt, record.method) == (None, None, "POST")
 
 

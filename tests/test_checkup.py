@@ -167,3 +167,15 @@ async def test_an_engine_that_was_removed_is_told_of_no_more_and_closing_ends_a_
     await other.checkup.close()
     await asyncio.sleep(0.0)
     assert repr(other.checkup) == "<Checkup of nothing>"
+
+
+@virtual
+async def test_closing_ends_a_check_that_gets_no_answer() -> None:
+    ward = Ward(health=None)
+    ward.checkup.begin(ward.backend)
+    await asyncio.sleep(0)
+    before = asyncio.get_running_loop().time()
+    await ward.checkup.close()
+    assert asyncio.get_running_loop().time() == before
+    assert repr(ward.checkup) == "<Checkup of nothing>"
+    assert ward.told == []

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config import MIB, VERSION, Option, Settings, options, settings_table
-from proxy.config_values import backend_urls, mask_url, redis_url, size, size_text
+from proxy.config_values import backend_urls, mask_url, namespace, redis_url, size, size_text, whole_or
 
 OPTIONS = {option.name: option for option in options()}
 
@@ -250,3 +250,18 @@ def test_toml_is_what_the_readers_are_made_for() -> None:
         'port = 1\ntotal_timeout = 1\nembed_stub = true\nmax_body_bytes = "1MiB"\nbackends = ["http://h"]'
     )
     assert [OPTIONS[key].read(raw) for key, raw in table.items()] == [1, 1.0, True, MIB, ("http://h",)]
+
+
+def test_a_number_or_a_word_says_both_where_it_is_neither() -> None:
+    read = whole_or("auto", 1, 9)
+    assert [read(raw) for raw in ("auto", " AUTO ", "1", 9)] == [0, 0, 1, 9]
+    for raw in ("ten", 0, 10, True):
+        with pytest.raises(ValueError, match=r"9, or auto$"):
+            read(raw)
+
+
+@pytest.mark.parametrize("raw", [5, None, True, "", "a b", "x" * 65, "é"])
+def test_a_namespace_is_a_short_word(raw: object) -> None:
+    assert namespace(f" {'x' * 64} ") == "x" * 64
+    with pytest.raises(ValueError, match="1 to 64 letters"):
+        namespace(raw)

@@ -370,3 +370,12 @@ async def test_a_connection_tells_what_it_is_doing(engine: Engine, pool: Pool) -
     states = ["idle", "waiting", "head", "content-length", "idle"]
     assert told == [f"<Connection {state}>" for state in states]
     assert repr(connection) == "<Connection closed>"
+
+
+async def test_what_an_engine_says_unasked_is_no_fault_of_ours(engine: Engine, pool: Pool) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words))
+    connection = await pool.connect()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+    assert (told, connection.received) == ([], False)
+    assert not connection.usable

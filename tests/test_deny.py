@@ -61,6 +61,10 @@ def test_a_wrong_line_is_named(text: str, says: str) -> None:
     assert says in str(e.value)
 
 
+def test_a_text_of_the_greatest_length_is_taken() -> None:
+    assert read_deny_list("x" * 1000, "d").find("x" * 1000) == 1
+
+
 def test_a_pattern_without_re2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "re2", None)
     with pytest.raises(SettingsError, match=r"streaming-gateway\[deny\]"):

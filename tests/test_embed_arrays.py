@@ -86,6 +86,7 @@ async def test_a_partly_known_request_asks_only_for_the_rest(engine: Engine, red
     for line in (
         'gateway_embed_items_total{source="cache"} 6',
         'gateway_embed_items_total{source="asked"} 3',
+        'gateway_cache_operations_total{op="store"} 3',  # what came from the store is not stored again
         "gateway_embed_array_items_count{} 2",
         "gateway_embed_array_items_sum{} 3",
     ):

@@ -84,6 +84,7 @@ def test_an_item_that_a_lighter_caller_wants_too_takes_its_turn() -> None:
     for n in range(20):
         stage.ask(f"h{n}", caller="heavy")
     light = stage.ask("h19", caller="light", user="another")
+    assert len(stage.embedder.queue) == 20, "of the heavy one's last request nothing waits any more"
     for _ in range(3):
         stage.answer()
         stage.loop.turn()

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.embed_queue import ARRAYS_A_TURN
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
+from proxy.phase import Phase
 from proxy.plan import Head
 from tests.embed_stage import POISON, Stage, cost, told, vector, vectors
 
@@ -57,6 +59,7 @@ def test_who_pays_leaves_before_it_is_sent_and_another_does() -> None:
     stage.loop.turn()
     brought, joined = stage.ask("a"), stage.ask("a")
     brought.leave()
+    assert brought.flight.phase is Phase.CANCELLED
     stage.answer()
     stage.loop.turn()
     stage.answer()
@@ -289,3 +292,40 @@ def test_an_engine_that_fails_on_a_bad_input_is_never_given_two_clients_in_one_a
     assert vectors(good) == [vector("a"), vector("b")]
     assert bad.flight.head is not None
     assert bad.flight.head.status == 500
+
+
+def test_more_arrays_than_one_turn_sends_go_up_in_the_turns_after_it() -> None:
+    stage = Stage(items=1, calls=lambda model: 100)
+    readers = [stage.ask(f"{n}") for n in range(2 * ARRAYS_A_TURN + 1)]
+    stage.loop.turn()
+    assert len(stage.sent) == len(readers)
+    for _ in readers:
+        stage.answer()
+    stage.loop.turn()
+    assert [vectors(reader) for reader in readers] == [[vector(f"{n}")] for n in range(len(readers))]
+
+
+@pytest.mark.parametrize("lost", ["what is to be sent", "what has come"])
+def test_what_a_turn_that_raises_has_lost_is_looked_for_again(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    reader = stage.ask("a")
+    if lost == "what has come":
+        stage.loop.turn()
+        with monkeypatch.context() as losing:
+            losing.setattr(stage.embedder._delivery, "add", lambda item: None)
+            stage.answer()
+        assert not reader.flight.ended
+        stage.ask("b")
+
+    def raises(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stage.embedder.queue, "due", raises)
+        stage.loop.turn()
+    assert stage.faults
+    stage.loop.turn()
+    stage.answer()
+    stage.loop.turn()
+    assert vectors(reader) == [vector("a")]
+    stage.embedder.close()

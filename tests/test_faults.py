@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.faults import MAX_TEXT, Faults
+from proxy.faults import MAX_TEXT, Faults, _crashed
 from proxy.log import Log
 from tests.client import get
 from tests.engine import Engine
@@ -183,3 +183,16 @@ async def test_callbacks_that_fail_again_and_again_stop_no_request(engine: Engin
             loop.set_exception_handler(before)
         lines = told()
     assert 0 < len(lines) < 200
+
+
+def test_an_exception_that_ends_the_process_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("proxy.faults.say", lambda words, wait: said.append(words))
+    try:
+        raise ValueError("it broke")
+    except ValueError as error:
+        _crashed(ValueError, error, error.__traceback__)
+    (line,) = said
+    assert line.startswith("proxy: ValueError: it broke at ")
+    assert "test_faults.py" in line
+    assert line.endswith("\n")

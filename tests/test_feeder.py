@@ -332,3 +332,16 @@ async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> Non
     assert error.code is Code.UPSTREAM_TOTAL_TIMEOUT
     assert in_time(asyncio.get_running_loop().time(), 60.0, limits)
     watch.close()
+
+
+@virtual
+async def test_the_clock_of_a_passed_through_body_begins_with_its_head() -> None:
+    limits = Limits(first_token=50.0, token=2.0, total=60.0)
+    watch = Watch(limits, asyncio.get_running_loop())
+    exchange = Exchange(watch, limits, mode=Mode.RAW)
+    await asyncio.sleep(10.0)
+    exchange.feeder.head(200, [("content-type", "text/plain")])
+    when, code = await exchange.at()
+    assert code is Code.UPSTREAM_TOKEN_TIMEOUT
+    assert in_time(when, 12.0, limits)
+    watch.close()

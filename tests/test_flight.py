@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +16,8 @@ from proxy.group import FlightGroup
 from proxy.memory import Memory
 from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
-from proxy.wire.sse import LAST_CHUNK, chunk
+from proxy.traced import FlightTrace
+from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
 
 class Sink:
@@ -24,8 +27,12 @@ class Sink:
         self.got = b""
         self.writes = 0
         self.full = False
+        self.refused = False  # it was full at the last write: nothing more may come until it has room
+        self.over = 0  # writes that came all the same
 
     def write(self, data: bytes | memoryview) -> bool:
+        self.over += self.full and self.refused
+        self.refused = self.full
         self.got += data
         self.writes += 1
         return not self.full
@@ -50,7 +57,7 @@ def join(group: FlightGroup, flight: Flight) -> tuple[Subscriber, Sink]:
 
 
 script = st.lists(
-    st.tuples(st.sampled_from(["append", "join", "leave", "full", "drain"]), st.integers(0, 9)),
+    st.tuples(st.sampled_from(["append", "push", "join", "leave", "full", "drain"]), st.integers(0, 9)),
     max_size=50,
 )
 
@@ -69,6 +76,9 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
         if what == "append":
             flight.frames([frame(n), frame(n + 1)])
             n += 2
+        elif what == "push" and n:
+            flight.push(frame(n))
+            n += 1
         elif what == "join" and not emptied:
             readers.append(join(group, flight))
         elif what == "leave" and some is not None:
@@ -87,6 +97,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
     else:
         flight.land(Head())
     whole = b"".join(chunk(frame(i)) for i in range(n)) + flight.tail
+    assert not any(sink.over for _, sink in readers)
     for reader, sink in readers:
         sink.full = False
         while reader.lagging:
@@ -128,6 +139,21 @@ def test_a_long_log_is_replayed_in_slices() -> None:
     reader.lagging = False
     reader.pump()
     assert sink.got == b"".join(flight.log)
+    group.remove(flight)
+
+
+@pytest.mark.parametrize("count", [SLICE - 1, SLICE, SLICE + 1, 2 * SLICE, 3 * SLICE + 5])
+def test_who_comes_late_to_a_long_log_has_all_of_it_and_the_end(count: int) -> None:
+    group, flight = lake()
+    flight.frames([frame(i) for i in range(count)])
+    flight.land(Head())
+    reader, sink = join(group, flight)
+    while reader.lagging:
+        reader.lagging = False
+        reader.pump()
+    assert reader.done
+    assert sink.got == b"".join(flight.log) + flight.tail
+    assert sink.writes == -(-count // SLICE)
     group.remove(flight)
 
 
@@ -213,6 +239,13 @@ def test_a_reader_that_leaves_while_readers_are_served_takes_nothing_from_the_ot
     group.remove(flight)
 
 
+def test_where_usage_was_not_asked_for_by_us_all_readers_see_one_log() -> None:
+    group, flight = lake()
+    flight.frames([frame(1)])
+    assert flight.view(usage=True) is flight.view(usage=False) is flight.log
+    group.remove(flight)
+
+
 def test_who_joins_while_readers_are_served_has_all_of_it_once() -> None:
     group, flight = lake()
     late: list[Sink] = []
@@ -235,6 +268,7 @@ def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -
         reader.pipe = sink = Sink()
         sinks.append(sink)
     flight.stored(chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)))
+    assert flight.phase is Phase.STREAMING
     flight.land(Head())
     assert [sink.writes for sink in sinks] == [1, 1]
     assert sinks[0].got == chunk(frame(1)) + chunk(frame(2)) + b"0\r\n\r\n"
@@ -368,4 +402,64 @@ def test_a_body_that_fails_keeps_none_of_its_pieces() -> None:
     flight.piece(b"half of it")
     flight.fail(GatewayError(Code.MEMORY_FULL, "no room"))
     assert flight.log == []
+    group.remove(flight)
+
+
+@pytest.mark.parametrize("size", [len(SIZES) - 1, len(SIZES), len(SIZES) + 1])
+@pytest.mark.parametrize("key", [None, b"k"], ids=["private", "shared"])
+def test_a_frame_at_the_bound_of_the_ready_sizes_goes_out_as_one_chunk(size: int, key: bytes | None) -> None:
+    group, flight = lake(key=key)
+    _, sink = join(group, flight)
+    long = b"data: ".ljust(size - 2, b"x") + b"\n\n"
+    flight.frames([long])
+    flight.push(long)
+    assert sink.got == b"%x\r\n%b\r\n" % (size, long) * 2
+    group.remove(flight)
+
+
+def test_a_shared_log_is_kept_however_its_frames_come_and_whoever_has_read_it() -> None:
+    group, flight = lake()
+    _, sink = join(group, flight)
+    flight.frames([frame(1)])
+    flight.push(frame(2))
+    flight.trim()
+    _, late = join(group, flight)
+    assert late.got == sink.got == chunk(frame(1)) + chunk(frame(2))
+    group.remove(flight)
+
+
+def test_what_was_joined_for_readers_is_not_kept_once_they_are_served() -> None:
+    group, flight = lake()
+    join(group, flight)
+    flight.frames([frame(1), frame(2)])
+    assert flight._joined[3] == b""
+    join(group, flight)
+    assert flight._joined[3] != b""
+    flight.push(frame(3))
+    assert flight._joined[3] == b""
+    group.remove(flight)
+
+
+@pytest.mark.parametrize("what", ["trace", "charge"])
+async def test_what_raises_at_the_end_of_a_flight_is_told_and_keeps_nothing_from_its_readers(what: str) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+
+    class Broken:
+        def ended(self, flight: Flight) -> None:
+            raise ZeroDivisionError
+
+    charged: list[Flight] = []
+    group, flight = lake()
+    reader, sink = join(group, flight)
+    if what == "trace":
+        flight.trace = cast(FlightTrace, Broken())
+        flight.on_end = charged.append
+    else:
+        flight.on_end = Broken().ended
+    flight.frames([frame(1)])
+    flight.land(Head())
+    assert (reader.done, flight.finished, sink.got[-5:]) == (True, True, LAST_CHUNK)
+    assert told == [f"the {what} {'of' if what == 'trace' else 'for'} a flight"]
+    assert charged == ([flight] if what == "trace" else [])
     group.remove(flight)

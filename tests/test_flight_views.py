@@ -72,6 +72,24 @@ def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() 
     group.remove(flight)
 
 
+def test_while_a_finish_waits_for_usage_what_is_like_the_frames_before_it_waits_behind_it() -> None:
+    group = FlightGroup()
+    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    sinks: dict[bool, Sink] = {}
+    for usage in (True, False):
+        reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
+        sinks[usage] = reader.pipe = Sink()
+    frames = [plain(1), plain(2, '"stop"'), plain(3)]
+    flight.frames(frames[:2])
+    flight.push(frames[2])
+    assert sinks[True].got == b"".join(map(chunk, frames))
+    assert sinks[False].got == chunk(frames[0])
+    flight.frames([DONE])
+    assert sinks[False].got == b"".join(map(chunk, [*frames, DONE]))
+    flight.land(Head())
+    group.remove(flight)
+
+
 @given(script)
 def test_a_private_reader_that_lags_gets_every_frame_once(steps: list[tuple[str, int]]) -> None:
     group, flight = lake(key=None)

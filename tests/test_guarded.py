@@ -41,7 +41,7 @@ def frame(text: str, choice: int = 0, **more: Any) -> bytes:
 
 
 def fed(
-    deny: DenyList, data: list[bytes], window: int = 16, *, ended: bool = False
+    deny: DenyList, data: list[bytes], window: int = 16, *, ended: bool = False, turns: int = 0
 ) -> tuple[list[bytes], GatewayError | None, list[int]]:
     """The frames that got out, how it ended, and the rules that were broken."""
 
@@ -61,6 +61,8 @@ def fed(
         feeder.head(200, SSE)
         for piece in data:
             feeder.body(piece)
+            for _ in range(turns):
+                await asyncio.sleep(0)
         if ended:
             feeder.end()
         await until(lambda: bool(ends))
@@ -114,11 +116,12 @@ LONG = frame("fine " * 20_000)
 
 @pytest.mark.parametrize("frames", [[LONG], [frame("a"), LONG, frame("b"), LONG], [frame("fine ")] * 2000])
 @pytest.mark.parametrize("size", [1000, 70_000, 10_000_000])
-def test_what_is_too_much_for_one_turn_gets_out_as_it_was(frames: list[bytes], size: int) -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_what_is_too_much_for_one_turn_gets_out_as_it_was(frames: list[bytes], size: int, turns: int) -> None:
     answer = [*frames, ENDS[0], DONE]
     data = b"".join(answer)
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    out, error, hits = fed(RULES, pieces)
+    out, error, hits = fed(RULES, pieces, turns=turns)
     assert (out, error, hits) == (answer, None, [])
 
 
@@ -296,3 +299,13 @@ async def test_under_another_list_older_answers_are_not_found(engine: Engine, gu
             for turn, client in ((first, one), (second, two)):
                 await turn.finish()
                 assert (await client.read()).events()[-1] == DONE
+
+
+async def test_vectors_pass_where_answers_are_checked(engine: Engine, guarded: dict[str, Any]) -> None:
+    async with gateway(engine, **guarded) as app:
+        post = asyncio.create_task(post_json(app.url, "/v1/embeddings", {"model": "m1", "input": "bad"[::-1]}))
+        turn = await engine.next_request()
+        vector = {"data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+        await turn.respond(200, vector)
+        answer = await post
+        assert (answer.status, answer.json()["data"]) == (200, vector["data"])

@@ -32,6 +32,8 @@ MAY_SLEEP = {
     "tests/test_paused.py::_stopped": "a process that is stopped for seconds is what it tests",
     "tests/test_drain.py::finish": "virtual time, by @virtual",
     "tests/test_journey.py::play": "virtual time, by run_virtual",
+    "tests/test_journey_faults.py::half_open": "virtual time, by @virtual",
+    "tests/test_respond.py::takes": "virtual time, by @virtual",
 }
 
 Table = Mapping[str, int]  # "wire/sse.py" or "embedded/" -> layer

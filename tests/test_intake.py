@@ -97,3 +97,21 @@ async def test_a_model_of_megabytes_costs_no_reading_process(engine: Engine) -> 
         assert app.large is not None
         assert len(app.large.pool.pids) == 1
     assert [len(turn.json()["model"]) for turn in engine.requests] == [9_000_000] * 2
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"messages": 5}', b'{"messages": [], "n": 1, "n": 2}'])
+def test_a_request_that_is_refused_says_why_and_goes_nowhere(body: bytes) -> None:
+    with pytest.raises(GatewayError) as refused:
+        decode("chat", body)
+    found, sent = read_ask(AskJob("chat"), body, TERMS, None, Keyer())
+    assert found.refusal is not None
+    assert found.refusal.error().body() == refused.value.body()
+    assert (found.key, sent) == (None, b"")
+
+
+def test_a_body_that_passes_through_and_asks_for_too_much_says_so() -> None:
+    terms = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=5, action="refuse"))
+    found, sent = read_raw(RawJob("/v1/responses"), b'{"input": "x", "max_output_tokens": 6}', terms, None)
+    assert found.refusal is not None
+    assert found.refusal.error().status == 400
+    assert sent == b""

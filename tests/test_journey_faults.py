@@ -8,6 +8,7 @@ import pytest
 
 from proxy.breaker import State
 from proxy.errors import Code, GatewayError
+from proxy.pacer import Pacer
 from proxy.plan import Mode, Plan
 from proxy.retry import RetryRules
 from tests.clock import virtual
@@ -16,6 +17,20 @@ from tests.trip import SSE, Trip
 
 JSON = [("content-type", "application/json")]
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\n'
+
+
+async def half_open(trip: Trip) -> None:
+    """The trip's one engine has failed for so long that the journey is its probe."""
+    for _ in range(5):
+        lease = trip.backends.acquire(None)
+        assert lease is not None
+        trip.backends.seen_bad(lease, "it broke")
+        lease.release()
+    await asyncio.sleep(2.0)
+    probe = trip.backends.acquire(None)
+    assert probe is not None
+    trip.journey.lease.release()
+    trip.journey.lease = probe
 
 
 @pytest.mark.parametrize(("status", "bad"), [(400, 0), (404, 0), (429, 0), (500, 1), (501, 0), (503, 1)])
@@ -53,17 +68,8 @@ async def test_an_error_of_ours_ends_the_flight_gives_its_place_back_and_is_told
 async def test_a_probe_s_first_token_closes_the_breaker_long_before_its_end() -> None:
     trip = Trip(kept=1, room=9)
     engine = trip.backends.all[0]
-    for _ in range(5):
-        lease = trip.backends.acquire(None)
-        assert lease is not None
-        trip.backends.seen_bad(lease, "it broke")
-        lease.release()
-    await asyncio.sleep(2.0)
-    probe = trip.backends.acquire(None)
-    assert probe is not None
-    assert probe.probe
-    trip.journey.lease.release()
-    trip.journey.lease = probe
+    await half_open(trip)
+    assert trip.journey.lease.probe
     trip.journey.begin()
     wire = trip.engines[0].wire
     wire.head(200, SSE)
@@ -72,6 +78,7 @@ async def test_a_probe_s_first_token_closes_the_breaker_long_before_its_end() ->
     wire.body(FRAME)
     assert [*states, engine.breaker.state] == [State.HALF_OPEN, State.CLOSED]
     wire.body(b"data: [DONE]\n\n")
+    assert (engine.breaker._good, repr(engine.breaker)) == (0, "<Breaker closed row=0 probing=0>"), "told once"
     await trip.left_nothing()
 
 
@@ -102,4 +109,51 @@ async def test_an_attempt_is_told_against_its_engine_once_though_its_error_was_c
     trip.engines[0].wire.head(503, JSON)
     trip.engines[0].wire.lose(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert repr(trip.backends.all[0].breaker) == "<Breaker closed row=1 probing=0>"
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_probe_that_began_well_and_is_cut_speaks_against_its_engine_all_the_same() -> None:
+    trip = Trip(kept=1, room=9)
+    await half_open(trip)
+    trip.journey.begin()
+    wire = trip.engines[0].wire
+    wire.head(200, SSE)
+    wire.body(FRAME)
+    wire.lose(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
+    assert repr(trip.backends.all[0].breaker) == "<Breaker closed row=1 probing=0>"
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> None:
+    trip = Trip(kept=1, room=9)
+    engine = trip.backends.all[0]
+    engine.pacer = Pacer()
+    trip.backends.seen_bad(trip.journey.lease, "it broke")
+    trip.journey.begin()
+    wire = trip.engines[0].wire
+    wire.head(200, SSE)
+    wire.body(FRAME)
+    wire.lose(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
+    assert repr(engine.breaker) == "<Breaker closed row=2 probing=0>"
+    await trip.left_nothing()
+
+
+@virtual
+async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None:
+    left: list[float] = []
+
+    class Told(Pacer):
+        def left(self, sent: float, now: float) -> None:
+            left.append(now - sent)
+
+    trip = Trip(kept=1)
+    trip.backends.all[0].pacer = Told()
+    trip.journey.begin()
+    await asyncio.sleep(3.0)
+    trip.cancel()
+    await asyncio.sleep(3.0)
+    trip.journey.cancel()
+    assert left == [3.0]
     await trip.left_nothing()

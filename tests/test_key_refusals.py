@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.key import Keyer
 from proxy.wire.openai import Endpoint, decode
 from tests.test_key import CHAT, Written, dense, key, spelled
@@ -178,3 +179,14 @@ def test_two_bodies_with_one_key_are_answered_alike_by_a_strict_engine(
         assert answers[0] == answers[1]
     elif bodies[0] == bodies[1]:
         raise AssertionError("the same body has two keys")
+
+
+UNREADABLE = {"half": b"{", "bytes": b'"\xff"', "deep": b"[" * 5000 + b"]" * 5000, "lone": b'"\\ud800"'}
+
+
+@pytest.mark.parametrize("value", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_field_that_cannot_be_read_is_refused_by_its_name(value: bytes) -> None:
+    good = decode("chat", json.dumps(CHAT).encode())
+    with pytest.raises(GatewayError) as refused:
+        Keyer().key(msgspec.structs.replace(good, fields=good.fields | {"x": msgspec.Raw(value)}))
+    assert (refused.value.code, refused.value.param, refused.value.status) == (Code.INVALID_JSON, "x", 400)

@@ -52,3 +52,10 @@ def test_a_key_may_be_made_to_end_and_for_an_operator(capsys: pytest.CaptureFixt
     assert caller is not None
     assert (caller.expires, caller.operator) == (1801353600.0, True)
     assert main(["new", "ops", "--expires", "soon"]) == 2
+
+
+def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert "required: command" in capsys.readouterr().err

@@ -89,7 +89,13 @@ def test_without_a_ceiling_of_one_s_own_the_headers_tell_of_everyone_s() -> None
             3,
             "6000 tokens a minute, used 6000, requested about 250. Try again in 2.5s",
         ),
-        ("streams", Levels(0, 0, 3), 0, 1, "limit 3 requests under way at a time. Wait for one to end"),
+        (
+            "streams",
+            Levels(0, 0, 3),
+            0,
+            1,
+            "limit 3 requests under way at a time. Wait for one to end, or try again in 1s.",
+        ),
     ],
 )
 def test_a_refusal_of_one_s_own_share_is_429_and_says_when_to_come_again(

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from proxy.caller import Caller, Rates
-from proxy.errors import GatewayError
+from proxy.errors import Code, GatewayError
 from proxy.estimate import Cost
 from proxy.flight import Flight
 from proxy.group import FlightGroup
@@ -184,6 +184,18 @@ async def test_a_follower_pays_its_request_and_by_setting_its_tokens(followers: 
     hold.close()
     follower.close()
     assert desk.levels() == (2, tokens, 0)
+    desk.group.remove(flight)
+
+
+async def test_a_follower_of_what_reached_no_engine_pays_nothing() -> None:
+    desk = Desk()
+    hold, follower = desk.ask(), desk.ask()
+    flight = desk.flies(hold)
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    flight.fail(GatewayError(Code.QUEUE_TIMEOUT, "too long"))
+    hold.close()
+    follower.close()
+    assert desk.levels() == (0, 0, 0)
     desk.group.remove(flight)
 
 

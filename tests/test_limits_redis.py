@@ -210,6 +210,21 @@ async def test_a_permit_that_ended_is_free_at_once() -> None:
         assert await redis_says(path, "EXISTS", "gateway:limit:s:a") in (0, 1)
 
 
+async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
+    async with redis_server() as path, shared_limits(path) as shared:
+        bounds = Ceilings(streams=1, tokens=Ceiling(0.0001, 100))
+        taken = claim("1", bounds, tokens=10)
+        assert await ask(shared, taken) is not None
+        shared.give(taken, tokens=-5)
+        refused = await ask(shared, claim("2", bounds))
+        assert refused is not None
+        assert (refused.over, round(refused.own.tokens)) == (("caller", "streams"), 5)
+        shared.give(taken, stream=True)
+        again = await ask(shared, claim("3", bounds))
+        assert again is not None
+        assert again.over is None
+
+
 async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage() -> None:
     told: list[bool] = []
     async with redis_server() as path:
@@ -249,6 +264,7 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
         assert await asyncio.gather(*(ask(shared, claim(f"{n}")) for n in range(50))) == [None] * 50
         assert loop.time() - began < 5  # 100 ms, and what this machine adds
         assert not shared.available
+        assert shared.breaker.pause <= 1.0, "fifty that are lost together are one loss"
         now: list[Decision | None] = []
         shared.take(claim("x"), now.append)
         assert now == [None]  # without a turn of the loop
@@ -270,6 +286,8 @@ async def test_without_any_redis_it_starts_and_cannot_tell() -> None:
         assert not shared.available
         assert await ask(shared, claim("1")) is None
         shared.give(claim("1"), requests=-1, stream=True)
+        first = shared.breaker.pause
+        await until(lambda: shared.breaker.pause > first)  # each look that fails makes the next one wait longer
 
 
 async def test_fleets_with_a_namespace_each_have_limits_of_their_own() -> None:

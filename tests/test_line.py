@@ -231,3 +231,20 @@ def test_how_many_go_before_it_at_least(ticket: Ticket, ahead: int) -> None:
     if ticket.pool is None:
         line.offer("it", ticket, 0.0)
         assert drained(line).index("it") >= ahead, "it is no more than a lower bound"
+
+
+def test_what_cannot_be_put_into_every_order_is_in_none() -> None:
+    line: Line[str] = Line()
+    line.offer("a", Ticket(), 0.0)
+    with pytest.raises(TypeError):
+        line.offer("b", Ticket(owner=[]), 0.0)  # type: ignore[arg-type]  # no dictionary takes it
+    assert "b" not in line
+    assert drained(line) == ["a"]
+
+
+def test_of_an_owner_s_own_those_go_before_it_whose_deadline_is_no_later() -> None:
+    line: Line[float] = Line()
+    for deadline in (1.0, 2.0, 2.5, 3.0):
+        line.offer(deadline, Ticket(owner="a", deadline=deadline), 0.0)
+    line.discard(1.0)
+    assert line.ahead(Ticket(owner="a", deadline=2.5)) == 2

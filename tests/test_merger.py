@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.app import App
+from proxy.batcher import MIN_PLACES
 from tests.client import Connection, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
@@ -131,18 +132,24 @@ async def test_a_rider_ends_with_its_own_choice_and_not_with_the_longest(engine:
 
 
 async def test_what_the_engine_refuses_together_is_asked_for_one_by_one(engine: Engine) -> None:
-    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+    async with gateway(engine, max_inflight=1, top_priority="high") as app, AsyncExitStack() as stack:
         first = await blocked(engine, app, stack)
         posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in range(2)]
         await until(lambda: len(app.scheduler.queue) == 2)
         await first.finish()
         turn = await engine.next_request()
         await turn.respond(400, {"error": {"message": "n is too large"}})
-        for text in "ab":
-            turn = await engine.next_request()
-            assert "n" not in turn.json()
+        turn = await engine.next_request()
+        urgent = [("x-gateway-priority", "high")]
+        posts.append(asyncio.create_task(post_json(app.url, CHAT, SAMPLED, headers=urgent)))
+        await until(lambda: len(app.scheduler.queue) == 2)
+        for text in "abc":
+            assert "n" not in turn.json(), "one that was refused together is in no other's company again"
             await turn.answer(text)
-        assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == ["a", "b"]
+            turn = await engine.next_request() if text < "c" else turn
+        answers = [await post for post in posts]
+        assert sorted(answer.json()["choices"][0]["message"]["content"] for answer in answers) == ["a", "b", "c"]
+        assert [answer.head["x-gateway-cache"] for answer in answers[:2]] == ["bypass"] * 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -176,10 +183,73 @@ async def test_the_first_of_a_burst_waits_for_nobody_and_an_engine_that_is_no_vl
         assert all("n" not in json.loads(turn.body) for turn in engine.requests)
 
 
-async def test_a_window_brings_twins_together_where_the_engine_has_room(engine: Engine) -> None:
-    async with gateway(engine, batch_window_ms=50.0) as app:
-        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in range(4)]
+@pytest.mark.parametrize("together", ["ab", "abcd"])
+async def test_a_window_brings_twins_together_where_the_engine_has_room(engine: Engine, together: str) -> None:
+    async with gateway(engine, batch_window_ms=50.0, merge_max=len(together)) as app:
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in together]
         turn = await engine.next_request()
-        assert turn.json()["n"] == 4
-        await turn.answer(*"abcd")
-        assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == list("abcd")
+        assert turn.json()["n"] == len(together)
+        await turn.answer(*together)
+        assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == list(together)
+
+
+async def test_a_twin_that_an_engine_may_refuse_for_what_it_says_besides_goes_alone(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED))]
+        await until(lambda: len(app.scheduler.queue) == 1)
+        posts.append(asyncio.create_task(post_json(app.url, CHAT, SAMPLED | {"user": 5})))
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        for text in "ab":
+            turn = await engine.next_request()
+            assert "n" not in turn.json()
+            await turn.answer(text)
+        assert [(await post).json()["choices"][0]["message"]["content"] for post in posts] == ["a", "b"]
+
+
+async def test_two_twins_ride_together_where_two_choices_are_the_most(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1, merge_max=2) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED)) for _ in range(2)]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turn = await engine.next_request()
+        assert turn.json()["n"] == 2
+        await turn.answer(*"ab")
+        assert sorted([(await p).json()["choices"][0]["message"]["content"] for p in posts]) == ["a", "b"]
+
+
+async def test_twins_refused_together_that_cannot_be_in_time_any_more_end_with_that(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        headers = [("x-request-timeout", "30")]
+        posts = [asyncio.create_task(post_json(app.url, CHAT, SAMPLED, headers=headers)) for _ in range(2)]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turn = await engine.next_request()
+        pool = app.backends.pool_of("m1")
+        for _ in range(MIN_PLACES):
+            app.scheduler.queue.served(pool, 600.0)
+        await turn.respond(400, {"error": {"message": "n is too large"}})
+        answers = [await post for post in posts]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["deadline_unmeetable"] * 2
+        assert engine.generations == 2
+
+
+async def test_samples_of_one_prompt_that_are_taken_differently_are_no_twins(engine: Engine) -> None:
+    async with gateway(engine, max_inflight=1) as app, AsyncExitStack() as stack:
+        first = await blocked(engine, app, stack)
+        posts = [
+            asyncio.create_task(post_json(app.url, CHAT, SAMPLED | {"temperature": temperature}))
+            for temperature in (0.8, 0.9)
+        ]
+        await until(lambda: len(app.scheduler.queue) == 2)
+        await first.finish()
+        turns = [await engine.next_request()]
+        await turns[0].answer("a")
+        turns.append(await engine.next_request())
+        await turns[1].answer("b")
+        assert {turn.json()["temperature"] for turn in turns} == {0.8, 0.9}
+        assert all("n" not in turn.json() for turn in turns)
+        assert {(await post).status for post in posts} == {200}

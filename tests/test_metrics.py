@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import cache, metrics
+from proxy.embed_metrics import EmbedMetrics
 from proxy.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
+from proxy.queue_metrics import QueueMetrics
 from proxy.wire.openai import PATHS
 from tests.clock import virtual
 
@@ -279,3 +281,30 @@ async def test_the_loop_is_watched_until_that_is_stopped() -> None:
     stop()
     await asyncio.sleep(10)
     assert samples(made)["gateway_event_loop_lag_seconds_count"] == 3
+
+
+ZEROS = {
+    "cache_breaker_changes_total": ("to", "open closed"),
+    "cache_operations_total": ("op", "hit miss error garbage bypassed store store_skipped"),
+    "embed_items_total": ("source", "cache joined asked"),
+    "flights_ended_total": ("outcome", "hit landed error failed cancelled"),
+    "queue_refused_total": (
+        "why",
+        "queue_full queue_share_exceeded queue_timeout deadline_unmeetable memory_full shutting_down pushed_out",
+    ),
+    "rate_limited_total": ("limit", "requests tokens streams global"),
+    "retries_total": ("cause", "connect reset truncated 429 502 503 504 first-token stale"),
+    "watchdog_healed_total": ("what", "turn lookup place flight"),
+}
+
+
+def test_every_value_that_a_label_may_have_is_a_zero_from_the_start() -> None:
+    made = Metrics()
+    QueueMetrics(made.registry)
+    EmbedMetrics(made.registry)
+    wanted = {
+        f'gateway_{name}{{{label}="{value}"}}' for name, (label, of) in ZEROS.items() for value in of.split()
+    }
+    found = samples(made)
+    assert {key for key in found if any(key.startswith(f"gateway_{name}{{") for name in ZEROS)} == wanted
+    assert not any(found[key] for key in wanted)

@@ -48,3 +48,20 @@ def test_one_that_is_down_or_has_no_pacer_is_left_alone() -> None:
     down.up, down.reached = False, True
     PaceWatch(lambda: [down, plain], clock=lambda: 0.0, on_room=lambda: None).tick()
     assert (down.max_inflight, down.reached, plain.max_inflight) == (4, True, 7)
+
+
+def test_one_that_is_down_keeps_no_other_from_its_tick() -> None:
+    down, full = engine("e0"), engine("e1")
+    down.up, full.reached, full.report = False, True, Report(4.0, 0.0, 0.1)
+    PaceWatch(lambda: [down, full], clock=lambda: 0.0, on_room=lambda: None).tick()
+    assert (down.max_inflight, full.max_inflight) == (4, 8)
+
+
+def test_an_engine_that_is_removed_is_forgotten() -> None:
+    engines = [engine("e0"), engine("e1")]
+    watch = PaceWatch(lambda: engines, clock=lambda: 0.0, on_room=lambda: None)
+    watch.tick()
+    assert len(watch._told) == 2
+    del engines[0]
+    watch.tick()
+    assert list(watch._told) == engines

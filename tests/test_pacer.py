@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.load import Report
-from proxy.pacer import MOST, Pacer
+from proxy.pacer import MOST, QUEUE_SHARE, Pacer
 
 
 @dataclass
@@ -155,3 +156,15 @@ def test_whatever_is_seen_it_stays_within_its_bounds(
         assert limit <= max(2 * before, before + 1), "never more than twice as many at once"
         if not reached:
             assert limit <= before
+
+
+def test_what_an_engine_queues_decides_at_its_bounds() -> None:
+    room = math.ceil(QUEUE_SHARE * 32)
+
+    def tick(waiting: int, *, reached: bool = True) -> int:
+        return Pacer(100).tick(0.0, reached=reached, report=Report(32.0, float(waiting), 0.1))
+
+    assert tick(room) == 200
+    assert tick(room, reached=False) == 100
+    assert tick(room + 1) == tick(2 * room) == 100
+    assert tick(2 * room + 1) == max(32 + room, 50)

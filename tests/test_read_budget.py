@@ -170,3 +170,20 @@ async def test_a_reader_that_lags_and_a_turn_that_is_full_are_one_pause(engine: 
     assert transport.is_reading()
     one.abort()
     two.abort()
+
+
+async def test_one_turn_of_the_loop_has_one_of_the_budget_s() -> None:
+    budget = ReadBudget(asyncio.get_running_loop(), 10)
+    delivered: list[int] = []
+
+    class Endless:
+        def deliver(self) -> int:
+            delivered.append(10)
+            if len(delivered) < 8:
+                budget.wait(self)
+            return 10
+
+    budget.wait(Endless())
+    for turns in range(9):
+        assert len(delivered) == min(turns, 8)
+        await asyncio.sleep(0)

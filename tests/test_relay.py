@@ -56,6 +56,8 @@ from proxy.target import Malformed, read_target
         ("/v1/a%0d%0ab", None),
         ("/v1/a%250d", False),
         ("/v1/a%00", None),
+        ("/v1/a%1f", None),
+        ("/v1/a%7e", True),
         ("/v1/a\r\nb", None),
         ("/v1/\u00e9", None),
         ("v1/models", None),
@@ -131,3 +133,14 @@ def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
     assert acted_on({name: " a~1"}, (*ACTED_ON, "authorization")) == [(name, " a~1")]
     assert acted_on({name: "\udcff", "connection": f"x, {name.title()}"}, (*ACTED_ON, "authorization")) == []
     assert acted_on({"x": "1"}, ACTED_ON) == []
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [{"connection": "x-session-id", "x-session-id": "1"}, {"traceparent": "no such"}],
+    ids=["named", "odd"],
+)
+def test_a_header_that_is_left_out_takes_no_other_along(left_out: dict[str, str]) -> None:
+    headers = left_out | {"x-data-parallel-rank": "2"}
+    sent = acted_on(headers, ("traceparent", "x-session-id", "x-data-parallel-rank"))
+    assert sent == [("x-data-parallel-rank", "2")]

@@ -49,3 +49,12 @@ def test_every_line_is_written_or_told_of_once_and_kinds_are_bounded(
     told += sum(one.lines for one in repeats.over(now + 1))
     assert written + told == len(asked)
     assert repeats.due is None
+
+
+def test_kinds_of_a_second_that_is_over_make_room_for_new_ones() -> None:
+    repeats = Repeats()
+    for n in range(MAX_KINDS):
+        repeats.ask("info", "x", n, 0.0)
+    for like in "ab":
+        assert [repeats.ask("info", "new", like, 5.0) for _ in range(OFTEN)] == [0] * OFTEN
+    assert len(repeats) == 2

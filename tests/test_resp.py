@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.resp import GRACE, Lost, Overfull, Refused, WireError, pack
+from proxy.resp import GRACE, Lost, Overfull, Refused, Unhandled, WireError, pack
 from tests.clock import run_virtual, virtual
 from tests.resp_kit import Opened
 
@@ -243,3 +243,21 @@ def test_a_command_without_a_reply_of_its_own_is_not_taken(command: tuple[Any, .
 
 def test_every_error_of_the_wire_is_one_family() -> None:
     assert all(issubclass(kind, WireError) for kind in (Refused, Lost, Overfull))
+
+
+@virtual
+async def test_a_reply_that_cannot_be_handled_is_told_of_and_its_command_hears_so() -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+    on, heard = Opened(), list[Any]()
+
+    def done(reply: Any) -> None:
+        heard.append(reply)
+        if len(heard) == 1:
+            raise ZeroDivisionError
+
+    on.wire.send((b"GET", b"a"), 1.0, done)
+    on.ask()
+    on.reply(b"$1\r\nx\r\n$1\r\ny\r\n")
+    assert (heard[0], type(heard[1]), on.replies) == (b"x", Unhandled, [b"y"])
+    assert told == ["a reply of Redis"]

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.respond import SocketPipe, dechunk, error_headers, write_head
+from proxy.respond import SocketPipe, dechunk, error_headers, taken, write, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
+from tests.clock import virtual
 
 
 @given(frames=st.lists(st.binary(min_size=1, max_size=40), max_size=6), ended=st.booleans())
@@ -96,3 +97,68 @@ def test_a_client_that_has_left_is_not_written_to_and_nobody_else_hears_of_it(
 
     with asyncio.Runner(loop_factory=loop_of) as runner:
         runner.run(leaves())
+
+
+class Slow:
+    """A connection whose client takes `every` seconds for each of the `bytes` that wait for it."""
+
+    lags = True
+    written = 10
+
+    def __init__(self, size: int, every: float) -> None:
+        self.size, self.every = size, every
+        self.emptied = asyncio.Event()
+        self.request = cast(web.BaseRequest, SimpleNamespace(protocol=self, transport=self, writer=self))
+
+    def get_write_buffer_size(self) -> int:
+        return self.size
+
+    async def drain(self) -> None:
+        await self.emptied.wait()
+
+    async def takes(self) -> None:
+        while self.size:
+            await asyncio.sleep(self.every)
+            self.size -= 1
+        self.emptied.set()
+
+
+@pytest.mark.parametrize(
+    ("size", "every", "stall", "after"),
+    [(3, 4.0, 5.0, 12.0), (3, 6.0, 5.0, None), (1, 1000.0, 0.0, 1000.0), (10, 0.5, 5.0, 5.0)],
+    ids=["slow", "stalled", "no limit", "just in time"],
+)
+@virtual
+async def test_a_client_may_take_its_time_as_long_as_it_takes_something(
+    size: int, every: float, stall: float, after: float | None
+) -> None:
+    slow, loop = Slow(size, every), asyncio.get_running_loop()
+    takes = asyncio.create_task(slow.takes())
+    if after is None:
+        with pytest.raises(TimeoutError):
+            await taken(slow.request, stall)
+        assert loop.time() == pytest.approx(5.0)
+    else:
+        await taken(slow.request, stall)
+        assert loop.time() == pytest.approx(after)
+    takes.cancel()
+
+
+@pytest.mark.parametrize("status", [200, 204, 304, 303])
+def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> None:
+    written: list[bytes] = []
+    transport = SimpleNamespace(write=written.append)
+    protocol = SimpleNamespace(written=0, lags=False)
+    request = SimpleNamespace(transport=transport, protocol=protocol, keep_alive=True, method="GET")
+    sent, left = write(cast(web.BaseRequest, request), status, [("etag", "x")], b"body")
+    none = status in (204, 304)
+    assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
+    assert (sent.status, left, protocol.written) == (status, None, len(written[0]))
+
+
+def test_to_a_client_that_has_left_nothing_is_begun() -> None:
+    gone = cast(web.BaseRequest, SimpleNamespace(transport=None, keep_alive=True, protocol=None, method="GET"))
+    with pytest.raises(ConnectionResetError, match="the client has left"):
+        SocketPipe(gone, b"head")
+    with pytest.raises(ConnectionResetError, match="the client has left"):
+        write(gone, 200, [], b"body")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +19,8 @@ from proxy.group import FlightGroup
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
-from proxy.scheduler import Scheduler
+from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
+from proxy.turns import Ticket
 from proxy.upstream import Pool
 from tests.clock import virtual
 from tests.trip import MemoryEngine, Wire
@@ -71,6 +72,7 @@ class House:
         limit: int = 10_000,
         batch: int = 64,
         timeout: float = math.inf,
+        ticket: Callable[[Flight], Ticket] = lambda flight: Ticket(),
     ):
         loop = asyncio.get_running_loop()
         self.engine = MemoryEngine()
@@ -78,13 +80,14 @@ class House:
         self.backends = Backends([Backend("e0", cast(Pool, self.engine), inflight)])
         self.group = FlightGroup()
         self.store = Store()
+        self.metrics = Metrics()
         self.scheduler = Scheduler(
             group=self.group,
-            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout),
+            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
             backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
             limits=Limits(),
-            metrics=Metrics(),
+            metrics=self.metrics,
             loop=loop,
         )
 
@@ -351,3 +354,111 @@ async def test_the_last_reader_s_leaving_ends_a_flight_wherever_it_is(when: str)
     await house.turn()
     house.left_nothing()
     await house.scheduler.close()
+
+
+@virtual
+async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_counted() -> None:
+    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.plan.latest))
+    house.ask()
+    await house.turn()
+    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", latest=5.0))
+    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.scheduler.submit(flight)
+    await house.turn()
+    for _ in range(MIN_PLACES):
+        house.scheduler.queue.served(None, 60.0)
+    house.store.answer()
+    assert flight.error is not None
+    assert flight.error.code is Code.DEADLINE_UNMEETABLE
+    assert 'queue_refused_total{why="deadline_unmeetable"} 1' in house.metrics.render("text/plain")[0].decode()
+    assert len(house.group) == 1
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_all_that_comes_in_one_turn_of_the_loop_is_looked_at_in_one_turn() -> None:
+    house = House(kept=1)
+    for _ in range(4):
+        house.ask()
+    assert [(stray.kind, stray.what) for stray in house.scheduler.strays()] == [("turn", 0)]
+    await asyncio.sleep(0)
+    assert (list(house.scheduler.strays()), house.scheduler._turns) == ([], 1)
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_after_it_has_closed_no_turn_follows_what_is_contained() -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+    house = House()
+    turns = []
+    for closed in (False, True):
+        if closed:
+            await house.scheduler.close()
+        before = house.scheduler._turns
+        house.scheduler._fault("a test", ZeroDivisionError())
+        await asyncio.sleep(1.0)
+        turns.append(house.scheduler._turns - before)
+    assert (turns, told) == ([1, 0], ["a test"] * 2)
+    house.left_nothing()
+
+
+@virtual
+async def test_only_so_many_turns_that_raise_in_a_row_give_up_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: None)
+    house, failed = House(kept=3), 0
+    house.ask()
+    flight, _ = house.ask()
+    await house.turn()
+
+    def fails(now: float) -> list[Flight]:
+        nonlocal failed
+        failed += 1
+        raise ZeroDivisionError
+
+    for _ in range(2):  # with a good turn between, of which the second row knows nothing
+        with monkeypatch.context() as broken:
+            broken.setattr(house.scheduler.queue, "due", fails)
+            house.scheduler._soon()
+            await asyncio.sleep(AGAIN * (MAX_FAILED_TURNS - 1.5))
+        await asyncio.sleep(2 * AGAIN)
+    assert (failed, flight.phase) == (2 * (MAX_FAILED_TURNS - 1), Phase.QUEUED)
+    monkeypatch.setattr(house.scheduler.queue, "due", fails)
+    house.scheduler._soon()
+    await asyncio.sleep(AGAIN * (MAX_FAILED_TURNS - 0.5))
+    assert flight.error is not None
+    assert flight.error.code is Code.INTERNAL
+    later, _ = house.ask()
+    await house.turn()
+    assert later.phase is Phase.QUEUED
+    await house.scheduler.close()
+    house.left_nothing()
+
+
+@virtual
+async def test_one_that_cannot_be_told_that_it_waited_too_long_keeps_it_from_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, words: told.append(words["message"]))
+    house = House(kept=1, timeout=10.0)
+    house.ask()
+    broken, other = house.ask()[0], house.ask()[0]
+    refuse = Flight.refuse
+
+    def fails(flight: Flight, *given: Any) -> bool:
+        if flight is broken:
+            raise ZeroDivisionError
+        return refuse(flight, *given)
+
+    monkeypatch.setattr(Flight, "refuse", fails)
+    await asyncio.sleep(11.0)
+    assert [flight.error and flight.error.code for flight in (broken, other)] == [
+        Code.INTERNAL,
+        Code.QUEUE_TIMEOUT,
+    ]
+    assert told == ["a flight that has waited too long"]
+    await house.scheduler.close()
+    house.left_nothing()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,16 @@ async def test_a_collector_that_hangs_or_is_away_harms_no_request_and_not_the_en
         assert (await post_json(app.url, CHAT, HELLO)).status == 200
     assert collector.spans == []
     assert [line["detail"] for line in lines(tmp_path / "log") if line["msg"] == "tracing"]
+
+
+async def test_the_name_of_a_key_is_told_and_the_key_is_not(
+    engine: Engine, collector: Collector, tmp_path: Path
+) -> None:
+    engine.auto(echo_script())
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[keys]]\nname = "team-a"\nsha256 = "{sha256(b"sk-secret").hexdigest()}"\n')
+    async with gateway(engine, trace="otlp", api_keys_file=str(keys)) as app:
+        await post_json(app.url, CHAT, HELLO, [("authorization", "Bearer sk-secret")])
+    (server,) = collector.of("server")
+    assert server.attributes["gateway.key_name"] == "team-a"
+    assert b"sk-secret" not in collector.raw

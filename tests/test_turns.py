@@ -111,3 +111,21 @@ def test_deadlines_in_between_give_what_begins_like_them_no_more_than_a_run() ->
             assert places <= RUN
             line.granted(item)
     raise AssertionError("it never had its place")
+
+
+def test_who_may_take_just_what_it_needs_has_its_turn_first() -> None:
+    line: Line[str] = Line(quantum=10)
+    line.offer("first", Ticket(owner="a", cost=10), 0.0)
+    line.offer("second", Ticket(owner="b", cost=1), 0.0)
+    assert drained(line) == ["first", "second"]
+
+
+def test_who_is_alone_pays_for_nothing() -> None:
+    line: Line[str] = Line(quantum=10)
+    for n in range(3):
+        line.offer(f"a{n}", Ticket(owner="a", cost=100), 0.0)
+    assert line.next(0.0) == "a0"
+    line.granted("a0")
+    for n in range(2):
+        line.offer(f"b{n}", Ticket(owner="b", cost=100), 0.0)
+    assert drained(line) == ["a1", "b0", "a2", "b1"]

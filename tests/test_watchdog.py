@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
+
+from proxy.app import _watchdog
 from proxy.backends import Lease
+from proxy.config import Settings
 from proxy.errors import Code
 from proxy.flight import Flight
 from proxy.plan import Mode, Plan
@@ -135,3 +141,11 @@ async def test_a_look_up_whose_reply_was_lost_has_found_nothing() -> None:
     assert await healed_by(house) == ["lookup"]
     assert house.scheduler.flying == 1
     await house.scheduler.close()
+
+
+@pytest.mark.parametrize(("milliseconds", "patience"), [(0, 5.0), (100, 5.0), (2500, 5.0), (10_000, 20.0)])
+def test_it_is_more_patient_than_a_look_up_may_take(milliseconds: int, patience: float) -> None:
+    unused = cast(Any, None)
+    settings = cast(Settings, SimpleNamespace(redis_timeout_ms=milliseconds))
+    loop = cast(asyncio.AbstractEventLoop, SimpleNamespace(time=lambda: 0.0))
+    assert _watchdog(settings, unused, None, unused, unused, loop)._patience == patience

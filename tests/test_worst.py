@@ -207,7 +207,10 @@ async def fold_of(frames: list[bytes]) -> tuple[list[Any], int, int]:
         readers = [asyncio.create_task(post_json(app.url, CHAT, body)) for _ in range(3)]
         await until(lambda: app.group.subscribers == 4)
         joined.set()
-        return await asyncio.gather(one, *readers), engine.generations, len(children(app))
+        answers = await asyncio.gather(one, *readers)
+        assert app.large is not None
+        assert app.large._folds == {}, "what has been folded is held by nobody"
+        return answers, engine.generations, len(children(app))
 
 
 def frames_of(fingerprint: str) -> list[bytes]:

@@ -111,6 +111,23 @@ def test_who_asked_for_usage_gets_its_finish_at_once_and_its_usage_with_the_engi
     assert objects(ends[0])[0]["system_fingerprint"] == "fp"
 
 
+@pytest.mark.parametrize(
+    ("all_together", "tokens"), [(None, [2, 1]), (30, [20, 10])], ids=["not counted", "counted"]
+)
+def test_tokens_that_the_engine_does_not_count_for_each_choice_go_by_events(
+    all_together: int | None, tokens: list[int]
+) -> None:
+    split = StreamSplit(parts(1, 1), request_id="r0")
+    for index, text in ((0, "a"), (1, "b"), (0, "c")):
+        split.feed(chunk(index, text))
+    for index in (0, 1):
+        split.feed(chunk(index, "", finish="stop"))
+    if all_together is not None:
+        split.feed(total(all_together))
+    split.feed(DONE)
+    assert [part.completion_tokens for part in split.parts] == tokens
+
+
 def test_an_error_and_a_comment_are_everybodys() -> None:
     split = StreamSplit(parts(1, 2), request_id="r0")
     assert split.feed(ERROR) == [(0, ERROR, False), (1, ERROR, False)]

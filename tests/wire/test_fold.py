@@ -11,7 +11,17 @@ from typing import Any, get_args
 import pytest
 from msgspec import Raw
 
-from proxy.wire.fold import FOLDABLE_FIELDS, Folded, Unfoldable, fold, foldable, forces_tool
+from proxy.wire.fold import (
+    FOLDABLE_FIELDS,
+    MANY_BYTES,
+    MANY_FRAMES,
+    Folded,
+    Unfoldable,
+    fold,
+    foldable,
+    forces_tool,
+    many_frames,
+)
 from tests.golden import load
 
 Json = dict[str, Any]
@@ -324,3 +334,18 @@ def test_a_request_with_this_may_not_be_folded(more: Json) -> None:
 def test_embeddings_have_no_stream_to_fold() -> None:
     assert set(FOLDABLE_FIELDS) == set(get_args(Folded))
     assert not foldable("embeddings", raw({"model": "m", "input": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "many"),
+    [
+        ([b"x" * MANY_BYTES], False),
+        ([b"x" * MANY_BYTES, b"x"], True),
+        ([b"data: x\r\n\r\n" * MANY_FRAMES], False),
+        ([b"data: x\r\n\r\n" * MANY_FRAMES, b"\r\n"], True),
+        ([b"\r\n" * 2 * MANY_FRAMES, b"\r\n"], False),
+    ],
+    ids=["bytes that may be", "one more", "frames that may be", "more", "less than frames take"],
+)
+def test_a_stream_is_folded_elsewhere_from_so_many_bytes_or_frames_on(pieces: list[bytes], many: bool) -> None:
+    assert many_frames(pieces) is many

@@ -267,3 +267,17 @@ def test_nearly_all_tokens_of_a_recorded_chat_are_more_of_the_same() -> None:
 def test_nothing_is_known_before_something_is_learnt() -> None:
     assert b"" not in Twins()
     assert delta('{"content":"a"}') not in Twins()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'data: {"choices":[],"usage":null}\n\n',
+        b'data: {"choices":[],"x":{"usage":{"prompt_tokens":1}}}\n\n',
+        b'data: {"usage":{"prompt_tokens":1}}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\"usage\\""}}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"prompt_tokens":1}}\n\n',
+    ],
+)
+def test_a_frame_that_is_no_usage_chunk_stays(frame: bytes) -> None:
+    assert PlainView().feed(frame) == [frame]

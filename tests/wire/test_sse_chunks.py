@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, unchunks
+from proxy.wire.sse import LAST_CHUNK, SIZES, ChunkCheck, chunk, unchunks
 
 are_chunks = ChunkCheck()  # one for all: what it saw before must not matter
 PIECES = st.sampled_from([b"\n", b"\r", b"\r\n", b"0\r\n\r\n", b"3\r\nabc\r\n", b"data: x\n\n", b"0", b"a"])
@@ -94,3 +94,8 @@ def test_damaged_chunks_pass_only_where_they_are_what_we_would_write(
         assert as_http(data)
     except ValueError:
         assert found is None
+
+
+@pytest.mark.parametrize("size", [1, len(SIZES) - 1, len(SIZES), len(SIZES) + 1])
+def test_a_chunk_says_its_size_however_it_is_made(size: int) -> None:
+    assert chunk(b"x" * size) == b"%x\r\n%b\r\n" % (size, b"x" * size)

@@ -293,3 +293,18 @@ def test_stored_frames_are_whole_where_done_is_last_and_once_and_each_choice_end
     for cut in range(len(frames)):
         assert whole_streams(frames[:cut], [frames[cut:]]) is whole
     assert not whole_streams(frames, [[]])
+
+
+def test_a_reason_of_any_length_is_told_by_its_beginning() -> None:
+    lack = lack_of({0: "x" * 70}, 1)
+    assert lack is not None
+    assert lack.words == f"The engine ended the answer with finish_reason {'x' * 64!r}."
+
+
+@pytest.mark.parametrize(
+    ("body", "few"), [(b'{"choices":[]}', True), (b'{"choices":null}', False), (b"{}", False)]
+)
+def test_a_body_without_choices_has_too_few_only_where_it_lists_them(body: bytes, few: bool) -> None:
+    lack = read_body(body, "chat", 1)[1]
+    assert lack is not None
+    assert lack.few is few

@@ -1,0 +1,111 @@
+"""Owns the command line of the mutation run: `tox -e mutation -- --seed 7 --sample 250`.
+Must not know how mutants are made or tried. Keeps its records under out/mutation, so a run goes on where it was
+stopped. Called by tox, and by people. Exits 1 where fewer than `--least` % of what is not equivalent is killed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ops.mutation import mutants, reach
+from ops.mutation.mutants import Mutant
+from ops.mutation.server import Pytests
+from ops.mutation.session import Session, equivalent
+from ops.mutation.tree import copy_of
+from ops.mutation.trial import Ground, trial
+
+ROOT = Path(__file__).parent.parent.parent
+OUT = ROOT / "out" / "mutation"
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ops.mutation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=7, help="of the draw")
+    parser.add_argument("--sample", type=int, default=250, help="how many mutants")
+    parser.add_argument("--mutants", type=Path, help="a TOML file of [[mutant]] to try, in place of a sample")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests beyond the closest, a mutant")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; a later run goes on")
+    parser.add_argument("--again", action="store_true", help="try the survivors once more")
+    parser.add_argument("--report", action="store_true", help="print what is known, and try nothing")
+    parser.add_argument("--least", type=float, default=95.0, help="per cent that must be killed")
+    return parser
+
+
+def recorded(copy: Path, until: float) -> reach.Index | None:
+    """What each test reaches; test files that changed are run again. None where time was over first."""
+    known: reach.Reach = {}
+    for test_file in reach.test_files(ROOT):
+        kept, sha = reach.kept(OUT / "reach", test_file), reach.digest(ROOT / test_file)
+        had = reach.load(kept) if kept.exists() else ("", {})
+        if had[0] != sha:
+            if time.monotonic() > until:
+                return None
+            print(f"recording what {test_file} reaches", flush=True)
+            had = sha, reach.record(copy, test_file, 300.0) or {}
+            reach.save(had[1], sha, kept)
+        known |= had[1]
+    return reach.Index(known)
+
+
+def report(tried: Sequence[Mutant], session: Session, reasons: dict[str, str]) -> float:
+    """Print the survivors and the counts. The part that was killed, of what is not equivalent."""
+    judged = [(mutant, session.verdicts[mutant.id]) for mutant in tried if mutant.id in session.verdicts]
+    for mutant, verdict in judged:
+        if verdict.outcome == "survived" and mutant.id not in reasons:
+            print(f"\n{mutant.id} survived {verdict.by}, in {mutant.definition or 'the module'}\n{mutant.diff}")
+    counts = Counter("equivalent" if m.id in reasons and v.outcome == "survived" else v.outcome for m, v in judged)
+    noticed = counts["killed"] + counts["timeout"]
+    rate = 100 * noticed / max(1, noticed + counts["survived"])
+    print(
+        f"\n{counts['killed']} killed, {counts['survived']} survived, {counts['timeout']} timeout, "
+        f"{counts['equivalent']} equivalent, of {len(judged)} tried; {len(tried) - len(judged)} not tried yet, "
+        f"{len(session.drawn) - len(tried)} no longer in the tree. "
+        f"Killed of what is not equivalent: {noticed} of {noticed + counts['survived']}, {rate:.1f} %"
+    )
+    return rate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = flags().parse_args(arguments)
+    sources = mutants.modules(ROOT)
+    reasons, stale = equivalent(sources)
+    for entry in stale:
+        print(f"equivalent.toml names a line that is not there any more: {entry}")
+    if given.mutants is not None:
+        session = Session(OUT / f"{given.mutants.stem}.jsonl")
+        tried = [m for entry in mutants.named(given.mutants, "mutant") for m in mutants.given(entry, sources)]
+        session.draw(tried)
+    else:
+        session = Session.open(OUT / f"seed-{given.seed}-{given.sample}.jsonl")
+        if not session.drawn:
+            table = (ROOT / "proxy" / "README.md").read_text()
+            session.draw(mutants.sample(sources, table, given.seed, given.sample))
+        tried = session.mutants(sources)
+    if not given.report:
+        _try(tried, session, reasons, given)
+    return 0 if report(tried, session, reasons) >= given.least else 1
+
+
+def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], given: argparse.Namespace) -> None:
+    until = time.monotonic() + 60 * given.minutes
+    with copy_of(ROOT) as copy, Pytests(copy) as tests:
+        index = recorded(copy, until)
+        for mutant in tried:
+            had = session.verdicts.get(mutant.id)
+            if had is not None and not (given.again and had.outcome == "survived" and mutant.id not in reasons):
+                continue
+            if index is None or time.monotonic() > until:
+                return
+            verdict = trial(Ground(copy, tests, index), mutant, given.budget)
+            session.judged(mutant, verdict)
+            print(
+                f"{mutant.id} {verdict.outcome} in {verdict.seconds:g} s, {mutant.module}: {verdict.by}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""Owns the pytest plugin that records which lines each test function runs, and for how long.
+Must not know mutants. Loaded with `-p ops.mutation.recorder` under `coverage run`.
+Called by pytest, which reach.py starts for one test file at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+
+import coverage
+import pytest
+
+RESULT = "MUTATION_RECORD"  # the environment variable that names the file to write
+
+_seconds: dict[str, float] = defaultdict(float)
+_failed: set[str] = set()
+
+
+def function_of(nodeid: str) -> str:
+    """The test function of one case: a parametrized name without its parameters."""
+    return nodeid.partition("[")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """What runs between two tests, such as imports, belongs to no test: the empty context."""
+    current = coverage.Coverage.current()
+    if current is not None:
+        current.switch_context(function_of(item.nodeid))
+    try:
+        return (yield)
+    finally:
+        if current is not None:
+            current.switch_context("")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    function = function_of(report.nodeid)
+    _seconds[function] += report.duration
+    if report.failed:
+        _failed.add(function)
+
+
+def pytest_sessionfinish() -> None:
+    if path := os.environ.get(RESULT):
+        Path(path).write_text(json.dumps({"seconds": _seconds, "failed": sorted(_failed)}))

@@ -1,0 +1,136 @@
+"""Owns the trial of one mutant: the tests that reach it, the closest first, until one notices it or time is out.
+Must not know samples or what is equivalent. A failure counts where the same test alone passes without the mutation
+and fails again with it, so none that failed by its timing. Called by __main__.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ops.mutation.mutants import Mutant
+from ops.mutation.reach import MARKERS, Index, within
+from ops.mutation.recorder import RESULT, function_of
+from ops.mutation.server import OUTPUT, Pytests
+
+NEAR: Final = 12.0  # seconds of tests that run first: those of the module's own test files
+QUICK: Final = (
+    0.05  # seconds; a test of the module's own that takes less waits for nothing: its failure is no chance
+)
+START: Final = 30.0  # seconds that a run may take beyond four times what its tests take without the mutation
+HANGS: Final = 15.0  # seconds after which one test hangs, at least; four times what it takes, where that is more
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    outcome: str  # killed, timeout, survived
+    by: str  # the test that fails, or what ran
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    status: int | None
+    failed: Sequence[str]
+    hung: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where mutants are tried: a copy of the tree, the tests there, and what each reaches."""
+
+    copy: Path
+    tests: Pytests
+    index: Index
+
+
+def trial(on: Ground, mutant: Mutant, budget: float) -> Verdict:
+    """Write the mutant into the copy of the tree, try it, and take it out again."""
+    started = time.monotonic()
+    with _written(on.copy / mutant.module, mutant.source):
+        outcome, by = _outcome(on, mutant, budget)
+    return Verdict(outcome, by, round(time.monotonic() - started, 1))
+
+
+@contextmanager
+def _written(path: Path, source: str) -> Iterator[None]:
+    before = path.read_text()
+    path.write_text(source)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def _outcome(on: Ground, mutant: Mutant, budget: float) -> tuple[str, str]:
+    index = on.index
+    names = index.reaching(mutant.lines, mutant.module)
+    if not names:
+        return "survived", "no test reaches it"
+    first = list(within(names, index.seconds, NEAR))
+    rest = list(within((name for name in names if name not in first), index.seconds, budget)) if budget else []
+    for part in (first, rest):
+        left = part
+        while left:
+            result = _tests(on, left)
+            if result.hung or result.status is None:
+                return "timeout", result.failed[0] if result.failed else left[0]
+            if result.status in (0, 5):
+                break
+            if not result.failed:
+                return "killed", "no test can be collected"
+            test = result.failed[0]
+            quick = part is first and index.seconds.get(test, HANGS) < QUICK
+            if quick or _notices(on, mutant, test, 1 if part is first else 2):
+                return "killed", test
+            left = left[_place(left, test) + 1 :]
+    return "survived", f"{len(first) + len(rest)} of {len(names)} tests that reach it"
+
+
+def _notices(on: Ground, mutant: Mutant, test: str, rounds: int) -> bool:
+    for _ in range(rounds):
+        with _written(on.copy / mutant.module, mutant.original):
+            if _tests(on, [test]).status != 0:
+                return False
+        if _tests(on, [test]).status == 0:
+            return False
+    return True
+
+
+def _place(names: Sequence[str], function: str) -> int:
+    file = function.partition("::")[0]
+    return names.index(function) if function in names else names.index(f"{file}::")
+
+
+def _tests(on: Ground, names: Sequence[str]) -> Run:
+    """The named functions, and whole files for names without one, until the first failure."""
+    seconds = [on.index.seconds.get(name, HANGS) for name in names]
+    with tempfile.TemporaryDirectory() as place:
+        result, chosen, output = Path(place, "result.json"), Path(place, "chosen"), Path(place, "output")
+        chosen.write_text("\n".join(name.removesuffix("::") for name in names))
+        arguments = ["-q", "-x", "-p", "ops.mutation.recorder", "-p", "no:cacheprovider", "-m", MARKERS]
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what the server has imported
+        arguments += ["-o", f"timeout={max(HANGS, 4 * max(seconds)):.0f}", f"@{chosen}"]
+        environment = {RESULT: str(result), OUTPUT: str(output)}
+        try:
+            status, text = on.tests.run(arguments, environment, START + 4 * sum(seconds))
+        finally:
+            _end_children(on)
+        failed = json.loads(result.read_text())["failed"] if result.exists() else []
+        return Run(status, [function_of(name) for name in failed], "Timeout (>" in text)
+
+
+def _end_children(on: Ground) -> None:
+    """End what a test started in another session, where the mutant kept the test from ending it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != on.tests.pid:
+            with suppress(OSError):
+                if Path(os.readlink(entry / "cwd")).is_relative_to(on.copy):
+                    os.kill(int(entry.name), signal.SIGKILL)
