@@ -73,10 +73,9 @@ class DoorHandler(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        task = self._task_handler
-        if task is not None:  # made after the manager is told
+        if self._task_handler is not None:  # made after the manager is told
             abort = cast(asyncio.Transport, transport).abort
-            task.add_done_callback(partial(unawaited, "a connection", abort))
+            self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
         self.lags = True

@@ -36,6 +36,7 @@ _PATH: Final = re.compile(
     r"(~|\.{0,2})/[\w./ @+,=-]{0,400}|([\w.-]+/)*[\w.-]{1,64}\.[a-z]{2,8}|[a-z][a-z_-]{0,11}|\.{1,2}"
 )
 _WORD: Final = re.compile(r"[a-z][a-z_-]{0,11}|--?[a-z][a-z_-]{0,40}")
+_HOST_AND_PORT: Final = re.compile(r"[A-Za-z0-9.-]{1,253}:[0-9]{1,5}/?")
 _QUERY: Final = re.compile(r"([?&])([^=&#\s]*)=([^&#\s\"']*)")
 
 
@@ -46,7 +47,7 @@ def shown_url(text: str) -> str:
         scheme = _SCHEME.match(text)
         if scheme is not None:
             return f"{scheme[1]}://{HIDDEN}"
-        return text if not text or _WORD.fullmatch(text) else HIDDEN
+        return text if not text or _WORD.fullmatch(text) or _HOST_AND_PORT.fullmatch(text) else HIDDEN
     user = f"{HIDDEN}@" if found["user"] is not None else ""
     query = "" if found["query"] is None else "?" + "&".join(map(_option, found["query"].split("&")))
     path = found["path"] or ""

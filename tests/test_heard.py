@@ -44,7 +44,7 @@ JSON = "application/json"
         ("PUT", CHAT, JSON, {}, 405),
         ("POST", CHAT, "text/plain", {}, 415),
         ("POST", CHAT, JSON, {"max_body_bytes": 2**20}, 413),
-        ("POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", {"max_body_bytes": 2**20}, 413),
+        ("POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=x", {"max_upload_bytes": 2**20}, 413),
         ("POST", "/v1/x#y", JSON, {}, 400),
     ],
 )
@@ -74,7 +74,7 @@ async def test_a_refusal_before_the_body_is_read_by_a_client_that_writes_all_of_
 async def test_one_without_a_key_or_over_its_rate_reads_why(engine: Engine, tmp_path: Path) -> None:
     engine.auto(lambda turn: turn.respond(200, b"{}"))
     async with gateway(engine, rate_limit_rps=0.001, rate_limit_burst=1) as app:
-        seen = [(await asyncio.to_thread(refused, app.url, "/v1/responses", JSON))[0] for _ in range(3)]
+        seen = [(await asyncio.to_thread(refused, app.url, "/v1/x", "a/b"))[0] for _ in range(3)]
     assert seen[1:] == [429, 429]
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[[keys]]\nname = "a"\nsha256 = "{hashlib.sha256(b"k").hexdigest()}"\n')
@@ -226,7 +226,10 @@ async def test_an_offer_of_h2c_with_a_body_in_pieces_is_answered_in_http_1_1(eng
     engine.auto(lambda turn: turn.respond(200, turn.body))
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     body = b"z" * 300_000
-    head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n" % (offer, len(body))
+    head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n%bContent-Type: a/b\r\nContent-Length: %d\r\n\r\n" % (
+        offer,
+        len(body),
+    )
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         for _ in range(3):
             await client.send((head + body) * 2)

@@ -36,6 +36,8 @@ CANARY = "Hunter2-canary-9f8e7d"
         (f"redis:/{CANARY}", "redis://***"),
         (CANARY, "***"),
         ("auto", "auto"),
+        ("gpu-1:8000", "gpu-1:8000"),
+        (f"user:{CANARY}", "***"),
         ("unix:///run/r.sock", "unix:///run/r.sock"),
         ("http://[::1]:80/v1", "http://[::1]:80/v1"),
     ],
