@@ -327,7 +327,7 @@ EXEMPT: Final = {
     "containment.contained": "runs the steps that give things back; what it raises itself nobody can contain",
     "embed_faults.EmbedFaults.safely": "the same, for embeddings",
     "journey.Journey._safely": "the border of its timers",
-    "door.DoorHandler.connection_made": "the border to the loop, of one connection; all it does is in `_welcome` and `start`",
+    "door.DoorHandler.connection_made": "the border to the loop; what it does is in `_welcome` and `start`",
     "door.Door.connection_made": "the border to aiohttp, of one connection; all it does is in `_welcome`",
 }
 """Functions that cannot be made to raise, each with its reason."""

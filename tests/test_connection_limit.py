@@ -102,7 +102,7 @@ async def test_one_whose_closing_raises_is_not_the_others() -> None:
 async def test_a_burst_of_silent_connections_does_not_keep_one_in_the_same_turn_from_being_served() -> None:
     async with serving(max_connections=4) as (url, _):
         for _ in range(5):
-            opening = asyncio.gather(*(Connection.open(url) for _ in range(20)))
+            silent = await asyncio.gather(*(Connection.open(url) for _ in range(20)))
             assert (await get(url, "/one")).body == b"/one"
-            for one in await opening:
+            for one in silent:
                 await one.close()
