@@ -87,7 +87,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
         elif what == "full" and some is not None:
             some[1].full = True
         elif what == "drain" and some is not None:
-            some[1].full = False
+            some[1].full = some[1].refused = False
             if some[0].lagging:
                 some[0].lagging = False
                 some[0].pump()

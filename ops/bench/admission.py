@@ -97,7 +97,7 @@ def gateways(args: argparse.Namespace, keys: Path) -> dict[str, Gateway]:
     keys.write_text("".join(f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"\n' for name, digest in entries))
     made = {}
     for flags in args.gateway or ["--max-inflight 256", "--max-inflight auto"]:
-        made[flags] = Gateway(["--api-keys-file", str(keys), *shlex.split(flags)])
+        made[flags] = Gateway(["--api-keys-file", str(keys), "--no-metrics-key", *shlex.split(flags)])
     return made
 
 
