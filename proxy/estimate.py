@@ -13,12 +13,14 @@ from proxy.flight import Flight
 from proxy.passed import Passed, generates
 from proxy.phase import Phase
 from proxy.plan import Mode
+from proxy.wire.loose import integer
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import BYTES_A_TOKEN
 
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
+_LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -60,7 +62,7 @@ def estimate(ask: Ask, assumed: int) -> Cost:
     if ask.endpoint == "embeddings":
         return Cost(prompt, 0)
     allowed = _count(fields.get("max_completion_tokens")) or _count(fields.get("max_tokens")) or assumed
-    choices = max(_count(fields.get("n")) or 1, _count(fields.get("best_of")) or 1) * prompts
+    choices = max(_choices(fields.get("n")), _choices(fields.get("best_of"))) * prompts
     return Cost(prompt, min(allowed, assumed) * min(choices, MAX_CHOICES))
 
 
@@ -160,6 +162,17 @@ def _count(raw: msgspec.Raw | None) -> int:
     """A whole number above 0, else 0: what else it may be is for the engine to judge."""
     text = bytes(raw) if raw is not None else b""
     return int(text) if len(text) <= 12 and text.isdigit() else 0
+
+
+def _choices(raw: msgspec.Raw | None) -> int:
+    """The same of choices, at least 1; and an engine takes `"8"` and `8.0` too."""
+    found = _count(raw)
+    if found or raw is None or len(bytes(raw)) > _LONGEST:
+        return found or 1
+    try:
+        return max(1, integer(msgspec.json.decode(raw)) or 1)
+    except _BAD:
+        return 1
 
 
 def _size(text: str) -> int:

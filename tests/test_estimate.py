@@ -117,6 +117,13 @@ def test_what_passes_through_is_counted_by_its_size(path: str, body: bytes, cost
     assert passing(path, read_passed(media, body), ASSUMED) == cost
 
 
+@pytest.mark.parametrize("given", ["8", '"8"', "8.0", '" 8 "'])
+def test_choices_are_counted_in_every_type_that_an_engine_takes(given: str) -> None:
+    body = f'{{"messages": [], "max_tokens": 2, "n": {given}}}'.encode()
+    assert estimate(decode("chat", body), 100).completion == 16
+    assert passing("/v1/x", read_passed(Media("json"), body), 100).completion == 16
+
+
 def test_what_nobody_here_can_read_is_counted_by_its_size() -> None:
     assert passing("/v1/a/b", read_passed(Media("other"), b"abcdefgh"), ASSUMED) == Cost(2, ASSUMED)
 
