@@ -20,6 +20,7 @@ from proxy.wire.prompt import BYTES_A_TOKEN
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
+_AROUND: Final = BYTES_A_TOKEN * 4  # bytes of what a template puts around a message, its role among them
 _LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
@@ -36,16 +37,43 @@ class Cost(NamedTuple):
 NO_COST: Final = Cost(0, 0)
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
     type: str = "text"
-    text: str | None = None
+    text: str = ""
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One of texts only, as nearly all are."""
+
+    role: str = ""
     content: str | list[_Part | str] | None = None
+    name: str = ""
+    tool_call_id: str = ""
 
 
 _MESSAGES: Final = msgspec.json.Decoder(list[_Message])
+_MEMBERS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_PARTS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | str])
+_BESIDE: Final = ("tools", "functions", "documents", "chat_template_kwargs", "chat_template", "suffix")
+"""Members besides the prompt that reach it."""
+_MEDIA: Final = frozenset(
+    (
+        "image_url",
+        "input_audio",
+        "audio_url",
+        "video_url",
+        "source",
+        "file",
+        "image",
+        "audio",
+        "video",
+        "file_data",
+        "file_url",
+        "image_embeds",
+        "audio_embeds",
+        "image_pil",
+    )
+)
 _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
 
 
@@ -59,6 +87,11 @@ def estimate(ask: Ask, assumed: int) -> Cost:
         prompt, prompts = _chat(fields), 1
     else:
         prompt, prompts = _prompts(ask.prompt)
+        if "prompt_embeds" in fields:
+            prompt += MEDIA_TOKENS
+    for name in _BESIDE:
+        if name in fields:
+            prompt += math.ceil(len(bytes(fields[name])) / BYTES_A_TOKEN)
     if ask.endpoint == "embeddings":
         return Cost(prompt, 0)
     allowed = _count(fields.get("max_completion_tokens")) or _count(fields.get("max_tokens")) or assumed
@@ -108,30 +141,46 @@ def reached(flight: Flight) -> bool:
 
 
 def _chat(fields: dict[str, msgspec.Raw]) -> int:
-    size = sum(len(bytes(fields[name])) for name in ("tools", "functions") if name in fields)
     raw = bytes(fields.get("messages", b"[]"))
     try:
-        messages = _MESSAGES.decode(raw)
-        doubled = _may_be_doubled(raw)
+        if _may_be_doubled(raw):
+            return math.ceil(len(raw) / BYTES_A_TOKEN)
+        try:
+            messages = _MESSAGES.decode(raw)
+        except msgspec.ValidationError:
+            size, media = _members(raw)
+            return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
     except _BAD:
-        doubled = True  # for the engine to judge
-    if doubled:
-        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)
-    media = 0
+        return math.ceil(len(raw) / BYTES_A_TOKEN)  # for the engine to judge
+    size = 0
     for message in messages:
-        size += BYTES_A_TOKEN * 4  # what a template puts around it
+        size += _AROUND + max(0, len(message.role) - _AROUND) + len(message.name) + len(message.tool_call_id)
         content = message.content
         if content is None or isinstance(content, str):
             size += _size(content or "")
             continue
         for part in content:
-            if isinstance(part, str):
-                size += _size(part)
-            elif part.text is not None:
-                size += _size(part.text)
-            else:
-                media += 1
-    return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
+            size += _size(part if isinstance(part, str) else part.text)
+    return math.ceil(size / BYTES_A_TOKEN)
+
+
+def _members(raw: bytes) -> tuple[int, int]:
+    """Bytes, and media, of messages that hold more than texts: calls of tools, reasoning, pictures."""
+    size = media = 0
+    for message in _MEMBERS.decode(raw):
+        size += _AROUND
+        for name, value in message.items():
+            text = bytes(value)
+            if name != "content" or text[:1] != b"[":
+                size += max(0, len(text) - _AROUND) if name == "role" else len(text)
+                continue
+            for part in _PARTS.decode(text):
+                if isinstance(part, str):
+                    size += _size(part)
+                    continue
+                media += not _MEDIA.isdisjoint(part)
+                size += sum(len(bytes(part[key])) for key in part if key != "type" and key not in _MEDIA)
+    return size, media
 
 
 def _may_be_doubled(raw: bytes) -> bool:

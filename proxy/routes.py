@@ -20,9 +20,10 @@ Route = tuple[str, str, Handler]
 
 
 _NOWHERE: Final = frozenset(
-    [
+    (
         "CONNECT",
         "TRACE",
+        "PRI",
         "ANNOUNCE",
         "DESCRIBE",
         "FLUSH",
@@ -35,8 +36,7 @@ _NOWHERE: Final = frozenset(
         "SET_PARAMETER",
         "SOURCE",
         "TEARDOWN",
-        "PRI",
-    ]
+    )
 )
 """Methods that are for no resource here: of proxies, and of the other protocols that the parser knows."""
 

@@ -17,7 +17,8 @@ from proxy.text_form import MAX_PENDING, Former, form, seen
 # Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
 ODD = st.text(
     st.sampled_from(
-        "aeK ßẞİſÅ\u0301\u0327\u0345\u1100\u1161\u11a8\u314f가ﬁＡ\u00ad\u200b\ufe0f\t\n\u3000\u0958\u093c字\u3164\u2800\x00\x7f"
+        "aeK ßẞİſÅ\u0301\u0327\u0345\u1100\u1161\u11a8\u314f가ﬁＡ\u00ad\u200b\ufe0f\t\n\u3000\u0958\u093c字"
+        "\u3164\u2800\x00\x7f"
     )
 )
 
