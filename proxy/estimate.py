@@ -20,6 +20,7 @@ from proxy.wire.prompt import BYTES_A_TOKEN
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
+_NOTHING: Final = msgspec.Raw(b"")
 _AROUND: Final = BYTES_A_TOKEN * 4  # bytes of what a template puts around a message, its role among them
 _LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
@@ -168,18 +169,20 @@ def _members(raw: bytes) -> tuple[int, int]:
     """Bytes, and media, of messages that hold more than texts: calls of tools, reasoning, pictures."""
     size = media = 0
     for message in _MEMBERS.decode(raw):
-        size += _AROUND
-        for name, value in message.items():
-            text = bytes(value)
-            if name != "content" or text[:1] != b"[":
-                size += max(0, len(text) - _AROUND) if name == "role" else len(text)
+        size += max(_AROUND, len(message.pop("role", _NOTHING)))
+        content = message.get("content", _NOTHING)
+        if memoryview(content)[:1].tobytes() != b"[":
+            size += sum(map(len, message.values()))
+            continue
+        size += sum(map(len, message.values())) - len(content)
+        for part in _PARTS.decode(content):
+            if isinstance(part, str):
+                size += _size(part)
                 continue
-            for part in _PARTS.decode(text):
-                if isinstance(part, str):
-                    size += _size(part)
-                    continue
-                media += not _MEDIA.isdisjoint(part)
-                size += sum(len(bytes(part[key])) for key in part if key != "type" and key not in _MEDIA)
+            part.pop("type", None)
+            kinds = _MEDIA & part.keys()
+            media += bool(kinds)
+            size += sum(map(len, part.values())) - sum([len(part[kind]) for kind in kinds])
     return size, media
 
 
