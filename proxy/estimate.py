@@ -20,6 +20,7 @@ from proxy.wire.prompt import BYTES_A_TOKEN
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
+_ROLES: Final = frozenset({"", "system", "developer", "user", "assistant", "tool", "function"})
 _NOTHING: Final = msgspec.Raw(b"")
 _AROUND: Final = BYTES_A_TOKEN * 4  # bytes of what a template puts around a message, its role among them
 _LONGEST: Final = 64  # bytes of a number that is read
@@ -155,7 +156,11 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
         return math.ceil(len(raw) / BYTES_A_TOKEN)  # for the engine to judge
     size = 0
     for message in messages:
-        size += _AROUND + max(0, len(message.role) - _AROUND) + len(message.name) + len(message.tool_call_id)
+        size += _AROUND
+        if message.role not in _ROLES:
+            size += len(message.role)
+        if message.name or message.tool_call_id:
+            size += len(message.name) + len(message.tool_call_id)
         content = message.content
         if content is None or isinstance(content, str):
             size += _size(content or "")

@@ -48,7 +48,8 @@ _MEDIA_VALUES: Final = frozenset({"url", "data"})
 _NUMBERS: Final = (int, float)
 _IDS: Final = ("prompt", "input", "prompt_token_ids", "token_ids", "prompt_ids", "input_ids")
 """Members that hold token ids where they hold numbers."""
-_TEXTS: Final = ("text", "refusal", "thinking")  # of a content part: what an engine joins
+_TEXTS: Final = frozenset({"text", "refusal", "thinking"})  # of a content part: what an engine joins
+_NESTED: Final = (dict, list)
 _BEGINS: Final = re.compile(r'\s*[\[{"]')
 
 
@@ -160,20 +161,19 @@ def joined(value: Any) -> list[list[str]]:
     while rest:
         item = rest.pop()
         if type(item) is dict:
-            rest += item.values()
-        elif type(item) is list and item:
-            rest += item
-            if len(item) > 1 and any(type(part) is dict and "content" not in part for part in item):
-                texts = [text for part in item for text in _texts_of(part)]
-                if len(texts) > 1:
-                    found.append(texts)
+            rest += [member for member in item.values() if member and type(member) in _NESTED]
+        elif type(item) is list:
+            rest += [part for part in item if part and type(part) in _NESTED]
+            texts, parts = [], False
+            for part in item:
+                if type(part) is str:
+                    texts.append(part)
+                elif part and type(part) is dict and not _TEXTS.isdisjoint(part) and "content" not in part:
+                    parts = True
+                    texts += [text for name, text in part.items() if name in _TEXTS and type(text) is str]
+            if parts and len(texts) > 1:
+                found.append(texts)
     return found
-
-
-def _texts_of(part: Any) -> list[str]:
-    if type(part) is str:
-        return [part]
-    return [part[name] for name in _TEXTS if type(part.get(name)) is str] if type(part) is dict else []
 
 
 def _spread_item(item: Any, rest: list[Any]) -> None:
