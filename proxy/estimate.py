@@ -13,12 +13,17 @@ from proxy.flight import Flight
 from proxy.passed import Passed, generates
 from proxy.phase import Phase
 from proxy.plan import Mode
+from proxy.wire.loose import integer
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import BYTES_A_TOKEN
 
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
 MAX_CHOICES: Final = 128
+_ROLES: Final = frozenset({"", "system", "developer", "user", "assistant", "tool", "function"})
+_NOTHING: Final = msgspec.Raw(b"")
+_AROUND: Final = BYTES_A_TOKEN * 4  # bytes of what a template puts around a message, its role among them
+_LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
 _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -34,16 +39,43 @@ class Cost(NamedTuple):
 NO_COST: Final = Cost(0, 0)
 
 
-class _Part(msgspec.Struct):
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
     type: str = "text"
-    text: str | None = None
+    text: str = ""
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, forbid_unknown_fields=True):
+    """One of texts only, as nearly all are."""
+
+    role: str = ""
     content: str | list[_Part | str] | None = None
+    name: str = ""
+    tool_call_id: str = ""
 
 
 _MESSAGES: Final = msgspec.json.Decoder(list[_Message])
+_MEMBERS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_PARTS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | str])
+_BESIDE: Final = ("tools", "functions", "documents", "chat_template_kwargs", "chat_template", "suffix")
+"""Members besides the prompt that reach it."""
+_MEDIA: Final = frozenset(
+    (
+        "image_url",
+        "input_audio",
+        "audio_url",
+        "video_url",
+        "source",
+        "file",
+        "image",
+        "audio",
+        "video",
+        "file_data",
+        "file_url",
+        "image_embeds",
+        "audio_embeds",
+        "image_pil",
+    )
+)
 _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
 
 
@@ -57,10 +89,15 @@ def estimate(ask: Ask, assumed: int) -> Cost:
         prompt, prompts = _chat(fields), 1
     else:
         prompt, prompts = _prompts(ask.prompt)
+        if "prompt_embeds" in fields:
+            prompt += MEDIA_TOKENS
+    for name in _BESIDE:
+        if name in fields:
+            prompt += math.ceil(len(bytes(fields[name])) / BYTES_A_TOKEN)
     if ask.endpoint == "embeddings":
         return Cost(prompt, 0)
     allowed = _count(fields.get("max_completion_tokens")) or _count(fields.get("max_tokens")) or assumed
-    choices = max(_count(fields.get("n")) or 1, _count(fields.get("best_of")) or 1) * prompts
+    choices = max(_choices(fields.get("n")), _choices(fields.get("best_of"))) * prompts
     return Cost(prompt, min(allowed, assumed) * min(choices, MAX_CHOICES))
 
 
@@ -106,30 +143,52 @@ def reached(flight: Flight) -> bool:
 
 
 def _chat(fields: dict[str, msgspec.Raw]) -> int:
-    size = sum(len(bytes(fields[name])) for name in ("tools", "functions") if name in fields)
     raw = bytes(fields.get("messages", b"[]"))
     try:
-        messages = _MESSAGES.decode(raw)
-        doubled = _may_be_doubled(raw)
+        if _may_be_doubled(raw):
+            return math.ceil(len(raw) / BYTES_A_TOKEN)
+        try:
+            messages = _MESSAGES.decode(raw)
+        except msgspec.ValidationError:
+            size, media = _members(raw)
+            return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
     except _BAD:
-        doubled = True  # for the engine to judge
-    if doubled:
-        return math.ceil((size + len(raw)) / BYTES_A_TOKEN)
-    media = 0
+        return math.ceil(len(raw) / BYTES_A_TOKEN)  # for the engine to judge
+    size = 0
     for message in messages:
-        size += BYTES_A_TOKEN * 4  # what a template puts around it
+        size += _AROUND
+        if message.role not in _ROLES:
+            size += len(message.role)
+        if message.name or message.tool_call_id:
+            size += len(message.name) + len(message.tool_call_id)
         content = message.content
         if content is None or isinstance(content, str):
             size += _size(content or "")
             continue
         for part in content:
+            size += _size(part if isinstance(part, str) else part.text)
+    return math.ceil(size / BYTES_A_TOKEN)
+
+
+def _members(raw: bytes) -> tuple[int, int]:
+    """Bytes, and media, of messages that hold more than texts: calls of tools, reasoning, pictures."""
+    size = media = 0
+    for message in _MEMBERS.decode(raw):
+        size += max(_AROUND, len(message.pop("role", _NOTHING)))
+        content = message.get("content", _NOTHING)
+        if memoryview(content)[:1].tobytes() != b"[":
+            size += sum(map(len, message.values()))
+            continue
+        size += sum(map(len, message.values())) - len(content)
+        for part in _PARTS.decode(content):
             if isinstance(part, str):
                 size += _size(part)
-            elif part.text is not None:
-                size += _size(part.text)
-            else:
-                media += 1
-    return math.ceil(size / BYTES_A_TOKEN) + media * MEDIA_TOKENS
+                continue
+            part.pop("type", None)
+            kinds = _MEDIA & part.keys()
+            media += bool(kinds)
+            size += sum(map(len, part.values())) - sum([len(part[kind]) for kind in kinds])
+    return size, media
 
 
 def _may_be_doubled(raw: bytes) -> bool:
@@ -160,6 +219,17 @@ def _count(raw: msgspec.Raw | None) -> int:
     """A whole number above 0, else 0: what else it may be is for the engine to judge."""
     text = bytes(raw) if raw is not None else b""
     return int(text) if len(text) <= 12 and text.isdigit() else 0
+
+
+def _choices(raw: msgspec.Raw | None) -> int:
+    """The same of choices, at least 1; and an engine takes `"8"` and `8.0` too."""
+    found = _count(raw)
+    if found or raw is None or len(bytes(raw)) > _LONGEST:
+        return found or 1
+    try:
+        return max(1, integer(msgspec.json.decode(raw)) or 1)
+    except _BAD:
+        return 1
 
 
 def _size(text: str) -> int:

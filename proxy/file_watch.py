@@ -195,7 +195,7 @@ class FileWatch:
 
     async def _load(self, watched: Watched, who: str) -> None:
         try:
-            take = await self._off_loop(partial(uncollected, watched.load))
+            take = await self._off_loop(partial(_loaded, watched))
             changed = take()
         except SettingsError as e:
             self._told.not_reloaded(watched.name, watched.paths, who, str(e))
@@ -214,6 +214,19 @@ class FileWatch:
             return await future
         finally:
             self._told.answers()
+
+
+def _loaded(watched: Watched) -> Take:
+    """Raises SettingsError; also for a FIFO or a device, whose reader may wait for ever, and nothing would be
+    loaded any more."""
+    for path in watched.paths:
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):
+            continue  # the loader has the words
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise SettingsError(f"{watched.name} = {path!r}: is no regular file, so it is not read again")
+    return uncollected(watched.load)
 
 
 def uncollected(load: Callable[[], Take]) -> Take:

@@ -21,7 +21,7 @@ from proxy.wire.document import read
 from proxy.wire.fold import Folded, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, with_usage
-from proxy.wire.prompt import NO_TEXT_FIELDS, everything, holds_ids, prompt_in, refuse_template
+from proxy.wire.prompt import NO_TEXT_FIELDS, everything, joined, prompt_in, refuse_ids, refuse_template
 from proxy.wire.shape import Shape
 
 BUDGET: Final = 20e6
@@ -162,26 +162,25 @@ def denied_in(deny: DenyList, ask: Ask) -> int | None:
     """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
     members = read(ask.body)
     refuse_template(members)
+    refuse_ids(members)
     given = members.get(PROMPT_FIELD[ask.endpoint])
-    if "prompt_embeds" in members or (ask.endpoint != "chat" and holds_ids(given)):
-        raise GatewayError(
-            Code.INVALID_VALUE,
-            "Prompts are checked here, and token ids cannot be: send text.",
-            param="prompt",
-        )
     prompt = prompt_in(ask.endpoint, given).parts
-    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS))
+    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS), joined(given))
 
 
 def denied_in_passed(deny: DenyList, path: str, passed: Passed) -> int | None:
     """The same of a body that passes through."""
-    return _find(deny, [passed.prompt()], passed.texts(path))
+    return _find(deny, [passed.prompt()], passed.texts(path), joined(passed.value))
 
 
-def _find(deny: DenyList, prompt: list[list[str]], texts: list[str]) -> int | None:
-    """In the prompt, across its parts; then in every other text and name, each once."""
+def _find(deny: DenyList, prompt: list[list[str]], texts: list[str], joins: list[list[str]]) -> int | None:
+    """In the prompt, across its parts; then in every other text and name, each once. `joins`: parts as an engine
+    joins them, whatever else lies between."""
     line = deny.find_in_prompt(prompt)
     if line is not None:
+        return line
+    others = [parts for parts in joins if parts not in prompt]
+    if others and (line := deny.find_in_prompt(others)) is not None:
         return line
     seen = {text for part in prompt for text in part}
     return deny.find("\n".join(text for text in dict.fromkeys(texts) if text not in seen))

@@ -14,9 +14,10 @@ from proxy.errors import Code, GatewayError
 
 Headers = CIMultiDictProxy[str]
 
-_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_VALUE: Final = rf'(?:{_WORD}|"[^"\\\x00-\x1f\x7f]*")'
-_MEDIA: Final = re.compile(rf"({_WORD})/({_WORD})((?:[ \t]*;[ \t]*{_WORD}={_VALUE})*)[ \t]*;?[ \t]*")
+_WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_VALUE: Final = rf'(?:{_WORD}|"[^"\\\x00-\x1f\x7f]*+")'
+_MEDIA: Final = re.compile(rf"({_WORD})/({_WORD})((?:[ \t]*+;[ \t]*+{_WORD}={_VALUE})*+)(?:[ \t]*+;)?")
+"""Of a value without white space around it. Possessive: the time is linear in its length."""
 _PARAMETER: Final = re.compile(rf";[ \t]*({_WORD})=({_VALUE})")
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _UTF8: Final = frozenset({"utf-8", "utf8"})
@@ -103,6 +104,8 @@ def _parse(value: str) -> _Type | None:
     if found is None:
         return None
     parameters = [(name.lower(), text.strip('"')) for name, text in _PARAMETER.findall(found[3])]
+    if any("*" in name for name, _ in parameters):
+        return None  # `boundary*=` is `boundary` to who reads RFC 2231
     return _Type(found[1].lower(), found[2].lower(), parameters)
 
 

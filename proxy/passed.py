@@ -12,7 +12,8 @@ from proxy.errors import Code, GatewayError
 from proxy.media_type import Media
 from proxy.wire.document import read
 from proxy.wire.form import Form, read_form
-from proxy.wire.prompt import everything, holds_ids, media_free, refuse_template
+from proxy.wire.loose import integer
+from proxy.wire.prompt import everything, media_free, refuse_ids, refuse_template
 
 AUDIO: Final = "/v1/audio/"
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -40,11 +41,13 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
         return model if isinstance(model, str) else None
 
     def number(self, name: str) -> int | None:
-        """A whole number above 0 by this name: what else it may be is for the engine to judge."""
+        """A whole number above 0 by this name, of the types that an engine takes: `"8"` and `8.0` too."""
         value: Any = self.members.get(name) if self.form is None else self.form.text(name)
         if isinstance(value, str) and self.form is not None and value.isascii() and value.isdecimal():
             value = int(value[:12])
-        return value if type(value) is int and value > 0 else None
+        if type(value) is not int:
+            value = None if isinstance(value, bool) else integer(value)
+        return value if value is not None and value > 0 else None
 
     @property
     def conversations(self) -> int:
@@ -72,13 +75,7 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
                 )
             return everything(self.form.texts())
         refuse_template(self.members)
-        if (
-            any(holds_ids(self.members.get(name)) for name in _IDS)
-            or self.members.get("prompt_embeds") is not None
-        ):
-            raise GatewayError(
-                Code.INVALID_VALUE, "Prompts are checked here, and token ids cannot be: send text.", param="prompt"
-            )
+        refuse_ids(self.members)
         return everything(self.value)
 
     def with_numbers(self, changed: dict[str, int]) -> Passed:
@@ -123,8 +120,6 @@ def takes_json_only(path: str) -> bool:
     return path.startswith(_JSON_UNDER) or path.rstrip("/") in _JSON_ONLY
 
 
-_IDS: Final = ("prompt", "input", "prompt_token_ids", "token_ids")
-"""Members that may hold token ids where they hold numbers."""
 NONE: Final = Passed("none")
 
 

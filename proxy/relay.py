@@ -5,6 +5,7 @@ Called by the gateway's handlers."""
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
@@ -34,24 +35,41 @@ ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-sessi
 """Client headers an engine acts on; of a request that may be shared, nothing else goes up."""
 
 _BLOCKED: Final = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9._~/@:+=,!$&'()*-]*")  # the same to every server
+_CUT: Final = re.compile(r"[;?#]")
 _PRINTABLE: Final = re.compile(r"[ -~]*")
 _TRACE: Final = ("traceparent", "tracestate")
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE: Final = re.compile(r"[ -~]{1,512}")
 
-_NOT_FORWARDED: Final = HOP_BY_HOP | {
-    "host",
-    "content-length",  # written anew
-    "expect",  # answered here
-    "authorization",  # the gateway's, not the engine's
-    "api-key",  # other names of the same
-    "x-api-key",
-    "cookie",
-    "forwarded",
-    "x-real-ip",  # as X-Forwarded-*: nobody vouches for it
-    "x-request-id",  # written anew
-    "x-gateway-share",
-}
+_OF_PROXIES: Final = {  # by which a server behind would take the request for another's, or for another request
+    "client-ip", "front-end-https", "proxy", "true-client-ip", "x-client-ip", "x-cluster-client-ip",
+    "x-forwarded", "x-host", "x-http-host-override", "x-http-method", "x-http-method-override",
+    "x-method-override", "x-original-host", "x-original-method", "x-original-uri", "x-original-url",
+    "x-originating-ip", "x-remote-addr", "x-remote-ip", "x-rewrite-url",
+}  # fmt: skip
+_NOT_FORWARDED: Final = (
+    HOP_BY_HOP
+    | _OF_PROXIES
+    | {
+        "host",
+        "content-length",  # written anew
+        "expect",  # answered here
+        "authorization",  # the gateway's, not the engine's
+        "api-key",  # other names of the same
+        "x-api-key",
+        "cookie",
+        "forwarded",
+        "x-real-ip",  # as X-Forwarded-*: nobody vouches for it
+        "x-request-id",  # written anew
+        "x-gateway-share",
+    }
+)
+
+
+_OF_CONTENT: Final = {"content-type", "content-encoding"}
+"""They say what the body is, as it was read here: no `Connection` header may name them (RFC 9110 7.6.1)."""
+_DECODED: Final = 3  # times that a server behind another may decode a path
 
 
 def says_nothing(path: str) -> bool:
@@ -62,18 +80,29 @@ def says_nothing(path: str) -> bool:
 def passes(path: str) -> bool:
     """Whether a path, in its normal form, goes to the engine. Nothing in it may be another path to a server that
     decodes it once more, or drops parameters after a semicolon."""
-    if not (path.startswith("/v1/") or path in _PATHS) or path in _BLOCKED:
+    if not (path.startswith("/v1/") or path in _PATHS):
         return False
-    if "%" not in path and ";" not in path:
-        return True
-    decoded = unquote(path)
+    if _PLAIN_PATH.fullmatch(path) is not None:
+        return path.lower() not in _BLOCKED
+    for _ in range(_DECODED):
+        if not _harmless(path):
+            return False
+        path = unquote(path)
+    return _harmless(path)
+
+
+def _harmless(path: str) -> bool:
+    """Whether a path stays what it is where parameters, a query or spaces are cut off, and forms are folded."""
+    text = unicodedata.normalize("NFKC", path)
+    segments = [_CUT.split(part, maxsplit=1)[0].strip() for part in text.split("/")]
     return not (
-        "//" in decoded
-        or "\\" in decoded
-        or any(ord(c) < 0x20 or c == "\x7f" for c in decoded)
-        or any(part.partition(";")[0] in (".", "..") for part in decoded.split("/"))
-        or decoded.rstrip("/") in _BLOCKED
-        or decoded.partition(";")[0].rstrip("/") in _BLOCKED
+        "" in segments[1:-1]
+        or "." in segments
+        or ".." in segments
+        or "\\" in text
+        or any(ord(c) < 0x20 or c == "\x7f" for c in text)
+        or "/".join(segments).rstrip("/").lower() in _BLOCKED
+        or _CUT.split(text, maxsplit=1)[0].strip().rstrip("/").lower() in _BLOCKED
     )
 
 
@@ -124,12 +153,12 @@ def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool =
         for name, value in items
         if name.lower() == "connection"
         for token in value.split(",")
-    }
+    } - _OF_CONTENT
     return [
         (name, value)
         for name, value in items
         if ((low := name.lower()) not in _NOT_FORWARDED or (authorization and low == "authorization"))
         and low not in named
         and "_" not in low  # some servers read `content_length` as Content-Length
-        and not low.startswith(("x-forwarded-", "sec-websocket-"))
+        and not low.startswith(("x-forwarded-", "sec-websocket-", "x-envoy-"))
     ]

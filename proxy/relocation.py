@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, NamedTuple
+from urllib.parse import unquote
 
 from proxy.dial import address_of
 
@@ -19,11 +20,14 @@ DROPPED: Final = frozenset(
 PLACES: Final = DROPPED | {"location", "content-location", "refresh", "link", "uri"}
 """Those, and the headers whose value is a URL or holds some."""
 
+ENCODED: Final = 3
+"""How many times over a text may be percent-encoded in which an engine's address is looked for."""
+
 _ABSOLUTE: Final = re.compile(r"(?:(https?):)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PLAIN: Final = re.compile(r"[!-~]*")
-_REFRESH: Final = re.compile(r"(\s*[0-9.]+\s*(?:[;,]\s*(?:url\s*=\s*)?)?)(['\"]?)(.*?)\2\s*", re.IGNORECASE)
-_LINK: Final = re.compile(r"<([^>]*)>")
+_REFRESH: Final = re.compile(r"([0-9.]++\s*+(?:[;,]\s*+(?:url\s*+=\s*+)?)?)(['\"]?)([!-~]*)\2", re.IGNORECASE)
+_LINK: Final = re.compile(r"<([^<>]*+)>")
 
 
 class Engine(NamedTuple):
@@ -32,7 +36,7 @@ class Engine(NamedTuple):
     authorities: frozenset[str]
     base: str
     named: Callable[[str], object]
-    """Whether a text holds its address: a match, or None."""
+    """Whether a text holds its address, percent-encoded or not; None: it does not."""
 
 
 @lru_cache(256)
@@ -50,7 +54,17 @@ def engine_at(url: str) -> Engine:
         texts = {address.path}
     # Without a text in it this matches nothing.
     found = re.compile("|".join(rf"(?<![\w.-]){re.escape(each)}(?![\w.-])" for each in texts) or r"(?!)", re.I)
-    return Engine(frozenset(authorities), address.base, found.search)
+
+    def named(text: str) -> object:
+        for _ in range(ENCODED):
+            if found.search(text) is not None:
+                return True
+            if "%" not in text:
+                return None
+            text = unquote(text)
+        return found.search(text)
+
+    return Engine(frozenset(authorities), address.base, named)
 
 
 def told(name: str, value: str, engine: Engine) -> str | None:
@@ -69,7 +83,7 @@ def _place(name: str, value: str, engine: Engine) -> str | None:
         left = iter(targets)
         return _LINK.sub(lambda _: f"<{next(left)}>", value)
     if name == "refresh":
-        found = _REFRESH.fullmatch(value)
+        found = _REFRESH.fullmatch(value.strip())
         target = found and _client_s(found[3], engine)
         return None if found is None or target is None else f"{found[1]}{target}"
     return _client_s(value.strip(), engine)

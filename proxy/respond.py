@@ -292,9 +292,11 @@ def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
     """How the body's end is told."""
     head = flight.head
     if head is not None and flight.mode is Mode.RAW:
+        if head.status == 204:
+            return []  # RFC 9110 8.6: no length either
         if head.length is not None:
             return [("content-length", str(head.length))]
-        if head.status in (204, 304):
+        if head.status == 304:
             return []
     return [("transfer-encoding", "chunked")] if chunks else []
 

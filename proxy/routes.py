@@ -5,6 +5,7 @@ Called by the gateway for each request, and at the start by what has paths to of
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from proxy import respond
 from proxy.call import Call
@@ -16,6 +17,28 @@ from proxy.relay import asks_for_websocket, passes
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 Route = tuple[str, str, Handler]
 """The method that a path takes, the endpoint's label, the handler."""
+
+
+_NOWHERE: Final = frozenset(
+    (
+        "CONNECT",
+        "TRACE",
+        "PRI",
+        "ANNOUNCE",
+        "DESCRIBE",
+        "FLUSH",
+        "GET_PARAMETER",
+        "PAUSE",
+        "PLAY",
+        "RECORD",
+        "REDIRECT",
+        "SETUP",
+        "SET_PARAMETER",
+        "SOURCE",
+        "TEARDOWN",
+    )
+)
+"""Methods that are for no resource here: of proxies, and of the other protocols that the parser knows."""
 
 
 class Routes:
@@ -44,7 +67,7 @@ class Routes:
         """The handler; `call` has its endpoint then. Raises GatewayError 404, 405 or 501."""
         request = call.request
         path, method = request.path, request.method
-        if method in ("CONNECT", "TRACE"):
+        if method in _NOWHERE:
             call.allow = ALLOWED
             raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
         if method == "GET" and asks_for_websocket(request.headers):

@@ -70,7 +70,8 @@ class Sizes:
                 )
             self._chars(prompt.chars, name)
         if self.max_tokens and ask.endpoint != "embeddings":
-            changed = self._capped(fields, _TOKEN_FIELDS, _TOKEN_FIELDS)
+            echoes = ask.endpoint == "completions"
+            changed = self._capped(fields, _TOKEN_FIELDS, _TOKEN_FIELDS, least=0 if echoes else 1)
             if changed:
                 return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
         return ask
@@ -110,14 +111,17 @@ class Sizes:
     # -- inside -----------------------------------------------------------------------------------
 
     def _capped(
-        self, fields: Mapping[str, Any], looked_at: tuple[str, ...], names: tuple[str, ...]
+        self, fields: Mapping[str, Any], looked_at: tuple[str, ...], names: tuple[str, ...], *, least: int = 1
     ) -> dict[str, int]:
-        """The members that the cap changes. One of `names` has to be there: where none is, the first."""
+        """The members that the cap changes. One of `names` has to be there: where none is, the first. `least`: of
+        `max_tokens`; elsewhere 0 is refused, for some engines take it for no limit."""
         cap, changed, named = self.max_tokens, {}, not names
         for name in looked_at:
             value = _number(name, fields)
             if value is None:
                 continue
+            if value == 0 and not (name == "max_tokens" and least == 0):
+                raise GatewayError(Code.INVALID_VALUE, f"{name} must be at least 1.", param=name)
             named = named or name in names
             if value > cap:
                 if self.action == "refuse":

@@ -10,10 +10,13 @@ from functools import lru_cache
 from typing import Final
 
 # Of no width, or only a choice of glyph: between letters they hide a word from a search and from nobody's eye.
-_UNSEEN: Final = dict.fromkeys(
-    [0x00AD, 0x034F, 0x061C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
-     *range(0x2060, 0x2070), *range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080), *range(0xE0100, 0xE01F0)]
-)  # fmt: skip
+# Unicode's Default_Ignorable_Code_Point, annotations, and controls that are no white space.
+_UNSEEN: Final[dict[int, str | None]] = dict.fromkeys(
+    [*range(0x09), *range(0x0E, 0x1C), *range(0x7F, 0x85), *range(0x86, 0xA0),
+     0x00AD, 0x034F, 0x061C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0x200B, 0x2010),
+     *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0x3164, *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0,
+     *range(0xFFF0, 0xFFFC), *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), *range(0xE0000, 0xE1000)]
+) | {0x2800: " "}  # fmt: skip
 _ASCII_SPACES: Final = "\t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 _SPACES: Final = (
     _ASCII_SPACES + "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -31,9 +34,15 @@ MAX_PENDING: Final = 64
 def form(text: str) -> str:
     """Without characters of no width, in Unicode's NFKC, case folded, every run of white space one space. In time
     linear in the text, whatever it is."""
+    text = _seen(text)
     if text.isascii():
         return _spaced(text.lower(), _ASCII_SPACES)
-    return _spaced(_normal(text.translate(_UNSEEN)).casefold(), _SPACES)
+    return _spaced(_normal(text).casefold(), _SPACES)
+
+
+def _seen(text: str) -> str:
+    """Without what is not seen. Most pieces of an answer are printable ASCII: nothing is copied of them."""
+    return text if text.isascii() and text.isprintable() else text.translate(_UNSEEN)
 
 
 def _normal(text: str) -> str:
@@ -74,7 +83,7 @@ class Former:
         self._spaced = False
 
     def feed(self, text: str) -> str:
-        text = self.pending + (text if text.isascii() else text.translate(_UNSEEN))
+        text = self.pending + _seen(text)
         cut = len(text) - 1
         while cut > 0 and not _begins(text[cut]):
             cut -= 1
@@ -106,7 +115,7 @@ class Former:
 
 def seen(text: str) -> int:
     """How many characters of a text count: those of no width do not."""
-    return len(text) if text.isascii() else len(text.translate(_UNSEEN))
+    return len(_seen(text))
 
 
 @lru_cache(maxsize=4096)

@@ -87,6 +87,35 @@ def test_a_text_that_another_reader_would_find_is_charged(message: str) -> None:
     assert estimate(decode("chat", body), ASSUMED).prompt > 1000
 
 
+@pytest.mark.parametrize(
+    ("fields", "least"),
+    [
+        ({"messages": [{"role": "user", "content": "a", "reasoning_content": "x" * 4000}]}, 1000),
+        ({"messages": [{"role": "x" * 4000, "content": "a"}]}, 990),
+        ({"messages": [{"role": "user", "name": "x" * 4000, "content": "a"}]}, 1000),
+        ({"messages": [{"role": "tool", "content": [{"type": "tool_result", "content": "x" * 4000}]}]}, 1000),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None, "y": "x" * 4000}]}]}, 1000),
+        ({"messages": [{"content": None, "tool_calls": [{"function": {"arguments": "x" * 4000}}]}]}, 1000),
+        ({"messages": [], "documents": [{"text": "x" * 4000}]}, 1000),
+        ({"messages": [], "chat_template_kwargs": {"a": "x" * 4000}}, 1000),
+        ({"messages": [], "tools": [{"function": {"description": "x" * 4000}}]}, 1000),
+    ],
+)
+def test_whatever_reaches_the_prompt_is_charged(fields: dict[str, Any], least: int) -> None:
+    assert least < guess("chat", **fields).prompt < least + 100
+
+
+def test_a_picture_beside_the_call_of_a_tool_is_no_text() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:" + "x" * 10**6}}
+    messages = [{"role": "user", "content": [picture]}, {"role": "assistant", "tool_calls": []}]
+    assert guess("chat", messages=messages).prompt < MEDIA_TOKENS + 20
+
+
+def test_what_a_completion_has_besides_its_prompt_is_charged() -> None:
+    assert guess("completions", prompt="a", suffix="x" * 4000).prompt > 1000
+    assert guess("completions", prompt_embeds="x" * 400_000).prompt == MEDIA_TOKENS + 1
+
+
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%b\r\n'
     b'--x\r\nContent-Disposition: form-data; name="max_completion_tokens"\r\n\r\n7\r\n--x--'
@@ -115,6 +144,13 @@ FORM = (
 def test_what_passes_through_is_counted_by_its_size(path: str, body: bytes, cost: Cost) -> None:
     media = Media("form", b"x") if body.startswith(b"--") else Media("json")
     assert passing(path, read_passed(media, body), ASSUMED) == cost
+
+
+@pytest.mark.parametrize("given", ["8", '"8"', "8.0", '" 8 "'])
+def test_choices_are_counted_in_every_type_that_an_engine_takes(given: str) -> None:
+    body = f'{{"messages": [], "max_tokens": 2, "n": {given}}}'.encode()
+    assert estimate(decode("chat", body), 100).completion == 16
+    assert passing("/v1/x", read_passed(Media("json"), body), 100).completion == 16
 
 
 def test_what_nobody_here_can_read_is_counted_by_its_size() -> None:

@@ -121,6 +121,32 @@ async def test_a_changed_content_is_loaded_once_however_it_came(
         assert bench.loads == 1
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@virtual
+@pytest.mark.parametrize("change", [fifo, device])
+async def test_what_is_no_file_is_not_read_and_the_next_file_is(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    async with Bench(tmp_path / "a") as bench:
+        change(bench.path)
+        await asyncio.sleep(EVERY * 3.5)
+        assert [line[0] for line in bench.told.lines] == ["failed"]
+        assert (bench.loaded, bench.loads) == ("one", 0)
+        bench.path.unlink()
+        bench.path.write_text("two")
+        await asyncio.sleep(EVERY * 3.5)
+        assert bench.loaded == "two"
+
+
 @virtual
 async def test_a_content_that_stat_does_not_tell_of_is_found_within_its_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

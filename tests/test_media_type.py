@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -157,3 +159,35 @@ def test_a_long_type_takes_no_long_time() -> None:
             media_of(typed(kind), json_only=False)
         except GatewayError as e:
             assert len(e.message) < 400
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multipart/form-data; boundary=a; boundary*=utf-8''b",
+        "multipart/form-data; boundary*0=a; boundary=a",
+        "multipart/form-data; boundary=a; charset*=utf-16",
+        "application/json; charset*=utf-8''utf-16",
+    ],
+)
+def test_a_parameter_that_another_reader_takes_for_a_second_one_is_refused(kind: str) -> None:
+    with pytest.raises(GatewayError) as caught:
+        media_of(typed(kind), json_only=False)
+    assert caught.value.code is Code.UNSUPPORTED_MEDIA_TYPE
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        f"application/json{' ' * 60_000}x",
+        f"application/json{'; ' * 30_000}x",
+        f"application/json{';a=b' * 15_000} x",
+        f"application/json;a={'b' * 60_000} x",
+        f'application/json;a="{";a=b" * 15_000}',
+    ],
+)
+def test_a_type_is_read_in_time_linear_in_its_length(kind: str) -> None:
+    began = time.process_time()
+    with pytest.raises(GatewayError):
+        require_json(typed(kind))
+    assert time.process_time() - began < 0.2

@@ -53,6 +53,20 @@ from proxy.target import Malformed, read_target
         ("/v1/..\\metrics", None),
         ("/v1/%5c..%5cmetrics", None),
         ("/v1/%255c..%255cmetrics", False),
+        ("/v1/LOAD_lora_adapter", False),
+        ("/v1/load_lora_adapter%3Fx", False),
+        ("/v1/load_lora_adapter%23", False),
+        ("/v1/load_lora_adapter%20", False),
+        ("/v1/load_lora_adapter%C2%A0", False),
+        ("/v1/load_lora_adapter%253Fx", False),
+        ("/v1/load%25255Flora_adapter", False),
+        ("/v1/%EF%BD%8Coad_lora_adapter", False),
+        ("/v1/..%20/metrics", False),
+        ("/v1/%EF%BC%8E%EF%BC%8E/metrics", False),
+        ("/v1/%25252e%25252e/metrics", False),
+        ("/v1/..%3f/metrics", False),
+        ("/v1/what%3F", True),
+        ("/v1/%E6%A8%A1%E5%9E%8B", True),
         ("/v1/a%0d%0ab", None),
         ("/v1/a%250d", False),
         ("/v1/a%00", None),
@@ -97,6 +111,12 @@ def test_a_path_passes_only_where_nobody_could_read_another_in_it(raw: str, thro
         ("Trailer", False),
         ("Transfer-Encoding", False),
         ("Upgrade", False),
+        ("X-HTTP-Method-Override", False),
+        ("X-Original-URL", False),
+        ("X-Rewrite-Url", False),
+        ("X-Host", False),
+        ("True-Client-IP", False),
+        ("Proxy", False),
     ],
 )
 def test_a_header_passes_unless_it_ends_here(name: str, through: bool) -> None:
@@ -106,6 +126,11 @@ def test_a_header_passes_unless_it_ends_here(name: str, through: bool) -> None:
 def test_a_header_that_connection_names_ends_here() -> None:
     headers = [(b"X-Hop", b"1"), (b"connection", b"close, x-HOP ,,"), (b"CONNECTION", b"X-Two"), (b"x-two", b"2")]
     assert forwardable([*headers, (b"X-End", b"3")]) == [("X-End", "3")]
+
+
+def test_what_says_how_a_body_was_read_goes_with_it_whatever_connection_names() -> None:
+    headers = [(b"Content-Type", b"application/json"), (b"Connection", b"close, content-type, Content-Encoding")]
+    assert forwardable(headers) == [("Content-Type", "application/json")]
 
 
 def test_repeated_headers_their_order_their_case_and_their_bytes_are_kept() -> None:

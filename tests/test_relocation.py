@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from proxy.relocation import PLACES, engine_at, told
@@ -75,10 +77,29 @@ def test_a_place_is_the_client_s_or_nothing(url: str, name: str, value: str, rig
         ("http://127.0.0.1:8000", "127.0.0.1", True),
         ("http://127.0.0.1:8000", "1127.0.0.15", False),
         ("unix:///run/vllm.sock", "at /run/vllm.sock", True),
+        (URL, "/login?next=http%3A%2F%2Fgpu-1.lan%3A8000%2Fv1", True),
+        (URL, "/login?next=http%253a%252f%252fGPU%252d1.lan", True),
+        (URL, "100%", False),
     ],
 )
 def test_an_address_is_found_in_a_header_of_whichever_name(url: str, value: str, names: bool) -> None:
     assert (engine_at(url).named(value) is not None) is names
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("refresh", f"0; url=a{' ' * 60_000}b c"),
+        ("refresh", f"{' ' * 60_000}x"),
+        ("refresh", f"0; url=\"{'a' * 60_000}'"),
+        ("link", "<" * 60_000),
+        ("location", "/" + "%25" * 20_000),
+    ],
+)
+def test_a_place_is_read_in_time_linear_in_its_length(name: str, value: str) -> None:
+    began = time.process_time()
+    told(name, value, engine_at(URL))
+    assert time.process_time() - began < 0.2
 
 
 async def test_no_client_sees_an_engine_s_address(engine: Engine) -> None:

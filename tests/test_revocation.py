@@ -170,7 +170,8 @@ async def test_an_operator_who_is_none_any_more_watches_no_longer(engine: Engine
         assert await client.event() is not None
         write(tmp_path / "keys.toml", A, B, entry("ko", "ops"))
         await app.reload()
-        await client.reader.read()  # ended
+        last = [event async for event in client.events()][-1]
+        assert last.json()["error"]["code"] == "key_revoked"
         assert (await get(app.url, "/-/state", bearer("ko"))).status == 404
 
 
@@ -244,5 +245,7 @@ async def test_a_playground_of_an_operator_who_is_none_any_more_ends_with_all_it
             assert await client.event() is not None
             write(tmp_path / "keys.toml", A, B)
             await app.reload()
+            last = [event async for event in client.events()][-1]
+            assert last.json()["error"]["code"] == "key_revoked"
             await turn.cancelled()
             await until(lambda: len(app.group) == 0)

@@ -46,7 +46,6 @@ def admitted(sizes: Sizes, **fields: Any) -> dict[str, Any]:
         ({"max_tokens": 99, "max_completion_tokens": 99}, {"max_tokens": 10, "max_completion_tokens": 10}),
         ({"max_tokens": 99, "max_completion_tokens": 3}, {"max_tokens": 10, "max_completion_tokens": 3}),
         ({"n_predict": 99}, {"n_predict": 10}),
-        ({"max_tokens": 0}, {"max_tokens": 0}),
     ],
 )
 def test_tokens_asked_for_are_lowered_to_the_cap(given: dict[str, Any], sent: dict[str, Any]) -> None:
@@ -63,6 +62,9 @@ def test_tokens_asked_for_are_lowered_to_the_cap(given: dict[str, Any], sent: di
         (Sizes(max_tokens=10), {"max_tokens": 11.0}, 400, "max_tokens"),
         (Sizes(max_tokens=10), {"max_tokens": True}, 400, "max_tokens"),
         (Sizes(max_tokens=10), {"n_predict": -1}, 400, "n_predict"),
+        (Sizes(max_tokens=10), {"max_tokens": 0}, 400, "max_tokens"),  # no limit, to some engines
+        (Sizes(max_tokens=10), {"max_completion_tokens": 0, "max_tokens": 5}, 400, "max_completion_tokens"),
+        (Sizes(max_tokens=10), {"n_predict": 0}, 400, "n_predict"),
         (Sizes(n=2), {"n": 3}, 400, "n"),
         (Sizes(n=2), {"n": "3"}, 400, "n"),
         (Sizes(best_of=2), {"best_of": 3}, 400, "best_of"),
@@ -87,6 +89,20 @@ def test_what_is_within_its_limits_goes_on_as_the_client_wrote_it(sizes: Sizes) 
     assert sizes.admit(decode("chat", body)).body == body
 
 
+def test_a_completion_may_ask_for_no_token() -> None:
+    body = b'{"prompt": "a", "echo": true, "max_tokens": 0}'
+    assert Sizes(max_tokens=10).admit(decode("completions", body)).body == body
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/a/b"])
+@pytest.mark.parametrize("name", ["max_tokens", "max_output_tokens", "max_completion_tokens", "n_predict"])
+def test_no_token_at_all_is_no_cap_of_what_passes_through(path: str, name: str) -> None:
+    passed = read_passed(Media("json"), b'{"%b": 0}' % name.encode())
+    with pytest.raises(GatewayError) as e:
+        Sizes(max_tokens=10).admit_raw(path, passed)
+    assert e.value.param == name
+
+
 def test_a_cap_that_is_added_leaves_every_byte_before_it() -> None:
     body = b'{ "messages" : [ ], "x" : 1.50 } '
     assert (
@@ -100,7 +116,7 @@ def test_a_cap_that_is_added_leaves_every_byte_before_it() -> None:
     st.integers(1, 50),
     st.dictionaries(
         st.sampled_from(["max_tokens", "max_completion_tokens", "n_predict", "other"]),
-        st.none() | st.integers(0, 100),
+        st.none() | st.integers(1, 100),
     ),
 )
 def test_no_number_over_the_cap_ever_goes_up_and_one_always_does(cap: int, fields: dict[str, int | None]) -> None:

@@ -132,6 +132,8 @@ async def test_a_path_that_the_next_server_may_read_as_another_goes_nowhere(engi
         (b"TRACE /v1/x", 405),
         (b"OPTIONS *", 204),
         (b"GET *", 400),
+        (b"DESCRIBE /v1/x", 400),
+        (b"SOURCE /v1/x", 405),
     ],
 )
 async def test_what_is_no_request_for_a_resource_goes_nowhere(engine: Engine, line: bytes, status: int) -> None:

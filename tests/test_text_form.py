@@ -18,6 +18,7 @@ from proxy.text_form import MAX_PENDING, Former, form, seen
 ODD = st.text(
     st.sampled_from(
         "aeK ßẞİſÅ\u0301\u0327\u0345\u1100\u1161\u11a8\u314f가ﬁＡ\u00ad\u200b\ufe0f\t\n\u3000\u0958\u093c字"
+        "\u3164\u2800\x00\x7f"
     )
 )
 
@@ -33,6 +34,29 @@ ODD = st.text(
         ("e\u0301", "\u00c9"),
         ("two\n\t words", "two words"),
         ("two\u00a0words", "two words"),
+        ("two\u2800words", "two words"),
+        *(
+            (f"b{chr(code)}ad", "bad")
+            for code in (
+                *(
+                    0x00,
+                    0x08,
+                    0x1B,
+                    0x7F,
+                    0x9F,
+                    0x115F,
+                    0x1160,
+                    0x17B4,
+                    0x180B,
+                    0x180F,
+                    0x3164,
+                    0xFFA0,
+                    0xFFF0,
+                    0xFFF9,
+                ),
+                *(0x1BCA0, 0x1D173, 0xE0080, 0xE0FFF),
+            )
+        ),
     ],
 )
 def test_what_looks_alike_has_one_form(one: str, other: str) -> None:

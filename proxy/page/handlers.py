@@ -99,8 +99,18 @@ class Page:
                 except TimeoutError:
                     pass
             return stream.end()
+        except asyncio.CancelledError:
+            return self._cut(call, stream)
         finally:
             call.bytes_out = stream.sent
+
+    def _cut(self, call: Call, stream: EventStream) -> respond.Sent:
+        """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
+        if call.ending is None or call.request.task.uncancel():
+            raise asyncio.CancelledError
+        call.error = call.ending.code.code
+        stream.put(call.ending.json())
+        return stream.end()._replace(keep_alive=False)
 
     async def readers(self, call: Call) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
@@ -110,6 +120,7 @@ class Page:
         if self.boards >= MAX_BOARDS:
             raise _full(MAX_BOARDS, "play already")
         self.boards += 1
+        stream: EventStream | None = None
         try:
             read, delays = await self._read(call, body)
             who, model = call.caller.name if call.caller is not None else "", getattr(read, "model", None) or ""
@@ -129,6 +140,10 @@ class Page:
                 return stream.end()
             finally:
                 call.bytes_out = stream.sent
+        except asyncio.CancelledError:
+            if stream is None:
+                raise
+            return self._cut(call, stream)
         finally:
             self.boards -= 1
 

@@ -71,7 +71,7 @@ async function watch() {
   if (watching) watching.abort();
   const mine = watching = new AbortController();
   try {
-    await events("/-/state", { signal: mine.signal }, (state) => { waits = 0; $("keyform").hidden = true; show(state); });
+    await events("/-/state", { signal: mine.signal }, (state) => { if (state.error) return; waits = 0; $("keyform").hidden = true; show(state); });
     throw new Error("the stream ended");
   } catch (error) {
     if (mine !== watching || mine.signal.aborted) return;

@@ -109,4 +109,4 @@ def _no_constant(text: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(
     object_pairs_hook=_once, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
 )
-_PAIRS: Final = json.JSONDecoder(object_pairs_hook=lambda pairs: pairs, parse_int=str)
+_PAIRS: Final = json.JSONDecoder(object_pairs_hook=lambda pairs: pairs, parse_int=str, parse_float=str)

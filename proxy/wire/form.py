@@ -173,9 +173,8 @@ def _disposition(value: bytes) -> tuple[str, bool]:
         name = found[b"name"].decode("utf-8")
     except (KeyError, UnicodeDecodeError):
         raise _refusal("each part needs a name, in UTF-8") from None
-    if any(key.startswith((b"name*", b"filename*")) for key in found) and not (
-        b"filename" in found and b"filename*" in found
-    ):
+    starred = [key for key in found if b"*" in key]
+    if starred and not (starred == [b"filename*"] and b"filename" in found):
         raise _refusal("names are given plainly, not as name* or filename* (RFC 7578 4.2)", name[:64])
     if name != name.strip() or not name.isprintable():
         raise _refusal(f"the name {name[:64]!r} has spaces around it, or characters that do not print")

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 _TRUE: Final = frozenset(("1", "true", "t", "yes", "y", "on"))
 _FALSE: Final = frozenset(("0", "false", "f", "no", "n", "off"))
-_INTEGER: Final = re.compile(r"[ \t\r\n]*([+-]?[0-9]{1,18})(?:\.0{1,18})?[ \t\r\n]*")
-_NUMBER: Final = re.compile(
-    r"[ \t\r\n]*([+-]?(?:[0-9]{1,32}\.?[0-9]{0,32}|\.[0-9]{1,32})(?:[eE][+-]?[0-9]{1,2})?)[ \t\r\n]*"
-)
+_INTEGER: Final = re.compile(r"([+-]?[0-9]{1,18})(?:\.0{1,18})?")
+_NUMBER: Final = re.compile(r"[+-]?(?:[0-9]{1,32}\.?[0-9]{0,32}|\.[0-9]{1,32})(?:[eE][+-]?[0-9]{1,2})?")
+_SPACES: Final = " \t\r\n"
 
 # As pydantic 2 reads them in its lax mode, by which vLLM reads requests. Rare spellings that pydantic takes too
 # ("1_000", "inf") are refused here: a request that both read must be read alike.
@@ -34,12 +33,12 @@ def integer(value: Any) -> int | None:
         return int(value)
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 2**53 else None
-    match = _INTEGER.fullmatch(value) if isinstance(value, str) else None
+    match = _INTEGER.fullmatch(value.strip(_SPACES)) if isinstance(value, str) else None
     return int(match[1]) if match else None
 
 
 def number(value: Any) -> float | None:
     if isinstance(value, int | float):
         return float(value)
-    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
-    return float(match[1]) if match else None
+    match = _NUMBER.fullmatch(value.strip(_SPACES)) if isinstance(value, str) else None
+    return float(match[0]) if match else None

@@ -45,6 +45,11 @@ _MEDIA: Final = frozenset(
 _FILES: Final = frozenset({"file", "input_file"})  # whose text an engine may read
 _MEDIA_MEMBERS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "source"})
 _MEDIA_VALUES: Final = frozenset({"url", "data"})
+_NUMBERS: Final = (int, float)
+_IDS: Final = ("prompt", "input", "prompt_token_ids", "token_ids", "prompt_ids", "input_ids")
+"""Members that hold token ids where they hold numbers."""
+_TEXTS: Final = frozenset({"text", "refusal", "thinking"})  # of a content part: what an engine joins
+_NESTED: Final = (dict, list)
 _BEGINS: Final = re.compile(r'\s*[\[{"]')
 
 
@@ -89,7 +94,8 @@ def media_free(value: Any) -> list[str]:
 
 
 def everything(value: Any, *, but: Collection[str] = ()) -> list[str]:
-    """Every string and every name of a member in a request's JSON value, but for the top-level members `but`.
+    """Every string, every name of a member and every number inside a member (of a tool's arguments: a template
+    writes it out) in a request's JSON value, but for the top-level members `but`.
 
     Left out is what cannot hold a text of the client's or reach the prompt as one: words of the API's own, as
     names and as values of `role` and `type`; and the media of a content part that says it is an image, sound or
@@ -108,7 +114,7 @@ def everything(value: Any, *, but: Collection[str] = ()) -> list[str]:
             if name in _CONVERSATIONS and isinstance(member, list):
                 for item in member:
                     _spread_item(item, rest)
-            else:
+            elif type(member) not in _NUMBERS:  # a setting's: `max_tokens`, `seed`
                 rest.append(member)
     _walk(rest, found)
     return found
@@ -126,14 +132,48 @@ def refuse_template(members: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_ids(members: Mapping[str, Any]) -> None:
+    """Raises GatewayError 400 for a prompt that is no text: token ids, or embeddings."""
+    if members.get("prompt_embeds") is not None or any(
+        holds_ids(members[name]) for name in _IDS if name in members
+    ):
+        raise GatewayError(
+            Code.INVALID_VALUE, "Prompts are checked here, and token ids cannot be: send text.", param="prompt"
+        )
+
+
 def holds_ids(value: Any) -> bool:
-    """Whether a prompt has token ids: numbers in the place of a text."""
+    """Whether a prompt has numbers in the place of a text, or is an object that may hold them."""
     if not isinstance(value, list):
         return False
-    numbers = (int, float)
-    return any(isinstance(item, numbers) for item in value) or any(
-        isinstance(item, list) and any(isinstance(each, numbers) for each in item) for item in value
+    return any(isinstance(item, _NUMBERS) for item in value) or any(
+        (isinstance(item, list) and any(isinstance(each, _NUMBERS) for each in item))
+        or (isinstance(item, dict) and any(holds_ids(item[name]) for name in _IDS if name in item))
+        for item in value
     )
+
+
+def joined(value: Any) -> list[list[str]]:
+    """The texts of each list of content parts, in order, without what else the parts hold: as an engine joins
+    them. Walked without recursion: how deep it is, is the client's choice."""
+    found: list[list[str]] = []
+    rest: list[Any] = [value]
+    while rest:
+        item = rest.pop()
+        if type(item) is dict:
+            rest += [member for member in item.values() if member and type(member) in _NESTED]
+        elif type(item) is list:
+            rest += [part for part in item if part and type(part) in _NESTED]
+            texts, parts = [], False
+            for part in item:
+                if type(part) is str:
+                    texts.append(part)
+                elif part and type(part) is dict and not _TEXTS.isdisjoint(part) and "content" not in part:
+                    parts = True
+                    texts += [text for name, text in part.items() if name in _TEXTS and type(text) is str]
+            if parts and len(texts) > 1:
+                found.append(texts)
+    return found
 
 
 def _spread_item(item: Any, rest: list[Any]) -> None:
@@ -188,6 +228,8 @@ def _walk(rest: list[Any], found: list[str]) -> None:
                     pass  # it is no JSON: a text like others
         elif kind is list or kind is tuple:
             rest += item
+        elif kind in _NUMBERS:
+            found.append(str(item))
         elif kind is dict:
             found += item.keys() - WORDS
             for name in _ROLES:

@@ -105,6 +105,10 @@ REFUSED = [
     (joined(b"x", plain(b"Content-Disposition: form-data; name=a; name*=utf-8''model")), "plainly"),
     (joined(b"x", plain(b"Content-Disposition: form-data; name=a; name*0=mo; name*1=del")), "plainly"),
     (joined(b"x", plain(b"Content-Disposition: form-data; name=file; filename*=utf-8''a")), "plainly"),
+    (
+        joined(b"x", plain(b"Content-Disposition: form-data; name=a; name*=m; filename=b; filename*=utf-8''b")),
+        "plainly",
+    ),
     (joined(b"x", plain(b'Content-Disposition: form-data; name="a\\"; name=\\"model"')), "Content-Disposition"),
     (joined(b"x", plain(b'Content-Disposition: form-data; name="a')), "Content-Disposition"),
     (joined(b"x", plain(b'Content-Disposition: form-data; name="model "')), "spaces"),

@@ -15,7 +15,9 @@ from proxy.wire.prompt import (
     Prompt,
     everything,
     holds_ids,
+    joined,
     prompt_of,
+    refuse_ids,
     refuse_template,
     strings,
 )
@@ -176,3 +178,50 @@ def test_a_field_that_is_no_json_is_refused() -> None:
     with pytest.raises(GatewayError) as e:
         prompt_of(ask)
     assert e.value.code is Code.INVALID_JSON
+
+
+def text(words: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": words, **more}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [text("a", x="y"), text("b")],
+        [text("a"), {"type": "image_url", "image_url": {"url": "http://x", "detail": "low"}}, text("b")],
+        [text("a", cache_control={"type": "ephemeral", "ttl": "5m"}), "b"],
+        [text("a"), {"type": "refusal", "x": "y", "refusal": "b"}],
+    ],
+)
+@pytest.mark.parametrize("name", ["system", "messages", "input"])
+def test_parts_are_joined_without_what_else_they_hold(parts: list[Any], name: str) -> None:
+    value = parts if name == "system" else [{"role": "user", "content": parts}]
+    assert joined({name: value}) == [["a", "b"]]
+
+
+def test_messages_prompts_and_single_parts_are_not_joined() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": [text("b")]}]
+    assert joined({"messages": messages, "prompt": ["a", "b"]}) == []
+
+
+def test_a_number_inside_a_member_is_a_text_as_a_template_writes_it() -> None:
+    body = {"max_tokens": 7, "seed": 8, "tools": [{"enum": [41, 4.5, True]}], "x": '{"n": 4.50, "a": "\\n"}'}
+    found = everything(body)
+    assert {"41", "4.5", "4.50"} <= set(found)
+    assert not {"7", "8", "True", "1"} & set(found)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [1]},
+        {"prompt": [{"prompt_token_ids": [1]}]},
+        {"prompt": "a", "prompt_token_ids": [1]},
+        {"messages": [], "input_ids": [[1]]},
+        {"prompt_embeds": "x"},
+    ],
+)
+def test_a_prompt_that_is_no_text_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(GatewayError, match="token ids"):
+        refuse_ids(body)
+    refuse_ids(dict.fromkeys(body) | {"prompt_embeds": None, "stop_token_ids": [1]})
