@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from proxy.redact import mask_url as mask_url
 from proxy.target import read_host
 
+_HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # what else it may be may hold a secret
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _FACTOR: Final = {
     "": 1,
@@ -178,7 +179,8 @@ def hosts(raw: object) -> tuple[str, ...]:
             try:
                 name = read_host(f"[{bare}]" if ":" in name else name)
             except ValueError:
-                raise ValueError(f"{wrong}: not {item[:64]!r}") from None
+                shown = f": not {item[:64]!r}" if _HOST_TEXT.fullmatch(item) else ""
+                raise ValueError(wrong + shown) from None
             item = f"*.{name}" if below else name
         found.append(item)
     return tuple(dict.fromkeys(found))

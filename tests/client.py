@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-PATIENCE = 10.0  # seconds without a byte after which a test fails with a reason
+PATIENCE = 30.0  # seconds without a byte after which a test fails with a reason
 Headers = Iterable[tuple[str, str]]
 
 _arrivals = count()  # one order for all events of all connections

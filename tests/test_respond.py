@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 import uvloop
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,7 +149,9 @@ def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> No
     written: list[bytes] = []
     transport = SimpleNamespace(write=written.append)
     protocol = SimpleNamespace(written=0, lags=False)
-    request = SimpleNamespace(transport=transport, protocol=protocol, keep_alive=True, method="GET")
+    request = SimpleNamespace(
+        transport=transport, protocol=protocol, keep_alive=True, method="GET", version=HttpVersion11
+    )
     sent, left = write(cast(web.BaseRequest, request), status, [("etag", "x")], b"body")
     none = status in (204, 304)
     assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
