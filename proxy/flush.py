@@ -1,4 +1,4 @@
-"""Owns the flush of stored answers: which are meant, who asked, what was removed.
+"""Owns the flush of stored answers: the request, the removal and its audit line.
 Must not know Redis' commands: the cache removes what begins with a model's tag.
 Called by the gateway, for `DELETE /-/cache`."""
 

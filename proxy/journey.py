@@ -213,7 +213,7 @@ class Journey:
         self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
 
     def _reshape(self, backend: Backend) -> None:
-        """A stream that may be shared is at this engine now: whoever waits for its fold may have to go."""
+        """A stream that may be shared is at this engine now: readers that wait for its fold may have to go."""
         flight, ask = self.flight, self.flight.plan.ask
         if ask is not None:
             flight.shape = backend.abilities.shape(ask)

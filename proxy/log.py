@@ -108,7 +108,7 @@ class Log:
         self._stamped = (-1, b"")
         self._lock = threading.Lock()  # of all below; never held while writing
         self._known = Known()
-        self._free = max_pending // 2  # bytes that may wait whoever they are of
+        self._free = max_pending // 2  # bytes that are open to all callers
         self._lines: list[bytes] = []
         self._crowd = FairLines(max_pending - self._free)
         self._pending = 0  # bytes that wait or are being written

@@ -91,7 +91,7 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
         return Passed("json", msgspec.json.encode(fields), {**self.members, **changed})
 
 
-_COUNTS: Final = (
+COUNTS: Final = (
     "/tokenize",
     "/detokenize",
     "/score",
@@ -101,11 +101,12 @@ _COUNTS: Final = (
     "/classify",
     "/generative_scoring",
 )
+"""vLLM's paths outside /v1 that only compute."""
 _SILENT: Final = frozenset(
-    (*_COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
+    (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
 )
 _JSON_ONLY: Final = frozenset(
-    (*_COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/audio/speech", "/invocations")
+    (*COUNTS, "/v1/score", "/v1/rerank", "/v1/systemone", "/v1/audio/speech", "/invocations")
 )
 _JSON_UNDER: Final = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages")
 

@@ -42,7 +42,7 @@ def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str 
 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
     RFC 9111 (5.2.3) asks. Clients of the EventSource kind send `no-cache` (aiohttp-sse-client) or `no-store`
-    (httpx-sse) of themselves: to join a generation under way is not caching, so they share.
+    (httpx-sse) by default: to join a generation under way is not caching, so they share.
     """
     if not override and not cache_control:
         if default == "auto":

@@ -11,24 +11,10 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.errors import Code, GatewayError
-from proxy.passed import generates
+from proxy.passed import COUNTS, generates
 from proxy.upstream import HOP_BY_HOP
 
-_PATHS: Final = frozenset(
-    {
-        "/tokenize",
-        "/detokenize",
-        "/version",
-        "/score",
-        "/rerank",
-        "/v2/rerank",
-        "/pooling",
-        "/classify",
-        "/generative_scoring",
-        "/invocations",
-        "/tokenizer_info",
-    }
-)
+_PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""
 
 ACTED_ON: Final = ("traceparent", "tracestate", "x-data-parallel-rank", "x-session-id")
