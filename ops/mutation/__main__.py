@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ops.mutation", description=__doc__)
     parser.add_argument("--seed", type=int, default=7, help="of the draw")
     parser.add_argument("--sample", type=int, default=250, help="how many mutants")
+    parser.add_argument("--module", action="append", help="draw from this module alone (again for others)")
     parser.add_argument("--mutants", type=Path, help="a TOML file of [[mutant]] to try, in place of a sample")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests beyond the closest, a mutant")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; a later run goes on")
@@ -71,6 +73,8 @@ def report(tried: Sequence[Mutant], session: Session, reasons: dict[str, str]) -
 def main(arguments: Sequence[str] | None = None) -> int:
     given = flags().parse_args(arguments)
     sources = mutants.modules(ROOT)
+    if unknown := sorted(set(given.module or ()) - sources.keys()):
+        flags().error(f"--module {unknown[0]} is no module of the tree; a module is given as proxy/flight.py")
     reasons, stale = equivalent(sources)
     for entry in stale:
         print(f"equivalent.toml names a line that is not there any more: {entry}")
@@ -79,14 +83,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tried = [m for entry in mutants.named(given.mutants, "mutant") for m in mutants.given(entry, sources)]
         session.draw(tried)
     else:
-        session = Session.open(OUT / f"seed-{given.seed}-{given.sample}.jsonl")
+        session = Session.open(OUT / f"{_name(given)}.jsonl")
         if not session.drawn:
             table = (ROOT / "proxy" / "README.md").read_text()
-            session.draw(mutants.sample(sources, table, given.seed, given.sample))
+            drawn_from = {name: sources[name] for name in given.module or sources}
+            session.draw(mutants.sample(drawn_from, table, given.seed, given.sample))
         tried = session.mutants(sources)
     if not given.report:
         _try(tried, session, reasons, given)
     return 0 if report(tried, session, reasons) >= given.least else 1
+
+
+def _name(given: argparse.Namespace) -> str:
+    """Of the record: one for each seed, size and choice of modules."""
+    name = f"seed-{given.seed}-{given.sample}"
+    if given.module:
+        name += f"-{zlib.crc32(' '.join(sorted(given.module)).encode()):08x}"
+    return name
 
 
 def _try(tried: Sequence[Mutant], session: Session, reasons: dict[str, str], given: argparse.Namespace) -> None:
