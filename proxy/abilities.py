@@ -20,10 +20,11 @@ Kind = tuple[Endpoint, frozenset[str]]
 class Abilities:
     """Of one engine, since it came up."""
 
-    __slots__ = ("_doubted", "_odd", "_shapes", "epoch")
+    __slots__ = ("_doubted", "_odd", "_shapes", "epoch", "mixes")
 
     def __init__(self) -> None:
         self.epoch = 0  # how often it has been forgotten: what was asked before is of another engine
+        self.mixes = True  # it takes the inputs of several clients in one array
         self._shapes: dict[tuple[str | None, Endpoint], Shape] = {}
         self._odd: dict[Kind, str] = {}
         self._doubted: dict[Endpoint, Shape | None] = {}  # what was known until a stream was otherwise
@@ -34,6 +35,7 @@ class Abilities:
     def forget(self) -> None:
         """It may be another engine, or another version of it."""
         self.epoch += 1
+        self.mixes = True
         self._shapes.clear()
         self._odd.clear()
         self._doubted.clear()
@@ -69,6 +71,10 @@ class Abilities:
         new = kind not in self._odd
         self._odd[kind] = why
         return new
+
+    def refuses_arrays(self) -> None:
+        """It refused an array of several clients' inputs and took them all in parts: it is sent no more of them."""
+        self.mixes = False
 
     def doubt(self, ask: Ask) -> None:
         """Its answers may have changed: they are to be looked at anew. Where they have, what was odd is not."""

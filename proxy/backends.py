@@ -17,6 +17,7 @@ import msgspec
 
 from proxy.abilities import Abilities
 from proxy.breaker import Breaker, State
+from proxy.builds import Build, in_common
 from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
 from proxy.load import Report
@@ -60,6 +61,7 @@ class Backend:
     silent: int = 0  # the same, that had no answer in time
     checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
     abilities: Abilities = field(default_factory=Abilities)
+    build: Build = field(default_factory=Build)
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
@@ -134,6 +136,10 @@ class Backends:
         self._tripped: set[Backend] = set()  # whose breaker is not closed
         self._refresh_timeout = refresh_timeout
         self._pulse = pulse
+        self.on_restart: Callable[[Backend], None] = lambda backend: None
+        """Its process is another than before, though no look found it down."""
+        self._named = {backend.name: backend for backend in self.all}
+        self._builds: dict[str | None, frozenset[bytes]] = {}  # which builds answer for a model now
         self._woken: dict[Backend, asyncio.Event] = {}  # of each that is watched
         self._changed = asyncio.Event()  # others are to be watched
         self._chosen: dict[str | None, list[Backend]] = {}
@@ -208,8 +214,39 @@ class Backends:
         if name is None:
             engines = self._chosen.get(ask.model) or self.candidates(ask.model)
         else:
-            engines = [backend for backend in self.all if backend.name == name]
+            engines = [self._named[name]] if name in self._named else []
         return bool(engines) and all(backend.abilities.folds(ask) for backend in engines)
+
+    def makes(self, model: str | None, build: bytes) -> bool:
+        """Whether an answer of this build is what an engine that serves the model gives now; with no build known,
+        as before any engine was seen, it is."""
+        builds = self._builds.get(model) or self._builds.get(None)
+        return not builds or build in builds
+
+    def build_of(self, name: str | None, model: str | None, since: float | None) -> bytes | None:
+        """What made an answer that the engine of this name was asked for at `since`; None: nobody can say."""
+        backend = self._named.get(name or "")
+        if backend is None or since is None or backend.up is False:
+            return None
+        return backend.build.of(model, since)
+
+    def started(self, backend: Backend, at: float) -> None:
+        """Its process began then, as it reports. One that has restarted is looked at soon."""
+        if not backend.leaving and backend.build.began(at, self._clock()):
+            self._anew(backend)
+            self._wake(backend)
+            self.on_restart(backend)
+
+    def _anew(self, backend: Backend) -> None:
+        """It may be another engine: what it was seen to do and not to do is forgotten."""
+        backend.few = False
+        backend.abilities.forget()
+
+    def _wake(self, backend: Backend) -> None:
+        """Have it looked at soon."""
+        woken = self._woken.get(backend)
+        if woken is not None:
+            woken.set()
 
     def _acquire_guarded(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
@@ -309,6 +346,11 @@ class Backends:
         """The engine answered fewer choices than it was asked for: it is asked for one by one."""
         lease.backend.few = True
 
+    def seen_apart(self, name: str | None) -> None:
+        """An engine refused inputs of several clients together that it took in parts."""
+        if name in self._named:
+            self._named[name].abilities.refuses_arrays()
+
     def not_few(self, lease: Lease) -> None:
         """What it refused with several choices it refuses with one too."""
         lease.backend.few = False
@@ -324,12 +366,9 @@ class Backends:
             backend.missed = 0
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
-            backend.few = False  # it may be another one
-            backend.abilities.forget()
+            self._anew(backend)
         if changed:
-            woken = self._woken.get(backend)
-            if woken is not None:
-                woken.set()
+            self._wake(backend)
             self.on_change(backend)
             if back:
                 self.on_release()  # who waits, because it was away
@@ -338,6 +377,8 @@ class Backends:
         """Other engines from now on. One that is removed ends what it has under way."""
         gone = list(removed)
         self.all = [*(b for b in self.all if b not in gone), *added]
+        self._named = {backend.name: backend for backend in self.all}
+        self._builds = in_common(backend.build for backend in self.all)
         self._chosen = {}
         for backend in gone:
             backend.leaving = True
@@ -401,6 +442,8 @@ class Backends:
             listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
             listed = listed if isinstance(listed, list) else []
             backend.models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+            if await backend.build.look(backend.pool, backend.models, away=backend.up is False, clock=self._clock):
+                self._builds = in_common(each.build for each in self.all)
         return False, "" if status < 500 else f"{path}: {status}"
 
     async def watch(self, every: float) -> None:

@@ -37,7 +37,7 @@ AWAY: Final = frozenset({"LOADING", "NOAUTH"})
 """Refusals that everything will meet until something changes over there. Full (OOM), read-only, moved: it
 answers, so look-ups go on; only this one is not served."""
 
-Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed"]
+Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
 
 class Stored(msgspec.Struct, array_like=True):
@@ -57,6 +57,8 @@ class Stored(msgspec.Struct, array_like=True):
     completion_tokens: int | None = None
     shape: Shape | None = None
     """Of the engine's streams, where their frames alone do not tell it."""
+    build: bytes = b""
+    """Of the engine that made it; see builds.py."""
 
     def sound(self, frames_of: ChunkCheck) -> bool:
         """Whether it is what an engine's whole answer leaves here, read as strictly as the wire: whoever can write

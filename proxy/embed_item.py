@@ -43,6 +43,14 @@ MAX_TOKENS: Final = 1 << 53  # more than that is no count
 STEP: Final = 1 << 18  # bytes by which the charge of a request grows
 
 
+class Origin(NamedTuple):
+    """Where an array's answer is from."""
+
+    backend: str | None
+    created: float  # when its Flight was made, by the clock of flights
+    sent: float | None  # when it was sent to the engine
+
+
 class Result(NamedTuple):
     """One item's vector."""
 
@@ -51,6 +59,7 @@ class Result(NamedTuple):
     tokens: int | None
     stored_at: float | None = None  # wall-clock seconds, where it is from the store
     head: Head = _JSON
+    origin: Origin | None = None  # None: of the store
 
     @classmethod
     def of(cls, stored: Stored) -> Result:
@@ -73,6 +82,19 @@ class Kind(NamedTuple):
     apart: int = 0  # a number of the request's own, where no two of them may be one array
 
 
+@dataclass(eq=False, slots=True)
+class Divided:
+    """An array that an engine refused, so that its items are asked for in parts."""
+
+    backend: str | None
+    left: int  # items that have not come yet
+
+    def came(self) -> bool:
+        """One more has. True: all have, so it was no item that the engine did not like."""
+        self.left -= 1
+        return self.left == 0
+
+
 class Item(msgspec.Struct, eq=False, gc=False):
     """One text or list of ids, asked once however many requests want it. Not looked at by the garbage collector,
     which would take half a second for a million of them: `Want.clear` leaves no circle."""
@@ -89,6 +111,7 @@ class Item(msgspec.Struct, eq=False, gc=False):
     sent: bool = False
     result: Result | None = None
     call: Call | None = None  # the array that it is in
+    divided: Divided | None = None  # the largest that it was in, of those refused
     wants: Want | dict[Want, None] | None = None  # who waits for it: mostly one
 
     @property
@@ -216,10 +239,12 @@ def results_of(
         except Exception as e:  # noqa: BLE001 - their vectors are known, if not their tokens
             on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)
+    flight = call.reader.flight
+    origin = Origin(flight.backend, flight.times.created, flight.times.dispatched)
     results: list[Result | None] = []
     for datum, tokens in zip(parts.data, counts, strict=True):
         try:
-            results.append(Result(envelope, Vector.of(datum), tokens, head=head))
+            results.append(Result(envelope, Vector.of(datum), tokens, head=head, origin=origin))
         except Exception as e:  # noqa: BLE001 - one input's vector must not end the others' requests
             on_fault("a vector of an engine's", e)
             results.append(None)

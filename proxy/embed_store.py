@@ -7,12 +7,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Final
 
 from proxy import cache as store
 from proxy.cache import Cache, Stored
-from proxy.embed_item import Item, Result
+from proxy.embed_item import Item, Origin, Result
 from proxy.lookups import Lookups
 from proxy.wire.vectors import Unsplittable
+
+_UNKNOWN: Final = Origin(None, math.inf, None)
 
 
 class ItemStore:
@@ -22,6 +25,8 @@ class ItemStore:
         self,
         cache: Cache | None,
         *,
+        makes: Callable[[str | None, bytes], bool] = lambda model, build: True,
+        build_of: Callable[[str | None, str | None, float | None], bytes | None] = lambda *asked: b"",
         max_batch: int,
         on_batch: Callable[[int], None],
         found: Callable[[Item, Result | None], None],
@@ -29,9 +34,11 @@ class ItemStore:
         lost: Callable[[Item, Exception], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        """`found` is told of each item that is still wanted; `looked`, after it, that the round trip is over;
-        `lost` of one whose look-up has failed here."""
+        """`makes`, `build_of`: see Backends. `found` is told of each item still wanted; `looked`, after it,
+        that the round trip is over; `lost` of one whose look-up has failed here."""
         self._cache = cache
+        self._makes = makes
+        self._build_of = build_of
         self._on_batch = on_batch
         self._on_found = found
         self._looked = looked
@@ -87,6 +94,9 @@ class ItemStore:
     def _read(self, item: Item, stored: Stored | None) -> Result | None:
         if stored is None:
             return None
+        if not self._makes(item.kind.model, stored.build):
+            item.replace = True
+            return None
         try:
             return Result.of(stored)
         except Unsplittable:
@@ -102,15 +112,21 @@ class ItemStore:
             settled()
             return
         try:
+            name, created, sent = result.origin or _UNKNOWN
+            build = self._build_of(name, item.kind.model, sent)
+            if build is None:
+                settled()
+                return
             stored = Stored(
                 kind="whole",
                 created=store.now(),
                 body=result.alone(),
                 prompt_tokens=result.tokens,
                 completion_tokens=0,
+                build=build,
             )
-            asked = math.inf if item.call is None else item.call.reader.flight.times.created
-            self._cache.store(item.key, stored, settled, replace=item.fresh or item.replace, asked=asked)
+            replace = item.fresh or item.replace
+            self._cache.store(item.key, stored, settled, replace=replace, asked=created)
         except Exception as e:  # noqa: BLE001 - it is served, if not stored
             self._on_fault("the store of an embedding", e)
             settled()

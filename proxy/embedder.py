@@ -17,6 +17,7 @@ from proxy.embed_delivery import Delivery
 from proxy.embed_faults import EmbedFaults
 from proxy.embed_item import (
     Call,
+    Divided,
     Item,
     Kind,
     Result,
@@ -70,6 +71,9 @@ class Embedder:
         window: float,
         calls: Callable[[str | None], int],
         mixes: Callable[[str | None], bool],
+        makes: Callable[[str | None, bytes], bool] = lambda model, build: True,
+        build_of: Callable[[str | None, str | None, float | None], bytes | None] = lambda *asked: b"",
+        apart: Callable[[str | None], None] = lambda backend: None,
         limit: int,
         max_batch: int,
         largest: int = 1 << 62,
@@ -79,8 +83,9 @@ class Embedder:
         on_fault: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
         """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines may be
-        given several clients' inputs in one; `limit`: requests that may wait; `largest`: bytes of an answer;
-        `promote`: told of an array that somebody more urgent waits for too; `refused`: told why a request was."""
+        given several clients' inputs in one; `apart`: told of one that refused that and took them in parts;
+        `limit`: requests that may wait; `largest`: bytes of an answer; `promote`: told of an array that somebody
+        more urgent waits for too; `refused`: told why a request was."""
         self._group = group
         self._submit = submit
         self._keyer = keyer
@@ -88,6 +93,8 @@ class Embedder:
         self._faults = EmbedFaults(on_fault, loop.call_later, self._heal)
         self.store = ItemStore(
             cache,
+            makes=makes,
+            build_of=build_of,
             max_batch=max_batch,
             on_batch=metrics.batch,
             found=self._found,
@@ -99,6 +106,7 @@ class Embedder:
         self._loop = loop
         self._room: Callable[[Kind], int] = lambda kind: calls(kind.model)
         self._mixes = mixes
+        self._apart = apart
         self._numbers = count(1)
         self._largest = largest
         self._memory = memory
@@ -382,6 +390,11 @@ class Embedder:
         self._over(call, again)
         if again:
             self._counts.split()
+            divided = Divided(
+                flight.backend, len(call.items)
+            )  # of one who left too: that may have been the bad one
+            for item in items:
+                item.divided = item.divided or divided
             return
         if about_content:
             self._counts.poison(len(items))
@@ -413,6 +426,8 @@ class Embedder:
 
     def _comes(self, item: Item, result: Result) -> None:
         item.result = result
+        if item.divided is not None and item.divided.came():
+            self._apart(item.divided.backend)
         self.queue.sent(item)
         self._delivery.add(item)
 

@@ -48,7 +48,10 @@ def embedder_for(
         tokens=settings.embed_batch_tokens,
         window=settings.embed_batch_window_ms / 1000,
         calls=lambda model: settings.embed_batch_calls * max(1, len(backends.candidates(model))),
-        mixes=lambda model: not any(map(spoils, backends.candidates(model))),
+        mixes=lambda model: all(map(mixes, backends.candidates(model))),
+        apart=backends.seen_apart,
+        makes=backends.makes,
+        build_of=backends.build_of,
         limit=settings.queue_limit,
         max_batch=settings.max_batch,
         largest=settings.max_flight_bytes,
@@ -62,10 +65,11 @@ def embedder_for(
     return embedder
 
 
-def spoils(backend: Backend) -> bool:
-    """Whether one input that is too long ends an array with what looks like the engine's own failure: llama.cpp
-    answers 500, so nobody can be set apart, and the breaker would count it."""
-    return any(model.get("owned_by") == "llamacpp" for model in backend.models)
+def mixes(backend: Backend) -> bool:
+    """Whether an engine may be given inputs of several clients in one array. Not one that refused that, and not
+    llama.cpp: an input that is too long ends an array there with a 500, the engine's own failure by its looks, so
+    nobody can be set apart, and the breaker would count it."""
+    return backend.abilities.mixes and not any(model.get("owned_by") == "llamacpp" for model in backend.models)
 
 
 def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:

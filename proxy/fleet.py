@@ -40,6 +40,11 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] =
         "As the engine reports it, 0 to 1.",
         lambda b: b.report.kv_cache if b.report else None,
     ),
+    (
+        "backend_start_time_seconds",
+        "When the engine's process began, as it reports it, in seconds since the epoch.",
+        lambda b: b.report.started if b.report else None,
+    ),
 )
 
 
@@ -93,6 +98,7 @@ class Fleet:
         self.backends.on_left = self._forget
         self.backends.on_change = self._tell_change
         self.backends.on_breaker = self._tell_breaker
+        self.backends.on_restart = self._tell_restart
 
     def __repr__(self) -> str:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
@@ -157,6 +163,10 @@ class Fleet:
     def _tell_change(self, backend: Backend) -> None:
         level, event = ("info", "engine up") if backend.up else ("warning", "engine down")
         self._log.event(level, event, backend=backend.name, detail=backend.detail)
+        self.shapes.wake()
+
+    def _tell_restart(self, backend: Backend) -> None:
+        self._log.event("info", "engine restarted", backend=backend.name)
         self.shapes.wake()
 
     def _tell_breaker(self, backend: Backend, why: str) -> None:

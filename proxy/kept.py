@@ -105,8 +105,8 @@ def _has_all(stored: Stored, ask: Ask) -> bool:
         return False
 
 
-def keep(flight: Flight) -> Stored:
-    """What is kept of an answer that is whole."""
+def keep(flight: Flight, build: bytes) -> Stored:
+    """What is kept of an answer that is whole, of an engine's build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage
     body, cut, tail = store.stream_views(flight.log, flight.view(usage=not streamed))
@@ -119,4 +119,5 @@ def keep(flight: Flight) -> Stored:
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
         shape=flight.shape if streamed and flight.shape not in TOLD else None,
+        build=build,
     )

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 FULL: Final = 0.8  # of the KV cache: above it vLLM soon preempts, and computes again what it had
 PRESSURE: Final = 8.0  # requests that a KV cache with nothing free counts for
 
+_STARTED: Final = re.compile(rb"^process_start_time_seconds[ \t]+(\S+)", re.MULTILINE)
 _LINE: Final = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|(?:gpu|kv)_cache_usage_perc)(?:\{[^\n]*\})?[ \t]+(\S+)",
     re.MULTILINE,
@@ -23,6 +24,7 @@ class Report(NamedTuple):
     running: float
     waiting: float
     kv_cache: float
+    started: float | None = None  # when its process began, in seconds since the epoch
 
 
 def parse(page: bytes) -> Report | None:
@@ -43,7 +45,19 @@ def parse(page: bytes) -> Report | None:
             seen = True
         else:
             kv_cache = max(kv_cache, min(1.0, value))
-    return Report(sums[b"num_requests_running"], sums[b"num_requests_waiting"], kv_cache) if seen else None
+    if not seen:
+        return None
+    return Report(sums[b"num_requests_running"], sums[b"num_requests_waiting"], kv_cache, _started(page))
+
+
+def _started(page: bytes) -> float | None:
+    """None where it does not say, as with several API servers, whose processes are many."""
+    found = _STARTED.search(page)
+    try:
+        started = float(found[1]) if found is not None else math.nan
+    except ValueError:
+        return None
+    return started if math.isfinite(started) else None
 
 
 def weigh(report: Report, ours: int, weight: float = 1.0) -> float:

@@ -27,12 +27,19 @@ class LoadWatch:
         *,
         every: float,
         weight: float = 1.0,
+        spare: float = math.inf,
+        on_start: Callable[[Backend, float], None] = lambda engine, at: None,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`spare`: seconds between two looks at an engine whose load changes nothing; `on_start`: told when an
+        engine's process began, as it reports."""
         self._engines = engines
         self._every = every
         self._weight = weight
+        self._spare = spare
+        self._on_start = on_start
+        self._asked: dict[Backend, float] = {}  # when
         self._clock = clock
         self._sleep = sleep
         self._silent: dict[Backend, float] = {}  # until when
@@ -44,11 +51,15 @@ class LoadWatch:
             await self.look()
 
     async def look(self) -> None:
-        """One round. With one engine there is nothing to choose, and nothing is asked, but for its pacer."""
+        """One round. With one engine there is nothing to choose: but for its pacer it is asked now and then,
+        for the time when it began."""
         engines = list(self._engines())
         self._silent = {engine: until for engine, until in self._silent.items() if engine in engines}
-        if len(engines) > 1 or any(engine.pacer is not None for engine in engines):
-            await asyncio.gather(*(self._ask(engine) for engine in engines))
+        self._asked = {engine: at for engine, at in self._asked.items() if engine in engines}
+        wanted = (self._weight > 0 and len(engines) > 1) or any(engine.pacer is not None for engine in engines)
+        now = self._clock()
+        due = (e for e in engines if wanted or e not in self._asked or now >= self._asked[e] + self._spare)
+        await asyncio.gather(*map(self._ask, due))
 
     async def _ask(self, engine: Backend) -> None:
         if engine.up is False:
@@ -58,6 +69,7 @@ class LoadWatch:
         if self._clock() < self._silent.get(engine, 0.0):
             return
         report = None
+        self._asked[engine] = self._clock()
         ours = engine.inflight
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -69,3 +81,5 @@ class LoadWatch:
             pass  # no word is no load: the health check is what judges it
         engine.report = report
         engine.reported = weigh(report, ours, self._weight) if report is not None else 0.0
+        if report is not None and report.started is not None:
+            self._on_start(engine, report.started)

@@ -38,7 +38,7 @@ ENDPOINTS: Final = (
 )
 VERDICTS: Final = ("hit", "miss", "attached", "merged", "bypass")
 OUTCOMES: Final = ("hit", "landed", "error", "failed", "cancelled")
-OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped")
+OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_skipped", "other_build")
 STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "estimated", "events")
 KEY_REFUSALS: Final = ("missing", "unknown", "expired", "not_operator", "ended")

@@ -355,6 +355,10 @@ class Scheduler:
 
     def _hit(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""
+        if not self._backends.makes(flight.plan.model, stored.build):
+            self._metrics.cache("other_build")
+            flight.replace = True
+            return False
         if not kept.land(flight, stored):
             return False
         self._group.remove(flight)
@@ -510,8 +514,13 @@ class Scheduler:
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
+        build = self._backends.build_of(flight.backend, flight.plan.model, flight.times.dispatched)
+        if build is None:
+            self._cache.skip()
+            self._group.remove(flight)
+            return
         name = key if flight.mode is Mode.STREAM else key + kept.WHOLE
-        stored, began = kept.keep(flight), flight.times.created
+        stored, began = kept.keep(flight, build), flight.times.created
         self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
     # -- what nobody would end any more -----------------------------------------------------------

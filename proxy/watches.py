@@ -52,11 +52,15 @@ def watch(
     if settings.probe == "on":
         begin("the probes of engines' answers", fleet.shapes.run)
     paced = settings.max_inflight == 0
-    if settings.load_seconds > 0 and (settings.load_weight > 0 or paced):
-        load = LoadWatch(
-            lambda: backends.all, every=settings.load_seconds, weight=settings.load_weight, clock=loop.time
-        )
-        begin("the watch on engines' load", load.run)
+    load = LoadWatch(
+        lambda: backends.all,
+        every=settings.load_seconds or settings.refresh_seconds,
+        weight=settings.load_weight if settings.load_seconds else 0.0,
+        spare=settings.refresh_seconds,
+        on_start=backends.started,
+        clock=loop.time,
+    )
+    begin("the watch on engines' load", load.run)
     if paced:
 
         def told(engine: Backend, limit: int) -> None:

@@ -19,7 +19,13 @@ from tests.leaks import settle
 __all__ = ["ClientGone", "Engine", "Script", "Turn", "full_backlog"]
 
 Script = Callable[[Turn], Awaitable[None]]
-POLLS = ("/v1/models", "/health", "/count")  # answered by the engine itself, unless a test takes them
+POLLS = (
+    "/v1/models",
+    "/health",
+    "/version",
+    "/metrics",
+    "/count",
+)  # answered by the engine itself, unless a test takes them
 GENERATIONS = ("/v1/chat/completions", "/v1/completions")
 
 
@@ -55,6 +61,9 @@ class Engine:
         self.probes: list[Turn] = []  # the gateway's own questions, which `on_probe` answers
         self.on_probe: Script = answer_probe
         self.silent = False
+        self.version = "0.32.0"
+        self.root: str | None = None  # of its models; None: their own names
+        self.metrics: bytes | None = None  # None: 404
         self.accepted = 0  # connections, ever
         self.host = host
         self.port = port
@@ -200,7 +209,13 @@ class Engine:
     async def _answer_poll(self, turn: Turn) -> None:
         path = turn.path.partition("?")[0]
         if path == "/v1/models":
-            await turn.respond(200, models_body(self.models))
+            await turn.respond(200, models_body(self.models, self.root))
+        elif path == "/version":
+            await turn.respond(200, {"version": self.version})
+        elif path == "/metrics" and self.metrics is None:
+            await turn.respond(404)
+        elif path == "/metrics":
+            await turn.respond(200, self.metrics)
         elif path == "/count":
             await turn.respond(200, {"generations": self.generations})
         else:

@@ -214,14 +214,14 @@ def _counts(prompt: int, completion: int) -> Json:
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
-def models_body(names: Iterable[str]) -> Json:
+def models_body(names: Iterable[str], root: str | None = None) -> Json:
     def model(name: str) -> Json:
         return {
             "id": name,
             "object": "model",
             "created": CREATED,
             "owned_by": "vllm",
-            "root": name,
+            "root": root or name,
             "parent": None,
             "max_model_len": 4096,
             "permission": [],

@@ -196,6 +196,46 @@ async def test_a_poisoned_input_fails_its_owner_alone(engine: Engine) -> None:
         assert "gateway_embed_refused_items_total 1" in page.replace("{}", "")
 
 
+async def test_an_engine_that_takes_one_input_at_a_time_refuses_an_array_of_several_clients_once(
+    engine: Engine,
+) -> None:
+    async def one_by_one(turn: Turn) -> None:
+        if len(turn.json()["input"]) > 1:
+            await turn.respond(400, {"error": {"message": "one input, please", "code": 400}})
+        else:
+            await embed(turn)
+
+    async with gateway(engine, embed_batch_calls=1) as app:
+        for round_, refused in ((0, 3), (1, 3)):
+            engine.auto(None)
+            first = asyncio.create_task(asked(app, ["first"]))
+            turn = await engine.next_request()
+            others = [asyncio.create_task(asked(app, [f"{text}{round_}"])) for text in "abcd"]
+            await waiting(app, 4)
+            engine.auto(one_by_one)
+            await embed(turn)
+            assert [(await other).status for other in [first, *others]] == [200] * 5
+            assert sum(len(turn.json()["input"]) > 1 for turn in engine.requests) == refused
+
+
+async def test_an_input_that_left_may_have_been_the_bad_one(engine: Engine) -> None:
+    async with gateway(engine, embed_batch_calls=1) as app:
+        (backend,) = app.backends.all
+        first = asyncio.create_task(asked(app, ["first"]))
+        turn = await engine.next_request()
+        good, bad = (asyncio.create_task(asked(app, [text])) for text in ("good", "bad"))
+        await waiting(app, 2)
+        await embed(turn)
+        both = await engine.next_request()
+        assert both.json()["input"] == ["good", "bad"]
+        bad.cancel()
+        await until(lambda: len(app.group) == 2)  # the request that stays, and its array
+        await both.respond(400, {"error": {"message": "bad", "code": 400}})
+        await embed(await engine.next_request())
+        assert [(await task).status for task in (first, good)] == [200, 200]
+        assert backend.abilities.mixes
+
+
 async def test_who_leaves_is_not_asked_for_and_the_last_one_stops_the_engine(engine: Engine) -> None:
     async with gateway(engine, embed_batch_calls=1) as app:
         async with streaming(app.url, PATH, ask(["first"])):

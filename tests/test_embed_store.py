@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import msgspec
+
 from proxy.cache import Cache, Stored
-from proxy.embed_item import Item, Kind, Result
+from proxy.embed_item import Item, Kind, Origin, Result
 from proxy.embed_store import ItemStore
 from proxy.wire.vectors import Vector, envelope_of, take_apart
 
@@ -20,6 +22,7 @@ class Redis:
         self.available = True
         self.asked: list[tuple[list[bytes], Callable[[list[Stored | None]], None]]] = []
         self.stored: list[tuple[bytes, Stored, bool]] = []
+        self.times: list[float] = []
 
     def lookup(self, keys: Sequence[bytes], done: Callable[[list[Stored | None]], None]) -> None:
         self.asked.append((list(keys), done))
@@ -28,6 +31,7 @@ class Redis:
         self, key: bytes, stored: Stored, settled: Callable[[], None], *, replace: bool, asked: float
     ) -> None:
         self.stored.append((key, stored, replace))
+        self.times.append(asked)
         settled()
 
 
@@ -118,6 +122,42 @@ def test_a_vector_is_stored_as_the_answer_to_its_input_alone_and_read_back() -> 
     assert (key, replace, stored.body, settled) == (b"a", False, BODY, [1])
     back: Any = Result.of(stored)
     assert (back.tokens, back.stored_at, back.vector) == (3, stored.created, Vector.of(parts.data[0]))
+
+
+def test_a_vector_is_stored_under_the_build_and_the_time_of_the_array_that_it_was_in() -> None:
+    desk = Desk()
+    asked: list[object] = []
+
+    def build_of(*of: object) -> bytes | None:
+        asked.append(of)
+        return b"B" if of[0] == "http://a" else None
+
+    desk.store = ItemStore(
+        cast("Cache", desk.redis), build_of=build_of, max_batch=1, on_batch=print, found=print, looked=print,
+        lost=print, on_fault=print,
+    )  # fmt: skip
+    parts, settled = take_apart(BODY, 1), list[int]()
+    for name in ("http://a", "http://gone"):
+        result = Result(envelope_of(parts), Vector.of(parts.data[0]), 3, origin=Origin(name, 1.0, 2.0))
+        desk.store.keep(desk.add(name), result, lambda: settled.append(1))
+    ((key, stored, _),) = desk.redis.stored
+    assert (key, stored.build, desk.redis.times, settled) == (b"http://a", b"B", [1.0], [1, 1])
+    assert asked == [("http://a", "m", 2.0), ("http://gone", "m", 2.0)]
+
+
+def test_a_stored_vector_of_another_build_is_not_found_and_is_replaced() -> None:
+    desk = Desk()
+    desk.store = ItemStore(
+        cast("Cache", desk.redis), makes=lambda model, build: (model, build) == ("m", b"B"), max_batch=64,
+        on_batch=print, found=lambda item, result: desk.found.append((item.key, result and result.tokens)),
+        looked=lambda: None, lost=print, on_fault=print,
+    )  # fmt: skip
+    items = [desk.add("a"), desk.add("b")]
+    desk.store.look()
+    ((_, done),) = desk.redis.asked
+    done([kept(), msgspec.structs.replace(kept(), build=b"B")])
+    assert desk.found == [(b"a", None), (b"b", 3)]
+    assert [item.replace for item in items] == [True, False]
 
 
 def test_without_redis_nothing_is_kept() -> None:

@@ -45,7 +45,7 @@ def test_only_the_lines_that_matter_are_read(page: bytes, report: Report | None)
 @given(st.binary() | st.text().map(str.encode) | st.lists(st.sampled_from(PAGE.split())).map(b" ".join))
 def test_no_page_is_an_error(page: bytes) -> None:
     report = parse(page)
-    assert report is None or (min(report) >= 0 and report.kv_cache <= 1)
+    assert report is None or (min(report[:3]) >= 0 and report.kv_cache <= 1)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,23 @@ def test_a_report_weighs_what_others_have_there_what_waits_and_a_full_cache(
     report: Report, ours: int, weight: float, load: float
 ) -> None:
     assert weigh(report, ours, weight) == pytest.approx(load)
+
+
+@pytest.mark.parametrize(
+    ("line", "started"),
+    [
+        (b"process_start_time_seconds 1.76e+09\n", 1.76e9),
+        (b"process_start_time_seconds\t12\n", 12.0),
+        (b"process_start_time_seconds nan\n", None),
+        (b"process_start_time_seconds +Inf\n", None),
+        (b"process_start_time_seconds soon\n", None),
+        (b"# HELP process_start_time_seconds Start time\n", None),
+        (b'process_start_time_seconds{pid="1"} 12\n', None),
+        (b"other_process_start_time_seconds 12\n", None),
+        (b"", None),
+    ],
+)
+def test_when_a_process_began_is_read_from_its_own_line(line: bytes, started: float | None) -> None:
+    report = parse(PAGE + line)
+    assert report is not None
+    assert report.started == started

@@ -54,10 +54,37 @@ async def test_each_engine_s_report_becomes_its_load() -> None:
 
 
 @virtual
-async def test_with_one_engine_nothing_is_asked() -> None:
+async def test_one_engine_s_load_is_not_asked_for_again_and_again() -> None:
     alone, page = engine((200, PAGE))
-    await watch(alone).look()
-    assert page.asked == 0
+    looking = watch(alone)
+    for _ in range(5):
+        await looking.look()
+        await asyncio.sleep(1.0)
+    assert page.asked == 1
+
+
+@virtual
+async def test_one_engine_alone_is_asked_now_and_then_for_when_it_began() -> None:
+    starts: list[tuple[Backend, float]] = []
+    alone, page = engine((200, PAGE + b"process_start_time_seconds 1.5e9\n"))
+    looking = watch(alone, spare=10.0, on_start=lambda engine, at: starts.append((engine, at)))
+    for _ in range(30):
+        await looking.look()
+        await asyncio.sleep(1.0)
+    assert page.asked == 3
+    assert starts == [(alone, 1.5e9)] * 3
+
+
+@virtual
+async def test_reports_that_weigh_nothing_are_asked_for_now_and_then() -> None:
+    one, page = engine((200, PAGE))
+    other, _ = engine((200, PAGE))
+    looking = watch(one, other, weight=0.0, spare=10.0)
+    for _ in range(30):
+        await looking.look()
+        await asyncio.sleep(1.0)
+    assert page.asked == 3
+    assert one.reported == 0.0
 
 
 @pytest.mark.parametrize("answer", [(403, b""), (200, b"llamacpp:requests_processing 1\n"), (200, b"")])

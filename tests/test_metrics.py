@@ -285,7 +285,7 @@ async def test_the_loop_is_watched_until_that_is_stopped() -> None:
 
 ZEROS = {
     "cache_breaker_changes_total": ("to", "open closed"),
-    "cache_operations_total": ("op", "hit miss error garbage bypassed store store_skipped"),
+    "cache_operations_total": ("op", "hit miss error garbage bypassed store store_skipped other_build"),
     "embed_items_total": ("source", "cache joined asked"),
     "flights_ended_total": ("outcome", "hit landed error failed cancelled"),
     "queue_refused_total": (

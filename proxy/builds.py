@@ -1,0 +1,124 @@
+"""Owns which build an answer is of: a digest of an engine's version and of where a model's weights come from.
+Must not know requests, answers or Redis. What changes with each call (`created`, permissions) is no part of it.
+Called by backends, which reads the version of an engine when it comes up and its models with each look."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+
+from proxy.errors import GatewayError
+from proxy.upstream import Pool
+
+VERSION_PATHS: Final[Mapping[str, str]] = {"vllm": "/version", "llamacpp": "/props"}
+"""By `owned_by` of an engine's models: where it tells its version. Other engines are not asked for one."""
+VERSION_SECONDS: Final = 2.0  # for that answer
+MAX_VERSION: Final = 1024  # characters of a version that count
+MAX_STARTS: Final = 128  # processes behind one URL whose start is known
+_VERSION: Final = ("version", "build_info", "model_path")
+_OF_A_MODEL: Final = ("root", "parent", "max_model_len", "owned_by", "meta")
+_SIZE: Final = 8  # bytes of a digest
+_ENCODE: Final = msgspec.json.Encoder(order="deterministic").encode
+
+Models = Sequence[Mapping[str, Any]]
+
+
+class Build:
+    """Of one engine: what makes its answers, for each of its models."""
+
+    __slots__ = ("_starts", "changed_at", "digests", "version")
+
+    def __init__(self) -> None:
+        self.version: str | None = None  # as it tells it; None: not known
+        self.digests: dict[str | None, bytes] = {}  # None: of a request that names another model, or none
+        self.changed_at = -math.inf  # when `digests` changed last, by the clock of flights
+        self._starts: dict[float, None] = {}
+
+    def __repr__(self) -> str:
+        return f"<Build {self.version!r} of {len(self.digests)} models>"
+
+    def of(self, model: str | None, since: float) -> bytes | None:
+        """What made an answer that was asked for at `since`; None where it may have been another build."""
+        return None if since < self.changed_at else self.digests.get(model) or self.digests.get(None, b"")
+
+    def began(self, at: float, now: float) -> bool:
+        """Its process began then, as it reports. True with a time not heard of before, so it has restarted; behind
+        one URL there may be several processes, each heard of once."""
+        if at in self._starts:
+            return False
+        again = bool(self._starts)
+        if len(self._starts) >= MAX_STARTS:
+            del self._starts[next(iter(self._starts))]
+        self._starts[at] = None
+        if again:
+            self.version, self.changed_at = None, now
+        return again
+
+    async def look(self, pool: Pool, models: Models, *, away: bool, clock: Callable[[], float]) -> bool:
+        """It lists these models, and is asked for its version where that is not known. `away`: it was, so it may
+        be another, and the next start that it reports is no news. True where its builds are others than before."""
+        if away:
+            self.version = None
+            self._starts.clear()
+        version = self.version
+        if version is None:
+            version = await version_of(pool, models)
+            if version is None:
+                return False
+        self.version, digests = version, digests_of(version, models)
+        if digests == self.digests:
+            return False
+        self.digests, self.changed_at = digests, clock()
+        return True
+
+
+def digests_of(version: str, models: Models) -> dict[str | None, bytes]:
+    """The build of each model by its name, and by None of all together."""
+    digests: dict[str | None, bytes] = {}
+    together = blake2b(digest_size=_SIZE)
+    for model in models:
+        stable = [version, *(model.get(name) for name in _OF_A_MODEL)]
+        digests[str(model.get("id"))] = one = blake2b(_ENCODE(stable), digest_size=_SIZE).digest()
+        together.update(one)
+    digests[None] = together.digest()
+    return digests
+
+
+def in_common(builds: Iterable[Build]) -> dict[str | None, frozenset[bytes]]:
+    """Which builds answer for each model, of several engines."""
+    found: dict[str | None, set[bytes]] = {}
+    for build in builds:
+        for model, digest in build.digests.items():
+            found.setdefault(model, set()).add(digest)
+    return {model: frozenset(digests) for model, digests in found.items()}
+
+
+async def version_of(pool: Pool, models: Models) -> str | None:
+    """The version that an engine tells; empty where it tells none, None where that is to be asked again."""
+    owners = (str(model.get("owned_by")) for model in models)
+    path = next((VERSION_PATHS[owner] for owner in owners if owner in VERSION_PATHS), None)
+    if path is None:
+        return ""
+    try:
+        async with asyncio.timeout(VERSION_SECONDS):
+            status, body = await pool.get(path)
+    except (GatewayError, TimeoutError):
+        return None
+    if status >= 500:
+        return None
+    return version_in(body) if status == 200 else ""
+
+
+def version_in(body: bytes) -> str:
+    """What an answer tells of a version."""
+    try:
+        told = msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    version = " ".join(str(told[name]) for name in _VERSION if told.get(name) is not None)
+    return version[:MAX_VERSION].encode(errors="replace").decode()
