@@ -73,7 +73,7 @@ class Abilities:
         return new
 
     def refuses_arrays(self) -> None:
-        """It refused an array of several clients' inputs and took them all in parts: it is sent no more of them."""
+        """It refused an array of several clients' inputs and took all in parts: it is sent no more of them."""
         self.mixes = False
 
     def doubt(self, ask: Ask) -> None:
