@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack
 
-from proxy.call import Call
+from proxy.access_context import AccessContext
 from proxy.caller import Rates
 from proxy.config import Settings
 from proxy.estimate import NO_COST, Cost, estimate, passing
@@ -28,7 +28,7 @@ class Admission:
         self._identify = identify
         self._assumed = assumed  # tokens of an answer that may be of any length
 
-    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
+    async def __call__(self, call: AccessContext, passed: Passed = NONE) -> None:
         """Let the request go on, or raise GatewayError 429 or 503. `passed`: of one that passes through."""
 
         def cost() -> Cost:
@@ -42,13 +42,15 @@ class Admission:
         if hold is not None:  # let in by its head
             await hold.spends(cost)
             return
-        hold = call.hold = self.limiter.ask(call.caller or self._identify(call.request), cost)
+        hold = self.limiter.ask(call.caller or self._identify(call.request), cost)
+        call.reserves(hold)
         if hold is not None:
             await hold.allowed()
 
-    async def head(self, call: Call) -> None:
+    async def head(self, call: AccessContext) -> None:
         """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
-        hold = call.hold = self.limiter.ask(call.caller or self._identify(call.request), lambda: NO_COST)
+        hold = self.limiter.ask(call.caller or self._identify(call.request), lambda: NO_COST)
+        call.reserves(hold)
         if hold is not None:
             await hold.allowed()
 

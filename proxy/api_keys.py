@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from proxy.caller import Caller, Rates
 from proxy.errors import SettingsError
-from proxy.line import NORMAL, PRIORITIES
+from proxy.vocabulary import NORMAL, PRIORITIES
 
 _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")

@@ -42,7 +42,6 @@ from proxy.guarded import feeder_for
 from proxy.identify import caller_at
 from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
-from proxy.line import PRIORITIES
 from proxy.listeners import hosts_of, listen, listen_for_operators
 from proxy.log import Log
 from proxy.memory import Memory
@@ -64,6 +63,7 @@ from proxy.shapes import Shapes
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency
+from proxy.vocabulary import PRIORITIES
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
 
@@ -126,7 +126,7 @@ async def running(
         containment = Containment(
             lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
         )
-        memory = memory_for(settings, prepared, metrics, log, loop)
+        memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
         pulse.start()
@@ -144,11 +144,22 @@ async def running(
         stack.callback(fleet.close)
         stack.push_async_callback(fleet.checkup.close)
         backends = fleet.backends
-        group = FlightGroup(memory, fleet.shapes.waits)
+        shapes = Shapes(
+            backends, probe=settings.probe == "on", pulse=pulse, log=log, metrics=metrics, clock=loop.time
+        )
+        fleet.on_news(shapes.wake)
+        group = FlightGroup(memory, shapes.waits)
         audit = Audit(log, metrics)
-        gate = gate_for(settings, prepared, metrics, log, audit)
-        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.identity.address)
-        large = LargeRequests(settings, prepared, gate, log, scope=scope_of(gate), owner=urgency.owner)
+        gate = gate_for(settings, prepared.rules, metrics, log, audit)
+        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
+        large = LargeRequests(
+            settings,
+            prepared.rules,
+            gate,
+            log,
+            scope=scope_of(gate),
+            owner=lambda call: urgency.owner(call.caller, call.request),
+        )
         stack.push_async_callback(large.close)
         tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
         batcher: Batcher[Flight] = Batcher(
@@ -180,9 +191,9 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
-            feeder=feeder_for(settings, prepared, metrics, log, large.denied),
+            feeder=feeder_for(settings, prepared.rules, metrics, log, large.denied),
             lost=pulse.lost,
-            passed=fleet.shapes.passed,
+            passed=shapes.passed,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -192,8 +203,8 @@ async def running(
             metrics,
             log,
             stack,
-            identify=lambda request: caller_at(prepared.identity.address(request)),
-            keyed=prepared.identity.ring is not None,
+            identify=lambda request: caller_at(prepared.rules.identity.address(request)),
+            keyed=prepared.rules.identity.ring is not None,
         )
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
@@ -229,7 +240,7 @@ async def running(
             large=large,
             hosts=None if settings.listen_unix else await hosts_of(settings.host, settings.allowed_hosts),
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
-            unfolded=fleet.shapes.unfolded,
+            unfolded=shapes.unfolded,
         )
         await first_look(backends)
         reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
@@ -253,7 +264,7 @@ async def running(
         if gate is not None:
             expiring.append(("the watch on keys that expire", revocation.EVERY, gate.keyed.look))
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
-        watch(settings, fleet, reload, files, expiring, watchdog, loop, log, containment, stack)
+        watch(settings, fleet, shapes, reload, files, expiring, watchdog, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -276,9 +287,9 @@ async def running(
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
         )
         stack.callback(metrics.watch_loop(loop))
-        operators = await listen_for_operators(gateway, settings, prepared, log, stack)
-        Flush(gateway, group, cache, audit, lambda call: prepared.identity.address(call.request))
-        host, port = await listen(door, gateway, close, settings, prepared, log, stack, room)
+        operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
+        Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
+        host, port = await listen(door, gateway, close, settings, prepared.tls, log, stack, room)
         if settings.page:
             sources = Sources(
                 settings=settings,
@@ -292,7 +303,7 @@ async def running(
                 clock=loop.time,
             )
             stack.callback(
-                Page(gateway, sources, gate, log, audit, prepared.identity.address).close
+                Page(gateway, sources, gate, log, audit, prepared.rules.identity.address).close
             )  # before the drain
         state_gauges(metrics, group, batcher, door, log, cache)
         yield App(
@@ -309,7 +320,7 @@ async def running(
             "https" if prepared.tls is not None else "http",
             files.wake,
             watchdog,
-            fleet.shapes,
+            shapes,
             admission,
             embedder,
             large,

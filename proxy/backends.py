@@ -7,10 +7,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +23,6 @@ from proxy.pacer import Pacer
 from proxy.pulse import Pulse
 from proxy.routing import LeastOutstanding, Router, key_of
 from proxy.upstream import Pool
-from proxy.watchdog import Stray
 from proxy.wire.openai import Ask
 
 GONE_LOOKS: Final = 2
@@ -489,12 +486,3 @@ class Backends:
                 )
                 await asyncio.sleep(1.0)
             woken.clear()  # by what this look has changed itself
-
-
-def stray_places(backends: Backends, leases: Iterable[Lease]) -> Iterator[Stray]:
-    """Places that engines count and no lease holds. `leases`: all that there are."""
-    held = Counter(lease.backend for lease in leases if lease.held)
-    for backend in backends.all:
-        excess = backend.inflight - held[backend]
-        if excess > 0:
-            yield Stray("place", backend.name, partial(backends.reclaim, backend, excess))

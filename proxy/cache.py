@@ -16,7 +16,6 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.containment import raised
-from proxy.key import KEY_BYTES, TAG_BYTES
 from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.wire.frames import MAX_TOKENS
@@ -24,6 +23,8 @@ from proxy.wire.shape import Shape
 from proxy.wire.sse import ChunkCheck
 from proxy.wire.whole import whole_body, whole_streams
 
+TAG_BYTES: Final = 4  # of a key: they say which model it is of, so that a model's answers can be flushed
+KEY_BYTES: Final = TAG_BYTES + 32
 MAX_UNREADABLE: Final = 4096
 MAX_KNOWN: Final = 4 * 1024 * 1024
 """Bytes of values that are known to be sound; what they say takes as much again."""

@@ -81,7 +81,7 @@ class Call:
     named: bool = True  # its id may be the client's own
     trace: Traced | None = None
     admin: bool = False  # it came by the listener for operators
-    keyed: set[Call] | None = None  # where it is registered while it is under way
+    forget: Callable[[], None] | None = None  # called once it is over
     ending: GatewayError | None = None  # why it is cut short
     began: float = field(default_factory=time.monotonic)
 
@@ -93,6 +93,18 @@ class Call:
         self.ending = error
         task.cancel()
         return True
+
+    def identified(self, caller: Caller) -> None:
+        """It is from this caller."""
+        self.caller = caller
+
+    def reserves(self, hold: Hold | None) -> None:
+        """It has this of the limits until it is closed."""
+        self.hold = hold
+
+    def when_closed(self, forget: Callable[[], None]) -> None:
+        """Call this once it is over."""
+        self.forget = forget
 
     def reads(self, reader: Subscriber) -> Subscriber:
         """It has its place at a Flight, of its own making or another's."""
@@ -112,8 +124,8 @@ class Call:
 
     def close(self) -> None:
         """It is over, however: its place is free, and what it had of memory and of the limits goes back."""
-        if self.keyed is not None:
-            self.keyed.discard(self)
+        if self.forget is not None:
+            self.forget()
         try:
             if self.held is not None:
                 self.held.release()

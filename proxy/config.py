@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 
 from proxy import config_values as values
-from proxy.retry import CAUSES, USUAL
-from proxy.routing import POLICIES
+from proxy.vocabulary import DEFAULT_RETRY_CAUSES, RETRY_CAUSES, ROUTING_POLICIES
 
 VERSION: Final = "0.1.0"
 KIB: Final = 1024
@@ -117,8 +116,8 @@ class Settings:
     backend_insecure: bool = _switch("Whether https:// engines are trusted whatever their certificate says.")
     routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
         "power-of-two",
-        values.choice(*POLICIES),
-        "|".join(POLICIES),
+        values.choice(*ROUTING_POLICIES),
+        "|".join(ROUTING_POLICIES),
         "How one of several engines is chosen; `hash` by session, `prefix` by how a prompt begins.",
     )
     load_seconds: float = _seconds(1.0, "Between two looks at what several engines report of their load; 0: none.")
@@ -137,7 +136,10 @@ class Settings:
     breaker_max_seconds: float = _seconds(30.0, "Open at most.", low=0.01)
     retries: int = _count(2, "Most times a request is asked again; 0: never.", low=0, high=100)
     retry_on: str = _setting(
-        ",".join(USUAL), values.names(*CAUSES), "CAUSES", "After what: " + ", ".join(CAUSES) + "; or none."
+        ",".join(DEFAULT_RETRY_CAUSES),
+        values.names(*RETRY_CAUSES),
+        "CAUSES",
+        "After what: " + ", ".join(RETRY_CAUSES) + "; or none.",
     )
     retry_backoff_ms: float = _setting(
         50.0,

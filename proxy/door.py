@@ -497,3 +497,9 @@ class Door(web.Server):
                 self._loop.call_exception_handler(words)
         left = bool(self._connections)
         self._sweeper = self._loop.call_later(self._times.every, self._sweep) if left else None
+
+
+def source_of(request: web.BaseRequest) -> str:
+    """The client's address as a balancer told it by the PROXY protocol; empty: none did."""
+    protocol = request.protocol
+    return protocol.source if isinstance(protocol, DoorHandler) else ""

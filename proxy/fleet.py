@@ -20,7 +20,6 @@ from proxy.pacer import Pacer
 from proxy.pulse import Pulse
 from proxy.read_budget import ReadBudget
 from proxy.routing import router
-from proxy.shapes import Shapes
 from proxy.upstream import MAX_IDLE, Pool
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
@@ -72,6 +71,7 @@ class Fleet:
         self._pulse = pulse or Pulse(loop)
         self._reading = ReadBudget(loop)
         self._leaving: list[Backend] = []
+        self._on_news: Callable[[], None] = lambda: None
         self._rules = BreakerRules(
             failures=settings.breaker_failures,
             rate=settings.breaker_rate / 100,
@@ -86,14 +86,6 @@ class Fleet:
             pulse=self._pulse,
         )
         self.checkup = Checkup(self.backends, self._pulse, clock=loop.time)
-        self.shapes = Shapes(
-            self.backends,
-            probe=settings.probe == "on",
-            pulse=self._pulse,
-            log=log,
-            metrics=metrics,
-            clock=loop.time,
-        )
         self.backends.on_suspect = self.checkup.begin
         self.backends.on_left = self._forget
         self.backends.on_change = self._tell_change
@@ -102,6 +94,10 @@ class Fleet:
 
     def __repr__(self) -> str:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
+
+    def on_news(self, call: Callable[[], None]) -> None:
+        """Call this whenever an engine came up, went away or restarted."""
+        self._on_news = call
 
     async def change(self, urls: Sequence[str]) -> None:
         """These engines from now on. Who is no longer named ends what it has under way; who is new is asked what
@@ -163,11 +159,11 @@ class Fleet:
     def _tell_change(self, backend: Backend) -> None:
         level, event = ("info", "engine up") if backend.up else ("warning", "engine down")
         self._log.event(level, event, backend=backend.name, detail=backend.detail)
-        self.shapes.wake()
+        self._on_news()
 
     def _tell_restart(self, backend: Backend) -> None:
         self._log.event("info", "engine restarted", backend=backend.name)
-        self.shapes.wake()
+        self._on_news()
 
     def _tell_breaker(self, backend: Backend, why: str) -> None:
         self._metrics.backend_breaker(backend.name, bool(why))

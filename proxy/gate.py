@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from proxy.access_context import AccessContext
 from proxy.audit import Audit, Refusal
-from proxy.call import Call
 from proxy.caller import Caller
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
@@ -18,10 +18,9 @@ from proxy.intake import Found, denied_in, denied_in_passed
 from proxy.log import Log
 from proxy.media_type import unread
 from proxy.metrics import Metrics
-from proxy.passed import Passed
-from proxy.prepare import Prepared
-from proxy.relay import says_nothing
+from proxy.passed import Passed, generates
 from proxy.revocation import KeyedCalls
+from proxy.rules import AccessRules
 from proxy.sizes import Sizes
 from proxy.wire.openai import Ask
 
@@ -35,31 +34,32 @@ class Gate:
     """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
 
     def __init__(
-        self, settings: Settings, prepared: Prepared, sizes: Sizes, metrics: Metrics, log: Log, audit: Audit
+        self, settings: Settings, rules: AccessRules, sizes: Sizes, metrics: Metrics, log: Log, audit: Audit
     ) -> None:
-        self._prepared = prepared
+        self._rules = rules
         self._sizes = sizes
         self._metrics = metrics
         self._log = log
         self._open = OPEN - {"metrics"} if settings.metrics_key else OPEN
         self._audit = audit
-        self.keyed = KeyedCalls(prepared.identity, audit, OPERATING)
+        self.keyed = KeyedCalls(rules.identity, audit, OPERATING)
         self._global = settings.share_scope == "global"
         self._forwards = settings.forward_authorization
         self._answers = settings.deny_answers
 
-    def enter(self, call: Call) -> None:
+    def enter(self, call: AccessContext) -> None:
         """Who is it? Raises GatewayError 401, or 404 where it is not to know of what it asks for."""
-        if self._prepared.identity.ring is not None and call.endpoint not in self._open:
+        if self._rules.identity.ring is not None and call.endpoint not in self._open:
             self._identify(call)
 
-    def _identify(self, call: Call) -> None:
-        identity, request = self._prepared.identity, call.request
+    def _identify(self, call: AccessContext) -> None:
+        identity, request = self._rules.identity, call.request
         shown = "authorization" in request.headers
         if call.endpoint == "page" and not shown:
             return  # a form without data, in which an operator gives the key: a browser sends none by itself
         try:
-            call.caller = caller = identity.identify(request)
+            caller = identity.identify(request)
+            call.identified(caller)
         except GatewayError as e:
             reason: Refusal = "expired" if e.code is Code.KEY_EXPIRED else "unknown" if shown else "missing"
             self._audit.refused(reason, identity.address(request), endpoint=call.endpoint)
@@ -69,23 +69,23 @@ class Gate:
             raise not_found(request.path)
         self.keyed.add(call)
 
-    def admit(self, call: Call, ask: Ask) -> Ask:
+    def admit(self, call: AccessContext, ask: Ask) -> Ask:
         """The request as it may go on. Raises GatewayError 400, 404 or 413."""
         if call.caller is not None and not _may_use(call.caller, call.model):
             raise _no_model(call.model)
         if self._sizes:
             ask = self._sizes.admit(ask)
-        deny = self._prepared.deny
+        deny = self._rules.deny
         if deny is not None:
             line = denied_in(deny, ask)
             if line is not None:
                 raise self._denied(call, line)
         return ask
 
-    def admit_raw(self, call: Call, passed: Passed) -> Passed:
+    def admit_raw(self, call: AccessContext, passed: Passed) -> Passed:
         """The same for what is passed through: its model, its strings, its numbers."""
         self._admit_path(call)
-        path, deny = call.request.path, self._prepared.deny
+        path, deny = call.request.path, self._rules.deny
         if self._sizes:
             passed = self._sizes.admit_raw(path, passed)
         if deny is None or passed.kind == "none":
@@ -97,7 +97,7 @@ class Gate:
             raise self._denied(call, line)
         return passed
 
-    def judge(self, call: Call, found: Found, *, raw: bool = False) -> None:
+    def judge(self, call: AccessContext, found: Found, *, raw: bool = False) -> None:
         """The same of a request that was read elsewhere: what was found there. Raises GatewayError."""
         if raw:
             if found.refusal is not None and found.model is None:
@@ -110,37 +110,37 @@ class Gate:
         if found.denied:
             raise self._denied(call, found.denied)
 
-    def _admit_path(self, call: Call) -> None:
+    def _admit_path(self, call: AccessContext) -> None:
         """What passes through, by its path and its model. Raises GatewayError 404."""
         request = call.request
         reads = request.method in ("GET", "HEAD")
         if call.caller is not None and not reads and not _may_use(call.caller, call.model):
             raise _no_model(call.model)
-        if self._answers and not reads and not says_nothing(request.path):
+        if self._answers and not reads and not returns_no_text(request.path):
             raise GatewayError(
                 Code.NOT_FOUND,
                 "Answers are checked here, and of this path they cannot be: use /v1/chat/completions.",
             )
 
-    def scope(self, call: Call) -> bytes:
+    def scope(self, call: AccessContext) -> bytes:
         """Whose answers these are: requests of different scopes share nothing."""
         parts = []
         if not self._global:
             parts.append(b"caller" + call.caller.tenant if call.caller is not None else tenant(call.request))
         if self._forwards:  # the engine may answer each credential otherwise
             parts.append(b"credential" + tenant(call.request))
-        if self._answers and self._prepared.deny is not None:
-            parts.append(b"deny" + self._prepared.deny.digest)  # what another list let through was another answer
+        if self._answers and self._rules.deny is not None:
+            parts.append(b"deny" + self._rules.deny.digest)  # what another list let through was another answer
         if not any(parts):
             return b""
         return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
-    def visible(self, call: Call, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def visible(self, call: AccessContext, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The models that this caller may name."""
         caller = call.caller
         return [model for model in models if caller is None or _may_use(caller, str(model.get("id")))]
 
-    def _denied(self, call: Call, line: int) -> GatewayError:
+    def _denied(self, call: AccessContext, line: int) -> GatewayError:
         self._metrics.content_denied("prompt")
         self._log.event("info", "content denied", call.whose, where="prompt", rule=line, request_id=call.id)
         return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
@@ -177,18 +177,23 @@ def sizes_of(settings: Settings) -> Sizes:
     )
 
 
-def scope_of(gate: Gate | None) -> Callable[[Call], bytes]:
+def scope_of(gate: Gate | None) -> Callable[[AccessContext], bytes]:
     """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
     return gate.scope if gate is not None else lambda call: tenant(call.request)
 
 
-def gate_for(settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, audit: Audit) -> Gate | None:
+def gate_for(settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, audit: Audit) -> Gate | None:
     """None where there is nothing to ask: a request then pays nothing."""
     sizes = sizes_of(settings)
     wanted = (
-        prepared.identity.ring is not None
-        or prepared.deny is not None
+        rules.identity.ring is not None
+        or rules.deny is not None
         or settings.share_scope == "global"
         or settings.forward_authorization
     )
-    return Gate(settings, prepared, sizes, metrics, log, audit) if wanted or sizes else None
+    return Gate(settings, rules, sizes, metrics, log, audit) if wanted or sizes else None
+
+
+def returns_no_text(path: str) -> bool:
+    """Whether a path's answer holds no text: numbers and tokens only."""
+    return not generates(path) and path.rstrip("/") != "/detokenize"

@@ -27,7 +27,6 @@ from proxy.group import FlightGroup
 from proxy.hosts import Hosts
 from proxy.key import Keyer
 from proxy.large import LargeRequests
-from proxy.line import NORMAL
 from proxy.log import Log
 from proxy.memory import Held, Memory
 from proxy.metrics import Metrics
@@ -44,6 +43,7 @@ from proxy.routes import Handler, Route, Routes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
+from proxy.vocabulary import NORMAL
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
@@ -234,7 +234,7 @@ class Gateway:
 
     def _owner(self, call: Call) -> Hashable:
         """Whose memory it is: as whose turn it takes."""
-        owner = self._urgency.owner(call)
+        owner = self._urgency.owner(call.caller, call.request)
         return owner() if callable(owner) else owner
 
     async def taken(self, call: Call) -> None:
@@ -274,7 +274,7 @@ class Gateway:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one. `fold`: one body may be a
         stream's fold."""
         streamed = ask.stream and ask.endpoint != "embeddings"
-        priority = self._urgency.priority(call)
+        priority = self._urgency.priority(call.caller, call.request)
         headers = call.request.headers
         sent = acted_on(headers, self._passed_on)
         key, storable = None, share.storable
@@ -297,7 +297,7 @@ class Gateway:
                     usage=ask.include_usage,
                     whole=not streamed,
                     verdict="attached",
-                    owner=self._urgency.owner(call) if flight.phase is Phase.QUEUED else None,
+                    owner=self._urgency.owner(call.caller, call.request) if flight.phase is Phase.QUEUED else None,
                     storable=storable,
                 )
                 call.reads(reader)
@@ -328,7 +328,7 @@ class Gateway:
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
             affinity=affinity,
-            owner=self._urgency.owner(call),
+            owner=self._urgency.owner(call.caller, call.request),
             priority=priority,
             deadline=call.deadline,
             latest=call.deadline,
@@ -415,8 +415,8 @@ class Gateway:
             ),
             model=call.model,
             cost=call.cost,
-            owner=self._urgency.owner(call),
-            priority=self._urgency.priority(call),
+            owner=self._urgency.owner(call.caller, call.request),
+            priority=self._urgency.priority(call.caller, call.request),
             deadline=call.deadline,
             latest=call.deadline,
         )
@@ -443,7 +443,7 @@ class Gateway:
 
     async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
-        call.error, call.client = error.code.code, self._urgency.address(call)
+        call.error, call.client = error.code.code, self._urgency.address(call.caller, call.request)
         headers = [*respond.error_headers(error), *call.headers()]
         request = call.request
         # Whether a body comes that waited for a 100, nobody knows: the connection ends.

@@ -12,9 +12,9 @@ from proxy.cache import Cache
 from proxy.door import Door
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.line import PRIORITIES
 from proxy.log import Log
 from proxy.metrics import Metrics
+from proxy.vocabulary import PRIORITIES
 
 
 def state_gauges(

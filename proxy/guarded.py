@@ -23,7 +23,7 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
-from proxy.prepare import Prepared
+from proxy.rules import AccessRules
 from proxy.scan import Scanner
 from proxy.wire.prompt import strings
 from proxy.wire.sse import data_of, is_done
@@ -342,10 +342,10 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
 
 
 def feeder_for(
-    settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, check: Check | None = None
+    settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, check: Check | None = None
 ) -> MakeFeeder:
     """A plain Feeder, unless answers are to be checked. Each exchange takes the list as it is when it begins."""
-    if prepared.deny is None or not settings.deny_answers:
+    if rules.deny is None or not settings.deny_answers:
         return Feeder
 
     def hit(flight: Flight, line: int) -> None:
@@ -361,7 +361,7 @@ def feeder_for(
         on_head: OnHead | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> Feeder:
-        if prepared.deny is None or flight.mode is Mode.RAW:
+        if rules.deny is None or flight.mode is Mode.RAW:
             return Feeder(flight, limits, watch, on_done, on_head, on_first)
         return GuardedFeeder(
             flight,
@@ -370,7 +370,7 @@ def feeder_for(
             on_done,
             on_head,
             on_first,
-            deny=prepared.deny,
+            deny=rules.deny,
             window=settings.deny_window,
             on_hit=hit,
             check=check,

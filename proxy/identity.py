@@ -13,7 +13,6 @@ from aiohttp import web
 from proxy.api_keys import KeyRing
 from proxy.caller import Caller
 from proxy.client_address import UNIX, Trusted, client_address
-from proxy.door import DoorHandler
 from proxy.errors import Code, GatewayError
 
 MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
@@ -22,8 +21,16 @@ MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
 class Identity:
     """Knows callers. `ring` is another when the keys file is read again; None: no keys are asked for."""
 
-    def __init__(self, ring: KeyRing | None, trusted: Trusted, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        ring: KeyRing | None,
+        trusted: Trusted,
+        source: Callable[[web.BaseRequest], str] = lambda request: "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`source`: the address that a balancer told by the PROXY protocol; empty: none did."""
         self.ring = ring
+        self._source = source
         self._trusted = trusted
         self._clock = clock  # keys expire by the wall's
 
@@ -33,6 +40,10 @@ class Identity:
     def renew(self, ring: KeyRing) -> None:
         """From now on these keys."""
         self.ring = ring
+
+    def name_of(self, tenant: bytes) -> str:
+        """A key's name, by its tenant, for people."""
+        return self.ring.name_of(tenant) if self.ring is not None else "a key that was removed"
 
     def identify(self, request: web.BaseRequest) -> Caller:
         """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""
@@ -62,8 +73,7 @@ class Identity:
     def address(self, request: web.BaseRequest) -> str:
         """The client's address; `unix` for one through a Unix socket. That of the socket, unless a balancer told
         another by the PROXY protocol; from there on X-Forwarded-For is walked alike."""
-        protocol = request.protocol
-        name = protocol.source if isinstance(protocol, DoorHandler) else ""
+        name = self._source(request)
         if not name:
             peer = request.transport.get_extra_info("peername") if request.transport is not None else None
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX

@@ -22,19 +22,8 @@ from proxy.flight import Flight
 from proxy.metrics import BAD_STATUS, Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
-from proxy.retry import (
-    CONNECT,
-    FIRST_TOKEN,
-    GONE,
-    RESET,
-    STALE,
-    STATUSES,
-    TRUNCATED,
-    Budget,
-    RetryRules,
-    repeatable,
-    retry_after,
-)
+from proxy.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
+from proxy.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.wire.openai import with_usage
 
 _FAULTS: Final = frozenset(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy.cache import TAG_BYTES
 from proxy.errors import Code, GatewayError
 from proxy.wire.openai import Ask, stream_extras
 
@@ -32,9 +33,6 @@ these where it is not `ordinary`."""
 MAX_NAME: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
-
-TAG_BYTES: Final = 4  # of a key, before the 32 of the hash
-KEY_BYTES: Final = TAG_BYTES + 32
 
 LONG: Final = 16_384  # bytes of a body whose values are looked at before they are taken apart
 

@@ -19,8 +19,8 @@ from proxy.log import Log
 from proxy.media_type import Media
 from proxy.offload import Offload
 from proxy.plan import headers_in_common
-from proxy.prepare import Prepared
 from proxy.relay import ACTED_ON, acted_on
+from proxy.rules import AccessRules
 from proxy.wire.fold import Unfoldable, forces_tool, many_frames
 from proxy.wire.openai import Ask, Endpoint
 
@@ -35,7 +35,7 @@ class LargeRequests:
     def __init__(
         self,
         settings: Settings,
-        prepared: Prepared,
+        rules: AccessRules,
         gate: Gate | None,
         log: Log,
         *,
@@ -43,7 +43,7 @@ class LargeRequests:
         owner: Callable[[Call], Hashable | Callable[[], Hashable]],
     ) -> None:
         self._settings = settings
-        self._prepared = prepared
+        self._rules = rules
         self._gate = gate
         self._log = log
         self._scope = scope
@@ -116,7 +116,7 @@ class LargeRequests:
 
     def _in_force(self) -> Terms:
         """The terms of now: the same object until the deny list is another."""
-        deny = self._prepared.deny
+        deny = self._rules.deny
         if self._terms is None or deny is not self._deny:
             settings = self._settings
             self._deny = deny

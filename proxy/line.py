@@ -12,11 +12,9 @@ from typing import Final, Generic, TypeVar
 
 from proxy.shares import Shares
 from proxy.turns import QUANTUM, Entry, Ring, Ticket
+from proxy.vocabulary import PRIORITIES
 
 T = TypeVar("T", bound=Hashable)
-
-HIGH, NORMAL, LOW = range(3)
-PRIORITIES: Final = ("high", "normal", "low")
 
 AGED_TURN: Final = 4
 """Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of

@@ -15,6 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from proxy.client_times import Times
+from proxy.client_tls import ServerTls
 from proxy.config import Settings
 from proxy.descriptors import Places
 from proxy.door import Door
@@ -23,7 +24,6 @@ from proxy.errors import ListenError
 from proxy.gateway import Gateway
 from proxy.hosts import Hosts
 from proxy.log import Log
-from proxy.prepare import Prepared
 from proxy.site import Site
 from proxy.unix_socket import unix_socket
 
@@ -45,7 +45,7 @@ async def listen(
     gateway: Gateway,
     close: Callable[[], Awaitable[None]],
     settings: Settings,
-    prepared: Prepared,
+    tls: ServerTls | None,
     log: Log,
     stack: AsyncExitStack,
     room: Places,
@@ -68,8 +68,8 @@ async def listen(
         )
     )
     where = {"sock": sock} if sock is not None else {"host": settings.host, "port": settings.port}
-    tls = prepared.tls.context if prepared.tls is not None else None
-    site = Site(runner, where, backlog=room.backlog, tls=tls, handshake=settings.head_timeout)
+    context = tls.context if tls is not None else None
+    site = Site(runner, where, backlog=room.backlog, tls=context, handshake=settings.head_timeout)
     try:
         await site.start()
     except OSError as e:
@@ -78,7 +78,7 @@ async def listen(
 
 
 async def listen_for_operators(
-    gateway: Gateway, settings: Settings, prepared: Prepared, log: Log, stack: AsyncExitStack
+    gateway: Gateway, settings: Settings, tls: ServerTls | None, log: Log, stack: AsyncExitStack
 ) -> str:
     """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
     if not settings.admin_port:
@@ -96,9 +96,9 @@ async def listen_for_operators(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     where = {"host": settings.admin_host, "port": settings.admin_port}
-    tls = prepared.tls.context if prepared.tls is not None else None
+    context = tls.context if tls is not None else None
     try:
-        await Site(runner, where, backlog=MAX_OPERATORS, tls=tls, handshake=settings.head_timeout).start()
+        await Site(runner, where, backlog=MAX_OPERATORS, tls=context, handshake=settings.head_timeout).start()
     except OSError as e:
         raise ListenError(f"{e.strerror or e} (admin_port = {settings.admin_port})") from e
     host = f"[{settings.admin_host}]" if ":" in settings.admin_host else settings.admin_host

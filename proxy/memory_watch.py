@@ -13,21 +13,19 @@ from proxy.config import Settings
 from proxy.log import Log
 from proxy.memory import Memory, budget_for
 from proxy.metrics import Metrics
-from proxy.prepare import Prepared
 
 KINDS: Final = ("uploads", "answers", "unread", "embeddings")
 TELL_SECONDS: Final = 5.0  # between two warnings
 
 
 def memory_for(
-    settings: Settings, prepared: Prepared, metrics: Metrics, log: Log, loop: asyncio.AbstractEventLoop
+    settings: Settings,
+    metrics: Metrics,
+    log: Log,
+    loop: asyncio.AbstractEventLoop,
+    name: Callable[[bytes], str],
 ) -> Memory:
-    """The settings' budget, watched."""
-
-    def name(tenant: bytes) -> str:
-        ring = prepared.identity.ring
-        return ring.name_of(tenant) if ring is not None else "a key that was removed"
-
+    """The settings' budget, watched. `name`: of a key's tenant, as the log may show it."""
     watch = MemoryWatch(metrics, log, name, loop.time)
     memory = Memory(budget_for(settings.memory_budget), on_refused=watch.refused)
     watch.begin(memory)

@@ -15,8 +15,8 @@ from aioprometheus.renderer import render
 from proxy.config import VERSION
 from proxy.errors import Code
 from proxy.process_gauges import process_gauges
-from proxy.retry import CAUSES, STALE
 from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
+from proxy.vocabulary import RETRY_CAUSES, STALE
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
@@ -123,7 +123,9 @@ class Metrics:
         code = Label("code", (*(code.code for code in Code), BAD_STATUS))
         self._upstream_errors = counts("upstream_errors_total", "Failures of engines.", backend, code)
         self._upstream = counts("upstream_requests_total", "Requests sent to engines.", backend)
-        self._retries = counts("retries_total", "Requests asked again, by why.", Label("cause", (*CAUSES, STALE)))
+        self._retries = counts(
+            "retries_total", "Requests asked again, by why.", Label("cause", (*RETRY_CAUSES, STALE))
+        )
         self._denied = counts("retries_denied_total", "Retries that the budget did not allow.")
         self._breakers = counts(
             "backend_breaker_changes_total", "Engines given up and found again.", backend,
@@ -181,7 +183,7 @@ class Metrics:
             self._cache.count((value,), 0)
         for value in ("open", "closed"):
             self._breaker.count((value,), 0)
-        for value in (*CAUSES, STALE):
+        for value in (*RETRY_CAUSES, STALE):
             self._retries.count((value,), 0)
         for value in KEY_REFUSALS:
             self._keys_refused.count((value,), 0)
@@ -281,7 +283,7 @@ class Metrics:
         self._upstream_errors.count((backend, code))
 
     def retry(self, cause: str) -> None:
-        """A request is asked again: see `retry.CAUSES`."""
+        """A request is asked again: see `vocabulary.RETRY_CAUSES`."""
         self._retries.count((cause,))
 
     def probed(self, backend: str, outcome: str) -> None:

@@ -16,12 +16,14 @@ from proxy.client_address import Trusted
 from proxy.client_tls import ServerTls, server_context
 from proxy.config import Settings
 from proxy.config_values import secret
-from proxy.deny import DenyList, read_deny_list
+from proxy.deny import read_deny_list
+from proxy.door import source_of
 from proxy.errors import SettingsError
 from proxy.identity import Identity
 from proxy.otel import packages
 from proxy.redact import shown_path
 from proxy.redis_link import files_of
+from proxy.rules import AccessRules
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes
@@ -31,8 +33,7 @@ MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 class Prepared:
     """What is in force now."""
 
-    identity: Identity
-    deny: DenyList | None = None
+    rules: AccessRules
     tls: ServerTls | None = None  # shown to clients
     tls_expires: float = 0.0  # Unix time
     backend_cert_expires: float = 0.0
@@ -40,15 +41,11 @@ class Prepared:
     backend_key: str = field(default="", repr=False)
     warnings: list[str] = field(default_factory=list)
 
-    def take_deny(self, deny: DenyList) -> None:
-        """This list from now on."""
-        self.deny = deny
-
 
 def prepare(settings: Settings) -> Prepared:
     """Read all of it. Raises SettingsError that names every problem."""
     problems = conflicts(settings)
-    made = Prepared(Identity(None, Trusted(settings.trusted_proxies)))
+    made = Prepared(AccessRules(Identity(None, Trusted(settings.trusted_proxies), source_of)))
 
     def attempt(step: Callable[[], object]) -> None:
         try:
@@ -65,7 +62,7 @@ def prepare(settings: Settings) -> Prepared:
         attempt(lambda: packages(os.environ))
     if problems:
         raise SettingsError("\n".join(problems))
-    ring = made.identity.ring
+    ring = made.rules.identity.ring
     if ring is not None and not ring.has_operator and settings.metrics_key:
         made.warnings.append(
             f'api_keys_file = {settings.api_keys_file!r}: no key has role = "operator", so nobody may read'
@@ -137,12 +134,12 @@ def conflicts(settings: Settings) -> list[str]:
 def _keys(settings: Settings, made: Prepared) -> None:
     path = settings.api_keys_file
     if path:
-        made.identity.renew(read_keys(read_file("api_keys_file", path, made.warnings), path))
+        made.rules.identity.renew(read_keys(read_file("api_keys_file", path, made.warnings), path))
 
 
 def _deny(settings: Settings, made: Prepared) -> None:
     if settings.deny_file:
-        made.deny = read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file)
+        made.rules.renew_deny_list(read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file))
 
 
 def _tls(settings: Settings, made: Prepared) -> None:

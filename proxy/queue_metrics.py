@@ -9,10 +9,10 @@ from typing import Final
 from aioprometheus.collectors import Registry
 
 from proxy.errors import Code
-from proxy.line import PRIORITIES
 from proxy.metrics import PREFIX, QUEUE_BUCKETS
 from proxy.phase import Phase
 from proxy.series import Counts, Histograms, Label
+from proxy.vocabulary import PRIORITIES
 from proxy.watchdog import KINDS, Kind
 
 REASONS: Final = (

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.errors import Code, GatewayError
-from proxy.passed import COUNTS, generates
+from proxy.passed import COUNTS
 from proxy.upstream import HOP_BY_HOP
 
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
@@ -56,11 +56,6 @@ _NOT_FORWARDED: Final = (
 _OF_CONTENT: Final = {"content-type", "content-encoding"}
 """They say what the body is, as it was read here: no `Connection` header may name them (RFC 9110 7.6.1)."""
 _DECODED: Final = 3  # times that a server behind another may decode a path
-
-
-def says_nothing(path: str) -> bool:
-    """Whether a path's answer holds no text: numbers and tokens only."""
-    return not generates(path) and path.rstrip("/") != "/detokenize"
 
 
 def passes(path: str) -> bool:

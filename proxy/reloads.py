@@ -78,11 +78,11 @@ class Reloads:
 
     def _keys(self) -> Take:
         path = self.settings.api_keys_file
-        ring, before = read_keys(read_file("api_keys_file", path), path), self.live.identity.ring
+        ring, before = read_keys(read_file("api_keys_file", path), path), self.live.rules.identity.ring
         changed = "" if before is None else ring.changed_from(before)  # here: there may be 100,000 of them
 
         def take() -> str:
-            self.live.identity.renew(ring)
+            self.live.rules.identity.renew(ring)
             if self.gate is not None:
                 self.gate.keyed.end()
             return changed
@@ -94,7 +94,7 @@ class Reloads:
         deny = read_deny_list(read_file("deny_file", path), path)
 
         def take() -> str:
-            self.live.take_deny(deny)
+            self.live.rules.renew_deny_list(deny)
             self.large.renew()
             return f"{len(deny)} rules"
 

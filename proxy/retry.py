@@ -10,16 +10,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-CONNECT: Final = "connect"  # no connection: nothing was sent
-RESET: Final = "reset"  # the connection ended before the answer's head
-TRUNCATED: Final = "truncated"  # the answer ended before anything of it could be passed on
-FIRST_TOKEN: Final = "first-token"  # noqa: S105 - the first token's time ran out
-STALE: Final = "stale"  # a kept connection that had died: asked again at once, by no rule's leave
-STATUSES: Final = frozenset({429, 502, 503, 504})
+from proxy.vocabulary import CONNECT, DEFAULT_RETRY_CAUSES, RESET
 
-USUAL: Final = (CONNECT, RESET, TRUNCATED, "429", "502", "503", "504")
-CAUSES: Final = (*USUAL, FIRST_TOKEN)
-"""What `--retry-on` knows."""
+STATUSES: Final = frozenset({429, 502, 503, 504})
 
 GONE: Final = frozenset({CONNECT, RESET})
 """The engine does no work for this request any more: moved to another one, it costs the engines nothing twice."""
@@ -45,7 +38,7 @@ class RetryRules:
     """What is asked again, and when. Seconds."""
 
     retries: int = 2  # besides the first attempt
-    on: frozenset[str] = frozenset(USUAL)
+    on: frozenset[str] = frozenset(DEFAULT_RETRY_CAUSES)
     backoff: float = 0.05  # the first wait at most; doubled for each one after
     longest: float = 5.0  # of any wait; an engine that asks for more has its own answer passed on
 

@@ -9,11 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Final
 
+from proxy.access_context import AccessContext
 from proxy.audit import Audit
-from proxy.call import Call
 from proxy.errors import GatewayError
 from proxy.identity import Identity
 
@@ -32,17 +33,17 @@ class KeyedCalls:
         self._audit = audit
         self._operating = operating
         self._clock = clock
-        self._calls: set[Call] = set()
-        self._ending: dict[Call, GatewayError] = {}  # of those, what is still to be cut
+        self._calls: set[AccessContext] = set()
+        self._ending: dict[AccessContext, GatewayError] = {}  # of those, what is still to be cut
         self._next = -math.inf  # when the next key expires: the first look finds out
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    def add(self, call: Call) -> None:
+    def add(self, call: AccessContext) -> None:
         """It is under way until `Call.close`."""
         self._calls.add(call)
-        call.keyed = self._calls
+        call.when_closed(partial(self._calls.discard, call))
 
     def look(self) -> None:
         """End those whose key has expired; costs a comparison while none has."""

@@ -14,8 +14,6 @@ import msgspec
 
 from proxy.wire.openai import Ask
 
-POLICIES: Final = ("power-of-two", "least-outstanding", "round-robin", "hash", "prefix")
-
 BOUND: Final = 1.25
 """No engine is given more than this share of the mean load by affinity (Mirrokni, Thorup, Zadimoghaddam 2018)."""
 

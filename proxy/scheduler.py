@@ -12,7 +12,7 @@ from typing import Final
 
 from proxy import kept
 from proxy.alarms import Alarms
-from proxy.backends import Backend, Backends, Lease, stray_places
+from proxy.backends import Backend, Backends, Lease
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
@@ -28,7 +28,7 @@ from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.queue_metrics import QueueMetrics
 from proxy.retry import Budget, RetryRules
-from proxy.watchdog import Stray
+from proxy.watchdog import Stray, stray_places
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
 MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise

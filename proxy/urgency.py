@@ -12,10 +12,9 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.call import Call
 from proxy.caller import Caller
 from proxy.errors import Code, GatewayError
-from proxy.line import NORMAL, PRIORITIES
+from proxy.vocabulary import NORMAL, PRIORITIES
 
 MAX_TIMEOUT: Final = 86_400.0  # seconds
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -28,10 +27,10 @@ class Urgency:
         self._stranger = Caller(id="", top_priority=top, priority=max(top, NORMAL))
         self._address = address
 
-    def priority(self, call: Call) -> int:
+    def priority(self, caller: Caller | None, request: web.BaseRequest) -> int:
         """The class of a request (`line.PRIORITIES`). Raises GatewayError 400."""
-        caller = call.caller or self._stranger
-        given = call.request.headers.get("x-gateway-priority")
+        caller = caller or self._stranger
+        given = request.headers.get("x-gateway-priority")
         if given is None:
             return caller.priority
         name = given.strip().lower()
@@ -48,13 +47,13 @@ class Urgency:
             )
         return asked
 
-    def address(self, call: Call) -> str | None:
+    def address(self, caller: Caller | None, request: web.BaseRequest) -> str | None:
         """Where it is from, if no key says who it is."""
-        return None if call.caller is not None else self._address(call.request)
+        return None if caller is not None else self._address(request)
 
-    def owner(self, call: Call) -> Hashable | Callable[[], Hashable]:
+    def owner(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
         """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
-        return call.caller.tenant if call.caller is not None else partial(self._address, call.request)
+        return caller.tenant if caller is not None else partial(self._address, request)
 
 
 def timeout_of(given: str | None) -> float:

@@ -5,9 +5,12 @@ Called by the app as a task. Containment prevents all of this; what it mends is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Final, Literal, NamedTuple
 
+from proxy.backends import Backends, Lease
 from proxy.containment import Fault
 
 EVERY: Final = 1.0  # seconds between two looks
@@ -23,6 +26,15 @@ class Stray(NamedTuple):
     kind: Kind
     what: Hashable  # the same thing has the same at the next look
     heal: Callable[[], object]
+
+
+def stray_places(backends: Backends, leases: Iterable[Lease]) -> Iterator[Stray]:
+    """Places that engines count and no lease holds. `leases`: all that there are."""
+    held = Counter(lease.backend for lease in leases if lease.held)
+    for backend in backends.all:
+        excess = backend.inflight - held[backend]
+        if excess > 0:
+            yield Stray("place", backend.name, partial(backends.reclaim, backend, excess))
 
 
 class Watchdog:

@@ -19,6 +19,7 @@ from proxy.load_watch import LoadWatch
 from proxy.log import Log
 from proxy.pace_watch import PaceWatch
 from proxy.reload import Reload
+from proxy.shapes import Shapes
 from proxy.watchdog import Watchdog
 
 FIRST_LOOK_SECONDS = 2.0
@@ -30,6 +31,7 @@ RESTART_SECONDS = 1.0  # until what raised begins anew
 def watch(
     settings: Settings,
     fleet: Fleet,
+    shapes: Shapes,
     reload: Reload | None,
     files: FileWatch,
     expiring: Sequence[tuple[str, float, Callable[[], None]]],
@@ -50,7 +52,7 @@ def watch(
     begin("the watch on engines", lambda: backends.watch(settings.refresh_seconds))
     begin("the watchdog", watchdog.run)
     if settings.probe == "on":
-        begin("the probes of engines' answers", fleet.shapes.run)
+        begin("the probes of engines' answers", shapes.run)
     paced = settings.max_inflight == 0
     load = LoadWatch(
         lambda: backends.all,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
 from proxy.errors import Code, GatewayError
-from proxy.line import HIGH, LOW
 from proxy.turns import Ticket
+from proxy.vocabulary import HIGH, LOW
 
 Item = tuple[str, int]
 

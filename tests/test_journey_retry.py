@@ -9,14 +9,15 @@ import pytest
 from proxy.errors import Code
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
-from proxy.retry import CAUSES, Budget, RetryRules
+from proxy.retry import Budget, RetryRules
+from proxy.vocabulary import RETRY_CAUSES
 from tests.clock import virtual
 from tests.test_journey import CUT, FRAME, UNREACHABLE, answer
 from tests.trip import Trip
 
 JSON = [("content-type", "application/json")]
 NEVER = Budget(0.0, 0.0)
-EVERYTHING = RetryRules(on=frozenset(CAUSES))
+EVERYTHING = RetryRules(on=frozenset(RETRY_CAUSES))
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\n'
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.cache import KEY_BYTES, TAG_BYTES
 from proxy.errors import Code, GatewayError
-from proxy.key import KEY_BYTES, SCHEMA, TAG_BYTES, UNKEYED, Keyer, hash_for
+from proxy.key import SCHEMA, UNKEYED, Keyer, hash_for
 from proxy.wire.openai import Endpoint, decode
 
 CHAT: dict[str, Any] = {

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.line import AGED_TURN, HIGH, LOW, NORMAL, Line
+from proxy.line import AGED_TURN, Line
 from proxy.turns import QUANTUM, Ticket
+from proxy.vocabulary import HIGH, LOW, NORMAL
 
 TICKETS = st.builds(
     Ticket,

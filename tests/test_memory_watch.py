@@ -60,7 +60,7 @@ async def test_the_settings_budget_is_the_one_that_is_watched(tmp_path: Path) ->
     watching = Watching(tmp_path / "log")
     settings = Settings(backends=("http://127.0.0.1:1",), memory_budget=32 * MIB)
     loop = asyncio.get_running_loop()
-    memory = memory_for(settings, prepare(settings), Metrics(), watching.log, loop)
+    memory = memory_for(settings, Metrics(), watching.log, loop, prepare(settings).rules.identity.name_of)
     assert memory.budget == 32 * MIB
     with pytest.raises(GatewayError):
         memory.hold(b"a tenant that no key has", "uploads", 33 * MIB)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.retry import CAUSES, Budget, RetryRules, repeatable, retry_after
+from proxy.retry import Budget, RetryRules, repeatable, retry_after
+from proxy.vocabulary import RETRY_CAUSES
 
 RULES = RetryRules(retries=3, backoff=0.1, longest=2.0)
 NOON = 1_800_000_000.0
@@ -122,4 +123,4 @@ def test_what_may_be_sent_twice(method: str, path: str, twice: bool) -> None:
 
 def test_a_slow_first_token_is_no_usual_reason() -> None:
     default: Any = RetryRules().on
-    assert default == frozenset(CAUSES) - {"first-token"}
+    assert default == frozenset(RETRY_CAUSES) - {"first-token"}

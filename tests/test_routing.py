@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from proxy.config import Settings, options
 from proxy.routing import (
     BOUND,
-    POLICIES,
     LeastOutstanding,
     PowerOfTwo,
     Rendezvous,
@@ -28,6 +27,7 @@ from proxy.routing import (
     mixed,
     router,
 )
+from proxy.vocabulary import ROUTING_POLICIES
 from proxy.wire.openai import Ask, decode
 
 
@@ -51,7 +51,7 @@ def names(chosen: list[Engine | None]) -> str:
     return "".join(e.name[-1] if e is not None else "-" for e in chosen)
 
 
-EACH = pytest.mark.parametrize("policy", POLICIES)
+EACH = pytest.mark.parametrize("policy", ROUTING_POLICIES)
 
 
 @EACH
@@ -199,7 +199,7 @@ def test_a_session_is_told_by_its_header_else_by_the_user_else_by_the_prompt() -
 
 
 def test_only_policies_that_keep_something_together_look_at_the_prompt() -> None:
-    assert [policy for policy in POLICIES if affinity(policy) is not None] == ["hash", "prefix"]
+    assert [policy for policy in ROUTING_POLICIES if affinity(policy) is not None] == ["hash", "prefix"]
     (option,) = [o for o in options() if o.name == "routing"]
-    assert option.metavar == "|".join(POLICIES)
+    assert option.metavar == "|".join(ROUTING_POLICIES)
     assert Settings().routing == "power-of-two"

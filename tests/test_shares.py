@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.line import HIGH, LOW, NORMAL
 from proxy.shares import Shares
+from proxy.vocabulary import HIGH, LOW, NORMAL
 
 Item = tuple[str, int]
 

@@ -12,10 +12,10 @@ import pytest
 from proxy.batcher import MIN_PLACES, Batcher
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
-from proxy.line import HIGH
 from proxy.plan import Mode, Plan
 from proxy.tickets import MAX_OWNERS, Tickets, twin_of
 from proxy.turns import Ticket
+from proxy.vocabulary import HIGH
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
 

@@ -9,16 +9,15 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from proxy.call import Call
 from proxy.caller import Caller
 from proxy.errors import Code, GatewayError
-from proxy.line import HIGH, LOW, NORMAL
 from proxy.urgency import Urgency, timeout_of
+from proxy.vocabulary import HIGH, LOW, NORMAL
 
 
-def call(priority: str | None = None, caller: Caller | None = None) -> Call:
+def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, web.BaseRequest]:
     headers = CIMultiDict({} if priority is None else {"x-gateway-priority": priority})
-    return Call(make_mocked_request("POST", "/", headers=headers), "id", caller=caller)
+    return caller, make_mocked_request("POST", "/", headers=headers)
 
 
 def urgency(top: int = NORMAL) -> Urgency:
@@ -37,15 +36,15 @@ def urgency(top: int = NORMAL) -> Urgency:
     ],
 )
 def test_a_caller_without_a_key_may_ask_up_to_the_setting(given: str | None, top: int, found: int) -> None:
-    assert urgency(top).priority(call(given)) == found
+    assert urgency(top).priority(*call(given)) == found
 
 
 def test_a_key_has_its_own_class_and_its_own_top() -> None:
     caller = Caller(id="k", priority=LOW, top_priority=NORMAL)
-    assert urgency(HIGH).priority(call(caller=caller)) == LOW
-    assert urgency(LOW).priority(call("normal", caller)) == NORMAL
+    assert urgency(HIGH).priority(*call(caller=caller)) == LOW
+    assert urgency(LOW).priority(*call("normal", caller)) == NORMAL
     with pytest.raises(GatewayError) as caught:
-        urgency(HIGH).priority(call("high", caller))
+        urgency(HIGH).priority(*call("high", caller))
     assert caught.value.code is Code.INVALID_HEADER
 
 
@@ -57,8 +56,8 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
         return "192.0.2.1"
 
     known = Urgency(NORMAL, address)
-    assert known.owner(call(caller=Caller(id="k", tenant=b"t"))) == b"t"
-    owner = known.owner(call())
+    assert known.owner(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
+    owner = known.owner(*call())
     assert asked == []
     assert callable(owner)
     assert owner() == "192.0.2.1"

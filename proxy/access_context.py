@@ -1,0 +1,61 @@
+"""Owns what access control reads of a request under way, and what it tells it.
+Must not know how a request is answered.
+Called by the access policy, admission and revocation; a request's own facts are `call.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from aiohttp import web
+
+from proxy.caller import Caller
+from proxy.errors import GatewayError
+from proxy.limiter import Hold
+from proxy.wire.openai import Ask
+
+
+class AccessContext(Protocol):
+    """One request, from when its head was read until it is closed."""
+
+    @property
+    def request(self) -> web.BaseRequest: ...
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def endpoint(self) -> str: ...
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def ask(self) -> Ask | None: ...
+
+    @property
+    def cost(self) -> tuple[int, int] | None:
+        """Tokens of the prompt and of the completion, where they are known."""
+
+    @property
+    def caller(self) -> Caller | None:
+        """None: no key was asked for."""
+
+    @property
+    def hold(self) -> Hold | None:
+        """What it has of the limits."""
+
+    def identified(self, caller: Caller) -> None:
+        """It is from this caller."""
+
+    def reserves(self, hold: Hold | None) -> None:
+        """It has this of the limits until it is closed."""
+
+    def when_closed(self, forget: Callable[[], None]) -> None:
+        """Call this once it is over."""
+
+    def cut(self, error: GatewayError) -> bool:
+        """End it with this error. False: it is being ended already."""
+
+    def whose(self) -> str:
+        """The key's id, or the address of the connection's peer."""
