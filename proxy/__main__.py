@@ -22,8 +22,8 @@ import uvloop
 
 from proxy.app import App, running
 from proxy.check import check
-from proxy.config import Settings
-from proxy.config_load import exposed, load
+from proxy.config.load import exposed, load
+from proxy.config.settings import Settings
 from proxy.descriptors import raise_limit
 from proxy.errors import ListenError, SettingsError
 from proxy.faults import Faults

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 from proxy.access_context import AccessContext
 from proxy.caller import Rates
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.estimate import NO_COST, Cost, estimate, passing
 from proxy.identify import Identify
 from proxy.limiter import Limiter

@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from proxy.caller import Caller, Rates
+from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import SettingsError
-from proxy.vocabulary import NORMAL, PRIORITIES
 
 _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")
 _HEX: Final = re.compile(r"[0-9a-f]{64}")

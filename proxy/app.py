@@ -21,7 +21,10 @@ from proxy.certificates import Certificates
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.client_times import Times
-from proxy.config import Settings
+from proxy.config.file_watch import Contents, FileWatch
+from proxy.config.redact import secrets_in
+from proxy.config.settings import Settings
+from proxy.config.vocabulary import PRIORITIES
 from proxy.containment import Containment
 from proxy.descriptors import in_use, limit, places
 from proxy.dial import tls_context
@@ -30,7 +33,6 @@ from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.errors import place_of, words_of
 from proxy.feeder import Limits
-from proxy.file_watch import Contents, FileWatch
 from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flush import Flush
@@ -53,7 +55,6 @@ from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
 from proxy.pulse import Pulse
-from proxy.redact import secrets_in
 from proxy.reload import Reload
 from proxy.reloads import OnRedis, Reloads, paths_of
 from proxy.retry import Budget, RetryRules
@@ -63,7 +64,6 @@ from proxy.shapes import Shapes
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency
-from proxy.vocabulary import PRIORITIES
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
 

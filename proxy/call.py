@@ -20,7 +20,7 @@ from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
 from proxy.caller import Caller
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.limiter import Hold

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.config import Settings, options
+from proxy.config.redact import shown_url
+from proxy.config.settings import Settings, options
 from proxy.prepare import prepare
-from proxy.redact import shown_url
 
 
 def check(settings: Settings) -> tuple[str, list[str]]:

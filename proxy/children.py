@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.log import Log
 
 

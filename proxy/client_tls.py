@@ -7,8 +7,8 @@ from __future__ import annotations
 import ssl
 from typing import NoReturn
 
+from proxy.config.redact import shown_path
 from proxy.errors import SettingsError
-from proxy.redact import shown_path
 
 
 def server_context(cert: str, key: str) -> ssl.SSLContext:

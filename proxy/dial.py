@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
 
+from proxy.config.redact import shown_path
 from proxy.errors import Code, GatewayError, SettingsError
-from proxy.redact import shown_path
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

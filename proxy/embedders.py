@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Hashable
 
 from proxy.backends import Backend, Backends
 from proxy.cache import Cache
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
 from proxy.flight import Flight, Subscriber

@@ -13,7 +13,7 @@ from typing import Final
 from proxy.backends import Backend, Backends
 from proxy.breaker import Breaker, BreakerRules
 from proxy.checkup import Checkup
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.pacer import Pacer

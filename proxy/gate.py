@@ -11,7 +11,7 @@ from typing import Any, Final
 from proxy.access_context import AccessContext
 from proxy.audit import Audit, Refusal
 from proxy.caller import Caller
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.identity import tenant
 from proxy.intake import Found, denied_in, denied_in_passed

@@ -15,7 +15,8 @@ from aiohttp import web
 from proxy import respond
 from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
-from proxy.config import Settings
+from proxy.config.settings import Settings
+from proxy.config.vocabulary import NORMAL
 from proxy.containment import Fault, contained, internal, raised
 from proxy.door import DoorHandler
 from proxy.embed_handler import Embed
@@ -43,7 +44,6 @@ from proxy.routes import Handler, Route, Routes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
-from proxy.vocabulary import NORMAL
 from proxy.wire.fold import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode

@@ -9,12 +9,12 @@ import time
 
 from proxy.batcher import Batcher
 from proxy.cache import Cache
+from proxy.config.vocabulary import PRIORITIES
 from proxy.door import Door
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.log import Log
 from proxy.metrics import Metrics
-from proxy.vocabulary import PRIORITIES
 
 
 def state_gauges(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.containment import internal, raised
 from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError

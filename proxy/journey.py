@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from proxy.backends import Backend, Backends, Lease
+from proxy.config.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.connection import Connection
 from proxy.containment import Fault, contained, internal
 from proxy.errors import Code, GatewayError
@@ -23,7 +24,6 @@ from proxy.metrics import BAD_STATUS, Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
-from proxy.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.wire.openai import with_usage
 
 _FAULTS: Final = frozenset(

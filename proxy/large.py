@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from proxy.call import Call
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.deny import DenyList
 from proxy.errors import GatewayError
 from proxy.flight import Flight

@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
+from proxy.config.vocabulary import PRIORITIES
 from proxy.shares import Shares
 from proxy.turns import QUANTUM, Entry, Ring, Ticket
-from proxy.vocabulary import PRIORITIES
 
 T = TypeVar("T", bound=Hashable)
 

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from proxy.client_times import Times
 from proxy.client_tls import ServerTls
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.descriptors import Places
 from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy.config.redact import Known, mask_url
 from proxy.fair_lines import FairLines
-from proxy.redact import Known, mask_url
 from proxy.repeats import Repeats
 
 LEVELS: Final = ("debug", "info", "warning", "error")

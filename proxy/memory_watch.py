@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.log import Log
 from proxy.memory import Memory, budget_for
 from proxy.metrics import Metrics

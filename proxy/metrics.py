@@ -12,11 +12,11 @@ from typing import Final
 from aioprometheus.collectors import Registry
 from aioprometheus.renderer import render
 
-from proxy.config import VERSION
+from proxy.config.settings import VERSION
+from proxy.config.vocabulary import RETRY_CAUSES, STALE
 from proxy.errors import Code
 from proxy.process_gauges import process_gauges
 from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
-from proxy.vocabulary import RETRY_CAUSES, STALE
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from proxy.call import Call
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.estimate import passing
 from proxy.gate import Gate
 from proxy.large import LargeRequests

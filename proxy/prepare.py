@@ -14,14 +14,14 @@ from proxy.api_keys import read_keys
 from proxy.certificates import expiry_of
 from proxy.client_address import Trusted
 from proxy.client_tls import ServerTls, server_context
-from proxy.config import Settings
-from proxy.config_values import secret
+from proxy.config.redact import shown_path
+from proxy.config.settings import Settings
+from proxy.config.values import secret
 from proxy.deny import read_deny_list
 from proxy.door import source_of
 from proxy.errors import SettingsError
 from proxy.identity import Identity
 from proxy.otel import packages
-from proxy.redact import shown_path
 from proxy.redis_link import files_of
 from proxy.rules import AccessRules
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxy.config import Settings
-from proxy.config_load import load
+from proxy.config.load import load
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.streams import run
 

@@ -8,11 +8,11 @@ from typing import Final
 
 from aioprometheus.collectors import Registry
 
+from proxy.config.vocabulary import PRIORITIES
 from proxy.errors import Code
 from proxy.metrics import PREFIX, QUEUE_BUCKETS
 from proxy.phase import Phase
 from proxy.series import Counts, Histograms, Label
-from proxy.vocabulary import PRIORITIES
 from proxy.watchdog import KINDS, Kind
 
 REASONS: Final = (

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.log import Log
 

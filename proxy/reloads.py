@@ -11,10 +11,10 @@ from typing import Protocol
 from proxy.api_keys import read_keys
 from proxy.certificates import Certificates, expiry_of
 from proxy.client_tls import server_context
-from proxy.config import Settings
+from proxy.config.file_watch import Take, Watched
+from proxy.config.settings import Settings
 from proxy.deny import read_deny_list
 from proxy.dial import tls_context
-from proxy.file_watch import Take, Watched
 from proxy.fleet import Fleet
 from proxy.gate import Gate
 from proxy.large import LargeRequests

@@ -13,8 +13,8 @@ from typing import Final
 from aiohttp import web
 
 from proxy.caller import Caller
+from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
-from proxy.vocabulary import NORMAL, PRIORITIES
 
 MAX_TIMEOUT: Final = 86_400.0  # seconds
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")

@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from proxy.backends import Backend, Backends
-from proxy.config import Settings
+from proxy.config.file_watch import FileWatch
+from proxy.config.settings import Settings
 from proxy.containment import Fault
-from proxy.file_watch import FileWatch
 from proxy.fleet import Fleet
 from proxy.load_watch import LoadWatch
 from proxy.log import Log

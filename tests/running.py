@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from proxy.app import App, running
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.log import Log
 from tests.engine import Engine
 

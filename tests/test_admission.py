@@ -15,7 +15,7 @@ from proxy.admission import admission_for
 from proxy.app import App
 from proxy.call import Call
 from proxy.caller import Caller, Rates
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.estimate import NO_COST, estimate
 from proxy.limits import Levels

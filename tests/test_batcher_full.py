@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
+from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
 from proxy.turns import Ticket
-from proxy.vocabulary import HIGH, LOW
 
 Item = tuple[str, int]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.breaker import State
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from tests.client import post_json
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from proxy.call import MAX_MODEL, Call, body_at_hand, read_body, request_id
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.group import FlightGroup
 from proxy.log import Log, RequestRecord

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import MIB, VERSION, Option, Settings, options, settings_table
-from proxy.config_values import backend_urls, mask_url, namespace, redis_url, size, size_text, whole_or
+from proxy.config.settings import MIB, VERSION, Option, Settings, options, settings_table
+from proxy.config.values import backend_urls, mask_url, namespace, redis_url, size, size_text, whole_or
 
 OPTIONS = {option.name: option for option in options()}
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from proxy.config.file_watch import EVERY, REREAD, RESTLESS, STALL_SECONDS, Contents, FileWatch, Take, Watched
 from proxy.errors import SettingsError
-from proxy.file_watch import EVERY, REREAD, RESTLESS, STALL_SECONDS, Contents, FileWatch, Take, Watched
 from tests.clock import virtual
 from tests.running import until
 
@@ -152,7 +152,7 @@ async def test_a_content_that_stat_does_not_tell_of_is_found_within_its_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Bench(tmp_path / "a") as bench:
-        monkeypatch.setattr("proxy.file_watch._mark_of", lambda found: (1,))
+        monkeypatch.setattr("proxy.config.file_watch._mark_of", lambda found: (1,))
         await asyncio.sleep(EVERY * (REREAD + 1.5))
         bench.path.write_text("two")
         await asyncio.sleep(EVERY * (REREAD + 2))
@@ -265,7 +265,7 @@ async def test_a_file_system_that_does_not_answer_holds_no_loop_and_is_told_once
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert STALL_SECONDS > EVERY
-    monkeypatch.setattr("proxy.file_watch.STALL_SECONDS", 0.01)
+    monkeypatch.setattr("proxy.config.file_watch.STALL_SECONDS", 0.01)
     go = threading.Event()
     bench = Bench(tmp_path / "a", in_thread=None)
     monkeypatch.setattr(Contents, "look", lambda self: go.wait(10) and self.first)

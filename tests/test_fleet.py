@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proxy.app import App
 from proxy.backends import Backends
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.fleet import Fleet
 from proxy.log import Log
 from proxy.upstream import Pool

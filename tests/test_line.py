@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.line import AGED_TURN, Line
 from proxy.turns import QUANTUM, Ticket
-from proxy.vocabulary import HIGH, LOW, NORMAL
 
 TICKETS = st.builds(
     Ticket,

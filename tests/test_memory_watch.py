@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.log import Log
 from proxy.memory import Memory

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import ListenError
 from proxy.prepare import prepare
 from tests.client import Connection, call, get, post_json, streaming

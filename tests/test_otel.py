@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from proxy import otel
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.log import Log
 from proxy.prepare import prepare

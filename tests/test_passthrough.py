@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.call import Call
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.passthrough import PassThrough
 from tests.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.engine import Engine, Turn

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from proxy.check import check
-from proxy.config import Settings
-from proxy.config_load import load
+from proxy.config.load import load
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.prepare import prepare
 

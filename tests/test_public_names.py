@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from proxy.config import options
+from proxy.config.settings import options
 from proxy.errors import Code
 from proxy.log import RequestRecord
 from tests.client import get, post_json

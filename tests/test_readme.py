@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from proxy.config import settings_table
+from proxy.config.settings import settings_table
 from proxy.errors import Code
 
 README = Path(__file__).parent.parent / "README.md"

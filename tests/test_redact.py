@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.check import check
-from proxy.config_load import exposed, load
+from proxy.config.load import exposed, load
+from proxy.config.redact import Known, secrets_in, shown_path, shown_url, shown_word
 from proxy.errors import SettingsError
-from proxy.redact import Known, secrets_in, shown_path, shown_url, shown_word
 
 CANARY = "Hunter2-canary-9f8e7d"
 

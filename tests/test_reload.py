@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.log import Log
 from proxy.reload import Reload

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config import Settings, options
+from proxy.config.settings import Settings, options
+from proxy.config.vocabulary import ROUTING_POLICIES
 from proxy.routing import (
     BOUND,
     LeastOutstanding,
@@ -27,7 +28,6 @@ from proxy.routing import (
     mixed,
     router,
 )
-from proxy.vocabulary import ROUTING_POLICIES
 from proxy.wire.openai import Ask, decode
 
 

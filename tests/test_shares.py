@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
 from proxy.shares import Shares
-from proxy.vocabulary import HIGH, LOW, NORMAL
 
 Item = tuple[str, int]
 

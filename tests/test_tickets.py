@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from proxy.batcher import MIN_PLACES, Batcher
+from proxy.config.vocabulary import HIGH
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight
 from proxy.plan import Mode, Plan
 from proxy.tickets import MAX_OWNERS, Tickets, twin_of
 from proxy.turns import Ticket
-from proxy.vocabulary import HIGH
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
 

@@ -10,9 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.caller import Caller
+from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
 from proxy.urgency import Urgency, timeout_of
-from proxy.vocabulary import HIGH, LOW, NORMAL
 
 
 def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, web.BaseRequest]:

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.app import _watchdog
 from proxy.backends import Lease
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.errors import Code
 from proxy.flight import Flight
 from proxy.plan import Mode, Plan

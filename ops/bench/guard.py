@@ -23,7 +23,7 @@ from ops.bench.client import Load
 from ops.bench.wire import Spec
 from ops.bench.workloads import unique
 from proxy.app import running
-from proxy.config import Settings
+from proxy.config.settings import Settings
 from proxy.log import Log
 
 HARNESS: Final = ("ops/bench", "cProfile", "/asyncio/", "dataclasses.py")

@@ -10,8 +10,8 @@ import tomllib
 from typing import Any, Final
 
 from proxy.api_keys import read_keys
-from proxy.config import Settings, options
-from proxy.config_load import load
+from proxy.config.load import load
+from proxy.config.settings import Settings, options
 from proxy.deny import DenyList, read_deny_list
 from proxy.errors import SettingsError
 from proxy.scan import Scanner

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
-from proxy.config_load import load
+from proxy.config.load import load
 from proxy.errors import SettingsError
 from proxy.prepare import prepare
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from proxy.config import options
+from proxy.config.settings import options
 from proxy.errors import Code
 from tests.ops.kit import OPS, ROOT, documents
 

@@ -1,6 +1,6 @@
 """Owns how one setting's value is read: text or TOML in, the typed value out, ValueError saying what is right.
 Must not know which settings there are, nor where a value came from.
-Called by `config.py`, which gives each setting its reader."""
+Called by `settings.py`, which gives each setting its reader."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from proxy.redact import mask_url as mask_url
+from proxy.config.redact import mask_url as mask_url
 from proxy.target import read_host
 
 _HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # what else it may be may hold a secret

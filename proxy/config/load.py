@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
-from proxy.config import VERSION, Option, Settings, options
+from proxy.config.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
+from proxy.config.settings import VERSION, Option, Settings, options
 from proxy.errors import SettingsError
-from proxy.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
 
 _LINK: Final = re.compile(r"(tcp|udp|sctp)://")
 _KUBERNETES: Final = re.compile(
