@@ -17,7 +17,7 @@ from proxy.limits import LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
 from proxy.log import Log
 from proxy.metrics import Metrics
-from proxy.passed import NONE, Passed
+from proxy.wire.raw_body import NONE, Passed
 
 
 class Admission:

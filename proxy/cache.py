@@ -18,8 +18,8 @@ import msgspec
 from proxy.containment import raised
 from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
+from proxy.wire.fold.shape import Shape
 from proxy.wire.frames import MAX_TOKENS
-from proxy.wire.shape import Shape
 from proxy.wire.sse import ChunkCheck
 from proxy.wire.whole import whole_body, whole_streams
 

@@ -25,10 +25,10 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.limiter import Hold
 from proxy.log import Log, RequestRecord
-from proxy.media_type import require_json, require_plain
 from proxy.memory import Held
 from proxy.metrics import Metrics
 from proxy.request import AT_HAND, at_hand
+from proxy.wire.http.media_type import require_json, require_plain
 from proxy.wire.openai import Ask
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged

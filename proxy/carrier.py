@@ -14,8 +14,8 @@ from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
+from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage
-from proxy.wire.known import Unfoldable
 from proxy.wire.sse import DONE
 
 

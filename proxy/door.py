@@ -14,17 +14,17 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.chunk_ends import ChunkEnds
 from proxy.client_address import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
 from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.containment import raised, unawaited
 from proxy.errors import Code, GatewayError
-from proxy.head import read_head
 from proxy.opening import V2, read_opening
 from proxy.read_budget import ReadBudget
 from proxy.request import Request, head_bytes
 from proxy.unreadable import HeadTooLarge, closing, error_for
+from proxy.wire.http.chunk_ends import ChunkEnds
+from proxy.wire.http.head import read_head
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted

@@ -21,8 +21,7 @@ from proxy.memory import Held, Memory
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Plan, headers_in_common
 from proxy.tickets import callers_of
-from proxy.wire.frames import Usage
-from proxy.wire.vectors import (
+from proxy.wire.embeddings import (
     LARGE,
     SLICE,
     Inputs,
@@ -33,6 +32,7 @@ from proxy.wire.vectors import (
     shares,
     take_apart,
 )
+from proxy.wire.frames import Usage
 
 _JSON: Final = Head(200, (("content-type", "application/json"),))
 ITEM_BYTES: Final = 400

@@ -14,7 +14,7 @@ from proxy.embed_item import Call, Item, Kind, Want
 from proxy.errors import Code, GatewayError
 from proxy.flight import Flight, Subscriber
 from proxy.shares import Shares
-from proxy.wire.vectors import SLICE
+from proxy.wire.embeddings import SLICE
 
 ARRAYS_A_TURN: Final = 16  # of the loop
 _ABOUT_CALLER: Final = frozenset(

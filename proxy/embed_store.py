@@ -13,7 +13,7 @@ from proxy import cache as store
 from proxy.cache import Cache, Stored
 from proxy.embed_item import Item, Origin, Result
 from proxy.lookups import Lookups
-from proxy.wire.vectors import Unsplittable
+from proxy.wire.embeddings import Unsplittable
 
 _UNKNOWN: Final = Origin(None, math.inf, None)
 

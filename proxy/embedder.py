@@ -41,8 +41,8 @@ from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
 from proxy.queue_metrics import REASONS
+from proxy.wire.embeddings import Inputs, Unsplittable, inputs_of
 from proxy.wire.openai import Ask
-from proxy.wire.vectors import Inputs, Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else

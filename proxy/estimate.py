@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from proxy.flight import Flight
-from proxy.passed import Passed, generates
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.wire.loose import integer
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import BYTES_A_TOKEN
+from proxy.wire.raw_body import Passed, generates
 
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""

@@ -17,8 +17,8 @@ from proxy.memory import Held, Memory, refused
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
 from proxy.traced import FlightTrace
+from proxy.wire.fold.shape import Shape
 from proxy.wire.frames import PlainView, Usage
-from proxy.wire.shape import Shape
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
 
 SLICE: Final = 512

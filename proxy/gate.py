@@ -16,13 +16,13 @@ from proxy.errors import Code, GatewayError
 from proxy.identity import tenant
 from proxy.intake import Found, denied_in, denied_in_passed
 from proxy.log import Log
-from proxy.media_type import unread
 from proxy.metrics import Metrics
-from proxy.passed import Passed, generates
 from proxy.revocation import KeyedCalls
 from proxy.rules import AccessRules
 from proxy.sizes import Sizes
+from proxy.wire.http.media_type import unread
 from proxy.wire.openai import Ask
+from proxy.wire.raw_body import Passed, generates
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
 """What is answered to the end."""

@@ -44,7 +44,7 @@ from proxy.routes import Handler, Route, Routes
 from proxy.scheduler import Scheduler
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
-from proxy.wire.fold import Unfoldable, foldable
+from proxy.wire.fold.folding import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode
 from proxy.wire.prompt_logprobs import outgrows

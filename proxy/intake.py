@@ -12,17 +12,17 @@ from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
 from proxy.estimate import estimate, passing
 from proxy.key import Keyer
-from proxy.media_type import Media
-from proxy.passed import Passed, read_passed
 from proxy.policy import Share, sharing
 from proxy.routing import affinity
 from proxy.sizes import Sizes
 from proxy.wire.document import read
-from proxy.wire.fold import Folded, foldable
+from proxy.wire.fold.folding import Folded, foldable
+from proxy.wire.fold.shape import Shape
+from proxy.wire.http.media_type import Media
 from proxy.wire.media import refers
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, with_usage
 from proxy.wire.prompt import NO_TEXT_FIELDS, everything, joined, prompt_in, refuse_ids, refuse_template
-from proxy.wire.shape import Shape
+from proxy.wire.raw_body import Passed, read_passed
 
 BUDGET: Final = 20e6
 """Nanoseconds that the reading of a request may take on the loop, by the estimate below."""

@@ -13,10 +13,10 @@ from proxy.cache import Stored
 from proxy.flight import FREE, Flight
 from proxy.memory import refused
 from proxy.plan import Head, Mode
-from proxy.wire.fold import Unfoldable, fold, forces_tool, many_frames, may_fold
+from proxy.wire.fold.folding import Unfoldable, fold, forces_tool, many_frames, may_fold
+from proxy.wire.fold.shape import LLAMA, VLLM
 from proxy.wire.frames import Usage
 from proxy.wire.openai import Ask
-from proxy.wire.shape import LLAMA, VLLM
 from proxy.wire.sse import unchunks
 from proxy.wire.whole import asked_of, endings, lack_of, read_body
 

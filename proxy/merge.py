@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from proxy.key import UNKEYED, ordinary
-from proxy.wire.fold import FOLDABLE_FIELDS
+from proxy.wire.fold.folding import FOLDABLE_FIELDS
 from proxy.wire.openai import Ask, stream_extras
 
 _ENCODE: Final = msgspec.json.Encoder().encode

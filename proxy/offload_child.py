@@ -36,7 +36,7 @@ from proxy.intake import (
 from proxy.key import Keyer, hash_of_cpu
 from proxy.memory import available
 from proxy.page.wanted import wanted
-from proxy.wire.fold import Unfoldable, fold
+from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.sse import unchunks
 
 LEAST: Final = 512 << 20

@@ -12,8 +12,8 @@ from proxy.config.settings import Settings
 from proxy.estimate import passing
 from proxy.gate import Gate
 from proxy.large import LargeRequests
-from proxy.media_type import Media, media_of
-from proxy.passed import NONE, Passed, read_passed, takes_json_only
+from proxy.wire.http.media_type import Media, media_of
+from proxy.wire.raw_body import NONE, Passed, read_passed, takes_json_only
 
 
 class Admit(Protocol):

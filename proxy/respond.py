@@ -22,7 +22,7 @@ from proxy.memory import Held, refused
 from proxy.phase import Phase
 from proxy.plan import RATE_LIMITS, Mode
 from proxy.unreadable import GUARDS
-from proxy.wire.fold import Unfoldable, fold, forces_tool
+from proxy.wire.fold.folding import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
 Body = bytes | Sequence[bytes]

@@ -20,11 +20,11 @@ from proxy.log import Log
 from proxy.metrics import Metrics
 from proxy.plan import new_id
 from proxy.pulse import Pulse
-from proxy.wire.fold import Unfoldable, forces_tool, look, shape_seen, shape_told
-from proxy.wire.known import Folded, Odd
-from proxy.wire.learned import Unproven
+from proxy.wire.fold.folding import Unfoldable, forces_tool, look, shape_seen, shape_told
+from proxy.wire.fold.known import Folded, Odd
+from proxy.wire.fold.learned import Unproven
+from proxy.wire.fold.shape import LLAMA, Shape
 from proxy.wire.openai import PATHS
-from proxy.wire.shape import LLAMA, Shape
 from proxy.wire.sse import Framer, data_of, unchunks
 
 EVERY: Final = 1.0  # seconds between two looks for engines whose answers are not known

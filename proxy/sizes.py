@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.media_type import unread
-from proxy.passed import Passed, generates
+from proxy.wire.http.media_type import unread
 from proxy.wire.openai import Ask, with_fields
 from proxy.wire.prompt import prompt_of
+from proxy.wire.raw_body import Passed, generates
 
 _TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 """All names by which an engine takes the number: vLLM the first two, llama.cpp all three."""

@@ -22,10 +22,10 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
-from proxy.head import read_head
 from proxy.relay import forwardable
-from proxy.target import Target
 from proxy.upstream import Pool
+from proxy.wire.http.head import read_head
+from proxy.wire.http.target import Target
 
 BODY = b'{"model":"m1"}'
 CORPUS = tuple(

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from proxy.abilities import Abilities
+from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.openai import Ask, decode
-from proxy.wire.shape import LLAMA, VLLM, Shape
 
 NONE = Shape("none", why="bodies differ")
 

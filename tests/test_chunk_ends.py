@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.chunk_ends import ChunkEnds
+from proxy.wire.http.chunk_ends import ChunkEnds
 
 AFTER = b"\r\nGET / HTTP/1.1\r\n\r\n"
 

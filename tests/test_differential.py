@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.target import Target
+from proxy.wire.http.target import Target
 from tests import differential as differ
 from tests.differential import CORPUS, Differential, hostname, resolved, split
 

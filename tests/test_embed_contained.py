@@ -27,7 +27,7 @@ FILES: Final = (
     "proxy/arrays.py",
     "proxy/lookups.py",
     "proxy/shares.py",
-    "proxy/wire/vectors.py",
+    "proxy/wire/embeddings.py",
 )
 EXEMPT: Final = {
     "Embedder.take": "the gateway's: nothing has been taken yet",

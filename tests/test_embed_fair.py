@@ -13,7 +13,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import Flight, Subscriber
 from proxy.memory import Memory
 from proxy.plan import Head
-from proxy.wire.vectors import MAX_ITEMS, SLICE
+from proxy.wire.embeddings import MAX_ITEMS, SLICE
 from tests.embed_stage import POISON, Stage, vector, vectors
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from proxy.errors import Code, GatewayError
 from proxy.estimate import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
 from proxy.flight import Flight
-from proxy.media_type import Media
-from proxy.passed import read_passed
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
 from proxy.wire.frames import Usage
+from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Endpoint, decode
+from proxy.wire.raw_body import read_passed
 
 ASSUMED = 512
 

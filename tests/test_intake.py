@@ -14,7 +14,7 @@ from proxy.estimate import estimate
 from proxy.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
 from proxy.key import Keyer
 from proxy.sizes import Sizes
-from proxy.wire.fold import foldable
+from proxy.wire.fold.folding import foldable
 from proxy.wire.openai import PATHS, Endpoint, decode, with_usage
 from tests.client import post_json
 from tests.engine import Engine

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.errors import Code, GatewayError
-from proxy.media_type import Media, media_of, require_json, require_plain
+from proxy.wire.http.media_type import Media, media_of, require_json, require_plain
 
 
 def headers(*pairs: tuple[str, str]) -> CIMultiDictProxy[str]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from proxy.errors import GatewayError
-from proxy.media_type import Media
-from proxy.passed import generates, read_passed, takes_json_only
+from proxy.wire.http.media_type import Media
+from proxy.wire.raw_body import generates, read_passed, takes_json_only
 from tests.client import Answer, Connection, call, post_json
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.relay import ACTED_ON, acted_on, forwardable, passes
-from proxy.target import Malformed, read_target
+from proxy.wire.http.target import Malformed, read_target
 
 
 @pytest.mark.parametrize(

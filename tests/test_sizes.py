@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import GatewayError
-from proxy.media_type import Media
-from proxy.passed import read_passed
 from proxy.sizes import Sizes
+from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
+from proxy.wire.raw_body import read_passed
 from tests.client import Answer, call, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

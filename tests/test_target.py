@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.target import ASTERISK, Malformed, Target, read_authority, read_host, read_target
+from proxy.wire.http.target import ASTERISK, Malformed, Target, read_authority, read_host, read_target
 
 CHAT = "/v1/chat/completions"
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
+from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage, has_content, is_error, usage_from
-from proxy.wire.known import Unfoldable
 from proxy.wire.sse import DONE, data_of, encode, is_done
 from proxy.wire.whole import REASONS
 

@@ -1,5 +1,5 @@
 """Owns what a stream's JSON frames say: content, usage, an error, and the view of who did not ask for usage.
-Must not know flights, sockets or whole answers (`fold.py`); JSON is parsed only where a cheap look asks for it.
+Must not know flights, sockets or whole answers (`folding.py`); JSON is parsed only where a cheap look asks for it.
 Called by the feeder (reading) and by the Flight (PlainView)."""
 
 from __future__ import annotations

@@ -12,8 +12,16 @@ import h11
 
 from proxy.answer import Answer
 from proxy.framing import Kind, Refused
+from proxy.wire.embeddings import (
+    Unsplittable,
+    Vector,
+    array_body,
+    envelope_of,
+    inputs_of,
+    put_together,
+    take_apart,
+)
 from proxy.wire.openai import decode
-from proxy.wire.vectors import Unsplittable, Vector, array_body, envelope_of, inputs_of, put_together, take_apart
 from tests.fuzz.kit import Target, flagged, parted, strict_json
 
 

@@ -15,11 +15,11 @@ from proxy.errors import Code, GatewayError
 from proxy.estimate import passing
 from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
 from proxy.key import Keyer
-from proxy.media_type import JSON
-from proxy.passed import read_passed
 from proxy.sizes import Sizes
+from proxy.wire.http.media_type import JSON
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, decode, stream_extras, with_fields, with_usage
 from proxy.wire.prompt import everything, prompt_of
+from proxy.wire.raw_body import read_passed
 from proxy.wire.whole import asked_of
 from tests.fuzz.kit import Target, flagged, strict_json
 

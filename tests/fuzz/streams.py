@@ -17,7 +17,7 @@ from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
-from proxy.wire.fold import Unfoldable, fold
+from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.frames import FINISH, PlainView, Twins, has_content, is_error, usage_of
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import BOM, ChunkCheck, Framer, chunk, data_of, encode, is_done, unchunks

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from proxy.wire.choices import Part, StreamSplit, shares, split_body
-from proxy.wire.known import Unfoldable
+from proxy.wire.fold.known import Unfoldable
 from proxy.wire.sse import DONE, data_of, is_done
 from tests.golden import load
 

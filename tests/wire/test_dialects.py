@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.wire.fold import Unfoldable, fold
+from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.frames import usage_of
 from proxy.wire.sse import Framer, encode
 from tests.golden import load

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from proxy.errors import Code, GatewayError
-from proxy.media_type import Media
-from proxy.passed import read_passed
 from proxy.wire.document import lone_surrogate, read, read_leniently
+from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
 from proxy.wire.prompt import WORDS, everything
+from proxy.wire.raw_body import read_passed
 
 REFUSED = [
     ('{"a": 1}'.encode("utf-16"), "not UTF-8"),

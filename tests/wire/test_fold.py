@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from msgspec import Raw
 
-from proxy.wire.fold import (
+from proxy.wire.fold.folding import (
     FOLDABLE_FIELDS,
     MANY_BYTES,
     MANY_FRAMES,

@@ -17,8 +17,8 @@ from python_multipart import multipart
 from python_multipart.exceptions import FormParserError
 
 from proxy.errors import GatewayError
-from proxy.media_type import media_of
-from proxy.wire.form import MAX_PARTS, MAX_TEXT, read_form
+from proxy.wire.http.form import MAX_PARTS, MAX_TEXT, read_form
+from proxy.wire.http.media_type import media_of
 from tests.forms import form_of, joined, part
 
 GOOD = form_of(b"x", {"model": "whisper", "prompt": "hé"})

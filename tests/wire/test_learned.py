@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from proxy.wire.fold import Folded, Unfoldable, fold, shape_seen
-from proxy.wire.learned import Unproven
-from proxy.wire.shape import VLLM, Shape
+from proxy.wire.fold.folding import Folded, Unfoldable, fold, shape_seen
+from proxy.wire.fold.learned import Unproven
+from proxy.wire.fold.shape import VLLM, Shape
 from tests.golden import load
 
 Json = dict[str, Any]

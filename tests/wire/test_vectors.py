@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.openai import decode
-from proxy.wire.vectors import (
+from proxy.wire.embeddings import (
     MAX_ITEMS,
     Inputs,
     Parts,
@@ -23,6 +22,7 @@ from proxy.wire.vectors import (
     shares,
     take_apart,
 )
+from proxy.wire.openai import decode
 from tests.golden import load
 
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.media_type import Media
 from proxy.wire.document import read
-from proxy.wire.form import Form, read_form
+from proxy.wire.http.form import Form, read_form
+from proxy.wire.http.media_type import Media
 from proxy.wire.loose import integer
 from proxy.wire.prompt import everything, media_free, refuse_ids, refuse_template
 

@@ -1,6 +1,6 @@
 """Owns the shapes of llama.cpp's server: the chunks of its streams, and the body that they amount to.
 Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `fold.py` only."""
+Called by `folding.py` only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from proxy.wire.known import Folded, Known, Odd, Unfoldable
+from proxy.wire.fold.known import Folded, Known, Odd, Unfoldable
 
 _NULL: Final = Raw(b"null")
 

@@ -10,10 +10,10 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from proxy.wire import learned, llama, vllm
+from proxy.wire.fold.folding import learned, llama, vllm
+from proxy.wire.fold.known import Folded, Odd, Unfoldable
+from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.frames import is_error
-from proxy.wire.known import Folded, Odd, Unfoldable
-from proxy.wire.shape import LLAMA, VLLM, Shape
 from proxy.wire.sse import DONE, data_of, encode, is_done
 
 __all__ = ("FOLDABLE_FIELDS", "Folded", "Unfoldable", "fold", "foldable", "forces_tool")

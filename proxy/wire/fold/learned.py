@@ -1,6 +1,6 @@
 """Owns the shapes of engines that no module knows: learned from one stream and one body of the same request.
 Must not know requests, SSE or sockets: the chunks' JSON and the body in, a Template or a body out, or Unfoldable.
-Called by `fold.py`, and by `shapes.py`, which asked the engine for both."""
+Called by `folding.py`, and by `shapes.py`, which asked the engine for both."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from proxy.wire.known import Folded, Odd, Unfoldable
-from proxy.wire.shape import Layout, Members, Template
+from proxy.wire.fold.known import Folded, Odd, Unfoldable
+from proxy.wire.fold.shape import Layout, Members, Template
 
 MOST_MEMBERS: Final = 64
 MOST_BYTES: Final = 1024

@@ -1,6 +1,6 @@
 """Owns the shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they amount to.
 Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `fold.py` only."""
+Called by `folding.py` only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from msgspec import Raw
 from msgspec.json import Decoder
 
-from proxy.wire.known import Folded, Known, Odd, Unfoldable
+from proxy.wire.fold.known import Folded, Known, Odd, Unfoldable
 
 VERSIONS: Final[dict[str, tuple[str, ...]]] = {"vllm-0.32.": (), "vllm-0.33.": ("weight_versions",)}
 """Versions whose bodies were compared, member by member, and what the choices of each one's bodies end with."""

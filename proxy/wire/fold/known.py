@@ -1,6 +1,6 @@
 """Owns what all folds have in common: the members that are known, and the refusal of everything else.
 Must not know any engine.
-Called by `fold.py` and by the two dialects, `vllm.py` and `llama.py`."""
+Called by `folding.py` and by the two dialects, `vllm.py` and `llama.py`."""
 
 from __future__ import annotations
 
