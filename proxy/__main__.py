@@ -26,11 +26,11 @@ from proxy.config.load import exposed, load
 from proxy.config.settings import Settings
 from proxy.descriptors import raise_limit
 from proxy.errors import ListenError, SettingsError
-from proxy.faults import Faults
-from proxy.log import Log
 from proxy.signals import Signals
-from proxy.streams import run
-from proxy.terminal import say
+from proxy.telemetry.faults import Faults
+from proxy.telemetry.log import Log
+from proxy.telemetry.streams import run
+from proxy.telemetry.terminal import say
 
 STDOUT: Final = 1
 SAY_SECONDS: Final = 1.0  # for what ends the program to be read

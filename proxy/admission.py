@@ -15,8 +15,8 @@ from proxy.identify import Identify
 from proxy.limiter import Limiter
 from proxy.limits import LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.raw_body import NONE, Passed
 
 

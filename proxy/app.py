@@ -11,13 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from proxy import certificates, revocation
+from proxy import revocation
 from proxy.admission import Admission, admission_for
-from proxy.audit import Audit
 from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.cache import Cache
-from proxy.certificates import Certificates
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.client_times import Times
@@ -25,7 +23,6 @@ from proxy.config.file_watch import Contents, FileWatch
 from proxy.config.redact import secrets_in
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import PRIORITIES
-from proxy.containment import Containment
 from proxy.descriptors import in_use, limit, places
 from proxy.dial import tls_context
 from proxy.door import Door
@@ -45,11 +42,8 @@ from proxy.identify import caller_at
 from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
 from proxy.listeners import hosts_of, listen, listen_for_operators
-from proxy.log import Log
 from proxy.memory import Memory
 from proxy.memory_watch import memory_for
-from proxy.metrics import Metrics
-from proxy.otel import FLUSH_SECONDS, Otel
 from proxy.pacer import MOST
 from proxy.page.handlers import Page
 from proxy.page.state import Sources
@@ -61,6 +55,13 @@ from proxy.retry import Budget, RetryRules
 from proxy.routing import affinity
 from proxy.scheduler import Scheduler
 from proxy.shapes import Shapes
+from proxy.telemetry import certificates
+from proxy.telemetry.audit import Audit
+from proxy.telemetry.certificates import Certificates
+from proxy.telemetry.containment import Containment
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.otel import FLUSH_SECONDS, Otel
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
-from proxy.containment import internal, raised
 from proxy.errors import Code, GatewayError
 from proxy.line import Line
 from proxy.lookups import Lookups
+from proxy.telemetry.containment import internal, raised
 from proxy.turns import Ticket
 
 T = TypeVar("T", bound=Hashable)

@@ -15,9 +15,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.containment import raised
 from proxy.redis_link import Address, Link, address
 from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
+from proxy.telemetry.containment import raised
 from proxy.wire.fold.shape import Shape
 from proxy.wire.frames import MAX_TOKENS
 from proxy.wire.sse import ChunkCheck

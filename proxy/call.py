@@ -24,10 +24,10 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.limiter import Hold
-from proxy.log import Log, RequestRecord
 from proxy.memory import Held
-from proxy.metrics import Metrics
 from proxy.request import AT_HAND, at_hand
+from proxy.telemetry.log import Log, RequestRecord
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.http.media_type import require_json, require_plain
 from proxy.wire.openai import Ask
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from proxy.config.settings import Settings
-from proxy.log import Log
+from proxy.telemetry.log import Log
 
 
 async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:

@@ -9,11 +9,11 @@ import select
 from typing import Final, Protocol
 
 from proxy.answer import Answer
-from proxy.containment import internal, raised
 from proxy.dial import OURS, short_of, unreachable
 from proxy.errors import Code, GatewayError
 from proxy.framing import Refused
 from proxy.read_budget import SMALL, ReadBudget
+from proxy.telemetry.containment import internal, raised
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
 

@@ -15,8 +15,8 @@ from proxy.door import Door
 from proxy.errors import Code, GatewayError
 from proxy.gate import OPEN
 from proxy.gateway import Gateway
-from proxy.log import Log
 from proxy.routes import Handler
+from proxy.telemetry.log import Log
 
 FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written
 CLOSE_SECONDS: Final = 0.5  # for connections that do not even take these

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from proxy.containment import Fault, internal
 from proxy.errors import GatewayError
+from proxy.telemetry.containment import Fault, internal
 
 AGAIN: Final = 0.1  # seconds until what a fault may have left is looked for
 

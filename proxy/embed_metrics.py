@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from aioprometheus.collectors import Registry
 
-from proxy.metrics import BATCH_BUCKETS, PREFIX
-from proxy.series import Counts, Histograms, Label
+from proxy.telemetry.metrics import BATCH_BUCKETS, PREFIX
+from proxy.telemetry.series import Counts, Histograms, Label
 
 SOURCES = ("cache", "joined", "asked")
 

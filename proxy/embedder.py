@@ -12,7 +12,6 @@ from typing import Final
 
 from proxy.arrays import halves
 from proxy.cache import Cache
-from proxy.containment import internal
 from proxy.embed_delivery import Delivery
 from proxy.embed_faults import EmbedFaults
 from proxy.embed_item import (
@@ -37,10 +36,11 @@ from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.memory import Memory
-from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
 from proxy.queue_metrics import REASONS
+from proxy.telemetry.containment import internal
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.embeddings import Inputs, Unsplittable, inputs_of
 from proxy.wire.openai import Ask
 

@@ -16,7 +16,7 @@ from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.memory import Memory
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 
 def embedder_for(

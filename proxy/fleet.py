@@ -14,12 +14,12 @@ from proxy.backends import Backend, Backends
 from proxy.breaker import Breaker, BreakerRules
 from proxy.checkup import Checkup
 from proxy.config.settings import Settings
-from proxy.log import Log
-from proxy.metrics import Metrics
 from proxy.pacer import Pacer
 from proxy.pulse import Pulse
 from proxy.read_budget import ReadBudget
 from proxy.routing import router
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.upstream import MAX_IDLE, Pool
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (

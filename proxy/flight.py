@@ -11,12 +11,12 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
-from proxy.containment import internal, raised
 from proxy.errors import Code, GatewayError
 from proxy.memory import Held, Memory, refused
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Mode, Plan, Times
-from proxy.traced import FlightTrace
+from proxy.telemetry.containment import internal, raised
+from proxy.telemetry.trace import FlightTrace
 from proxy.wire.fold.shape import Shape
 from proxy.wire.frames import PlainView, Usage
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks

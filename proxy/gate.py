@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from proxy.access_context import AccessContext
-from proxy.audit import Audit, Refusal
 from proxy.caller import Caller
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.identity import tenant
 from proxy.intake import Found, denied_in, denied_in_passed
-from proxy.log import Log
-from proxy.metrics import Metrics
 from proxy.revocation import KeyedCalls
 from proxy.rules import AccessRules
 from proxy.sizes import Sizes
+from proxy.telemetry.audit import Audit, Refusal
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.http.media_type import unread
 from proxy.wire.openai import Ask
 from proxy.wire.raw_body import Passed, generates

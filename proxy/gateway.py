@@ -17,7 +17,6 @@ from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import NORMAL
-from proxy.containment import Fault, contained, internal, raised
 from proxy.door import DoorHandler
 from proxy.embed_handler import Embed
 from proxy.embedder import Embedder
@@ -28,9 +27,7 @@ from proxy.group import FlightGroup
 from proxy.hosts import Hosts
 from proxy.key import Keyer
 from proxy.large import LargeRequests
-from proxy.log import Log
 from proxy.memory import Held, Memory
-from proxy.metrics import Metrics
 from proxy.origins import Origins
 from proxy.passthrough import Admit, PassThrough
 from proxy.phase import Phase
@@ -42,6 +39,9 @@ from proxy.relay import ACTED_ON, acted_on, forwardable
 from proxy.request import AT_HAND
 from proxy.routes import Handler, Route, Routes
 from proxy.scheduler import Scheduler
+from proxy.telemetry.containment import Fault, contained, internal, raised
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.tracing import Tracing
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold.folding import Unfoldable, foldable

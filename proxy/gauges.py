@@ -13,8 +13,8 @@ from proxy.config.vocabulary import PRIORITIES
 from proxy.door import Door
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 
 
 def state_gauges(

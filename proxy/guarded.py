@@ -13,18 +13,18 @@ from typing import Any, Final
 import msgspec
 
 from proxy.config.settings import Settings
-from proxy.containment import internal, raised
 from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
 from proxy.journey import MakeFeeder
-from proxy.log import Log
-from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.rules import AccessRules
 from proxy.scan import Scanner
+from proxy.telemetry.containment import internal, raised
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.prompt import strings
 from proxy.wire.sse import data_of, is_done
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 from proxy.backends import Backend, Backends, Lease
 from proxy.config.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.connection import Connection
-from proxy.containment import Fault, contained, internal
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
-from proxy.metrics import BAD_STATUS, Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
+from proxy.telemetry.containment import Fault, contained, internal
+from proxy.telemetry.metrics import BAD_STATUS, Metrics
 from proxy.wire.openai import with_usage
 
 _FAULTS: Final = frozenset(

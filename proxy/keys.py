@@ -13,7 +13,7 @@ import msgspec
 
 from proxy.api_keys import hash_of, read_keys
 from proxy.errors import SettingsError
-from proxy.streams import run
+from proxy.telemetry.streams import run
 
 KEY_BYTES = 32
 

@@ -15,11 +15,11 @@ from proxy.errors import GatewayError
 from proxy.flight import Flight
 from proxy.gate import Gate, sizes_of
 from proxy.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
-from proxy.log import Log
 from proxy.offload import Offload
 from proxy.plan import headers_in_common
 from proxy.relay import ACTED_ON, acted_on
 from proxy.rules import AccessRules
+from proxy.telemetry.log import Log
 from proxy.wire.fold.folding import Unfoldable, forces_tool, many_frames
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Ask, Endpoint

@@ -13,12 +13,12 @@ from itertools import count
 from typing import Literal
 
 from proxy.caller import Caller, Rates
-from proxy.containment import internal
 from proxy.estimate import NO_COST, Cost, reached, spent
 from proxy.flight import Flight, Subscriber
 from proxy.limit_words import headers, refusal
 from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits
+from proxy.telemetry.containment import internal
 
 Followers = Literal["generation", "reader"]
 """Who pays for tokens: whoever began the generation, once; or every reader of it, hits too."""

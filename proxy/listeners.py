@@ -23,8 +23,8 @@ from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.errors import ListenError
 from proxy.gateway import Gateway
 from proxy.hosts import Hosts
-from proxy.log import Log
 from proxy.site import Site
+from proxy.telemetry.log import Log
 from proxy.unix_socket import unix_socket
 
 MAX_OPERATORS: Final = 64  # connections to their listener

@@ -10,9 +10,9 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from proxy.config.settings import Settings
-from proxy.log import Log
 from proxy.memory import Memory, budget_for
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 
 KINDS: Final = ("uploads", "answers", "unread", "embeddings")
 TELL_SECONDS: Final = 5.0  # between two warnings

@@ -12,7 +12,7 @@ from proxy.backends import Backends
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
-from proxy.metrics import Metrics
+from proxy.telemetry.metrics import Metrics
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the paths here take together, for `OPTIONS *` and methods that none of them takes."""

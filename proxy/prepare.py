@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from proxy.api_keys import read_keys
-from proxy.certificates import expiry_of
 from proxy.client_address import Trusted
 from proxy.client_tls import ServerTls, server_context
 from proxy.config.redact import shown_path
@@ -21,9 +20,10 @@ from proxy.deny import read_deny_list
 from proxy.door import source_of
 from proxy.errors import SettingsError
 from proxy.identity import Identity
-from proxy.otel import packages
 from proxy.redis_link import files_of
 from proxy.rules import AccessRules
+from proxy.telemetry.certificates import expiry_of
+from proxy.telemetry.otel import packages
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_FILE: Final = 16 * 1024 * 1024  # bytes

@@ -15,7 +15,7 @@ from typing import Final
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.streams import run
+from proxy.telemetry.streams import run
 
 SECONDS: Final = 3.0  # for each of connecting and answering
 PATHS: Final = ("health", "ready")

@@ -10,9 +10,9 @@ from aioprometheus.collectors import Registry
 
 from proxy.config.vocabulary import PRIORITIES
 from proxy.errors import Code
-from proxy.metrics import PREFIX, QUEUE_BUCKETS
 from proxy.phase import Phase
-from proxy.series import Counts, Histograms, Label
+from proxy.telemetry.metrics import PREFIX, QUEUE_BUCKETS
+from proxy.telemetry.series import Counts, Histograms, Label
 from proxy.watchdog import KINDS, Kind
 
 REASONS: Final = (

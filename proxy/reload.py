@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.log import Log
+from proxy.telemetry.log import Log
 
 
 class Reload:

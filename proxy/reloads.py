@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from proxy.api_keys import read_keys
-from proxy.certificates import Certificates, expiry_of
 from proxy.client_tls import server_context
 from proxy.config.file_watch import Take, Watched
 from proxy.config.settings import Settings
@@ -21,6 +20,7 @@ from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
 from proxy.redis_link import Address, address, files_of
 from proxy.reload import Reload
+from proxy.telemetry.certificates import Certificates, expiry_of
 
 
 class OnRedis(Protocol):

@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Final
 
 from proxy.access_context import AccessContext
-from proxy.audit import Audit
 from proxy.errors import GatewayError
 from proxy.identity import Identity
+from proxy.telemetry.audit import Audit
 
 EVERY: Final = 1.0  # seconds between two looks for keys that have expired
 AT_ONCE: Final = 64  # requests that are ended in one turn of the loop

@@ -16,18 +16,18 @@ from proxy.backends import Backend, Backends, Lease
 from proxy.batcher import Batcher
 from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
-from proxy.containment import Fault, contained, internal, raised
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.journey import Journey, MakeFeeder, Road
 from proxy.merger import NOT_DONE, Merger
-from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.queue_metrics import QueueMetrics
 from proxy.retry import Budget, RetryRules
+from proxy.telemetry.containment import Fault, contained, internal, raised
+from proxy.telemetry.metrics import Metrics
 from proxy.watchdog import Stray, stray_places
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost

@@ -16,10 +16,10 @@ import msgspec
 from proxy.backends import Backend, Backends
 from proxy.errors import GatewayError
 from proxy.flight import Flight
-from proxy.log import Log
-from proxy.metrics import Metrics
 from proxy.plan import new_id
 from proxy.pulse import Pulse
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.fold.folding import Unfoldable, forces_tool, look, shape_seen, shape_told
 from proxy.wire.fold.known import Folded, Odd
 from proxy.wire.fold.learned import Unproven

@@ -14,9 +14,9 @@ import msgspec
 from proxy.call import Call
 from proxy.carrier import Carrier
 from proxy.flight import Flight, Subscriber
-from proxy.otel import Otel
 from proxy.phase import Phase
 from proxy.plan import Mode
+from proxy.telemetry.otel import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
 MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from proxy.backends import Backends, Lease
-from proxy.containment import Fault
+from proxy.telemetry.containment import Fault
 
 EVERY: Final = 1.0  # seconds between two looks
 PATIENCE: Final = 5.0  # seconds that something must be stray before it is mended

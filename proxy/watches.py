@@ -13,13 +13,13 @@ from functools import partial
 from proxy.backends import Backend, Backends
 from proxy.config.file_watch import FileWatch
 from proxy.config.settings import Settings
-from proxy.containment import Fault
 from proxy.fleet import Fleet
 from proxy.load_watch import LoadWatch
-from proxy.log import Log
 from proxy.pace_watch import PaceWatch
 from proxy.reload import Reload
 from proxy.shapes import Shapes
+from proxy.telemetry.containment import Fault
+from proxy.telemetry.log import Log
 from proxy.watchdog import Watchdog
 
 FIRST_LOOK_SECONDS = 2.0

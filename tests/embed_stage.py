@@ -17,9 +17,9 @@ from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.memory import Memory
-from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
 
 POISON = "poison"

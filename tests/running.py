@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.app import App, running
 from proxy.config.settings import Settings
-from proxy.log import Log
+from proxy.telemetry.log import Log
 from tests.engine import Engine
 
 HELLO = {"model": "m1", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}

@@ -19,8 +19,8 @@ from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.estimate import NO_COST, estimate
 from proxy.limits import Levels
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
 from tests.client import Answer, get, post_json, streaming
 from tests.engine import Engine, full_backlog

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from proxy.audit import SAME_SECONDS, Audit
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.audit import SAME_SECONDS, Audit
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from tests.running import lines
 from tests.test_metrics import samples
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.certificates import DAY, WARN_DAYS, Certificates, expiry_of
 from proxy.errors import SettingsError
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.certificates import DAY, WARN_DAYS, Certificates, expiry_of
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from tests.certificates import Authority
 from tests.running import lines
 from tests.test_metrics import samples

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from proxy.containment import Containment, contained, internal, unawaited
 from proxy.errors import Code
+from proxy.telemetry.containment import Containment, contained, internal, unawaited
 
 
 def test_every_step_runs_whatever_the_ones_before_raised() -> None:

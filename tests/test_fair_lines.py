@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fair_lines import SHARES, FairLines
+from proxy.telemetry.fair_lines import SHARES, FairLines
 
 
 def test_the_heaviest_loses_its_newest_lines_first() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.faults import MAX_TEXT, Faults, _crashed
-from proxy.log import Log
+from proxy.telemetry.faults import MAX_TEXT, Faults, _crashed
+from proxy.telemetry.log import Log
 from tests.client import get
 from tests.engine import Engine
 from tests.running import gateway
@@ -187,7 +187,7 @@ async def test_callbacks_that_fail_again_and_again_stop_no_request(engine: Engin
 
 def test_an_exception_that_ends_the_process_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("proxy.faults.say", lambda words, wait: said.append(words))
+    monkeypatch.setattr("proxy.telemetry.faults.say", lambda words, wait: said.append(words))
     try:
         raise ValueError("it broke")
     except ValueError as error:

@@ -11,7 +11,7 @@ from proxy.app import App
 from proxy.backends import Backends
 from proxy.config.settings import Settings
 from proxy.fleet import Fleet
-from proxy.log import Log
+from proxy.telemetry.log import Log
 from proxy.upstream import Pool
 from tests.client import get, post_json, streaming
 from tests.engine import Engine

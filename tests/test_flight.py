@@ -16,7 +16,7 @@ from proxy.group import FlightGroup
 from proxy.memory import Memory
 from proxy.phase import TRANSITIONS, Phase
 from proxy.plan import Head, Mode, Plan
-from proxy.traced import FlightTrace
+from proxy.telemetry.trace import FlightTrace
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
 

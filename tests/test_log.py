@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.log import LEVELS, MAX_PROMPT, Log, RequestRecord
+from proxy.telemetry.log import LEVELS, MAX_PROMPT, Log, RequestRecord
 
 NOW = 1_763_950_473.123456  # 2025-11-24T02:14:33.123Z
 RECORD = RequestRecord(

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.log import Log
-from proxy.repeats import OFTEN
+from proxy.telemetry.log import Log
+from proxy.telemetry.repeats import OFTEN
 from tests.test_log import NOW, RECORD, Sink, logged
 
 

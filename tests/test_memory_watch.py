@@ -10,11 +10,11 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
-from proxy.log import Log
 from proxy.memory import Memory
 from proxy.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
-from proxy.metrics import Metrics
 from proxy.prepare import prepare
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 from tests.running import lines
 
 MIB = 1024 * 1024

@@ -13,10 +13,11 @@ from aioprometheus.collectors import REGISTRY, Registry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import cache, metrics
+from proxy import cache
 from proxy.embed_metrics import EmbedMetrics
-from proxy.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
 from proxy.queue_metrics import QueueMetrics
+from proxy.telemetry import metrics
+from proxy.telemetry.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
 from proxy.wire.openai import PATHS
 from tests.clock import virtual
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import otel
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.log import Log
 from proxy.prepare import prepare
+from proxy.telemetry import otel
+from proxy.telemetry.log import Log
 from tests.running import lines
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from proxy.config.settings import options
 from proxy.errors import Code
-from proxy.log import RequestRecord
+from proxy.telemetry.log import RequestRecord
 from tests.client import get, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

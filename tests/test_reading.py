@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.flight import Flight
-from proxy.metrics import Metrics
 from proxy.page.reading import Reading, between, quantile, read, window
 from proxy.page.state import recent
 from proxy.plan import Mode, Plan
-from proxy.series import Histogram
+from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.series import Histogram
 
 BOUNDS = (0.01, 0.1, 1.0)
 

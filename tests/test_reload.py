@@ -13,8 +13,8 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.log import Log
 from proxy.reload import Reload
+from proxy.telemetry.log import Log
 from tests.running import lines, until
 
 ONE, TWO, THREE = "http://a", "http://b", "http://c"

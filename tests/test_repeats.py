@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.repeats import MAX_KINDS, OFTEN, LeftOut, Repeats
+from proxy.telemetry.repeats import MAX_KINDS, OFTEN, LeftOut, Repeats
 
 
 def test_so_many_lines_a_second_are_written_and_the_next_one_tells_of_the_rest() -> None:

@@ -16,10 +16,10 @@ from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
-from proxy.metrics import Metrics
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
 from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
+from proxy.telemetry.metrics import Metrics
 from proxy.turns import Ticket
 from proxy.upstream import Pool
 from tests.clock import virtual

@@ -12,7 +12,17 @@ from aioprometheus.renderer import render
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.series import MAX_LABEL, OTHER, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, clean
+from proxy.telemetry.series import (
+    MAX_LABEL,
+    OTHER,
+    Counts,
+    Histogram,
+    Histograms,
+    Label,
+    ReadCounter,
+    ReadGauge,
+    clean,
+)
 
 BOUNDS = (0.1, 1.0, 10.0)
 NUMBERS = st.lists(st.floats(0, 100) | st.sampled_from(BOUNDS))

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from loadgen.streams import Stream as LoadgenStream
-from proxy.streams import GONE, Stream, run
+from proxy.telemetry.streams import GONE, Stream, run
 from tests.test_terminal import fill
 
 PATIENCE = 60.0

@@ -14,9 +14,9 @@ from proxy.errors import GatewayError
 from proxy.feeder import Limits, Watch
 from proxy.flight import Flight
 from proxy.journey import Journey, Road
-from proxy.metrics import Metrics
 from proxy.plan import Mode, Plan
 from proxy.retry import Budget, RetryRules
+from proxy.telemetry.metrics import Metrics
 from proxy.upstream import Pool
 
 SSE = [("content-type", "text/event-stream")]

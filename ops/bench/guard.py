@@ -24,7 +24,7 @@ from ops.bench.wire import Spec
 from ops.bench.workloads import unique
 from proxy.app import running
 from proxy.config.settings import Settings
-from proxy.log import Log
+from proxy.telemetry.log import Log
 
 HARNESS: Final = ("ops/bench", "cProfile", "/asyncio/", "dataclasses.py")
 

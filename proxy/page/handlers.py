@@ -13,17 +13,17 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from proxy import respond
-from proxy.audit import Audit
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.gateway import Gateway
-from proxy.log import Log
 from proxy.page.readers import Board, Read
 from proxy.page.shell import shell
 from proxy.page.state import Sources, View, Visible
 from proxy.page.stream import EventStream
 from proxy.page.wanted import wanted
+from proxy.telemetry.audit import Audit
+from proxy.telemetry.log import Log
 
 MAX_WATCHERS: Final = 32
 MAX_SENT: Final = 64 * 1024 * 1024

@@ -11,8 +11,8 @@ from math import inf
 from typing import Any, Final
 
 from proxy.flight import Flight
-from proxy.metrics import VERDICTS, Metrics
-from proxy.series import Sample
+from proxy.telemetry.metrics import VERDICTS, Metrics
+from proxy.telemetry.series import Sample
 from proxy.wire.openai import PATHS
 
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95}

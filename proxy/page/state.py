@@ -18,8 +18,8 @@ from proxy.config.redact import mask_url
 from proxy.config.settings import VERSION, Settings
 from proxy.flight import Flight
 from proxy.group import FlightGroup
-from proxy.metrics import Metrics
 from proxy.page.reading import Reading, between, read, window
+from proxy.telemetry.metrics import Metrics
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
 RATES: Final = 2.0  # seconds that the rates are of: tokens are counted as they come, and a second is uneven

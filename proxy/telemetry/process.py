@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from proxy.series import ReadCounter, ReadGauge
+from proxy.telemetry.series import ReadCounter, ReadGauge
 
 
 def process_gauges(gauge: Callable[[str, str], ReadGauge], counter: Callable[[str, str], ReadCounter]) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 
 SAME_SECONDS: Final = 60.0  # in which one reason of a failed reload is told once
 Refusal = Literal["missing", "unknown", "expired", "not_operator"]

@@ -17,8 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from proxy.config.redact import Known, mask_url
-from proxy.fair_lines import FairLines
-from proxy.repeats import Repeats
+from proxy.telemetry.fair_lines import FairLines
+from proxy.telemetry.repeats import Repeats
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from proxy.errors import frames_of, words_of
-from proxy.log import Log
-from proxy.terminal import say
+from proxy.telemetry.log import Log
+from proxy.telemetry.terminal import say
 
 MAX_WAITING: Final = 256  # faults that wait to be logged; more are counted
 MAX_TEXT: Final = 500  # characters of one field

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Final
 
 from proxy.errors import SettingsError
-from proxy.log import Log
-from proxy.metrics import Metrics
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import Metrics
 
 WARN_DAYS: Final = 14
 DAY: Final = 86_400.0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO, cast
 
-from proxy.terminal import hold_standard_files, visible
+from proxy.telemetry.terminal import hold_standard_files, visible
 
 SECONDS: Final = 2.0  # for one text to be taken
 PIECE: Final = 4096  # bytes that a pipe takes at once where it takes any (PIPE_BUF)

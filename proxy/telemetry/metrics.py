@@ -15,8 +15,8 @@ from aioprometheus.renderer import render
 from proxy.config.settings import VERSION
 from proxy.config.vocabulary import RETRY_CAUSES, STALE
 from proxy.errors import Code
-from proxy.process_gauges import process_gauges
-from proxy.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
+from proxy.telemetry.process import process_gauges
+from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}

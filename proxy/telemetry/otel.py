@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from proxy.config.settings import VERSION
 from proxy.errors import SettingsError
-from proxy.log import Log
+from proxy.telemetry.log import Log
 
 FLUSH_SECONDS: Final = 3.0
 """For what is not sent yet, at the end. A collector that hangs costs no more than that."""
