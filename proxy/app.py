@@ -15,7 +15,6 @@ from proxy import revocation
 from proxy.admission import Admission, admission_for
 from proxy.backends import Backends
 from proxy.batcher import Batcher
-from proxy.cache import Cache
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.client_times import Times
@@ -49,6 +48,7 @@ from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
 from proxy.pulse import Pulse
+from proxy.redis.cache import Cache
 from proxy.reload import Reload
 from proxy.reloads import OnRedis, Reloads, paths_of
 from proxy.retry import Budget, RetryRules

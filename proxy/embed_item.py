@@ -12,7 +12,6 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from proxy.arrays import halves
-from proxy.cache import Stored
 from proxy.errors import Code, GatewayError
 from proxy.estimate import reached
 from proxy.flight import Flight, Subscriber
@@ -20,6 +19,7 @@ from proxy.key import PADDING
 from proxy.memory import Held, Memory
 from proxy.phase import Phase
 from proxy.plan import Head, Items, Plan, headers_in_common
+from proxy.redis.cache import Stored
 from proxy.tickets import callers_of
 from proxy.wire.embeddings import (
     LARGE,

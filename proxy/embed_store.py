@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Final
 
-from proxy import cache as store
-from proxy.cache import Cache, Stored
 from proxy.embed_item import Item, Origin, Result
 from proxy.lookups import Lookups
+from proxy.redis import cache as store
+from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Unsplittable
 
 _UNKNOWN: Final = Origin(None, math.inf, None)

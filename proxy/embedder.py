@@ -11,7 +11,6 @@ from itertools import count
 from typing import Final
 
 from proxy.arrays import halves
-from proxy.cache import Cache
 from proxy.embed_delivery import Delivery
 from proxy.embed_faults import EmbedFaults
 from proxy.embed_item import (
@@ -39,6 +38,7 @@ from proxy.memory import Memory
 from proxy.phase import Phase
 from proxy.plan import Head, headers_in_common
 from proxy.queue_metrics import REASONS
+from proxy.redis.cache import Cache
 from proxy.telemetry.containment import internal
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.embeddings import Inputs, Unsplittable, inputs_of

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
 from proxy.backends import Backend, Backends
-from proxy.cache import Cache
 from proxy.config.settings import Settings
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
@@ -16,6 +15,7 @@ from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.key import Keyer
 from proxy.memory import Memory
+from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 
 

@@ -12,13 +12,13 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from proxy import respond
-from proxy.cache import Cache
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gateway import Gateway
 from proxy.group import FlightGroup
 from proxy.key import model_tag
-from proxy.resp import WireError
+from proxy.redis.cache import Cache
+from proxy.redis.resp import WireError
 from proxy.telemetry.audit import Audit
 
 PATH: Final = "/-/cache"

@@ -8,11 +8,11 @@ import asyncio
 import time
 
 from proxy.batcher import Batcher
-from proxy.cache import Cache
 from proxy.config.vocabulary import PRIORITIES
 from proxy.door import Door
 from proxy.flight import Flight
 from proxy.group import FlightGroup
+from proxy.redis.cache import Cache
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 

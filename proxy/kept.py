@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from proxy import cache as store
-from proxy.cache import Stored
 from proxy.flight import FREE, Flight
 from proxy.memory import refused
 from proxy.plan import Head, Mode
+from proxy.redis import cache as store
+from proxy.redis.cache import Stored
 from proxy.wire.fold.folding import Unfoldable, fold, forces_tool, many_frames, may_fold
 from proxy.wire.fold.shape import LLAMA, VLLM
 from proxy.wire.frames import Usage

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.cache import TAG_BYTES
 from proxy.errors import Code, GatewayError
+from proxy.redis.cache import TAG_BYTES
 from proxy.wire.openai import Ask, stream_extras
 
 SCHEMA: Final = "5"

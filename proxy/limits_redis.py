@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy.cache import AWAY, Breaker
 from proxy.limits import Ceilings, Claim, Decision, Kind, Levels, Whose
-from proxy.redis_link import Address, Link, address
-from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
+from proxy.redis.cache import AWAY, Breaker
+from proxy.redis.client import Address, Link, address
+from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
 
 LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a

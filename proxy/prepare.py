@@ -20,7 +20,7 @@ from proxy.deny import read_deny_list
 from proxy.door import source_of
 from proxy.errors import SettingsError
 from proxy.identity import Identity
-from proxy.redis_link import files_of
+from proxy.redis.client import files_of
 from proxy.rules import AccessRules
 from proxy.telemetry.certificates import expiry_of
 from proxy.telemetry.otel import packages

@@ -18,7 +18,7 @@ from proxy.fleet import Fleet
 from proxy.gate import Gate
 from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
-from proxy.redis_link import Address, address, files_of
+from proxy.redis.client import Address, address, files_of
 from proxy.reload import Reload
 from proxy.telemetry.certificates import Certificates, expiry_of
 

@@ -14,7 +14,6 @@ from proxy import kept
 from proxy.alarms import Alarms
 from proxy.backends import Backend, Backends, Lease
 from proxy.batcher import Batcher
-from proxy.cache import Cache, Stored
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
@@ -25,6 +24,7 @@ from proxy.merger import NOT_DONE, Merger
 from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.queue_metrics import QueueMetrics
+from proxy.redis.cache import Cache, Stored
 from proxy.retry import Budget, RetryRules
 from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.metrics import Metrics

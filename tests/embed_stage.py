@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-from proxy.cache import Cache
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError
@@ -19,6 +18,7 @@ from proxy.key import Keyer
 from proxy.memory import Memory
 from proxy.phase import Phase
 from proxy.plan import Head, Mode, Plan
+from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
 

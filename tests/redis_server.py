@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxy.cache import Cache, Stored
 from proxy.embedded.redis import server_binary
 from proxy.embedded.supervise import Child
+from proxy.redis.cache import Cache, Stored
 
 
 @asynccontextmanager

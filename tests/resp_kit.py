@@ -1,13 +1,13 @@
 """Owns a connection to Redis without a socket: what it writes is kept, what it reads a test hands it.
 Must not know what a test checks.
-Called by the tests of `proxy/resp.py`, in virtual time."""
+Called by the tests of `proxy/redis/resp.py`, in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from proxy.resp import Bounds, Login, Wire
+from proxy.redis.resp import Bounds, Login, Wire
 
 HELLO_REPLY = b"%1\r\n$5\r\nproto\r\n:3\r\n"
 BOUNDS = Bounds(connect=5.0, pending=1000, reply=1000)

@@ -12,8 +12,8 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.app import App
-from proxy.cache import Breaker, Cache, Op, Stored
 from proxy.embedded.redis import EmbeddedRedis
+from proxy.redis.cache import Breaker, Cache, Op, Stored
 from tests.client import post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

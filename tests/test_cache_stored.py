@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from proxy import kept
-from proxy.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
 from proxy.flight import Flight
 from proxy.kept import land
 from proxy.plan import Mode, Plan
+from proxy.redis.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
 from tests.redis_server import look_up, redis_server

@@ -12,10 +12,10 @@ from typing import Any, Final, cast
 
 import pytest
 
-from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.flight import Subscriber
 from proxy.memory import Memory
+from proxy.redis.cache import Cache, Stored
 from tests.embed_stage import POISON, Stage, vector, vectors
 
 FILES: Final = (

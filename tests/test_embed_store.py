@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import msgspec
 
-from proxy.cache import Cache, Stored
 from proxy.embed_item import Item, Kind, Origin, Result
 from proxy.embed_store import ItemStore
+from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Vector, envelope_of, take_apart
 
 BODY = b'{"object":"list","data":[{"index":0,"embedding":[1]}],"usage":{"prompt_tokens":3,"total_tokens":3}}'

@@ -10,8 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.app import App
-from proxy.cache import KEY_BYTES, Cache
 from proxy.key import model_tag
+from proxy.redis.cache import KEY_BYTES, Cache
 from tests.client import Answer, call, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

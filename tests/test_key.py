@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.cache import KEY_BYTES, TAG_BYTES
 from proxy.errors import Code, GatewayError
 from proxy.key import SCHEMA, UNKEYED, Keyer, hash_for
+from proxy.redis.cache import KEY_BYTES, TAG_BYTES
 from proxy.wire.openai import Endpoint, decode
 
 CHAT: dict[str, Any] = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from proxy.embedded.redis import EmbeddedRedis, server_binary
 from proxy.limits import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, LocalLimits
 from proxy.limits_redis import BATCH, SharedLimits
-from proxy.redis_link import Link, address
+from proxy.redis.client import Link, address
 from tests.redis_server import redis_server
 from tests.running import until
 

@@ -13,9 +13,9 @@ from aioprometheus.collectors import REGISTRY, Registry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import cache
 from proxy.embed_metrics import EmbedMetrics
 from proxy.queue_metrics import QueueMetrics
+from proxy.redis import cache
 from proxy.telemetry import metrics
 from proxy.telemetry.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics
 from proxy.wire.openai import PATHS

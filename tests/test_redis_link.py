@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import SettingsError
-from proxy.redis_link import Address, Link, address
-from proxy.resp import Login, Lost, Refused
+from proxy.redis.client import Address, Link, address
+from proxy.redis.resp import Login, Lost, Refused
 from tests.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
 
 SECONDS = 10.0  # a loaded machine is slow

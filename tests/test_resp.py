@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.resp import GRACE, Lost, Overfull, Refused, Unhandled, WireError, pack
+from proxy.redis.resp import GRACE, Lost, Overfull, Refused, Unhandled, WireError, pack
 from tests.clock import run_virtual, virtual
 from tests.resp_kit import Opened
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.resp import Login, Lost, pack
+from proxy.redis.resp import Login, Lost, pack
 from tests.clock import virtual
 from tests.resp_kit import HELLO_REPLY, Opened
 

@@ -11,13 +11,13 @@ import pytest
 
 from proxy.backends import Backend, Backends
 from proxy.batcher import MIN_PLACES, Batcher
-from proxy.cache import Cache, Stored
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits
 from proxy.flight import Flight, Subscriber
 from proxy.group import FlightGroup
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
+from proxy.redis.cache import Cache, Stored
 from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.telemetry.metrics import Metrics
 from proxy.turns import Ticket

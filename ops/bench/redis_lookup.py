@@ -25,9 +25,9 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from proxy.cache import Cache, Stored
 from proxy.embedded.redis import EmbeddedRedis
-from proxy.redis_link import Link, address
+from proxy.redis.cache import Cache, Stored
+from proxy.redis.client import Link, address
 from proxy.wire.sse import chunk
 
 BATCHES = (1, 8, 64)

@@ -13,12 +13,12 @@ from typing import Any, Final
 from proxy.backends import Backend, Backends
 from proxy.batcher import Batcher
 from proxy.breaker import State
-from proxy.cache import Cache
 from proxy.config.redact import mask_url
 from proxy.config.settings import VERSION, Settings
 from proxy.flight import Flight
 from proxy.group import FlightGroup
 from proxy.page.reading import Reading, between, read, window
+from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of

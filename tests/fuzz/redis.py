@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.cache import Reader, Stored, stream_views
 from proxy.flight import Flight
 from proxy.kept import land
 from proxy.plan import Mode, Plan
-from proxy.resp import Bounds, Login, Refused, Wire, WireError
+from proxy.redis.cache import Reader, Stored, stream_views
+from proxy.redis.resp import Bounds, Login, Refused, Wire, WireError
 from proxy.wire.frames import PlainView
 from proxy.wire.openai import decode
 from proxy.wire.sse import Framer, chunk, data_of, is_done, unchunks

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.redis_link import Address, Link, address
-from proxy.resp import Lost, Overfull, Refused, Unhandled, WireError
+from proxy.redis.client import Address, Link, address
+from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError
 from proxy.telemetry.containment import raised
 from proxy.wire.fold.shape import Shape
 from proxy.wire.frames import MAX_TOKENS

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from proxy.errors import SettingsError
-from proxy.resp import Bounds, Done, Login, Lost, Wire, WireError, Word
+from proxy.redis.resp import Bounds, Done, Login, Lost, Wire, WireError, Word
 
 MAX_PENDING: Final = 16 << 20
 MAX_REPLY: Final = 256 << 20
