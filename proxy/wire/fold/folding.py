@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from proxy.wire.fold.folding import learned, llama, vllm
+from proxy.wire.fold import learned, llama, vllm
 from proxy.wire.fold.known import Folded, Odd, Unfoldable
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.frames import is_error
