@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from proxy import revocation
 from proxy.admission import Admission, admission_for
-from proxy.backends import Backends
 from proxy.batcher import Batcher
 from proxy.children import children
 from proxy.client_address import Trusted
@@ -23,13 +22,11 @@ from proxy.config.redact import secrets_in
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import PRIORITIES
 from proxy.descriptors import in_use, limit, places
-from proxy.dial import tls_context
 from proxy.door import Door
 from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.errors import place_of, words_of
 from proxy.feeder import Limits
-from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flush import Flush
 from proxy.gate import gate_for, scope_of
@@ -43,16 +40,12 @@ from proxy.large import LargeRequests
 from proxy.listeners import hosts_of, listen, listen_for_operators
 from proxy.memory import Memory
 from proxy.memory_watch import memory_for
-from proxy.pacer import MOST
 from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
-from proxy.pulse import Pulse
 from proxy.redis.cache import Cache
 from proxy.reload import Reload
 from proxy.reloads import OnRedis, Reloads, paths_of
-from proxy.retry import Budget, RetryRules
-from proxy.routing import affinity
 from proxy.scheduler import Scheduler
 from proxy.shapes import Shapes
 from proxy.telemetry import certificates
@@ -64,6 +57,13 @@ from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.otel import FLUSH_SECONDS, Otel
 from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
+from proxy.upstream.backends import Backends
+from proxy.upstream.concurrency import MOST
+from proxy.upstream.fleet import Fleet
+from proxy.upstream.http.dial import tls_context
+from proxy.upstream.pulse import Pulse
+from proxy.upstream.retry import Budget, RetryRules
+from proxy.upstream.routing import affinity
 from proxy.urgency import Urgency
 from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch

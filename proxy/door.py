@@ -19,10 +19,10 @@ from proxy.client_times import Over, Times, Watched
 from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.errors import Code, GatewayError
 from proxy.opening import V2, read_opening
-from proxy.read_budget import ReadBudget
 from proxy.request import Request, head_bytes
 from proxy.telemetry.containment import raised, unawaited
 from proxy.unreadable import HeadTooLarge, closing, error_for
+from proxy.upstream.http.read_budget import ReadBudget
 from proxy.wire.http.chunk_ends import ChunkEnds
 from proxy.wire.http.head import read_head
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
-from proxy.backends import Backend, Backends
 from proxy.config.settings import Settings
 from proxy.embed_metrics import EmbedMetrics
 from proxy.embedder import Embedder
@@ -17,6 +16,7 @@ from proxy.key import Keyer
 from proxy.memory import Memory
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.backends import Backend, Backends
 
 
 def embedder_for(

@@ -14,9 +14,9 @@ from proxy.errors import Code, GatewayError
 from proxy.flight import FREE, Flight
 from proxy.phase import Phase
 from proxy.plan import RATE_LIMITS, Head, Mode
-from proxy.relocation import PLACES, engine_at, told
 from proxy.telemetry.containment import Fault, raised
-from proxy.upstream import HOP_BY_HOP
+from proxy.upstream.http.pool import HOP_BY_HOP
+from proxy.upstream.http.relocation import PLACES, engine_at, told
 from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_comment, is_done
 from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body

@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 
 from proxy import respond
-from proxy.backends import Backends
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import NORMAL
@@ -43,6 +42,7 @@ from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.tracing import Tracing
+from proxy.upstream.backends import Backends
 from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold.folding import Unfoldable, foldable
 from proxy.wire.media import refers

@@ -13,8 +13,8 @@ from proxy.errors import Code, GatewayError
 from proxy.estimate import estimate, passing
 from proxy.key import Keyer
 from proxy.policy import Share, sharing
-from proxy.routing import affinity
 from proxy.sizes import Sizes
+from proxy.upstream.routing import affinity
 from proxy.wire.document import read
 from proxy.wire.fold.folding import Folded, foldable
 from proxy.wire.fold.shape import Shape

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from proxy.backends import Backend, Backends, Lease
 from proxy.config.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
-from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, OnHead, Watch
 from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Mode
-from proxy.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
 from proxy.telemetry.containment import Fault, contained, internal
 from proxy.telemetry.metrics import BAD_STATUS, Metrics
+from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
 from proxy.wire.openai import with_usage
 
 _FAULTS: Final = frozenset(

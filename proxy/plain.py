@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from proxy import respond
-from proxy.backends import Backends
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.gate import Gate
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.backends import Backends
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the paths here take together, for `OPTIONS *` and methods that none of them takes."""

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.errors import Code, GatewayError
-from proxy.upstream import HOP_BY_HOP
+from proxy.upstream.http.pool import HOP_BY_HOP
 from proxy.wire.raw_body import COUNTS
 
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))

@@ -13,14 +13,14 @@ from proxy.client_tls import server_context
 from proxy.config.file_watch import Take, Watched
 from proxy.config.settings import Settings
 from proxy.deny import read_deny_list
-from proxy.dial import tls_context
-from proxy.fleet import Fleet
 from proxy.gate import Gate
 from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
 from proxy.redis.client import Address, address, files_of
 from proxy.reload import Reload
 from proxy.telemetry.certificates import Certificates, expiry_of
+from proxy.upstream.fleet import Fleet
+from proxy.upstream.http.dial import tls_context
 
 
 class OnRedis(Protocol):

@@ -12,7 +12,6 @@ from typing import Final
 
 from proxy import kept
 from proxy.alarms import Alarms
-from proxy.backends import Backend, Backends, Lease
 from proxy.batcher import Batcher
 from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
@@ -25,9 +24,10 @@ from proxy.phase import Phase
 from proxy.plan import Mode
 from proxy.queue_metrics import QueueMetrics
 from proxy.redis.cache import Cache, Stored
-from proxy.retry import Budget, RetryRules
 from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.retry import Budget, RetryRules
 from proxy.watchdog import Stray, stray_places
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost

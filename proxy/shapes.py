@@ -13,13 +13,13 @@ from typing import Final
 
 import msgspec
 
-from proxy.backends import Backend, Backends
 from proxy.errors import GatewayError
 from proxy.flight import Flight
 from proxy.plan import new_id
-from proxy.pulse import Pulse
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.pulse import Pulse
 from proxy.wire.fold.folding import Unfoldable, forces_tool, look, shape_seen, shape_told
 from proxy.wire.fold.known import Folded, Odd
 from proxy.wire.fold.learned import Unproven

@@ -10,16 +10,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
-from proxy.backends import Backend, Backends
 from proxy.config.file_watch import FileWatch
 from proxy.config.settings import Settings
-from proxy.fleet import Fleet
-from proxy.load_watch import LoadWatch
-from proxy.pace_watch import PaceWatch
 from proxy.reload import Reload
 from proxy.shapes import Shapes
 from proxy.telemetry.containment import Fault
 from proxy.telemetry.log import Log
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.fleet import Fleet
+from proxy.upstream.limit_ticker import PaceWatch
+from proxy.upstream.load_poller import LoadWatch
 from proxy.watchdog import Watchdog
 
 FIRST_LOOK_SECONDS = 2.0

@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
 from proxy.relay import forwardable
-from proxy.upstream import Pool
+from proxy.upstream.http.pool import Pool
 from proxy.wire.http.head import read_head
 from proxy.wire.http.target import Target
 

@@ -12,10 +12,10 @@ import aiohttp
 from aiohttp import http_exceptions
 from yarl import URL
 
-from proxy.connection import Receiver
-from proxy.dial import unreachable
 from proxy.errors import Code, GatewayError
-from proxy.upstream import IDLE_SECONDS, Pool
+from proxy.upstream.http.connection import Receiver
+from proxy.upstream.http.dial import unreachable
+from proxy.upstream.http.pool import IDLE_SECONDS, Pool
 
 
 class Upstream(Protocol):

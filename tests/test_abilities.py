@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from proxy.abilities import Abilities
+from proxy.upstream.abilities import Abilities
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.openai import Ask, decode
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.answer import MAX_HEAD, MAX_OVERHEAD, Answer
 from proxy.errors import Code
-from proxy.framing import Refused
+from proxy.upstream.http.framing import Refused
+from proxy.upstream.http.response import MAX_HEAD, MAX_OVERHEAD, Answer
 from tests.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
 from tests.taker import Taker
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import Backend, Backends, Lease
-from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.http.dial import Refused
+from proxy.upstream.http.pool import Pool
 from tests.clock import virtual
 from tests.engine import Engine
 

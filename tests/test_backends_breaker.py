@@ -6,11 +6,11 @@ from typing import cast
 
 import pytest
 
-from proxy.backends import Backend, Backends, Lease
-from proxy.breaker import Breaker, BreakerRules, State
 from proxy.errors import Code, GatewayError
-from proxy.routing import PowerOfTwo
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.breaker import Breaker, BreakerRules, State
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.routing import PowerOfTwo
 from tests.trip import MemoryEngine
 
 RULES = BreakerRules(failures=2, span=4.0, rate=0.0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxy.breaker import State
 from proxy.config.settings import Settings
+from proxy.upstream.breaker import State
 from tests.client import post_json
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

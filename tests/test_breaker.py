@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.breaker import CALLERS, Breaker, BreakerRules, Failures, State
+from proxy.upstream.breaker import CALLERS, Breaker, BreakerRules, Failures, State
 
 RULES = BreakerRules(failures=3, rate=0.5, least=10, window=10.0, span=1.0, longest=8.0, probes=1)
 

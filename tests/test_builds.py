@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.backends import Backend, Backends
-from proxy.builds import MAX_STARTS, VERSION_SECONDS, Build, digests_of, in_common, version_in, version_of
 from proxy.errors import Code, GatewayError
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.builds import MAX_STARTS, VERSION_SECONDS, Build, digests_of, in_common, version_in, version_of
+from proxy.upstream.http.pool import Pool
 from tests.clock import virtual
 
 MODEL = {"id": "m", "owned_by": "vllm", "root": "org/m", "parent": None, "max_model_len": 4096}

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.backends import Backend, Backends, Lease
-from proxy.breaker import Breaker, BreakerRules, State
-from proxy.checkup import EVERY, Checkup
 from proxy.errors import Code, GatewayError
-from proxy.pulse import Pulse
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.breaker import Breaker, BreakerRules, State
+from proxy.upstream.checkup import EVERY, Checkup
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.pulse import Pulse
 from tests.clock import virtual
 
 Answer = int | bytes | Exception | None  # None: never

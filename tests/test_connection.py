@@ -9,10 +9,10 @@ import socket
 
 import pytest
 
-from proxy.answer import MAX_HEAD
-from proxy.connection import Connection
 from proxy.errors import Code
-from proxy.upstream import Pool
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.http.response import MAX_HEAD
 from tests.engine import Engine
 from tests.engine_turn import PATIENCE
 from tests.raw_server import RawServer

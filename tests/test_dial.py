@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from proxy.dial import KEEPALIVE_IDLE, OURS, Address, Refused, address_of, dial, tls_context
 from proxy.errors import Code, GatewayError, SettingsError
-from proxy.upstream import Pool
+from proxy.upstream.http.dial import KEEPALIVE_IDLE, OURS, Address, Refused, address_of, dial, tls_context
+from proxy.upstream.http.pool import Pool
 from tests.certificates import Authority, Issued, encrypt, server_context
 from tests.client import post_json
 from tests.engine import full_backlog
@@ -274,7 +274,7 @@ async def test_what_this_machine_lacks_is_our_own_error(monkeypatch: pytest.Monk
     async def short(*args: object, **more: object) -> socket.socket:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("proxy.dial.start_connection", short)
+    monkeypatch.setattr("proxy.upstream.http.dial.start_connection", short)
     with pytest.raises(GatewayError) as caught:
         await dialled("http://127.0.0.1:9")
     assert (caught.value.code, caught.value.retry_after) == (Code.LOCAL_RESOURCES, 1)
@@ -288,7 +288,7 @@ async def test_a_unix_socket_s_full_listener_is_the_engine_s(
     async def short(*args: object, **more: object) -> object:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("proxy.dial._unix", short)
+    monkeypatch.setattr("proxy.upstream.http.dial._unix", short)
     with pytest.raises(GatewayError) as caught:
         await dialled("unix:///no/such")
     assert (caught.value.code is Code.LOCAL_RESOURCES) is ours

@@ -8,11 +8,11 @@ import weakref
 from pathlib import Path
 
 from proxy.app import App
-from proxy.backends import Backends
 from proxy.config.settings import Settings
-from proxy.fleet import Fleet
 from proxy.telemetry.log import Log
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backends
+from proxy.upstream.fleet import Fleet
+from proxy.upstream.http.pool import Pool
 from tests.client import get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

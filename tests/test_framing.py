@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.framing import MAX_HEADERS, Framing, Kind, Refused, framing_of
+from proxy.upstream.http.framing import MAX_HEADERS, Framing, Kind, Refused, framing_of
 
 LENGTH, CHUNKED = ("content-length", "5"), ("transfer-encoding", "chunked")
 CLOSE, ALIVE = ("connection", "close"), ("connection", "keep-alive")

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.backends import Backend
 from proxy.errors import Code, GatewayError
 from proxy.journey import GONE_SECONDS
 from proxy.plan import Mode, Plan
-from proxy.retry import Budget, RetryRules
+from proxy.upstream.backends import Backend
+from proxy.upstream.retry import Budget, RetryRules
 from tests.client import post_json, streaming
 from tests.clock import virtual
 from tests.engine import Engine

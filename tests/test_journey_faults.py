@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from proxy.breaker import State
 from proxy.errors import Code, GatewayError
-from proxy.pacer import Pacer
 from proxy.plan import Mode, Plan
-from proxy.retry import RetryRules
+from proxy.upstream.breaker import State
+from proxy.upstream.concurrency import Pacer
+from proxy.upstream.retry import RetryRules
 from tests.clock import virtual
 from tests.test_journey import FRAME
 from tests.trip import SSE, Trip

@@ -10,7 +10,7 @@ from proxy.config.vocabulary import RETRY_CAUSES
 from proxy.errors import Code
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
-from proxy.retry import Budget, RetryRules
+from proxy.upstream.retry import Budget, RetryRules
 from tests.clock import virtual
 from tests.test_journey import CUT, FRAME, UNREACHABLE, answer
 from tests.trip import Trip

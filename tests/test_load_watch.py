@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.backends import Backend
 from proxy.errors import Code, GatewayError
-from proxy.load import Report
-from proxy.load_watch import SILENT, TIMEOUT, LoadWatch
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.load import Report
+from proxy.upstream.load_poller import SILENT, TIMEOUT, LoadWatch
 from tests.clock import virtual
 from tests.test_load import PAGE
 

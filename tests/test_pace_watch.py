@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-from proxy.backends import Backend, Backends
-from proxy.load import Report
-from proxy.pace_watch import PaceWatch
-from proxy.pacer import Pacer
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.concurrency import Pacer
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.limit_ticker import PaceWatch
+from proxy.upstream.load import Report
 from tests.trip import MemoryEngine
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.load import Report
-from proxy.pacer import MOST, QUEUE_SHARE, Pacer
+from proxy.upstream.concurrency import MOST, QUEUE_SHARE, Pacer
+from proxy.upstream.load import Report
 
 
 @dataclass

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.pulse import AGAIN, EVERY, KEPT, Pulse
+from proxy.upstream.pulse import AGAIN, EVERY, KEPT, Pulse
 from tests.clock import virtual
 
 

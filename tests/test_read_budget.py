@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from proxy.connection import Connection
-from proxy.read_budget import SMALL, ReadBudget
-from proxy.upstream import Pool
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.http.read_budget import SMALL, ReadBudget
 from tests.engine import Engine
 from tests.running import until
 from tests.taker import Taker

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from proxy.relocation import PLACES, engine_at, told
+from proxy.upstream.http.relocation import PLACES, engine_at, told
 from tests.client import call
 from tests.engine import Engine
 from tests.running import gateway

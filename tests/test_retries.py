@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxy.breaker import State
+from proxy.upstream.breaker import State
 from tests.client import get, post_json, streaming
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

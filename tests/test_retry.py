@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.vocabulary import RETRY_CAUSES
-from proxy.retry import Budget, RetryRules, repeatable, retry_after
+from proxy.upstream.retry import Budget, RetryRules, repeatable, retry_after
 
 RULES = RetryRules(retries=3, backoff=0.1, longest=2.0)
 NOON = 1_800_000_000.0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from proxy.config.settings import Settings, options
 from proxy.config.vocabulary import ROUTING_POLICIES
-from proxy.routing import (
+from proxy.upstream.routing import (
     BOUND,
     LeastOutstanding,
     PowerOfTwo,

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.backends import Backend, Backends
 from proxy.batcher import MIN_PLACES, Batcher
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Limits
@@ -21,7 +20,8 @@ from proxy.redis.cache import Cache, Stored
 from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.telemetry.metrics import Metrics
 from proxy.turns import Ticket
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.http.pool import Pool
 from tests.clock import virtual
 from tests.trip import MemoryEngine, Wire
 

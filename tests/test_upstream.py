@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from proxy.backends import Backend, Backends
-from proxy.connection import Connection
 from proxy.errors import Code, GatewayError
-from proxy.upstream import IDLE_SECONDS, MAX_IDLE, MAX_POLL, Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.pool import IDLE_SECONDS, MAX_IDLE, MAX_POLL, Pool
 from tests.clock import virtual
 from tests.engine import Engine, full_backlog
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 import pytest
 
 from proxy.app import _watchdog
-from proxy.backends import Lease
 from proxy.config.settings import Settings
 from proxy.errors import Code
 from proxy.flight import Flight
 from proxy.plan import Mode, Plan
+from proxy.upstream.backends import Lease
 from proxy.watchdog import Kind, Stray, Watchdog
 from tests.test_scheduler import House
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.app import App
-from proxy.breaker import State
 from proxy.errors import Code, GatewayError
 from proxy.feeder import Feeder, Limits, Watch
 from proxy.flight import Flight
 from proxy.phase import Phase
 from proxy.plan import Mode, Plan
+from proxy.upstream.breaker import State
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.client import Answer, post_json, streaming

@@ -8,16 +8,16 @@ import asyncio
 from collections.abc import Iterable
 from typing import cast
 
-from proxy.backends import Backend, Backends
-from proxy.connection import Receiver
 from proxy.errors import GatewayError
 from proxy.feeder import Limits, Watch
 from proxy.flight import Flight
 from proxy.journey import Journey, Road
 from proxy.plan import Mode, Plan
-from proxy.retry import Budget, RetryRules
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream import Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.http.connection import Receiver
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.retry import Budget, RetryRules
 
 SSE = [("content-type", "text/event-stream")]
 

@@ -23,9 +23,9 @@ import httptools
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import HttpResponseParser
 
-from proxy.answer import Answer
-from proxy.connection import Connection
-from proxy.upstream import Pool
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.http.response import Answer
 
 HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 22:33:55 GMT\r\nserver: uvicorn\r\n"

@@ -10,9 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proxy.backends import Backend, Backends
 from proxy.batcher import Batcher
-from proxy.breaker import State
 from proxy.config.redact import mask_url
 from proxy.config.settings import VERSION, Settings
 from proxy.flight import Flight
@@ -20,6 +18,8 @@ from proxy.group import FlightGroup
 from proxy.page.reading import Reading, between, read, window
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.breaker import State
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
 RATES: Final = 2.0  # seconds that the rates are of: tokens are counted as they come, and a second is uneven

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import h11
 
-from proxy.answer import Answer
-from proxy.framing import Kind, Refused
+from proxy.upstream.http.framing import Kind, Refused
+from proxy.upstream.http.response import Answer
 from proxy.wire.embeddings import (
     Unsplittable,
     Vector,

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from proxy.breaker import State
+from proxy.upstream.breaker import State
 from tests.client import post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import httptools
 
-from proxy.framing import Framing, Kind, Refused, framing_of
+from proxy.upstream.http.framing import Framing, Kind, Refused, framing_of
 
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, interim answers' included
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in one run without any body

@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from proxy.backends import Backend, Backends
 from proxy.errors import Code, GatewayError
-from proxy.pulse import Pulse
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.pulse import Pulse
 from proxy.wire.whole import whole_body
 
 HEALTH_SECONDS: Final = 2.0

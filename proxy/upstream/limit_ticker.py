@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from proxy.backends import Backend
+from proxy.upstream.backends import Backend
 
 TICK: Final = 1.0
 """Seconds. Longer than most first tokens take, so that a tick shows what the last one did."""

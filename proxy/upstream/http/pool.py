@@ -9,11 +9,11 @@ import ssl
 from collections.abc import Iterable
 from typing import Final
 
-from proxy.connection import Connection
-from proxy.dial import address_of, dial, tls_context
 from proxy.errors import Code, GatewayError
-from proxy.pulse import Pulse
-from proxy.read_budget import ReadBudget
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.dial import address_of, dial, tls_context
+from proxy.upstream.http.read_budget import ReadBudget
+from proxy.upstream.pulse import Pulse
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
 MAX_IDLE: Final = 256  # connections kept for reuse, unless more may be in use

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
-from proxy.dial import address_of
+from proxy.upstream.http.dial import address_of
 
 DROPPED: Final = frozenset(
     {"alt-svc", "alt-used", "via", "x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-reproxy-url"}

@@ -8,12 +8,12 @@ import asyncio
 import select
 from typing import Final, Protocol
 
-from proxy.answer import Answer
-from proxy.dial import OURS, short_of, unreachable
 from proxy.errors import Code, GatewayError
-from proxy.framing import Refused
-from proxy.read_budget import SMALL, ReadBudget
 from proxy.telemetry.containment import internal, raised
+from proxy.upstream.http.dial import OURS, short_of, unreachable
+from proxy.upstream.http.framing import Refused
+from proxy.upstream.http.read_budget import SMALL, ReadBudget
+from proxy.upstream.http.response import Answer
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
 

@@ -10,17 +10,17 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from proxy.backends import Backend, Backends
-from proxy.breaker import Breaker, BreakerRules
-from proxy.checkup import Checkup
 from proxy.config.settings import Settings
-from proxy.pacer import Pacer
-from proxy.pulse import Pulse
-from proxy.read_budget import ReadBudget
-from proxy.routing import router
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
-from proxy.upstream import MAX_IDLE, Pool
+from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.breaker import Breaker, BreakerRules
+from proxy.upstream.checkup import Checkup
+from proxy.upstream.concurrency import Pacer
+from proxy.upstream.http.pool import MAX_IDLE, Pool
+from proxy.upstream.http.read_budget import ReadBudget
+from proxy.upstream.pulse import Pulse
+from proxy.upstream.routing import router
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
     ("backend_inflight", "Requests under way at an engine.", lambda b: b.inflight),

@@ -13,16 +13,16 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.abilities import Abilities
-from proxy.breaker import Breaker, State
-from proxy.builds import Build, in_common
-from proxy.dial import Refused
 from proxy.errors import Code, GatewayError
-from proxy.load import Report
-from proxy.pacer import Pacer
-from proxy.pulse import Pulse
-from proxy.routing import LeastOutstanding, Router, key_of
-from proxy.upstream import Pool
+from proxy.upstream.abilities import Abilities
+from proxy.upstream.breaker import Breaker, State
+from proxy.upstream.builds import Build, in_common
+from proxy.upstream.concurrency import Pacer
+from proxy.upstream.http.dial import Refused
+from proxy.upstream.http.pool import Pool
+from proxy.upstream.load import Report
+from proxy.upstream.pulse import Pulse
+from proxy.upstream.routing import LeastOutstanding, Router, key_of
 from proxy.wire.openai import Ask
 
 GONE_LOOKS: Final = 2

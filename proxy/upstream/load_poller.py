@@ -9,9 +9,9 @@ import math
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
-from proxy.backends import Backend
 from proxy.errors import GatewayError
-from proxy.load import parse, weigh
+from proxy.upstream.backends import Backend
+from proxy.upstream.load import parse, weigh
 
 TIMEOUT: Final = 2.0  # seconds for one page
 ABSENT: Final = frozenset({404, 405, 501})

@@ -8,7 +8,7 @@ import math
 from statistics import median
 from typing import Final
 
-from proxy.load import Report
+from proxy.upstream.load import Report
 
 START: Final = 16
 """Requests: doubled each tick while the engine keeps up, so that 256 are four ticks away."""

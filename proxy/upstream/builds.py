@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.errors import GatewayError
-from proxy.upstream import Pool
+from proxy.upstream.http.pool import Pool
 
 VERSION_PATHS: Final[Mapping[str, str]] = {"vllm": "/version", "llamacpp": "/props"}
 """By `owned_by` of an engine's models: where it tells its version. Other engines are not asked for one."""
