@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from proxy.access_context import AccessContext
 from proxy.caller import Rates
 from proxy.config.settings import Settings
-from proxy.estimate import NO_COST, Cost, estimate, passing
+from proxy.flights.cost import NO_COST, Cost, estimate, passing
 from proxy.identify import Identify
 from proxy.limiter import Limiter
 from proxy.limits import LocalLimits, ceilings

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from proxy import revocation
 from proxy.admission import Admission, admission_for
-from proxy.batcher import Batcher
 from proxy.children import children
 from proxy.client_address import Trusted
 from proxy.client_times import Times
@@ -23,31 +22,34 @@ from proxy.config.settings import Settings
 from proxy.config.vocabulary import PRIORITIES
 from proxy.descriptors import in_use, limit, places
 from proxy.door import Door
-from proxy.embedder import Embedder
 from proxy.embedders import closing, embedder_for
 from proxy.errors import place_of, words_of
-from proxy.feeder import Limits
-from proxy.flight import Flight
+from proxy.flights.embeddings.embedder import Embedder
+from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
+from proxy.flights.ingest import Limits
+from proxy.flights.key import Keyer, hash_of_cpu
+from proxy.flights.memory import Memory
+from proxy.flights.memory_watch import memory_for
+from proxy.flights.queue.request_queue import Batcher
+from proxy.flights.queue.ticket import Tickets, callers_of, twin_of
+from proxy.flights.scheduler import Scheduler
+from proxy.flights.shapes import Shapes
+from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 from proxy.flush import Flush
 from proxy.gate import gate_for, scope_of
 from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
-from proxy.group import FlightGroup
 from proxy.guarded import feeder_for
 from proxy.identify import caller_at
-from proxy.key import Keyer, hash_of_cpu
 from proxy.large import LargeRequests
 from proxy.listeners import hosts_of, listen, listen_for_operators
-from proxy.memory import Memory
-from proxy.memory_watch import memory_for
 from proxy.page.handlers import Page
 from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
 from proxy.redis.cache import Cache
 from proxy.reload import Reload
 from proxy.reloads import OnRedis, Reloads, paths_of
-from proxy.scheduler import Scheduler
-from proxy.shapes import Shapes
 from proxy.telemetry import certificates
 from proxy.telemetry.audit import Audit
 from proxy.telemetry.certificates import Certificates
@@ -55,7 +57,6 @@ from proxy.telemetry.containment import Containment
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.otel import FLUSH_SECONDS, Otel
-from proxy.tickets import Tickets, callers_of, twin_of
 from proxy.tracing import Tracing
 from proxy.upstream.backends import Backends
 from proxy.upstream.concurrency import MOST
@@ -65,7 +66,6 @@ from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import Budget, RetryRules
 from proxy.upstream.routing import affinity
 from proxy.urgency import Urgency
-from proxy.watchdog import PATIENCE, Kind, Watchdog
 from proxy.watches import first_look, watch
 
 

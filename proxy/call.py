@@ -22,9 +22,9 @@ from aiohttp.web_exceptions import HTTPException
 from proxy.caller import Caller
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flight import Subscriber
+from proxy.flights.flight import Subscriber
+from proxy.flights.memory import Held
 from proxy.limiter import Hold
-from proxy.memory import Held
 from proxy.request import AT_HAND, at_hand
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics

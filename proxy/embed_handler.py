@@ -11,7 +11,7 @@ from proxy import respond
 from proxy.call import Call
 from proxy.embed import CANNOT_EMBED, names_model, stub_vector
 from proxy.errors import Code, GatewayError
-from proxy.flight import Subscriber
+from proxy.flights.flight import Subscriber
 from proxy.wire.openai import Ask
 
 

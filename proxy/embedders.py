@@ -8,12 +8,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
 from proxy.config.settings import Settings
-from proxy.embed_metrics import EmbedMetrics
-from proxy.embedder import Embedder
-from proxy.flight import Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.key import Keyer
-from proxy.memory import Memory
+from proxy.flights.embeddings.embedder import Embedder
+from proxy.flights.embeddings.metrics import EmbedMetrics
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.key import Keyer
+from proxy.flights.memory import Memory
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends

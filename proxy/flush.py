@@ -14,9 +14,9 @@ import msgspec
 from proxy import respond
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
+from proxy.flights.group import FlightGroup
+from proxy.flights.key import model_tag
 from proxy.gateway import Gateway
-from proxy.group import FlightGroup
-from proxy.key import model_tag
 from proxy.redis.cache import Cache
 from proxy.redis.resp import WireError
 from proxy.telemetry.audit import Audit

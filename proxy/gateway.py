@@ -18,26 +18,26 @@ from proxy.config.settings import Settings
 from proxy.config.vocabulary import NORMAL
 from proxy.door import DoorHandler
 from proxy.embed_handler import Embed
-from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flight import SLICE_BYTES, Flight, Subscriber
+from proxy.flights.embeddings.embedder import Embedder
+from proxy.flights.flight import SLICE_BYTES, Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.key import Keyer
+from proxy.flights.memory import Held, Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
+from proxy.flights.scheduler import Scheduler
+from proxy.flights.sharing import Sharing, sharing
 from proxy.gate import Gate, scope_of
-from proxy.group import FlightGroup
 from proxy.hosts import Hosts
-from proxy.key import Keyer
 from proxy.large import LargeRequests
-from proxy.memory import Held, Memory
 from proxy.origins import Origins
 from proxy.passthrough import Admit, PassThrough
-from proxy.phase import Phase
 from proxy.plain import Plain
-from proxy.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
-from proxy.policy import Sharing, sharing
 from proxy.punctual import end_early, in_time
 from proxy.relay import ACTED_ON, acted_on, forwardable
 from proxy.request import AT_HAND
 from proxy.routes import Handler, Route, Routes
-from proxy.scheduler import Scheduler
 from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from proxy.batcher import Batcher
 from proxy.config.vocabulary import PRIORITIES
 from proxy.door import Door
-from proxy.flight import Flight
-from proxy.group import FlightGroup
+from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
+from proxy.flights.queue.request_queue import Batcher
 from proxy.redis.cache import Cache
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

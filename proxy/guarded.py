@@ -15,11 +15,11 @@ import msgspec
 from proxy.config.settings import Settings
 from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, OnHead, Watch
-from proxy.flight import Flight
-from proxy.journey import MakeFeeder
-from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.flights.exchange import MakeFeeder
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode
 from proxy.rules import AccessRules
 from proxy.scan import Scanner
 from proxy.telemetry.containment import internal, raised

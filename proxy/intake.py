@@ -10,9 +10,9 @@ import msgspec
 
 from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
-from proxy.estimate import estimate, passing
-from proxy.key import Keyer
-from proxy.policy import Share, sharing
+from proxy.flights.cost import estimate, passing
+from proxy.flights.key import Keyer
+from proxy.flights.sharing import Share, sharing
 from proxy.sizes import Sizes
 from proxy.upstream.routing import affinity
 from proxy.wire.document import read

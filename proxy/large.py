@@ -12,11 +12,11 @@ from proxy.call import Call
 from proxy.config.settings import Settings
 from proxy.deny import DenyList
 from proxy.errors import GatewayError
-from proxy.flight import Flight
+from proxy.flights.flight import Flight
+from proxy.flights.plan import headers_in_common
 from proxy.gate import Gate, sizes_of
 from proxy.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
 from proxy.offload import Offload
-from proxy.plan import headers_in_common
 from proxy.relay import ACTED_ON, acted_on
 from proxy.rules import AccessRules
 from proxy.telemetry.log import Log

@@ -13,8 +13,8 @@ from itertools import count
 from typing import Literal
 
 from proxy.caller import Caller, Rates
-from proxy.estimate import NO_COST, Cost, reached, spent
-from proxy.flight import Flight, Subscriber
+from proxy.flights.cost import NO_COST, Cost, reached, spent
+from proxy.flights.flight import Flight, Subscriber
 from proxy.limit_words import headers, refusal
 from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
 from proxy.limits_redis import SharedLimits

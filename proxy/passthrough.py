@@ -9,7 +9,7 @@ from typing import Protocol
 
 from proxy.call import Call
 from proxy.config.settings import Settings
-from proxy.estimate import passing
+from proxy.flights.cost import passing
 from proxy.gate import Gate
 from proxy.large import LargeRequests
 from proxy.wire.http.media_type import Media, media_of

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from proxy import respond
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.plan import Mode
+from proxy.flights.plan import Mode
 from proxy.wire.sse import LAST_CHUNK, chunk, encode
 
 

@@ -17,10 +17,10 @@ from aiohttp import HttpVersion11, web
 
 from proxy.door import DoorHandler
 from proxy.errors import GatewayError
-from proxy.flight import FREE, SLICE_BYTES, Flight, Subscriber
-from proxy.memory import Held, refused
-from proxy.phase import Phase
-from proxy.plan import RATE_LIMITS, Mode
+from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
+from proxy.flights.memory import Held, refused
+from proxy.flights.phase import Phase
+from proxy.flights.plan import RATE_LIMITS, Mode
 from proxy.unreadable import GUARDS
 from proxy.wire.fold.folding import Unfoldable, fold, forces_tool
 

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.call import Call
-from proxy.carrier import Carrier
-from proxy.flight import Flight, Subscriber
-from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode
 from proxy.telemetry.otel import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})

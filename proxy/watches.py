@@ -12,15 +12,15 @@ from functools import partial
 
 from proxy.config.file_watch import FileWatch
 from proxy.config.settings import Settings
+from proxy.flights.shapes import Shapes
+from proxy.flights.watchdog import Watchdog
 from proxy.reload import Reload
-from proxy.shapes import Shapes
 from proxy.telemetry.containment import Fault
 from proxy.telemetry.log import Log
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.fleet import Fleet
 from proxy.upstream.limit_ticker import PaceWatch
 from proxy.upstream.load_poller import LoadWatch
-from proxy.watchdog import Watchdog
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
-from proxy.embed_metrics import EmbedMetrics
-from proxy.embedder import Embedder
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.key import Keyer
-from proxy.memory import Memory
-from proxy.phase import Phase
-from proxy.plan import Head, Mode, Plan
+from proxy.flights.embeddings.embedder import Embedder
+from proxy.flights.embeddings.metrics import EmbedMetrics
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.key import Keyer
+from proxy.flights.memory import Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, Mode, Plan
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode

@@ -29,7 +29,7 @@ async def check_tasks() -> None:
 @contextmanager
 def recorded_groups() -> Iterator[list[Any]]:
     """The FlightGroups made inside, each kept in a list by a wrapped `__init__`: no search of the heap."""
-    group = getattr(sys.modules.get("proxy.group"), "FlightGroup", None)
+    group = getattr(sys.modules.get("proxy.flights.group"), "FlightGroup", None)
     groups: list[Any] = []
     if group is None:
         yield groups

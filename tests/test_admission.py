@@ -17,7 +17,7 @@ from proxy.call import Call
 from proxy.caller import Caller, Rates
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
-from proxy.estimate import NO_COST, estimate
+from proxy.flights.cost import NO_COST, estimate
 from proxy.limits import Levels
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.alarms import Alarms
+from proxy.flights.queue.timers import Alarms
 from tests.clock import virtual
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy.arrays import Arrays, halves
+from proxy.flights.embeddings.batches import Arrays, halves
 
 ONE = lambda group: 1  # noqa: E731
 

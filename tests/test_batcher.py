@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.batcher import Batcher
 from proxy.errors import Code, GatewayError
-from proxy.turns import Ticket
+from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.request_queue import Batcher
 
 OPS = st.lists(
     st.one_of(

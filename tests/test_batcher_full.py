@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.batcher import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
 from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
-from proxy.turns import Ticket
+from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
 
 Item = tuple[str, int]
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from proxy import kept
-from proxy.flight import Flight
-from proxy.kept import land
-from proxy.plan import Mode, Plan
+from proxy.flights import stored as kept
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode, Plan
+from proxy.flights.stored import land
 from proxy.redis.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks

@@ -16,7 +16,7 @@ from proxy.client_address import Trusted
 from proxy.client_times import Times
 from proxy.door import SLICE_BYTES as READ_SLICE
 from proxy.door import TURN_BYTES, Door, DoorHandler
-from proxy.flight import SLICE_BYTES
+from proxy.flights.flight import SLICE_BYTES
 from tests.client import Connection, get, request_bytes
 from tests.running import until
 from tests.test_door import error_of, hello, serving

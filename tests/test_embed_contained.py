@@ -13,20 +13,20 @@ from typing import Any, Final, cast
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Subscriber
-from proxy.memory import Memory
+from proxy.flights.flight import Subscriber
+from proxy.flights.memory import Memory
 from proxy.redis.cache import Cache, Stored
 from tests.embed_stage import POISON, Stage, vector, vectors
 
 FILES: Final = (
-    "proxy/embed_delivery.py",
-    "proxy/embed_item.py",
-    "proxy/embed_queue.py",
-    "proxy/embed_store.py",
-    "proxy/embedder.py",
-    "proxy/arrays.py",
-    "proxy/lookups.py",
-    "proxy/shares.py",
+    "proxy/flights/embeddings/delivery.py",
+    "proxy/flights/embeddings/items.py",
+    "proxy/flights/embeddings/queue.py",
+    "proxy/flights/embeddings/store.py",
+    "proxy/flights/embeddings/embedder.py",
+    "proxy/flights/embeddings/batches.py",
+    "proxy/flights/queue/lookups.py",
+    "proxy/flights/queue/shares.py",
     "proxy/wire/embeddings.py",
 )
 EXEMPT: Final = {
@@ -160,8 +160,8 @@ def test_the_functions_are_many_and_what_is_exempt_is_among_them() -> None:
 def test_what_one_function_raises_ends_what_it_was_about_and_nothing_is_left(
     at: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.embed_queue.SLICE", 3)  # more inputs are a large request
-    monkeypatch.setattr("proxy.embed_delivery.SLICE", 16)
+    monkeypatch.setattr("proxy.flights.embeddings.queue.SLICE", 3)  # more inputs are a large request
+    monkeypatch.setattr("proxy.flights.embeddings.delivery.SLICE", 16)
     stage = made()
     with injected(at, number):
         readers = load(stage, number)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.embed_item import ITEM_BYTES
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Subscriber
-from proxy.memory import Memory
-from proxy.plan import Head
+from proxy.flights.embeddings.items import ITEM_BYTES
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.memory import Memory
+from proxy.flights.plan import Head
 from proxy.wire.embeddings import MAX_ITEMS, SLICE
 from tests.embed_stage import POISON, Stage, vector, vectors
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import msgspec
 
-from proxy.embed_item import Item, Kind, Origin, Result
-from proxy.embed_store import ItemStore
+from proxy.flights.embeddings.items import Item, Kind, Origin, Result
+from proxy.flights.embeddings.store import ItemStore
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Vector, envelope_of, take_apart
 

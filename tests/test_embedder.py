@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.embed_queue import ARRAYS_A_TURN
 from proxy.errors import Code, GatewayError
-from proxy.flight import Subscriber
-from proxy.phase import Phase
-from proxy.plan import Head
+from proxy.flights.embeddings.queue import ARRAYS_A_TURN
+from proxy.flights.flight import Subscriber
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head
 from tests.embed_stage import POISON, Stage, cost, told, vector, vectors
 
 

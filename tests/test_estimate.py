@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.estimate import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Head, Mode, Plan
+from proxy.flights.cost import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
+from proxy.flights.flight import Flight
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, Mode, Plan
 from proxy.wire.frames import Usage
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Endpoint, decode

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 from tests.clock import run_virtual, virtual
 
 SSE = [("content-type", "text/event-stream")]

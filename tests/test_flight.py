@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import SLICE, SLICE_BYTES, STEP, Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.memory import Memory
-from proxy.phase import TRANSITIONS, Phase
-from proxy.plan import Head, Mode, Plan
+from proxy.flights.flight import SLICE, SLICE_BYTES, STEP, Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.memory import Memory
+from proxy.flights.phase import TRANSITIONS, Phase
+from proxy.flights.plan import Head, Mode, Plan
 from proxy.telemetry.trace import FlightTrace
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 

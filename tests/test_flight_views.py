@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
-from proxy.group import FlightGroup
-from proxy.plan import Head, Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
+from proxy.flights.plan import Head, Mode, Plan
 from proxy.wire.sse import chunk
 from tests.clock import virtual
 from tests.test_flight import Sink, frame, join, lake, script

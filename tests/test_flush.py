@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from proxy.app import App
-from proxy.key import model_tag
+from proxy.flights.key import model_tag
 from proxy.redis.cache import KEY_BYTES, Cache
 from tests.client import Answer, call, post_json, streaming
 from tests.engine import Engine

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.journey import GONE_SECONDS
-from proxy.plan import Mode, Plan
+from proxy.flights.exchange import GONE_SECONDS
+from proxy.flights.plan import Mode, Plan
 from proxy.upstream.backends import Backend
 from proxy.upstream.retry import Budget, RetryRules
 from tests.client import post_json, streaming

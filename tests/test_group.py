@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flight import Flight
-from proxy.group import FlightGroup
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
+from proxy.flights.plan import Mode, Plan
 
 
 def plan(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> Plan:

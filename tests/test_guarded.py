@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from proxy.deny import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits, Watch
-from proxy.flight import Flight
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Limits, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 from proxy.guarded import GuardedFeeder, texts_of
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.client import Answer, get, post_json, streaming

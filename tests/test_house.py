@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 MAX_LINES = 500
 # Longer files, each with the reason why it is one concept all the same.
 MAY_BE_LONGER = {
-    "proxy/embedder.py": "every step of a request for embeddings, and where each contains what it raises",
-    "proxy/scheduler.py": "every step of a flight, and where each contains what it raises",
+    "proxy/flights/embeddings/embedder.py": "every step of a request for embeddings, and where each contains what it raises",
+    "proxy/flights/scheduler.py": "every step of a flight, and where each contains what it raises",
 }
 HOUSES = ("proxy", "loadgen", "corpus")
 TABLED = ("proxy", "loadgen", "corpus")  # with a layer table in their README.md

@@ -187,9 +187,9 @@ def test_a_path_of_one_machine_is_caught(line: str, caught: bool) -> None:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import proxy.flight", ["proxy.flight"]),
+        ("import proxy.flights.flight", ["proxy.flights.flight"]),
         ("from proxy import app", ["proxy.app"]),
-        ("def f():\n    from proxy.key import key_of", ["proxy.key.key_of"]),
+        ("def f():\n    from proxy.flights.key import key_of", ["proxy.flights.key.key_of"]),
         ("from proxy.wired import x", ["proxy.wired.x"]),
         ("from proxy import wire", []),
         ("from proxy.wire.sse import Framer\nimport asyncio\nfrom . import pacer", []),

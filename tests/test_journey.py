@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.phase import Phase
+from proxy.flights.phase import Phase
 from proxy.upstream.retry import Budget, RetryRules
 from tests.clock import run_virtual, virtual
 from tests.trip import Trip, Wire

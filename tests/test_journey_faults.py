@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.plan import Mode, Plan
+from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
 from proxy.upstream.concurrency import Pacer
 from proxy.upstream.retry import RetryRules

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.config.vocabulary import RETRY_CAUSES
 from proxy.errors import Code
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 from proxy.upstream.retry import Budget, RetryRules
 from tests.clock import virtual
 from tests.test_journey import CUT, FRAME, UNREACHABLE, answer

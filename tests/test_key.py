@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.key import SCHEMA, UNKEYED, Keyer, hash_for
+from proxy.flights.key import SCHEMA, UNKEYED, Keyer, hash_for
 from proxy.redis.cache import KEY_BYTES, TAG_BYTES
 from proxy.wire.openai import Endpoint, decode
 
@@ -370,7 +370,7 @@ def test_messages_that_are_not_flat_are_hashed_by_the_same_rules(messages: str) 
 @given(body=spelled(REQUESTS))
 def test_a_long_request_has_the_key_that_it_would_have_as_a_short_one(body: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("proxy.key.LONG", -1)
+        patch.setattr("proxy.flights.key.LONG", -1)
         assert Keyer(Hashed).key(decode("chat", body.encode()))[TAG_BYTES:] == slow(body)
 
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.key import Keyer
+from proxy.flights.key import Keyer
 from proxy.wire.openai import Endpoint, decode
 from tests.test_key import CHAT, Written, dense, key, spelled
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from proxy.group import FlightGroup
+from proxy.flights.group import FlightGroup
 from tests.client import Connection, IncompleteBody, NoAnswer, get, post_json, sse_events, streaming
 from tests.engine import ClientGone, Engine, Turn, full_backlog
 from tests.engine_scripts import echo_script, replay
@@ -299,9 +299,9 @@ def test_a_flight_left_in_its_group_is_caught(monkeypatch: pytest.MonkeyPatch) -
     class FlightGroup(dict[str, str]):
         pass
 
-    module = ModuleType("proxy.group")
+    module = ModuleType("proxy.flights.group")
     module.__dict__["FlightGroup"] = FlightGroup
-    monkeypatch.setitem(sys.modules, "proxy.group", module)
+    monkeypatch.setitem(sys.modules, "proxy.flights.group", module)
     with recorded_groups() as groups:
         group = FlightGroup()
     check_groups(groups)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
-from proxy.line import AGED_TURN, Line
-from proxy.turns import QUANTUM, Ticket
+from proxy.flights.queue.deficit_round_robin import QUANTUM, Ticket
+from proxy.flights.queue.fair_queue import AGED_TURN, Line
 
 TICKETS = st.builds(
     Ticket,

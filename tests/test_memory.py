@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.memory import LEAST, Held, Memory, available, budget_for
+from proxy.flights.memory import LEAST, Held, Memory, available, budget_for
 
 
 def test_no_owner_holds_more_than_half() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.app import App
 from proxy.call import BODY_COST
-from proxy.memory import Held
+from proxy.flights.memory import Held
 from tests.client import Connection, get, post_json, request_bytes
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

@@ -10,8 +10,8 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
-from proxy.memory import Memory
-from proxy.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
+from proxy.flights.memory import Memory
+from proxy.flights.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
 from proxy.prepare import prepare
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

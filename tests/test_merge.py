@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.merge import RECENT_SECONDS, Recent, choices_asked, mergeable, merged_body, twin_key
+from proxy.flights.merging.twins import RECENT_SECONDS, Recent, choices_asked, mergeable, merged_body, twin_key
 from proxy.wire.openai import Ask, Endpoint, decode
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.app import App
-from proxy.batcher import MIN_PLACES
+from proxy.flights.queue.request_queue import MIN_PLACES
 from tests.client import Connection, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -13,8 +13,8 @@ from aioprometheus.collectors import REGISTRY, Registry
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.embed_metrics import EmbedMetrics
-from proxy.queue_metrics import QueueMetrics
+from proxy.flights.embeddings.metrics import EmbedMetrics
+from proxy.flights.queue.metrics import QueueMetrics
 from proxy.redis import cache
 from proxy.telemetry import metrics
 from proxy.telemetry.metrics import ENDPOINTS, MAX_MODELS, OPS, VERDICTS, Metrics

@@ -14,8 +14,8 @@ import pytest
 from ops.bench.worst_cases import text
 from proxy import offload
 from proxy.errors import Code, GatewayError
+from proxy.flights.key import Keyer, hash_of_cpu
 from proxy.intake import AskJob, FoldJob, Terms, read_ask
-from proxy.key import Keyer, hash_of_cpu
 from proxy.offload import Offload, start_child
 from proxy.offload_child import Reader
 from proxy.sizes import Sizes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.phase import TRANSITIONS, Phase
+from proxy.flights.phase import TRANSITIONS, Phase
 
 
 def test_every_phase_is_in_the_table_and_can_be_come_to_but_the_first() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.policy import PRIVATE, Share, Sharing, deterministic, sharing
+from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing
 from proxy.wire.openai import Ask, Endpoint, decode
 
 UNSTORED = Sharing(shared=True, storable=False)

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.api_keys import hash_of
 from proxy.app import App
-from proxy.batcher import MIN_PLACES
+from proxy.flights.queue.request_queue import MIN_PLACES
 from tests.client import Answer, Connection, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_turn import Turn

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flight import Flight
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode, Plan
 from proxy.page.reading import Reading, between, quantile, read, window
 from proxy.page.state import recent
-from proxy.plan import Mode, Plan
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.series import Histogram
 

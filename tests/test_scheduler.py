@@ -9,17 +9,17 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.batcher import MIN_PLACES, Batcher
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Limits
-from proxy.flight import Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.ingest import Limits
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
+from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.request_queue import MIN_PLACES, Batcher
+from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.redis.cache import Cache, Stored
-from proxy.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.telemetry.metrics import Metrics
-from proxy.turns import Ticket
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.pool import Pool
 from tests.clock import virtual

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
-from proxy.shares import Shares
+from proxy.flights.queue.shares import Shares
 
 Item = tuple[str, int]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from proxy.batcher import MIN_PLACES, Batcher
 from proxy.config.vocabulary import HIGH
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
-from proxy.plan import Mode, Plan
-from proxy.tickets import MAX_OWNERS, Tickets, twin_of
-from proxy.turns import Ticket
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode, Plan
+from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.request_queue import MIN_PLACES, Batcher
+from proxy.flights.queue.ticket import MAX_OWNERS, Tickets, twin_of
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.line import Line
-from proxy.turns import RUN, Ticket
+from proxy.flights.queue.deficit_round_robin import RUN, Ticket
+from proxy.flights.queue.fair_queue import Line
 from tests.test_line import drained
 
 

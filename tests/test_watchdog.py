@@ -11,10 +11,10 @@ import pytest
 from proxy.app import _watchdog
 from proxy.config.settings import Settings
 from proxy.errors import Code
-from proxy.flight import Flight
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode, Plan
+from proxy.flights.watchdog import Kind, Stray, Watchdog
 from proxy.upstream.backends import Lease
-from proxy.watchdog import Kind, Stray, Watchdog
 from tests.test_scheduler import House
 
 

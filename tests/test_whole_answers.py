@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from proxy.app import App
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
@@ -321,7 +321,7 @@ async def test_an_answer_larger_than_an_entry_is_never_put_together_for_the_stor
     redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []
-    monkeypatch.setattr("proxy.scheduler.kept.keep", kept.append)
+    monkeypatch.setattr("proxy.flights.scheduler.kept.keep", kept.append)
     async with (
         Engine(body({"choices": [WHOLE], "pad": "x" * 5000})) as engine,
         gateway(engine, redis=redis, cache_max_entry_bytes=4096) as app,

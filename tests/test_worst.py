@@ -17,8 +17,8 @@ from ops.bench.worst import chunk, stream
 from ops.bench.worst_cases import CASES, Case, chat, listed, readers, rules, text
 from proxy.app import App
 from proxy.deny import read_deny_list
+from proxy.flights.key import Keyer
 from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw
-from proxy.key import Keyer
 from proxy.page.wanted import wanted
 from proxy.sizes import Sizes
 from proxy.wire.openai import PATHS, Endpoint

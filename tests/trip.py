@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import cast
 
 from proxy.errors import GatewayError
-from proxy.feeder import Limits, Watch
-from proxy.flight import Flight
-from proxy.journey import Journey, Road
-from proxy.plan import Mode, Plan
+from proxy.flights.exchange import Journey, Road
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Limits, Watch
+from proxy.flights.plan import Mode, Plan
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.connection import Receiver

@@ -15,10 +15,10 @@ import msgspec
 from proxy import respond
 from proxy.call import Call
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flight import Subscriber
+from proxy.flights.flight import Subscriber
+from proxy.flights.plan import Mode
 from proxy.gateway import Gateway
 from proxy.page.stream import EventStream
-from proxy.plan import Mode
 from proxy.telemetry.log import Log
 from proxy.wire.openai import Ask
 from proxy.wire.sse import LAST_CHUNK, unchunks

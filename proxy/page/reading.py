@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
-from proxy.flight import Flight
+from proxy.flights.flight import Flight
 from proxy.telemetry.metrics import VERDICTS, Metrics
 from proxy.telemetry.series import Sample
 from proxy.wire.openai import PATHS

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proxy.batcher import Batcher
 from proxy.config.redact import mask_url
 from proxy.config.settings import VERSION, Settings
-from proxy.flight import Flight
-from proxy.group import FlightGroup
+from proxy.flights.flight import Flight
+from proxy.flights.group import FlightGroup
+from proxy.flights.queue.request_queue import Batcher
 from proxy.page.reading import Reading, between, read, window
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.flight import Flight
-from proxy.kept import land
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode, Plan
+from proxy.flights.stored import land
 from proxy.redis.cache import Reader, Stored, stream_views
 from proxy.redis.resp import Bounds, Login, Refused, Wire, WireError
 from proxy.wire.frames import PlainView

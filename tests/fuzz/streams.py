@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.frames import FINISH, PlainView, Twins, has_content, is_error, usage_of

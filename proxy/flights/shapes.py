@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from proxy.errors import GatewayError
-from proxy.flight import Flight
-from proxy.plan import new_id
+from proxy.flights.flight import Flight
+from proxy.flights.plan import new_id
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends

@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.flights.flight import Flight
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode
 from proxy.wire.loose import integer
 from proxy.wire.openai import Ask
 from proxy.wire.prompt import BYTES_A_TOKEN

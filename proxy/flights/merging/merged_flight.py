@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from msgspec import Raw
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import FREE, Flight
-from proxy.phase import Phase
-from proxy.plan import Head, Mode, Plan
+from proxy.flights.flight import FREE, Flight
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, Mode, Plan
 from proxy.telemetry.containment import internal, raised
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.known import Unfoldable

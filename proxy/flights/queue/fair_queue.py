@@ -11,8 +11,8 @@ from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
 from proxy.config.vocabulary import PRIORITIES
-from proxy.shares import Shares
-from proxy.turns import QUANTUM, Entry, Ring, Ticket
+from proxy.flights.queue.deficit_round_robin import QUANTUM, Entry, Ring, Ticket
+from proxy.flights.queue.shares import Shares
 
 T = TypeVar("T", bound=Hashable)
 

@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.flight import FREE, Flight
-from proxy.phase import Phase
-from proxy.plan import RATE_LIMITS, Head, Mode
+from proxy.flights.flight import FREE, Flight
+from proxy.flights.phase import Phase
+from proxy.flights.plan import RATE_LIMITS, Head, Mode
 from proxy.telemetry.containment import Fault, raised
 from proxy.upstream.http.pool import HOP_BY_HOP
 from proxy.upstream.http.relocation import PLACES, engine_at, told

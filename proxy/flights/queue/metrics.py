@@ -10,10 +10,10 @@ from aioprometheus.collectors import Registry
 
 from proxy.config.vocabulary import PRIORITIES
 from proxy.errors import Code
-from proxy.phase import Phase
+from proxy.flights.phase import Phase
+from proxy.flights.watchdog import KINDS, Kind
 from proxy.telemetry.metrics import PREFIX, QUEUE_BUCKETS
 from proxy.telemetry.series import Counts, Histograms, Label
-from proxy.watchdog import KINDS, Kind
 
 REASONS: Final = (
     Code.QUEUE_FULL.code,

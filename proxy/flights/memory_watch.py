@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 from proxy.config.settings import Settings
-from proxy.memory import Memory, budget_for
+from proxy.flights.memory import Memory, budget_for
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.key import UNKEYED, ordinary
+from proxy.flights.key import UNKEYED, ordinary
 from proxy.wire.fold.folding import FOLDABLE_FIELDS
 from proxy.wire.openai import Ask, stream_extras
 

@@ -10,12 +10,12 @@ from typing import Final
 
 from msgspec import Raw
 
-from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight
-from proxy.merge import Recent, choices_asked, lists_ids, mergeable, merged_body, twin_key
-from proxy.phase import Phase
-from proxy.plan import REQUEST_ID, Mode, headers_in_common, new_id
+from proxy.flights.flight import Flight
+from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.merging.twins import Recent, choices_asked, lists_ids, mergeable, merged_body, twin_key
+from proxy.flights.phase import Phase
+from proxy.flights.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
 NOT_DONE: Final = frozenset({400, 422})
 """How an engine refuses what it does not do: `n` may be what it did not like."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
 from proxy.errors import Code, GatewayError
-from proxy.memory import Held, Memory, refused
-from proxy.phase import Phase
-from proxy.plan import Head, Items, Mode, Plan, Times
+from proxy.flights.memory import Held, Memory, refused
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, Items, Mode, Plan, Times
 from proxy.telemetry.containment import internal, raised
 from proxy.telemetry.trace import FlightTrace
 from proxy.wire.fold.shape import Shape

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from proxy.flight import Flight, Subscriber
-from proxy.memory import Memory
-from proxy.phase import Phase
-from proxy.plan import Mode, Plan
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.memory import Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
 
 
 class FlightGroup:

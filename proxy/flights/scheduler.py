@@ -10,25 +10,25 @@ from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from typing import Final
 
-from proxy import kept
-from proxy.alarms import Alarms
-from proxy.batcher import Batcher
-from proxy.carrier import Carrier
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, Watch
-from proxy.flight import Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.journey import Journey, MakeFeeder, Road
-from proxy.merger import NOT_DONE, Merger
-from proxy.phase import Phase
-from proxy.plan import Mode
-from proxy.queue_metrics import QueueMetrics
+from proxy.flights import stored as kept
+from proxy.flights.exchange import Journey, MakeFeeder, Road
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.merging.merger import NOT_DONE, Merger
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode
+from proxy.flights.queue.metrics import QueueMetrics
+from proxy.flights.queue.request_queue import Batcher
+from proxy.flights.queue.timers import Alarms
+from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis.cache import Cache, Stored
 from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends, Lease
 from proxy.upstream.retry import Budget, RetryRules
-from proxy.watchdog import Stray, stray_places
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
 MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise

@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
-from proxy.arrays import Arrays
-from proxy.embed_item import Call, Item, Kind, Want
 from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Subscriber
-from proxy.shares import Shares
+from proxy.flights.embeddings.batches import Arrays
+from proxy.flights.embeddings.items import Call, Item, Kind, Want
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.queue.shares import Shares
 from proxy.wire.embeddings import SLICE
 
 ARRAYS_A_TURN: Final = 16  # of the loop

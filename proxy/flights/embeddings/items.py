@@ -11,16 +11,16 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from proxy.arrays import halves
 from proxy.errors import Code, GatewayError
-from proxy.estimate import reached
-from proxy.flight import Flight, Subscriber
-from proxy.key import PADDING
-from proxy.memory import Held, Memory
-from proxy.phase import Phase
-from proxy.plan import Head, Items, Plan, headers_in_common
+from proxy.flights.cost import reached
+from proxy.flights.embeddings.batches import halves
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.key import PADDING
+from proxy.flights.memory import Held, Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, Items, Plan, headers_in_common
+from proxy.flights.queue.ticket import callers_of
 from proxy.redis.cache import Stored
-from proxy.tickets import callers_of
 from proxy.wire.embeddings import (
     LARGE,
     SLICE,

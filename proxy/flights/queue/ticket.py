@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Collection, Hashable
 from typing import Final
 
-from proxy.estimate import NO_COST, estimate
-from proxy.flight import Flight
-from proxy.plan import Mode
-from proxy.turns import Ticket
+from proxy.flights.cost import NO_COST, estimate
+from proxy.flights.flight import Flight
+from proxy.flights.plan import Mode
+from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.wire.openai import Ask
 
 BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
-from proxy.line import Line
-from proxy.lookups import Lookups
+from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.fair_queue import Line
+from proxy.flights.queue.lookups import Lookups
 from proxy.telemetry.containment import internal, raised
-from proxy.turns import Ticket
 
 T = TypeVar("T", bound=Hashable)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from proxy.embed_item import Item, Want
+from proxy.flights.embeddings.items import Item, Want
 from proxy.wire.embeddings import SLICE
 
 BYTES_A_UNIT = 16 * 1024

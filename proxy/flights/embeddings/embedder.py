@@ -10,10 +10,11 @@ from functools import partial
 from itertools import count
 from typing import Final
 
-from proxy.arrays import halves
-from proxy.embed_delivery import Delivery
-from proxy.embed_faults import EmbedFaults
-from proxy.embed_item import (
+from proxy.errors import Code, GatewayError
+from proxy.flights.embeddings.batches import halves
+from proxy.flights.embeddings.delivery import Delivery
+from proxy.flights.embeddings.faults import EmbedFaults
+from proxy.flights.embeddings.items import (
     Call,
     Divided,
     Item,
@@ -27,17 +28,16 @@ from proxy.embed_item import (
     results_of,
     wants_of,
 )  # fmt: skip
-from proxy.embed_metrics import EmbedMetrics
-from proxy.embed_queue import ARRAYS_A_TURN, EmbedQueue
-from proxy.embed_store import ItemStore
-from proxy.errors import Code, GatewayError
-from proxy.flight import Flight, Subscriber
-from proxy.group import FlightGroup
-from proxy.key import Keyer
-from proxy.memory import Memory
-from proxy.phase import Phase
-from proxy.plan import Head, headers_in_common
-from proxy.queue_metrics import REASONS
+from proxy.flights.embeddings.metrics import EmbedMetrics
+from proxy.flights.embeddings.queue import ARRAYS_A_TURN, EmbedQueue
+from proxy.flights.embeddings.store import ItemStore
+from proxy.flights.flight import Flight, Subscriber
+from proxy.flights.group import FlightGroup
+from proxy.flights.key import Keyer
+from proxy.flights.memory import Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Head, headers_in_common
+from proxy.flights.queue.metrics import REASONS
 from proxy.redis.cache import Cache
 from proxy.telemetry.containment import internal
 from proxy.telemetry.metrics import Metrics

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from proxy.config.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
-from proxy.feeder import Feeder, Limits, OnHead, Watch
-from proxy.flight import Flight
-from proxy.phase import Phase
-from proxy.plan import Mode
+from proxy.flights.flight import Flight
+from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode
 from proxy.telemetry.containment import Fault, contained, internal
 from proxy.telemetry.metrics import BAD_STATUS, Metrics
 from proxy.upstream.backends import Backend, Backends, Lease

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Final
 
-from proxy.embed_item import Item, Origin, Result
-from proxy.lookups import Lookups
+from proxy.flights.embeddings.items import Item, Origin, Result
+from proxy.flights.queue.lookups import Lookups
 from proxy.redis import cache as store
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Unsplittable

@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from proxy.flight import FREE, Flight
-from proxy.memory import refused
-from proxy.plan import Head, Mode
+from proxy.flights.flight import FREE, Flight
+from proxy.flights.memory import refused
+from proxy.flights.plan import Head, Mode
 from proxy.redis import cache as store
 from proxy.redis.cache import Stored
 from proxy.wire.fold.folding import Unfoldable, fold, forces_tool, many_frames, may_fold
