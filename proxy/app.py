@@ -11,10 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from proxy import revocation
-from proxy.admission import Admission, admission_for
+from proxy.access import revocation
+from proxy.access.caller_address import caller_at
+from proxy.access.client_ip import Trusted
+from proxy.access.denylist.filter import feeder_for
+from proxy.access.policy import gate_for, scope_of
+from proxy.access.priority import Urgency
+from proxy.access.ratelimit.admission import Admission, admission_for
 from proxy.children import children
-from proxy.client_address import Trusted
 from proxy.client_times import Times
 from proxy.config.file_watch import Contents, FileWatch
 from proxy.config.redact import secrets_in
@@ -37,11 +41,8 @@ from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 from proxy.flush import Flush
-from proxy.gate import gate_for, scope_of
 from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
-from proxy.guarded import feeder_for
-from proxy.identify import caller_at
 from proxy.large import LargeRequests
 from proxy.listeners import hosts_of, listen, listen_for_operators
 from proxy.page.handlers import Page
@@ -65,7 +66,6 @@ from proxy.upstream.http.dial import tls_context
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import Budget, RetryRules
 from proxy.upstream.routing import affinity
-from proxy.urgency import Urgency
 from proxy.watches import first_look, watch
 
 

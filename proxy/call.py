@@ -19,12 +19,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
-from proxy.caller import Caller
+from proxy.access.caller import Caller
+from proxy.access.ratelimit.limiter import Hold
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Subscriber
 from proxy.flights.memory import Held
-from proxy.limiter import Hold
 from proxy.request import AT_HAND, at_hand
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics

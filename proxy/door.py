@@ -14,7 +14,7 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.client_address import UNIX, Trusted
+from proxy.access.client_ip import UNIX, Trusted
 from proxy.client_times import Over, Times, Watched
 from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.errors import Code, GatewayError

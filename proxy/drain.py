@@ -10,10 +10,10 @@ from typing import Final
 
 from aiohttp import web
 
+from proxy.access.policy import OPEN
 from proxy.call import Call
 from proxy.door import Door
 from proxy.errors import Code, GatewayError
-from proxy.gate import OPEN
 from proxy.gateway import Gateway
 from proxy.routes import Handler
 from proxy.telemetry.log import Log

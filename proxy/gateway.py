@@ -13,6 +13,10 @@ import msgspec
 from aiohttp import web
 
 from proxy import respond
+from proxy.access.hosts import Hosts
+from proxy.access.origins import Origins
+from proxy.access.policy import Gate, scope_of
+from proxy.access.priority import Urgency, timeout_of
 from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import NORMAL
@@ -28,10 +32,7 @@ from proxy.flights.phase import Phase
 from proxy.flights.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.sharing import Sharing, sharing
-from proxy.gate import Gate, scope_of
-from proxy.hosts import Hosts
 from proxy.large import LargeRequests
-from proxy.origins import Origins
 from proxy.passthrough import Admit, PassThrough
 from proxy.plain import Plain
 from proxy.punctual import end_early, in_time
@@ -43,7 +44,6 @@ from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.tracing import Tracing
 from proxy.upstream.backends import Backends
-from proxy.urgency import Urgency, timeout_of
 from proxy.wire.fold.folding import Unfoldable, foldable
 from proxy.wire.media import refers
 from proxy.wire.openai import PATHS, Ask, Endpoint, decode

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from proxy.api_keys import hash_of, read_keys
+from proxy.access.api_keys import hash_of, read_keys
 from proxy.errors import SettingsError
 from proxy.telemetry.streams import run
 

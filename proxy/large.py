@@ -8,17 +8,17 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Final
 
+from proxy.access.denylist.rules import DenyList
+from proxy.access.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
+from proxy.access.policy import Gate, sizes_of
+from proxy.access.rules import AccessRules
 from proxy.call import Call
 from proxy.config.settings import Settings
-from proxy.deny import DenyList
 from proxy.errors import GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.plan import headers_in_common
-from proxy.gate import Gate, sizes_of
-from proxy.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
 from proxy.offload import Offload
 from proxy.relay import ACTED_ON, acted_on
-from proxy.rules import AccessRules
 from proxy.telemetry.log import Log
 from proxy.wire.fold.folding import Unfoldable, forces_tool, many_frames
 from proxy.wire.http.media_type import Media

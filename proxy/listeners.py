@@ -14,6 +14,7 @@ from typing import Final
 
 from aiohttp import web
 
+from proxy.access.hosts import Hosts
 from proxy.client_times import Times
 from proxy.client_tls import ServerTls
 from proxy.config.settings import Settings
@@ -22,7 +23,6 @@ from proxy.door import Door
 from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.errors import ListenError
 from proxy.gateway import Gateway
-from proxy.hosts import Hosts
 from proxy.site import Site
 from proxy.telemetry.log import Log
 from proxy.unix_socket import unix_socket

@@ -16,8 +16,8 @@ from typing import Final
 
 import msgspec
 
+from proxy.access.intake import Found, Job, Terms
 from proxy.errors import Code, GatewayError, place_of
-from proxy.intake import Found, Job, Terms
 
 CHILDREN: Final = 2
 JOB_SECONDS: Final = 30.0

@@ -16,13 +16,9 @@ from typing import Final
 
 import msgspec
 
-from proxy.deny import DenyList, read_deny_list
-from proxy.embedded.launch import tie
-from proxy.errors import Code, GatewayError, place_of
-from proxy.flights.key import Keyer, hash_of_cpu
-from proxy.flights.memory import available
-from proxy.guarded import denied_in_body
-from proxy.intake import (
+from proxy.access.denylist.filter import denied_in_body
+from proxy.access.denylist.rules import DenyList, read_deny_list
+from proxy.access.intake import (
     AskJob,
     Found,
     Job,
@@ -35,6 +31,10 @@ from proxy.intake import (
     read_raw,
     refusal,
 )
+from proxy.embedded.launch import tie
+from proxy.errors import Code, GatewayError, place_of
+from proxy.flights.key import Keyer, hash_of_cpu
+from proxy.flights.memory import available
 from proxy.page.wanted import wanted
 from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.sse import unchunks

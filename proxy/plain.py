@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from proxy import respond
+from proxy.access.policy import Gate
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.gate import Gate
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backends
 

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from proxy.api_keys import read_keys
-from proxy.client_address import Trusted
+from proxy.access.api_keys import read_keys
+from proxy.access.client_ip import Trusted
+from proxy.access.denylist.rules import read_deny_list
+from proxy.access.identity import Identity
+from proxy.access.rules import AccessRules
 from proxy.client_tls import ServerTls, server_context
 from proxy.config.redact import shown_path
 from proxy.config.settings import Settings
 from proxy.config.values import secret
-from proxy.deny import read_deny_list
 from proxy.door import source_of
 from proxy.errors import SettingsError
-from proxy.identity import Identity
 from proxy.redis.client import files_of
-from proxy.rules import AccessRules
 from proxy.telemetry.certificates import expiry_of
 from proxy.telemetry.otel import packages
 

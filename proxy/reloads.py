@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from proxy.api_keys import read_keys
+from proxy.access.api_keys import read_keys
+from proxy.access.denylist.rules import read_deny_list
+from proxy.access.policy import Gate
 from proxy.client_tls import server_context
 from proxy.config.file_watch import Take, Watched
 from proxy.config.settings import Settings
-from proxy.deny import read_deny_list
-from proxy.gate import Gate
 from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
 from proxy.redis.client import Address, address, files_of

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from proxy import respond
+from proxy.access.policy import OPERATING, Gate, not_found
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.gate import OPERATING, Gate, not_found
 from proxy.plain import ALLOWED, Plain
 from proxy.relay import asks_for_websocket, passes
 

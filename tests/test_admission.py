@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, RateLimitError
 
-from proxy.admission import admission_for
+from proxy.access.caller import Caller, Rates
+from proxy.access.ratelimit.admission import admission_for
+from proxy.access.ratelimit.buckets import Levels
 from proxy.app import App
 from proxy.call import Call
-from proxy.caller import Caller, Rates
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.cost import NO_COST, estimate
-from proxy.limits import Levels
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode

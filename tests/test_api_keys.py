@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.api_keys import KeyRing, hash_of, read_keys
-from proxy.caller import Caller, Rates
+from proxy.access.api_keys import KeyRing, hash_of, read_keys
+from proxy.access.caller import Caller, Rates
 from proxy.errors import SettingsError
 
 A, B = hashlib.sha256(b"key-a").hexdigest(), hashlib.sha256(b"key-b").hexdigest()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from proxy.caller import Caller, Rates
+from proxy.access.caller import Caller, Rates
 
 
 def test_a_caller_of_whom_nothing_is_said_may_name_every_model_and_has_no_ceiling_of_its_own() -> None:

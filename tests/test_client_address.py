@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.client_address import Trusted, client_address
+from proxy.access.client_ip import Trusted, client_address
 
 LOCAL = ("127.0.0.0/8", "10.0.0.0/8", "::1/128")
 

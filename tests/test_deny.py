@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.deny import DenyList, Trie, read_deny_list
+from proxy.access.denylist.normalize import form
+from proxy.access.denylist.rules import DenyList, Trie, read_deny_list
 from proxy.errors import SettingsError
-from proxy.text_form import form
 from tests.client import Answer, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from proxy import respond
-from proxy.client_address import Trusted
+from proxy.access.client_ip import Trusted
 from proxy.client_times import Times
 from proxy.door import SLICE_BYTES as READ_SLICE
 from proxy.door import TURN_BYTES, Door, DoorHandler

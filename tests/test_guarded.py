@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.deny import DenyList, read_deny_list
+from proxy.access.denylist.filter import GuardedFeeder, texts_of
+from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Limits, Watch
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
-from proxy.guarded import GuardedFeeder, texts_of
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.client import Answer, get, post_json, streaming

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.access.hosts import KEPT, Hosts, is_loopback
 from proxy.errors import GatewayError
-from proxy.hosts import KEPT, Hosts, is_loopback
 from tests.client import call, get
 from tests.engine import Engine
 from tests.running import HELLO, gateway

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.identify import caller_at
+from proxy.access.caller_address import caller_at
 
 
 @pytest.mark.parametrize(

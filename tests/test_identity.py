@@ -9,11 +9,11 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from proxy.api_keys import KeyRing, hash_of
-from proxy.caller import Caller
-from proxy.client_address import Trusted
+from proxy.access.api_keys import KeyRing, hash_of
+from proxy.access.caller import Caller
+from proxy.access.client_ip import Trusted
+from proxy.access.identity import Identity, tenant
 from proxy.errors import Code, GatewayError
-from proxy.identity import Identity, tenant
 
 
 class Transport:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from ops.bench.worst_cases import CASES, Case
-from proxy.deny import read_deny_list
+from proxy.access.denylist.rules import read_deny_list
+from proxy.access.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
+from proxy.access.request_limits import Sizes
 from proxy.errors import GatewayError
 from proxy.flights.cost import estimate
 from proxy.flights.key import Keyer
-from proxy.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
-from proxy.sizes import Sizes
 from proxy.wire.fold.folding import foldable
 from proxy.wire.openai import PATHS, Endpoint, decode, with_usage
 from tests.client import post_json

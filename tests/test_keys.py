@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from proxy.api_keys import read_keys
+from proxy.access.api_keys import read_keys
 from proxy.keys import main, new_key
 
 

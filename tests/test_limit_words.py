@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.access.ratelimit.buckets import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
+from proxy.access.ratelimit.headers import counted, duration, headers, pause, refusal
 from proxy.errors import Code
-from proxy.limit_words import counted, duration, headers, pause, refusal
-from proxy.limits import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
 
 EMPTY = Levels()
 BOTH = Ceilings(Ceiling(2, 10), Ceiling(100, 6000), 3)

@@ -8,16 +8,16 @@ from typing import cast
 
 import pytest
 
-from proxy.caller import Caller, Rates
+from proxy.access.caller import Caller, Rates
+from proxy.access.ratelimit.buckets import Ceilings, Claim, Decision, Levels, LocalLimits
+from proxy.access.ratelimit.limiter import Followers, Hold, Limiter
+from proxy.access.ratelimit.redis import SharedLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
-from proxy.limiter import Followers, Hold, Limiter
-from proxy.limits import Ceilings, Claim, Decision, Levels, LocalLimits
-from proxy.limits_redis import SharedLimits
 from proxy.wire.frames import Usage
 
 ALICE = Caller(id="alice", rates=Rates(rps=1, burst=5, tokens_per_minute=1000, streams=3))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from proxy.caller import Rates
-from proxy.limits import Ceiling, Ceilings, Claim, Levels, LocalLimits, ceilings, over, wait
+from proxy.access.caller import Rates
+from proxy.access.ratelimit.buckets import Ceiling, Ceilings, Claim, Levels, LocalLimits, ceilings, over, wait
 
 NONE = Ceilings()
 

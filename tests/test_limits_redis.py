@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.access.ratelimit.buckets import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, LocalLimits
+from proxy.access.ratelimit.redis import BATCH, SharedLimits
 from proxy.embedded.redis import EmbeddedRedis, server_binary
-from proxy.limits import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, LocalLimits
-from proxy.limits_redis import BATCH, SharedLimits
 from proxy.redis.client import Link, address
 from tests.redis_server import redis_server
 from tests.running import until

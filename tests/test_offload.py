@@ -13,12 +13,12 @@ import pytest
 
 from ops.bench.worst_cases import text
 from proxy import offload
+from proxy.access.intake import AskJob, FoldJob, Terms, read_ask
+from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
 from proxy.flights.key import Keyer, hash_of_cpu
-from proxy.intake import AskJob, FoldJob, Terms, read_ask
 from proxy.offload import Offload, start_child
 from proxy.offload_child import Reader
-from proxy.sizes import Sizes
 from tests.running import until
 
 TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=9))

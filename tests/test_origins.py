@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.access.origins import Origins
 from proxy.app import App
 from proxy.errors import Code, GatewayError
-from proxy.origins import Origins
 from tests.client import Connection, call, get, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.api_keys import hash_of
+from proxy.access.api_keys import hash_of
 from proxy.errors import GatewayError
 from proxy.page.handlers import MAX_WATCHERS
 from proxy.page.shell import shell

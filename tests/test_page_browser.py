@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.api_keys import hash_of
+from proxy.access.api_keys import hash_of
 from tests.chrome import BROWSER, Chrome
 from tests.engine import Engine
 from tests.engine_scripts import paced_script

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from proxy.api_keys import hash_of
+from proxy.access.api_keys import hash_of
 from proxy.app import App
 from proxy.flights.queue.request_queue import MIN_PLACES
 from tests.client import Answer, Connection, get, post_json, streaming

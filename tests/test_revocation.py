@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.access.revocation import AT_ONCE
 from proxy.app import App
-from proxy.revocation import AT_ONCE
 from tests.client import Answer, Connection, IncompleteBody, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.deny import DenyList, read_deny_list
-from proxy.scan import Scanner
-from proxy.text_form import form, seen
+from proxy.access.denylist.normalize import form, seen
+from proxy.access.denylist.rules import DenyList, read_deny_list
+from proxy.access.denylist.scanner import Scanner
 
 WINDOW = 12
 LITERALS = ["bad", "aab", "two words", "\u00e9t\u00e9", "가나", "ab ab"]

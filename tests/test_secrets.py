@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.api_keys import hash_of
+from proxy.access.api_keys import hash_of
 from proxy.embedded.engine import free_port
 from tests.client import Connection, call, get, post_json
 from tests.engine import Engine

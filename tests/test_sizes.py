@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.access.request_limits import Sizes
 from proxy.errors import GatewayError
-from proxy.sizes import Sizes
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
 from proxy.wire.raw_body import read_passed

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import text_form
-from proxy.text_form import MAX_PENDING, Former, form, seen
+from proxy.access.denylist import normalize as text_form
+from proxy.access.denylist.normalize import MAX_PENDING, Former, form, seen
 
 # Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
 ODD = st.text(

@@ -9,10 +9,10 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from proxy.caller import Caller
+from proxy.access.caller import Caller
+from proxy.access.priority import Urgency, timeout_of
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
-from proxy.urgency import Urgency, timeout_of
 
 
 def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Caller | None, web.BaseRequest]:

@@ -15,12 +15,12 @@ import pytest
 
 from ops.bench.worst import chunk, stream
 from ops.bench.worst_cases import CASES, Case, chat, listed, readers, rules, text
+from proxy.access.denylist.rules import read_deny_list
+from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw
+from proxy.access.request_limits import Sizes
 from proxy.app import App
-from proxy.deny import read_deny_list
 from proxy.flights.key import Keyer
-from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw
 from proxy.page.wanted import wanted
-from proxy.sizes import Sizes
 from proxy.wire.openai import PATHS, Endpoint
 from tests.client import call, get, post_json
 from tests.engine import Engine, Turn

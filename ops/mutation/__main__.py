@@ -74,9 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags().parse_args(arguments)
     sources = mutants.modules(ROOT)
     if unknown := sorted(set(given.module or ()) - sources.keys()):
-        flags().error(
-            f"--module {unknown[0]} is no module of the tree; a module is given as proxy/flights/flight.py"
-        )
+        flags().error(f"--module {unknown[0]} is no module of the tree: give one as proxy/flights/flight.py")
     reasons, stale = equivalent(sources)
     for entry in stale:
         print(f"equivalent.toml names a line that is not there any more: {entry}")

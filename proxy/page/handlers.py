@@ -13,9 +13,9 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from proxy import respond
+from proxy.access.policy import Gate
 from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.gate import Gate
 from proxy.gateway import Gateway
 from proxy.page.readers import Board, Read
 from proxy.page.shell import shell

@@ -9,13 +9,13 @@ import re
 import tomllib
 from typing import Any, Final
 
-from proxy.api_keys import read_keys
+from proxy.access.api_keys import read_keys
+from proxy.access.denylist.normalize import _UNSEEN, Former, form
+from proxy.access.denylist.rules import DenyList, read_deny_list
+from proxy.access.denylist.scanner import Scanner
 from proxy.config.load import load
 from proxy.config.settings import Settings, options
-from proxy.deny import DenyList, read_deny_list
 from proxy.errors import SettingsError
-from proxy.scan import Scanner
-from proxy.text_form import _UNSEEN, Former, form
 from tests.fuzz.kit import Target, parted
 
 NAME: Final = "file.x"

@@ -11,11 +11,11 @@ from typing import Any, Final
 import msgspec
 from pydantic import TypeAdapter
 
+from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
+from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import passing
 from proxy.flights.key import Keyer
-from proxy.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
-from proxy.sizes import Sizes
 from proxy.wire.http.media_type import JSON
 from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, decode, stream_extras, with_fields, with_usage
 from proxy.wire.prompt import everything, prompt_of

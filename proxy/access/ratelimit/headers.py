@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 
+from proxy.access.ratelimit.buckets import SLACK, Ceiling, Claim, Decision, wait
 from proxy.errors import Code, GatewayError
-from proxy.limits import SLACK, Ceiling, Claim, Decision, wait
 
 
 def duration(seconds: float) -> str:

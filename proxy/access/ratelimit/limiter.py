@@ -12,12 +12,12 @@ from dataclasses import replace
 from itertools import count
 from typing import Literal
 
-from proxy.caller import Caller, Rates
+from proxy.access.caller import Caller, Rates
+from proxy.access.ratelimit.buckets import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
+from proxy.access.ratelimit.headers import headers, refusal
+from proxy.access.ratelimit.redis import SharedLimits
 from proxy.flights.cost import NO_COST, Cost, reached, spent
 from proxy.flights.flight import Flight, Subscriber
-from proxy.limit_words import headers, refusal
-from proxy.limits import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
-from proxy.limits_redis import SharedLimits
 from proxy.telemetry.containment import internal
 
 Followers = Literal["generation", "reader"]

@@ -8,15 +8,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from proxy.access_context import AccessContext
-from proxy.caller import Caller
+from proxy.access.caller import Caller
+from proxy.access.context import AccessContext
+from proxy.access.identity import tenant
+from proxy.access.intake import Found, denied_in, denied_in_passed
+from proxy.access.request_limits import Sizes
+from proxy.access.revocation import KeyedCalls
+from proxy.access.rules import AccessRules
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
-from proxy.identity import tenant
-from proxy.intake import Found, denied_in, denied_in_passed
-from proxy.revocation import KeyedCalls
-from proxy.rules import AccessRules
-from proxy.sizes import Sizes
 from proxy.telemetry.audit import Audit, Refusal
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

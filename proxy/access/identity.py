@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from proxy.api_keys import KeyRing
-from proxy.caller import Caller
-from proxy.client_address import UNIX, Trusted, client_address
+from proxy.access.api_keys import KeyRing
+from proxy.access.caller import Caller
+from proxy.access.client_ip import UNIX, Trusted, client_address
 from proxy.errors import Code, GatewayError
 
 MAX_KEY = 512  # characters of a key that are looked at: more is none of ours

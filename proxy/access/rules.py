@@ -4,8 +4,8 @@ Called by the access policy and the answers' filter, which look at them as they 
 
 from __future__ import annotations
 
-from proxy.deny import DenyList
-from proxy.identity import Identity
+from proxy.access.denylist.rules import DenyList
+from proxy.access.identity import Identity
 
 
 class AccessRules:

@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 import msgspec
 
-from proxy.deny import DenyList
+from proxy.access.denylist.rules import DenyList
+from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import estimate, passing
 from proxy.flights.key import Keyer
 from proxy.flights.sharing import Share, sharing
-from proxy.sizes import Sizes
 from proxy.upstream.routing import affinity
 from proxy.wire.document import read
 from proxy.wire.fold.folding import Folded, foldable

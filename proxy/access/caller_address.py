@@ -10,7 +10,7 @@ from ipaddress import IPv6Address, ip_address
 
 from aiohttp import web
 
-from proxy.caller import Caller
+from proxy.access.caller import Caller
 
 Identify = Callable[[web.BaseRequest], Caller]
 

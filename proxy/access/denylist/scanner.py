@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from proxy.deny import DenyList
-from proxy.text_form import Former, seen
+from proxy.access.denylist.normalize import Former, seen
+from proxy.access.denylist.rules import DenyList
 
 
 class Scanner:

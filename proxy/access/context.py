@@ -9,9 +9,9 @@ from typing import Protocol
 
 from aiohttp import web
 
-from proxy.caller import Caller
+from proxy.access.caller import Caller
+from proxy.access.ratelimit.limiter import Hold
 from proxy.errors import GatewayError
-from proxy.limiter import Hold
 from proxy.wire.openai import Ask
 
 

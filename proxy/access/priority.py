@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.caller import Caller
+from proxy.access.caller import Caller
 from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
 

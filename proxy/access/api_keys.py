@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from proxy.caller import Caller, Rates
+from proxy.access.caller import Caller, Rates
 from proxy.config.vocabulary import NORMAL, PRIORITIES
 from proxy.errors import SettingsError
 

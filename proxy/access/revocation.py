@@ -13,9 +13,9 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from proxy.access_context import AccessContext
+from proxy.access.context import AccessContext
+from proxy.access.identity import Identity
 from proxy.errors import GatewayError
-from proxy.identity import Identity
 from proxy.telemetry.audit import Audit
 
 EVERY: Final = 1.0  # seconds between two looks for keys that have expired

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
+from proxy.access.denylist.normalize import form
 from proxy.errors import SettingsError
-from proxy.text_form import form
 
 MAX_LITERAL: Final = 1000  # characters
 MAX_RULES: Final = 100_000

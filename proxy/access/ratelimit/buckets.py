@@ -1,6 +1,6 @@
 """Owns the arithmetic of limits: meters that leak, permits, what a request takes and gives back; a bounded table.
 Must not know Redis, HTTP, flights or clocks: `now` is passed in, in seconds of any clock that does not go back.
-Called by the limiter; the same sums run inside Redis (`limits_redis.py`)."""
+Called by the limiter; the same sums run inside Redis (`redis.py`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
-from proxy.caller import Rates
+from proxy.access.caller import Rates
 
 SLACK: Final = 1e-6
 """Units by which a meter may be over: what rounding in many small steps adds up to."""

@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import msgspec
 
+from proxy.access.denylist.rules import DenyList
+from proxy.access.denylist.scanner import Scanner
+from proxy.access.rules import AccessRules
 from proxy.config.settings import Settings
-from proxy.deny import DenyList
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import MakeFeeder
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
-from proxy.rules import AccessRules
-from proxy.scan import Scanner
 from proxy.telemetry.containment import internal, raised
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy.limits import Ceilings, Claim, Decision, Kind, Levels, Whose
+from proxy.access.ratelimit.buckets import Ceilings, Claim, Decision, Kind, Levels, Whose
 from proxy.redis.cache import AWAY, Breaker
 from proxy.redis.client import Address, Link, address
 from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError, Word

@@ -7,14 +7,14 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack
 
-from proxy.access_context import AccessContext
-from proxy.caller import Rates
+from proxy.access.caller import Rates
+from proxy.access.caller_address import Identify
+from proxy.access.context import AccessContext
+from proxy.access.ratelimit.buckets import LocalLimits, ceilings
+from proxy.access.ratelimit.limiter import Limiter
+from proxy.access.ratelimit.redis import SharedLimits
 from proxy.config.settings import Settings
 from proxy.flights.cost import NO_COST, Cost, estimate, passing
-from proxy.identify import Identify
-from proxy.limiter import Limiter
-from proxy.limits import LocalLimits, ceilings
-from proxy.limits_redis import SharedLimits
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.raw_body import NONE, Passed
