@@ -24,8 +24,8 @@ from proxy.app import App, running
 from proxy.check import check
 from proxy.config.load import exposed, load
 from proxy.config.settings import Settings
-from proxy.descriptors import raise_limit
 from proxy.errors import ListenError, SettingsError
+from proxy.server.listener.descriptors import raise_limit
 from proxy.signals import Signals
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log

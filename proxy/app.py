@@ -19,13 +19,10 @@ from proxy.access.policy import gate_for, scope_of
 from proxy.access.priority import Urgency
 from proxy.access.ratelimit.admission import Admission, admission_for
 from proxy.children import children
-from proxy.client_times import Times
 from proxy.config.file_watch import Contents, FileWatch
 from proxy.config.redact import secrets_in
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import PRIORITIES
-from proxy.descriptors import in_use, limit, places
-from proxy.door import Door
 from proxy.embedders import closing, embedder_for
 from proxy.errors import place_of, words_of
 from proxy.flights.embeddings.embedder import Embedder
@@ -40,17 +37,21 @@ from proxy.flights.queue.ticket import Tickets, callers_of, twin_of
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
-from proxy.flush import Flush
-from proxy.gateway import Gateway
 from proxy.gauges import state_gauges
-from proxy.large import LargeRequests
-from proxy.listeners import hosts_of, listen, listen_for_operators
-from proxy.page.handlers import Page
-from proxy.page.state import Sources
 from proxy.prepare import Prepared, prepare
 from proxy.redis.cache import Cache
 from proxy.reload import Reload
 from proxy.reloads import OnRedis, Reloads, paths_of
+from proxy.server.gateway import Gateway
+from proxy.server.handlers.flush import Flush
+from proxy.server.listener.bind import hosts_of, listen, listen_for_operators
+from proxy.server.listener.descriptors import in_use, limit, places
+from proxy.server.listener.listener import Door
+from proxy.server.listener.timeouts import Times
+from proxy.server.offload.large import LargeRequests
+from proxy.server.page.handlers import Page
+from proxy.server.page.state import Sources
+from proxy.server.tracing import Tracing
 from proxy.telemetry import certificates
 from proxy.telemetry.audit import Audit
 from proxy.telemetry.certificates import Certificates
@@ -58,7 +59,6 @@ from proxy.telemetry.containment import Containment
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.otel import FLUSH_SECONDS, Otel
-from proxy.tracing import Tracing
 from proxy.upstream.backends import Backends
 from proxy.upstream.concurrency import MOST
 from proxy.upstream.fleet import Fleet

@@ -8,11 +8,11 @@ import asyncio
 import time
 
 from proxy.config.vocabulary import PRIORITIES
-from proxy.door import Door
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
 from proxy.flights.queue.request_queue import Batcher
 from proxy.redis.cache import Cache
+from proxy.server.listener.listener import Door
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 

@@ -15,13 +15,13 @@ from proxy.access.client_ip import Trusted
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.identity import Identity
 from proxy.access.rules import AccessRules
-from proxy.client_tls import ServerTls, server_context
 from proxy.config.redact import shown_path
 from proxy.config.settings import Settings
 from proxy.config.values import secret
-from proxy.door import source_of
 from proxy.errors import SettingsError
 from proxy.redis.client import files_of
+from proxy.server.listener.listener import source_of
+from proxy.server.listener.tls import ServerTls, server_context
 from proxy.telemetry.certificates import expiry_of
 from proxy.telemetry.otel import packages
 

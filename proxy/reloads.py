@@ -11,13 +11,13 @@ from typing import Protocol
 from proxy.access.api_keys import read_keys
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.policy import Gate
-from proxy.client_tls import server_context
 from proxy.config.file_watch import Take, Watched
 from proxy.config.settings import Settings
-from proxy.large import LargeRequests
 from proxy.prepare import Prepared, read_backend_key, read_file
 from proxy.redis.client import Address, address, files_of
 from proxy.reload import Reload
+from proxy.server.listener.tls import server_context
+from proxy.server.offload.large import LargeRequests
 from proxy.telemetry.certificates import Certificates, expiry_of
 from proxy.upstream.fleet import Fleet
 from proxy.upstream.http.dial import tls_context

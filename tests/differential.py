@@ -22,7 +22,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
-from proxy.relay import forwardable
+from proxy.server.handlers.relay import forwardable
 from proxy.upstream.http.pool import Pool
 from proxy.wire.http.head import read_head
 from proxy.wire.http.target import Target

@@ -15,10 +15,10 @@ from proxy.access.caller import Caller, Rates
 from proxy.access.ratelimit.admission import admission_for
 from proxy.access.ratelimit.buckets import Levels
 from proxy.app import App
-from proxy.call import Call
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.cost import NO_COST, estimate
+from proxy.server.context import Call
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from proxy.call import MAX_MODEL, Call, body_at_hand, read_body, request_id
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
 from proxy.flights.plan import Mode, Plan
+from proxy.server.context import MAX_MODEL, Call, body_at_hand, read_body, request_id
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.frames import Usage

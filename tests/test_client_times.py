@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.client_times import Over, Times, Watched
+from proxy.server.listener.timeouts import Over, Times, Watched
 
 TIMES = Times(head=15, stall=60, closing=30)
 

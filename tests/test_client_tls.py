@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.client_tls import server_context
 from proxy.errors import SettingsError
+from proxy.server.listener.tls import server_context
 from tests.certificates import Authority, encrypt
 from tests.client import Connection
 from tests.engine import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from proxy.connection_limit import GRACE_SECONDS, UNDECIDED, ConnectionLimit
+from proxy.server.listener.connection_limit import GRACE_SECONDS, UNDECIDED, ConnectionLimit
 from tests.client import Connection, get
 from tests.clock import virtual
 from tests.test_door import serving

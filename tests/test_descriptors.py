@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.descriptors import BACKLOG, LEAST_BACKLOG, RESERVE, in_use, limit, places, raise_limit
+from proxy.server.listener.descriptors import BACKLOG, LEAST_BACKLOG, RESERVE, in_use, limit, places, raise_limit
 from tests.client import Connection, NoAnswer, get, post_json
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -17,9 +17,9 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
-from proxy import respond
-from proxy.door import Door, DoorHandler
-from proxy.request import at_hand
+from proxy.server import respond
+from proxy.server.listener.listener import Door, DoorHandler
+from proxy.server.listener.request import at_hand
 from tests.client import Answer, Connection, get, request_bytes
 from tests.engine_turn import PATIENCE
 from tests.running import until
@@ -31,7 +31,7 @@ START = "2e565fd40c8e04fb3afb481d5ba52691a61d28396573b4b8a4cf3b168782288e"
 """Of `RequestHandler.start` as it was when `DoorHandler.start` was written to take its place."""
 
 ADVICE = f"""
-aiohttp {aiohttp.__version__} is not the one that proxy/door.py was written for ({READ}). What to look at:
+aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}). What to look at:
  1. `git diff` of aiohttp/web_protocol.py between the two: `RequestHandler.start`, `shutdown`, `connection_lost`,
     `data_received`, `_process_keepalive`. DoorHandler.start must do what the new `start` does, but for the task,
     the response object and the access log.
@@ -268,7 +268,7 @@ async def test_a_fault_before_the_handler_ends_its_connection_too(
 
     async with serving() as (url, _):
         async with await Connection.open(url) as client:
-            monkeypatch.setattr("proxy.door.read_head", fails)
+            monkeypatch.setattr("proxy.server.listener.listener.read_head", fails)
             await client.request("GET", "/one")
             assert await client.at_eof()
         monkeypatch.undo()

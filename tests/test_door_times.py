@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy import respond
 from proxy.access.client_ip import Trusted
-from proxy.client_times import Times
-from proxy.door import SLICE_BYTES as READ_SLICE
-from proxy.door import TURN_BYTES, Door, DoorHandler
 from proxy.flights.flight import SLICE_BYTES
+from proxy.server import respond
+from proxy.server.listener.listener import SLICE_BYTES as READ_SLICE
+from proxy.server.listener.listener import TURN_BYTES, Door, DoorHandler
+from proxy.server.listener.timeouts import Times
 from tests.client import Connection, get, request_bytes
 from tests.running import until
 from tests.test_door import error_of, hello, serving

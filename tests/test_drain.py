@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.drain import FLUSH_SECONDS, Drain
 from proxy.errors import Code, GatewayError
+from proxy.server.drain import FLUSH_SECONDS, Drain
 from tests.client import Connection, IncompleteBody, streaming
 from tests.clock import virtual
 from tests.engine import Engine

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from proxy.app import App
-from proxy.call import BODY_COST
 from proxy.flights.memory import Held
+from proxy.server.context import BODY_COST
 from tests.client import Connection, get, post_json, request_bytes
 from tests.engine import Engine, Turn
 from tests.engine_scripts import echo_script

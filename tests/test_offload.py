@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from ops.bench.worst_cases import text
-from proxy import offload
 from proxy.access.intake import AskJob, FoldJob, Terms, read_ask
 from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
 from proxy.flights.key import Keyer, hash_of_cpu
-from proxy.offload import Offload, start_child
-from proxy.offload_child import Reader
+from proxy.server.offload import pool as offload
+from proxy.server.offload.child import Reader
+from proxy.server.offload.pool import Offload, start_child
 from tests.running import until
 
 TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=9))
@@ -163,7 +163,7 @@ async def test_at_the_end_what_waits_is_told() -> None:
 def test_a_fault_of_ours_in_a_job_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader()
     reader.take(TERMS)
-    monkeypatch.setattr("proxy.offload_child.read_ask", lambda *_: 1 / 0)
+    monkeypatch.setattr("proxy.server.offload.child.read_ask", lambda *_: 1 / 0)
     found, sent = reader.do(JOB, b"{}")
     assert (found.refusal is not None and found.refusal.code, sent) == ("INTERNAL", b"")
     assert found.fault.startswith("ZeroDivisionError")
@@ -180,7 +180,7 @@ def test_what_is_no_stream_is_not_folded(body: bytes) -> None:
 def test_a_process_whose_parent_is_another_ends_at_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        command = [sys.executable, "-m", "proxy.offload_child", str(os.getppid())]
+        command = [sys.executable, "-m", "proxy.server.offload.child", str(os.getppid())]
         assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 1
 
 
@@ -188,5 +188,5 @@ def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         ours.close()
-        command = [sys.executable, "-m", "proxy.offload_child", str(os.getpid())]
+        command = [sys.executable, "-m", "proxy.server.offload.child", str(os.getpid())]
         assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.opening import MAX_V1, MAX_V2, V2, Opening, read_opening
+from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, Opening, read_opening
 
 
 def version_2(source: str, *, command: int = 0x21, extensions: bytes = b"") -> bytes:

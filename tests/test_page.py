@@ -12,9 +12,9 @@ import pytest
 
 from proxy.access.api_keys import hash_of
 from proxy.errors import GatewayError
-from proxy.page.handlers import MAX_WATCHERS
-from proxy.page.shell import shell
-from proxy.page.wanted import MAX_READERS, wanted
+from proxy.server.page.document import shell
+from proxy.server.page.handlers import MAX_WATCHERS
+from proxy.server.page.prompt import MAX_READERS, wanted
 from tests.client import Connection, call, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.call import Call
 from proxy.config.settings import Settings
-from proxy.passthrough import PassThrough
+from proxy.server.context import Call
+from proxy.server.handlers.passthrough import PassThrough
 from tests.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.engine import Engine, Turn
 from tests.forms import FORM_TYPE, form_of

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode, Plan
-from proxy.page.reading import Reading, between, quantile, read, window
-from proxy.page.state import recent
+from proxy.server.page.rates import Reading, between, quantile, read, window
+from proxy.server.page.state import recent
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.series import Histogram
 

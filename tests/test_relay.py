@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.relay import ACTED_ON, acted_on, forwardable, passes
+from proxy.server.handlers.relay import ACTED_ON, acted_on, forwardable, passes
 from proxy.wire.http.target import Malformed, read_target
 
 

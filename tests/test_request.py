@@ -7,8 +7,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from proxy import respond
-from proxy.request import Request
+from proxy.server import respond
+from proxy.server.listener.request import Request
 from tests.client import Connection
 from tests.test_door import serving
 

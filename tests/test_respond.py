@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.respond import SocketPipe, dechunk, error_headers, taken, write, write_head
+from proxy.server.respond import SocketPipe, dechunk, error_headers, taken, write, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.clock import virtual
 

@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 from multidict import CIMultiDict
 
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.plain import Plain
-from proxy.routes import Routes
+from proxy.server.context import Call
+from proxy.server.handlers.status import Plain
+from proxy.server.routes import Routes
 
 
 class FakePlain:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import SettingsError
-from proxy.unix_socket import unix_socket
+from proxy.server.listener.unix_socket import unix_socket
 from tests.client import Connection
 from tests.engine import Engine
 from tests.running import gateway

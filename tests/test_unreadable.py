@@ -8,7 +8,7 @@ import pytest
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
 
 from proxy.errors import Code, GatewayError
-from proxy.unreadable import HeadTooLarge, closing, error_for
+from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
 
 
 @pytest.mark.parametrize(

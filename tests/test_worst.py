@@ -20,7 +20,7 @@ from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw
 from proxy.access.request_limits import Sizes
 from proxy.app import App
 from proxy.flights.key import Keyer
-from proxy.page.wanted import wanted
+from proxy.server.page.prompt import wanted
 from proxy.wire.openai import PATHS, Endpoint
 from tests.client import call, get, post_json
 from tests.engine import Engine, Turn

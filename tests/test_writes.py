@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.embedded.redis import EmbeddedRedis
-from proxy.respond import SocketPipe
+from proxy.server.respond import SocketPipe
 from tests.client import post_json, streaming
 from tests.engine import Engine
 from tests.running import HELLO_STREAM, gateway, until

@@ -1,6 +1,6 @@
 """Owns what access control reads of a request under way, and what it tells it.
 Must not know how a request is answered.
-Called by the access policy, admission and revocation; a request's own facts are `call.py`'s."""
+Called by the access policy, admission and revocation; a request's own facts are `context.py`'s."""
 
 from __future__ import annotations
 

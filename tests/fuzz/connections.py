@@ -8,7 +8,7 @@ import re
 import socket
 from typing import Final
 
-from proxy.opening import MAX_V1, MAX_V2, V2, Opening, read_opening
+from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, Opening, read_opening
 from tests.fuzz.kit import Target
 
 _V1: Final = re.compile(rb"PROXY (TCP4|TCP6) (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from proxy.opening import V2
 from proxy.redis.cache import Stored
+from proxy.server.listener.proxy_protocol import V2
 from proxy.wire.sse import DONE, Framer, chunk
 from tests.fault_cases import broken_cases, surplus_cases, whole_cases
 from tests.fuzz.files import HASH, SECRET

@@ -8,10 +8,10 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from proxy.access.policy import Gate
-from proxy.call import Call
 from proxy.config.settings import Settings
 from proxy.flights.cost import passing
-from proxy.large import LargeRequests
+from proxy.server.context import Call
+from proxy.server.offload.large import LargeRequests
 from proxy.wire.http.media_type import Media, media_of
 from proxy.wire.raw_body import NONE, Passed, read_passed, takes_json_only
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from proxy import respond
-from proxy.call import Call
-from proxy.embed import CANNOT_EMBED, names_model, stub_vector
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Subscriber
+from proxy.server import respond
+from proxy.server.context import Call
+from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vector
 from proxy.wire.openai import Ask
 
 

@@ -15,13 +15,13 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from proxy.access.client_ip import UNIX, Trusted
-from proxy.client_times import Over, Times, Watched
-from proxy.connection_limit import ConnectionLimit, Evictable
 from proxy.errors import Code, GatewayError
-from proxy.opening import V2, read_opening
-from proxy.request import Request, head_bytes
+from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
+from proxy.server.listener.proxy_protocol import V2, read_opening
+from proxy.server.listener.request import Request, head_bytes
+from proxy.server.listener.timeouts import Over, Times, Watched
+from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
 from proxy.telemetry.containment import raised, unawaited
-from proxy.unreadable import HeadTooLarge, closing, error_for
 from proxy.upstream.http.read_budget import ReadBudget
 from proxy.wire.http.chunk_ends import ChunkEnds
 from proxy.wire.http.head import read_head

@@ -9,7 +9,7 @@ from base64 import b64encode
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-from proxy.respond import Headers
+from proxy.server.respond import Headers
 
 _COMMON: Final = (
     ("content-type", "text/html; charset=utf-8"),

@@ -11,14 +11,14 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from proxy import respond
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
 from proxy.flights.key import model_tag
-from proxy.gateway import Gateway
 from proxy.redis.cache import Cache
 from proxy.redis.resp import WireError
+from proxy.server import respond
+from proxy.server.context import Call
+from proxy.server.gateway import Gateway
 from proxy.telemetry.audit import Audit
 
 PATH: Final = "/-/cache"

@@ -12,13 +12,13 @@ from proxy.access.denylist.rules import DenyList
 from proxy.access.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
 from proxy.access.policy import Gate, sizes_of
 from proxy.access.rules import AccessRules
-from proxy.call import Call
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.plan import headers_in_common
-from proxy.offload import Offload
-from proxy.relay import ACTED_ON, acted_on
+from proxy.server.context import Call
+from proxy.server.handlers.relay import ACTED_ON, acted_on
+from proxy.server.offload.pool import Offload
 from proxy.telemetry.log import Log
 from proxy.wire.fold.folding import Unfoldable, forces_tool, many_frames
 from proxy.wire.http.media_type import Media

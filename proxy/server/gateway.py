@@ -12,16 +12,12 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from proxy import respond
 from proxy.access.hosts import Hosts
 from proxy.access.origins import Origins
 from proxy.access.policy import Gate, scope_of
 from proxy.access.priority import Urgency, timeout_of
-from proxy.call import Call, body_at_hand, free_body, read_body, request_id
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import NORMAL
-from proxy.door import DoorHandler
-from proxy.embed_handler import Embed
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flights.embeddings.embedder import Embedder
 from proxy.flights.flight import SLICE_BYTES, Flight, Subscriber
@@ -32,17 +28,21 @@ from proxy.flights.phase import Phase
 from proxy.flights.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.sharing import Sharing, sharing
-from proxy.large import LargeRequests
-from proxy.passthrough import Admit, PassThrough
-from proxy.plain import Plain
-from proxy.punctual import end_early, in_time
-from proxy.relay import ACTED_ON, acted_on, forwardable
-from proxy.request import AT_HAND
-from proxy.routes import Handler, Route, Routes
+from proxy.server import respond
+from proxy.server.context import Call, body_at_hand, free_body, read_body, request_id
+from proxy.server.deadline import end_early, in_time
+from proxy.server.handlers.embed import Embed
+from proxy.server.handlers.passthrough import Admit, PassThrough
+from proxy.server.handlers.relay import ACTED_ON, acted_on, forwardable
+from proxy.server.handlers.status import Plain
+from proxy.server.listener.listener import DoorHandler
+from proxy.server.listener.request import AT_HAND
+from proxy.server.offload.large import LargeRequests
+from proxy.server.routes import Handler, Route, Routes
+from proxy.server.tracing import Tracing
 from proxy.telemetry.containment import Fault, contained, internal, raised
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
-from proxy.tracing import Tracing
 from proxy.upstream.backends import Backends
 from proxy.wire.fold.folding import Unfoldable, foldable
 from proxy.wire.media import refers

@@ -15,17 +15,17 @@ from typing import Final
 from aiohttp import web
 
 from proxy.access.hosts import Hosts
-from proxy.client_times import Times
-from proxy.client_tls import ServerTls
 from proxy.config.settings import Settings
-from proxy.descriptors import Places
-from proxy.door import Door
-from proxy.drain import CLOSE_SECONDS, Drain
 from proxy.errors import ListenError
-from proxy.gateway import Gateway
-from proxy.site import Site
+from proxy.server.drain import CLOSE_SECONDS, Drain
+from proxy.server.gateway import Gateway
+from proxy.server.listener.descriptors import Places
+from proxy.server.listener.listener import Door
+from proxy.server.listener.site import Site
+from proxy.server.listener.timeouts import Times
+from proxy.server.listener.tls import ServerTls
+from proxy.server.listener.unix_socket import unix_socket
 from proxy.telemetry.log import Log
-from proxy.unix_socket import unix_socket
 
 MAX_OPERATORS: Final = 64  # connections to their listener
 

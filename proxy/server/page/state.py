@@ -15,8 +15,8 @@ from proxy.config.settings import VERSION, Settings
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
 from proxy.flights.queue.request_queue import Batcher
-from proxy.page.reading import Reading, between, read, window
 from proxy.redis.cache import Cache
+from proxy.server.page.rates import Reading, between, read, window
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.breaker import State

@@ -11,11 +11,11 @@ from typing import Final
 from aiohttp import web
 
 from proxy.access.policy import OPEN
-from proxy.call import Call
-from proxy.door import Door
 from proxy.errors import Code, GatewayError
-from proxy.gateway import Gateway
-from proxy.routes import Handler
+from proxy.server.context import Call
+from proxy.server.gateway import Gateway
+from proxy.server.listener.listener import Door
+from proxy.server.routes import Handler
 from proxy.telemetry.log import Log
 
 FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written

@@ -25,7 +25,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Subscriber
 from proxy.flights.memory import Held
-from proxy.request import AT_HAND, at_hand
+from proxy.server.listener.request import AT_HAND, at_hand
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.http.media_type import require_json, require_plain

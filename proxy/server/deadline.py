@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from proxy import respond
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
 from proxy.flights.plan import Mode
+from proxy.server import respond
+from proxy.server.context import Call
 from proxy.wire.sse import LAST_CHUNK, chunk, encode
 
 

@@ -9,8 +9,8 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from proxy.door import DoorHandler
-from proxy.respond import Headers, Sent, taken, write_head
+from proxy.server.listener.listener import DoorHandler
+from proxy.server.respond import Headers, Sent, taken, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 
 MAX_PENDING: Final = 256 * 1024  # bytes of one turn after which whoever writes is to wait

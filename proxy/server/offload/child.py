@@ -1,6 +1,6 @@
 """Owns the child process that reads what is large: jobs in over a socket, results out, one after the other.
 Must not know HTTP, flights or who asks. It holds nothing between two jobs but its terms.
-Called as `python -m proxy.offload_child PARENT_PID` by offload, with the socket as its standard input."""
+Called as `python -m proxy.server.offload.child PARENT_PID` by offload, with the socket as its standard input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from proxy.embedded.launch import tie
 from proxy.errors import Code, GatewayError, place_of
 from proxy.flights.key import Keyer, hash_of_cpu
 from proxy.flights.memory import available
-from proxy.page.wanted import wanted
+from proxy.server.page.prompt import wanted
 from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.sse import unchunks
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from proxy import respond
 from proxy.access.policy import Gate
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
+from proxy.server import respond
+from proxy.server.context import Call
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backends
 

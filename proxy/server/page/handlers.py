@@ -12,16 +12,16 @@ from typing import Final
 import msgspec
 from aiohttp import HttpVersion11, web
 
-from proxy import respond
 from proxy.access.policy import Gate
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.gateway import Gateway
-from proxy.page.readers import Board, Read
-from proxy.page.shell import shell
-from proxy.page.state import Sources, View, Visible
-from proxy.page.stream import EventStream
-from proxy.page.wanted import wanted
+from proxy.server import respond
+from proxy.server.context import Call
+from proxy.server.gateway import Gateway
+from proxy.server.page.document import shell
+from proxy.server.page.event_stream import EventStream
+from proxy.server.page.prompt import wanted
+from proxy.server.page.readers import Board, Read
+from proxy.server.page.state import Sources, View, Visible
 from proxy.telemetry.audit import Audit
 from proxy.telemetry.log import Log
 

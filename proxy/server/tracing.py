@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.call import Call
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.merging.merged_flight import Carrier
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
+from proxy.server.context import Call
 from proxy.telemetry.otel import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})

@@ -15,13 +15,13 @@ from typing import Final, NamedTuple, cast
 
 from aiohttp import HttpVersion11, web
 
-from proxy.door import DoorHandler
 from proxy.errors import GatewayError
 from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.memory import Held, refused
 from proxy.flights.phase import Phase
 from proxy.flights.plan import RATE_LIMITS, Mode
-from proxy.unreadable import GUARDS
+from proxy.server.listener.listener import DoorHandler
+from proxy.server.listener.unreadable import GUARDS
 from proxy.wire.fold.folding import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]

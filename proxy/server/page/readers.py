@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from proxy import respond
-from proxy.call import Call
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flights.flight import Subscriber
 from proxy.flights.plan import Mode
-from proxy.gateway import Gateway
-from proxy.page.stream import EventStream
+from proxy.server import respond
+from proxy.server.context import Call
+from proxy.server.gateway import Gateway
+from proxy.server.page.event_stream import EventStream
 from proxy.telemetry.log import Log
 from proxy.wire.openai import Ask
 from proxy.wire.sse import LAST_CHUNK, unchunks

@@ -93,7 +93,7 @@ async def start_child() -> tuple[asyncio.subprocess.Process, socket.socket]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "proxy.offload_child",
+            "proxy.server.offload.child",
             str(os.getpid()),
             stdin=theirs.fileno(),
             stdout=asyncio.subprocess.DEVNULL,

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from proxy import respond
 from proxy.access.policy import OPERATING, Gate, not_found
-from proxy.call import Call
 from proxy.errors import Code, GatewayError
-from proxy.plain import ALLOWED, Plain
-from proxy.relay import asks_for_websocket, passes
+from proxy.server import respond
+from proxy.server.context import Call
+from proxy.server.handlers.relay import asks_for_websocket, passes
+from proxy.server.handlers.status import ALLOWED, Plain
 
 Handler = Callable[[Call], Awaitable[respond.Sent]]
 Route = tuple[str, str, Handler]

@@ -1,1 +1,0 @@
-"""The page at `/`: what it is made of, what it shows, and the readers of its playground."""
