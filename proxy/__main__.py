@@ -16,28 +16,75 @@ if __name__ == "__main__":  # before the imports below, which are most of the st
 
 import asyncio
 import gc
-from typing import Final
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
 
+import msgspec
 import uvloop
 
 from proxy.app import App, running
-from proxy.check import check
 from proxy.config.load import exposed, load
-from proxy.config.settings import Settings
+from proxy.config.redact import shown_url
+from proxy.config.settings import Settings, options
 from proxy.errors import ListenError, SettingsError
+from proxy.resources import prepare
 from proxy.server.listener.descriptors import raise_limit
-from proxy.signals import Signals
 from proxy.telemetry.faults import Faults
 from proxy.telemetry.log import Log
 from proxy.telemetry.streams import run
 from proxy.telemetry.terminal import say
 
+ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
 SAY_SECONDS: Final = 1.0  # for what ends the program to be read
 
 SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
        "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
+
+
+class Signals:
+    """While it is entered, signals are taken for the task that entered it. `stop` is set by the first that ends;
+    the second cancels the task, and so does the first while nothing runs that could end well."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self._reload: Callable[[], object] | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Signals {'stopping' if self.stop.is_set() else 'running' if self._reload else 'starting'}>"
+
+    def running(self, reload: Callable[[], object]) -> None:
+        """From now on there is something to end well, and to read again."""
+        self._reload = reload
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in ENDS:
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (*ENDS, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+        for number in (*ENDS, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # what is left takes milliseconds: nobody need interrupt it
+
+    def _end(self) -> None:
+        if (self._reload is None or self.stop.is_set()) and self._task is not None:
+            self._task.cancel()
+        self.stop.set()
+
+    def _hang_up(self) -> None:
+        if self._reload is not None and not self.stop.is_set():
+            self._reload()
 
 
 async def serve(settings: Settings, log: Log, faults: Faults) -> None:
@@ -107,6 +154,23 @@ def main() -> int:
         faults.close()
         log.close()
     return 0
+
+
+def check(settings: Settings) -> tuple[str, list[str]]:
+    """Every setting as a line of TOML, and warnings. What the settings name is read too: keys, deny list,
+    certificates. Raises SettingsError."""
+    prepared = prepare(settings)
+    lines = []
+    for option in options():
+        value = getattr(settings, option.name)
+        if option.metavar == "URL":
+            value = [shown_url(url) for url in value] if isinstance(value, tuple) else shown_url(value)
+        shown = msgspec.json.encode(list(value) if isinstance(value, tuple) else value).decode()
+        if option.hidden and value:
+            lines.append(f"# {option.name} is set, and not shown")
+        else:
+            lines.append(f"{option.name} = {shown}")
+    return "\n".join(lines) + "\n", [*settings.warnings, *prepared.warnings]
 
 
 def _check(settings: Settings) -> int:

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from proxy.access import revocation
 from proxy.access.caller_address import caller_at
@@ -18,13 +19,12 @@ from proxy.access.denylist.filter import feeder_for
 from proxy.access.policy import gate_for, scope_of
 from proxy.access.priority import Urgency
 from proxy.access.ratelimit.admission import Admission, admission_for
-from proxy.children import children
 from proxy.config.file_watch import Contents, FileWatch
 from proxy.config.redact import secrets_in
 from proxy.config.settings import Settings
 from proxy.config.vocabulary import PRIORITIES
-from proxy.embedders import closing, embedder_for
 from proxy.errors import place_of, words_of
+from proxy.flights.embeddings.builder import closing, embedder_for
 from proxy.flights.embeddings.embedder import Embedder
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
@@ -37,12 +37,10 @@ from proxy.flights.queue.ticket import Tickets, callers_of, twin_of
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
-from proxy.gauges import state_gauges
-from proxy.prepare import Prepared, prepare
 from proxy.redis.cache import Cache
-from proxy.reload import Reload
-from proxy.reloads import OnRedis, Reloads, paths_of
+from proxy.resources import OnRedis, Prepared, Reload, Reloads, paths_of, prepare
 from proxy.server.gateway import Gateway
+from proxy.server.gauges import state_gauges
 from proxy.server.handlers.flush import Flush
 from proxy.server.listener.bind import hosts_of, listen, listen_for_operators
 from proxy.server.listener.descriptors import in_use, limit, places
@@ -63,10 +61,10 @@ from proxy.upstream.backends import Backends
 from proxy.upstream.concurrency import MOST
 from proxy.upstream.fleet import Fleet
 from proxy.upstream.http.dial import tls_context
+from proxy.upstream.monitor import Task, each, first_look, watch
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import Budget, RetryRules
 from proxy.upstream.routing import affinity
-from proxy.watches import first_look, watch
 
 
 @dataclass(slots=True)
@@ -261,11 +259,19 @@ async def running(
             contents,
             audit,
         )
-        expiring = [("the watch on certificates", certificates.EVERY, expiries.look)]
-        if gate is not None:
-            expiring.append(("the watch on keys that expire", revocation.EVERY, gate.keyed.look))
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
-        watch(settings, fleet, shapes, reload, files, expiring, watchdog, loop, log, containment, stack)
+        tasks: list[Task] = [
+            ("the watchdog", watchdog.run),
+            ("the watch on files", files.run),
+            ("the watch on certificates", partial(each, certificates.EVERY, expiries.look)),
+        ]
+        if settings.probe == "on":
+            tasks.append(("the probes of engines' answers", shapes.run))
+        if reload is not None:
+            tasks.append(("the change of engines", reload.run))
+        if gate is not None:
+            tasks.append(("the watch on keys that expire", partial(each, revocation.EVERY, gate.keyed.look)))
+        watch(settings, backends, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),
@@ -429,3 +435,37 @@ def _retry(settings: Settings) -> RetryRules:
 def _at(where: str, e: BaseException) -> str:
     place = place_of(e)
     return f"{where} ({place})" if place else where
+
+
+async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
+    """Start the embedded engine and the embedded Redis, as far as they are asked for, side by side."""
+    # Imported where they are used: with an engine and a Redis of your own they cost no start-up time.
+    from proxy.embedded.engine import EmbeddedEngine
+    from proxy.embedded.redis import EmbeddedRedis
+
+    def told(name: str) -> Callable[[str, str], None]:
+        return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
+
+    engine = None if settings.backends else EmbeddedEngine(on_event=told("embedded engine"))
+    redis = (
+        EmbeddedRedis(settings.redis_memory_mb, on_event=told("embedded redis"))
+        if settings.redis == "auto"
+        else None
+    )
+    for child in (engine, redis):
+        if child is not None:
+            stack.push_async_callback(child.stop)
+    starts = [child.start() for child in (engine, redis) if child is not None]
+    started = await asyncio.gather(*starts, return_exceptions=True)
+    for result in started:
+        if isinstance(result, BaseException):
+            raise result
+    found = [str(result) for result in started]
+    urls = list(settings.backends) or [found.pop(0)]
+    if settings.redis == "off":
+        return urls, None, "off"
+    return (
+        urls,
+        (found.pop() if redis is not None else settings.redis),
+        "embedded" if redis is not None else "yours",
+    )

@@ -31,7 +31,8 @@ START = "2e565fd40c8e04fb3afb481d5ba52691a61d28396573b4b8a4cf3b168782288e"
 """Of `RequestHandler.start` as it was when `DoorHandler.start` was written to take its place."""
 
 ADVICE = f"""
-aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}). What to look at:
+aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}).
+What to look at:
  1. `git diff` of aiohttp/web_protocol.py between the two: `RequestHandler.start`, `shutdown`, `connection_lost`,
     `data_received`, `_process_keepalive`. DoorHandler.start must do what the new `start` does, but for the task,
     the response object and the access log.

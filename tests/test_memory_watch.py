@@ -12,7 +12,7 @@ from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.memory import Memory
 from proxy.flights.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
-from proxy.prepare import prepare
+from proxy.resources import prepare
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from tests.running import lines

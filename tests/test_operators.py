@@ -12,7 +12,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import ListenError
-from proxy.prepare import prepare
+from proxy.resources import prepare
 from tests.client import Connection, call, get, post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script

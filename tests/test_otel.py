@@ -12,7 +12,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.prepare import prepare
+from proxy.resources import prepare
 from proxy.telemetry import otel
 from proxy.telemetry.log import Log
 from tests.running import lines

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from proxy.check import check
+from proxy.__main__ import check
 from proxy.config.load import load
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.prepare import prepare
+from proxy.resources import prepare
 
 
 @pytest.mark.parametrize(

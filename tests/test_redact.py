@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.check import check
+from proxy.__main__ import check
 from proxy.config.load import exposed, load
 from proxy.config.redact import Known, secrets_in, shown_path, shown_url, shown_word
 from proxy.errors import SettingsError

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.reload import Reload
+from proxy.resources import Reload
 from proxy.telemetry.log import Log
 from tests.running import lines, until
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from proxy.signals import Signals
+from proxy.__main__ import Signals
 
 
 def kill(number: signal.Signals) -> None:

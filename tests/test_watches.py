@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.watches import each, for_ever
+from proxy.upstream.monitor import each, for_ever
 from tests.clock import virtual
 
 

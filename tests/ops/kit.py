@@ -17,7 +17,7 @@ import pytest
 
 from proxy.config.load import load
 from proxy.errors import SettingsError
-from proxy.prepare import prepare
+from proxy.resources import prepare
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"

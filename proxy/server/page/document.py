@@ -29,7 +29,7 @@ class Shell(NamedTuple):
 def shell() -> Shell:
     """Put together, with a policy that lets run what is inside, by its hash, and nothing else: no other script, no
     other host, no frame around it, and no way from a text to HTML (`require-trusted-types-for`)."""
-    folder = files("proxy") / "page"
+    folder = files("proxy.server.page")
     html, style, script = ((folder / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     if "</style" in style or "</script" in script:
         raise AssertionError("the page would end inside itself")

@@ -1,26 +1,22 @@
-"""Owns what looks at something time and again, as tasks: engines' health, load and pace, files, keys that expire.
-Must not know what is done with what they see.
-Called by the app at start."""
+"""Runs the tasks that never end: health, load and pace of engines, and others that the app names. A task that raises is
+reported and starts again."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from functools import partial
 
-from proxy.config.file_watch import FileWatch
 from proxy.config.settings import Settings
-from proxy.flights.shapes import Shapes
-from proxy.flights.watchdog import Watchdog
-from proxy.reload import Reload
 from proxy.telemetry.containment import Fault
 from proxy.telemetry.log import Log
 from proxy.upstream.backends import Backend, Backends
-from proxy.upstream.fleet import Fleet
 from proxy.upstream.limit_ticker import PaceWatch
 from proxy.upstream.load_poller import LoadWatch
+
+Task = tuple[str, Callable[[], Awaitable[None]]]
+"""What it is called in the log, and what runs for ever."""
 
 FIRST_LOOK_SECONDS = 2.0
 """How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
@@ -30,29 +26,14 @@ RESTART_SECONDS = 1.0  # until what raised begins anew
 
 def watch(
     settings: Settings,
-    fleet: Fleet,
-    shapes: Shapes,
-    reload: Reload | None,
-    files: FileWatch,
-    expiring: Sequence[tuple[str, float, Callable[[], None]]],
-    watchdog: Watchdog,
+    backends: Backends,
+    others: Iterable[Task],
     loop: asyncio.AbstractEventLoop,
     log: Log,
     fault: Fault,
     stack: AsyncExitStack,
 ) -> None:
-    """Begin to look; the stack's end ends it. `expiring`: what ends with time, each by name, with its seconds
-    between two looks."""
-    tasks: list[asyncio.Task[None]] = []
-    backends = fleet.backends
-
-    def begin(name: str, run: Callable[[], Awaitable[None]]) -> None:
-        tasks.append(asyncio.create_task(for_ever(name, run, fault)))
-
-    begin("the watch on engines", lambda: backends.watch(settings.refresh_seconds))
-    begin("the watchdog", watchdog.run)
-    if settings.probe == "on":
-        begin("the probes of engines' answers", shapes.run)
+    """Start the tasks that look at engines, and `others` by name; the stack's end ends them."""
     paced = settings.max_inflight == 0
     load = LoadWatch(
         lambda: backends.all,
@@ -62,7 +43,11 @@ def watch(
         on_start=backends.started,
         clock=loop.time,
     )
-    begin("the watch on engines' load", load.run)
+    tasks: list[Task] = [
+        ("the watch on engines", lambda: backends.watch(settings.refresh_seconds)),
+        ("the watch on engines' load", load.run),
+        *others,
+    ]
     if paced:
 
         def told(engine: Backend, limit: int) -> None:
@@ -71,14 +56,9 @@ def watch(
         pace = PaceWatch(
             lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
         )
-        begin("the pacers' ticks", pace.run)
-    if reload is not None:
-        begin("the change of engines", reload.run)
-    begin("the watch on files", files.run)
-    for name, seconds, look in expiring:
-        begin(name, partial(each, seconds, look))
-    for task in tasks:
-        stack.push_async_callback(_stop, task)
+        tasks.append(("the pacers' ticks", pace.run))
+    for name, run in tasks:
+        stack.push_async_callback(_stop, asyncio.create_task(for_ever(name, run, fault)))
 
 
 async def for_ever(name: str, run: Callable[[], Awaitable[None]], fault: Fault) -> None:

@@ -1,0 +1,57 @@
+"""Finds settings that contradict each other. What one value may be is checked where it is read (`values.py`)."""
+
+from __future__ import annotations
+
+from proxy.config.settings import Settings
+
+
+def conflicts(settings: Settings) -> list[str]:
+    """Settings that cannot be meant together."""
+    both = (settings.backend_api_key and settings.backend_api_key_file) != ""
+    held = settings.backend_api_key or settings.backend_api_key_file
+    found = [
+        (both, "backend_api_key and backend_api_key_file are both given: give one"),
+        (
+            settings.forward_authorization and held,
+            "forward_authorization sends the client's key to engines, backend_api_key one of ours: give one",
+        ),
+        (
+            settings.forward_authorization and settings.share_scope == "global",
+            "forward_authorization asks engines by credential, share_scope = global answers all alike: give one",
+        ),
+        (
+            settings.admin_port and settings.admin_port == settings.port and not settings.listen_unix,
+            "admin_port is the port: operators need one of their own",
+        ),
+        (
+            settings.admin_host != Settings().admin_host and not settings.admin_port,
+            "admin_host needs admin_port: nothing else listens there",
+        ),
+        (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file: there is no list"),
+        (
+            settings.proxy_protocol and not settings.trusted_proxies,
+            "proxy_protocol needs trusted_proxies: the balancers whose word is taken",
+        ),
+        (
+            settings.proxy_protocol and settings.tls_cert,
+            "proxy_protocol comes before TLS and cannot be read there: end TLS at the balancer, or leave one out",
+        ),
+        (
+            settings.rate_limit_burst and not (settings.rate_limit_rps or settings.api_keys_file),
+            "rate_limit_burst needs rate_limit_rps: alone it limits nothing",
+        ),
+        (
+            settings.global_limit_burst and not settings.global_limit_rps,
+            "global_limit_burst needs global_limit_rps: alone it limits nothing",
+        ),
+        (
+            settings.pace_ttft_ms and settings.max_inflight,
+            "pace_ttft_ms needs max_inflight = auto: a number that is set is not moved",
+        ),
+        (
+            settings.max_tokens_action == "refuse" and not settings.max_tokens_cap,
+            "max_tokens_action = refuse needs max_tokens_cap: there is no cap that a request could be over",
+        ),
+        (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
+    ]
+    return [problem for wrong, problem in found if wrong]

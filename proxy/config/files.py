@@ -1,0 +1,36 @@
+"""Reads the files that settings name: UTF-8, of a bounded size. One with secrets should be its owner's alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+from proxy.config.redact import shown_path
+from proxy.errors import SettingsError
+
+MAX_FILE: Final = 16 * 1024 * 1024  # bytes
+
+
+def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
+    """A file's text. With `warnings` it holds secrets, and a file that others may read is warned of."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as e:
+        raise SettingsError(f"{name} = {shown_path(path)}: {e.strerror or e}") from None
+    if len(data) > MAX_FILE:
+        raise SettingsError(f"{name} = {path!r}: is larger than {MAX_FILE} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{name} = {path!r}: is not UTF-8 (byte {e.start})") from None
+    if warnings is not None:
+        warn_if_open(name, path, warnings)
+    return text
+
+
+def warn_if_open(name: str, path: str, warnings: list[str]) -> None:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        warnings.append(f"{name} = {path!r}: others may read it (mode {mode:04o}); chmod 600 it")

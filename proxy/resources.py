@@ -1,0 +1,319 @@
+"""Reads what the settings name but do not hold (keys, deny list, certificates, secrets), at the start and whenever
+a file has changed. Loading runs in a thread and changes nothing; what it returns puts the new content in force, on
+the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Final, Protocol
+
+from proxy.access.api_keys import read_keys
+from proxy.access.client_ip import Trusted
+from proxy.access.denylist.rules import read_deny_list
+from proxy.access.identity import Identity
+from proxy.access.policy import Gate
+from proxy.access.rules import AccessRules
+from proxy.config.conflicts import conflicts
+from proxy.config.file_watch import Take, Watched
+from proxy.config.files import read_file, warn_if_open
+from proxy.config.settings import Settings
+from proxy.config.values import secret
+from proxy.errors import SettingsError
+from proxy.redis.client import Address, address, files_of
+from proxy.server.listener.listener import source_of
+from proxy.server.listener.tls import ServerTls, server_context
+from proxy.server.offload.large import LargeRequests
+from proxy.telemetry.certificates import Certificates, expiry_of
+from proxy.telemetry.log import Log
+from proxy.telemetry.otel import packages
+from proxy.upstream.fleet import Fleet
+from proxy.upstream.http.dial import tls_context
+
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What is in force now."""
+
+    rules: AccessRules
+    tls: ServerTls | None = None  # shown to clients
+    tls_expires: float = 0.0  # Unix time
+    backend_cert_expires: float = 0.0
+    redis_cert_expires: float = 0.0
+    backend_key: str = field(default="", repr=False)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Read all of it. Raises SettingsError that names every problem."""
+    problems = conflicts(settings)
+    made = Prepared(AccessRules(Identity(None, Trusted(settings.trusted_proxies), source_of)))
+
+    def attempt(step: Callable[[], object]) -> None:
+        try:
+            step()
+        except SettingsError as e:
+            problems.append(str(e))
+
+    attempt(lambda: _keys(settings, made))
+    attempt(lambda: _deny(settings, made))
+    attempt(lambda: _tls(settings, made))
+    attempt(lambda: _backend_key(settings, made))
+    attempt(lambda: _client_certs(settings, made))
+    if settings.trace == "otlp":
+        attempt(lambda: packages(os.environ))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    ring = made.rules.identity.ring
+    if ring is not None and not ring.has_operator and settings.metrics_key:
+        made.warnings.append(
+            f'api_keys_file = {settings.api_keys_file!r}: no key has role = "operator", so nobody may read'
+            " /metrics (--no-metrics-key opens it), the state or the page's playground"
+        )
+    if ring is None and settings.admin_port and settings.admin_host not in LOOPBACK:
+        made.warnings.append(
+            f"admin_host = {settings.admin_host}: without api_keys_file all who reach it are operators"
+        )
+    if settings.forward_authorization and settings.api_keys_file:
+        made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
+    if settings.listen_unix and settings.port != Settings().port:
+        made.warnings.append(f"port = {settings.port}: nothing listens there, listen_unix is given")
+    return made
+
+
+def _keys(settings: Settings, made: Prepared) -> None:
+    path = settings.api_keys_file
+    if path:
+        made.rules.identity.renew(read_keys(read_file("api_keys_file", path, made.warnings), path))
+
+
+def _deny(settings: Settings, made: Prepared) -> None:
+    if settings.deny_file:
+        made.rules.renew_deny_list(read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file))
+
+
+def _tls(settings: Settings, made: Prepared) -> None:
+    if settings.tls_cert:
+        made.tls = ServerTls(server_context(settings.tls_cert, settings.tls_key))
+        made.tls_expires = expiry_of("tls_cert", settings.tls_cert)
+        warn_if_open("tls_key", settings.tls_key or settings.tls_cert, made.warnings)
+
+
+def _client_certs(settings: Settings, made: Prepared) -> None:
+    if settings.backend_cert:
+        made.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
+    redis_cert = files_of(settings.redis).get("ssl_certfile")
+    if redis_cert is not None:
+        made.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
+
+
+def _backend_key(settings: Settings, made: Prepared) -> None:
+    made.backend_key = settings.backend_api_key
+    if settings.backend_api_key_file:
+        made.backend_key = read_backend_key(settings.backend_api_key_file, made.warnings)
+    key = made.backend_key
+    if len(key) > 1 and key[0] in ("'", '"') and key[0] == key[-1]:
+        made.warnings.append("backend_api_key: it is in quotes, and they are sent to engines as a part of it")
+
+
+def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
+    """The key that engines ask for. Raises SettingsError, whose text has none of it."""
+    try:
+        key = secret(read_file("backend_api_key_file", path, warnings))
+    except ValueError as e:
+        raise SettingsError(f"backend_api_key_file = {path!r}: {e}") from None
+    if not key:
+        raise SettingsError(f"backend_api_key_file = {path!r}: holds no key")
+    return key
+
+
+# -- read again while it runs ---------------------------------------------------------------------------
+
+
+class Reload:
+    """The settings that hold now, and those of the file that may change them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        read: Callable[[], Settings],
+        apply: Callable[[Sequence[str]], Awaitable[None]],
+        log: Log,
+    ) -> None:
+        self._settings = settings
+        self._read = read  # all sources, in their order: a flag still wins over the file
+        self._apply = apply
+        self._log = log
+        self._engines = tuple(settings.backends)
+        self._new: tuple[str, ...] | None = None
+        self._taken = asyncio.Event()
+
+    def load(self) -> Callable[[], str]:
+        """Read the settings, in a thread; what puts them in force. Raises SettingsError."""
+        settings = self._read()
+        if self._settings.backends and not settings.backends:
+            raise SettingsError("no engine is named: `backends` must have at least one while running")
+        return lambda: self.take(settings)
+
+    def take(self, settings: Settings) -> str:
+        """The engines change soon; what else is new is told to need a restart."""
+        ours = {"backends", "warnings"}
+        others = [
+            f.name
+            for f in fields(Settings)
+            if f.name not in ours and getattr(settings, f.name) != getattr(self._settings, f.name)
+        ]
+        if others:
+            self._log.event("warning", "settings need a restart", detail=", ".join(others))
+        if not settings.backends:  # none: the embedded engine goes on
+            return "nothing that changes while it runs"
+        self._new = settings.backends
+        self._taken.set()
+        before, self._engines = self._engines, tuple(settings.backends)
+        added, removed = set(self._engines) - set(before), set(before) - set(self._engines)
+        return f"{len(added)} engines added, {len(removed)} removed"
+
+    async def run(self) -> None:
+        """For ever. Not where files are looked at: a new engine may take its time to say what it serves."""
+        while True:
+            await self._taken.wait()
+            self._taken.clear()
+            urls, self._new = self._new, None
+            if urls is not None:
+                await self._apply(urls)
+
+
+class OnRedis(Protocol):
+    """What has connections to Redis."""
+
+    def renew(self, where: Address) -> None: ...
+
+
+def paths_of(settings: Settings) -> list[str]:
+    """Every file that a setting names and that is watched."""
+    return [
+        settings.config,
+        settings.api_keys_file,
+        settings.deny_file,
+        settings.tls_cert,
+        settings.tls_key,
+        settings.backend_ca,
+        settings.backend_cert,
+        settings.backend_key,
+        settings.backend_api_key_file,
+        *files_of(settings.redis).values(),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloads:
+    """What each file's content goes into."""
+
+    settings: Settings
+    live: Prepared
+    fleet: Fleet
+    gate: Gate | None
+    large: LargeRequests
+    certificates: Certificates
+    redis: Sequence[OnRedis]
+    reload: Reload | None
+    hide: Callable[[list[str]], None]
+    """Told of secrets, which the log is to show no more."""
+
+    def watched(self) -> list[Watched]:
+        """The files that there are, each with what loads it."""
+        settings = self.settings
+        tls = (settings.backend_ca, settings.backend_cert, settings.backend_key)
+        every: list[tuple[str, tuple[str, ...], Callable[[], Take]]] = [
+            ("api_keys_file", (settings.api_keys_file,), self._keys),
+            ("deny_file", (settings.deny_file,), self._deny),
+            ("tls_cert", (settings.tls_cert, settings.tls_key), self._tls),
+            ("backend_cert" if settings.backend_cert else "backend_ca", tls, self._backend_tls),
+            ("backend_api_key_file", (settings.backend_api_key_file,), self._backend_key),
+            ("redis", tuple(files_of(settings.redis).values()), self._redis),
+        ]
+        if self.reload is not None:
+            every.append(("config", (settings.config,), self.reload.load))
+        return [Watched(name, tuple(filter(None, paths)), load) for name, paths, load in every if any(paths)]
+
+    def _keys(self) -> Take:
+        path = self.settings.api_keys_file
+        ring, before = read_keys(read_file("api_keys_file", path), path), self.live.rules.identity.ring
+        changed = "" if before is None else ring.changed_from(before)  # here: there may be 100,000 of them
+
+        def take() -> str:
+            self.live.rules.identity.renew(ring)
+            if self.gate is not None:
+                self.gate.keyed.end()
+            return changed
+
+        return take
+
+    def _deny(self) -> Take:
+        path = self.settings.deny_file
+        deny = read_deny_list(read_file("deny_file", path), path)
+
+        def take() -> str:
+            self.live.rules.renew_deny_list(deny)
+            self.large.renew()
+            return f"{len(deny)} rules"
+
+        return take
+
+    def _tls(self) -> Take:
+        settings = self.settings
+        context = server_context(settings.tls_cert, settings.tls_key)
+        expires = expiry_of("tls_cert", settings.tls_cert)
+
+        def take() -> str:
+            if self.live.tls is not None:
+                self.live.tls.renew(context)
+            return self._expires("tls_cert", expires)
+
+        return take
+
+    def _backend_tls(self) -> Take:
+        settings = self.settings
+        cert = settings.backend_cert
+        context = tls_context(
+            ca=settings.backend_ca, cert=cert, key=settings.backend_key, insecure=settings.backend_insecure
+        )
+        expires = expiry_of("backend_cert", cert) if cert else None
+
+        def take() -> str:
+            self.fleet.renew(tls=context)
+            return "trusted certificates" if expires is None else self._expires("backend_cert", expires)
+
+        return take
+
+    def _backend_key(self) -> Take:
+        path = self.settings.backend_api_key_file
+        key = read_backend_key(path)
+
+        def take() -> str:
+            self.hide([key])
+            self.fleet.renew(api_key=key)
+            return "the key that engines are sent"
+
+        return take
+
+    def _redis(self) -> Take:
+        url = self.settings.redis
+        where = address(url)
+        cert = files_of(url).get("ssl_certfile")
+        expires = expiry_of("redis ssl_certfile", cert) if cert is not None else None
+
+        def take() -> str:
+            for link in self.redis:
+                link.renew(where)
+            return "trusted certificates" if expires is None else self._expires("redis", expires)
+
+        return take
+
+    def _expires(self, name: str, expires: float) -> str:
+        self.certificates.renew(name, expires)
+        return "its certificate"
