@@ -14,7 +14,7 @@ from aiohttp.client_proto import ResponseHandler
 from loadgen.exchange import CURRENT, Exchange
 from loadgen.loop import LookingSelector, selector_of
 from loadgen.stamps import Sockets, StampedSocket
-from proxy.wire.frames import has_content
+from proxy.wire import has_content
 
 
 class StampedHandler(ResponseHandler):

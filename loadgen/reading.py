@@ -12,7 +12,7 @@ from loadgen.clock import Clock
 from loadgen.exchange import MAX_DETAIL, Exchange, Read
 from loadgen.kinds import Message, NotAnAnswer, Usage, decode, error_of, kind_of
 from loadgen.record import GENERATED, Event, Kind, Record
-from proxy.wire.sse import Framer, data_of, field_of, is_done
+from proxy.wire import Framer, data_of, field_of, is_done
 
 MAX_EVENT: Final = 4 * 1024 * 1024
 """Bytes of the largest event that is read; a larger one is `garbage`."""

@@ -24,16 +24,11 @@ import msgspec
 import uvloop
 
 from proxy.app import App, running
-from proxy.config.load import exposed, load
-from proxy.config.redact import shown_url
-from proxy.config.settings import Settings, options
+from proxy.config import Settings, exposed, load, options, shown_url
 from proxy.errors import ListenError, SettingsError
 from proxy.resources import prepare
-from proxy.server.listener.descriptors import raise_limit
-from proxy.telemetry.faults import Faults
-from proxy.telemetry.log import Log
-from proxy.telemetry.streams import run
-from proxy.telemetry.terminal import say
+from proxy.server import raise_limit
+from proxy.telemetry import Faults, Log, run, say
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1

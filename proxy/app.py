@@ -12,59 +12,61 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from proxy.access import revocation
-from proxy.access.caller_address import caller_at
-from proxy.access.client_ip import Trusted
-from proxy.access.denylist.filter import feeder_for
-from proxy.access.policy import gate_for, scope_of
-from proxy.access.priority import Urgency
-from proxy.access.ratelimit.admission import Admission, admission_for
-from proxy.config.file_watch import Contents, FileWatch
-from proxy.config.redact import secrets_in
-from proxy.config.settings import Settings
-from proxy.config.vocabulary import PRIORITIES
+from proxy.access import Trusted, Urgency, caller_at, gate_for, revocation, scope_of
+from proxy.access.denylist import feeder_for
+from proxy.access.ratelimit import Admission, admission_for
+from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
 from proxy.errors import place_of, words_of
-from proxy.flights.embeddings.builder import closing, embedder_for
-from proxy.flights.embeddings.embedder import Embedder
-from proxy.flights.flight import Flight
-from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Limits
-from proxy.flights.key import Keyer, hash_of_cpu
-from proxy.flights.memory import Memory
-from proxy.flights.memory_watch import memory_for
-from proxy.flights.queue.request_queue import Batcher
-from proxy.flights.queue.ticket import Tickets, callers_of, twin_of
-from proxy.flights.scheduler import Scheduler
-from proxy.flights.shapes import Shapes
-from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
-from proxy.redis.cache import Cache
+from proxy.flights import (
+    PATIENCE,
+    Flight,
+    FlightGroup,
+    Keyer,
+    Kind,
+    Limits,
+    Memory,
+    Scheduler,
+    Shapes,
+    Watchdog,
+    hash_of_cpu,
+    memory_for,
+)
+from proxy.flights.embeddings import Embedder, closing, embedder_for
+from proxy.flights.queue import Batcher, Tickets, callers_of, twin_of
+from proxy.redis import Cache
 from proxy.resources import OnRedis, Prepared, Reload, Reloads, paths_of, prepare
-from proxy.server.gateway import Gateway
-from proxy.server.gauges import state_gauges
-from proxy.server.handlers.flush import Flush
-from proxy.server.listener.bind import hosts_of, listen, listen_for_operators
-from proxy.server.listener.descriptors import in_use, limit, places
-from proxy.server.listener.listener import Door
-from proxy.server.listener.timeouts import Times
-from proxy.server.offload.large import LargeRequests
-from proxy.server.page.handlers import Page
-from proxy.server.page.state import Sources
-from proxy.server.tracing import Tracing
-from proxy.telemetry import certificates
-from proxy.telemetry.audit import Audit
-from proxy.telemetry.certificates import Certificates
-from proxy.telemetry.containment import Containment
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.telemetry.otel import FLUSH_SECONDS, Otel
-from proxy.upstream.backends import Backends
-from proxy.upstream.concurrency import MOST
-from proxy.upstream.fleet import Fleet
-from proxy.upstream.http.dial import tls_context
-from proxy.upstream.monitor import Task, each, first_look, watch
-from proxy.upstream.pulse import Pulse
-from proxy.upstream.retry import Budget, RetryRules
-from proxy.upstream.routing import affinity
+from proxy.server import (
+    Door,
+    Flush,
+    Gateway,
+    LargeRequests,
+    Page,
+    Sources,
+    Times,
+    Tracing,
+    hosts_of,
+    in_use,
+    limit,
+    listen,
+    listen_for_operators,
+    places,
+    state_gauges,
+)
+from proxy.telemetry import FLUSH_SECONDS, Audit, Certificates, Containment, Log, Metrics, Otel, certificates
+from proxy.upstream import (
+    MOST,
+    Backends,
+    Budget,
+    Fleet,
+    Pulse,
+    RetryRules,
+    Task,
+    affinity,
+    each,
+    first_look,
+    watch,
+)
+from proxy.upstream.http import tls_context
 
 
 @dataclass(slots=True)
@@ -397,8 +399,8 @@ def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]
 
 def _files(reloads: Reloads, contents: Contents, audit: Audit) -> FileWatch:
     watched = reloads.watched()
-    for each in watched:
-        audit.watches(each.name)
+    for file in watched:
+        audit.watches(file.name)
     return FileWatch(watched, contents, audit)
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from proxy.access.api_keys import hash_of, read_keys
+from proxy.access import hash_of, read_keys
 from proxy.errors import SettingsError
-from proxy.telemetry.streams import run
+from proxy.telemetry import run
 
 KEY_BYTES = 32
 

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from proxy.config.load import load
-from proxy.config.settings import Settings
+from proxy.config import Settings, load
 from proxy.errors import SettingsError
-from proxy.telemetry.streams import run
+from proxy.telemetry import run
 
 SECONDS: Final = 3.0  # for each of connecting and answering
 PATHS: Final = ("health", "ready")

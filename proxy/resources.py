@@ -10,27 +10,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
 
-from proxy.access.api_keys import read_keys
-from proxy.access.client_ip import Trusted
-from proxy.access.denylist.rules import read_deny_list
-from proxy.access.identity import Identity
-from proxy.access.policy import Gate
-from proxy.access.rules import AccessRules
-from proxy.config.conflicts import conflicts
-from proxy.config.file_watch import Take, Watched
-from proxy.config.files import read_file, warn_if_open
-from proxy.config.settings import Settings
-from proxy.config.values import secret
+from proxy.access import AccessRules, Gate, Identity, Trusted, read_keys
+from proxy.access.denylist import read_deny_list
+from proxy.config import Settings, Take, Watched, conflicts, read_file, secret, warn_if_open
 from proxy.errors import SettingsError
-from proxy.redis.client import Address, address, files_of
-from proxy.server.listener.listener import source_of
-from proxy.server.listener.tls import ServerTls, server_context
-from proxy.server.offload.large import LargeRequests
-from proxy.telemetry.certificates import Certificates, expiry_of
-from proxy.telemetry.log import Log
-from proxy.telemetry.otel import packages
-from proxy.upstream.fleet import Fleet
-from proxy.upstream.http.dial import tls_context
+from proxy.redis import Address, address, files_of
+from proxy.server import LargeRequests, ServerTls, server_context, source_of
+from proxy.telemetry import Certificates, Log, expiry_of, packages
+from proxy.upstream import Fleet
+from proxy.upstream.http import tls_context
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 

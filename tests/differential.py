@@ -23,8 +23,8 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
 from proxy.server.handlers.relay import forwardable
+from proxy.server.listener.head import read_head
 from proxy.upstream.http.pool import Pool
-from proxy.wire.http.head import read_head
 from proxy.wire.http.target import Target
 
 BODY = b'{"model":"m1"}'

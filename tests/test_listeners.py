@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from proxy.errors import GatewayError, ListenError
-from proxy.server.listener.bind import hosts_of
+from proxy.server.bind import hosts_of
 from tests.client import Connection, get
 from tests.engine import Engine
 from tests.running import gateway

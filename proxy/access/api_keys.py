@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from proxy.access.caller import Caller, Rates
-from proxy.config.vocabulary import NORMAL, PRIORITIES
+from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import SettingsError
 
 _ENTRY: Final = re.compile(r"\s*\[\[\s*keys\s*\]\]")

@@ -5,14 +5,16 @@ Called by the access policy, admission and revocation; a request's own facts are
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
 from proxy.access.caller import Caller
-from proxy.access.ratelimit.limiter import Hold
 from proxy.errors import GatewayError
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
+
+if TYPE_CHECKING:  # the limiter reads a context too
+    from proxy.access.ratelimit.limiter import Hold
 
 
 class AccessContext(Protocol):

@@ -11,18 +11,28 @@ import msgspec
 from proxy.access.denylist.rules import DenyList
 from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
-from proxy.flights.cost import estimate, passing
-from proxy.flights.key import Keyer
-from proxy.flights.sharing import Share, sharing
-from proxy.upstream.routing import affinity
-from proxy.wire.document import read
-from proxy.wire.fold.folding import Folded, foldable
-from proxy.wire.fold.shape import Shape
-from proxy.wire.http.media_type import Media
-from proxy.wire.media import refers
-from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, Large, decode, with_usage
-from proxy.wire.prompt import NO_TEXT_FIELDS, everything, joined, prompt_in, refuse_ids, refuse_template
-from proxy.wire.raw_body import Passed, read_passed
+from proxy.flights import Keyer, Share, estimate, passing, sharing
+from proxy.upstream import affinity
+from proxy.wire import (
+    NO_TEXT_FIELDS,
+    PROMPT_FIELD,
+    Ask,
+    Endpoint,
+    Large,
+    Passed,
+    decode,
+    everything,
+    joined,
+    prompt_in,
+    read,
+    read_passed,
+    refers,
+    refuse_ids,
+    refuse_template,
+    with_usage,
+)
+from proxy.wire.fold import Folded, Shape, foldable
+from proxy.wire.http import Media
 
 BUDGET: Final = 20e6
 """Nanoseconds that the reading of a request may take on the loop, by the estimate below."""

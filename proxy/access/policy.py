@@ -15,14 +15,11 @@ from proxy.access.intake import Found, denied_in, denied_in_passed
 from proxy.access.request_limits import Sizes
 from proxy.access.revocation import KeyedCalls
 from proxy.access.rules import AccessRules
-from proxy.config.settings import Settings
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.telemetry.audit import Audit, Refusal
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.http.media_type import unread
-from proxy.wire.openai import Ask
-from proxy.wire.raw_body import Passed, generates
+from proxy.telemetry import Audit, Log, Metrics, Refusal
+from proxy.wire import Ask, Passed, generates
+from proxy.wire.http import unread
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
 """What is answered to the end."""

@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from proxy.access.caller import Caller
-from proxy.config.vocabulary import NORMAL, PRIORITIES
+from proxy.config import NORMAL, PRIORITIES
 from proxy.errors import Code, GatewayError
 
 MAX_TIMEOUT: Final = 86_400.0  # seconds

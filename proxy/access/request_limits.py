@@ -12,10 +12,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.wire.http.media_type import unread
-from proxy.wire.openai import Ask, with_fields
-from proxy.wire.prompt import prompt_of
-from proxy.wire.raw_body import Passed, generates
+from proxy.wire import Ask, Passed, generates, prompt_of, with_fields
+from proxy.wire.http import unread
 
 _TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
 """All names by which an engine takes the number: vLLM the first two, llama.cpp all three."""

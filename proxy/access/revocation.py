@@ -16,7 +16,7 @@ from typing import Final
 from proxy.access.context import AccessContext
 from proxy.access.identity import Identity
 from proxy.errors import GatewayError
-from proxy.telemetry.audit import Audit
+from proxy.telemetry import Audit
 
 EVERY: Final = 1.0  # seconds between two looks for keys that have expired
 AT_ONCE: Final = 64  # requests that are ended in one turn of the loop

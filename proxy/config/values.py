@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from proxy.config.redact import mask_url as mask_url
-from proxy.wire.http.target import read_host
+from proxy.wire.http import read_host
 
 _HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # what else it may be may hold a secret
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)

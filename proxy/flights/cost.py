@@ -12,10 +12,7 @@ import msgspec
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
-from proxy.wire.loose import integer
-from proxy.wire.openai import Ask
-from proxy.wire.prompt import BYTES_A_TOKEN
-from proxy.wire.raw_body import Passed, generates
+from proxy.wire import BYTES_A_TOKEN, Ask, Passed, generates, integer
 
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""

@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from proxy.config.vocabulary import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
+from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
-from proxy.telemetry.containment import Fault, contained, internal
-from proxy.telemetry.metrics import BAD_STATUS, Metrics
-from proxy.upstream.backends import Backend, Backends, Lease
-from proxy.upstream.http.connection import Connection
-from proxy.upstream.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
-from proxy.wire.openai import with_usage
+from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
+from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
+from proxy.upstream.http import Connection
+from proxy.wire import with_usage
 
 _FAULTS: Final = frozenset(
     {

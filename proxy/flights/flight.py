@@ -15,11 +15,9 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, Items, Mode, Plan, Times
-from proxy.telemetry.containment import internal, raised
-from proxy.telemetry.trace import FlightTrace
-from proxy.wire.fold.shape import Shape
-from proxy.wire.frames import PlainView, Usage
-from proxy.wire.sse import LAST_CHUNK, SIZES, chunk, encode, unchunks
+from proxy.telemetry import FlightTrace, internal, raised
+from proxy.wire import LAST_CHUNK, SIZES, PlainView, Usage, chunk, encode, unchunks
+from proxy.wire.fold import Shape
 
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""

@@ -14,12 +14,23 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
 from proxy.flights.plan import RATE_LIMITS, Head, Mode
-from proxy.telemetry.containment import Fault, raised
-from proxy.upstream.http.pool import HOP_BY_HOP
-from proxy.upstream.http.relocation import PLACES, engine_at, told
-from proxy.wire.frames import FINISH, Twins, has_content, is_error, usage_of
-from proxy.wire.sse import Framer, is_comment, is_done
-from proxy.wire.whole import Lack, asked_of, lack_of, note, read_body
+from proxy.telemetry import Fault, raised
+from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
+from proxy.wire import (
+    FINISH,
+    Framer,
+    Lack,
+    Twins,
+    asked_of,
+    has_content,
+    is_comment,
+    is_done,
+    is_error,
+    lack_of,
+    note,
+    read_body,
+    usage_of,
+)
 
 _NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
     "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",

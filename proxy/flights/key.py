@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.redis.cache import TAG_BYTES
-from proxy.wire.openai import Ask, stream_extras
+from proxy.redis import TAG_BYTES
+from proxy.wire import Ask, stream_extras
 
 SCHEMA: Final = "5"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""

@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from proxy.config.settings import Settings
+from proxy.config import Settings
 from proxy.flights.memory import Memory, budget_for
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry import Log, Metrics
 
 KINDS: Final = ("uploads", "answers", "unread", "embeddings")
 TELL_SECONDS: Final = 5.0  # between two warnings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 
 class Mode(Enum):

@@ -24,11 +24,9 @@ from proxy.flights.queue.metrics import QueueMetrics
 from proxy.flights.queue.request_queue import Batcher
 from proxy.flights.queue.timers import Alarms
 from proxy.flights.watchdog import Stray, stray_places
-from proxy.redis.cache import Cache, Stored
-from proxy.telemetry.containment import Fault, contained, internal, raised
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backend, Backends, Lease
-from proxy.upstream.retry import Budget, RetryRules
+from proxy.redis import Cache, Stored
+from proxy.telemetry import Fault, Metrics, contained, internal, raised
+from proxy.upstream import Backend, Backends, Budget, Lease, RetryRules
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
 MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise

@@ -16,16 +16,21 @@ import msgspec
 from proxy.errors import GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.plan import new_id
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backend, Backends
-from proxy.upstream.pulse import Pulse
-from proxy.wire.fold.folding import Unfoldable, forces_tool, look, shape_seen, shape_told
-from proxy.wire.fold.known import Folded, Odd
-from proxy.wire.fold.learned import Unproven
-from proxy.wire.fold.shape import LLAMA, Shape
-from proxy.wire.openai import PATHS
-from proxy.wire.sse import Framer, data_of, unchunks
+from proxy.telemetry import Log, Metrics
+from proxy.upstream import Backend, Backends, Pulse
+from proxy.wire import PATHS, Framer, data_of, unchunks
+from proxy.wire.fold import (
+    LLAMA,
+    Folded,
+    Odd,
+    Shape,
+    Unfoldable,
+    Unproven,
+    forces_tool,
+    look,
+    shape_seen,
+    shape_told,
+)
 
 EVERY: Final = 1.0  # seconds between two looks for engines whose answers are not known
 ANSWER_SECONDS: Final = 10.0  # one answer of a few tokens

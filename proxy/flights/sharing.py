@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from proxy.errors import Code, GatewayError
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 Share = Literal["auto", "all", "off"]
 SHARES: Final = ("auto", "all", "off")

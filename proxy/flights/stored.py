@@ -11,14 +11,10 @@ import msgspec
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.memory import refused
 from proxy.flights.plan import Head, Mode
+from proxy.redis import Stored
 from proxy.redis import cache as store
-from proxy.redis.cache import Stored
-from proxy.wire.fold.folding import Unfoldable, fold, forces_tool, many_frames, may_fold
-from proxy.wire.fold.shape import LLAMA, VLLM
-from proxy.wire.frames import Usage
-from proxy.wire.openai import Ask
-from proxy.wire.sse import unchunks
-from proxy.wire.whole import asked_of, endings, lack_of, read_body
+from proxy.wire import Ask, Usage, asked_of, endings, lack_of, read_body, unchunks
+from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
 
 WHOLE: Final = b"w"
 """What the name of a stored body ends with: it lies beside the stream of the same key."""

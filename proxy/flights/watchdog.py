@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
-from proxy.telemetry.containment import Fault
-from proxy.upstream.backends import Backends, Lease
+from proxy.telemetry import Fault
+from proxy.upstream import Backends, Lease
 
 EVERY: Final = 1.0  # seconds between two looks
 PATIENCE: Final = 5.0  # seconds that something must be stray before it is mended

@@ -17,11 +17,9 @@ import msgspec
 
 from proxy.redis.client import Address, Link, address
 from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError
-from proxy.telemetry.containment import raised
-from proxy.wire.fold.shape import Shape
-from proxy.wire.frames import MAX_TOKENS
-from proxy.wire.sse import ChunkCheck
-from proxy.wire.whole import whole_body, whole_streams
+from proxy.telemetry import raised
+from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
+from proxy.wire.fold import Shape
 
 TAG_BYTES: Final = 4  # of a key: they say which model it is of, so that a model's answers can be flushed
 KEY_BYTES: Final = TAG_BYTES + 32

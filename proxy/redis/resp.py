@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import hiredis
 
-from proxy.telemetry.containment import raised
+from proxy.telemetry import raised
 
 GRACE: Final = 0.001
 """Seconds between a deadline and giving up: a loop that was busy itself may not have read what is there yet."""

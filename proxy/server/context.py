@@ -19,17 +19,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
-from proxy.access.caller import Caller
-from proxy.access.ratelimit.limiter import Hold
-from proxy.config.settings import Settings
+from proxy.access import Caller
+from proxy.access.ratelimit import Hold
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights.flight import Subscriber
-from proxy.flights.memory import Held
+from proxy.flights import Held, Subscriber
 from proxy.server.listener.request import AT_HAND, at_hand
-from proxy.telemetry.log import Log, RequestRecord
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.http.media_type import require_json, require_plain
-from proxy.wire.openai import Ask
+from proxy.telemetry import Log, Metrics, RequestRecord
+from proxy.wire import Ask
+from proxy.wire.http import require_json, require_plain
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
 BODY_COST: Final = 2

@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.plan import Mode
+from proxy.flights import Mode
 from proxy.server import respond
 from proxy.server.context import Call
-from proxy.wire.sse import LAST_CHUNK, chunk, encode
+from proxy.wire import LAST_CHUNK, chunk, encode
 
 
 async def in_time(

@@ -10,13 +10,13 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.access.policy import OPEN
+from proxy.access import OPEN
 from proxy.errors import Code, GatewayError
 from proxy.server.context import Call
 from proxy.server.gateway import Gateway
 from proxy.server.listener.listener import Door
 from proxy.server.routes import Handler
-from proxy.telemetry.log import Log
+from proxy.telemetry import Log
 
 FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written
 CLOSE_SECONDS: Final = 0.5  # for connections that do not even take these

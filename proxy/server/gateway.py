@@ -12,22 +12,28 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from proxy.access.hosts import Hosts
-from proxy.access.origins import Origins
-from proxy.access.policy import Gate, scope_of
-from proxy.access.priority import Urgency, timeout_of
-from proxy.config.settings import Settings
-from proxy.config.vocabulary import NORMAL
+from proxy.access import Gate, Hosts, Origins, Urgency, scope_of, timeout_of
+from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flights.embeddings.embedder import Embedder
-from proxy.flights.flight import SLICE_BYTES, Flight, Subscriber
-from proxy.flights.group import FlightGroup
-from proxy.flights.key import Keyer
-from proxy.flights.memory import Held, Memory
-from proxy.flights.phase import Phase
-from proxy.flights.plan import REQUEST_ID, Mode, Plan, headers_in_common, new_id
-from proxy.flights.scheduler import Scheduler
-from proxy.flights.sharing import Sharing, sharing
+from proxy.flights import (
+    REQUEST_ID,
+    SLICE_BYTES,
+    Flight,
+    FlightGroup,
+    Held,
+    Keyer,
+    Memory,
+    Mode,
+    Phase,
+    Plan,
+    Scheduler,
+    Sharing,
+    Subscriber,
+    headers_in_common,
+    new_id,
+    sharing,
+)
+from proxy.flights.embeddings import Embedder
 from proxy.server import respond
 from proxy.server.context import Call, body_at_hand, free_body, read_body, request_id
 from proxy.server.deadline import end_early, in_time
@@ -40,14 +46,10 @@ from proxy.server.listener.request import AT_HAND
 from proxy.server.offload.large import LargeRequests
 from proxy.server.routes import Handler, Route, Routes
 from proxy.server.tracing import Tracing
-from proxy.telemetry.containment import Fault, contained, internal, raised
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backends
-from proxy.wire.fold.folding import Unfoldable, foldable
-from proxy.wire.media import refers
-from proxy.wire.openai import PATHS, Ask, Endpoint, decode
-from proxy.wire.prompt_logprobs import outgrows
+from proxy.telemetry import Fault, Log, Metrics, contained, internal, raised
+from proxy.upstream import Backends
+from proxy.wire import PATHS, Ask, Endpoint, decode, outgrows, refers
+from proxy.wire.fold import Unfoldable, foldable
 
 
 class Gateway:

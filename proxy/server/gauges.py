@@ -7,14 +7,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from proxy.config.vocabulary import PRIORITIES
-from proxy.flights.flight import Flight
-from proxy.flights.group import FlightGroup
-from proxy.flights.queue.request_queue import Batcher
-from proxy.redis.cache import Cache
+from proxy.config import PRIORITIES
+from proxy.flights import Flight, FlightGroup
+from proxy.flights.queue import Batcher
+from proxy.redis import Cache
 from proxy.server.listener.listener import Door
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
+from proxy.telemetry import Log, Metrics
 
 
 def state_gauges(

@@ -16,13 +16,10 @@ from typing import Final, NamedTuple, cast
 from aiohttp import HttpVersion11, web
 
 from proxy.errors import GatewayError
-from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
-from proxy.flights.memory import Held, refused
-from proxy.flights.phase import Phase
-from proxy.flights.plan import RATE_LIMITS, Mode
+from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
 from proxy.server.listener.listener import DoorHandler
 from proxy.server.listener.unreadable import GUARDS
-from proxy.wire.fold.folding import Unfoldable, fold, forces_tool
+from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
 Body = bytes | Sequence[bytes]

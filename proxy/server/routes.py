@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from proxy.access.policy import OPERATING, Gate, not_found
+from proxy.access import OPERATING, Gate, not_found
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import Call

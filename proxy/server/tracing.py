@@ -11,12 +11,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.flights.flight import Flight, Subscriber
-from proxy.flights.merging.merged_flight import Carrier
-from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights import Flight, Mode, Phase, Subscriber
+from proxy.flights.merging import Carrier
 from proxy.server.context import Call
-from proxy.telemetry.otel import Otel
+from proxy.telemetry import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
 MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.config.redact import Known, mask_url
+from proxy.config import Known, mask_url
 from proxy.telemetry.fair_lines import FairLines
 from proxy.telemetry.repeats import Repeats
 

@@ -12,8 +12,7 @@ from typing import Final
 from aioprometheus.collectors import Registry
 from aioprometheus.renderer import render
 
-from proxy.config.settings import VERSION
-from proxy.config.vocabulary import RETRY_CAUSES, STALE
+from proxy.config import RETRY_CAUSES, STALE, VERSION
 from proxy.errors import Code
 from proxy.telemetry.process import process_gauges
 from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, ReadCounter, ReadGauge, Sample

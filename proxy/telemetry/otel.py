@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from proxy.config.settings import VERSION
+from proxy.config import VERSION
 from proxy.errors import SettingsError
 from proxy.telemetry.log import Log
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from proxy.wire.fold.folding import features_of, folds_ahead
-from proxy.wire.fold.shape import Shape
-from proxy.wire.openai import Ask, Endpoint
+from proxy.wire import Ask, Endpoint
+from proxy.wire.fold import Shape, features_of, folds_ahead
 
 MOST_MODELS: Final = 256
 

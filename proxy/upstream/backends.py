@@ -23,7 +23,7 @@ from proxy.upstream.http.pool import Pool
 from proxy.upstream.load import Report
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import LeastOutstanding, Router, key_of
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 GONE_LOOKS: Final = 2
 """Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One

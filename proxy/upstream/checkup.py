@@ -13,7 +13,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.pulse import Pulse
-from proxy.wire.whole import whole_body
+from proxy.wire import whole_body
 
 HEALTH_SECONDS: Final = 2.0
 GENERATION_SECONDS: Final = 5.0  # one token of a prompt of one character

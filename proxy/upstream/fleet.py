@@ -10,9 +10,8 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from proxy.config.settings import Settings
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
+from proxy.config import Settings
+from proxy.telemetry import Log, Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.breaker import Breaker, BreakerRules
 from proxy.upstream.checkup import Checkup

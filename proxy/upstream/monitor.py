@@ -1,5 +1,5 @@
-"""Runs the tasks that never end: health, load and pace of engines, and others that the app names. A task that raises is
-reported and starts again."""
+"""Runs the tasks that never end: health, load and pace of engines, and others that the app names. One that raises
+is reported and starts again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 
-from proxy.config.settings import Settings
-from proxy.telemetry.containment import Fault
-from proxy.telemetry.log import Log
+from proxy.config import Settings
+from proxy.telemetry import Fault, Log
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.limit_ticker import PaceWatch
 from proxy.upstream.load_poller import LoadWatch

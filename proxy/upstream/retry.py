@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from proxy.config.vocabulary import CONNECT, DEFAULT_RETRY_CAUSES, RESET
+from proxy.config import CONNECT, DEFAULT_RETRY_CAUSES, RESET
 
 STATUSES: Final = frozenset({429, 502, 503, 504})
 

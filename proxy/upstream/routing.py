@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 BOUND: Final = 1.25
 """No engine is given more than this share of the mean load by affinity (Mirrokni, Thorup, Zadimoghaddam 2018)."""

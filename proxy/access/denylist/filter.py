@@ -15,18 +15,11 @@ import msgspec
 from proxy.access.denylist.rules import DenyList
 from proxy.access.denylist.scanner import Scanner
 from proxy.access.rules import AccessRules
-from proxy.config.settings import Settings
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights.exchange import MakeFeeder
-from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
-from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
-from proxy.telemetry.containment import internal, raised
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.prompt import strings
-from proxy.wire.sse import data_of, is_done
+from proxy.flights import Feeder, Flight, Limits, MakeFeeder, Mode, OnHead, Phase, Watch
+from proxy.telemetry import Log, Metrics, internal, raised
+from proxy.wire import data_of, is_done, strings
 
 Channel = tuple[object, ...]
 Check = Callable[[Flight, bytes], Awaitable[int]]

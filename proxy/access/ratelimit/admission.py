@@ -13,11 +13,10 @@ from proxy.access.context import AccessContext
 from proxy.access.ratelimit.buckets import LocalLimits, ceilings
 from proxy.access.ratelimit.limiter import Limiter
 from proxy.access.ratelimit.redis import SharedLimits
-from proxy.config.settings import Settings
-from proxy.flights.cost import NO_COST, Cost, estimate, passing
-from proxy.telemetry.log import Log
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.raw_body import NONE, Passed
+from proxy.config import Settings
+from proxy.flights import NO_COST, Cost, estimate, passing
+from proxy.telemetry import Log, Metrics
+from proxy.wire import NONE, Passed
 
 
 class Admission:

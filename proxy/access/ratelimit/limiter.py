@@ -16,9 +16,8 @@ from proxy.access.caller import Caller, Rates
 from proxy.access.ratelimit.buckets import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
 from proxy.access.ratelimit.headers import headers, refusal
 from proxy.access.ratelimit.redis import SharedLimits
-from proxy.flights.cost import NO_COST, Cost, reached, spent
-from proxy.flights.flight import Flight, Subscriber
-from proxy.telemetry.containment import internal
+from proxy.flights import NO_COST, Cost, Flight, Subscriber, reached, spent
+from proxy.telemetry import internal
 
 Followers = Literal["generation", "reader"]
 """Who pays for tokens: whoever began the generation, once; or every reader of it, hits too."""

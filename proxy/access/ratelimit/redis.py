@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from proxy.access.ratelimit.buckets import Ceilings, Claim, Decision, Kind, Levels, Whose
-from proxy.redis.cache import AWAY, Breaker
-from proxy.redis.client import Address, Link, address
-from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
+from proxy.redis import AWAY, Address, Breaker, Link, Lost, Overfull, Refused, Unhandled, WireError, Word, address
 
 LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a

@@ -7,16 +7,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 
-from proxy.config.settings import Settings
+from proxy.config import Settings
 from proxy.flights.embeddings.embedder import Embedder
 from proxy.flights.embeddings.metrics import EmbedMetrics
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.key import Keyer
 from proxy.flights.memory import Memory
-from proxy.redis.cache import Cache
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backend, Backends
+from proxy.redis import Cache
+from proxy.telemetry import Metrics
+from proxy.upstream import Backend, Backends
 
 
 def embedder_for(

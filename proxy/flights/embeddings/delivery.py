@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from proxy.flights.embeddings.items import Item, Want
-from proxy.wire.embeddings import SLICE
+from proxy.wire import SLICE
 
 BYTES_A_UNIT = 16 * 1024
 """Of a vector that is stored: copying it takes as long as handing out an item."""

@@ -38,11 +38,9 @@ from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, headers_in_common
 from proxy.flights.queue.metrics import REASONS
-from proxy.redis.cache import Cache
-from proxy.telemetry.containment import internal
-from proxy.telemetry.metrics import Metrics
-from proxy.wire.embeddings import Inputs, Unsplittable, inputs_of
-from proxy.wire.openai import Ask
+from proxy.redis import Cache
+from proxy.telemetry import Metrics, internal
+from proxy.wire import Ask, Inputs, Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else

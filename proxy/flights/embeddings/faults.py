@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from proxy.errors import GatewayError
-from proxy.telemetry.containment import Fault, internal
+from proxy.telemetry import Fault, internal
 
 AGAIN: Final = 0.1  # seconds until what a fault may have left is looked for
 

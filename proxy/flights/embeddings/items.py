@@ -20,11 +20,12 @@ from proxy.flights.memory import Held, Memory
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, Items, Plan, headers_in_common
 from proxy.flights.queue.ticket import callers_of
-from proxy.redis.cache import Stored
-from proxy.wire.embeddings import (
+from proxy.redis import Stored
+from proxy.wire import (
     LARGE,
     SLICE,
     Inputs,
+    Usage,
     Vector,
     array_body,
     envelope_of,
@@ -32,7 +33,6 @@ from proxy.wire.embeddings import (
     shares,
     take_apart,
 )
-from proxy.wire.frames import Usage
 
 _JSON: Final = Head(200, (("content-type", "application/json"),))
 ITEM_BYTES: Final = 400

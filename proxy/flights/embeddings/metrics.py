@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from aioprometheus.collectors import Registry
 
-from proxy.telemetry.metrics import BATCH_BUCKETS, PREFIX
-from proxy.telemetry.series import Counts, Histograms, Label
+from proxy.telemetry import BATCH_BUCKETS, PREFIX, Counts, Histograms, Label
 
 SOURCES = ("cache", "joined", "asked")
 

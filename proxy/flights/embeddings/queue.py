@@ -14,7 +14,7 @@ from proxy.flights.embeddings.batches import Arrays
 from proxy.flights.embeddings.items import Call, Item, Kind, Want
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.queue.shares import Shares
-from proxy.wire.embeddings import SLICE
+from proxy.wire import SLICE
 
 ARRAYS_A_TURN: Final = 16  # of the loop
 _ABOUT_CALLER: Final = frozenset(

@@ -11,9 +11,9 @@ from typing import Final
 
 from proxy.flights.embeddings.items import Item, Origin, Result
 from proxy.flights.queue.lookups import Lookups
+from proxy.redis import Cache, Stored
 from proxy.redis import cache as store
-from proxy.redis.cache import Cache, Stored
-from proxy.wire.embeddings import Unsplittable
+from proxy.wire import Unsplittable
 
 _UNKNOWN: Final = Origin(None, math.inf, None)
 

@@ -12,11 +12,9 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, Mode, Plan
-from proxy.telemetry.containment import internal, raised
-from proxy.wire.choices import Part, StreamSplit, split_body
-from proxy.wire.fold.known import Unfoldable
-from proxy.wire.frames import Usage
-from proxy.wire.sse import DONE
+from proxy.telemetry import internal, raised
+from proxy.wire import DONE, Part, StreamSplit, Usage, split_body
+from proxy.wire.fold import Unfoldable
 
 
 class Carrier(Flight):

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from proxy.flights.key import UNKEYED, ordinary
-from proxy.wire.fold.folding import FOLDABLE_FIELDS
-from proxy.wire.openai import Ask, stream_extras
+from proxy.wire import Ask, stream_extras
+from proxy.wire.fold import FOLDABLE_FIELDS
 
 _ENCODE: Final = msgspec.json.Encoder().encode
 _NOT_SAMPLED_APART: Final = frozenset({"seed", "priority"})

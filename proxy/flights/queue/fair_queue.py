@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
-from proxy.config.vocabulary import PRIORITIES
+from proxy.config import PRIORITIES
 from proxy.flights.queue.deficit_round_robin import QUANTUM, Entry, Ring, Ticket
 from proxy.flights.queue.shares import Shares
 

@@ -8,12 +8,11 @@ from typing import Final
 
 from aioprometheus.collectors import Registry
 
-from proxy.config.vocabulary import PRIORITIES
+from proxy.config import PRIORITIES
 from proxy.errors import Code
 from proxy.flights.phase import Phase
 from proxy.flights.watchdog import KINDS, Kind
-from proxy.telemetry.metrics import PREFIX, QUEUE_BUCKETS
-from proxy.telemetry.series import Counts, Histograms, Label
+from proxy.telemetry import PREFIX, QUEUE_BUCKETS, Counts, Histograms, Label
 
 REASONS: Final = (
     Code.QUEUE_FULL.code,

@@ -13,7 +13,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.fair_queue import Line
 from proxy.flights.queue.lookups import Lookups
-from proxy.telemetry.containment import internal, raised
+from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
 

@@ -12,7 +12,7 @@ from proxy.flights.cost import NO_COST, estimate
 from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)
 """Bytes of a prompt that are looked at. A shorter one is 256 tokens or so: an engine has them again soon."""

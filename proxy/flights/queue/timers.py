@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 
-from proxy.telemetry.containment import Fault, raised
+from proxy.telemetry import Fault, raised
 
 
 class Alarms:

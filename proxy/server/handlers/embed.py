@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.flight import Subscriber
+from proxy.flights import Subscriber
 from proxy.server import respond
 from proxy.server.context import Call
 from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vector
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 
 class Reply(Protocol):

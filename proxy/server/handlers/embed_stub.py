@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.wire.openai import Ask
+from proxy.wire import Ask
 
 CANNOT_EMBED: Final = frozenset({404, 405, 501})
 """Statuses with which engines answer where they have no such endpoint."""

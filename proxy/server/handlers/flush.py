@@ -12,14 +12,12 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.group import FlightGroup
-from proxy.flights.key import model_tag
-from proxy.redis.cache import Cache
-from proxy.redis.resp import WireError
+from proxy.flights import FlightGroup, model_tag
+from proxy.redis import Cache, WireError
 from proxy.server import respond
 from proxy.server.context import Call
 from proxy.server.gateway import Gateway
-from proxy.telemetry.audit import Audit
+from proxy.telemetry import Audit
 
 PATH: Final = "/-/cache"
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from proxy.access.policy import Gate
-from proxy.config.settings import Settings
-from proxy.flights.cost import passing
+from proxy.access import Gate
+from proxy.config import Settings
+from proxy.flights import passing
 from proxy.server.context import Call
 from proxy.server.offload.large import LargeRequests
-from proxy.wire.http.media_type import Media, media_of
-from proxy.wire.raw_body import NONE, Passed, read_passed, takes_json_only
+from proxy.wire import NONE, Passed, read_passed, takes_json_only
+from proxy.wire.http import Media, media_of
 
 
 class Admit(Protocol):

@@ -11,8 +11,8 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.errors import Code, GatewayError
-from proxy.upstream.http.pool import HOP_BY_HOP
-from proxy.wire.raw_body import COUNTS
+from proxy.upstream.http import HOP_BY_HOP
+from proxy.wire import COUNTS
 
 _PATHS: Final = frozenset((*COUNTS, "/version", "/tokenizer_info", "/invocations"))
 """vLLM's inference paths outside /v1. Its administration (/metrics, /sleep, /load_lora…) is not offered."""

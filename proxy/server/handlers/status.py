@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from proxy.access.policy import Gate
+from proxy.access import Gate
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import Call
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backends
+from proxy.telemetry import Metrics
+from proxy.upstream import Backends
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the paths here take together, for `OPTIONS *` and methods that none of them takes."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final, Protocol
 
-from proxy.telemetry.containment import raised
+from proxy.telemetry import raised
 
 GRACE_SECONDS: Final = 0.005  # for what a new connection has sent already to be read
 SEARCH_SECONDS: Final = 0.02  # between two searches for idle connections, where there were none

@@ -14,17 +14,17 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.access.client_ip import UNIX, Trusted
+from proxy.access import UNIX, Trusted
 from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
+from proxy.server.listener.head import read_head
 from proxy.server.listener.proxy_protocol import V2, read_opening
 from proxy.server.listener.request import Request, head_bytes
 from proxy.server.listener.timeouts import Over, Times, Watched
 from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
-from proxy.telemetry.containment import raised, unawaited
-from proxy.upstream.http.read_budget import ReadBudget
-from proxy.wire.http.chunk_ends import ChunkEnds
-from proxy.wire.http.head import read_head
+from proxy.telemetry import raised, unawaited
+from proxy.upstream.http import ReadBudget
+from proxy.wire.http import ChunkEnds
 
 KEEPALIVE_SECONDS = 75.0
 LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted

@@ -14,7 +14,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from proxy.wire.http.target import Target
+from proxy.wire.http import Target
 
 AT_HAND = 32 * 1024
 """Bytes of a body that may lie in aiohttp's buffer: below what pauses the reading of the connection."""

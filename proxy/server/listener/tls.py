@@ -7,7 +7,7 @@ from __future__ import annotations
 import ssl
 from typing import NoReturn
 
-from proxy.config.redact import shown_path
+from proxy.config import shown_path
 from proxy.errors import SettingsError
 
 

@@ -16,9 +16,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.access.denylist.filter import denied_in_body
-from proxy.access.denylist.rules import DenyList, read_deny_list
-from proxy.access.intake import (
+from proxy.access import (
     AskJob,
     Found,
     Job,
@@ -31,13 +29,13 @@ from proxy.access.intake import (
     read_raw,
     refusal,
 )
+from proxy.access.denylist import DenyList, denied_in_body, read_deny_list
 from proxy.embedded.launch import tie
 from proxy.errors import Code, GatewayError, place_of
-from proxy.flights.key import Keyer, hash_of_cpu
-from proxy.flights.memory import available
+from proxy.flights import Keyer, available, hash_of_cpu
 from proxy.server.page.prompt import wanted
-from proxy.wire.fold.folding import Unfoldable, fold
-from proxy.wire.sse import unchunks
+from proxy.wire import unchunks
+from proxy.wire.fold import Unfoldable, fold
 
 LEAST: Final = 512 << 20
 MOST: Final = 3 << 30

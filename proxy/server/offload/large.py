@@ -8,21 +8,31 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from proxy.access.denylist.rules import DenyList
-from proxy.access.intake import BUDGET, AskJob, FoldJob, Found, PageJob, RawJob, Terms, TextsJob, work
-from proxy.access.policy import Gate, sizes_of
-from proxy.access.rules import AccessRules
-from proxy.config.settings import Settings
+from proxy.access import (
+    BUDGET,
+    AccessRules,
+    AskJob,
+    FoldJob,
+    Found,
+    Gate,
+    PageJob,
+    RawJob,
+    Terms,
+    TextsJob,
+    sizes_of,
+    work,
+)
+from proxy.access.denylist import DenyList
+from proxy.config import Settings
 from proxy.errors import GatewayError
-from proxy.flights.flight import Flight
-from proxy.flights.plan import headers_in_common
+from proxy.flights import Flight, headers_in_common
 from proxy.server.context import Call
 from proxy.server.handlers.relay import ACTED_ON, acted_on
 from proxy.server.offload.pool import Offload
-from proxy.telemetry.log import Log
-from proxy.wire.fold.folding import Unfoldable, forces_tool, many_frames
-from proxy.wire.http.media_type import Media
-from proxy.wire.openai import Ask, Endpoint
+from proxy.telemetry import Log
+from proxy.wire import Ask, Endpoint
+from proxy.wire.fold import Unfoldable, forces_tool, many_frames
+from proxy.wire.http import Media
 
 INLINE: Final = 16_384
 """Bytes up to which a body is read on the loop without an estimate: 17 ms of the worst that is known."""

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.access.intake import Found, Job, Terms
+from proxy.access import Found, Job, Terms
 from proxy.errors import Code, GatewayError, place_of
 
 CHILDREN: Final = 2

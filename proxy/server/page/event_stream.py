@@ -11,7 +11,7 @@ from aiohttp import web
 
 from proxy.server.listener.listener import DoorHandler
 from proxy.server.respond import Headers, Sent, taken, write_head
-from proxy.wire.sse import LAST_CHUNK, chunk
+from proxy.wire import LAST_CHUNK, chunk
 
 MAX_PENDING: Final = 256 * 1024  # bytes of one turn after which whoever writes is to wait
 

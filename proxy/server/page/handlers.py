@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from aiohttp import HttpVersion11, web
 
-from proxy.access.policy import Gate
+from proxy.access import Gate
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
 from proxy.server.context import Call
@@ -22,8 +22,7 @@ from proxy.server.page.event_stream import EventStream
 from proxy.server.page.prompt import wanted
 from proxy.server.page.readers import Board, Read
 from proxy.server.page.state import Sources, View, Visible
-from proxy.telemetry.audit import Audit
-from proxy.telemetry.log import Log
+from proxy.telemetry import Audit, Log
 
 MAX_WATCHERS: Final = 32
 MAX_SENT: Final = 64 * 1024 * 1024

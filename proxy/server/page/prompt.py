@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.wire.openai import decode
+from proxy.wire import decode
 
 MAX_READERS: Final = 50
 MAX_DELAY: Final = 60_000.0  # ms

@@ -10,10 +10,9 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Final
 
-from proxy.flights.flight import Flight
-from proxy.telemetry.metrics import VERDICTS, Metrics
-from proxy.telemetry.series import Sample
-from proxy.wire.openai import PATHS
+from proxy.flights import Flight
+from proxy.telemetry import VERDICTS, Metrics, Sample
+from proxy.wire import PATHS
 
 QUANTILES: Final = {"p50": 0.5, "p95": 0.95}
 

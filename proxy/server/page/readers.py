@@ -13,15 +13,13 @@ from typing import Any
 import msgspec
 
 from proxy.errors import Code, GatewayError, place_of, words_of
-from proxy.flights.flight import Subscriber
-from proxy.flights.plan import Mode
+from proxy.flights import Mode, Subscriber
 from proxy.server import respond
 from proxy.server.context import Call
 from proxy.server.gateway import Gateway
 from proxy.server.page.event_stream import EventStream
-from proxy.telemetry.log import Log
-from proxy.wire.openai import Ask
-from proxy.wire.sse import LAST_CHUNK, unchunks
+from proxy.telemetry import Log
+from proxy.wire import LAST_CHUNK, Ask, unchunks
 
 Read = Ask | GatewayError
 """The request of all readers, read once; or why none of them is answered."""

@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proxy.config.redact import mask_url
-from proxy.config.settings import VERSION, Settings
-from proxy.flights.flight import Flight
-from proxy.flights.group import FlightGroup
-from proxy.flights.queue.request_queue import Batcher
-from proxy.redis.cache import Cache
+from proxy.config import VERSION, Settings, mask_url
+from proxy.flights import Flight, FlightGroup
+from proxy.flights.queue import Batcher
+from proxy.redis import Cache
 from proxy.server.page.rates import Reading, between, read, window
-from proxy.telemetry.metrics import Metrics
-from proxy.upstream.backends import Backend, Backends
-from proxy.upstream.breaker import State
+from proxy.telemetry import Metrics
+from proxy.upstream import Backend, Backends, State
 
 WINDOW: Final = 10.0  # seconds that the quantiles and shares are of
 RATES: Final = 2.0  # seconds that the rates are of: tokens are counted as they come, and a second is uneven

@@ -1,0 +1,17 @@
+"""TODO"""
+
+from proxy.upstream.http.connection import Connection
+from proxy.upstream.http.dial import tls_context
+from proxy.upstream.http.pool import HOP_BY_HOP
+from proxy.upstream.http.read_budget import ReadBudget
+from proxy.upstream.http.relocation import PLACES, engine_at, told
+
+__all__ = [
+    "HOP_BY_HOP",
+    "PLACES",
+    "Connection",
+    "ReadBudget",
+    "engine_at",
+    "tls_context",
+    "told",
+]

@@ -9,7 +9,7 @@ import select
 from typing import Final, Protocol
 
 from proxy.errors import Code, GatewayError
-from proxy.telemetry.containment import internal, raised
+from proxy.telemetry import internal, raised
 from proxy.upstream.http.dial import OURS, short_of, unreachable
 from proxy.upstream.http.framing import Refused
 from proxy.upstream.http.read_budget import SMALL, ReadBudget

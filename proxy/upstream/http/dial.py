@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
 
-from proxy.config.redact import shown_path
+from proxy.config import shown_path
 from proxy.errors import Code, GatewayError, SettingsError
 
 P = TypeVar("P", bound=asyncio.Protocol)

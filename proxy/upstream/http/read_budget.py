@@ -8,7 +8,7 @@ import asyncio
 from functools import partial
 from typing import Final, Protocol
 
-from proxy.telemetry.containment import contained, raised
+from proxy.telemetry import contained, raised
 
 TURN_BYTES: Final = 256 * 1024
 """Handled in one turn of the loop. libuv reads up to 32 times 256 KiB of each readable socket in a turn, so

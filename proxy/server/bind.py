@@ -14,8 +14,8 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.access.hosts import Hosts
-from proxy.config.settings import Settings
+from proxy.access import Hosts
+from proxy.config import Settings
 from proxy.errors import ListenError
 from proxy.server.drain import CLOSE_SECONDS, Drain
 from proxy.server.gateway import Gateway
@@ -25,7 +25,7 @@ from proxy.server.listener.site import Site
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls
 from proxy.server.listener.unix_socket import unix_socket
-from proxy.telemetry.log import Log
+from proxy.telemetry import Log
 
 MAX_OPERATORS: Final = 64  # connections to their listener
 

@@ -8,7 +8,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 
 from proxy.errors import Code, GatewayError
-from proxy.wire.http.target import (
+from proxy.wire.http import (
     ASTERISK,
     KEPT_LENGTH,
     Malformed,
