@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing
+from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing_of
 from proxy.wire.openai import Ask, Endpoint, decode
 
 UNSTORED = Sharing(shared=True, storable=False)
@@ -74,13 +74,13 @@ def test_the_setting_the_headers_and_the_request_decide_together(
     default: Share, temperature: float, cache_control: str, override: str, decision: Sharing
 ) -> None:
     request = ask(temperature=temperature)
-    assert sharing(request, default, cache_control=cache_control, override=override) == decision
+    assert sharing_of(request, default, cache_control=cache_control, override=override) == decision
 
 
 @pytest.mark.parametrize("override", ["yes", "auto,all", "x" * 1000])
 def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: str) -> None:
     with pytest.raises(GatewayError, match="auto, all, off") as caught:
-        sharing(ask(), "auto", override=override)
+        sharing_of(ask(), "auto", override=override)
     assert caught.value.code is Code.INVALID_HEADER
     assert caught.value.param == "x-gateway-share"
     assert len(caught.value.message) < 200
@@ -90,7 +90,7 @@ def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: s
 def test_no_bytes_of_a_header_raise_but_a_refusal(cache_control: bytes, override: bytes) -> None:
     said = [value.decode("utf-8", "surrogateescape") for value in (cache_control, override)]
     try:
-        sharing(ask(temperature=0), "auto", cache_control=said[0], override=said[1])
+        sharing_of(ask(temperature=0), "auto", cache_control=said[0], override=said[1])
     except GatewayError as e:
         assert e.code is Code.INVALID_HEADER
         assert e.message.isascii() or e.message.isprintable()

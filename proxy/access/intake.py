@@ -11,7 +11,7 @@ import msgspec
 from proxy.access.denylist.rules import DenyList
 from proxy.access.request_limits import Sizes
 from proxy.errors import Code, GatewayError
-from proxy.flights import Keyer, Share, estimate, passing, sharing
+from proxy.flights import Keyer, Share, estimate, passing, sharing_of
 from proxy.upstream import affinity
 from proxy.wire import (
     NO_TEXT_FIELDS,
@@ -208,7 +208,7 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
         if deny is not None and (line := denied_in(deny, ask)) is not None:
             found.denied = line
             return found, b""
-        share = sharing(ask, terms.share, cache_control=job.cache_control, override=job.override)
+        share = sharing_of(ask, terms.share, cache_control=job.cache_control, override=job.override)
         found.cost = estimate(ask, terms.assumed)
         keep_by = affinity(terms.routing)
         if keep_by is not None:

@@ -12,7 +12,7 @@ from proxy.flights.phase import Phase
 from proxy.flights.plan import RATE_LIMITS, REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
-from proxy.flights.sharing import Share, Sharing, sharing
+from proxy.flights.sharing import Share, Sharing, sharing_of
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 
 __all__ = [
@@ -53,6 +53,6 @@ __all__ = [
     "passing",
     "reached",
     "refused",
-    "sharing",
+    "sharing_of",
     "spent",
 ]

@@ -37,7 +37,7 @@ _SAMPLED: Final = Sharing(shared=False, merge=True)
 SHARED: Final = Sharing(shared=True)
 
 
-def sharing(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
+def sharing_of(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
     """Decide. `cache_control` and `override` are the values of `Cache-Control` and `x-gateway-share`.
 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as

@@ -11,8 +11,7 @@ import msgspec
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.memory import refused
 from proxy.flights.plan import Head, Mode
-from proxy.redis import Stored
-from proxy.redis import cache as store
+from proxy.redis import Stored, stream_views, wall_clock
 from proxy.wire import Ask, Usage, asked_of, endings, lack_of, read_body, unchunks
 from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
 
@@ -105,10 +104,10 @@ def keep(flight: Flight, build: bytes) -> Stored:
     """What is kept of an answer that is whole, of an engine's build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage
-    body, cut, tail = store.stream_views(flight.log, flight.view(usage=not streamed))
+    body, cut, tail = stream_views(flight.log, flight.view(usage=not streamed))
     return Stored(
         kind="stream" if streamed else "whole",
-        created=store.now(),
+        created=wall_clock(),
         body=body,
         cut=cut,
         tail=tail,

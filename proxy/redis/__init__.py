@@ -1,6 +1,6 @@
 """TODO"""
 
-from proxy.redis.cache import AWAY, TAG_BYTES, Breaker, Cache, Stored
+from proxy.redis.cache import AWAY, TAG_BYTES, Breaker, Cache, Stored, stream_views, wall_clock
 from proxy.redis.client import Address, Link, address, files_of
 from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
 
@@ -20,4 +20,6 @@ __all__ = [
     "Word",
     "address",
     "files_of",
+    "stream_views",
+    "wall_clock",
 ]

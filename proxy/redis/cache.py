@@ -390,6 +390,6 @@ def _scanned(reply: Any) -> tuple[bytes, list[bytes]]:
     raise Lost("what it sent is no answer to SCAN")
 
 
-def now() -> float:
+def wall_clock() -> float:
     """The clock by which entries are dated, shared by all replicas."""
     return time.time()

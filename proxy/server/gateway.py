@@ -31,7 +31,7 @@ from proxy.flights import (
     Subscriber,
     headers_in_common,
     new_id,
-    sharing,
+    sharing_of,
 )
 from proxy.flights.embeddings import Embedder
 from proxy.server import respond
@@ -255,7 +255,7 @@ class Gateway:
     async def joined(self, call: Call, ask: Ask, *, again: bool = False) -> Subscriber:
         """3 to 5. `again`: it has been let in, and has read a stream that does not fold. Raises GatewayError."""
         headers = call.request.headers
-        share = sharing(
+        share = sharing_of(
             ask,
             self._settings.share,
             cache_control=headers.get("cache-control", ""),
@@ -393,7 +393,7 @@ class Gateway:
         return ask
 
     def _embed_join(self, call: Call, ask: Ask) -> Subscriber:
-        return self._join(call, ask, sharing(ask, self._settings.share))
+        return self._join(call, ask, sharing_of(ask, self._settings.share))
 
     # -- everything else --------------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ from typing import Final
 
 from proxy.flights.embeddings.items import Item, Origin, Result
 from proxy.flights.queue.lookups import Lookups
-from proxy.redis import Cache, Stored
-from proxy.redis import cache as store
+from proxy.redis import Cache, Stored, wall_clock
 from proxy.wire import Unsplittable
 
 _UNKNOWN: Final = Origin(None, math.inf, None)
@@ -119,7 +118,7 @@ class ItemStore:
                 return
             stored = Stored(
                 kind="whole",
-                created=store.now(),
+                created=wall_clock(),
                 body=result.alone(),
                 prompt_tokens=result.tokens,
                 completion_tokens=0,

@@ -1,0 +1,148 @@
+"""The rules of the source tree: which room may import which, what a room may use, how large a folder may be.
+`python -m tests.test_architecture` prints the rooms with their sizes and the imports between them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# From the bottom to the top: a room imports rooms of lower ranks only.
+RANKS = {"errors": 0, "wire": 1, "config": 2, "telemetry": 3, "redis": 4, "upstream": 5, "flights": 6, "access": 7}
+RANKS |= {"server": 8, "embedded": 1}
+TOP = {"__main__", "app", "resources", "keys", "probe", "__init__"}  # these import everything
+MOST_MODULES = 15
+PURE = {"wire": {"asyncio", "aiohttp", "socket"}, "config": {"aiohttp", "socket"}}
+MACHINE = re.compile(r"(?<![\w./-])/(?:" + "|".join(("tmp", "root", "work", "home")) + r")/[\w.-]")
+
+
+@cache
+def sources(package: str) -> dict[str, str]:
+    """Dotted name to text; a package by its own name."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return {name.removesuffix(".__init__"): path.read_text() for name, path in zip(names, paths, strict=True)}
+
+
+def imports(name: str, *, running: bool = False) -> Iterator[str]:
+    """What a module imports, dotted; `running`: at its import only, not for types or inside functions."""
+    tree = ast.parse(sources(name.partition(".")[0])[name])
+    for node in tree.body if running else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = sources(node.module.partition(".")[0]) if node.module.split(".")[0] in PACKAGES else {}
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in modules else node.module
+
+
+PACKAGES = ("proxy", "loadgen", "corpus")
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if name.count(".") else "__init__"
+
+
+def between_rooms() -> dict[tuple[str, str], int]:
+    """How many modules of one room import another."""
+    arrows: Counter[tuple[str, str]] = Counter()
+    for name in sources("proxy"):
+        arrows.update({(room(name), room(target)) for target in imports(name) if target.startswith("proxy.")})
+    return {(a, b): count for (a, b), count in arrows.items() if a != b}
+
+
+def test_imports_between_rooms_run_one_way() -> None:
+    back = [f"{a} -> {b}" for a, b in between_rooms() if a not in TOP and (b in TOP or RANKS[a] <= RANKS[b])]
+    assert back == []
+
+
+def test_a_room_is_imported_by_its_surface() -> None:
+    """Other rooms import a package, not a module inside it."""
+    inside = [
+        f"{name} -> {target}"
+        for name in sources("proxy")
+        for target in imports(name)
+        if target in sources("proxy")
+        and room(target) != room(name)
+        and room(target) not in (*TOP, "errors")
+        and not (ROOT / target.replace(".", "/")).is_dir()
+        and name not in ("proxy.app", "proxy.resources", "proxy.__main__")
+        and room(target) != "embedded"
+    ]
+    assert inside == []
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {name: set(imports(name, running=True)) & set(sources(p)) for p in PACKAGES for name in sources(p)}
+    packages = {name for name in graph if (ROOT / name.replace(".", "/")).is_dir()}
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            found.append(" -> ".join((*path[path.index(name) :], name)))
+        elif name not in done:
+            for target in sorted(graph[name] - packages):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+    assert found == []
+
+
+def test_the_load_generator_knows_the_wire_alone() -> None:
+    for package, allowed in {
+        "loadgen": ("loadgen", "corpus", "proxy.wire"),
+        "corpus": ("corpus", "proxy.wire"),
+    }.items():
+        ours = [(name, t) for name in sources(package) for t in imports(name) if t.split(".")[0] in PACKAGES]
+        assert [(name, t) for name, t in ours if not f"{t}.".startswith(tuple(f"{a}." for a in allowed))] == []
+
+
+def test_formats_and_settings_do_no_input_or_output() -> None:
+    used = [
+        (name, t)
+        for name in sources("proxy")
+        for t in imports(name)
+        if t.split(".")[0] in PURE.get(room(name), ())
+    ]
+    assert used == []
+
+
+def test_no_folder_holds_more_than_can_be_looked_over() -> None:
+    folders = Counter(
+        path.parent.relative_to(ROOT).as_posix()
+        for package in (*PACKAGES, "ops")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    )
+    assert {folder: count for folder, count in folders.items() if count > MOST_MODULES} == {}
+
+
+def test_every_room_teaches_its_nouns() -> None:
+    for name in RANKS.keys() - {"errors", "embedded"}:
+        words = ast.get_docstring(ast.parse(sources("proxy")[f"proxy.{name}"])) or ""
+        assert 10 <= len(words.splitlines()) <= 25, f"proxy/{name}/__init__.py"
+
+
+def test_no_path_of_one_machine_is_written_into_the_tree() -> None:
+    paths = [p for folder in (*PACKAGES, "ops", "tests", ".ci") for p in (ROOT / folder).rglob("*")]
+    paths += [p for p in ROOT.iterdir() if p.suffix in (".md", ".cfg", ".toml", ".ini")]
+    texts = {p: p.read_text(errors="replace") for p in paths if p.is_file() and "__pycache__" not in p.parts}
+    assert [p.as_posix() for p, text in texts.items() if MACHINE.search(text)] == []
+
+
+if __name__ == "__main__":
+    sizes: dict[str, list[int]] = {}
+    for module, text in sources("proxy").items():
+        sizes.setdefault("/".join(module.split(".")[:-1]) or "proxy", []).append(text.count("\n"))
+    for folder, lines in sorted(sizes.items()):
+        print(f"{folder:28} {len(lines):3} modules {sum(lines):6} lines")
+    for (a, b), count in sorted(between_rooms().items(), key=lambda arrow: (RANKS.get(arrow[0][0], 9), arrow[0])):
+        print(f"{a:10} -> {b:10} {count:3}{'  BACK' if a not in TOP and RANKS[a] <= RANKS.get(b, 9) else ''}")
