@@ -1,4 +1,4 @@
-"""Owns how the plain aiohttp proxy of ops/bench/naive.py is run as a peer.
+"""Owns how the plain aiohttp proxy of ops/bench/peers/naive_proxy.py is run as a peer.
 Must not know the other peers; there is nothing to install.
 Called through `peers.peer`."""
 
@@ -30,5 +30,7 @@ class Naive:
 
     def command(self, home: Path, work: Path, port: int, engine: str) -> Command:
         return Command(
-            [sys.executable, "-m", "ops.bench.naive", "--port", str(port), "--engine", engine], {}, ROOT
+            [sys.executable, "-m", "ops.bench.peers.naive_proxy", "--port", str(port), "--engine", engine],
+            {},
+            ROOT,
         )

@@ -1,6 +1,6 @@
 """Owns the comparison on a real engine: vLLM direct and through the gateway, and the work that sharing saves.
 Must not know how either works: `loadgen` measures, the engine's own counters say what it did.
-Called as `python -m ops.bench.real`; a program that a person runs, never a test."""
+Called as `python -m ops.bench.vllm.real`; a program that a person runs, never a test."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from typing import Any, Final
 from ops.bench import subjects as start
 from ops.bench.account import cpu_ns
 from ops.bench.table import machine
+from ops.bench.vllm.tables import spread
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[3]
 START_SECONDS: Final = 300.0
 COUNTERS: Final = {
     "requests": "vllm:request_success_total",
@@ -69,12 +70,6 @@ def loadgen(*arguments: str, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(made[-1].read_bytes())
     result["exit"] = done.returncode
     return result
-
-
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and the least and most in brackets."""
-    middle = f"{statistics.median(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def pairs(a: str, b: str, streams: int, args: argparse.Namespace, seed: int, folder: Path) -> Mapping[str, Any]:
@@ -177,17 +172,17 @@ def saving_table(measured: Mapping[str, Sequence[tuple[Mapping[str, Any], Work]]
             spread([work.requests for work in done], 0),
             spread([work.generated for work in done], 0),
             spread([one["total_output_tokens"] for one in results], 0),
-            spread(cpu) if cpu else "–",
-            spread([one["duration"] for one in results]),
-            spread([one["output_throughput"] for one in results]),
-            spread([one["median_ttft_ms"] for one in results]),
+            spread(cpu, 1) if cpu else "–",
+            spread([one["duration"] for one in results], 1),
+            spread([one["output_throughput"] for one in results], 1),
+            spread([one["median_ttft_ms"] for one in results], 1),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.real", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.real", description=__doc__)
     parser.add_argument("--engine", metavar="URL", help="a vLLM that runs; none: one for the CPU is started")
     parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
     parser.add_argument("--prompts", type=int, default=40, help="least pairs a run")

@@ -1,6 +1,6 @@
 """Measures what a look-up in Redis costs this process: by redis-py, as it was, and by our own protocol.
 
-    python ops/bench/redis_lookup.py [--redis URL] [--rounds 7]
+    python ops/bench/micro/redis_lookup.py [--redis URL] [--rounds 7]
 
 Without --redis it starts the embedded one. CPU is this process's, user and system, per key looked up; the
 server's is not in it. Both read one value per key and decode it; ours also checks that it may be sent as it

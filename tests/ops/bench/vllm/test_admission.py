@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ops.bench import admission_report as report
-from ops.bench.admission import summed
-from ops.bench.prefixes import table as prefix_table
+from ops.bench.vllm.admission import summed
+from ops.bench.vllm.prefixes import table as prefix_table
+from ops.bench.vllm.tables import admission_picture, admission_table, percentile
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[4]
 SAMPLE = ROOT / "out" / "sample"
 
 
@@ -64,7 +64,7 @@ PHASES = [
 
 
 def test_a_row_has_the_rounds_median_and_all_their_requests() -> None:
-    lines = report.table(PHASES).splitlines()
+    lines = admission_table(PHASES).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2:] == [
         "| 1× | direct | 2.00 | 2.00 | 10 of 10 | 50 / 100 | 10 of 10 | 50 / 100 | 25% | – |",
@@ -77,19 +77,19 @@ def test_a_row_has_the_rounds_median_and_all_their_requests() -> None:
 
 @pytest.mark.parametrize(("p", "value"), [(1, 1.0), (50, 2.0), (51, 3.0), (99, 4.0), (100, 4.0)])
 def test_a_percentile_is_of_the_sample_by_nearest_rank(p: float, value: float) -> None:
-    assert report.percentile([4.0, 2.0, 1.0, 3.0], p) == value
-    assert report.percentile([], p) is None
+    assert percentile([4.0, 2.0, 1.0, 3.0], p) == value
+    assert percentile([], p) is None
 
 
 def test_the_picture_has_each_way_with_its_name() -> None:
     pytest.importorskip("matplotlib")
     complete = [one for one in PHASES if one["load"] == 4.0]
-    picture = report.picture(complete, 2.0)
+    picture = admission_picture(complete, 2.0)
     assert picture is not None
     text = picture.decode()
     for word in ("direct", "--max-inflight auto", "capacity", "Good answers/s", "4×"):
         assert word in text
-    assert report.picture(complete, 2.0) == picture, "the same figures give the same bytes"
+    assert admission_picture(complete, 2.0) == picture, "the same figures give the same bytes"
 
 
 def test_what_begins_alike_has_a_row_a_way() -> None:
@@ -103,19 +103,19 @@ def test_what_begins_alike_has_a_row_a_way() -> None:
 
 def test_the_samples_are_what_their_own_figures_make() -> None:
     phases = json.loads((SAMPLE / "admission" / "admission.json").read_text())["phases"]
-    assert (SAMPLE / "admission" / "admission.md").read_text().endswith(f"\n\n{report.table(phases)}\n")
+    assert (SAMPLE / "admission" / "admission.md").read_text().endswith(f"\n\n{admission_table(phases)}\n")
     rows = json.loads((SAMPLE / "prefixes" / "prefixes.json").read_text())
     assert (SAMPLE / "prefixes" / "prefixes.md").read_text().endswith(f"\n\n{prefix_table(rows)}\n")
 
 
-def test_both_run_on_a_toy_engine(tmp_path: Path) -> None:
+def test_both_run_on_a_fake_engine(tmp_path: Path) -> None:
     """As a person would: processes, tables, pictures."""
     small = ["--toy", "--engine-flags=--prefill 0.01 --step 0.001", "--rounds", "1", "--out", str(tmp_path)]
     for program, flags in (
         ("admission", ["--seconds", "1", "--loads", "2", "--full", "4", "--gateway=--max-inflight auto"]),
         ("prefixes", ["--requests", "8", "--clients", "4", "--before", str(ROOT)]),
     ):
-        argv = [sys.executable, "-m", f"ops.bench.{program}", *small, *flags]
+        argv = [sys.executable, "-m", f"ops.bench.vllm.{program}", *small, *flags]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=55)
         assert done.returncode == 0, done.stderr[-2000:]
         table = (tmp_path / f"{program}.md").read_text()

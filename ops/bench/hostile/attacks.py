@@ -1,6 +1,6 @@
 """Owns the attacks of the pressure runs: what each sends, how long it holds, what it needs of gateway and engine.
 Must not know what is measured meanwhile.
-Called by `ops.bench.pressure`, each against a gateway of its own. Each is bounded in count; its caller bounds its
+Called by `ops.bench.hostile.pressure`, each against a gateway of its own. Each is bounded in count; its caller bounds its
 time."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The toy engine: so many at once, the others wait, and its page says so."""
+"""The fake engine: so many at once, the others wait, and its page says so."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from aiohttp.test_utils import TestClient, TestServer
 
-from ops.bench.real import counted
-from ops.bench.toy import BLOCK, Toy
+from ops.bench.vllm.fake_engine import BLOCK, FakeEngine
+from ops.bench.vllm.real import counted
 
 
 def body(prompt: str, tokens: int = 2) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def body(prompt: str, tokens: int = 2) -> dict[str, Any]:
 
 
 async def test_it_streams_as_many_tokens_as_were_asked_for() -> None:
-    async with TestClient(TestServer(Toy(1, 0.0, 0.0).app())) as client:
+    async with TestClient(TestServer(FakeEngine(1, 0.0, 0.0).app())) as client:
         answer = await client.post("/v1/chat/completions", json=body("x", 3))
         frames = [part.removeprefix("data: ") for part in (await answer.text()).split("\n\n") if part]
         assert frames.pop() == "[DONE]"
@@ -32,7 +32,7 @@ async def test_it_streams_as_many_tokens_as_were_asked_for() -> None:
 
 
 async def test_more_than_it_has_places_for_wait_and_who_leaves_gives_its_place_up() -> None:
-    async with TestClient(TestServer(Toy(1, 3600.0, 0.0).app())) as client:
+    async with TestClient(TestServer(FakeEngine(1, 3600.0, 0.0).app())) as client:
 
         async def load() -> tuple[float, float]:
             page = await (await client.get("/metrics")).text()
@@ -51,7 +51,7 @@ async def test_more_than_it_has_places_for_wait_and_who_leaves_gives_its_place_u
 
 
 async def test_its_cache_knows_the_beginnings_that_it_had_block_by_block() -> None:
-    async with TestClient(TestServer(Toy(1, 0.0, 0.0).app())) as client:
+    async with TestClient(TestServer(FakeEngine(1, 0.0, 0.0).app())) as client:
 
         async def hits(prompt: str) -> float:
             page = await (await client.get("/metrics")).text()

@@ -1,6 +1,6 @@
 """Owns the measurement of prompts that begin alike, at an engine whose cache has no room for all the beginnings.
 Must not know how the gateway orders what waits: the engine's own counters say what its cache had.
-Called as `python -m ops.bench.prefixes`; a program that a person runs, never a test."""
+Called as `python -m ops.bench.vllm.prefixes`; a program that a person runs, never a test."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ops.bench.admission_report import percentile
-from ops.bench.batching_table import spread
-from ops.bench.real import loadgen
 from ops.bench.table import machine
-from ops.bench.ways import LIMITS, Gateway, arguments, counters, ways
+from ops.bench.vllm.real import loadgen
+from ops.bench.vllm.tables import percentile, spread
+from ops.bench.vllm.ways import LIMITS, Gateway, arguments, counters, ways
 
 ENGINE = ("--max-num-seqs", "8", "--max-model-len", "2048", "--num-gpu-blocks-override", "32")
 """32 blocks of 128 tokens: half of what twelve beginnings of 512 tokens need."""
@@ -65,7 +64,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.prefixes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.prefixes", description=__doc__)
     arguments(parser)
     parser.add_argument("--before", type=Path, help="a checkout whose gateway is measured beside this one's")
     parser.add_argument("--rounds", type=int, default=3)

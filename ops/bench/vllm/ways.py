@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ops.bench import subjects as start
-from ops.bench.real import ROOT, START_SECONDS, counted
+from ops.bench.vllm.real import ROOT, START_SECONDS, counted
 
 LIMITS: Final = ("--limit-cpu", "2", "--limit-error-ms", "50", "--limit-late-ms", "2000", "--max-error-rate", "1")
 """Of the load generator, which shares the cores with all the others: here seconds are told from seconds."""
@@ -46,7 +46,7 @@ def ways(
         url = args.engine
         if url is None:
             port = start.free_port()
-            serve = [sys.executable, "-m", "ops.bench.toy", "--port", str(port), *args.engine_flags]
+            serve = [sys.executable, "-m", "ops.bench.vllm.fake_engine", "--port", str(port), *args.engine_flags]
             if not args.toy:
                 # float32: this CPU has no instructions for bfloat16, and one request took minutes with it.
                 program = [sys.executable, str(ROOT / "ops" / "vllm.py"), "serve", "--port", str(port)]

@@ -1,6 +1,6 @@
 """Owns the pressure runs: memory and the service of innocents while a gateway is attacked, and after it.
 Must not know how an attack works.
-Called as `python -m ops.bench.pressure`: each attack against a fresh gateway, engine and Redis. Linux only."""
+Called as `python -m ops.bench.hostile.pressure`: each attack against a fresh gateway, engine and Redis. Linux only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from ops.bench.account import rss_mb
-from ops.bench.pressure_attacks import ATTACKS, Attack, Attackers
+from ops.bench.hostile.attacks import ATTACKS, Attack, Attackers
 from ops.bench.table import machine
 from ops.chaos.load import Load
 from ops.chaos.stage import Stage, known, stage
@@ -233,7 +233,7 @@ async def run(only: str, budget: str, logs: Path) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.pressure", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.hostile.pressure", description=__doc__)
     names = ", ".join(f"{attack.letter}: {attack.name}" for attack in ATTACKS)
     parser.add_argument("--only", default="", help=f"letters; {names}")
     parser.add_argument("--budget", default="256MiB", help="of a gateway that has --memory-budget")

@@ -1,6 +1,6 @@
 """Owns the comparison of ways into a busy engine: direct, through the gateway with a fixed number, with `auto`.
 Must not know how any of them works: `loadgen` measures, the engine's own counters say what it did.
-Called as `python -m ops.bench.admission`; a program that a person runs, never a test."""
+Called as `python -m ops.bench.vllm.admission`; a program that a person runs, never a test."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from ops.bench import admission_report as report
-from ops.bench.real import counted, loadgen
 from ops.bench.table import machine
-from ops.bench.ways import COUNTERS, LIMITS, Gateway, arguments, counters, page, ways
+from ops.bench.vllm.real import counted, loadgen
+from ops.bench.vllm.tables import admission_picture, admission_table, phase_line
+from ops.bench.vllm.ways import COUNTERS, LIMITS, Gateway, arguments, counters, page, ways
 
 TENANTS: Final = ("heavy", "light")
 
@@ -102,7 +102,7 @@ def gateways(args: argparse.Namespace, keys: Path) -> dict[str, Gateway]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.admission", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.admission", description=__doc__)
     arguments(parser)
     parser.add_argument("--gateway", action="append", metavar="FLAGS",
                         help="one way in, as settings of the gateway; may be given again")  # fmt: skip
@@ -139,7 +139,7 @@ def main() -> int:
                         did = {name: after[name] - before[name] for name in COUNTERS}
                         one = {"load": times, "way": way, "round": number, "seconds": args.seconds}
                         measured.append(one | both | {"engine": did, "limit": limit})
-                        print(report.line(measured[-1]), file=sys.stderr)
+                        print(phase_line(measured[-1]), file=sys.stderr)
     words = (
         f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}; capacity {most:.2f} requests/s "
         f"({args.full} at once, direct). Answers: {args.tokens} tokens, prompts: {args.prefix} + {args.suffix}; "
@@ -148,13 +148,13 @@ def main() -> int:
         f"{args.objective_ms:g} ms of when the request was due, and the whole answer in time. The light tenant "
         f"sends {args.light:.0%} of the capacity, the heavy one the rest of the load."
     )
-    text = f"{words}\n\n{report.table(measured)}\n"
+    text = f"{words}\n\n{admission_table(measured)}\n"
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "admission.md").write_text(text)
         (args.out / "admission.json").write_text(json.dumps({"capacity": most, "phases": measured}) + "\n")
-        picture = report.picture(measured, most)
+        picture = admission_picture(measured, most)
         if picture is not None:
             (args.out / "admission.svg").write_bytes(picture)
     return 0

@@ -1,6 +1,6 @@
 """Owns a toy of an engine that batches: so many requests at once, the others wait, and it reports both.
 Must not know proxies or measurements.
-Called as `python -m ops.bench.toy --port N`, to try in seconds what is then measured on a real engine."""
+Called as `python -m ops.bench.vllm.fake_engine --port N`, to try in seconds what is then measured on a real engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL: Final = "toy"
 BLOCK: Final = 64  # characters of a prompt that are cached together
 
 
-class Toy:
+class FakeEngine:
     """`slots` at once, each with its first token after `prefill` seconds and one each `step` after it."""
 
     def __init__(self, slots: int, prefill: float, step: float) -> None:
@@ -92,7 +92,7 @@ class Toy:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.toy", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.fake_engine", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--prefill", type=float, default=0.05, help="seconds")
@@ -100,7 +100,7 @@ def main() -> None:
     args = parser.parse_args()
 
     async def app() -> web.Application:
-        return Toy(args.slots, args.prefill, args.step).app()
+        return FakeEngine(args.slots, args.prefill, args.step).app()
 
     web.run_app(app(), host="127.0.0.1", port=args.port, handler_cancellation=True, print=None, access_log=None)
 

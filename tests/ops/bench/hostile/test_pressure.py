@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ops.bench.pressure import Row, markdown, megabytes
-from ops.bench.pressure_attacks import ATTACKS
+from ops.bench.hostile.attacks import ATTACKS
+from ops.bench.hostile.pressure import Row, markdown, megabytes
 
 
 @pytest.mark.timeout(150)
 def test_an_attack_is_measured_and_ends_in_its_time(tmp_path: Path) -> None:
     words = ["--only", "f", "--out", str(tmp_path)]
     ran = subprocess.run(
-        [sys.executable, "-m", "ops.bench.pressure", *words], capture_output=True, text=True, timeout=140
+        [sys.executable, "-m", "ops.bench.hostile.pressure", *words], capture_output=True, text=True, timeout=140
     )
     assert ran.returncode == 0, ran.stderr
     (row,) = json.loads((tmp_path / "pressure.json").read_text())

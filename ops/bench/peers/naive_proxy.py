@@ -1,6 +1,6 @@
 """Owns the plain streaming proxy that most people would write: aiohttp on both sides, nothing tuned.
 Must not know the gateway, nor be improved: it is the yardstick, not a peer in production.
-Called as `python -m ops.bench.naive --port N --engine URL`, by the benchmark."""
+Called as `python -m ops.bench.peers.naive_proxy --port N --engine URL`, by the benchmark."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def make_app(engine: str) -> web.Application:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.naive", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers.naive_proxy", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", required=True, metavar="URL")
     args = parser.parse_args()

@@ -14,12 +14,12 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from ops.bench.naive import make_app
 from ops.bench.peers import PEERS, peer
 from ops.bench.peers.__main__ import main
 from ops.bench.peers.base import PINS, InstallError
 from ops.bench.peers.check import PLAIN, STREAMED, Answer, verdict
 from ops.bench.peers.debian import haproxy_config, nginx_config
+from ops.bench.peers.naive_proxy import make_app
 from ops.bench.peers.npm import Portkey, package
 from ops.bench.peers.pypi import LiteLLM
 from ops.bench.wire import events, expected

@@ -1,6 +1,6 @@
 """Measures what reading an engine's answer and writing a request cost: our Answer, httptools with a call a chunk,
 aiohttp's exported parser, a hand-written reader of whole chunks; vLLM-like events of 230 bytes.
-Must not be a test: a person runs it on a quiet machine, `python -m ops.bench.parsers [--rounds N]`.
+Must not be a test: a person runs it on a quiet machine, `python -m ops.bench.micro.parsers [--rounds N]`.
 
 Every way is checked to give the same bytes before it is measured. The rounds of all ways are interleaved; the
 table has the median, least and most microseconds of CPU of one thread.

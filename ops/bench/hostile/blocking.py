@@ -1,6 +1,6 @@
 """Owns the worst requests, sent to a gateway one at a time, and the longest time for which each holds its loop.
 Must not know how the gateway reads: a bystander on another connection says how long it had to wait for /health.
-Called as `python -m ops.bench.worst`. `--tree` takes another checkout's gateway, to compare with."""
+Called as `python -m ops.bench.hostile.blocking`. `--tree` takes another checkout's gateway, to compare with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ops.bench import subjects as start
-from ops.bench.worst_cases import CASES, CHAT, Case, Group, rules
+from ops.bench.hostile.requests import CASES, CHAT, Case, Group, rules
 
 SECONDS: Final = 150.0  # in all; what is left then is named as not run
 PATIENCE: Final = 45.0  # for one answer
@@ -175,7 +175,9 @@ def gateway(tree: str, group: Group, engine_port: int, work: Path, *, answers: b
     with ExitStack() as stack:
         ours = stack.enter_context(start.started(command, port, cpus, ready=ready, log=work / "gateway.log"))
         process = subprocess.Popen(
-            [sys.executable, "-m", "ops.bench.worst", "--bystand", str(port)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "ops.bench.hostile.blocking", "--bystand", str(port)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
@@ -258,7 +260,7 @@ def measure(name: str, size: int, run: Run, at: Gateway) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.worst", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.hostile.blocking", description=__doc__)
     parser.add_argument("--tree", default=os.getcwd(), help="the checkout whose gateway is measured")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="in all")
@@ -275,7 +277,7 @@ def main() -> int:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = start.free_port()
-        process = subprocess.Popen([sys.executable, "-m", "ops.bench.worst", "--engine", str(port)])
+        process = subprocess.Popen([sys.executable, "-m", "ops.bench.hostile.blocking", "--engine", str(port)])
         stack.callback(process.wait)
         stack.callback(process.kill)
         runs: dict[tuple[Group, bool], list[tuple[str, Callable[[], tuple[int, Run]]]]] = {}

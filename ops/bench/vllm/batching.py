@@ -1,6 +1,6 @@
 """Owns the measurement of batching on a real engine: sampled twins, embeddings in arrays, completions in arrays.
 Must not know how the gateway batches: it asks, counts, and reads what CPU vLLM's processes used.
-Called as `python -m ops.bench.batching PART`; a program that a person runs, never a test."""
+Called as `python -m ops.bench.vllm.batching PART`; a program that a person runs, never a test."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ import aiohttp
 
 from ops.bench import subjects as start
 from ops.bench.account import cpu_ns
-from ops.bench.batching_table import picture, tables
 from ops.bench.table import machine
+from ops.bench.vllm.tables import batching_page, batching_picture
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[3]
 FOLDER: Final = ROOT / "out" / "sample" / "batching"
 START_SECONDS: Final = 300.0
 WORDS: Final = (ROOT / "LICENSE").read_text().split()
@@ -243,7 +243,7 @@ def said(row: Row) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.batching", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.batching", description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "table"], help="what to measure; table: only write it anew")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--note", default="", help="what else the machine was doing, for the table")
@@ -258,9 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = {"part": args.part, "machine": machine(), "note": args.note, "rounds": args.rounds, "rows": rows}
         (FOLDER / f"{args.part}.json").write_text(json.dumps(made, separators=(",", ":")) + "\n")
     found = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
-    page = tables(found)
+    page = batching_page(found)
     (FOLDER / "batching.md").write_text(page)
-    drawn = picture(found)
+    drawn = batching_picture(found)
     if drawn is not None:
         (FOLDER / "batching.svg").write_bytes(drawn)
     print(page)
