@@ -1,7 +1,5 @@
-"""Owns a private vLLM for the CPU: its environment, its two small models, and the command that serves them.
-Must not know the gateway: nothing of proxy/ is imported, and nothing runs inside the caller's environment.
-Called by `tox -e vllm`, by the tests' fixture, and by a person: `python ops/vllm.py serve --port 8000`.
-"""
+"""Installs and serves a private vLLM for the CPU with two small models, in an environment of its own: `python
+ops/vllm.py serve --port 8000`. It runs with any Python and imports nothing of the gateway."""
 
 import argparse
 import contextlib

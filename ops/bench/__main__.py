@@ -1,6 +1,4 @@
-"""Owns one benchmark run: subjects and workloads in rounds, each with a fresh process, then the table.
-Must not know how any subject works.
-Called as `python -m ops.bench` (`--help`); a program that a person runs, never a test."""
+"""The benchmark: each subject under each workload, in rounds, every time with fresh processes; then the table."""
 
 from __future__ import annotations
 

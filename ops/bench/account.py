@@ -1,6 +1,4 @@
-"""Owns what a process tree has used: CPU nanoseconds by the scheduler's own books, resident memory.
-Must not know what the processes do.
-Called by the benchmark, around each measured part. Linux only: it reads /proc."""
+"""CPU time and memory of a process tree, read from /proc (Linux only)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the fixed client: many connections, cheap enough not to be what is measured; checks every byte it gets.
-Must not know what stands in between, nor CPU accounting.
-Called by the benchmark, in its own process."""
+"""The benchmark's client: many connections at little cost, and every byte of every answer is checked."""
 
 from __future__ import annotations
 

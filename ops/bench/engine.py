@@ -1,6 +1,5 @@
-"""Owns the mock engine: vLLM's wire at a known pace, as cheaply as Python can, so that it is not what is measured.
-Must not know proxies or measurements; it counts what it was asked.
-Called as `python -m ops.bench.engine --port N`, by the benchmark."""
+"""The mock engine: vLLM's wire format at a known pace, at so little CPU that the engine is not what is measured.
+It counts its requests; `GET /bench/counts` has the numbers."""
 
 from __future__ import annotations
 

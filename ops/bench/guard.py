@@ -1,6 +1,5 @@
-"""Owns the guard against slowly growing costs: Python calls per token and per request, which no noise can move.
-Must not know time: it counts calls, as `cProfile` sees them, and compares them with what they were.
-Called as `python -m ops.bench.guard`, by a person, never as a test. Exits 1 where a bound is passed."""
+"""Counts the Python calls per token and per request with `cProfile`, and compares them with fixed bounds: unlike a
+time, a count does not vary with the load of the machine. Exits 1 if a bound is exceeded."""
 
 from __future__ import annotations
 

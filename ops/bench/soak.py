@@ -1,6 +1,5 @@
-"""Owns the soak: hours of mixed load against the gateway, its memory sampled, the slope with its error.
-Must not know how the gateway works.
-Called as `python -m ops.bench.soak --minutes 30`; a program that a person runs, never a test."""
+"""Runs mixed load against the gateway for a long time, samples its memory, and reports the slope with its
+error."""
 
 from __future__ import annotations
 

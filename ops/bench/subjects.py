@@ -1,6 +1,4 @@
-"""Owns what is measured: how each subject is started between client and engine, and what it is called.
-Must not know workloads or figures.
-Called by the benchmark's main. The peers' own drivers are in `peers`."""
+"""Starts the programs under test: mock engine, Redis, gateway; and any other command until it is ready."""
 
 from __future__ import annotations
 

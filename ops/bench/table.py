@@ -1,6 +1,4 @@
-"""Owns the results: one part's figures as data, and the Markdown table of all of them.
-Must not know how they were measured.
-Called by the benchmark's main."""
+"""One measured part as data, and the Markdown table of all parts."""
 
 from __future__ import annotations
 

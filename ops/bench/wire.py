@@ -1,6 +1,5 @@
-"""Owns the bytes of the benchmark: the request that says what it wants, and the answer it must get.
-Must not know sockets, clocks or who stands in between.
-Called by the mock engine (to answer) and by the client (to ask, and to check every byte)."""
+"""Requests and answers of the benchmark, byte for byte: the prompt carries what is requested, so the client knows
+the exact answer. Knows neither sockets nor time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the workloads: what is asked, by how many, for how long, and what the figure is called.
-Must not know subjects or processes.
-Called by the benchmark's main."""
+"""The workloads: which requests, how many connections, for how long, and the name of the figure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Owns the chaos command: which scenarios, how long, what is printed and written, the exit code.
-Must not know how a fault is made or an answer judged.
-Called as `python -m ops.chaos --seed 1`, or with `--minutes 30` as the soak. Exit 1 on anything wrong, hung or
-left behind."""
+"""Plays the chaos scenarios, or with --minutes the soak, and reports what clients received. Exits 1 if any answer
+was wrong or hung, or if the gateway did not return to rest."""
 
 from __future__ import annotations
 

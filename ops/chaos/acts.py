@@ -1,6 +1,4 @@
-"""Owns what every fault of a chaos run acts on and draws from.
-Must not know any fault, the load, nor what is right.
-Called by the run, which makes one for each scenario; its faults are in `faults.py` and `hostile.py`."""
+"""The context that every fault gets: the stage, the random source, and the prompts in use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the chaos run's client: one request over a kept connection, read strictly, ended as it is told to.
-Must not know what is right, nor which faults there are.
-Called by the load. Bounded: whatever the gateway does, a request ends within the bound."""
+"""The chaos client: one request on a kept connection, parsed strictly, ended in the way it is told to. Whatever
+the gateway does, a request ends within the bound."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the chaos engine: vLLM's wire, its text a function of the prompt, honest or lying as it is told to.
-Must not know the gateway or which faults there are besides its own.
-Called as `python -m ops.chaos.engine --port N --number N`, by the chaos run and the pressure runs."""
+"""The chaos engine: vLLM's wire format, its text a function of the prompt, truthful or lying on command."""
 
 from __future__ import annotations
 

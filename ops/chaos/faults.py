@@ -1,7 +1,5 @@
-"""Owns the faults that a chaos run makes, by name: what each does to engines, Redis or the gateway.
-Hostile clients are in `hostile.py`.
-Must not know the load nor what is right.
-Called by the run, one fault after the other; each is bounded in time and undoes itself."""
+"""The faults by name: what each does to engines, Redis or the gateway. Each is bounded in time and undoes
+itself."""
 
 from __future__ import annotations
 

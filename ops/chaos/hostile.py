@@ -1,6 +1,5 @@
-"""Owns the hostile clients of a chaos run: what each sends, how long it holds, and that it ends.
-Must not know the load nor what is right; their own answers are nobody's business.
-Called by the run through the table of faults, as any fault. Each is bounded in time and in count."""
+"""The hostile clients: what each sends and how long it holds its connection. Each is bounded in time and in
+count."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns how an engine may answer: an honest answer as steps on the wire, and each lie as a change of them.
-Must not know sockets, requests or whom the lie is told.
-Called by the chaos engine for each answer. Every lie can be seen for what it is: none is only another text."""
+"""Wrong answers of an engine: the truthful answer as steps on the wire, and each lie as a change of them. Every
+lie can be detected: none is only another text."""
 
 from __future__ import annotations
 

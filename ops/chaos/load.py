@@ -1,6 +1,5 @@
-"""Owns the load of a chaos run: many clients that ask, compare, sometimes leave, and what came of each request.
-Must not know faults or processes; what a fault may have touched is told afterwards, from times.
-Called by the run. Every request ends within the bound."""
+"""The load: many clients that send, compare and sometimes leave, with the result of each request. Which requests a
+fault may have affected is decided afterwards, from times."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what a chaos run tells: one row for each scenario, in Markdown and as numbers.
-Must not know how any of it was found.
-Called by the chaos command."""
+"""One row per scenario, as Markdown and as numbers."""
 
 from __future__ import annotations
 

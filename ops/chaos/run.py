@@ -1,6 +1,5 @@
-"""Owns one scenario from its processes' start to its row: warm up, load and faults, heal, look at what is left.
-Must not know the command line.
-Called by the chaos command for each scenario. Bounded in time, whatever the gateway does."""
+"""One scenario: start the processes, warm up, load with faults, recover, check that nothing is left over. Bounded
+in time, whatever the gateway does."""
 
 from __future__ import annotations
 

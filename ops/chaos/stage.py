@@ -1,6 +1,5 @@
-"""Owns the processes of a chaos run: engines, a Redis, the gateway; what is done to them, and when it was.
-Must not know who asks or what is right.
-Called by the run for each scenario. Every process ends with the block, and with this program whatever ends it."""
+"""The processes of a scenario (engines, Redis, gateway) and the record of what was done to each, and when. Every
+process ends with the block, and with this program however it ends."""
 
 from __future__ import annotations
 

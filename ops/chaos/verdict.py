@@ -1,6 +1,4 @@
-"""Owns the judgement of one answer: exact, an honest error, left on purpose, wrong, or hung, and why.
-Must not know sockets, faults or other answers; whether a sample was told before, the tally knows.
-Called by the load for each request. Pure."""
+"""Judges one answer: exact, a truthful error, left on purpose, wrong, or hung; with the reason. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what the chaos run asks and what the one right answer is: prompts, texts, vectors, vLLM's shapes.
-Must not know sockets, processes or faults.
-Called by the chaos engine (to answer), by its clients (to ask) and by the verdict (to compare)."""
+"""Requests of the chaos run and the one right answer to each: prompts, texts, vectors, in vLLM's shapes."""
 
 from __future__ import annotations
 

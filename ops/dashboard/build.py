@@ -1,6 +1,4 @@
-"""Owns Grafana's JSON: where each panel stands, how it is drawn, the variables.
-Must not know what is shown.
-Called by `python -m ops.dashboard` and by its test, which holds ops/grafana/gateway.json to it."""
+"""Grafana's JSON: the layout of the panels, how each is drawn, the variables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what a panel is, and how its queries are written.
-Must not know Grafana's JSON, nor which panels there are.
-Called by `panels.py` and `build.py`."""
+"""A panel as data, and helpers that write its queries."""
 
 from __future__ import annotations
 

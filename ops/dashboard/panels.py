@@ -1,6 +1,5 @@
-"""Owns what the dashboard shows: its rows, their panels, the queries.
-Must not know Grafana's JSON, nor where a panel stands.
-Called by `build.py`. Each query is run against a real Prometheus by tests/ops/test_dashboard.py."""
+"""The dashboard's rows and panels with their queries. tests/ops/test_watch.py runs each against a real
+Prometheus."""
 
 from __future__ import annotations
 

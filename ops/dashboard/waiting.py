@@ -1,6 +1,4 @@
-"""Owns the dashboard's rows of what waits for an engine, and of embeddings.
-Must not know Grafana's JSON, nor where a panel stands.
-Called by `panels.py`, which has the other rows."""
+"""The dashboard's rows for the queue and for embeddings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the drill as a command: every fault, one after the other, and which alert fired after how long.
-Must not know how a fault is made.
-Called as `python -m ops.drill [--only WORD] [--out DIR]`; needs Debian's `prometheus`. Some three minutes."""
+"""Makes every fault, one after the other, and reports which alert fired after how many seconds (about three
+minutes). Needs Debian's package `prometheus`."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ async def drill(binary: str, faults: list[Fault]) -> tuple[list[Row], dict[str, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.drill", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ops.drill", description=__doc__)
     parser.add_argument("--only", default="", metavar="WORD", help="the faults whose words or alerts have it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where drill.md and drill.json go")
     parser.add_argument(

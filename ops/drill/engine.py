@@ -1,6 +1,5 @@
-"""Owns the drill's engine: vLLM's streaming API with a mood that a fault changes while it runs.
-Must not know the gateway or Prometheus.
-Called by the drill's stage. It is an actor: for what an engine may do at byte level see tests/engine.py."""
+"""The drill's engine: vLLM's streaming API with a behaviour that a fault changes while it runs. For errors at byte
+level see the tests' engine."""
 
 from __future__ import annotations
 

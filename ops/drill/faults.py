@@ -1,6 +1,4 @@
-"""Owns one fault for each alert: what is done to the stage, on purpose, to have it fire.
-Must not know how it is known that it fired.
-Called by the drill and its test. A fault is undone when its block ends."""
+"""One fault for each alert, undone when its block ends."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns a child process whose stderr says where it listens, drained for as long as it lives.
-Must not know which program it is.
-Called by the drill for Prometheus and the gateways. Whatever happens, it ends with the block."""
+"""A child process that prints its address on stderr; stderr is drained while it lives, and it ends with the
+block."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns one Prometheus for a drill: our rules with shorter windows, a list of targets, its HTTP API.
-Must not know faults or what an alert means.
-Called by the drill's stage and by the tests of the dashboard. Needs Debian's package `prometheus`."""
+"""One Prometheus for a drill: our rules with shorter windows, a list of targets, its HTTP API."""
 
 from __future__ import annotations
 

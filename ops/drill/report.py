@@ -1,6 +1,4 @@
-"""Owns how a drill is told: one row an alert, as Markdown.
-Must not know how a drill is run.
-Called by the drill."""
+"""The drill's report: one row per alert, as Markdown."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the rules as text: which alerts there are, and their windows made shorter for a drill.
-Must not know Prometheus' processes or faults.
-Called by the drill and by the tests of the rules."""
+"""The alert rules as text: their names, and their windows shortened for a drill."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what a drill plays on: two engines, a Redis, gateways as real processes, clients, a Prometheus.
-Must not know which alert a fault is for.
-Called by the drill and by the tests of ops/. Everything is on loopback, and ends with the stage."""
+"""What a drill runs on: two engines, a Redis, gateways as real processes, clients, a Prometheus. All on loopback,
+and all end with the stage."""
 
 from __future__ import annotations
 

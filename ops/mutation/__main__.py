@@ -1,6 +1,6 @@
-"""Owns the command line of the mutation run: `tox -e mutation -- --seed 7 --sample 250`.
-Must not know how mutants are made or tried. Keeps its records under out/mutation, so a run goes on where it was
-stopped. Called by tox, and by people. Exits 1 where fewer than `--least` % of what is not equivalent is killed."""
+"""Runs the tests against a seeded sample of mutants: `tox -e mutation -- --seed 7 --sample 250`. Records are kept
+under out/mutation, so a run continues where it was stopped. Exits 1 if fewer than --least % of the mutants that
+are not equivalent are killed."""
 
 from __future__ import annotations
 

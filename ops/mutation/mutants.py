@@ -1,6 +1,5 @@
-"""Owns the mutants of a tree and the seeded sample of them: one a line at most, every room in proportion.
-Must not know tests or verdicts. A mutant is known by its content: module, definition, the lines before and after.
-Called by __main__.py and trial.py."""
+"""The mutants of a tree and the seeded sample of them: at most one a line, every room in proportion. A mutant is
+identified by its content: module, definition, the lines before and after."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the operators: Cosmic Ray's, grouped in families of which one is drawn, and six that it does not have.
-Must not know files, tests or samples. An operator says where in a parso tree it applies, and applies there.
-Called by mutants.py."""
+"""The mutation operators: Cosmic Ray's, grouped in families of which one is drawn, and six that it lacks. An
+operator says where in a parso tree it applies, and applies there."""
 
 from __future__ import annotations
 

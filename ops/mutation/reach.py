@@ -1,6 +1,5 @@
-"""Owns what each test function reaches: which lines of the proxy it runs, and how long it takes.
-Must not know mutants or verdicts. A line is known by its module, its definition and its text, so a record outlives
-an edit elsewhere in the file. Called by __main__.py, which keeps the records between runs, and by trial.py."""
+"""Which lines of the gateway each test function runs, and how long it takes. A line is identified by its module,
+its definition and its text, so a record survives edits elsewhere in the file."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ import coverage
 
 from ops.mutation.recorder import RESULT
 
-# Tests that are not asked whether they notice a mutant: of other programs, of the page, of the source text, and the
-# chaos runs, which take minutes.
+# Not run against mutants: tests of other programs, of the page, of the source text; and the chaos runs, which take
+# minutes.
 LEFT_OUT_FOLDERS: Final = ("loadgen", "corpus", "ops", "real")
 LEFT_OUT_FILES: Final = ("test_page", "test_architecture", "test_waiting", "test_chaos")
 MARKERS: Final = "not vllm"

@@ -1,6 +1,5 @@
-"""Owns the pytest plugin that records which lines each test function runs, and for how long.
-Must not know mutants. Loaded with `-p ops.mutation.recorder` under `coverage run`.
-Called by pytest, which reach.py starts for one test file at a time."""
+"""The pytest plugin that records which lines each test function runs, and for how long; loaded with `-p
+ops.mutation.recorder` under `coverage run`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns a process that has imported what every test run imports, and forks one child for each run of pytest.
-Must not import the proxy or the tests: each child imports those anew, as the mutant has them. Saves two seconds a
-run. Started by `Pytests` below in the copy of the tree; called by trial.py."""
+"""A process that has imported what every test run imports, and forks one child for each run of pytest: it saves
+two seconds a run. It must not import the gateway or the tests, which each child imports as the mutant has them."""
 
 from __future__ import annotations
 

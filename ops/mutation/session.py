@@ -1,6 +1,5 @@
-"""Owns what is known of one sample between runs: its mutants, their verdicts, and which are equivalent.
-Must not know how a mutant is tried. A sample is drawn once and kept by content, so an edit of the tree between two
-runs loses only the mutants whose lines are gone. Called by __main__.py."""
+"""The record of one sample between runs: its mutants, their verdicts, and which are equivalent. A sample is drawn
+once and kept by content, so an edit of the tree loses only the mutants whose lines are gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the trial of one mutant: the tests that reach it, the closest first, until one notices it or time is out.
-Must not know samples or what is equivalent. A failure counts where the same test alone passes without the mutation
-and fails again with it, so none that failed by its timing. Called by __main__.py."""
+"""Tries one mutant: the tests that reach it, the closest first, until one fails or time is up. A failure counts if
+the same test alone passes without the mutation and fails again with it: a failure of timing does not."""
 
 from __future__ import annotations
 

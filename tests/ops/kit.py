@@ -1,6 +1,4 @@
-"""Owns what the tests of `ops/` share: the tools that judge its files, and the program run as those files run it.
-Must not know any of the files.
-Called by tests of the deployment."""
+"""Helpers of the tests of `ops/`: the tools that check its files, and the gateway run as those files run it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the command line: install the tools, run them in rounds, and the table, at once or from parts kept before.
-Must not know how any tool works.
-Called as `python -m ops.bench.generators install|run|table` (`--help`); a person runs it, never a test."""
+"""The command line: install the tools, run them in rounds, print the table of a run or of saved parts."""
 
 from __future__ import annotations
 

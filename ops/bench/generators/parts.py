@@ -1,6 +1,5 @@
-"""Owns one part of the benchmark: a fresh server, one tool against it, its CPU time watched, its error counted.
-Must not know any one tool.
-Called by the benchmark's main. Linux only: it reads /proc."""
+"""One measured part: a fresh server, one tool against it, its CPU time sampled and its errors counted. Linux
+only."""
 
 from __future__ import annotations
 

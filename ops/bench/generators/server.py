@@ -1,6 +1,5 @@
-"""Owns the server whose answers' times are known: when the kernel had each request, when its first token was sent.
-Must not know which tool asks. A process of its own, so that its work is never the tool's.
-Started by `parts.py` as `python -m ops.bench.generators.server`; says its port on stdout; ends with its stdin."""
+"""The reference server: it logs the kernel's receive time of each request and the send time of each token, so the
+true TTFT is known. Its own process; it prints its port and ends when its stdin is closed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the Markdown of the results: medians of the rounds with their spread, what each figure is, what went wrong.
-Must not know how they were measured.
-Called by the benchmark's main, after a run or from a file of parts."""
+"""The Markdown of the results: medians of the rounds with their spread, and anything that went wrong."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the tools that are compared: how each is installed and called, and what its result file says.
-Must not know the hog, the server's log, or how errors are counted.
-Called by `parts.py` and by the benchmark's main."""
+"""The compared tools: how each is installed and called, and how its result file is read."""
 
 from __future__ import annotations
 

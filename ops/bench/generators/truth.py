@@ -1,6 +1,4 @@
-"""Owns the comparison: what a tool reported of each request against what the server saw of it.
-Must not know the tools' files or processes. Pure.
-Called by `parts.py`, once a part has ended."""
+"""Compares the TTFT that a tool reported for each request with the TTFT that the server measured. Pure."""
 
 from __future__ import annotations
 

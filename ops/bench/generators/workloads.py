@@ -1,6 +1,4 @@
-"""Owns what every tool is asked to do in one part: the server's schedule, the arrivals, the hog.
-Must not know the tools.
-Called by the benchmark's main, by the drivers (arrivals) and by the table (words)."""
+"""The workloads: the server's schedule, the arrivals, and how much the tool's event loop is slowed down."""
 
 from __future__ import annotations
 

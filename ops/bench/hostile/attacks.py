@@ -1,7 +1,5 @@
-"""Owns the attacks of the pressure runs: what each sends, how long it holds, what it needs of gateway and engine.
-Must not know what is measured meanwhile.
-Called by `ops.bench.hostile.pressure`, each against a gateway of its own. Each is bounded in count; its caller bounds its
-time."""
+"""The attacks of the pressure benchmark: what each sends, and the settings it needs of gateway and engine. Each is
+bounded in count; its caller bounds its time."""
 
 from __future__ import annotations
 

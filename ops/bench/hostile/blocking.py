@@ -1,6 +1,6 @@
-"""Owns the worst requests, sent to a gateway one at a time, and the longest time for which each holds its loop.
-Must not know how the gateway reads: a bystander on another connection says how long it had to wait for /health.
-Called as `python -m ops.bench.hostile.blocking`. `--tree` takes another checkout's gateway, to compare with."""
+"""Sends the most expensive requests known, one at a time, and reports the longest time for which each blocks the
+gateway's event loop, as seen by a process that polls /health. `--tree` measures another checkout for
+comparison."""
 
 from __future__ import annotations
 

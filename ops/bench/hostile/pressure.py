@@ -1,6 +1,5 @@
-"""Owns the pressure runs: memory and the service of innocents while a gateway is attacked, and after it.
-Must not know how an attack works.
-Called as `python -m ops.bench.hostile.pressure`: each attack against a fresh gateway, engine and Redis. Linux only."""
+"""Runs each attack against a fresh gateway, engine and Redis, and reports the gateway's memory, and how other
+clients are served, during the attack and after it. Linux only."""
 
 from __future__ import annotations
 

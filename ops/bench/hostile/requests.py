@@ -1,6 +1,4 @@
-"""Owns the worst requests of each limit, as they are known: what of a body of some size costs its reader most.
-Must not know how they are sent or what is measured.
-Called by `worst`, which sends them to a gateway, and by the test that counts calls for them."""
+"""The most expensive requests known for each size limit: bodies whose content costs their parser the most."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""Measures what reading an engine's answer and writing a request cost: our Answer, httptools with a call a chunk,
-aiohttp's exported parser, a hand-written reader of whole chunks; vLLM-like events of 230 bytes.
-Must not be a test: a person runs it on a quiet machine, `python -m ops.bench.micro.parsers [--rounds N]`.
-
-Every way is checked to give the same bytes before it is measured. The rounds of all ways are interleaved; the
-table has the median, least and most microseconds of CPU of one thread.
-"""
+"""CPU time to parse an engine's response and to write a request: our parser, httptools with a call per chunk,
+aiohttp's parser, and hand-written code for whole chunks, on vLLM-like events of 230 bytes. Rounds are interleaved;
+the table has the median, smallest and largest µs of CPU of one thread."""
 
 from __future__ import annotations
 
@@ -192,7 +188,7 @@ def once(work: Callable[[], object], number: int) -> float:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description="What reading an engine's answer costs.")
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.micro.parsers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds: int = parser.parse_args().rounds
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)

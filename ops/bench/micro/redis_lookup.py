@@ -1,12 +1,6 @@
-"""Measures what a look-up in Redis costs this process: by redis-py, as it was, and by our own protocol.
-
-    python ops/bench/micro/redis_lookup.py [--redis URL] [--rounds 7]
-
-Without --redis it starts the embedded one. CPU is this process's, user and system, per key looked up; the
-server's is not in it. Both read one value per key and decode it; ours also checks that it may be sent as it
-is. `under way` is how many batches are asked at once. Median of the rounds (least to most), the two in turn.
-Then: how long a look-up takes with a store of 1 MiB sent right before it, on one connection and on two.
-"""
+"""CPU time of this process per key looked up in Redis: redis-py against our client, rounds alternating; then the
+time of a look-up right after a store of 1 MiB, on one connection and on two. The server's CPU is not included.
+Without --redis the embedded Redis is started."""
 
 from __future__ import annotations
 
@@ -153,7 +147,7 @@ async def behind_a_store(url: str, times: int = 200) -> None:
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.micro.redis_lookup", description=__doc__)
     parser.add_argument("--redis", help="a Redis of your own, of which a few keys are written")
     parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The programs that the gateway is measured beside: installed each into its own place, run with one worker."""
+"""The programs that the gateway is compared with: each installed into its own folder and run with one worker."""
 
 from __future__ import annotations
 

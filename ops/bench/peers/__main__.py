@@ -1,6 +1,4 @@
-"""Owns the command line of the peers: install them, check them.
-Must not know any one peer.
-Called as `python -m ops.bench.peers install|check [NAME…] [--home FOLDER]`."""
+"""Install the peers, or check that they work."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from ops.bench.peers.folder import say
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if all went well, 1 if a peer did not; 2 for a wrong command line."""
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers", description=__doc__)
     parser.add_argument("action", choices=("install", "check"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(PEERS)}")
     parser.add_argument("--home", type=Path, default=HOME, help="where they are installed (default: %(default)s)")

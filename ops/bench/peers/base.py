@@ -1,6 +1,4 @@
-"""Owns what a peer is to the benchmark, and the versions that were verified.
-Must not know any one peer, nor how it is measured.
-Called by the drivers beside it, by the benchmark's main and by `check`."""
+"""The interface of a peer, and the versions that were verified."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the proof that a peer works: one plain and one streamed answer through it, each byte (or text) looked at.
-Must not know any one peer, nor measure more than the time to its first answer.
-Called by `python -m ops.bench.peers check`."""
+"""Checks that a peer works: one JSON and one streamed answer through it, compared byte by byte (or as text)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns nginx and HAProxy: Debian's packages unpacked into a folder, and their configurations.
-Must not know the other peers; changes nothing of the system and needs no root.
-Called through `peers.peer`."""
+"""nginx and HAProxy: Debian's packages unpacked into a folder (no root, nothing else is changed), with their
+configurations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns a peer's own folder: installed once, by one recipe, from nothing; every step bounded in time.
-Must not know what is installed there.
-Called by the drivers."""
+"""A peer's folder: installed once per recipe, from scratch, and every step has a time limit."""
 
 from __future__ import annotations
 

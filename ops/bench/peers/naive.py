@@ -1,6 +1,4 @@
-"""Owns how the plain aiohttp proxy of ops/bench/peers/naive_proxy.py is run as a peer.
-Must not know the other peers; there is nothing to install.
-Called through `peers.peer`."""
+"""Runs `naive_proxy` as a peer; there is nothing to install."""
 
 from __future__ import annotations
 

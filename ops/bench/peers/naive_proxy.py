@@ -1,6 +1,5 @@
-"""Owns the plain streaming proxy that most people would write: aiohttp on both sides, nothing tuned.
-Must not know the gateway, nor be improved: it is the yardstick, not a peer in production.
-Called as `python -m ops.bench.peers.naive_proxy --port N --engine URL`, by the benchmark."""
+"""The streaming proxy that most people would write: aiohttp on both sides, nothing tuned. It is the baseline: do
+not optimise it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns Portkey's gateway of npm: its folder, the two dependencies that must be held, and its headers.
-Must not know the other peers.
-Called through `peers.peer`."""
+"""Portkey's gateway from npm, with the two dependencies that need a pinned version."""
 
 from __future__ import annotations
 

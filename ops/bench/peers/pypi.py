@@ -1,6 +1,4 @@
-"""Owns the peers of PyPI: each in its virtual environment, and the flags they are run with.
-Must not know the other peers, nor touch the environment it runs in.
-Called through `peers.peer`."""
+"""The peers from PyPI: each in its own virtual environment, and the flags they are run with."""
 
 from __future__ import annotations
 

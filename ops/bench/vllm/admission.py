@@ -1,6 +1,5 @@
-"""Owns the comparison of ways into a busy engine: direct, through the gateway with a fixed number, with `auto`.
-Must not know how any of them works: `loadgen` measures, the engine's own counters say what it did.
-Called as `python -m ops.bench.vllm.admission`; a program that a person runs, never a test."""
+"""Compares ways into an overloaded engine: direct, through the gateway with a fixed `max_inflight`, and with
+`auto`. Two tenants send at fixed rates; `loadgen` measures, the engine's counters give its prefix-cache hits."""
 
 from __future__ import annotations
 

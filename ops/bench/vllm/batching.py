@@ -1,6 +1,5 @@
-"""Owns the measurement of batching on a real engine: sampled twins, embeddings in arrays, completions in arrays.
-Must not know how the gateway batches: it asks, counts, and reads what CPU vLLM's processes used.
-Called as `python -m ops.bench.vllm.batching PART`; a program that a person runs, never a test."""
+"""Measures batching on a real vLLM: merged duplicates, embeddings in arrays, completions in arrays; with the CPU
+time of vLLM's processes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns a toy of an engine that batches: so many requests at once, the others wait, and it reports both.
-Must not know proxies or measurements.
-Called as `python -m ops.bench.vllm.fake_engine --port N`, to try in seconds what is then measured on a real engine."""
+"""A fake vLLM with a fixed number of slots: further requests wait, and /metrics reports both. For dry runs of the
+benchmarks, in seconds instead of hours."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the measurement of prompts that begin alike, at an engine whose cache has no room for all the beginnings.
-Must not know how the gateway orders what waits: the engine's own counters say what its cache had.
-Called as `python -m ops.bench.vllm.prefixes`; a program that a person runs, never a test."""
+"""Measures prompts with common prefixes on an engine whose cache cannot hold all prefixes: throughput, TTFT, and
+the prefix-cache hits that the engine reports."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the comparison on a real engine: vLLM direct and through the gateway, and the work that sharing saves.
-Must not know how either works: `loadgen` measures, the engine's own counters say what it did.
-Called as `python -m ops.bench.vllm.real`; a program that a person runs, never a test."""
+"""Compares vLLM direct with vLLM through the gateway, in paired requests, and counts the engine work that sharing
+saves. `loadgen` measures the clients; the engine's own counters give its work."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The tables (Markdown) and pictures (SVG, in loadgen's style) of the vLLM benchmarks. Cells and curves are medians
-of the rounds; brackets and bands are the smallest and largest round."""
+"""Tables (Markdown) and plots (SVG, in loadgen's style) of the vLLM benchmarks. Cells and curves are medians of
+the rounds; brackets and bands are the smallest and largest round."""
 
 from __future__ import annotations
 
@@ -108,9 +108,10 @@ def batching_page(parts: Sequence[Mapping[str, Any]]) -> str:
     head = [
         "# Batching on real vLLM",
         "",
-        "Made by `python -m ops.bench.vllm.batching PART`: medians, least and most of the rounds. vLLM, the gateway",
-        "and the client share the machine's cores. p50 and p99 are of the time to the first token (twins,",
-        "completions) or to the answer (embeddings). CPU is of vLLM's processes, by the scheduler's books.",
+        "Written by `python -m ops.bench.vllm.batching PART`: medians of the rounds, with the smallest and largest.",
+        "vLLM, the gateway and the client share the machine's cores. p50 and p99 are times to the first token",
+        "(twins, completions) or to the response (embeddings). CPU time is that of vLLM's processes, as the kernel",
+        "counts it.",
         "",
     ]
     return "\n".join([*head, *(line for part in parts for line in batching_table(part))])

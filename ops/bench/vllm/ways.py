@@ -1,6 +1,4 @@
-"""Owns the ways into one engine: the engine itself, and gateways before it, each a process of its own.
-Must not know what is measured.
-Called by the comparisons on a busy engine."""
+"""Starts one engine and the gateways in front of it that a benchmark compares, each as its own process."""
 
 from __future__ import annotations
 
