@@ -22,12 +22,12 @@ SMALL_BUFFER: Final = 4096
 
 @dataclass
 class Attackers:
-    """The attackers' connections, and what they were told."""
+    """The connections of the attackers, and the responses they received."""
 
     host: str
     port: int
     sockets: list[socket.socket] = field(default_factory=list)
-    told: Counter[str] = field(default_factory=Counter)  # statuses
+    responses: Counter[str] = field(default_factory=Counter)  # by status
 
     async def connect(self, *, buffer: int = 0) -> socket.socket:
         sock = socket.socket()
@@ -39,24 +39,24 @@ class Attackers:
         return sock
 
     async def send(self, data: bytes, *, buffer: int = 0) -> socket.socket:
-        """Over a connection of its own; what the gateway refuses while it is sent is no error here."""
+        """Send on a new connection. If the gateway closes it meanwhile, that counts as a response."""
         sock = await self.connect(buffer=buffer)
         try:
             await asyncio.get_running_loop().sock_sendall(sock, data)
         except OSError as e:
-            self.told[type(e).__name__] += 1
+            self.responses[type(e).__name__] += 1
         return sock
 
     async def read(self, sock: socket.socket) -> None:
-        """To the end of the connection."""
+        """Read until the connection ends."""
         loop, first = asyncio.get_running_loop(), b""
         with suppress(OSError):
             while data := await loop.sock_recv(sock, 1 << 18):
                 if not first:
                     first = data[:12]
-                    self.told[first[9:].decode("latin-1")] += 1
+                    self.responses[first[9:].decode("latin-1")] += 1
         if not first:
-            self.told["no answer"] += 1
+            self.responses["no answer"] += 1
 
     def ports(self) -> set[int]:
         return {sock.getsockname()[1] for sock in self.sockets}
@@ -71,7 +71,7 @@ async def _all(*tasks: Coroutine[Any, Any, None]) -> None:
 
 
 async def many_texts(on: Attackers) -> None:
-    """Requests with 2,048 distinct short texts each, waiting at an engine that does not answer in this time."""
+    """Requests with 2,048 distinct short texts each, waiting for an engine that does not answer in time."""
 
     async def one(number: int) -> None:
         body = dumps({"model": MODEL, "input": [f"t{number}.{at}" for at in range(2048)]})
@@ -81,7 +81,7 @@ async def many_texts(on: Attackers) -> None:
 
 
 async def one_text(on: Attackers) -> None:
-    """One text 2,048 times at 4,096 dimensions; nobody reads."""
+    """One text 2,048 times at 4,096 dimensions; the clients do not read."""
     body = dumps({"model": MODEL, "input": ["the same"] * 2048})
     for _ in range(12):
         await on.send(post(body, EMBED, CLOSE), buffer=SMALL_BUFFER)
@@ -89,7 +89,7 @@ async def one_text(on: Attackers) -> None:
 
 
 def unfinished(clients: int) -> Callable[[Attackers], Awaitable[None]]:
-    """Bodies of 15.9 MB less the last byte."""
+    """Bodies of 15.9 MB without the last byte."""
 
     async def attack(on: Attackers) -> None:
         body = b'{"messages":"' + b"x" * (15_900_000 - 13)
@@ -106,7 +106,7 @@ def unfinished(clients: int) -> Callable[[Attackers], Awaitable[None]]:
 
 
 async def no_reader(on: Attackers) -> None:
-    """Streams of 16 MB and bodies of 8 MB that nobody reads, past the time that a client may stall."""
+    """Streams of 16 MB and bodies of 8 MB that are not read for longer than a client may stall."""
     for number in range(20):
         ask = Ask(number, sampled=True, stream=number % 2 == 0)
         await on.send(post(ask.body()), buffer=SMALL_BUFFER)
@@ -114,14 +114,14 @@ async def no_reader(on: Attackers) -> None:
 
 
 async def no_head(on: Attackers) -> None:
-    """As many connections as there may be: nothing, half a line, a head that is never ended."""
+    """The maximum number of connections: silent, with half a request line, or with an unfinished head."""
     for number in range(CONNECTIONS):
         await on.send((b"", b"POST /v1/cha", b"POST / HTTP/1.1\r\nhost: x\r\nx-a: b\r\n")[number % 3])
     await asyncio.sleep(20)
 
 
 async def floods(on: Attackers) -> None:
-    """Sixty private streams of 4 MB in frames of 4 KiB, which an engine sends at once; clients read."""
+    """Sixty private streams of 4 MB in frames of 4 KiB, sent by the engine at once; the clients read."""
 
     async def one(number: int) -> None:
         await on.read(await on.send(post(Ask(number, sampled=True).body(), CHAT, CLOSE)))
@@ -130,7 +130,7 @@ async def floods(on: Attackers) -> None:
 
 
 async def readers(on: Attackers) -> None:
-    """The page's fifty readers of one request of 15 MB."""
+    """One request of 15 MB with fifty readers, as the page sends it."""
     request = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "x" * 15_000_000}]}
     body = json.dumps({"request": request, "delays_ms": [0] * 50}).encode()
     await on.read(await on.send(post(body, "/-/readers", CLOSE)))
@@ -152,22 +152,22 @@ class Attack:
     letter: str
     name: str
     run: Callable[[Attackers], Awaitable[None]]
-    seconds: float  # after which it is over, whatever it has got
+    seconds: float  # after which it is stopped
     flags: tuple[str, ...] = ()  # of the gateway
-    optional: tuple[tuple[str, str], ...] = ()  # of a gateway that knows them
+    optional: tuple[tuple[str, str], ...] = ()  # of a gateway that has them
     engine: tuple[str, ...] = ()
 
 
 ATTACKS: Final = (
-    Attack("a", f"{MANY_TEXTS} × 2,048 short texts wait", many_texts, 60, engine=("--hold", "90")),
-    Attack("b", "one text 2,048 times, 4,096 dimensions, 12 who do not read", one_text, 40,
+    Attack("a", f"{MANY_TEXTS} × 2,048 short texts in the queue", many_texts, 60, engine=("--hold", "90")),
+    Attack("b", "one text 2,048 times, 4,096 dimensions, 12 clients that do not read", one_text, 40,
            engine=("--dimensions", "4096")),
-    Attack("c", "25 × 15.9 MB less the last byte", unfinished(25), 40),
-    Attack("c", "100 × 15.9 MB less the last byte", unfinished(100), 60),
-    Attack("d", "20 who do not read 16 MB streams and 8 MB bodies", no_reader, 40,
+    Attack("c", "25 × 15.9 MB without the last byte", unfinished(25), 40),
+    Attack("c", "100 × 15.9 MB without the last byte", unfinished(100), 60),
+    Attack("d", "20 clients that do not read 16 MB streams and 8 MB bodies", no_reader, 40,
            flags=("--client-stall-timeout", "3"),
            engine=("--frames", "4000", "--frame-bytes", "4000", "--body-bytes", "8000000")),
-    Attack("e", f"{CONNECTIONS} connections without a whole head", no_head, 40,
+    Attack("e", f"{CONNECTIONS} connections without a complete head", no_head, 40,
            flags=("--max-connections", str(CONNECTIONS)), optional=(("--head-timeout", "5"),)),
     Attack("f", "60 engine streams of 4 MB at once", floods, 60,
            engine=("--frames", "1000", "--frame-bytes", "4000", "--gather", "60")),

@@ -24,19 +24,19 @@ from typing import Final
 from ops.bench import subjects as start
 from ops.bench.hostile.requests import CASES, CHAT, Case, Group, rules
 
-SECONDS: Final = 150.0  # in all; what is left then is named as not run
+SECONDS: Final = 150.0  # in total; the cases left then are listed as not run
 PATIENCE: Final = 45.0  # for one answer
-EVERY: Final = 0.003  # seconds between two looks of the bystander
+EVERY: Final = 0.003  # seconds between two polls
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 FRAMES: Final = 60_000
 WIDE: Final = 4_000_000  # bytes of a frame
 
 
-# -- the bystander, a process of its own ------------------------------------------------------------------
+# -- the poller, a process of its own ------------------------------------------------------------------
 
 
-def bystand(port: int) -> None:
-    """Asks /health again and again; prints when each slow answer came, and how long it took."""
+def poll(port: int) -> None:
+    """Poll /health; print when each poll began and how long it took."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     print("up", flush=True)
     while True:
@@ -51,12 +51,12 @@ def bystand(port: int) -> None:
         time.sleep(EVERY)
 
 
-class Bystander:
-    """What such a process says, kept."""
+class Poller:
+    """Collects the output of a polling process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self._looks: list[tuple[float, float]] = []
+        self._polls: list[tuple[float, float]] = []
         assert process.stdout is not None
         process.stdout.readline()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -66,16 +66,16 @@ class Bystander:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             began, _, took = line.partition(" ")
-            self._looks.append((float(began), float(took)))
+            self._polls.append((float(began), float(took)))
 
     def longest(self, since: float) -> float:
-        """Seconds of its longest wait since then. Waits for one look that began later."""
+        """Seconds of the longest poll since then. Waits for one poll that began after this call."""
         now = time.monotonic()
         while time.monotonic() < now + PATIENCE:
-            if self._looks and self._looks[-1][0] > now:
+            if self._polls and self._polls[-1][0] > now:
                 break
             time.sleep(EVERY)
-        return max((took for began, took in self._looks if began + took > since), default=0.0)
+        return max((took for began, took in self._polls if began + took > since), default=0.0)
 
 
 # -- the engine, a process of its own ---------------------------------------------------------------------
@@ -90,7 +90,7 @@ def chunk(index: int, content: str) -> bytes:
 
 
 def stream(kind: str, count: int = FRAMES) -> Iterator[bytes]:
-    """Frames as vLLM 0.32 writes them: many short ones, or few wide ones."""
+    """Frames as vLLM 0.32 writes them: many short ones, or a few wide ones."""
     yield chunk(0, "")
     if kind == "wide":
         for _ in range(4):
@@ -107,7 +107,7 @@ def stream(kind: str, count: int = FRAMES) -> Iterator[bytes]:
 
 
 def answer(sock: socket.socket) -> None:
-    """Every request on a connection, by the model that its first bytes name."""
+    """Answer every request on a connection, by the model that its first bytes name."""
     file = sock.makefile("rb")
     while line := file.readline():
         length = 0
@@ -124,7 +124,7 @@ def answer(sock: socket.socket) -> None:
             for n, data in enumerate(stream(kind)):
                 sock.sendall(b"%x\r\n%b\r\n" % (len(data), data))
                 if n == 0:
-                    time.sleep(0.3)  # in which another reader joins
+                    time.sleep(0.3)  # time for another reader to join
             sock.sendall(b"0\r\n\r\n")
             continue
         if b"GET /v1/models" in line:
@@ -146,7 +146,7 @@ def engine(port: int) -> None:
             threading.Thread(target=answer, args=(sock,), daemon=True).start()
 
 
-Run = Callable[[int], str]  # at the gateway's port; the status
+Run = Callable[[int], str]  # given the gateway's port; returns the status
 
 
 # -- the runs ---------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ Run = Callable[[int], str]  # at the gateway's port; the status
 class Gateway:
     port: int
     pid: int
-    bystander: Bystander
+    poller: Poller
 
 
 @contextmanager
@@ -175,13 +175,13 @@ def gateway(tree: str, group: Group, engine_port: int, work: Path, *, answers: b
     with ExitStack() as stack:
         ours = stack.enter_context(start.started(command, port, cpus, ready=ready, log=work / "gateway.log"))
         process = subprocess.Popen(
-            [sys.executable, "-m", "ops.bench.hostile.blocking", "--bystand", str(port)],
+            [sys.executable, "-m", "ops.bench.hostile.blocking", "--poll", str(port)],
             stdout=subprocess.PIPE,
             text=True,
         )
         stack.callback(process.wait)
         stack.callback(process.kill)
-        yield Gateway(port, ours.pid, Bystander(process))
+        yield Gateway(port, ours.pid, Poller(process))
 
 
 def cpu(pid: int) -> float:
@@ -190,7 +190,7 @@ def cpu(pid: int) -> float:
 
 
 def post(port: int, path: str, body: bytes, began: threading.Event | None = None) -> str:
-    """The status, or what went wrong."""
+    """The status, or the name of the exception."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("POST", path, body, {"content-type": "application/json"})
@@ -206,7 +206,7 @@ def post(port: int, path: str, body: bytes, began: threading.Event | None = None
 
 
 def folded(port: int) -> str:
-    """A long stream, and a reader that wants it as one body."""
+    """A long stream, and a second reader that requests it as one JSON body."""
     body = b'{"model":"frames"%b,"temperature":0,"messages":[{"role":"user","content":"x"}]}'
     began, statuses = threading.Event(), []
     first = threading.Thread(
@@ -225,7 +225,7 @@ def streamed(model: bytes) -> Callable[[int], str]:
 
 
 def headers(port: int) -> str:
-    """As many as are let in, each as long as may be, sixty requests one after the other."""
+    """The largest headers that are accepted, in sixty pipelined requests."""
     lines = "".join(f"x-{n}: {'v' * 200}\r\n" for n in range(60))
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
         sock.sendall((f"GET /v1/models HTTP/1.1\r\nhost: x\r\n{lines}\r\n" * 60).encode())
@@ -236,7 +236,7 @@ OTHERS: Final[tuple[tuple[str, Group, bool, Run], ...]] = (
     ("headers", "plain", False, headers),
     (f"a stream of {FRAMES} frames", "plain", False, streamed(b"frames")),
     ("four frames of 4 MB", "plain", False, streamed(b"wide")),
-    (f"the fold of {FRAMES} frames", "plain", False, folded),
+    (f"{FRAMES} frames folded into one body", "plain", False, folded),
     ("answers checked: four frames of 4 MB", "few", True, streamed(b"wide")),
     (f"answers checked: {FRAMES} frames", "few", True, streamed(b"frames")),
     ("answers checked: a body of 40 MiB", "few", True,
@@ -253,7 +253,7 @@ def measure(name: str, size: int, run: Run, at: Gateway) -> float:
     before, began = cpu(at.pid), time.monotonic()
     status = run(at.port)
     took = time.monotonic() - began
-    longest = at.bystander.longest(began)
+    longest = at.poller.longest(began)
     spent = cpu(at.pid) - before
     print(f"| {name} | {size} | {status} | {longest * 1000:.0f} | {spent:.2f} | {took:.2f} |", flush=True)
     return longest
@@ -261,18 +261,20 @@ def measure(name: str, size: int, run: Run, at: Gateway) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.hostile.blocking", description=__doc__)
-    parser.add_argument("--tree", default=os.getcwd(), help="the checkout whose gateway is measured")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="in all")
-    parser.add_argument("--bystand", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--tree", default=os.getcwd(), help="source tree of the gateway to measure (default: this one)"
+    )
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="total time limit")
+    parser.add_argument("--poll", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--engine", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.bystand:
-        bystand(args.bystand)
+    if args.poll:
+        poll(args.poll)
     if args.engine:
         engine(args.engine)
     ends = time.monotonic() + args.seconds
-    print("| input | bytes | status | longest hold, ms | CPU of the gateway, s | in all, s |")
+    print("| input | bytes | status | loop blocked, ms | gateway CPU, s | total, s |")
     print("|---|---|---|---|---|---|", flush=True)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -285,7 +287,7 @@ def main() -> int:
             runs.setdefault((case.group, False), []).append((case.name, partial(sent, case)))
         for name, group, checked, run in OTHERS:
             runs.setdefault((group, checked), []).append((name, partial(lambda run: (0, run), run)))
-        worst = 0.0
+        longest = 0.0
         for (group, checked), cases in runs.items():
             cases = [case for case in cases if args.only in case[0]]
             if not cases:
@@ -293,10 +295,10 @@ def main() -> int:
             with gateway(args.tree, group, port, work, answers=checked) as at:
                 for name, made in cases:
                     if time.monotonic() > ends:
-                        print(f"| {name} | not run: out of time | | | | |", flush=True)
+                        print(f"| {name} | not run: time is up | | | | |", flush=True)
                         continue
-                    worst = max(worst, measure(name, *made(), at))
-    print(f"\nThe longest hold is {worst * 1000:.0f} ms.")
+                    longest = max(longest, measure(name, *made(), at))
+    print(f"\nThe loop was blocked for {longest * 1000:.0f} ms at most.")
     return 0
 
 

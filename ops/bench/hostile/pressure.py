@@ -27,19 +27,19 @@ from ops.chaos.stage import Stage, known, stage
 from ops.chaos.wire import Ask
 
 BUDGET_FLAG: Final = "--memory-budget"
-AFTER: Final = 6.0  # seconds after the attackers have gone
-LONGEST: Final = 60.0  # that a bystander waits for /health
-INNOCENTS: Final = 1 << 40  # the first of their tags
-INNOCENT: Final = 10.0  # that an innocent waits
+AFTER: Final = 6.0  # seconds after the attackers have disconnected
+LONGEST: Final = 60.0  # seconds to wait for /health
+BYSTANDER_TAGS: Final = 1 << 40  # the first tag of their prompts
+BYSTANDER_SECONDS: Final = 10.0  # that another client waits
 HEAD: Final = (
-    "| attack | RSS before, MB | at most | after | growth ÷ budget | longest /health, s | /health 200 "
-    "| innocents served | attackers still connected | attackers were told |\n" + "|---" * 10 + "|"
+    "| attack | RSS before, MB | peak | after | growth ÷ budget | longest /health, s | /health 200 "
+    "| other clients served | attackers still connected | responses to attackers |\n" + "|---" * 10 + "|"
 )
 
 
 @dataclass
 class Row:
-    """What one attack did."""
+    """The effect of one attack."""
 
     attack: str
     before_mb: float = 0.0
@@ -48,18 +48,18 @@ class Row:
     budget_mb: float = 0.0
     health: float = 0.0
     health_ended: bool = True  # the last /health was answered
-    health_well: tuple[int, int] = (0, 0)  # how many were 200, of how many
+    health_ok: tuple[int, int] = (0, 0)  # how many of how many were 200
     served: int = 0
     asked: int = 0
     connected: int = 0
     attackers: int = 0
-    told: dict[str, int] = field(default_factory=dict)
+    responses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     note: str = ""
 
     def line(self) -> str:
         growth = f"{(self.peak_mb - self.before_mb) / self.budget_mb:.2f}" if self.budget_mb else "–"
-        told = ", ".join(f"{count} × {what}" for what, count in sorted(self.told.items())) or "nothing"
+        responses = ", ".join(f"{count} × {what}" for what, count in sorted(self.responses.items())) or "none"
         cells = [
             self.attack,
             f"{self.before_mb:.0f}",
@@ -67,28 +67,28 @@ class Row:
             f"{self.after_mb:.0f}",
             growth,
             ("" if self.health_ended else "over ") + f"{self.health:.2f}",
-            f"{self.health_well[0]} of {self.health_well[1]}",
+            f"{self.health_ok[0]} of {self.health_ok[1]}",
             f"{self.served} of {self.asked}",
             f"{self.connected} of {self.attackers}",
-            told + (f"; {self.note}" if self.note else ""),
+            responses + (f"; {self.note}" if self.note else ""),
         ]
         return "| " + " | ".join(cells) + " |"
 
 
 class Bystander:
-    """Three threads: who asks for /health, an innocent's chat, the look at memory. Each as fast as it may."""
+    """Three threads during an attack: one polls /health, one sends chats as another client, one samples memory."""
 
     def __init__(self, on: Stage) -> None:
         self.health: list[float] = []
         self.health_statuses: list[int] = []
-        self.statuses: list[int] = []  # of innocents; 0: none in time
+        self.statuses: list[int] = []  # of chats; 0: no answer in time
         self.peak = 0.0
-        self._asked_at = 0.0  # when the /health that is not answered was asked; 0: none is
+        self._asked_at = 0.0  # when the pending /health was sent; 0: none is pending
         self._on = on
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._again, args=(what, pause), daemon=True)
-            for what, pause in ((self._health, 0.03), (self._innocent, 0.2), (self._memory, 0.05))
+            threading.Thread(target=self._repeat, args=(what, pause), daemon=True)
+            for what, pause in ((self._health, 0.03), (self._chat, 0.2), (self._memory, 0.05))
         ]
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class Bystander:
             thread.start()
 
     def stop(self) -> tuple[float, bool]:
-        """The longest /health, and whether it was answered."""
+        """Stop; the longest /health in seconds, and whether it was answered."""
         self._over.set()
         for thread in self._threads:
             thread.join(1.0)
@@ -104,7 +104,7 @@ class Bystander:
         longest = max([0.0, *self.health])
         return (longest, True) if longest >= hanging else (hanging, False)
 
-    def _again(self, what: Callable[[], None], pause: float) -> None:
+    def _repeat(self, what: Callable[[], None], pause: float) -> None:
         while not self._over.wait(pause):
             what()
 
@@ -126,16 +126,16 @@ class Bystander:
         self.health.append(time.monotonic() - self._asked_at)
         self._asked_at = 0.0
 
-    def _innocent(self) -> None:
-        ask = Ask(2 * INNOCENTS + len(self.statuses), stream=False, tokens=2, gap_ms=0)
-        self.statuses.append(self._ask("POST", ask.path, ask.body(), INNOCENT))
+    def _chat(self) -> None:
+        ask = Ask(2 * BYSTANDER_TAGS + len(self.statuses), stream=False, tokens=2, gap_ms=0)
+        self.statuses.append(self._ask("POST", ask.path, ask.body(), BYSTANDER_SECONDS))
 
     def _memory(self) -> None:
         self.peak = max(self.peak, rss_mb(self._on.pid))
 
 
 def highest_mb(pid: int) -> float:
-    """The most that the process itself ever had, by the kernel's books."""
+    """Peak resident memory of the process itself, from the kernel."""
     with suppress(OSError):
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
         if found:
@@ -144,7 +144,7 @@ def highest_mb(pid: int) -> float:
 
 
 def connected(port: int, peers: set[int]) -> int:
-    """Connections to this port that its process still holds, of those from these ports."""
+    """How many connections from these ports to `port` are still open at its process."""
     count = 0
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -155,7 +155,7 @@ def connected(port: int, peers: set[int]) -> int:
 
 
 async def measure(attack: Attack, budget: str, logs: Path) -> Row:
-    """One attack. Whatever happens, it ends in its time."""
+    """Run one attack; it ends in its time, whatever happens."""
     row = Row(f"({attack.letter}) {attack.name}")
     flags = [*attack.flags, "--log-level", "error"]
     for option, value in (*attack.optional, (BUDGET_FLAG, budget)):
@@ -177,7 +177,7 @@ async def measure(attack: Attack, budget: str, logs: Path) -> Row:
 
 async def _warm(on: Stage) -> None:
     load = Load(on.host, on.port, 1, 10.0)
-    await load.asks([Ask(INNOCENTS + at, stream=False, tokens=2, gap_ms=0) for at in range(50)])
+    await load.asks([Ask(BYSTANDER_TAGS + at, stream=False, tokens=2, gap_ms=0) for at in range(50)])
     await asyncio.sleep(0.5)
 
 
@@ -190,20 +190,20 @@ async def _attacked(row: Row, on: Stage, attack: Attack) -> None:
             async with asyncio.timeout(attack.seconds):
                 await attack.run(attackers)
         except TimeoutError:
-            row.note = f"not over after {attack.seconds:.0f} s"
+            row.note = f"stopped after {attack.seconds:.0f} s"
         row.attackers = len(attackers.sockets)
         row.connected = connected(on.port, attackers.ports())
-        row.told = dict(attackers.told)
+        row.responses = dict(attackers.responses)
     finally:
         attackers.close()
     await asyncio.sleep(AFTER)
     row.after_mb = rss_mb(on.pid)
     row.peak_mb = max(bystander.peak, highest_mb(on.pid))
     row.health, row.health_ended = await asyncio.to_thread(bystander.stop)
-    row.health_well = (bystander.health_statuses.count(200), len(bystander.health_statuses))
+    row.health_ok = (bystander.health_statuses.count(200), len(bystander.health_statuses))
     row.served, row.asked = bystander.statuses.count(200), len(bystander.statuses)
     if not on.alive:
-        row.note = f"the gateway ended with {on.gateway.child.returncode}"
+        row.note = f"the gateway exited with {on.gateway.child.returncode}"
 
 
 def megabytes(text: str) -> float:
@@ -213,7 +213,7 @@ def megabytes(text: str) -> float:
 
 def markdown(rows: Sequence[Row], budget: str) -> str:
     known_ = any(row.budget_mb for row in rows)
-    words = f"`--memory-budget {budget}`" if known_ else "no memory budget, which this gateway does not know"
+    words = f"`--memory-budget {budget}`" if known_ else "no memory budget: this gateway has no such setting"
     return "\n".join([f"{machine()}. {words}.", "", HEAD, *(row.line() for row in rows), ""])
 
 
@@ -234,16 +234,16 @@ async def run(only: str, budget: str, logs: Path) -> list[Row]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.hostile.pressure", description=__doc__)
     names = ", ".join(f"{attack.letter}: {attack.name}" for attack in ATTACKS)
-    parser.add_argument("--only", default="", help=f"letters; {names}")
-    parser.add_argument("--budget", default="256MiB", help="of a gateway that has --memory-budget")
-    parser.add_argument("--out", type=Path, help="folder for the numbers and the gateways' logs")
+    parser.add_argument("--only", default="", help=f"letters of the attacks to run; {names}")
+    parser.add_argument("--budget", default="256MiB", help="value of --memory-budget, if the gateway has it")
+    parser.add_argument("--out", type=Path, help="folder for the numbers and the logs of the gateways")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         logs = args.out or Path(scratch)
         logs.mkdir(parents=True, exist_ok=True)
         try:
             rows = asyncio.run(run(args.only, args.budget, logs))
-        except asyncio.CancelledError:  # by SIGTERM: all children have ended
+        except asyncio.CancelledError:  # SIGTERM; all child processes have ended
             return 128 + signal.SIGTERM
     page = markdown(rows, args.budget)
     print(page)

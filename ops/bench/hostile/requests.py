@@ -13,7 +13,7 @@ LARGEST: Final = 16 * 1024 * 1024 - 256  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`build` makes a body of about so many bytes. `group`: which deny list the gateway has."""
+    """`build` makes a body of about the given size in bytes. `group`: the deny list of the gateway."""
 
     name: str
     build: Callable[[int], bytes]
@@ -40,7 +40,7 @@ def filled(piece: bytes, size: int) -> bytes:
 
 
 def listed(piece: bytes, size: int) -> bytes:
-    """A list of many of one value."""
+    """A JSON list that repeats one value."""
     return b"[" + filled(piece + b",", size) + piece + b"]"
 
 
@@ -49,20 +49,20 @@ def text(piece: str, size: int) -> bytes:
 
 
 def members(name: str, size: int) -> bytes:
-    """Members that all have other names, or all the same."""
+    """Many members: all with different names, or all with the same name."""
     if "%" not in name:
         return chat(b"[]", filled(b',"%b":0' % name.encode(), size))
     return chat(b"[]", b"".join(b',"%b":0' % (name % n).encode() for n in range(size // 13)))
 
 
 def twice(body: bytes) -> bytes:
-    """Its last member once more."""
+    """The body with its last member repeated."""
     start, _, rest = body.partition(b',"messages":')
     return start + start[start.rindex(b",") :] + b',"messages":' + rest
 
 
 def numbered(field_name: str, value: str, size: int) -> bytes:
-    """One member that is an object of many."""
+    """One member that is an object with many members."""
     made = ",".join(f'"{n}":{value}' for n in range(size // (len(value) + 11)))
     return chat(b'[{"role":"user","content":"x"}]', f',"{field_name}":{{{made}}}'.encode())
 
@@ -152,7 +152,7 @@ CASES: Final = (
 
 
 def rules(group: Group) -> str:
-    """The deny list of a group: none of it is in any of the bodies above."""
+    """The deny list of a group; it matches none of the bodies above."""
     words = {"plain": 0, "few": 10, "many": 10_000, "patterns": 0}[group]
     made = [f"forbidden word {n} of many" for n in range(words)]
     if group == "patterns":

@@ -40,8 +40,8 @@ SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 Feed = Callable[[bytes], object]
 
 
-class Kept:
-    """What a reader of answers hands its bytes to; keeps the last."""
+class LastBytes:
+    """A receiver that keeps the last bytes it was given."""
 
     data = b""
     joins = False
@@ -53,10 +53,10 @@ class Kept:
         self.data = data
 
 
-class Before:
-    """httptools with a Python method for each chunk, each passed on at once."""
+class PerChunk:
+    """httptools calling a Python method per chunk, each forwarded at once."""
 
-    def __init__(self, to: Kept) -> None:
+    def __init__(self, to: LastBytes) -> None:
         self.to = to
         self.headers: list[tuple[str, str]] = []
 
@@ -73,43 +73,43 @@ class Before:
         pass
 
 
-def answer(to: Kept) -> Feed:
+def answer(to: LastBytes) -> Feed:
     ours = Answer(to, bodiless=False)
     ours.feed(HEAD)
     return ours.feed
 
 
 def one_answer() -> None:
-    ours = Answer(Kept(), bodiless=False)
+    ours = Answer(LastBytes(), bodiless=False)
     ours.feed(HEAD)
     ours.close()
 
 
-def joined(to: Kept) -> Feed:
+def joined(to: LastBytes) -> Feed:
     to.joins = True
     return answer(to)
 
 
-def before(to: Kept) -> Feed:
-    parser = httptools.HttpResponseParser(Before(to))
+def before(to: LastBytes) -> Feed:
+    parser = httptools.HttpResponseParser(PerChunk(to))
     parser.feed_data(HEAD)
     feed: Feed = parser.feed_data
     return feed
 
 
-def by_hand(to: Kept) -> Feed:
-    """Reads that hold nothing but whole chunks, which is most; anything else would go to the parser."""
+def by_hand(to: LastBytes) -> Feed:
+    """Handles reads that consist of whole chunks, which most do; anything else would go to the parser."""
 
     def feed(data: bytes) -> None:
         pieces, at, size = [], 0, len(data)
         while at < size:
             match = SIZE.match(data, at)
             if match is None:
-                raise ValueError("for the parser")
+                raise ValueError("not whole chunks")
             start = match.end()
             end = start + int(match[1], 16)
             if data[end : end + 2] != b"\r\n":
-                raise ValueError("for the parser")
+                raise ValueError("not whole chunks")
             pieces.append(data[start:end])
             at = end + 2
         to.body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -117,8 +117,8 @@ def by_hand(to: Kept) -> Feed:
     return feed
 
 
-def aiohttps(to: Kept) -> Feed:
-    """With taking the bytes out of its StreamReader; without the wake-up of a task that its client adds."""
+def aiohttps(to: LastBytes) -> Feed:
+    """Includes reading the bytes from its StreamReader, but not the wake-up of a task that its client adds."""
     parser, payload = _aiohttp_parser()
 
     def feed(data: bytes) -> None:
@@ -147,7 +147,7 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
             ("hand-written", by_hand),
             ("aiohttp's HttpResponseParser", aiohttps),
         ):
-            kept = Kept()
+            kept = LastBytes()
             feed = make(kept)
             feed(data)
             assert kept.data == (EVENT if make in (before, answer) else EVENT * per_read), name
@@ -163,8 +163,8 @@ def exchanges(pool: Pool) -> dict[str, tuple[Callable[[], object], int]]:
         pool.take()
 
     return {
-        "exchange: new httptools parser": ((lambda: httptools.HttpResponseParser(Before(Kept()))), 1),
-        "exchange: httptools, headers decoded": ((lambda: before(Kept())), 1),
+        "exchange: new httptools parser": ((lambda: httptools.HttpResponseParser(PerChunk(LastBytes()))), 1),
+        "exchange: httptools, headers decoded": ((lambda: before(LastBytes())), 1),
         "exchange: Answer, head read": (one_answer, 1),
         "exchange: aiohttp's parser, head read": (_aiohttp_parser, 1),
         "exchange: request() of three headers, 900 B": (
@@ -177,7 +177,7 @@ def exchanges(pool: Pool) -> dict[str, tuple[Callable[[], object], int]]:
 
 async def quiet(pool: Pool) -> dict[str, tuple[Callable[[], object], int]]:
     connection = await pool.connect()
-    return {"exchange: asking the kernel whether an idle connection is quiet": ((lambda: connection.quiet), 1)}
+    return {"exchange: check that an idle connection has no data": ((lambda: connection.quiet), 1)}
 
 
 def once(work: Callable[[], object], number: int) -> float:

@@ -34,7 +34,7 @@ Lookup = Callable[[Sequence[bytes]], Awaitable[object]]
 
 
 class Frames(msgspec.Struct, array_like=True):
-    """What was stored before: the raw frames of a stream."""
+    """The format of the first implementation: the raw frames of a stream."""
 
     kind: Literal["stream", "whole"]
     created: float
@@ -43,7 +43,7 @@ class Frames(msgspec.Struct, array_like=True):
 
 
 class ByRedisPy:
-    """The look-up as it was: one MGET by redis-py with hiredis."""
+    """The look-up with redis-py and hiredis: one MGET."""
 
     def __init__(self, url: str) -> None:
         self.redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), decode_responses=False, protocol=2)
@@ -84,12 +84,12 @@ async def cpu(lookup: Lookup, keys: Sequence[bytes], batch: int, under_way: int,
     return (time.process_time() - began) / (rounds * under_way * batch) * 1e6
 
 
-def words(found: list[float]) -> str:
+def spread(found: list[float]) -> str:
     return f"{statistics.median(found):.1f} ({min(found):.1f}–{max(found):.1f})"
 
 
 async def own(cache: Cache, keys: Sequence[bytes]) -> list[Stored | None]:
-    """One look-up of ours, as a future."""
+    """One look-up by our client."""
     found: asyncio.Future[list[Stored | None]] = asyncio.get_running_loop().create_future()
     cache.lookup(keys, found.set_result)
     return await found
@@ -99,12 +99,12 @@ async def lookups(url: str, rounds: int) -> None:
     keys = [hashlib.sha256(b"%d" % n).digest() for n in range(max(BATCHES))]
     old = ByRedisPy(url)
     new = Cache(url, timeout=SECONDS, ttl=60, max_entry=1 << 20, max_pending=1 << 20)
-    print("| value | keys a batch | under way | redis-py, µs a key | own, µs a key | own ÷ redis-py |")
+    print("| value | keys per batch | batches in flight | redis-py, µs a key | ours, µs a key | ours ÷ redis-py |")
     print("|---|---|---|---|---|---|")
     for size in (200, 31_000):
         await fill(url, size, keys)
         if None in await old.lookup(keys) or None in await own(new, keys):
-            raise SystemExit("not all that was stored is there: is the Redis too small?")
+            raise SystemExit("a stored value is missing: is the memory of this Redis too small?")
         for batch in BATCHES:
             for under_way in UNDER_WAY:
                 each = min(KEYS_A_ROUND, BYTES_A_ROUND // size)
@@ -115,7 +115,7 @@ async def lookups(url: str, rounds: int) -> None:
                     after.append(await cpu(partial(own, new), keys, batch, under_way, times))
                 del before[0], after[0]  # warm-up
                 ratio = statistics.median(after) / statistics.median(before)
-                row = (f"{size} B", batch, under_way, words(before), words(after), f"{ratio:.2f}")
+                row = (f"{size} B", batch, under_way, spread(before), spread(after), f"{ratio:.2f}")
                 print("| " + " | ".join(map(str, row)) + " |", flush=True)
     await new.stop()
     await old.redis.aclose()
@@ -148,7 +148,7 @@ async def behind_a_store(url: str, times: int = 200) -> None:
 
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.micro.redis_lookup", description=__doc__)
-    parser.add_argument("--redis", help="a Redis of your own, of which a few keys are written")
+    parser.add_argument("--redis", help="URL of a Redis; a few keys are written to it")
     parser.add_argument("--rounds", type=int, default=7)
     chosen = parser.parse_args()
     embedded = None if chosen.redis else EmbeddedRedis(64)

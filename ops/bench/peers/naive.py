@@ -14,14 +14,14 @@ ROOT: Final = Path(__file__).parents[3]
 
 class Naive:
     name = "aiohttp-naive"
-    ready = "/health"  # forwarded: the engine answers
+    ready = "/health"  # forwarded to the engine
     reserialises = False
 
     def headers(self, engine: str) -> dict[str, str]:
         return {}
 
     def install(self, home: Path) -> None:
-        """It runs on this interpreter."""
+        """Nothing to do: it runs on this interpreter."""
 
     def version(self, home: Path) -> str:
         return f"aiohttp {importlib.metadata.version('aiohttp')}"

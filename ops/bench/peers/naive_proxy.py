@@ -49,7 +49,7 @@ async def forward(request: web.Request) -> web.StreamResponse:
 
 async def _session(app: web.Application) -> AsyncIterator[None]:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=600)
-    connector = aiohttp.TCPConnector(limit=4096)  # aiohttp's own limit of 100 would queue, not measure
+    connector = aiohttp.TCPConnector(limit=4096)  # aiohttp's default of 100 would queue requests
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
         app[SESSION] = session
         yield

@@ -22,8 +22,8 @@ from ops.bench.vllm.ways import COUNTERS, LIMITS, Gateway, arguments, counters, 
 TENANTS: Final = ("heavy", "light")
 
 
-def asked(args: argparse.Namespace) -> list[str]:
-    """What every request is: a shared beginning, an end of its own, a few tokens for an answer."""
+def request_arguments(args: argparse.Namespace) -> list[str]:
+    """Arguments of loadgen: prompts with a common prefix and a unique suffix, short answers."""
     return [
         "--backend", "openai-chat", "--dataset-name", "prefix_repetition", "--prefix-repetition-num-prefixes",
         str(args.prefixes), "--prefix-repetition-prefix-len", str(args.prefix), "--prefix-repetition-suffix-len",
@@ -34,11 +34,11 @@ def asked(args: argparse.Namespace) -> list[str]:
 
 
 def capacity(engine: str, args: argparse.Namespace, folder: Path) -> float:
-    """Requests a second of a closed loop that keeps the engine full."""
+    """Requests per second of a closed loop that keeps the engine full."""
     result = loadgen(
-        "run", "--base-url", engine, *asked(args), "--max-concurrency", str(args.full), "--num-prompts",
-        str(args.full * 4), "--num-warmups", str(args.full), "--max-seconds", "90", "--seed", "1", "--label",
-        "capacity",
+        "run", "--base-url", engine, *request_arguments(args), "--max-concurrency", str(args.full),
+        "--num-prompts", str(args.full * 4), "--num-warmups", str(args.full), "--max-seconds", "90",
+        "--seed", "1", "--label", "capacity",
         folder=folder,
     )  # fmt: skip
     if not result["completed"]:
@@ -47,8 +47,8 @@ def capacity(engine: str, args: argparse.Namespace, folder: Path) -> float:
 
 
 def summed(lines: Sequence[str], objective_ms: float) -> dict[str, Any]:
-    """Of one tenant's requests: how many, how many whole, how many of them good, and the times to the first token
-    of the whole ones from when each was due, in ms, sorted."""
+    """One tenant's requests: how many, how many complete, how many good; and the sorted TTFTs of the complete
+    ones in ms, counted from when each request was due."""
     found = [json.loads(line) for line in lines]
     whole = [one for one in found if one.get("events") and one["events"][-1][3] == "done"]
     first = sorted(
@@ -73,11 +73,11 @@ def summed(lines: Sequence[str], objective_ms: float) -> dict[str, Any]:
 def phase(
     url: str, rates: Mapping[str, float], args: argparse.Namespace, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """Both tenants at once, open loop, each at its rate; each one's result."""
+    """Both tenants at once, open loop, each at its rate; the result of each."""
 
     def tenant(name: str) -> dict[str, Any]:
         loadgen(
-            "run", "--base-url", url, *asked(args), "--api-key", f"sk-{name}", "--request-rate",
+            "run", "--base-url", url, *request_arguments(args), "--api-key", f"sk-{name}", "--request-rate",
             f"{rates[name]:.3f}", "--num-prompts", str(max(4, round(rates[name] * args.seconds))),
             "--max-concurrency", "2000", "--seed",
             str(seed + len(name)), "--request-timeout", f"{args.timeout:g}", "--header",
@@ -91,7 +91,7 @@ def phase(
 
 
 def gateways(args: argparse.Namespace, keys: Path) -> dict[str, Gateway]:
-    """One for each `--gateway`: its name is what it is given."""
+    """One gateway for each `--gateway`, named by its flags."""
     entries = [(name, hashlib.sha256(f"sk-{name}".encode()).hexdigest()) for name in TENANTS]
     keys.write_text("".join(f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"\n' for name, digest in entries))
     made = {}
@@ -104,19 +104,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.admission", description=__doc__)
     arguments(parser)
     parser.add_argument("--gateway", action="append", metavar="FLAGS",
-                        help="one way in, as settings of the gateway; may be given again")  # fmt: skip
-    parser.add_argument("--loads", type=lambda text: [float(n) for n in text.split(",")], default=[1.0, 2.0, 4.0])
+                        help="flags of a gateway to compare; repeat for more")  # fmt: skip
+    parser.add_argument("--loads", type=lambda text: [float(n) for n in text.split(",")], default=[1.0, 2.0, 4.0],
+                        help="offered loads, as multiples of the capacity")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="in which requests are sent, of each phase")
-    parser.add_argument("--timeout", type=float, default=15.0, help="seconds after which a client gives up")
-    parser.add_argument("--light", type=float, default=0.1, help="the light tenant's share of the capacity")
-    parser.add_argument("--full", type=int, default=32, help="requests under way that fill the engine")
-    parser.add_argument("--objective-ms", type=float, default=3000.0, help="TTFT that counts as good")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens an answer")
-    parser.add_argument("--prefixes", type=int, default=8)
-    parser.add_argument("--prefix", type=int, default=96, help="tokens that prompts begin with alike")
-    parser.add_argument("--suffix", type=int, default=16, help="tokens of a prompt's own")
-    parser.add_argument("--out", type=Path, help="a folder for the table, the picture and the raw numbers")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of load in each phase")
+    parser.add_argument("--timeout", type=float, default=15.0, help="seconds after which clients give up")
+    parser.add_argument(
+        "--light", type=float, default=0.1, help="the light tenant's rate, as a share of the capacity"
+    )
+    parser.add_argument("--full", type=int, default=32, help="concurrent requests that fill the engine")
+    parser.add_argument("--objective-ms", type=float, default=3000.0, help="the largest TTFT that counts as good")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens per answer")
+    parser.add_argument("--prefixes", type=int, default=8, help="number of different prefixes")
+    parser.add_argument("--prefix", type=int, default=96, help="tokens of the common prefix")
+    parser.add_argument("--suffix", type=int, default=16, help="tokens of the unique suffix")
+    parser.add_argument("--out", type=Path, help="folder for the table, the plot and the raw numbers")
     args = parser.parse_args()
     measured: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,7 +129,7 @@ def main() -> int:
             print(f"capacity: {most:.2f} requests/s", file=sys.stderr)
             for number in range(args.rounds):
                 for times in args.loads:
-                    # Each way has its turn at being first. The same requests at the same times for all.
+                    # The order rotates. All ways get the same requests at the same times.
                     order = [*found.items()][number % len(found) :] + [*found.items()][: number % len(found)]
                     for way, url in order:
                         rates = {"light": args.light * most, "heavy": max(0.1, times - args.light) * most}
@@ -140,12 +143,12 @@ def main() -> int:
                         measured.append(one | both | {"engine": did, "limit": limit})
                         print(phase_line(measured[-1]), file=sys.stderr)
     words = (
-        f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}; capacity {most:.2f} requests/s "
-        f"({args.full} at once, direct). Answers: {args.tokens} tokens, prompts: {args.prefix} + {args.suffix}; "
-        f"rounds: {args.rounds}, of {args.seconds:g} s a load and way, the same requests for all; clients give up "
-        f"after {args.timeout:g} s and say so (`x-request-timeout`); good is a first token within "
-        f"{args.objective_ms:g} ms of when the request was due, and the whole answer in time. The light tenant "
-        f"sends {args.light:.0%} of the capacity, the heavy one the rest of the load."
+        f"{machine()}. Engine flags: {' '.join(args.engine_flags) or 'none'}; capacity {most:.2f} requests/s "
+        f"({args.full} at once, direct). Answers of {args.tokens} tokens, prompts of {args.prefix} + "
+        f"{args.suffix}; {args.rounds} rounds of {args.seconds:g} s for each load and way, with the same requests "
+        f"for all; clients give up after {args.timeout:g} s and announce it (`x-request-timeout`). An answer is "
+        f"good if its first token comes within {args.objective_ms:g} ms of when the request was due, and the rest "
+        f"in time. The light tenant sends {args.light:.0%} of the capacity, the heavy tenant the rest of the load."
     )
     text = f"{words}\n\n{admission_table(measured)}\n"
     print(text)

@@ -33,14 +33,14 @@ WORDS: Final = (ROOT / "LICENSE").read_text().split()
 TWINS: Final = (2, 4, 8, 16)
 CLIENTS: Final = (1, 2, 4, 8, 16, 32)
 CALLS: Final = (1, 2, 4, 8, 32)
-WINDOW_MS: Final = "5"  # in which twins meet, with merging and without: all else is the same
+WINDOW_MS: Final = "5"  # the batch window, with merging and without it: nothing else differs
 CHOICE: Final = re.compile(rb'"index":(\d+)')
 
 Row = dict[str, Any]
 
 
 def drawing(seed: int) -> random.Random:
-    return random.Random(seed)  # noqa: S311 - prompts, no secrets
+    return random.Random(seed)  # noqa: S311 - prompts, not secrets
 
 
 def text(draw: random.Random, words: int) -> str:
@@ -48,7 +48,7 @@ def text(draw: random.Random, words: int) -> str:
 
 
 async def streamed(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> list[float]:
-    """Seconds to each choice's first event that says something, of an answer read to its end."""
+    """Seconds to the first event with text of each choice; the answer is read to its end."""
     began, first = time.perf_counter(), dict[bytes, float]()
     async with session.post(url, json=body) as answer:
         answer.raise_for_status()
@@ -69,7 +69,7 @@ async def embedded(session: aiohttp.ClientSession, url: str, given: str) -> floa
 
 
 async def bursts(url: str, k: int, count: int, seed: int, words: int) -> list[float]:
-    """K identical sampled requests at once, one burst after another; the TTFT of each."""
+    """Bursts of K identical sampled requests, one after the other; the TTFT of each request."""
     draw, found = drawing(seed), list[float]()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         for _ in range(count):
@@ -83,7 +83,7 @@ async def bursts(url: str, k: int, count: int, seed: int, words: int) -> list[fl
 
 
 async def prompts(url: str, k: int, count: int, seed: int, array: bool) -> list[float]:
-    """K different prompts at once, each its own request or all as one; the TTFT of each prompt."""
+    """K different prompts at once, as K requests or as one; the TTFT of each prompt."""
     draw, found = drawing(seed), list[float]()
     more = {"model": "smollm2", "max_tokens": 16, "temperature": 0, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -96,7 +96,7 @@ async def prompts(url: str, k: int, count: int, seed: int, array: bool) -> list[
 
 
 async def clients(url: str, n: int, count: int, seed: int, duplicates: float) -> list[float]:
-    """N clients, each asking for one text after another; the latency of each request."""
+    """N clients, each sending one text after the other; the latency of each request."""
     draw = drawing(seed)
     texts = [text(draw, 12) for _ in range(count)]
     for at in range(1, count):
@@ -114,7 +114,7 @@ async def clients(url: str, n: int, count: int, seed: int, duplicates: float) ->
 
 
 def measured(pid: int, answers: int, work: Callable[[], Coroutine[Any, Any, list[float]]]) -> Row:
-    """One part, with the CPU that the engine's processes used for it."""
+    """Run one part; its latencies, and the CPU time of the engine's processes."""
     before, api, began = cpu_ns(pid), own_cpu(pid), time.perf_counter()
     values = asyncio.run(work())
     seconds = time.perf_counter() - began
@@ -130,20 +130,19 @@ def measured(pid: int, answers: int, work: Callable[[], Coroutine[Any, Any, list
 
 
 def own_cpu(pid: int) -> int:
-    """Of vLLM's API server alone: the process that was started, without the engine's that it started."""
+    """CPU time of vLLM's API server alone: the process started here, without the engine process it started."""
     return sum(int(path.read_text("ascii").split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
 @contextmanager
 def engine(kind: str, log: Path) -> Iterator[tuple[str, int]]:
-    """vLLM on this CPU: its URL and its process."""
+    """vLLM on this CPU: its URL and its process id."""
     port = start.free_port()
-    # float32: this CPU has no instructions for bfloat16, and one request took minutes with it.
+    # float32: without bfloat16 instructions in the CPU, bfloat16 takes minutes per request.
     argv = [sys.executable, str(ROOT / "ops" / "vllm.py"), "serve", "--port", str(port), "--dtype", "float32"]
-    start.READY_SECONDS = START_SECONDS
     command = start.Command([*argv, *(["--embed"] if kind == "embed" else [])])
     ready = lambda: start.answers(port, "/health", {})  # noqa: E731
-    with start.started(command, port, {0, 1}, ready=ready, log=log) as running:
+    with start.started(command, port, {0, 1}, ready=ready, log=log, patience=START_SECONDS) as running:
         yield f"http://127.0.0.1:{port}", running.pid
 
 
@@ -213,7 +212,7 @@ def embeddings(url: str, pid: int, log: Path, rounds: int) -> list[Row]:
 
 
 def calls(url: str, pid: int, log: Path, rounds: int) -> list[Row]:
-    """How many arrays of one kind may be under way."""
+    """The effect of the number of arrays in flight."""
     rows = []
     for n in range(rounds):
         for at_once in CALLS:
@@ -243,9 +242,11 @@ def said(row: Row) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.batching", description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "table"], help="what to measure; table: only write it anew")
+    parser.add_argument(
+        "part", choices=[*PARTS, "table"], help="what to measure; table: only write the page again"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--note", default="", help="what else the machine was doing, for the table")
+    parser.add_argument("--note", default="", help="a note for the table, such as other load on the machine")
     args = parser.parse_args(arguments)
     FOLDER.mkdir(parents=True, exist_ok=True)
     if args.part != "table":

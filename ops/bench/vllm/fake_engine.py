@@ -11,11 +11,11 @@ from typing import Final
 from aiohttp import web
 
 MODEL: Final = "toy"
-BLOCK: Final = 64  # characters of a prompt that are cached together
+BLOCK: Final = 64  # characters of a prompt in one cache block
 
 
 class FakeEngine:
-    """`slots` at once, each with its first token after `prefill` seconds and one each `step` after it."""
+    """Runs `slots` requests at once: the first token after `prefill` seconds, then one every `step` seconds."""
 
     def __init__(self, slots: int, prefill: float, step: float) -> None:
         self._slots = asyncio.Semaphore(slots)
@@ -53,7 +53,7 @@ class FakeEngine:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        self._look(json.dumps(body["messages"]))
+        self._count_prefix(json.dumps(body["messages"]))
         self._waiting += 1
         try:
             await self._slots.acquire()
@@ -80,8 +80,8 @@ class FakeEngine:
         await answer.write(b"data: [DONE]\n\n")
         return answer
 
-    def _look(self, prompt: str) -> None:
-        """Which blocks from the beginning on were here before."""
+    def _count_prefix(self, prompt: str) -> None:
+        """Count the leading blocks of the prompt that are cached, and cache all of them."""
         hit = True
         for end in range(BLOCK, len(prompt), BLOCK):
             self._queries += BLOCK
@@ -93,9 +93,9 @@ class FakeEngine:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.fake_engine", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--prefill", type=float, default=0.05, help="seconds")
-    parser.add_argument("--step", type=float, default=0.02, help="seconds")
+    parser.add_argument("--slots", type=int, default=8, help="concurrent requests")
+    parser.add_argument("--prefill", type=float, default=0.05, help="seconds to the first token")
+    parser.add_argument("--step", type=float, default=0.02, help="seconds between two tokens")
     args = parser.parse_args()
 
     async def app() -> web.Application:

@@ -17,11 +17,11 @@ from ops.bench.vllm.tables import percentile, spread
 from ops.bench.vllm.ways import LIMITS, Gateway, arguments, counters, ways
 
 ENGINE = ("--max-num-seqs", "8", "--max-model-len", "2048", "--num-gpu-blocks-override", "32")
-"""32 blocks of 128 tokens: half of what twelve beginnings of 512 tokens need."""
+"""32 blocks of 128 tokens: half of what twelve prefixes of 512 tokens need."""
 
 
 def measure(url: str, engine: str, args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    """A closed loop of so many clients, each request with one of the beginnings."""
+    """A closed loop of clients; each request has one of the prefixes."""
     before = counters(engine)
     result = loadgen(
         "run", "--base-url", url, "--backend", "openai-chat", "--dataset-name", "prefix_repetition",
@@ -49,7 +49,7 @@ def measure(url: str, engine: str, args: argparse.Namespace, seed: int, folder: 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A row a way: medians of the rounds, with least and most."""
+    """A row for each way: medians of the rounds, with the smallest and largest."""
     lines = ["| way | answers/s | TTFT p50, s | TTFT p99, s | prefix-cache hits |", "|---|---|---|---|---|"]
     for way in dict.fromkeys(row["way"] for row in sorted(rows, key=lambda row: int(row["round"]))):
         of = [row for row in rows if row["way"] == way]
@@ -65,15 +65,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.prefixes", description=__doc__)
     arguments(parser)
-    parser.add_argument("--before", type=Path, help="a checkout whose gateway is measured beside this one's")
+    parser.add_argument("--before", type=Path, help="another checkout whose gateway is measured too")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=48, help="each asks again as it is answered")
-    parser.add_argument("--requests", type=int, default=96, help="of each round and way")
-    parser.add_argument("--prefixes", type=int, default=12, help="beginnings that there are")
-    parser.add_argument("--prefix", type=int, default=512, help="tokens of each")
-    parser.add_argument("--suffix", type=int, default=16, help="tokens of a prompt's own")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens an answer")
-    parser.add_argument("--out", type=Path, help="a folder for the table and the raw numbers")
+    parser.add_argument(
+        "--clients", type=int, default=48, help="clients; each sends its next request when it has its answer"
+    )
+    parser.add_argument("--requests", type=int, default=96, help="requests per round and way")
+    parser.add_argument("--prefixes", type=int, default=12, help="number of different prefixes")
+    parser.add_argument("--prefix", type=int, default=512, help="tokens of each prefix")
+    parser.add_argument("--suffix", type=int, default=16, help="tokens of the unique suffix")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens per answer")
+    parser.add_argument("--out", type=Path, help="folder for the table and the raw numbers")
     args = parser.parse_args()
     if not args.engine_flags and not args.toy:
         args.engine_flags = list(ENGINE)
@@ -88,14 +90,14 @@ def main() -> int:
             for number in range(args.rounds):
                 order = [*found.items()][number % len(found) :] + [*found.items()][: number % len(found)]
                 for way, url in order:
-                    seed = 10 * number + len(rows) + 1  # other texts each time: none is in the cache already
+                    seed = 10 * number + len(rows) + 1  # new texts each time, so that none is cached
                     row = measure(url, engine, args, seed, work / f"{len(rows)}")
                     rows.append({"way": way, "round": number} | row)
                     print(f"{rows[-1]}", file=sys.stderr)
     text = (
-        f"{machine()}. Engine {' '.join(args.engine_flags) or 'as it is'}. Rounds: {args.rounds}, of "
-        f"{args.requests} requests by {args.clients} clients, each with one of {args.prefixes} beginnings of "
-        f"{args.prefix} tokens, {args.suffix} of its own, and {args.tokens} for an answer; gateway with "
+        f"{machine()}. Engine flags: {' '.join(args.engine_flags) or 'none'}. {args.rounds} rounds of "
+        f"{args.requests} requests from {args.clients} clients, each with one of {args.prefixes} prefixes of "
+        f"{args.prefix} tokens, a unique suffix of {args.suffix} and an answer of {args.tokens}; gateway with "
         f"`{' '.join(flags)}`.\n\n{table(rows)}\n"
     )
     print(text)

@@ -33,7 +33,7 @@ COUNTERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the engine did in a span of time: requests, tokens in and out, CPU seconds where it runs here."""
+    """The engine's work in a time span: requests, tokens in and out, and CPU seconds if it runs here."""
 
     requests: float
     prompt: float
@@ -48,7 +48,7 @@ class Work:
 
 
 def counted(page: str, name: str) -> float:
-    """The sum of a counter over its labels, as vLLM's metrics page has it; 0 where it is not there."""
+    """The sum of a counter over its labels on vLLM's metrics page; 0 if it is not there."""
     return sum(float(value) for value in re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.M))
 
 
@@ -60,7 +60,7 @@ def work_of(url: str, pid: int | None) -> Work:
 
 
 def loadgen(*arguments: str, folder: Path) -> dict[str, Any]:
-    """Run the load generator; its result. Raises RuntimeError with what it said where it left none."""
+    """Run the load generator and return its result. Raises RuntimeError with its output if there is none."""
     argv = [sys.executable, "-m", "loadgen", *arguments, "--quiet", "--result-dir", str(folder)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     made = sorted(folder.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -72,7 +72,7 @@ def loadgen(*arguments: str, folder: Path) -> dict[str, Any]:
 
 
 def pairs(a: str, b: str, streams: int, args: argparse.Namespace, seed: int, folder: Path) -> Mapping[str, Any]:
-    """One paired run, unique prompts that are sampled: nothing of it can be shared."""
+    """One paired run with unique, sampled prompts: nothing can be shared."""
     result = loadgen(
         "ab", "--a", a, "--b", b, "--backend", "openai-chat", "--max-concurrency", str(streams), "--num-prompts",
         str(max(args.prompts, 2 * streams)), "--max-tokens", str(args.tokens), "--ignore-eos", "--unique",
@@ -84,7 +84,7 @@ def pairs(a: str, b: str, streams: int, args: argparse.Namespace, seed: int, fol
 
 
 def middle(stat: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Median of the differences and its interval, ms."""
+    """The median of the differences and its confidence interval, ms."""
     for point in stat["quantiles"]:
         if point["p"] == 50 and point["value"] is not None:
             bounds = point["interval"] or {"low": point["value"], "high": point["value"]}
@@ -93,7 +93,7 @@ def middle(stat: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def duplicates(url: str, engine: str, pid: int | None, args: argparse.Namespace, seed: int, folder: Path) -> Any:
-    """One duplicate-heavy run: its result, and what the engine did for it."""
+    """One run with many duplicates: its result, and the engine's work for it."""
     before = work_of(engine, pid)
     result = loadgen(
         "run", "--base-url", url, "--backend", "openai-chat", "--max-concurrency", str(args.streams[-1]),
@@ -107,12 +107,12 @@ def duplicates(url: str, engine: str, pid: int | None, args: argparse.Namespace,
 
 @contextmanager
 def stage(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, int | None, str]]:
-    """(engine's URL, its process where we started it, the gateway's URL)."""
+    """(engine URL, its process id if started here, gateway URL)."""
     with ExitStack() as stack:
         pid, url = None, args.engine
         if url is None:
             port = start.free_port()
-            # float32: this CPU has no instructions for bfloat16, and one request took minutes with it.
+            # float32: without bfloat16 instructions in the CPU, bfloat16 takes minutes per request.
             argv = [
                 sys.executable,
                 str(ROOT / "ops" / "vllm.py"),
@@ -123,10 +123,9 @@ def stage(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, int | Non
                 "float32",
             ]
             serve = start.Command(argv)
-            start.READY_SECONDS = START_SECONDS
             ready = stack.enter_context(
                 start.started(serve, port, set(args.cpus), ready=lambda: start.answers(port, "/health", {}),
-                              log=work / "vllm.log")
+                              log=work / "vllm.log", patience=START_SECONDS)
             )  # fmt: skip
             pid, url = ready.pid, f"http://127.0.0.1:{port}"
         port = start.free_port()
@@ -140,7 +139,7 @@ def stage(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, int | Non
 
 def overhead_table(measured: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[str]:
     lines = [
-        "| streams | TTFT p50 of vLLM, ms | added TTFT, ms | ITL of vLLM, ms | added ITL, ms | pairs |",
+        "| streams | vLLM's TTFT p50, ms | added TTFT, ms | vLLM's ITL, ms | added ITL, ms | pairs |",
         "|---|---|---|---|---|---|",
     ]
     for streams, rounds in measured.items():
@@ -159,7 +158,7 @@ def overhead_table(measured: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[
 
 def saving_table(measured: Mapping[str, Sequence[tuple[Mapping[str, Any], Work]]]) -> list[str]:
     lines = [
-        "| | requests the engine served | tokens it generated | tokens delivered | its CPU, s | seconds "
+        "| | requests served by the engine | tokens generated | tokens delivered | engine CPU, s | duration, s "
         "| tokens/s to clients | TTFT p50, ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -182,13 +181,15 @@ def saving_table(measured: Mapping[str, Sequence[tuple[Mapping[str, Any], Work]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.real", description=__doc__)
-    parser.add_argument("--engine", metavar="URL", help="a vLLM that runs; none: one for the CPU is started")
+    parser.add_argument("--engine", metavar="URL", help="a running vLLM (default: one is started on this CPU)")
     parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
-    parser.add_argument("--prompts", type=int, default=40, help="least pairs a run")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens an answer")
+    parser.add_argument("--prompts", type=int, default=40, help="minimum number of pairs per run")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens per answer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--duplicates", type=float, default=0.75, help="share of requests that repeat one")
-    parser.add_argument("--sets", default="short-chat", help="of the corpus")
+    parser.add_argument(
+        "--duplicates", type=float, default=0.75, help="share of requests that repeat an earlier one"
+    )
+    parser.add_argument("--sets", default="short-chat", help="sets of the corpus")
     parser.add_argument("--cpus", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1])
     args = parser.parse_args()
     overhead: dict[int, list[Mapping[str, Any]]] = {streams: [] for streams in args.streams}

@@ -14,13 +14,13 @@ from loadgen.plots import available
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The median, and the least and most of the rounds."""
+    """The median of the rounds, with the smallest and largest in brackets."""
     middle = f"{statistics.median(values):.{digits}f}"
     return middle if len(values) < 2 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def percentile(values: Sequence[float], p: float) -> float | None:
-    """Of the sample as it is (nearest rank); None of an empty one."""
+    """Nearest rank; None for an empty sample."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] if ordered else None
 
@@ -33,14 +33,14 @@ COLOURS: Final = (RED, ORANGE, BLUE, GREEN, VIOLET)
 @dataclass(frozen=True, slots=True)
 class Panel:
     title: str
-    across: str  # what the steps are
-    steps: Mapping[float, str]  # and each one's name, in order
-    ways: Mapping[str, Mapping[float, Sequence[float]]]  # of each way, at each step, the rounds' values
-    bound: tuple[float, str] | None = None  # a line across, and its name
+    across: str  # label of the x axis
+    steps: Mapping[float, str]  # x values with their labels, in order
+    ways: Mapping[str, Mapping[float, Sequence[float]]]  # curve -> x value -> the rounds' values
+    bound: tuple[float, str] | None = None  # a horizontal line and its label
 
 
 def draw(panels: Sequence[Panel]) -> bytes | None:
-    """Side by side, as one SVG; a way has one colour in all of them. None without matplotlib."""
+    """The panels side by side as one SVG, each way with the same colour everywhere; None without matplotlib."""
     if not available():
         return None
     colours = dict(zip(dict.fromkeys(way for panel in panels for way in panel.ways), COLOURS, strict=False))
@@ -71,22 +71,22 @@ def draw(panels: Sequence[Panel]) -> bytes | None:
 # -- batching --------------------------------------------------------------------------------------------
 
 TITLES: Final = {
-    "twins": ("Sampled twins: K identical requests at once, 150 words of prompt, 16 tokens each", "K"),
+    "twins": ("Twins: K identical sampled requests at once, prompts of 150 words, 16 tokens each", "K"),
     "completions": ("Completions: K different prompts at once, direct, 40 words and 16 tokens each", "K"),
-    "embeddings": ("Embeddings: clients that each ask for one text of 12 words after another", "clients"),
-    "calls": ("Embeddings: arrays of one kind under way at a time (`--embed-batch-calls`)", "clients"),
+    "embeddings": ("Embeddings: clients that each send one text of 12 words after the other", "clients"),
+    "calls": ("Embeddings: arrays in flight at a time (`--embed-batch-calls`)", "clients"),
 }
 FIGURES: Final = {
     "per_second": ("answers/s", 1),
     "p50_ms": ("p50, ms", 1),
     "p99_ms": ("p99, ms", 1),
-    "cpu_ms": ("vLLM's CPU an answer, ms", 2),
-    "api_cpu_ms": ("of it its API server, ms", 2),
+    "cpu_ms": ("vLLM's CPU per answer, ms", 2),
+    "api_cpu_ms": ("its API server's share, ms", 2),
 }
 
 
 def batching_table(part: Mapping[str, Any]) -> list[str]:
-    """One part: a row for each load and way."""
+    """The table of one part: a row for each load and way."""
     title, load = TITLES[part["part"]]
     groups: dict[tuple[float, int, str], list[Mapping[str, Any]]] = {}
     for row in part["rows"]:
@@ -97,28 +97,27 @@ def batching_table(part: Mapping[str, Any]) -> list[str]:
         "|---|---|" + "---|" * len(FIGURES),
     ]
     for (duplicates, k, how), rows in sorted(groups.items(), key=lambda one: (*one[0][:2], one[0][2].zfill(4))):
-        which = f"{k}, half of the texts repeat one" if duplicates else f"{k}"
+        which = f"{k}, half of the texts are repeats" if duplicates else f"{k}"
         cells = [spread([row[name] for row in rows], digits) for name, (_, digits) in FIGURES.items()]
         lines.append(f"| {which} | {how} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
 def batching_page(parts: Sequence[Mapping[str, Any]]) -> str:
-    """The page. The p50 and p99 of streams are of the time to the first token, of vectors of the whole answer."""
+    """The page with the tables of all parts."""
     head = [
         "# Batching on real vLLM",
         "",
-        "Written by `python -m ops.bench.vllm.batching PART`: medians of the rounds, with the smallest and largest.",
-        "vLLM, the gateway and the client share the machine's cores. p50 and p99 are times to the first token",
-        "(twins, completions) or to the response (embeddings). CPU time is that of vLLM's processes, as the kernel",
-        "counts it.",
+        "Written by `python -m ops.bench.vllm.batching PART`: medians of the rounds (smallest to largest). vLLM,",
+        "the gateway and the client share the machine's cores. p50 and p99 are of the time to the first token",
+        "(twins, completions) or to the response (embeddings). CPU is that of vLLM's processes.",
         "",
     ]
     return "\n".join([*head, *(line for part in parts for line in batching_table(part))])
 
 
 def batching_picture(parts: Sequence[Mapping[str, Any]]) -> bytes | None:
-    """What merging saves the engine's API server, as SVG; None without matplotlib, or without those parts."""
+    """The API server's CPU time with and without merging; None without matplotlib or these parts."""
     found = {part["part"]: part["rows"] for part in parts}
     if not {"twins", "embeddings"} <= found.keys():
         return None
@@ -144,13 +143,13 @@ Phase = Mapping[str, Any]
 
 
 def goodput(phase: Phase) -> float:
-    """Good answers a second."""
+    """Good answers per second."""
     good: float = (phase["heavy"]["good"] + phase["light"]["good"]) / phase["seconds"]
     return good
 
 
 def phase_line(phase: Phase) -> str:
-    """One phase, as it ends."""
+    """One line about a finished phase."""
     light, heavy = phase["light"], phase["heavy"]
     return (
         f"{phase['load']:g}×, {phase['way']}: {goodput(phase):.2f} good/s; light {light['good']} of "
@@ -194,8 +193,7 @@ def _admission_row(load: float, way: str, rounds: Sequence[Phase]) -> str:
 
 
 def admission_table(phases: Sequence[Phase]) -> str:
-    """A row for each load and way: medians of the rounds with least and most; percentiles of all rounds' requests
-    that were answered whole."""
+    """A row for each load and way: medians of the rounds; percentiles of the complete answers of all rounds."""
     head = [
         "| load | way | good answers/s | offered/s | light: good | TTFT p50 / p99, ms | heavy: good "
         "| TTFT p50 / p99, ms | prefix-cache hits | max_inflight at the end |",

@@ -16,21 +16,23 @@ from ops.bench import subjects as start
 from ops.bench.vllm.real import ROOT, START_SECONDS, counted
 
 LIMITS: Final = ("--limit-cpu", "2", "--limit-error-ms", "50", "--limit-late-ms", "2000", "--max-error-rate", "1")
-"""Of the load generator, which shares the cores with all the others: here seconds are told from seconds."""
+"""Of the load generator's self-checks: it shares the cores with everything else, and differences are seconds."""
 COUNTERS: Final = {"queries": "vllm:prefix_cache_queries_total", "hits": "vllm:prefix_cache_hits_total"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
     flags: Sequence[str] = ()
-    checkout: Path = ROOT  # whose gateway it is
+    checkout: Path = ROOT  # the source tree of the gateway
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Which engine."""
-    parser.add_argument("--engine", metavar="URL", help="a vLLM that runs; none: one for the CPU is started")
-    parser.add_argument("--engine-flags", type=shlex.split, default=[], metavar="FLAGS", help="of the one started")
-    parser.add_argument("--toy", action="store_true", help="a toy engine instead, to try this program")
+    """Add the arguments that choose the engine."""
+    parser.add_argument("--engine", metavar="URL", help="a running vLLM (default: one is started on this CPU)")
+    parser.add_argument(
+        "--engine-flags", type=shlex.split, default=[], metavar="FLAGS", help="flags of the engine that is started"
+    )
+    parser.add_argument("--toy", action="store_true", help="a fake engine instead of vLLM, for a dry run")
     parser.add_argument("--cpus", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1])
 
 
@@ -38,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def ways(
     args: argparse.Namespace, work: Path, gateways: Mapping[str, Gateway]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The engine's URL, and of each way in its name and URL; `direct` is the first."""
+    """The engine's URL, and each way's name with its URL; `direct` is the first."""
     cpus = set(args.cpus)
     with ExitStack() as stack:
         url = args.engine
@@ -46,13 +48,13 @@ def ways(
             port = start.free_port()
             serve = [sys.executable, "-m", "ops.bench.vllm.fake_engine", "--port", str(port), *args.engine_flags]
             if not args.toy:
-                # float32: this CPU has no instructions for bfloat16, and one request took minutes with it.
+                # float32: without bfloat16 instructions in the CPU, bfloat16 takes minutes per request.
                 program = [sys.executable, str(ROOT / "ops" / "vllm.py"), "serve", "--port", str(port)]
                 serve = [*program, "--dtype", "float32", *args.engine_flags]
-            start.READY_SECONDS = START_SECONDS
             stack.enter_context(
                 start.started(start.Command(serve, cwd=ROOT), port, cpus,
-                              ready=lambda: start.answers(port, "/health", {}), log=work / "engine.log")
+                              ready=lambda: start.answers(port, "/health", {}), log=work / "engine.log",
+                              patience=START_SECONDS)
             )  # fmt: skip
             url = f"http://127.0.0.1:{port}"
         found = {"direct": url}
@@ -76,6 +78,6 @@ def page(url: str) -> str:
 
 
 def counters(engine: str) -> dict[str, float]:
-    """Tokens that were looked for in the engine's prefix cache, and that were found there."""
+    """Tokens looked up in the engine's prefix cache, and tokens found there."""
     text = page(engine)
     return {name: counted(text, series) for name, series in COUNTERS.items()}

@@ -5,9 +5,9 @@ import os
 
 
 def _hog(burn_s: float, where: str) -> None:
-    """Every loop that `asyncio.run` starts spins for `burn_s` in each of its turns.
+    """Every loop that `asyncio.run` starts is busy for `burn_s` in each iteration.
 
-    `where`: `main`, or `child` for a program whose worker processes do the sending (only they are hogged).
+    `where`: `main`, or `child` for a program whose worker processes send (then only they are slowed down).
     """
     import asyncio
     import multiprocessing

@@ -164,7 +164,7 @@ def test_guidellm_has_one_worker_whose_loop_is_the_hogged_one(tmp_path: Path) ->
 def test_workloads_are_chosen_by_name_and_by_group() -> None:
     assert [workload.name for workload in chosen("hog5,idle,hog5")] == ["hog5", "idle"]
     assert {workload.name for workload in chosen(",".join(GROUPS))} == set(WORKLOADS)
-    with pytest.raises(ValueError, match="no workload 'x': there are hogged"):
+    with pytest.raises(ValueError, match="unknown workload 'x': choose from hogged"):
         chosen("x")
     assert all((workload.rate is None) != (workload.concurrency is None) for workload in WORKLOADS.values())
 

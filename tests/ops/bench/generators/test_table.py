@@ -61,9 +61,9 @@ def test_what_one_more_costs_is_the_difference_of_two_sizes() -> None:
     )
     for line in (
         "| per request, while it runs | 250 |",
-        "| per request, all in | 500 |",
+        "| per request, in total | 500 |",
         "| per event, while it runs | 25 |",
-        "| per event, all in | 50 |",
+        "| per event, in total | 50 |",
         "| requests/s that would fill one core | 4,000 |",
         "| events/s that would fill one core | 40,000 |",
     ):
@@ -73,7 +73,7 @@ def test_what_one_more_costs_is_the_difference_of_two_sizes() -> None:
 def test_a_part_that_went_wrong_is_said_and_not_averaged() -> None:
     text = rendered(part_of("ours", "idle"), part_of("ours", "idle", 1, compared=0, p50=0.0, wrong=["no answer"]))
     assert "- WRONG ours idle, round 2: no answer" in text
-    assert "| not hogged | 1.00 / 2.00 |" in text
+    assert "| not slowed down | 1.00 / 2.00 |" in text
 
 
 # The command line
@@ -84,7 +84,7 @@ def test_unknown_names_are_refused_with_those_there_are(capsys: pytest.CaptureFi
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 2
-        assert "there are " in capsys.readouterr().err
+        assert "choose from " in capsys.readouterr().err
 
 
 def test_what_is_not_installed_is_said_before_anything_runs(
@@ -107,6 +107,6 @@ def test_parts_that_were_kept_make_the_table_again(tmp_path: Path, capsys: pytes
     path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in kept))
     assert main(["table", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "| loop hogged | ours | vllm | vllm is off |" in text
+    assert "| added to the loop | ours | vllm | vllm ÷ ours |" in text
     assert text.count("    a command") == 1
     assert "A machine; load average before the parts 0.0 (0.0–0.0)" in text

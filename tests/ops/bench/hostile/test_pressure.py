@@ -35,14 +35,14 @@ def test_every_attack_is_bounded() -> None:
 
 def test_a_row_says_growth_by_budget_and_what_is_left() -> None:
     row = Row("(x) y", before_mb=50, peak_mb=318.4, after_mb=60, budget_mb=megabytes("256MiB"))
-    row.health_well = (5, 6)
+    row.health_ok = (5, 6)
     row.health, row.health_ended, row.served, row.asked = 1.5, False, 3, 4
-    row.connected, row.attackers, row.told, row.note = 2, 9, {"503": 7}, "late"
+    row.connected, row.attackers, row.responses, row.note = 2, 9, {"503": 7}, "late"
     assert row.line() == "| (x) y | 50 | 318 | 60 | 1.00 | over 1.50 | 5 of 6 | 3 of 4 | 2 of 9 | 7 × 503; late |"
     assert "`--memory-budget 256MiB`" in markdown([row], "256MiB")
     row.budget_mb = 0
     assert "| – |" in row.line()
-    assert "does not know" in markdown([row], "256MiB")
+    assert "has no such setting" in markdown([row], "256MiB")
 
 
 @pytest.mark.parametrize(("text", "found"), [("256MiB", 268.435456), ("1GiB", 1073.741824), ("1000000", 1.0)])

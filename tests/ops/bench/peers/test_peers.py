@@ -177,7 +177,7 @@ def test_a_stream_must_come_whole_and_in_pieces(pieces: tuple[bytes, ...], said:
 def test_an_unknown_peer_is_refused_with_the_names_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["check", "envoy"])
-    assert "no peer envoy: there are nginx, haproxy" in capsys.readouterr().err
+    assert "unknown peer envoy: choose from nginx, haproxy" in capsys.readouterr().err
     with pytest.raises(KeyError, match="no peer 'envoy'"):
         peer("envoy")
 
