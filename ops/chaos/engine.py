@@ -165,11 +165,11 @@ class Engine:
         if path == "/health":
             return plain(b"")
         if path == CONTROL:
-            self._obey(json.loads(body))
+            self.obey(json.loads(body))
             return plain(b"{}")
         return plain(b'{"detail":"Not Found"}', "404 Not Found")
 
-    def _obey(self, order: dict[str, Any]) -> None:
+    def obey(self, order: dict[str, Any]) -> None:
         """Apply an order of the chaos run."""
         self.lies.extend(order.get("lies", ()))
         if "slow_gap" in order:

@@ -294,6 +294,6 @@ def test_a_request_that_is_missing_makes_the_part_wrong() -> None:
     said = Said(reported=[Reported("v-0", 101 * MS), Reported("v-1", 99 * MS)], failed=3)
     ended = Ended(0, [(0, 100), (1107 * MS, 300)], 1_000)
     part = judged(TOOLS["vllm"], SMALL, 1, log, said, ended, [])
-    assert part.wrong == ["2 of 5 requests could be compared, 3 failed"]
+    assert part.wrong == ["2 of 5 requests compared, 3 failed"]
     assert (part.error_ms, part.late_share, part.arrived_per_s) == ((1.0, 1.0, 1.0), 0.5, 1.0)
     assert (part.cpu_s, part.cpu_all_s) == (200 / 1e9, 900 / 1e9)

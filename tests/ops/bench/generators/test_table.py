@@ -64,8 +64,8 @@ def test_what_one_more_costs_is_the_difference_of_two_sizes() -> None:
         "| per request, in total | 500 |",
         "| per event, while it runs | 25 |",
         "| per event, in total | 50 |",
-        "| requests/s that would fill one core | 4,000 |",
-        "| events/s that would fill one core | 40,000 |",
+        "| requests/s that one core can do | 4,000 |",
+        "| events/s that one core can do | 40,000 |",
     ):
         assert line in text
 
