@@ -12,8 +12,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from proxy.access import Trusted, Urgency, caller_at, gate_for, revocation, scope_of
-from proxy.access.denylist import feeder_for
+from proxy.access import (
+    PriorityPolicy,
+    TrustedProxies,
+    access_policy_for,
+    caller_for_address,
+    revocation,
+    scope_of,
+)
+from proxy.access.denylist import ingest_for
 from proxy.access.ratelimit import Admission, admission_for
 from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
 from proxy.errors import place_of, words_of
@@ -23,23 +30,23 @@ from proxy.flights import (
     FlightGroup,
     Keyer,
     Kind,
-    Limits,
     Memory,
     Scheduler,
     Shapes,
+    StreamLimits,
     Watchdog,
     hash_of_cpu,
     memory_for,
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
-from proxy.flights.queue import Batcher, Tickets, callers_of, twin_of
+from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import Cache
-from proxy.resources import OnRedis, Prepared, Reload, Reloads, paths_of, prepare
+from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
 from proxy.server import (
-    Door,
     Flush,
     Gateway,
     LargeRequests,
+    Listener,
     Page,
     Sources,
     Times,
@@ -151,8 +158,8 @@ async def running(
         fleet.on_news(shapes.wake)
         group = FlightGroup(memory, shapes.waits)
         audit = Audit(log, metrics)
-        gate = gate_for(settings, prepared.rules, metrics, log, audit)
-        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
+        gate = access_policy_for(settings, prepared.rules, metrics, log, audit)
+        urgency = PriorityPolicy(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
         large = LargeRequests(
             settings,
             prepared.rules,
@@ -162,8 +169,8 @@ async def running(
             owner=lambda call: urgency.owner(call.caller, call.request),
         )
         stack.push_async_callback(large.close)
-        tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
-        batcher: Batcher[Flight] = Batcher(
+        tickets = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
+        batcher: RequestQueue[Flight] = RequestQueue(
             limit=settings.queue_limit,
             max_batch=settings.max_batch,
             window=settings.batch_window_ms / 1000,
@@ -179,7 +186,7 @@ async def running(
             learn=tickets.landed,
             backends=backends,
             cache=cache,
-            limits=Limits(
+            limits=StreamLimits(
                 first_token=settings.first_token_timeout,
                 token=settings.token_timeout,
                 total=settings.total_timeout,
@@ -192,7 +199,7 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
-            feeder=feeder_for(settings, prepared.rules, metrics, log, large.denied),
+            feeder=ingest_for(settings, prepared.rules, metrics, log, large.denied),
             lost=pulse.lost,
             passed=shapes.passed,
         )
@@ -204,7 +211,7 @@ async def running(
             metrics,
             log,
             stack,
-            identify=lambda request: caller_at(prepared.rules.identity.address(request)),
+            identify=lambda request: caller_for_address(prepared.rules.identity.address(request)),
             keyed=prepared.rules.identity.ring is not None,
         )
         keyer = Keyer(hash_of_cpu())
@@ -244,10 +251,12 @@ async def running(
             unfolded=shapes.unfolded,
         )
         await first_look(backends)
-        reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+        reload = (
+            EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+        )
         expiries = _certificates(prepared, metrics, log)
         files = _files(
-            Reloads(
+            FileReloads(
                 settings=settings,
                 live=prepared,
                 fleet=fleet,
@@ -284,13 +293,13 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        door = Door(
+        door = Listener(
             gateway.handle,
             max_connections=room.clients,
             max_header=settings.max_header_bytes,
             max_headers=settings.max_headers,
             max_head=settings.max_head_bytes,
-            proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
+            proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
             times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
             on_refused=metrics.connection_refused,
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
@@ -397,7 +406,7 @@ def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]
     return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
-def _files(reloads: Reloads, contents: Contents, audit: Audit) -> FileWatch:
+def _files(reloads: FileReloads, contents: Contents, audit: Audit) -> FileWatch:
     watched = reloads.watched()
     for file in watched:
         audit.watches(file.name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.flights.queue.timers import Alarms
+from proxy.flights.queue.timers import Timers
 from tests.clock import virtual
 
 
 @virtual
 async def test_each_goes_off_once_at_its_time_and_the_first_of_a_name_stays() -> None:
     loop = asyncio.get_running_loop()
-    alarms, heard = Alarms(loop), []
+    alarms, heard = Timers(loop), []
     alarms.set("late", 2.0, lambda: heard.append(("late", loop.time())))
     alarms.set("soon", 1.0, lambda: heard.append(("soon", loop.time())))
     alarms.set("soon", 0.5, lambda: heard.append(("again", loop.time())))
@@ -23,7 +23,7 @@ async def test_each_goes_off_once_at_its_time_and_the_first_of_a_name_stays() ->
 @virtual
 async def test_it_may_set_itself_anew() -> None:
     loop = asyncio.get_running_loop()
-    alarms, heard = Alarms(loop), []
+    alarms, heard = Timers(loop), []
 
     def then() -> None:
         heard.append(loop.time())
@@ -37,7 +37,7 @@ async def test_it_may_set_itself_anew() -> None:
 
 @virtual
 async def test_what_is_dropped_or_closed_is_silent() -> None:
-    alarms, heard = Alarms(asyncio.get_running_loop()), []
+    alarms, heard = Timers(asyncio.get_running_loop()), []
     for name in "abc":
         alarms.set(name, 1.0, lambda name=name: heard.append(name))  # type: ignore[misc]
     alarms.drop("a")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code
-from proxy.upstream.http.framing import Refused
-from proxy.upstream.http.response import MAX_HEAD, MAX_OVERHEAD, Answer
+from proxy.upstream.http.framing import InvalidResponse
+from proxy.upstream.http.response import MAX_HEAD, MAX_OVERHEAD, ResponseParser
 from tests.fault_cases import CHUNKED, HI, OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
 from tests.taker import Taker
 
@@ -27,7 +27,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
 def outcome(case: Case, reads: list[bytes]) -> Outcome:
     """As the connection would have it, without one: what is read after the end is surplus."""
     taker = Taker()
-    answer = Answer(taker, bodiless=case.method == "HEAD")
+    answer = ResponseParser(taker, bodiless=case.method == "HEAD")
     ended = more = False
     for read in reads:
         if ended:
@@ -35,7 +35,7 @@ def outcome(case: Case, reads: list[bytes]) -> Outcome:
             break
         try:
             ended = answer.feed(read)
-        except Refused:
+        except InvalidResponse:
             return Code.UPSTREAM_PROTOCOL
     framing = answer.framing
     if framing is None:
@@ -69,7 +69,7 @@ def test_any_chunks_give_their_body_and_end_where_they_end(
     coded = b"".join(b"0" * zeros + b"%x%b\r\n%b\r\n" % (len(c), e, c) for c, e, zeros in chunks)
     data = CHUNKED + coded + b"0\r\n" + b"".join(trailers) + b"\r\n"
     taker = Taker()
-    answer = Answer(taker, bodiless=False)
+    answer = ResponseParser(taker, bodiless=False)
     ends = [answer.feed(read) for read in split(data, cuts)]
     assert ends == [False] * (len(ends) - 1) + [True]
     assert (taker.data, answer.surplus) == (b"".join(c for c, _, _ in chunks), False)
@@ -79,18 +79,18 @@ def test_any_chunks_give_their_body_and_end_where_they_end(
 @given(st.binary(max_size=200), CUTS)
 def test_rubbish_raises_nothing_but_refused(rubbish: bytes, cuts: list[int]) -> None:
     for start in (b"", OK, CHUNKED, OK + b"Content-Length: "):
-        answer = Answer(Taker(), bodiless=False)
+        answer = ResponseParser(Taker(), bodiless=False)
         try:
             for read in split(start + rubbish, cuts):
                 if answer.feed(read):
                     break
-        except Refused:
+        except InvalidResponse:
             pass
 
 
 def test_the_chunks_of_one_read_are_one_call() -> None:
     taker = Taker()
-    answer = Answer(taker, bodiless=False)
+    answer = ResponseParser(taker, bodiless=False)
     answer.feed(CHUNKED + b"1\r\na\r\n" * 40)
     assert (taker.data, taker.reads) == (b"a" * 40, 1)
     answer.feed(b"1\r\nb\r\n1\r\nc")
@@ -99,15 +99,15 @@ def test_the_chunks_of_one_read_are_one_call() -> None:
 
 def test_what_came_before_a_fault_has_gone_out() -> None:
     taker = Taker()
-    answer = Answer(taker, bodiless=False)
-    with pytest.raises(Refused, match="chunk size"):
+    answer = ResponseParser(taker, bodiless=False)
+    with pytest.raises(InvalidResponse, match="chunk size"):
         answer.feed(CHUNKED + b"2\r\nhi\r\nzz\r\n")
     assert taker.data == b"hi"
 
 
 def test_a_trailer_does_not_become_a_header_that_was_handed_out() -> None:
     taker = Taker()
-    assert Answer(taker, bodiless=False).feed(CHUNKED + b"2\r\nhi\r\n0\r\nset-cookie: evil\r\n\r\n")
+    assert ResponseParser(taker, bodiless=False).feed(CHUNKED + b"2\r\nhi\r\n0\r\nset-cookie: evil\r\n\r\n")
     assert taker.headers == [("transfer-encoding", "chunked")]
 
 
@@ -117,11 +117,11 @@ def test_a_head_is_bounded_to_the_byte_and_interim_ones_count() -> None:
         for size, fits in ((rest, True), (rest + 1, False)):
             data = before + OK + b"X: " + b"y" * size + b"\r\n" + HI
             for reads in ([data], split(data, list(range(0, len(data), 1000)))):
-                answer = Answer(Taker(), bodiless=False)
+                answer = ResponseParser(Taker(), bodiless=False)
                 if fits:
                     assert any(answer.feed(read) for read in reads)
                 else:
-                    with pytest.raises(Refused, match="larger than"):
+                    with pytest.raises(InvalidResponse, match="larger than"):
                         for read in reads:
                             answer.feed(read)
 
@@ -129,16 +129,16 @@ def test_a_head_is_bounded_to_the_byte_and_interim_ones_count() -> None:
 @pytest.mark.parametrize("start", [b"1;", b"0\r\nx: ", b"0"])
 def test_chunks_that_are_all_framing_have_an_end(start: bytes) -> None:
     """An extension, a trailer or a size that never ends would be kept, or read, for ever."""
-    answer = Answer(Taker(), bodiless=False)
+    answer = ResponseParser(Taker(), bodiless=False)
     answer.feed(CHUNKED + b"1\r\na\r\n" + start)
-    with pytest.raises(Refused, match="no body"):
+    with pytest.raises(InvalidResponse, match="no body"):
         for _ in range(MAX_OVERHEAD // 1000 + 2):
             answer.feed(b"0" * 1000)
 
 
 def test_a_long_body_of_small_chunks_is_not_taken_for_framing() -> None:
     taker = Taker()
-    answer = Answer(taker, bodiless=False)
+    answer = ResponseParser(taker, bodiless=False)
     answer.feed(CHUNKED)
     for _ in range(MAX_OVERHEAD // 5 + 2):
         answer.feed(b"1;x")

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, Batcher
+from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, RequestQueue
 
 Item = tuple[str, int]
 
 
-def queue(limit: int, **more: Any) -> tuple[Batcher[Item], list[tuple[Item, GatewayError]]]:
+def queue(limit: int, **more: Any) -> tuple[RequestQueue[Item], list[tuple[Item, GatewayError]]]:
     """One whose items' owner is their first letter; what is pushed out is kept."""
     pushed: list[tuple[Item, GatewayError]] = []
     classes = {"H": HIGH, "L": LOW}
-    made: Batcher[Item] = Batcher(
+    made: RequestQueue[Item] = RequestQueue(
         limit=limit,
         max_batch=9,
         ticket=lambda item: Ticket(owner=item[0][0], priority=classes.get(item[0][-1], 1)),
@@ -32,12 +32,12 @@ def queue(limit: int, **more: Any) -> tuple[Batcher[Item], list[tuple[Item, Gate
     return made, pushed
 
 
-def fill(batcher: Batcher[Item], owner: str, count: int) -> None:
+def fill(batcher: RequestQueue[Item], owner: str, count: int) -> None:
     for n in range(count):
         batcher.offer((owner, n), 0.0, lookup=False)
 
 
-def refusal(batcher: Batcher[Item], item: Item) -> GatewayError:
+def refusal(batcher: RequestQueue[Item], item: Item) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
         batcher.offer(item, 0.0, lookup=False)
     return caught.value
@@ -108,7 +108,9 @@ def test_whoever_comes_none_has_less_than_its_share_because_of_another(owners: l
 def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_is_known() -> None:
     late = Ticket(deadline=5.0, latest=5.0)
     tickets = {"late": late}
-    batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
+    batcher: RequestQueue[str] = RequestQueue(
+        limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket())
+    )
     for n in range(30):
         batcher.offer(f"{n}", 0.0, lookup=False)
     batcher.offer("late", 0.0, lookup=False)  # nobody knows how long it takes
@@ -129,7 +131,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
 
 def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long_that_is() -> None:
     other = Ticket(owner="other")
-    batcher: Batcher[str] = Batcher(
+    batcher: RequestQueue[str] = RequestQueue(
         limit=100, max_batch=9, timeout=10.0, ticket=lambda item: other if item == "other" else Ticket()
     )
     for n in range(30):
@@ -147,7 +149,7 @@ def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.booleans()), max_size=40))
 def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[tuple[float, bool]]) -> None:
-    batcher: Batcher[int] = Batcher(limit=100, max_batch=9, timeout=10.0)
+    batcher: RequestQueue[int] = RequestQueue(limit=100, max_batch=9, timeout=10.0)
     assert batcher.next_overdue() == math.inf
     now, came, gone = 0.0, dict[int, float](), []
     for n, (passes, places) in enumerate(steps):
@@ -178,7 +180,7 @@ def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[t
 
 def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     ticket = Ticket(deadline=10.0, latest=10.0)
-    batcher: Batcher[str] = Batcher(limit=9, max_batch=9, ticket=lambda item: ticket)
+    batcher: RequestQueue[str] = RequestQueue(limit=9, max_batch=9, ticket=lambda item: ticket)
     for _ in range(MIN_PLACES - 1):
         batcher.served(None, 4.0)
     assert batcher.takes(None, FAST) == 0.0
@@ -198,7 +200,7 @@ def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
 
 
 def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> None:
-    batcher: Batcher[int] = Batcher(limit=100, max_batch=9)
+    batcher: RequestQueue[int] = RequestQueue(limit=100, max_batch=9)
     for n in range(20):
         batcher.offer(n, 0.0, lookup=False)
     for n in range(10):
@@ -218,7 +220,7 @@ def one(batcher: Any) -> Any:
 
 
 def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace() -> None:
-    batcher: Batcher[int] = Batcher(limit=100, max_batch=9)
+    batcher: RequestQueue[int] = RequestQueue(limit=100, max_batch=9)
     for n in range(20):
         batcher.offer(n, 0.0, lookup=False)
     left = iter(range(MIN_PLACES))
@@ -234,7 +236,9 @@ def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace
 
 def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
     tickets = {"late": Ticket(priority=LOW, deadline=1.0, latest=1.0)}
-    batcher: Batcher[str] = Batcher(limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket()))
+    batcher: RequestQueue[str] = RequestQueue(
+        limit=100, max_batch=9, ticket=lambda item: tickets.get(item, Ticket())
+    )
     for n in range(40):
         batcher.offer(f"{n}", 0.0, lookup=False)
     for n in range(MIN_PLACES):
@@ -248,7 +252,9 @@ def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
 
 
 def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> None:
-    batcher: Batcher[str] = Batcher(limit=9, max_batch=9, twin=lambda item: item[0] if item[0] != "x" else None)
+    batcher: RequestQueue[str] = RequestQueue(
+        limit=9, max_batch=9, twin=lambda item: item[0] if item[0] != "x" else None
+    )
     batcher.offer("a1", 0.0, lookup=False)
     batcher.offer("a2", 0.0, lookup=False, hold=True)
     batcher.offer("b1", 0.0, lookup=False)
@@ -269,7 +275,7 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
 
 
 def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_anew() -> None:
-    batcher: Batcher[int] = Batcher(limit=9, max_batch=9)
+    batcher: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
     for _ in range(MIN_PLACES):
         for pool in range(MAX_POOLS):
             batcher.served(f"{pool}", 4.0)
@@ -279,7 +285,7 @@ def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_ane
 
 
 def test_of_so_many_last_answers_the_times_are_known() -> None:
-    batcher: Batcher[int] = Batcher(limit=9, max_batch=9)
+    batcher: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
     batcher.served(None, 9.0)
     for _ in range(SERVED - 1):
         batcher.served(None, 1.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.client_ip import Trusted, client_address
+from proxy.access.client_ip import TrustedProxies, client_address
 
 LOCAL = ("127.0.0.0/8", "10.0.0.0/8", "::1/128")
 
@@ -39,12 +39,12 @@ LOCAL = ("127.0.0.0/8", "10.0.0.0/8", "::1/128")
 def test_the_nearest_untrusted_address(
     peer: str, forwarded: list[str], trusted: tuple[str, ...], found: str
 ) -> None:
-    assert client_address(peer, forwarded, Trusted(trusted)) == found
+    assert client_address(peer, forwarded, TrustedProxies(trusted)) == found
 
 
 @given(st.lists(st.text(max_size=40)), st.sampled_from(["10.0.0.1", "9.9.9.9", "unix"]))
 def test_no_header_moves_a_client_that_comes_directly_nor_breaks_anything(forwarded: list[str], peer: str) -> None:
-    found = client_address(peer, forwarded, Trusted(("10.0.0.0/8",)))
+    found = client_address(peer, forwarded, TrustedProxies(("10.0.0.0/8",)))
     assert len(found) <= 64
     if peer != "10.0.0.1":
         assert found == peer
@@ -53,5 +53,5 @@ def test_no_header_moves_a_client_that_comes_directly_nor_breaks_anything(forwar
 @given(st.ip_addresses().filter(lambda a: str(a) != "10.0.0.1"), st.lists(st.ip_addresses()))
 def test_what_a_client_puts_before_its_own_address_means_nothing(client: object, forged: list[object]) -> None:
     hops = ", ".join(map(str, [*forged, client]))
-    trusted = Trusted(("10.0.0.1",))
+    trusted = TrustedProxies(("10.0.0.1",))
     assert client_address("10.0.0.1", [hops], trusted) == client_address("10.0.0.1", [str(client)], trusted)

@@ -18,7 +18,7 @@ from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.server import respond
-from proxy.server.listener.listener import Door, DoorHandler
+from proxy.server.listener.listener import ClientConnection, Listener
 from proxy.server.listener.request import at_hand
 from tests.client import Answer, Connection, get, request_bytes
 from tests.engine_turn import PATIENCE
@@ -28,7 +28,7 @@ from tests.running import until
 
 READ = "aiohttp 3.14.5"
 START = "2e565fd40c8e04fb3afb481d5ba52691a61d28396573b4b8a4cf3b168782288e"
-"""Of `RequestHandler.start` as it was when `DoorHandler.start` was written to take its place."""
+"""Of `RequestHandler.start` as it was when `ClientConnection.start` was written to take its place."""
 
 ADVICE = f"""
 aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}).
@@ -52,8 +52,8 @@ async def refuse_all(request: web.BaseRequest) -> bool:
 
 
 async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
-    source = inspect.getsource(DoorHandler)
-    door = Door(refuse_all, max_connections=1, max_header=8190)
+    source = inspect.getsource(ClientConnection)
+    door = Listener(refuse_all, max_connections=1, max_header=8190)
     handler = door()
     parser = handler._parser
     owners: dict[str, object] = {"self": handler, "manager": door, "self._parser": parser}
@@ -66,7 +66,7 @@ async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
     ]
     assert missing == [], ADVICE
     # Were a name only ours, its writing would make it: it must be aiohttp's own.
-    ours = {name for name in names_used(source, "self") if name not in vars(DoorHandler)}
+    ours = {name for name in names_used(source, "self") if name not in vars(ClientConnection)}
     assert [name for name in sorted(ours) if not hasattr(RequestHandler, name)] == [], ADVICE
     assert {"_messages", "_waiter", "_task_handler"} <= ours
     assert "_task" in names_used(inspect.getsource(web.BaseRequest.__init__), "self"), ADVICE
@@ -94,9 +94,9 @@ async def hello(request: web.BaseRequest) -> bool:
 
 
 @asynccontextmanager
-async def serving(handler: Reply = hello, **changes: Any) -> AsyncIterator[tuple[str, Door]]:
+async def serving(handler: Reply = hello, **changes: Any) -> AsyncIterator[tuple[str, Listener]]:
     """A door on a free port, and what remains of it once it has closed: nothing."""
-    door = Door(handler, **({"max_connections": 10, "max_header": 8190} | changes))
+    door = Listener(handler, **({"max_connections": 10, "max_header": 8190} | changes))
     runner = web.ServerRunner(door, shutdown_timeout=PATIENCE)
     await runner.setup()
     try:
@@ -220,7 +220,7 @@ async def test_more_pipelined_offers_than_are_read_ahead_are_all_answered() -> N
 
 async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
     most = 0
-    handlers: list[Door] = []
+    handlers: list[Listener] = []
 
     async def slow(request: web.BaseRequest) -> bool:
         nonlocal most
@@ -324,7 +324,7 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
         await go.wait()
         return await hello(request)
 
-    door = Door(slow, max_connections=10, max_header=8190)
+    door = Listener(slow, max_connections=10, max_header=8190)
     runner = web.ServerRunner(door, shutdown_timeout=6 * PATIENCE)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -351,7 +351,7 @@ async def test_closing_does_not_wait_for_ever() -> None:
         await asyncio.get_running_loop().create_future()
         return True
 
-    door = Door(endless, max_connections=10, max_header=8190)
+    door = Listener(endless, max_connections=10, max_header=8190)
     server = await asyncio.get_running_loop().create_server(door, "127.0.0.1", 0)
     async with await Connection.open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
         await client.request("GET", "/one")

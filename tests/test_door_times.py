@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.access.client_ip import Trusted
+from proxy.access.client_ip import TrustedProxies
 from proxy.flights.flight import SLICE_BYTES
 from proxy.server import respond
 from proxy.server.listener.listener import SLICE_BYTES as READ_SLICE
-from proxy.server.listener.listener import TURN_BYTES, Door, DoorHandler
+from proxy.server.listener.listener import TURN_BYTES, ClientConnection, Listener
 from proxy.server.listener.timeouts import Times
 from tests.client import Connection, get, request_bytes
 from tests.running import until
@@ -59,7 +59,7 @@ async def test_a_head_that_never_ends_is_closed_at_its_time(part: bytes, kept: b
 
 
 async def test_a_proxy_opening_that_never_comes_is_closed_as_a_head_is() -> None:
-    async with serving(times=SOON, proxies=Trusted(("127.0.0.1",))) as (url, door):
+    async with serving(times=SOON, proxies=TrustedProxies(("127.0.0.1",))) as (url, door):
         for part in (b"", b"PROXY TCP4 1"):
             async with await Connection.open(url) as client:
                 await client.send(part)
@@ -144,8 +144,8 @@ async def test_silent_connections_make_room_for_one_that_asks() -> None:
     assert refused == []
 
 
-def handlers(door: Door) -> list[DoorHandler]:
-    return [one for one in door.connections if isinstance(one, DoorHandler)]
+def handlers(door: Listener) -> list[ClientConnection]:
+    return [one for one in door.connections if isinstance(one, ClientConnection)]
 
 
 async def test_a_request_under_way_is_never_closed_for_another() -> None:
@@ -219,13 +219,13 @@ async def test_a_client_whose_connection_s_task_raised_is_closed_at_once(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
     error = RuntimeError("the task of a connection")
 
-    async def fails(self: DoorHandler) -> None:
+    async def fails(self: ClientConnection) -> None:
         if late:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         raise error
 
-    monkeypatch.setattr(DoorHandler, "start", fails)
+    monkeypatch.setattr(ClientConnection, "start", fails)
     async with serving() as (url, door), await Connection.open(url) as client:
         await client.request("GET", "/one")
         assert await client.at_eof()

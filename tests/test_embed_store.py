@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from proxy.flights.embeddings.items import Item, Kind, Origin, Result
+from proxy.flights.embeddings.items import BatchKey, EmbeddingItem, Origin, Result
 from proxy.flights.embeddings.store import ItemStore
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Vector, envelope_of, take_apart
@@ -55,8 +55,8 @@ class Desk:
     def _looked(self) -> None:
         self.turns += 1
 
-    def add(self, name: str, *, fresh: bool = False) -> Item:
-        made = Item(name.encode(), Kind("m", b"", "text", ()), b'"a"', 1, fresh)
+    def add(self, name: str, *, fresh: bool = False) -> EmbeddingItem:
+        made = EmbeddingItem(name.encode(), BatchKey("m", b"", "text", ()), b'"a"', 1, fresh)
         self.store.add(made)
         return made
 
@@ -166,7 +166,7 @@ def test_without_redis_nothing_is_kept() -> None:
         None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None, lost=print, on_fault=print
     )
     parts = take_apart(BODY, 1)
-    item = Item(b"a", Kind("m", b"", "text", ()), b'"a"', 1, False)
+    item = EmbeddingItem(b"a", BatchKey("m", b"", "text", ()), b'"a"', 1, False)
     assert not store.add(item)
     store.keep(item, Result(envelope_of(parts), Vector.of(parts.data[0]), 3), lambda: settled.append(1))
     assert settled == [1]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from tests.clock import run_virtual, virtual
@@ -25,7 +25,7 @@ class Exchange:
     """A feeder that is watched, and when it ended as what."""
 
     def __init__(
-        self, watch: Watch, limits: Limits, *, mode: Mode = Mode.STREAM, key: bytes | None = b"k"
+        self, watch: Timeouts, limits: StreamLimits, *, mode: Mode = Mode.STREAM, key: bytes | None = b"k"
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.over: asyncio.Future[GatewayError | None] = self.loop.create_future()
@@ -34,7 +34,7 @@ class Exchange:
         self.flight = Flight(Plan("POST", "/", b"", mode, "r", key=key), self.loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
-        self.feeder = Feeder(self.flight, limits, watch, self.ended)
+        self.feeder = Ingest(self.flight, limits, watch, self.ended)
 
     def ended(self, error: GatewayError | None) -> None:
         self.endings.append((self.loop.time(), error))
@@ -49,29 +49,29 @@ class Exchange:
         return when, error.code if error is not None else None
 
 
-def late(limits: Limits) -> float:
+def late(limits: StreamLimits) -> float:
     """By how much a limit may be overrun, in seconds; the loop's own clock has a grain."""
     bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit]
     return min(1.0, min(bounds) / 10) + 1e-6
 
 
 LIMITS = [
-    Limits(first_token=5.0, token=2.0, total=60.0),
-    Limits(first_token=300.0, token=60.0, total=1800.0),
-    Limits(first_token=0.1, token=0.05, total=0.3),
-    Limits(first_token=30.0, token=20.0, total=100.0),
+    StreamLimits(first_token=5.0, token=2.0, total=60.0),
+    StreamLimits(first_token=300.0, token=60.0, total=1800.0),
+    StreamLimits(first_token=0.1, token=0.05, total=0.3),
+    StreamLimits(first_token=30.0, token=20.0, total=100.0),
 ]
 
 
-def in_time(when: float, due: float, limits: Limits) -> bool:
+def in_time(when: float, due: float, limits: StreamLimits) -> bool:
     return due <= when <= due + late(limits)
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
 @pytest.mark.parametrize("head", [False, True])
 @virtual
-async def test_no_first_token_is_seen_in_time(limits: Limits, head: bool) -> None:
-    watch = Watch(limits, asyncio.get_running_loop())
+async def test_no_first_token_is_seen_in_time(limits: StreamLimits, head: bool) -> None:
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     if head:
         exchange.feeder.head(200, SSE)
@@ -83,8 +83,8 @@ async def test_no_first_token_is_seen_in_time(limits: Limits, head: bool) -> Non
 
 @pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
 @virtual
-async def test_no_further_token_is_seen_in_time(limits: Limits) -> None:
-    watch = Watch(limits, asyncio.get_running_loop())
+async def test_no_further_token_is_seen_in_time(limits: StreamLimits) -> None:
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     exchange.feeder.head(200, SSE)
     for _ in range(2):
@@ -98,8 +98,8 @@ async def test_no_further_token_is_seen_in_time(limits: Limits) -> None:
 
 @pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: f"{limits.token:g} s")
 @virtual
-async def test_an_answer_that_never_ends_is_seen_in_time(limits: Limits) -> None:
-    watch = Watch(limits, asyncio.get_running_loop())
+async def test_an_answer_that_never_ends_is_seen_in_time(limits: StreamLimits) -> None:
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     exchange.feeder.head(200, SSE)
     while not exchange.over.done():
@@ -113,8 +113,8 @@ async def test_an_answer_that_never_ends_is_seen_in_time(limits: Limits) -> None
 
 @virtual
 async def test_one_body_is_as_late_as_its_last_token_may_be() -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, mode=Mode.WHOLE)
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOTAL_TIMEOUT
@@ -122,10 +122,10 @@ async def test_one_body_is_as_late_as_its_last_token_may_be() -> None:
     watch.close()
 
 
-def lagging() -> tuple[Limits, Watch, Exchange]:
+def lagging() -> tuple[StreamLimits, Timeouts, Exchange]:
     """An exchange that has had a frame and is held back, as its reader lags."""
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, key=None)
     exchange.feeder.head(200, SSE)
     exchange.feeder.body(FRAME)
@@ -156,8 +156,8 @@ async def test_held_or_not_the_whole_answer_has_its_limit() -> None:
 
 @virtual
 async def test_a_limit_of_nothing_is_none() -> None:
-    limits = Limits(first_token=0.0, token=2.0, total=0.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=0.0, token=2.0, total=0.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     await asyncio.sleep(10_000.0)
     exchange.feeder.head(200, SSE)
@@ -185,14 +185,14 @@ class Counting:
         return sum(not timer.cancelled() and timer.when() > now for timer in self.timers)
 
 
-def counted(limits: Limits) -> tuple[Watch, Counting]:
+def counted(limits: StreamLimits) -> tuple[Timeouts, Counting]:
     counting = Counting(asyncio.get_running_loop())
-    return Watch(limits, counting), counting  # type: ignore[arg-type]
+    return Timeouts(limits, counting), counting  # type: ignore[arg-type]
 
 
 @virtual
 async def test_with_no_limit_at_all_there_is_no_timer() -> None:
-    limits = Limits(first_token=0.0, token=0.0, total=0.0)
+    limits = StreamLimits(first_token=0.0, token=0.0, total=0.0)
     watch, counting = counted(limits)
     Exchange(watch, limits).feeder.close()
     assert counting.timers == []
@@ -200,7 +200,7 @@ async def test_with_no_limit_at_all_there_is_no_timer() -> None:
 
 @virtual
 async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched() -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch, counting = counted(limits)
     exchanges = [Exchange(watch, limits) for _ in range(20)]
     for _ in range(10):
@@ -221,7 +221,7 @@ async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched(
 
 @virtual
 async def test_a_watch_that_is_closed_leaves_no_timer() -> None:
-    limits = Limits()
+    limits = StreamLimits()
     watch, counting = counted(limits)
     exchange = Exchange(watch, limits)
     watch.close()
@@ -232,10 +232,10 @@ async def test_a_watch_that_is_closed_leaves_no_timer() -> None:
 @pytest.mark.parametrize("how", ["landed", "failed", "closed"])
 @virtual
 async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
-    looked: list[Feeder] = []
-    monkeypatch.setattr(Feeder, "look", lambda feeder: looked.append(feeder))
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
+    looked: list[Ingest] = []
+    monkeypatch.setattr(Ingest, "look", lambda feeder: looked.append(feeder))
     one, other = Exchange(watch, limits), Exchange(watch, limits)
     one.feeder.head(200, SSE)
     if how == "landed":
@@ -252,8 +252,8 @@ async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.M
 
 @virtual
 async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchanges = [Exchange(watch, limits) for _ in range(3)]
 
     def all_close() -> None:
@@ -268,8 +268,8 @@ async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
     watch.close()
 
 
-async def pace(gaps: list[float], limits: Limits) -> None:
-    watch = Watch(limits, asyncio.get_running_loop())
+async def pace(gaps: list[float], limits: StreamLimits) -> None:
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     exchange.feeder.head(200, SSE)
     due, last = limits.first_token, 0.0
@@ -289,44 +289,44 @@ async def pace(gaps: list[float], limits: Limits) -> None:
 
 @given(st.lists(st.floats(0.01, 8.0), max_size=20))
 def test_at_whatever_pace_tokens_come_the_first_limit_that_is_over_ends_it(gaps: list[float]) -> None:
-    run_virtual(pace(gaps, Limits(first_token=5.0, token=2.0, total=9.0)))
+    run_virtual(pace(gaps, StreamLimits(first_token=5.0, token=2.0, total=9.0)))
 
 
 @virtual
 async def test_an_error_in_one_exchange_s_clock_is_told_and_stops_no_other_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = Limits(first_token=5.0, token=2.0, total=60.0)
+    limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     faults: list[BaseException] = []
-    watch = Watch(limits, asyncio.get_running_loop(), lambda where, error: faults.append(error))
+    watch = Timeouts(limits, asyncio.get_running_loop(), lambda where, error: faults.append(error))
     broken, fine = Exchange(watch, limits), Exchange(watch, limits)
-    look, fault = Feeder.look, RuntimeError("ours")
+    look, fault = Ingest.look, RuntimeError("ours")
 
-    def looks(feeder: Feeder) -> None:
+    def looks(feeder: Ingest) -> None:
         if feeder is broken.feeder:
             raise fault
         look(feeder)
 
-    monkeypatch.setattr(Feeder, "look", looks)
+    monkeypatch.setattr(Ingest, "look", looks)
     when, code = await fine.at()
     assert code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
     assert in_time(when, limits.first_token, limits)
     assert set(faults) == {fault}
-    monkeypatch.setattr(Feeder, "look", look)  # its own clock goes on too
+    monkeypatch.setattr(Ingest, "look", look)  # its own clock goes on too
     assert (await broken.at())[1] is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
     watch.close()
 
 
 @virtual
 async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> None:
-    limits = Limits(first_token=0.0, token=0.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=0.0, token=0.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     first = Exchange(watch, limits)
     first.flight.times.dispatched = asyncio.get_running_loop().time()
     await asyncio.sleep(50.0)
     first.feeder.close()
     over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
-    Feeder(first.flight, limits, watch, over.set_result)
+    Ingest(first.flight, limits, watch, over.set_result)
     error = await over
     assert error is not None
     assert error.code is Code.UPSTREAM_TOTAL_TIMEOUT
@@ -336,8 +336,8 @@ async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> Non
 
 @virtual
 async def test_the_clock_of_a_passed_through_body_begins_with_its_head() -> None:
-    limits = Limits(first_token=50.0, token=2.0, total=60.0)
-    watch = Watch(limits, asyncio.get_running_loop())
+    limits = StreamLimits(first_token=50.0, token=2.0, total=60.0)
+    watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, mode=Mode.RAW)
     await asyncio.sleep(10.0)
     exchange.feeder.head(200, [("content-type", "text/plain")])

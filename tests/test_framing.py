@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.upstream.http.framing import MAX_HEADERS, Framing, Kind, Refused, framing_of
+from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
 
 LENGTH, CHUNKED = ("content-length", "5"), ("transfer-encoding", "chunked")
 CLOSE, ALIVE = ("connection", "close"), ("connection", "keep-alive")
@@ -69,5 +69,5 @@ def test_an_answer_to_head_has_no_body_whatever_it_says(headers: list[tuple[str,
 def test_what_could_be_read_in_two_ways_is_refused(
     version: str, status: int, headers: list[tuple[str, str]], why: str
 ) -> None:
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(InvalidResponse, match=why):
         framing_of(version, status, headers)

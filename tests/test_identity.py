@@ -11,8 +11,8 @@ from multidict import CIMultiDict
 
 from proxy.access.api_keys import KeyRing, hash_of
 from proxy.access.caller import Caller
-from proxy.access.client_ip import Trusted
-from proxy.access.identity import Identity, tenant
+from proxy.access.client_ip import TrustedProxies
+from proxy.access.identity import Authenticator, tenant
 from proxy.errors import Code, GatewayError
 
 
@@ -45,7 +45,7 @@ def asked(*headers: tuple[str, str], peer: object = ("9.9.9.9", 1)) -> web.BaseR
     ],
 )
 def test_without_keys_a_caller_is_an_address(peer: object, trusted: Sequence[str], found: str) -> None:
-    identity = Identity(None, Trusted(trusted))
+    identity = Authenticator(None, TrustedProxies(trusted))
     headers = (("X-Forwarded-For", "1.1.1.1"), ("X-Forwarded-For", "2.2.2.2"), ("Authorization", "Bearer x"))
     caller = identity.identify(asked(*headers, peer=peer))
     assert (caller.id, caller.name, caller.models) == (found, "", None)
@@ -55,7 +55,7 @@ def test_without_keys_a_caller_is_an_address(peer: object, trusted: Sequence[str
 
 def test_with_keys_a_caller_is_the_key_s_owner_whatever_the_address() -> None:
     owner = Caller(id="a", name="team-a")
-    identity = Identity(KeyRing({hash_of("k"): owner}), Trusted())
+    identity = Authenticator(KeyRing({hash_of("k"): owner}), TrustedProxies())
     assert identity.identify(asked(("Authorization", "Bearer k"))) is owner
     with pytest.raises(GatewayError) as e:
         identity.identify(asked(("Authorization", "Bearer K")))

@@ -9,7 +9,7 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
-from proxy.upstream.concurrency import Pacer
+from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.retry import RetryRules
 from tests.clock import virtual
 from tests.test_journey import FRAME
@@ -129,7 +129,7 @@ async def test_a_probe_that_began_well_and_is_cut_speaks_against_its_engine_all_
 async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> None:
     trip = Trip(kept=1, room=9)
     engine = trip.backends.all[0]
-    engine.pacer = Pacer()
+    engine.pacer = AdaptiveLimit()
     trip.backends.seen_bad(trip.journey.lease, "it broke")
     trip.journey.begin()
     wire = trip.engines[0].wire
@@ -144,7 +144,7 @@ async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> N
 async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None:
     left: list[float] = []
 
-    class Told(Pacer):
+    class Told(AdaptiveLimit):
         def left(self, sent: float, now: float) -> None:
             left.append(now - sent)
 

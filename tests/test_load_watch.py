@@ -10,8 +10,8 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend
 from proxy.upstream.http.pool import Pool
-from proxy.upstream.load import Report
-from proxy.upstream.load_poller import SILENT, TIMEOUT, LoadWatch
+from proxy.upstream.load import LoadReport
+from proxy.upstream.load_poller import SILENT, TIMEOUT, LoadPoller
 from tests.clock import virtual
 from tests.test_load import PAGE
 
@@ -39,8 +39,8 @@ def engine(answer: Any, *, up: bool | None = True) -> tuple[Backend, Page]:
     return Backend(f"e{id(page)}", cast(Pool, page), 9, up=up), page
 
 
-def watch(*engines: Backend, **more: Any) -> LoadWatch:
-    return LoadWatch(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time, **more)
+def watch(*engines: Backend, **more: Any) -> LoadPoller:
+    return LoadPoller(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time, **more)
 
 
 @virtual
@@ -50,7 +50,7 @@ async def test_each_engine_s_report_becomes_its_load() -> None:
     await watch(busy, idle).look()
     assert busy.reported == pytest.approx(9 + 4 + 4)
     assert idle.reported == 0.0
-    assert busy.report == Report(5.0, 4.0, 0.9)
+    assert busy.report == LoadReport(5.0, 4.0, 0.9)
 
 
 @virtual

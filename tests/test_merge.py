@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flights.merging.twins import RECENT_SECONDS, Recent, choices_asked, mergeable, merged_body, twin_key
-from proxy.wire.openai import Ask, Endpoint, decode
+from proxy.flights.merging.twins import (
+    RECENT_SECONDS,
+    RecentPrompts,
+    choices_asked,
+    mergeable,
+    merged_body,
+    twin_key,
+)
+from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
+def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     hi: object = [{"role": "user", "content": "hi"}] if endpoint == "chat" else "hi"
     return decode(endpoint, json.dumps({"model": "m1", prompt: hi, **fields}).encode())
@@ -80,7 +87,7 @@ def test_the_request_for_all_is_the_first_ones_with_n_and_each_choices_usage() -
 
 
 def test_a_prompt_is_remembered_for_a_second_and_no_more_than_so_many_are() -> None:
-    recent = Recent()
+    recent = RecentPrompts()
     assert not recent.seen(b"a", 0.0)
     assert recent.seen(b"a", RECENT_SECONDS)
     assert not recent.seen(b"a", 2.1 * RECENT_SECONDS)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.concurrency import MOST, QUEUE_SHARE, Pacer
-from proxy.upstream.load import Report
+from proxy.upstream.concurrency import MOST, QUEUE_SHARE, AdaptiveLimit
+from proxy.upstream.load import LoadReport
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Simulated:
     waiting: list[float] = field(default_factory=list)  # when each came
     now: float = 0.0
 
-    def second(self, pacer: Pacer, limit: int, demand: int = 10**6) -> int:
+    def second(self, pacer: AdaptiveLimit, limit: int, demand: int = 10**6) -> int:
         """One second, and the pacer's tick after it."""
         reached = False
         for _ in range(10):
@@ -38,7 +38,7 @@ class Simulated:
                 pacer.answered(self.waiting.pop(0), self.now + self.base)
                 self.running.append(self.steps)
             self.now += 0.1
-        report = Report(float(len(self.running)), float(len(self.waiting)), 0.5) if self.reports else None
+        report = LoadReport(float(len(self.running)), float(len(self.waiting)), 0.5) if self.reports else None
         return pacer.tick(self.now, reached=reached, report=report)
 
 
@@ -48,7 +48,7 @@ class Simulated:
     [(1, True), (16, True), (2000, True), (1, False), (16, False)],  # silent from above: the test after this one
 )
 def test_it_finds_what_the_engine_takes_from_below_and_from_above(start: int, places: int, reports: bool) -> None:
-    engine, pacer = Simulated(places, reports=reports), Pacer(start)
+    engine, pacer = Simulated(places, reports=reports), AdaptiveLimit(start)
     limits = [start]
     for _ in range(120):
         limits.append(engine.second(pacer, limits[-1]))
@@ -59,7 +59,7 @@ def test_it_finds_what_the_engine_takes_from_below_and_from_above(start: int, pl
 
 @pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
 def test_it_follows_an_engine_that_gets_slower_and_faster(reports: bool) -> None:
-    engine, pacer = Simulated(64, reports=reports), Pacer()
+    engine, pacer = Simulated(64, reports=reports), AdaptiveLimit()
     limit = pacer.limit
     for places in (64, 16, 64):
         engine.places = places
@@ -70,7 +70,7 @@ def test_it_follows_an_engine_that_gets_slower_and_faster(reports: bool) -> None
 
 @pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
 def test_quiet_times_teach_it_nothing(reports: bool) -> None:
-    engine, pacer = Simulated(64, reports=reports), Pacer()
+    engine, pacer = Simulated(64, reports=reports), AdaptiveLimit()
     limit = pacer.limit
     for _ in range(60):
         limit = engine.second(pacer, limit)
@@ -86,14 +86,14 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
     start: int, reports: bool
 ) -> None:
     """Its first token takes 20 ms for each request under way: 50 of them take a second."""
-    pacer, limit, now = Pacer(start, objective=1.0), start, 0.0
+    pacer, limit, now = AdaptiveLimit(start, objective=1.0), start, 0.0
     limits = []
     for _ in range(120):
         for n in range(20):
             sent = now + n / 20
             pacer.answered(sent, sent + 0.02 * limit)
         now += 1.0
-        limit = pacer.tick(now, reached=True, report=Report(float(limit), 0.0, 0.1) if reports else None)
+        limit = pacer.tick(now, reached=True, report=LoadReport(float(limit), 0.0, 0.1) if reports else None)
         limits.append(limit)
     if reports:
         assert min(limits[-40:]) >= 30, limits
@@ -101,17 +101,17 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
 
 
 def test_clients_that_leave_for_want_of_a_first_token_speak_too() -> None:
-    pacer = Pacer(32, objective=1.0)
+    pacer = AdaptiveLimit(32, objective=1.0)
     for n in range(5):
         pacer.left(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
-    assert pacer.tick(1.0, reached=True, report=Report(32.0, 0.0, 0.1)) == 16
-    plain = Pacer(32)
+    assert pacer.tick(1.0, reached=True, report=LoadReport(32.0, 0.0, 0.1)) == 16
+    plain = AdaptiveLimit(32)
     plain.left(0.0, 1e6)  # nothing is known of what it should take
     assert plain.tick(1.0, reached=True, report=None) == 32
 
 
 def test_one_slow_prompt_does_not_cut_it() -> None:
-    pacer = Pacer(32)
+    pacer = AdaptiveLimit(32)
     for _ in range(10):
         for ttft in (0.05, 0.05, 0.05, 0.06, 9.0):
             pacer.answered(0.0, ttft)
@@ -120,12 +120,12 @@ def test_one_slow_prompt_does_not_cut_it() -> None:
 
 
 def test_a_full_cache_cuts_below_what_runs() -> None:
-    pacer = Pacer(100)
-    assert pacer.tick(0.0, reached=True, report=Report(50.0, 0.0, 0.99)) == 45
+    pacer = AdaptiveLimit(100)
+    assert pacer.tick(0.0, reached=True, report=LoadReport(50.0, 0.0, 0.99)) == 45
 
 
 def test_with_nothing_seen_nothing_changes() -> None:
-    pacer = Pacer(7)
+    pacer = AdaptiveLimit(7)
     for _ in range(5):
         assert pacer.tick(0.0, reached=True, report=None) == 7
 
@@ -136,7 +136,7 @@ def test_with_nothing_seen_nothing_changes() -> None:
             st.booleans(),
             st.one_of(
                 st.none(),
-                st.builds(Report, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)),
+                st.builds(LoadReport, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)),
             ),
             st.lists(st.floats(0, 1e4), max_size=5),
         ),
@@ -144,9 +144,9 @@ def test_with_nothing_seen_nothing_changes() -> None:
     )
 )
 def test_whatever_is_seen_it_stays_within_its_bounds(
-    ticks: list[tuple[bool, Report | None, list[float]]],
+    ticks: list[tuple[bool, LoadReport | None, list[float]]],
 ) -> None:
-    pacer = Pacer()
+    pacer = AdaptiveLimit()
     for reached, report, ttfts in ticks:
         for ttft in ttfts:
             pacer.answered(0.0, ttft)
@@ -162,7 +162,7 @@ def test_what_an_engine_queues_decides_at_its_bounds() -> None:
     room = math.ceil(QUEUE_SHARE * 32)
 
     def tick(waiting: int, *, reached: bool = True) -> int:
-        return Pacer(100).tick(0.0, reached=reached, report=Report(32.0, float(waiting), 0.1))
+        return AdaptiveLimit(100).tick(0.0, reached=reached, report=LoadReport(32.0, float(waiting), 0.1))
 
     assert tick(room) == 200
     assert tick(room, reached=False) == 100

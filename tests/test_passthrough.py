@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.config.settings import Settings
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
 from tests.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.engine import Engine, Turn
@@ -239,12 +239,12 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
     request = SimpleNamespace(body_exists=bool(body), headers=head, path="/v1/a/b")
     limits: list[int] = []
 
-    async def read(call: Call, *, json: bool, limit: int = 0) -> bytes:
+    async def read(call: RequestContext, *, json: bool, limit: int = 0) -> bytes:
         limits.append(limit)
         return body
 
     settings = Settings()
-    found = Call(request=cast(web.BaseRequest, request), id="r")
+    found = RequestContext(request=cast(web.BaseRequest, request), id="r")
     assert await PassThrough(settings, read, None, None, None).read(found) == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing_of
-from proxy.wire.openai import Ask, Endpoint, decode
+from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 UNSTORED = Sharing(shared=True, storable=False)
 SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
 MERGED = Sharing(shared=False, merge=True)
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
+def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     return decode(endpoint, json.dumps({"model": "m1", prompt: [], **fields}).encode())
 

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.resources import Reload
+from proxy.resources import EngineReload
 from proxy.telemetry.log import Log
 from tests.running import lines, until
 
@@ -30,7 +30,7 @@ class Bench:
         self.applied: list[Sequence[str]] = []
         self.go = asyncio.Event()
         self.log = Log(os.open(path, os.O_WRONLY | os.O_CREAT))
-        self.reload = Reload(self.settings, self.reads, self.apply, self.log)
+        self.reload = EngineReload(self.settings, self.reads, self.apply, self.log)
 
     def reads(self) -> Settings:
         if isinstance(self.gives, SettingsError):

@@ -8,18 +8,18 @@ import pytest
 from multidict import CIMultiDict
 
 from proxy.errors import Code, GatewayError
-from proxy.server.context import Call
-from proxy.server.handlers.status import Plain
+from proxy.server.context import RequestContext
+from proxy.server.handlers.status import StatusHandlers
 from proxy.server.routes import Routes
 
 
 class FakePlain:
     """Handlers that nobody calls here."""
 
-    async def model(self, call: Call) -> None: ...
-    async def server(self, call: Call) -> None: ...
+    async def model(self, call: RequestContext) -> None: ...
+    async def server(self, call: RequestContext) -> None: ...
 
-    def other(self, call: Call, takes: str) -> str:
+    def other(self, call: RequestContext, takes: str) -> str:
         return f"other than {takes}"
 
 
@@ -32,7 +32,7 @@ def routes(*, admin: bool) -> tuple[Routes, FakePlain]:
     plain = FakePlain()
     public: Any = {path: ("GET", path[1:], path) for path in ("/health", "/ready")}
     public["/chat"] = ("POST", "chat", "chat")
-    made = Routes(public, cast(Plain, plain), None, cast(Any, "passed"), admin=admin)
+    made = Routes(public, cast(StatusHandlers, plain), None, cast(Any, "passed"), admin=admin)
     made.serve("/metrics", "GET", "metrics", cast(Any, "metrics"))
     return made, plain
 
@@ -41,7 +41,7 @@ def found(
     made: Routes, method: str, path: str, *, admin: bool = False, headers: dict[str, str] | None = None
 ) -> Any:
     request = cast(Any, FakeRequest(method, path, headers))
-    return made.find(Call(request=request, id="r", admin=admin))
+    return made.find(RequestContext(request=request, id="r", admin=admin))
 
 
 def test_a_path_takes_its_method_and_head_where_that_is_get() -> None:

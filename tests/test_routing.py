@@ -28,7 +28,7 @@ from proxy.upstream.routing import (
     mixed,
     router,
 )
-from proxy.wire.openai import Ask, decode
+from proxy.wire.openai import ApiRequest, decode
 
 
 @dataclass
@@ -156,7 +156,7 @@ def test_where_those_below_the_bound_are_full_the_least_busy_with_room_gets_it()
     assert Rendezvous(BOUND).choose([one, other], 5) is other
 
 
-def chat(*messages: tuple[str, str], **more: object) -> Ask:
+def chat(*messages: tuple[str, str], **more: object) -> ApiRequest:
     body = {"model": "m", "messages": [{"role": r, "content": c} for r, c in messages]} | more
     return decode("chat", msgspec.json.encode(body))
 

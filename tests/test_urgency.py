@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from proxy.access.caller import Caller
-from proxy.access.priority import Urgency, timeout_of
+from proxy.access.priority import PriorityPolicy, parse_request_timeout
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.errors import Code, GatewayError
 
@@ -20,8 +20,8 @@ def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Cal
     return caller, make_mocked_request("POST", "/", headers=headers)
 
 
-def urgency(top: int = NORMAL) -> Urgency:
-    return Urgency(top, lambda request: "192.0.2.1")
+def urgency(top: int = NORMAL) -> PriorityPolicy:
+    return PriorityPolicy(top, lambda request: "192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
         asked.append(request)
         return "192.0.2.1"
 
-    known = Urgency(NORMAL, address)
+    known = PriorityPolicy(NORMAL, address)
     assert known.owner(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
     owner = known.owner(*call())
     assert asked == []
@@ -67,4 +67,4 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
     ("given", "seconds"), [(None, math.inf), ("1", 1.0), (" 0.25 ", 0.25), ("86400", 86400.0)]
 )
 def test_a_timeout_is_a_plain_number_of_seconds(given: str | None, seconds: float) -> None:
-    assert timeout_of(given) == seconds
+    assert parse_request_timeout(given) == seconds

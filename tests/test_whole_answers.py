@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from proxy.app import App
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
@@ -403,8 +403,8 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []
-        watch = Watch(Limits(), loop)
-        feeder = Feeder(flight, Limits(), watch, ends.append)
+        watch = Timeouts(StreamLimits(), loop)
+        feeder = Ingest(flight, StreamLimits(), watch, ends.append)
         feeder.head(200, [("content-type", "text/event-stream")])
         at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
         for start, end in pairwise(at):

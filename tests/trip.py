@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import cast
 
 from proxy.errors import GatewayError
-from proxy.flights.exchange import Journey, Road
+from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Limits, Watch
+from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.plan import Mode, Plan
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
@@ -129,11 +129,11 @@ class Trip:
         self.metrics = Metrics()
         self.tasks: set[asyncio.Task[None]] = set()
         self.arrivals: list[GatewayError | None] = []
-        limits = Limits()
+        limits = StreamLimits()
         self.faults: list[BaseException] = []
-        self.watch = Watch(limits, loop, self.fault)
+        self.watch = Timeouts(limits, loop, self.fault)
         self.budget = budget or Budget()
-        road = Road(
+        road = ExchangeContext(
             backends=self.backends,
             limits=limits,
             watch=self.watch,
@@ -149,12 +149,12 @@ class Trip:
         self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.journey = Journey(self.flight, lease, road)
+        self.journey = Exchange(self.flight, lease, road)
 
     def fault(self, where: str, error: BaseException) -> None:
         self.faults.append(error)
 
-    def arrived(self, journey: Journey, error: GatewayError | None) -> None:
+    def arrived(self, journey: Exchange, error: GatewayError | None) -> None:
         """As the scheduler does."""
         assert journey is self.journey
         self.arrivals.append(error)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
+from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
@@ -48,35 +48,42 @@ ID_WITHIN: Final = 1024  # bytes of a body's beginning in which its id is looked
 GONE_SECONDS: Final = 5.0
 """How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
 
-MakeFeeder = Callable[
-    [Flight, Limits, Watch, Callable[[GatewayError | None], None], OnHead | None, Callable[[], None] | None],
-    Feeder,
+MakeIngest = Callable[
+    [
+        Flight,
+        StreamLimits,
+        Timeouts,
+        Callable[[GatewayError | None], None],
+        OnHead | None,
+        Callable[[], None] | None,
+    ],
+    Ingest,
 ]
 
 
 @dataclass(slots=True, kw_only=True)
-class Road:
+class ExchangeContext:
     """What every journey needs."""
 
     backends: Backends
-    limits: Limits
-    watch: Watch
+    limits: StreamLimits
+    watch: Timeouts
     metrics: Metrics
     own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
-    arrived: Callable[[Journey, GatewayError | None], None]
+    arrived: Callable[[Exchange, GatewayError | None], None]
     """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
     later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; what it gives can be cancelled
     fault: Fault  # is told of an error of ours
     retry: RetryRules
     budget: Budget
-    requeue: Callable[[Journey], bool] = lambda journey: False
+    requeue: Callable[[Exchange], bool] = lambda journey: False
     """Takes a journey that has no engine for its next attempt back to the head of the queue, which calls `resume`;
     False: there is no queue any more."""
     jitter: Callable[[], float] = random.random
-    feeder: MakeFeeder = Feeder
+    feeder: MakeIngest = Ingest
 
 
-class Journey:
+class Exchange:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
@@ -84,10 +91,10 @@ class Journey:
         "_tried", "_waiting", "feeder", "flight", "lease",
     )  # fmt: skip
 
-    def __init__(self, flight: Flight, lease: Lease, road: Road) -> None:
+    def __init__(self, flight: Flight, lease: Lease, road: ExchangeContext) -> None:
         self.flight = flight
         self.lease = lease
-        self.feeder: Feeder | None = None
+        self.feeder: Ingest | None = None
         self._road = road
         self._tried: set[Backend] = set()
         self._left = road.retry.retries

@@ -12,17 +12,17 @@ from typing import Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights import stored as kept
-from proxy.flights.exchange import Journey, MakeFeeder, Road
+from proxy.flights.exchange import Exchange, ExchangeContext, MakeIngest
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Feeder, Limits, Watch
-from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import NOT_DONE, Merger
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
 from proxy.flights.queue.metrics import QueueMetrics
-from proxy.flights.queue.request_queue import Batcher
-from proxy.flights.queue.timers import Alarms
+from proxy.flights.queue.request_queue import RequestQueue
+from proxy.flights.queue.timers import Timers
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
 from proxy.telemetry import Fault, Metrics, contained, internal, raised
@@ -43,17 +43,17 @@ class Scheduler:
         self,
         *,
         group: FlightGroup,
-        batcher: Batcher[Flight],
+        batcher: RequestQueue[Flight],
         backends: Backends,
         cache: Cache | None,
-        limits: Limits,
+        limits: StreamLimits,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
         retry: RetryRules | None = None,
         budget: Budget | None = None,
         on_fault: Fault = raised,
-        feeder: MakeFeeder = Feeder,
+        feeder: MakeIngest = Ingest,
         learn: Callable[[Flight], None] = lambda flight: None,
         lost: Callable[[float], float] = lambda since: 0.0,
         passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
@@ -66,10 +66,10 @@ class Scheduler:
         self.told = QueueMetrics(metrics.registry)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
-        self._flying: dict[Flight, Journey] = {}
+        self._flying: dict[Flight, Exchange] = {}
         self._on_fault = on_fault
-        self._watch = Watch(limits, loop, on_fault, lost)
-        self._road = Road(
+        self._watch = Timeouts(limits, loop, on_fault, lost)
+        self._road = ExchangeContext(
             backends=backends,
             limits=limits,
             watch=self._watch,
@@ -86,15 +86,15 @@ class Scheduler:
         self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
         self._learn = learn  # told of each whole answer of an engine's
         self._passed = passed  # and of each whole stream of one whose streams are not known
-        self._alarms = Alarms(loop, self._fault)
+        self._alarms = Timers(loop, self._fault)
         self._turn_due = False
         self._turns = 0
         self._failed_turns = 0
         self._closed = False
         batcher.on_pushed = self._pushed
         backends.on_release = self._released
-        backends.on_gone = partial(self._told, Journey.engine_gone)
-        backends.on_silent = partial(self._told, Journey.engine_silent)
+        backends.on_gone = partial(self._told, Exchange.engine_gone)
+        backends.on_silent = partial(self._told, Exchange.engine_silent)
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -105,7 +105,7 @@ class Scheduler:
         return len(self._flying)
 
     def submit(self, flight: Flight) -> None:
-        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `Batcher.offer`."""
+        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `offer`."""
         plan = flight.plan
         lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
         try:
@@ -379,9 +379,9 @@ class Scheduler:
         try:
             if plan.merge and self.queue.has_twins and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
-                if isinstance(flight, Carrier):
+                if isinstance(flight, MergedFlight):
                     self._board(flight)
-            journey = self._flying[flight] = Journey(flight, lease, self._road)
+            journey = self._flying[flight] = Exchange(flight, lease, self._road)
             journey.begin()
         except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
             self._fault("sending a flight to an engine", e)
@@ -391,14 +391,14 @@ class Scheduler:
 
     def _lose(self, flight: Flight) -> None:
         """End a Flight, or a carrier and its riders, whose handling raised."""
-        if isinstance(flight, Carrier):
+        if isinstance(flight, MergedFlight):
             for rider in flight.riders:
                 if rider is not None:
                     self.abandon(rider)
             contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
         self.abandon(flight)
 
-    def _board(self, carrier: Carrier) -> None:
+    def _board(self, carrier: MergedFlight) -> None:
         """The twins that go along have their place with that: they wait no longer."""
         trace = carrier.riders[0].trace if carrier.riders[0] is not None else None
         rest = carrier.riders[1:]
@@ -412,11 +412,11 @@ class Scheduler:
 
     # -- at the engine ----------------------------------------------------------------------------
 
-    def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
+    def _arrived(self, journey: Exchange, error: GatewayError | None) -> None:
         flight = journey.flight
         try:
             self._flying.pop(flight, None)
-            if isinstance(flight, Carrier):
+            if isinstance(flight, MergedFlight):
                 self._unload(flight, error, journey.lease)
             elif error is None:
                 self._landed(journey)
@@ -428,7 +428,7 @@ class Scheduler:
         finally:
             self._release(journey)
 
-    def _release(self, journey: Journey) -> None:
+    def _release(self, journey: Exchange) -> None:
         release = journey.lease.release
         try:
             release()
@@ -436,7 +436,7 @@ class Scheduler:
             self._fault("a place that is given back", e)
             contained(self._fault, "a place that is given back", release)
 
-    def _requeue(self, journey: Journey) -> bool:
+    def _requeue(self, journey: Exchange) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""
         if self._closed:
             return False
@@ -444,7 +444,7 @@ class Scheduler:
         self._soon()
         return True
 
-    def _told(self, what: Callable[[Journey], None], backend: Backend) -> None:
+    def _told(self, what: Callable[[Exchange], None], backend: Backend) -> None:
         """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
         for journey in tuple(self._flying.values()):
             if journey.lease.backend is backend:
@@ -453,7 +453,7 @@ class Scheduler:
                 except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
                     self._road.fault("an engine that is gone", e)
 
-    def _unload(self, carrier: Carrier, error: GatewayError | None, lease: Lease | None = None) -> None:
+    def _unload(self, carrier: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
@@ -488,7 +488,7 @@ class Scheduler:
             finally:
                 self._release(journey)
 
-    def _landed(self, journey: Journey) -> None:
+    def _landed(self, journey: Exchange) -> None:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
         flight, feeder = journey.flight, journey.feeder
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
@@ -543,7 +543,7 @@ class Scheduler:
         self._group.remove(flight)
         if flight in self._flying:  # it waited for its next attempt
             self._cut(flight)
-            if isinstance(flight, Carrier):
+            if isinstance(flight, MergedFlight):
                 self._unload(flight, error)
                 return
         if not flight.ended:

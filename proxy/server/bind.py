@@ -20,7 +20,7 @@ from proxy.errors import ListenError
 from proxy.server.drain import CLOSE_SECONDS, Drain
 from proxy.server.gateway import Gateway
 from proxy.server.listener.descriptors import Places
-from proxy.server.listener.listener import Door
+from proxy.server.listener.listener import Listener
 from proxy.server.listener.site import Site
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls
@@ -41,7 +41,7 @@ async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
 
 
 async def listen(
-    door: Door,
+    door: Listener,
     gateway: Gateway,
     close: Callable[[], Awaitable[None]],
     settings: Settings,
@@ -83,7 +83,7 @@ async def listen_for_operators(
     """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
     if not settings.admin_port:
         return ""
-    door = Door(
+    door = Listener(
         partial(gateway.handle, admin=True),
         max_connections=MAX_OPERATORS,
         max_header=settings.max_header_bytes,

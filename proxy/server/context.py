@@ -20,13 +20,13 @@ from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
 from proxy.access import Caller
-from proxy.access.ratelimit import Hold
+from proxy.access.ratelimit import Reservation
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Held, Subscriber
 from proxy.server.listener.request import AT_HAND, at_hand
 from proxy.telemetry import Log, Metrics, RequestRecord
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 from proxy.wire.http import require_json, require_plain
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
@@ -48,13 +48,13 @@ class Traced(Protocol):
     @property
     def id(self) -> str | None: ...
 
-    def reads(self, call: Call, reader: Subscriber) -> None: ...
+    def reads(self, call: RequestContext, reader: Subscriber) -> None: ...
 
-    def ended(self, call: Call) -> None: ...
+    def ended(self, call: RequestContext) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class RequestContext:
     """One request at the gateway."""
 
     request: web.BaseRequest
@@ -62,10 +62,10 @@ class Call:
     endpoint: str = "unknown"
     model: str | None = None
     stream: bool = False
-    ask: Ask | None = None
+    ask: ApiRequest | None = None
     caller: Caller | None = None  # where somebody has to know
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
-    hold: Hold | None = None  # what it has of the limits
+    hold: Reservation | None = None  # what it has of the limits
     reader: Subscriber | None = None
     held: Held | None = None  # what its body holds of the memory budget
     unread: Held | None = None  # what of its answer waits for the client, as far as it is no other's too
@@ -96,7 +96,7 @@ class Call:
         """It is from this caller."""
         self.caller = caller
 
-    def reserves(self, hold: Hold | None) -> None:
+    def reserves(self, hold: Reservation | None) -> None:
         """It has this of the limits until it is closed."""
         self.hold = hold
 

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from proxy.access import OPEN
 from proxy.errors import Code, GatewayError
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
-from proxy.server.listener.listener import Door
+from proxy.server.listener.listener import Listener
 from proxy.server.routes import Handler
 from proxy.telemetry import Log
 
@@ -36,7 +36,7 @@ class Drain:
 
     def __init__(
         self,
-        door: Door,
+        door: Listener,
         runner: web.ServerRunner,
         gateway: Gateway,
         end_all: Callable[[], Awaitable[None]],
@@ -82,7 +82,7 @@ class Drain:
         """Refuse these, or (`keep` is False) all but these."""
         find = self._gateway.routes.find
 
-        def turn_away(call: Call) -> Handler:
+        def turn_away(call: RequestContext) -> Handler:
             handler = find(call)
             if (call.endpoint in endpoints) is keep:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)

@@ -9,17 +9,17 @@ import time
 
 from proxy.config import PRIORITIES
 from proxy.flights import Flight, FlightGroup
-from proxy.flights.queue import Batcher
+from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache
-from proxy.server.listener.listener import Door
+from proxy.server.listener.listener import Listener
 from proxy.telemetry import Log, Metrics
 
 
 def state_gauges(
     metrics: Metrics,
     group: FlightGroup,
-    batcher: Batcher[Flight],
-    door: Door,
+    batcher: RequestQueue[Flight],
+    door: Listener,
     log: Log,
     cache: Cache | None,
 ) -> None:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.flights import Flight, Mode, Phase, Subscriber
-from proxy.flights.merging import Carrier
-from proxy.server.context import Call
+from proxy.flights.merging import MergedFlight
+from proxy.server.context import RequestContext
 from proxy.telemetry import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
@@ -52,7 +52,7 @@ class Tracing:
         self.otel = otel
         self._prompts = prompts
 
-    def begin(self, call: Call, *, inside: Call | None = None) -> None:
+    def begin(self, call: RequestContext, *, inside: RequestContext | None = None) -> None:
         """A request begins: part of the trace that its client brought, or of the request it is `inside` of."""
         if call.endpoint in UNTRACED:
             return
@@ -79,7 +79,7 @@ class Tracing:
         )
         call.trace = RequestTrace(self, span)
 
-    def asked(self, call: Call) -> dict[str, Any]:
+    def asked(self, call: RequestContext) -> dict[str, Any]:
         """What was asked for, by its usual names."""
         ask = call.ask
         if ask is None:
@@ -123,7 +123,7 @@ class RequestTrace:
         context = self.span.get_span_context()
         return f"{context.trace_id:032x}" if context.is_valid else None
 
-    def reads(self, call: Call, reader: Subscriber) -> None:
+    def reads(self, call: RequestContext, reader: Subscriber) -> None:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
         flight = reader.flight
         if flight.trace is None:
@@ -131,7 +131,7 @@ class RequestTrace:
         elif isinstance(flight.trace, FlightSpan):
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
-    def ended(self, call: Call) -> None:
+    def ended(self, call: RequestContext) -> None:
         """The request is over, in whatever way."""
         span, otel = self.span, self._tracing.otel
         if span.is_recording():
@@ -167,7 +167,7 @@ class FlightSpan:
         "span",
     )  # fmt: skip
 
-    def __init__(self, tracing: Tracing, call: Call | None, flight: Flight, parent: Any) -> None:
+    def __init__(self, tracing: Tracing, call: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         plan = flight.plan
         self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
@@ -236,7 +236,7 @@ class FlightSpan:
             self._attempt = None
             self._resent += 1
 
-    def carries(self, carrier: Carrier) -> None:
+    def carries(self, carrier: MergedFlight) -> None:
         carrier.trace = own = FlightSpan(self._tracing, None, carrier, self.span)
         own.span.set_attribute("gateway.merged", len(carrier.riders))
         for rider in carrier.riders:

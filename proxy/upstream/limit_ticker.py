@@ -15,7 +15,7 @@ TICK: Final = 1.0
 TOLD: Final = 2.0  # a limit is logged once it is so many times what was logged last, or that part of it
 
 
-class PaceWatch:
+class LimitTicker:
     """Ticks for each engine that has a pacer."""
 
     def __init__(

@@ -18,7 +18,7 @@ ABSENT: Final = frozenset({404, 405, 501})
 SILENT: Final = 60.0  # seconds until an engine that reports nothing is asked again
 
 
-class LoadWatch:
+class LoadPoller:
     """Asks each engine for its load, one round after the other."""
 
     def __init__(

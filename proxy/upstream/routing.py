@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 BOUND: Final = 1.25
 """No engine is given more than this share of the mean load by affinity (Mirrokni, Thorup, Zadimoghaddam 2018)."""
@@ -155,12 +155,12 @@ def key_of(*parts: bytes) -> int:
     return int.from_bytes(found.digest(), "little") or 1
 
 
-def affinity(policy: str) -> Callable[[Ask, Mapping[str, str]], int] | None:
+def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | None:
     """What of a request its policy keeps together, as a function of it and its headers; None: nothing."""
     return {"hash": by_session, "prefix": by_prefix}.get(policy)
 
 
-def by_session(ask: Ask, headers: Mapping[str, str]) -> int:
+def by_session(ask: ApiRequest, headers: Mapping[str, str]) -> int:
     """The session (`x-session-id`), else the field `user`, else the prompt."""
     session = headers.get("x-session-id")
     if session:
@@ -171,7 +171,7 @@ def by_session(ask: Ask, headers: Mapping[str, str]) -> int:
     return key_of(b"prompt", (ask.model or "").encode(), ask.prompt)
 
 
-def by_prefix(ask: Ask, headers: Mapping[str, str]) -> int:
+def by_prefix(ask: ApiRequest, headers: Mapping[str, str]) -> int:
     """The model and the beginning of the prompt. Of a chat that is all up to its first message of a user: the
     same in each turn of a conversation; and of it the first 4 KiB: the same for all questions to a long text."""
     return key_of((ask.model or "").encode(), beginning(ask)[:PREFIX_BYTES])
@@ -184,7 +184,7 @@ class _Message(msgspec.Struct):
 _ROLE: Final = msgspec.json.Decoder(_Message)
 
 
-def beginning(ask: Ask) -> bytes:
+def beginning(ask: ApiRequest) -> bytes:
     """The part of a prompt that further turns do not change."""
     prompt = ask.prompt
     if ask.endpoint != "chat":

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from proxy.wire.frames import Tokens
-from proxy.wire.openai import Ask
+from proxy.wire.openai import ApiRequest
 from proxy.wire.prompt import BYTES_A_TOKEN
 from proxy.wire.whole import is_vector
 
@@ -59,7 +59,7 @@ class Parts(NamedTuple):
     tokens: int | None
 
 
-def inputs_of(ask: Ask) -> Inputs | None:
+def inputs_of(ask: ApiRequest) -> Inputs | None:
     """A request's items. None where they, or their vectors, cannot be told apart: it goes up as it is."""
     if bytes(ask.fields.get("encoding_format", b"null")) not in _JSON_FORMATS:
         return None
@@ -94,7 +94,7 @@ def _ids(raw: bytes) -> Inputs | None:
     return Inputs("ids", [_ENCODE(ids) for ids in lists], [len(ids) for ids in lists])
 
 
-def array_body(ask: Ask, items: Sequence[bytes]) -> bytes:
+def array_body(ask: ApiRequest, items: Sequence[bytes]) -> bytes:
     """One request for all items, with the options of `ask`, which are those of all."""
     options = {name: raw for name, raw in ask.fields.items() if name not in _OF_ONE_CLIENT}
     return _ENCODE({**options, "input": [Raw(item) for item in items]})

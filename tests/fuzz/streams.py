@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.folding import Unfoldable, fold
-from proxy.wire.frames import FINISH, PlainView, Twins, has_content, is_error, usage_of
+from proxy.wire.frames import FINISH, FrameTemplate, UsageStripper, has_content, is_error, usage_of
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import BOM, ChunkCheck, Framer, chunk, data_of, encode, is_done, unchunks
 from proxy.wire.whole import REASONS
@@ -101,7 +101,7 @@ def chunks(data: bytes) -> None:
 def frames(data: bytes) -> None:
     """A twin of a frame says nothing but more text; who did not ask for usage loses nothing else."""
     given = Framer(MAX).feed(data)
-    twins, view = Twins(), PlainView()
+    twins, view = FrameTemplate(), UsageStripper()
     seen: list[bytes] = []
     for frame in given:
         content, usage = has_content(frame), usage_of(frame)
@@ -166,14 +166,14 @@ def _plan(kind: int) -> tuple[Plan, int, Endpoint]:
     return Plan("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
 
 
-def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tuple[Flight, Feeder, list[Any]]:
+def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tuple[Flight, Ingest, list[Any]]:
     """The flight and the feeder after these reads."""
     endings: list[Any] = []
     flight = Flight(plan, lambda: 1.0)
     flight.mode = mode
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
-    limits = Limits(first_token=0, token=0, total=0)
+    limits = StreamLimits(first_token=0, token=0, total=0)
     ended: list[GatewayError | None] = []
 
     def on_done(error: GatewayError | None) -> None:
@@ -181,7 +181,7 @@ def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tup
         if error is not None:
             flight.fail(error)
 
-    feeder = Feeder(flight, limits, Watch(limits, StillLoop().loop), on_done)
+    feeder = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
     feeder.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
     for piece in pieces:
         feeder.body(piece)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from proxy.access.denylist.normalize import Former, seen
+from proxy.access.denylist.normalize import StreamNormalizer, seen
 from proxy.access.denylist.rules import DenyList
 
 
@@ -26,7 +26,7 @@ class Scanner:
     def __init__(self, deny: DenyList, window: int) -> None:
         self._deny = deny
         self._window = window
-        self._former = Former()
+        self._former = StreamNormalizer()
         self._state = 0  # in the list's automaton
         self._buffer = ""  # the end of what was read, for patterns
         self._cut = False  # it is not all

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from proxy.access.ratelimit.buckets import SLACK, Ceiling, Claim, Decision, wait
+from proxy.access.ratelimit.buckets import SLACK, Claim, Decision, Limit, wait
 from proxy.errors import Code, GatewayError
 
 
@@ -46,7 +46,7 @@ def headers(claim: Claim, decision: Decision) -> list[tuple[str, str]]:
     return told
 
 
-def _meter(kind: str, ceiling: Ceiling, level: float) -> list[tuple[str, str]]:
+def _meter(kind: str, ceiling: Limit, level: float) -> list[tuple[str, str]]:
     return [
         (f"x-ratelimit-limit-{kind}", str(int(ceiling.size))),
         (f"x-ratelimit-remaining-{kind}", str(max(0, math.floor(ceiling.size - level + SLACK)))),
@@ -66,7 +66,7 @@ def counted(number: float, what: str) -> str:
     return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
 
 
-def refusal(claim: Claim, decision: Decision) -> GatewayError:
+def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     """The error of a refusal: 429 for one's own share, 503 where everyone together has no more."""
     assert decision.over is not None
     whose, kind = decision.over

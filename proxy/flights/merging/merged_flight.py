@@ -17,7 +17,7 @@ from proxy.wire import DONE, Part, StreamSplit, Usage, split_body
 from proxy.wire.fold import Unfoldable
 
 
-class Carrier(Flight):
+class MergedFlight(Flight):
     """A Flight without readers: what it is fed goes to its riders at once, taken apart by choice.
 
     A rider ends when its own choices have; one whose client leaves drops out, and the others go on. Riders whose

@@ -12,8 +12,8 @@ from msgspec import Raw
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.merging.merged_flight import Carrier
-from proxy.flights.merging.twins import Recent, choices_asked, lists_ids, mergeable, merged_body, twin_key
+from proxy.flights.merging.merged_flight import MergedFlight
+from proxy.flights.merging.twins import RecentPrompts, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.flights.phase import Phase
 from proxy.flights.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
@@ -31,8 +31,8 @@ class Merger:
         self._most = most  # choices of one request
         self._limit = limit
         self._on_rider = on_rider
-        self._recent = Recent()
-        self._carried: dict[Flight, Carrier] = {}
+        self._recent = RecentPrompts()
+        self._carried: dict[Flight, MergedFlight] = {}
         self._fingerprints: dict[str, Raw] = {}
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Merger:
         body = merged_body(ask, count)
         request_id = new_id()  # one client's is in the answer's id, which all of them see
         headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
-        carrier = Carrier(
+        carrier = MergedFlight(
             replace(
                 flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers, parts=count
             ),
@@ -82,7 +82,7 @@ class Merger:
         self._carried.update((rider, carrier) for rider, _ in riders)  # last: from here on they wait for it
         return carrier
 
-    def leave(self, rider: Flight) -> Carrier | None:
+    def leave(self, rider: Flight) -> MergedFlight | None:
         """A client has left. The carrier, where that was its last one: nobody wants the answer any more."""
         carrier = self._carried.pop(rider, None)
         if carrier is None or not carrier.drop(rider):
@@ -90,7 +90,7 @@ class Merger:
         carrier.cancel()
         return carrier
 
-    def unload(self, carrier: Carrier, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
+    def unload(self, carrier: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
         """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
         refused together, and those whose choices it did not complete and that have had nothing of them. True: it
         did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
@@ -122,7 +122,7 @@ class Merger:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _alone(self, carrier: Carrier) -> Sequence[Flight]:
+    def _alone(self, carrier: MergedFlight) -> Sequence[Flight]:
         riders = carrier.untouched_riders()
         for rider in riders:
             self._carried.pop(rider, None)
