@@ -158,32 +158,32 @@ async def running(
         fleet.on_news(shapes.wake)
         group = FlightGroup(memory, shapes.waits)
         audit = Audit(log, metrics)
-        gate = access_policy_for(settings, prepared.rules, metrics, log, audit)
-        urgency = PriorityPolicy(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
+        access_policy = access_policy_for(settings, prepared.rules, metrics, log, audit)
+        priority_policy = PriorityPolicy(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
         large = LargeRequests(
             settings,
             prepared.rules,
-            gate,
+            access_policy,
             log,
-            scope=scope_of(gate),
-            owner=lambda call: urgency.owner(call.caller, call.request),
+            scope=scope_of(access_policy),
+            owner=lambda call: priority_policy.owner(call.caller, call.request),
         )
         stack.push_async_callback(large.close)
-        tickets = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
-        batcher: RequestQueue[Flight] = RequestQueue(
+        ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
+        request_queue: RequestQueue[Flight] = RequestQueue(
             limit=settings.queue_limit,
             max_batch=settings.max_batch,
             window=settings.batch_window_ms / 1000,
             patience=settings.queue_patience,
             timeout=settings.queue_timeout or math.inf,
-            ticket=tickets,
+            ticket=ticket_factory,
             twin=twin_of,
             callers=callers_of,
         )
         scheduler = Scheduler(
             group=group,
-            batcher=batcher,
-            learn=tickets.landed,
+            request_queue=request_queue,
+            learn=ticket_factory.landed,
             backends=backends,
             cache=cache,
             limits=StreamLimits(
@@ -199,7 +199,7 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
-            feeder=ingest_for(settings, prepared.rules, metrics, log, large.denied),
+            ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
             lost=pulse.lost,
             passed=shapes.passed,
         )
@@ -239,8 +239,8 @@ async def running(
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
-            gate=gate,
-            urgency=urgency,
+            access_policy=access_policy,
+            priority_policy=priority_policy,
             embedder=embedder,
             tracing=tracing,
             fault=containment,
@@ -260,7 +260,7 @@ async def running(
                 settings=settings,
                 live=prepared,
                 fleet=fleet,
-                gate=gate,
+                access_policy=access_policy,
                 large=large,
                 certificates=expiries,
                 redis=_on_redis(cache, admission),
@@ -280,8 +280,10 @@ async def running(
             tasks.append(("the probes of engines' answers", shapes.run))
         if reload is not None:
             tasks.append(("the change of engines", reload.run))
-        if gate is not None:
-            tasks.append(("the watch on keys that expire", partial(each, revocation.EVERY, gate.keyed.look)))
+        if access_policy is not None:
+            tasks.append(
+                ("the watch on keys that expire", partial(each, revocation.EVERY, access_policy.keyed.look))
+            )
         watch(settings, backends, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
@@ -293,7 +295,7 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        door = Listener(
+        listener = Listener(
             gateway.handle,
             max_connections=room.clients,
             max_header=settings.max_header_bytes,
@@ -307,13 +309,13 @@ async def running(
         stack.callback(metrics.watch_loop(loop))
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
-        host, port = await listen(door, gateway, close, settings, prepared.tls, log, stack, room)
+        host, port = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room)
         if settings.page:
             sources = Sources(
                 settings=settings,
                 metrics=metrics,
                 group=group,
-                queue=batcher,
+                queue=request_queue,
                 backends=backends,
                 cache=cache,
                 redis=redis_words,
@@ -321,9 +323,9 @@ async def running(
                 clock=loop.time,
             )
             stack.callback(
-                Page(gateway, sources, gate, log, audit, prepared.rules.identity.address).close
+                Page(gateway, sources, access_policy, log, audit, prepared.rules.identity.address).close
             )  # before the drain
-        state_gauges(metrics, group, batcher, door, log, cache)
+        state_gauges(metrics, group, request_queue, listener, log, cache)
         yield App(
             host,
             port,

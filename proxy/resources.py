@@ -204,7 +204,7 @@ class FileReloads:
     settings: Settings
     live: Prepared
     fleet: Fleet
-    gate: AccessPolicy | None
+    access_policy: AccessPolicy | None
     large: LargeRequests
     certificates: Certificates
     redis: Sequence[OnRedis]
@@ -235,8 +235,8 @@ class FileReloads:
 
         def take() -> str:
             self.live.rules.identity.renew(ring)
-            if self.gate is not None:
-                self.gate.keyed.end()
+            if self.access_policy is not None:
+                self.access_policy.keyed.end()
             return changed
 
         return take

@@ -34,7 +34,7 @@ class Exchange:
         self.flight = Flight(Plan("POST", "/", b"", mode, "r", key=key), self.loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
-        self.feeder = Ingest(self.flight, limits, watch, self.ended)
+        self.ingest = Ingest(self.flight, limits, watch, self.ended)
 
     def ended(self, error: GatewayError | None) -> None:
         self.endings.append((self.loop.time(), error))
@@ -74,7 +74,7 @@ async def test_no_first_token_is_seen_in_time(limits: StreamLimits, head: bool) 
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     if head:
-        exchange.feeder.head(200, SSE)
+        exchange.ingest.head(200, SSE)
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT
     assert in_time(when, limits.first_token, limits)
@@ -86,10 +86,10 @@ async def test_no_first_token_is_seen_in_time(limits: StreamLimits, head: bool) 
 async def test_no_further_token_is_seen_in_time(limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
-    exchange.feeder.head(200, SSE)
+    exchange.ingest.head(200, SSE)
     for _ in range(2):
         await asyncio.sleep(limits.token * 0.8)
-        exchange.feeder.body(FRAME)
+        exchange.ingest.body(FRAME)
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOKEN_TIMEOUT
     assert in_time(when, limits.token * 2.6, limits)
@@ -101,9 +101,9 @@ async def test_no_further_token_is_seen_in_time(limits: StreamLimits) -> None:
 async def test_an_answer_that_never_ends_is_seen_in_time(limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
-    exchange.feeder.head(200, SSE)
+    exchange.ingest.head(200, SSE)
     while not exchange.over.done():
-        exchange.feeder.body(FRAME)
+        exchange.ingest.body(FRAME)
         await asyncio.sleep(limits.token / 2)
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOTAL_TIMEOUT
@@ -127,9 +127,9 @@ def lagging() -> tuple[StreamLimits, Timeouts, Exchange]:
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, key=None)
-    exchange.feeder.head(200, SSE)
-    exchange.feeder.body(FRAME)
-    exchange.feeder.hold(True)
+    exchange.ingest.head(200, SSE)
+    exchange.ingest.body(FRAME)
+    exchange.ingest.hold(True)
     return limits, watch, exchange
 
 
@@ -138,7 +138,7 @@ async def test_while_its_reader_lags_an_engine_s_silence_is_no_failure() -> None
     limits, watch, exchange = lagging()
     await asyncio.sleep(30.0)
     assert exchange.endings == []
-    exchange.feeder.hold(False)  # the engine has its whole time again
+    exchange.ingest.hold(False)  # the engine has its whole time again
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOKEN_TIMEOUT
     assert in_time(when, 32.0, limits)
@@ -160,8 +160,8 @@ async def test_a_limit_of_nothing_is_none() -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
     await asyncio.sleep(10_000.0)
-    exchange.feeder.head(200, SSE)
-    exchange.feeder.body(FRAME)
+    exchange.ingest.head(200, SSE)
+    exchange.ingest.body(FRAME)
     assert (await exchange.at())[1] is Code.UPSTREAM_TOKEN_TIMEOUT
     watch.close()
 
@@ -194,7 +194,7 @@ def counted(limits: StreamLimits) -> tuple[Timeouts, Counting]:
 async def test_with_no_limit_at_all_there_is_no_timer() -> None:
     limits = StreamLimits(first_token=0.0, token=0.0, total=0.0)
     watch, counting = counted(limits)
-    Exchange(watch, limits).feeder.close()
+    Exchange(watch, limits).ingest.close()
     assert counting.timers == []
 
 
@@ -207,7 +207,7 @@ async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched(
         assert counting.waiting() == 1
         await asyncio.sleep(0.2001)
     for exchange in exchanges:
-        exchange.feeder.close()
+        exchange.ingest.close()
     assert len(watch) == 0
     await asyncio.sleep(0.3)
     before = len(counting.timers)
@@ -215,7 +215,7 @@ async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched(
     assert (counting.waiting(), len(counting.timers)) == (0, before)
     again = Exchange(watch, limits)
     assert counting.waiting() == 1
-    again.feeder.close()
+    again.ingest.close()
     watch.close()
 
 
@@ -226,7 +226,7 @@ async def test_a_watch_that_is_closed_leaves_no_timer() -> None:
     exchange = Exchange(watch, limits)
     watch.close()
     assert counting.waiting() == 0
-    exchange.feeder.close()
+    exchange.ingest.close()
 
 
 @pytest.mark.parametrize("how", ["landed", "failed", "closed"])
@@ -235,18 +235,18 @@ async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.M
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
     looked: list[Ingest] = []
-    monkeypatch.setattr(Ingest, "look", lambda feeder: looked.append(feeder))
+    monkeypatch.setattr(Ingest, "look", lambda ingest: looked.append(ingest))
     one, other = Exchange(watch, limits), Exchange(watch, limits)
-    one.feeder.head(200, SSE)
+    one.ingest.head(200, SSE)
     if how == "landed":
-        one.feeder.body(FRAME + DONE)
+        one.ingest.body(FRAME + DONE)
     elif how == "failed":
-        one.feeder.end()
+        one.ingest.end()
     else:
-        one.feeder.close()
+        one.ingest.close()
     await asyncio.sleep(1.0)
-    assert set(looked) == {other.feeder}
-    other.feeder.close()
+    assert set(looked) == {other.ingest}
+    other.ingest.close()
     watch.close()
 
 
@@ -258,7 +258,7 @@ async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
 
     def all_close() -> None:
         for exchange in exchanges:
-            exchange.feeder.close()
+            exchange.ingest.close()
 
     for exchange in exchanges:
         exchange.also = all_close
@@ -271,13 +271,13 @@ async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
 async def pace(gaps: list[float], limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits)
-    exchange.feeder.head(200, SSE)
+    exchange.ingest.head(200, SSE)
     due, last = limits.first_token, 0.0
     for gap in gaps:
         await asyncio.wait([exchange.over], timeout=gap)
         if exchange.over.done():
             break
-        exchange.feeder.body(FRAME)
+        exchange.ingest.body(FRAME)
         last = asyncio.get_running_loop().time()
         due = last + limits.token
     when, code = await exchange.at()
@@ -302,10 +302,10 @@ async def test_an_error_in_one_exchange_s_clock_is_told_and_stops_no_other_s(
     broken, fine = Exchange(watch, limits), Exchange(watch, limits)
     look, fault = Ingest.look, RuntimeError("ours")
 
-    def looks(feeder: Ingest) -> None:
-        if feeder is broken.feeder:
+    def looks(ingest: Ingest) -> None:
+        if ingest is broken.ingest:
             raise fault
-        look(feeder)
+        look(ingest)
 
     monkeypatch.setattr(Ingest, "look", looks)
     when, code = await fine.at()
@@ -324,7 +324,7 @@ async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> Non
     first = Exchange(watch, limits)
     first.flight.times.dispatched = asyncio.get_running_loop().time()
     await asyncio.sleep(50.0)
-    first.feeder.close()
+    first.ingest.close()
     over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
     Ingest(first.flight, limits, watch, over.set_result)
     error = await over
@@ -340,7 +340,7 @@ async def test_the_clock_of_a_passed_through_body_begins_with_its_head() -> None
     watch = Timeouts(limits, asyncio.get_running_loop())
     exchange = Exchange(watch, limits, mode=Mode.RAW)
     await asyncio.sleep(10.0)
-    exchange.feeder.head(200, [("content-type", "text/plain")])
+    exchange.ingest.head(200, [("content-type", "text/plain")])
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOKEN_TIMEOUT
     assert in_time(when, 12.0, limits)

@@ -55,16 +55,16 @@ def fed(
         flight.enter(Phase.PREFILL)
         limits = StreamLimits()
         watch = Timeouts(limits, loop)
-        feeder = FilteringIngest(
+        ingest = FilteringIngest(
             flight, limits, watch, ends.append, deny=deny, window=window, on_hit=lambda _, line: hits.append(line)
         )
-        feeder.head(200, SSE)
+        ingest.head(200, SSE)
         for piece in data:
-            feeder.body(piece)
+            ingest.body(piece)
             for _ in range(turns):
                 await asyncio.sleep(0)
         if ended:
-            feeder.end()
+            ingest.end()
         await until(lambda: bool(ends))
         watch.close()
         assert len(ends) == 1

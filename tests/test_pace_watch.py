@@ -13,7 +13,7 @@ from tests.trip import MemoryEngine
 
 
 def engine(name: str = "e0", limit: int = 4) -> Backend:
-    return Backend(name, cast(Pool, MemoryEngine()), limit, up=True, pacer=AdaptiveLimit(limit))
+    return Backend(name, cast(Pool, MemoryEngine()), limit, up=True, adaptive_limit=AdaptiveLimit(limit))
 
 
 def test_an_engine_that_was_full_gets_more_and_who_waits_is_told() -> None:

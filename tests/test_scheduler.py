@@ -83,7 +83,7 @@ class House:
         self.metrics = Metrics()
         self.scheduler = Scheduler(
             group=self.group,
-            batcher=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
+            request_queue=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
             backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
             limits=StreamLimits(),

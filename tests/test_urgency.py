@@ -20,7 +20,7 @@ def call(priority: str | None = None, caller: Caller | None = None) -> tuple[Cal
     return caller, make_mocked_request("POST", "/", headers=headers)
 
 
-def urgency(top: int = NORMAL) -> PriorityPolicy:
+def priority_policy(top: int = NORMAL) -> PriorityPolicy:
     return PriorityPolicy(top, lambda request: "192.0.2.1")
 
 
@@ -36,15 +36,15 @@ def urgency(top: int = NORMAL) -> PriorityPolicy:
     ],
 )
 def test_a_caller_without_a_key_may_ask_up_to_the_setting(given: str | None, top: int, found: int) -> None:
-    assert urgency(top).priority(*call(given)) == found
+    assert priority_policy(top).priority(*call(given)) == found
 
 
 def test_a_key_has_its_own_class_and_its_own_top() -> None:
     caller = Caller(id="k", priority=LOW, top_priority=NORMAL)
-    assert urgency(HIGH).priority(*call(caller=caller)) == LOW
-    assert urgency(LOW).priority(*call("normal", caller)) == NORMAL
+    assert priority_policy(HIGH).priority(*call(caller=caller)) == LOW
+    assert priority_policy(LOW).priority(*call("normal", caller)) == NORMAL
     with pytest.raises(GatewayError) as caught:
-        urgency(HIGH).priority(*call("high", caller))
+        priority_policy(HIGH).priority(*call("high", caller))
     assert caught.value.code is Code.INVALID_HEADER
 
 

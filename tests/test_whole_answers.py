@@ -404,15 +404,15 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []
         watch = Timeouts(StreamLimits(), loop)
-        feeder = Ingest(flight, StreamLimits(), watch, ends.append)
-        feeder.head(200, [("content-type", "text/event-stream")])
+        ingest = Ingest(flight, StreamLimits(), watch, ends.append)
+        ingest.head(200, [("content-type", "text/event-stream")])
         at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
         for start, end in pairwise(at):
-            feeder.body(body[start:end])
-        feeder.end()
+            ingest.body(body[start:end])
+        ingest.end()
         watch.close()
         (error,) = ends
-        return error, feeder.clean, b"".join(unchunks(b"".join(flight.log)))
+        return error, ingest.clean, b"".join(unchunks(b"".join(flight.log)))
 
     return run_virtual(feed())
 

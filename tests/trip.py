@@ -133,7 +133,7 @@ class Trip:
         self.faults: list[BaseException] = []
         self.watch = Timeouts(limits, loop, self.fault)
         self.budget = budget or Budget()
-        road = ExchangeContext(
+        exchange_context = ExchangeContext(
             backends=self.backends,
             limits=limits,
             watch=self.watch,
@@ -149,25 +149,25 @@ class Trip:
         self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.journey = Exchange(self.flight, lease, road)
+        self.exchange = Exchange(self.flight, lease, exchange_context)
 
     def fault(self, where: str, error: BaseException) -> None:
         self.faults.append(error)
 
-    def arrived(self, journey: Exchange, error: GatewayError | None) -> None:
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
         """As the scheduler does."""
-        assert journey is self.journey
+        assert exchange is self.exchange
         self.arrivals.append(error)
         if error is not None and not self.flight.ended:
             self.flight.fail(error)
-        journey.lease.release()
+        exchange.lease.release()
 
     def cancel(self) -> None:
         """As the scheduler does."""
         if not self.flight.ended:
             self.flight.cancel()
-        self.journey.cancel()
-        self.journey.lease.release()
+        self.exchange.cancel()
+        self.exchange.lease.release()
 
     async def turn(self) -> None:
         for _ in range(3):

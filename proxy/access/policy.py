@@ -180,9 +180,9 @@ def sizes_of(settings: Settings) -> RequestLimits:
     )
 
 
-def scope_of(gate: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
+def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
     """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
-    return gate.scope if gate is not None else lambda call: tenant(call.request)
+    return access_policy.scope if access_policy is not None else lambda call: tenant(call.request)
 
 
 def access_policy_for(

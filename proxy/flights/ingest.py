@@ -90,13 +90,13 @@ class Timeouts:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def add(self, feeder: Ingest) -> None:
-        self._watched.add(feeder)
+    def add(self, ingest: Ingest) -> None:
+        self._watched.add(ingest)
         if self._timer is None and self._every is not None:
             self._timer = self._loop.call_later(self._every, self._tick)
 
-    def drop(self, feeder: Ingest) -> None:
-        self._watched.discard(feeder)
+    def drop(self, ingest: Ingest) -> None:
+        self._watched.discard(ingest)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -111,9 +111,9 @@ class Timeouts:
             self._timer = self._loop.call_later(PUT_OFF, self._tick)
             return
         self._put_off = False
-        for feeder in tuple(self._watched):
+        for ingest in tuple(self._watched):
             try:
-                feeder.look()
+                ingest.look()
             except Exception as e:  # noqa: BLE001 - one exchange's fault must not stop the others' clocks
                 self._on_fault("the clock of an exchange", e)
         if self._watched and self._every is not None:

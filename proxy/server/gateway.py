@@ -67,8 +67,8 @@ class Gateway:
         log: Log,
         affinity: Callable[[ApiRequest, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
-        gate: AccessPolicy | None = None,
-        urgency: PriorityPolicy | None = None,
+        access_policy: AccessPolicy | None = None,
+        priority_policy: PriorityPolicy | None = None,
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
         fault: Fault = raised,
@@ -96,19 +96,19 @@ class Gateway:
         self._log = log
         self._affinity = affinity
         self._admit = admit
-        self._gate = gate
+        self._access_policy = access_policy
         self._origins = origins or Origins()
-        self._urgency = urgency or PriorityPolicy(NORMAL, lambda request: "")
+        self._priority_policy = priority_policy or PriorityPolicy(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
         self.large = large
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         self._stall = settings.client_stall_timeout
         embed = EmbedHandler(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
-        self._plain = plain = StatusHandlers(backends, metrics, gate, self._reply, self._send)
+        self._plain = plain = StatusHandlers(backends, metrics, access_policy, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
-        self._pass_through = PassThrough(settings, self.body, gate, admit, large)
-        self._scope = scope_of(gate)
+        self._pass_through = PassThrough(settings, self.body, access_policy, admit, large)
+        self._scope = scope_of(access_policy)
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
@@ -118,7 +118,7 @@ class Gateway:
             "/ping": ("GET", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
         }
-        self.routes = Routes(public, plain, gate, self._pass, admin=settings.admin_port != 0)
+        self.routes = Routes(public, plain, access_policy, self._pass, admin=settings.admin_port != 0)
         self.routes.serve("/metrics", "GET", "metrics", plain.metrics)
         self.find: Callable[[RequestContext], Handler] = self.routes.find
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
@@ -137,8 +137,8 @@ class Gateway:
                 answer = self.find(call)
                 if self.tracing is not None:
                     self.tracing.begin(call)
-                if self._gate is not None:
-                    self._gate.enter(call)
+                if self._access_policy is not None:
+                    self._access_policy.enter(call)
                 headers = request.headers
                 if call.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
                     self._origins.check(headers, request.method, opens=call.endpoint != "passthrough")
@@ -236,7 +236,7 @@ class Gateway:
 
     def _owner(self, call: RequestContext) -> Hashable:
         """Whose memory it is: as whose turn it takes."""
-        owner = self._urgency.owner(call.caller, call.request)
+        owner = self._priority_policy.owner(call.caller, call.request)
         return owner() if callable(owner) else owner
 
     async def taken(self, call: RequestContext) -> None:
@@ -269,14 +269,14 @@ class Gateway:
         """The label of an endpoint is the endpoint's, under whatever path it came."""
         ask = decode(endpoint, body)
         call.model, call.stream = ask.model, ask.stream
-        call.ask = ask = ask if self._gate is None else self._gate.admit(call, ask)
+        call.ask = ask = ask if self._access_policy is None else self._access_policy.admit(call, ask)
         return ask
 
     def _join(self, call: RequestContext, ask: ApiRequest, share: Sharing, *, fold: bool = True) -> Subscriber:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one. `fold`: one body may be a
         stream's fold."""
         streamed = ask.stream and ask.endpoint != "embeddings"
-        priority = self._urgency.priority(call.caller, call.request)
+        priority = self._priority_policy.priority(call.caller, call.request)
         headers = call.request.headers
         sent = engine_headers(headers, self._passed_on)
         key, storable = None, share.storable
@@ -299,7 +299,9 @@ class Gateway:
                     usage=ask.include_usage,
                     whole=not streamed,
                     verdict="attached",
-                    owner=self._urgency.owner(call.caller, call.request) if flight.phase is Phase.QUEUED else None,
+                    owner=self._priority_policy.owner(call.caller, call.request)
+                    if flight.phase is Phase.QUEUED
+                    else None,
                     storable=storable,
                 )
                 call.reads(reader)
@@ -330,7 +332,7 @@ class Gateway:
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
             affinity=affinity,
-            owner=self._urgency.owner(call.caller, call.request),
+            owner=self._priority_policy.owner(call.caller, call.request),
             priority=priority,
             deadline=call.deadline,
             latest=call.deadline,
@@ -417,8 +419,8 @@ class Gateway:
             ),
             model=call.model,
             cost=call.cost,
-            owner=self._urgency.owner(call.caller, call.request),
-            priority=self._urgency.priority(call.caller, call.request),
+            owner=self._priority_policy.owner(call.caller, call.request),
+            priority=self._priority_policy.priority(call.caller, call.request),
             deadline=call.deadline,
             latest=call.deadline,
         )
@@ -447,7 +449,7 @@ class Gateway:
 
     async def _refuse(self, call: RequestContext, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
-        call.error, call.client = error.code.code, self._urgency.address(call.caller, call.request)
+        call.error, call.client = error.code.code, self._priority_policy.address(call.caller, call.request)
         headers = [*respond.error_headers(error), *call.headers()]
         request = call.request
         # Whether a body comes that waited for a 100, nobody knows: the connection ends.

@@ -48,7 +48,7 @@ class Routes:
         self,
         public: dict[str, Route],
         plain: StatusHandlers,
-        gate: AccessPolicy | None,
+        access_policy: AccessPolicy | None,
         passed: Handler,
         *,
         admin: bool,
@@ -57,7 +57,7 @@ class Routes:
         self._public = public
         self._admin = {path: public[path] for path in ("/health", "/ready")} if admin else public
         self._plain = plain
-        self._gate = gate
+        self._access_policy = access_policy
         self._passed = passed
 
     def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
@@ -94,6 +94,6 @@ class Routes:
         takes, call.endpoint, handler = route
         if method == takes or (takes == "GET" and method == "HEAD"):
             return handler
-        if self._gate is not None and call.endpoint in OPERATING:
-            self._gate.enter(call)  # only an operator is told what is there
+        if self._access_policy is not None and call.endpoint in OPERATING:
+            self._access_policy.enter(call)  # only an operator is told what is there
         return self._plain.other(call, takes)

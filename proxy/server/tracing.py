@@ -236,12 +236,12 @@ class FlightSpan:
             self._attempt = None
             self._resent += 1
 
-    def carries(self, carrier: MergedFlight) -> None:
-        carrier.trace = own = FlightSpan(self._tracing, None, carrier, self.span)
-        own.span.set_attribute("gateway.merged", len(carrier.riders))
-        for rider in carrier.riders:
-            if rider is not None and isinstance(rider.trace, FlightSpan) and rider.trace is not self:
-                rider.trace.span.add_link(own.span.get_span_context(), {"gateway.link": "rides"})
+    def carries(self, merged: MergedFlight) -> None:
+        merged.trace = own = FlightSpan(self._tracing, None, merged, self.span)
+        own.span.set_attribute("gateway.merged", len(merged.members))
+        for member in merged.members:
+            if member is not None and isinstance(member.trace, FlightSpan) and member.trace is not self:
+                member.trace.span.add_link(own.span.get_span_context(), {"gateway.link": "rides"})
 
     def ended(self, flight: Flight) -> None:
         span, times = self.span, flight.times

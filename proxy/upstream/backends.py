@@ -51,7 +51,7 @@ class Backend:
     few: bool = False  # since it came up it has answered fewer choices than it was asked for, or refused several
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
-    pacer: AdaptiveLimit | None = None  # finds `max_inflight`; None: it is set
+    adaptive_limit: AdaptiveLimit | None = None  # finds `max_inflight`; None: it is set
     reached: bool = False  # since the pacer's last tick it had as much as it may
     echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
     missed: int = 0  # looks in succession that found it gone

@@ -141,11 +141,11 @@ class Fleet:
             reading=self._reading,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
-        pacer = (
+        adaptive_limit = (
             None if settings.max_inflight else AdaptiveLimit(objective=settings.pace_ttft_ms / 1000 or math.inf)
         )
-        most = pacer.limit if pacer is not None else settings.max_inflight
-        backend = Backend(url, pool, most, breaker=Breaker(self._rules), pacer=pacer)
+        most = adaptive_limit.limit if adaptive_limit is not None else settings.max_inflight
+        backend = Backend(url, pool, most, breaker=Breaker(self._rules), adaptive_limit=adaptive_limit)
         for name, doc, read in _GAUGES:
             self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
         return backend

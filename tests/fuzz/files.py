@@ -13,7 +13,7 @@ from proxy.access.api_keys import read_keys
 from proxy.access.denylist.normalize import _UNSEEN, StreamNormalizer, form
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.access.denylist.scanner import Scanner
-from proxy.config.load import load
+from proxy.config.loader import load
 from proxy.config.settings import Settings, options
 from proxy.errors import SettingsError
 from tests.fuzz.kit import Target, parted

@@ -181,18 +181,18 @@ def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tup
         if error is not None:
             flight.fail(error)
 
-    feeder = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
-    feeder.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
+    ingest = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
+    ingest.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
     for piece in pieces:
-        feeder.body(piece)
+        ingest.body(piece)
     if closed and not ended:
-        feeder.end()
+        ingest.end()
     assert len(ended) == 1
     endings += ended
-    return flight, feeder, endings
+    return flight, ingest, endings
 
 
-def feeder(data: bytes) -> None:
+def ingest(data: bytes) -> None:
     """A stream into a flight: the same however it is cut, and whole only where its content is."""
     kind, rest = flagged(data)
     pieces, stream = parted(rest)
@@ -373,7 +373,7 @@ TARGETS: Final = {
     "sse": Target(sse, "any cut gives the same frames, which lose no byte; data as a browser has it", WORDS, 400),
     "chunks": Target(chunks, "two readers of stored chunks agree; what they take is written alike", CHUNK_WORDS),
     "frames": Target(frames, "a twin says nothing but text; without usage nothing else is lost", WORDS),
-    "feeder": Target(feeder, "any cut gives the same flight; whole only where json.loads finds it so", WORDS),
+    "feeder": Target(ingest, "any cut gives the same flight; whole only where json.loads finds it so", WORDS),
     "whole": Target(whole, "any cut gives the same flight; a success is whole by json.loads", WORDS),
     "fold": Target(folded, "Unfoldable, or each choice's text is that of its chunks by json.loads", WORDS),
     "split": Target(split, "Unfoldable, or each client has all of its choices' text, and one end", WORDS),

@@ -37,13 +37,13 @@ class PassThrough:
         self,
         settings: Settings,
         body: ReadBody,
-        gate: AccessPolicy | None,
+        access_policy: AccessPolicy | None,
         admit: Admit | None,
         large: LargeRequests | None,
     ) -> None:
         self._settings = settings
         self._body = body
-        self._gate = gate
+        self._access_policy = access_policy
         self._admit = admit
         self._large = large
 
@@ -63,8 +63,8 @@ class PassThrough:
             return body
         passed = read_passed(media, body)
         call.model = passed.model
-        if self._gate is not None:
-            passed = self._gate.admit_raw(call, passed)
+        if self._access_policy is not None:
+            passed = self._access_policy.admit_raw(call, passed)
         call.cost = estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens)
         if self._admit is not None:
             await self._admit(call, passed)

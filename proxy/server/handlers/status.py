@@ -25,11 +25,11 @@ class StatusHandlers:
     """One method an endpoint."""
 
     def __init__(
-        self, backends: Backends, metrics: Metrics, gate: AccessPolicy | None, reply: Reply, send: Send
+        self, backends: Backends, metrics: Metrics, access_policy: AccessPolicy | None, reply: Reply, send: Send
     ) -> None:
         self._backends = backends
         self._metrics = metrics
-        self._gate = gate
+        self._access_policy = access_policy
         self._reply = reply
         self._send = send
 
@@ -40,7 +40,7 @@ class StatusHandlers:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         models = self._backends.models()
-        return models if self._gate is None else self._gate.visible(call, models)
+        return models if self._access_policy is None else self._access_policy.visible(call, models)
 
     async def model(self, call: RequestContext) -> respond.Sent:
         """One of them: the rest of the path is its id, slashes and all."""

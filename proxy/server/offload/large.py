@@ -46,7 +46,7 @@ class LargeRequests:
         self,
         settings: Settings,
         rules: AccessRules,
-        gate: AccessPolicy | None,
+        access_policy: AccessPolicy | None,
         log: Log,
         *,
         scope: Callable[[RequestContext], bytes],
@@ -54,7 +54,7 @@ class LargeRequests:
     ) -> None:
         self._settings = settings
         self._rules = rules
-        self._gate = gate
+        self._access_policy = access_policy
         self._log = log
         self._scope = scope
         self._owner = owner
@@ -95,8 +95,8 @@ class LargeRequests:
         found, sent = await self.pool.do(job, body, self._whose(call))
         self._told(found, call)
         call.model, call.cost = found.model, found.cost
-        if self._gate is not None:
-            self._gate.judge(call, found, raw=True)
+        if self._access_policy is not None:
+            self._access_policy.judge(call, found, raw=True)
         if found.refusal is not None:
             raise found.refusal.error()
         return sent or body
@@ -158,8 +158,8 @@ class LargeRequests:
     def _asked(self, call: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
         self._told(found, call)
         call.model, call.stream = found.model, found.stream
-        if self._gate is not None:
-            self._gate.judge(call, found)
+        if self._access_policy is not None:
+            self._access_policy.judge(call, found)
         if found.refusal is not None:
             raise found.refusal.error()
         call.ask = ask = found.ask(endpoint, body)

@@ -38,7 +38,7 @@ class Page:
         self,
         gateway: Gateway,
         sources: Sources,
-        gate: AccessPolicy | None,
+        access_policy: AccessPolicy | None,
         log: Log,
         audit: Audit,
         address: Callable[[web.BaseRequest], str],
@@ -48,7 +48,7 @@ class Page:
         """`every`: seconds between two looks at the state, for those that watch it."""
         self._gateway = gateway
         self._sources = sources
-        self._gate = gate
+        self._access_policy = access_policy
         self._log = log
         self._audit = audit
         self._address = address
@@ -166,8 +166,12 @@ class Page:
         return ask, delays
 
     def _visible(self, call: RequestContext) -> Visible:
-        gate = self._gate
-        return (lambda models: models) if gate is None else (lambda models: gate.visible(call, models))
+        access_policy = self._access_policy
+        return (
+            (lambda models: models)
+            if access_policy is None
+            else (lambda models: access_policy.visible(call, models))
+        )
 
     async def _send(self, call: RequestContext, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
         call.status = 200
