@@ -170,9 +170,9 @@ class EngineReload:
         while True:
             await self._taken.wait()
             self._taken.clear()
-            urls, self._new = self._new, None
-            if urls is not None:
-                await self._apply(urls)
+            urls = self._new
+            assert urls is not None  # it is set before the event is
+            await self._apply(urls)
 
 
 class OnRedis(Protocol):

@@ -46,3 +46,51 @@ async def test_what_is_dropped_or_closed_is_silent() -> None:
     timers.close()
     await asyncio.sleep(2.0)
     assert heard == []
+
+
+@virtual
+async def test_what_one_raises_is_told_and_is_nobody_else_s() -> None:
+    told: list[str] = []
+    loop, heard = asyncio.get_running_loop(), list[str]()
+    timers = Timers(loop, lambda where, e: told.append(f"{where}: {e!r}"))
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    timers.set("broken", 1.0, fails)
+    timers.set("fine", 1.0, lambda: heard.append("fine"))
+    await asyncio.sleep(2.0)
+    assert (told, heard, len(timers)) == (["a timer: ZeroDivisionError()"], ["fine"], 0)
+
+
+@virtual
+async def test_one_that_is_late_is_set_anew_and_one_that_is_just_due_stays() -> None:
+    class Late:
+        """A loop whose timers do not go off."""
+
+        def __init__(self) -> None:
+            self.now, self.cancelled = 5.0, list[float]()
+
+        def time(self) -> float:
+            return self.now
+
+        def call_at(self, when: float, *given: object) -> object:
+            late = self
+
+            class Handle:
+                def when(self) -> float:
+                    return when
+
+                def cancel(self) -> None:
+                    late.cancelled.append(when)
+
+            return Handle()
+
+    loop = Late()
+    timers = Timers(loop)  # type: ignore[arg-type]
+    for now, when in ((5.0, 6.0), (6.0, 7.0), (6.1, 8.0)):
+        loop.now = now
+        timers.set("one", when, lambda: None)
+    assert (loop.cancelled, len(timers)) == ([6.0], 1)
+    timers.drop("one")
+    assert (loop.cancelled, len(timers)) == ([6.0, 8.0], 0)

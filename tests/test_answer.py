@@ -144,3 +144,70 @@ def test_a_long_body_of_small_chunks_is_not_taken_for_framing() -> None:
         answer.feed(b"1;x")
         answer.feed(b"\r\na\r\n")
     assert len(taker.data) == MAX_OVERHEAD // 5 + 2
+
+
+@pytest.mark.parametrize(("more", "refused"), [(0, False), (1, True)])
+def test_framing_without_any_body_is_bounded_to_the_byte(more: int, refused: bool) -> None:
+    answer = ResponseParser(Taker(), bodiless=False)
+    answer.feed(CHUNKED + b"1\r\na\r\n")
+    answer.feed(b"1;" + b"x" * (MAX_OVERHEAD - 2))
+    if refused:
+        with pytest.raises(InvalidResponse, match=f"^{MAX_OVERHEAD} bytes of its chunks and more are no body"):
+            answer.feed(b"x")
+    else:
+        answer.feed(b"\r\nb\r\n")
+        answer.feed(b"1;" + b"x" * (MAX_OVERHEAD - 2))  # a body came between them
+
+
+def test_a_counted_body_ends_to_the_byte_and_what_follows_is_surplus() -> None:
+    for reads, data, surplus in (
+        ([b"a", b"b"], b"ab", False),
+        ([b"ab"], b"ab", False),
+        ([b"abc"], b"ab", True),
+        ([b"a", b"bcd"], b"ab", True),
+    ):
+        taker = Taker()
+        answer = ResponseParser(taker, bodiless=False)
+        assert not answer.feed(OK + b"Content-Length: 2\r\n\r\n")
+        assert [answer.feed(read) for read in reads] == [False] * (len(reads) - 1) + [True]
+        assert (taker.data, answer.surplus, taker.reads) == (data, surplus, len(reads))
+
+
+@pytest.mark.parametrize("rest", [b"", b"x", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_what_follows_an_answer_without_a_body_is_surplus(rest: bytes) -> None:
+    answer = ResponseParser(Taker(), bodiless=False)
+    assert answer.feed(b"HTTP/1.1 204 No Content\r\n\r\n" + rest)
+    assert answer.surplus is bool(rest)
+
+
+def test_names_of_headers_are_in_lower_case_and_values_without_white_space_at_their_end() -> None:
+    taker = Taker()
+    answer = ResponseParser(taker, bodiless=False)
+    answer.feed(OK + b"Content-Type: a/b \t\r\nX-Y: \xe9\r\nDATE:  now\r\nContent-Length: 1\r\n\r\n")
+    assert taker.headers == [("content-type", "a/b"), ("x-y", "é"), ("date", "now"), ("content-length", "1")]
+
+
+@pytest.mark.parametrize("body", [b"", b"1\r\na\r\n"])
+@pytest.mark.parametrize("rest", [b"", b"\0", b"nonsense", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+def test_what_follows_the_last_chunk_is_surplus_and_no_body(body: bytes, rest: bytes) -> None:
+    taker = Taker()
+    answer = ResponseParser(taker, bodiless=False)
+    answer.feed(CHUNKED + b"1\r\nx\r\n")
+    assert answer.feed(body + b"0\r\n\r\n" + rest)
+    assert (answer.surplus, taker.data) == (bool(rest), b"x" + body[3:4])
+
+
+def test_of_interim_answers_nothing_is_left_in_the_answer() -> None:
+    for interim in (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" * 2):
+        taker = Taker()
+        assert ResponseParser(taker, bodiless=False).feed(interim + OK + HI)
+        assert (taker.headers, taker.data) == ([("content-length", "2")], b"hi")
+
+
+def test_an_answer_that_is_let_go_of_hands_nothing_out() -> None:
+    taker = Taker()
+    answer = ResponseParser(taker, bodiless=False)
+    answer.feed(CHUNKED)
+    answer.close()
+    answer.feed(b"1\r\na\r\n")
+    assert taker.data == b""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.client_ip import TrustedProxies, client_address
+from proxy.access.client_ip import MAX_HOPS, TrustedProxies, client_address
 
 LOCAL = ("127.0.0.0/8", "10.0.0.0/8", "::1/128")
 
@@ -55,3 +55,52 @@ def test_what_a_client_puts_before_its_own_address_means_nothing(client: object,
     hops = ", ".join(map(str, [*forged, client]))
     trusted = TrustedProxies(("10.0.0.1",))
     assert client_address("10.0.0.1", [hops], trusted) == client_address("10.0.0.1", [str(client)], trusted)
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "believed"),
+    [
+        ("10.0.0.1", LOCAL, True),
+        ("10.0.0.1:80", LOCAL, True),
+        ("11.0.0.1", LOCAL, False),
+        ("unix", LOCAL, False),
+        ("unix", ("unix",), True),
+        ("nonsense", ("unix",), False),
+        ("10.0.0.1", ("unix",), False),
+    ],
+)
+def test_whom_to_believe(peer: str, trusted: tuple[str, ...], believed: bool) -> None:
+    assert TrustedProxies(trusted).trusts(peer) is believed
+
+
+def test_nobody_and_a_socket_s_peer_alone() -> None:
+    assert not TrustedProxies()
+    assert TrustedProxies(("unix",))
+    assert TrustedProxies(LOCAL)
+    assert None not in TrustedProxies(LOCAL)
+    assert None in TrustedProxies(("unix",))
+
+
+@pytest.mark.parametrize(
+    ("hop", "found"),
+    [
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:", "10.0.0.1"),
+        ("[2001:db8::1]:x", "10.0.0.1"),
+        ("[2001:db8::1]5", "10.0.0.1"),
+        ("[2001:db8::1", "10.0.0.1"),
+        ("[1.1.1.1]:5", "1.1.1.1"),
+        ("1.1.1.1:", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("2001:db8::1%eth0", "2001:db8::1"),
+    ],
+)
+def test_a_hop_is_an_address_with_or_without_a_port(hop: str, found: str) -> None:
+    assert client_address("10.0.0.1", [hop], TrustedProxies(LOCAL)) == found
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_so_many_hops_are_walked(more: int) -> None:
+    hops = ["1.1.1.1", *["10.0.0.2"] * (MAX_HOPS - 1 + more)]
+    found = client_address("10.0.0.1", [", ".join(hops)], TrustedProxies(LOCAL))
+    assert found == ("10.0.0.2" if more else "1.1.1.1")

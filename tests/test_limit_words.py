@@ -126,6 +126,17 @@ def test_a_prompt_larger_than_the_limit_is_told_not_to_come_again() -> None:
     assert "retry-after-ms" not in told
 
 
+@pytest.mark.parametrize("kind", ["requests", "streams"])
+def test_what_can_never_pass_is_told_so_whichever_ceiling_is_met_first(kind: Kind) -> None:
+    """Of one's own requests or streams, where everyone's tokens are fewer than the prompt has."""
+    full = Levels(10, 0, 3)
+    ask, decision = claim(everyone=Limits(tokens=Limit(1, 60)), tokens=61), decided(("caller", kind), full)
+    error = rate_limit_error(ask, decision)
+    assert (error.code, error.retry_after) == (Code.RATE_LIMITED, None)
+    assert error.message.endswith("That can never pass: send a shorter prompt.")
+    assert dict(headers(ask, decision))["x-should-retry"] == "false"
+
+
 @pytest.mark.parametrize(("number", "words"), [(1, "1 request"), (2, "2 requests"), (0.5, "0.5 requests")])
 def test_one_is_said_as_one(number: float, words: str) -> None:
     assert counted(number, "request") == words

@@ -47,6 +47,10 @@ class AccessContext(Protocol):
     def hold(self) -> Reservation | None:
         """What it has of the limits."""
 
+    @property
+    def ending(self) -> GatewayError | None:
+        """Why it is cut short."""
+
     def identified(self, caller: Caller) -> None:
         """It is from this caller."""
 

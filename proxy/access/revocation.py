@@ -62,7 +62,7 @@ class KeyedCalls:
         idle = not self._ending
         for call in self._calls:
             caller = call.caller
-            if caller is None or call in self._ending:
+            if caller is None or call in self._ending or call.ending is not None:
                 continue
             error = identity.ended(caller, operating=call.endpoint in self._operating)
             if error is not None:

@@ -193,7 +193,7 @@ class Ingest:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
-            if engine is not None and (name in PLACES or engine.named(value) is not None):
+            if engine is not None and (name in PLACES or engine.named(value)):
                 known = told(name, value, engine)
                 if known is None:
                     continue

@@ -30,6 +30,7 @@ from proxy.wire import ApiRequest
 from proxy.wire.http import require_json, require_plain
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
+MAX_METHOD: Final = 16  # the same of a method
 BODY_COST: Final = 2
 """What a body holds of memory until its request has ended: itself, and the request that is made of it."""
 GRANULE: Final = 256 * 1024  # bytes by which the charge of a body of unknown length grows
@@ -204,7 +205,7 @@ class RequestContext:
         record = RequestRecord(
             self.id,
             self.endpoint,
-            self.request.method[:16],
+            self.request.method[:MAX_METHOD],
             status,
             verdict,
             self.stream,

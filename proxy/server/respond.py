@@ -31,6 +31,7 @@ Left = Iterator[bytes | memoryview]
 
 FOLD_COST: Final = 4
 """What folding a stream holds at its peak: so many times its log, which is one of them."""
+_DATES: Final = 2  # seconds whose text is kept
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -339,6 +340,6 @@ def dechunk(data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(_DATES)
 def _date(second: int) -> str:
     return "date: " + formatdate(second, usegmt=True)

@@ -19,6 +19,7 @@ from proxy.telemetry import Otel
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
 MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into
 MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+MAX_REASONS: Final = 64  # of the choices of one answer
 
 _OPERATIONS: Final = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 _ASKED: Final = (
@@ -300,7 +301,8 @@ class FlightSpan:
             return  # [DONE], an error, or nothing that an engine of ours says
         self._model = self._model or (said.model[:256] if said.model else None)
         self._id = self._id or (said.id[:256] if said.id else None)
-        self._reasons += [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason][:64]
+        reasons = [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason]
+        self._reasons += reasons[: MAX_REASONS - len(self._reasons)]
 
     def _time(self, moment: float) -> int:
         """Of the flight's clock, in nanoseconds since the epoch."""

@@ -256,7 +256,7 @@ class Backends:
         if not admitted:
             if any(b.breaker.probing for b in candidates):
                 return None  # whose end is a release: whoever waits is looked at then
-            wait = math.ceil(max(0.0, min(b.breaker.until for b in candidates) - now)) or 1
+            wait = math.ceil(min(b.breaker.until for b in candidates) - now)
             raise GatewayError(
                 Code.NO_BACKEND, "Every engine for this request has failed too often lately.", retry_after=wait
             )
@@ -359,8 +359,6 @@ class Backends:
         changed = backend.up is not up
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
-        if up:
-            backend.missed = 0
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
             self._anew(backend)

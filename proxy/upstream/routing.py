@@ -61,10 +61,7 @@ class PowerOfTwo:
             one, other = targets[first], targets[second + (second >= first)]
             if one.inflight < one.max_inflight and other.inflight < other.max_inflight:
                 return one if one.inflight + one.reported <= other.inflight + other.reported else other
-            if count > 2:
-                free = [t for t in targets if t.inflight < t.max_inflight]
-                return self.choose(free, key) if len(free) > 1 else free[0] if free else None
-            targets = (one,) if one.inflight < one.max_inflight else (other,)
+            return self.choose([t for t in targets if t.inflight < t.max_inflight], key)
         return targets[0] if targets and targets[0].inflight < targets[0].max_inflight else None
 
 
@@ -108,11 +105,11 @@ class Rendezvous:
         if not key:
             return self._otherwise.choose(targets, 0)
         most = math.inf
-        if self._bound is not None:
+        if self._bound is not None and targets:
             total = 1
             for target in targets:
                 total += target.inflight
-            most = math.ceil(self._bound * total / len(targets)) if targets else 0
+            most = math.ceil(self._bound * total / len(targets))
         best: T | None = None
         highest = -1
         for target in targets:

@@ -92,7 +92,6 @@ class DenyList:
         self.trie = AhoCorasick(literals)
         self.plain = not patterns and all(text.isascii() for text, _ in literals)
         """Only texts of ASCII: a character that combines with the next can then be in no match."""
-        self.longest = max((len(text) for text, _ in literals), default=0)
         self.source = source
         self.digest = hashlib.sha256(source.encode("utf-8", "replace")).digest()
 

@@ -67,7 +67,7 @@ def limits_of(rates: Rates, default: Rates) -> Limits:
     minute = default.tokens_per_minute if rates.tokens_per_minute is None else rates.tokens_per_minute
     streams = default.streams if rates.streams is None else rates.streams
     return Limits(
-        Limit(rps, burst or max(1, math.ceil(rps))) if rps else None,
+        Limit(rps, burst or math.ceil(rps)) if rps else None,
         Limit(minute / 60, minute) if minute else None,
         streams or None,
     )

@@ -73,7 +73,10 @@ def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     bounds, levels = (claim.own, decision.own) if whose == "caller" else (claim.everyone, decision.everyone)
     seconds = pause(claim, decision)
     retry = None if math.isinf(seconds) else math.ceil(seconds)
-    again = "" if retry is None else f"Try again in {duration(seconds)}."
+    # Only tokens that are more than a meter holds can never pass, whichever ceiling was met first.
+    again = (
+        "That can never pass: send a shorter prompt." if retry is None else f"Try again in {duration(seconds)}."
+    )
     if kind == "requests" and bounds.requests is not None:
         text = (
             f"limit {counted(bounds.requests.rate, 'request')} a second, at most {bounds.requests.size:g} at once"
@@ -81,11 +84,10 @@ def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     elif kind == "tokens" and bounds.tokens is not None:
         size = bounds.tokens.size
         text = f"limit {counted(size, 'token')} a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
-        if retry is None:
-            again = "That can never pass: send a shorter prompt."
     else:
         text = f"limit {counted(bounds.streams or 0, 'request')} under way at a time"
-        again = "Wait for one to end, or " + again[0].lower() + again[1:]
+        if retry is not None:
+            again = f"Wait for one to end, or try again in {duration(seconds)}."
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)
     message = f"The gateway is at its ceiling for all clients together: {text}. {again}"

@@ -114,7 +114,7 @@ class Merger:
         alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(merged)
-        if error is not None:
+        if error is not None and not merged.ended:  # else its last rider has been let go already
             merged.fail(error)
         lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
         merged.fail_riders(merged.broken or error or lost)

@@ -17,6 +17,9 @@ from proxy.upstream import Backends
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the paths here take together, for `OPTIONS *` and methods that none of them takes."""
 
+_NAME_CHARS: Final = 200  # of a model that is not there, as its error tells it
+_METHOD_CHARS: Final = 16  # the same of a method
+
 Reply = Callable[[RequestContext, int, object], Awaitable[respond.Sent]]
 Send = Callable[[RequestContext, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
 
@@ -48,7 +51,9 @@ class StatusHandlers:
         models = self._visible(call)
         found = next((model for model in models if model.get("id") == name), None)
         if found is None:
-            raise GatewayError(Code.MODEL_NOT_FOUND, f"The model {name[:200]!r} does not exist or is not yours.")
+            raise GatewayError(
+                Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
+            )
         return await self._reply(call, 200, found)
 
     async def health(self, call: RequestContext) -> respond.Sent:
@@ -65,7 +70,7 @@ class StatusHandlers:
         call.allow = f"{takes}, HEAD" if takes == "GET" else takes
         if request.method == "OPTIONS":
             return self.server
-        words = f"{request.path} takes {takes}, not {request.method[:16]}."
+        words = f"{request.path} takes {takes}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
     async def server(self, call: RequestContext) -> respond.Sent:

@@ -73,9 +73,9 @@ class ClientConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self._task_handler is not None:  # made after the manager is told
-            abort = cast(asyncio.Transport, transport).abort
-            self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
+        assert self._task_handler is not None
+        abort = cast(asyncio.Transport, transport).abort
+        self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -97,8 +97,6 @@ class ClientConnection(RequestHandler):
             return
         if self.opening is not None:
             data = self._open(data)
-            if not data:
-                return
         payload, messages = self._payload, self._messages
         known = len(messages)
         if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
@@ -193,7 +191,9 @@ class ClientConnection(RequestHandler):
             if isinstance(first, _ErrInfo) or head_bytes(first) <= most:
                 return  # what came after it is its body, or the next
             messages.clear()
-        error = _ErrInfo(status=431, exc=HeadTooLarge("The head is too large."), message="")
+        error = _ErrInfo(
+            status=Code.HEADERS_TOO_LARGE.status, exc=HeadTooLarge("The head is too large."), message=""
+        )
         messages.append((error, EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -222,7 +222,7 @@ class ClientConnection(RequestHandler):
         manager = cast(Listener, self._manager)
         handler = manager.handler
         nobody = cast(Any, None)
-        while not self._force_close:
+        while True:  # a client that leaves cancels it, wherever it is
             if not self._messages:
                 self._waiter = loop.create_future()
                 try:
@@ -231,13 +231,11 @@ class ClientConnection(RequestHandler):
                     self._waiter = None
             message, payload = self._messages.popleft()
             self._payload = payload
-            if self._parser is not None:
-                self._parser.message_consumed()
+            assert self._parser is not None
+            self._parser.message_consumed()
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                 self._resume_reading_if_drained()
             manager.requests_count += 1
-            if self._manager is None:
-                break  # the client has left
             try:
                 if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
                     raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)

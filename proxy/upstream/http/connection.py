@@ -220,15 +220,12 @@ class Connection(asyncio.Protocol):
             raised("an engine's answer that was lost", e)
 
     def _feed(self, answer: ResponseParser, data: bytes) -> None:
-        """What `data_received` does, which has it in place: a call less for each token."""
+        """What `data_received` has in place: a call less for each token. `deliver` contains what it raises."""
         try:
             ended = answer.feed(data)
         except InvalidResponse as e:
             if self._answer is answer:
                 self._refuse(str(e))
-            return
-        except Exception as e:  # noqa: BLE001 - as in `data_received`
-            self._fault(answer, e)
             return
         if ended and self._answer is answer:
             self._finish(answer)

@@ -224,9 +224,3 @@ def _refused(e: Exception) -> InvalidResponse:
 
 def _ignore(data: bytes) -> None:
     """In a parser's place, once nobody listens to its answer."""
-
-
-def _unreadable(e: Exception) -> InvalidResponse:
-    if isinstance(e, httptools.HttpParserUpgrade):
-        return InvalidResponse("it wants to switch protocols")
-    return InvalidResponse(f"it does not speak HTTP/1.1 as it should ({e})")
