@@ -22,7 +22,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
-from proxy.server.handlers.relay import forwardable
+from proxy.server.handlers.relay import end_to_end_headers
 from proxy.server.listener.head import read_head
 from proxy.upstream.http.pool import Pool
 from proxy.wire.http.target import Target
@@ -228,7 +228,7 @@ class Differential:
         same("path of aiohttp", unquote_to_bytes(path).decode(), message.url.path)
         same("query of aiohttp", query, message.url.raw_query_string.encode())
         if whole:
-            headers = forwardable(message.raw_headers)
+            headers = end_to_end_headers(message.raw_headers)
             engine = Httptools(self.pool.request(message.method, target.text, headers, body) + b"GET")
             sent, asked = engine.path_and_query()
             same("method sent", other.method, engine.method)

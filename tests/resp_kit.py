@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from proxy.redis.resp import Bounds, Login, Wire
+from proxy.redis.resp import Bounds, Login, RespConnection
 
 HELLO_REPLY = b"%1\r\n$5\r\nproto\r\n:3\r\n"
 BOUNDS = Bounds(connect=5.0, pending=1000, reply=1000)
@@ -34,10 +34,10 @@ class Opened:
 
     def __init__(self, login: Login | None = None, bounds: Bounds = BOUNDS, *, greeted: bool = True) -> None:
         self.pushes: list[Any] = []
-        self.losses: list[Wire] = []
+        self.losses: list[RespConnection] = []
         self.replies: list[Any] = []
         self.transport = Transport()
-        self.wire = Wire(
+        self.wire = RespConnection(
             asyncio.get_running_loop(),
             login or Login(),
             bounds,

@@ -7,12 +7,12 @@ from typing import Any
 
 from proxy.upstream.abilities import Abilities
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
-from proxy.wire.openai import Ask, decode
+from proxy.wire.openai import ApiRequest, decode
 
 NONE = Shape("none", why="bodies differ")
 
 
-def ask(model: str = "m", **more: Any) -> Ask:
+def ask(model: str = "m", **more: Any) -> ApiRequest:
     messages = [{"role": "user", "content": "x"}]
     return decode("chat", json.dumps({"model": model, "messages": messages, **more}).encode())
 

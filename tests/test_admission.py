@@ -18,7 +18,7 @@ from proxy.app import App
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.cost import NO_COST, estimate
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
@@ -125,9 +125,9 @@ async def test_the_official_client_does_not_repeat_a_prompt_that_can_never_pass(
 async def test_callers_with_limits_of_their_own_are_limited_though_no_setting_limits() -> None:
     log = Log(os.open(os.devnull, os.O_WRONLY))
 
-    def caller(name: str, **rates: Any) -> Call:
+    def caller(name: str, **rates: Any) -> RequestContext:
         request: Any = None
-        return Call(request=request, id="r", caller=Caller(id=name, rates=Rates(**rates)))
+        return RequestContext(request=request, id="r", caller=Caller(id=name, rates=Rates(**rates)))
 
     async with AsyncExitStack() as stack:
         assert await admission_for(Settings(), None, Metrics(), log, stack, identify=nobody) is None

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy.flights.embeddings.batches import Arrays, halves
+from proxy.flights.embeddings.batches import ArrayBatcher, halves
 
 ONE = lambda group: 1  # noqa: E731
 
 
-def made(**bounds: int) -> Arrays[str, str]:
-    return Arrays(**{"items": 4, "tokens": 100} | bounds)
+def made(**bounds: int) -> ArrayBatcher[str, str]:
+    return ArrayBatcher(**{"items": 4, "tokens": 100} | bounds)
 
 
 def test_what_waits_together_goes_up_together_and_in_order() -> None:
@@ -63,7 +63,7 @@ def test_a_small_request_is_not_behind_a_large_one() -> None:
 
 
 def test_with_a_window_an_array_waits_for_company_until_it_is_full_or_its_oldest_has_waited() -> None:
-    arrays: Arrays[str, str] = Arrays(items=2, tokens=100, window=1.0)
+    arrays: ArrayBatcher[str, str] = ArrayBatcher(items=2, tokens=100, window=1.0)
     arrays.offer("g", 1, "a", 1, 5.0)
     assert arrays.due(5.9, ONE) == []
     assert arrays.next_deadline(ONE) == 6.0
@@ -128,7 +128,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arrays: Arrays[str, int] = Arrays(items=3, tokens=10, window=1.0)
+        self.arrays: ArrayBatcher[str, int] = ArrayBatcher(items=3, tokens=10, window=1.0)
         self.now = 0.0
         self.made: dict[int, tuple[str, str, int]] = {}
         self.waiting: set[int] = set()

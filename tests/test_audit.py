@@ -104,3 +104,40 @@ def test_an_act_says_who_from_where_and_what(tmp_path: Path) -> None:
         "requests ended", "team-a", "2 requests", "key_revoked",
     )  # fmt: skip
     assert samples(desk.metrics)['gateway_keys_refused_total{reason="ended"}'] == 2
+
+
+def test_a_reason_that_returns_after_a_good_reload_or_in_another_file_is_told_again(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    for name in ("deny_file", "config"):
+        desk.audit.watches(name)
+    desk.audit.not_reloaded("deny_file", ("/d", ""), "file", "wrong")
+    desk.now += SAME_SECONDS - 0.1
+    desk.audit.not_reloaded("deny_file", ("/d",), "file", "wrong")
+    desk.audit.reloaded("deny_file", ("/d", "", "/e"), "file", "1 rule")
+    desk.audit.not_reloaded("deny_file", ("/d",), "file", "wrong")
+    desk.audit.not_reloaded("config", ("/c",), "file", "wrong")
+    told = [(line["msg"], line["file"]) for line in desk.lines()]
+    assert told == [
+        ("not reloaded", "/d"), ("reloaded", "/d /e"), ("not reloaded", "/d"), ("settings refused", "/c"),
+    ]  # fmt: skip
+
+
+def test_a_first_failure_is_told_though_the_clock_has_just_begun(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.now = 0.0
+    desk.audit.watches("deny_file")
+    desk.audit.not_reloaded("deny_file", ("/d",), "file", "wrong")
+    assert len(desk.lines()) == 1
+
+
+def test_a_stall_says_how_long_and_a_refusal_who_and_why(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.audit.stalled(10.5)
+    desk.audit.refused("not_operator", "10.0.0.1", key="team-a", endpoint="metrics")
+    stall, refusal = desk.lines()
+    assert stall["detail"] == "reading them has taken 10.5 s so far; what is in force stays so"
+    assert (stall["msg"], stall["who"]) == ("files are not watched", "file")
+    found = {name: refusal[name] for name in ("who", "client", "what", "result", "reason")}
+    assert found == {
+        "who": "team-a", "client": "10.0.0.1", "what": "metrics", "result": "refused", "reason": "not_operator",
+    }  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends, Lease
-from proxy.upstream.http.dial import Refused
+from proxy.upstream.http.dial import ConnectionRefused
 from proxy.upstream.http.pool import Pool
 from tests.clock import virtual
 from tests.engine import Engine
@@ -236,7 +236,7 @@ async def test_an_engine_that_is_added_is_watched_and_one_that_is_removed_is_not
         assert backends._woken.keys() == {two}
 
 
-REFUSED = Refused(Code.UPSTREAM_UNREACHABLE, "refused")
+REFUSED = ConnectionRefused(Code.UPSTREAM_UNREACHABLE, "refused")
 SLOW = GatewayError(Code.UPSTREAM_CONNECT_TIMEOUT, "slow")
 
 

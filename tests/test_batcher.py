@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import Batcher
+from proxy.flights.queue.request_queue import RequestQueue
 
 OPS = st.lists(
     st.one_of(
@@ -29,7 +29,7 @@ OPS = st.lists(
 def test_nothing_is_lost_or_served_twice_whatever_happens(
     ops: list[tuple[str, Any]], limit: int, max_batch: int, window: int
 ) -> None:
-    queue: Batcher[int] = Batcher(limit=limit, max_batch=max_batch, window=float(window))
+    queue: RequestQueue[int] = RequestQueue(limit=limit, max_batch=max_batch, window=float(window))
     arrived: list[tuple[int, float]] = []
     looking: list[int] = []
     missed: list[int] = []
@@ -93,7 +93,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
 
 
 def test_a_full_queue_says_when_to_come_again() -> None:
-    queue: Batcher[str] = Batcher(limit=1, max_batch=1)
+    queue: RequestQueue[str] = RequestQueue(limit=1, max_batch=1)
     queue.offer("a", 0.0, lookup=True)
     with pytest.raises(GatewayError) as caught:
         queue.offer("b", 0.0, lookup=False)
@@ -102,14 +102,14 @@ def test_a_full_queue_says_when_to_come_again() -> None:
 
 
 def test_without_a_window_nobody_waits_for_company() -> None:
-    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    queue: RequestQueue[str] = RequestQueue(limit=9, max_batch=9)
     queue.offer("a", 5.0, lookup=True)
     queue.offer("b", 5.0, lookup=True)
     assert queue.due(5.0) == ["a", "b"]
 
 
 def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_along() -> None:
-    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    queue: RequestQueue[str] = RequestQueue(limit=9, max_batch=9)
     queue.offer("left", 0.0, lookup=True)
     assert queue.due(0.0) == ["left"]
     queue.discard("left")
@@ -122,7 +122,7 @@ def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_alo
 
 
 def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() -> None:
-    queue: Batcher[str] = Batcher(limit=9, max_batch=9)
+    queue: RequestQueue[str] = RequestQueue(limit=9, max_batch=9)
     for item in "abc":
         queue.offer(item, 0.0, lookup=False)
 
@@ -136,7 +136,7 @@ def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() ->
 
 def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
     pools = {"a": "x", "b": "x", "back": "x", "other": "y"}
-    queue: Batcher[str] = Batcher(
+    queue: RequestQueue[str] = RequestQueue(
         limit=2, max_batch=1, timeout=5.0, ticket=lambda item: Ticket(owner=item, pool=pools[item])
     )
     queue.put("a", 0.0)
@@ -159,7 +159,7 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
 
 
 def test_what_is_put_back_waits_no_longer_than_others_and_can_be_discarded() -> None:
-    queue: Batcher[str] = Batcher(limit=2, max_batch=1, timeout=5.0)
+    queue: RequestQueue[str] = RequestQueue(limit=2, max_batch=1, timeout=5.0)
     queue.put_back("one", 1.0)
     queue.put_back("two", 2.0)
     assert queue.next_overdue() == 6.0

@@ -272,3 +272,141 @@ def test_a_check_that_finds_it_well_forgets_the_failures_of_the_whole_window() -
     assert not made.checked(6.0, good=True)
     assert not any(made.bad(6.0, who=who) for who in "bcd")
     assert not made.suspect
+
+
+# -- bounds, and what a change of state forgets -------------------------------------------------------
+
+RATE = BreakerRules(failures=0, rate=0.5, least=10, window=10.0)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "opens"),
+    [
+        (((0.0, 0, 4), (5.0, 0, 5), (10.0, 0, 5)), True),  # a new half begins at 5.0, and the next at 10.0
+        (((0.0, 0, 5), (10.0, 0, 5)), False),  # a whole window later all is forgotten
+        (((0.0, 0, 5), (9.9, 0, 5)), True),
+        (((0.0, 0, 4), (4.0, 0, 1), (8.0, 0, 5)), True),  # no new half before 5.0
+        (((0.0, 0, 5), (6.0, 0, 1), (12.0, 0, 5)), False),
+        (((0.0, 0, 4), (5.0, 1, 0), (10.0, 0, 9)), True),  # successes begin a half too
+        (((0.0, 0, 4), (4.0, 1, 0), (9.5, 0, 5)), True),
+        (((0.0, 9, 0), (0.0, 0, 8)), False),  # 8 of 17
+        (((0.0, 9, 0), (0.0, 0, 9)), True),  # 9 of 18
+        (((0.0, 0, 9),), False),
+    ],
+)
+def test_what_counts_of_a_window_in_two_halves(outcomes: tuple[tuple[float, int, int], ...], opens: bool) -> None:
+    made = breaker(RATE)
+    for now, good, bad in outcomes:
+        for _ in range(good):
+            made.good(now)
+        for _ in range(bad):
+            made.bad(now)
+    assert (made.state is State.OPEN, made.suspect) == (opens, False)
+
+
+def test_a_limit_of_one_failure_opens_at_the_first() -> None:
+    assert breaker(BreakerRules(failures=1, rate=0.0)).bad(0.0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "again", "span"), [(1.0, 21.0, 2.0), (1.0, 21.1, 1.0), (100.0, 105.0, 2.0), (5.0, 5.0, 2.0)]
+)
+def test_it_flaps_where_it_opens_within_two_windows_of_its_closing(
+    closed: float, again: float, span: float
+) -> None:
+    made = opened(breaker())
+    assert made.admits(closed)
+    made.probe(closed)
+    made.good(closed, probe=True)
+    opened(made, again)
+    assert made.until == again + span
+
+
+def test_a_new_one_is_closed_and_a_probe_without_an_outcome_is_taken_off_once() -> None:
+    made = breaker()
+    assert (made.state, made.until, made.suspect, made.probing) == (State.CLOSED, 0.0, False, False)
+    opened(made)
+    assert made.admits(1.0)
+    assert not made.probing
+    made.probe(1.0)
+    made.left()
+    made.probe(1.0)
+    assert (made.probing, made.admits(1.0)) == (True, False)
+
+
+def test_an_outcome_of_a_probe_after_the_decision_is_no_longer_under_way() -> None:
+    made = opened(breaker(BreakerRules(failures=3, span=1.0, longest=8.0, probes=2)))
+    assert made.admits(1.0)
+    for _ in range(2):
+        made.probe(1.0)
+    assert made.bad(1.0, probe=True)
+    assert not made.good(1.0, probe=True)  # it had opened
+    assert made.admits(3.0)
+    made.probe(3.0)
+    assert made.admits(3.0), "one of two places"
+
+
+def test_half_open_again_it_waits_for_no_probe_of_the_last_time() -> None:
+    made = opened(breaker())
+    made.admits(1.0)
+    made.probe(1.0)  # which says nothing
+    assert made.admits(9.0)
+    made.probe(9.0)
+    made.bad(9.0, probe=True)
+    assert made.until == 11.0
+    assert made.admits(11.0)
+
+
+def test_half_open_a_check_that_does_not_come_is_waited_for_as_long_as_a_probe() -> None:
+    made = opened(breaker())
+    made.admits(1.0)
+    made.probe(1.0)
+    made.bad(5.0, who="a", probe=True)
+    assert [made.admits(12.9), made.admits(13.0)] == [False, True]
+    made.probe(13.0)
+    assert made.good(13.0, probe=True)
+    assert (made.state, made.suspect) == (State.CLOSED, False)
+
+
+def test_once_closed_nothing_from_before_it_opened_counts() -> None:
+    for rules, failures in ((RULES, 3), (RATE, 10)):
+        made = breaker(rules)
+        for _ in range(5):
+            made.good(0.0)
+        for _ in range(failures):
+            made.bad(0.0)
+        assert made.admits(1.0)
+        made.probe(1.0)
+        assert made.good(1.0, probe=True)
+        assert [made.bad(1.0) for _ in range(failures)] == [False] * (failures - 1) + [True]
+
+
+def test_silence_counts_in_succession_and_neither_across_its_opening_nor_its_closing() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    assert not made.checked(0.0, None, silent=True)
+    assert fail(made, "b") == [True], "another's failure opens it"
+    assert made.admits(1.0)
+    made.probe(1.0)
+    made.bad(1.0, who="a", probe=True)
+    assert not made.checked(1.0, None, silent=True), "the first since it opened"
+    made.probe(1.0)
+    assert made.good(1.0, probe=True)
+    fail(made, "a", "a", "a", now=1.0)
+    assert not made.checked(1.0, None, silent=True), "the first since it closed"
+    fail(made, "a", now=1.0)
+    assert not made.checked(1.0, good=True)
+    fail(made, "a", "a", "a", now=1.0)
+    assert not made.checked(1.0, None, silent=True), "the first since a check found it well"
+
+
+def test_what_a_check_forgets_is_forgotten_by_caller_too() -> None:
+    made = breaker()
+    fail(made, "a", "a", "a")
+    made.checked(0.0, good=True)
+    assert fail(made, "b", "c", "b")[-1], "a's failures would make these fewer than half of all"
+    made = breaker(RATE)
+    fail(made, *("a" * 10))
+    made.checked(0.0, good=True)
+    assert not any(fail(made, *("b" * 9)))
+    assert not made.suspect, "nine of the ten that say something"

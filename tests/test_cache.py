@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from proxy.app import App
 from proxy.embedded.redis import EmbeddedRedis
-from proxy.redis.cache import Breaker, Cache, Op, Stored
+from proxy.redis.cache import Availability, Cache, Op, Stored
 from tests.client import post_json, streaming
 from tests.engine import Engine
 from tests.engine_scripts import echo_script
@@ -230,7 +230,7 @@ def make(url: str, **changes: Any) -> Cache:
 
 
 def test_the_breaker_opens_at_once_and_waits_longer_each_time_it_is_let_down() -> None:
-    breaker = Breaker(pause=1, longest=4)
+    breaker = Availability(pause=1, longest=4)
     assert breaker.failure()
     pauses = []
     for _ in range(4):

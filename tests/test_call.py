@@ -19,7 +19,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
 from proxy.flights.plan import Mode, Plan
-from proxy.server.context import MAX_MODEL, Call, body_at_hand, read_body, request_id
+from proxy.server.context import MAX_MODEL, RequestContext, body_at_hand, read_body, request_id
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.frames import Usage
@@ -180,7 +180,7 @@ class Told:
         self.counted: list[dict[str, Any]] = []
         self.logged: list[RequestRecord] = []
 
-    def of(self, call: Call, *, show_prompt: bool = False) -> tuple[dict[str, Any], RequestRecord]:
+    def of(self, call: RequestContext, *, show_prompt: bool = False) -> tuple[dict[str, Any], RequestRecord]:
         call.tell(cast(Metrics, self._counting()), cast(Log, self._logging()), show_prompt=show_prompt)
         return self.counted[-1], self.logged[-1]
 
@@ -192,8 +192,8 @@ class Told:
         return SimpleNamespace(request=self.logged.append)
 
 
-def call(**facts: Any) -> Call:
-    return Call(cast(web.BaseRequest, Body()), "id", endpoint="chat", status=200, **facts)
+def call(**facts: Any) -> RequestContext:
+    return RequestContext(cast(web.BaseRequest, Body()), "id", endpoint="chat", status=200, **facts)
 
 
 def test_a_request_without_a_flight_is_recorded_as_a_bypass() -> None:

@@ -59,3 +59,33 @@ def test_what_expires_soon_is_warned_of_once_a_day_and_anew_when_it_is_renewed(t
         ("warning", "certificate expires soon", "tls_cert", pytest.approx(14.0, abs=0.1)),
         ("warning", "certificate has expired", "tls_cert", pytest.approx(0.0, abs=0.1)),
     ]
+
+
+def test_the_times_of_warnings_are_kept_to_the_second(tmp_path: Path) -> None:
+    path, now = tmp_path / "log", 1e9
+    log, metrics = Log(os.open(path, os.O_WRONLY | os.O_CREAT)), Metrics()
+    certificates = Certificates(metrics, log, clock=lambda: now)
+    ends = now + WARN_DAYS * DAY
+    certificates.renew("a", ends)
+    certificates.renew("b", ends + 10 * DAY)
+    assert samples(metrics)['gateway_certificate_seconds_left{certificate="b"}'] == (WARN_DAYS + 10) * DAY
+    certificates.look()  # 14 days are no warning yet
+    for after in (1.0, DAY, DAY + 1.0, 2 * DAY, 2 * DAY + 1.0, WARN_DAYS * DAY):
+        now = 1e9 + after
+        certificates.look()
+        certificates.look()
+    log.close()
+    told = [line for line in lines(path) if line["certificate"] == "a"]
+    assert [line["days_left"] for line in told] == [14.0, 13.0, 12.0, 0.0]
+    assert [line["msg"] for line in told] == ["certificate expires soon"] * 3 + ["certificate has expired"]
+    assert told[0]["expires"] == time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends))
+
+
+def test_the_same_certificate_read_again_is_not_warned_of_again_and_another_is(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(os.open(path, os.O_WRONLY | os.O_CREAT))
+    certificates = Certificates(Metrics(), log, clock=lambda: 1e9)
+    for expires in (1e9 + DAY, 1e9 + DAY, 1e9 + 2 * DAY):
+        certificates.renew("a", expires)
+    log.close()
+    assert [line["days_left"] for line in lines(path)] == [1.0, 2.0]

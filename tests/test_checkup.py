@@ -179,3 +179,58 @@ async def test_closing_ends_a_check_that_gets_no_answer() -> None:
     assert asyncio.get_running_loop().time() == before
     assert repr(ward.checkup) == "<Checkup of nothing>"
     assert ward.told == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "good", "why", "silent"),
+    [
+        ({"health": 200, "completions": 200}, True, "/v1/completions: 200", False),
+        ({"health": 499, "completions": 200}, True, "/v1/completions: 200", False),
+        ({"health": 500}, False, "/health: 500", False),
+        ({"health": 200, "completions": 502}, False, "/v1/completions: 502", False),
+        ({"health": 200, "completions": 503}, False, "/v1/completions: 503", False),
+        ({"health": 200, "completions": 504}, False, "/v1/completions: 504", False),
+        ({"health": 200, "completions": 505}, True, "/v1/completions: 505", False),
+        ({"health": None}, None, "no answer to /health in 2 s", True),
+        ({"health": 200, "completions": None}, None, "no token in 5 s", False),
+        ({"health": SHORT}, None, "no descriptors", False),
+        ({"health": REFUSED}, False, "refused", False),
+        ({"health": ValueError("odd")}, None, "ValueError('odd')", False),
+    ],
+)
+def test_what_a_check_tells(answers: dict[str, Any], good: bool | None, why: str, silent: bool) -> None:
+    @virtual
+    async def run() -> None:
+        ward = Ward(**answers)
+        told: list[Any] = []
+        ward.backends.checked = lambda *seen, **more: told.append((*seen[1:], more["silent"]))  # type: ignore[method-assign]
+        ward.checkup.begin(ward.backend)
+        ward.checkup.begin(ward.backend)
+        await asyncio.sleep(20.0)
+        assert told == [(good, why, silent)]
+        assert ward.backend.checked_at == (2.0 if silent else 5.0 if why.startswith("no token") else 0.0)
+        assert repr(ward.checkup) == "<Checkup of nothing>"
+
+    run()
+
+
+@pytest.mark.parametrize(("ago", "waited"), [(0.25, 0.75), (1.0, 0.0), (5.0, 0.0)])
+@virtual
+async def test_a_check_waits_until_the_last_one_is_a_second_ago(ago: float, waited: float) -> None:
+    ward = Ward(health=200, completions=200)
+    await asyncio.sleep(10.0)
+    ward.backend.checked_at = 10.0 - ago
+    ward.checkup.begin(ward.backend)
+    await asyncio.sleep(5.0)
+    assert [at for at, _, _ in ward.pool.asked] == [10.0 + waited] * 2
+
+
+@virtual
+async def test_of_several_engines_each_has_its_check_and_all_end_with_it() -> None:
+    ward, other = Ward(health=None), Ward(health=None)
+    ward.checkup.begin(ward.backend)
+    ward.checkup.begin(other.backend)
+    assert repr(ward.checkup) == "<Checkup of a a>"
+    await asyncio.sleep(0)
+    await ward.checkup.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -131,3 +131,25 @@ async def test_a_handshake_that_never_comes_is_bounded_as_a_head_is(engine: Engi
         secured = await connected(port, trusting(authority))  # a handshake, and then no head
         async with secured:
             assert await secured.at_eof()
+
+
+def test_http_1_1_is_what_is_spoken_over_tls_1_2_or_newer(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    issued = authority.issue("localhost")
+    context = server_context(str(issued.cert), str(issued.key))
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+    ours = trusting(authority)
+    ours.set_alpn_protocols(["h2", "http/1.1"])
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ours.wrap_bio(down, up, server_hostname="localhost")
+    server = context.wrap_bio(up, down, server_side=True)
+    left: list[ssl.SSLObject] = [client, server]
+    for _ in range(10):
+        for end in tuple(left):
+            try:
+                end.do_handshake()
+                left.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+    assert left == []
+    assert client.selected_alpn_protocol() == "http/1.1"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.load import load
+from proxy.config.loader import load
 from proxy.config.settings import MIB, Option, Settings, options
 from proxy.errors import SettingsError
 from tests.setting_texts import TYPED

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.access.denylist.normalize import form
-from proxy.access.denylist.rules import DenyList, Trie, read_deny_list
+from proxy.access.denylist.rules import AhoCorasick, DenyList, read_deny_list
 from proxy.errors import SettingsError
 from tests.client import Answer, post_json
 from tests.engine import Engine
@@ -97,7 +97,7 @@ WORDS = st.text("ab", min_size=1, max_size=4)
 
 @given(st.lists(WORDS, min_size=1, max_size=8), st.text("abc", max_size=40))
 def test_the_automaton_finds_what_a_search_one_by_one_finds(words: list[str], text: str) -> None:
-    trie, state = Trie([(word, number) for number, word in enumerate(words, 1)]), 0
+    trie, state = AhoCorasick([(word, number) for number, word in enumerate(words, 1)]), 0
     hits = []
     for end, char in enumerate(text, 1):
         state = trie.step(state, char)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 
 import pytest
@@ -65,6 +66,66 @@ def test_the_limit_is_raised_to_the_hard_one() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert 3 <= in_use() < limit()
+
+
+@pytest.mark.parametrize(
+    ("bound", "used", "clients", "engines", "inflight", "found"),
+    [
+        (30 + 100 + 20 + 66, 30, 100, 2, 10, (100, BACKLOG)),  # all fits, to the last one
+        (30 + 100 + 20 + 65, 30, 100, 2, 10, (96, 23)),
+        (30 + 100 + 100 + 66, 30, 100, 2, 1000, (100, BACKLOG)),  # no more to engines than from clients
+        (1000, 0, 4096, 1, 4096, (405, 125)),
+        (1000, 0, 4096, 1, 100, (710, 125)),
+        (100_000, 0, 200_000, 1, 1, (98_910, BACKLOG)),
+        (64, 16, 10, 1, 1, (10, LEAST_BACKLOG)),
+        (10, 8, 10, 1, 9, (1, LEAST_BACKLOG)),
+        (0, 8, 10, 1, 9, (1, LEAST_BACKLOG)),
+    ],
+)
+def test_the_places_to_the_number(
+    bound: int, used: int, clients: int, engines: int, inflight: int, found: tuple[int, int]
+) -> None:
+    made = places(bound, used, clients=clients, engines=engines, inflight=inflight)
+    assert (made.clients, made.backlog) == found
+    needed = used + clients + min(clients, engines * inflight) + RESERVE + engines
+    assert bool(made.warning) is (needed > bound)
+    if made.warning:
+        assert f" need {needed} file descriptors, but the limit is {bound} " in made.warning
+
+
+@pytest.mark.parametrize(("soft", "found"), [(0, 0), (7, 7), (-1, 2**31)])
+def test_no_limit_is_a_large_number(monkeypatch: pytest.MonkeyPatch, soft: int, found: int) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, 9))
+    assert limit() == found
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "error", "asked"),
+    [(5, 5, None, []), (5, 9, None, [(9, 9)]), (5, 9, OSError(), [(9, 9)]), (5, 9, ValueError(), [(9, 9)])],
+)
+def test_the_limit_is_raised_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, error: Exception | None, asked: list[tuple[int, int]]
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def set_(what: int, limits: tuple[int, int]) -> None:
+        told.append(limits)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", set_)
+    raise_limit()
+    assert told == asked
+
+
+def test_where_the_open_ones_cannot_be_listed_some_are_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> list[str]:
+        raise FileNotFoundError(path)
+
+    assert in_use() == len(os.listdir("/dev/fd"))
+    monkeypatch.setattr(os, "listdir", gone)
+    assert in_use() == 16
 
 
 @pytest.mark.e2e

@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 from proxy.errors import Code, GatewayError, SettingsError
-from proxy.upstream.http.dial import KEEPALIVE_IDLE, OURS, Address, Refused, address_of, dial, tls_context
+from proxy.upstream.http.dial import (
+    KEEPALIVE_IDLE,
+    OURS,
+    ConnectionRefused,
+    Endpoint,
+    address_of,
+    dial,
+    tls_context,
+)
 from proxy.upstream.http.pool import Pool
 from tests.certificates import Authority, Issued, encrypt, server_context
 from tests.client import post_json
@@ -254,14 +262,14 @@ async def test_a_handshake_that_does_not_come_runs_into_the_connect_timeout() ->
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("http://a", Address("a", "", "a", 80)),
-        ("https://a:8443/base", Address("a:8443", "/base", "a", 8443, tls=True)),
-        ("http://[::1]:8000", Address("[::1]:8000", "", "::1", 8000)),
-        ("unix:///run/vllm.sock", Address("localhost", "", path="/run/vllm.sock")),
-        ("http+unix://%2Frun%2Fa%20b/base", Address("localhost", "/base", path="/run/a b")),
+        ("http://a", Endpoint("a", "", "a", 80)),
+        ("https://a:8443/base", Endpoint("a:8443", "/base", "a", 8443, tls=True)),
+        ("http://[::1]:8000", Endpoint("[::1]:8000", "", "::1", 8000)),
+        ("unix:///run/vllm.sock", Endpoint("localhost", "", path="/run/vllm.sock")),
+        ("http+unix://%2Frun%2Fa%20b/base", Endpoint("localhost", "/base", path="/run/a b")),
     ],
 )
-def test_where_an_engine_listens_is_read_from_its_url(url: str, address: Address) -> None:
+def test_where_an_engine_listens_is_read_from_its_url(url: str, address: Endpoint) -> None:
     assert address_of(url) == address
 
 
@@ -292,7 +300,7 @@ async def test_a_unix_socket_s_full_listener_is_the_engine_s(
     with pytest.raises(GatewayError) as caught:
         await dialled("unix:///no/such")
     assert (caught.value.code is Code.LOCAL_RESOURCES) is ours
-    assert isinstance(caught.value, Refused) is (code == errno.ENOENT)
+    assert isinstance(caught.value, ConnectionRefused) is (code == errno.ENOENT)
 
 
 async def test_a_name_that_cannot_be_looked_up_for_want_of_descriptors_is_our_own_error(
@@ -326,7 +334,7 @@ async def test_a_name_that_cannot_be_looked_up_for_want_of_descriptors_is_our_ow
 async def test_where_nobody_listens_that_is_said_as_a_kind_of_its_own() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ConnectionRefused) as caught:
             await dialled(f"http://127.0.0.1:{sock.getsockname()[1]}")
     assert caught.value.code is Code.UPSTREAM_UNREACHABLE
 

@@ -18,7 +18,7 @@ from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.server import respond
-from proxy.server.listener.listener import Door, DoorHandler
+from proxy.server.listener.listener import ClientConnection, Listener
 from proxy.server.listener.request import at_hand
 from tests.client import Answer, Connection, get, request_bytes
 from tests.engine_turn import PATIENCE
@@ -28,7 +28,7 @@ from tests.running import until
 
 READ = "aiohttp 3.14.5"
 START = "2e565fd40c8e04fb3afb481d5ba52691a61d28396573b4b8a4cf3b168782288e"
-"""Of `RequestHandler.start` as it was when `DoorHandler.start` was written to take its place."""
+"""Of `RequestHandler.start` as it was when `ClientConnection.start` was written to take its place."""
 
 ADVICE = f"""
 aiohttp {aiohttp.__version__} is not the one that proxy/server/listener/listener.py was written for ({READ}).
@@ -52,11 +52,11 @@ async def refuse_all(request: web.BaseRequest) -> bool:
 
 
 async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
-    source = inspect.getsource(DoorHandler)
-    door = Door(refuse_all, max_connections=1, max_header=8190)
-    handler = door()
+    source = inspect.getsource(ClientConnection)
+    listener = Listener(refuse_all, max_connections=1, max_header=8190)
+    handler = listener()
     parser = handler._parser
-    owners: dict[str, object] = {"self": handler, "manager": door, "self._parser": parser}
+    owners: dict[str, object] = {"self": handler, "manager": listener, "self._parser": parser}
     owners["payload"] = StreamReader(handler, 1)
     missing = [
         f"{owner}.{name}"
@@ -66,7 +66,7 @@ async def test_every_name_of_aiohttp_s_that_the_loop_uses_is_there() -> None:
     ]
     assert missing == [], ADVICE
     # Were a name only ours, its writing would make it: it must be aiohttp's own.
-    ours = {name for name in names_used(source, "self") if name not in vars(DoorHandler)}
+    ours = {name for name in names_used(source, "self") if name not in vars(ClientConnection)}
     assert [name for name in sorted(ours) if not hasattr(RequestHandler, name)] == [], ADVICE
     assert {"_messages", "_waiter", "_task_handler"} <= ours
     assert "_task" in names_used(inspect.getsource(web.BaseRequest.__init__), "self"), ADVICE
@@ -94,18 +94,18 @@ async def hello(request: web.BaseRequest) -> bool:
 
 
 @asynccontextmanager
-async def serving(handler: Reply = hello, **changes: Any) -> AsyncIterator[tuple[str, Door]]:
+async def serving(handler: Reply = hello, **changes: Any) -> AsyncIterator[tuple[str, Listener]]:
     """A door on a free port, and what remains of it once it has closed: nothing."""
-    door = Door(handler, **({"max_connections": 10, "max_header": 8190} | changes))
-    runner = web.ServerRunner(door, shutdown_timeout=PATIENCE)
+    listener = Listener(handler, **({"max_connections": 10, "max_header": 8190} | changes))
+    runner = web.ServerRunner(listener, shutdown_timeout=PATIENCE)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", door
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", listener
     finally:
         await runner.cleanup()
-    assert door.connections == []
+    assert listener.connections == []
 
 
 def error_of(answer: Answer) -> tuple[int, str]:
@@ -116,11 +116,11 @@ def error_of(answer: Answer) -> tuple[int, str]:
 
 
 async def test_a_connection_serves_one_request_after_the_other() -> None:
-    async with serving() as (url, door), await Connection.open(url) as client:
+    async with serving() as (url, listener), await Connection.open(url) as client:
         for path in ("/one", "/two", "/three"):
             await client.request("POST", path, b"{}")
             assert (await client.read()).body == path.encode()
-        assert (len(door.connections), door.requests_count) == (1, 3)
+        assert (len(listener.connections), listener.requests_count) == (1, 3)
 
 
 @pytest.mark.parametrize("step", [None, 7], ids=["at once", "in pieces"])
@@ -151,7 +151,7 @@ async def test_a_body_that_never_ends_is_waited_for_a_while_only() -> None:
 async def test_a_body_whose_chunks_cannot_be_read_ends_the_connection_and_nothing_else(
     rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving() as (url, door):
+    async with serving() as (url, listener):
         async with await Connection.open(url) as client:
             await client.send(b"POST /one HTTP/1.1\r\nHost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
             assert (await client.read()).body == b"/one"
@@ -159,7 +159,7 @@ async def test_a_body_whose_chunks_cannot_be_read_ends_the_connection_and_nothin
             async with asyncio.timeout(PATIENCE):
                 left = await client.reader.read()
             assert b"/two" not in left
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
         assert (await get(url, "/three")).body == b"/three"
     assert caplog.records == []
 
@@ -220,7 +220,7 @@ async def test_more_pipelined_offers_than_are_read_ahead_are_all_answered() -> N
 
 async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
     most = 0
-    handlers: list[Door] = []
+    handlers: list[Listener] = []
 
     async def slow(request: web.BaseRequest) -> bool:
         nonlocal most
@@ -230,8 +230,8 @@ async def test_pipelined_requests_are_read_ahead_within_a_bound() -> None:
         return await hello(request)
 
     asks = [b"GET /%d HTTP/1.1\r\nHost: g\r\n\r\n" % n for n in range(1000)]
-    async with serving(slow) as (url, door), await Connection.open(url) as client:
-        handlers.append(door)
+    async with serving(slow) as (url, listener), await Connection.open(url) as client:
+        handlers.append(listener)
         sending = asyncio.ensure_future(client.send(b"".join(asks)))
         assert [(await client.read()).body for _ in asks] == [b"/%d" % n for n in range(1000)]
         await sending
@@ -294,7 +294,7 @@ async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
             raise
         return True
 
-    async with serving(endless) as (url, door), await Connection.open(url) as client:
+    async with serving(endless) as (url, listener), await Connection.open(url) as client:
         await client.request("GET", "/")
         await client.read_head()
         left = getattr(client, how)()
@@ -302,7 +302,7 @@ async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
             await left
         async with asyncio.timeout(PATIENCE):
             await cancelled.wait()
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
     assert caplog.records == []
 
 
@@ -324,8 +324,8 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
         await go.wait()
         return await hello(request)
 
-    door = Door(slow, max_connections=10, max_header=8190)
-    runner = web.ServerRunner(door, shutdown_timeout=6 * PATIENCE)
+    listener = Listener(slow, max_connections=10, max_header=8190)
+    runner = web.ServerRunner(listener, shutdown_timeout=6 * PATIENCE)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -333,7 +333,7 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
         await client.request("GET", "/one")
         await asked.wait()
         closing = asyncio.ensure_future(runner.cleanup())
-        await until(lambda: any(each._handler_waiter is not None for each in door.connections))
+        await until(lambda: any(each._handler_waiter is not None for each in listener.connections))
         assert not closing.done()
         go.set()
         assert (await client.read()).body == b"/one"
@@ -351,13 +351,13 @@ async def test_closing_does_not_wait_for_ever() -> None:
         await asyncio.get_running_loop().create_future()
         return True
 
-    door = Door(endless, max_connections=10, max_header=8190)
-    server = await asyncio.get_running_loop().create_server(door, "127.0.0.1", 0)
+    listener = Listener(endless, max_connections=10, max_header=8190)
+    server = await asyncio.get_running_loop().create_server(listener, "127.0.0.1", 0)
     async with await Connection.open(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
         await client.request("GET", "/one")
         await asked.wait()
         server.close()
-        await door.shutdown(0.01)
+        await listener.shutdown(0.01)
         assert await client.at_eof()
     await server.wait_closed()
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from proxy.access.client_ip import Trusted
+from proxy.access.client_ip import TrustedProxies
 from proxy.flights.flight import SLICE_BYTES
 from proxy.server import respond
 from proxy.server.listener.listener import SLICE_BYTES as READ_SLICE
-from proxy.server.listener.listener import TURN_BYTES, Door, DoorHandler
+from proxy.server.listener.listener import TURN_BYTES, ClientConnection, Listener
 from proxy.server.listener.timeouts import Times
 from tests.client import Connection, get, request_bytes
 from tests.running import until
@@ -42,7 +42,7 @@ async def small(url: str, data: bytes) -> socket.socket:
 async def test_a_head_that_never_ends_is_closed_at_its_time(part: bytes, kept: bool) -> None:
     told: list[str] = []
     async with (
-        serving(times=SOON, on_unreadable=lambda peer, why: told.append(why)) as (url, door),
+        serving(times=SOON, on_unreadable=lambda peer, why: told.append(why)) as (url, listener),
         await Connection.open(url) as client,
     ):
         if kept:
@@ -54,19 +54,19 @@ async def test_a_head_that_never_ends_is_closed_at_its_time(part: bytes, kept: b
         if part:
             assert error_of(await client.read()) == (408, "head_timeout")
         assert await client.at_eof()
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
         assert len(told) == bool(part)
 
 
 async def test_a_proxy_opening_that_never_comes_is_closed_as_a_head_is() -> None:
-    async with serving(times=SOON, proxies=Trusted(("127.0.0.1",))) as (url, door):
+    async with serving(times=SOON, proxies=TrustedProxies(("127.0.0.1",))) as (url, listener):
         for part in (b"", b"PROXY TCP4 1"):
             async with await Connection.open(url) as client:
                 await client.send(part)
                 if part:
                     assert error_of(await client.read()) == (408, "head_timeout")
                 assert await client.at_eof()
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
 
 
 async def whole(request: web.BaseRequest) -> bool:
@@ -104,11 +104,11 @@ async def test_a_client_that_takes_nothing_is_closed_with_its_bytes_whatever_it_
     handler: Callable[[web.BaseRequest], Awaitable[bool]], sent: bytes
 ) -> None:
     times = Times(head=0.1, stall=0.1)
-    async with serving(handler, times=times) as (url, door):
+    async with serving(handler, times=times) as (url, listener):
         sock = await small(url, sent)
-        await until(lambda: bool(door.connections))
+        await until(lambda: bool(listener.connections))
         async with asyncio.timeout(10):
-            await until(lambda: not door.connections)
+            await until(lambda: not listener.connections)
         sock.close()
 
 
@@ -128,10 +128,10 @@ async def test_a_client_that_takes_slowly_is_not_cut() -> None:
 
 async def test_silent_connections_make_room_for_one_that_asks() -> None:
     refused: list[int] = []
-    async with serving(max_connections=4, on_refused=lambda: refused.append(1)) as (url, door):
+    async with serving(max_connections=4, on_refused=lambda: refused.append(1)) as (url, listener):
         silent = [await Connection.open(url) for _ in range(4)]
-        await until(lambda: len(door.connections) == 4)
-        await until(lambda: all(door._loop.time() - one.idle_since > 0.005 for one in handlers(door)))
+        await until(lambda: len(listener.connections) == 4)
+        await until(lambda: all(listener._loop.time() - one.idle_since > 0.005 for one in handlers(listener)))
         await silent[3].send(request_bytes("GET", "/kept"))
         await silent[3].read()
         for _ in range(6):
@@ -144,8 +144,8 @@ async def test_silent_connections_make_room_for_one_that_asks() -> None:
     assert refused == []
 
 
-def handlers(door: Door) -> list[DoorHandler]:
-    return [one for one in door.connections if isinstance(one, DoorHandler)]
+def handlers(listener: Listener) -> list[ClientConnection]:
+    return [one for one in listener.connections if isinstance(one, ClientConnection)]
 
 
 async def test_a_request_under_way_is_never_closed_for_another() -> None:
@@ -155,11 +155,11 @@ async def test_a_request_under_way_is_never_closed_for_another() -> None:
         await go.wait()
         return await hello(request)
 
-    async with serving(slow, max_connections=2) as (url, door):
+    async with serving(slow, max_connections=2) as (url, listener):
         first, second = await Connection.open(url), await Connection.open(url)
         for one in (first, second):
             await one.request("GET", "/one")
-        await until(lambda: door.busy == 2)
+        await until(lambda: listener.busy == 2)
         async with await Connection.open(url) as third:
             assert error_of(await third.read()) == (503, "queue_full")
         go.set()
@@ -171,10 +171,10 @@ async def test_a_request_under_way_is_never_closed_for_another() -> None:
 async def test_the_fault_of_one_connection_s_clock_is_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     faults: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, words: faults.append(words["exception"]))
-    async with serving(times=SOON) as (url, door):
+    async with serving(times=SOON) as (url, listener):
         async with await Connection.open(url) as bad:
-            await until(lambda: bool(door.connections))
-            monkeypatch.setattr(handlers(door)[0], "times", None)
+            await until(lambda: bool(listener.connections))
+            monkeypatch.setattr(handlers(listener)[0], "times", None)
             async with await Connection.open(url) as silent:
                 assert await silent.at_eof()
         assert bad is not None
@@ -201,12 +201,12 @@ async def test_bodies_of_many_clients_are_taken_in_bounded_turns_and_arrive_whol
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in chunks) + b"0\r\n\r\n"
     head = b"POST / HTTP/1.1\r\nHost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     wanted = hashlib.sha256(body).hexdigest().encode()
-    async with serving(digest) as (url, door):
+    async with serving(digest) as (url, listener):
         clients = [await Connection.open(url) for _ in range(4)]
         for _ in range(2):  # the connection serves on
             await asyncio.gather(*(client.send(head + chunked, step=step) for client in clients))
             assert [(await client.read()).body for client in clients] == [wanted] * 4
-        assert door.reading.most <= TURN_BYTES + READ_SLICE
+        assert listener.reading.most <= TURN_BYTES + READ_SLICE
         for client in clients:
             await client.close()
 
@@ -219,27 +219,27 @@ async def test_a_client_whose_connection_s_task_raised_is_closed_at_once(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
     error = RuntimeError("the task of a connection")
 
-    async def fails(self: DoorHandler) -> None:
+    async def fails(self: ClientConnection) -> None:
         if late:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         raise error
 
-    monkeypatch.setattr(DoorHandler, "start", fails)
-    async with serving() as (url, door), await Connection.open(url) as client:
+    monkeypatch.setattr(ClientConnection, "start", fails)
+    async with serving() as (url, listener), await Connection.open(url) as client:
         await client.request("GET", "/one")
         assert await client.at_eof()
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
     assert faults == [error]
 
 
 async def test_a_client_that_leaves_while_its_bytes_wait_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(digest) as (url, door):
+    async with serving(digest) as (url, listener):
         for _ in range(20):
             async with await Connection.open(url) as client:
                 await client.send(b"POST / HTTP/1.1\r\nHost: g\r\ncontent-length: 900000\r\n\r\n" + b"x" * 300_000)
                 await client.abort()
-        await until(lambda: not door.connections)
+        await until(lambda: not listener.connections)
     assert caplog.records == []
 
 

@@ -56,6 +56,7 @@ class Stage:
 
     def event(self, level: str, msg: str, **fields: object) -> None:
         self.say(f"{msg} {fields}")
+        self.level = level
 
     def drain(self, *, delay: float, timeout: float) -> Drain:
         me = cast(Any, self)
@@ -98,6 +99,17 @@ async def test_with_nothing_under_way_nothing_is_waited_for() -> None:
     stage, began = Stage(), asyncio.get_running_loop().time()
     await stage.drain(delay=0.0, timeout=10.0)(None, None, None)
     assert asyncio.get_running_loop().time() - began < 0.01
+    assert stage.level == "info"
+    at_once = Stage(takes=3.0)
+    await at_once.drain(delay=0.0, timeout=0.0)(None, None, None)
+    assert [what for _, what in at_once.told] == [
+        "stop listening",
+        "end all",
+        f"finish {FLUSH_SECONDS:g}",
+        "cleanup",
+        "drained {'cut': 1}",
+    ]
+    assert at_once.level == "warning"
 
 
 @virtual

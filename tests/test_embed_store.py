@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from proxy.flights.embeddings.items import Item, Kind, Origin, Result
+from proxy.flights.embeddings.items import BatchKey, EmbeddingItem, Origin, Result
 from proxy.flights.embeddings.store import ItemStore
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.embeddings import Vector, envelope_of, take_apart
@@ -55,8 +55,8 @@ class Desk:
     def _looked(self) -> None:
         self.turns += 1
 
-    def add(self, name: str, *, fresh: bool = False) -> Item:
-        made = Item(name.encode(), Kind("m", b"", "text", ()), b'"a"', 1, fresh)
+    def add(self, name: str, *, fresh: bool = False) -> EmbeddingItem:
+        made = EmbeddingItem(name.encode(), BatchKey("m", b"", "text", ()), b'"a"', 1, fresh)
         self.store.add(made)
         return made
 
@@ -108,7 +108,7 @@ def test_what_is_stored_and_is_no_vector_is_a_miss_and_is_replaced() -> None:
         item = desk.add("a")
         desk.store.look()
         desk.redis.asked[0][1]([stored])
-        assert (desk.found, item.replace) == ([(b"a", None)], True)
+        assert (desk.found, item.replace, desk.faults) == ([(b"a", None)], True, [])
 
 
 def test_a_vector_is_stored_as_the_answer_to_its_input_alone_and_read_back() -> None:
@@ -166,7 +166,49 @@ def test_without_redis_nothing_is_kept() -> None:
         None, max_batch=1, on_batch=print, found=lambda *_: None, looked=lambda: None, lost=print, on_fault=print
     )
     parts = take_apart(BODY, 1)
-    item = Item(b"a", Kind("m", b"", "text", ()), b'"a"', 1, False)
+    item = EmbeddingItem(b"a", BatchKey("m", b"", "text", ()), b'"a"', 1, False)
     assert not store.add(item)
     store.keep(item, Result(envelope_of(parts), Vector.of(parts.data[0]), 3), lambda: settled.append(1))
     assert settled == [1]
+
+
+def test_of_a_look_up_s_reply_what_one_item_raises_costs_that_one() -> None:
+    desk, told = Desk(), list[bytes]()
+
+    def found(item: EmbeddingItem, result: object) -> None:
+        told.append(item.key)
+        if item.key == b"a":
+            raise ZeroDivisionError
+
+    desk.store._on_found = found
+    for name in "abc":
+        desk.add(name)
+    desk.store.look()
+    desk.redis.asked[0][1]([None])
+    assert (told, desk.faults, desk.turns) == ([b"a", b"b", b"c"], ["ZeroDivisionError()"], 1)
+    assert len(desk.store) == 0
+
+
+def test_a_look_up_that_cannot_be_sent_has_found_nothing() -> None:
+    desk = Desk()
+
+    def fails(*given: object) -> None:
+        raise ZeroDivisionError
+
+    desk.redis.lookup = fails  # type: ignore[method-assign, assignment]
+    item = desk.add("a")
+    assert (desk.store.waits(item), len(desk.store)) == (True, 1)
+    desk.store.look()
+    assert (desk.found, desk.faults, desk.turns) == ([(b"a", None)], ["the look-up of embeddings"], 1)
+    assert (desk.store.waits(item), desk.store.discard(item)) == (False, False)
+
+
+def test_a_vector_that_cannot_be_stored_is_let_go_all_the_same() -> None:
+    desk, settled = Desk(), list[int]()
+
+    def fails(*given: object, **more: object) -> None:
+        raise ZeroDivisionError
+
+    desk.redis.store = fails  # type: ignore[method-assign]
+    desk.store.keep(desk.add("a"), Result.of(kept()), lambda: settled.append(1))
+    assert (settled, desk.faults) == ([1], ["the store of an embedding"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from proxy.errors import Code, GatewayError, frames_of, words_of
+from proxy.errors import Code, GatewayError, frames_of, place_of, words_of
 
 
 def test_every_code_has_a_name_of_its_own() -> None:
@@ -69,3 +69,20 @@ def test_what_a_fault_says_is_cut_and_does_not_hold_the_text_that_it_is_about() 
     assert len(places) == 8
     assert all(place.startswith("test_errors.py:") for place in places)
     assert frames_of(ValueError()) == ""
+
+
+def test_a_place_and_its_frames_are_told_up_to_a_bound() -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        deep(3)
+    places = frames_of(caught.value).split(" < ")
+    assert [place.rpartition(" ")[2] for place in places[:4]] == ["deep"] * 4
+    assert places[4].endswith(" test_a_place_and_its_frames_are_told_up_to_a_bound")
+    assert place_of(caught.value) == places[0].partition(" ")[0]
+    assert frames_of(caught.value, 2).split(" < ") == places[:2]
+    assert (words_of(ValueError("abc"), 12), place_of(ValueError())) == ("ValueError: ", "")
+
+
+def test_an_error_has_the_headers_that_it_is_given() -> None:
+    assert GatewayError(Code.INTERNAL, "x").headers == ()
+    assert GatewayError(Code.INTERNAL, "x", headers=(("allow", "GET"),)).headers == (("allow", "GET"),)
+    assert (Code.NOT_FOUND.code, Code.NOT_FOUND.status, Code.NOT_FOUND.type) == Code.NOT_FOUND.value

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.cost import MEDIA_TOKENS, Cost, estimate, passing, reached, spent
+from proxy.flights.cost import MEDIA_TOKENS, Cost, actual_cost, estimate, estimate_raw, was_dispatched
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, Mode, Plan
@@ -143,18 +143,18 @@ FORM = (
 )
 def test_what_passes_through_is_counted_by_its_size(path: str, body: bytes, cost: Cost) -> None:
     media = Media("form", b"x") if body.startswith(b"--") else Media("json")
-    assert passing(path, read_passed(media, body), ASSUMED) == cost
+    assert estimate_raw(path, read_passed(media, body), ASSUMED) == cost
 
 
 @pytest.mark.parametrize("given", ["8", '"8"', "8.0", '" 8 "'])
 def test_choices_are_counted_in_every_type_that_an_engine_takes(given: str) -> None:
     body = f'{{"messages": [], "max_tokens": 2, "n": {given}}}'.encode()
     assert estimate(decode("chat", body), 100).completion == 16
-    assert passing("/v1/x", read_passed(Media("json"), body), 100).completion == 16
+    assert estimate_raw("/v1/x", read_passed(Media("json"), body), 100).completion == 16
 
 
 def test_what_nobody_here_can_read_is_counted_by_its_size() -> None:
-    assert passing("/v1/a/b", read_passed(Media("other"), b"abcdefgh"), ASSUMED) == Cost(2, ASSUMED)
+    assert estimate_raw("/v1/a/b", read_passed(Media("other"), b"abcdefgh"), ASSUMED) == Cost(2, ASSUMED)
 
 
 def flight(*phases: Phase, mode: Mode = Mode.STREAM) -> Flight:
@@ -172,39 +172,39 @@ def test_usage_is_what_it_cost_whatever_was_guessed() -> None:
     one = flight(*AT_ENGINE, Phase.STREAMING)
     one.usage = Usage(prompt_tokens=7, completion_tokens=9)
     one.land()
-    assert spent(one, COST) == 16
+    assert actual_cost(one, COST) == 16
 
 
 @pytest.mark.parametrize("phases", [(), (Phase.CONNECTING,)])
 def test_a_request_that_left_before_an_engine_had_it_cost_nothing(phases: tuple[Phase, ...]) -> None:
     one = flight(*phases)
-    assert not reached(one)
+    assert not was_dispatched(one)
     one.cancel()
-    assert (spent(one, COST), reached(one)) == (0, False)
+    assert (actual_cost(one, COST), was_dispatched(one)) == (0, False)
 
 
 def test_a_request_that_left_during_prefill_cost_its_prompt() -> None:
     one = flight(*AT_ENGINE)
     one.cancel()
-    assert (spent(one, COST), reached(one)) == (100, True)
+    assert (actual_cost(one, COST), was_dispatched(one)) == (100, True)
 
 
 def test_a_stream_that_was_left_cost_what_had_come() -> None:
     one = flight(*AT_ENGINE, Phase.STREAMING)
     one.times.first, one.content_events = 1.0, 12
     one.cancel()
-    assert spent(one, COST) == 112
+    assert actual_cost(one, COST) == 112
 
 
 @pytest.mark.parametrize("code", [Code.UPSTREAM_UNREACHABLE, Code.QUEUE_FULL, Code.UPSTREAM_FIRST_TOKEN_TIMEOUT])
 def test_an_answer_that_failed_before_its_first_token_cost_nothing(code: Code) -> None:
     one = flight(*AT_ENGINE)
     one.fail(GatewayError(code, "x"))
-    assert spent(one, COST) == 0
+    assert actual_cost(one, COST) == 0
 
 
 def test_an_engine_s_refusal_cost_nothing_and_a_body_without_usage_the_guess() -> None:
     for status, cost in ((400, 0), (200, 600)):
         one = flight(*AT_ENGINE, mode=Mode.WHOLE)
         one.land(Head(status, (), 2))
-        assert spent(one, COST) == cost
+        assert actual_cost(one, COST) == cost

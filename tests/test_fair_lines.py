@@ -50,3 +50,32 @@ def test_each_of_several_keeps_an_equal_share_whatever_one_sends(owners: int, fl
     for owner in range(1, owners):
         for _ in range(9):
             assert b"light" not in b"".join(lines.put(b"light %02d.\n" % owner, owner))
+
+
+def test_a_line_makes_room_only_where_its_owner_stays_lighter_than_the_heaviest() -> None:
+    for size, gone in ((9, b"h2......\n"), (18, b"h2......\n"), (27, None)):
+        lines = FairLines(30)
+        for n in range(3):
+            assert lines.put(b"h%d......\n" % n, 1) == []
+        line = b"x" * size
+        assert lines.put(line, 2)[:1] == [gone or line]
+        assert lines.size <= 30
+
+
+def test_of_equals_the_newest_line_goes() -> None:
+    lines = FairLines(20)
+    assert [lines.put(b"%09d\n" % n, n) for n in range(2)] == [[], []]
+    assert lines.put(b"third....\n", 2) == [b"third....\n"]
+    assert lines.put(b"a\n", 2) == [b"%09d\n" % 0]
+    assert (lines.size, lines.take(99)) == (12, [b"%09d\n" % 1, b"a\n"])
+    assert lines.put(b"x" * 20, 7) == []
+
+
+def test_lines_are_taken_until_there_are_enough_bytes() -> None:
+    for most, count in ((0, 0), (1, 1), (10, 1), (11, 2), (20, 2), (21, 3), (99, 3)):
+        lines = FairLines(100)
+        for n in range(3):
+            lines.put(b"%09d\n" % n, n % 2)
+        assert lines.take(most) == [b"%09d\n" % n for n in range(count)]
+        assert lines.size == 10 * (3 - count)
+        assert sum(lines._sizes) == lines.size

@@ -10,12 +10,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from proxy.telemetry.faults import MAX_TEXT, Faults, _crashed
+from proxy.telemetry.faults import MAX_TEXT, MAX_WAITING, Faults, _crashed
 from proxy.telemetry.log import Log
 from tests.client import get
 from tests.engine import Engine
@@ -196,3 +197,107 @@ def test_an_exception_that_ends_the_process_is_said_in_one_line(monkeypatch: pyt
     assert line.startswith("proxy: ValueError: it broke at ")
     assert "test_faults.py" in line
     assert line.endswith("\n")
+
+
+class Noted:
+    """A log that keeps what it is told, and may be told to fail."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, str, dict[str, Any]]] = []
+        self.fails = 0
+
+    def often(self, level: str, msg: str, like: str = "", **fields: Any) -> None:
+        if self.fails:
+            self.fails -= 1
+            raise ZeroDivisionError
+        self.lines.append((level, msg, like, fields))
+
+
+def noted() -> tuple[Faults, Noted]:
+    """Not installed; its thread begins when the test says so."""
+    log = Noted()
+    return Faults(cast(Log, log)), log
+
+
+def test_faults_over_the_bound_are_counted_and_that_is_said_once() -> None:
+    made, log = noted()
+    for n in range(MAX_WAITING + 3):
+        made.tell("error", "x", n, None)
+    assert (made._queue.qsize(), repr(made)) == (MAX_WAITING, f"<Faults waiting={MAX_WAITING}>")
+    made._thread.start()
+    made.close()
+    assert [line[3]["detail"] for line in log.lines if line[1] == "fault"] == [str(n) for n in range(MAX_WAITING)]
+    assert [line for line in log.lines if line[1] != "fault"] == [("warning", "faults left out", "", {"count": 3})]
+
+
+def test_a_log_that_fails_once_ends_nothing() -> None:
+    made, log = noted()
+    log.fails = 1
+    for n in range(2):
+        made.tell("error", "x", n, None)
+    made._thread.start()
+    made.close()
+    assert [line[3]["detail"] for line in log.lines] == ["1"]
+
+
+def test_what_is_told_of_each_hook() -> None:
+    made, log = noted()
+    error, loop = ValueError("why"), cast(asyncio.AbstractEventLoop, None)
+    made.of_loop(loop, {"message": "m", "exception": error})
+    made.of_loop(loop, {"message": "m", "exception": "odd"})
+    made.of_loop(loop, {})
+    unraisable: Any = SimpleNamespace(err_msg=None, exc_value=error)
+    made._unraisable(unraisable)
+    unraisable.err_msg = "words"
+    made._unraisable(unraisable)
+    thread: Any = SimpleNamespace(thread=None, exc_value=error)
+    made._thread_failed(thread)
+    thread.thread = SimpleNamespace(name="t" * 600)
+    made._thread_failed(thread)
+    made.tell("warning", "s" * 600, "d" * 600, None)
+    made._thread.start()
+    made.close()
+    told = [(fields["source"], fields["detail"], fields["fault"]) for _, _, _, fields in log.lines]
+    why = "ValueError: why"
+    assert told == [
+        ("loop", "m", why), ("loop", "m", ""), ("loop", "", ""), ("destructor", "Exception ignored", why),
+        ("destructor", "words", why), ("thread", "", why), ("thread", "t" * MAX_TEXT, why),
+        ("s" * MAX_TEXT, "d" * MAX_TEXT, ""),
+    ]  # fmt: skip
+    assert [level for level, *_ in log.lines] == ["error"] * 7 + ["warning"]
+    assert log.lines[0][2] == f"loop {why} "
+    assert log.lines[1][2] == "loop m "
+    assert log.lines[-1][2] == f"{'s' * MAX_TEXT} {'d' * 80} "
+
+
+def test_errors_of_libraries_are_errors_and_less_than_a_warning_is_nothing() -> None:
+    made, log = noted()
+    logger = logging.Logger("lib", logging.DEBUG)
+    logger.addHandler(made._handler)
+    logger.info("nothing")
+    logger.warning("%s", "odd")
+    logger.log(logging.ERROR - 1, "odd")
+    logger.error("bad")
+    logger.critical("worse")
+    made._thread.start()
+    made.close()
+    told = [(level, fields["detail"]) for level, _, _, fields in log.lines]
+    assert told == [("warning", "odd"), ("warning", "odd"), ("error", "bad"), ("error", "worse")]
+
+
+def test_installed_it_takes_the_place_of_every_hook_and_is_gone_afterwards() -> None:
+    root = logging.getLogger()
+    other = logging.NullHandler()
+    root.addHandler(other)
+    try:
+        with faults() as (made, _):
+            assert root.handlers == [made._handler]
+            assert (sys.excepthook, sys.unraisablehook) == (_crashed, made._unraisable)
+            assert threading.excepthook == made._thread_failed
+            showing = warnings.showwarning
+        assert warnings.showwarning is not showing
+        assert made._handler not in root.handlers
+        assert other in root.handlers
+        assert not made._thread.is_alive()
+    finally:
+        root.removeHandler(other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.upstream.http.framing import MAX_HEADERS, Framing, Kind, Refused, framing_of
+from proxy.upstream.http.framing import MAX_HEADERS, Framing, InvalidResponse, Kind, framing_of
 
 LENGTH, CHUNKED = ("content-length", "5"), ("transfer-encoding", "chunked")
 CLOSE, ALIVE = ("connection", "close"), ("connection", "keep-alive")
@@ -34,6 +34,9 @@ CLOSE, ALIVE = ("connection", "close"), ("connection", "keep-alive")
         ("1.1", 999, [LENGTH], Framing(Kind.LENGTH, 5, True)),
         ("1.1", 100, [], None),
         ("1.1", 103, [("link", "x")], None),
+        ("1.1", 199, [], None),
+        ("1.1", 200, [LENGTH, ("x", "close")], Framing(Kind.LENGTH, 5, True)),
+        ("1.1", 200, [LENGTH, *[("x", "y")] * (MAX_HEADERS - 1)], Framing(Kind.LENGTH, 5, True)),
     ],
 )
 def test_the_end_of_an_answer_is_what_its_head_says(
@@ -61,6 +64,7 @@ def test_an_answer_to_head_has_no_body_whatever_it_says(headers: list[tuple[str,
         ("1.1", 200, [("transfer-encoding", "gzip, chunked")], "not chunked alone"),
         ("1.1", 200, [("transfer-encoding", "")], "not chunked alone"),
         ("1.0", 200, [CHUNKED], "not chunked alone"),
+        ("1.1", 200, [("transfer-encoding", "y" * 41)], f"'{'y' * 40}'"),
         ("1.1", 100, [LENGTH], "claims to have a body"),
         ("1.1", 102, [CHUNKED], "claims to have a body"),
         ("1.1", 200, [LENGTH, *[("x", "y")] * MAX_HEADERS], "more than 128"),
@@ -69,5 +73,5 @@ def test_an_answer_to_head_has_no_body_whatever_it_says(headers: list[tuple[str,
 def test_what_could_be_read_in_two_ways_is_refused(
     version: str, status: int, headers: list[tuple[str, str]], why: str
 ) -> None:
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(InvalidResponse, match=why):
         framing_of(version, status, headers)

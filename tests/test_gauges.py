@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from proxy.config.vocabulary import PRIORITIES
+from proxy.server.gauges import state_gauges
+from proxy.telemetry.metrics import Metrics
 from tests.client import get, post_json, streaming
 from tests.engine import Engine
 from tests.running import HELLO, HELLO_STREAM, gateway
@@ -33,3 +40,32 @@ async def test_an_engines_500_counts_as_its_failure_though_it_is_the_clients_ans
         assert (await asking).status == 500
         page = (await get(app.url, "/metrics")).body.decode()
         assert f'gateway_upstream_errors_total{{backend="{engine.url}",code="bad_status"}} 1' in page
+
+
+class Sized(SimpleNamespace):
+    def __len__(self) -> int:
+        return int(self.size)
+
+
+@pytest.mark.parametrize("cached", [None, False, True])
+def test_each_gauge_shows_its_own_number(cached: bool | None) -> None:
+    metrics = Metrics()
+    line = SimpleNamespace(lengths=lambda: [11, 12, 13][: len(PRIORITIES)], owners=5)
+    parts: Any = (
+        Sized(size=2, subscribers=3),
+        Sized(size=4, line=line, limit=6),
+        SimpleNamespace(connections=[1] * 7),
+        SimpleNamespace(dropped=8),
+        None if cached is None else SimpleNamespace(available=cached),
+    )
+    state_gauges(metrics, *parts)
+    one = {
+        "flights": 2, "subscribers": 3, "queue_depth": 4, "queue_owners": 5, "queue_limit": 6,
+        "client_connections": 7, "log_lines_dropped_total": 8,
+    }  # fmt: skip
+    assert {name: metrics.samples(name) for name in one} == {name: [({}, n)] for name, n in one.items()}
+    waiting = {labels["priority"]: n for labels, n in metrics.samples("queue_waiting")}
+    assert waiting == dict(zip(PRIORITIES, line.lengths(), strict=True))
+    page = metrics.render("")[0].decode()
+    shown = [line for line in page.splitlines() if line.startswith("gateway_cache_available")]
+    assert shown == ([] if cached is None else [f"gateway_cache_available {int(cached)}"])

@@ -31,14 +31,14 @@ def gone(trip: Trip) -> Backend:
     for backend in trip.backends.all[1:]:
         backend.up = True
     trip.backends.seen_down(first, "Connection refused")
-    trip.journey.engine_gone()
+    trip.exchange.engine_gone()
     return first
 
 
 @virtual
 async def test_what_is_untouched_moves_to_an_engine_that_runs_and_costs_no_budget() -> None:
     trip = Trip(engines=2, budget=Budget(0.0, 0.0))
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     gone(trip)
     assert (wire.kept, trip.inflight) == (False, [0, 1])
@@ -51,14 +51,14 @@ async def test_what_is_untouched_moves_to_an_engine_that_runs_and_costs_no_budge
 async def test_at_a_silent_engine_what_is_untouched_moves_and_what_has_begun_has_its_time() -> None:
     for begun in (False, True):
         trip = Trip(engines=2, budget=Budget(0.0, 0.0))
-        trip.journey.begin()
+        trip.exchange.begin()
         wire = await trip.dialled(0)
         if begun:
             wire.head()
             wire.body(FRAME)
         for backend in trip.backends.all[1:]:
             backend.up = True
-        trip.journey.engine_silent()
+        trip.exchange.engine_silent()
         await asyncio.sleep(3 * GONE_SECONDS)
         if begun:
             assert trip.arrivals == []
@@ -73,7 +73,7 @@ async def test_at_a_silent_engine_what_is_untouched_moves_and_what_has_begun_has
 @virtual
 async def test_a_stream_that_has_begun_goes_on_while_it_comes_and_ends_when_it_is_silent() -> None:
     trip = Trip(engines=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     wire.head()
     wire.body(FRAME)
@@ -81,7 +81,7 @@ async def test_a_stream_that_has_begun_goes_on_while_it_comes_and_ends_when_it_i
     for _ in range(10):
         await asyncio.sleep(GONE_SECONDS - 1)
         wire.body(FRAME)
-        trip.journey.engine_gone()  # as each look says again
+        trip.exchange.engine_gone()  # as each look says again
     assert trip.arrivals == []
     await asyncio.sleep(2 * GONE_SECONDS + 0.1)
     (error,) = trip.arrivals
@@ -94,7 +94,7 @@ async def test_a_stream_that_has_begun_goes_on_while_it_comes_and_ends_when_it_i
 @virtual
 async def test_a_shutdown_that_streams_to_its_end_is_whole() -> None:
     trip = Trip(engines=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     wire.head()
     wire.body(FRAME)
@@ -112,7 +112,7 @@ async def test_what_cannot_move_ends_after_a_grace(engines: int, plan: Plan | No
     if engines == 2 and plan is None:
         return  # it moves
     trip = Trip(engines=engines, plan=plan)
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0)
     gone(trip)
     await asyncio.sleep(GONE_SECONDS - 0.1)
@@ -127,7 +127,7 @@ async def test_what_cannot_move_ends_after_a_grace(engines: int, plan: Plan | No
 @virtual
 async def test_an_engine_that_is_back_within_the_grace_ends_nothing() -> None:
     trip = Trip()
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     first = gone(trip)
     await asyncio.sleep(GONE_SECONDS / 2)
@@ -141,11 +141,11 @@ async def test_an_engine_that_is_back_within_the_grace_ends_nothing() -> None:
 @virtual
 async def test_an_answer_that_ended_or_was_cancelled_is_left_alone() -> None:
     trip = Trip()
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0)
     gone(trip)
     trip.cancel()
-    trip.journey.engine_gone()
+    trip.exchange.engine_gone()
     await asyncio.sleep(2 * GONE_SECONDS)
     assert trip.arrivals == []
     await trip.left_nothing()
@@ -227,7 +227,7 @@ async def test_a_retry_in_the_queue_waits_no_longer_than_the_queue_s_time_and_le
 @virtual
 async def test_with_the_queue_closed_a_retry_ends_with_its_last_failure() -> None:
     trip = Trip(engines=2, retry=RetryRules(retries=1))
-    trip.journey.begin()
+    trip.exchange.begin()
     other = trip.backends.acquire(None)
     assert other is not None
     other.backend.up = True

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.denylist.filter import GuardedFeeder, texts_of
+from proxy.access.denylist.filter import FilteringIngest, texts_of
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Limits, Watch
+from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.wire.openai import decode
@@ -53,18 +53,18 @@ def fed(
         flight = Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
-        limits = Limits()
-        watch = Watch(limits, loop)
-        feeder = GuardedFeeder(
+        limits = StreamLimits()
+        watch = Timeouts(limits, loop)
+        ingest = FilteringIngest(
             flight, limits, watch, ends.append, deny=deny, window=window, on_hit=lambda _, line: hits.append(line)
         )
-        feeder.head(200, SSE)
+        ingest.head(200, SSE)
         for piece in data:
-            feeder.body(piece)
+            ingest.body(piece)
             for _ in range(turns):
                 await asyncio.sleep(0)
         if ended:
-            feeder.end()
+            ingest.end()
         await until(lambda: bool(ends))
         watch.close()
         assert len(ends) == 1

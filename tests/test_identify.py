@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.caller_address import caller_at
+from proxy.access.caller_address import caller_for_address
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,15 @@ from proxy.access.caller_address import caller_at
     ],
 )
 def test_an_address_or_a_network_is_one_caller(address: str, caller: str) -> None:
-    assert caller_at(address).id == caller
+    assert caller_for_address(address).id == caller
 
 
 @given(st.ip_addresses().map(str))
 def test_every_address_is_somebody_of_at_most_64_characters(address: str) -> None:
-    assert 0 < len(caller_at(address).id) <= 64
+    assert 0 < len(caller_for_address(address).id) <= 64
+
+
+def test_every_address_of_a_network_of_64_bits_is_one_and_its_neighbour_another() -> None:
+    last = caller_for_address("2001:db8:1:2:ffff:ffff:ffff:ffff").id
+    assert last == caller_for_address("2001:db8:1:2::").id == "2001:db8:1:2::/64"
+    assert caller_for_address("2001:db8:1:3::").id == "2001:db8:1:3::/64"

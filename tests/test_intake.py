@@ -10,7 +10,7 @@ import pytest
 from ops.bench.hostile.requests import CASES, Case
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.errors import GatewayError
 from proxy.flights.cost import estimate
 from proxy.flights.key import Keyer
@@ -20,7 +20,7 @@ from tests.client import post_json
 from tests.engine import Engine
 from tests.running import gateway
 
-TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=Sizes())
+TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=RequestLimits())
 ENDPOINTS: dict[str, Endpoint] = {path: endpoint for endpoint, path in PATHS.items()}
 HELLO: dict[str, Any] = {"model": "m1", "messages": [{"role": "user", "content": "héllo\n"}], "temperature": 0}
 
@@ -59,7 +59,7 @@ def test_of_a_long_member_only_the_beginning_is_kept() -> None:
 
 def test_a_cap_changes_the_body_and_a_denied_text_is_told_by_its_line() -> None:
     body = json.dumps(HELLO | {"max_tokens": 500}).encode()
-    terms = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=5))
+    terms = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=5))
     found, sent = read_ask(AskJob("chat"), body, terms, None, Keyer())
     assert json.loads(sent)["max_tokens"] == 5
     assert found.affinity != 0
@@ -110,7 +110,7 @@ def test_a_request_that_is_refused_says_why_and_goes_nowhere(body: bytes) -> Non
 
 
 def test_a_body_that_passes_through_and_asks_for_too_much_says_so() -> None:
-    terms = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=5, action="refuse"))
+    terms = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=5, action="refuse"))
     found, sent = read_raw(RawJob("/v1/responses"), b'{"input": "x", "max_output_tokens": 6}', terms, None)
     assert found.refusal is not None
     assert found.refusal.error().status == 400

@@ -31,7 +31,7 @@ def answer(wire: Wire) -> None:
 @virtual
 async def test_a_whole_answer_lands_and_its_connection_may_be_kept() -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     assert (trip.flight.phase, trip.flight.backend, trip.inflight) == (Phase.PREFILL, "e0", [1])
     answer(wire)
@@ -46,7 +46,7 @@ async def test_a_whole_answer_lands_and_its_connection_may_be_kept() -> None:
 @virtual
 async def test_with_no_connection_kept_one_is_made() -> None:
     trip = Trip()
-    trip.journey.begin()
+    trip.exchange.begin()
     assert trip.flight.phase is Phase.CONNECTING
     answer(await trip.dialled())
     assert trip.arrivals == [None]
@@ -57,7 +57,7 @@ async def test_with_no_connection_kept_one_is_made() -> None:
 async def test_a_dead_kept_connection_is_replaced_by_a_new_one_at_the_same_engine_and_is_not_its_failure() -> None:
     """By a new one at once: a request that kills its server would go through all that are kept."""
     trip = Trip(engines=2, kept=2, retry=RetryRules(retries=0), budget=Budget(0, 0))
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.lose(UNREACHABLE)
     assert trip.inflight == [1, 0]
     answer(await trip.dialled())
@@ -72,7 +72,7 @@ async def test_a_dead_kept_connection_is_replaced_by_a_new_one_at_the_same_engin
 @virtual
 async def test_a_new_connection_that_dies_unanswered_is_the_engine_s_failure() -> None:
     trip = Trip(retry=RetryRules(retries=0))
-    trip.journey.begin()
+    trip.exchange.begin()
     (await trip.dialled()).lose(UNREACHABLE)
     assert trip.arrivals == [UNREACHABLE]
     assert trip.counted("e0") == (1, 1)
@@ -83,7 +83,7 @@ async def test_a_new_connection_that_dies_unanswered_is_the_engine_s_failure() -
 @virtual
 async def test_a_kept_connection_that_dies_in_mid_answer_is_not_replaced() -> None:
     trip = Trip(engines=2, kept=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head()
     trip.engines[0].wire.body(FRAME)
     trip.engines[0].wire.lose(UNREACHABLE)
@@ -96,7 +96,7 @@ async def test_a_kept_connection_that_dies_in_mid_answer_is_not_replaced() -> No
 @virtual
 async def test_an_engine_that_cannot_be_reached_is_passed_over_for_another(error: GatewayError) -> None:
     trip = Trip(engines=3)
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0, error=error)
     assert trip.inflight == [0, 1, 0]
     assert (trip.flight.backend, trip.flight.phase) == ("e1", Phase.CONNECTING)
@@ -112,7 +112,7 @@ async def test_an_engine_that_cannot_be_reached_is_passed_over_for_another(error
 @virtual
 async def test_when_no_engine_is_left_the_last_one_s_error_is_told() -> None:
     trip = Trip(engines=2, retry=RetryRules(retries=1))
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0, error=UNREACHABLE)
     await trip.dialled(1, error=SLOW)
     assert trip.arrivals == [SLOW]
@@ -124,7 +124,7 @@ async def test_an_engine_that_is_full_is_looked_at_again_after_a_wait_and_so_is_
     trip = Trip(engines=2)
     other = trip.backends.acquire(None, exclude=frozenset({trip.backends.all[0]}))
     assert other is not None
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0, error=UNREACHABLE)
     assert (trip.arrivals, trip.inflight) == ([], [0, 1])
     other.release()
@@ -137,7 +137,7 @@ async def test_an_engine_that_is_full_is_looked_at_again_after_a_wait_and_so_is_
 @virtual
 async def test_what_another_engine_would_do_no_better_is_not_tried_there() -> None:
     trip = Trip(engines=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     (await trip.dialled()).lose(GatewayError(Code.UPSTREAM_PROTOCOL, "no HTTP"))
     assert [error and error.code for error in trip.arrivals] == [Code.UPSTREAM_PROTOCOL]
     assert trip.engines[1].dials == []
@@ -148,7 +148,7 @@ async def test_what_another_engine_would_do_no_better_is_not_tried_there() -> No
 @virtual
 async def test_once_something_has_gone_out_nothing_is_tried_elsewhere() -> None:
     trip = Trip(engines=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled()
     wire.head()
     wire.body(FRAME)
@@ -165,7 +165,7 @@ async def test_a_request_that_cannot_be_written_gives_its_connection_back(kept: 
     trip = Trip(engines=2, kept=kept)
     refusal = GatewayError(Code.INVALID_HEADER, "a line break")
     trip.engines[0].refuses = refusal
-    trip.journey.begin()
+    trip.exchange.begin()
     if not kept:
         await trip.dialled()
     assert trip.engines[0].given == trip.engines[0].wires != []
@@ -178,7 +178,7 @@ async def test_a_request_that_cannot_be_written_gives_its_connection_back(kept: 
 @virtual
 async def test_cancelled_while_connecting_it_waits_for_no_connection() -> None:
     trip = Trip()
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.turn()
     trip.cancel()
     await trip.turn()
@@ -191,7 +191,7 @@ async def test_cancelled_while_connecting_it_waits_for_no_connection() -> None:
 @virtual
 async def test_cancelled_before_it_began_to_connect_nothing_is_dialled() -> None:
     trip = Trip()
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.cancel()
     await trip.turn()
     assert (trip.engines[0].dials, trip.arrivals) == ([], [])
@@ -202,7 +202,7 @@ async def test_cancelled_before_it_began_to_connect_nothing_is_dialled() -> None
 @virtual
 async def test_cancelled_at_the_engine_its_connection_is_ended(streaming: bool) -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     if streaming:
         wire.head()
@@ -217,9 +217,9 @@ async def test_cancelled_at_the_engine_its_connection_is_ended(streaming: bool) 
 @virtual
 async def test_a_cancellation_after_the_landing_changes_nothing() -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     answer(trip.engines[0].wire)
-    trip.journey.cancel()
+    trip.exchange.cancel()
     assert (trip.arrivals, trip.engines[0].wire.kept) == ([None], True)
     await trip.left_nothing()
 
@@ -227,7 +227,7 @@ async def test_a_cancellation_after_the_landing_changes_nothing() -> None:
 @virtual
 async def test_an_engine_is_held_back_only_while_the_exchange_lasts() -> None:
     trip = Trip(kept=1, key=None)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     throttle = trip.flight.throttle
     assert throttle is not None
@@ -252,7 +252,7 @@ EVENTS = st.lists(
 async def play(events: list[str], kept: int, engines: int) -> None:
     trip = Trip(engines, kept=kept)
     cancelled = False
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.turn()
     for event in events:
         wires = [wire for engine in trip.engines for wire in engine.wires]

@@ -9,7 +9,7 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
-from proxy.upstream.concurrency import Pacer
+from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.retry import RetryRules
 from tests.clock import virtual
 from tests.test_journey import FRAME
@@ -29,15 +29,15 @@ async def half_open(trip: Trip) -> None:
     await asyncio.sleep(2.0)
     probe = trip.backends.acquire(None)
     assert probe is not None
-    trip.journey.lease.release()
-    trip.journey.lease = probe
+    trip.exchange.lease.release()
+    trip.exchange.lease = probe
 
 
 @pytest.mark.parametrize(("status", "bad"), [(400, 0), (404, 0), (429, 0), (500, 1), (501, 0), (503, 1)])
 @virtual
 async def test_what_a_client_did_wrong_never_speaks_against_the_engine(status: int, bad: int) -> None:
     trip = Trip(kept=1, retry=RetryRules(retries=0), plan=Plan("GET", "/v1/x", b"", Mode.RAW, "r"))
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(status, [*JSON, ("content-length", "0")])
     receiver, wire.receiver = wire.receiver, None
@@ -52,7 +52,7 @@ async def test_what_a_client_did_wrong_never_speaks_against_the_engine(status: i
 async def test_an_error_of_ours_ends_the_flight_gives_its_place_back_and_is_told(where: str) -> None:
     trip = Trip()
     fault = RuntimeError("ours")
-    trip.journey.begin()
+    trip.exchange.begin()
     if where == "connecting":
         await trip.dialled(error=fault)
     else:
@@ -69,8 +69,8 @@ async def test_a_probe_s_first_token_closes_the_breaker_long_before_its_end() ->
     trip = Trip(kept=1, room=9)
     engine = trip.backends.all[0]
     await half_open(trip)
-    assert trip.journey.lease.probe
-    trip.journey.begin()
+    assert trip.exchange.lease.probe
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(200, SSE)
     wire.body(ROLE)
@@ -94,7 +94,7 @@ async def test_a_probe_s_first_token_closes_the_breaker_long_before_its_end() ->
 @virtual
 async def test_an_answer_that_is_too_much_is_not_its_engine_s_fault(code: Code, bad: int) -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head()
     trip.engines[0].wire.body(FRAME)
     trip.engines[0].wire.lose(GatewayError(code, "why"))
@@ -105,7 +105,7 @@ async def test_an_answer_that_is_too_much_is_not_its_engine_s_fault(code: Code, 
 @virtual
 async def test_an_attempt_is_told_against_its_engine_once_though_its_error_was_cut_too() -> None:
     trip = Trip(kept=1, retry=RetryRules(retries=0))
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head(503, JSON)
     trip.engines[0].wire.lose(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert repr(trip.backends.all[0].breaker) == "<Breaker closed row=1 probing=0>"
@@ -116,7 +116,7 @@ async def test_an_attempt_is_told_against_its_engine_once_though_its_error_was_c
 async def test_a_probe_that_began_well_and_is_cut_speaks_against_its_engine_all_the_same() -> None:
     trip = Trip(kept=1, room=9)
     await half_open(trip)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(200, SSE)
     wire.body(FRAME)
@@ -129,9 +129,9 @@ async def test_a_probe_that_began_well_and_is_cut_speaks_against_its_engine_all_
 async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> None:
     trip = Trip(kept=1, room=9)
     engine = trip.backends.all[0]
-    engine.pacer = Pacer()
-    trip.backends.seen_bad(trip.journey.lease, "it broke")
-    trip.journey.begin()
+    engine.adaptive_limit = AdaptiveLimit()
+    trip.backends.seen_bad(trip.exchange.lease, "it broke")
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(200, SSE)
     wire.body(FRAME)
@@ -144,16 +144,16 @@ async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> N
 async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None:
     left: list[float] = []
 
-    class Told(Pacer):
+    class Told(AdaptiveLimit):
         def left(self, sent: float, now: float) -> None:
             left.append(now - sent)
 
     trip = Trip(kept=1)
-    trip.backends.all[0].pacer = Told()
-    trip.journey.begin()
+    trip.backends.all[0].adaptive_limit = Told()
+    trip.exchange.begin()
     await asyncio.sleep(3.0)
     trip.cancel()
     await asyncio.sleep(3.0)
-    trip.journey.cancel()
+    trip.exchange.cancel()
     assert left == [3.0]
     await trip.left_nothing()

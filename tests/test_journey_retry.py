@@ -29,7 +29,7 @@ def raw(method: str, path: str) -> Plan:
 @virtual
 async def test_an_engine_that_is_too_busy_is_passed_over_at_once_and_its_connection_is_kept(status: int) -> None:
     trip = Trip(engines=2, kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     busy = trip.engines[0].wire
     busy.head(status, [*JSON, ("retry-after", "3600")])
     assert (busy.kept, trip.inflight, trip.arrivals) == (True, [0, 1], [])
@@ -45,7 +45,7 @@ async def test_an_engine_that_is_too_busy_is_passed_over_at_once_and_its_connect
 @virtual
 async def test_what_another_engine_would_say_too_is_the_answer(status: int) -> None:
     trip = Trip(engines=2, kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head(status, JSON)
     trip.engines[0].wire.receiver.end()  # type: ignore[union-attr]
     assert trip.flight.ended or trip.arrivals
@@ -59,7 +59,7 @@ async def test_what_another_engine_would_say_too_is_the_answer(status: int) -> N
 async def test_with_one_engine_it_is_asked_again_after_a_jittered_backoff_that_doubles() -> None:
     trip = Trip(kept=3, retry=RetryRules(retries=3, backoff=1.0))
     loop = asyncio.get_running_loop()
-    trip.journey.begin()
+    trip.exchange.begin()
     times = []
     for _ in range(3):
         trip.engines[0].wire.head(503, JSON)
@@ -77,7 +77,7 @@ async def test_with_one_engine_it_is_asked_again_after_a_jittered_backoff_that_d
 @virtual
 async def test_an_engine_s_retry_after_is_waited_for() -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head(429, [*JSON, ("retry-after", "2")])
     await asyncio.sleep(1.999)
     assert (trip.engines[0].dials, trip.flight.phase) == ([], Phase.CONNECTING)
@@ -90,7 +90,7 @@ async def test_an_engine_s_retry_after_is_waited_for() -> None:
 @virtual
 async def test_a_retry_after_that_is_too_long_is_the_client_s_to_wait() -> None:
     trip = Trip(kept=1, key=None)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(429, [*JSON, ("retry-after", "60")])
     wire.body(b"{}")
@@ -105,7 +105,7 @@ async def test_a_retry_after_that_is_too_long_is_the_client_s_to_wait() -> None:
 @virtual
 async def test_there_are_as_many_retries_as_set_and_the_last_failure_is_told() -> None:
     trip = Trip(retry=RetryRules(retries=2))
-    trip.journey.begin()
+    trip.exchange.begin()
     for _ in range(3):
         await asyncio.sleep(1.0)
         await trip.dialled(error=UNREACHABLE)
@@ -117,7 +117,7 @@ async def test_there_are_as_many_retries_as_set_and_the_last_failure_is_told() -
 @virtual
 async def test_without_a_budget_nothing_is_asked_of_the_same_engine_again() -> None:
     trip = Trip(budget=NEVER)
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(error=UNREACHABLE)
     assert (trip.arrivals, trip.retries()) == ([UNREACHABLE], {"denied": 1})
     await trip.left_nothing()
@@ -128,7 +128,7 @@ async def test_without_a_budget_nothing_is_asked_of_the_same_engine_again() -> N
 async def test_to_move_from_an_engine_that_is_gone_costs_no_budget(how: str) -> None:
     """However many were under way at an engine that dies, all of them move: the other sees each only once."""
     trip = Trip(engines=2, budget=Budget(0.0, 0.0))
-    trip.journey.begin()
+    trip.exchange.begin()
     if how == "connect":
         await trip.dialled(0, error=UNREACHABLE)
     else:
@@ -141,7 +141,7 @@ async def test_to_move_from_an_engine_that_is_gone_costs_no_budget(how: str) -> 
 @virtual
 async def test_an_overload_that_would_be_passed_on_to_the_next_engine_costs_budget() -> None:
     trip = Trip(engines=2, kept=1, budget=Budget(0.0, 0.0))
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(503, JSON)
     receiver, wire.receiver = wire.receiver, None
@@ -156,7 +156,7 @@ async def test_an_overload_that_would_be_passed_on_to_the_next_engine_costs_budg
 @virtual
 async def test_a_stream_that_is_cut_before_its_first_frame_is_asked_for_elsewhere(head: bool) -> None:
     trip = Trip(engines=2)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     if head:
         wire.head()
@@ -171,7 +171,7 @@ async def test_a_stream_that_is_cut_before_its_first_frame_is_asked_for_elsewher
 @virtual
 async def test_one_body_that_is_cut_is_asked_for_elsewhere_and_nothing_of_it_stays() -> None:
     trip = Trip(engines=2, plan=Plan("POST", "/", b"{}", Mode.WHOLE, "r", key=b"k"))
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     wire.head(200, JSON)
     wire.body(b'{"half": ')
@@ -189,7 +189,7 @@ async def test_one_body_that_is_cut_is_asked_for_elsewhere_and_nothing_of_it_sta
 @virtual
 async def test_once_a_frame_has_come_it_is_never_asked_for_again(frame: bytes) -> None:
     trip = Trip(engines=2, retry=EVERYTHING)
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     wire.head()
     wire.body(frame)
@@ -202,7 +202,7 @@ async def test_once_a_frame_has_come_it_is_never_asked_for_again(frame: bytes) -
 @virtual
 async def test_a_first_token_that_does_not_come_is_waited_for_elsewhere_only_where_it_is_set_so(on: bool) -> None:
     trip = Trip(engines=2, retry=EVERYTHING if on else RetryRules())
-    trip.journey.begin()
+    trip.exchange.begin()
     wire = await trip.dialled(0)
     await asyncio.sleep(301.5)
     assert wire.receiver is None
@@ -218,7 +218,7 @@ async def test_a_first_token_that_does_not_come_is_waited_for_elsewhere_only_whe
 @virtual
 async def test_what_must_not_be_sent_twice_is_not_once_it_was_sent(how: str) -> None:
     trip = Trip(engines=2, kept=1, plan=raw("POST", "/v1/responses"))
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.turn()
     assert trip.engines[0].idle  # it did not go where it could meet a connection that is being closed
     wire = await trip.dialled(0)
@@ -237,7 +237,7 @@ async def test_what_must_not_be_sent_twice_is_not_once_it_was_sent(how: str) -> 
 @virtual
 async def test_what_must_not_be_sent_twice_goes_elsewhere_where_nothing_was_sent() -> None:
     trip = Trip(engines=2, plan=raw("POST", "/v1/responses"))
-    trip.journey.begin()
+    trip.exchange.begin()
     await trip.dialled(0, error=UNREACHABLE)
     wire = await trip.dialled(1)
     wire.head(200, [*JSON, ("content-length", "0")])
@@ -251,7 +251,7 @@ async def test_what_must_not_be_sent_twice_goes_elsewhere_where_nothing_was_sent
 @virtual
 async def test_what_only_computes_or_reads_may_be_asked_twice(method: str, path: str) -> None:
     trip = Trip(engines=2, kept=1, plan=raw(method, path))
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.lose(UNREACHABLE)  # kept, and dead
     (await trip.dialled(0)).lose(UNREACHABLE)
     wire = await trip.dialled(1)
@@ -265,7 +265,7 @@ async def test_what_only_computes_or_reads_may_be_asked_twice(method: str, path:
 @virtual
 async def test_cancelled_while_it_waits_to_ask_again_it_never_does() -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head(503, JSON)
     trip.cancel()
     await asyncio.sleep(10.0)
@@ -276,7 +276,7 @@ async def test_cancelled_while_it_waits_to_ask_again_it_never_does() -> None:
 @virtual
 async def test_while_it_waits_it_holds_no_place_and_where_none_is_free_after_it_that_is_said() -> None:
     trip = Trip(kept=1)
-    trip.journey.begin()
+    trip.exchange.begin()
     trip.engines[0].wire.head(503, JSON)
     assert trip.inflight == [0]
     other = trip.backends.acquire(None)

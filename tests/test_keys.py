@@ -59,3 +59,40 @@ def test_without_a_command_it_says_which_there_are(capsys: pytest.CaptureFixture
         main([])
     assert ended.value.code == 2
     assert "required: command" in capsys.readouterr().err
+
+
+def test_a_key_that_no_header_can_hold_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("\u00e9\n", "a\x7fb\n", "", "a\tb"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        assert main(["hash", "old"]) == 2
+        assert capsys.readouterr().err == "proxy.keys: a key has printable ASCII characters and no spaces\n"
+
+
+def test_no_stdin_and_one_that_cannot_be_read_hold_no_key(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def readline(self) -> str:
+            raise self.error
+
+    for stdin in (None, Broken(OSError()), Broken(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"))):
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["hash", "old"]) == 2
+        assert "printable ASCII" in capsys.readouterr().err
+
+
+def test_an_entry_has_what_was_asked_for_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new", "plain"]) == 0
+    told = capsys.readouterr()
+    assert [line.partition(" ")[0] for line in told.out.splitlines()] == ["[[keys]]", "name", "sha256"]
+    caller = read_keys(told.out, "k").find(told.err.strip())
+    assert caller is not None
+    assert (caller.operator, caller.models) == (False, None)
+    assert main(["new", "team", "--tenant", "t", "--operator", "--model", "m"]) == 0
+    names = [line.partition(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["[[keys]]", "name", "sha256", "tenant", "models", "role"]

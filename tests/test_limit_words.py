@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.ratelimit.buckets import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, Kind, Levels, Whose
-from proxy.access.ratelimit.headers import counted, duration, headers, pause, refusal
+from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Kind, Levels, Limit, Limits, Whose
+from proxy.access.ratelimit.headers import counted, duration, headers, pause, rate_limit_error
 from proxy.errors import Code
 
 EMPTY = Levels()
-BOTH = Ceilings(Ceiling(2, 10), Ceiling(100, 6000), 3)
+BOTH = Limits(Limit(2, 10), Limit(100, 6000), 3)
 
 
 def decided(over: tuple[Whose, Kind] | None = None, own: Levels = EMPTY, everyone: Levels = EMPTY) -> Decision:
     return Decision(over, own, everyone)
 
 
-def claim(own: Ceilings = BOTH, everyone: Ceilings = UNBOUNDED, tokens: int = 50) -> Claim:
+def claim(own: Limits = BOTH, everyone: Limits = UNBOUNDED, tokens: int = 50) -> Claim:
     return Claim("p", "a", own, everyone, tokens)
 
 
@@ -72,7 +72,7 @@ def test_a_debt_leaves_nothing_and_takes_longer() -> None:
 
 
 def test_without_a_ceiling_of_one_s_own_the_headers_tell_of_everyone_s() -> None:
-    ask = claim(Ceilings(Ceiling(1, 5)), Ceilings(Ceiling(9, 90), Ceiling(10, 600)))
+    ask = claim(Limits(Limit(1, 5)), Limits(Limit(9, 90), Limit(10, 600)))
     told = dict(headers(ask, decided(own=Levels(1, 0), everyone=Levels(50, 60))))
     assert (told["x-ratelimit-limit-requests"], told["x-ratelimit-remaining-requests"]) == ("5", "4")
     assert (told["x-ratelimit-limit-tokens"], told["x-ratelimit-remaining-tokens"]) == ("600", "540")
@@ -102,7 +102,7 @@ def test_a_refusal_of_one_s_own_share_is_429_and_says_when_to_come_again(
     over: Kind, own: Levels, tokens: int, retry: int, says: str
 ) -> None:
     ask, decision = claim(tokens=tokens), decided(("caller", over), own)
-    error = refusal(ask, decision)
+    error = rate_limit_error(ask, decision)
     assert (error.code, error.status, error.retry_after) == (Code.RATE_LIMITED, 429, retry)
     assert says in error.message
     assert error.body()["error"]["code"] == "rate_limit_exceeded"
@@ -110,20 +110,31 @@ def test_a_refusal_of_one_s_own_share_is_429_and_says_when_to_come_again(
 
 
 def test_a_refusal_for_everyone_together_is_503() -> None:
-    ask = claim(everyone=Ceilings(streams=7))
-    error = refusal(ask, decided(("global", "streams"), everyone=Levels(0, 0, 7)))
+    ask = claim(everyone=Limits(streams=7))
+    error = rate_limit_error(ask, decided(("global", "streams"), everyone=Levels(0, 0, 7)))
     assert (error.code, error.status, error.retry_after) == (Code.CEILING_REACHED, 503, 1)
     assert "all clients together: limit 7 requests" in error.message
 
 
 def test_a_prompt_larger_than_the_limit_is_told_not_to_come_again() -> None:
     ask, decision = claim(tokens=6001), decided(("caller", "tokens"))
-    error = refusal(ask, decision)
+    error = rate_limit_error(ask, decision)
     assert (error.status, error.retry_after) == (429, None)
     assert "never pass: send a shorter prompt" in error.message
     told = dict(headers(ask, decision))
     assert told["x-should-retry"] == "false"
     assert "retry-after-ms" not in told
+
+
+@pytest.mark.parametrize("kind", ["requests", "streams"])
+def test_what_can_never_pass_is_told_so_whichever_ceiling_is_met_first(kind: Kind) -> None:
+    """Of one's own requests or streams, where everyone's tokens are fewer than the prompt has."""
+    full = Levels(10, 0, 3)
+    ask, decision = claim(everyone=Limits(tokens=Limit(1, 60)), tokens=61), decided(("caller", kind), full)
+    error = rate_limit_error(ask, decision)
+    assert (error.code, error.retry_after) == (Code.RATE_LIMITED, None)
+    assert error.message.endswith("That can never pass: send a shorter prompt.")
+    assert dict(headers(ask, decision))["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize(("number", "words"), [(1, "1 request"), (2, "2 requests"), (0.5, "0.5 requests")])

@@ -9,9 +9,9 @@ from typing import cast
 import pytest
 
 from proxy.access.caller import Caller, Rates
-from proxy.access.ratelimit.buckets import Ceilings, Claim, Decision, Levels, LocalLimits
-from proxy.access.ratelimit.limiter import Followers, Hold, Limiter
-from proxy.access.ratelimit.redis import SharedLimits
+from proxy.access.ratelimit.buckets import Claim, Decision, Levels, Limits, LocalLimits
+from proxy.access.ratelimit.limiter import Followers, Limiter, Reservation
+from proxy.access.ratelimit.redis import RedisLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
@@ -52,7 +52,7 @@ class Desk:
         self.local = LocalLimits(0.0)
         self.limiter = Limiter(
             self.local,
-            cast(SharedLimits | None, memory),
+            cast(RedisLimits | None, memory),
             followers=followers,
             on_refused=self.refused.append,
             on_fallback=self.fell,
@@ -62,7 +62,7 @@ class Desk:
     def fell(self) -> None:
         self.fallbacks += 1
 
-    def ask(self, prompt: int = 100, completion: int = 200) -> Hold:
+    def ask(self, prompt: int = 100, completion: int = 200) -> Reservation:
         hold = self.limiter.ask(ALICE, lambda: Cost(prompt, completion))
         assert hold is not None
         return hold
@@ -74,13 +74,13 @@ class Desk:
         self.local.give(peek, 0.0, requests=-1, stream=True)
         return taken.own.requests - 1, taken.own.tokens, taken.own.streams - 1
 
-    def _bounds(self) -> tuple[Ceilings, Ceilings]:
+    def _bounds(self) -> tuple[Limits, Limits]:
         hold = self.limiter.ask(ALICE, lambda: Cost(0, 0))
         assert hold is not None
         hold.close()
         return hold.claim.own, hold.claim.everyone
 
-    def flies(self, hold: Hold, *, stored: bool = False) -> Flight:
+    def flies(self, hold: Reservation, *, stored: bool = False) -> Flight:
         flight = self.group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
         hold.joins(self.group.attach(flight, usage=True, whole=False, verdict="miss"))
         if stored:
@@ -306,7 +306,7 @@ async def test_what_redis_refuses_takes_nothing_here() -> None:
     assert (memory.given, memory.held, desk.local.streams) == ([], [], 0)
 
 
-async def entered(desk: Desk) -> Hold:
+async def entered(desk: Desk) -> Reservation:
     """Let in by its head: what its tokens cost is not known yet."""
     hold = desk.limiter.ask(ALICE, lambda: Cost(0, 0))
     assert hold is not None
@@ -351,7 +351,7 @@ async def test_of_what_the_head_lets_in_the_streams_are_counted_once() -> None:
     assert desk.levels() == (0, 0, 0)
 
 
-async def asks_redis(memory: Memory, desk: Desk) -> tuple[Hold, asyncio.Task[None]]:
+async def asks_redis(memory: Memory, desk: Desk) -> tuple[Reservation, asyncio.Task[None]]:
     hold = desk.limiter.ask(ALICE, lambda: Cost(0, 0))
     assert hold is not None
     memory.asked.pop()[1](GRANTED)

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from proxy.access.caller import Rates
-from proxy.access.ratelimit.buckets import Ceiling, Ceilings, Claim, Levels, LocalLimits, ceilings, over, wait
+from proxy.access.ratelimit.buckets import Claim, Levels, Limit, Limits, LocalLimits, limits_of, over, wait
 
-NONE = Ceilings()
+NONE = Limits()
 
 
 def claim(
-    own: Ceilings = NONE, everyone: Ceilings = NONE, *, caller: str = "a", tokens: int = 0, permit: str = "p"
+    own: Limits = NONE, everyone: Limits = NONE, *, caller: str = "a", tokens: int = 0, permit: str = "p"
 ) -> Claim:
     return Claim(permit, caller, own, everyone, tokens)
 
 
-def rps(rate: float, burst: float) -> Ceilings:
-    return Ceilings(requests=Ceiling(rate, burst))
+def rps(rate: float, burst: float) -> Limits:
+    return Limits(requests=Limit(rate, burst))
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def rps(rate: float, burst: float) -> Ceilings:
         (Rates(rps=5), Rates(rps=2, burst=9), rps(5, 9)),
         (Rates(rps=0), Rates(rps=2, burst=9), NONE),
         (Rates(burst=4), Rates(rps=2), rps(2, 4)),
-        (Rates(tokens_per_minute=600), Rates(streams=3), Ceilings(None, Ceiling(10, 600), 3)),
+        (Rates(tokens_per_minute=600), Rates(streams=3), Limits(None, Limit(10, 600), 3)),
         (Rates(streams=0), Rates(streams=3), NONE),
     ],
 )
-def test_a_caller_s_own_rates_go_before_the_settings(own: Rates, default: Rates, expected: Ceilings) -> None:
-    assert ceilings(own, default) == expected
+def test_a_caller_s_own_rates_go_before_the_settings(own: Rates, default: Rates, expected: Limits) -> None:
+    assert limits_of(own, default) == expected
     assert expected.any is (expected != NONE)
 
 
@@ -53,19 +53,19 @@ def test_a_caller_s_own_rates_go_before_the_settings(own: Rates, default: Rates,
         (rps(2, 4), Levels(requests=3), 0, None, 0),
         (rps(2, 4), Levels(requests=3.0000001), 0, None, 0),
         (rps(2, 4), Levels(requests=3.5), 0, "requests", 0.25),
-        (Ceilings(tokens=Ceiling(10, 600)), Levels(tokens=500), 100, None, 0),
-        (Ceilings(tokens=Ceiling(10, 600)), Levels(tokens=500), 200, "tokens", 10),
-        (Ceilings(tokens=Ceiling(10, 600)), Levels(tokens=700), 0, None, 0),
-        (Ceilings(tokens=Ceiling(10, 600)), Levels(), 601, "tokens", math.inf),
-        (Ceilings(tokens=Ceiling(10, 600)), Levels(tokens=300), 600, "tokens", 30),
-        (Ceilings(tokens=Ceiling(10, 600), streams=2), Levels(tokens=700, streams=2), 0, "streams", 1),
-        (Ceilings(streams=2), Levels(streams=1), 0, None, 0),
-        (Ceilings(streams=2), Levels(streams=2), 0, "streams", 1),
-        (Ceilings(Ceiling(1, 1), Ceiling(1, 60), 1), Levels(1, 60, 1), 30, "requests", 30),
+        (Limits(tokens=Limit(10, 600)), Levels(tokens=500), 100, None, 0),
+        (Limits(tokens=Limit(10, 600)), Levels(tokens=500), 200, "tokens", 10),
+        (Limits(tokens=Limit(10, 600)), Levels(tokens=700), 0, None, 0),
+        (Limits(tokens=Limit(10, 600)), Levels(), 601, "tokens", math.inf),
+        (Limits(tokens=Limit(10, 600)), Levels(tokens=300), 600, "tokens", 30),
+        (Limits(tokens=Limit(10, 600), streams=2), Levels(tokens=700, streams=2), 0, "streams", 1),
+        (Limits(streams=2), Levels(streams=1), 0, None, 0),
+        (Limits(streams=2), Levels(streams=2), 0, "streams", 1),
+        (Limits(Limit(1, 1), Limit(1, 60), 1), Levels(1, 60, 1), 30, "requests", 30),
     ],
 )
 def test_what_is_over_and_how_long_it_has_to_wait(
-    bounds: Ceilings, levels: Levels, tokens: int, kind: str | None, seconds: float
+    bounds: Limits, levels: Levels, tokens: int, kind: str | None, seconds: float
 ) -> None:
     assert over(bounds, levels, tokens) == kind
     if kind is not None:
@@ -85,7 +85,7 @@ def test_a_burst_passes_at_once_and_then_one_in_each_interval() -> None:
 def test_a_refused_request_has_taken_nothing_anywhere() -> None:
     """Complaint: a call rejected by one limit kept what it had taken of another (LiteLLM 27955)."""
     local = LocalLimits(0.0)
-    full = claim(Ceilings(Ceiling(1, 5), Ceiling(1, 100)), Ceilings(streams=1), tokens=10)
+    full = claim(Limits(Limit(1, 5), Limit(1, 100)), Limits(streams=1), tokens=10)
     assert local.take(full, 0.0).over is None
     levels = local.take(full, 0.0)
     assert levels.over == ("global", "streams")
@@ -104,7 +104,7 @@ def test_everyone_s_ceiling_holds_whoever_comes_and_one_s_own_is_told_first() ->
 
 def test_a_correction_above_the_ceiling_is_a_debt_that_leaks_away_first() -> None:
     local = LocalLimits(0.0)
-    bounds = Ceilings(tokens=Ceiling(10, 600))
+    bounds = Limits(tokens=Limit(10, 600))
     first = claim(bounds, tokens=100)
     assert local.take(first, 0.0).over is None
     local.give(first, 0.0, tokens=900, stream=True)
@@ -125,7 +125,7 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
 
 def test_a_permit_given_back_twice_is_a_fault_of_ours() -> None:
     local = LocalLimits(0.0)
-    ask = claim(Ceilings(streams=1))
+    ask = claim(Limits(streams=1))
     local.take(ask, 0.0)
     local.give(ask, 0.0, stream=True)
     with pytest.raises(AssertionError, match="twice"):
@@ -153,11 +153,11 @@ def test_making_callers_up_resets_nobody_s_limit_and_takes_no_more_room() -> Non
 
 def test_a_caller_without_room_ends_its_permit_where_it_took_it() -> None:
     local = LocalLimits(0.0, room=1)
-    kept, spilled = claim(Ceilings(streams=1), caller="a"), claim(Ceilings(streams=1), caller="b")
+    kept, spilled = claim(Limits(streams=1), caller="a"), claim(Limits(streams=1), caller="b")
     assert local.take(kept, 0.0).over is None
     assert local.take(spilled, 0.0).over is None
     assert spilled.spilled
-    assert local.take(claim(Ceilings(streams=1), caller="c"), 0.0).over == ("caller", "streams")
+    assert local.take(claim(Limits(streams=1), caller="c"), 0.0).over == ("caller", "streams")
     local.give(kept, 0.0, stream=True)
     local.give(spilled, 0.0, stream=True)
     assert local.streams == 0
@@ -196,7 +196,7 @@ def test_charges_less_refunds_keep_to_the_rate_in_any_stretch(
     events: list[tuple[float, int, int]], minute: int
 ) -> None:
     local, now = LocalLimits(0.0), 0.0
-    bounds = Ceilings(tokens=Ceiling(minute / 60, minute))
+    bounds = Limits(tokens=Limit(minute / 60, minute))
     moved: list[tuple[float, int]] = []
     for gap, tokens, unused in events:
         now += gap
@@ -215,7 +215,7 @@ def test_charges_less_refunds_keep_to_the_rate_in_any_stretch(
 @given(before=st.floats(0, 500), tokens=st.integers(1, 500))
 def test_a_refund_is_exact(before: float, tokens: int) -> None:
     local = LocalLimits(0.0)
-    bounds = Ceilings(Ceiling(1, 1000), Ceiling(10, 1000))
+    bounds = Limits(Limit(1, 1000), Limit(10, 1000))
     ask = claim(bounds, bounds, tokens=1)
     local.take(ask, 0.0)
     local.give(ask, 0.0, tokens=before, stream=True)
@@ -240,7 +240,7 @@ class Permits(RuleBasedStateMachine):
     @rule(caller=st.sampled_from("abcdef"), most=st.integers(1, 3), gap=st.floats(0, 2))
     def take(self, caller: str, most: int, gap: float) -> None:
         self.now += gap
-        ask = claim(Ceilings(Ceiling(1, 2), streams=most), Ceilings(streams=5), caller=caller)
+        ask = claim(Limits(Limit(1, 2), streams=most), Limits(streams=5), caller=caller)
         if self.local.take(ask, self.now).over is None:
             self.open.append(ask)
 

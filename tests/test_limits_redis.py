@@ -13,22 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.ratelimit.buckets import UNBOUNDED, Ceiling, Ceilings, Claim, Decision, LocalLimits
-from proxy.access.ratelimit.redis import BATCH, SharedLimits
+from proxy.access.ratelimit.buckets import UNBOUNDED, Claim, Decision, Limit, Limits, LocalLimits
+from proxy.access.ratelimit.redis import BATCH, RedisLimits
 from proxy.embedded.redis import EmbeddedRedis, server_binary
-from proxy.redis.client import Link, address
+from proxy.redis.client import RedisClient, address
 from tests.redis_server import redis_server
 from tests.running import until
 
-SLOW = Ceiling(0.0001, 3)  # nothing leaks while a test runs
-BOUNDS = Ceilings(SLOW, Ceiling(0.0001, 100), 2)
+SLOW = Limit(0.0001, 3)  # nothing leaks while a test runs
+BOUNDS = Limits(SLOW, Limit(0.0001, 100), 2)
 
 
-def claim(permit: str, own: Ceilings = BOUNDS, everyone: Ceilings = UNBOUNDED, *, tokens: int = 0) -> Claim:
+def claim(permit: str, own: Limits = BOUNDS, everyone: Limits = UNBOUNDED, *, tokens: int = 0) -> Claim:
     return Claim(permit, "a", own, everyone, tokens)
 
 
-async def ask(shared: SharedLimits, wanted: Claim) -> Decision | None:
+async def ask(shared: RedisLimits, wanted: Claim) -> Decision | None:
     """One decision; where it is granted the permit is held, as the limiter does."""
     told: asyncio.Future[Decision | None] = asyncio.get_running_loop().create_future()
     shared.take(wanted, told.set_result)
@@ -39,8 +39,8 @@ async def ask(shared: SharedLimits, wanted: Claim) -> Decision | None:
 
 
 @asynccontextmanager
-async def shared_limits(path: str, *, timeout: float = 2.0, lease: float = 30.0) -> AsyncIterator[SharedLimits]:
-    shared = SharedLimits(f"unix://{path}", timeout=timeout, lease=lease)
+async def shared_limits(path: str, *, timeout: float = 2.0, lease: float = 30.0) -> AsyncIterator[RedisLimits]:
+    shared = RedisLimits(f"unix://{path}", timeout=timeout, lease=lease)
     await shared.start()
     try:
         yield shared
@@ -49,7 +49,7 @@ async def shared_limits(path: str, *, timeout: float = 2.0, lease: float = 30.0)
 
 
 async def redis_says(path: str, *command: str) -> object:
-    link = Link(address(f"unix://{path}"), connect_timeout=2)
+    link = RedisClient(address(f"unix://{path}"), connect_timeout=2)
     try:
         return await link.call(*command, timeout=2)
     finally:
@@ -74,7 +74,7 @@ async def test_a_decision_says_who_was_over_and_how_full_it_is() -> None:
 async def test_a_refusal_for_everyone_takes_nothing_of_one_s_own() -> None:
     """Complaint: a call rejected by one limit kept what it had taken of another (LiteLLM 27955)."""
     async with redis_server() as path, shared_limits(path) as shared:
-        tight = Ceilings(streams=1)
+        tight = Limits(streams=1)
         await ask(shared, claim("1", everyone=tight, tokens=10))
         for permit in "234":
             refused = await ask(shared, claim(permit, everyone=tight, tokens=10))
@@ -85,7 +85,7 @@ async def test_a_refusal_for_everyone_takes_nothing_of_one_s_own() -> None:
 
 async def test_all_that_is_asked_in_one_turn_is_one_write_and_exact() -> None:
     async with redis_server() as path, shared_limits(path) as one, shared_limits(path) as other:
-        bounds = Ceilings(Ceiling(0.0001, 50))
+        bounds = Limits(Limit(0.0001, 50))
         asked = [ask(shared, claim(f"{i}", bounds)) for i, shared in enumerate([one, other] * 100)]
         decisions = await asyncio.gather(*asked)
         assert [d.over for d in decisions if d is not None].count(None) == 50
@@ -115,8 +115,8 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
     lasting_redis: str, steps: list[tuple[str, int, int]], everyone: bool
 ) -> None:
     async def play() -> None:
-        bounds = Ceilings(SLOW, Ceiling(0.0001, 100), 2)
-        all_ = Ceilings(Ceiling(0.0001, 5), Ceiling(0.0001, 150), 3) if everyone else Ceilings()
+        bounds = Limits(SLOW, Limit(0.0001, 100), 2)
+        all_ = Limits(Limit(0.0001, 5), Limit(0.0001, 150), 3) if everyone else Limits()
         await redis_says(lasting_redis, "FLUSHALL")
         async with shared_limits(lasting_redis) as shared:
             local, held = LocalLimits(0.0), []
@@ -141,7 +141,7 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
 
 async def test_meters_leak_by_redis_own_clock_and_then_are_gone() -> None:
     async with redis_server() as path, shared_limits(path) as shared:
-        fast = Ceilings(Ceiling(50, 1))
+        fast = Limits(Limit(50, 1))
         assert (await ask(shared, claim("1", fast))) is not None
         while (decision := await ask(shared, claim("2", fast))) is None or decision.over is not None:
             pass  # 20 ms
@@ -161,7 +161,7 @@ async def test_a_script_that_redis_has_forgotten_is_sent_again() -> None:
 
 async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_lives_do_not() -> None:
     """Complaint: a slot whose holder died was taken until Redis was reset (LiteLLM 20256)."""
-    bounds = Ceilings(streams=2)
+    bounds = Limits(streams=2)
     async with redis_server() as path, shared_limits(path, lease=2.0) as lives:
         assert (await ask(lives, claim("mine", bounds))) is not None
         async with shared_limits(path, lease=2.0) as crashes:
@@ -176,7 +176,7 @@ async def test_permits_of_a_process_that_crashed_expire_and_those_of_one_that_li
 
 
 async def test_more_permits_than_one_batch_are_all_renewed() -> None:
-    bounds = Ceilings(streams=10_000)
+    bounds = Limits(streams=10_000)
     async with redis_server() as path, shared_limits(path, lease=1.5) as shared:
         many = 2 * BATCH + 5
         await asyncio.gather(*(ask(shared, claim(f"{n}", bounds, bounds)) for n in range(many)))
@@ -187,7 +187,7 @@ async def test_more_permits_than_one_batch_are_all_renewed() -> None:
 
 
 async def test_a_redis_that_was_emptied_is_told_of_the_permits_that_live() -> None:
-    bounds = Ceilings(streams=1)
+    bounds = Limits(streams=1)
     async with redis_server() as path, shared_limits(path, lease=1.5) as shared:
         await ask(shared, claim("lives", bounds))
         await redis_says(path, "FLUSHALL")
@@ -200,7 +200,7 @@ async def test_a_redis_that_was_emptied_is_told_of_the_permits_that_live() -> No
 
 async def test_a_permit_that_ended_is_free_at_once() -> None:
     async with redis_server() as path, shared_limits(path) as shared:
-        bounds = Ceilings(streams=1)
+        bounds = Limits(streams=1)
         for n in range(20):
             taken = claim(f"{n}", bounds)
             decision = await ask(shared, taken)
@@ -212,7 +212,7 @@ async def test_a_permit_that_ended_is_free_at_once() -> None:
 
 async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
     async with redis_server() as path, shared_limits(path) as shared:
-        bounds = Ceilings(streams=1, tokens=Ceiling(0.0001, 100))
+        bounds = Limits(streams=1, tokens=Limit(0.0001, 100))
         taken = claim("1", bounds, tokens=10)
         assert await ask(shared, taken) is not None
         shared.give(taken, tokens=-5)
@@ -228,7 +228,7 @@ async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
 async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage() -> None:
     told: list[bool] = []
     async with redis_server() as path:
-        shared = SharedLimits(f"unix://{path}", timeout=2, on_change=lambda away, why: told.append(away))
+        shared = RedisLimits(f"unix://{path}", timeout=2, on_change=lambda away, why: told.append(away))
         await shared.start()
         await redis_says(path, "SET", "gateway:limit:m:a", "x")
         assert await ask(shared, claim("1")) is None
@@ -243,7 +243,7 @@ async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage
 async def test_a_redis_that_is_full_is_no_decision_and_no_outage() -> None:
     full = redis_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     async with full as path, shared_limits(path) as shared:
-        assert await ask(shared, claim("1", Ceilings(SLOW))) is None
+        assert await ask(shared, claim("1", Limits(SLOW))) is None
         assert shared.available
 
 
@@ -252,10 +252,10 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
     redis = EmbeddedRedis(8)
     url = await redis.start()
     told: list[bool] = []
-    shared = SharedLimits(url, timeout=0.1, on_change=lambda away, why: told.append(away))
+    shared = RedisLimits(url, timeout=0.1, on_change=lambda away, why: told.append(away))
     try:
         await shared.start()
-        held = claim("1", Ceilings(streams=1))
+        held = claim("1", Limits(streams=1))
         assert (await ask(shared, held)) is not None
         assert redis.pid is not None
         os.kill(redis.pid, signal.SIGSTOP)
@@ -271,7 +271,7 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
         os.kill(redis.pid, signal.SIGCONT)
         await until(lambda: shared.available)
         assert told == [True, False]
-        refused = await ask(shared, claim("2", Ceilings(streams=1)))
+        refused = await ask(shared, claim("2", Limits(streams=1)))
         assert refused is not None
         assert refused.over == ("caller", "streams")
     finally:
@@ -292,7 +292,7 @@ async def test_without_any_redis_it_starts_and_cannot_tell() -> None:
 
 async def test_fleets_with_a_namespace_each_have_limits_of_their_own() -> None:
     async with redis_server() as path:
-        fleets = [SharedLimits(f"unix://{path}", timeout=2.0, namespace=name) for name in ("gateway", "staging")]
+        fleets = [RedisLimits(f"unix://{path}", timeout=2.0, namespace=name) for name in ("gateway", "staging")]
         for fleet in fleets:
             await fleet.start()
             for number in range(3):  # streams: two at a time

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.config.vocabulary import HIGH, LOW, NORMAL
 from proxy.flights.queue.deficit_round_robin import QUANTUM, Ticket
-from proxy.flights.queue.fair_queue import AGED_TURN, Line
+from proxy.flights.queue.fair_queue import AGED_TURN, FairQueue
 
 TICKETS = st.builds(
     Ticket,
@@ -34,7 +34,7 @@ OPS = st.lists(
 )
 
 
-def drained(line: Line[Any], now: float = 0.0) -> list[Any]:
+def drained(line: FairQueue[Any], now: float = 0.0) -> list[Any]:
     """Everything, in the order in which it gets its place."""
     order = []
     while (item := line.next(now)) is not None:
@@ -45,7 +45,7 @@ def drained(line: Line[Any], now: float = 0.0) -> list[Any]:
 
 @given(ops=OPS, patience=st.sampled_from([0.0, 5.0, math.inf]))
 def test_nothing_is_lost_or_served_twice_whatever_happens(ops: list[tuple[str, Any]], patience: float) -> None:
-    line: Line[int] = Line(patience=patience)
+    line: FairQueue[int] = FairQueue(patience=patience)
     waits: dict[int, Ticket] = {}
     now, made = 0.0, 0
     for op, argument in ops:
@@ -81,7 +81,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(ops: list[tuple[str, A
 
 @given(st.lists(st.integers(1, 9000), max_size=40))
 def test_where_nothing_is_asked_for_it_is_first_come_first_served(costs: list[int]) -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     for at, cost in enumerate(costs):
         line.offer(at, Ticket(cost=cost), 0.0)
     assert drained(line) == list(range(len(costs)))
@@ -96,7 +96,7 @@ def test_where_nothing_is_asked_for_it_is_first_come_first_served(costs: list[in
 def test_owners_that_wait_get_alike_within_a_quantum_and_an_item(
     costs: dict[str, list[int]], quantum: int
 ) -> None:
-    line: Line[tuple[str, int]] = Line(quantum=quantum)
+    line: FairQueue[tuple[str, int]] = FairQueue(quantum=quantum)
     for owner, items in costs.items():
         for at, cost in enumerate(items):
             line.offer((owner, at), Ticket(owner=owner, cost=cost), 0.0)
@@ -113,7 +113,7 @@ def test_owners_that_wait_get_alike_within_a_quantum_and_an_item(
 
 
 def test_a_light_owner_does_not_wait_for_all_of_a_heavy_one() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for n in range(1000):
         line.offer(f"heavy {n}", Ticket(owner="heavy", cost=QUANTUM), 0.0)
     line.offer("light", Ticket(owner="light", cost=QUANTUM), 0.0)
@@ -121,7 +121,7 @@ def test_a_light_owner_does_not_wait_for_all_of_a_heavy_one() -> None:
 
 
 def test_a_large_item_has_its_turn_as_those_before_it_have_had_as_much() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     line.offer("large", Ticket(owner="a", cost=10 * QUANTUM), 0.0)
     for n in range(50):
         line.offer(f"small {n}", Ticket(owner="b", cost=QUANTUM), 0.0)
@@ -129,7 +129,7 @@ def test_a_large_item_has_its_turn_as_those_before_it_have_had_as_much() -> None
 
 
 def test_a_higher_class_goes_first() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for name, priority in (("l", LOW), ("n", NORMAL), ("h", HIGH), ("n2", NORMAL), ("h2", HIGH)):
         line.offer(name, Ticket(priority=priority), 0.0)
     assert line.lengths() == (2, 2, 1)
@@ -137,7 +137,7 @@ def test_a_higher_class_goes_first() -> None:
 
 
 def test_an_earlier_deadline_goes_first_among_one_owner_s_and_those_without_one_last() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for name, deadline in (("none", math.inf), ("late", 9.0), ("soon", 1.0), ("none2", math.inf)):
         line.offer(name, Ticket(deadline=deadline), 0.0)
     assert drained(line) == ["soon", "late", "none", "none2"]
@@ -146,7 +146,7 @@ def test_an_earlier_deadline_goes_first_among_one_owner_s_and_those_without_one_
 @given(st.integers(0, 30), st.integers(0, 30))
 def test_who_has_waited_long_is_served_within_four_places_for_each_one_before_it(before: int, others: int) -> None:
     """No class, no turn and no deadline starves anybody."""
-    line: Line[Any] = Line(patience=10.0)
+    line: FairQueue[Any] = FairQueue(patience=10.0)
     for n in range(before):
         line.offer(("before", n), Ticket(owner="x", priority=LOW, deadline=1.0 + n), 0.0)
     line.offer("old", Ticket(owner="y", priority=LOW, cost=10**6), 0.0)
@@ -162,7 +162,7 @@ def test_who_has_waited_long_is_served_within_four_places_for_each_one_before_it
 
 
 def test_before_its_patience_ends_nothing_overtakes() -> None:
-    line: Line[str] = Line(patience=10.0)
+    line: FairQueue[str] = FairQueue(patience=10.0)
     line.offer("low", Ticket(priority=LOW), 0.0)
     for n in range(20):
         line.offer(f"high {n}", Ticket(priority=HIGH), 0.0)
@@ -170,7 +170,7 @@ def test_before_its_patience_ends_nothing_overtakes() -> None:
 
 
 def test_a_full_engine_holds_up_its_own_pool_only() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     line.offer("a", Ticket(pool="m1", priority=HIGH), 0.0)
     line.offer("b", Ticket(pool="m2"), 0.0)
     assert line.next(0.0) == "a"
@@ -180,7 +180,7 @@ def test_a_full_engine_holds_up_its_own_pool_only() -> None:
 
 
 def test_pools_of_the_same_engines_take_turns() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for n in range(3):
         line.offer(f"a{n}", Ticket(pool="m1"), 0.0)
         line.offer(f"b{n}", Ticket(pool="m2"), 0.0)
@@ -188,7 +188,7 @@ def test_pools_of_the_same_engines_take_turns() -> None:
 
 
 def test_a_more_urgent_reader_moves_an_item_up_and_none_moves_it_down() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for name in ("a", "b", "c"):
         line.offer(name, Ticket(), 0.0)
     assert line.promote("b", HIGH, math.inf)
@@ -199,7 +199,7 @@ def test_a_more_urgent_reader_moves_an_item_up_and_none_moves_it_down() -> None:
 
 
 def test_who_comes_and_leaves_leaves_no_memory_behind() -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     line.offer(-1, Ticket(owner="a"), 0.0)
     for n in range(10_000):
         line.offer(n, Ticket(owner="a"), 0.0)
@@ -222,7 +222,7 @@ def test_who_comes_and_leaves_leaves_no_memory_behind() -> None:
     ],
 )
 def test_how_many_go_before_it_at_least(ticket: Ticket, ahead: int) -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for n in range(5):
         line.offer(f"a{n}", Ticket(owner="a", cost=ticket.cost), 0.0)
     for n in range(3):
@@ -235,7 +235,7 @@ def test_how_many_go_before_it_at_least(ticket: Ticket, ahead: int) -> None:
 
 
 def test_what_cannot_be_put_into_every_order_is_in_none() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     line.offer("a", Ticket(), 0.0)
     with pytest.raises(TypeError):
         line.offer("b", Ticket(owner=[]), 0.0)  # type: ignore[arg-type]  # no dictionary takes it
@@ -244,7 +244,7 @@ def test_what_cannot_be_put_into_every_order_is_in_none() -> None:
 
 
 def test_of_an_owner_s_own_those_go_before_it_whose_deadline_is_no_later() -> None:
-    line: Line[float] = Line()
+    line: FairQueue[float] = FairQueue()
     for deadline in (1.0, 2.0, 2.5, 3.0):
         line.offer(deadline, Ticket(owner="a", deadline=deadline), 0.0)
     line.discard(1.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.load import Report, parse, weigh
+from proxy.upstream.load import LoadReport, parse, weigh
 
 PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -24,12 +24,12 @@ vllm:time_to_first_token_seconds_bucket{le="0.001"} 12.0
 @pytest.mark.parametrize(
     ("page", "report"),
     [
-        (PAGE, Report(5.0, 4.0, 0.9)),
-        (PAGE.replace(b"kv_cache", b"gpu_cache"), Report(5.0, 4.0, 0.9)),
-        (b"vllm:num_requests_waiting 2\n", Report(0.0, 2.0, 0.0)),
-        (b"vllm:num_requests_waiting\t2\r\n", Report(0.0, 2.0, 0.0)),
-        (b"vllm:num_requests_running 1\nvllm:kv_cache_usage_perc 95\n", Report(1.0, 0.0, 1.0)),
-        (b"vllm:num_requests_running NaN\nvllm:num_requests_waiting 1e0\n", Report(0.0, 1.0, 0.0)),
+        (PAGE, LoadReport(5.0, 4.0, 0.9)),
+        (PAGE.replace(b"kv_cache", b"gpu_cache"), LoadReport(5.0, 4.0, 0.9)),
+        (b"vllm:num_requests_waiting 2\n", LoadReport(0.0, 2.0, 0.0)),
+        (b"vllm:num_requests_waiting\t2\r\n", LoadReport(0.0, 2.0, 0.0)),
+        (b"vllm:num_requests_running 1\nvllm:kv_cache_usage_perc 95\n", LoadReport(1.0, 0.0, 1.0)),
+        (b"vllm:num_requests_running NaN\nvllm:num_requests_waiting 1e0\n", LoadReport(0.0, 1.0, 0.0)),
         (b"vllm:num_requests_running -1\nvllm:num_requests_running +Inf\n", None),
         (b"vllm:num_requests_running x\n", None),
         (b"vllm:kv_cache_usage_perc 0.5\n", None),
@@ -38,7 +38,7 @@ vllm:time_to_first_token_seconds_bucket{le="0.001"} 12.0
         (b"", None),
     ],
 )
-def test_only_the_lines_that_matter_are_read(page: bytes, report: Report | None) -> None:
+def test_only_the_lines_that_matter_are_read(page: bytes, report: LoadReport | None) -> None:
     assert parse(page) == report
 
 
@@ -51,19 +51,19 @@ def test_no_page_is_an_error(page: bytes) -> None:
 @pytest.mark.parametrize(
     ("report", "ours", "weight", "load"),
     [
-        (Report(0, 0, 0), 0, 1.0, 0.0),
-        (Report(3, 0, 0), 3, 1.0, 0.0),  # all ours: counted already
-        (Report(5, 0, 0), 3, 1.0, 2.0),
-        (Report(3, 2, 0), 5, 1.0, 2.0),  # what waits counts once more
-        (Report(1, 0, 0.8), 9, 1.0, 0.0),
-        (Report(1, 0, 0.9), 9, 1.0, 4.0),
-        (Report(1, 0, 1.0), 9, 1.0, 8.0),
-        (Report(5, 0, 0), 3, 0.5, 1.0),
-        (Report(5, 9, 1), 3, 0.0, 0.0),
+        (LoadReport(0, 0, 0), 0, 1.0, 0.0),
+        (LoadReport(3, 0, 0), 3, 1.0, 0.0),  # all ours: counted already
+        (LoadReport(5, 0, 0), 3, 1.0, 2.0),
+        (LoadReport(3, 2, 0), 5, 1.0, 2.0),  # what waits counts once more
+        (LoadReport(1, 0, 0.8), 9, 1.0, 0.0),
+        (LoadReport(1, 0, 0.9), 9, 1.0, 4.0),
+        (LoadReport(1, 0, 1.0), 9, 1.0, 8.0),
+        (LoadReport(5, 0, 0), 3, 0.5, 1.0),
+        (LoadReport(5, 9, 1), 3, 0.0, 0.0),
     ],
 )
 def test_a_report_weighs_what_others_have_there_what_waits_and_a_full_cache(
-    report: Report, ours: int, weight: float, load: float
+    report: LoadReport, ours: int, weight: float, load: float
 ) -> None:
     assert weigh(report, ours, weight) == pytest.approx(load)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, cast
 
 import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend
+from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.http.pool import Pool
-from proxy.upstream.load import Report
-from proxy.upstream.load_poller import SILENT, TIMEOUT, LoadWatch
+from proxy.upstream.load import LoadReport
+from proxy.upstream.load_poller import SILENT, TIMEOUT, LoadPoller
 from tests.clock import virtual
 from tests.test_load import PAGE
 
@@ -39,8 +41,8 @@ def engine(answer: Any, *, up: bool | None = True) -> tuple[Backend, Page]:
     return Backend(f"e{id(page)}", cast(Pool, page), 9, up=up), page
 
 
-def watch(*engines: Backend, **more: Any) -> LoadWatch:
-    return LoadWatch(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time, **more)
+def watch(*engines: Backend, **more: Any) -> LoadPoller:
+    return LoadPoller(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time, **more)
 
 
 @virtual
@@ -50,7 +52,7 @@ async def test_each_engine_s_report_becomes_its_load() -> None:
     await watch(busy, idle).look()
     assert busy.reported == pytest.approx(9 + 4 + 4)
     assert idle.reported == 0.0
-    assert busy.report == Report(5.0, 4.0, 0.9)
+    assert busy.report == LoadReport(5.0, 4.0, 0.9)
 
 
 @virtual
@@ -138,3 +140,50 @@ async def test_rounds_never_overlap_however_slow_an_engine_is() -> None:
     rounds = int(30.0 / (1.0 + TIMEOUT))
     assert page.asked == fine.asked
     assert page.asked in (rounds, rounds + 1)
+
+
+GONE = GatewayError(Code.UPSTREAM_UNREACHABLE, "gone")
+
+
+@virtual
+async def test_an_engine_that_is_alone_is_asked_for_its_pacer() -> None:
+    alone, page = engine((200, PAGE))
+    alone.adaptive_limit = AdaptiveLimit()
+    alone.inflight = 2
+    await watch(alone, weight=0.5).look()
+    assert page.asked == 1
+    assert alone.reported == pytest.approx((7 + 4 + 4) / 2)
+
+
+@virtual
+async def test_what_an_engine_reported_is_gone_once_it_is_down_or_says_nothing() -> None:
+    other, _ = engine((200, PAGE))
+    one, page = engine((200, PAGE))
+    looking = watch(other, one)
+    await looking.look()
+    told = [(one.report is None, one.reported)]
+    for up, answer in ((False, page.answer), (True, page.answer), (True, GONE)):
+        one.up, page.answer = up, answer
+        await looking.look()
+        told.append((one.report is None, one.reported))
+    assert told == [(False, told[0][1]), (True, 0.0), (False, told[0][1]), (True, 0.0)]
+    assert page.asked == 3
+    await looking.look()
+    assert page.asked == 4, "no word is no reason to leave it alone"
+    page.answer = (200, PAGE.replace(b"200", b"x"))
+    await looking.look()
+    assert one.report is not None
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+@virtual
+async def test_an_engine_that_was_removed_is_not_remembered(status: int) -> None:
+    other, _ = engine((200, PAGE))
+    without, _ = engine((status, PAGE))
+    engines = [other, without]
+    looking = LoadPoller(lambda: engines, every=1.0, clock=asyncio.get_running_loop().time)
+    await looking.look()
+    assert (list(looking._silent.values()), without.report) == ([math.inf], None)
+    engines.pop()
+    await looking.look()
+    assert looking._silent == {}

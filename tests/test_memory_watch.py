@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
 from proxy.flights.memory import Memory
-from proxy.flights.memory_watch import TELL_SECONDS, MemoryWatch, memory_for
+from proxy.flights.memory_watch import KINDS, TELL_SECONDS, MemoryWatch, memory_for
 from proxy.resources import prepare
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
@@ -65,3 +66,32 @@ async def test_the_settings_budget_is_the_one_that_is_watched(tmp_path: Path) ->
     with pytest.raises(GatewayError):
         memory.hold(b"a tenant that no key has", "uploads", 33 * MIB)
     assert watching.told()[0]["kind"] == "uploads"
+
+
+class Noted:
+    """A log that keeps its events."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
+    def event(self, level: str, msg: str, **fields: Any) -> None:
+        self.told.append({"level": level, "msg": msg} | fields)
+
+
+def test_who_holds_most_is_told_once_in_a_while_to_the_second() -> None:
+    log, metrics, now = Noted(), Metrics(), [0.0]
+    watch = MemoryWatch(metrics, cast(Log, log), lambda tenant: f"key {tenant.decode()}", lambda: now[0])
+    watch.refused("early")
+    assert log.told == [], "nothing is watched yet"
+    memory = Memory(1000)
+    watch.begin(memory)
+    for size, owner in enumerate((b"a", "x" * 70, 7, b"b"), 1):
+        memory.hold(owner, "uploads", size)
+    for at in (100.0, 100.0 + TELL_SECONDS - 0.01, 100.0 + TELL_SECONDS):
+        now[0] = at
+        watch.refused("uploads")
+    line = {"level": "warning", "msg": "memory budget used up", "kind": "uploads", "budget": 1000, "held": 10}
+    assert log.told == [line | {"heaviest": "key b=4 7=3 " + "x" * 64 + "=2"}] * 2
+    counted = {labels["kind"]: n for labels, n in metrics.samples("memory_refused_total")}
+    assert counted == {"early": 1, "uploads": 3}
+    assert {labels["kind"] for labels, _ in metrics.samples("memory_held_bytes")} == set(KINDS)

@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.flights.merging.twins import RECENT_SECONDS, Recent, choices_asked, mergeable, merged_body, twin_key
-from proxy.wire.openai import Ask, Endpoint, decode
+from proxy.flights.merging.twins import (
+    MAX_IDS,
+    RECENT_SECONDS,
+    RecentPrompts,
+    choices_asked,
+    lists_ids,
+    mergeable,
+    merged_body,
+    twin_key,
+)
+from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
+def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     hi: object = [{"role": "user", "content": "hi"}] if endpoint == "chat" else "hi"
     return decode(endpoint, json.dumps({"model": "m1", prompt: hi, **fields}).encode())
@@ -80,7 +89,7 @@ def test_the_request_for_all_is_the_first_ones_with_n_and_each_choices_usage() -
 
 
 def test_a_prompt_is_remembered_for_a_second_and_no_more_than_so_many_are() -> None:
-    recent = Recent()
+    recent = RecentPrompts()
     assert not recent.seen(b"a", 0.0)
     assert recent.seen(b"a", RECENT_SECONDS)
     assert not recent.seen(b"a", 2.1 * RECENT_SECONDS)
@@ -96,3 +105,37 @@ def test_twins_have_the_same_bytes_in_their_headers(one: list[bytes], other: lis
         for values in (one, other)
     ]
     assert (keys[0] == keys[1]) is (sorted(one) == sorted(other))
+
+
+def test_a_prompt_that_is_forgotten_for_others_was_the_oldest() -> None:
+    recent = RecentPrompts()
+    for n in range(512):
+        recent.seen(b"%d" % n, 0.0)
+    assert recent.seen(b"0", 0.5), "and it is the newest from now on"
+    recent.seen(b"more", 0.5)
+    assert (len(recent), recent.seen(b"1", 0.5), recent.seen(b"0", 0.6)) == (512, False, True)
+
+
+@pytest.mark.parametrize("n", [99_999, 100_000])
+def test_n_has_five_digits_at_most(n: int) -> None:
+    assert choices_asked(ask(n=n)) == (n if n < 100_000 else None)
+
+
+def test_ids_of_a_body_are_asked_for_where_the_prompt_is_not_too_long() -> None:
+    short = ask(model="m")
+    most = MAX_IDS // len(short.prompt)
+    assert (lists_ids(short, most), lists_ids(short, most + 1), lists_ids(ask(stream=True), 1)) == (
+        True,
+        False,
+        False,
+    )
+    assert json.loads(merged_body(short, 2))["return_token_ids"] is True
+    assert "return_token_ids" not in json.loads(merged_body(short, most + 1))
+    assert "return_token_ids" not in json.loads(merged_body(ask(stream=True), 2))
+
+
+def test_who_asks_is_part_of_what_twins_have_alike_whatever_their_headers_order() -> None:
+    headers = [("b", "2"), ("a", "1")]
+    assert twin_key(ask(), tenant=b"t", headers=headers) == twin_key(ask(), tenant=b"t", headers=headers[::-1])
+    assert twin_key(ask(), tenant=b"t", headers=headers) != twin_key(ask(), tenant=b"t", headers=headers[:1])
+    assert twin_key(ask(), tenant=b"t") == twin_key(ask(), tenant=b"t", headers=())

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import os
 import re
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, cast, get_args
 
 import pytest
 from aioprometheus.collectors import REGISTRY, Registry
@@ -289,6 +290,7 @@ ZEROS = {
     "cache_operations_total": ("op", "hit miss error garbage bypassed store store_skipped other_build"),
     "embed_items_total": ("source", "cache joined asked"),
     "flights_ended_total": ("outcome", "hit landed error failed cancelled"),
+    "keys_refused_total": ("reason", "missing unknown expired not_operator ended"),
     "queue_refused_total": (
         "why",
         "queue_full queue_share_exceeded queue_timeout deadline_unmeetable memory_full shutting_down pushed_out",
@@ -309,3 +311,156 @@ def test_every_value_that_a_label_may_have_is_a_zero_from_the_start() -> None:
     found = samples(made)
     assert {key for key in found if any(key.startswith(f"gateway_{name}{{") for name in ZEROS)} == wanted
     assert not any(found[key] for key in wanted)
+    once = "retries_denied_total", "connections_refused_total", "limit_fallbacks_total"
+    assert {found[f"gateway_{name}"] for name in once} == {0}
+
+
+# -- bounds of what is counted ----------------------------------------------------------------------
+
+
+def of(metrics: Metrics, name: str) -> dict[str, Any]:
+    """The samples of one metric, by the values of their labels."""
+    return {" ".join(labels.values()): value for labels, value in metrics.samples(name)}
+
+
+def test_only_positive_numbers_of_tokens_count() -> None:
+    made = Metrics()
+    for tokens in (1, -5, 0, None, 2):
+        made.request(**ANSWERED | {"prompt_tokens": tokens, "completion_tokens": tokens})
+        made.flight_landed("landed", "m1", None, tokens or 0)
+    assert of(made, "tokens_total") == {"in m1 usage": 3, "out m1 usage": 3}
+    assert of(made, "generated_tokens_total") == {"m1": 3}
+    made.flight_landed("landed", "m2", None)
+    assert of(made, "generated_tokens_total") == {"m1": 3}
+    assert (list(made._spent), list(made._made)) == ([("m1", "usage")], ["m1"])
+
+
+@pytest.mark.parametrize(("status", "label"), [(399, "m1"), (400, "other")])
+def test_a_model_takes_a_place_up_to_the_status_400(status: int, label: str) -> None:
+    made = Metrics()
+    made.request(**ANSWERED | {"status": status})
+    assert of(made, "tokens_total").keys() == {f"in {label} usage", f"out {label} usage"}
+
+
+def test_a_model_that_made_tokens_takes_a_place_while_there_is_one() -> None:
+    made = Metrics()
+    for n in range(MAX_MODELS + 2):
+        made.flight_landed("landed", f"m{n}", 0.5, 3)
+    made.flight_landed("landed", "m0", 0.5, 3)
+    found = of(made, "generated_tokens_total")
+    assert (len(found), found["m0"], found["other"]) == (MAX_MODELS + 1, 6, 6)
+    assert len(made._made) == MAX_MODELS
+    assert len(of(made, "inter_token_seconds")) == MAX_MODELS + 1
+
+
+def test_the_wait_counts_where_there_was_a_first_token_or_a_wait() -> None:
+    made = Metrics()
+    for queue_s, ttft_s in ((0.0, 0.5), (0.5, None), (0.0, None)):
+        made.request(**ANSWERED | {"queue_s": queue_s, "ttft_s": ttft_s})
+    assert of(made, "queue_duration_seconds")["chat"]["count"] == 2
+    assert of(made, "time_to_first_token_seconds")["chat miss"]["count"] == 1
+    assert of(made, "request_duration_seconds")["chat"]["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "tell", "room"),
+    [
+        ("upstream_requests_total", Metrics.upstream_request, 256),
+        ("memory_refused_total", Metrics.memory_refused, 16),
+        ("reloads_total", lambda made, file: made.reloads(file, "good"), 16),
+    ],
+)
+def test_names_that_may_be_many_have_so_many_places(
+    name: str, tell: Callable[[Metrics, str], None], room: int
+) -> None:
+    made = Metrics()
+    for n in range(room + 2):
+        tell(made, f"n{n}")
+    found = of(made, name)
+    assert len(found) == room + 1
+    assert [value for key, value in found.items() if key.startswith("other")] == [2]
+
+
+def test_what_is_counted_several_at_a_time_is_counted_once_by_default() -> None:
+    made = Metrics()
+    made.reloads("keys", "good")
+    made.key_refused("ended")
+    made.reloads("keys", "failed", 3)
+    made.key_refused("unknown", 4)
+    assert of(made, "reloads_total") == {"keys good": 1, "keys failed": 3}
+    refused = of(made, "keys_refused_total")
+    assert (refused["ended"], refused["unknown"], refused["missing"]) == (1, 4, 0)
+
+
+FACTS = [
+    (lambda made: made.cache_breaker(False), "cache_breaker_changes_total", "closed"),
+    (lambda made: made.backend_breaker("b", False), "backend_breaker_changes_total", "b closed"),
+    (lambda made: made.probed("b", "known"), "probes_total", "b known"),
+    (lambda made: made.unfolded("b"), "unfolded_streams_total", "b"),
+    (lambda made: made.memory_refused("upload"), "memory_refused_total", "upload"),
+    (lambda made: made.rate_limited("global"), "rate_limited_total", "global"),
+    (lambda made: made.limit_fallback(), "limit_fallbacks_total", ""),
+    (lambda made: made.content_denied("answer"), "content_denied_total", "answer"),
+]
+
+
+@pytest.mark.parametrize(("tell", "name", "labels"), FACTS)
+def test_each_rarer_fact_counts_once(tell: Callable[[Metrics], None], name: str, labels: str) -> None:
+    made = Metrics()
+    tell(made)
+    assert {key: value for key, value in of(made, name).items() if value} == {labels: 1}
+
+
+def test_of_an_engine_that_was_removed_nothing_stays_and_its_place_is_free() -> None:
+    made = Metrics()
+    for backend in ("gone", "stays"):
+        made.upstream_request(backend)
+        made.upstream_error(backend, "upstream_truncated")
+        made.backend_breaker(backend, True)
+        made.probed(backend, "known")
+        made.unfolded(backend)
+        made.gauge("backend_up", "Up.", lambda: 1, {"backend": backend})
+        made.gauge("backend_other", "Other.", lambda: 1, {"backend": backend})
+    made.forget_backend("gone", ["backend_up"])
+    found = samples(made)
+    assert [key for key in found if 'backend="gone"' in key] == ['gateway_backend_other{backend="gone"}']
+    assert sum('backend="stays"' in key for key in found) == 7
+    for n in range(256):
+        made.upstream_request(f"n{n}")
+    assert sum("other" not in key for key in of(made, "upstream_requests_total")) == 256
+
+
+def test_the_build_and_the_models_without_a_name_are_told() -> None:
+    made = Metrics()
+    made.request(**ANSWERED | {"model": None})
+    made.flight_landed("landed", None, None, 2)
+    assert [value for key, value in samples(made).items() if key.startswith("gateway_build_info{")] == [1]
+    assert of(made, "generated_tokens_total") == {"unknown": 2}
+    assert (list(made._spent), list(made._made)) == ([(None, "usage")], [None])
+
+
+class LateLoop:
+    """A loop whose timers run when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.due: list[float] = []
+        self.run: Callable[[], None] = lambda: None
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[float], None], argument: float) -> None:
+        self.due.append(when)
+        self.run = lambda: callback(argument)
+
+
+def test_how_late_a_timer_runs_is_the_loop_s_lag() -> None:
+    made, loop = Metrics(), LateLoop()
+    made.watch_loop(cast(asyncio.AbstractEventLoop, loop))
+    for now in (101.25, 102.25, 103.0):  # the last one early, as a clock that is set may have it
+        loop.now = now
+        loop.run()
+    assert loop.due == [101.0, 102.25, 103.25, 104.0]
+    (lag,) = of(made, "event_loop_lag_seconds").values()
+    assert (lag["sum"], lag["count"], lag[0.001]) == (0.25, 3, 2)

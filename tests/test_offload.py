@@ -13,7 +13,7 @@ import pytest
 
 from ops.bench.hostile.requests import text
 from proxy.access.intake import AskJob, FoldJob, Terms, read_ask
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.key import Keyer, hash_of_cpu
 from proxy.server.offload import pool as offload
@@ -21,7 +21,7 @@ from proxy.server.offload.child import Reader
 from proxy.server.offload.pool import Offload, start_child
 from tests.running import until
 
-TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(max_tokens=9))
+TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=9))
 JOB = AskJob("chat")
 HEAVY = text("x", 100) + b" " * 8_000_000  # of a kind that takes a moment
 
@@ -50,7 +50,7 @@ async def test_terms_that_change_are_told_before_the_next_job() -> None:
     now = [TERMS]
     under_test = Offload(lambda: now[0])
     assert (await under_test.do(JOB, text("hello", 10), "a"))[0].denied == 0
-    now[0] = Terms(share="auto", routing="prefix", assumed=500, sizes=Sizes(), deny="hello")
+    now[0] = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(), deny="hello")
     assert (await under_test.do(JOB, text("hello", 10), "a"))[0].denied == 1
     await under_test.close()
 

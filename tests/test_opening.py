@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, Opening, read_opening
+from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, ProxyHeader, parse_proxy_header
 
 
 def version_2(source: str, *, command: int = 0x21, extensions: bytes = b"") -> bytes:
@@ -36,8 +36,12 @@ WHOLE = [
 
 @pytest.mark.parametrize(("data", "source"), WHOLE)
 def test_the_client_is_read_and_what_follows_is_left(data: bytes, source: str) -> None:
-    assert read_opening(data) == read_opening(data + b"GET / HTTP/1.1\r\n") == Opening(source, len(data))
-    assert [read_opening(data[:n]) for n in range(len(data))] == [None] * len(data)
+    assert (
+        parse_proxy_header(data)
+        == parse_proxy_header(data + b"GET / HTTP/1.1\r\n")
+        == ProxyHeader(source, len(data))
+    )
+    assert [parse_proxy_header(data[:n]) for n in range(len(data))] == [None] * len(data)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +70,13 @@ def test_the_client_is_read_and_what_follows_is_left(data: bytes, source: str) -
 )
 def test_what_is_not_that_protocol_is_no_opening(data: bytes) -> None:
     with pytest.raises(ValueError, match="PROXY protocol"):
-        read_opening(data)
+        parse_proxy_header(data)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", V2, V2 + b"\x21\x11"]))
 def test_whatever_comes_is_read_refused_or_waited_for_within_the_bound(data: bytes, start: bytes) -> None:
     try:
-        found = read_opening(start + data)
+        found = parse_proxy_header(start + data)
     except ValueError:
         return
     if found is None:
@@ -86,4 +90,4 @@ def test_whatever_comes_is_read_refused_or_waited_for_within_the_bound(data: byt
 def test_version_1_carries_every_address(address: object, port: int) -> None:
     family = "TCP4" if ":" not in str(address) else "TCP6"
     line = f"PROXY {family} {address} {address} {port} {port}\r\n".encode()
-    assert read_opening(line) == Opening(str(address), len(line))
+    assert parse_proxy_header(line) == ProxyHeader(str(address), len(line))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.upstream.concurrency import MOST, QUEUE_SHARE, Pacer
-from proxy.upstream.load import Report
+from proxy.upstream.concurrency import MOST, QUEUE_SHARE, AdaptiveLimit
+from proxy.upstream.load import LoadReport
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Simulated:
     waiting: list[float] = field(default_factory=list)  # when each came
     now: float = 0.0
 
-    def second(self, pacer: Pacer, limit: int, demand: int = 10**6) -> int:
+    def second(self, adaptive_limit: AdaptiveLimit, limit: int, demand: int = 10**6) -> int:
         """One second, and the pacer's tick after it."""
         reached = False
         for _ in range(10):
@@ -35,11 +35,11 @@ class Simulated:
             reached = reached or len(self.running) + len(self.waiting) >= limit
             self.running = [left - 1 for left in self.running if left > 1]
             while self.waiting and len(self.running) < self.places:
-                pacer.answered(self.waiting.pop(0), self.now + self.base)
+                adaptive_limit.answered(self.waiting.pop(0), self.now + self.base)
                 self.running.append(self.steps)
             self.now += 0.1
-        report = Report(float(len(self.running)), float(len(self.waiting)), 0.5) if self.reports else None
-        return pacer.tick(self.now, reached=reached, report=report)
+        report = LoadReport(float(len(self.running)), float(len(self.waiting)), 0.5) if self.reports else None
+        return adaptive_limit.tick(self.now, reached=reached, report=report)
 
 
 @pytest.mark.parametrize("places", [8, 64, 256])
@@ -48,10 +48,10 @@ class Simulated:
     [(1, True), (16, True), (2000, True), (1, False), (16, False)],  # silent from above: the test after this one
 )
 def test_it_finds_what_the_engine_takes_from_below_and_from_above(start: int, places: int, reports: bool) -> None:
-    engine, pacer = Simulated(places, reports=reports), Pacer(start)
+    engine, adaptive_limit = Simulated(places, reports=reports), AdaptiveLimit(start)
     limits = [start]
     for _ in range(120):
-        limits.append(engine.second(pacer, limits[-1]))
+        limits.append(engine.second(adaptive_limit, limits[-1]))
     settled = limits[-40:]
     assert min(settled) >= (0.7 if reports else 0.6) * places, settled
     assert max(settled) <= (1.6 if reports else 3) * places + 4, settled
@@ -59,24 +59,24 @@ def test_it_finds_what_the_engine_takes_from_below_and_from_above(start: int, pl
 
 @pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
 def test_it_follows_an_engine_that_gets_slower_and_faster(reports: bool) -> None:
-    engine, pacer = Simulated(64, reports=reports), Pacer()
-    limit = pacer.limit
+    engine, adaptive_limit = Simulated(64, reports=reports), AdaptiveLimit()
+    limit = adaptive_limit.limit
     for places in (64, 16, 64):
         engine.places = places
         for _ in range(90):
-            limit = engine.second(pacer, limit)
+            limit = engine.second(adaptive_limit, limit)
         assert 0.6 * places <= limit <= 3 * places, (places, limit)
 
 
 @pytest.mark.parametrize("reports", [True, False], ids=["reports", "silent"])
 def test_quiet_times_teach_it_nothing(reports: bool) -> None:
-    engine, pacer = Simulated(64, reports=reports), Pacer()
-    limit = pacer.limit
+    engine, adaptive_limit = Simulated(64, reports=reports), AdaptiveLimit()
+    limit = adaptive_limit.limit
     for _ in range(60):
-        limit = engine.second(pacer, limit)
+        limit = engine.second(adaptive_limit, limit)
     busy = limit
     for _ in range(600):
-        limit = engine.second(pacer, limit, demand=3)
+        limit = engine.second(adaptive_limit, limit, demand=3)
     assert limit == pytest.approx(busy, rel=0.35)
 
 
@@ -86,14 +86,16 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
     start: int, reports: bool
 ) -> None:
     """Its first token takes 20 ms for each request under way: 50 of them take a second."""
-    pacer, limit, now = Pacer(start, objective=1.0), start, 0.0
+    adaptive_limit, limit, now = AdaptiveLimit(start, objective=1.0), start, 0.0
     limits = []
     for _ in range(120):
         for n in range(20):
             sent = now + n / 20
-            pacer.answered(sent, sent + 0.02 * limit)
+            adaptive_limit.answered(sent, sent + 0.02 * limit)
         now += 1.0
-        limit = pacer.tick(now, reached=True, report=Report(float(limit), 0.0, 0.1) if reports else None)
+        limit = adaptive_limit.tick(
+            now, reached=True, report=LoadReport(float(limit), 0.0, 0.1) if reports else None
+        )
         limits.append(limit)
     if reports:
         assert min(limits[-40:]) >= 30, limits
@@ -101,33 +103,33 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
 
 
 def test_clients_that_leave_for_want_of_a_first_token_speak_too() -> None:
-    pacer = Pacer(32, objective=1.0)
+    adaptive_limit = AdaptiveLimit(32, objective=1.0)
     for n in range(5):
-        pacer.left(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
-    assert pacer.tick(1.0, reached=True, report=Report(32.0, 0.0, 0.1)) == 16
-    plain = Pacer(32)
+        adaptive_limit.left(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
+    assert adaptive_limit.tick(1.0, reached=True, report=LoadReport(32.0, 0.0, 0.1)) == 16
+    plain = AdaptiveLimit(32)
     plain.left(0.0, 1e6)  # nothing is known of what it should take
     assert plain.tick(1.0, reached=True, report=None) == 32
 
 
 def test_one_slow_prompt_does_not_cut_it() -> None:
-    pacer = Pacer(32)
+    adaptive_limit = AdaptiveLimit(32)
     for _ in range(10):
         for ttft in (0.05, 0.05, 0.05, 0.06, 9.0):
-            pacer.answered(0.0, ttft)
-        before = pacer.limit
-        assert pacer.tick(0.0, reached=False, report=None) == before
+            adaptive_limit.answered(0.0, ttft)
+        before = adaptive_limit.limit
+        assert adaptive_limit.tick(0.0, reached=False, report=None) == before
 
 
 def test_a_full_cache_cuts_below_what_runs() -> None:
-    pacer = Pacer(100)
-    assert pacer.tick(0.0, reached=True, report=Report(50.0, 0.0, 0.99)) == 45
+    adaptive_limit = AdaptiveLimit(100)
+    assert adaptive_limit.tick(0.0, reached=True, report=LoadReport(50.0, 0.0, 0.99)) == 45
 
 
 def test_with_nothing_seen_nothing_changes() -> None:
-    pacer = Pacer(7)
+    adaptive_limit = AdaptiveLimit(7)
     for _ in range(5):
-        assert pacer.tick(0.0, reached=True, report=None) == 7
+        assert adaptive_limit.tick(0.0, reached=True, report=None) == 7
 
 
 @given(
@@ -136,7 +138,7 @@ def test_with_nothing_seen_nothing_changes() -> None:
             st.booleans(),
             st.one_of(
                 st.none(),
-                st.builds(Report, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)),
+                st.builds(LoadReport, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1)),
             ),
             st.lists(st.floats(0, 1e4), max_size=5),
         ),
@@ -144,14 +146,14 @@ def test_with_nothing_seen_nothing_changes() -> None:
     )
 )
 def test_whatever_is_seen_it_stays_within_its_bounds(
-    ticks: list[tuple[bool, Report | None, list[float]]],
+    ticks: list[tuple[bool, LoadReport | None, list[float]]],
 ) -> None:
-    pacer = Pacer()
+    adaptive_limit = AdaptiveLimit()
     for reached, report, ttfts in ticks:
         for ttft in ttfts:
-            pacer.answered(0.0, ttft)
-        before = pacer.limit
-        limit = pacer.tick(0.0, reached=reached, report=report)
+            adaptive_limit.answered(0.0, ttft)
+        before = adaptive_limit.limit
+        limit = adaptive_limit.tick(0.0, reached=reached, report=report)
         assert 1 <= limit <= MOST
         assert limit <= max(2 * before, before + 1), "never more than twice as many at once"
         if not reached:
@@ -162,7 +164,7 @@ def test_what_an_engine_queues_decides_at_its_bounds() -> None:
     room = math.ceil(QUEUE_SHARE * 32)
 
     def tick(waiting: int, *, reached: bool = True) -> int:
-        return Pacer(100).tick(0.0, reached=reached, report=Report(32.0, float(waiting), 0.1))
+        return AdaptiveLimit(100).tick(0.0, reached=reached, report=LoadReport(32.0, float(waiting), 0.1))
 
     assert tick(room) == 200
     assert tick(room, reached=False) == 100

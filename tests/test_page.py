@@ -12,7 +12,7 @@ import pytest
 
 from proxy.access.api_keys import hash_of
 from proxy.errors import GatewayError
-from proxy.server.page.document import shell
+from proxy.server.page.document import document
 from proxy.server.page.handlers import MAX_WATCHERS
 from proxy.server.page.prompt import MAX_READERS, wanted
 from tests.client import Connection, call, get, post_json, streaming
@@ -67,7 +67,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_small_loads_nothing_from_elsewhere_and_has_no_handlers_in_its_html() -> None:
-    html = shell().html.decode()
+    html = document().html.decode()
     assert len(html) < 40_000
     for tag, attributes in Tags(html).found:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], (tag, attributes)
@@ -81,7 +81,7 @@ def test_the_page_is_small_loads_nothing_from_elsewhere_and_has_no_handlers_in_i
 
 
 def test_the_policy_lets_run_what_is_inside_by_its_hash_and_nothing_else() -> None:
-    policy = dict(shell().headers)["content-security-policy"]
+    policy = dict(document().headers)["content-security-policy"]
     rules = {name: rest for name, _, rest in (part.partition(" ") for part in policy.split("; "))}
     assert (
         rules["default-src"] == rules["base-uri"] == rules["frame-ancestors"] == rules["form-action"] == "'none'"
@@ -95,8 +95,8 @@ async def test_the_page_is_there_with_its_headers_and_off_by_setting(engine: Eng
     async with gateway(engine) as app:
         answer = await get(app.url, "/")
         assert answer.status == 200
-        assert answer.body == shell().html
-        for name, value in shell().headers:
+        assert answer.body == document().html
+        for name, value in document().headers:
             assert answer.head[name] == value
         assert (await get(app.url, "/index.html")).status == 404
     async with gateway(engine, page=False) as app:
@@ -282,7 +282,7 @@ async def test_a_head_of_the_page_has_its_headers_and_no_body(engine: Engine) ->
     async with gateway(engine) as app, await Connection.open(app.url) as client:
         await client.request("HEAD", "/")
         head = await client.read_head()
-        assert (head.status, head["content-length"]) == (200, str(len(shell().html)))
+        assert (head.status, head["content-length"]) == (200, str(len(document().html)))
         await client.request("HEAD", "/-/state", headers=[STREAM])
         assert (await client.read_head()).status == 200
 

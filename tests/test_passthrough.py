@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from proxy.config.settings import Settings
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
 from tests.client import Connection, IncompleteBody, call, get, post_json, streaming
 from tests.engine import Engine, Turn
@@ -239,12 +239,12 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
     request = SimpleNamespace(body_exists=bool(body), headers=head, path="/v1/a/b")
     limits: list[int] = []
 
-    async def read(call: Call, *, json: bool, limit: int = 0) -> bytes:
+    async def read(call: RequestContext, *, json: bool, limit: int = 0) -> bytes:
         limits.append(limit)
         return body
 
     settings = Settings()
-    found = Call(request=cast(web.BaseRequest, request), id="r")
+    found = RequestContext(request=cast(web.BaseRequest, request), id="r")
     assert await PassThrough(settings, read, None, None, None).read(found) == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]
@@ -288,3 +288,53 @@ async def test_what_sagemaker_invokes_is_capped(engine: Engine) -> None:
             answer = await post_json(app.url, "/invocations", HELLO | asked)
             told = answer.json()
             assert [told[name] for name in ("max_tokens", "max_completion_tokens") if name in told] == [10]
+
+
+class Elsewhere:
+    """Where large bodies are read: what it was given."""
+
+    inline = 10
+
+    def __init__(self, *, heavy: bool) -> None:
+        self.told: list[object] = []
+        self._heavy = heavy
+
+    def heavy(self, body: bytes) -> bool:
+        return self._heavy
+
+    async def raw(self, call: RequestContext, media: object, body: bytes) -> bytes:
+        self.told.append(media)
+        return body + b"!"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "heavy", "away"),
+    [
+        ("application/json", 11, True, True),
+        ("application/json", 10, True, False),
+        ("application/json", 11, False, False),
+        (ODD, 11, True, False),
+    ],
+)
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_body_is_read_elsewhere_where_it_is_large_and_can_be_read(
+    kind: str, size: int, heavy: bool, away: bool, limited: bool
+) -> None:
+    body = b'{"a":1}' + b" " * (size - 7)
+    head = CIMultiDictProxy(CIMultiDict({"content-type": kind}))
+    request = SimpleNamespace(body_exists=True, headers=head, path="/v1/a/b")
+    admitted: list[int] = []
+    large = Elsewhere(heavy=heavy)
+
+    async def read(call: RequestContext, *, json: bool, limit: int = 0) -> bytes:
+        assert not json
+        return body
+
+    async def admit(call: RequestContext, *passed: object) -> None:
+        admitted.append(len(passed))
+
+    found = RequestContext(request=cast(web.BaseRequest, request), id="r")
+    step = PassThrough(Settings(), read, None, cast(Any, admit) if limited else None, cast(Any, large))
+    assert await step.read(found) == (body + b"!" if away else body)
+    assert len(large.told) == away
+    assert admitted == ([0 if away else 1] if limited else [])

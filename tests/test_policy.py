@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.sharing import PRIVATE, Share, Sharing, deterministic, sharing_of
-from proxy.wire.openai import Ask, Endpoint, decode
+from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 UNSTORED = Sharing(shared=True, storable=False)
 SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
 MERGED = Sharing(shared=False, merge=True)
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> Ask:
+def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     return decode(endpoint, json.dumps({"model": "m1", prompt: [], **fields}).encode())
 
@@ -95,3 +95,17 @@ def test_no_bytes_of_a_header_raise_but_a_refusal(cache_control: bytes, override
         assert e.code is Code.INVALID_HEADER
         assert e.message.isascii() or e.message.isprintable()
         assert e.json()
+
+
+def test_a_mode_that_does_not_exist_is_told_by_its_beginning() -> None:
+    with pytest.raises(GatewayError, match=f"got {'x' * 32!r}"):
+        sharing_of(ask(), "auto", override=" " + "x" * 40)
+
+
+@pytest.mark.parametrize(("seed", "same"), [(-1, False), (0, True), (1, True)])
+def test_a_seed_below_0_is_none(seed: int, same: bool) -> None:
+    assert deterministic(ask(seed=seed)) is same
+
+
+def test_without_a_word_of_it_a_request_may_be_stored_and_is_its_own() -> None:
+    assert (PRIVATE.fresh, PRIVATE.storable, PRIVATE.merge) == (False, True, False)

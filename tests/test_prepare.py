@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.__main__ import check
-from proxy.config.load import load
+from proxy.config.loader import load
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
 from proxy.resources import prepare

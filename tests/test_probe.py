@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from proxy import probe
+from proxy.config.settings import Settings
 from tests.certificates import Authority
 from tests.engine import Engine
 from tests.running import gateway
@@ -61,3 +63,26 @@ async def test_wrong_settings_are_told_and_are_no_answer(capsys: pytest.CaptureF
     assert await asked(GATEWAY_PORT="many") == 2
     assert "GATEWAY_PORT" in capsys.readouterr().err
     assert os.environ.get("GATEWAY_PORT") is None
+
+
+def test_a_gateway_that_does_not_answer_is_waited_for_a_bounded_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp:
+        unix.bind(path)
+        unix.listen()
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        for settings in (Settings(listen_unix=path), Settings(host="0.0.0.0", port=tcp.getsockname()[1])):
+            link = probe._Link(settings)
+            link.connect()
+            assert link.sock.gettimeout() == probe.SECONDS == link.timeout
+            link.close()
+
+
+def test_wrong_usage_is_told_with_what_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--port", "x"], ["live"], ["health", "ready"]):
+        assert probe.main(argv, {}) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("proxy.probe: ")
+        assert told.err.endswith(f"\nusage: {probe.USAGE}\n")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from proxy.upstream.pulse import AGAIN, EVERY, KEPT, Pulse
+from proxy.upstream.pulse import AGAIN, EVERY, KEPT, LATE, Pulse
 from tests.clock import virtual
 
 
@@ -90,3 +90,61 @@ async def test_another_error_is_not_for_patience() -> None:
         await pulse.patiently(attempt)
     assert tried == 1
     pulse.close()
+
+
+class Still:
+    """A loop and a clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.timers: list[float] = []
+
+    def call_later(self, delay: float, call: object) -> asyncio.TimerHandle:
+        self.timers.append(delay)
+        still = self
+
+        class Handle:
+            def cancel(self) -> None:
+                still.timers.append(-1.0)
+
+        return Handle()  # type: ignore[return-value]
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("late", "pause"), [(EVERY, 0.0), (EVERY + LATE, 0.0), (EVERY + LATE + 0.25, 0.75)])
+def test_a_beat_that_is_just_late_enough_is_no_pause(late: float, pause: float) -> None:
+    still = Still()
+    pulse = Pulse(still, still)  # type: ignore[arg-type]
+    assert (repr(pulse), pulse.lost(0.0)) == ("<Pulse stopped, 0 pauses>", 0.0)
+    pulse.start()
+    still.now += late
+    assert pulse.lost(0.0) == pause
+    assert pulse.lost(still.now - 0.5) == min(0.5, pause)
+    pulse._beat()
+    assert (len(pulse._pauses), still.timers) == (int(pause > 0), [EVERY] * 2)
+    assert (pulse.lost(0.0), pulse.lost(still.now)) == (pause, 0.0)
+    pulse.close()
+    assert (still.timers[-1], pulse.lost(0.0)) == (-1.0, 0.0)
+
+
+@pytest.mark.parametrize(("paused", "attempts"), [(EVERY, 1), (EVERY + 1.0, AGAIN + 1)])
+@virtual
+async def test_only_a_pause_that_counts_earns_another_attempt(paused: float, attempts: int) -> None:
+    pulse, tried = Pulse(asyncio.get_running_loop()), 0
+
+    async def attempt() -> int:
+        nonlocal tried
+        tried += 1
+        if tried <= AGAIN:
+            raise LookupError
+        return tried
+
+    pulse.lost = lambda since: paused  # type: ignore[method-assign]
+    if attempts == 1:
+        with pytest.raises(LookupError):
+            await pulse.patiently(attempt, lambda error: isinstance(error, LookupError))
+    else:
+        assert await pulse.patiently(attempt, lambda error: isinstance(error, LookupError)) == attempts
+    assert tried == attempts

@@ -284,8 +284,8 @@ async def test_a_full_queue_says_429_to_who_has_its_share_and_503_to_who_is_alon
 async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
     async with gateway(engine, max_inflight=0) as app:
         (backend,) = app.backends.all
-        assert backend.pacer is not None
-        assert backend.max_inflight == backend.pacer.limit
+        assert backend.adaptive_limit is not None
+        assert backend.max_inflight == backend.adaptive_limit.limit
         page = (await get(app.url, "/metrics")).body.decode()
         assert f'gateway_backend_max_inflight{{backend="{backend.name}"}} {backend.max_inflight}' in page
         post = asyncio.create_task(post_json(app.url, CHAT, asks("x", stream=True)))
@@ -293,14 +293,14 @@ async def test_with_auto_the_limit_is_found_and_shown(engine: Engine) -> None:
         await turn.send("yes")
         await turn.finish()
         await post
-        assert len(backend.pacer._ttfts) == 1
+        assert len(backend.adaptive_limit._ttfts) == 1
         async with streaming(app.url, CHAT, HELLO_STREAM) as client:  # one that leaves once it has begun
             turn = await engine.next_request()
             await turn.send("a")
             await client.event()
         await turn.cancelled()
         await until(lambda: backend.inflight == 0)
-        assert len(backend.pacer._ttfts) == 2
+        assert len(backend.adaptive_limit._ttfts) == 2
 
 
 def at(address: str) -> tuple[str, str]:

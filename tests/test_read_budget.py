@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.pool import Pool
 from proxy.upstream.http.read_budget import SMALL, ReadBudget
+from tests.connection_kit import Loop
 from tests.engine import Engine
 from tests.running import until
 from tests.taker import Taker
@@ -187,3 +190,86 @@ async def test_one_turn_of_the_loop_has_one_of_the_budget_s() -> None:
     for turns in range(9):
         assert len(delivered) == min(turns, 8)
         await asyncio.sleep(0)
+
+
+class Sized:
+    """A connection that handles so many bytes each time it is called."""
+
+    def __init__(self, size: int, then: Callable[[], None] = lambda: None) -> None:
+        self.size, self.then, self.calls = size, then, 0
+
+    def deliver(self) -> int:
+        self.calls += 1
+        self.then()
+        return self.size
+
+
+def budget_of(size: int) -> tuple[ReadBudget, Loop]:
+    loop = Loop()
+    return ReadBudget(cast(asyncio.AbstractEventLoop, loop), size), loop
+
+
+def test_a_turn_s_bytes_are_counted_to_the_last_and_come_back() -> None:
+    budget, loop = budget_of(10)
+    assert [budget.take(size) for size in (9, 1, 1)] == [True, True, False]
+    assert (budget.most, repr(budget)) == (10, "<ReadBudget 0 of 10 left, 0 wait>")
+    assert len(loop.handles) == 1
+    loop.run()
+    assert budget.take(25)
+    assert (budget.most, repr(budget)) == (25, "<ReadBudget -15 of 10 left, 0 wait>")
+    assert not budget.take(1)
+    loop.run()
+    assert budget.take(1)
+    assert budget.most == 25
+
+
+def test_with_nothing_to_do_no_turn_is_due_and_the_next_read_has_one() -> None:
+    budget, loop = budget_of(10)
+    assert budget.take(1)
+    loop.run()
+    loop.run()
+    assert (loop.handles, budget._due) == ([], None)
+    waiting = Sized(1)
+    budget.wait(waiting)
+    budget.wait(waiting)
+    assert (len(loop.handles), repr(budget)) == (1, "<ReadBudget 10 of 10 left, 1 wait>")
+    assert not budget.take(1), "who waits comes first"
+    loop.run()
+    assert (waiting.calls, budget.take(1)) == (1, True)
+    budget.drop(waiting)
+
+
+def test_those_who_wait_are_handled_while_bytes_are_left() -> None:
+    for sizes, calls in (((5, 5, 5), [1, 1, 0]), ((4, 5, 5), [1, 1, 1]), ((10, 1), [1, 0]), ((99,), [1])):
+        budget, loop = budget_of(10)
+        waiting = [Sized(size) for size in sizes]
+        for one in waiting:
+            budget.wait(one)
+        loop.run()
+        assert [one.calls for one in waiting] == calls
+        loop.run()
+        assert [one.calls for one in waiting] == [1] * len(sizes)
+
+
+def fails() -> None:
+    raise ZeroDivisionError
+
+
+async def test_one_that_raises_is_told_and_the_turns_go_on() -> None:
+    faults: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["message"]))
+    budget, loop = budget_of(10)
+    broken, fine = Sized(1, fails), Sized(1)
+    budget.wait(broken)
+    budget.wait(fine)
+    loop.run()
+    assert (faults, fine.calls, len(loop.handles)) == (["reading"], 0, 1)
+    loop.run()
+    assert (broken.calls, fine.calls) == (1, 1)
+    loop.run()
+    assert loop.handles == []
+
+
+def test_by_default_a_turn_has_a_quarter_of_a_mebibyte() -> None:
+    budget = ReadBudget(cast(asyncio.AbstractEventLoop, Loop()))
+    assert repr(budget) == "<ReadBudget 262144 of 262144 left, 0 wait>"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode, Plan
-from proxy.server.page.rates import Reading, between, quantile, read, window
+from proxy.server.page.rates import CounterSnapshot, quantile, rates_between, read, window
 from proxy.server.page.state import recent
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.series import Histogram
@@ -54,9 +54,9 @@ def test_a_quantile_is_no_further_from_the_truth_than_its_bucket_is_wide(values:
 
 
 def test_what_lies_between_two_readings_is_rates_shares_and_quantiles_of_that_time_only() -> None:
-    before = Reading(10.0, {"miss": 4, "attached": 1}, 1, 2, 3, 100, 400, told(5.0, 5.0))
-    after = Reading(14.0, {"miss": 5, "attached": 20}, 1, 3, 3, 180, 1200, told(5.0, 5.0, 0.05))
-    assert between(before, after) == {
+    before = CounterSnapshot(10.0, {"miss": 4, "attached": 1}, 1, 2, 3, 100, 400, told(5.0, 5.0))
+    after = CounterSnapshot(14.0, {"miss": 5, "attached": 20}, 1, 3, 3, 180, 1200, told(5.0, 5.0, 0.05))
+    assert rates_between(before, after) == {
         "seconds": 4.0,
         "answered": 20,
         "refused": 0,
@@ -73,16 +73,16 @@ def test_what_lies_between_two_readings_is_rates_shares_and_quantiles_of_that_ti
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30, unique=True), st.floats(0.1, 50))
 def test_a_window_begins_with_the_latest_reading_that_is_old_enough(times: list[float], seconds: float) -> None:
-    readings = [Reading(at) for at in sorted(times)]
+    readings = [CounterSnapshot(at) for at in sorted(times)]
     first = window(readings, seconds).at
     old = [at for at in times if max(times) - at >= seconds]
     assert first == (max(old) if old else min(times))
 
 
 def test_the_first_look_knows_no_rates_and_the_second_does() -> None:
-    first = Reading(1.0, generated=50, delivered=100)
+    first = CounterSnapshot(1.0, generated=50, delivered=100)
     assert recent([first])["generated_per_s"] == 0
-    found = recent([first, Reading(2.0, generated=60, delivered=140)])
+    found = recent([first, CounterSnapshot(2.0, generated=60, delivered=140)])
     assert (found["generated_per_s"], found["delivered_per_s"]) == (10, 40)
 
 

@@ -14,23 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import SettingsError
-from proxy.redis.client import Address, Link, address
-from proxy.redis.resp import Login, Lost, Refused
+from proxy.redis.client import RedisAddress, RedisClient, address
+from proxy.redis.resp import Login, Lost, ReplyError
 from tests.redis_server import Certificate, free_port, redis_server, server_with_tls, tls_end
 
 SECONDS = 10.0  # a loaded machine is slow
 
 
 @asynccontextmanager
-async def linked(url: str, **changes: Any) -> AsyncIterator[Link]:
-    link = Link(address(url), **({"connect_timeout": SECONDS} | changes))
+async def linked(url: str, **changes: Any) -> AsyncIterator[RedisClient]:
+    link = RedisClient(address(url), **({"connect_timeout": SECONDS} | changes))
     try:
         yield link
     finally:
         await link.close()
 
 
-async def ask(link: Link, *command: bytes | str | int) -> Any:
+async def ask(link: RedisClient, *command: bytes | str | int) -> Any:
     return await link.call(*command, timeout=SECONDS)
 
 
@@ -51,23 +51,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://h", Address(Login(), "h")),
-        ("redis://h:7/3", Address(Login(db=3), "h", 7)),
-        ("redis://u:p%40@h", Address(Login("u", "p@"), "h")),
-        ("redis://:p@h?db=2&client_name=gw&protocol=2", Address(Login(None, "p", 2, "gw", 2), "h")),
-        ("redis://[::1]:7", Address(Login(), "::1", 7)),
-        ("unix:///a/b?db=1", Address(Login(db=1), path="/a/b")),
-        ("unix://:p@/a/b?socket_timeout=3", Address(Login(None, "p"), path="/a/b")),
+        ("redis://h", RedisAddress(Login(), "h")),
+        ("redis://h:7/3", RedisAddress(Login(db=3), "h", 7)),
+        ("redis://u:p%40@h", RedisAddress(Login("u", "p@"), "h")),
+        ("redis://:p@h?db=2&client_name=gw&protocol=2", RedisAddress(Login(None, "p", 2, "gw", 2), "h")),
+        ("redis://[::1]:7", RedisAddress(Login(), "::1", 7)),
+        ("unix:///a/b?db=1", RedisAddress(Login(db=1), path="/a/b")),
+        ("unix://:p@/a/b?socket_timeout=3", RedisAddress(Login(None, "p"), path="/a/b")),
     ],
 )
-def test_a_url_is_read_as_redis_py_reads_it(url: str, expected: Address) -> None:
+def test_a_url_is_read_as_redis_py_reads_it(url: str, expected: RedisAddress) -> None:
     assert address(url) == expected
 
 
 def test_an_address_says_where_and_not_how_to_get_in() -> None:
     for url in ("redis://user:secret@h:1/2", "unix://user:secret@/a", "redis://h?password=secret"):
         where = address(url)
-        assert "secret" not in f"{where} {where!r} {Link(where, connect_timeout=1.0)!r}"
+        assert "secret" not in f"{where} {where!r} {RedisClient(where, connect_timeout=1.0)!r}"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_url_that_cannot_be_used_is_refused_without_its_secrets(url: str, says
 @given(st.text(max_size=40))
 def test_whatever_the_url_it_is_an_address_or_a_settings_error(text: str) -> None:
     try:
-        assert isinstance(address(text), Address)
+        assert isinstance(address(text), RedisAddress)
     except SettingsError:
         pass
 
@@ -124,7 +124,7 @@ async def test_a_wrong_password_is_told_without_being_repeated(login: str, proto
         redis_server("--requirepass", "secret") as path,
         linked(f"unix://{login}@{path}?protocol={protocol}") as link,
     ):
-        with pytest.raises((Lost, Refused), match=r"\((NOAUTH|WRONGPASS)\)") as caught:
+        with pytest.raises((Lost, ReplyError), match=r"\((NOAUTH|WRONGPASS)\)") as caught:
             await ask(link, "PING")
         assert "wrong" not in str(caught.value)
 
@@ -197,7 +197,7 @@ async def test_where_nobody_listens_every_command_is_told_and_a_later_one_finds_
 
 async def test_closing_while_it_connects_or_waits_leaves_nothing(path: str) -> None:
     for asked_before in (False, True):
-        link = Link(address(f"unix://{path}"), connect_timeout=SECONDS)
+        link = RedisClient(address(f"unix://{path}"), connect_timeout=SECONDS)
         if asked_before:
             await ask(link, "PING")
         waiting = link.call("BLPOP", "nothing", 0, timeout=SECONDS)
@@ -222,7 +222,7 @@ async def test_thousands_under_way_keep_their_order_while_some_leave(path: str) 
 
 async def test_scripts_run_by_their_hash_and_an_unknown_one_is_a_refusal(path: str) -> None:
     async with linked(f"unix://{path}") as link:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ReplyError) as caught:
             await ask(link, "EVALSHA", "0" * 40, 0)
         assert caught.value.code == "NOSCRIPT"
         sha = await ask(link, "SCRIPT", "LOAD", "return {KEYS[1], redis.error_reply('WRONG in here'), 7}")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.server.handlers.relay import ACTED_ON, acted_on, forwardable, passes
+from proxy.server.handlers.relay import ACTED_ON, end_to_end_headers, engine_headers, is_allowed
 from proxy.wire.http.target import Malformed, read_target
 
 
@@ -83,7 +83,7 @@ def test_a_path_passes_only_where_nobody_could_read_another_in_it(raw: str, thro
         with pytest.raises(Malformed):
             read_target(raw)
     else:
-        assert passes(read_target(raw).path) is through
+        assert is_allowed(read_target(raw).path) is through
 
 
 @pytest.mark.parametrize(
@@ -120,22 +120,22 @@ def test_a_path_passes_only_where_nobody_could_read_another_in_it(raw: str, thro
     ],
 )
 def test_a_header_passes_unless_it_ends_here(name: str, through: bool) -> None:
-    assert forwardable([(name.encode(), b"x")]) == ([(name, "x")] if through else [])
+    assert end_to_end_headers([(name.encode(), b"x")]) == ([(name, "x")] if through else [])
 
 
 def test_a_header_that_connection_names_ends_here() -> None:
     headers = [(b"X-Hop", b"1"), (b"connection", b"close, x-HOP ,,"), (b"CONNECTION", b"X-Two"), (b"x-two", b"2")]
-    assert forwardable([*headers, (b"X-End", b"3")]) == [("X-End", "3")]
+    assert end_to_end_headers([*headers, (b"X-End", b"3")]) == [("X-End", "3")]
 
 
 def test_what_says_how_a_body_was_read_goes_with_it_whatever_connection_names() -> None:
     headers = [(b"Content-Type", b"application/json"), (b"Connection", b"close, content-type, Content-Encoding")]
-    assert forwardable(headers) == [("Content-Type", "application/json")]
+    assert end_to_end_headers(headers) == [("Content-Type", "application/json")]
 
 
 def test_repeated_headers_their_order_their_case_and_their_bytes_are_kept() -> None:
     headers = [(b"X-B", b"2"), (b"x-a", "é".encode()), (b"X-B", b"\xff"), (b"x-empty", b"")]
-    passed = forwardable(headers)
+    passed = end_to_end_headers(headers)
     assert [name for name, _ in passed] == ["X-B", "x-a", "X-B", "x-empty"]
     assert [value.encode("utf-8", "surrogateescape") for _, value in passed] == [value for _, value in headers]
 
@@ -144,7 +144,7 @@ def test_repeated_headers_their_order_their_case_and_their_bytes_are_kept() -> N
 def test_what_goes_up_of_a_shared_request_is_printable_whatever_came(given_: dict[str, bytes]) -> None:
     headers = {name: value.decode("utf-8", "surrogateescape") for name, value in given_.items()}
     try:
-        sent = acted_on(headers, (*ACTED_ON, "authorization"))
+        sent = engine_headers(headers, (*ACTED_ON, "authorization"))
     except GatewayError as e:
         assert e.code is Code.INVALID_HEADER
         assert e.param in headers
@@ -155,9 +155,9 @@ def test_what_goes_up_of_a_shared_request_is_printable_whatever_came(given_: dic
 
 @pytest.mark.parametrize("name", ["x-session-id", "x-data-parallel-rank", "authorization"])
 def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
-    assert acted_on({name: " a~1"}, (*ACTED_ON, "authorization")) == [(name, " a~1")]
-    assert acted_on({name: "\udcff", "connection": f"x, {name.title()}"}, (*ACTED_ON, "authorization")) == []
-    assert acted_on({"x": "1"}, ACTED_ON) == []
+    assert engine_headers({name: " a~1"}, (*ACTED_ON, "authorization")) == [(name, " a~1")]
+    assert engine_headers({name: "\udcff", "connection": f"x, {name.title()}"}, (*ACTED_ON, "authorization")) == []
+    assert engine_headers({"x": "1"}, ACTED_ON) == []
 
 
 @pytest.mark.parametrize(
@@ -167,5 +167,5 @@ def test_a_header_that_an_engine_acts_on_goes_up_as_it_came(name: str) -> None:
 )
 def test_a_header_that_is_left_out_takes_no_other_along(left_out: dict[str, str]) -> None:
     headers = left_out | {"x-data-parallel-rank": "2"}
-    sent = acted_on(headers, ("traceparent", "x-session-id", "x-data-parallel-rank"))
+    sent = engine_headers(headers, ("traceparent", "x-session-id", "x-data-parallel-rank"))
     assert sent == [("x-data-parallel-rank", "2")]

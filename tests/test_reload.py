@@ -13,7 +13,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import SettingsError
-from proxy.resources import Reload
+from proxy.resources import EngineReload
 from proxy.telemetry.log import Log
 from tests.running import lines, until
 
@@ -30,7 +30,7 @@ class Bench:
         self.applied: list[Sequence[str]] = []
         self.go = asyncio.Event()
         self.log = Log(os.open(path, os.O_WRONLY | os.O_CREAT))
-        self.reload = Reload(self.settings, self.reads, self.apply, self.log)
+        self.reload = EngineReload(self.settings, self.reads, self.apply, self.log)
 
     def reads(self) -> Settings:
         if isinstance(self.gives, SettingsError):
@@ -94,3 +94,17 @@ async def test_what_else_is_new_is_told_to_need_a_restart(tmp_path: Path) -> Non
     bench.take()
     (line,) = bench.told()
     assert (line["msg"], line["detail"]) == ("settings need a restart", "port, redis")
+
+
+async def test_what_is_added_and_what_is_removed_are_told_by_their_numbers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "log")
+    for backends, told in (
+        ((TWO, THREE), "2 engines added, 1 removed"),
+        ((THREE,), "0 engines added, 1 removed"),
+        ((THREE,), "0 engines added, 0 removed"),
+    ):
+        bench.gives = replace(bench.settings, backends=backends, warnings=("odd",))
+        assert bench.take() == told
+    own = Bench(tmp_path / "own", Settings(config="x.toml"))
+    assert own.take() == "nothing that changes while it runs"
+    assert (bench.told(), own.told()) == ([], [])

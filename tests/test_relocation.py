@@ -41,6 +41,11 @@ UNDER = "http://gpu-1.lan:8000/vllm"
         (UNDER, "location", "/vllmx/y", None),
         (UNDER, "location", "/v1/x", None),
         ("http://gpu-1.lan", "location", "http://gpu-1.lan:80/x", "/x"),
+        ("http://gpu-1.lan:80", "location", "http://gpu-1.lan/x", "/x"),
+        ("http://gpu-1.lan:80", "location", "http://gpu-1.lan:80/x", "/x"),
+        ("https://gpu-1.lan:443/b", "location", "https://gpu-1.lan/b/x", "/x"),
+        ("https://gpu-1.lan", "location", "https://gpu-1.lan:80/x", None),
+        (URL, "location", "http://gpu-1.lan/x", None),
         ("unix:///run/vllm.sock", "location", "http://localhost/x", "/x"),
         (URL, "content-location", "http://gpu-1.lan:8000/v1/x", "/v1/x"),
         (URL, "refresh", "5; url=http://gpu-1.lan:8000/v1/x", "5; url=/v1/x"),
@@ -73,6 +78,12 @@ def test_a_place_is_the_client_s_or_nothing(url: str, name: str, value: str, rig
         (URL, "agpu-1.lan:80001", False),
         (URL, "other", False),
         ("http://vllm:8000", "vllm/0.32", False),
+        ("http://vllm", "vllm/0.32", False),
+        ("http://vllm", "at vllm:80", True),
+        ("https://vllm", "at vllm:443", True),
+        ("https://vllm", "at vllm:80", False),
+        ("http://[::1]:8000", "at ::1", True),
+        (URL, "a%2525252567pu-1.lan:8000", False),  # encoded once more than is looked for
         ("http://vllm:8000", "http://vllm:8000/x", True),
         ("http://127.0.0.1:8000", "127.0.0.1", True),
         ("http://127.0.0.1:8000", "1127.0.0.15", False),
@@ -83,7 +94,7 @@ def test_a_place_is_the_client_s_or_nothing(url: str, name: str, value: str, rig
     ],
 )
 def test_an_address_is_found_in_a_header_of_whichever_name(url: str, value: str, names: bool) -> None:
-    assert (engine_at(url).named(value) is not None) is names
+    assert engine_at(url).named(value) is names
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.telemetry.repeats import MAX_KINDS, OFTEN, LeftOut, Repeats
+from proxy.telemetry.repeats import MAX_KINDS, OFTEN, SECONDS, LeftOut, Repeats
 
 
 def test_so_many_lines_a_second_are_written_and_the_next_one_tells_of_the_rest() -> None:
@@ -58,3 +58,49 @@ def test_kinds_of_a_second_that_is_over_make_room_for_new_ones() -> None:
     for like in "ab":
         assert [repeats.ask("info", "new", like, 5.0) for _ in range(OFTEN)] == [0] * OFTEN
     assert len(repeats) == 2
+
+
+def test_at_the_end_of_its_second_a_kind_begins_anew_and_what_was_left_out_is_told() -> None:
+    repeats = Repeats()
+    for now in (0.0, 0.9):
+        for _ in range(OFTEN):
+            repeats.ask("info", "x", "", now)
+    assert repeats.due == SECONDS
+    assert repeats.ask("info", "x", "", 0.999) is None
+    assert repeats.ask("info", "x", "", SECONDS) == OFTEN + 1
+    assert [repeats.ask("info", "x", "", SECONDS) for _ in range(OFTEN)] == [0] * (OFTEN - 1) + [None]
+    assert repeats.over(2 * SECONDS - 0.001) == []
+    assert repeats.due == 2 * SECONDS
+    assert repeats.over(2 * SECONDS) == [LeftOut("info", "x", 1)]
+    assert repeats.due is None
+
+
+def test_the_earliest_end_of_a_second_is_when_there_is_something_to_say() -> None:
+    repeats = Repeats()
+    for now, msg in ((0.0, "first"), (0.5, "second")):
+        for _ in range(OFTEN + 1):
+            repeats.ask("info", msg, "", now)
+    assert repeats.due == 1.0
+    assert [one.msg for one in repeats.over(1.0)] == ["first"]
+    assert repeats.due == 1.5
+    for _ in range(OFTEN + 1):
+        repeats.ask("error", "third", "", 1.2)
+    assert repeats.due == 1.5
+    assert [(one.level, one.msg, one.lines) for one in repeats.over(9.0)] == [
+        ("info", "second", 1),
+        ("error", "third", 1),
+    ]
+
+
+def test_over_the_bound_more_of_one_message_are_one_kind_until_there_is_room() -> None:
+    repeats = Repeats()
+    for n in range(MAX_KINDS):
+        assert repeats.ask("info", "x", n, 0.0) == 0
+    assert len(repeats) == MAX_KINDS
+    answers = [repeats.ask("info", "x", f"more {n}", 0.5) for n in range(OFTEN + 2)]
+    assert answers == [0] * OFTEN + [None] * 2, "they are told apart no more"
+    assert len(repeats) == MAX_KINDS + 1
+    assert repeats.ask("info", "y", "other", 0.5) == 0
+    assert repeats.ask("info", "x", "later", 1.2) == 0
+    assert len(repeats) <= 3, "what is over makes room, but for what is still to be told"
+    assert [one.lines for one in repeats.over(9.0)] == [2]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.redis.resp import GRACE, Lost, Overfull, Refused, Unhandled, WireError, pack
+from proxy.redis.resp import GRACE, Lost, ReplyError, TooManyPending, Unhandled, WireError, pack
 from tests.clock import run_virtual, virtual
 from tests.resp_kit import Opened
 
@@ -147,7 +147,7 @@ def test_a_refusal_is_a_reply_and_the_next_one_is_not_touched(line: str, code: s
         on.ask()
         on.reply(f"-{line}\r\n+OK\r\n".encode())
         refused, fine = on.replies
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, ReplyError)
         assert refused.code == code
         assert str(refused) == f"it refused ({code})"
         assert fine == b"OK"
@@ -188,7 +188,7 @@ async def test_more_than_may_be_under_way_is_not_sent_and_harms_nothing() -> Non
     on = Opened()
     on.ask(b"SET", b"k", b"x" * 900)
     on.ask(b"SET", b"k", b"x" * 900)
-    assert [type(reply) for reply in on.replies] == [Overfull]
+    assert [type(reply) for reply in on.replies] == [TooManyPending]
     on.reply(b"+OK\r\n")
     on.ask(b"SET", b"k", b"x" * 900)
     assert on.replies[1:] == [b"OK"]
@@ -217,7 +217,7 @@ async def test_subscriptions_are_confirmed_by_pushes_and_messages_disturb_no_rep
     assert [push[2] for push in on.pushes] == [1, b"m", 2, b"n"]
     on.ask(b"subscribe", b"c")
     on.reply(b"-NOPERM no\r\n")
-    assert isinstance(on.replies[2], Refused)
+    assert isinstance(on.replies[2], ReplyError)
 
 
 @virtual
@@ -242,7 +242,7 @@ def test_a_command_without_a_reply_of_its_own_is_not_taken(command: tuple[Any, .
 
 
 def test_every_error_of_the_wire_is_one_family() -> None:
-    assert all(issubclass(kind, WireError) for kind in (Refused, Lost, Overfull))
+    assert all(issubclass(kind, WireError) for kind in (ReplyError, Lost, TooManyPending))
 
 
 @virtual

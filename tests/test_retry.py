@@ -124,3 +124,21 @@ def test_what_may_be_sent_twice(method: str, path: str, twice: bool) -> None:
 def test_a_slow_first_token_is_no_usual_reason() -> None:
     default: Any = RetryRules().on
     assert default == frozenset(RETRY_CAUSES) - {"first-token"}
+
+
+def test_a_budget_by_default_is_twenty_and_a_fifth_of_what_is_asked() -> None:
+    budget = Budget()
+    for _ in range(3):
+        budget.deposit()
+    assert sum(budget.withdraw() for _ in range(99)) == 20
+    for _ in range(5):
+        budget.deposit()
+    assert (budget.withdraw(), budget.withdraw()) == (True, False)
+    assert repr(budget) == "<Budget 0.0 of 20>"
+
+
+@pytest.mark.parametrize(
+    "date", ["Mon, 01 Jan 99999 00:00:00 GMT", "Mon, 01 Jan 2027 00:00:00 +99999999999999", "1 2 3 4 5"]
+)
+def test_a_date_that_is_none_asks_for_nothing(date: str) -> None:
+    assert retry_after([("retry-after", date)], lambda: NOON) is None

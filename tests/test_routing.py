@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from proxy.config.settings import Settings, options
 from proxy.config.vocabulary import ROUTING_POLICIES
 from proxy.upstream.routing import (
     BOUND,
+    PREFIX_BYTES,
     LeastOutstanding,
     PowerOfTwo,
     Rendezvous,
@@ -28,7 +30,7 @@ from proxy.upstream.routing import (
     mixed,
     router,
 )
-from proxy.wire.openai import Ask, decode
+from proxy.wire.openai import ApiRequest, decode
 
 
 @dataclass
@@ -156,7 +158,7 @@ def test_where_those_below_the_bound_are_full_the_least_busy_with_room_gets_it()
     assert Rendezvous(BOUND).choose([one, other], 5) is other
 
 
-def chat(*messages: tuple[str, str], **more: object) -> Ask:
+def chat(*messages: tuple[str, str], **more: object) -> ApiRequest:
     body = {"model": "m", "messages": [{"role": r, "content": c} for r, c in messages]} | more
     return decode("chat", msgspec.json.encode(body))
 
@@ -183,6 +185,7 @@ def test_questions_to_one_long_text_begin_alike() -> None:
         ("completions", b'{"prompt": "once upon"}'),
         ("embeddings", b'{"input": ["a"]}'),
         ("chat", b'{"messages": [1]}'),
+        ("chat", b'{"messages": [' + b"[" * 900 + b"]" * 900 + b"]}"),
     ],
 )
 def test_of_other_prompts_the_beginning_is_their_beginning(endpoint: Any, body: bytes) -> None:
@@ -203,3 +206,134 @@ def test_only_policies_that_keep_something_together_look_at_the_prompt() -> None
     (option,) = [o for o in options() if o.name == "routing"]
     assert option.metavar == "|".join(ROUTING_POLICIES)
     assert Settings().routing == "power-of-two"
+
+
+# -- each decision at its bound -----------------------------------------------------------------------
+
+
+def draws(*numbers: float) -> PowerOfTwo:
+    """The choice of two with these random numbers."""
+    left = iter(numbers)
+    return PowerOfTwo(lambda: next(left))
+
+
+@pytest.mark.parametrize(
+    ("busy", "numbers", "chosen"),
+    [
+        ((1, 1), (0.0, 0.0), "0"),  # of equals the one that was drawn first
+        ((1, 1), (0.99, 0.0), "1"),
+        ((1, 1, 1), (0.0, 0.99), "0"),
+        ((1, 2, 0), (0.0, 0.0), "0"),  # of 0 and 1
+        ((3, 2, 0), (0.0, 0.0), "1"),
+        ((3, 2, 0), (0.0, 0.99), "2"),  # of 0 and 2
+        ((0, 2, 1), (0.4, 0.0), "0"),  # of 1 and 0
+        ((0, 2, 1), (0.4, 0.99), "2"),  # of 1 and 2
+        ((9, 3), (0.0, 0.0), "1"),  # one is full
+        ((3, 9), (0.0, 0.0), "0"),
+        ((9, 9), (0.0, 0.0), "-"),
+        ((9, 3, 9), (0.0, 0.0), "1"),
+        ((9, 3, 9), (0.0, 0.99), "1"),  # both drawn are full: one is free
+        ((9, 9, 3, 4), (0.0, 0.0, 0.0, 0.0), "2"),  # both drawn are full: of the free ones
+        ((9, 9, 4, 3), (0.0, 0.0, 0.0, 0.0), "3"),
+        ((9, 9, 9), (0.0, 0.0), "-"),
+        ((8,), (), "0"),
+        ((9,), (), "-"),
+    ],
+)
+def test_which_of_two_gets_it(busy: tuple[int, ...], numbers: tuple[float, ...], chosen: str) -> None:
+    assert names([draws(*numbers).choose(engines(*busy, room=9), 0)]) == chosen
+
+
+def test_one_that_is_full_is_passed_over_though_it_has_less_to_do() -> None:
+    small, large = Engine("http://e0", 1, 1), Engine("http://e1", 5, 9)
+    for two in ((small, large), (large, small)):
+        assert draws(0.0, 0.0).choose(two, 0) is large
+
+
+def test_what_engines_report_counts_on_both_sides() -> None:
+    for reported, chosen in (((2.0, 1.0), "0"), ((3.0, 1.0), "1"), ((1.5, 0.0), "1"), ((0.0, 1.5), "0")):
+        two = engines(1, 2)
+        for engine, load in zip(two, reported, strict=True):
+            engine.reported = load
+        assert names([draws(0.0, 0.0).choose(two, 0)]) == chosen
+
+
+def test_the_least_busy_and_the_next_in_turn_have_room_for_one_more() -> None:
+    assert names([LeastOutstanding().choose(engines(3, 2, 2, room=3), 0)]) == "1"
+    assert names([LeastOutstanding().choose(engines(3, 3, room=3), 0)]) == "-"
+    made = RoundRobin()
+    assert (
+        names([made.choose(engines(0, 0, 0), 0), made.choose(engines(0, 0), 0), made.choose(engines(0), 0)])
+        == "010"
+    )
+
+
+def test_the_bound_is_that_of_the_mean_with_the_new_one_in_it() -> None:
+    key = 7
+    order = sorted(engines(0, 0, 0, 0), key=lambda engine: -mixed(key ^ engine.seed))
+    # 1.25 * (3 + 1) / 4 is 1.25: an engine may have 2.
+    for busy, at in (((1, 1, 1, 0), 0), ((2, 1, 0, 0), 1), ((2, 2, 0, 0), 2)):
+        for engine, count in zip(order, busy, strict=True):
+            engine.inflight = count
+        assert Rendezvous(BOUND).choose(order, key) is order[at]
+    for engine, count in zip(order, (7, 0, 0, 0), strict=True):
+        engine.inflight = count
+    assert Rendezvous().choose(order, key) is order[0], "without a bound"
+    order[0].max_inflight = 7
+    assert Rendezvous().choose(order, key) is order[1]
+
+
+def test_without_a_key_another_policy_chooses_and_a_full_house_has_nobody() -> None:
+    asked: list[int] = []
+
+    class Other:
+        def choose(self, targets: Any, key: int) -> Any:
+            asked.append(key)
+            return targets[1]
+
+    two = engines(0, 0)
+    assert Rendezvous(BOUND, Other()).choose(two, 0) is two[1]
+    assert Rendezvous(BOUND, Other()).choose(two, 1) is not None
+    assert asked == [0]
+    full = engines(3, 3, room=3)
+    assert Rendezvous().choose(full, 1) is None
+    assert Rendezvous(BOUND).choose([], 1) is None
+
+
+def test_a_key_is_never_0_and_a_hash_is_what_it_is_elsewhere() -> None:
+    assert [mixed(1), mixed(2**63), mixed(2**64 - 1)] == [
+        6238072747940578789,
+        2720858781877447050,
+        13029008266876403067,
+    ]
+    assert key_of() == 13020603013274838756
+
+
+def test_what_keeps_requests_together_is_each_policy_s_own() -> None:
+    hello, other = chat(FIRST), chat(FIRST, model="other")
+    assert affinity("hash") is by_session
+    assert affinity("prefix") is by_prefix
+    sessions = [{"x-session-id": "s"}, {"x-session-id": "t"}, {"x-session-id": ""}, {}]
+    assert len({by_session(hello, headers) for headers in sessions}) == 3
+    assert by_session(hello, {"x-session-id": "\udcff"}) > 0
+    assert by_session(chat(FIRST, user=""), {}) == by_session(hello, {}) != by_session(other, {})
+    assert by_session(chat(FIRST, user="u"), {}) != by_session(chat(FIRST, user="v"), {})
+    assert by_session(chat(FIRST, user="s"), {}) != by_session(hello, {"x-session-id": '"s"'})
+
+
+def test_a_beginning_ends_with_the_first_message_that_is_no_rule() -> None:
+    developer = ("developer", "be short")
+    asks = [chat(SYSTEM, developer, FIRST), chat(SYSTEM, developer, FIRST, REPLY, SECOND)]
+    first, second = (beginning(ask) for ask in asks)
+    assert first == second
+    assert first.count(b"\n") == 2
+    assert by_prefix(chat(SYSTEM, developer), {}) != by_prefix(asks[0], {})
+    for length, kinds in ((PREFIX_BYTES - 1, 1), (PREFIX_BYTES - 2, 2)):  # a quotation mark stands before them
+        prompts = ["a" * length + end for end in ("", "bc", "bd")]
+        asks = [decode("completions", msgspec.json.encode({"prompt": prompt})) for prompt in prompts]
+        assert len({by_prefix(ask, {}) for ask in asks}) == kinds
+
+
+@pytest.mark.parametrize("prompt", [b'[{"role": "\xff"}]', b"[" * 5000, b'[{"role":' + b"[" * 5000, b"{"])
+def test_a_prompt_that_cannot_be_read_is_its_own_beginning(prompt: bytes) -> None:
+    assert beginning(cast(ApiRequest, SimpleNamespace(endpoint="chat", prompt=prompt))) == prompt

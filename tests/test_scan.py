@@ -126,3 +126,66 @@ def test_a_character_that_may_combine_takes_back_nothing_that_was_safe() -> None
         scanner.feed(char)
         found.append(scanner.safe)
     assert found == sorted(found)
+
+
+def test_after_a_hit_nothing_more_is_read_and_the_first_rule_stays() -> None:
+    scanner, hits = Scanner(read_deny_list("bad\nre: d", "d"), WINDOW), []
+    for piece in ("a bad", "."):
+        scanner.feed(piece)
+        hits.append(scanner.hit)
+    assert (hits, scanner.read) == ([None, 1], 6)
+    before = scanner.safe
+    scanner.feed("more d of it")
+    scanner.end()
+    assert (scanner.hit, scanner.read, scanner.safe) == (1, 6, before)
+
+
+def test_nothing_fed_is_nothing_read() -> None:
+    scanner = Scanner(read_deny_list("bad\nre: ^a", "d"), WINDOW)
+    scanner.feed("")
+    assert (scanner.hit, scanner.read, scanner.safe) == (None, 0, 0)
+    scanner.end()
+    assert (scanner.hit, scanner.safe) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "pieces", "hit"),
+    [
+        ("^a", ["ab"], 1),
+        ("^a", ["b", "a", "b"], None),
+        ("^a", ["x" * 40, "ab"], None),  # the buffer was cut: its first character is no beginning
+        ("b$", ["a", "b"], 1),
+        ("b$", ["ab", "c"], None),
+        ("a$", ["a"], 1),
+        ("\\Aa\\z", ["a"], 1),
+    ],
+)
+def test_the_beginning_and_the_end_of_a_text_are_where_they_are(
+    rule: str, pieces: list[str], hit: int | None
+) -> None:
+    scanner = Scanner(read_deny_list(f"re: {rule}", "d"), WINDOW)
+    for piece in pieces:
+        scanner.feed(piece)
+    scanner.end()
+    assert scanner.hit == hit
+
+
+@pytest.mark.parametrize(("size", "hit"), [(10, 1), (11, 1), (12, None)])
+def test_so_much_of_a_text_is_kept_for_a_match(size: int, hit: int | None) -> None:
+    """The window, and a character on either side of it, by which an end of a word is known."""
+    scanner = Scanner(read_deny_list("re: s[^e]*e", "d"), 10)
+    for char in "x" * 20 + "s" + "-" * (size - 2) + "e.":
+        scanner.feed(char)
+    scanner.end()
+    assert scanner.hit == hit
+
+
+def test_what_a_text_of_the_list_and_a_pattern_may_begin_waits_for_the_longer() -> None:
+    scanner = Scanner(read_deny_list("abcdefghijklmnopqrstuvwxyz\nre: 0", "d"), 3)
+    found = []
+    for piece in ("12 abcdefghijkl.", "12 abcdefghijkl", "."):
+        scanner.feed(piece)
+        found.append(scanner.safe)
+    assert found == [0, 15, 15]
+    scanner.end()
+    assert scanner.safe == 32

@@ -12,11 +12,11 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Limits
+from proxy.flights.ingest import StreamLimits
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, Batcher
+from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
 from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.redis.cache import Cache, Stored
 from proxy.telemetry.metrics import Metrics
@@ -83,10 +83,10 @@ class House:
         self.metrics = Metrics()
         self.scheduler = Scheduler(
             group=self.group,
-            batcher=Batcher(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
+            request_queue=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
             backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
-            limits=Limits(),
+            limits=StreamLimits(),
             metrics=self.metrics,
             loop=loop,
         )

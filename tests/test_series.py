@@ -157,3 +157,43 @@ def test_a_second_reader_of_the_same_labels_takes_the_firsts_place() -> None:
     gauge.read_by(lambda: 1, {"of": "a"})
     gauge.read_by(lambda: 2, {"of": "a"})
     assert gauge.get_all() == [({"of": "a"}, 2)]
+
+
+def test_a_value_that_is_forgotten_gives_its_place_back_once() -> None:
+    label = Label("x", ["known"], room=1)
+    assert [label.clean(value) for value in ("a b", "a_b", "c")] == ["a_b", "a_b", OTHER]
+    for _ in range(2):
+        label.forget("a b")
+        label.forget("known")
+        label.forget(OTHER)
+    assert [label.clean(value) for value in ("c", "d", "known")] == ["c", OTHER, "known"]
+
+
+def test_series_of_one_value_of_a_label_can_be_dropped() -> None:
+    counts = Counts("x_total", "X.", [Label("a", room=9), Label("b", room=9)], Registry())
+    for key in (("one", "two"), ("two", "one"), ("o ne", "two")):
+        counts.count(key)
+    counts.forget("a", "one")
+    counts.forget("a", "o ne")
+    assert counts.get_all() == [({"a": "two", "b": "one"}, 1)]
+    counts.count(("one", "two"))
+    assert counts.get_all()[1:] == [({"a": "one", "b": "two"}, 1)]
+
+
+def test_what_is_cleaned_to_the_same_value_is_one_series() -> None:
+    counts = Counts("x_total", "X.", [Label("x", room=9)], Registry())
+    histograms = Histograms("y", "Y.", [Label("x", room=9)], (1.0,), Registry())
+    for value in ("a b", "a_b", "a b"):
+        counts.count((value,))
+        histograms.seen((value,), 0.5)
+    assert counts.get_all() == [({"x": "a_b"}, 3)]
+    assert histograms.get_all()[0][1] == {1.0: 3, math.inf: 3, "sum": 1.5, "count": 3}
+
+
+def test_a_number_that_is_forgotten_is_read_no_more() -> None:
+    gauge = ReadGauge("x", "X.", Registry())
+    for name in ("a b", "c"):
+        gauge.read_by(lambda: 1, {"of": name})
+    for _ in range(2):
+        gauge.forget({"of": "a b"})
+    assert gauge.get_all() == [({"of": "c"}, 1)]

@@ -56,3 +56,19 @@ async def test_a_hang_up_reads_again_while_it_runs_and_only_then() -> None:
         signals.running(read.set)
         kill(signal.SIGHUP)
         await read.wait()
+
+
+async def test_once_it_ends_nothing_is_read_again_and_signals_interrupt_nothing() -> None:
+    read: list[int] = []
+    with Signals() as signals:
+        assert "starting" in repr(signals)
+        signals.running(lambda: read.append(1))
+        assert "running" in repr(signals)
+        signals._end()
+        assert "stopping" in repr(signals)
+        signals._hang_up()
+    assert read == []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        assert signal.getsignal(number) is signal.SIG_IGN
+        kill(number)
+    await asyncio.sleep(0)

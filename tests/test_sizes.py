@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.errors import GatewayError
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import decode
@@ -25,7 +25,7 @@ from tests.running import HELLO, HELLO_STREAM, gateway, until
 CHAT = "/v1/chat/completions"
 
 
-def admitted(sizes: Sizes, **fields: Any) -> dict[str, Any]:
+def admitted(sizes: RequestLimits, **fields: Any) -> dict[str, Any]:
     ask = decode("chat", msgspec.json.encode({"messages": [], **fields}))
     done = sizes.admit(ask)
     body: dict[str, Any] = json.loads(done.body)
@@ -49,32 +49,47 @@ def admitted(sizes: Sizes, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_tokens_asked_for_are_lowered_to_the_cap(given: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert admitted(Sizes(max_tokens=10), **given) == {"messages": [], **sent}
+    assert admitted(RequestLimits(max_tokens=10), **given) == {"messages": [], **sent}
 
 
 @pytest.mark.parametrize(
     ("sizes", "fields", "status", "param"),
     [
-        (Sizes(max_tokens=10, action="refuse"), {"max_tokens": 11}, 400, "max_tokens"),
-        (Sizes(max_tokens=10, action="refuse"), {"max_completion_tokens": 11}, 400, "max_completion_tokens"),
-        (Sizes(max_tokens=10, action="refuse"), {}, 400, "max_tokens"),
-        (Sizes(max_tokens=10), {"max_tokens": "11"}, 400, "max_tokens"),
-        (Sizes(max_tokens=10), {"max_tokens": 11.0}, 400, "max_tokens"),
-        (Sizes(max_tokens=10), {"max_tokens": True}, 400, "max_tokens"),
-        (Sizes(max_tokens=10), {"n_predict": -1}, 400, "n_predict"),
-        (Sizes(max_tokens=10), {"max_tokens": 0}, 400, "max_tokens"),  # no limit, to some engines
-        (Sizes(max_tokens=10), {"max_completion_tokens": 0, "max_tokens": 5}, 400, "max_completion_tokens"),
-        (Sizes(max_tokens=10), {"n_predict": 0}, 400, "n_predict"),
-        (Sizes(n=2), {"n": 3}, 400, "n"),
-        (Sizes(n=2), {"n": "3"}, 400, "n"),
-        (Sizes(best_of=2), {"best_of": 3}, 400, "best_of"),
-        (Sizes(messages=1), {"messages": [{"content": "a"}] * 2}, 400, "messages"),
-        (Sizes(prompt_chars=3), {"messages": [{"content": "ab"}, {"content": "cd"}]}, 413, "messages"),
-        (Sizes(prompt_chars=3), {"messages": [{"content": [{"type": "text", "text": "abcd"}]}]}, 413, "messages"),
+        (RequestLimits(max_tokens=10, action="refuse"), {"max_tokens": 11}, 400, "max_tokens"),
+        (
+            RequestLimits(max_tokens=10, action="refuse"),
+            {"max_completion_tokens": 11},
+            400,
+            "max_completion_tokens",
+        ),
+        (RequestLimits(max_tokens=10, action="refuse"), {}, 400, "max_tokens"),
+        (RequestLimits(max_tokens=10), {"max_tokens": "11"}, 400, "max_tokens"),
+        (RequestLimits(max_tokens=10), {"max_tokens": 11.0}, 400, "max_tokens"),
+        (RequestLimits(max_tokens=10), {"max_tokens": True}, 400, "max_tokens"),
+        (RequestLimits(max_tokens=10), {"n_predict": -1}, 400, "n_predict"),
+        (RequestLimits(max_tokens=10), {"max_tokens": 0}, 400, "max_tokens"),  # no limit, to some engines
+        (
+            RequestLimits(max_tokens=10),
+            {"max_completion_tokens": 0, "max_tokens": 5},
+            400,
+            "max_completion_tokens",
+        ),
+        (RequestLimits(max_tokens=10), {"n_predict": 0}, 400, "n_predict"),
+        (RequestLimits(n=2), {"n": 3}, 400, "n"),
+        (RequestLimits(n=2), {"n": "3"}, 400, "n"),
+        (RequestLimits(best_of=2), {"best_of": 3}, 400, "best_of"),
+        (RequestLimits(messages=1), {"messages": [{"content": "a"}] * 2}, 400, "messages"),
+        (RequestLimits(prompt_chars=3), {"messages": [{"content": "ab"}, {"content": "cd"}]}, 413, "messages"),
+        (
+            RequestLimits(prompt_chars=3),
+            {"messages": [{"content": [{"type": "text", "text": "abcd"}]}]},
+            413,
+            "messages",
+        ),
     ],
 )
 def test_what_is_too_much_is_refused_and_named(
-    sizes: Sizes, fields: dict[str, Any], status: int, param: str
+    sizes: RequestLimits, fields: dict[str, Any], status: int, param: str
 ) -> None:
     with pytest.raises(GatewayError) as e:
         admitted(sizes, **fields)
@@ -82,16 +97,24 @@ def test_what_is_too_much_is_refused_and_named(
 
 
 @pytest.mark.parametrize(
-    "sizes", [Sizes(), Sizes(n=2), Sizes(best_of=2), Sizes(messages=2), Sizes(prompt_chars=4), Sizes(max_tokens=9)]
+    "sizes",
+    [
+        RequestLimits(),
+        RequestLimits(n=2),
+        RequestLimits(best_of=2),
+        RequestLimits(messages=2),
+        RequestLimits(prompt_chars=4),
+        RequestLimits(max_tokens=9),
+    ],
 )
-def test_what_is_within_its_limits_goes_on_as_the_client_wrote_it(sizes: Sizes) -> None:
+def test_what_is_within_its_limits_goes_on_as_the_client_wrote_it(sizes: RequestLimits) -> None:
     body = b'{ "messages" : [{"content":"abcd"}], "n": 2, "best_of":2,"max_tokens": 9 ,"x":1.50}'
     assert sizes.admit(decode("chat", body)).body == body
 
 
 def test_a_completion_may_ask_for_no_token() -> None:
     body = b'{"prompt": "a", "echo": true, "max_tokens": 0}'
-    assert Sizes(max_tokens=10).admit(decode("completions", body)).body == body
+    assert RequestLimits(max_tokens=10).admit(decode("completions", body)).body == body
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/a/b"])
@@ -99,16 +122,19 @@ def test_a_completion_may_ask_for_no_token() -> None:
 def test_no_token_at_all_is_no_cap_of_what_passes_through(path: str, name: str) -> None:
     passed = read_passed(Media("json"), b'{"%b": 0}' % name.encode())
     with pytest.raises(GatewayError) as e:
-        Sizes(max_tokens=10).admit_raw(path, passed)
+        RequestLimits(max_tokens=10).admit_raw(path, passed)
     assert e.value.param == name
 
 
 def test_a_cap_that_is_added_leaves_every_byte_before_it() -> None:
     body = b'{ "messages" : [ ], "x" : 1.50 } '
     assert (
-        Sizes(max_tokens=7).admit(decode("chat", body)).body == b'{ "messages" : [ ], "x" : 1.50 ,"max_tokens":7}'
+        RequestLimits(max_tokens=7).admit(decode("chat", body)).body
+        == b'{ "messages" : [ ], "x" : 1.50 ,"max_tokens":7}'
     )
-    lowered = Sizes(max_tokens=7).admit(decode("chat", b'{ "messages" : [ ], "x" : 1.50, "max_tokens": 8}'))
+    lowered = RequestLimits(max_tokens=7).admit(
+        decode("chat", b'{ "messages" : [ ], "x" : 1.50, "max_tokens": 8}')
+    )
     assert lowered.body == b'{"messages":[ ],"x":1.50,"max_tokens":7}'
 
 
@@ -120,7 +146,7 @@ def test_a_cap_that_is_added_leaves_every_byte_before_it() -> None:
     ),
 )
 def test_no_number_over_the_cap_ever_goes_up_and_one_always_does(cap: int, fields: dict[str, int | None]) -> None:
-    sent = admitted(Sizes(max_tokens=cap), **fields)
+    sent = admitted(RequestLimits(max_tokens=cap), **fields)
     asked = [sent.get(name) for name in ("max_tokens", "max_completion_tokens", "n_predict")]
     numbers = [number for number in asked if number is not None]
     assert numbers
@@ -142,7 +168,7 @@ def test_no_number_over_the_cap_ever_goes_up_and_one_always_does(cap: int, field
     ],
 )
 def test_what_is_passed_through_is_capped_where_it_generates(path: str, body: Any, sent: Any) -> None:
-    passed = Sizes(max_tokens=5).admit_raw(path, read_passed(Media("json"), json.dumps(body).encode()))
+    passed = RequestLimits(max_tokens=5).admit_raw(path, read_passed(Media("json"), json.dumps(body).encode()))
     assert json.loads(passed.body) == passed.value == sent
 
 
@@ -157,37 +183,39 @@ def test_what_is_passed_through_is_capped_where_it_generates(path: str, body: An
 def test_a_form_s_numbers_are_capped_too(given: dict[str, str], sent: dict[str, str]) -> None:
     media = Media("form", b"x")
     passed = read_passed(media, form_of(b"x", {"model": "m"} | given))
-    capped = Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+    capped = RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
     assert capped.form is not None
     assert {name: capped.form.text(name) for name in sent} == sent
     assert read_passed(media, capped.body).model == "m"
     with pytest.raises(GatewayError):
-        Sizes(max_tokens=5, action="refuse").admit_raw("/v1/audio/transcriptions", passed)
+        RequestLimits(max_tokens=5, action="refuse").admit_raw("/v1/audio/transcriptions", passed)
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "5.0", " 5", "0x5", "\u0665", ""])
 def test_a_number_of_a_form_is_plain_digits(number: str) -> None:
     passed = read_passed(Media("form", b"x"), form_of(b"x", {"max_completion_tokens": number}))
     if not number:
-        capped = Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+        capped = RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
         assert capped.form is not None
         assert capped.form.text("max_completion_tokens") == "5"
         return
     with pytest.raises(GatewayError) as e:
-        Sizes(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+        RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
     assert (e.value.status, e.value.param) == (400, "max_completion_tokens")
 
 
 @pytest.mark.parametrize(
     ("sizes", "body", "param"),
     [
-        (Sizes(n=2), {"n": 3}, "n"),
-        (Sizes(messages=1), {"messages": [1, 2]}, "messages"),
-        (Sizes(messages=1), {"input": [1, 2]}, "input"),
-        (Sizes(prompt_chars=3), {"input": "abcd"}, None),
+        (RequestLimits(n=2), {"n": 3}, "n"),
+        (RequestLimits(messages=1), {"messages": [1, 2]}, "messages"),
+        (RequestLimits(messages=1), {"input": [1, 2]}, "input"),
+        (RequestLimits(prompt_chars=3), {"input": "abcd"}, None),
     ],
 )
-def test_what_is_passed_through_has_the_other_limits_too(sizes: Sizes, body: Any, param: str | None) -> None:
+def test_what_is_passed_through_has_the_other_limits_too(
+    sizes: RequestLimits, body: Any, param: str | None
+) -> None:
     with pytest.raises(GatewayError) as e:
         sizes.admit_raw("/v1/a/b", read_passed(Media("json"), json.dumps(body).encode()))
     assert e.value.param == param
@@ -195,9 +223,9 @@ def test_what_is_passed_through_has_the_other_limits_too(sizes: Sizes, body: Any
 
 def test_what_cannot_be_read_is_refused_where_there_is_a_limit() -> None:
     with pytest.raises(GatewayError) as e:
-        Sizes(n=2).admit_raw("/v1/a/b", read_passed(Media("other"), b"x"))
+        RequestLimits(n=2).admit_raw("/v1/a/b", read_passed(Media("other"), b"x"))
     assert e.value.status == 415
-    assert Sizes(n=2).admit_raw("/v1/a/b", read_passed(None, b"")).kind == "none"
+    assert RequestLimits(n=2).admit_raw("/v1/a/b", read_passed(None, b"")).kind == "none"
 
 
 # -- over loopback

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from proxy.telemetry.terminal import say
+from proxy.telemetry.terminal import hold_standard_files, say, visible
 
 
 def fill(writer: int) -> None:
@@ -78,3 +78,28 @@ def test_a_standard_file_that_is_closed_is_no_number_for_a_socket(closed: tuple[
     os.close(writer)
     assert os.read(reader, 10) == b"1"
     os.close(reader)
+
+
+def test_what_a_terminal_may_obey_is_written_out() -> None:
+    assert visible("plain\ntext ~") == "plain\ntext ~"
+    assert visible("caf\u00e9\ta\n") == "caf\u00e9\ta\n"
+    assert visible("\x1b[2Jx\r\x00\x7f\u202e") == "\\x1b[2Jx\\r\\x00\\x7f\\u202e"
+    assert visible("a\tb") == "a\tb"
+
+
+def test_nothing_is_opened_where_the_standard_files_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    looked: list[int] = []
+
+    def closed(fd: int) -> None:
+        looked.append(fd)
+        if fd != 1:
+            raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda path, flags: opened.append(path))
+        patch.setattr(os, "fstat", looked.append)
+        hold_standard_files()
+        patch.setattr(os, "fstat", closed)
+        hold_standard_files()
+    assert (looked, opened) == ([0, 1, 2] * 2, [os.devnull] * 2)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.access.denylist import normalize as text_form
-from proxy.access.denylist.normalize import MAX_PENDING, Former, form, seen
+from proxy.access.denylist.normalize import MAX_PENDING, StreamNormalizer, form, seen
 
 # Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
 ODD = st.text(
@@ -65,7 +65,7 @@ def test_what_looks_alike_has_one_form(one: str, other: str) -> None:
 
 @given(ODD | st.text(), st.data())
 def test_a_text_in_pieces_has_the_form_of_the_whole(text: str, data: st.DataObject) -> None:
-    former, at, out = Former(), 0, ""
+    former, at, out = StreamNormalizer(), 0, ""
     while at < len(text):
         size = data.draw(st.integers(1, 5))
         out += former.feed(text[at : at + size])
@@ -75,7 +75,7 @@ def test_a_text_in_pieces_has_the_form_of_the_whole(text: str, data: st.DataObje
 
 
 def test_marks_without_end_are_not_waited_for() -> None:
-    former = Former()
+    former = StreamNormalizer()
     former.feed("a" + "\u0301" * 10_000)
     assert len(former.pending) <= MAX_PENDING
 

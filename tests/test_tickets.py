@@ -14,8 +14,8 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, Batcher
-from proxy.flights.queue.ticket import MAX_OWNERS, Tickets, twin_of
+from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.ticket import MAX_OWNERS, TicketFactory, twin_of
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
 
@@ -28,13 +28,13 @@ def flight(body: bytes = BODY, **more: Any) -> Flight:
 
 
 def test_a_ticket_is_what_the_plan_says_with_the_tokens_it_may_cost() -> None:
-    made = Tickets(lambda model: f"pool of {model}", 512)
+    made = TicketFactory(lambda model: f"pool of {model}", 512)
     assert made(flight(owner=b"t", priority=HIGH, deadline=5.0)) == Ticket(b"t", HIGH, 6 + 200, 5.0, "pool of m1")
     assert made(flight(owner=lambda: "192.0.2.1")).owner == "192.0.2.1"
 
 
 def test_an_address_is_looked_for_once_while_its_client_is_there() -> None:
-    made, found = Tickets(lambda model: None, 512), ["192.0.2.1"]
+    made, found = TicketFactory(lambda model: None, 512), ["192.0.2.1"]
     one = flight(owner=found.pop)
     assert made(one).owner == made(one).owner == "192.0.2.1"
     one.usage = Usage(prompt_tokens=6, completion_tokens=20)
@@ -42,7 +42,7 @@ def test_an_address_is_looked_for_once_while_its_client_is_there() -> None:
     assert made.share("192.0.2.1") == 0.1
 
 
-def landed(made: Tickets, owner: bytes, tokens: int) -> None:
+def landed(made: TicketFactory, owner: bytes, tokens: int) -> None:
     """An answer to a request that had to wait: 100 tokens allowed, twice."""
     one = flight(owner=owner)
     made(one)
@@ -52,7 +52,7 @@ def landed(made: Tickets, owner: bytes, tokens: int) -> None:
 
 
 def test_an_owner_s_answers_are_taken_to_be_as_long_as_its_last_ones_were() -> None:
-    made = Tickets(lambda model: None, 512)
+    made = TicketFactory(lambda model: None, 512)
     for _ in range(3):
         landed(made, b"brief", 20)
     assert made(flight(owner=b"brief")).cost == 6 + 20
@@ -65,7 +65,7 @@ def test_an_owner_s_answers_are_taken_to_be_as_long_as_its_last_ones_were() -> N
 @pytest.mark.parametrize("seed", range(5))
 def test_over_time_an_owner_pays_for_what_its_answers_came_to(seed: int) -> None:
     """Answers of any length, to requests that allow any number of tokens."""
-    made, draw = Tickets(lambda model: None, 512), random.Random(seed)
+    made, draw = TicketFactory(lambda model: None, 512), random.Random(seed)
     paid = came = 0
     for _ in range(2000):
         one = flight(BODY.replace(b"100", b"%d" % draw.randint(1, 256)))
@@ -77,7 +77,7 @@ def test_over_time_an_owner_pays_for_what_its_answers_came_to(seed: int) -> None
 
 
 def test_what_did_not_wait_or_does_not_say_teaches_nothing() -> None:
-    made = Tickets(lambda model: None, 512)
+    made = TicketFactory(lambda model: None, 512)
     unasked, unsaid = flight(owner=b"a"), flight(owner=b"a")
     unasked.usage = Usage(prompt_tokens=6, completion_tokens=1)
     made(unsaid)
@@ -87,7 +87,7 @@ def test_what_did_not_wait_or_does_not_say_teaches_nothing() -> None:
 
 
 def test_owners_that_are_remembered_are_bounded_and_the_idle_go_first() -> None:
-    made = Tickets(lambda model: None, 512)
+    made = TicketFactory(lambda model: None, 512)
     landed(made, b"first", 20)
     landed(made, b"idle", 20)
     landed(made, b"first", 20)
@@ -100,7 +100,7 @@ def test_owners_that_are_remembered_are_bounded_and_the_idle_go_first() -> None:
 
 def long(content: str, **more: Any) -> tuple[int, ...]:
     body = {"model": "m1", "messages": [{"role": "user", "content": content}]} | more
-    return Tickets(lambda model: None, 512)(flight(json.dumps(body).encode())).prefixes
+    return TicketFactory(lambda model: None, 512)(flight(json.dumps(body).encode())).prefixes
 
 
 def test_prompts_that_begin_alike_are_known_by_it_as_far_as_they_do() -> None:
@@ -117,11 +117,11 @@ def test_prompts_that_begin_alike_are_known_by_it_as_far_as_they_do() -> None:
 def test_what_is_embedded_begins_like_nothing() -> None:
     ask = decode("embeddings", json.dumps({"model": "m1", "input": "x" * 5000}).encode())
     plan = Plan("POST", "/v1/embeddings", ask.body, Mode.WHOLE, "r", ask=ask, model=ask.model)
-    assert Tickets(lambda model: None, 512)(Flight(plan)).prefixes == ()
+    assert TicketFactory(lambda model: None, 512)(Flight(plan)).prefixes == ()
 
 
 def test_what_passes_through_is_guessed_by_its_size_and_costs_something() -> None:
-    made = Tickets(lambda model: None, 512)
+    made = TicketFactory(lambda model: None, 512)
     raw = Flight(Plan("POST", "/v1/responses", b"", Mode.RAW, "r", cost=(104, 512)))  # as it was read
     assert made(raw) == Ticket(b"", 1, 104 + 512, math.inf, None)
     assert made(Flight(Plan("GET", "/version", b"", Mode.RAW, "r"))).cost == 1
@@ -136,7 +136,7 @@ def test_twins_have_their_prompt_alike_where_they_may_be_merged() -> None:
 
 def test_a_flight_is_refused_for_want_of_time_only_if_its_last_reader_s_is_too_short() -> None:
     """One client's deadline ends nobody else's request: a hurried one may have joined a patient one's."""
-    queue: Batcher[Flight] = Batcher(limit=9, max_batch=9, ticket=Tickets(lambda model: None, 512))
+    queue: RequestQueue[Flight] = RequestQueue(limit=9, max_batch=9, ticket=TicketFactory(lambda model: None, 512))
     for _ in range(MIN_PLACES):
         queue.served(None, 60.0)
     queue.put(flight(deadline=1.0), 0.0)

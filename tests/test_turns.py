@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.flights.queue.deficit_round_robin import RUN, Ticket
-from proxy.flights.queue.fair_queue import Line
+from proxy.flights.queue.fair_queue import FairQueue
 from tests.test_line import drained
 
 
-def offered(beginnings: Sequence[tuple[int, ...]], **more: Any) -> Line[int]:
-    line: Line[int] = Line()
+def offered(beginnings: Sequence[tuple[int, ...]], **more: Any) -> FairQueue[int]:
+    line: FairQueue[int] = FairQueue()
     for at, prefixes in enumerate(beginnings):
         line.offer(at, Ticket(prefixes=prefixes, **more), 0.0)
     return line
@@ -64,7 +64,7 @@ def test_where_all_begin_alike_what_they_go_on_with_alike_decides_for_ever() -> 
 
 @pytest.mark.parametrize("owners", [1, 2])
 def test_each_owner_s_run_goes_on_through_the_others_turns(owners: int) -> None:
-    line: Line[tuple[int, int]] = Line(quantum=1)
+    line: FairQueue[tuple[int, int]] = FairQueue(quantum=1)
     for at in range(8):
         for owner in range(owners):
             line.offer((owner, at), Ticket(owner=owner, prefixes=(at % 2,)), 0.0)
@@ -84,7 +84,7 @@ def test_nobody_waits_for_more_than_a_run_for_each_one_before_it(beginnings: lis
 
 @given(st.lists(st.tuples(st.sampled_from([(1,), (1, 2), (3,)]), st.booleans()), max_size=60))
 def test_what_leaves_leaves_nothing_behind(steps: list[tuple[tuple[int, ...], bool]]) -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     for at, (prefixes, leaves) in enumerate(steps):
         line.offer(at, Ticket(prefixes=prefixes), 0.0)
         if leaves:
@@ -95,7 +95,7 @@ def test_what_leaves_leaves_nothing_behind(steps: list[tuple[tuple[int, ...], bo
 
 
 def test_deadlines_in_between_give_what_begins_like_them_no_more_than_a_run() -> None:
-    line: Line[Any] = Line()
+    line: FairQueue[Any] = FairQueue()
     line.offer("old", Ticket(prefixes=(9,)), 0.0)
     places = 0
     for n in range(10 * RUN):
@@ -114,14 +114,14 @@ def test_deadlines_in_between_give_what_begins_like_them_no_more_than_a_run() ->
 
 
 def test_who_may_take_just_what_it_needs_has_its_turn_first() -> None:
-    line: Line[str] = Line(quantum=10)
+    line: FairQueue[str] = FairQueue(quantum=10)
     line.offer("first", Ticket(owner="a", cost=10), 0.0)
     line.offer("second", Ticket(owner="b", cost=1), 0.0)
     assert drained(line) == ["first", "second"]
 
 
 def test_who_is_alone_pays_for_nothing() -> None:
-    line: Line[str] = Line(quantum=10)
+    line: FairQueue[str] = FairQueue(quantum=10)
     for n in range(3):
         line.offer(f"a{n}", Ticket(owner="a", cost=100), 0.0)
     assert line.next(0.0) == "a0"

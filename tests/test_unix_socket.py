@@ -91,3 +91,40 @@ async def test_the_running_program_answers_on_it_and_leaves_nothing(engine: Engi
         process.signal(signal.SIGTERM)
         await process.ended()
     assert os.listdir(tmp_path) == ["log"]
+
+
+def test_a_path_may_be_as_long_as_the_system_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with unix_socket("x" * 107, 0o600) as sock:
+        assert not sock.getblocking()
+    assert sock.fileno() == -1
+    with pytest.raises(SettingsError, match="no path over 107 bytes"), unix_socket("\u00e9" * 54, 0o600):
+        pass
+
+
+def test_what_is_at_the_path_and_no_stream_s_is_told_as_the_system_tells_it(tmp_path: Path) -> None:
+    path, file = tmp_path / "s", tmp_path / "f"
+    file.touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        for taken, why in ((path, "wrong type"), (file / "s", "Not a directory")):
+            with pytest.raises(SettingsError, match=why), unix_socket(str(taken), 0o600):
+                pass
+    assert path.exists()
+
+
+def test_a_path_that_is_gone_at_the_end_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with unix_socket(str(path), 0o600):
+        path.unlink()
+    assert not path.exists()
+
+
+def test_the_mode_holds_where_the_folder_s_own_rules_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a default ACL takes the place of the umask."""
+    monkeypatch.setattr(os, "umask", lambda mask: 0)
+    path = tmp_path / "s"
+    with unix_socket(str(path), 0o600):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -15,6 +15,7 @@ from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode, Plan
 from proxy.flights.watchdog import Kind, Stray, Watchdog
 from proxy.upstream.backends import Lease
+from tests.clock import virtual
 from tests.test_scheduler import House
 
 
@@ -149,3 +150,41 @@ def test_it_is_more_patient_than_a_look_up_may_take(milliseconds: int, patience:
     settings = cast(Settings, SimpleNamespace(redis_timeout_ms=milliseconds))
     loop = cast(asyncio.AbstractEventLoop, SimpleNamespace(time=lambda: 0.0))
     assert _watchdog(settings, unused, None, unused, unused, loop)._patience == patience
+
+
+@virtual
+async def test_it_looks_each_second_and_a_look_that_fails_is_told_and_not_the_last() -> None:
+    loop = asyncio.get_running_loop()
+    looks: list[float] = []
+    faults: list[str] = []
+
+    def strays() -> list[Stray]:
+        looks.append(loop.time())
+        if len(looks) == 2:
+            raise ValueError("no")
+        return [Stray("flight", "x" * 300, list)]
+
+    told: list[str] = []
+    dog = Watchdog(
+        strays,
+        clock=loop.time,
+        on_healed=lambda kind, what: told.append(what),
+        fault=lambda where, e: faults.append(f"{where}: {e}"),
+    )
+    task = asyncio.create_task(dog.run())
+    await asyncio.sleep(4.5)
+    assert (looks, faults) == ([1.0, 2.0, 3.0, 4.0], ["the watchdog: no"])
+    assert repr(dog) == "<Watchdog 1 suspects, 0 healed>"
+    await asyncio.sleep(2.0)
+    assert (told, dog.healed) == (["'" + "x" * 199], 1)
+    assert repr(dog) == "<Watchdog 0 suspects, 1 healed>"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_was_mended_is_stray_anew_where_it_is_so_again() -> None:
+    yard, healed = Yard(), []
+    yard.strays = [Stray("turn", 1, lambda: healed.append(1)), Stray("place", 1, lambda: healed.append(2))]
+    for seconds, count in ((0.0, 0), (5.0, 2), (0.0, 2), (4.9, 2), (0.1, 4)):
+        yard.look(seconds)
+        assert len(healed) == count

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from proxy.app import App
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.upstream.breaker import State
@@ -403,16 +403,16 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []
-        watch = Watch(Limits(), loop)
-        feeder = Feeder(flight, Limits(), watch, ends.append)
-        feeder.head(200, [("content-type", "text/event-stream")])
+        watch = Timeouts(StreamLimits(), loop)
+        ingest = Ingest(flight, StreamLimits(), watch, ends.append)
+        ingest.head(200, [("content-type", "text/event-stream")])
         at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
         for start, end in pairwise(at):
-            feeder.body(body[start:end])
-        feeder.end()
+            ingest.body(body[start:end])
+        ingest.end()
         watch.close()
         (error,) = ends
-        return error, feeder.clean, b"".join(unchunks(b"".join(flight.log)))
+        return error, ingest.clean, b"".join(unchunks(b"".join(flight.log)))
 
     return run_virtual(feed())
 

@@ -17,7 +17,7 @@ from ops.bench.hostile.blocking import chunk, stream
 from ops.bench.hostile.requests import CASES, Case, chat, listed, readers, rules, text
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.app import App
 from proxy.flights.key import Keyer
 from proxy.server.page.prompt import wanted
@@ -30,7 +30,7 @@ from tests.running import gateway, until
 
 CHAT = "/v1/chat/completions"
 ENDPOINTS: dict[str, Endpoint] = {path: endpoint for endpoint, path in PATHS.items()}
-TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=Sizes())
+TERMS = Terms(share="auto", routing="power-of-two", assumed=500, sizes=RequestLimits())
 A_BYTE = 1.5  # calls, of Python and of C, for each byte of the worst body
 A_GROWN_BYTE = 6.5  # the same where one byte becomes six characters, and each is looked for among 10,000 texts
 BIG = 3_000_000

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import cast
 
 from proxy.errors import GatewayError
-from proxy.flights.exchange import Journey, Road
+from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Limits, Watch
+from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.plan import Mode, Plan
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
@@ -129,11 +129,11 @@ class Trip:
         self.metrics = Metrics()
         self.tasks: set[asyncio.Task[None]] = set()
         self.arrivals: list[GatewayError | None] = []
-        limits = Limits()
+        limits = StreamLimits()
         self.faults: list[BaseException] = []
-        self.watch = Watch(limits, loop, self.fault)
+        self.watch = Timeouts(limits, loop, self.fault)
         self.budget = budget or Budget()
-        road = Road(
+        exchange_context = ExchangeContext(
             backends=self.backends,
             limits=limits,
             watch=self.watch,
@@ -149,25 +149,25 @@ class Trip:
         self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.journey = Journey(self.flight, lease, road)
+        self.exchange = Exchange(self.flight, lease, exchange_context)
 
     def fault(self, where: str, error: BaseException) -> None:
         self.faults.append(error)
 
-    def arrived(self, journey: Journey, error: GatewayError | None) -> None:
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
         """As the scheduler does."""
-        assert journey is self.journey
+        assert exchange is self.exchange
         self.arrivals.append(error)
         if error is not None and not self.flight.ended:
             self.flight.fail(error)
-        journey.lease.release()
+        exchange.lease.release()
 
     def cancel(self) -> None:
         """As the scheduler does."""
         if not self.flight.ended:
             self.flight.cancel()
-        self.journey.cancel()
-        self.journey.lease.release()
+        self.exchange.cancel()
+        self.exchange.lease.release()
 
     async def turn(self) -> None:
         for _ in range(3):

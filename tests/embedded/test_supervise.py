@@ -110,6 +110,16 @@ async def test_the_pause_before_a_restart_doubles_while_it_keeps_dying() -> None
     ]
 
 
+async def test_what_an_earlier_life_said_is_not_told_of_a_later_one(tmp_path: Path) -> None:
+    events, mark = Events(), tmp_path / "mark"
+    says = f"if [ -e {mark} ]; then echo second; else touch {mark}; echo first; fi; exit 3"
+    child = Child("dying", ["sh", "-c", says], yes, on_event=events, jitter=lambda: 0.0)
+    await child.start()
+    await events.until(lambda: len(events.details("died")) == 2)
+    await child.stop()
+    assert [detail.partition("it said: ")[2] for detail in events.details("died")] == ["first", "second"]
+
+
 async def test_a_child_that_is_deaf_to_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervise, "GRACE", 0.05)
     mark = tmp_path / "mark"

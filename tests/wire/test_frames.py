@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import PlainView, Twins, Usage, has_content, is_error, usage_of
+from proxy.wire.frames import FrameTemplate, Usage, UsageStripper, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, data_of, is_done
 from tests.golden import load, names
 from tests.wire import llama_cpp
@@ -30,7 +30,7 @@ def frames_of(stream: bytes) -> list[bytes]:
 
 
 def plain(frames: list[bytes]) -> list[bytes]:
-    view = PlainView()
+    view = UsageStripper()
     return [seen for frame in frames for seen in view.feed(frame)] + view.end()
 
 
@@ -126,7 +126,7 @@ def test_garbage_is_nothing_and_raises_nothing(data: bytes, front: bytes) -> Non
     has_content(garbage)
     assert usage_of(garbage) is None
     is_error(garbage)
-    view = PlainView()
+    view = UsageStripper()
     assert b"".join([*view.feed(garbage), *view.end()]) == garbage
 
 
@@ -161,7 +161,7 @@ def test_all_kinds_of_recordings_are_among_the_pairs() -> None:
 
 
 def test_a_choice_that_has_finished_holds_up_no_other() -> None:
-    view = PlainView()
+    view = UsageStripper()
     first, second = (
         frame('{"choices":[{"index":' + str(i) + ',"delta":{},"finish_reason":"stop"}]}') for i in (0, 1)
     )
@@ -180,7 +180,7 @@ def test_a_choice_that_has_finished_holds_up_no_other() -> None:
 
 
 def test_what_follows_a_finish_of_the_same_choice_stays_behind_it() -> None:
-    view = PlainView()
+    view = UsageStripper()
     finish, late = delta("{}").replace(b":null}]", b':"stop"}]'), delta('{"content":"late"}')
     assert view.feed(finish) == []
     assert view.feed(late) == []
@@ -191,7 +191,7 @@ def test_what_follows_a_finish_of_the_same_choice_stays_behind_it() -> None:
 def test_without_a_usage_chunk_the_finish_comes_unchanged_before_the_end(last: bytes) -> None:
     finish = delta("{}").replace(b":null}]", b':"stop"}]')
     assert plain([finish, last]) == [finish, last]
-    view = PlainView()
+    view = UsageStripper()
     assert view.feed(finish) == []
     assert view.end() == [finish]
 
@@ -230,7 +230,7 @@ TEXTS = st.one_of(
 
 @given(st.lists(st.tuples(TEXTS, st.sampled_from(["chat", "text", "stop", "usage", "error", "raw"])), max_size=8))
 def test_what_is_taken_for_more_of_the_same_has_content_and_nothing_else(parts: list[tuple[str, str]]) -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     for text, kind in parts:
         quoted = json.dumps(text)
         seen = {
@@ -246,7 +246,7 @@ def test_what_is_taken_for_more_of_the_same_has_content_and_nothing_else(parts: 
             assert usage_of(seen) is None
             assert not is_error(seen)
             assert not is_done(seen)
-            assert PlainView().feed(seen) == [seen]
+            assert UsageStripper().feed(seen) == [seen]
             assert Framer(1 << 20).feed(seen) == [seen]
         elif has_content(seen) and usage_of(seen) is None and not is_error(seen):
             twins.learn(seen)
@@ -254,7 +254,7 @@ def test_what_is_taken_for_more_of_the_same_has_content_and_nothing_else(parts: 
 
 def test_nearly_all_tokens_of_a_recorded_chat_are_more_of_the_same() -> None:
     for name in ("chat-greedy-stream", "completion-stream", "chat-unicode-stream"):
-        twins, known, content = Twins(), 0, 0
+        twins, known, content = FrameTemplate(), 0, 0
         for seen in frames_of(load(name).body):
             if seen in twins:
                 known += 1
@@ -265,8 +265,8 @@ def test_nearly_all_tokens_of_a_recorded_chat_are_more_of_the_same() -> None:
 
 
 def test_nothing_is_known_before_something_is_learnt() -> None:
-    assert b"" not in Twins()
-    assert delta('{"content":"a"}') not in Twins()
+    assert b"" not in FrameTemplate()
+    assert delta('{"content":"a"}') not in FrameTemplate()
 
 
 @pytest.mark.parametrize(
@@ -280,4 +280,4 @@ def test_nothing_is_known_before_something_is_learnt() -> None:
     ],
 )
 def test_a_frame_that_is_no_usage_chunk_stays(frame: bytes) -> None:
-    assert PlainView().feed(frame) == [frame]
+    assert UsageStripper().feed(frame) == [frame]

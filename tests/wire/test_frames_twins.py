@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.wire.frames import PlainView, Twins, has_content, is_error, usage_of
+from proxy.wire.frames import FrameTemplate, UsageStripper, has_content, is_error, usage_of
 from proxy.wire.sse import Framer, is_done
 from tests.golden import load, names
 from tests.wire import llama_cpp
@@ -25,7 +25,7 @@ def learnable(frame: bytes) -> bool:
 
 def recognised(frames: Iterable[bytes]) -> list[bytes]:
     """Those of a stream that the feeder need not look at."""
-    twins = Twins()
+    twins = FrameTemplate()
     found = []
     for frame in frames:
         if frame in twins:
@@ -41,7 +41,7 @@ def holds(frame: bytes) -> None:
     assert usage_of(frame) is None
     assert not is_error(frame)
     assert not is_done(frame)
-    assert PlainView().feed(frame) == [frame]
+    assert UsageStripper().feed(frame) == [frame]
 
 
 WORDS = ("content", "text", "arguments", "reasoning", "usage", "error", "object", "finish_reason", "choices", "x")
@@ -77,7 +77,7 @@ RAW = st.binary(max_size=8) | st.sampled_from([b"\\", b"\\\\", b"a\\", b'"', MOR
 def test_all_that_is_taken_for_granted_of_a_recognised_frame_holds(learned: bytes, text: bytes) -> None:
     if not learnable(learned):
         return
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(learned)
     holds_if_recognised(twins, learned)
     for key in (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"'):
@@ -89,13 +89,13 @@ def test_all_that_is_taken_for_granted_of_a_recognised_frame_holds(learned: byte
 
 @given(frames(), frames())
 def test_it_holds_for_any_two_frames(learned: bytes, other: bytes) -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     if learnable(learned):
         twins.learn(learned)
     holds_if_recognised(twins, other)
 
 
-def holds_if_recognised(twins: Twins, frame: bytes) -> None:
+def holds_if_recognised(twins: FrameTemplate, frame: bytes) -> None:
     if frame in twins:
         holds(frame)
 
@@ -109,7 +109,7 @@ def delta(text: str) -> bytes:
     "text", ["a", " and", "\n", "\t\\n", "\u00e9\u4e16", "\U0001f600", "{}", "'", "error", "[DONE]"]
 )
 def test_text_of_any_kind_is_recognised(text: str) -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(delta("first"))
     assert delta(text) in twins
     holds(delta(text))
@@ -117,21 +117,21 @@ def test_text_of_any_kind_is_recognised(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", '"', 'say "a"', "ends in a backslash \\"])
 def test_text_with_a_quote_or_none_or_a_backslash_at_its_end_is_looked_at(text: str) -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(delta("first"))
     assert delta(text) not in twins
 
 
 @pytest.mark.parametrize("text", ["", '"a', "a\\"])
 def test_nothing_is_learned_from_text_whose_end_is_in_doubt(text: str) -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(delta(text))
     assert delta("a") not in twins
 
 
 def test_a_text_s_last_backslash_never_makes_two_strings_one() -> None:
     """Both are JSON of a kind; only the second, whose text takes a quote along, has a usage."""
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(b'data: {"content":"a","  ,"usage":{"prompt_tokens":1}}\n\n')
     trap = b'data: {"content":"a\\","  ,"usage":{"prompt_tokens":1}}\n\n'
     assert usage_of(trap) is not None
@@ -139,18 +139,18 @@ def test_a_text_s_last_backslash_never_makes_two_strings_one() -> None:
 
 
 def test_knowing_nothing_it_recognises_nothing() -> None:
-    assert b"" not in Twins()
-    assert delta("a") not in Twins()
+    assert b"" not in FrameTemplate()
+    assert delta("a") not in FrameTemplate()
 
 
 def test_two_events_in_one_are_not_taken_for_one() -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     twins.learn(delta("a"))
     assert delta("b")[:-2] + b"\n" + delta("c") not in twins
 
 
 def test_a_finish_is_never_recognised() -> None:
-    twins = Twins()
+    twins = FrameTemplate()
     finish = delta("a").replace(b'"finish_reason":null', b'"finish_reason":"stop"')
     twins.learn(finish)
     assert finish not in twins

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.wire.frames import Usage
-from proxy.wire.openai import PATHS, Ask, decode
+from proxy.wire.openai import PATHS, ApiRequest, decode
 from proxy.wire.sse import DONE
 from proxy.wire.whole import (
     MAX_CHOICES,
@@ -37,11 +37,11 @@ def end(index: int, reason: Any = "stop") -> dict[str, Any]:
     return {"index": index, "delta": {}, "finish_reason": reason}
 
 
-def chat(**fields: Any) -> Ask:
+def chat(**fields: Any) -> ApiRequest:
     return decode("chat", json.dumps({"messages": [], **fields}).encode())
 
 
-def completion(prompt: Any, **fields: Any) -> Ask:
+def completion(prompt: Any, **fields: Any) -> ApiRequest:
     return decode("completions", json.dumps({"prompt": prompt, **fields}).encode())
 
 
@@ -68,7 +68,7 @@ def completion(prompt: Any, **fields: Any) -> Ask:
         (decode("embeddings", b'{"input":"a", "n": 7}'), 1),
     ],
 )
-def test_how_many_are_asked_for(ask: Ask, count: int) -> None:
+def test_how_many_are_asked_for(ask: ApiRequest, count: int) -> None:
     assert asked_of(ask) == count
 
 

@@ -22,6 +22,8 @@ _KUBERNETES: Final = re.compile(
 )
 """What Kubernetes puts into a pod's environment for a Service named `gateway` or `gateway-…`."""
 
+_SHOWN: Final = 200  # characters of a refused value that its error tells, at most
+
 _WITHIN: Final = (
     ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
     ("cache_max_entry_bytes", "cache_max_pending_bytes", "an answer waits whole to be written"),
@@ -187,7 +189,7 @@ def _from_environment(
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -196,9 +198,9 @@ def _given(option: Option, raw: object) -> str:
     if option.hidden or (option.is_switch and "key" in option.name):  # the key in place of whether one is wanted
         return HIDDEN
     if isinstance(raw, str) and option.metavar == "URL":
-        return repr(shown_urls(raw)[:200] if option.repeats else shown_url(raw)[:200])
+        return repr(shown_urls(raw)[:_SHOWN] if option.repeats else shown_url(raw)[:_SHOWN])
     if isinstance(raw, list) and option.metavar == "URL":
-        return "[" + ", ".join(repr(shown_urls(str(one))[:200]) for one in raw) + "]"
+        return "[" + ", ".join(repr(shown_urls(str(one))[:_SHOWN]) for one in raw) + "]"
     if isinstance(raw, str) and option.metavar == "FILE":
         return shown_path(raw)
     return _shown(raw)
@@ -225,4 +227,4 @@ def _shown(raw: object) -> str:
     if isinstance(raw, dict):
         return "a table"
     text = mask_url(str(raw))
-    return repr(text if len(text) <= 200 else text[:200] + "…")
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
