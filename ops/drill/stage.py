@@ -176,7 +176,7 @@ class Clients:
         except aiohttp.ClientError as e:
             self.said[type(e).__name__] += 1
 
-    async def _go_on(self, session: aiohttp.ClientSession, url: str) -> None:
+    async def run(self, session: aiohttp.ClientSession, url: str) -> None:
         while True:
             await self._ask(session, url)
             await asyncio.sleep(PAUSE)
@@ -190,7 +190,7 @@ async def clients(address: str, count: int, *, same: bool = False, words: int = 
     url = f"http://{address}/v1/chat/completions"
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        tasks = [asyncio.create_task(them._go_on(session, url)) for _ in range(count)]
+        tasks = [asyncio.create_task(them.run(session, url)) for _ in range(count)]
         try:
             yield them
         finally:

@@ -141,8 +141,8 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
     for per_read in (1, 40):
         data = CHUNK * per_read
         for name, make in (
-            ("Answer (httptools), joined to one call a read", joined),
-            ("Answer (httptools)", answer),
+            ("ResponseParser (httptools), joined to one call per read", joined),
+            ("ResponseParser (httptools)", answer),
             ("httptools alone", before),
             ("hand-written", by_hand),
             ("aiohttp's HttpResponseParser", aiohttps),
@@ -151,7 +151,7 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
             feed = make(kept)
             feed(data)
             assert kept.data == (EVENT if make in (before, answer) else EVENT * per_read), name
-            ways[f"event, {per_read} a read: {name}"] = functools.partial(feed, data), per_read
+            ways[f"event, {per_read} per read: {name}"] = functools.partial(feed, data), per_read
     return ways
 
 
@@ -165,8 +165,8 @@ def exchanges(pool: Pool) -> dict[str, tuple[Callable[[], object], int]]:
     return {
         "exchange: new httptools parser": ((lambda: httptools.HttpResponseParser(PerChunk(LastBytes()))), 1),
         "exchange: httptools, headers decoded": ((lambda: before(LastBytes())), 1),
-        "exchange: Answer, head read": (one_answer, 1),
-        "exchange: aiohttp's parser, head read": (_aiohttp_parser, 1),
+        "exchange: ResponseParser, head parsed": (one_answer, 1),
+        "exchange: aiohttp's parser, head parsed": (_aiohttp_parser, 1),
         "exchange: request() of three headers, 900 B": (
             (lambda: pool.request("POST", "/v1/chat/completions", REQUEST, BODY)),
             1,

@@ -1,0 +1,72 @@
+"""Tests wait for facts, not for time: `asyncio.sleep` of anything but 0 is allowed in virtual time only (`@virtual`).
+`time.sleep` is banned by ruff."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# File name and function -> why it may sleep. Functions under `@virtual` need no line here.
+MAY_SLEEP = {
+    "engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
+    "test_clock.py::divide": "virtual time, by run_virtual",
+    "test_drain.py::finish": "virtual time, by @virtual",
+    "test_journey.py::play": "virtual time, by run_virtual",
+    "test_journey_faults.py::half_open": "virtual time, by @virtual",
+    "test_paused.py::_pace": "the pace of an engine in front of a real process",
+    "test_paused.py::_stopped": "a process that is stopped for seconds is what it tests",
+    "test_respond.py::takes": "virtual time, by @virtual",
+}
+
+
+def sleeps(source: str) -> Iterator[tuple[str, int]]:
+    """The function and line of each sleep, under whatever name `asyncio.sleep` was imported."""
+    tree = ast.parse(source)
+    names = {"asyncio.sleep"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {f"{alias.asname}.sleep" for alias in node.names if alias.name == "asyncio"}
+        elif isinstance(node, ast.ImportFrom) and node.module == "asyncio":
+            names |= {alias.asname or alias.name for alias in node.names if alias.name == "sleep"}
+
+    def visit(node: ast.AST, function: str) -> Iterator[tuple[str, int]]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if "virtual" in map(ast.unparse, node.decorator_list):
+                return
+            function = node.name
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in names:
+            if [ast.unparse(argument) for argument in node.args] != ["0"]:
+                yield function, node.lineno
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, function)
+
+    yield from visit(tree, "<module>")
+
+
+def test_tests_wait_for_facts_and_do_not_sleep() -> None:
+    found = {
+        f"{path.name}::{function}": line
+        for path in TESTS.rglob("*.py")
+        for function, line in sleeps(path.read_text())
+    }
+    assert {where: line for where, line in found.items() if where not in MAY_SLEEP} == {}
+    assert MAY_SLEEP.keys() - found.keys() == set(), "excuses that are no longer needed"
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("import asyncio as aio\nasync def f():\n    await aio.sleep(0.1)", True),
+        ("from asyncio import sleep as nap\nasync def f(x):\n    await nap(x)", True),
+        ("import asyncio\nasync def f():\n    await asyncio.sleep(delay=1)", True),
+        ("import asyncio\nasync def f():\n    await asyncio.sleep(0)", False),
+        ("import asyncio\n@virtual\nasync def f():\n    await asyncio.sleep(9)", False),
+        ("clock.sleep(1)", False),
+    ],
+)
+def test_a_sleep_is_caught_under_any_name(source: str, caught: bool) -> None:
+    assert bool(list(sleeps(source))) is caught
