@@ -50,9 +50,9 @@ def modules(root: Path) -> dict[str, str]:
 
 
 def room_of(module: str) -> str:
-    """The folder under proxy/; `proxy` for the modules at its top."""
-    folder, _, name = module.removeprefix("proxy/").partition("/")
-    return folder if name else "proxy"
+    """A module's folder in `proxy/`; the files at its top are one room."""
+    room, _, inside = module.removeprefix("proxy/").partition("/")
+    return room if inside else "top"
 
 
 # One module's mutants
