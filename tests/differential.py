@@ -1,7 +1,6 @@
 """Owns the comparison of three readings of a request: aiohttp's parser, the gateway's own, and httptools'.
 Must not know sockets: seeded mutations of a corpus in, counts and disagreements out.
-Called by tests/test_differential.py, and as `python -m tests.differential --count 1000000`, which exits 1 where
-two readings of what the gateway accepts differ."""
+`python -m tests.differential --count 1000000` exits 1 where two readings of what the gateway accepts differ."""
 
 from __future__ import annotations
 
@@ -118,7 +117,8 @@ class Httptools:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.offered = True  # it takes the rest for the other protocol's; what follows: tests/test_door.py
+            # It takes the rest for the other protocol's; test_listener.py has what follows.
+            self.offered = True
         except httptools.HttpParserError as e:
             self.error = e
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-# File name and function -> why it may sleep. Functions under `@virtual` need no line here.
+# File and function -> why it may sleep. Functions under `@virtual` need no line here.
 MAY_SLEEP = {
-    "engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
-    "test_clock.py::divide": "virtual time, by run_virtual",
-    "test_drain.py::finish": "virtual time, by @virtual",
-    "test_journey.py::play": "virtual time, by run_virtual",
-    "test_journey_faults.py::half_open": "virtual time, by @virtual",
-    "test_paused.py::_pace": "the pace of an engine in front of a real process",
-    "test_paused.py::_stopped": "a process that is stopped for seconds is what it tests",
-    "test_respond.py::takes": "virtual time, by @virtual",
+    "kit/engine_scripts.py::_pause": "the pace of the timed engine; 0 in tests",
+    "kit/test_clock.py::divide": "virtual time, by run_virtual",
+    "system/test_drain.py::finish": "virtual time, by @virtual",
+    "proxy/flights/test_exchange.py::play": "virtual time, by run_virtual",
+    "proxy/flights/test_exchange_faults.py::half_open": "virtual time, by @virtual",
+    "system/test_paused.py::_pace": "the pace of an engine in front of a real process",
+    "system/test_paused.py::_stopped": "a process that is stopped for seconds is what it tests",
+    "proxy/server/test_respond.py::takes": "virtual time, by @virtual",
 }
 
 
@@ -52,7 +52,7 @@ def is_zero(call: ast.Call) -> bool:
 
 def test_tests_wait_for_facts_and_do_not_sleep() -> None:
     found = {
-        f"{path.name}::{function}": line
+        f"{path.relative_to(TESTS).as_posix()}::{function}": line
         for path in TESTS.rglob("*.py")
         for function, line in sleeps(path.read_text())
     }

@@ -21,7 +21,7 @@ from proxy.wire.openai import decode
 from proxy.wire.sse import Framer, chunk, data_of, is_done, unchunks
 from proxy.wire.whole import REASONS
 from tests.fuzz.kit import StillLoop, Target, flagged, lenient_json, parted
-from tests.resp_kit import HELLO_REPLY, Transport
+from tests.kit.resp_kit import HELLO_REPLY, Transport
 
 ASKED: Final = 3
 BOUNDS: Final = Bounds(connect=5.0, pending=1000, reply=1 << 20)

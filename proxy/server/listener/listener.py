@@ -48,7 +48,8 @@ class ClientConnection(RequestHandler):
     """One client connection. What aiohttp itself must refuse is refused in OpenAI's form.
 
     `start` takes the place of aiohttp's own loop: a task, a response object and two turns of the event loop less
-    for each request (9 µs of 40). It leans on private names of aiohttp 3.14: `tests/test_door.py` guards them.
+    for each request (9 µs of 40). It uses private names of aiohttp 3.14:
+    `tests/proxy/server/listener/test_listener.py` guards them.
     """
 
     lags = False  # the client takes less than it is sent
