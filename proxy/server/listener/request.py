@@ -71,11 +71,11 @@ def at_hand(content: StreamReader, most: int = AT_HAND) -> bytes | None:
     dropped with the request."""
     if content is EMPTY_PAYLOAD:
         return b""
-    if not content.is_eof() or content.exception() is not None or content._size > most:  # noqa: SLF001
+    if not content.is_eof() or content.exception() is not None or content._size > most:
         return None
-    pieces = content._buffer  # noqa: SLF001 - there is no public way to see whether it is one piece
+    pieces = content._buffer
     if not pieces:
         return b""
-    if len(pieces) == 1 and not content._buffer_offset and len(pieces[0]) < AT_HAND:  # noqa: SLF001
+    if len(pieces) == 1 and not content._buffer_offset and len(pieces[0]) < AT_HAND:
         return pieces[0]
     return content.read_nowait()
