@@ -1,4 +1,4 @@
-"""The drill has a fault for every alert, and says of each whether it fired. What it does, test_watch.py sees."""
+"""The drill has a fault for every alert and reports whether each fired. test_watch.py runs some of them."""
 
 from __future__ import annotations
 

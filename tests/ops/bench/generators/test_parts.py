@@ -1,4 +1,4 @@
-"""The load generators' benchmark: the truth, what each tool's file says, the errors, one part of it."""
+"""The comparison of load generators: true times, result files, errors, and one measured part."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ print(asyncio.run(main()))
 
 
 def hogged(hog: str) -> float:
-    """Seconds that four turns of another program's loop took."""
+    """Seconds that four iterations of another program's event loop took."""
     env = {**os.environ, "PYTHONPATH": str(HOG), "HOG": hog}
     said = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, check=True, timeout=50)
     return float(said.stdout)
@@ -239,7 +239,7 @@ def test_the_hog_leaves_alone_the_loops_of_the_other_process() -> None:
 
 
 class Broken:
-    """A tool that fails, or leaves nothing that can be read."""
+    """A tool that fails, or whose result is unreadable."""
 
     name = "broken"
     sends_in = "main"

@@ -1,4 +1,4 @@
-"""The load generators' benchmark: its table, and its command line."""
+"""The comparison of load generators: its table and its command line."""
 
 from __future__ import annotations
 

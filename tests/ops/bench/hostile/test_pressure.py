@@ -1,4 +1,4 @@
-"""The pressure runs: bounded attacks, each against a gateway of its own, and a row of what they did to it."""
+"""The pressure benchmark: bounded attacks, each against a fresh gateway, and a row with their effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's peers installed: once, from nothing, each in its own folder, every step bounded."""
+"""Installing the peers: once, from scratch, each in its own folder, with a time limit for every step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ops.bench.peers.pypi import LiteLLM, vllm_router
 
 
 class Recorder:
-    """Stands in for `run`: keeps what it was asked, and leaves what the program would have left."""
+    """Replaces `run`: records the commands, and creates the files that they would create."""
 
     def __init__(self, *failing: str) -> None:
         self.asked: list[list[str]] = []
@@ -35,7 +35,7 @@ class Recorder:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Path:
-    """A named pipe: who reads it sees its end when the last process that holds it is gone."""
+    """A named pipe: its reader sees the end when the last process that holds it has exited."""
     path = tmp_path / "held"
     os.mkfifo(path)
     return path
@@ -128,7 +128,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 def test_a_step_that_is_not_done_in_time_is_ended_with_its_children(held: Path) -> None:
-    """All of them hold the pipe: it ends only when the last is gone."""
+    """Every process holds the pipe, so it ends with the last one."""
     with os.fdopen(os.open(held, os.O_RDONLY | os.O_NONBLOCK)) as pipe:
         with pytest.raises(InstallError, match="not finished after"):
             run(["sh", "-c", f"exec 3>{held}; echo up >&3; tail -f /dev/null & wait"], seconds=1)

@@ -1,4 +1,4 @@
-"""The benchmark's peers: configurations, command lines, what a check says."""
+"""The peers: configurations, command lines, the verdict of a check."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENGINE = "http://127.0.0.1:8000"
 
 
 def faked(name: str, home: Path) -> None:
-    """The files that tell a driver that its peer is installed."""
+    """The files by which a driver sees that its peer is installed."""
     for path in (
         f"{name}/usr/sbin/{name}",
         f"{name.removesuffix('-rr')}/venv/bin/python",
@@ -40,7 +40,7 @@ def faked(name: str, home: Path) -> None:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Path:
-    """A named pipe: who reads it sees its end when the last process that holds it is gone."""
+    """A named pipe: its reader sees the end when the last process that holds it has exited."""
     path = tmp_path / "held"
     os.mkfifo(path)
     return path

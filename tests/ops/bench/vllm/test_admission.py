@@ -1,4 +1,4 @@
-"""The comparisons on a busy engine: what is counted of a run, and how it is shown."""
+"""The comparisons on an overloaded engine: what is counted, and the tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLE = ROOT / "out" / "sample"
 
 
 def request(due_ms: float, *events: tuple[float, str], status: int | None = 200) -> str:
-    """One line of a run's raw events: times from its beginning in ms, and what came."""
+    """One line of raw events: milliseconds since the start of the run, and the kind of event."""
     told = [[int(ms * 1e6), 0, 0, what] for ms, what in events]
     return json.dumps({"due_ns": int(due_ms * 1e6), "events": told, "status": status})
 
@@ -108,17 +108,20 @@ def test_the_samples_are_what_their_own_figures_make() -> None:
     assert (SAMPLE / "prefixes" / "prefixes.md").read_text().endswith(f"\n\n{prefix_table(rows)}\n")
 
 
-def test_both_run_on_a_fake_engine(tmp_path: Path) -> None:
-    """As a person would: processes, tables, pictures."""
-    small = ["--toy", "--engine-flags=--prefill 0.01 --step 0.001", "--rounds", "1", "--out", str(tmp_path)]
-    for program, flags in (
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
         ("admission", ["--seconds", "1", "--loads", "2", "--full", "4", "--gateway=--max-inflight auto"]),
         ("prefixes", ["--requests", "8", "--clients", "4", "--before", str(ROOT)]),
-    ):
-        argv = [sys.executable, "-m", f"ops.bench.vllm.{program}", *small, *flags]
-        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=55)
-        assert done.returncode == 0, done.stderr[-2000:]
-        table = (tmp_path / f"{program}.md").read_text()
-        assert table.strip() == done.stdout.strip()
-        assert "| direct | " in table
-        assert json.loads((tmp_path / f"{program}.json").read_text())
+    ],
+)
+def test_both_run_on_a_fake_engine(program: str, flags: list[str], tmp_path: Path) -> None:
+    """Run the commands: processes, tables, plots."""
+    small = ["--toy", "--engine-flags=--prefill 0.01 --step 0.001", "--rounds", "1", "--out", str(tmp_path)]
+    argv = [sys.executable, "-m", f"ops.bench.vllm.{program}", *small, *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=55)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = (tmp_path / f"{program}.md").read_text()
+    assert table.strip() == done.stdout.strip()
+    assert "| direct | " in table
+    assert json.loads((tmp_path / f"{program}.json").read_text())

@@ -1,4 +1,4 @@
-"""The page of the batching measurement is made of its rows, and the sample is what its own figures say."""
+"""The page of the batching benchmark, and the sample page, which is generated from its figures."""
 
 from __future__ import annotations
 

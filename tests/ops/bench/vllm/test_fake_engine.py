@@ -1,4 +1,4 @@
-"""The fake engine: so many at once, the others wait, and its page says so."""
+"""The fake engine: a fixed number of slots, further requests wait, and its metrics report both."""
 
 from __future__ import annotations
 
