@@ -12,7 +12,7 @@ from ops.bench.subjects import Command
 
 __all__ = ["PINS", "Command", "InstallError", "Peer"]
 
-# What the README's table was measured with. Requirements of the requirements float, as in any plain install,
+# What the table of ops/docs/benchmarks.md was measured with. Requirements of the requirements float, as in any plain install,
 # but for those named here. Debian removes old revisions: where one is gone, what Debian offers is taken, and said.
 PINS: Final[Mapping[str, str]] = {
     "nginx": "1.22.1-9+deb12u11",
