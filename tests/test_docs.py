@@ -1,5 +1,5 @@
-"""The documents hold together: links, commands, paths and metrics name what exists; the README is one page; a
-decision is a short record, and the index lists it. `python -m tests.test_docs` writes that index."""
+"""The documents name what exists (links, commands, paths, tests, metrics); the README is one page; a decision is a
+short record, and the index lists it. `python -m tests.test_docs` writes that index."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ MOST_LINES, MOST_BYTES, MOST_RECORD_LINES = 200, 12_288, 8
 MODULES = re.compile(r"\bpython -m ((?:proxy|loadgen|corpus|ops|tests)[\w.]*\w)")
 PATHS = re.compile(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|toml|yaml|yml|json|env|service))?)`")
 LATER = re.compile(r"^(out/|ops/\.env$)")  # written by programs or by the reader
+TESTS = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)\b")
 METRICS = re.compile(r"\bgateway_[a-z0-9_]+[a-z0-9]\b")
 
 
@@ -79,6 +80,11 @@ def unknown_paths(text: str, page: Path) -> list[str]:
     return sorted(name for name in named if not any((place / name).exists() for place in places))
 
 
+def unknown_tests(text: str) -> list[str]:
+    known = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    return sorted(set(TESTS.findall(text)) - known)
+
+
 @cache
 def strings_of_the_gateway() -> frozenset[str]:
     return frozenset(
@@ -115,6 +121,7 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert dead_links(text, page) == []
     assert unknown_commands(text) == []
     assert page == HISTORY or unknown_paths(text, page) == []
+    assert unknown_tests(text) == []
     assert unknown_metrics(text) == []
 
 
@@ -131,6 +138,7 @@ def test_each_check_finds_what_does_not_exist() -> None:
     ]
     paths = "`proxy/no.py` `wire/sse.py` `ops/no/` `ops/docs/` `out/x.json`"
     assert unknown_paths(paths, page) == ["ops/no/", "proxy/no.py"]
+    assert unknown_tests("`test_docs.py`, `tests/test_no.py::test_a`") == ["test_no.py"]
     assert unknown_metrics("gateway_flights, gateway_no_such_total, job:gateway_x:y") == ["no_such_total"]
 
 

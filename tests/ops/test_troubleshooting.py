@@ -1,4 +1,4 @@
-"""The page for bad days names only what there is: metrics, flags, settings, errors, log events, its own parts."""
+"""The troubleshooting page names only what exists: metrics, flags, settings, errors, log events, sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page for bad days shows is what the program says: each line is made here, by the fault it is of."""
+"""What the troubleshooting page shows is what the program prints: a test causes each fault and compares."""
 
 from __future__ import annotations
 
