@@ -51,9 +51,9 @@ def modules(root: Path) -> dict[str, str]:
 
 
 def room_of(module: str) -> str:
-    """A module's folder in `proxy/`; the files at its top are one room."""
-    room, _, inside = module.removeprefix("proxy/").partition("/")
-    return room if inside else "top"
+    """A module's folder in `proxy/`; `top` for one that lies in none."""
+    room, folder, _ = module.removeprefix("proxy/").partition("/")
+    return room if folder else "top"
 
 
 # One module's mutants

@@ -93,7 +93,7 @@ def retry_after(headers: Iterable[tuple[str, str]], now: Callable[[], float]) ->
         return seconds
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now())
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 

@@ -102,7 +102,7 @@ def is_error(frame: bytes) -> bool:
     return error != b"null" or bytes(members.get("object", b"")) == b'"error"'
 
 
-class Twins:
+class FrameTemplate:
     """Recognises frames that differ from one looked at before in nothing but their text.
 
     An engine's content frames are the same but for one JSON string. Such a frame has content and neither usage
@@ -140,7 +140,7 @@ class Twins:
                 return
 
 
-class PlainView:
+class UsageStripper:
     """A stream for which usage was asked, as it would have been for a client that did not ask.
 
     The chunk that holds nothing but usage vanishes. What the engine moved onto it goes back, as the last

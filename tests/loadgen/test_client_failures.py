@@ -15,7 +15,8 @@ from loadgen.exchange import Exchange
 from loadgen.reading import finish
 from loadgen.shots import Shot
 from loadgen.spec import Http
-from tests.engine import full_backlog
+from tests.kit.engine import full_backlog
+from tests.kit.running import until
 from tests.loadgen.kit import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.servers import (
     DONE,
@@ -29,7 +30,6 @@ from tests.loadgen.servers import (
     serving,
     whole,
 )
-from tests.running import until
 
 
 async def failing(answer: bytes, http: Http = QUICK, **more: Any) -> tuple[str | None, str]:

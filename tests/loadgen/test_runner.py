@@ -16,7 +16,7 @@ from loadgen.runner import Runner
 from loadgen.shots import Shot
 from loadgen.spec import Pace
 from loadgen.stand_in import OnePrompt
-from tests.leaks import settle
+from tests.kit.leaks import settle
 
 PROMPT = OnePrompt("p", "chat", {})
 

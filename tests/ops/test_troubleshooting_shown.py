@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from proxy.upstream.breaker import State
-from tests.client import post_json
-from tests.engine import Engine
-from tests.engine_scripts import echo_script
+from tests.kit.client import post_json
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import echo_script
+from tests.kit.running import HELLO, gateway, lines, until
 from tests.ops.kit import OPS, refusal
-from tests.running import HELLO, gateway, lines, until
 
 PAGE = (OPS / "docs" / "troubleshooting.md").read_text()
 CHAT = "/v1/chat/completions"

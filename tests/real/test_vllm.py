@@ -23,8 +23,8 @@ import pytest
 
 from proxy.app import App
 from proxy.embedded.redis import EmbeddedRedis
-from tests.client import Answer, call, get, post_json, streaming
-from tests.running import gateway, until
+from tests.kit.client import Answer, call, get, post_json, streaming
+from tests.kit.running import gateway, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
