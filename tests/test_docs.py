@@ -18,7 +18,7 @@ MOST_LINES, MOST_BYTES, MOST_RECORD_LINES = 200, 12_288, 8
 MODULES = re.compile(r"\bpython -m ((?:proxy|loadgen|corpus|ops|tests)[\w.]*\w)")
 PATHS = re.compile(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|toml|yaml|yml|json|env|service))?)`")
 LATER = re.compile(r"^(out/|ops/\.env$)")  # written by programs or by the reader
-TESTS = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)\b")
+TESTS = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)(?:::(test_\w+)(…?))?`")
 METRICS = re.compile(r"\bgateway_[a-z0-9_]+[a-z0-9]\b")
 
 
@@ -81,8 +81,14 @@ def unknown_paths(text: str, page: Path) -> list[str]:
 
 
 def unknown_tests(text: str) -> list[str]:
-    known = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
-    return sorted(set(TESTS.findall(text)) - known)
+    """Of `file.py` and `file.py::test`, whose end may be left out: `file.py::test_a_…`."""
+    unknown = []
+    for file, test, cut in TESTS.findall(text):
+        sources = [path.read_text("utf-8") for path in (ROOT / "tests").rglob(file)]
+        defined = re.compile(rf"^(?:async )?def {test}{'' if cut else chr(92) + '('}", re.MULTILINE)
+        if not any(defined.search(source) or not test for source in sources):
+            unknown.append(f"{file}::{test}" if test else file)
+    return unknown
 
 
 @cache
@@ -138,7 +144,8 @@ def test_each_check_finds_what_does_not_exist() -> None:
     ]
     paths = "`proxy/no.py` `wire/sse.py` `ops/no/` `ops/docs/` `out/x.json`"
     assert unknown_paths(paths, page) == ["ops/no/", "proxy/no.py"]
-    assert unknown_tests("`test_docs.py`, `tests/test_no.py::test_a`") == ["test_no.py"]
+    named = "`test_no.py`, `tests/test_docs.py`, `test_docs.py::test_a_page_…`, `test_docs.py::test_a_page`"
+    assert unknown_tests(named) == ["test_no.py", "test_docs.py::test_a_page"]
     assert unknown_metrics("gateway_flights, gateway_no_such_total, job:gateway_x:y") == ["no_such_total"]
 
 
