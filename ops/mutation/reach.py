@@ -56,7 +56,7 @@ class Function:
 
 
 Reach = dict[str, Function]
-"""By test function, as `tests/proxy/test_app.py::test_x`; with no name after `::`, what the rest of the file runs."""
+"""By test function, as `tests/proxy/test_app.py::test_x`; with no name after `::`, the rest of its file."""
 
 
 def definitions(source: str) -> list[str]:

@@ -189,7 +189,7 @@ def test_a_mutant_is_killed_survives_or_takes_too_long(toy: Path, monkeypatch: p
 
 
 def test_a_session_goes_on_where_it_was_and_keeps_its_sample(tmp_path: Path) -> None:
-    drawn = mutants.sample({"proxy/box.py": SOURCE}, "", 1, 3)
+    drawn = mutants.sample({"proxy/box.py": SOURCE}, 1, 3)
     mine = session.Session(tmp_path / "x.jsonl")
     mine.draw(drawn)
     verdict = Verdict("killed", "tests/test_box.py::test_b", 1.0)
