@@ -12,8 +12,8 @@ from ops.bench.subjects import Command
 
 __all__ = ["PINS", "Command", "InstallError", "Peer"]
 
-# The versions in the table of ops/docs/benchmarks.md. Their requirements float, as in any plain install,
-# except for those named here. Debian removes old revisions; then the offered one is taken and named in the output.
+# What the README's table was measured with. Requirements of the requirements float, as in any plain install,
+# but for those named here. Debian removes old revisions: where one is gone, what Debian offers is taken, and said.
 PINS: Final[Mapping[str, str]] = {
     "nginx": "1.22.1-9+deb12u11",
     "haproxy": "2.6.12-1+deb12u4",
