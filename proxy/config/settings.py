@@ -355,7 +355,7 @@ def options() -> tuple[Option, ...]:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of settings in `ops/docs/settings.md`, in Markdown."""
     rows = ["| flag | environment | TOML | default | what it is |", "|---|---|---|---|---|"]
     for option in options():
         metavar = "" if option.is_switch else " " + option.metavar.replace("|", "\\|")

@@ -115,7 +115,7 @@ class Gateway:
             "/embed": ("POST", "embeddings", embed),
             "/v1/models": ("GET", "models", self._models),
             "/health": ("GET", "health", plain.health),
-            "/ping": ("GET", "health", plain.health),
+            "/ping": ("GET, POST", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
         }
         self.routes = Routes(public, plain, access_policy, self._pass, admin=settings.admin_port != 0)

@@ -16,7 +16,7 @@ from proxy.server.handlers.status import ALLOWED, StatusHandlers
 
 Handler = Callable[[RequestContext], Awaitable[respond.Sent]]
 Route = tuple[str, str, Handler]
-"""The method that a path takes, the endpoint's label, the handler."""
+"""The method that a path takes (or some, as in `Allow`), the endpoint's label, the handler."""
 
 
 _NOWHERE: Final = frozenset(
@@ -92,7 +92,7 @@ class Routes:
             call.endpoint = "passthrough"
             return self._passed
         takes, call.endpoint, handler = route
-        if method == takes or (takes == "GET" and method == "HEAD"):
+        if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
         if self._access_policy is not None and call.endpoint in OPERATING:
             self._access_policy.enter(call)  # only an operator is told what is there

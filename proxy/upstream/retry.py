@@ -20,8 +20,8 @@ GONE: Final = frozenset({CONNECT, RESET})
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PURE: Final = frozenset(
     {
-        "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling",
-        "/classify", "/generative_scoring", "/v1/embeddings",
+        "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/v2/embed",
+        "/pooling", "/classify", "/generative_scoring", "/v1/embeddings",
     }
 )  # fmt: skip
 """POSTs of vLLM that only compute."""

@@ -240,7 +240,8 @@ def _refuse_twice(body: bytes) -> None:
 
 
 def with_usage(ask: ApiRequest) -> bytes:
-    """The body that asks the engine for usage in a stream, every other member as the client wrote it."""
+    """The body that asks the engine for usage in a stream, every other member as the client wrote it, but
+    `continuous_usage_stats`: it says nothing where the client did not ask for usage."""
     if ask.include_usage or ask.large is not None:
         return ask.body
     options = ask.fields.get("stream_options")
@@ -249,6 +250,7 @@ def with_usage(ask: ApiRequest) -> bytes:
     members: dict[str, Any] = (
         msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {} if options else {}
     )
+    members.pop("continuous_usage_stats", None)
     members["include_usage"] = True
     return msgspec.json.encode({**ask.fields, "stream_options": members})
 

@@ -97,6 +97,7 @@ COUNTS: Final = (
     "/score",
     "/rerank",
     "/v2/rerank",
+    "/v2/embed",
     "/pooling",
     "/classify",
     "/generative_scoring",

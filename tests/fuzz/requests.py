@@ -58,6 +58,8 @@ def request(data: bytes) -> None:
     assert ask.include_usage == (_LAX.validate_python(options.get("include_usage")) is True)
     sent = strict_json(with_usage(ask), once=False)
     wanted = {**options, "include_usage": options.get("include_usage") if ask.include_usage else True}
+    if not ask.include_usage:
+        wanted.pop("continuous_usage_stats", None)
     assert sent == {**given, "stream_options": wanted}
     stream_extras(ask)
     _on(ask, given)

@@ -115,7 +115,8 @@ def frames(data: bytes) -> None:
         seen += view.feed(frame)
     seen += view.end()
     assert not view.held
-    kept = [frame for frame in given if not _only_usage(frame)]
+    first = next((i for i, frame in enumerate(given) if _forced(frame)), len(given))
+    kept = [frame for frame in given[:first] if not _only_usage(frame)] + given[first:]
     # Nothing is lost, repeated or made up; what goes back to a finish is put at its end.
     # A usage chunk that is not UTF-8, or has half an emoji, is no JSON to us and goes out as it came.
     other = Counter(frame for frame in seen if not (_only_usage(frame) and _odd(frame)))
@@ -131,6 +132,13 @@ def frames(data: bytes) -> None:
 def _only_usage(frame: bytes) -> bool:
     members = lenient_json(data_of(frame))
     return isinstance(members, dict) and members.get("choices") == [] and members.get("usage") is not None
+
+
+def _forced(frame: bytes) -> bool:
+    """Usage that nobody asked for: from here on everything is seen as it came."""
+    members = lenient_json(data_of(frame))
+    given = isinstance(members, dict) and members.get("usage") is not None and "choices" in members
+    return given and not _only_usage(frame) and not _odd(frame) and FINISH.search(frame) is None
 
 
 def _odd(frame: bytes) -> bool:

@@ -35,7 +35,7 @@ class Injected(Exception):
 
 
 def name_of(code: CodeType) -> str:
-    """`scheduler.Scheduler._turn`: the module and the function's full name."""
+    """`flights.scheduler.Scheduler._turn`: the module and the function's full name."""
     return code.co_filename.removeprefix(HOME).removesuffix(".py").replace("/", ".") + "." + code.co_qualname
 
 
@@ -324,11 +324,15 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 EXEMPT: Final = {
-    "containment.contained": "runs the steps that give things back; what it raises itself nobody can contain",
-    "embed_faults.EmbedFaults.safely": "the same, for embeddings",
-    "journey.Journey._safely": "the border of its timers",
-    "door.DoorHandler.connection_made": "the border to the loop; what it does is in `_welcome` and `start`",
-    "door.Door.connection_made": "the border to aiohttp, of one connection; all it does is in `_welcome`",
+    "telemetry.containment.contained": "runs the clean-up steps; its own exceptions cannot be contained",
+    "flights.embeddings.faults.EmbedFaults.safely": "the same, for embeddings",
+    "flights.exchange.Exchange._safely": "the border of its timers",
+    "server.listener.listener.ClientConnection.connection_made": (
+        "the border to the loop; what it does is in `_welcome` and `start`"
+    ),
+    "server.listener.listener.Listener.connection_made": (
+        "the border to aiohttp, of one connection; all it does is in `_welcome`"
+    ),
 }
 """Functions that cannot be made to raise, each with its reason."""
 

@@ -1,6 +1,6 @@
 """Owns the two upstreams that the tests of faults compare: ours, and the same interface on aiohttp's own client.
 Must not know any one fault. Foreign errors become the same GatewayErrors here as there.
-Called by tests; the proxy itself never uses aiohttp's client (DECISIONS 2)."""
+Called by tests; the proxy itself never uses aiohttp's client (ops/docs/decisions/upstream.md, 2)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.kit.engine_scripts import echo_script
 from tests.kit.running import HELLO, gateway, lines, until
 from tests.ops.kit import OPS, refusal
 
-PAGE = (OPS / "TROUBLESHOOTING.md").read_text()
+PAGE = (OPS / "docs" / "troubleshooting.md").read_text()
 CHAT = "/v1/chat/completions"
 NOBODY = "127.0.0.1:9"  # discard: nothing listens there
 

@@ -18,7 +18,16 @@ from tests.kit.engine import Engine, Turn
 from tests.kit.forms import FORM_TYPE, form_of
 from tests.kit.running import HELLO, gateway, until
 
-PATHS = ["/v1/responses", "/v1/messages", "/v1/a/b", "/tokenize", "/detokenize", "/score", "/v2/rerank"]
+PATHS = [
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/a/b",
+    "/tokenize",
+    "/detokenize",
+    "/score",
+    "/v2/rerank",
+    "/v2/embed",
+]
 ODD = "application/x-odd"
 
 
@@ -276,6 +285,18 @@ async def test_the_log_probabilities_of_a_long_prompt_pass_through_though_they_a
 async def test_the_process_says_that_it_lives_by_sagemakers_name_too(engine: Engine, path: str) -> None:
     async with gateway(engine) as app:
         assert (await get(app.url, path)).status == 200
+
+
+async def test_ping_takes_post_too_with_and_without_a_body_and_nothing_else(engine: Engine) -> None:
+    """As at vLLM: SageMaker's `/ping` is GET and POST; what is posted says nothing."""
+    async with gateway(engine) as app:
+        for body in (b"", b"not JSON", b"x" * 100_000):
+            answer = await call(app.url, "POST", "/ping", body)
+            assert (answer.status, answer.json()) == (200, {"status": "ok"})
+        put, health = await call(app.url, "PUT", "/ping"), await call(app.url, "POST", "/health")
+        assert (put.status, put.head["allow"]) == (405, "GET, POST, HEAD")
+        assert "takes GET and POST, not PUT" in put.json()["error"]["message"]
+        assert (health.status, health.head["allow"]) == (405, "GET, HEAD")
 
 
 async def test_what_sagemaker_invokes_is_capped(engine: Engine) -> None:

@@ -67,10 +67,11 @@ class StatusHandlers:
     def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[respond.Sent]]:
         """Who answers a method that a path does not take. Raises GatewayError 405."""
         request = call.request
-        call.allow = f"{takes}, HEAD" if takes == "GET" else takes
+        call.allow = f"{takes}, HEAD" if takes.startswith("GET") else takes
         if request.method == "OPTIONS":
             return self.server
-        words = f"{request.path} takes {takes}, not {request.method[:_METHOD_CHARS]}."
+        methods = takes.replace(", ", " and ")
+        words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
     async def server(self, call: RequestContext) -> respond.Sent:

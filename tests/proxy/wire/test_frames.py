@@ -196,11 +196,20 @@ def test_without_a_usage_chunk_the_finish_comes_unchanged_before_the_end(last: b
     assert view.end() == [finish]
 
 
-def test_a_usage_beside_choices_is_not_the_usage_chunk() -> None:
+def test_usage_that_the_engine_gives_unasked_is_seen_as_it_came() -> None:
+    """vLLM's `--enable-force-include-usage` sends what it sends where continuous usage is asked for."""
     frames = frames_of(load("chat-continuous-usage-stream").body)
-    seen = plain(frames)
-    assert len(seen) == len(frames) - 1
-    assert b'"usage"' in seen[0]
+    assert plain(frames) == frames
+    late = [delta('{"content":"a"}'), *frames[1:]]  # however late it begins
+    assert plain(late) == late
+
+
+def test_usage_on_the_finish_alone_is_not_forced() -> None:
+    """Engines that say it there too, where it is asked for: the chunk without choices still vanishes."""
+    finish = frame('{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":1}}')
+    usage = frame('{"choices":[],"usage":{"prompt_tokens":1}}')
+    content = delta('{"content":"a"}').replace(b"}]}", b'}],"usage":null}')
+    assert plain([content, finish, usage, b"data: [DONE]\n\n"]) == [content, finish, b"data: [DONE]\n\n"]
 
 
 def test_line_ends_and_spaces_of_other_engines_survive() -> None:

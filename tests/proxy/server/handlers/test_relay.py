@@ -29,6 +29,7 @@ from proxy.wire.http.target import Malformed, read_target
         ("/tokenize", True),
         ("/tokenize/", True),
         ("/v2/rerank?x=1", True),
+        ("/v2/embed", True),
         ("/tokenizer", False),
         ("/v1", False),
         ("/v1/", False),

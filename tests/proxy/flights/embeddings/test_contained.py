@@ -37,8 +37,8 @@ EXEMPT: Final = {
     "Embedder._finish": "the give-back of a request",
     "Embedder._fail": "the end of a request that failed",
     "Embedder._forget": "the give-back of an item",
-    "Want.clear": "the give-back of a request's memory",
-    "Want.ends": "the end of a request",
+    "EmbeddingRequest.clear": "the give-back of a request's memory",
+    "EmbeddingRequest.ends": "the end of a request",
 }
 
 
