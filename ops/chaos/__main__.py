@@ -107,7 +107,7 @@ def main() -> int:
             return 128 + signal.SIGTERM
     head = (
         f"{machine()}. Seed {args.seed}, {args.clients} clients, {args.engines} engines, one Redis; "
-        f"hung: not finished within {args.hung:g} s. Target for unaffected streams: {WANTED:.1%} exact."
+        f"hung: not finished within {args.hung:g} s. Target for streams without a fault: {WANTED:.1%} exact."
     )
     page = markdown(rows, head)
     print(page)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 HEAD: Final = (
-    "| scenario | faults | requests | exact | reported error | client left | **wrong** | hung | leftovers "
-    "| unaffected streams: exact |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| scenario | faults | requests | exact | correct error | client left on purpose | **wrong** | hung "
+    "| left behind | streams without a fault: exact |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 KINDS: Final = ("exact", "error", "left", "wrong", "hung")
 WANTED: Final = 0.999
@@ -73,8 +73,8 @@ def markdown(rows: Sequence[Row], head: str) -> str:
         if row.reasons:
             lines.append(f"  - not exact: {_most(row.reasons)}")
         if row.untouched_reasons:
-            lines.append(f"  - not exact among unaffected streams: {_most(row.untouched_reasons)}")
-        lines += [f"  - **leftover:** {what}" for what in row.left_behind]
+            lines.append(f"  - not exact among streams without a fault: {_most(row.untouched_reasons)}")
+        lines += [f"  - **left behind:** {what}" for what in row.left_behind]
         lines += [f"  - note: {note}" for note in row.notes]
     return "\n".join(lines) + "\n"
 

@@ -205,5 +205,5 @@ def test_the_page_has_a_row_for_each_scenario_and_says_what_was_wrong() -> None:
     page = markdown([row], "head")
     assert "| a scenario | 2 | 10 | 9 | 0 | 0 | **1** | 0 | 1 | 9 of 10 (90.00%) |" in page
     assert "another text 1" in page
-    assert "**leftover:** flights 1" in page
+    assert "**left behind:** flights 1" in page
     assert row.failed
