@@ -31,9 +31,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--events", type=int, help=f"faults in total (default {EVENTS}, or {EVENTS_A_MINUTE} per minute of a soak)"
     )
     parser.add_argument("--seconds", type=float, default=360, help="seconds of load in total (default 360)")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--engines", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1, help="seed of faults and load")
+    parser.add_argument("--clients", type=int, default=50, help="concurrent clients")
+    parser.add_argument("--engines", type=int, default=3, help="number of engines")
     parser.add_argument("--hung", type=float, default=20, help="seconds after which a request counts as hung")
     parser.add_argument(
         "--only", default="", help="only scenarios whose name contains this; they share the total time"

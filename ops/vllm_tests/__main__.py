@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace, suite: Suite, out: Path, chosen: Sequence[str]) -> list[str]:
-    """Run these; the modules of the checkout that nobody has named."""
+    """Run these modules; returns those of the checkout that are not listed."""
     end = time.monotonic() + 60 * given.minutes
     home = given.home.expanduser().resolve()
     installation = vllm.Installation(home)

@@ -32,7 +32,7 @@ FRAMES: Final = 60_000
 WIDE: Final = 4_000_000  # bytes of a frame
 
 
-# -- the poller, a process of its own ------------------------------------------------------------------
+# -- the poller, a separate process -------------------------------------------------------------------
 
 
 def poll(port: int) -> None:
@@ -78,7 +78,7 @@ class Poller:
         return max((took for began, took in self._polls if began + took > since), default=0.0)
 
 
-# -- the engine, a process of its own ---------------------------------------------------------------------
+# -- the engine, a separate process ----------------------------------------------------------------------
 
 
 def chunk(index: int, content: str) -> bytes:

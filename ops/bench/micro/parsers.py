@@ -44,7 +44,6 @@ class LastBytes:
     """A receiver that keeps the last bytes it was given."""
 
     data = b""
-    joins = False
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         pass
@@ -83,11 +82,6 @@ def one_answer() -> None:
     ours = ResponseParser(LastBytes(), bodiless=False)
     ours.feed(HEAD)
     ours.close()
-
-
-def joined(to: LastBytes) -> Feed:
-    to.joins = True
-    return answer(to)
 
 
 def before(to: LastBytes) -> Feed:
@@ -141,7 +135,6 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
     for per_read in (1, 40):
         data = CHUNK * per_read
         for name, make in (
-            ("ResponseParser (httptools), joined to one call per read", joined),
             ("ResponseParser (httptools)", answer),
             ("httptools alone", before),
             ("hand-written", by_hand),
@@ -150,7 +143,7 @@ def events() -> dict[str, tuple[Callable[[], object], int]]:
             kept = LastBytes()
             feed = make(kept)
             feed(data)
-            assert kept.data == (EVENT if make in (before, answer) else EVENT * per_read), name
+            assert kept.data == (EVENT if make is before else EVENT * per_read), name
             ways[f"event, {per_read} per read: {name}"] = functools.partial(feed, data), per_read
     return ways
 

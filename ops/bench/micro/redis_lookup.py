@@ -56,10 +56,11 @@ class ByRedisPy:
 
 
 def frames(size: int) -> list[bytes]:
-    """A stream of about `size` bytes, in events of 230 bytes as vLLM sends them."""
-    event = b'data: {"choices":[{"index":0,"delta":{"content":" token"}}]}'
+    """A complete stream of about `size` bytes, in events of at most 230 bytes as vLLM sends them."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}]}'
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     event += b" " * (min(230, size) - len(event) - 2) + b"\n\n"
-    return [event] * max(1, size // len(event))
+    return [*[event] * max(1, (size - len(last)) // len(event)), last, b"data: [DONE]\n\n"]
 
 
 async def fill(url: str, size: int, keys: Sequence[bytes]) -> None:

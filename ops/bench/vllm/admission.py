@@ -107,7 +107,7 @@ def main() -> int:
                         help="flags of a gateway to compare; repeat for more")  # fmt: skip
     parser.add_argument("--loads", type=lambda text: [float(n) for n in text.split(",")], default=[1.0, 2.0, 4.0],
                         help="offered loads, as multiples of the capacity")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--seconds", type=float, default=60.0, help="seconds of load in each phase")
     parser.add_argument("--timeout", type=float, default=15.0, help="seconds after which clients give up")
     parser.add_argument(

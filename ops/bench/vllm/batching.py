@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "part", choices=[*PARTS, "table"], help="what to measure; table: only write the page again"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("--note", default="", help="a note for the table, such as other load on the machine")
     args = parser.parse_args(arguments)
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.prefixes", description=__doc__)
     arguments(parser)
     parser.add_argument("--before", type=Path, help="another checkout whose gateway is measured too")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument(
         "--clients", type=int, default=48, help="clients; each sends its next request when it has its answer"
     )

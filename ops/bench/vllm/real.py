@@ -182,15 +182,25 @@ def saving_table(measured: Mapping[str, Sequence[tuple[Mapping[str, Any], Work]]
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.vllm.real", description=__doc__)
     parser.add_argument("--engine", metavar="URL", help="a running vLLM (default: one is started on this CPU)")
-    parser.add_argument("--streams", type=lambda text: [int(n) for n in text.split(",")], default=[1, 8, 32])
+    parser.add_argument(
+        "--streams",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[1, 8, 32],
+        help="numbers of concurrent streams (default 1,8,32)",
+    )
     parser.add_argument("--prompts", type=int, default=40, help="minimum number of pairs per run")
     parser.add_argument("--tokens", type=int, default=24, help="tokens per answer")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds (default 3)")
     parser.add_argument(
         "--duplicates", type=float, default=0.75, help="share of requests that repeat an earlier one"
     )
     parser.add_argument("--sets", default="short-chat", help="sets of the corpus")
-    parser.add_argument("--cpus", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1])
+    parser.add_argument(
+        "--cpus",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[0, 1],
+        help="CPUs for engine and gateway (default 0,1)",
+    )
     args = parser.parse_args()
     overhead: dict[int, list[Mapping[str, Any]]] = {streams: [] for streams in args.streams}
     saved: dict[str, list[tuple[Mapping[str, Any], Work]]] = {"direct": [], "through the gateway": []}

@@ -33,7 +33,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--engine-flags", type=shlex.split, default=[], metavar="FLAGS", help="flags of the engine that is started"
     )
     parser.add_argument("--toy", action="store_true", help="a fake engine instead of vLLM, for a dry run")
-    parser.add_argument("--cpus", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1])
+    parser.add_argument(
+        "--cpus",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[0, 1],
+        help="CPUs for engine and gateways (default 0,1)",
+    )
 
 
 @contextmanager
@@ -72,7 +77,7 @@ def ways(
 
 
 def page(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:  # noqa: S310 - what was started here
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:  # noqa: S310 - a process started here
         text: str = answer.read().decode()
     return text
 
