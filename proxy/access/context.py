@@ -54,8 +54,8 @@ class AccessContext(Protocol):
     def identified(self, caller: Caller) -> None:
         """It is from this caller."""
 
-    def reserves(self, hold: Reservation | None) -> None:
-        """It has this of the limits until it is closed."""
+    def reserves(self, reserve: Callable[[], Reservation | None]) -> Reservation | None:
+        """It has what `reserve` returns of the limits until it is closed."""
 
     def when_closed(self, forget: Callable[[], None]) -> None:
         """Call this once it is over."""

@@ -97,9 +97,10 @@ class RequestContext:
         """It is from this caller."""
         self.caller = caller
 
-    def reserves(self, hold: Reservation | None) -> None:
-        """It has this of the limits until it is closed."""
-        self.hold = hold
+    def reserves(self, reserve: Callable[[], Reservation | None]) -> Reservation | None:
+        """It has what `reserve` returns of the limits until it is closed. Nothing can fail between the two."""
+        self.hold = hold = reserve()
+        return hold
 
     def when_closed(self, forget: Callable[[], None]) -> None:
         """Call this once it is over."""

@@ -41,15 +41,15 @@ class Admission:
         if hold is not None:  # let in by its head
             await hold.spends(cost)
             return
-        hold = self.limiter.ask(call.caller or self._identify(call.request), cost)
-        call.reserves(hold)
+        caller = call.caller or self._identify(call.request)
+        hold = call.reserves(lambda: self.limiter.ask(caller, cost))
         if hold is not None:
             await hold.allowed()
 
     async def head(self, call: AccessContext) -> None:
         """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
-        hold = self.limiter.ask(call.caller or self._identify(call.request), lambda: NO_COST)
-        call.reserves(hold)
+        caller = call.caller or self._identify(call.request)
+        hold = call.reserves(lambda: self.limiter.ask(caller, lambda: NO_COST))
         if hold is not None:
             await hold.allowed()
 
