@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 from proxy.config.redact import shown_path
 from proxy.errors import SettingsError
@@ -34,3 +35,13 @@ def warn_if_open(name: str, path: str, warnings: list[str]) -> None:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
         warnings.append(f"{name} = {path!r}: others may read it (mode {mode:04o}); chmod 600 it")
+
+
+def no_password(name: str) -> Callable[[], NoReturn]:
+    """For `SSLContext.load_cert_chain`: an error in place of OpenSSL's prompt on the terminal. `name`: the setting
+    that names the encrypted key."""
+
+    def refuse() -> NoReturn:
+        raise SettingsError(f"{name} is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")
+
+    return refuse

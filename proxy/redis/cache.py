@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from proxy.redis.availability import Availability
 from proxy.redis.client import RedisAddress, RedisClient, address
-from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
+from proxy.redis.resp import Lost, TooManyPending, WireError
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape
@@ -32,9 +33,6 @@ STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
 FLUSH_SECONDS: Final = 60.0  # bound of a flush
 FLUSH_STEP: Final = 512  # keys that Redis looks at in one step of it: well under a millisecond
 MAX_FLUSHED: Final = 1024  # models whose last flush is known
-AWAY: Final = frozenset({"LOADING", "NOAUTH"})
-"""Refusals that everything will meet until something changes over there. Full (OOM), read-only, moved: it
-answers, so look-ups go on; only this one is not served."""
 
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
@@ -132,27 +130,6 @@ class Reader:
             self._held -= len(oldest)
 
 
-class Availability:
-    """Pure. Open from the first failure on; whoever probes closes it again."""
-
-    def __init__(self, *, pause: float = 0.25, longest: float = 5.0) -> None:
-        self.open = False
-        self._first, self._longest = pause, longest
-        self.pause = pause  # seconds until the next probe
-
-    def failure(self) -> bool:
-        """True where this opened it. While it is open each further failure doubles the pause."""
-        opened = not self.open
-        self.pause = self._first if opened else min(self.pause * 2, self._longest)
-        self.open = True
-        return opened
-
-    def success(self) -> bool:
-        """True where this closed it."""
-        closed, self.open = self.open, False
-        return closed
-
-
 class Cache:
     """Look-ups and stores, each bounded in time. A look-up of many keys is one command and no task.
     Fails open: never raises.
@@ -181,19 +158,14 @@ class Cache:
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
-        self._on_breaker = on_breaker
-        self.breaker = Availability()
+        self._availability = Availability(self._ping, on_breaker)
         self._reader = Reader()
-        self._last_loss: WireError | None = None
         self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
-        self._probe_wanted = asyncio.Event()
-        self._probe: asyncio.Task[None] | None = None
-        self._stopping = False
         self._where = where
         self._flushed: dict[bytes, float] = {}  # when what begins with it was flushed, monotonic
 
     def __repr__(self) -> str:
-        return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+        return f"<Cache {'open' if self._availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
     def renew(self, where: RedisAddress) -> None:
         """For connections from now on."""
@@ -203,16 +175,13 @@ class Cache:
 
     @property
     def available(self) -> bool:
-        return not self.breaker.open
+        return not self._availability.open
 
     async def start(self) -> None:
-        self._probe = asyncio.create_task(self._probe_for_ever())
+        self._availability.start()
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._availability.stop()
         await self._lookups.close()
         await self._stores.close()
 
@@ -225,7 +194,7 @@ class Cache:
         """Have `done` called with what is stored under each key: one round trip for all. None where there is
         nothing, or no telling. It may be called before this returns, and is called again, with nothing found,
         where it raised. `others`: a second key for each, for where the first has nothing; empty: none."""
-        if self.breaker.open:
+        if self._availability.open:
             self._record("bypassed")
             done([None] * len(keys))
             return
@@ -298,7 +267,7 @@ class Cache:
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if self._ttl <= 0 or len(value) > self.max_entry or self.breaker.open:
+        if self._ttl <= 0 or len(value) > self.max_entry or self._availability.open:
             self._record("store_skipped")
             settled()
             return
@@ -348,34 +317,16 @@ class Cache:
             await link.close()
 
     def _failed(self, e: WireError) -> None:
-        if self._stopping or e is self._last_loss:
-            return  # one loss is one error, however many commands it took along
-        self._record("error")
-        if isinstance(e, TooManyPending | Unhandled) or (isinstance(e, ReplyError) and e.code not in AWAY):
-            return  # it lives
-        self._last_loss = e
-        if self.breaker.failure():
-            self._on_breaker(True, str(e))
-        self._probe_wanted.set()
+        if self._availability.failed(e):
+            self._record("error")
 
-    async def _probe_for_ever(self) -> None:
-        while True:
-            await self._probe_wanted.wait()
-            while self.breaker.open:
-                await asyncio.sleep(self.breaker.pause)
-                try:
-                    await self._lookups.call(b"PING", timeout=self._timeout)
-                except WireError:
-                    self.breaker.failure()
-                else:
-                    self.breaker.success()
-                    self._on_breaker(False, "it answers again")
-            self._probe_wanted.clear()
+    async def _ping(self) -> None:
+        await self._lookups.call(b"PING", timeout=self._timeout)
 
     async def ping(self) -> bool:
         """Whether it answers now; opens the breaker where it does not."""
         try:
-            await self._lookups.call(b"PING", timeout=self._timeout)
+            await self._ping()
         except WireError as e:
             self._failed(e)
             return False

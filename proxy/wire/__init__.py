@@ -12,7 +12,6 @@ from proxy.wire.embeddings import (
     envelope_of,
     inputs_of,
     put_together,
-    shares,
     take_apart,
 )
 from proxy.wire.frames import (
@@ -51,6 +50,7 @@ from proxy.wire.prompt import (
 )
 from proxy.wire.prompt_logprobs import outgrows
 from proxy.wire.raw_body import COUNTS, NONE, RawBody, generates, read_passed, takes_json_only
+from proxy.wire.shares import shares_beside
 from proxy.wire.sse import (
     DONE,
     LAST_CHUNK,
@@ -126,7 +126,7 @@ __all__ = [
     "refers",
     "refuse_ids",
     "refuse_template",
-    "shares",
+    "shares_beside",
     "split_body",
     "stream_extras",
     "strings",

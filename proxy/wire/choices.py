@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage, has_content, is_error, usage_from
+from proxy.wire.shares import shares
 from proxy.wire.sse import DONE, data_of, encode, is_done
 from proxy.wire.whole import REASONS
 
@@ -243,18 +244,6 @@ def split_body(
         raise Unfoldable(f"a body without {e}") from None
     except _BROKEN as e:
         raise Unfoldable(f"a body of unknown shape: {e}") from None
-
-
-def shares(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole parts in proportion to the weights, by the largest remainder; they add up to it."""
-    whole = sum(weights)
-    if not whole:
-        weights, whole = [1] * len(weights), len(weights)
-    parts = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
-    for n in by_remainder[: total - sum(parts)]:
-        parts[n] += 1
-    return parts
 
 
 def _strip_ids(members: dict[str, Raw]) -> None:

@@ -185,24 +185,3 @@ def put_together(envelope: bytes, vectors: Sequence[Vector], tokens: int | None)
 
 def _member(name: str, value: Raw | bytes) -> bytes:
     return b"%b:%b" % (_ENCODE(name), value)
-
-
-def shares(total: int, weights: Sequence[int], known: Sequence[int | None]) -> list[int]:
-    """Each item's part of the engine's count of all. What is known is kept; the others have the rest in proportion
-    to their weights, by largest remainder, so that the sum is `total` whatever comes. Where what is known
-    cannot be (more than there is, or less with nobody else to have it), it only weighs."""
-    open_ = [n for n, count in enumerate(known) if count is None]
-    rest = total - sum(count for count in known if count is not None)
-    if rest < 0 or (rest > 0 and not open_):
-        weights = [weight if count is None else count for weight, count in zip(weights, known, strict=True)]
-        open_, rest = list(range(len(known))), total
-        known = [None] * len(known)
-    found = [count or 0 for count in known]
-    weight_of = {n: max(1, weights[n]) for n in open_}
-    whole = sum(weight_of.values())
-    for n in open_:
-        found[n] = rest * weight_of[n] // whole
-    left = rest - sum(found[n] for n in open_)
-    for n in sorted(open_, key=lambda n: (-(rest * weight_of[n] % whole), n))[:left]:
-        found[n] += 1
-    return found

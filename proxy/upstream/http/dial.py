@@ -10,12 +10,12 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
 
-from proxy.config import shown_path
+from proxy.config import no_password, shown_path
 from proxy.errors import Code, GatewayError, SettingsError
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -186,7 +186,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
     if cert:
         right = "a certificate and its unencrypted private key, in PEM form"
         try:
-            context.load_cert_chain(cert, key or None, password=_encrypted)
+            context.load_cert_chain(cert, key or None, password=no_password("backend_key"))
         except OSError as e:
             name = "backend_key" if key and _opens(cert) else "backend_cert"
             raise _unusable(name, key if name == "backend_key" else cert, right, e) from None
@@ -195,11 +195,6 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
         context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _encrypted() -> NoReturn:
-    """Asked for a password OpenSSL would read the terminal: a server has none."""
-    raise SettingsError("backend_key is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")
 
 
 def _opens(path: str) -> bool:

@@ -386,4 +386,3 @@ def test_each_key_that_is_asked_for_is_counted() -> None:
     assert house.lookups.sent == [[b"MGET", *(b"gateway:" + key.hex().encode() for key in (KEY, b"b", b"c"))]]
     house.lookups.reply([value, None, b"garbage"])
     assert (heard, house.seen) == ([[STORED, None, None]], ["hit", "miss", "garbage"])
-    assert module.Availability().pause == 0.25
