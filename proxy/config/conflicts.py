@@ -1,8 +1,41 @@
-"""Finds settings that contradict each other. What one value may be is checked where it is read (`values.py`)."""
+"""Checks of settings against each other: values that bound one another, and settings that exclude or need one
+another. What one value may be is checked where it is read (`values.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from proxy.config.settings import Settings
+
+_AT_MOST: Final = (
+    ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
+    ("cache_max_entry_bytes", "cache_max_pending_bytes", "an answer waits whole to be written"),
+    ("first_token_timeout", "total_timeout", "it would never act"),
+    ("token_timeout", "total_timeout", "it would never act"),
+    ("connect_timeout", "total_timeout", "it would never act"),
+    ("queue_patience", "queue_timeout", "it would never act"),
+    ("breaker_seconds", "breaker_max_seconds", "it is the first of them"),
+)
+"""(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none."""
+
+
+def reconcile(values: dict[str, Any], sources: Mapping[str, str], defaults: Mapping[str, Any]) -> list[str]:
+    """Settings that bound each other. A default above its bound is lowered to it, in `values`; a value from one of
+    the `sources` is a problem, which is returned."""
+    problems = []
+    for name, outer, why in _AT_MOST:
+        bound = values.get(outer, defaults[outer])
+        if bound == 0 or values.get(name, defaults[name]) <= bound:
+            continue
+        if name in sources:
+            problems.append(
+                f"{sources[name]} = {values[name]}: must not be over {outer}, which is {bound}"
+                f" ({sources.get(outer, 'its default')}): {why}"
+            )
+        else:
+            values[name] = bound
+    return problems
 
 
 def conflicts(settings: Settings) -> list[str]:

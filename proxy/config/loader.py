@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
+from proxy.config.conflicts import reconcile
 from proxy.config.redact import HIDDEN, mask_url, secrets_in, shown_path, shown_url, shown_urls, shown_word
 from proxy.config.settings import VERSION, Option, Settings, options
 from proxy.errors import SettingsError
@@ -23,17 +24,6 @@ _KUBERNETES: Final = re.compile(
 """What Kubernetes puts into a pod's environment for a Service named `gateway` or `gateway-…`."""
 
 _SHOWN: Final = 200  # characters of a refused value that its error tells, at most
-
-_WITHIN: Final = (
-    ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
-    ("cache_max_entry_bytes", "cache_max_pending_bytes", "an answer waits whole to be written"),
-    ("first_token_timeout", "total_timeout", "it would never act"),
-    ("token_timeout", "total_timeout", "it would never act"),
-    ("connect_timeout", "total_timeout", "it would never act"),
-    ("queue_patience", "queue_timeout", "it would never act"),
-    ("breaker_seconds", "breaker_max_seconds", "it is the first of them"),
-)
-"""The first must not be over the second. A default gives way to what was given; 0 is no limit."""
 
 
 class Given(NamedTuple):
@@ -72,27 +62,10 @@ def load(
             sources[option.name] = source
         except ValueError as e:
             problems.append(f"{source} = {_given(option, raw)}: {e}")
-    _reconcile(values, sources, known, problems)
+    problems += reconcile(values, sources, {option.name: option.default for option in known.values()})
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings(**values, warnings=tuple(warnings), config=str(path or ""))
-
-
-def _reconcile(
-    values: dict[str, Any], sources: Mapping[str, str], known: Mapping[str, Option], problems: list[str]
-) -> None:
-    """Settings that bound each other: a default is lowered to its bound, a given value over it is an error."""
-    for inner, outer, why in _WITHIN:
-        bound = values.get(outer, known[outer].default)
-        if bound == 0 or values.get(inner, known[inner].default) <= bound:
-            continue
-        if inner in sources:
-            problems.append(
-                f"{sources[inner]} = {values[inner]}: must not be over {outer}, which is {bound}"
-                f" ({sources.get(outer, 'its default')}): {why}"
-            )
-        else:
-            values[inner] = bound
 
 
 class _Parser(argparse.ArgumentParser):

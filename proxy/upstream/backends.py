@@ -98,9 +98,9 @@ class Lease:
             self.backend.inflight -= 1
             if self.probe:
                 self.probe = False
-                self.backend.breaker.left()
+                self.backend.breaker.abandoned()
             if self.backend.leaving:
-                owner.left(self.backend)
+                owner.close_if_drained(self.backend)
             owner.on_release()
 
 
@@ -199,7 +199,7 @@ class Backends:
             best = self._router.choose(candidates, affinity)
         return Lease(best, self) if best is not None else None
 
-    def another(self, model: str | None, tried: frozenset[Backend], affinity: int = 0) -> Lease | None:
+    def acquire_untried(self, model: str | None, tried: frozenset[Backend], affinity: int = 0) -> Lease | None:
         """A place at one that was not tried yet; None where there is none now."""
         try:
             return self.acquire(model, exclude=tried, affinity=affinity)
@@ -273,7 +273,7 @@ class Backends:
         """Take back places that nobody holds."""
         backend.inflight = max(0, backend.inflight - places)
         if backend.leaving:
-            self.left(backend)
+            self.close_if_drained(backend)
         self.on_release()
 
     def _perhaps_back(
@@ -295,22 +295,22 @@ class Backends:
         self._chosen = {model: self.candidates(model) for model in claimed}
         return self._chosen
 
-    def seen_down(self, backend: Backend, why: str) -> None:
+    def record_unreachable(self, backend: Backend, why: str) -> None:
         """It cannot be connected to: nobody tries until it answers a look, and the next look is soon."""
         self._set(backend, up=False, detail=why)
 
-    def seen_good(self, lease: Lease) -> None:
+    def record_success(self, lease: Lease) -> None:
         """A request went well there, as far as the engine is concerned."""
         backend, probe = lease.backend, lease.probe
         lease.probe = False
-        if backend.breaker.good(self._clock(), probe=probe):
+        if backend.breaker.success(self._clock(), probe=probe):
             self._closed(backend)
 
-    def seen_bad(self, lease: Lease, why: str, who: Hashable | None = None) -> None:
+    def record_failure(self, lease: Lease, why: str, who: Hashable | None = None) -> None:
         """The engine failed a request of this caller's; None: it was not a client's."""
         backend, probe = lease.backend, lease.probe
         lease.probe = False
-        opened = backend.breaker.bad(self._clock(), who=who, probe=probe)
+        opened = backend.breaker.failure(self._clock(), who=who, probe=probe)
         if backend.leaving:
             return
         if opened:
@@ -339,16 +339,16 @@ class Backends:
         self.on_breaker(backend, "")
         self.on_release()  # who waited for the probe
 
-    def seen_few(self, lease: Lease) -> None:
+    def record_too_few_choices(self, lease: Lease) -> None:
         """The engine answered fewer choices than it was asked for: it is asked for one by one."""
         lease.backend.few = True
 
-    def seen_apart(self, name: str | None) -> None:
+    def record_array_refused(self, name: str | None) -> None:
         """An engine refused inputs of several clients together that it took in parts."""
         if name in self._named:
             self._named[name].abilities.refuses_arrays()
 
-    def not_few(self, lease: Lease) -> None:
+    def clear_too_few_choices(self, lease: Lease) -> None:
         """What it refused with several choices it refuses with one too."""
         lease.backend.few = False
 
@@ -360,7 +360,7 @@ class Backends:
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
         if back:
-            backend.breaker.half()  # it was away, and is back: a request may try now
+            backend.breaker.half_open()  # it was away, and is back: a request may try now
             self._anew(backend)
         if changed:
             self._wake(backend)
@@ -378,10 +378,10 @@ class Backends:
         for backend in gone:
             backend.leaving = True
             self._tripped.discard(backend)
-            self.left(backend)
+            self.close_if_drained(backend)
         self._changed.set()
 
-    def left(self, backend: Backend) -> None:
+    def close_if_drained(self, backend: Backend) -> None:
         """One that is leaving may be let go, once nothing is under way there."""
         if backend.inflight == 0:
             backend.pool.close()

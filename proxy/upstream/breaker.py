@@ -106,10 +106,10 @@ class Breaker:
         if self.state is State.OPEN:
             if now < self.until:
                 return False
-            self.half()
+            self.half_open()
         return (self._probing < self._rules.probes and not self.suspect) or now >= self._patience
 
-    def half(self) -> None:
+    def half_open(self) -> None:
         """Probe it now: something else showed it alive."""
         if self.state is State.OPEN:
             self.state = State.HALF_OPEN
@@ -120,11 +120,11 @@ class Breaker:
         self._probing += 1
         self._patience = now + self._rules.longest
 
-    def left(self) -> None:
+    def abandoned(self) -> None:
         """A probe ended and says nothing: its client left."""
         self._probing -= 1
 
-    def good(self, now: float, *, probe: bool = False) -> bool:
+    def success(self, now: float, *, probe: bool = False) -> bool:
         """A request went well. True: the state changed."""
         if probe:
             self._probing -= 1
@@ -140,7 +140,7 @@ class Breaker:
             return True
         return False
 
-    def bad(self, now: float, *, who: Hashable | None = None, probe: bool = False) -> bool:
+    def failure(self, now: float, *, who: Hashable | None = None, probe: bool = False) -> bool:
         """A request of `who` failed. True: the state changed; it may be `suspect` now. Of what had been sent
         before it opened nothing counts any more: many fail at once."""
         if probe:

@@ -58,7 +58,7 @@ class AdaptiveLimit:
         if sent >= self._cut and len(self._ttfts) < 1024:
             self._ttfts.append(first - sent)
 
-    def left(self, sent: float, now: float) -> None:
+    def abandoned(self, sent: float, now: float) -> None:
         """A client left before the first token came: it took longer than this. That speaks where it was long
         already; without it an engine so slow that everyone leaves would be one of which nothing is known."""
         slow = min(self._objective, TOLERANCE * min(self._floors, default=math.inf))

@@ -32,14 +32,14 @@ class Receiver(Protocol):
     def lost(self, error: GatewayError) -> None: ...
 
 
-class Owner(Protocol):
+class ConnectionPool(Protocol):
     """Who keeps the connection between exchanges."""
 
     loop: asyncio.AbstractEventLoop
     reading: ReadBudget
 
-    def give(self, connection: Connection) -> None: ...
-    def forget(self, connection: Connection) -> None: ...
+    def release(self, connection: Connection) -> None: ...
+    def discard(self, connection: Connection) -> None: ...
 
 
 class _Nobody:
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         "idle_since", "received",
     )  # fmt: skip
 
-    def __init__(self, pool: Owner) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
@@ -267,7 +267,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = self._poll = None
         self._catch_up()
-        self._pool.forget(self)
+        self._pool.discard(self)
         answer, receiver = self._answer, self._part()
         if answer is None:
             return
@@ -308,7 +308,7 @@ class Connection(asyncio.Protocol):
         # A request that is still going out: the engine may take its rest for the next one.
         clean = not answer.surplus and not transport.get_write_buffer_size()
         if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
-            self._pool.give(self)
+            self._pool.release(self)
         elif clean:
             transport.close()
         else:
@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
 
     def _drop(self) -> None:
         """Out of the pool now, not only once the loop has closed it."""
-        self._pool.forget(self)
+        self._pool.discard(self)
         self.abort()
 
     def _abort_if(self, answer: ResponseParser) -> None:

@@ -107,7 +107,7 @@ class Pool:
             self.address, lambda: Connection(self), loop=self.loop, tls=self._tls, timeout=self._connect_timeout
         )
 
-    def give(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Take a connection back for the next exchange."""
         if self._closed or len(self._idle) >= self._max_idle:
             connection.abort()
@@ -118,7 +118,7 @@ class Pool:
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(IDLE_SECONDS, self._sweep)
 
-    def forget(self, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         self._live.discard(connection)
         self._idle.pop(connection, None)
 
