@@ -35,13 +35,13 @@ class Audit:
         labels = {"file": name}
         self._metrics.gauge(
             "last_reload_successful",
-            "1 where the file in force is the file that there is; 0: its last reload failed.",
+            "1: the file on disk is in effect; 0: its last reload failed.",
             lambda: int(self._good[name] and not self._stalled),
             labels,
         )
         self._metrics.gauge(
             "last_reload_success_timestamp_seconds",
-            "When the file in force was loaded, Unix time.",
+            "Unix time of the last successful load.",
             lambda: self._since[name],
             labels,
         )

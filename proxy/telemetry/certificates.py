@@ -48,7 +48,7 @@ class Certificates:
         if name not in self._expiries:
             self._metrics.gauge(
                 "certificate_seconds_left",
-                "Until the certificate in force expires; below 0 it has.",
+                "Time until the certificate in use expires; negative once it has expired.",
                 lambda: self._expiries[name] - self._clock(),
                 {"certificate": name},
             )

@@ -22,25 +22,37 @@ from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import router
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
-    ("backend_inflight", "Requests under way at an engine.", lambda b: b.inflight),
-    ("backend_max_inflight", "Most requests under way at an engine, set or found.", lambda b: b.max_inflight),
-    ("backend_up", "1 where the engine answers.", lambda b: int(bool(b.up))),
-    ("backend_breaker", "0 closed, 1 half open, 2 open.", lambda b: b.breaker.state.value),
+    ("backend_inflight", "Requests in flight at an engine.", lambda b: b.inflight),
+    ("backend_max_inflight", "Concurrency limit of an engine, configured or adaptive.", lambda b: b.max_inflight),
+    ("backend_up", "1 while the engine passes its health checks.", lambda b: int(bool(b.up))),
+    (
+        "backend_breaker",
+        "State of the engine's circuit breaker: 0 closed, 1 half-open, 2 open.",
+        lambda b: b.breaker.state.value,
+    ),
     (
         "backend_folds",
-        "1 where its streams serve who wants one body; 0: not all of them do; absent: not known yet.",
+        "1: the engine's streams fold into JSON bodies; 0: not all do; absent: not known yet.",
         lambda b: b.abilities.fold,
     ),
-    ("backend_requests_running", "As the engine reports it.", lambda b: b.report.running if b.report else None),
-    ("backend_requests_waiting", "As the engine reports it.", lambda b: b.report.waiting if b.report else None),
+    (
+        "backend_requests_running",
+        "Running requests, reported by the engine.",
+        lambda b: b.report.running if b.report else None,
+    ),
+    (
+        "backend_requests_waiting",
+        "Queued requests, reported by the engine.",
+        lambda b: b.report.waiting if b.report else None,
+    ),
     (
         "backend_kv_cache_usage",
-        "As the engine reports it, 0 to 1.",
+        "Used share of the KV cache, 0 to 1, reported by the engine.",
         lambda b: b.report.kv_cache if b.report else None,
     ),
     (
         "backend_start_time_seconds",
-        "When the engine's process began, as it reports it, in seconds since the epoch.",
+        "Unix time at which the engine's process started, reported by the engine.",
         lambda b: b.report.started if b.report else None,
     ),
 )

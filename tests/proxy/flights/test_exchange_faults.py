@@ -145,7 +145,7 @@ async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None
     left: list[float] = []
 
     class Told(AdaptiveLimit):
-        def left(self, sent: float, now: float) -> None:
+        def abandoned(self, sent: float, now: float) -> None:
             left.append(now - sent)
 
     trip = Trip(kept=1)

@@ -131,7 +131,9 @@ def test_the_time_it_is_open_is_spread_by_a_quarter(jitter: float) -> None:
     assert 1.0 <= opened(breaker(jitter=jitter)).until <= 1.25
 
 
-EVENTS = st.lists(st.tuples(st.sampled_from(["good", "bad", "go", "left"]), st.floats(0, 5)), max_size=80)
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["success", "failure", "go", "abandoned"]), st.floats(0, 5)), max_size=80
+)
 
 
 @given(EVENTS)
@@ -144,13 +146,13 @@ def test_whatever_happens_probes_are_counted_right_and_it_opens_again_in_time(
         if event == "go" and made.admits(now) and made.state is State.HALF_OPEN:
             made.probe(now)
             probes += 1
-        elif event == "left" and probes:
+        elif event == "abandoned" and probes:
             made.abandoned()
             probes -= 1
-        elif event in ("good", "bad"):
+        elif event in ("success", "failure"):
             probe = probes > 0
             probes -= probe
-            (made.good if event == "good" else made.bad)(now, probe=probe)
+            (made.success if event == "success" else made.failure)(now, probe=probe)
         assert made._probing == probes
         if made.state is State.OPEN:
             assert made.until - now <= RULES.longest * 1.25
