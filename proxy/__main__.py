@@ -1,6 +1,5 @@
-"""Owns the program: settings in, the loop, signals, the words on the terminal, the exit code.
-Must not know how anything works.
-Called as `python -m proxy`."""
+"""The program `python -m proxy`: settings in, the event loop, signals, the words on the terminal, the exit
+code."""
 
 from __future__ import annotations
 

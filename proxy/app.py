@@ -1,6 +1,5 @@
-"""Owns the wiring: which object is given which, and in what order they start and stop.
-Must not hold any logic of a request. The only file that knows everyone.
-Called by `__main__`, and by tests that run the gateway in their own loop."""
+"""The wiring: which object is given which, and the order in which they start and stop. It holds no logic of a
+request. Tests run the gateway in their own event loop by `running`."""
 
 from __future__ import annotations
 

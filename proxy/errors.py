@@ -1,6 +1,5 @@
-"""Owns the error family, the one table of status, type and code, and rendering to OpenAI error JSON.
-Must not know HTTP servers, engines or Redis: whoever meets a foreign error maps it to one of these.
-Called by every layer below; rendered once, at the door (`respond.py`)."""
+"""Every failure that a client can see, in one table of code, status and type, and its rendering as OpenAI's
+error JSON. Foreign errors (sockets, Redis, engines) are mapped to these where they enter."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the making of API keys: a new one and the entry that lets it in, or the entry of one that exists.
-Must not know the gateway. What it prints on stdout is an entry for the keys file; the key itself goes to stderr.
-Called as `python -m proxy.keys`."""
+"""The command `python -m proxy.keys`: makes an API key and its entry for the keys file, or the entry of an
+existing key. The entry goes to stdout, a new key to stderr."""
 
 from __future__ import annotations
 

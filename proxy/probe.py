@@ -1,6 +1,5 @@
-"""Owns `python -m proxy.probe`: asking the gateway of this machine whether it lives, or is ready.
-Must not know what the answer means to whoever asks: it is an exit code and one line.
-Called by container engines (`ops/Dockerfile`), which have no curl there, and by people."""
+"""The command `python -m proxy.probe`: asks the gateway on this machine whether it lives, or is ready. The
+result is an exit code and one line. Container engines run it (`ops/Dockerfile`): the image has no curl."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the watch on the files that settings name: each is read again when its content has changed, or on demand.
-Must not know what a file is for: it is given how each is loaded, and who is told of it.
-Called by the app (one task) and on SIGHUP. Files are read in a thread: no file system holds the loop."""
+"""Watches the files that settings name, and loads each again when its content changes or on demand. Files are
+read in a thread: no file system blocks the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reads the files that settings name: UTF-8, of a bounded size. One with secrets should be its owner's alone."""
+"""Reads the files that settings name: UTF-8, of a bounded size. A file with secrets should be readable by its
+owner only."""
 
 from __future__ import annotations
 

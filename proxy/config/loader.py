@@ -1,6 +1,5 @@
-"""Owns where settings come from: flags before environment before TOML file before defaults; all errors at once.
-Must not know who uses the settings; touches nothing but what it is handed.
-Called by `__main__`."""
+"""Where settings come from: flags before environment before TOML file before defaults. All errors are reported
+at once."""
 
 from __future__ import annotations
 

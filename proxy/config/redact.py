@@ -1,6 +1,5 @@
-"""Owns how a value that may hold a secret is shown: URLs, paths, arguments, texts that may repeat a known secret.
-Must not know settings' names, logs or who shows it. Rather too much is hidden than too little.
-Called by whatever writes a word for people: settings, `--check-config`, log, page."""
+"""How a value that may hold a secret is shown: URLs, paths, arguments, and texts that may repeat a known
+secret. In doubt it is hidden."""
 
 from __future__ import annotations
 

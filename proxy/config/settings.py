@@ -1,6 +1,5 @@
-"""Owns the settings: plain frozen data, each declared once with its flag, environment twin, bounds and help.
-Must not know who uses them, nor read files, flags or the environment: `loader.py` does that.
-Called by everything that is given a setting; filled by config_load."""
+"""The settings: frozen data, each declared once with its flag, environment variable, TOML key, bounds and help.
+`loader.py` fills them."""
 
 from __future__ import annotations
 

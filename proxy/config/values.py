@@ -1,6 +1,4 @@
-"""Owns how one setting's value is read: text or TOML in, the typed value out, ValueError saying what is right.
-Must not know which settings there are, nor where a value came from.
-Called by `settings.py`, which gives each setting its reader."""
+"""Readers of single values: text or TOML in, the typed value out. A ValueError says what a right value is."""
 
 from __future__ import annotations
 

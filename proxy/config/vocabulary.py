@@ -1,6 +1,4 @@
-"""Owns the names that users write in settings, headers and files, where several parts of the gateway know them.
-Must not know what any of them does.
-Called by the settings and by whoever acts on a name."""
+"""Names that users write in settings, headers and files, and that several rooms know."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the embedded engine as the gateway sees it: a URL, started and stopped.
-Must not know requests or flights; the model runs in a child process (`engine_child.py`).
-Called by the app when no `--backend` is given."""
+"""The embedded engine, for a start without `--backend`: a URL, started and stopped. The model runs in a child
+process (`engine_child.py`)."""
 
 from __future__ import annotations
 

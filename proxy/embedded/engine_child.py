@@ -1,6 +1,5 @@
-"""Owns the embedded engine's process: llama.cpp's own server over the model that comes along.
-Must not know the gateway.
-Called as `python -m proxy.embedded.engine_child MODEL PORT` by the embedded engine."""
+"""The embedded engine's process, `python -m proxy.embedded.engine_child MODEL PORT`: llama.cpp's server with
+the embedded model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the tie of a child to its parent: whatever ends the parent, SIGKILL included, ends the child.
-Must not know what it starts.
-Called as `python -m proxy.embedded.launch PARENT_PID COMMAND…` by supervise; it becomes the command."""
+"""Ties a child to its parent, `python -m proxy.embedded.launch PARENT_PID COMMAND…`: whatever ends the parent,
+SIGKILL included, ends the child. The process becomes the command."""
 
 from __future__ import annotations
 

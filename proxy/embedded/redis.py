@@ -1,6 +1,5 @@
-"""Owns the embedded Redis: a real redis-server on a unix socket of its own, no TCP port, bounded memory.
-Must not know what is stored in it.
-Called by the app when `--redis auto`."""
+"""The embedded Redis, for `--redis auto`: a redis-server on a private Unix socket, without a TCP port, of
+bounded memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns a child process: started, awaited until it serves, started again when it dies, never left behind.
-Must not know what the child is: it is given a command and a way to see that it serves.
-Called by the embedded engine and the embedded Redis."""
+"""A supervised child process: started, awaited until it serves, restarted when it dies, never left behind."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what Redis holds for us: finished answers as they go to a client, and the breaker that fails open.
-Must not know flights, HTTP or policy: it is given keys and `Stored` values.
-Called by the scheduler (lookup, store) and the app (lifecycle). No error of Redis leaves this file."""
+"""The answer cache: finished answers in Redis, in the bytes that go to a client. It fails open: no error of
+Redis leaves this module."""
 
 from __future__ import annotations
 

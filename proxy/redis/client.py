@@ -1,6 +1,5 @@
-"""Owns the way to one Redis: where it is, how to log in, and a new connection when the last was lost.
-Must not know what is asked. When to leave a Redis alone that is away is the caller's to decide (a breaker).
-Called by the cache. Errors are the WireErrors of `resp`; a URL that cannot be used is a SettingsError."""
+"""A client of one Redis: its address, the login, and a new connection when the last one is lost. When to leave
+an unavailable Redis alone is decided by `Availability`, not here."""
 
 from __future__ import annotations
 

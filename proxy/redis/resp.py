@@ -1,6 +1,5 @@
-"""Owns one connection to Redis: commands out, joined once per turn of the loop; replies matched in order.
-Must not know what is asked or why, and never reconnects: a connection that was lost stays lost.
-Called by `redis_link`. What Redis or the way to it has in place of an answer becomes a WireError here."""
+"""One connection to Redis over RESP: commands are written once per event loop iteration, replies are matched in
+order. It never reconnects. Anything in place of a reply becomes a WireError."""
 
 from __future__ import annotations
 

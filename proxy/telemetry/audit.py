@@ -1,6 +1,5 @@
-"""Owns the audit lines: acts of operators, reloads, refused keys; each says who, what and with which result.
-Must not know how any of it is done. Key names and addresses are told, never keys nor their hashes.
-Called by whatever does one of these."""
+"""Audit lines: acts of operators, reloads, refused keys; each with who, what and the result. They name keys and
+addresses, never a key or its hash."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns how long certificates are valid: read from their files, told as gauges, warned of once a day near the end.
-Must not know TLS contexts, nor what a certificate is for.
-Called by prepare and the reloads (reading), and time and again by the app (warning)."""
+"""How long certificates are valid: read from their files, exported as gauges, and warned of once a day near the
+end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Owns what is done with an exception that a callback of several requests contains: it is counted and reported.
-Must not know requests, flights or logs: where it is reported is given.
-Called at the borders where the loop, a connection or a timer enters the gateway's own code."""
+"""What happens to an exception that a callback of several requests contains: it is counted and reported, and
+the other requests go on. For the borders where the event loop, a connection or a timer enters the gateway's own
+code."""
 
 from __future__ import annotations
 

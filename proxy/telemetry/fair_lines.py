@@ -1,6 +1,5 @@
-"""Owns the lines that wait for a log's reader once many do: shared fairly, so one client's push out no other's.
-Must not know what the lines say, threads or descriptors.
-Called by the log only, under its lock."""
+"""Log lines queued for a slow reader, shared fairly: one client's lines do not push out another's. The log
+calls it under its lock."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what Python and its libraries would write to stderr by themselves: it goes to the log.
-Must not know requests or flights. stderr may be a pipe that nobody reads: a write there stops who writes.
-Called by `__main__`: errors of callbacks, tasks, threads and destructors, warnings, and `logging`."""
+"""Sends to the log what Python and its libraries would write to stderr: errors of callbacks, tasks, threads and
+destructors, warnings, and `logging`. stderr may be a pipe that nobody reads, where a write blocks the process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the log: one line a request and a few for the process, JSON or text, written without holding the loop up.
-Must not know requests or flights: it is given records.
-Called by the gateway (requests) and the app (events)."""
+"""The log: one line per request and a few for the process, JSON or text, written by a thread so that the event
+loop never blocks on a slow reader."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what Prometheus is told: one typed method a fact, LLM-sized buckets, and which labels there may be.
-Must not know requests, flights or sockets: it is given numbers and names.
-Called by the gateway, scheduler and app, once a request or a flight, never once a token."""
+"""The metrics for Prometheus: one typed method per fact, buckets for LLM latencies, and a bounded set of label
+values. Recorded once per request or flight, never per token."""
 
 from __future__ import annotations
 

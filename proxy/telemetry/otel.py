@@ -1,6 +1,5 @@
-"""Owns OpenTelemetry: its provider, set up as the standard OTEL_* environment says, and its end within a bound.
-Must not know requests or flights. Its packages are an extra: they are looked for where tracing is asked for.
-Called by the app, once, and by `tracing.py` for each span."""
+"""OpenTelemetry: its provider, configured by the standard OTEL_* environment, and its shutdown within a bound.
+Its packages are an extra and are imported only where tracing is on."""
 
 from __future__ import annotations
 

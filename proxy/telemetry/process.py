@@ -1,6 +1,4 @@
-"""Owns what the process tells of itself, under the names that every Prometheus client gives it.
-Must not know the gateway: memory, CPU and descriptors, as the kernel has them.
-Called by the metrics, once."""
+"""Metrics of the process under the names that every Prometheus client uses: memory, CPU and file descriptors."""
 
 from __future__ import annotations
 

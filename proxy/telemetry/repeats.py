@@ -1,6 +1,5 @@
-"""Owns which lines of what is said again and again are written: so many of one kind a second.
-Must not know what is said, threads or clocks: `now` is passed in.
-Called by the log only, under its lock."""
+"""Rate limit of repeated log lines: so many of one kind per second, then a count of the rest. Must not know
+clocks: `now` is an argument. The log calls it under its lock."""
 
 from __future__ import annotations
 

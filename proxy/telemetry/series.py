@@ -1,6 +1,5 @@
-"""Owns how numbers are kept: plain counters and bisect histograms, folded into aioprometheus when scraped.
-Must not know what is counted: names, labels and bounds are given.
-Called by `metrics.py`. aioprometheus' own labelled increment costs 5 µs, a dict's 0.2."""
+"""How numbers are kept: plain counters and bisect histograms, turned into aioprometheus samples when scraped.
+aioprometheus' own labelled increment costs 5 µs, a dict's 0.2."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns standard streams whose reader may be slow, gone or full: a write ends in time and never raises.
-Must not know what is written. What is logged goes by `log.py`, what is said while it serves by `terminal.py`.
-Called by the programs of this package, before anything is printed."""
+"""Standard streams for the commands of this package, whose reader may be slow, gone or full: a write ends in
+bounded time and never raises."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns words for people on stderr: written by a thread, so that a terminal nobody reads stops nothing.
-Must not know what is said. What is logged goes by `log.py`.
-Called by `__main__`, for the greeting and for what ends the program."""
+"""Messages for people on stderr, written by a thread: a terminal that nobody reads blocks nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what a Flight and its journey tell of themselves while they are traced, as a protocol.
-Must not know how a trace is kept or sent; where tracing is off there is None of it and nothing is called.
-Called by flight, feeder, journey and scheduler; made by `tracing.py`."""
+"""What a flight reports while it is traced, as a protocol; `server/tracing.py` implements it. Where tracing is
+off a flight has none and makes no call."""
 
 from __future__ import annotations
 

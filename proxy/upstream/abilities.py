@@ -1,6 +1,5 @@
-"""Owns what one engine was seen to do and not to do: how its answers are made up, and which streams do not fold.
-Must not know engines, requests under way or how any of it was seen.
-Called by backends (which forget it when the engine has been away), by shapes.py, which learns, and by journeys."""
+"""What one engine was seen to do: the shape of its answers, which streams do not fold into a body, whether it
+takes arrays of several clients' inputs. Forgotten when the engine has been away."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the engines: which there are, what they serve, whether they live, and leases on their capacity.
-Must not know flights, requests or HTTP: it is told what was seen of an engine.
-Called by the scheduler (acquire, release), the app (refresh) and the gateway (models, readiness)."""
+"""The engines: which there are, what they serve, whether they are healthy, and leases on their capacity.
+Choosing an engine is synchronous; health checks run in tasks."""
 
 from __future__ import annotations
 

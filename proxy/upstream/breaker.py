@@ -1,6 +1,5 @@
-"""Owns the circuit breaker of one engine: when failures close the way to it, and how it is tried again.
-Must not know engines, requests or clocks: it is told outcomes, whose they were, and the time as an argument.
-Called by backends, which holds one for each engine."""
+"""The circuit breaker of one engine: which failures open it, and how it is probed. Must not know clocks: `now`
+is an argument."""
 
 from __future__ import annotations
 

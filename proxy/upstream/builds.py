@@ -1,6 +1,5 @@
-"""Owns which build an answer is of: a digest of an engine's version and of where a model's weights come from.
-Must not know requests, answers or Redis. What changes with each call (`created`, permissions) is no part of it.
-Called by backends, which reads the version of an engine when it comes up and its models with each look."""
+"""Which build an answer is of: a digest of an engine's version and of the source of a model's weights. Fields
+that change with each call (`created`, permissions) are no part of it."""
 
 from __future__ import annotations
 

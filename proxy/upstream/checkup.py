@@ -1,6 +1,5 @@
-"""Owns the check of an engine by requests of our own, where one caller's failures made its breaker suspect it.
-Must not know those requests: it asks for /health, then for one token.
-Called by backends (`on_suspect`); it tells them what it saw. Made by the fleet, closed by the app."""
+"""Checks an engine by requests of the gateway's own, /health and one token, where the failures of a single
+caller made its breaker suspect it."""
 
 from __future__ import annotations
 

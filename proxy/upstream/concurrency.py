@@ -1,6 +1,4 @@
-"""Owns how many requests an engine is sent at a time, where that is to be found out: a pure controller.
-Must not know engines, sockets or clocks: it is told what was seen, once a tick.
-Called by the pace watch, one pacer an engine."""
+"""An adaptive concurrency limit for one engine: a pure controller, fed once per tick. Must not know clocks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the making of engines from their URLs, and their coming and going while the gateway runs.
-Must not know requests, nor where the settings are from.
-Called by the app at start and end, and by reload when the settings name other engines."""
+"""Makes engines from their URLs, with their metrics and log events, and adds and removes them while the gateway
+runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the ticks of the pacers: once a second each is told what was seen, and its engine gets its limit.
-Must not know requests, nor how a limit is found.
-Called by the app, as one task."""
+"""Ticks the adaptive limits: once a second each one gets what was seen of its engine, and the engine gets its
+limit."""
 
 from __future__ import annotations
 

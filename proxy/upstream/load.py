@@ -1,6 +1,5 @@
-"""Owns what an engine reports of its load: the few lines of vLLM's /metrics that matter, and what they weigh.
-Must not know engines, requests, or how a page is asked for: bytes in, numbers out.
-Called by load_watch."""
+"""What an engine reports of its load, read from vLLM's /metrics, and how much that weighs. Bytes in, numbers
+out."""
 
 from __future__ import annotations
 

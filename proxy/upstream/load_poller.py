@@ -1,6 +1,4 @@
-"""Owns the asking of engines for their load: one round after the other, gently, and one number left at each.
-Must not know requests, nor how engines are chosen.
-Called by the app, as one task."""
+"""Polls engines for their load, one round after the other, and leaves a report and one number at each."""
 
 from __future__ import annotations
 

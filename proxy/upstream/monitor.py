@@ -1,5 +1,5 @@
-"""Runs the tasks that never end: health, load and pace of engines, and others that the app names. One that raises
-is reported and starts again."""
+"""Runs the tasks that never end: health, load and limits of engines, and others that the app names. One that
+raises is reported and restarted."""
 
 from __future__ import annotations
 

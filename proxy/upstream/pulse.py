@@ -1,6 +1,5 @@
-"""Owns the notice of pauses of our own process: a stop, a virtual machine that slept, a long hold of the loop.
-Must not know what is judged by the time that is left: it says how much of it was lost.
-Called by whoever is about to blame an engine for silence: the clocks of exchanges, looks, new connections."""
+"""Notices pauses of this process: SIGSTOP, a virtual machine that slept, a long hold of the event loop. A
+timeout that includes such a pause is not an engine's silence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the rules of asking again: after what, how often, how long to wait, and the budget that prevents storms.
-Must not know engines, flights or clocks: pure decisions, randomness and time given.
-Called by journeys, when an attempt has failed."""
+"""Retry rules: what is retried, how often, after which wait, and the retry budget that prevents storms. Must
+not know clocks: time and randomness are arguments."""
 
 from __future__ import annotations
 

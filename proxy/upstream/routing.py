@@ -1,6 +1,5 @@
-"""Owns the choice among engines that could all answer: five policies, each a pure function of what is known.
-Must not know connections, requests or clocks; randomness is given.
-Called by backends (choose) and by the gateway (what a request is kept together by)."""
+"""Load balancing: five policies, each a pure function of what is known of the engines, and the keys that keep
+requests together. Randomness is an argument."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the taking apart of one answer with many choices: whose each choice is, renumbered, with its usage.
-Must not know flights, engines or HTTP: frames and bodies in, frames and bodies out.
-Called by the carrier, which fed several clients' sampled twins to an engine as one request with `n`."""
+"""Splits one answer with many choices among the requests that were merged into it: whose each choice is,
+renumbered, with its usage. Frames and bodies in, frames and bodies out."""
 
 from __future__ import annotations
 

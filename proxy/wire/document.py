@@ -1,6 +1,5 @@
-"""Owns the strict reading of a JSON body: one value where every reader agrees on it, else a refusal that says why.
-Must not know endpoints, limits or HTTP: bytes in, a value out.
-Called wherever a check, a charge or a route needs more of a body than its top-level members."""
+"""The strict reader of a JSON body: one value where all readers agree on it, else a refusal with the reason.
+For every check, charge or route that needs more of a body than its top-level members."""
 
 from __future__ import annotations
 

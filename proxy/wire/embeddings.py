@@ -1,6 +1,5 @@
-"""Owns an embeddings request as items, items as one request, one answer taken apart and others put together.
-Must not know flights, keys, Redis or who asks: bytes in, bytes out, and the arithmetic of usage.
-Called by the embedder."""
+"""Embeddings requests as items: a request into its inputs, inputs into one array, one answer into vectors,
+vectors into a body. Bytes in, bytes out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what a stream's JSON frames say: content, usage, an error, and the view of who did not ask for usage.
-Must not know flights, sockets or whole answers (`folding.py`); JSON is parsed only where a cheap look asks for it.
-Called by the feeder (reading) and by the Flight (PlainView)."""
+"""What the JSON frames of a stream say: content, usage, an error; and the stream as a client sees it that did
+not ask for usage. JSON is parsed only where a cheap search finds a reason."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the loose types that vLLM's request models take: `"stream": 1`, `"seed": "4"`, `"temperature": "0"`.
-Must not know requests: one JSON value in, one of the wanted type or None out.
-Called by `openai.decode` where a field does not have the type that the API says."""
+"""The loose types that vLLM's request models accept: `"stream": 1`, `"seed": "4"`, `"temperature": "0"`. For a
+field that does not have the type that the API documents."""
 
 from __future__ import annotations
 

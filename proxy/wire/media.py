@@ -1,6 +1,4 @@
-"""Owns whether a prompt refers to media by URL (a picture, audio, video), which may change under its URL.
-Must not know sharing policy, flights or the store: a request in, a yes or no out.
-Called by the gateway, and by the child process that reads large requests."""
+"""Whether a prompt refers to media by URL (a picture, audio, video): the content behind a URL may change."""
 
 from __future__ import annotations
 

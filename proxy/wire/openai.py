@@ -1,6 +1,5 @@
-"""Owns the request side of the wire: body bytes to an `ApiRequest`, and the body that goes up to the engine.
-Must not know sharing policy, keys, engines or HTTP servers; it reads only the fields the gateway acts on.
-Called by the gateway's handlers (decode) and by the scheduler (the body for upstream)."""
+"""OpenAI's requests: a body into an `ApiRequest`, and an `ApiRequest` into the body that goes to the engine.
+Only the fields that the gateway acts on are read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the texts of a request: what of a body the model reads, and how much of it there is.
-Must not know limits, deny lists or HTTP: an Ask or a body in, texts and counts out.
-Called by sizes and by the gate, only where one of them has something to look for."""
+"""The texts of a request: what the model reads of a body, and how much. Reading them is slow, so it is done
+only where a limit or a deny list needs them."""
 
 from __future__ import annotations
 

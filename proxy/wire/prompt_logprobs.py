@@ -1,6 +1,4 @@
-"""Owns how large an answer with the log probabilities of its prompt may become, before it is asked for.
-Must not know flights or settings: a request and a bound in, a yes or no out.
-Called by the gateway."""
+"""How large an answer with the log probabilities of its prompt may become, decided before it is requested."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the one reading of a body that is passed through: what routing, limits, charges and checks know of it.
-Must not know who asks, flights or HTTP: a media type and bytes in, one value out, which all of them use.
-Called by the gateway, and by the process that reads what is large."""
+"""The one reading of a body that is passed through: routing, limits, charges and checks all use this value."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns Server-Sent Events as bytes: where an event ends, what data it carries, its HTTP/1.1 chunk.
-Must not know JSON, engines or sockets: bytes in, bytes out.
-Called by the upstream side (Framer), by whatever reads a stored stream, and by `respond.py`."""
+"""Server-Sent Events as bytes: where an event ends, which data it carries, its HTTP/1.1 chunk."""
 
 from __future__ import annotations
 

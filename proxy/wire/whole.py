@@ -1,6 +1,5 @@
-"""Owns the judgement whether an answer is whole: each choice ended by a reason of OpenAI's, a vector an input.
-Must not know flights, engines or HTTP: frames, bodies and what was asked for in, what is missing out.
-Called by the feeder, the carrier's split and the store, so that all of them judge alike."""
+"""Whether an answer is complete: each choice ended by a finish_reason of OpenAI's, one vector for each input.
+Ingest, merged answers and the cache all decide by this module."""
 
 from __future__ import annotations
 

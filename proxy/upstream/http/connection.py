@@ -1,6 +1,5 @@
-"""Owns one connection to an engine: an `asyncio.Protocol` of our own that speaks HTTP/1.1 as a client.
-Must not know flights, SSE or sharing: bytes go to a Receiver as they arrive, no task wakes for them.
-Called by the pool in upstream and by the scheduler (one exchange at a time)."""
+"""One connection to an engine: an `asyncio.Protocol` that speaks HTTP/1.1 as a client. Bytes go to a Receiver
+as they arrive; no task wakes for them."""
 
 from __future__ import annotations
 

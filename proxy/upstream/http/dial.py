@@ -1,6 +1,4 @@
-"""Owns how an engine is reached: its URL read, names looked up, Unix sockets, TLS, the socket's options.
-Must not know requests, pools of connections or answers.
-Called by the pool in upstream, and by the app, which makes the TLS context once."""
+"""How an engine is connected to: its URL, name look-up, Unix sockets, TLS, socket options."""
 
 from __future__ import annotations
 

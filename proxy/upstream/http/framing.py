@@ -1,6 +1,5 @@
-"""Owns what an answer's head says of its framing: what ends the answer, and whether its connection may be kept.
-Must not know bytes, parsers or sockets: a pure decision on a status and its header fields.
-Called by the answer that is being read."""
+"""What a response's head says of its framing: where the body ends, and whether the connection may be reused. A
+pure decision on a status and its header fields."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the client side: the pool of connections to one engine, kept alive, and how a request is written.
-Must not know flights, SSE or sharing.
-Called by the scheduler (exchanges) and by backends (polls). Foreign errors become GatewayErrors here."""
+"""The pool of connections to one engine, and how a request is written. Foreign errors become GatewayErrors
+here."""
 
 from __future__ import annotations
 

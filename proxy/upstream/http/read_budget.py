@@ -1,6 +1,5 @@
-"""Owns how many bytes of engines' answers are handled in one turn of the event loop, all connections together.
-Must not know sockets, answers or flights: a waiting connection is called, and returns the bytes it handled.
-Called by every connection to an engine, for each read of more than a few bytes."""
+"""How many bytes of engines' answers are handled in one event loop iteration, over all connections. Each
+connection asks for reads of more than a few bytes."""
 
 from __future__ import annotations
 

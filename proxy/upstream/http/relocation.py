@@ -1,6 +1,4 @@
-"""Owns what becomes of an engine's headers that name a place: rewritten to the client's path, or dropped.
-Must not know flights or sockets: pure functions of an engine's URL and a header.
-Called by the feeder, for answers whose headers pass through."""
+"""What a client gets of an engine's headers that name a location: rewritten to the client's path, or dropped."""
 
 from __future__ import annotations
 

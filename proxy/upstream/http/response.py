@@ -1,6 +1,4 @@
-"""Owns reading one answer: bytes in, under any split; head, body and the end out, to a Receiver.
-Must not know sockets or pools, nor what the body is.
-Called by the connection, which makes one for each exchange."""
+"""The parser of one response: bytes in, under any split; head, body and end out, to a Receiver."""
 
 from __future__ import annotations
 

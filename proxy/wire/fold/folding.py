@@ -1,6 +1,5 @@
-"""Owns the fold: a finished stream's frames to the one JSON body that the engine would have answered instead.
-Must not know flights, keys or sockets. What it does not know it does not fold: the engine is asked then.
-Called by the gateway's handlers (may it be folded?), `respond.py` and the scheduler (a stored stream)."""
+"""The fold: the frames of a finished stream into the one JSON body that the engine would have answered instead.
+What it does not know it does not fold: the engine is asked then."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what all folds have in common: the members that are known, and the refusal of everything else.
-Must not know any engine.
-Called by `folding.py` and by the two dialects, `vllm.py` and `llama.py`."""
+"""What all folds have in common: the members that are known, and the refusal of all others."""
 
 from __future__ import annotations
 

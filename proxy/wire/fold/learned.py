@@ -1,6 +1,5 @@
-"""Owns the shapes of engines that no module knows: learned from one stream and one body of the same request.
-Must not know requests, SSE or sockets: the chunks' JSON and the body in, a Template or a body out, or Unfoldable.
-Called by `folding.py`, and by `shapes.py`, which asked the engine for both."""
+"""Shapes of engines that no module knows, learned from one stream and one body of the same request. A template
+or a body out, or Unfoldable."""
 
 from __future__ import annotations
 

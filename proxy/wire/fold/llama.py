@@ -1,6 +1,4 @@
-"""Owns the shapes of llama.cpp's server: the chunks of its streams, and the body that they amount to.
-Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `folding.py` only."""
+"""The shapes of llama.cpp's server: the chunks of its streams, and the body that they fold into."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the data of what is known of an engine's answers: how its streams and its bodies are made up.
-Must not know flights, sockets, or how either is read: plain data that goes into Redis and to other processes.
-Called by the fold and by everyone who carries such data to it."""
+"""What is known of how an engine's streams and bodies are made up, as plain data: it goes into Redis and to
+other processes."""
 
 from __future__ import annotations
 

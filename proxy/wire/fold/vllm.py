@@ -1,6 +1,4 @@
-"""Owns the shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they amount to.
-Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `folding.py` only."""
+"""The shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they fold into."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns where the chunks of a body end, so that the bytes of two requests can be parted.
-Must not know requests or parsers: whether the chunks are right, the parser says.
-Made by the door for each chunked body."""
+"""Where the chunks of a request body end, so that the bytes of two pipelined requests can be separated. Whether
+the chunks are valid is for the parser to say."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the strict reading of a multipart/form-data body: its parts, where they lie, their texts.
-Must not know endpoints, limits or HTTP: bytes and a boundary in, parts out; nothing is copied but short texts.
-Called by passed.py."""
+"""The strict reader of a multipart/form-data body: its parts, their offsets, their texts. Only short texts are
+copied."""
 
 from __future__ import annotations
 

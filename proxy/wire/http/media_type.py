@@ -1,6 +1,5 @@
-"""Owns what a request's head says of its body: JSON, a form or something else, and whether it can be read as that.
-Must not know bodies or endpoints: headers in, a kind out, or a refusal before the body is read.
-Called by call.py for the endpoints that take JSON, and by the gateway for what passes through."""
+"""What a request's head says of its body: JSON, a form or something else, and whether it can be read as that. A
+refusal comes before the body is read."""
 
 from __future__ import annotations
 

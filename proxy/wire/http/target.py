@@ -1,6 +1,5 @@
-"""Owns the one reading of a request's target: raw text to a normal path, query and authority, or why it is none.
-Must not know HTTP servers, endpoints or engines: pure functions of texts.
-Called by `head.py`, once a request, before routing and every check."""
+"""The one reading of a request target: raw text into a normal path, query and authority, or the reason why it
+is none. Before routing and every check, once per request."""
 
 from __future__ import annotations
 
