@@ -19,7 +19,7 @@ from proxy.access.client_ip import TrustedProxies
 from proxy.access.identity import Authenticator
 from proxy.access.ratelimit.admission import Admission
 from proxy.access.rules import AccessRules
-from proxy.app import App, _at, _certificates, _on_redis, _retry, _tls, _watchdog
+from proxy.app import App, _at, _certificates, _on_redis, _retry_rules, _tls, _watchdog
 from proxy.config.settings import Settings
 from proxy.flights.watchdog import PATIENCE
 from proxy.redis.cache import Cache
@@ -185,13 +185,13 @@ def log_to(path: Path) -> Log:
 
 
 def test_the_rules_of_retries_are_in_seconds() -> None:
-    rules = _retry(Settings(retries=3, retry_on="connect,429", retry_backoff_ms=2500.0, retry_max_wait=9.0))
+    rules = _retry_rules(Settings(retries=3, retry_on="connect,429", retry_backoff_ms=2500.0, retry_max_wait=9.0))
     assert (rules.retries, rules.on, rules.backoff, rules.longest) == (3, frozenset({"connect", "429"}), 2.5, 9.0)
 
 
 def test_a_place_is_named_with_what_raised_there() -> None:
     with pytest.raises(ValueError, match="base") as caught:
-        _retry(cast(Settings, SimpleNamespace(retries=0, retry_on="", retry_backoff_ms=int("x"))))
+        _retry_rules(cast(Settings, SimpleNamespace(retries=0, retry_on="", retry_backoff_ms=int("x"))))
     assert _at("a turn", caught.value).startswith("a turn (")
     assert _at("a turn", ValueError("x")) == "a turn"
 

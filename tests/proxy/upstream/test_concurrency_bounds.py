@@ -40,8 +40,8 @@ def settled(limit: int, **more: float) -> AdaptiveLimit:
 def test_it_begins_where_it_is_told_to_and_says_so() -> None:
     assert (AdaptiveLimit().limit, repr(AdaptiveLimit(7)), repr(settled(7))) == (
         START,
-        "<Pacer 7 probing>",
-        "<Pacer 7>",
+        "<AdaptiveLimit 7 probing>",
+        "<AdaptiveLimit 7>",
     )
 
 
