@@ -64,12 +64,12 @@ def prepare(settings: Settings) -> Prepared:
         )
     if ring is None and settings.admin_port and settings.admin_host not in LOOPBACK:
         made.warnings.append(
-            f"admin_host = {settings.admin_host}: without api_keys_file all who reach it are operators"
+            f"admin_host = {settings.admin_host}: without api_keys_file everyone who reaches it is an operator"
         )
     if settings.forward_authorization and settings.api_keys_file:
-        made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
+        made.warnings.append("forward_authorization: engines receive the API keys of this gateway's callers")
     if settings.listen_unix and settings.port != Settings().port:
-        made.warnings.append(f"port = {settings.port}: nothing listens there, listen_unix is given")
+        made.warnings.append(f"port = {settings.port}: not used, listen_unix is given")
     return made
 
 
@@ -105,7 +105,7 @@ def _backend_key(settings: Settings, made: Prepared) -> None:
         made.backend_key = read_backend_key(settings.backend_api_key_file, made.warnings)
     key = made.backend_key
     if len(key) > 1 and key[0] in ("'", '"') and key[0] == key[-1]:
-        made.warnings.append("backend_api_key: it is in quotes, and they are sent to engines as a part of it")
+        made.warnings.append("backend_api_key: it is quoted, and the quotes are sent to engines too")
 
 
 def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
@@ -144,7 +144,7 @@ class EngineReload:
         """Read the settings, in a thread; what puts them in force. Raises SettingsError."""
         settings = self._read()
         if self._settings.backends and not settings.backends:
-            raise SettingsError("no engine is named: `backends` must have at least one while running")
+            raise SettingsError("`backends` must name at least one engine while running")
         return lambda: self.take(settings)
 
     def take(self, settings: Settings) -> str:
@@ -158,7 +158,7 @@ class EngineReload:
         if others:
             self._log.event("warning", "settings need a restart", detail=", ".join(others))
         if not settings.backends:  # none: the embedded engine goes on
-            return "nothing that changes while it runs"
+            return "nothing that can change at run time"
         self._new = settings.backends
         self._taken.set()
         before, self._engines = self._engines, tuple(settings.backends)
@@ -285,7 +285,7 @@ class FileReloads:
         def take() -> str:
             self.hide([key])
             self.fleet.renew(api_key=key)
-            return "the key that engines are sent"
+            return "the API key of engines"
 
         return take
 

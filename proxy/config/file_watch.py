@@ -224,7 +224,7 @@ def _loaded(watched: Watched) -> Take:
         except (OSError, ValueError):
             continue  # the loader has the words
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise SettingsError(f"{watched.name} = {path!r}: is no regular file, so it is not read again")
+            raise SettingsError(f"{watched.name} = {path!r}: is not a regular file, so it is not reloaded")
     return uncollected(watched.load)
 
 

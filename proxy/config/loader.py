@@ -99,7 +99,7 @@ def _parser(known: Iterable[Option]) -> _Parser:
     parser = _Parser(
         prog="python -m proxy",
         description="An OpenAI-compatible streaming gateway in front of vLLM: one generation, many readers.",
-        epilog="A flag wins over its GATEWAY_ twin in the environment, that over the --config file, that over the "
+        epilog="Precedence: flag, GATEWAY_ environment variable, --config file, "
         "default. A file has the flag's name with underscores: max_batch = 64. Sizes take KiB, MiB, GiB, KB, MB.",
         allow_abbrev=False,
     )
@@ -109,7 +109,7 @@ def _parser(known: Iterable[Option]) -> _Parser:
         "--check-config",
         action="store_const",
         const=True,
-        help="Check all settings, print them, and start nothing.",
+        help="Check and print all settings, then exit.",
     )
     for option in known:
         shown = f"{option.help} [{option.env[0]}, {option.shown_default}]".replace("%", "%%")
@@ -150,7 +150,7 @@ def _from_environment(
         for env in reversed(option.env):
             value = environ.get(env, "")
             if option.name == "port" and _LINK.match(value):
-                warnings.append(f"environment {env}: ignored: it is a Kubernetes service link, not a port")
+                warnings.append(f"environment {env}: ignored: a Kubernetes service link, not a port")
             elif value.strip():
                 yield Given(option, value, f"environment {env}")
     for env in sorted(environ):
@@ -186,8 +186,8 @@ def exposed(settings: Settings, argv: Sequence[str]) -> list[str]:
         secret = option.hidden or (option.metavar == "URL" and isinstance(value, str) and secrets_in(value))
         if secret and any(arg.partition("=")[0] == option.flag for arg in argv):
             found.append(
-                f"flag {option.flag}: every user of this machine can read it in the list of processes; "
-                f"give {option.env[0]}"
+                f"flag {option.flag}: visible to every user of this machine in the process list; "
+                f"use {option.env[0]}"
             )
     return found
 

@@ -196,7 +196,7 @@ def redis_url(raw: object) -> str:
     elif parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ValueError(right)
     elif not re.fullmatch(r"/?[0-9]{0,9}", parts.path):
-        raise ValueError("must have the number of a database, or nothing, after the host: redis://host:6379/0")
+        raise ValueError("must have a database number, or nothing, after the host: redis://host:6379/0")
     return text
 
 
@@ -253,7 +253,7 @@ def _unix_url(text: str) -> str:
     ):
         raise ValueError(right)
     if len(path.encode()) > _UNIX_PATH:
-        raise ValueError(f"must have a path of at most {_UNIX_PATH} bytes: the system takes no longer one")
+        raise ValueError(f"must have a path of at most {_UNIX_PATH} bytes: the system allows no longer one")
     plain = re.fullmatch(r"(/[\w.@:+-]+)+", path, re.ASCII)
     return f"unix://{path}" if plain and not base else f"http+unix://{quote(path, safe='')}{base}"
 

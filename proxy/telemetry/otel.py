@@ -49,7 +49,7 @@ class Otel:
             self._provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))
         except ValueError as e:
             self._words.close()
-            raise SettingsError(f"trace = 'otlp': the OTEL_* environment cannot be used: {e}") from None
+            raise SettingsError(f"trace = 'otlp': invalid OTEL_* environment: {e}") from None
         self.tracer = self._provider.get_tracer("streaming-gateway", VERSION)
         self._propagator = context.TraceContextTextMapPropagator()
 

@@ -92,7 +92,7 @@ class AdaptiveLimit:
             self._limit = min(self._limit, max(report.running, 1.0)) * CUT
         elif report.waiting > 2 * room:
             self._probing = False
-            # What runs fits. Other clients' requests run there too: never raise the limit here, nor cut more than half.
+            # What runs fits. Other clients' requests run there too: never raise it, and cut it by half at most.
             self._limit = min(self._limit, max(report.running + room, self._limit * 0.5))
         elif reached and report.waiting <= room:
             self._grow()

@@ -45,7 +45,7 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
     try:
         value = _DECODER.decode(text)
         if lone_surrogate(body):
-            raise Unreadable("a string escapes half of a surrogate pair")
+            raise Unreadable("a string has an escaped lone surrogate")
     except json.JSONDecodeError as e:
         where = "; is it UTF-16 or UTF-32?" if "\0" in text[:4] else ""
         raise _refusal(what, f"{e.msg} (character {e.pos}){where}", param) from None
@@ -102,7 +102,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise Unreadable(f"{text} is no JSON value")
+    raise Unreadable(f"{text} is not a JSON value")
 
 
 _DECODER: Final = json.JSONDecoder(

@@ -157,7 +157,7 @@ class UsageStripper:
         self.held: list[tuple[bytes, set[int]]] = []  # while any waits, every frame must be fed
 
     def __repr__(self) -> str:
-        return f"<PlainView, {len(self.held)} held>"
+        return f"<UsageStripper, {len(self.held)} held>"
 
     def feed(self, frame: bytes) -> list[bytes]:
         """The frames that the client gets now."""

@@ -159,7 +159,7 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
     if endpoint == "chat" and len(head.messages) > MAX_MESSAGES:
         raise GatewayError(
             Code.INVALID_VALUE,
-            f"There are {len(head.messages)} messages; at most {MAX_MESSAGES} are taken.",
+            f"There are {len(head.messages)} messages; at most {MAX_MESSAGES} are allowed.",
             param="messages",
         )
     options = head.stream_options

@@ -126,7 +126,7 @@ def refuse_template(members: Mapping[str, Any]) -> None:
     if members.get("chat_template") is not None or inside is not None:
         raise GatewayError(
             Code.INVALID_VALUE,
-            "Prompts are checked here, and what a template makes of them cannot be: leave chat_template out.",
+            "Prompts are checked here, which a chat template prevents: omit chat_template.",
             param="chat_template",
         )
 
@@ -137,7 +137,9 @@ def refuse_ids(members: Mapping[str, Any]) -> None:
         holds_ids(members[name]) for name in _IDS if name in members
     ):
         raise GatewayError(
-            Code.INVALID_VALUE, "Prompts are checked here, and token ids cannot be: send text.", param="prompt"
+            Code.INVALID_VALUE,
+            "Prompts are checked here, and token ids cannot be checked: send text.",
+            param="prompt",
         )
 
 
@@ -187,7 +189,9 @@ def _spread_item(item: Any, rest: list[Any]) -> None:
         kind = part.get("type") if type(part) is dict else None
         if type(kind) is str and kind in _FILES:
             raise GatewayError(
-                Code.INVALID_VALUE, "Prompts are checked here, and files cannot be: send text.", param="messages"
+                Code.INVALID_VALUE,
+                "Prompts are checked here, and files cannot be checked: send text.",
+                param="messages",
             )
         if type(kind) is str and kind in _MEDIA:
             part = _without_media(part)

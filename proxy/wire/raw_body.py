@@ -69,7 +69,7 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
             ):
                 raise GatewayError(
                     Code.INVALID_VALUE,
-                    "Prompts are checked here, and files cannot be: only the field 'file' of audio may be one.",
+                    "Prompts are checked here, and files cannot be checked: only 'file' of audio may be a file.",
                 )
             return everything(self.form.texts())
         refuse_template(self.members)
@@ -141,6 +141,6 @@ def _check_model(form: Form) -> None:
     if model is not None and (model != model.strip() or not model.isprintable()):
         raise GatewayError(
             Code.INVALID_VALUE,
-            "The field 'model' has spaces around it, or characters that do not print.",
+            "The field 'model' has surrounding spaces or unprintable characters.",
             param="model",
         )

@@ -151,7 +151,7 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
         if not reason:
             open_ += 1
         elif index == _NO_INDEX:
-            return Lack("The engine's answer has a choice whose index cannot be.")
+            return Lack("The engine's answer has a choice with an invalid index.")
         elif reason not in REASONS:
             return Lack(f"The engine ended the answer with finish_reason {reason[:64]!r}.")
     whole = len(ended) - open_
@@ -161,7 +161,7 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
     if not open_ and not absent:
         return None
     if not ended:
-        return Lack("The engine ended the answer without a choice that has a finish_reason.", few=True)
+        return Lack("The engine ended the answer without any finish_reason.", few=True)
     words = f"The engine ended the answer with {whole} of {max(asked, len(ended))} choices complete."
     return Lack(words, few=True)
 
@@ -191,7 +191,7 @@ def read_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
     return found.usage, _chosen(choices, asked)
 
 
-_ERROR: Final = Lack("The engine answered 200 with an error in place of the answer.")
+_ERROR: Final = Lack("The engine answered 200 with an error instead of an answer.")
 
 
 def _odd_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None, Lack | None]:
@@ -220,7 +220,7 @@ def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
     for choice in choices:
         index = choice.index or 0
         if index in ended or not 0 <= index < MAX_CHOICES:
-            return Lack(f"The engine's answer has the choice {index} where it should not.", few=True)
+            return Lack(f"The engine's answer has the choice {index} at an invalid place.", few=True)
         ended[index] = choice.finish_reason or ""
     return lack_of(ended, asked)
 
@@ -231,7 +231,7 @@ def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
     if len(data) < asked:
         return Lack(f"The engine's answer has {len(data)} embeddings for {asked} inputs.")
     if not all(is_vector(datum.embedding) for datum in data):
-        return Lack("The engine's answer has an embedding that is no vector.")
+        return Lack("The engine's answer has an embedding that is not a vector.")
     indexes = [datum.index for datum in data if datum.index is not None]
     if indexes and sorted(indexes) != list(range(len(data))):
         return Lack(f"The engine's answer has {len(data)} embeddings, but not one for each index.")

@@ -146,5 +146,5 @@ async def test_a_settings_file_is_watched_where_there_is_one_and_it_can_be_read_
     with (tmp_path / "log").open("wb") as file:
         log = Log(file.fileno())
         async with wiring.running(settings, log, (lambda: settings) if reread else None):
-            assert (given["Reloads"]["reload"] is not None) is watched
+            assert (given["FileReloads"]["reload"] is not None) is watched
         log.close()

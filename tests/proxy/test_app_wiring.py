@@ -53,14 +53,14 @@ class Given(dict[str, dict[str, Any]]):
 def given(monkeypatch: pytest.MonkeyPatch) -> Given:
     found = Given()
     names = (
-        "Batcher",
+        "RequestQueue",
         "Scheduler",
-        "Limits",
+        "StreamLimits",
         "Budget",
-        "Door",
+        "Listener",
         "Times",
         "Gateway",
-        "Tickets",
+        "TicketFactory",
         "places",
         "Watchdog",
     )
@@ -88,7 +88,7 @@ async def test_settings_in_other_units_are_converted(engine: Engine, given: Give
         max_header_bytes=3_000,
         redis_timeout_ms=100_000,
     ) as app:
-        request_queue = given["Batcher"]
+        request_queue = given["RequestQueue"]
         assert (request_queue["window"], request_queue["timeout"], request_queue["limit"]) == (2.5, 7.0, 9)
         assert (request_queue["max_batch"], request_queue["patience"]) == (3, 6.0)
         assert given["Scheduler"]["merge_max"] == 5
@@ -113,7 +113,7 @@ async def test_nothing_set_is_no_limit(engine: Engine, given: Given) -> None:
         proxy_protocol=True,
         trusted_proxies=("127.0.0.0/8",),
     ):
-        assert given["Batcher"]["timeout"] == math.inf
+        assert given["RequestQueue"]["timeout"] == math.inf
         assert given["Times"]["stall"] == math.inf
         assert given["places"]["inflight"] == MOST
         assert given["Watchdog"]["patience"] == PATIENCE

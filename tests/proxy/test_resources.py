@@ -72,7 +72,7 @@ def test_the_engine_s_key_is_in_no_repr_and_a_bad_one_in_no_error() -> None:
     [
         (
             {"listen_unix": "/run/g.sock", "port": 9000},
-            ["port = 9000: nothing listens there, listen_unix is given"],
+            ["port = 9000: not used, listen_unix is given"],
         ),
         ({"listen_unix": "/run/g.sock"}, []),
         ({"port": 9000}, []),

@@ -168,7 +168,7 @@ def test_keys_of_which_none_is_an_operator_s_are_warned_of(
 def test_a_listener_of_operators_that_all_may_reach_is_warned_of(
     tmp_path: Path, given: dict[str, Any], warned: bool
 ) -> None:
-    words = "admin_host = 0.0.0.0: without api_keys_file all who reach it are operators"
+    words = "admin_host = 0.0.0.0: without api_keys_file everyone who reaches it is an operator"
     assert prepare(Settings(**given)).warnings == [words] * warned
     with_keys = Settings(api_keys_file=keys(tmp_path, operator=True), **given)
     assert prepare(with_keys).warnings == []

@@ -195,7 +195,7 @@ class RedisLimits:
         def read(reply: Any) -> None:
             decision = _decision(reply)
             if decision is None:
-                self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no decision"))
+                self._failed(reply if isinstance(reply, WireError) else Lost("an invalid reply to a limit script"))
             else:
                 self._refused = False
             done(decision)

@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             elif answer.until_close and exc is None:
                 receiver.end()
             else:
-                message = f"The engine closed the connection in mid-answer{_detail(exc)}."
+                message = f"The engine closed the connection before the end of its answer{_detail(exc)}."
                 receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
         except Exception as e:  # noqa: BLE001 - as in `_finish`
             raised("the end of an engine's connection", e)
@@ -331,7 +331,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         receiver = self._part()
         self.abort()
-        self._lost(receiver, GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {why}."))
+        self._lost(
+            receiver, GatewayError(Code.UPSTREAM_PROTOCOL, f"Malformed HTTP response from the engine: {why}.")
+        )
 
     def _drop(self) -> None:
         """Out of the pool now, not only once the loop has closed it."""

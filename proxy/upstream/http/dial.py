@@ -78,7 +78,7 @@ async def dial(
             return await (_unix(address, make, loop) if address.path else _tcp(address, make, loop, tls))
     except TimeoutError:
         raise GatewayError(
-            Code.UPSTREAM_CONNECT_TIMEOUT, f"The engine did not take the connection within {timeout:g} s."
+            Code.UPSTREAM_CONNECT_TIMEOUT, f"Connecting to the engine timed out after {timeout:g} s."
         ) from None
     except (OSError, UnicodeError) as e:  # refused, unreachable, no such host, no such socket, TLS
         shortage = _shortage(e, address)
@@ -97,7 +97,7 @@ def short_of(what: str) -> GatewayError:
     """Of this machine, no engine's fault."""
     return GatewayError(
         Code.LOCAL_RESOURCES,
-        f"The gateway is short of what a connection to an engine takes ({what}); try again shortly.",
+        f"The gateway lacks resources for a connection to an engine ({what}); try again shortly.",
         retry_after=1,
     )
 
@@ -157,11 +157,11 @@ def _tune(sock: socket.socket) -> None:
 def _why(e: OSError | UnicodeError, address: Endpoint) -> str:
     """What was wrong, for a client and the log: no address of ours that the operator did not write."""
     if isinstance(e, socket.gaierror | UnicodeError):
-        return f"there is no host of that name ({_words(e)})"
+        return f"no such host ({_words(e)})"
     if isinstance(e, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {e.verify_message.rstrip('.')}"
     if isinstance(e, ssl.SSLError):
-        return f"no TLS with it ({_words(e)})"
+        return f"TLS failed ({_words(e)})"
     if isinstance(e, FileNotFoundError) and address.path:
         return "there is no Unix socket at its path"
     return _words(e)
@@ -175,9 +175,9 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
     """For engines at https:// URLs. With a `ca` (PEM) only that one is trusted, else the system's; `cert` and
     `key` (PEM; `cert` may hold both) are shown to the engine. Raises SettingsError."""
     if insecure and ca:
-        raise SettingsError("backend_insecure trusts any certificate, so backend_ca would do nothing: give one")
+        raise SettingsError("backend_insecure trusts any certificate, so backend_ca has no effect: give one")
     if key and not cert:
-        raise SettingsError("backend_key is given without backend_cert, the certificate that it is for")
+        raise SettingsError("backend_key needs backend_cert, its certificate")
     try:
         context = ssl.create_default_context(cafile=ca or None)
     except OSError as e:

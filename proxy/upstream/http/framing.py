@@ -39,21 +39,21 @@ def framing_of(
     `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
     """
     if version not in ("1.1", "1.0"):
-        raise InvalidResponse(f"it answers as HTTP/{version}")
+        raise InvalidResponse(f"unsupported version HTTP/{version}")
     if status < 100 or status == 101:
-        raise InvalidResponse(f"it answers with status {status:03}")
+        raise InvalidResponse(f"unexpected status {status:03}")
     length: int | None = None
     chunked = close = False
     keep = version == "1.1"
     for name, value in headers:
         if name == "content-length":
             if length is not None:
-                raise InvalidResponse("it has two lengths")
+                raise InvalidResponse("two Content-Length fields")
             length = int(value)
         elif name == "transfer-encoding":
             # No other was asked for (no TE was sent), and the body would be passed on without its label.
             if chunked or value.lower() != "chunked" or version == "1.0":
-                raise InvalidResponse(f"its transfer encoding is not chunked alone ({value[:40]!r})")
+                raise InvalidResponse(f"a Transfer-Encoding other than chunked ({value[:40]!r})")
             chunked = True
         elif name == "connection":
             tokens = {token.strip().lower() for token in value.split(",")}
@@ -61,10 +61,10 @@ def framing_of(
     if len(headers) > MAX_HEADERS:
         raise InvalidResponse(f"it has more than {MAX_HEADERS} headers")
     if chunked and length is not None:
-        raise InvalidResponse("it has both a length and a transfer encoding")
+        raise InvalidResponse("both Content-Length and Transfer-Encoding")
     if status < 200:
         if chunked or length is not None:
-            raise InvalidResponse("an interim answer of it claims to have a body")
+            raise InvalidResponse("an interim response with a body")
         return None
     keep = keep and not close
     if bodiless or status == 304:

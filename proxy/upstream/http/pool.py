@@ -143,7 +143,7 @@ class Pool:
         count = len(lines) + self._breaks
         if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
             raise GatewayError(
-                Code.INVALID_HEADER, "A header or the path has a line break in it, or the path a space."
+                Code.INVALID_HEADER, "A header or the path contains a line break, or the path a space."
             )
         return text.encode("utf-8", "surrogateescape") + body
 

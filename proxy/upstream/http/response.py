@@ -120,7 +120,7 @@ class ResponseParser:
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also takes RTSP, ICE and line breaks before
-                raise InvalidResponse("it does not begin as HTTP/1.1 does")
+                raise InvalidResponse("no HTTP/1.x status line")
             whole = tail + data if tail else data
             end = whole.find(_END_OF_HEAD)
             cut = len(data) if end < 0 else end + 4 - len(tail)
@@ -145,7 +145,7 @@ class ResponseParser:
         """Whether the head that is complete is the answer's own; then it goes out."""
         parser, headers = self._parser, self._headers
         if parser is None or not self._head_done:
-            raise InvalidResponse("its head does not end where it should")
+            raise InvalidResponse("an incomplete head")
         status = parser.get_status_code()
         framing = framing_of(parser.get_http_version(), status, headers, bodiless=self._bodiless)
         if framing is None:
@@ -192,7 +192,7 @@ class ResponseParser:
         if fault is not None:
             raise fault
         if self._overhead > MAX_OVERHEAD:
-            raise InvalidResponse(f"{MAX_OVERHEAD} bytes of its chunks and more are no body")
+            raise InvalidResponse(f"{MAX_OVERHEAD} bytes of chunk headers without a body")
         return False
 
     # -- httptools callbacks ----------------------------------------------------------------------
@@ -216,8 +216,8 @@ class ResponseParser:
 
 def _refused(e: Exception) -> InvalidResponse:
     if isinstance(e, httptools.HttpParserUpgrade):
-        return InvalidResponse("it wants to switch protocols")
-    return InvalidResponse(f"it does not speak HTTP/1.1 as it should ({e})")
+        return InvalidResponse("a protocol upgrade")
+    return InvalidResponse(f"invalid HTTP/1.1 ({e})")
 
 
 def _ignore(data: bytes) -> None:

@@ -88,7 +88,7 @@ def read_form(body: bytes, boundary: bytes) -> Form:
         parts.append(part)
     form = Form(body, boundary, parts)
     if (charset := form.text("_charset_")) is not None and charset.strip().lower() not in ("utf-8", "utf8"):
-        raise _refusal("its texts must be UTF-8", "_charset_")
+        raise _refusal("texts must be UTF-8", "_charset_")
     return form
 
 
@@ -103,7 +103,7 @@ def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
         places.append(at)
         at = body.find(delimiter, at + 1)
     if not places or places[0] != 0:
-        raise _refusal("it must begin with the boundary that its Content-Type names")
+        raise _refusal("it must begin with the boundary named in Content-Type")
     for place in places[1:]:
         if body[place - 2 : place] != b"\r\n":
             raise _refusal("a boundary must be at the beginning of a line, after CRLF")
@@ -111,7 +111,7 @@ def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
         if body[place + size : place + size + 2] != b"\r\n":
             raise _refusal("a boundary must be followed by CRLF")
     if body[places[-1] + size :] not in (b"--", b"--\r\n"):
-        raise _refusal("it must end with its boundary and two hyphens, and nothing after them")
+        raise _refusal("it must end with its boundary and two hyphens")
     return places
 
 
@@ -124,7 +124,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
     for line in body[start:stop].split(b"\r\n"):
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise _refusal("a part has a line that is no header")
+            raise _refusal("a part has a malformed header line")
         name = header[1].lower()
         if name in headers:
             raise _refusal(f"a part has two headers {name.decode('latin-1')[:64]!r}")
@@ -134,7 +134,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
     content = stop + 4
     name, file = _disposition(headers.get(b"content-disposition", b""))
     if headers.get(b"content-length", b"%d" % (end - content)) != b"%d" % (end - content):
-        raise _refusal("a part's Content-Length is not its length", name[:64])
+        raise _refusal("a part's Content-Length does not match its length", name[:64])
     if headers.get(b"content-transfer-encoding", b"binary").lower() not in _AS_IT_IS:
         raise _refusal("a part must be sent as it is, without a Content-Transfer-Encoding", name[:64])
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -149,7 +149,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
 
 def _check_text(body: bytes, start: int, end: int, kind: bytes, name: str) -> None:
     if any(charset.lower() not in (b"utf-8", b"utf8") for charset in _CHARSET.findall(kind)):
-        raise _refusal("its texts must be UTF-8", name[:64])
+        raise _refusal("texts must be UTF-8", name[:64])
     if end - start > MAX_TEXT:
         raise _refusal(f"the field {name[:64]!r} is over {MAX_TEXT} bytes", name[:64])
     try:
@@ -174,11 +174,11 @@ def _disposition(value: bytes) -> tuple[str, bool]:
         raise _refusal("each part needs a name, in UTF-8") from None
     starred = [key for key in found if b"*" in key]
     if starred and not (starred == [b"filename*"] and b"filename" in found):
-        raise _refusal("names are given plainly, not as name* or filename* (RFC 7578 4.2)", name[:64])
+        raise _refusal("name* and filename* are not supported (RFC 7578 4.2)", name[:64])
     if name != name.strip() or not name.isprintable():
-        raise _refusal(f"the name {name[:64]!r} has spaces around it, or characters that do not print")
+        raise _refusal(f"the name {name[:64]!r} has surrounding spaces or unprintable characters")
     return name, b"filename" in found
 
 
 def _refusal(why: str, param: str | None = None) -> GatewayError:
-    return GatewayError(Code.INVALID_VALUE, f"The form cannot be read: {why}.", param=param)
+    return GatewayError(Code.INVALID_VALUE, f"Malformed form: {why}.", param=param)

@@ -237,7 +237,7 @@ def test_what_kubernetes_puts_into_the_environment_is_ignored() -> None:
 def test_a_service_link_is_no_port_and_says_so() -> None:
     settings = loaded(environ={"GATEWAY_PORT": "tcp://10.0.0.1:8080"})
     assert settings.port == 8080
-    assert settings.warnings == ("environment GATEWAY_PORT: ignored: it is a Kubernetes service link, not a port",)
+    assert settings.warnings == ("environment GATEWAY_PORT: ignored: a Kubernetes service link, not a port",)
 
 
 def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:

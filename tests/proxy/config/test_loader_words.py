@@ -22,7 +22,7 @@ def test_a_value_may_be_as_large_as_its_bound(total: str, token: str, lines: int
     if lines:
         assert wrong(argv) == [
             "flag --token-timeout = 101.0: must not be over total_timeout, which is 100.0 "
-            "(flag --total-timeout): it would never act"
+            "(flag --total-timeout): it would have no effect"
         ]
     else:
         assert loaded(argv).token_timeout == float(token)
@@ -117,7 +117,7 @@ def test_what_is_exposed_by_a_flag_is_a_secret_that_was_given_as_one() -> None:
     settings = loaded(["--backend-api-key", "k"], {"GATEWAY_REDIS_URL": "redis://u:p@h"})
     (told,) = exposed(settings, ["--backend-api-key=k"])
     assert told == (
-        "flag --backend-api-key: every user of this machine can read it in the list of processes; "
+        "flag --backend-api-key: visible to every user of this machine in the process list; "
         "give GATEWAY_BACKEND_API_KEY"
     )
     assert len(exposed(settings, ["--backend-api-key", "k", "--redis", "redis://u:p@h"])) == 2

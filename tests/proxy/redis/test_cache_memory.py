@@ -191,7 +191,7 @@ def test_an_answer_that_is_none_to_mget_opens_the_breaker(reply: Any) -> None:
     assert house.lookups.bounds == [0.5]
     house.lookups.reply(reply)
     assert (heard, house.seen) == ([[None, None]], ["error"])
-    assert house.told == [(True, "what it sent is no answer to MGET")]
+    assert house.told == [(True, "an invalid reply to MGET")]
     house.cache.lookup([KEY], heard.append)
     assert (heard[1:], house.seen[1:], len(house.lookups.sent)) == ([[None]], ["bypassed"], 1)
 

@@ -110,7 +110,7 @@ def test_what_is_no_decision_is_a_loss(reply: Any, decision: Decision | None) ->
     desk.link.sent[-1][2](reply)
     assert desk.decisions == [decision]
     assert desk.shared.available is (decision is not None)
-    assert desk.told == ([] if decision is not None else [(True, "what it sent is no decision")])
+    assert desk.told == ([] if decision is not None else [(True, "an invalid reply to a limit script")])
 
 
 def test_while_it_is_away_nothing_is_asked() -> None:

@@ -233,7 +233,7 @@ async def test_a_name_with_a_dead_address_first_reaches_the_living_one(monkeypat
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example"])
 async def test_a_name_that_is_none_is_told_as_such(host: str) -> None:
-    with pytest.raises(GatewayError, match="there is no host of that name") as caught:
+    with pytest.raises(GatewayError, match="no such host") as caught:
         await pool_of(f"http://{host}:1").connect()
     assert caught.value.code is Code.UPSTREAM_UNREACHABLE
 

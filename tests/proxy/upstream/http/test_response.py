@@ -152,7 +152,7 @@ def test_framing_without_any_body_is_bounded_to_the_byte(more: int, refused: boo
     answer.feed(CHUNKED + b"1\r\na\r\n")
     answer.feed(b"1;" + b"x" * (MAX_OVERHEAD - 2))
     if refused:
-        with pytest.raises(InvalidResponse, match=f"^{MAX_OVERHEAD} bytes of its chunks and more are no body"):
+        with pytest.raises(InvalidResponse, match=f"^{MAX_OVERHEAD} bytes of chunk headers without a body"):
             answer.feed(b"x")
     else:
         answer.feed(b"\r\nb\r\n")
