@@ -18,7 +18,7 @@ from proxy.telemetry.series import Count, Counts, Histogram, Histograms, Label, 
 
 PREFIX: Final = "gateway_"
 EMPTY: Final[Mapping[str, str]] = {}
-MAX_MODELS: Final = 64  # distinct model labels; the rest are `other`: clients choose these names
+MAX_MODELS: Final = 64  # distinct values of `model`; all further ones become `other`: clients choose these names
 ENDPOINTS: Final = (
     "chat",
     "completions",
@@ -41,8 +41,8 @@ STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "estimated", "events")
 KEY_REFUSALS: Final = ("missing", "unknown", "expired", "not_operator", "ended")
 LIMITS: Final = ("requests", "tokens", "streams", "global")
-BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is the client's answer and no error of ours
-LAG_SECONDS: Final = 1.0  # between two looks at the event loop's lag
+BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is passed on as the client's answer
+LAG_SECONDS: Final = 1.0  # between two measurements of the event loop's lag
 
 TTFT_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -65,7 +65,7 @@ BATCH_BUCKETS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.
 
 
 class _Kind:
-    """The series that requests of one endpoint, status and verdict count in."""
+    """The series of requests of one endpoint, status and verdict."""
 
     __slots__ = ("count", "latency", "queue", "ttft")
 
@@ -77,7 +77,7 @@ class _Kind:
 
 
 class Metrics:
-    """All of the gateway's metrics, in a registry of their own."""
+    """All metrics of the gateway, in one registry."""
 
     def __init__(self, registry: Registry | None = None) -> None:
         self.registry = registry = registry if registry is not None else Registry()
@@ -192,12 +192,12 @@ class Metrics:
             self._models,
         )
         self._batch = histograms("lookup_batch_size", "Look-ups in one Redis round trip.", BATCH_BUCKETS)
-        # What is counted for each request, found by one look-up. Bounded, as the labels are: a name that is shown
-        # as `other` is never a key here.
+        # The series of each request, found by one look-up. Bounded, as the labels are: a name that is shown as
+        # `other` is never a key here.
         self._kinds: dict[tuple[str, int, str], _Kind] = {}
         self._spent: dict[tuple[str | None, str], tuple[Count, Count]] = {}
         self._made: dict[str | None, Count] = {}
-        for value in OUTCOMES:  # a rate needs the zero before the first one
+        for value in OUTCOMES:  # a rate needs a zero before the first event
             self._ended.count((value,), 0)
         for value in OPS:
             self._cache.count((value,), 0)
@@ -231,7 +231,7 @@ class Metrics:
         completion_tokens: int | None,
         token_source: str | None,
     ) -> None:
-        """One request was answered. Durations in seconds."""
+        """A request was answered. Durations in seconds."""
         kind = self._kinds.get((endpoint, status, verdict)) or self._kind(endpoint, status, verdict)
         kind.count.value += 1
         kind.latency.observe(total_s)
@@ -259,7 +259,7 @@ class Metrics:
         return kind
 
     def _tally(self, model: str | None, source: str, *, known: bool) -> tuple[Count, Count]:
-        """Tokens in and out."""
+        """The counters of prompt and completion tokens."""
         label = self._model(model, known=known)
         tally = self._tokens.of(("in", label, source)), self._tokens.of(("out", label, source))
         if label == (model or "unknown") and source in SOURCES:
@@ -267,7 +267,7 @@ class Metrics:
         return tally
 
     def flight_landed(self, outcome: str, model: str | None, inter_token_s: float | None, tokens: int = 0) -> None:
-        """A flight ended: see OUTCOMES. `inter_token_s` is the mean gap between its tokens, of an engine."""
+        """A flight finished, see OUTCOMES. `inter_token_s`: mean time between its tokens at the engine."""
         self._ended.count((outcome,))
         if tokens > 0:
             made = self._made.get(model) or self._tally_made(model)
@@ -283,63 +283,63 @@ class Metrics:
         return made
 
     def coalesced(self, endpoint: str) -> None:
-        """A request joined a flight under way."""
+        """A request joined a flight in progress."""
         self._coalesced.count((endpoint,))
 
     def cache(self, op: str) -> None:
-        """A look-up or a store ended: see OPS."""
+        """A look-up or a store finished, see OPS."""
         self._cache.count((op,))
 
     def cache_breaker(self, opened: bool) -> None:
-        """Redis was given up, or found again."""
+        """The circuit breaker of Redis opened or closed."""
         self._breaker.count(("open" if opened else "closed",))
 
     def upstream_request(self, backend: str) -> None:
-        """A request is sent to an engine."""
+        """A request was sent to an engine."""
         self._upstream.count((backend,))
 
     def upstream_error(self, backend: str, code: str) -> None:
-        """An engine failed a request: the code of the error table, or BAD_STATUS."""
+        """An engine failed a request: a code of `errors.Code`, or BAD_STATUS."""
         self._upstream_errors.count((backend, code))
 
     def retry(self, cause: str) -> None:
-        """A request is asked again: see `vocabulary.RETRY_CAUSES`."""
+        """A request is retried, see `vocabulary.RETRY_CAUSES`."""
         self._retries.count((cause,))
 
     def probed(self, backend: str, outcome: str) -> None:
-        """A probe of how an engine's answers are made up has ended: `known`, `unknown`, or it is tried `again`."""
+        """A probe of the shape of an engine's answers finished: `known`, `unknown`, or to be tried `again`."""
         self._probes.count((backend, outcome))
 
     def unfolded(self, backend: str) -> None:
-        """A stream turned out not to fold while somebody waited for that."""
+        """A stream could not be folded into the body that a reader waited for."""
         self._unfolded.count((backend,))
 
     def retry_denied(self) -> None:
-        """A request would have been asked again, but for the budget."""
+        """The retry budget denied a retry."""
         self._denied.count(())
 
     def backend_breaker(self, backend: str, opened: bool) -> None:
-        """An engine was given up, or found again."""
+        """An engine's circuit breaker opened or closed."""
         self._breakers.count((backend, "open" if opened else "closed"))
 
     def batch(self, size: int) -> None:
-        """One Redis round trip looked this many keys up."""
+        """A Redis round trip looked up this many keys."""
         self._batch.seen((), size)
 
     def connection_refused(self) -> None:
-        """A client's connection was one too many."""
+        """A client connection was refused at the connection limit."""
         self._refused.count(())
 
     def memory_refused(self, kind: str) -> None:
-        """The memory budget had no room: for an upload, an answer, what a client does not take."""
+        """The memory budget refused something of this kind (an upload, an answer, unread output)."""
         self._memory_refused.count((kind,))
 
     def rate_limited(self, limit: str) -> None:
-        """A limit refused a request: see LIMITS; `global` is of everyone together."""
+        """A limit refused a request, see LIMITS; `global` is the limit of all callers together."""
         self._limited.count((limit,))
 
     def limit_fallback(self) -> None:
-        """Redis could not tell, so this process decided a limit alone."""
+        """This process decided a shared limit alone, without Redis."""
         self._fallbacks.count(())
 
     def content_denied(self, where: str) -> None:
@@ -347,29 +347,29 @@ class Metrics:
         self._content_denied.count((where,))
 
     def reloads(self, file: str, result: str, count: int = 1) -> None:
-        """A file was read again: `good`, or `failed` and what was in force stays so."""
+        """A file was reloaded: `good`, or `failed` and the old content stays in effect."""
         self._reloads.count((file, result), count)
 
     def key_refused(self, reason: str, count: int = 1) -> None:
-        """Requests were refused, or ended, for their API key: see KEY_REFUSALS."""
+        """Requests were refused or cut because of their API key, see KEY_REFUSALS."""
         self._keys_refused.count((reason,), count)
 
     def forget_backend(self, backend: str, gauges: Iterable[str]) -> None:
-        """An engine was removed and has ended what it had: its series, and its gauges of these names, go."""
+        """Remove the series of a removed engine, and its gauges of these names."""
         for counts in (self._upstream_errors, self._upstream, self._breakers, self._probes, self._unfolded):
             counts.forget("backend", backend)
         for name in gauges:
             self._gauge(PREFIX + name, "").forget({"backend": backend})
         self._backend.forget(backend)
 
-    # -- what is read at each scrape --------------------------------------------------------------
+    # -- read at each scrape ----------------------------------------------------------------------
 
     def gauge(self, name: str, doc: str, read: Callable[[], float], labels: Mapping[str, str] = EMPTY) -> None:
-        """Have a number read at each scrape. One that cannot be read is left out."""
+        """Register a gauge that is read at each scrape; one that raises is left out."""
         self._gauge(PREFIX + name, doc).read_by(read, labels)
 
     def counter(self, name: str, doc: str, read: Callable[[], float], labels: Mapping[str, str] = EMPTY) -> None:
-        """The same, of a number that only grows. Its name ends in `_total`."""
+        """Register a counter that is read at each scrape. Its name ends in `_total`."""
         self._counter(PREFIX + name, doc).read_by(read, labels)
 
     def _gauge(self, name: str, doc: str) -> ReadGauge:
@@ -383,7 +383,7 @@ class Metrics:
         return self._counters[name]
 
     def watch_loop(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """Measure once a second how late the loop runs what is due. Returns what stops it."""
+        """Measure the lag of the event loop once a second. Returns the function that stops it."""
         lag = Histograms(
             PREFIX + "event_loop_lag_seconds",
             "Delay of a timer behind its due time.",
@@ -406,14 +406,14 @@ class Metrics:
     # -- the page ---------------------------------------------------------------------------------
 
     def samples(self, name: str) -> list[Sample]:
-        """What the page has under a name, without its prefix."""
+        """The samples of a metric; `name` is without the prefix."""
         return list(self.registry.get(PREFIX + name).get_all())
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The page and its content type."""
+        """The /metrics page and its content type, for an Accept header."""
         body, headers = render(self.registry, [part.strip() for part in accept.split(",") if part.strip()])
         return body, headers["Content-Type"]
 
     def _model(self, name: str | None, *, known: bool) -> str:
-        """A model's label. Only one that an engine has answered for takes a place, not what clients make up."""
+        """A model's label value. Only a model that an engine has answered for (`known`) takes up a place."""
         return self._models.clean(name or "unknown", claim=known)

@@ -12,7 +12,7 @@ from proxy.telemetry.series import ReadCounter, ReadGauge
 
 
 def process_gauges(gauge: Callable[[str, str], ReadGauge], counter: Callable[[str, str], ReadCounter]) -> None:
-    """Have them read at each scrape. `gauge` and `counter` make one by its name and its words."""
+    """Register them. `gauge` and `counter` make one by its name and its help text."""
     page = resource.getpagesize()
     gauge("process_resident_memory_bytes", "Resident memory size in bytes.").read_by(
         lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * page, {}

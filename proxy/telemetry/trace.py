@@ -8,25 +8,25 @@ from typing import Any, Protocol
 
 
 class FlightTrace(Protocol):
-    """What is told of one Flight."""
+    """Receives the events of one flight."""
 
     def event(self, name: str, **attributes: str | int | bool) -> None:
-        """Something happened just now."""
+        """An event, now."""
 
     def attempt(self, backend: str) -> None:
-        """A request goes to an engine: its URL."""
+        """A request goes to the engine with this URL."""
 
     def headers(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """A request's headers, with the trace that it belongs to."""
+        """A request's headers, with trace propagation."""
 
     def frame(self, frame: bytes) -> None:
-        """A frame that is not just more of the same."""
+        """A frame that does not only continue the text."""
 
     def retried(self, cause: str) -> None:
-        """The attempt under way is over: it is asked again, by why."""
+        """The current attempt failed and is retried, by cause."""
 
     def carries(self, merged: Any) -> None:
-        """A Carrier takes it along with its twins."""
+        """A merged flight takes it over."""
 
     def ended(self, flight: Any) -> None:
-        """The Flight has landed, failed or been cancelled. Once."""
+        """The flight has landed, failed or been cancelled. Called once."""

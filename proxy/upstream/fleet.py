@@ -58,7 +58,7 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] =
 
 
 class Fleet:
-    """Every engine that there is, those too that are leaving."""
+    """All engines, including those that are leaving."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class Fleet:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
 
     def on_news(self, call: Callable[[], None]) -> None:
-        """Call this whenever an engine came up, went away or restarted."""
+        """Register a callback for engines that come up, go down or restart."""
         self._on_news = call
 
     async def change(self, urls: Sequence[str]) -> None:
-        """These engines from now on. Who is no longer named ends what it has under way; who is new is asked what
-        it serves before it gets anything."""
+        """Have exactly these engines from now on. A removed one finishes its requests in flight; a new one is
+        checked before it gets requests."""
         known = {backend.name for backend in self.backends.all}
         added = [self._make(url) for url in urls if url not in known]
         removed = [backend for backend in self.backends.all if backend.name not in urls]
@@ -126,10 +126,10 @@ class Fleet:
             removed=" ".join(b.name for b in removed),
         )
         await self.backends.refresh(added)
-        self.backends.on_release()  # there may be room now for who waits
+        self.backends.on_release()  # there may be room for queued requests
 
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
-        """This context, or this key, for what engines are asked from now on."""
+        """Use this TLS context, or this key, for new connections and requests."""
         self._tls = self._tls if tls is None else tls
         self._api_key = self._api_key if api_key is None else api_key
         for backend in (*self.backends.all, *self._leaving):
@@ -162,7 +162,7 @@ class Fleet:
         return backend
 
     def _forget(self, backend: Backend) -> None:
-        """A removed engine has ended what it had. One of its name that was added meanwhile keeps the series."""
+        """Drop a drained engine. Its metric series stay where an engine of this name was added meanwhile."""
         if backend in self._leaving:
             self._leaving.remove(backend)
         if all(other.name != backend.name for other in (*self.backends.all, *self._leaving)):
@@ -187,7 +187,7 @@ def _reader(backend: Backend, read: Callable[[Backend], float | None]) -> Callab
     def now() -> float:
         value = None if backend.leaving else read(backend)
         if value is None:
-            raise LookupError("it says nothing")  # left out of the page
+            raise LookupError("no value")  # the gauge is left out
         return value
 
     return now

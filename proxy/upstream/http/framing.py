@@ -11,7 +11,7 @@ MAX_HEADERS: Final = 128  # header fields of one answer; aiohttp's client has th
 
 
 class Kind(Enum):
-    """What ends an answer (RFC 9112 6.3)."""
+    """Where a response ends (RFC 9112 6.3)."""
 
     NONE = "no body"
     LENGTH = "content-length"
@@ -21,22 +21,23 @@ class Kind(Enum):
 
 class Framing(NamedTuple):
     kind: Kind
-    length: int  # bytes of the body, where the kind is LENGTH
-    keep: bool  # whether the connection outlives an answer that ends as it should
+    length: int  # bytes of the body, for LENGTH
+    keep: bool  # whether the connection may be reused after a complete response
 
 
 _CHUNKS: Final = {keep: Framing(Kind.CHUNKED, 0, keep) for keep in (True, False)}
 
 
 class InvalidResponse(Exception):
-    """An answer that cannot be read, or not beyond doubt. The text says why."""
+    """A response that cannot be read, or is ambiguous. The text is the reason."""
 
 
 def framing_of(
     version: str, status: int, headers: Sequence[tuple[str, str]], *, bodiless: bool = False
 ) -> Framing | None:
-    """None for an interim (1xx) answer. `headers` have lower-case names and their content-length is digits;
-    `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
+    """The framing of a response; None for an interim (1xx) one. `headers` have lower-case names and a
+    content-length of digits; `bodiless`: the response to HEAD. Raises InvalidResponse where two readers could
+    differ.
     """
     if version not in ("1.1", "1.0"):
         raise InvalidResponse(f"unsupported version HTTP/{version}")
@@ -51,7 +52,7 @@ def framing_of(
                 raise InvalidResponse("two Content-Length fields")
             length = int(value)
         elif name == "transfer-encoding":
-            # No other was asked for (no TE was sent), and the body would be passed on without its label.
+            # No TE was sent, so no other coding is allowed, and the body would be passed on without its label.
             if chunked or value.lower() != "chunked" or version == "1.0":
                 raise InvalidResponse(f"a Transfer-Encoding other than chunked ({value[:40]!r})")
             chunked = True
@@ -69,7 +70,7 @@ def framing_of(
     keep = keep and not close
     if bodiless or status == 304:
         return Framing(Kind.NONE, 0, keep)
-    if status == 204:  # one that claims a body is against the rules, and the body may come none the less
+    if status == 204:  # one that announces a body is invalid, and the body may come all the same
         return Framing(Kind.NONE, 0, keep and not chunked and not length)
     if chunked:
         return _CHUNKS[keep]

@@ -77,7 +77,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
     ("answers", "state", "why"),
     [
         ({"health": 200, "completions": 200}, State.CLOSED, ""),
-        ({"health": 200, "completions": ABORTED}, State.OPEN, "/v1/completions: an answer that is not whole"),
+        ({"health": 200, "completions": ABORTED}, State.OPEN, "/v1/completions: an incomplete answer"),
         ({"health": 404, "completions": 404}, State.CLOSED, ""),
         ({"health": 200, "completions": 400}, State.CLOSED, ""),
         ({"health": 200, "completions": 429}, State.CLOSED, ""),
