@@ -15,7 +15,8 @@ MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 
 
 def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
-    """A file's text. With `warnings` it holds secrets, and a file that others may read is warned of."""
+    """A file's text. Raises SettingsError; `name` is the setting. With `warnings` the file holds secrets, and a
+    warning is added where other users may read it."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)

@@ -17,16 +17,16 @@ MIB: Final = 1024 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """How a setting is given: all of its flag, environment twin, TOML key, help and table row come from here."""
+    """One setting as users see it: its flag, environment variable, TOML key, help and table row."""
 
     name: str
     default: Any
-    read: Callable[[Any], Any]  # a raw value, text or TOML, to the setting's; raises ValueError: what is right
+    read: Callable[[Any], Any]  # text or a TOML value into the typed value; raises ValueError with what is valid
     help: str
     metavar: str
-    env: tuple[str, ...]  # the first one wins over the next
+    env: tuple[str, ...]  # the first takes precedence
     flag: str
-    hidden: bool = False  # a value that no error, line or page may show
+    hidden: bool = False  # its value is never shown
 
     @property
     def is_switch(self) -> bool:
@@ -92,7 +92,7 @@ def _seconds(default: float, help: str, *, low: float = 0.0) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, at its default unless given. `proxy.config.loader.load` fills it; tests make their own."""
+    """All settings. `proxy.config.load` fills it from flags, environment and file."""
 
     host: str = _setting(
         "127.0.0.1", values.host, "ADDRESS", "Address to listen on; 0.0.0.0 is all of this machine's."
@@ -356,12 +356,12 @@ class Settings:
     )
     drain_delay: float = _seconds(0.0, "Time from SIGTERM, with /ready failing, until new requests are refused.")
     drain_timeout: float = _seconds(25.0, "Time for requests in flight to finish after that; then they are cut.")
-    warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given
-    config: str = field(default="", compare=False)  # no setting: the file that some are from
+    warnings: tuple[str, ...] = ()  # not a setting: warnings about how the settings were given
+    config: str = field(default="", compare=False)  # not a setting: the path of the settings file
 
 
 def options() -> tuple[Option, ...]:
-    """Every setting, in the order of the table."""
+    """All settings, in the order of the documentation."""
     return tuple(
         Option(
             **{
@@ -378,7 +378,7 @@ def options() -> tuple[Option, ...]:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The documentation's table of settings, in Markdown."""
     rows = ["| flag | environment | TOML | default | what it is |", "|---|---|---|---|---|"]
     for option in options():
         metavar = "" if option.is_switch else " " + option.metavar.replace("|", "\\|")

@@ -12,7 +12,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def tie(parent: int) -> None:
-    """This process ends with its parent."""
+    """Have the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:  # it died before the kernel was told
@@ -22,7 +22,7 @@ def tie(parent: int) -> None:
 def main() -> None:
     command = sys.argv[2:]
     tie(int(sys.argv[1]))
-    os.execvp(command[0], command)  # noqa: S606 - there is no shell to need
+    os.execvp(command[0], command)  # noqa: S606 - no shell
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Endpoint:
 
 
 def address_of(url: str) -> Endpoint:
-    """Of a URL as `config_values.backend_urls` writes it: http, https, unix:///socket,
+    """Read a URL as `config.values.backend_urls` writes it: http, https, unix:///socket,
     http+unix://%2Fsocket/base."""
     parts = urlsplit(url)
     base = parts.path.rstrip("/")
