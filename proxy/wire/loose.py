@@ -12,8 +12,8 @@ _INTEGER: Final = re.compile(r"([+-]?[0-9]{1,18})(?:\.0{1,18})?")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]{1,32}\.?[0-9]{0,32}|\.[0-9]{1,32})(?:[eE][+-]?[0-9]{1,2})?")
 _SPACES: Final = " \t\r\n"
 
-# As pydantic 2 reads them in its lax mode, by which vLLM reads requests. Rare spellings that pydantic takes too
-# ("1_000", "inf") are refused here: a request that both read must be read alike.
+# As pydantic 2 reads them in lax mode, which vLLM uses. Rare spellings that pydantic also accepts ("1_000", "inf")
+# are refused here: a request that both read must be read alike.
 
 
 def boolean(value: Any) -> bool | None:
