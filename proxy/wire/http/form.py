@@ -111,7 +111,7 @@ def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
         if body[place + size : place + size + 2] != b"\r\n":
             raise _refusal("a boundary must be followed by CRLF")
     if body[places[-1] + size :] not in (b"--", b"--\r\n"):
-        raise _refusal("it must end with its boundary and two hyphens")
+        raise _refusal("it must end with its boundary and two hyphens, and nothing after them")
     return places
 
 

@@ -201,7 +201,7 @@ def test_a_given_value_over_its_bound_is_an_error_that_names_both() -> None:
         "(environment GATEWAY_MAX_FLIGHT_BYTES): an event is part of its answer"
     ]
     assert "(its default)" in wrong(["--token-timeout", "2000"])[0]
-    assert "waits whole" in wrong(["--cache-max-entry-bytes", "1GiB"])[0]
+    assert "a whole answer is queued" in wrong(["--cache-max-entry-bytes", "1GiB"])[0]
 
 
 def test_a_default_gives_way_to_a_lower_bound() -> None:

@@ -101,7 +101,7 @@ def test_a_file_that_fails_without_a_reason_of_the_system_s_is_told_its_own() ->
         ({"GATEWAY_X_PORT": "tcp://h:1"}, []),
         ({"GATEWAY_X_PORT": "80"}, ["environment GATEWAY_X_PORT: ignored: no such setting"]),
         ({"GATEWAY_XYZZY": "tcp://h:1"}, ["environment GATEWAY_XYZZY: ignored: no such setting"]),
-        ({"GATEWAY_PORT": "udp://h:1"}, ["environment GATEWAY_PORT: ignored: it is a Kubernetes service link"]),
+        ({"GATEWAY_PORT": "udp://h:1"}, ["environment GATEWAY_PORT: ignored: a Kubernetes service link"]),
         ({"OTHER_XYZZY": "1"}, []),
     ],
 )
@@ -118,7 +118,7 @@ def test_what_is_exposed_by_a_flag_is_a_secret_that_was_given_as_one() -> None:
     (told,) = exposed(settings, ["--backend-api-key=k"])
     assert told == (
         "flag --backend-api-key: visible to every user of this machine in the process list; "
-        "give GATEWAY_BACKEND_API_KEY"
+        "use GATEWAY_BACKEND_API_KEY"
     )
     assert len(exposed(settings, ["--backend-api-key", "k", "--redis", "redis://u:p@h"])) == 2
     plain = loaded(["--redis", "redis://h", "--backend", "http://h"])
