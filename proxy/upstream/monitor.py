@@ -50,7 +50,7 @@ def watch(
     if adaptive:
 
         def report(engine: Backend, limit: int) -> None:
-            log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
+            log.event("info", "engine limit changed", backend=engine.name, max_inflight=limit)
 
         ticker = LimitTicker(
             lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=report

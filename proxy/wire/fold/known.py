@@ -10,12 +10,12 @@ Folded = Literal["chat", "completions"]
 
 
 class Unfoldable(Exception):
-    """These frames hold something that only the engine can put into one body; the text says what."""
+    """These frames contain something that only the engine can put into a body; the text names it."""
 
 
 class Odd(Unfoldable):
-    """The same of this one answer: it says nothing of the engine's others."""
+    """Unfoldable because of this one answer: other answers of the engine may fold."""
 
 
 class Known(Struct, forbid_unknown_fields=True):
-    """The members that are known: any other is an error. A member typed None must be null."""
+    """The known members: any other is an error. A member typed None must be null."""

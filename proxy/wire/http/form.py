@@ -11,8 +11,8 @@ from proxy.errors import Code, GatewayError
 
 MAX_PARTS: Final = 256
 MAX_HEAD: Final = 4096  # bytes of a part's headers
-MAX_HEADERS: Final = 8  # of a part; python-multipart takes no more
-MAX_TEXT: Final = 1024 * 1024  # bytes of a part that is no file; Starlette takes no more
+MAX_HEADERS: Final = 8  # of a part; python-multipart's limit
+MAX_TEXT: Final = 1024 * 1024  # bytes of a part that is not a file; Starlette's limit
 
 _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _DISPOSITION: Final = re.compile(
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Form:
-    """A form's parts. Made only of a body that every reader takes apart alike."""
+    """A form's parts, of a body that all readers parse alike."""
 
     __slots__ = ("body", "boundary", "parts")
 
@@ -43,7 +43,7 @@ class Form:
         self.parts = parts
 
     def text(self, name: str) -> str | None:
-        """The text of the field of this name; None where it is left out. Raises GatewayError 400 for a file."""
+        """The text of this field; None: absent. Raises GatewayError 400 for a file."""
         for part in self.parts:
             if part.name == name:
                 if part.file:
@@ -52,7 +52,7 @@ class Form:
         return None
 
     def texts(self) -> list[str]:
-        """The names of all parts, and the content of those that are no files."""
+        """The names of all parts, and the contents of those that are not files."""
         return [part.name for part in self.parts] + [self._text(part) for part in self.parts if not part.file]
 
     @property
@@ -60,7 +60,7 @@ class Form:
         return [part for part in self.parts if part.file]
 
     def replaced(self, name: str, value: bytes) -> bytes:
-        """The body with another value of this field, which is added where there is none."""
+        """The body with this field set; it is added where absent."""
         for part in self.parts:
             if part.name == name:
                 return self.body[: part.start] + value + self.body[part.end :]
@@ -72,10 +72,10 @@ class Form:
 
 
 def read_form(body: bytes, boundary: bytes) -> Form:
-    """Take a form apart. Raises GatewayError 400 where two readers could do so differently.
+    """Parse a form. Raises GatewayError 400 where two readers could differ.
 
-    The form begins with its first delimiter and ends with its last, every delimiter is a line of its own that ends
-    with CRLF, and nothing else in the body looks like one. A name is given once, or ends with [].
+    The form begins with its first delimiter and ends with its last, each delimiter is a line that ends with CRLF,
+    and nothing else in the body looks like one. Names are unique, unless they end with [].
     """
     parts: list[Part] = []
     names: set[str] = set()
@@ -93,7 +93,7 @@ def read_form(body: bytes, boundary: bytes) -> Form:
 
 
 def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
-    """Where each of them begins; the last one closes the form."""
+    """The offset of each delimiter; the last one closes the form."""
     places: list[int] = []
     size = len(delimiter)
     at = body.find(delimiter)
