@@ -1,6 +1,5 @@
-"""Owns the program: settings in, the loop, signals, the words on the terminal, the exit code.
-Must not know how anything works.
-Called as `python -m proxy`."""
+"""The program `python -m proxy`: settings in, the event loop, signals, the words on the terminal, the exit
+code."""
 
 from __future__ import annotations
 
@@ -8,11 +7,11 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":  # before the imports below, which are most of the start
+if __name__ == "__main__":  # before the imports below, which take most of the start-up time
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if "--check-config" not in sys.argv:
         for _number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(_number, lambda *_: os._exit(0))  # nothing is started yet
+            signal.signal(_number, lambda *_: os._exit(0))  # nothing has started yet
 
 import asyncio
 import gc
@@ -32,7 +31,7 @@ from proxy.telemetry import Faults, Log, run, say
 
 ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 STDOUT: Final = 1
-SAY_SECONDS: Final = 1.0  # for what ends the program to be read
+SAY_SECONDS: Final = 1.0  # for printing the reason of the exit
 
 SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model": "{model}", "stream": true, "temperature": 0, \
@@ -40,8 +39,8 @@ SAMPLE = """curl -N {url}/v1/chat/completions -H 'content-type: application/json
 
 
 class Signals:
-    """While it is entered, signals are taken for the task that entered it. `stop` is set by the first that ends;
-    the second cancels the task, and so does the first while nothing runs that could end well."""
+    """A context manager that handles signals for the task that entered it. The first SIGTERM or SIGINT sets
+    `stop`; the second cancels the task, and so does the first one during start-up."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -52,7 +51,7 @@ class Signals:
         return f"<Signals {'stopping' if self.stop.is_set() else 'running' if self._reload else 'starting'}>"
 
     def running(self, reload: Callable[[], object]) -> None:
-        """From now on there is something to end well, and to read again."""
+        """Start-up is complete: end gracefully from now on, and call `reload` on SIGHUP."""
         self._reload = reload
 
     def __enter__(self) -> Self:
@@ -70,7 +69,7 @@ class Signals:
         for number in (*ENDS, signal.SIGHUP):
             loop.remove_signal_handler(number)
         for number in (*ENDS, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # what is left takes milliseconds: nobody need interrupt it
+            signal.signal(number, signal.SIG_IGN)  # the rest takes milliseconds
 
     def _end(self) -> None:
         if (self._reload is None or self.stop.is_set()) and self._task is not None:
@@ -83,7 +82,7 @@ class Signals:
 
 
 async def serve(settings: Settings, log: Log, faults: Faults) -> None:
-    """Run until SIGTERM or SIGINT; a second one does not wait for requests to end."""
+    """Run until SIGTERM or SIGINT; a second one does not wait for requests to finish."""
     asyncio.get_running_loop().set_exception_handler(faults.of_loop)
     with Signals() as signals:
         try:
@@ -98,8 +97,8 @@ async def serve(settings: Settings, log: Log, faults: Faults) -> None:
 
 
 def settle_collector() -> None:
-    """What lives as long as the process is not looked through again. Requests leave no circles behind
-    (`tests/system/test_garbage.py`), so the collector has hardly anything to do after this."""
+    """Exclude the objects that live as long as the process from garbage collection. Requests leave no reference
+    cycles (`tests/system/test_garbage.py`), so the collector has little to do after this."""
     gc.collect()
     gc.freeze()
 
@@ -152,8 +151,8 @@ def main() -> int:
 
 
 def check(settings: Settings) -> tuple[str, list[str]]:
-    """Every setting as a line of TOML, and warnings. What the settings name is read too: keys, deny list,
-    certificates. Raises SettingsError."""
+    """All settings as lines of TOML, and warnings. The files that settings name are read too. Raises
+    SettingsError."""
     prepared = prepare(settings)
     lines = []
     for option in options():

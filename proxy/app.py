@@ -1,6 +1,5 @@
-"""Owns the wiring: which object is given which, and in what order they start and stop.
-Must not hold any logic of a request. The only file that knows everyone.
-Called by `__main__`, and by tests that run the gateway in their own loop."""
+"""The wiring: which object is given which, and the order in which they start and stop. It holds no logic of a
+request. Tests run the gateway in their own event loop by `running`."""
 
 from __future__ import annotations
 
@@ -83,7 +82,7 @@ class App:
     host: str
     port: int
     engines: list[str]
-    redis: str  # what it is backed by, in words without secrets
+    redis: str  # embedded, yours or off
     group: FlightGroup
     memory: Memory
     scheduler: Scheduler
@@ -92,14 +91,14 @@ class App:
     metrics: Metrics
     scheme: str
     reload: Callable[[], Awaitable[None]]
-    """Read again, as SIGHUP asks, what can change while it runs; what is returned is done when that is."""
+    """Reload, as on SIGHUP, what can change at run time. The future is done when the reload is."""
     watchdog: Watchdog
     shapes: Shapes
-    admission: Admission | None = None  # None: nothing is limited
-    embedder: Embedder | None = None  # None: embeddings go to the engine as they came
-    large: LargeRequests | None = None  # what is read off the loop
-    routes: Sequence[tuple[str, str]] = ()  # paths that are answered here, each with its method
-    admin_url: str = ""  # of the listener for operators, where there is one
+    admission: Admission | None = None  # None: no limits
+    embedder: Embedder | None = None  # None: embeddings are passed on as they are
+    large: LargeRequests | None = None  # requests decoded in another process
+    routes: Sequence[tuple[str, str]] = ()  # (method, path) of the gateway's own endpoints
+    admin_url: str = ""  # of the operators' listener; empty: none
 
     @property
     def url(self) -> str:
@@ -112,28 +111,22 @@ class App:
 async def running(
     settings: Settings, log: Log, reread: Callable[[], Settings] | None = None
 ) -> AsyncIterator[App]:
-    """Start everything, in order; at the end stop it in reverse. Raises SettingsError before it binds.
+    """Start all parts in order, and stop them in reverse at the end. Raises SettingsError before it binds.
 
-    `reread` reads the settings anew, where their file is to be watched.
+    `reread` reads the settings again; with it, and a settings file, the file is watched.
     """
     loop = asyncio.get_running_loop()
     tls = _tls(settings, log)
-    contents = Contents(paths_of(settings))  # before they are loaded: what changes meanwhile is noticed
+    contents = Contents(paths_of(settings))  # before the files are loaded: a change meanwhile is noticed
     prepared = prepare(settings)
     for warning in prepared.warnings:
         log.event("warning", "settings", detail=warning)
     async with AsyncExitStack() as stack:
-        tracing = None
-        if settings.trace == "otlp":
-            otel = Otel(log)
-            stack.push_async_callback(otel.close, min(FLUSH_SECONDS, max(0.2, settings.drain_timeout)))
-            tracing = Tracing(otel, prompts=settings.log_prompts)
+        tracing = _tracing(settings, log, stack)
         urls, redis_url, redis_words = await children(settings, log, stack)
         log.hide([prepared.backend_key, *secrets_in(redis_url or "")])
         metrics = Metrics()
-        containment = Containment(
-            lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
-        )
+        containment = _containment(log)
         memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
         cache = await _cache(redis_url, settings, log, metrics, stack)
         pulse = Pulse(loop)
@@ -170,40 +163,25 @@ async def running(
         )
         stack.push_async_callback(large.close)
         ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
-        request_queue: RequestQueue[Flight] = RequestQueue(
-            limit=settings.queue_limit,
-            max_batch=settings.max_batch,
-            window=settings.batch_window_ms / 1000,
-            patience=settings.queue_patience,
-            timeout=settings.queue_timeout or math.inf,
-            ticket=ticket_factory,
-            twin=twin_of,
-            callers=callers_of,
-        )
+        request_queue = _request_queue(settings, ticket_factory)
         scheduler = Scheduler(
             group=group,
             request_queue=request_queue,
             learn=ticket_factory.landed,
             backends=backends,
             cache=cache,
-            limits=StreamLimits(
-                first_token=settings.first_token_timeout,
-                token=settings.token_timeout,
-                total=settings.total_timeout,
-                frame=settings.max_frame_bytes,
-                flight=settings.max_flight_bytes,
-            ),
+            limits=_stream_limits(settings),
             metrics=metrics,
             loop=loop,
-            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
-            retry=_retry(settings),
+            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end all
+            retry=_retry_rules(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
             lost=pulse.lost,
             passed=shapes.passed,
         )
-        # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
+        # No other process uses the embedded Redis: shared limits would cost a round trip and share nothing.
         theirs = None if settings.redis == "auto" else redis_url
         admission = await admission_for(
             settings,
@@ -273,17 +251,15 @@ async def running(
         watchdog = _watchdog(settings, scheduler, embedder, log, containment, loop)
         tasks: list[Task] = [
             ("the watchdog", watchdog.run),
-            ("the watch on files", files.run),
-            ("the watch on certificates", partial(each, certificates.EVERY, expiries.look)),
+            ("the file watch", files.run),
+            ("the certificate check", partial(each, certificates.EVERY, expiries.look)),
         ]
         if settings.probe == "on":
-            tasks.append(("the probes of engines' answers", shapes.run))
+            tasks.append(("the probes of engines", shapes.run))
         if reload is not None:
-            tasks.append(("the change of engines", reload.run))
+            tasks.append(("the reload of engines", reload.run))
         if access_policy is not None:
-            tasks.append(
-                ("the watch on keys that expire", partial(each, revocation.EVERY, access_policy.keyed.look))
-            )
+            tasks.append(("the check for expired keys", partial(each, revocation.EVERY, access_policy.keyed.look)))
         watch(settings, backends, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
@@ -295,17 +271,7 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        listener = Listener(
-            gateway.handle,
-            max_connections=room.clients,
-            max_header=settings.max_header_bytes,
-            max_headers=settings.max_headers,
-            max_head=settings.max_head_bytes,
-            proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
-            times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
-            on_refused=metrics.connection_refused,
-            on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
-        )
+        listener = _listener(gateway, settings, room.clients, metrics, log)
         stack.callback(metrics.watch_loop(loop))
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
@@ -327,26 +293,80 @@ async def running(
             )  # before the drain
         state_gauges(metrics, group, request_queue, listener, log, cache)
         yield App(
-            host,
-            port,
-            [b.name for b in backends.all],
-            redis_words,
-            group,
-            memory,
-            scheduler,
-            backends,
-            cache,
-            metrics,
-            "https" if prepared.tls is not None else "http",
-            files.wake,
-            watchdog,
-            shapes,
-            admission,
-            embedder,
-            large,
-            gateway.routes.listed,
-            operators,
+            host=host,
+            port=port,
+            engines=[backend.name for backend in backends.all],
+            redis=redis_words,
+            group=group,
+            memory=memory,
+            scheduler=scheduler,
+            backends=backends,
+            cache=cache,
+            metrics=metrics,
+            scheme="https" if prepared.tls is not None else "http",
+            reload=files.wake,
+            watchdog=watchdog,
+            shapes=shapes,
+            admission=admission,
+            embedder=embedder,
+            large=large,
+            routes=gateway.routes.listed,
+            admin_url=operators,
         )
+
+
+# -- parts ----------------------------------------------------------------------------------------------
+
+
+def _tracing(settings: Settings, log: Log, stack: AsyncExitStack) -> Tracing | None:
+    if settings.trace != "otlp":
+        return None
+    otel = Otel(log)
+    stack.push_async_callback(otel.close, min(FLUSH_SECONDS, max(0.2, settings.drain_timeout)))
+    return Tracing(otel, prompts=settings.log_prompts)
+
+
+def _containment(log: Log) -> Containment:
+    return Containment(
+        lambda where, e: log.often("error", "internal error", where, fault=words_of(e), where=_at(where, e))
+    )
+
+
+def _request_queue(settings: Settings, ticket_factory: TicketFactory) -> RequestQueue[Flight]:
+    return RequestQueue(
+        limit=settings.queue_limit,
+        max_batch=settings.max_batch,
+        window=settings.batch_window_ms / 1000,
+        patience=settings.queue_patience,
+        timeout=settings.queue_timeout or math.inf,
+        ticket=ticket_factory,
+        twin=twin_of,
+        callers=callers_of,
+    )
+
+
+def _stream_limits(settings: Settings) -> StreamLimits:
+    return StreamLimits(
+        first_token=settings.first_token_timeout,
+        token=settings.token_timeout,
+        total=settings.total_timeout,
+        frame=settings.max_frame_bytes,
+        flight=settings.max_flight_bytes,
+    )
+
+
+def _listener(gateway: Gateway, settings: Settings, max_connections: int, metrics: Metrics, log: Log) -> Listener:
+    return Listener(
+        gateway.handle,
+        max_connections=max_connections,
+        max_header=settings.max_header_bytes,
+        max_headers=settings.max_headers,
+        max_head=settings.max_head_bytes,
+        proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
+        times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
+        on_refused=metrics.connection_refused,
+        on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
+    )
 
 
 async def _cache(
@@ -376,9 +396,9 @@ async def _cache(
 
 
 def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
-    """For all engines at https:// URLs, made once: reading the system's certificates takes milliseconds."""
-    given = settings.backend_ca or settings.backend_cert or settings.backend_key
-    if not given and not any(url.startswith("https:") for url in settings.backends):
+    """The context for all https:// engines, made once: reading the system's certificates takes milliseconds."""
+    custom = settings.backend_ca or settings.backend_cert or settings.backend_key
+    if not custom and not any(url.startswith("https:") for url in settings.backends):
         return None
     context = tls_context(
         ca=settings.backend_ca,
@@ -387,12 +407,12 @@ def _tls(settings: Settings, log: Log) -> ssl.SSLContext | None:
         insecure=settings.backend_insecure,
     )
     if settings.backend_insecure:
-        log.event("warning", "settings", detail="backend_insecure: anyone can pass for an https:// engine")
+        log.event("warning", "settings", detail="backend_insecure: certificates of engines are not verified")
     return context
 
 
 def _certificates(prepared: Prepared, metrics: Metrics, log: Log) -> Certificates:
-    """Those in force from the start on."""
+    """The certificates in use at the start."""
     certificates = Certificates(metrics, log)
     if prepared.tls is not None:
         certificates.renew("tls_cert", prepared.tls_expires)
@@ -436,7 +456,7 @@ def _watchdog(
     )
 
 
-def _retry(settings: Settings) -> RetryRules:
+def _retry_rules(settings: Settings) -> RetryRules:
     return RetryRules(
         retries=settings.retries,
         on=frozenset(settings.retry_on.split(",")),
@@ -451,17 +471,18 @@ def _at(where: str, e: BaseException) -> str:
 
 
 async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple[list[str], str | None, str]:
-    """Start the embedded engine and the embedded Redis, as far as they are asked for, side by side."""
-    # Imported where they are used: with an engine and a Redis of your own they cost no start-up time.
+    """Start the embedded engine and the embedded Redis, where the settings ask for them, in parallel. The engines'
+    URLs, Redis' URL, and what it is in words."""
+    # Imported here: with an external engine and Redis they cost no start-up time.
     from proxy.embedded.engine import EmbeddedEngine
     from proxy.embedded.redis import EmbeddedRedis
 
-    def told(name: str) -> Callable[[str, str], None]:
+    def reporter(name: str) -> Callable[[str, str], None]:
         return lambda event, detail: log.event("info", f"{name} {event}", detail=detail)
 
-    engine = None if settings.backends else EmbeddedEngine(on_event=told("embedded engine"))
+    engine = None if settings.backends else EmbeddedEngine(on_event=reporter("embedded engine"))
     redis = (
-        EmbeddedRedis(settings.redis_memory_mb, on_event=told("embedded redis"))
+        EmbeddedRedis(settings.redis_memory_mb, on_event=reporter("embedded redis"))
         if settings.redis == "auto"
         else None
     )
@@ -473,12 +494,12 @@ async def children(settings: Settings, log: Log, stack: AsyncExitStack) -> tuple
     for result in started:
         if isinstance(result, BaseException):
             raise result
-    found = [str(result) for result in started]
-    urls = list(settings.backends) or [found.pop(0)]
+    results = [str(result) for result in started]
+    urls = list(settings.backends) or [results.pop(0)]
     if settings.redis == "off":
         return urls, None, "off"
     return (
         urls,
-        (found.pop() if redis is not None else settings.redis),
+        (results.pop() if redis is not None else settings.redis),
         "embedded" if redis is not None else "yours",
     )

@@ -1,6 +1,5 @@
-"""Owns the error family, the one table of status, type and code, and rendering to OpenAI error JSON.
-Must not know HTTP servers, engines or Redis: whoever meets a foreign error maps it to one of these.
-Called by every layer below; rendered once, at the door (`respond.py`)."""
+"""Every failure that a client can see, in one table of code, status and type, and its rendering as OpenAI's
+error JSON. Foreign errors (sockets, Redis, engines) are mapped to these where they enter."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import msgspec
 
 
 class Code(Enum):
-    """Every way a request can fail here: `code` string, HTTP status, OpenAI `type`."""
+    """Every way in which a request can fail: `code` string, HTTP status, OpenAI `type`."""
 
     INVALID_JSON = ("invalid_json", 400, "invalid_request_error")
     INVALID_VALUE = ("invalid_value", 400, "invalid_request_error")
@@ -83,7 +82,7 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after  # whole seconds, for the `Retry-After` header
-        self.headers = headers  # that say what would be right
+        self.headers = headers  # that name what is supported
 
     @property
     def status(self) -> int:
@@ -105,15 +104,15 @@ class GatewayError(Exception):
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used. The message names the setting, its source and what would be right."""
+    """An invalid setting. The message names the setting, its source and what is valid."""
 
 
 class ListenError(Exception):
-    """The address or the socket to listen on cannot be used; the message is the system's reason."""
+    """The address or socket to listen on cannot be used; the message is the system's reason."""
 
 
 def place_of(e: BaseException) -> str:
-    """The innermost place of a fault, for the log."""
+    """The innermost file and line of an exception, for the log."""
     at = e.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -121,7 +120,7 @@ def place_of(e: BaseException) -> str:
 
 
 def frames_of(e: BaseException, most: int = 8) -> str:
-    """The innermost places of a fault, the innermost first: no file is read, as a traceback's lines would be."""
+    """The innermost frames of an exception, innermost first. Reads no source file, unlike a traceback."""
     places = []
     at = e.__traceback__
     while at is not None:
@@ -132,8 +131,8 @@ def frames_of(e: BaseException, most: int = 8) -> str:
 
 
 def words_of(e: BaseException, most: int = 300) -> str:
-    """What a fault says, cut. Not its `repr`, which holds the whole text that could not be encoded: a prompt."""
+    """An exception as text, cut. Not its `repr`: that of a UnicodeError holds the whole text, such as a prompt."""
     try:
         return f"{type(e).__name__}: {e}"[:most]
-    except Exception:  # noqa: BLE001 - an exception that cannot say what it is
+    except Exception:  # noqa: BLE001 - `__str__` of a foreign exception
         return type(e).__name__

@@ -1,6 +1,5 @@
-"""Owns the making of API keys: a new one and the entry that lets it in, or the entry of one that exists.
-Must not know the gateway. What it prints on stdout is an entry for the keys file; the key itself goes to stderr.
-Called as `python -m proxy.keys`."""
+"""The command `python -m proxy.keys`: makes an API key and its entry for the keys file, or the entry of an
+existing key. The entry goes to stdout, a new key to stderr."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ KEY_BYTES = 32
 
 
 def new_key() -> str:
-    """256 random bits, in a form that secret scanners know for a key."""
+    """256 random bits, in a form that secret scanners recognise."""
     return "sk-" + secrets.token_urlsafe(KEY_BYTES)
 
 
@@ -46,11 +45,11 @@ def entry(
 
 
 def _text(value: str) -> str:
-    return msgspec.json.encode(value).decode()  # a JSON string is a basic string of TOML's
+    return msgspec.json.encode(value).decode()  # a JSON string is a valid TOML basic string
 
 
 def _given() -> str:
-    """The first line of stdin; nothing where stdin is closed, or is no text."""
+    """The first line of stdin; empty where stdin is closed or not text."""
     try:
         return sys.stdin.readline().strip() if sys.stdin is not None else ""
     except (OSError, UnicodeDecodeError):
@@ -60,19 +59,19 @@ def _given() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m proxy.keys",
-        description="Makes API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
-        "a new key on stderr, once: the file holds its SHA-256 only.",
+        description="Make API keys for --api-keys-file. The entry goes to stdout, to be appended to the file; "
+        "a new key goes to stderr, once: the file holds only its SHA-256.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, help in (("new", "make a key"), ("hash", "read a key that exists from stdin")):
+    for command, help in (("new", "make a key"), ("hash", "read an existing key from stdin")):
         sub = commands.add_parser(command, help=help)
-        sub.add_argument("name", metavar="NAME", help="what the log calls it")
-        sub.add_argument("--tenant", help="callers of one tenant may share answers; none: the key's own")
-        sub.add_argument("--model", action="append", default=[], help="a model it may use, repeatable; none: all")
+        sub.add_argument("name", metavar="NAME", help="name of the key in the log")
+        sub.add_argument("--tenant", help="tenant, within which answers may be shared; default: the key alone")
         sub.add_argument(
-            "--expires", metavar="TIME", help="when it ends, such as 2027-01-31T00:00:00Z; none: never"
+            "--model", action="append", default=[], help="a model that the key may use, repeatable; default: all"
         )
-        sub.add_argument("--operator", action="store_true", help="it may see the metrics, the state and the page")
+        sub.add_argument("--expires", metavar="TIME", help="expiry, such as 2027-01-31T00:00:00Z; default: never")
+        sub.add_argument("--operator", action="store_true", help="allow the metrics, the state and the page")
     options = parser.parse_args(argv)
     key = new_key() if options.command == "new" else _given()
     if not key or not key.isascii() or not key.isprintable() or " " in key:

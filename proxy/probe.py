@@ -1,6 +1,5 @@
-"""Owns `python -m proxy.probe`: asking the gateway of this machine whether it lives, or is ready.
-Must not know what the answer means to whoever asks: it is an exit code and one line.
-Called by container engines (`ops/Dockerfile`), which have no curl there, and by people."""
+"""The command `python -m proxy.probe`: asks the gateway on this machine whether it lives, or is ready. The
+result is an exit code and one line. Container engines run it (`ops/Dockerfile`): the image has no curl."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ from proxy.config import Settings, load
 from proxy.errors import SettingsError
 from proxy.telemetry import run
 
-SECONDS: Final = 3.0  # for each of connecting and answering
-MOST_BYTES: Final = 4096  # of an answer that are shown
+SECONDS: Final = 3.0  # for connecting, and for the answer
+MOST_BYTES: Final = 4096  # of an answer that are printed
 PATHS: Final = ("health", "ready")
 USAGE: Final = "python -m proxy.probe [health|ready] [the gateway's flags]"
-EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on, not listening
+EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - only compared
 
 
 class _Link(http.client.HTTPConnection):
-    """To where the settings say that the gateway listens: an address or a Unix socket, with TLS or not."""
+    """A connection to the gateway's address or Unix socket in the settings, with or without TLS."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("localhost", timeout=SECONDS)
@@ -40,7 +39,7 @@ class _Link(http.client.HTTPConnection):
             host = EVERY_ADDRESS.get(settings.host, settings.host)
             self.sock = socket.create_connection((host, settings.port), SECONDS)
         if settings.tls_cert:
-            # Which name clients use is not known here, and nobody else is on this machine's way to itself.
+            # The name that clients use is not known here, and the connection does not leave this machine.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -48,7 +47,7 @@ class _Link(http.client.HTTPConnection):
 
 
 def ask(settings: Settings, path: str) -> tuple[bool, str]:
-    """Whether the answer was 200, and one line of what it was."""
+    """Whether the answer was 200, and the answer as one line."""
     link = _Link(settings)
     try:
         link.request("GET", f"/{path}")

@@ -25,7 +25,7 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(slots=True)
 class Prepared:
-    """What is in force now."""
+    """The content that is in effect now."""
 
     rules: AccessRules
     tls: ServerTls | None = None  # shown to clients
@@ -37,9 +37,9 @@ class Prepared:
 
 
 def prepare(settings: Settings) -> Prepared:
-    """Read all of it. Raises SettingsError that names every problem."""
+    """Read all files that the settings name. Raises SettingsError with every problem."""
     problems = conflicts(settings)
-    made = Prepared(AccessRules(Authenticator(None, TrustedProxies(settings.trusted_proxies), source_of)))
+    prepared = Prepared(AccessRules(Authenticator(None, TrustedProxies(settings.trusted_proxies), source_of)))
 
     def attempt(step: Callable[[], object]) -> None:
         try:
@@ -47,69 +47,71 @@ def prepare(settings: Settings) -> Prepared:
         except SettingsError as e:
             problems.append(str(e))
 
-    attempt(lambda: _keys(settings, made))
-    attempt(lambda: _deny(settings, made))
-    attempt(lambda: _tls(settings, made))
-    attempt(lambda: _backend_key(settings, made))
-    attempt(lambda: _client_certs(settings, made))
+    attempt(lambda: _keys(settings, prepared))
+    attempt(lambda: _deny(settings, prepared))
+    attempt(lambda: _tls(settings, prepared))
+    attempt(lambda: _backend_key(settings, prepared))
+    attempt(lambda: _client_certs(settings, prepared))
     if settings.trace == "otlp":
         attempt(lambda: packages(os.environ))
     if problems:
         raise SettingsError("\n".join(problems))
-    ring = made.rules.identity.ring
+    ring = prepared.rules.identity.ring
     if ring is not None and not ring.has_operator and settings.metrics_key:
-        made.warnings.append(
+        prepared.warnings.append(
             f'api_keys_file = {settings.api_keys_file!r}: no key has role = "operator", so nobody may read'
             " /metrics (--no-metrics-key opens it), the state or the page's playground"
         )
     if ring is None and settings.admin_port and settings.admin_host not in LOOPBACK:
-        made.warnings.append(
-            f"admin_host = {settings.admin_host}: without api_keys_file all who reach it are operators"
+        prepared.warnings.append(
+            f"admin_host = {settings.admin_host}: without api_keys_file everyone who reaches it is an operator"
         )
     if settings.forward_authorization and settings.api_keys_file:
-        made.warnings.append("forward_authorization: engines get the keys of this gateway's callers")
+        prepared.warnings.append("forward_authorization: engines receive the API keys of this gateway's callers")
     if settings.listen_unix and settings.port != Settings().port:
-        made.warnings.append(f"port = {settings.port}: nothing listens there, listen_unix is given")
-    return made
+        prepared.warnings.append(f"port = {settings.port}: not used, listen_unix is given")
+    return prepared
 
 
-def _keys(settings: Settings, made: Prepared) -> None:
+def _keys(settings: Settings, prepared: Prepared) -> None:
     path = settings.api_keys_file
     if path:
-        made.rules.identity.renew(read_keys(read_file("api_keys_file", path, made.warnings), path))
+        prepared.rules.identity.renew(read_keys(read_file("api_keys_file", path, prepared.warnings), path))
 
 
-def _deny(settings: Settings, made: Prepared) -> None:
+def _deny(settings: Settings, prepared: Prepared) -> None:
     if settings.deny_file:
-        made.rules.renew_deny_list(read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file))
+        prepared.rules.renew_deny_list(
+            read_deny_list(read_file("deny_file", settings.deny_file), settings.deny_file)
+        )
 
 
-def _tls(settings: Settings, made: Prepared) -> None:
+def _tls(settings: Settings, prepared: Prepared) -> None:
     if settings.tls_cert:
-        made.tls = ServerTls(server_context(settings.tls_cert, settings.tls_key))
-        made.tls_expires = expiry_of("tls_cert", settings.tls_cert)
-        warn_if_open("tls_key", settings.tls_key or settings.tls_cert, made.warnings)
+        prepared.tls = ServerTls(server_context(settings.tls_cert, settings.tls_key))
+        prepared.tls_expires = expiry_of("tls_cert", settings.tls_cert)
+        warn_if_open("tls_key", settings.tls_key or settings.tls_cert, prepared.warnings)
 
 
-def _client_certs(settings: Settings, made: Prepared) -> None:
+def _client_certs(settings: Settings, prepared: Prepared) -> None:
     if settings.backend_cert:
-        made.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
+        prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
     redis_cert = files_of(settings.redis).get("ssl_certfile")
     if redis_cert is not None:
-        made.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
+        prepared.redis_cert_expires = expiry_of("redis ssl_certfile", redis_cert)
 
 
-def _backend_key(settings: Settings, made: Prepared) -> None:
-    made.backend_key = settings.backend_api_key
+def _backend_key(settings: Settings, prepared: Prepared) -> None:
+    prepared.backend_key = settings.backend_api_key
     if settings.backend_api_key_file:
-        made.backend_key = read_backend_key(settings.backend_api_key_file, made.warnings)
-    key = made.backend_key
+        prepared.backend_key = read_backend_key(settings.backend_api_key_file, prepared.warnings)
+    key = prepared.backend_key
     if len(key) > 1 and key[0] in ("'", '"') and key[0] == key[-1]:
-        made.warnings.append("backend_api_key: it is in quotes, and they are sent to engines as a part of it")
+        prepared.warnings.append("backend_api_key: it is quoted, and the quotes are sent to engines too")
 
 
 def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
-    """The key that engines ask for. Raises SettingsError, whose text has none of it."""
+    """The API key of the engines. Raises SettingsError, whose text does not quote it."""
     try:
         key = secret(read_file("backend_api_key_file", path, warnings))
     except ValueError as e:
@@ -119,11 +121,12 @@ def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
     return key
 
 
-# -- read again while it runs ---------------------------------------------------------------------------
+# -- reload at run time ---------------------------------------------------------------------------------
 
 
 class EngineReload:
-    """The settings that hold now, and those of the file that may change them."""
+    """Reloads the settings file. Only the engines change at run time; other changes are reported as needing a
+    restart."""
 
     def __init__(
         self,
@@ -133,7 +136,7 @@ class EngineReload:
         log: Log,
     ) -> None:
         self._settings = settings
-        self._read = read  # all sources, in their order: a flag still wins over the file
+        self._read = read  # from all sources: a flag still takes precedence over the file
         self._apply = apply
         self._log = log
         self._engines = tuple(settings.backends)
@@ -141,14 +144,14 @@ class EngineReload:
         self._taken = asyncio.Event()
 
     def load(self) -> Callable[[], str]:
-        """Read the settings, in a thread; what puts them in force. Raises SettingsError."""
+        """Read the settings, in a thread. Returns the Take that puts them in effect. Raises SettingsError."""
         settings = self._read()
         if self._settings.backends and not settings.backends:
-            raise SettingsError("no engine is named: `backends` must have at least one while running")
+            raise SettingsError("`backends` must name at least one engine while running")
         return lambda: self.take(settings)
 
     def take(self, settings: Settings) -> str:
-        """The engines change soon; what else is new is told to need a restart."""
+        """Have the engines changed by `run`, and log other changed settings as needing a restart."""
         ours = {"backends", "warnings"}
         others = [
             f.name
@@ -157,8 +160,8 @@ class EngineReload:
         ]
         if others:
             self._log.event("warning", "settings need a restart", detail=", ".join(others))
-        if not settings.backends:  # none: the embedded engine goes on
-            return "nothing that changes while it runs"
+        if not settings.backends:  # the embedded engine stays
+            return "nothing that can change at run time"
         self._new = settings.backends
         self._taken.set()
         before, self._engines = self._engines, tuple(settings.backends)
@@ -166,7 +169,7 @@ class EngineReload:
         return f"{len(added)} engines added, {len(removed)} removed"
 
     async def run(self) -> None:
-        """For ever. Not where files are looked at: a new engine may take its time to say what it serves."""
+        """Apply changes until cancelled. Apart from the file watch: checking a new engine may take time."""
         while True:
             await self._taken.wait()
             self._taken.clear()
@@ -176,13 +179,13 @@ class EngineReload:
 
 
 class OnRedis(Protocol):
-    """What has connections to Redis."""
+    """An object with connections to Redis."""
 
     def renew(self, where: RedisAddress) -> None: ...
 
 
 def paths_of(settings: Settings) -> list[str]:
-    """Every file that a setting names and that is watched."""
+    """The paths of all watched files that settings name."""
     return [
         settings.config,
         settings.api_keys_file,
@@ -199,7 +202,7 @@ def paths_of(settings: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReloads:
-    """What each file's content goes into."""
+    """Loads each watched file and puts its content in effect."""
 
     settings: Settings
     live: Prepared
@@ -210,10 +213,10 @@ class FileReloads:
     redis: Sequence[OnRedis]
     reload: EngineReload | None
     hide: Callable[[list[str]], None]
-    """Told of secrets, which the log is to show no more."""
+    """Gets secrets that the log must not show."""
 
     def watched(self) -> list[Watched]:
-        """The files that there are, each with what loads it."""
+        """The files that settings name, each with its loader."""
         settings = self.settings
         tls = (settings.backend_ca, settings.backend_cert, settings.backend_key)
         every: list[tuple[str, tuple[str, ...], Callable[[], Take]]] = [
@@ -231,7 +234,7 @@ class FileReloads:
     def _keys(self) -> Take:
         path = self.settings.api_keys_file
         ring, before = read_keys(read_file("api_keys_file", path), path), self.live.rules.identity.ring
-        changed = "" if before is None else ring.changed_from(before)  # here: there may be 100,000 of them
+        changed = "" if before is None else ring.changed_from(before)  # in the thread: there may be 100,000 keys
 
         def take() -> str:
             self.live.rules.identity.renew(ring)
@@ -285,7 +288,7 @@ class FileReloads:
         def take() -> str:
             self.hide([key])
             self.fleet.renew(api_key=key)
-            return "the key that engines are sent"
+            return "the API key of engines"
 
         return take
 

@@ -1,8 +1,41 @@
-"""Finds settings that contradict each other. What one value may be is checked where it is read (`values.py`)."""
+"""Checks of settings against each other: values that bound one another, and settings that exclude or need one
+another. What one value may be is checked where it is read (`values.py`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from proxy.config.settings import Settings
+
+_AT_MOST: Final = (
+    ("max_frame_bytes", "max_flight_bytes", "an event is part of its answer"),
+    ("cache_max_entry_bytes", "cache_max_pending_bytes", "a whole answer is queued for writing"),
+    ("first_token_timeout", "total_timeout", "it would have no effect"),
+    ("token_timeout", "total_timeout", "it would have no effect"),
+    ("connect_timeout", "total_timeout", "it would have no effect"),
+    ("queue_patience", "queue_timeout", "it would have no effect"),
+    ("breaker_seconds", "breaker_max_seconds", "it is the first open time"),
+)
+"""(setting, its bound, why): the value of the first is at most that of the second; a bound of 0 is none."""
+
+
+def reconcile(values: dict[str, Any], sources: Mapping[str, str], defaults: Mapping[str, Any]) -> list[str]:
+    """Settings that bound each other. A default above its bound is lowered to it, in `values`; a value from one of
+    the `sources` is a problem, which is returned."""
+    problems = []
+    for name, outer, why in _AT_MOST:
+        bound = values.get(outer, defaults[outer])
+        if bound == 0 or values.get(name, defaults[name]) <= bound:
+            continue
+        if name in sources:
+            problems.append(
+                f"{sources[name]} = {values[name]}: must not be over {outer}, which is {bound}"
+                f" ({sources.get(outer, 'its default')}): {why}"
+            )
+        else:
+            values[name] = bound
+    return problems
 
 
 def conflicts(settings: Settings) -> list[str]:
@@ -13,45 +46,45 @@ def conflicts(settings: Settings) -> list[str]:
         (both, "backend_api_key and backend_api_key_file are both given: give one"),
         (
             settings.forward_authorization and held,
-            "forward_authorization sends the client's key to engines, backend_api_key one of ours: give one",
+            "forward_authorization sends the client's key to engines, backend_api_key the gateway's: give one",
         ),
         (
             settings.forward_authorization and settings.share_scope == "global",
-            "forward_authorization asks engines by credential, share_scope = global answers all alike: give one",
+            "forward_authorization lets engines decide by credential, share_scope = global ignores it: give one",
         ),
         (
             settings.admin_port and settings.admin_port == settings.port and not settings.listen_unix,
-            "admin_port is the port: operators need one of their own",
+            "admin_port must differ from port",
         ),
         (
             settings.admin_host != Settings().admin_host and not settings.admin_port,
-            "admin_host needs admin_port: nothing else listens there",
+            "admin_host needs admin_port",
         ),
-        (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file: there is no list"),
+        (settings.deny_answers and not settings.deny_file, "deny_answers needs deny_file"),
         (
             settings.proxy_protocol and not settings.trusted_proxies,
-            "proxy_protocol needs trusted_proxies: the balancers whose word is taken",
+            "proxy_protocol needs trusted_proxies: the load balancers that may send it",
         ),
         (
             settings.proxy_protocol and settings.tls_cert,
-            "proxy_protocol comes before TLS and cannot be read there: end TLS at the balancer, or leave one out",
+            "proxy_protocol is not supported with tls_cert: terminate TLS at the balancer, or omit one",
         ),
         (
             settings.rate_limit_burst and not (settings.rate_limit_rps or settings.api_keys_file),
-            "rate_limit_burst needs rate_limit_rps: alone it limits nothing",
+            "rate_limit_burst needs rate_limit_rps: alone it has no effect",
         ),
         (
             settings.global_limit_burst and not settings.global_limit_rps,
-            "global_limit_burst needs global_limit_rps: alone it limits nothing",
+            "global_limit_burst needs global_limit_rps: alone it has no effect",
         ),
         (
             settings.pace_ttft_ms and settings.max_inflight,
-            "pace_ttft_ms needs max_inflight = auto: a number that is set is not moved",
+            "pace_ttft_ms needs max_inflight = auto: a fixed limit is not adapted",
         ),
         (
             settings.max_tokens_action == "refuse" and not settings.max_tokens_cap,
-            "max_tokens_action = refuse needs max_tokens_cap: there is no cap that a request could be over",
+            "max_tokens_action = refuse needs max_tokens_cap",
         ),
-        (settings.tls_key and not settings.tls_cert, "tls_key is given without tls_cert, its certificate"),
+        (settings.tls_key and not settings.tls_cert, "tls_key needs tls_cert, its certificate"),
     ]
     return [problem for wrong, problem in found if wrong]

@@ -1,6 +1,5 @@
-"""Owns the watch on the files that settings name: each is read again when its content has changed, or on demand.
-Must not know what a file is for: it is given how each is loaded, and who is told of it.
-Called by the app (one task) and on SIGHUP. Files are read in a thread: no file system holds the loop."""
+"""Watches the files that settings name, and loads each again when its content changes or on demand. Files are
+read in a thread: no file system blocks the event loop."""
 
 from __future__ import annotations
 
@@ -17,16 +16,16 @@ from typing import Any, Final, Protocol
 
 from proxy.errors import SettingsError, words_of
 
-EVERY: Final = 0.5  # seconds between two looks
+EVERY: Final = 0.5  # seconds between two checks
 REREAD: Final = 4
-"""Looks after which a content is read again though `stat` reports no change: time stamps of NFS are coarse."""
-RESTLESS: Final = 10  # looks after which a file that changes all the time is loaded all the same
-STALL_SECONDS: Final = 10.0  # without an answer of the file system, after which that is reported
-MOST_BYTES: Final = 16 * 1024 * 1024  # of a file that are compared: no more of it is loaded either
+"""Checks after which a file is read again though `stat` shows no change: time stamps of NFS are coarse."""
+RESTLESS: Final = 10  # checks after which a file that changes all the time is loaded all the same
+STALL_SECONDS: Final = 10.0  # without an answer of the file system, before that is reported
+MOST_BYTES: Final = 16 * 1024 * 1024  # of a file that are compared and loaded
 _PIECE: Final = 1024 * 1024
 
 Take = Callable[[], str]
-"""Puts in force what was loaded, on the loop. Returns what has changed, in words without secrets."""
+"""Puts loaded content in effect, on the event loop. Returns what has changed, as text without secrets."""
 Digests = Mapping[str, bytes]
 InThread = Callable[[Callable[[], Any]], "asyncio.Future[Any]"]
 
@@ -41,8 +40,8 @@ class Watched:
     """Called in a thread. Raises SettingsError."""
 
 
-class Told(Protocol):
-    """Is told of reloads."""
+class Observer(Protocol):
+    """Receives the results of reloads."""
 
     def reloaded(self, name: str, paths: Sequence[str], who: str, changed: str) -> None: ...
 
@@ -51,7 +50,7 @@ class Told(Protocol):
     def stalled(self, seconds: float) -> None: ...
 
     def answers(self) -> None:
-        """After `stalled`."""
+        """The file system answers again, after `stalled`."""
 
 
 class Content:
@@ -64,7 +63,7 @@ class Content:
         self._age = 0
 
     def look(self) -> bytes:
-        """What can not be read has a digest too: the reason. Never raises."""
+        """The digest of the content, or of the reason why it cannot be read. Never raises."""
         try:
             mark = _mark_of(os.stat(self._path))
             self._age += 1
@@ -76,44 +75,44 @@ class Content:
         return self._digest
 
 
-def _mark_of(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+def _mark_of(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
 
 
 def _digest_of(path: str) -> tuple[bytes, tuple[int, ...]]:
-    """The digest of a regular file's content, and the mark it had as it was opened. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would wait
+    """The digest of a regular file's content, and its mark when it was opened. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            return b"no regular file", _mark_of(found)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return b"no regular file", _mark_of(status)
         digest, left = hashlib.sha256(), MOST_BYTES + 1
         while left > 0 and (piece := os.read(fd, min(_PIECE, left))):
             digest.update(piece)
             left -= len(piece)
-        return digest.digest(), _mark_of(found)
+        return digest.digest(), _mark_of(status)
     finally:
         os.close(fd)
 
 
 class Contents:
-    """The digests of some files. The first look is taken as it is made: before the files are loaded."""
+    """The digests of some files. The first ones are taken at construction, before the files are loaded."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._files = {path: Content(path) for path in paths if path}
         self.first: Digests = self.look()
 
     def look(self) -> Digests:
-        """Never raises. Called in a thread, by one at a time."""
+        """The digest of each file. Never raises. Called in a thread, one call at a time."""
         return {path: content.look() for path, content in self._files.items()}
 
 
 class _File:
-    """What is known of one setting's files."""
+    """The state of one setting's files."""
 
     def __init__(self, watched: Watched, digests: Digests) -> None:
         self.watched = watched
-        self._done = self._now(digests)  # of which the last load was, good or not
+        self._done = self._now(digests)  # digests of the last load, successful or not
         self._seen = self._done
         self._restless = 0
 
@@ -121,8 +120,8 @@ class _File:
         return tuple(digests[path] for path in self.watched.paths)
 
     def due(self, digests: Digests, forced: bool) -> bool:
-        """Whether to load them: their content is another, and has been the same for two looks. What is written
-        piece by piece may be valid in the middle, with keys that are not there yet."""
+        """Whether to load them: the content has changed, and was the same in two checks. A file that is being
+        written may be valid in the middle, with some keys missing."""
         now = self._now(digests)
         if not forced:
             settled, self._seen = now == self._seen, now
@@ -138,25 +137,25 @@ class _File:
 
 
 class FileWatch:
-    """Looks at the files, and loads what has changed: one round at a time, each file by itself. What cannot be
-    loaded is told of, and stays as it was."""
+    """Checks the files and loads those that have changed, one round at a time, each file by itself. A failed
+    load is reported, and the old content stays in effect."""
 
     def __init__(
         self,
         watched: Sequence[Watched],
         contents: Contents,
-        told: Told,
+        observer: Observer,
         *,
         in_thread: InThread | None = None,
         every: float = EVERY,
     ) -> None:
         self._files = [_File(each, contents.first) for each in watched]
         self._contents = contents
-        self._told = told
+        self._observer = observer
         self._in_thread = in_thread or in_daemon
         self._every = every
         self._asked = asyncio.Event()
-        self._round: asyncio.Future[None] | None = None  # the next one, asked for
+        self._round: asyncio.Future[None] | None = None  # the next round, requested by `wake`
 
     def __repr__(self) -> str:
         return f"<FileWatch of {', '.join(file.watched.name for file in self._files) or 'nothing'}>"
@@ -165,14 +164,14 @@ class FileWatch:
         return len(self._files)
 
     def wake(self) -> asyncio.Future[None]:
-        """Load all of them now, changed or not. Resolves when that is done; several that ask are one round."""
+        """Load all files now, changed or not. The future is done when the round is; calls before it share it."""
         if self._round is None:
             self._round = asyncio.get_running_loop().create_future()
             self._asked.set()
         return self._round
 
     async def run(self) -> None:
-        """For ever."""
+        """Watch until cancelled."""
         while True:
             try:
                 async with asyncio.timeout(self._every if self._files else None):
@@ -198,40 +197,40 @@ class FileWatch:
             take = await self._off_loop(partial(_loaded, watched))
             changed = take()
         except SettingsError as e:
-            self._told.not_reloaded(watched.name, watched.paths, who, str(e))
-        except Exception as e:  # noqa: BLE001 - a file's border: what is nested too deep, or larger than memory
-            self._told.not_reloaded(watched.name, watched.paths, who, words_of(e))
+            self._observer.not_reloaded(watched.name, watched.paths, who, str(e))
+        except Exception as e:  # noqa: BLE001 - foreign content: nested too deeply, or larger than memory
+            self._observer.not_reloaded(watched.name, watched.paths, who, words_of(e))
         else:
-            self._told.reloaded(watched.name, watched.paths, who, changed)
+            self._observer.reloaded(watched.name, watched.paths, who, changed)
 
     async def _off_loop(self, work: Callable[[], Any]) -> Any:
         future = self._in_thread(work)
         done, _ = await asyncio.wait((future,), timeout=STALL_SECONDS)
         if done:
             return await future
-        self._told.stalled(STALL_SECONDS)
+        self._observer.stalled(STALL_SECONDS)
         try:
             return await future
         finally:
-            self._told.answers()
+            self._observer.answers()
 
 
 def _loaded(watched: Watched) -> Take:
-    """Raises SettingsError; also for a FIFO or a device, whose reader may wait for ever, and nothing would be
-    loaded any more."""
+    """Load. Raises SettingsError, also for a FIFO or a device: reading it may block for ever, and then nothing
+    would be loaded any more."""
     for path in watched.paths:
         try:
             mode = os.stat(path).st_mode
         except (OSError, ValueError):
-            continue  # the loader has the words
+            continue  # the loader reports it
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise SettingsError(f"{watched.name} = {path!r}: is no regular file, so it is not read again")
+            raise SettingsError(f"{watched.name} = {path!r}: is not a regular file, so it is not reloaded")
     return uncollected(watched.load)
 
 
 def uncollected(load: Callable[[], Take]) -> Take:
-    """Load without the garbage collector, which would hold the loop while it looks through all that is made, and
-    keep what is made out of its way: it lives as long as the file is in force, and has no circles."""
+    """Load with the garbage collector off, and freeze the result. Collecting would hold the event loop while it
+    scans the new objects, which live as long as the file is in effect and have no cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -243,13 +242,14 @@ def uncollected(load: Callable[[], Take]) -> Take:
 
 
 def in_daemon(work: Callable[[], Any]) -> asyncio.Future[Any]:
-    """Have it done by a thread that the end of the process does not wait for: a file system may never answer."""
+    """Run it in a daemon thread, which the exit of the process does not wait for: a file system may never
+    answer."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 
     def settle(result: Any, error: Exception | None) -> None:
         if future.done():
-            return  # nobody waits any more
+            return  # cancelled
         if error is None:
             future.set_result(result)
         else:
@@ -259,7 +259,7 @@ def in_daemon(work: Callable[[], Any]) -> asyncio.Future[Any]:
         result, error = None, None
         try:
             result = work()
-        except Exception as e:  # noqa: BLE001 - a thread's border: it is raised where the result is awaited
+        except Exception as e:  # noqa: BLE001 - raised where the result is awaited
             error = e
         try:
             loop.call_soon_threadsafe(settle, result, error)

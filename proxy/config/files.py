@@ -1,10 +1,12 @@
-"""Reads the files that settings name: UTF-8, of a bounded size. One with secrets should be its owner's alone."""
+"""Reads the files that settings name: UTF-8, of a bounded size. A file with secrets should be readable by its
+owner only."""
 
 from __future__ import annotations
 
 import os
 import stat
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 from proxy.config.redact import shown_path
 from proxy.errors import SettingsError
@@ -13,7 +15,8 @@ MAX_FILE: Final = 16 * 1024 * 1024  # bytes
 
 
 def read_file(name: str, path: str, warnings: list[str] | None = None) -> str:
-    """A file's text. With `warnings` it holds secrets, and a file that others may read is warned of."""
+    """A file's text. Raises SettingsError; `name` is the setting. With `warnings` the file holds secrets, and a
+    warning is added where other users may read it."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -34,3 +37,13 @@ def warn_if_open(name: str, path: str, warnings: list[str]) -> None:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
         warnings.append(f"{name} = {path!r}: others may read it (mode {mode:04o}); chmod 600 it")
+
+
+def no_password(name: str) -> Callable[[], NoReturn]:
+    """For `SSLContext.load_cert_chain`: an error in place of OpenSSL's prompt on the terminal. `name`: the setting
+    that names the encrypted key."""
+
+    def refuse() -> NoReturn:
+        raise SettingsError(f"{name} is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")
+
+    return refuse

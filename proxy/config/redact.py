@@ -1,6 +1,5 @@
-"""Owns how a value that may hold a secret is shown: URLs, paths, arguments, texts that may repeat a known secret.
-Must not know settings' names, logs or who shows it. Rather too much is hidden than too little.
-Called by whatever writes a word for people: settings, `--check-config`, log, page."""
+"""How a value that may hold a secret is shown: URLs, paths, arguments, and texts that may repeat a known
+secret. In doubt it is hidden."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Final
 from urllib.parse import unquote, unquote_plus
 
 HIDDEN: Final = "***"
-LEAST: Final = 4  # characters of a secret that is looked for in texts: a shorter one is in every other word
+LEAST: Final = 4  # characters: a shorter secret would match parts of ordinary words
 _OPTIONS: Final = frozenset(
     {
         *("db", "protocol", "client_name", "timeout", "max_connections", "health_check_interval"),
@@ -19,7 +18,7 @@ _OPTIONS: Final = frozenset(
         *("ssl_check_hostname", "ssl_min_version", "ssl_ciphers", "legacy_responses"),
     }
 )
-"""Options of a URL that hold no secret. Of any other one nothing is shown, but the name of these:"""
+"""Options of a URL that hold no secret. Any other is hidden, except for the names in _SECRET."""
 
 _SECRET: Final = frozenset({"username", "password", "pass", "token", "secret", "key", "api_key", "ssl_password"})
 
@@ -41,7 +40,7 @@ _QUERY: Final = re.compile(r"([?&])([^=&#\s]*)=([^&#\s\"']*)")
 
 
 def shown_url(text: str) -> str:
-    """A setting that should be a URL. What does not read as one is hidden after its scheme."""
+    """A setting that should be a URL. A text that is not a valid one is hidden after its scheme."""
     found = _URL.fullmatch(text)
     if found is None or "%40" in found["host"]:
         scheme = _SCHEME.match(text)
@@ -57,7 +56,7 @@ def shown_url(text: str) -> str:
 
 
 def shown_urls(text: str) -> str:
-    """The same of several, as a setting may hold them."""
+    """Several URLs, separated by commas or spaces."""
     return ", ".join(map(shown_url, text.replace(",", " ").split()))
 
 
@@ -73,8 +72,8 @@ def _queries(text: str) -> str:
 
 
 def mask_url(text: str) -> str:
-    """A text that may hold a URL, with what may be secret there hidden: all before the last @, and options of the
-    query that are not known to be harmless."""
+    """A text that may contain a URL, with possible secrets hidden: everything before the last @, and unknown
+    options of the query."""
     of_url = "://" in text
     text = re.sub(
         r"^([^:@]*\b(?:rediss?|unix|https?)://)?.*@", r"\1***@", text, count=1, flags=re.DOTALL | re.IGNORECASE
@@ -85,19 +84,19 @@ def mask_url(text: str) -> str:
 
 
 def shown_path(text: str) -> str:
-    """A setting that should be a file's path, quoted. Hidden where it may be the key itself, not its file."""
+    """A setting that should be a file's path, quoted. Hidden where it may be a key in place of a path."""
     if not text or _PATH.fullmatch(text):
         return repr(text)
-    return f"{HIDDEN} ({len(text)} characters, not shown: no file's path)"
+    return f"{HIDDEN} ({len(text)} characters, not shown: not a file path)"
 
 
 def shown_word(text: str) -> str:
-    """An argument that nobody knows, quoted: the word after a flag may be a half of its secret."""
+    """An unknown argument, quoted; hidden where it may be part of a secret."""
     return repr(text) if _WORD.fullmatch(text) else f"{HIDDEN} ({len(text)} characters)"
 
 
 def secrets_in(url: str) -> list[str]:
-    """What of a URL must be in no text: user, password, options that are not harmless; as written and decoded."""
+    """The secrets in a URL: user, password, unknown options; as written and decoded."""
     found = re.match(r"[a-z+]*://(?:([^/?#]*)@)?[^?#]*(\?[^#]*)?", url, re.IGNORECASE)
     if found is None:
         return []
@@ -108,7 +107,7 @@ def secrets_in(url: str) -> list[str]:
 
 
 class Known:
-    """The secrets in force, taken out of texts that others make: an engine's or a Redis' words may repeat them."""
+    """The secrets in use, removed from foreign texts: messages of an engine or Redis may repeat them."""
 
     def __init__(self) -> None:
         self._known: tuple[str, ...] = ()
@@ -117,7 +116,7 @@ class Known:
         return f"<Known {len(self._known)}>"
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """These too, from now on. The longest goes first: one may be a part of another."""
+        """Add secrets. Longer ones are replaced first: one may contain another."""
         more = {*self._known, *(secret for secret in secrets if len(secret) >= LEAST)}
         self._known = tuple(sorted(more, key=len, reverse=True))
 

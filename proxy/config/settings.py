@@ -1,6 +1,5 @@
-"""Owns the settings: plain frozen data, each declared once with its flag, environment twin, bounds and help.
-Must not know who uses them, nor read files, flags or the environment: `loader.py` does that.
-Called by everything that is given a setting; filled by config_load."""
+"""The settings: frozen data, each declared once with its flag, environment variable, TOML key, bounds and help.
+`loader.py` fills them."""
 
 from __future__ import annotations
 
@@ -18,16 +17,16 @@ MIB: Final = 1024 * KIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """How a setting is given: all of its flag, environment twin, TOML key, help and table row come from here."""
+    """One setting as users see it: its flag, environment variable, TOML key, help and table row."""
 
     name: str
     default: Any
-    read: Callable[[Any], Any]  # a raw value, text or TOML, to the setting's; raises ValueError: what is right
+    read: Callable[[Any], Any]  # text or a TOML value into the typed value; raises ValueError with what is valid
     help: str
     metavar: str
-    env: tuple[str, ...]  # the first one wins over the next
+    env: tuple[str, ...]  # the first takes precedence
     flag: str
-    hidden: bool = False  # a value that no error, line or page may show
+    hidden: bool = False  # its value is never shown
 
     @property
     def is_switch(self) -> bool:
@@ -93,252 +92,276 @@ def _seconds(default: float, help: str, *, low: float = 0.0) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, at its default unless given. `proxy.config.loader.load` fills it; tests make their own."""
+    """All settings. `proxy.config.load` fills it from flags, environment and file."""
 
-    host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address to listen on; 0.0.0.0 is every one.")
-    port: int = _count(8080, "Port to listen on; 0 takes any free one.", low=0, high=65535, unit="PORT")
+    host: str = _setting(
+        "127.0.0.1", values.host, "ADDRESS", "Address to listen on; 0.0.0.0 is all of this machine's."
+    )
+    port: int = _count(8080, "Port to listen on; 0 takes any free port.", low=0, high=65535, unit="PORT")
     backends: tuple[str, ...] = _setting(
         (),
         values.backend_urls,
         "URL",
-        "An engine (vLLM): http://, https:// or unix:///path; repeated or comma-separated for several; none: the "
-        "embedded engine.",
+        "URL of an engine (vLLM): http://, https:// or unix:///path; repeated or comma-separated for several. "
+        "Without one, the embedded engine.",
         flag="--backend",
     )
-    backend_ca: str = _file("The only certificates to trust of https:// engines, PEM; none: the system's.")
-    backend_cert: str = _file("The client certificate shown to https:// engines, PEM; it may hold the key too.")
-    backend_key: str = _file("The private key of that certificate, PEM, unencrypted.")
+    backend_ca: str = _file("CA certificates trusted for https:// engines, PEM; none: the system's.")
+    backend_cert: str = _file("Client certificate for https:// engines, PEM; it may hold the key too.")
+    backend_key: str = _file("Private key of `backend_cert`, PEM, unencrypted.")
     backend_api_key: str = _setting(
-        "", values.secret, "KEY", "The key that engines ask for, sent as a Bearer token.", secret=True, hidden=True
+        "", values.secret, "KEY", "API key of the engines, sent as a Bearer token.", secret=True, hidden=True
     )
-    backend_api_key_file: str = _file("A file that holds that key and nothing else.")
-    forward_authorization: bool = _switch("Whether engines get the client's own Authorization header.")
-    backend_insecure: bool = _switch("Whether https:// engines are trusted whatever their certificate says.")
+    backend_api_key_file: str = _file("File that holds only the API key of the engines.")
+    forward_authorization: bool = _switch("Forward the client's Authorization header to engines.")
+    backend_insecure: bool = _switch("Do not verify the certificates of https:// engines.")
     routing: Literal["power-of-two", "least-outstanding", "round-robin", "hash", "prefix"] = _setting(
         "power-of-two",
         values.choice(*ROUTING_POLICIES),
         "|".join(ROUTING_POLICIES),
-        "How one of several engines is chosen; `hash` by session, `prefix` by how a prompt begins.",
+        "Load balancing policy; `hash` keeps a session at one engine, `prefix` prompts with the same beginning.",
     )
-    load_seconds: float = _seconds(1.0, "Between two looks at what several engines report of their load; 0: none.")
+    load_seconds: float = _seconds(1.0, "Interval of polling engines' load metrics; 0 disables it.")
     load_weight: float = _setting(
-        1.0, values.number(0, 1000), "X", "How much such a report counts beside requests under way."
+        1.0, values.number(0, 1000), "X", "Weight of the polled load beside the requests in flight from here."
     )
-    breaker_failures: int = _count(5, "Failures in a row that open an engine's breaker; 0: none do.", low=0)
+    breaker_failures: int = _count(
+        5, "Consecutive failures that open an engine's circuit breaker; 0 disables this rule.", low=0
+    )
     breaker_rate: float = _setting(
         50.0,
         values.number(0, 100),
         "PERCENT",
-        "Failures among at least 20 requests that open it; 0: no rate.",
+        "Failure rate, among at least 20 requests, that opens the breaker; 0 disables this rule.",
     )
-    breaker_window: float = _seconds(10.0, "For how long such a failure counts.", low=0.1)
-    breaker_seconds: float = _seconds(1.0, "Open before the first probe; doubled each time.", low=0.01)
-    breaker_max_seconds: float = _seconds(30.0, "Open at most.", low=0.01)
-    retries: int = _count(2, "Most times a request is asked again; 0: never.", low=0, high=100)
+    breaker_window: float = _seconds(10.0, "Window of the failure rate.", low=0.1)
+    breaker_seconds: float = _seconds(
+        1.0, "Time from opening the breaker to its first probe; doubled each time.", low=0.01
+    )
+    breaker_max_seconds: float = _seconds(30.0, "Longest time a breaker stays open before a probe.", low=0.01)
+    retries: int = _count(2, "Most retries of a request; 0: none.", low=0, high=100)
     retry_on: str = _setting(
         ",".join(DEFAULT_RETRY_CAUSES),
         values.names(*RETRY_CAUSES),
         "CAUSES",
-        "After what: " + ", ".join(RETRY_CAUSES) + "; or none.",
+        "Failures that are retried: " + ", ".join(RETRY_CAUSES) + "; or none.",
     )
     retry_backoff_ms: float = _setting(
         50.0,
         values.number(0, 60_000),
         "MS",
-        "First wait at most, for the same engine again; doubled each time.",
+        "Upper bound of the first wait before a retry at the same engine; doubled each time.",
     )
-    retry_max_wait: float = _seconds(5.0, "Longest such wait; a longer `Retry-After` goes to the client.")
+    retry_max_wait: float = _seconds(
+        5.0, "Longest wait before a retry; a longer `Retry-After` is passed on to the client."
+    )
     retry_budget: float = _setting(
-        20.0, values.number(0, 100), "PERCENT", "Retries for each hundred requests, besides the burst."
+        20.0, values.number(0, 100), "PERCENT", "Retry budget: retries per hundred requests, besides the burst."
     )
-    retry_burst: int = _count(20, "Retries that may come at once, whatever the budget.", low=0)
+    retry_burst: int = _count(20, "Retries that the budget allows at once.", low=0)
     redis: str = _setting(
         "auto",
         values.redis_url,
         "URL",
-        "Where answers are kept: `auto` (embedded), `off`, or redis://, rediss:// or unix://.",
+        "Redis for stored answers and shared limits: `auto` (embedded), `off`, or redis://, rediss:// or unix://.",
         env=("GATEWAY_REDIS_URL", "GATEWAY_REDIS"),
         secret=True,
     )
     share: Literal["auto", "all", "off"] = _choice(
-        "auto", "all", "off", help="Which identical requests share one answer: deterministic ones, all, none."
+        "auto", "all", "off", help="Which identical requests share one answer: deterministic ones, all, or none."
     )
     share_scope: Literal["tenant", "global"] = _choice(
-        "tenant", "global", help="Who may share an answer: callers of one tenant, or everyone."
+        "tenant", "global", help="Who may share an answer: callers of one tenant, or all callers."
     )
     cache_ttl_seconds: int = _count(
-        600, "How long a finished answer is kept; 0 stores none.", low=0, high=10**9, unit="SECONDS"
+        600, "How long a finished answer stays stored; 0 stores none.", low=0, high=10**9, unit="SECONDS"
     )
     cache_max_entry_bytes: int = _size(MIB, "Largest answer that is stored.")
-    cache_max_pending_bytes: int = _size(32 * MIB, "Answers that may wait to be written to Redis.")
-    redis_timeout_ms: int = _count(100, "Longest that a request waits for Redis.", high=60_000, unit="MS")
+    cache_max_pending_bytes: int = _size(32 * MIB, "Most bytes of answers waiting to be written to Redis.")
+    redis_timeout_ms: int = _count(100, "Longest time a request waits for Redis.", high=60_000, unit="MS")
     redis_namespace: str = _setting(
         "gateway",
         values.namespace,
         "NAME",
-        "What every key begins with in Redis; fleets that must not share answers or limits have different ones.",
+        "Prefix of all keys in Redis; fleets that must not share answers or limits need different ones.",
     )
-    redis_memory_mb: int = _count(64, "Memory of the embedded Redis.", low=4, high=10**6, unit="MIB")
-    queue_limit: int = _count(1024, "Requests that may wait; one more is answered 503.")
+    redis_memory_mb: int = _count(64, "Memory limit of the embedded Redis.", low=4, high=10**6, unit="MIB")
+    queue_limit: int = _count(1024, "Most requests in the queue; one more is answered 503.")
     max_batch: int = _count(64, "Most look-ups in one Redis round trip.", high=4096)
     batch_window_ms: float = _setting(
-        0.0, values.number(0, 1000), "MS", "How long a look-up waits for company; 0 waits for nobody."
+        0.0, values.number(0, 1000), "MS", "Longest delay of a look-up to form a batch; 0 never delays one."
     )
     merge_max: int = _count(
-        16, "Most choices of sampled twins that go to vLLM as one request with `n`; 1 merges none.", high=1024
+        16,
+        "Most choices (`n`) of one vLLM request merged from identical sampled requests; 1 disables merging.",
+        high=1024,
     )
     embed_batch_items: int = _count(
         64,
-        "Most inputs of embeddings, of whichever clients, in one request to an engine; 1: they go as they came.",
+        "Most embedding inputs, of all clients, in one engine request; 1 passes requests on as they are.",
         high=2048,
     )
-    embed_batch_tokens: int = _count(8192, "Most tokens of such a request, as far as they can be told beforehand.")
+    embed_batch_tokens: int = _count(8192, "Most tokens, estimated, in one batched embedding request.")
     embed_batch_window_ms: float = _setting(
-        0.0, values.number(0, 1000), "MS", "How long an input waits for company; 0 waits for nobody."
+        0.0,
+        values.number(0, 1000),
+        "MS",
+        "Longest delay of an embedding input to form a batch; 0 never delays one.",
     )
     embed_batch_calls: int = _count(
-        8, "Such requests of one kind under way at each engine; what comes meanwhile goes up together.", high=1024
+        8,
+        "Batched embedding requests of one kind in flight at each engine; later inputs form the next batch.",
+        high=1024,
     )
     max_inflight: int = _setting(
         256,
         values.whole_or("auto", 1, 10**6),
         "N|auto",
-        "Most requests under way at one engine; `auto` finds how many keep its batch full and its queue short.",
+        "Most requests in flight at one engine; `auto` adapts it to keep the batch full and the queue short.",
     )
     pace_ttft_ms: float = _setting(
         0.0,
         values.number(0, 10**6),
         "MS",
-        "With `auto`: a time to first token at the engine that is not to be exceeded; 0: its queue alone decides.",
+        "With max_inflight = auto: target of the engine's time to first token; 0: only its queue counts.",
     )
     top_priority: Literal["high", "normal", "low"] = _choice(
-        "normal", "high", "low", help="Highest `x-gateway-priority` of callers without a key of ours."
+        "normal", "high", "low", help="Highest `x-gateway-priority` of callers without an API key of this gateway."
     )
     queue_patience: float = _seconds(
-        10.0, "Waiting longer than this, a request may overtake classes and turns: one place in four.", low=0.1
+        10.0,
+        "Queueing time after which requests get one slot in four regardless of priority and fair share.",
+        low=0.1,
     )
     queue_timeout: float = _seconds(
         300.0,
-        "For room at an engine; what would wait longer is answered 503; 0 is no limit.",
+        "Longest time in the queue; a request that would wait longer is answered 503; 0 is no limit.",
     )
-    max_body_bytes: int = _size(16 * MIB, "Largest request body; more is answered 413.")
+    max_body_bytes: int = _size(16 * MIB, "Largest request body; a larger one is answered 413.")
     max_upload_bytes: int = _size(
-        26 * MIB, "Largest multipart form that is passed through, as audio is; more is answered 413."
+        26 * MIB, "Largest multipart form passed through, such as audio; a larger one is answered 413."
     )
     max_header_bytes: int = _size(16 * KIB, "Longest request line or header field.")
-    rate_limit_rps: float = _rate("Requests a second of one caller, on average; 0 is no limit.")
-    rate_limit_burst: int = _limit("Requests of one caller that may come at once; 0: as many as in one second.")
-    rate_limit_tokens_per_minute: int = _limit("Tokens a minute of one caller, in and out; 0 is no limit.")
-    rate_limit_streams: int = _limit("Requests of one caller under way at a time; 0 is no limit.")
-    global_limit_rps: float = _rate("Requests a second of all callers together; 0 is no limit.")
-    global_limit_burst: int = _limit("Requests of all callers that may come at once; 0: as many as in one second.")
-    global_limit_tokens_per_minute: int = _limit("Tokens a minute of all callers together; 0 is no limit.")
-    global_limit_streams: int = _limit("Requests of all callers under way at a time; 0 is no limit.")
+    rate_limit_rps: float = _rate("Requests per second of one caller, on average; 0 is no limit.")
+    rate_limit_burst: int = _limit("Burst of one caller's requests; 0: one second's worth.")
+    rate_limit_tokens_per_minute: int = _limit(
+        "Tokens per minute of one caller, prompt and completion; 0 is no limit."
+    )
+    rate_limit_streams: int = _limit("Concurrent requests of one caller; 0 is no limit.")
+    global_limit_rps: float = _rate("Requests per second of all callers together; 0 is no limit.")
+    global_limit_burst: int = _limit("Burst of all callers' requests; 0: one second's worth.")
+    global_limit_tokens_per_minute: int = _limit("Tokens per minute of all callers together; 0 is no limit.")
+    global_limit_streams: int = _limit("Concurrent requests of all callers; 0 is no limit.")
     rate_limit_followers: Literal["generation", "reader"] = _choice(
-        "generation", "reader", help="Who pays the tokens of a shared answer: who began it, once, or every reader."
+        "generation",
+        "reader",
+        help="Who is charged the tokens of a shared answer: the caller that began it, or every reader.",
     )
     rate_limit_assumed_tokens: int = _count(
-        512, "Tokens reserved for an answer that may be longer, until its length is known.", high=10**6
+        512, "Completion tokens reserved for a request whose length is not known beforehand.", high=10**6
     )
     max_headers: int = _count(100, "Most header fields of a request.", high=10_000)
-    max_head_bytes: int = _size(64 * KIB, "Largest request line and header fields together; more is answered 431.")
-    max_tokens_cap: int = _count(0, "Most tokens a request may ask for; 0 is no cap.", low=0)
+    max_head_bytes: int = _size(
+        64 * KIB, "Largest request line and header fields together; larger ones are answered 431."
+    )
+    max_tokens_cap: int = _count(0, "Highest max_tokens of a request; 0 is no cap.", low=0)
     max_tokens_action: Literal["lower", "refuse"] = _choice(
-        "lower", "refuse", help="What becomes of a request that asks for more tokens, or names no number."
+        "lower", "refuse", help="Action for requests above the cap or without max_tokens."
     )
     max_messages: int = _count(
-        0, "Most messages of a chat, prompts of a completion, inputs of an embedding; 0 is no limit.", low=0
+        0, "Most chat messages, completion prompts or embedding inputs of a request; 0 is no limit.", low=0
     )
     max_prompt_chars: int = _count(0, "Most characters of a prompt, all messages together; 0 is no limit.", low=0)
-    max_n: int = _count(0, "Most choices (`n`) a request may ask for; 0 is no limit.", low=0)
-    max_best_of: int = _count(0, "Most candidates (`best_of`) a request may ask for; 0 is no limit.", low=0)
+    max_n: int = _count(0, "Most choices (`n`) of a request; 0 is no limit.", low=0)
+    max_best_of: int = _count(0, "Most candidates (`best_of`) of a request; 0 is no limit.", low=0)
     memory_budget: int = _setting(
         0,
         values.size_or("auto", 16 * MIB),
         "BYTES|auto",
-        "Memory for requests and answers together; `auto` is a quarter of the machine's or the cgroup's.",
+        "Memory budget of requests and answers together; `auto` is a quarter of the machine's or cgroup's memory.",
     )
     head_timeout: float = _seconds(
-        15.0, "For a request's line and headers to arrive, from the connection or their first byte.", low=0.1
+        15.0, "Timeout for a request's line and headers, from the connection or their first byte.", low=0.1
     )
-    body_timeout: float = _seconds(30.0, "For a request's body to arrive; 0 is no limit.")
-    connect_timeout: float = _seconds(5.0, "For a connection to an engine.", low=0.01)
+    body_timeout: float = _seconds(30.0, "Timeout for a request's body; 0 is no limit.")
+    connect_timeout: float = _seconds(5.0, "Timeout for connecting to an engine.", low=0.01)
     first_token_timeout: float = _seconds(
-        300.0, "For a stream's first token; 0 is no limit. A body that is not streamed has `total_timeout` alone."
+        300.0,
+        "Timeout for a stream's first token; 0 is no limit. Without streaming only `total_timeout` applies.",
     )
-    token_timeout: float = _seconds(60.0, "Between two tokens; 0 is no limit.")
-    total_timeout: float = _seconds(1800.0, "For a whole answer; 0 is no limit.")
+    token_timeout: float = _seconds(60.0, "Timeout between two tokens; 0 is no limit.")
+    total_timeout: float = _seconds(1800.0, "Timeout for a complete answer; 0 is no limit.")
     max_frame_bytes: int = _size(4 * MIB, "Largest single event of a stream.")
     max_flight_bytes: int = _size(64 * MIB, "Largest answer held in memory.")
-    max_connections: int = _count(4096, "Most client connections at a time.")
-    client_stall_timeout: float = _seconds(60.0, "For a client to take bytes that wait for it; 0 is no limit.")
-    refresh_seconds: float = _seconds(10.0, "Between two looks at an engine's health and models.", low=0.1)
-    api_keys_file: str = _file("The API keys that clients must show, TOML; none: no key is asked for.")
+    max_connections: int = _count(4096, "Most concurrent client connections.")
+    client_stall_timeout: float = _seconds(60.0, "Timeout for a client that does not read; 0 is no limit.")
+    refresh_seconds: float = _seconds(10.0, "Interval of health checks and model discovery.", low=0.1)
+    api_keys_file: str = _file("TOML file of the API keys that clients must send; none: no authentication.")
     metrics_key: bool = _setting(
-        True, values.switch, "on|off", "Whether /metrics wants an operator's key where there are keys."
+        True, values.switch, "on|off", "Require an operator's key for /metrics where there are API keys."
     )
     admin_port: int = _count(
         0,
-        "A port of its own for operators: /metrics, /-/state, the page, flushes are then on no other; 0: none.",
+        "Separate port for operators: /metrics, /-/state, the page and flushes are served only there; 0: none.",
         low=0,
         high=65535,
         unit="PORT",
     )
-    admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address that this port is listened on at.")
+    admin_host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address of the operators' port.")
     trusted_proxies: tuple[str, ...] = _setting(
         (),
         values.networks,
         "CIDR",
-        "Proxies whose X-Forwarded-For is believed, addresses or networks; `unix` for those of a Unix socket.",
+        "Proxies whose X-Forwarded-For is trusted, addresses or networks; `unix` for peers on a Unix socket.",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         values.hosts,
         "HOST",
-        "Hosts that clients may ask for besides `host` and loopback's names: names, `*.example.com`, `*` for any; "
-        "none given: any, but on a loopback address only those.",
+        "Host headers that are accepted besides `host` and the names of loopback: names, `*.example.com`, `*` for "
+        "any. Without one: any, but on a loopback address only those.",
     )
     proxy_protocol: bool = _switch(
-        "Whether their connections open with the PROXY protocol, version 1 or 2, as L4 balancers write it."
+        "Expect a PROXY protocol header, version 1 or 2, on connections of trusted proxies."
     )
-    deny_file: str = _file("What prompts must not hold: a text, or `re:` and a pattern, on each line.")
-    deny_answers: bool = _switch("Whether answers are checked against the deny list too, as they stream.")
+    deny_file: str = _file("Deny list for prompts: on each line a text, or `re:` and a pattern.")
+    deny_answers: bool = _switch("Check answers against the deny list too, while they stream.")
     deny_window: int = _count(
         256,
-        "Longest match of a pattern in a streamed answer; so much of it is held back.",
+        "Longest match of a pattern in a streamed answer; that many characters are held back.",
         high=65_536,
         unit="CHARS",
     )
-    tls_cert: str = _file("The certificate shown to clients, PEM; it may hold the key too; none: plain HTTP.")
-    tls_key: str = _file("The private key of that certificate, PEM, unencrypted.")
-    listen_unix: str = _file("A Unix socket to listen on instead of an address and a port.")
+    tls_cert: str = _file("Server certificate, PEM; it may hold the key too; none: plain HTTP.")
+    tls_key: str = _file("Private key of `tls_cert`, PEM, unencrypted.")
+    listen_unix: str = _file("Unix socket to listen on instead of an address and a port.")
     listen_unix_mode: Literal["0600", "0660", "0666"] = _choice(
-        "0600", "0660", "0666", help="Who may connect to that socket."
+        "0600", "0660", "0666", help="Mode of that socket."
     )
     probe: Literal["on", "off"] = _choice(
-        "on", "off", help="Whether an engine is asked, when it comes up, how its streams and its bodies compare."
+        "on", "off", help="Probe each engine at start-up for how its streams fold into JSON bodies."
     )
-    page: bool = _setting(True, values.switch, "on|off", "Whether `/` is a page with the state and a playground.")
-    embed_stub: bool = _switch("Whether `/embed` answers a marked stub where no engine can embed.")
-    log_format: Literal["json", "text"] = _choice("json", "text", help="Form of the log lines on stdout.")
+    page: bool = _setting(True, values.switch, "on|off", "Serve a page with the state and a playground at `/`.")
+    embed_stub: bool = _switch("Answer `/embed` with a marked stub where no engine can embed.")
+    log_format: Literal["json", "text"] = _choice("json", "text", help="Format of the log lines on stdout.")
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info",
         values.choice("debug", "info", "warning", "error"),
         "debug|info|warning|error",
-        "Least level that is logged.",
+        "Lowest level that is logged.",
     )
-    log_prompts: bool = _switch("Whether prompts are written into the log.")
+    log_prompts: bool = _switch("Log prompts.")
     trace: Literal["off", "otlp"] = _choice(
-        "off", "otlp", help="Whether requests are traced by OpenTelemetry, to where the OTEL_* environment says."
+        "off", "otlp", help="Trace requests by OpenTelemetry; the OTEL_* environment names the collector."
     )
-    drain_delay: float = _seconds(0.0, "From SIGTERM, as /ready says no, until no new request is taken.")
-    drain_timeout: float = _seconds(25.0, "For requests under way to end after that; then they are ended.")
-    warnings: tuple[str, ...] = ()  # no setting: what was odd about how they were given
-    config: str = field(default="", compare=False)  # no setting: the file that some are from
+    drain_delay: float = _seconds(0.0, "Time from SIGTERM, with /ready failing, until new requests are refused.")
+    drain_timeout: float = _seconds(25.0, "Time for requests in flight to finish after that; then they are cut.")
+    warnings: tuple[str, ...] = ()  # not a setting: warnings about how the settings were given
+    config: str = field(default="", compare=False)  # not a setting: the path of the settings file
 
 
 def options() -> tuple[Option, ...]:
-    """Every setting, in the order of the table."""
+    """All settings, in the order of the documentation."""
     return tuple(
         Option(
             **{

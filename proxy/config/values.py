@@ -1,6 +1,4 @@
-"""Owns how one setting's value is read: text or TOML in, the typed value out, ValueError saying what is right.
-Must not know which settings there are, nor where a value came from.
-Called by `settings.py`, which gives each setting its reader."""
+"""Readers of single values: text or TOML in, the typed value out. A ValueError says what a right value is."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from proxy.config.redact import mask_url as mask_url
 from proxy.wire.http import read_host
 
-_HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # what else it may be may hold a secret
+_HOST_TEXT: Final = re.compile(r"[A-Za-z0-9._*-]+(:[0-9]*)?")  # other texts may hold a secret
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(|b|kb|mb|gb|kib|mib|gib)", re.IGNORECASE)
 _FACTOR: Final = {
     "": 1,
@@ -31,7 +29,7 @@ _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _PORTS: Final = {"http": 80, "https": 443}
 _UNIX: Final = re.compile(r"unix:|http\+unix:", re.IGNORECASE)
-_UNIX_PATH: Final = 107  # bytes: sun_path without its end
+_UNIX_PATH: Final = 107  # bytes of sun_path, without the terminator
 _ENDPOINTS: Final = ("/chat/completions", "/completions", "/embeddings", "/models")
 
 Reader = Callable[[Any], Any]
@@ -50,7 +48,7 @@ def whole(low: int, high: int | None = None) -> Reader:
 
 
 def whole_or(word: str, low: int, high: int | None = None) -> Reader:
-    """A whole number, or the word, which reads as 0."""
+    """A whole number, or `word`, which is read as 0."""
     as_number = whole(low, high)
 
     def read(raw: object) -> int:
@@ -95,7 +93,7 @@ def size(low: int) -> Reader:
 
 
 def size_or(word: str, low: int) -> Reader:
-    """A size in bytes, or the word, which reads as 0; 0 is the word too."""
+    """A size in bytes, or `word`, which is read as 0."""
     as_size = size(low)
 
     def read(raw: object) -> int:
@@ -110,7 +108,7 @@ def size_or(word: str, low: int) -> Reader:
 
 
 def namespace(raw: object) -> str:
-    """What keys begin with in a Redis that several share."""
+    """The prefix of keys in a shared Redis."""
     text = raw.strip() if isinstance(raw, str) else ""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
         raise ValueError("must be 1 to 64 letters, digits, dots, dashes or underscores")
@@ -135,7 +133,7 @@ def choice(*known: str) -> Reader:
 
 
 def names(*known: str) -> Reader:
-    """Some of the known names, comma-separated, each once and in the order in which they are known; `none`."""
+    """Some of the known names, comma-separated, in their known order without duplicates; or `none`."""
 
     def read(raw: object) -> str:
         items = [raw] if isinstance(raw, str) else raw
@@ -165,7 +163,7 @@ def host(raw: object) -> str:
 
 
 def hosts(raw: object) -> tuple[str, ...]:
-    """Names that a Host may have, without ports; `*.` before one for all below it, `*` for any."""
+    """Values of a Host header, without ports; `*.` before a name for all subdomains, `*` for any."""
     items = raw.replace(",", " ").split() if isinstance(raw, str) else raw
     wrong = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
@@ -198,7 +196,7 @@ def redis_url(raw: object) -> str:
     elif parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ValueError(right)
     elif not re.fullmatch(r"/?[0-9]{0,9}", parts.path):
-        raise ValueError("must have the number of a database, or nothing, after the host: redis://host:6379/0")
+        raise ValueError("must have a database number, or nothing, after the host: redis://host:6379/0")
     return text
 
 
@@ -235,8 +233,8 @@ def _backend_url(text: str) -> str:
 
 
 def _unix_url(text: str) -> str:
-    """`unix:/socket` and `unix:///socket` as Redis and gRPC write it, `http+unix://%2Fsocket/base` as Python's
-    HTTP clients do. Kept as `unix:///socket`, where that says it all."""
+    """`unix:/socket` and `unix:///socket` as for Redis and gRPC, `http+unix://%2Fsocket/base` as for Python's HTTP
+    clients. Normalised to `unix:///socket` where there is no base."""
     right = "must be a Unix socket's full path, such as unix:///run/vllm.sock or http+unix://%2Frun%2Fvllm.sock"
     scheme, _, rest = text.partition(":")
     base = ""
@@ -255,13 +253,13 @@ def _unix_url(text: str) -> str:
     ):
         raise ValueError(right)
     if len(path.encode()) > _UNIX_PATH:
-        raise ValueError(f"must have a path of at most {_UNIX_PATH} bytes: the system takes no longer one")
+        raise ValueError(f"must have a path of at most {_UNIX_PATH} bytes: the system allows no longer one")
     plain = re.fullmatch(r"(/[\w.@:+-]+)+", path, re.ASCII)
     return f"unix://{path}" if plain and not base else f"http+unix://{quote(path, safe='')}{base}"
 
 
 def _base(path: str, right: str) -> str:
-    """What comes before /v1 in every path of an engine."""
+    """The prefix of an engine's paths before /v1."""
     base = path.rstrip("/").removesuffix("/v1").rstrip("/")
     for endpoint in _ENDPOINTS:
         if base.endswith(endpoint):
@@ -270,7 +268,7 @@ def _base(path: str, right: str) -> str:
 
 
 def file(raw: object) -> str:
-    """A file's path; `none`, or nothing, for none. Whether it can be read is found out by who reads it."""
+    """A file's path; `none` or nothing for none. Whether it can be read is checked on reading."""
     if not isinstance(raw, str) or "\0" in raw or "://" in raw:
         raise ValueError("must be the path of a file, or none")
     path = raw.strip()
@@ -278,7 +276,7 @@ def file(raw: object) -> str:
 
 
 def secret(raw: object) -> str:
-    """A key as it goes into a header; `none`, or nothing, for none. The error does not repeat it."""
+    """A key as it goes into a header; `none` or nothing for none. The error does not repeat it."""
     text = raw.strip() if isinstance(raw, str) else None
     if text is None or not re.fullmatch(r"[\x21-\x7e]*", text):
         raise ValueError("must be a key of printable ASCII characters without spaces, or none")
@@ -286,7 +284,7 @@ def secret(raw: object) -> str:
 
 
 def networks(raw: object) -> tuple[str, ...]:
-    """Addresses and networks, each in its one spelling; `unix` for callers through a Unix socket."""
+    """Addresses and networks, normalised; `unix` for peers on a Unix socket."""
     items = [raw] if isinstance(raw, str) else raw
     right = "must be addresses or networks, such as 10.0.0.0/8 or ::1, or unix"
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
@@ -304,7 +302,7 @@ def networks(raw: object) -> tuple[str, ...]:
 
 
 def _split(text: str, right: str) -> SplitResult:
-    """urlsplit whose errors never repeat the URL: it may hold a password."""
+    """urlsplit, with errors that do not repeat the URL, which may hold a password."""
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError(right)
     try:
@@ -318,7 +316,7 @@ def _split(text: str, right: str) -> SplitResult:
 
 
 def size_text(count: int) -> str:
-    """1048576 is `1MiB`, in the form that a size setting reads."""
+    """A size as text that a size setting reads: 1048576 is `1MiB`."""
     for power, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= power and count % power == 0:
             return f"{count // power}{name}"

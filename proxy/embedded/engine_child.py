@@ -1,15 +1,14 @@
-"""Owns the embedded engine's process: llama.cpp's own server over the model that comes along.
-Must not know the gateway.
-Called as `python -m proxy.embedded.engine_child MODEL PORT` by the embedded engine."""
+"""The embedded engine's process, `python -m proxy.embedded.engine_child MODEL PORT`: llama.cpp's server with
+the embedded model."""
 
 from __future__ import annotations
 
 import signal
 import sys
 
-SLOTS = 8  # generations at a time
+SLOTS = 8  # concurrent generations
 CONTEXT = 2048  # tokens each
-PROMPTS_MIB = 256  # of earlier prompts that are kept; 8 GiB by default
+PROMPTS_MIB = 256  # cache of earlier prompts; 8 GiB by default
 ERRORS = 1  # the least verbose level of its log
 
 
@@ -26,7 +25,7 @@ def main() -> None:
     params.endpoint_metrics = True
     params.embedding = True  # with pooling, one server answers chat, completions and embeddings
     params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    params.n_batch = params.n_ubatch = CONTEXT  # an embedded text goes through in one piece: 512 by default
+    params.n_batch = params.n_ubatch = CONTEXT  # an embedded text is one batch; 512 by default
     params.cache_ram_mib = PROMPTS_MIB
     params.verbosity = ERRORS
     params.ui = params.fit_params = params.warmup = False

@@ -1,6 +1,5 @@
-"""Owns the tie of a child to its parent: whatever ends the parent, SIGKILL included, ends the child.
-Must not know what it starts.
-Called as `python -m proxy.embedded.launch PARENT_PID COMMAND…` by supervise; it becomes the command."""
+"""Ties a child to its parent, `python -m proxy.embedded.launch PARENT_PID COMMAND…`: whatever ends the parent,
+SIGKILL included, ends the child. The process becomes the command."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def tie(parent: int) -> None:
-    """This process ends with its parent."""
+    """Have the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:  # it died before the kernel was told
@@ -23,7 +22,7 @@ def tie(parent: int) -> None:
 def main() -> None:
     command = sys.argv[2:]
     tie(int(sys.argv[1]))
-    os.execvp(command[0], command)  # noqa: S606 - there is no shell to need
+    os.execvp(command[0], command)  # noqa: S606 - no shell
 
 
 if __name__ == "__main__":

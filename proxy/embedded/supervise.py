@@ -1,6 +1,4 @@
-"""Owns a child process: started, awaited until it serves, started again when it dies, never left behind.
-Must not know what the child is: it is given a command and a way to see that it serves.
-Called by the embedded engine and the embedded Redis."""
+"""A supervised child process: started, awaited until it serves, restarted when it dies, never left behind."""
 
 from __future__ import annotations
 
@@ -12,23 +10,23 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-TAIL_LINES = 50  # of what it says that are kept
-SHOWN_LINES = 5  # of these that are told
+TAIL_LINES = 50  # of its output that are kept
+SHOWN_LINES = 5  # of these that are reported
 LINE_CHARS = 300  # of a line that are kept
 READ_BYTES = 4096
-PATIENCE = 30.0  # seconds for it to serve, unless told otherwise
+PATIENCE = 30.0  # default time to serve, seconds
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before a restart: doubled each time, with full jitter
-LOOK_EVERY = 0.02  # seconds between two looks at whether it serves
-SETTLED = 5.0  # seconds up after which the next restart is a first one again
-GRACE = 2.0  # seconds for a child to end at SIGTERM, and for the rest of its output to be read
+LOOK_EVERY = 0.02  # seconds between two checks of `serves`
+SETTLED = 5.0  # seconds of uptime after which the pause is reset
+GRACE = 2.0  # seconds for a child to end after SIGTERM, and for reading the rest of its output
 
 
 class ChildFailed(RuntimeError):
-    """A child did not come up; the message has the end of what it said."""
+    """A child did not come up; the message has the end of its output."""
 
 
 class Child:
-    """One supervised process. `serves` is asked again and again until it says yes."""
+    """One supervised process. `serves` is polled until it returns True."""
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class Child:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Start it and wait until it serves. Raises ChildFailed with the end of its output, leaving nothing."""
+        """Start it and wait until it serves. Raises ChildFailed with the end of its output; no process is left."""
         up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep(up))
         try:
@@ -70,7 +68,7 @@ class Child:
             raise
 
     async def stop(self) -> None:
-        """End it, and whatever was to start it again."""
+        """End it, and the task that restarts it."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -82,7 +80,7 @@ class Child:
             born = loop.time()
             try:
                 await self._run(up)
-            except (ChildFailed, OSError) as e:  # OSError: no process could be made
+            except (ChildFailed, OSError) as e:  # OSError: fork or exec failed
                 if not up.done():
                     up.set_exception(e if isinstance(e, ChildFailed) else ChildFailed(f"{self.name}: {e}"))
                     return
@@ -92,11 +90,11 @@ class Child:
             self.restarts += 1
             wait = pause * self._jitter()
             pause = min(pause * 2, LONGEST_PAUSE)
-            self._on_event("died", f"starting it again in {wait:.2f} s; it said: {self._said()}")
+            self._on_event("died", f"restart in {wait:.2f} s; its last output: {self._said()}")
             await asyncio.sleep(wait)
 
     async def _run(self, up: asyncio.Future[None]) -> None:
-        """One life of the process: returns when it has served and ended. Raises ChildFailed if it did not."""
+        """Run the process once: returns when it has served and ended. Raises ChildFailed if it did not serve."""
         self._tail.clear()
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -107,7 +105,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is the gateway's: it drains while its children still serve
+            start_new_session=True,  # Ctrl-C reaches only the gateway, which drains while its children serve
         )
         reading = asyncio.create_task(self._read(process))
         failed: str | None = None
@@ -121,7 +119,7 @@ class Child:
         finally:
             try:
                 await self._end(process)
-                await asyncio.wait({reading}, timeout=GRACE)  # a child of its own may hold the pipe open
+                await asyncio.wait({reading}, timeout=GRACE)  # a grandchild may hold the pipe open
             finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
@@ -129,7 +127,7 @@ class Child:
             raise ChildFailed(f"{self.name} {failed}: {self._said()}")
 
     async def _until_it_serves(self, process: asyncio.subprocess.Process) -> str | None:
-        """None once it serves, else what went wrong."""
+        """None once it serves, else the reason of the failure."""
         try:
             async with asyncio.timeout(self._patience):
                 while process.returncode is None:
@@ -141,7 +139,7 @@ class Child:
         return f"ended with status {process.returncode}"
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Keep the last lines. Reading goes on for ever, so that the child never blocks on a full pipe."""
+        """Keep the last lines. Reads until the end, so that the child never blocks on a full pipe."""
         assert process.stdout is not None
         while data := await process.stdout.read(READ_BYTES):
             self._tail.extend(line[:LINE_CHARS] for line in data.decode("utf-8", "replace").splitlines() if line)
@@ -155,7 +153,7 @@ class Child:
                 await process.wait()
         except (TimeoutError, ProcessLookupError):
             pass
-        finally:  # at once when this wait is itself cancelled
+        finally:  # also when this wait is cancelled
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()

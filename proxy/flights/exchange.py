@@ -143,14 +143,14 @@ class Exchange:
         if adaptive_limit is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
             sent = flight.times.dispatched
             if sent is not None and flight.times.first is None:
-                adaptive_limit.left(sent, flight.clock())  # its first token never came
+                adaptive_limit.abandoned(sent, flight.clock())  # its first token never came
 
     def resume(self) -> bool:
         """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
         wait any longer."""
         exchange_context, plan = self._context, self.flight.plan
         try:
-            lease = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+            lease = exchange_context.backends.acquire_untried(plan.model, frozenset(self._tried), plan.affinity)
             lease = lease or exchange_context.backends.acquire(plan.model, affinity=plan.affinity)
         except GatewayError as none:
             self._arrive(self._error or none)
@@ -272,7 +272,7 @@ class Exchange:
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
-            backend.pool.give(connection)
+            backend.pool.release(connection)
             self._arrive(e)
         except Exception as e:  # noqa: BLE001 - a flight whose request is not sent would wait for ever
             connection.abort()
@@ -372,13 +372,13 @@ class Exchange:
     def _good(self) -> None:
         if self._judged is None:
             self._judged = True
-            self._context.backends.seen_good(self.lease)
+            self._context.backends.record_success(self.lease)
 
     def _bad(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
             owner = self.flight.plan.owner
-            self._context.backends.seen_bad(self.lease, why, owner() if callable(owner) else owner)
+            self._context.backends.record_failure(self.lease, why, owner() if callable(owner) else owner)
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
@@ -390,7 +390,7 @@ class Exchange:
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):
             self._bad(error.message)
         if cause is CONNECT:
-            exchange_context.backends.seen_down(backend, error.message)
+            exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
         if cause is None or not self._again(cause):
             self._arrive(error)
@@ -409,7 +409,7 @@ class Exchange:
         if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
             return False
         self._tried.add(self.lease.backend)
-        other = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+        other = exchange_context.backends.acquire_untried(plan.model, frozenset(self._tried), plan.affinity)
         try:
             pause = None
             if other is None:

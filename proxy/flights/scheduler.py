@@ -461,9 +461,9 @@ class Scheduler:
         made = merged.usage.completion_tokens if merged.usage else merged.content_events
         alone, few = self._merger.unload(merged, error)
         if lease is not None and any(member.plan.refused_by for member in alone):
-            self._backends.seen_few(lease)
+            self._backends.record_too_few_choices(lease)
         elif few and lease is not None:
-            self._backends.seen_few(lease)
+            self._backends.record_too_few_choices(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for member in alone:
             self._wait_on(member, self._loop.time())
@@ -496,7 +496,9 @@ class Scheduler:
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
             self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
         if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
-            self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
+            self._backends.clear_too_few_choices(
+                exchange.lease
+            )  # it refuses this one alone too: that is no matter of `n`
         broken = ingest is None or ingest.error_frame
         if flight.plan.assumed and not broken:
             self._learn(flight)

@@ -1,6 +1,5 @@
-"""Owns what Redis holds for us: finished answers as they go to a client, and the breaker that fails open.
-Must not know flights, HTTP or policy: it is given keys and `Stored` values.
-Called by the scheduler (lookup, store) and the app (lifecycle). No error of Redis leaves this file."""
+"""The answer cache: finished answers in Redis, in the bytes that go to a client. It fails open: no error of
+Redis leaves this module."""
 
 from __future__ import annotations
 
@@ -15,35 +14,34 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from proxy.redis.availability import Availability
 from proxy.redis.client import RedisAddress, RedisClient, address
-from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
+from proxy.redis.resp import Lost, TooManyPending, WireError
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape
 
-TAG_BYTES: Final = 4  # of a key: they say which model it is of, so that a model's answers can be flushed
+TAG_BYTES: Final = 4  # first bytes of a key: they identify the model, so that its answers can be flushed
 KEY_BYTES: Final = TAG_BYTES + 32
 MAX_UNREADABLE: Final = 4096
 MAX_KNOWN: Final = 4 * 1024 * 1024
-"""Bytes of values that are known to be sound; what they say takes as much again."""
+"""Bytes of values known to be sound; their decoded form takes as much again."""
 _LAST: Final = 4
-"""Frames at a stream's end that are looked at one by one: the last choice's end, usage, [DONE]."""
-STORE_SECONDS: Final = 1.0  # bound of one store; no client waits for it
-FLUSH_SECONDS: Final = 60.0  # bound of a flush
-FLUSH_STEP: Final = 512  # keys that Redis looks at in one step of it: well under a millisecond
-MAX_FLUSHED: Final = 1024  # models whose last flush is known
-AWAY: Final = frozenset({"LOADING", "NOAUTH"})
-"""Refusals that everything will meet until something changes over there. Full (OOM), read-only, moved: it
-answers, so look-ups go on; only this one is not served."""
+"""Frames at a stream's end that are checked one by one: the last choice's finish, usage, [DONE]."""
+STORE_SECONDS: Final = 1.0  # timeout of one store; no client waits for it
+FLUSH_SECONDS: Final = 60.0  # timeout of a flush
+FLUSH_STEP: Final = 512  # keys per SCAN: well under a millisecond of Redis' time
+MAX_FLUSHED: Final = 1024  # models whose last flush is remembered
 
 Op = Literal["hit", "miss", "error", "garbage", "store", "store_skipped", "bypassed", "other_build"]
 
 
 class Stored(msgspec.Struct, array_like=True):
-    """One finished answer, so that a hit is one joined write.
+    """One finished answer, stored so that a hit is a single write.
 
-    `stream`: `body` is every frame in its HTTP chunk, joined, without the last chunk: what a client sees that
-    asked for usage. One that did not sees `body[:cut] + tail`; with no `cut`, the same. `whole`: the JSON body.
+    kind `stream`: `body` is every frame in its HTTP chunk, joined, without the last chunk, as for a client that
+    asked for usage. A client that did not gets `body[:cut] + tail`, or `body` where `cut` is None. kind `whole`:
+    `body` is the JSON body.
     """
 
     kind: Literal["stream", "whole"]
@@ -55,13 +53,13 @@ class Stored(msgspec.Struct, array_like=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     shape: Shape | None = None
-    """Of the engine's streams, where their frames alone do not tell it."""
+    """The shape of the engine's streams, where the frames alone do not show it."""
     build: bytes = b""
-    """Of the engine that made it; see builds.py."""
+    """The build of the engine that made it (`upstream/builds.py`)."""
 
     def sound(self, frames_of: ChunkCheck) -> bool:
-        """Whether it is what an engine's whole answer leaves here, read as strictly as the wire: whoever can write
-        to Redis can put words into our mouth, but not end an answer early, nor leave one without its end."""
+        """Whether it is what a complete answer of an engine is stored as, read as strictly as an engine's answer:
+        someone with write access to Redis can forge an answer, but not a truncated one."""
         if not self.body or not 0 <= self.created < 1e11 or not self.content_type.isprintable():
             return False
         if not all(0 <= (count or 0) <= MAX_TOKENS for count in (self.prompt_tokens, self.completion_tokens)):
@@ -78,7 +76,7 @@ class Stored(msgspec.Struct, array_like=True):
 
 
 def stream_views(full: Sequence[bytes], plain: Sequence[bytes]) -> tuple[bytes, int | None, bytes]:
-    """`body`, `cut` and `tail` of a stream, from its chunks with usage and as if it had not been asked for."""
+    """`body`, `cut` and `tail` of a stream, from its chunks with usage (`full`) and without (`plain`)."""
     body = b"".join(full)
     if plain is full:
         return body, None, b""
@@ -98,8 +96,8 @@ _DECODE: Final = msgspec.msgpack.Decoder(Stored).decode
 
 
 class Reader:
-    """Reads stored values. One that was sound a moment ago, byte for byte, is not looked into again: it costs a
-    comparison, where the look takes 50 µs for 131 frames."""
+    """Decodes and checks stored values. A value found sound before, byte for byte, is not checked again: that
+    costs a comparison instead of 50 µs for 131 frames."""
 
     __slots__ = ("_frames_of", "_held", "_known")
 
@@ -109,7 +107,7 @@ class Reader:
         self._held = 0  # bytes of values
 
     def read(self, key: bytes, value: Any) -> Stored | None:
-        """What a value says; None for one that no gateway stores."""
+        """The decoded value; None for one that no gateway stores."""
         known = self._known.get(key)
         if known is not None and known[0] == value:
             return known[1]
@@ -132,33 +130,12 @@ class Reader:
             self._held -= len(oldest)
 
 
-class Availability:
-    """Pure. Open from the first failure on; whoever probes closes it again."""
-
-    def __init__(self, *, pause: float = 0.25, longest: float = 5.0) -> None:
-        self.open = False
-        self._first, self._longest = pause, longest
-        self.pause = pause  # seconds until the next probe
-
-    def failure(self) -> bool:
-        """True where this opened it. While it is open each further failure doubles the pause."""
-        opened = not self.open
-        self.pause = self._first if opened else min(self.pause * 2, self._longest)
-        self.open = True
-        return opened
-
-    def success(self) -> bool:
-        """True where this closed it."""
-        closed, self.open = self.open, False
-        return closed
-
-
 class Cache:
-    """Look-ups and stores, each bounded in time. A look-up of many keys is one command and no task.
-    Fails open: never raises.
+    """Look-ups and stores, each bounded in time. A look-up of many keys is one command and no task. Fails open:
+    never raises, except for `flush`.
 
-    While the breaker is open nothing is asked of Redis on a request's path; a probe of our own closes it.
-    Stores have a connection of their own: their bytes and their longer bound are in no look-up's way.
+    While Redis is unavailable, look-ups miss and stores are skipped at once. Stores have their own connection, so
+    that their bytes and their longer timeout do not delay look-ups.
     """
 
     def __init__(
@@ -181,38 +158,30 @@ class Cache:
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
-        self._on_breaker = on_breaker
-        self.breaker = Availability()
+        self._availability = Availability(self._ping, on_breaker)
         self._reader = Reader()
-        self._last_loss: WireError | None = None
-        self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
-        self._probe_wanted = asyncio.Event()
-        self._probe: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
         self._where = where
-        self._flushed: dict[bytes, float] = {}  # when what begins with it was flushed, monotonic
+        self._flushed: dict[bytes, float] = {}  # time of the last flush of each key prefix, monotonic
 
     def __repr__(self) -> str:
-        return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+        return f"<Cache {'open' if self._availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
     def renew(self, where: RedisAddress) -> None:
-        """For connections from now on."""
+        """Use this address for connections from now on."""
         self._where = where
         self._lookups.renew(where)
         self._stores.renew(where)
 
     @property
     def available(self) -> bool:
-        return not self.breaker.open
+        return not self._availability.open
 
     async def start(self) -> None:
-        self._probe = asyncio.create_task(self._probe_for_ever())
+        self._availability.start()
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._probe is not None:
-            self._probe.cancel()
-            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._availability.stop()
         await self._lookups.close()
         await self._stores.close()
 
@@ -222,10 +191,10 @@ class Cache:
         done: Callable[[list[Stored | None]], None],
         others: Sequence[bytes] = (),
     ) -> None:
-        """Have `done` called with what is stored under each key: one round trip for all. None where there is
-        nothing, or no telling. It may be called before this returns, and is called again, with nothing found,
-        where it raised. `others`: a second key for each, for where the first has nothing; empty: none."""
-        if self.breaker.open:
+        """Call `done` with the value stored under each key, all in one round trip; None for a miss or an error.
+        `done` may be called before this returns, and is called again, with misses only, where it raised.
+        `others`: a second key for each, used where the first one misses; b"" for none."""
+        if self._availability.open:
             self._record("bypassed")
             done([None] * len(keys))
             return
@@ -233,7 +202,7 @@ class Cache:
         def answered(reply: Any) -> None:
             try:
                 done(self._read(keys, others, reply))
-            except Exception as e:  # noqa: BLE001 - a batch whose reply is lost would wait for ever
+            except Exception as e:  # noqa: BLE001 - a batch without its reply would wait for ever
                 raised("the reply to a look-up", e)
                 done([None] * len(keys))
 
@@ -246,7 +215,7 @@ class Cache:
 
     def _read(self, keys: Sequence[bytes], others: Sequence[bytes], reply: Any) -> list[Stored | None]:
         if type(reply) is not list or len(reply) != len(keys) + len(others) - others.count(b""):
-            self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no answer to MGET"))
+            self._failed(reply if isinstance(reply, WireError) else Lost("an invalid reply to MGET"))
             return [None] * len(keys)
         if others:
             keys, beside = list(keys), iter(reply[len(keys) :])
@@ -271,7 +240,7 @@ class Cache:
         return stored
 
     def skip(self) -> None:
-        """An answer is too large to be stored."""
+        """Count an answer that is too large to be stored."""
         self._record("store_skipped")
 
     def store(
@@ -283,22 +252,22 @@ class Cache:
         replace: bool = True,
         asked: float = math.inf,
     ) -> None:
-        """Have an answer stored; `settled` is called once it is, or will not be. `replace=False` leaves what
-        is already there. `asked`: when it was asked for, monotonic; one of before a flush is not stored."""
+        """Store an answer; `settled` is called once it is stored or given up. `replace=False` keeps an existing
+        value. `asked`: time of its request, monotonic; an answer requested before a flush is not stored."""
         if self._flushed and asked <= max(self._flushed.get(begin, -math.inf) for begin in (b"", key[:TAG_BYTES])):
             self.skip()
             settled()
             return
         try:
             value = _ENCODE(stored)
-        except (OverflowError, ValueError, TypeError):  # a number or a text that msgpack does not have
+        except (OverflowError, ValueError, TypeError):  # a number or text that msgpack cannot encode
             self.skip()
             settled()
             return
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if self._ttl <= 0 or len(value) > self.max_entry or self.breaker.open:
+        if self._ttl <= 0 or len(value) > self.max_entry or self._availability.open:
             self._record("store_skipped")
             settled()
             return
@@ -318,8 +287,8 @@ class Cache:
         self._stores.send(command, STORE_SECONDS, done)
 
     async def flush(self, begin: bytes = b"") -> int:
-        """Remove the answers whose keys begin so, in small steps over a connection of its own. How many there
-        were. Raises WireError where Redis does not answer, TimeoutError where it takes too long."""
+        """Remove the answers whose keys begin with `begin`, in small steps over a separate connection, and return
+        their number. Raises WireError where Redis does not answer, TimeoutError after FLUSH_SECONDS."""
         if len(self._flushed) >= MAX_FLUSHED:
             self._flushed = {b"": time.monotonic()}
         self._flushed[begin] = time.monotonic()
@@ -333,7 +302,9 @@ class Cache:
         removed, cursor = 0, b"0"
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
-                await self._stores.call(b"PING", timeout=STORE_SECONDS)  # what was sent before is stored by then
+                await self._stores.call(
+                    b"PING", timeout=STORE_SECONDS
+                )  # earlier stores have been carried out by then
                 while True:
                     reply = await link.call(
                         *(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", FLUSH_STEP), timeout=STORE_SECONDS
@@ -348,34 +319,16 @@ class Cache:
             await link.close()
 
     def _failed(self, e: WireError) -> None:
-        if self._stopping or e is self._last_loss:
-            return  # one loss is one error, however many commands it took along
-        self._record("error")
-        if isinstance(e, TooManyPending | Unhandled) or (isinstance(e, ReplyError) and e.code not in AWAY):
-            return  # it lives
-        self._last_loss = e
-        if self.breaker.failure():
-            self._on_breaker(True, str(e))
-        self._probe_wanted.set()
+        if self._availability.failed(e):
+            self._record("error")
 
-    async def _probe_for_ever(self) -> None:
-        while True:
-            await self._probe_wanted.wait()
-            while self.breaker.open:
-                await asyncio.sleep(self.breaker.pause)
-                try:
-                    await self._lookups.call(b"PING", timeout=self._timeout)
-                except WireError:
-                    self.breaker.failure()
-                else:
-                    self.breaker.success()
-                    self._on_breaker(False, "it answers again")
-            self._probe_wanted.clear()
+    async def _ping(self) -> None:
+        await self._lookups.call(b"PING", timeout=self._timeout)
 
     async def ping(self) -> bool:
-        """Whether it answers now; opens the breaker where it does not."""
+        """Whether Redis answers now. A failure counts for the breaker."""
         try:
-            await self._lookups.call(b"PING", timeout=self._timeout)
+            await self._ping()
         except WireError as e:
             self._failed(e)
             return False
@@ -383,13 +336,13 @@ class Cache:
 
 
 def _scanned(reply: Any) -> tuple[bytes, list[bytes]]:
-    """The next cursor and the keys of a step. Raises WireError."""
+    """The next cursor and the keys of a SCAN reply. Raises WireError."""
     match reply:
         case [bytes(cursor), [*keys]] if all(isinstance(key, bytes) for key in keys):
             return cursor, keys
-    raise Lost("what it sent is no answer to SCAN")
+    raise Lost("an invalid reply to SCAN")
 
 
 def wall_clock() -> float:
-    """The clock by which entries are dated, shared by all replicas."""
+    """The clock that dates entries: Unix time, comparable between replicas."""
     return time.time()

@@ -1,6 +1,5 @@
-"""Owns the way to one Redis: where it is, how to log in, and a new connection when the last was lost.
-Must not know what is asked. When to leave a Redis alone that is away is the caller's to decide (a breaker).
-Called by the cache. Errors are the WireErrors of `resp`; a URL that cannot be used is a SettingsError."""
+"""A client of one Redis: its address, the login, and a new connection when the last one is lost. When to leave
+an unavailable Redis alone is decided by `Availability`, not here."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ MAX_REPLY: Final = 256 << 20
 _OURS: Final = frozenset({"username", "password", "host", "port", "path", "db", "client_name", "protocol"})
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _MEANINGLESS: Final = frozenset(
-    {  # redis-py has them for its own pool and waits; ours are bounded by the settings
+    {  # redis-py's pool and timeouts; here the settings bound them
         "socket_timeout",
         "socket_connect_timeout",
         "socket_read_size",
@@ -36,12 +35,12 @@ _MEANINGLESS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """Where a Redis is and how to log in there."""
+    """The address of a Redis, and the login there."""
 
     login: Login
     host: str = "localhost"
     port: int = 6379
-    path: str | None = None  # of a unix socket, instead of host and port
+    path: str | None = None  # of a Unix socket, in place of host and port
     tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
@@ -54,8 +53,8 @@ class RedisAddress:
 
 def address(url: str) -> RedisAddress:
     """The address in a redis://, rediss:// or unix:// URL, as redis-py reads it: user, password, database,
-    `client_name`, `protocol`, `ssl_*`. Raises SettingsError, whose text has no secret of the URL."""
-    # Imported where it is used: without a Redis it costs no start-up time.
+    `client_name`, `protocol`, `ssl_*`. Raises SettingsError, whose text holds no secret of the URL."""
+    # Imported here: without a Redis it costs no start-up time.
     from redis.asyncio.connection import SSLConnection, parse_url
     from redis.exceptions import RedisError
 
@@ -66,7 +65,7 @@ def address(url: str) -> RedisAddress:
         unknown = sorted(options.keys() - _OURS - _MEANINGLESS)
         if unknown:
             raise SettingsError(
-                f"The Redis URL has the option {unknown[0][:40]!r}, which is not known; known are db, "
+                f"The Redis URL has the option {unknown[0][:40]!r}, which is unknown; known are db, "
                 "client_name, protocol and the ssl_ options of redis-py."
             )
         if options.get("protocol", 3) not in (2, 3):
@@ -75,7 +74,7 @@ def address(url: str) -> RedisAddress:
     except (ValueError, TypeError, RedisError, OSError) as e:
         reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
         raise SettingsError(
-            f"The Redis URL cannot be used ({reason}); right would be redis://HOST:6379/0, "
+            f"Invalid Redis URL ({reason}); expected redis://HOST:6379/0, "
             "rediss://HOST:6380/0?ssl_ca_certs=FILE or unix:///PATH."
         ) from None
     login = Login(
@@ -91,17 +90,17 @@ def address(url: str) -> RedisAddress:
 
 
 def files_of(url: str) -> dict[str, str]:
-    """The files that a Redis URL names, by its option."""
-    given = parse_qs(urlsplit(url).query)
-    return {name: given[name][0] for name in _FILES if name in given}
+    """The files that a Redis URL names, by option."""
+    query = parse_qs(urlsplit(url).query)
+    return {name: query[name][0] for name in _FILES if name in query}
 
 
 class RedisClient:
-    """Commands to one Redis over one connection, opened when it is first wanted and again after each loss.
+    """Commands to one Redis over one connection, which is opened on first use and again after each loss.
 
-    Replies come in the order of the commands, so one that blocks (XREAD BLOCK) holds up all behind it, and
-    a large one those behind it for as long as it takes to write: give such commands a Link of their own.
-    Nothing is sent twice: whether a command that was lost was carried out, its caller must decide.
+    Replies come in the order of the commands, so a blocking command (XREAD BLOCK) delays all behind it, and so
+    does a large one while it is written: give such commands their own client. No command is sent twice: whether a
+    lost one was carried out is not known.
     """
 
     def __init__(
@@ -121,21 +120,21 @@ class RedisClient:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Link {self._where} {self._wire!r}>"
+        return f"<RedisClient {self._where} {self._wire!r}>"
 
     def renew(self, where: RedisAddress) -> None:
-        """For connections from now on."""
+        """Use this address for connections from now on."""
         self._where = where
 
     @property
     def pending(self) -> int:
-        """Bytes of commands that wait for their reply."""
+        """Bytes of commands without a reply yet."""
         return self._wire.pending if self._wire is not None else 0
 
     def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
-        """Send a command; `done` is called once, with the reply or a WireError, within `timeout` seconds.
-        An error inside an array reply stays there, as a Refused. Raises ValueError for a command that has
-        no reply of its own (MONITOR)."""
+        """Send a command; `done` is called once, with the reply or a WireError, within `timeout` seconds. An
+        error inside an array reply stays there, as a ReplyError. Raises ValueError for a command without
+        exactly one reply (MONITOR)."""
         if self._closed:
             done(Lost("the gateway is shutting down"))
             return
@@ -143,12 +142,12 @@ class RedisClient:
         wire.send(command, timeout, done)
 
     def call(self, *command: Word, timeout: float) -> asyncio.Future[Any]:
-        """The same as a future. It raises the WireError."""
+        """`send` as a future, which raises the WireError."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(reply: Any) -> None:
             if future.done():
-                return  # who waited for it has left
+                return  # cancelled
             if isinstance(reply, WireError):
                 future.set_exception(reply)
             else:
@@ -158,7 +157,7 @@ class RedisClient:
         return future
 
     async def close(self) -> None:
-        """Close, and tell what is under way that it is lost."""
+        """Close; commands in flight get a Lost."""
         self._closed = True
         wire = self._wire
         tasks = tuple(self._opening.values())
@@ -185,7 +184,7 @@ class RedisClient:
             else:
                 await loop.create_connection(lambda: wire, where.host, where.port, ssl=where.tls)
         except ssl.SSLCertVerificationError as e:
-            wire.lose(Lost(f"its certificate does not hold ({e.verify_message})"))
+            wire.lose(Lost(f"its certificate is not trusted ({e.verify_message})"))
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
             wire.lose(Lost(f"no connection ({reason})"))
@@ -195,4 +194,4 @@ class RedisClient:
             self._wire = None
         task = self._opening.get(wire)
         if task is not None:
-            task.cancel()  # without effect where it is this very task that tells
+            task.cancel()  # no effect where this is that task

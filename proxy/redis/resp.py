@@ -1,6 +1,5 @@
-"""Owns one connection to Redis: commands out, joined once per turn of the loop; replies matched in order.
-Must not know what is asked or why, and never reconnects: a connection that was lost stays lost.
-Called by `redis_link`. What Redis or the way to it has in place of an answer becomes a WireError here."""
+"""One connection to Redis over RESP: commands are written once per event loop iteration, replies are matched in
+order. It never reconnects. Anything in place of a reply becomes a WireError."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ import hiredis
 from proxy.telemetry import raised
 
 GRACE: Final = 0.001
-"""Seconds between a deadline and giving up: a loop that was busy itself may not have read what is there yet."""
+"""Seconds between a deadline and giving up: a busy event loop may not have read a reply that has arrived."""
 
 Word = bytes | str | int | float
 Done = Callable[[Any], None]
-"""Called with the reply or with a WireError; perhaps before `send` returns. Once more, with an Unhandled, where it
+"""Called with the reply or a WireError, possibly before `send` returns; once more, with an Unhandled, where it
 raised."""
 
 _MORE: Final = object()
@@ -30,11 +29,11 @@ _UNPAIRED: Final = frozenset({b"MONITOR", b"SYNC", b"PSYNC", b"RESET", b"QUIT", 
 
 
 class WireError(Exception):
-    """What came in place of an answer. Its text never holds what was sent."""
+    """What came in place of a reply. Its text never quotes the command."""
 
 
 class ReplyError(WireError):
-    """Redis answered with an error, and lives. `code` is its first word: ERR, OOM, READONLY, MOVED, NOSCRIPT..."""
+    """Redis answered with an error. `code` is its first word: ERR, OOM, READONLY, MOVED, NOSCRIPT..."""
 
     def __init__(self, text: str | bytes) -> None:
         self.text = text if isinstance(text, str) else text.decode("utf-8", "replace")  # may quote the command
@@ -44,27 +43,27 @@ class ReplyError(WireError):
 
 
 class Lost(WireError):
-    """No answer will come: not connected, cut, too late, or not Redis. The same object for all it took along.
-    Whether the command was carried out is not known."""
+    """No reply will come: not connected, cut, too late, or not Redis. All commands lost together get the same
+    object. Whether they were carried out is not known."""
 
 
 class TooManyPending(WireError):
-    """Not sent: as many bytes as may be are already under way."""
+    """Not sent: the bound of bytes in flight is reached."""
 
 
 class Unhandled(WireError):
-    """A reply came, and its receiver raised: it is told, so that it ends its request. Redis works."""
+    """A reply came and its receiver raised; the receiver gets this, so that it ends its request. Redis works."""
 
 
 def pack(command: Sequence[Word]) -> bytes:
-    """A command as RESP has it: an array of bulk strings."""
+    """A command in RESP: an array of bulk strings."""
     data: bytes = hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # its stub has a tuple of one
     return data
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a connection opens. `protocol` 2 is for servers and proxies that cannot bear HELLO."""
+    """How a connection logs in. `protocol` 2 is for servers and proxies without HELLO."""
 
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -83,7 +82,7 @@ class Login:
             yield ("SELECT", self.db)
 
     def old(self) -> Iterator[tuple[Word, ...]]:
-        """As it was before Redis 6."""
+        """The login before Redis 6."""
         if self.password is not None:
             yield ("AUTH", self.username, self.password) if self.username else ("AUTH", self.password)
         if self.name is not None:
@@ -95,15 +94,15 @@ class Login:
 @dataclass(frozen=True, slots=True)
 class Bounds:
     connect: float  # seconds for connecting and logging in
-    pending: int  # bytes of commands that may be unanswered
+    pending: int  # bytes of commands in flight
     reply: int  # bytes of one reply
 
 
 class RespConnection(asyncio.Protocol):
-    """One connection, from before it is open until it is lost. Any number of commands may be under way.
+    """One connection, from before it is open until it is lost. Any number of commands may be in flight.
 
-    Every command has its own bound in time. The first that runs out of it takes the connection along: what
-    still comes on it is never read, so a late reply cannot meet the wrong command.
+    Each command has its own timeout. The first one that expires ends the connection: nothing is read from it any
+    more, so a late reply cannot be matched to the wrong command.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class RespConnection(asyncio.Protocol):
         self._steps = login.hello() if login.protocol == 3 else login.old()
         self._hello_sent = False
         self._ready = False
-        # deadline, seconds it was given, bytes, confirmations it gets instead of a reply, who waits
+        # (deadline, timeout, bytes, number of confirmations in place of a reply, done)
         self._waiting: deque[tuple[float, float, int, int, Done]] = deque()
         self._confirmed = 0
         self._out: list[bytes] = []
@@ -132,18 +131,18 @@ class RespConnection(asyncio.Protocol):
         self._timer_at = 0.0
         self._last_look = False
         self._open_by = loop.time() + bounds.connect
-        self.pending = 0  # bytes of commands that wait for their reply
+        self.pending = 0  # bytes of commands without a reply yet
         self.lost: WireError | None = None
         self.opened = False
-        self.closed: asyncio.Future[None] = loop.create_future()  # the socket is gone too
+        self.closed: asyncio.Future[None] = loop.create_future()  # the socket is closed too
         self._expect(self._open_by, bounds.connect)
 
     def __repr__(self) -> str:
         state = "lost" if self.lost else "ready" if self._ready else "opening"
-        return f"<Wire {state} waiting={len(self._waiting)} bytes={self.pending}>"
+        return f"<RespConnection {state} waiting={len(self._waiting)} bytes={self.pending}>"
 
     def send(self, command: Sequence[Word], timeout: float, done: Done) -> None:
-        """Send a command, at the end of this turn of the loop or once logged in. `timeout` in seconds."""
+        """Send a command at the end of this event loop iteration, or once logged in. `timeout` in seconds."""
         if self.lost is not None:
             done(self.lost)
             return
@@ -163,7 +162,7 @@ class RespConnection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def lose(self, why: WireError) -> None:
-        """Give the connection up. All that waits is told so, with this very object."""
+        """Give the connection up. All commands in flight get `why`, the same object."""
         if self.lost is not None:
             return
         self.lost = why
@@ -180,10 +179,10 @@ class RespConnection(asyncio.Protocol):
             self._tell(done, why)
 
     def _tell(self, done: Done, reply: Any) -> None:
-        """Hand a reply over. What its receiver raises is no other receiver's."""
+        """Deliver a reply. An exception of its receiver reaches no other receiver."""
         try:
             done(reply)
-        except Exception as e:  # noqa: BLE001 - as said: replies come in order, and the next ones have other owners
+        except Exception as e:  # noqa: BLE001 - the next replies have other receivers
             raised("a reply of Redis", e)
 
     # -- opening ------------------------------------------------------------------------------------
@@ -194,14 +193,14 @@ class RespConnection(asyncio.Protocol):
             self._arm(deadline)
 
     def _greet(self, reply: Any) -> None:
-        """The next step of logging in. Nothing else is sent before the last is answered."""
+        """The next step of the login. Other commands are sent after its last step."""
         if self.lost is not None or self._transport is None:
             return
         if isinstance(reply, ReplyError):
             if not self._hello_sent or reply.code not in ("ERR", "NOPROTO", "NOPERM"):
                 self.lose(Lost(f"it refused the login ({reply.code})"))  # its text may quote the password
                 return
-            self._steps = self._login.old()  # it knows no HELLO
+            self._steps = self._login.old()  # a server without HELLO
         step = next(self._steps, None)
         self._hello_sent = step is not None and step[0] == "HELLO"
         if step is None:
@@ -217,16 +216,16 @@ class RespConnection(asyncio.Protocol):
         if self.lost is not None:
             transport.abort()  # type: ignore[attr-defined]
             return
-        self._waiting.popleft()  # the connection itself was waited for
+        self._waiting.popleft()  # the entry of the connection itself
         self._greet(None)
 
-    # -- under way ----------------------------------------------------------------------------------
+    # -- in use -------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
         self._flush_due = False
         out = self._out
         if out and self._transport is not None and self.lost is None:
-            # `pending` bounds what may lie in the transport too: it needs no mark of its own.
+            # `pending` bounds the transport's buffer too: no high-water mark is needed.
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
@@ -239,24 +238,24 @@ class RespConnection(asyncio.Protocol):
                 self._unparsed = 0
                 self._answer(reply)
         except (hiredis.HiredisError, ValueError, MemoryError):
-            self.lose(Lost("what it sent is not RESP"))
-        except Exception as e:  # noqa: BLE001 - which reply is whose is not known any more
+            self.lose(Lost("a reply that is not RESP"))
+        except Exception as e:  # noqa: BLE001 - replies cannot be matched to commands any more
             raised("the replies of Redis", e)
             self.lose(Lost("the gateway failed to read its replies"))
         if self._unparsed > self._bounds.reply:
-            self.lose(Lost(f"it sent a reply of more than {self._bounds.reply} bytes"))
+            self.lose(Lost(f"a reply of more than {self._bounds.reply} bytes"))
 
     def _answer(self, reply: Any) -> None:
         if type(reply) is hiredis.PushNotification:
             self._pushed(reply)
             return
         if not self._waiting:
-            self.lose(Lost("it sent what nobody asked for"))
+            self.lose(Lost("an unexpected reply"))
             return
         _, _, size, confirmations, done = self._waiting.popleft()
         self.pending -= size
         if confirmations and not isinstance(reply, WireError):
-            lost = Lost("to subscribe takes RESP3, which Redis has from version 6 on")
+            lost = Lost("subscribing requires RESP3 (Redis 6 or newer)")
             self._tell(done, lost)
             self.lose(lost)
             return
@@ -267,7 +266,7 @@ class RespConnection(asyncio.Protocol):
             self._tell(done, Unhandled("the gateway failed to handle the reply"))
 
     def _pushed(self, push: list[Any]) -> None:
-        """RESP3: what came by itself, or one of the confirmations that a SUBSCRIBE gets in place of a reply."""
+        """RESP3: a push message, or one of the confirmations of a SUBSCRIBE, which come in place of a reply."""
         waiting = self._waiting
         if waiting and waiting[0][3] and push and push[0] in _CONFIRMATIONS:
             self._confirmed += 1
@@ -293,7 +292,8 @@ class RespConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(when, self._look_at_time)
 
     def _look_at_time(self) -> None:
-        """One timer for all: it is not moved by an answer, only looks whether the first deadline has passed."""
+        """The one timer of all commands. A reply does not move it; it checks whether the first deadline has
+        passed."""
         self._timer = None
         if not self._waiting:
             return
@@ -310,9 +310,9 @@ class RespConnection(asyncio.Protocol):
 
 
 def _confirmations(command: Sequence[Word]) -> int:
-    """How many confirmations the command gets in place of a reply; 0 for one that has a reply.
+    """The number of confirmations that the command gets in place of a reply; 0 for one with a reply.
 
-    Raises ValueError for a command that has neither: replies could not be told apart any more.
+    Raises ValueError for a command with neither: replies could not be matched any more.
     """
     first = command[0]
     name = (first if isinstance(first, bytes) else str(first).encode()).upper()

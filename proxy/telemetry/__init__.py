@@ -1,4 +1,22 @@
-"""TODO"""
+"""What operators see: log, metrics, audit lines and traces.
+
+A reader meets, in this order:
+
+- `Log` writes one line per request, from a `RequestRecord`, and `event`s of the process. A thread writes; what
+  waits is bounded in bytes and shared fairly among clients (`fair_lines`), and repeated lines are rate-limited
+  (`repeats`).
+- `Metrics` has one method for each fact. Numbers are kept as `Counts` and `Histograms` (`series`), whose label
+  values are bounded by a `Label`; gauges are read at each scrape.
+- `Audit` writes who did what: reloads, refused keys, acts of operators.
+- `Certificates` exports when certificates expire, and warns.
+- `Otel` is OpenTelemetry's tracer; a `FlightTrace` is what one flight reports to it.
+- A `Fault` reports an exception; `Containment` counts it. `contained` runs steps of which each must run,
+  `raised` hands an exception to the loop's handler.
+- `Faults` takes the place of Python's own hooks, so that nothing is written to stderr behind the log's back;
+  `say` and `run` are for words on the terminal.
+
+Nothing here knows requests, flights or engines: it gets records, names and numbers.
+"""
 
 from proxy.telemetry.audit import Audit, Refusal
 from proxy.telemetry.certificates import Certificates, expiry_of

@@ -1,6 +1,5 @@
-"""Owns the audit lines: acts of operators, reloads, refused keys; each says who, what and with which result.
-Must not know how any of it is done. Key names and addresses are told, never keys nor their hashes.
-Called by whatever does one of these."""
+"""Audit lines: acts of operators, reloads, refused keys; each with who, what and the result. They name keys and
+addresses, never a key or its hash."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from typing import Final, Literal
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
 
-SAME_SECONDS: Final = 60.0  # in which one reason of a failed reload is told once
+SAME_SECONDS: Final = 60.0  # one reason of a failed reload is logged once in this time
 Refusal = Literal["missing", "unknown", "expired", "not_operator"]
 
 
 class Audit:
-    """One line an act, with `event: "audit"`; refusals a bounded number a second, all of them counted."""
+    """One line per act, with `event: "audit"`. Refusals are rate-limited in the log, and all counted."""
 
     def __init__(self, log: Log, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -30,18 +29,18 @@ class Audit:
     # -- files --------------------------------------------------------------------------------------
 
     def watches(self, name: str) -> None:
-        """A file is in force from the start on."""
+        """A file is loaded at the start and watched from now on."""
         self._good[name], self._since[name] = True, time.time()
         labels = {"file": name}
         self._metrics.gauge(
             "last_reload_successful",
-            "1 where the file in force is the file that there is; 0: its last reload failed.",
+            "1: the file on disk is in effect; 0: its last reload failed.",
             lambda: int(self._good[name] and not self._stalled),
             labels,
         )
         self._metrics.gauge(
             "last_reload_success_timestamp_seconds",
-            "When the file in force was loaded, Unix time.",
+            "Unix time of the last successful load.",
             lambda: self._since[name],
             labels,
         )
@@ -55,7 +54,7 @@ class Audit:
         self._tell("info", "reloaded", who, "good", setting=name, file=" ".join(filter(None, paths)), what=changed)
 
     def not_reloaded(self, name: str, paths: Sequence[str], who: str, reason: str) -> None:
-        """What was in force stays so. One reason again and again is told once a minute."""
+        """A reload failed; the old content stays in effect. A repeated reason is logged once a minute."""
         self._good[name] = False
         self._metrics.reloads(name, "failed")
         now = self._clock()
@@ -67,9 +66,9 @@ class Audit:
         self._tell("error", msg, who, "failed", setting=name, file=" ".join(filter(None, paths)), detail=reason)
 
     def stalled(self, seconds: float) -> None:
-        """Files take so long to be read: no change is noticed until they are."""
+        """Reading the files has taken `seconds` so far: no change is noticed until it is done."""
         self._stalled = True
-        detail = f"reading them has taken {seconds:g} s so far; what is in force stays so"
+        detail = f"reading them has taken {seconds:g} s so far; the old content stays in effect"
         self._tell("error", "files are not watched", "file", "failed", detail=detail)
 
     def answers(self) -> None:
@@ -79,7 +78,7 @@ class Audit:
     # -- keys ---------------------------------------------------------------------------------------
 
     def refused(self, reason: Refusal, address: str, *, key: str = "", endpoint: str = "") -> None:
-        """A request was refused for the key that it shows, or does not."""
+        """A request was refused because of its API key, or because it has none."""
         self._metrics.key_refused(reason)
         self._log.often(
             "info", "key refused", address,
@@ -87,7 +86,7 @@ class Audit:
         )  # fmt: skip
 
     def ended(self, names: dict[str, int], reason: str) -> None:
-        """Requests under way were ended with their keys."""
+        """Requests in flight were cut because their keys are no longer valid: {key name: number}."""
         for name, count in names.items():
             self._metrics.key_refused("ended", count)
             self._tell("info", "requests ended", name, "ended", what=f"{count} requests", reason=reason)
@@ -95,7 +94,7 @@ class Audit:
     # -- operators ----------------------------------------------------------------------------------
 
     def acted(self, act: str, who: str, address: str, *, result: str = "good", **fields: object) -> None:
-        """An operator did something."""
+        """An act of an operator."""
         self._tell("info", act, who, result, client=address, **fields)
 
     def _tell(self, level: str, msg: str, who: str, result: str, **fields: object) -> None:

@@ -1,6 +1,5 @@
-"""Owns how long certificates are valid: read from their files, told as gauges, warned of once a day near the end.
-Must not know TLS contexts, nor what a certificate is for.
-Called by prepare and the reloads (reading), and time and again by the app (warning)."""
+"""How long certificates are valid: read from their files, exported as gauges, and warned of once a day near the
+end."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from proxy.telemetry.metrics import Metrics
 
 WARN_DAYS: Final = 14
 DAY: Final = 86_400.0
-EVERY: Final = 60.0  # seconds between two looks
+EVERY: Final = 60.0  # seconds between two checks
 
 
 def expiry_of(name: str, path: str) -> float:
-    """Unix time at which the first certificate of a PEM file expires: a chain is as good as its weakest part.
-    Raises SettingsError."""
-    # Imported where it is used: without TLS it costs no start-up time.
+    """Unix time at which the first certificate of a PEM chain expires. Raises SettingsError; `name` is the
+    setting."""
+    # Imported here: without TLS it costs no start-up time.
     from cryptography.x509 import load_pem_x509_certificates
 
     try:
@@ -34,7 +33,7 @@ def expiry_of(name: str, path: str) -> float:
 
 
 class Certificates:
-    """The certificates in force, by the setting that names them."""
+    """The certificates in use, by the setting that names them."""
 
     def __init__(self, metrics: Metrics, log: Log, clock: Callable[[], float] = time.time) -> None:
         self._metrics = metrics
@@ -44,11 +43,11 @@ class Certificates:
         self._warned: dict[str, float] = {}
 
     def renew(self, name: str, expires: float) -> None:
-        """This one is in force from now on."""
+        """This certificate is in use from now on; `expires` is Unix time."""
         if name not in self._expiries:
             self._metrics.gauge(
                 "certificate_seconds_left",
-                "Until the certificate in force expires; below 0 it has.",
+                "Time until the certificate in use expires; negative once it has expired.",
                 lambda: self._expiries[name] - self._clock(),
                 {"certificate": name},
             )
@@ -58,7 +57,7 @@ class Certificates:
         self.look()
 
     def look(self) -> None:
-        """Warn of those that expire soon, each once a day."""
+        """Warn of certificates that expire within WARN_DAYS, each once a day."""
         now = self._clock()
         for name, expires in self._expiries.items():
             left = expires - now

@@ -1,6 +1,6 @@
-"""Owns what is done with an exception that a callback of several requests contains: it is counted and reported.
-Must not know requests, flights or logs: where it is reported is given.
-Called at the borders where the loop, a connection or a timer enters the gateway's own code."""
+"""What happens to an exception that a callback of several requests contains: it is counted and reported, and
+the other requests go on. For the borders where the event loop, a connection or a timer enters the gateway's own
+code."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable
 from proxy.errors import Code, GatewayError
 
 Fault = Callable[[str, BaseException], None]
-"""Told where an exception was contained, and the exception. Never raises."""
+"""Called with the place where an exception was contained, and the exception. Never raises."""
 
 
 def internal() -> GatewayError:
-    """What the readers of a flight get whose handling raised."""
-    return GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
+    """The error for the readers of a flight whose handling raised."""
+    return GatewayError(Code.INTERNAL, "Internal error of the gateway; see its log.")
 
 
 def raised(where: str, error: BaseException) -> None:
-    """The Fault of last resort: the loop's own exception handler."""
+    """The Fault of last resort: the event loop's exception handler."""
     asyncio.get_running_loop().call_exception_handler({"message": where, "exception": error})
 
 
 def unawaited(where: str, otherwise: Callable[[], object], task: asyncio.Task[None]) -> None:
-    """A task that nobody awaits is over. Where it raised, that is reported, and `otherwise` is called."""
+    """Done-callback of a task that nobody awaits. Where it raised, report that and call `otherwise`."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         raised(where, error)
@@ -32,7 +32,7 @@ def unawaited(where: str, otherwise: Callable[[], object], task: asyncio.Task[No
 
 
 class Containment:
-    """Counts contained exceptions and has each reported; a report that raises is counted too."""
+    """Counts contained exceptions and reports each; a report that raises is counted too."""
 
     def __init__(self, report: Fault) -> None:
         self.count = 0
@@ -50,12 +50,12 @@ class Containment:
 
 
 def contained(fault: Fault, where: str, *steps: Callable[[], object]) -> bool:
-    """Run every step, whatever the ones before it raised. False: one of them did."""
+    """Run every step, even after one has raised. False: one did."""
     fine = True
     for step in steps:
         try:
             step()
-        except Exception as e:  # noqa: BLE001 - the steps give things back: the rest must still be given back
+        except Exception as e:  # noqa: BLE001 - the steps release resources: the others must still run
             fault(where, e)
             fine = False
     return fine

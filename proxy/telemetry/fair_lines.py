@@ -1,6 +1,5 @@
-"""Owns the lines that wait for a log's reader once many do: shared fairly, so one client's push out no other's.
-Must not know what the lines say, threads or descriptors.
-Called by the log only, under its lock."""
+"""Log lines queued for a slow reader, shared fairly: one client's lines do not push out another's. The log
+calls it under its lock."""
 
 from __future__ import annotations
 
@@ -9,12 +8,12 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Final
 
-SHARES: Final = 64  # owners are told apart by their hash: many of them cost no memory
+SHARES: Final = 64  # owners are hashed into these: many owners cost no memory
 
 
 class FairLines:
-    """At most `most` bytes, in the order in which they came. Beyond that the newest lines of the owner with most
-    bytes go first: stochastic fairness queueing."""
+    """At most `most` bytes of lines, in order of arrival. Beyond that the newest lines of the owner with the
+    most bytes are dropped first: stochastic fairness queueing (McKenney 1990)."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -24,7 +23,7 @@ class FairLines:
         self._lines: list[deque[tuple[int, bytes]]] = [deque() for _ in range(SHARES)]
 
     def put(self, line: bytes, owner: Hashable) -> list[bytes]:
-        """The lines that found no room: this one, or others'."""
+        """Add a line; returns the lines dropped for it, or the line itself."""
         own = hash(owner) % SHARES
         gone: list[bytes] = []
         while self.size + len(line) > self._most:
@@ -39,7 +38,7 @@ class FairLines:
         return gone
 
     def take(self, most: int) -> list[bytes]:
-        """The oldest lines, of about so many bytes together."""
+        """Remove and return the oldest lines, about `most` bytes."""
         heads = [(lines[0][0], share) for share, lines in enumerate(self._lines) if lines]
         heapq.heapify(heads)
         taken: list[bytes] = []

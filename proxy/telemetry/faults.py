@@ -1,6 +1,5 @@
-"""Owns what Python and its libraries would write to stderr by themselves: it goes to the log.
-Must not know requests or flights. stderr may be a pipe that nobody reads: a write there stops who writes.
-Called by `__main__`: errors of callbacks, tasks, threads and destructors, warnings, and `logging`."""
+"""Sends to the log what Python and its libraries would write to stderr: errors of callbacks, tasks, threads and
+destructors, warnings, and `logging`. stderr may be a pipe that nobody reads, where a write blocks the process."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from proxy.errors import frames_of, words_of
 from proxy.telemetry.log import Log
 from proxy.telemetry.terminal import say
 
-MAX_WAITING: Final = 256  # faults that wait to be logged; more are counted
+MAX_WAITING: Final = 256  # faults queued for the log; more are counted
 MAX_TEXT: Final = 500  # characters of one field
 CLOSE_SECONDS: Final = 1.0
 
@@ -31,10 +30,10 @@ class _Fault(NamedTuple):
 
 
 class Faults:
-    """From `install` on, until `uninstall`.
+    """Replaces Python's hooks from `install` until `uninstall`.
 
-    Each hook may be called while any lock is held, by a destructor that runs in the middle of anything. So it
-    takes none: it puts texts into a queue whose `put` may interrupt itself, and a thread logs them.
+    A hook may be called by a destructor in the middle of anything, while any lock is held. So it takes no lock: it
+    puts texts into a SimpleQueue, whose `put` is reentrant, and a thread logs them.
     """
 
     def __init__(self, log: Log) -> None:
@@ -49,7 +48,7 @@ class Faults:
         return f"<Faults waiting={self._queue.qsize()}>"
 
     def install(self) -> None:
-        """Take the place of Python's own hooks, and of the handlers of the root logger."""
+        """Replace Python's hooks and the handlers of the root logger."""
         root = logging.getLogger()
         self._before = (sys.excepthook, sys.unraisablehook, threading.excepthook, root.handlers[:])
         sys.excepthook, sys.unraisablehook = _crashed, self._unraisable
@@ -61,7 +60,7 @@ class Faults:
         self._thread.start()
 
     def uninstall(self) -> None:
-        """All as before."""
+        """Restore the hooks and handlers."""
         self.close()
         sys.excepthook, sys.unraisablehook, threading.excepthook, handlers = self._before
         logging.captureWarnings(False)
@@ -71,18 +70,18 @@ class Faults:
             root.addHandler(handler)
 
     def close(self) -> None:
-        """Log what waits, for at most a second. The hooks stay: what comes later must not be written to stderr
+        """Log the queued faults, for at most CLOSE_SECONDS. The hooks stay: later faults must not go to stderr
         either."""
         self._queue.put(None)
         self._thread.join(CLOSE_SECONDS)
 
     def of_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """The loop's exception handler."""
+        """The event loop's exception handler."""
         error = context.get("exception")
         self.tell("error", "loop", context.get("message"), error if isinstance(error, BaseException) else None)
 
     def tell(self, level: str, source: str, detail: object, error: BaseException | None) -> None:
-        """One fault. Never raises, never waits."""
+        """Queue one fault. Never raises, never blocks."""
         if self._queue.qsize() >= MAX_WAITING:
             self._missed += 1
             return
@@ -101,7 +100,7 @@ class Faults:
 
     def _log_for_ever(self) -> None:
         while (one := self._queue.get()) is not None:
-            with suppress(Exception):  # it must go on
+            with suppress(Exception):  # the thread must go on
                 level, source, detail, fault, where = one
                 like = f"{source} {(fault or detail)[:80]} {where}"
                 self._log.often(level, "fault", like, source=source, detail=detail, fault=fault, where=where)
@@ -111,7 +110,7 @@ class Faults:
 
 
 class _Handler(logging.Handler):
-    """What libraries say by `logging`, warnings included."""
+    """Messages of libraries by `logging`, and warnings."""
 
     def __init__(self, faults: Faults) -> None:
         super().__init__(logging.WARNING)
@@ -123,11 +122,11 @@ class _Handler(logging.Handler):
         self._faults.tell(level, record.name, _Said(record), error)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Not by a traceback on stderr."""
+        """Print no traceback on stderr."""
 
 
 class _Said:
-    """The message of a record: formatted only where it is logged."""
+    """The message of a record, formatted only when it is logged."""
 
     def __init__(self, record: logging.LogRecord) -> None:
         self._record = record
@@ -139,10 +138,10 @@ class _Said:
 def _text(value: object) -> str:
     try:
         return str(value)[:MAX_TEXT] if value is not None else ""
-    except Exception:  # noqa: BLE001 - a value that cannot say what it is, or a message that does not fit its values
+    except Exception:  # noqa: BLE001 - `__str__` of a foreign object, or a message that does not fit its arguments
         return f"<{type(value).__name__}>"
 
 
 def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The main thread ends by an exception: it is said, for as long as somebody reads it."""
+    """The main thread ended by an exception: print it on the terminal."""
     say(f"proxy: {words_of(error)} at {frames_of(error)}\n", wait=CLOSE_SECONDS)

@@ -1,6 +1,5 @@
-"""Owns the log: one line a request and a few for the process, JSON or text, written without holding the loop up.
-Must not know requests or flights: it is given records.
-Called by the gateway (requests) and the app (events)."""
+"""The log: one line per request and a few for the process, JSON or text, written by a thread so that the event
+loop never blocks on a slow reader."""
 
 from __future__ import annotations
 
@@ -21,18 +20,20 @@ from proxy.telemetry.fair_lines import FairLines
 from proxy.telemetry.repeats import Repeats
 
 LEVELS: Final = ("debug", "info", "warning", "error")
-MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that may wait for a reader that does not keep up
-MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+MAX_PENDING: Final = 4 * 1024 * 1024  # bytes of lines that wait for a slow reader
+MAX_PROMPT: Final = 64 * 1024  # characters of a prompt; a longer one is cut
 MAX_FIELD: Final = 256 * 1024  # characters of one field of an event; a longer one is cut
-PIECE: Final = 256 * 1024  # bytes that are written at once of what is shared fairly: what is being written stays
-PACE: Final = 0.02  # seconds between two writes: woken for each line, the writer would fight the loop for the GIL
+PIECE: Final = 256 * 1024  # bytes written at once of the lines shared fairly
+PACE: Final = (
+    0.02  # seconds between two writes: waking for each line, the writer would compete with the loop for the GIL
+)
 
 _COLOUR: Final = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m"}
 _SLY: Final = re.compile(
     "[\x80-\x9f\xad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e0fff]"
 )
-"""What JSON lets through but a terminal or a line splitter may obey, or a person cannot see."""
+"""Characters that JSON allows but that control a terminal, split lines, or are invisible."""
 
 _ENCODE: Final = msgspec.json.Encoder(enc_hook=str).encode
 _MS: Final = tuple(b"%03dZ" % ms for ms in range(1000))
@@ -40,16 +41,16 @@ _REQUEST: Final = {level: f'","level":"{level}","msg":"request",'.encode() for l
 
 
 class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
-    """What is logged of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line.
+    """The log line of one request. Times in milliseconds. `ts`, `level` and `msg` come before it on the line.
 
-    Given in their order the fields take 0.2 µs, by their names 1.0.
+    Positional arguments take 0.2 µs, keyword arguments 1.0.
     """
 
     request_id: str
     endpoint: str
     method: str
     status: int
-    verdict: str  # of the cache: hit, miss, attached, merged, bypass
+    verdict: str  # hit, miss, attached, merged, bypass
     stream: bool
     queue_ms: float
     total_ms: float
@@ -59,31 +60,31 @@ class RequestRecord(msgspec.Struct, omit_defaults=True, gc=False):
     ttft_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    token_source: str | None = None  # usage: the engine counted; estimated: a share of its count; events: we did
+    token_source: str | None = None  # usage: engine count; estimated: share of it; events: gateway count
     backend: str | None = None
     error: str | None = None
     key: str | None = None  # the API key's name, never the key
-    prompt: str | None = None  # only where the settings ask for it
-    attempts: int = 1  # at engines, where it took more than one
+    prompt: str | None = None  # only with log_prompts
+    attempts: int = 1  # at engines
     items: int | None = None  # inputs of an embedding
-    items_cached: int | None = None  # of them from the store
-    trace_id: str | None = None  # where requests are traced
-    client: str | None = None  # of a refusal: the address that counts, where no key says who it was
-    limit: str | None = None  # that refused it: requests, tokens, streams; with `global.` before it everyone's
-    upstream_id: str | None = None  # the id by which the engine knows it, where that is another
+    items_cached: int | None = None  # of these from Redis
+    trace_id: str | None = None  # with tracing
+    client: str | None = None  # client address of a refused request without a key
+    limit: str | None = None  # the limit that refused it: requests, tokens, streams; prefix `global.`: everyone's
+    upstream_id: str | None = None  # its id at the engine, where that is another
 
     @property
     def level(self) -> str:
-        """A client's mistake and a client's leaving are its own affair; what we or an engine failed at is not."""
+        """`warning` where the gateway or an engine failed, `info` for a client's error or disconnect."""
         broke = self.error is not None and self.status < 400
         return "warning" if self.status >= 500 or broke else "info"
 
 
 class Log:
-    """Lines to one file descriptor, by a thread of its own: a stalled pipe stalls the thread, not the loop.
+    """Writes lines to one file descriptor from a thread: a stalled pipe blocks the thread, not the event loop.
 
-    What waits is bounded in bytes; over that, lines are dropped, counted, and owned up to once writing works.
-    Safe from any thread; never raises.
+    Pending lines are bounded in bytes; beyond that lines are dropped and counted, and a line reports the count
+    once writing works. Thread-safe; never raises.
     """
 
     def __init__(
@@ -106,17 +107,17 @@ class Log:
         self._os_write = write
         self._ticks = ticks
         self._stamped = (-1, b"")
-        self._lock = threading.Lock()  # of all below; never held while writing
+        self._lock = threading.Lock()  # guards all below; never held while writing
         self._known = Known()
-        self._free = max_pending // 2  # bytes that are open to all callers
+        self._free = max_pending // 2  # bytes open to all callers; the rest is shared fairly
         self._lines: list[bytes] = []
         self._crowd = FairLines(max_pending - self._free)
-        self._pending = 0  # bytes that wait or are being written
+        self._pending = 0  # bytes pending or being written
         self._repeats = Repeats()
-        self._told = 0  # drops that a line has owned up to
-        self._works = True  # whether the last write did
-        self._torn = False  # it failed inside a line
-        self._idle = False  # the writer waits to be woken
+        self._told = 0  # drops that a line has reported
+        self._works = True  # whether the last write succeeded
+        self._torn = False  # the last write failed inside a line
+        self._idle = False  # the writer waits for a line
         self._wanted = threading.Event()
         self._closed = False
         self._closing = threading.Event()
@@ -127,11 +128,11 @@ class Log:
         return f"<Log pending={self._pending} dropped={self.dropped}>"
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Take these out of every event from now on: what an engine or a Redis says may repeat them."""
+        """Remove these from every event from now on: messages of an engine or Redis may repeat them."""
         self._known.hide(secrets)
 
     def request(self, record: RequestRecord, who: Callable[[], Hashable] | None = None) -> None:
-        """Log one request. `who`: whose it is, asked only where the reader is slow and room has to be shared."""
+        """Log one request. `who` gives its owner; called only where the reader is slow and room is shared."""
         level = record.level
         if level not in self._levels:
             return
@@ -142,13 +143,13 @@ class Log:
             return
         try:
             fields = _ENCODE(record)
-        except ValueError:  # a text that is not UTF-8
+        except ValueError:  # text that is not UTF-8
             fields = _json(msgspec.structs.asdict(record))
         self._put(self._json_line(_REQUEST[level], fields), who)
 
     def event(self, level: str, msg: str, who: Callable[[], Hashable] | None = None, /, **fields: object) -> None:
-        """Log something of the process's life. A field that is None or "" is left out; URLs are masked, known
-        secrets taken out, long texts cut. `who`: as for a request, of what one client brought about."""
+        """Log an event of the process. A field that is None or "" is omitted; URLs are masked, known secrets
+        removed, long texts cut. `who`: as for a request, of an event that one client caused."""
         if level not in self._levels:
             return
         told = {
@@ -162,8 +163,8 @@ class Log:
             self._put(self._json_line(_head(level, msg, told), _json(told)), who)
 
     def often(self, level: str, msg: str, like: str = "", **fields: object) -> None:
-        """The same, of what a client, an engine or a fault may bring about again and again: so many lines a second
-        of one kind (`msg` and `like`), and then one that says how many were left out."""
+        """`event` for events that a client, an engine or a fault may cause again and again: at most
+        `repeats.OFTEN` lines a second of one kind (`msg` and `like`), then one line with the count of the rest."""
         if level not in self._levels:
             return
         with self._lock:
@@ -173,12 +174,12 @@ class Log:
         if left_out is not None:
             self.event(level, msg, **fields, left_out=left_out or None)
         elif wake:
-            self._wanted.set()  # to say so when the second is over
+            self._wanted.set()  # to report the count when the second is over
 
     def close(self, timeout: float = 1.0) -> bool:
-        """Write what waits, for at most `timeout` seconds; whether all of it was. Later lines are dropped."""
+        """Write pending lines, for at most `timeout` seconds; True: all were written. Later lines are dropped."""
         with self._lock:
-            self._closed = True  # no later line is taken
+            self._closed = True  # later lines are dropped
         self._closing.set()
         self._wanted.set()
         self._thread.join(timeout)
@@ -190,14 +191,14 @@ class Log:
         """RFC 3339 in UTC to the millisecond. The date is formatted once a second."""
         now = self._clock()
         second = int(now)
-        known, text = self._stamped  # one tuple: the writer's thread stamps too
+        known, text = self._stamped  # one tuple: the writer's thread uses it too
         if second != known:
             text = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second)).encode()
             self._stamped = (second, text)
         return text + _MS[int((now - second) * 1000)]
 
     def _json_line(self, head: bytes, fields: bytes) -> bytes:
-        """One JSON object: the time, what `head` holds, then the members of the object `fields`."""
+        """One JSON object: the time, the members in `head`, then those of the object `fields`."""
         line = b"".join((b'{"ts":"', self._stamp(), head, fields[1:], b"\n"))
         if not line.isascii() or b"\x7f" in line:
             text = _SLY.sub(lambda found: json.dumps(found[0])[1:-1], line.decode())
@@ -252,9 +253,9 @@ class Log:
             self._closing.wait(PACE)
 
     def _take(self) -> tuple[list[bytes], int] | None:
-        """What to write next, and how many drops to own up to after it. None: the log is closed.
+        """The lines to write next, and the number of drops to report after them. None: the log is closed.
 
-        Formatting under the lock is for the few lines about lines left out."""
+        Only the few lines about omitted lines are formatted under the lock."""
         while True:
             closing = self._closing.is_set()
             with self._lock:
@@ -284,7 +285,7 @@ class Log:
         return self._json_line(_head(level, msg, fields), _json(fields))
 
     def _write(self, data: bytes) -> bool:
-        """Write all of it, however long that takes. False: it cannot be, the reader is gone or the disk full."""
+        """Write all of it, however long that takes. False: the reader is gone or the disk full."""
         if self._torn:
             data = b"\n" + data
         rest = memoryview(data)
@@ -292,7 +293,7 @@ class Log:
             while rest:
                 try:
                     rest = rest[self._os_write(self._fd, rest) :]
-                except BlockingIOError:  # whoever shares the pipe made it non-blocking
+                except BlockingIOError:  # another process has made the pipe non-blocking
                     poll = select.poll()
                     poll.register(self._fd, select.POLLOUT)
                     poll.poll()
@@ -309,7 +310,7 @@ def _head(level: str, msg: str, fields: Mapping[str, object]) -> bytes:
 
 
 def _json(value: Any) -> bytes:
-    """Any value as JSON: what JSON cannot say is said in words."""
+    """Any value as JSON; a value that JSON does not have as text."""
     try:
         return _ENCODE(value)
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -324,12 +325,12 @@ def _json(value: Any) -> bytes:
 
 
 def _shown(value: object, allowed: str = "") -> str:
-    """A value as one word of a text line, whatever is in it."""
+    """A value as one word of a text line, quoted where needed."""
     text = value if isinstance(value, str) else _json(value).decode()
     if text.isprintable():
         plain = text and not any(mark in text for mark in ' "=' if mark not in allowed)
         return text if plain else json.dumps(text, ensure_ascii=False)
-    return json.dumps(text)  # only ASCII: no control, no line break, no lone surrogate
+    return json.dumps(text)  # ASCII only: no control character, line break or lone surrogate
 
 
 def _request_words(record: RequestRecord) -> tuple[str, dict[str, object]]:

@@ -1,6 +1,5 @@
-"""Owns OpenTelemetry: its provider, set up as the standard OTEL_* environment says, and its end within a bound.
-Must not know requests or flights. Its packages are an extra: they are looked for where tracing is asked for.
-Called by the app, once, and by `tracing.py` for each span."""
+"""OpenTelemetry: its provider, configured by the standard OTEL_* environment, and its shutdown within a bound.
+Its packages are an extra and are imported only where tracing is on."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from proxy.errors import SettingsError
 from proxy.telemetry.log import Log
 
 FLUSH_SECONDS: Final = 3.0
-"""For what is not sent yet, at the end. A collector that hangs costs no more than that."""
-TELL_SECONDS: Final = 30.0  # between two log lines about a collector that is away
+"""Time to send the remaining spans at the end, also where the collector hangs."""
+TELL_SECONDS: Final = 30.0  # between two log lines about an unavailable collector
 
 _PACKAGES: Final = (
     "opentelemetry.trace",
@@ -32,10 +31,10 @@ _PACKAGES: Final = (
 
 
 class Otel:
-    """The tracer, and what spans are made of. Its types are foreign, and only here when they are installed."""
+    """The tracer and its propagation. OpenTelemetry's types are imported only where it is installed."""
 
     def __init__(self, log: Log, *, environ: Mapping[str, str] | None = None) -> None:
-        """Raises SettingsError where the extra is not installed, or the environment asks for what it cannot."""
+        """Raises SettingsError where the extra is not installed, or the environment is not supported."""
         environ = os.environ if environ is None else environ
         api, context, sdk, export, resources, exporter = packages(environ)
         self.api = api
@@ -50,13 +49,13 @@ class Otel:
             self._provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))
         except ValueError as e:
             self._words.close()
-            raise SettingsError(f"trace = 'otlp': the OTEL_* environment cannot be used: {e}") from None
+            raise SettingsError(f"trace = 'otlp': invalid OTEL_* environment: {e}") from None
         self.tracer = self._provider.get_tracer("streaming-gateway", VERSION)
         self._propagator = context.TraceContextTextMapPropagator()
 
     def incoming(self, traceparent: list[str], tracestate: list[str]) -> Any:
-        """The context that a request brought; an empty one where it brought none that is valid (W3C Trace Context:
-        one traceparent, of its form)."""
+        """The context in a request's headers; an empty one without exactly one valid traceparent (W3C Trace
+        Context)."""
         empty = self.api.set_span_in_context(self.api.INVALID_SPAN)
         if len(traceparent) != 1:
             return empty
@@ -64,27 +63,27 @@ class Otel:
         return self._propagator.extract(merged, context=empty)
 
     def within(self, span: Any) -> Any:
-        """The context of what happens inside a span."""
+        """The context inside a span."""
         return self.api.set_span_in_context(span)
 
     def outgoing(self, span: Any) -> list[tuple[str, str]]:
-        """The headers that make what a server does part of this span."""
+        """The headers that propagate this span to a server."""
         merged: dict[str, str] = {}
         self._propagator.inject(merged, context=self.within(span))
         return list(merged.items())
 
     def failed(self, span: Any, code: str, words: str = "") -> None:
-        """The span is of something that failed."""
+        """Mark a span as failed."""
         span.set_attribute("error.type", code)
-        told = words.encode("utf-8", "replace").decode()
-        span.set_status(self.api.Status(self.api.StatusCode.ERROR, told or None))
+        text = words.encode("utf-8", "replace").decode()
+        span.set_status(self.api.Status(self.api.StatusCode.ERROR, text or None))
 
     async def close(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Send what is left, for at most so long: in a thread of its own, that nothing waits for."""
+        """Send the remaining spans, for at most `seconds`, in a daemon thread."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
-        def told() -> None:
+        def finished() -> None:
             if not done.done():
                 done.set_result(None)
 
@@ -93,22 +92,22 @@ class Otel:
                 self._provider.shutdown()
             finally:
                 try:
-                    loop.call_soon_threadsafe(told)
+                    loop.call_soon_threadsafe(finished)
                 except RuntimeError:
-                    pass  # the loop has ended meanwhile: nobody waits any more
+                    pass  # the loop has ended meanwhile
 
         threading.Thread(target=end, name="otel-end", daemon=True).start()
         try:
             async with asyncio.timeout(seconds):
                 await done
         except TimeoutError:
-            self._words.tell(f"spans were not taken within {seconds:g} s at the end; what was left is lost")
+            self._words.tell(f"the remaining spans were not sent within {seconds:g} s and are lost")
         self._words.close()
 
 
 def packages(environ: Mapping[str, str]) -> list[Any]:
-    """OpenTelemetry's, as far as they are used. Raises SettingsError where they are not installed, or the
-    environment asks for another protocol."""
+    """OpenTelemetry's modules that are used. Raises SettingsError where they are not installed, or the environment
+    names another protocol."""
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if environ.get(name, "http/protobuf") != "http/protobuf":
             raise SettingsError(f"{name} = {environ[name]!r}: traces are sent by http/protobuf only")
@@ -121,7 +120,7 @@ def packages(environ: Mapping[str, str]) -> list[Any]:
 
 
 class _Words(logging.Handler):
-    """What OpenTelemetry says, into our log: its first words at once, then at most once in TELL_SECONDS."""
+    """Writes OpenTelemetry's messages to the log, at most one in TELL_SECONDS."""
 
     def __init__(self, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(logging.WARNING)

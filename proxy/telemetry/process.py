@@ -1,6 +1,4 @@
-"""Owns what the process tells of itself, under the names that every Prometheus client gives it.
-Must not know the gateway: memory, CPU and descriptors, as the kernel has them.
-Called by the metrics, once."""
+"""Metrics of the process under the names that every Prometheus client uses: memory, CPU and file descriptors."""
 
 from __future__ import annotations
 
@@ -14,13 +12,17 @@ from proxy.telemetry.series import ReadCounter, ReadGauge
 
 
 def process_gauges(gauge: Callable[[str, str], ReadGauge], counter: Callable[[str, str], ReadCounter]) -> None:
-    """Have them read at each scrape. `gauge` and `counter` make one by its name and its words."""
+    """Register them. `gauge` and `counter` make one by its name and its help text."""
     page = resource.getpagesize()
-    gauge("process_resident_memory_bytes", "Resident memory.").read_by(
+    gauge("process_resident_memory_bytes", "Resident memory size in bytes.").read_by(
         lambda: int(Path("/proc/self/statm").read_text("ascii").split()[1]) * page, {}
     )
-    counter("process_cpu_seconds_total", "User and system CPU time.").read_by(time.process_time, {})
-    gauge("process_open_fds", "Open file descriptors.").read_by(lambda: len(os.listdir("/proc/self/fd")), {})
-    gauge("process_max_fds", "Most file descriptors that may be open.").read_by(
+    counter("process_cpu_seconds_total", "Total user and system CPU time in seconds.").read_by(
+        time.process_time, {}
+    )
+    gauge("process_open_fds", "Number of open file descriptors.").read_by(
+        lambda: len(os.listdir("/proc/self/fd")), {}
+    )
+    gauge("process_max_fds", "Maximum number of open file descriptors.").read_by(
         lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0], {}
     )

@@ -1,6 +1,5 @@
-"""Owns which lines of what is said again and again are written: so many of one kind a second.
-Must not know what is said, threads or clocks: `now` is passed in.
-Called by the log only, under its lock."""
+"""Rate limit of repeated log lines: so many of one kind per second, then a count of the rest. Must not know
+clocks: `now` is an argument. The log calls it under its lock."""
 
 from __future__ import annotations
 
@@ -10,11 +9,11 @@ from typing import Final, NamedTuple
 
 OFTEN: Final = 5  # lines of one kind in a second
 SECONDS: Final = 1.0
-MAX_KINDS: Final = 64  # that are told apart; more of one message are one kind
+MAX_KINDS: Final = 64  # kinds that are tracked; beyond that all of one message are one kind
 
 
 class LeftOut(NamedTuple):
-    """Lines of one message that were not written."""
+    """Number of lines of one message that were not written."""
 
     level: str
     msg: str
@@ -30,17 +29,17 @@ class _Kind:
 
 
 class Repeats:
-    """Pure."""
+    """Decides which lines are written, by kind and time."""
 
     def __init__(self) -> None:
-        self.due: float | None = None  # when `over` has something to say
+        self.due: float | None = None  # when `over` has a count to report
         self._kinds: dict[tuple[str, Hashable], _Kind] = {}
 
     def __len__(self) -> int:
         return len(self._kinds)
 
     def ask(self, level: str, msg: str, like: Hashable, now: float) -> int | None:
-        """None: this line is left out. Else it is written, and tells of this many that were left out before it."""
+        """None: omit this line. Else write it, with this number of lines omitted before it."""
         name = (msg, like)
         kind = self._kinds.get(name)
         if kind is None:
@@ -60,7 +59,7 @@ class Repeats:
         return left_out
 
     def over(self, now: float) -> list[LeftOut]:
-        """What was left out in seconds that are over by `now`, each told once."""
+        """The omitted lines of the seconds that have ended by `now`, each reported once."""
         told = []
         self.due = None
         for (msg, _), kind in self._kinds.items():

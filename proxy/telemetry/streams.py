@@ -1,6 +1,5 @@
-"""Owns standard streams whose reader may be slow, gone or full: a write ends in time and never raises.
-Must not know what is written. What is logged goes by `log.py`, what is said while it serves by `terminal.py`.
-Called by the programs of this package, before anything is printed."""
+"""Standard streams for the commands of this package, whose reader may be slow, gone or full: a write ends in
+bounded time and never raises."""
 
 from __future__ import annotations
 
@@ -15,19 +14,19 @@ from typing import Final, TextIO, cast
 
 from proxy.telemetry.terminal import hold_standard_files, visible
 
-SECONDS: Final = 2.0  # for one text to be taken
-PIECE: Final = 4096  # bytes that a pipe takes at once where it takes any (PIPE_BUF)
-FAILED: Final = 1  # the exit code of a program whose output is lost
-GONE: Final = os.strerror(errno.EPIPE)  # its reader has what it wanted: `| head`
+SECONDS: Final = 2.0  # for one write
+PIECE: Final = 4096  # bytes that a writable pipe accepts at once (PIPE_BUF)
+FAILED: Final = 1  # exit code of a program whose output is lost
+GONE: Final = os.strerror(errno.EPIPE)  # its reader has read enough, as in `| head`
 
 
 class Stream(io.TextIOBase):
-    """In place of `sys.stdout` or `sys.stderr`. Nothing waits to be flushed as the interpreter ends."""
+    """Replaces `sys.stdout` or `sys.stderr`, unbuffered: nothing is flushed as the interpreter exits."""
 
     def __init__(self, fd: int, seconds: float = SECONDS) -> None:
         self._fd = fd
         self._seconds = seconds
-        self.lost = ""  # why a text could not be written; nothing more is then tried
+        self.lost = ""  # why a write failed; later writes are dropped
 
     def __repr__(self) -> str:
         return f"<Stream {self._fd} {self.lost or 'works'}>"
@@ -51,7 +50,7 @@ class Stream(io.TextIOBase):
         return len(text)
 
     def _put(self, data: bytes) -> str:
-        """Write all of it. Why it could not be, if so."""
+        """Write all of it. Returns the reason of a failure, or ""."""
         until = time.monotonic() + self._seconds
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
@@ -70,13 +69,14 @@ class Stream(io.TextIOBase):
 
 
 def run(name: str, main: Callable[[], int], *, both: bool = False) -> int:
-    """The exit code of `main`, or 1 where it ended well and its stdout is lost; `both`: or its stderr."""
+    """Run a command: the exit code of `main`, or 1 where that is 0 and its stdout is lost (`both`: or its
+    stderr)."""
     hold_standard_files()
     out, err = Stream(1), Stream(2)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         code = main()
-    except SystemExit as e:  # argparse's: it has said why
+    except SystemExit as e:  # of argparse, which has printed why
         if e.code is not None and not isinstance(e.code, int):
             raise
         code = e.code or 0

@@ -1,6 +1,4 @@
-"""Owns words for people on stderr: written by a thread, so that a terminal nobody reads stops nothing.
-Must not know what is said. What is logged goes by `log.py`.
-Called by `__main__`, for the greeting and for what ends the program."""
+"""Messages for people on stderr, written by a thread: a terminal that nobody reads blocks nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ STDERR: Final = 2
 
 
 def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:
-    """Write the text, and wait at most `wait` seconds for that. True: it is written, or cannot be.
+    """Write the text, waiting at most `wait` seconds. True: it is written, or cannot be.
 
-    By the descriptor, not by `sys.stderr`: the interpreter takes that one's lock as it ends, and aborts where a
-    thread that is stuck in a write holds it.
+    By the descriptor, not by `sys.stderr`: the interpreter takes the lock of `sys.stderr` as it exits, and aborts
+    where a thread blocked in a write holds it.
     """
     data = visible(text).encode("utf-8", "backslashreplace")
     thread = threading.Thread(target=_write, args=(fd, data), name="terminal", daemon=True)
@@ -26,15 +24,15 @@ def say(text: str, *, wait: float = 0.0, fd: int = STDERR) -> bool:
 
 
 def visible(text: str) -> str:
-    """The text with what a terminal may obey written out: what an engine or a file says moves no cursor there."""
+    """The text with control characters escaped, so that texts of engines and files cannot control the terminal."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def hold_standard_files() -> None:
-    """Open /dev/null where stdin, stdout or stderr is closed: the next socket would else get its number, and what
-    is written there would go to a client or an engine."""
+    """Open /dev/null where stdin, stdout or stderr is closed: else the next socket gets that number, and output
+    goes to a client or an engine."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -48,9 +46,9 @@ def _write(fd: int, data: bytes) -> None:
         while rest:
             try:
                 rest = rest[os.write(fd, rest) :]
-            except BlockingIOError:  # whoever shares the pipe made it non-blocking
+            except BlockingIOError:  # another process has made the pipe non-blocking
                 poll = select.poll()
                 poll.register(fd, select.POLLOUT)
                 poll.poll()
     except OSError:
-        return  # nobody reads it any more
+        return  # the reader is gone

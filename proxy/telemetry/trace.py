@@ -1,6 +1,5 @@
-"""Owns what a Flight and its journey tell of themselves while they are traced, as a protocol.
-Must not know how a trace is kept or sent; where tracing is off there is None of it and nothing is called.
-Called by flight, feeder, journey and scheduler; made by `tracing.py`."""
+"""What a flight reports while it is traced, as a protocol; `server/tracing.py` implements it. Where tracing is
+off a flight has none and makes no call."""
 
 from __future__ import annotations
 
@@ -9,25 +8,25 @@ from typing import Any, Protocol
 
 
 class FlightTrace(Protocol):
-    """What is told of one Flight."""
+    """Receives the events of one flight."""
 
     def event(self, name: str, **attributes: str | int | bool) -> None:
-        """Something happened just now."""
+        """An event, now."""
 
     def attempt(self, backend: str) -> None:
-        """A request goes to an engine: its URL."""
+        """A request goes to the engine with this URL."""
 
     def headers(self, headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-        """A request's headers, with the trace that it belongs to."""
+        """A request's headers, with trace propagation."""
 
     def frame(self, frame: bytes) -> None:
-        """A frame that is not just more of the same."""
+        """A frame that does not only continue the text."""
 
     def retried(self, cause: str) -> None:
-        """The attempt under way is over: it is asked again, by why."""
+        """The current attempt failed and is retried, by cause."""
 
     def carries(self, merged: Any) -> None:
-        """A Carrier takes it along with its twins."""
+        """A merged flight takes it over."""
 
     def ended(self, flight: Any) -> None:
-        """The Flight has landed, failed or been cancelled. Once."""
+        """The flight has landed, failed or been cancelled. Called once."""

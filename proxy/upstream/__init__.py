@@ -1,4 +1,23 @@
-"""TODO"""
+"""Engines: which there are, whether they are healthy, which one a request goes to, and how many it may have at
+once.
+
+A reader meets, in this order:
+
+- A `Backend` is one engine: its connection pool (`http`), its models, its health, its `Breaker` and its limit.
+- `Backends` holds them all. `acquire` chooses an engine by a `Router` and gives a `Lease`, which takes up one
+  slot there until it is released. Outcomes come back by `record_success`, `record_failure` and
+  `record_unreachable`.
+- A `Breaker` is a circuit breaker with the usual three `State`s; the failures of one caller alone do not open
+  it, but start a `Checkup` by requests of the gateway's own.
+- `RetryRules` say what is retried, a `Budget` how often; `retry_after` reads an engine's wish.
+- `AdaptiveLimit` finds an engine's concurrency limit, from a `LoadReport` or from TTFT; `LimitTicker` and
+  `LoadPoller` run it.
+- `Build` and `Abilities` are what an engine is and what it was seen to do.
+- `Fleet` makes the engines from settings and changes them; `watch` runs the tasks that observe them.
+- `Pulse` notices pauses of this process, so that no engine is blamed for them.
+
+Nothing here knows a flight: an exchange with an engine gets a lease and a connection.
+"""
 
 from proxy.upstream.backends import Backend, Backends, Lease
 from proxy.upstream.breaker import State

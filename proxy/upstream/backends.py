@@ -1,6 +1,5 @@
-"""Owns the engines: which there are, what they serve, whether they live, and leases on their capacity.
-Must not know flights, requests or HTTP: it is told what was seen of an engine.
-Called by the scheduler (acquire, release), the app (refresh) and the gateway (models, readiness)."""
+"""The engines: which there are, what they serve, whether they are healthy, and leases on their capacity.
+Choosing an engine is synchronous; health checks run in tasks."""
 
 from __future__ import annotations
 
@@ -26,37 +25,37 @@ from proxy.upstream.routing import LeastOutstanding, Router, key_of
 from proxy.wire import ApiRequest
 
 GONE_LOOKS: Final = 2
-"""Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One
-that is only slow to answer is not: it may be at work."""
+"""Consecutive health checks that found no listener, or a server that reports itself broken, before an engine
+counts as gone. One that is slow to answer may be at work, and does not."""
 
 SILENT_LOOKS: Final = 3
-"""Looks in succession without any answer, after which requests there without a first byte move to an engine that
-runs. None is ended for that."""
+"""Consecutive health checks without an answer, after which requests there that have no first byte move to a
+running engine. None is failed for that."""
 
 
 @dataclass(eq=False, slots=True)
 class Backend:
-    """One engine: its connections, its models, how much of it is in use."""
+    """One engine: its connections, its models, its load."""
 
     name: str  # its URL, from settings only: safe as a metric label
     pool: Pool
     max_inflight: int
     inflight: int = 0
-    up: bool | None = None  # None: not asked yet. This and `models` are changed by `Backends` alone
+    up: bool | None = None  # None: not checked yet. Only `Backends` changes this and `models`
     models: list[dict[str, Any]] = field(default_factory=list)
     detail: str = ""  # why it is down
     breaker: Breaker = field(default_factory=Breaker)
-    reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
+    reported: float = 0.0  # reported load besides ours, in requests (`load.weigh`)
     report: LoadReport | None = None
-    few: bool = False  # since it came up it has answered fewer choices than it was asked for, or refused several
-    leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
+    few: bool = False  # since it came up it has answered fewer choices than requested, or refused `n` > 1
+    leaving: bool = False  # removed: it gets no more requests, those in flight finish
     seed: int = 0
-    adaptive_limit: AdaptiveLimit | None = None  # finds `max_inflight`; None: it is set
-    reached: bool = False  # since the pacer's last tick it had as much as it may
-    echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
-    missed: int = 0  # looks in succession that found it gone
-    silent: int = 0  # the same, that had no answer in time
-    checked_at: float = -math.inf  # when a check of our own, for its breaker, has ended last
+    adaptive_limit: AdaptiveLimit | None = None  # adapts `max_inflight`; None: configured
+    reached: bool = False  # the limit was reached since the last tick of `adaptive_limit`
+    echoes: bool | None = None  # its answers' `id` holds the request's id; None: not known. Exchanges learn it
+    missed: int = 0  # consecutive health checks that found it gone
+    silent: int = 0  # consecutive health checks that timed out
+    checked_at: float = -math.inf  # end of the last check-up for its breaker
     abilities: Abilities = field(default_factory=Abilities)
     build: Build = field(default_factory=Build)
 
@@ -69,18 +68,18 @@ class Backend:
 
     @property
     def merges(self) -> bool:
-        """Whether it samples `n` choices for the price of one prefill: vLLM does, llama.cpp does not."""
+        """Whether it samples `n` choices for one prefill: vLLM does, llama.cpp does not."""
         return not self.few and any(model.get("owned_by") == "vllm" for model in self.models)
 
 
 class Lease:
-    """A place at an engine, for as long as the stream lasts."""
+    """A slot at an engine, for the duration of a stream."""
 
     __slots__ = ("_owner", "backend", "probe")
 
     def __init__(self, backend: Backend, owner: Backends) -> None:
         self.backend = backend
-        self.probe = False  # of a half-open breaker, and its outcome has not been told
+        self.probe = False  # it probes a half-open breaker, and its outcome is not recorded yet
         self._owner: Backends | None = owner
         backend.inflight += 1
         if backend.inflight >= backend.max_inflight:
@@ -91,21 +90,21 @@ class Lease:
         return self._owner is not None
 
     def release(self) -> None:
-        """Give the place back, once however often it is called."""
+        """Give the slot back. Later calls do nothing."""
         owner = self._owner
         if owner is not None:
             self._owner = None
             self.backend.inflight -= 1
             if self.probe:
                 self.probe = False
-                self.backend.breaker.left()
+                self.backend.breaker.abandoned()
             if self.backend.leaving:
-                owner.left(self.backend)
+                owner.close_if_drained(self.backend)
             owner.on_release()
 
 
 class Backends:
-    """All engines. Choosing is synchronous and pure of I/O; `refresh` is what asks them."""
+    """All engines. Choosing one does no I/O; `refresh` checks their health."""
 
     def __init__(
         self,
@@ -121,27 +120,27 @@ class Backends:
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
         self.on_suspect: Callable[[Backend], None] = lambda backend: None
-        """One caller's requests fail there: whoever takes this checks it by itself, and tells `checked`."""
+        """A single caller's requests fail there: the receiver checks the engine and reports to `checked`."""
         self.on_gone: Callable[[Backend], None] = lambda backend: None
         """It does not run any more, as looks found: told again with each look, for what is under way there."""
         self.on_silent: Callable[[Backend], None] = lambda backend: None
         """It has not answered looks for a while: told again with each look."""
         self.on_left: Callable[[Backend], None] = lambda backend: None
-        """One that was removed has nothing under way any more: nothing of it need be kept."""
+        """A removed engine has no request in flight any more."""
         self._router = router or LeastOutstanding()
         self._clock = clock
-        self._tripped: set[Backend] = set()  # whose breaker is not closed
+        self._tripped: set[Backend] = set()  # engines whose breaker is not closed
         self._refresh_timeout = refresh_timeout
         self._pulse = pulse
         self.on_restart: Callable[[Backend], None] = lambda backend: None
-        """Its process is another than before, though no look found it down."""
+        """Its process has restarted, though no health check found it down."""
         self._named = {backend.name: backend for backend in self.all}
-        self._builds: dict[str | None, frozenset[bytes]] = {}  # which builds answer for a model now
-        self._woken: dict[Backend, asyncio.Event] = {}  # of each that is watched
-        self._changed = asyncio.Event()  # others are to be watched
+        self._builds: dict[str | None, frozenset[bytes]] = {}  # builds that answer for each model now
+        self._woken: dict[Backend, asyncio.Event] = {}  # wakes the health check of each engine
+        self._changed = asyncio.Event()  # the set of engines has changed
         self._chosen: dict[str | None, list[Backend]] = {}
-        """Candidates of each model that an engine claims, and of all others by None; empty when something changed.
-        Not of each name that comes: clients choose those, and their length."""
+        """The candidates of each model that an engine lists; by None those of all other names, which clients
+        choose and which are therefore no keys here. Empty after a change."""
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -152,7 +151,7 @@ class Backends:
         return any(backend.up for backend in self.all)
 
     def models(self) -> list[dict[str, Any]]:
-        """The union of what the engines that live serve, by id, first come first."""
+        """The models that healthy engines serve, each id once, as the first engine lists it."""
         union: dict[str, dict[str, Any]] = {}
         for backend in self.all:
             if backend.up:
@@ -161,25 +160,26 @@ class Backends:
         return list(union.values())
 
     def candidates(self, model: str | None) -> list[Backend]:
-        """Those that may answer for a model. One that nobody claims goes to any: the engine's own 404 is the
-        answer. With every engine down they are all tried: the one that just came back should not wait."""
+        """The engines that may answer for a model. A model that no engine lists goes to any of them: the
+        engine's 404 is the answer. With all engines down all are candidates: one may just have come back."""
         living = [b for b in self.all if b.up] or self.all
         claiming = [b for b in living if model is not None and model in b.served]
         if not claiming and model is not None and any(model in b.served for b in self.all):
-            return [b for b in self.all if model in b.served]  # known, but down: try it, say so honestly
+            return [b for b in self.all if model in b.served]  # known, but down: try it, and report that
         return claiming or living
 
     def pool_of(self, model: str | None) -> str | None:
-        """What waits for the same engines has the same: the model, where an engine claims it."""
+        """The name under which requests for the same engines queue: the model, where an engine lists it, else
+        None."""
         return model if model in (self._chosen or self._choose()) else None
 
     def acquire(
         self, model: str | None, *, exclude: frozenset[Backend] = frozenset(), affinity: int = 0
     ) -> Lease | None:
-        """A place at an engine that serves the model, by the policy; None while they are all full, or wait for
-        what becomes of a probe.
+        """A slot at an engine that serves the model, chosen by the routing policy; None while all are full, or a
+        probe is in flight.
 
-        Raises GatewayError 503 where there is no engine at all, each has been excluded, or every breaker is open.
+        Raises GatewayError 503 where there is no engine, all are excluded, or all breakers are open.
         """
         chosen = self._chosen or self._choose()
         candidates = chosen.get(model)
@@ -199,15 +199,16 @@ class Backends:
             best = self._router.choose(candidates, affinity)
         return Lease(best, self) if best is not None else None
 
-    def another(self, model: str | None, tried: frozenset[Backend], affinity: int = 0) -> Lease | None:
-        """A place at one that was not tried yet; None where there is none now."""
+    def acquire_untried(self, model: str | None, tried: frozenset[Backend], affinity: int = 0) -> Lease | None:
+        """A slot at an engine that was not tried yet; None where there is none now."""
         try:
             return self.acquire(model, exclude=tried, affinity=affinity)
         except GatewayError:
             return None
 
     def folds(self, ask: ApiRequest, name: str | None) -> bool:
-        """Whether a stream for this request folds for sure: at the engine of this name, or at all it may go to."""
+        """Whether a stream for this request certainly folds: at the engine of this name, or (None) at all
+        candidates."""
         if name is None:
             engines = self._chosen.get(ask.model) or self.candidates(ask.model)
         else:
@@ -221,26 +222,26 @@ class Backends:
         return not builds or build in builds
 
     def build_of(self, name: str | None, model: str | None, since: float | None) -> bytes | None:
-        """What made an answer that the engine of this name was asked for at `since`; None: nobody can say."""
+        """The build that made an answer requested from the engine of this name at `since`; None: not known."""
         backend = self._named.get(name or "")
         if backend is None or since is None or backend.up is False:
             return None
         return backend.build.of(model, since)
 
     def started(self, backend: Backend, at: float) -> None:
-        """Its process began then, as it reports. One that has restarted is looked at soon."""
+        """It reports that its process started at `at` (Unix time). A restarted engine is checked soon."""
         if not backend.leaving and backend.build.began(at, self._clock()):
             self._anew(backend)
             self._wake(backend)
             self.on_restart(backend)
 
     def _anew(self, backend: Backend) -> None:
-        """It may be another engine: what it was seen to do and not to do is forgotten."""
+        """It may be another engine or version: forget what it was seen to do."""
         backend.few = False
         backend.abilities.forget()
 
     def _wake(self, backend: Backend) -> None:
-        """Have it looked at soon."""
+        """Check its health soon."""
         woken = self._woken.get(backend)
         if woken is not None:
             woken.set()
@@ -248,17 +249,17 @@ class Backends:
     def _acquire_guarded(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
     ) -> Lease | None:
-        """The same while any breaker is not closed."""
+        """`acquire` while any breaker is not closed."""
         now = self._clock()
         admitted = [b for b in candidates if b.breaker.admits(now)]
         if not admitted:
             admitted = self._perhaps_back(model, candidates, exclude, now)
         if not admitted:
             if any(b.breaker.probing for b in candidates):
-                return None  # whose end is a release: whoever waits is looked at then
+                return None  # the probe's end is a release, which serves the queue
             wait = math.ceil(min(b.breaker.until for b in candidates) - now)
             raise GatewayError(
-                Code.NO_BACKEND, "Every engine for this request has failed too often lately.", retry_after=wait
+                Code.NO_BACKEND, "Every engine for this request has failed too often recently.", retry_after=wait
             )
         best = self._router.choose(admitted, affinity)
         if best is None:
@@ -270,17 +271,17 @@ class Backends:
         return lease
 
     def reclaim(self, backend: Backend, places: int) -> None:
-        """Take back places that nobody holds."""
+        """Take back leaked slots."""
         backend.inflight = max(0, backend.inflight - places)
         if backend.leaving:
-            self.left(backend)
+            self.close_if_drained(backend)
         self.on_release()
 
     def _perhaps_back(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], now: float
     ) -> list[Backend]:
-        """Engines that are marked down where no other takes a request: one may just have come back. Only those
-        that nobody listened at, which refuse at once (one that is silent would hold its request): one for each."""
+        """Engines that are marked down, where no other takes a request: one may just have come back. Only those
+        without a listener, which refuse at once (a silent one would hold the request), and one request at each."""
         known = any(model in b.served for b in self.all)
         return [
             b
@@ -295,22 +296,22 @@ class Backends:
         self._chosen = {model: self.candidates(model) for model in claimed}
         return self._chosen
 
-    def seen_down(self, backend: Backend, why: str) -> None:
-        """It cannot be connected to: nobody tries until it answers a look, and the next look is soon."""
+    def record_unreachable(self, backend: Backend, why: str) -> None:
+        """It cannot be connected to: it is down until a health check succeeds, and the next one is soon."""
         self._set(backend, up=False, detail=why)
 
-    def seen_good(self, lease: Lease) -> None:
-        """A request went well there, as far as the engine is concerned."""
+    def record_success(self, lease: Lease) -> None:
+        """A request succeeded there, as far as the engine is concerned."""
         backend, probe = lease.backend, lease.probe
         lease.probe = False
-        if backend.breaker.good(self._clock(), probe=probe):
+        if backend.breaker.success(self._clock(), probe=probe):
             self._closed(backend)
 
-    def seen_bad(self, lease: Lease, why: str, who: Hashable | None = None) -> None:
-        """The engine failed a request of this caller's; None: it was not a client's."""
+    def record_failure(self, lease: Lease, why: str, who: Hashable | None = None) -> None:
+        """The engine failed a request of this caller; None: one of the gateway's own."""
         backend, probe = lease.backend, lease.probe
         lease.probe = False
-        opened = backend.breaker.bad(self._clock(), who=who, probe=probe)
+        opened = backend.breaker.failure(self._clock(), who=who, probe=probe)
         if backend.leaving:
             return
         if opened:
@@ -319,7 +320,7 @@ class Backends:
             self.on_suspect(backend)
 
     def checked(self, backend: Backend, good: bool | None, why: str, *, silent: bool = False) -> None:
-        """What a check of our own saw of an engine that is suspect; see `Availability.checked`."""
+        """The result of a check-up of a suspect engine; see `Breaker.checked`."""
         changed = backend.breaker.checked(self._clock(), good, silent=silent)
         if backend.leaving:
             return
@@ -328,7 +329,7 @@ class Backends:
         elif changed:
             self._closed(backend)
             return
-        self.on_release()  # who waited for what becomes of it
+        self.on_release()  # requests may have waited for the result
 
     def _opened(self, backend: Backend, why: str) -> None:
         self._tripped.add(backend)
@@ -337,19 +338,19 @@ class Backends:
     def _closed(self, backend: Backend) -> None:
         self._tripped.discard(backend)
         self.on_breaker(backend, "")
-        self.on_release()  # who waited for the probe
+        self.on_release()  # requests may have waited for the probe
 
-    def seen_few(self, lease: Lease) -> None:
-        """The engine answered fewer choices than it was asked for: it is asked for one by one."""
+    def record_too_few_choices(self, lease: Lease) -> None:
+        """The engine answered fewer choices than requested: it gets one at a time from now on."""
         lease.backend.few = True
 
-    def seen_apart(self, name: str | None) -> None:
-        """An engine refused inputs of several clients together that it took in parts."""
+    def record_array_refused(self, name: str | None) -> None:
+        """An engine refused an array of several clients' inputs that it accepted in parts."""
         if name in self._named:
             self._named[name].abilities.refuses_arrays()
 
-    def not_few(self, lease: Lease) -> None:
-        """What it refused with several choices it refuses with one too."""
+    def clear_too_few_choices(self, lease: Lease) -> None:
+        """It refuses with one choice what it refused with several: that was not because of `n`."""
         lease.backend.few = False
 
     def _set(self, backend: Backend, *, up: bool, detail: str = "") -> None:
@@ -360,16 +361,16 @@ class Backends:
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
         if back:
-            backend.breaker.half()  # it was away, and is back: a request may try now
+            backend.breaker.half_open()  # it is back: a request may probe it now
             self._anew(backend)
         if changed:
             self._wake(backend)
             self.on_change(backend)
             if back:
-                self.on_release()  # who waits, because it was away
+                self.on_release()  # requests may have waited for it
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
-        """Other engines from now on. One that is removed ends what it has under way."""
+        """Add and remove engines. A removed one finishes its requests in flight."""
         gone = list(removed)
         self.all = [*(b for b in self.all if b not in gone), *added]
         self._named = {backend.name: backend for backend in self.all}
@@ -378,18 +379,17 @@ class Backends:
         for backend in gone:
             backend.leaving = True
             self._tripped.discard(backend)
-            self.left(backend)
+            self.close_if_drained(backend)
         self._changed.set()
 
-    def left(self, backend: Backend) -> None:
-        """One that is leaving may be let go, once nothing is under way there."""
+    def close_if_drained(self, backend: Backend) -> None:
+        """Close a leaving engine's pool once it has no request in flight."""
         if backend.inflight == 0:
             backend.pool.close()
             self.on_left(backend)
 
     async def refresh(self, backends: Iterable[Backend] | None = None) -> None:
-        """Ask every engine, or these, how it is and what it serves. None of them can hold the others up, or fail
-        this."""
+        """Check the health and the models of all engines, or of these, concurrently. Never raises."""
         await asyncio.gather(*(self._refresh(backend) for backend in (self.all if backends is None else backends)))
 
     async def _refresh(self, backend: Backend) -> None:
@@ -405,7 +405,7 @@ class Backends:
             gone, down = True, str(e)
         except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             if isinstance(e, GatewayError) and e.code is Code.LOCAL_RESOURCES:
-                return  # which says nothing of the engine
+                return  # our own shortage says nothing of the engine
             down = str(e)
         if not gone:
             backend.missed = 0
@@ -420,14 +420,14 @@ class Backends:
             self.on_gone(backend)
 
     async def _look(self, backend: Backend) -> tuple[bool, str]:
-        """Whether it is gone, and why it is down, if it is. Any answer that is not a server error shows a living
-        engine: one may have no /health, and not all of them list models."""
+        """(gone, why it is down or empty). Any answer but a server error counts as healthy: an engine may have no
+        /health, or list no models."""
         path = "/health"
         try:
             async with asyncio.timeout(self._refresh_timeout):
-                # By a new connection: an engine that takes none any more may still serve out the old ones.
+                # By a new connection: an engine that accepts none any more may still serve the old ones.
                 status, body = await backend.pool.get(path, fresh=True)
-                if status >= 500:  # vLLM's server outlives its engine
+                if status >= 500:  # vLLM's API server outlives its engine core
                     return True, f"{path}: {status}"
                 path = "/v1/models"
                 status, body = await backend.pool.get(path)
@@ -442,7 +442,7 @@ class Backends:
         return False, "" if status < 500 else f"{path}: {status}"
 
     async def watch(self, every: float) -> None:
-        """Look at every engine for ever, at each by a task of its own: a slow one delays nobody's look."""
+        """Check the health of every engine until cancelled, each in its own task: a slow one delays no other."""
         tasks: dict[Backend, asyncio.Task[None]] = {}
         try:
             while True:
@@ -465,7 +465,7 @@ class Backends:
             del self._woken[backend]
 
     async def _watch(self, backend: Backend, every: float) -> None:
-        """Look at one engine; each second while it is down, and soon after it was seen down."""
+        """Check one engine every `every` seconds, or each second while it is down, or soon when woken."""
         woken = self._woken[backend]
         while True:
             if backend.up:
@@ -478,9 +478,7 @@ class Backends:
                 await asyncio.sleep(min(every, 1.0))
             try:
                 await self._refresh(backend)
-            except Exception as e:  # noqa: BLE001 - one engine's look must not be the last one
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a look at an engine", "exception": e}
-                )
+            except Exception as e:  # noqa: BLE001 - the health checks must go on
+                asyncio.get_running_loop().call_exception_handler({"message": "a health check", "exception": e})
                 await asyncio.sleep(1.0)
-            woken.clear()  # by what this look has changed itself
+            woken.clear()  # this check may have set it

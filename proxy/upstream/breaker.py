@@ -1,6 +1,5 @@
-"""Owns the circuit breaker of one engine: when failures close the way to it, and how it is tried again.
-Must not know engines, requests or clocks: it is told outcomes, whose they were, and the time as an argument.
-Called by backends, which holds one for each engine."""
+"""The circuit breaker of one engine: which failures open it, and how it is probed. Must not know clocks: `now`
+is an argument."""
 
 from __future__ import annotations
 
@@ -11,34 +10,34 @@ from enum import Enum
 from typing import Final
 
 FLAPS: Final = 2.0
-"""Opened again within so many windows of its closing, it stays open twice as long as the last time."""
+"""A breaker that opens again within this many windows after closing stays open twice as long as the last time."""
 
 
 class State(Enum):
-    CLOSED = 0  # all is well
-    HALF_OPEN = 1  # a few probes may go; the first that ends decides
-    OPEN = 2  # nothing goes
+    CLOSED = 0  # requests go
+    HALF_OPEN = 1  # a few probes go; the first outcome decides
+    OPEN = 2  # no request goes
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerRules:
-    """What opens it, and for how long. Seconds."""
+    """What opens a breaker, and for how long. Times in seconds."""
 
-    failures: int = 5  # in a row; 0: these never open it
-    rate: float = 0.5  # of what ended within `window`; 0: never
-    least: int = 20  # outcomes within the window before their rate says anything
+    failures: int = 5  # consecutive; 0 disables this rule
+    rate: float = 0.5  # share of the outcomes within `window`; 0 disables this rule
+    least: int = 20  # outcomes within the window before their rate counts
     window: float = 10.0
-    span: float = 1.0  # open for so long the first time; doubled each time after
+    span: float = 1.0  # open for this long the first time; doubled each time after
     longest: float = 30.0
-    probes: int = 1  # at a time, half open
+    probes: int = 1  # at a time, while half-open
 
 
-CALLERS: Final = 16  # whose failures are told apart; those of all others count as one more's
-SILENT: Final = 2  # checks in succession that met silence, and no request that went well between them
+CALLERS: Final = 16  # whose failures are counted apart; all others count as one caller
+SILENT: Final = 2  # consecutive check-ups that timed out, without a success between them
 
 
 class Failures:
-    """Failures by whose requests they were: whether several callers had them, in bounded memory."""
+    """Failures by caller, in bounded memory: whether several callers had them."""
 
     __slots__ = ("_by", "count")
 
@@ -47,14 +46,14 @@ class Failures:
         self._by: dict[Hashable, int] = {}
 
     def add(self, who: Hashable | None) -> None:
-        """One more. None: seen by ourselves, which counts as another caller's each time."""
+        """Count one. `who` None: of a request of our own, which counts as another caller's each time."""
         self.count += 1
         if who is not None and (who in self._by or len(self._by) < CALLERS):
             self._by[who] = self._by.get(who, 0) + 1
 
     @property
     def of_others(self) -> int:
-        """All but those of the caller that has most of them."""
+        """All but those of the caller with the most."""
         return self.count - max(self._by.values(), default=0)
 
     def clear(self) -> None:
@@ -63,11 +62,11 @@ class Failures:
 
 
 class Breaker:
-    """Closed, open or half open. An outcome is told once for each request, by `good` or `bad`; a probe that ends
-    without one by `left`. What a 4xx is, is for the caller to say: the engine answered, so it is good.
+    """A circuit breaker: closed, open or half-open. Each request reports one outcome, `success` or `failure`; a
+    probe without an outcome reports `abandoned`. A 4xx is a success: the engine answered.
 
-    One caller's failures do not open it: what fails may be that caller's requests. They make it `suspect`; whoever
-    sees that checks the engine by a request of our own, and tells the result by `checked`.
+    The failures of a single caller do not open it: its requests may be at fault. They make it `suspect`; then the
+    engine is checked by requests of the gateway's own, and `checked` gets the result.
     """
 
     __slots__ = (
@@ -77,18 +76,18 @@ class Breaker:
 
     def __init__(self, rules: BreakerRules | None = None, jitter: Callable[[], float] = random.random) -> None:
         self.state = State.CLOSED
-        self.until = 0.0  # open: when it is half open
+        self.until = 0.0  # open until then
         self._rules = rules or BreakerRules()
         self._jitter = jitter  # 0 to 1: replicas that opened together must not probe together
         self._times = 0  # opened in succession
         self._closed_at = float("-inf")
         self._probing = 0
-        self._patience = 0.0  # half open: when a probe that says nothing is no longer waited for
+        self._patience = 0.0  # half-open: until then a probe without an outcome is waited for
         self._row = Failures()
         self._since = float("-inf")
         self._good = self._good_before = 0
         self._bad, self._bad_before = Failures(), Failures()
-        self.suspect = False  # a check of our own is to decide
+        self.suspect = False  # a check-up decides
         self._silent = 0
 
     def __repr__(self) -> str:
@@ -96,36 +95,36 @@ class Breaker:
 
     @property
     def probing(self) -> bool:
-        """Whether a probe or a check is under way, whose outcome will decide."""
+        """Whether a probe or a check-up is in flight, whose outcome decides."""
         return self.state is State.HALF_OPEN and (self._probing > 0 or self.suspect)
 
     def admits(self, now: float) -> bool:
-        """Whether a request may go. Time makes an open one half open."""
+        """Whether a request may go. An open breaker becomes half-open when its time is over."""
         if self.state is State.CLOSED:
             return True
         if self.state is State.OPEN:
             if now < self.until:
                 return False
-            self.half()
+            self.half_open()
         return (self._probing < self._rules.probes and not self.suspect) or now >= self._patience
 
-    def half(self) -> None:
-        """Probe it now: something else showed it alive."""
+    def half_open(self) -> None:
+        """Allow a probe now: the engine was seen to be alive."""
         if self.state is State.OPEN:
             self.state = State.HALF_OPEN
             self._patience = 0.0
 
     def probe(self, now: float) -> None:
-        """A probe goes. One that says nothing for the longest span does not hold the next one up."""
+        """A probe starts. Without an outcome it blocks the next probe for `longest` seconds at most."""
         self._probing += 1
         self._patience = now + self._rules.longest
 
-    def left(self) -> None:
-        """A probe ended and says nothing: its client left."""
+    def abandoned(self) -> None:
+        """A probe ended without an outcome: its client disconnected."""
         self._probing -= 1
 
-    def good(self, now: float, *, probe: bool = False) -> bool:
-        """A request went well. True: the state changed."""
+    def success(self, now: float, *, probe: bool = False) -> bool:
+        """A request succeeded. True: the state changed."""
         if probe:
             self._probing -= 1
         if self.state is State.CLOSED:
@@ -140,9 +139,9 @@ class Breaker:
             return True
         return False
 
-    def bad(self, now: float, *, who: Hashable | None = None, probe: bool = False) -> bool:
-        """A request of `who` failed. True: the state changed; it may be `suspect` now. Of what had been sent
-        before it opened nothing counts any more: many fail at once."""
+    def failure(self, now: float, *, who: Hashable | None = None, probe: bool = False) -> bool:
+        """A request of the caller `who` failed. True: the state changed; it may be `suspect` now. While it is
+        open, failures of requests sent before do not count: many fail at once."""
         if probe:
             self._probing -= 1
         if self.state is State.CLOSED:
@@ -159,10 +158,10 @@ class Breaker:
         return False
 
     def checked(self, now: float, good: bool | None, *, silent: bool = False) -> bool:
-        """What a check of our own has seen while it was `suspect`; None: nothing either way, as of an engine that
-        is busy, or `silent`: not even its /health answered. True: the state changed."""
+        """The result of a check-up of a `suspect` engine. None: undecided, as with a busy engine; `silent`: not
+        even /health answered. True: the state changed."""
         if not self.suspect:
-            return False  # it was decided meanwhile
+            return False  # decided meanwhile
         self.suspect = False
         if good is None and silent:
             self._silent += 1
@@ -216,7 +215,7 @@ class Breaker:
         return True
 
     def _roll(self, now: float) -> None:
-        """The window in two halves: it holds between half of it and all of it."""
+        """Move the window by half: it covers between `window` / 2 and `window` seconds."""
         if now - self._since >= self._rules.window:
             self._reset(now)
         else:

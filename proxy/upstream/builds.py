@@ -1,6 +1,5 @@
-"""Owns which build an answer is of: a digest of an engine's version and of where a model's weights come from.
-Must not know requests, answers or Redis. What changes with each call (`created`, permissions) is no part of it.
-Called by backends, which reads the version of an engine when it comes up and its models with each look."""
+"""Which build an answer is of: a digest of an engine's version and of the source of a model's weights. Fields
+that change with each call (`created`, permissions) are no part of it."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ from proxy.errors import GatewayError
 from proxy.upstream.http.pool import Pool
 
 VERSION_PATHS: Final[Mapping[str, str]] = {"vllm": "/version", "llamacpp": "/props"}
-"""By `owned_by` of an engine's models: where it tells its version. Other engines are not asked for one."""
-VERSION_SECONDS: Final = 2.0  # for that answer
-MAX_VERSION: Final = 1024  # characters of a version that count
-MAX_STARTS: Final = 128  # processes behind one URL whose start is known
+"""The path of an engine's version, by `owned_by` of its models. Other engines have none."""
+VERSION_SECONDS: Final = 2.0  # timeout of that request
+MAX_VERSION: Final = 1024  # characters of a version
+MAX_STARTS: Final = 128  # processes behind one URL whose start time is remembered
 _VERSION: Final = ("version", "build_info", "model_path")
 _OF_A_MODEL: Final = ("root", "parent", "max_model_len", "owned_by", "meta")
 _SIZE: Final = 8  # bytes of a digest
@@ -29,26 +28,26 @@ Models = Sequence[Mapping[str, Any]]
 
 
 class Build:
-    """Of one engine: what makes its answers, for each of its models."""
+    """The build of one engine, for each of its models."""
 
     __slots__ = ("_starts", "changed_at", "digests", "version")
 
     def __init__(self) -> None:
-        self.version: str | None = None  # as it tells it; None: not known
-        self.digests: dict[str | None, bytes] = {}  # None: of a request that names another model, or none
-        self.changed_at = -math.inf  # when `digests` changed last, by the clock of flights
+        self.version: str | None = None  # None: not known
+        self.digests: dict[str | None, bytes] = {}  # None: for requests with another model, or none
+        self.changed_at = -math.inf  # last change of `digests`, by the clock of flights
         self._starts: dict[float, None] = {}
 
     def __repr__(self) -> str:
         return f"<Build {self.version!r} of {len(self.digests)} models>"
 
     def of(self, model: str | None, since: float) -> bytes | None:
-        """What made an answer that was asked for at `since`; None where it may have been another build."""
+        """The build of an answer requested at `since`; None where it may have been another one."""
         return None if since < self.changed_at else self.digests.get(model) or self.digests.get(None, b"")
 
     def began(self, at: float, now: float) -> bool:
-        """Its process began then, as it reports. True with a time not heard of before, so it has restarted; behind
-        one URL there may be several processes, each heard of once."""
+        """It reports that its process started at `at` (Unix time). True: that is a new time, so it has restarted.
+        Several processes may be behind one URL, each with its own time."""
         if at in self._starts:
             return False
         again = bool(self._starts)
@@ -60,8 +59,8 @@ class Build:
         return again
 
     async def look(self, pool: Pool, models: Models, *, away: bool, clock: Callable[[], float]) -> bool:
-        """It lists these models, and is asked for its version where that is not known. `away`: it was, so it may
-        be another, and the next start that it reports is no news. True where its builds are others than before."""
+        """Update from its list of models, requesting its version where that is not known. `away`: it was down,
+        so it may be another engine, and its next start time is no restart. True: its builds have changed."""
         if away:
             self.version = None
             self._starts.clear()
@@ -78,7 +77,7 @@ class Build:
 
 
 def digests_of(version: str, models: Models) -> dict[str | None, bytes]:
-    """The build of each model by its name, and by None of all together."""
+    """The build of each model by name, and by None of all together."""
     digests: dict[str | None, bytes] = {}
     together = blake2b(digest_size=_SIZE)
     for model in models:
@@ -90,16 +89,16 @@ def digests_of(version: str, models: Models) -> dict[str | None, bytes]:
 
 
 def in_common(builds: Iterable[Build]) -> dict[str | None, frozenset[bytes]]:
-    """Which builds answer for each model, of several engines."""
-    found: dict[str | None, set[bytes]] = {}
+    """The builds that answer for each model, over several engines."""
+    merged: dict[str | None, set[bytes]] = {}
     for build in builds:
         for model, digest in build.digests.items():
-            found.setdefault(model, set()).add(digest)
-    return {model: frozenset(digests) for model, digests in found.items()}
+            merged.setdefault(model, set()).add(digest)
+    return {model: frozenset(digests) for model, digests in merged.items()}
 
 
 async def version_of(pool: Pool, models: Models) -> str | None:
-    """The version that an engine tells; empty where it tells none, None where that is to be asked again."""
+    """An engine's version; empty where it has none, None where the request failed and is to be repeated."""
     owners = (str(model.get("owned_by")) for model in models)
     path = next((VERSION_PATHS[owner] for owner in owners if owner in VERSION_PATHS), None)
     if path is None:
@@ -115,10 +114,10 @@ async def version_of(pool: Pool, models: Models) -> str | None:
 
 
 def version_in(body: bytes) -> str:
-    """What an answer tells of a version."""
+    """The version in a response body; empty where there is none."""
     try:
-        told = msgspec.json.decode(body, type=dict[str, Any])
+        members = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    version = " ".join(str(told[name]) for name in _VERSION if told.get(name) is not None)
+    version = " ".join(str(members[name]) for name in _VERSION if members.get(name) is not None)
     return version[:MAX_VERSION].encode(errors="replace").decode()

@@ -1,6 +1,5 @@
-"""Owns the check of an engine by requests of our own, where one caller's failures made its breaker suspect it.
-Must not know those requests: it asks for /health, then for one token.
-Called by backends (`on_suspect`); it tells them what it saw. Made by the fleet, closed by the app."""
+"""Checks an engine by requests of the gateway's own, /health and one token, where the failures of a single
+caller made its breaker suspect it."""
 
 from __future__ import annotations
 
@@ -16,13 +15,13 @@ from proxy.upstream.pulse import Pulse
 from proxy.wire import whole_body
 
 HEALTH_SECONDS: Final = 2.0
-GENERATION_SECONDS: Final = 5.0  # one token of a prompt of one character
-EVERY: Final = 1.0  # seconds between two checks of one engine: each costs it a little work
+GENERATION_SECONDS: Final = 5.0  # for one token after a prompt of one character
+EVERY: Final = 1.0  # seconds between two check-ups of one engine: each costs it some work
 _BROKEN: Final = frozenset({500, 502, 503, 504})
 
 
 class Seen(NamedTuple):
-    """What a check saw: whether the engine works; None: it is too busy to say, or `silent` altogether."""
+    """The result of a check-up: whether the engine works; None: undecided, because it is busy or `silent`."""
 
     good: bool | None
     why: str = ""
@@ -30,7 +29,7 @@ class Seen(NamedTuple):
 
 
 class Checkup:
-    """Checks each suspected engine once at a time, by a task that it owns."""
+    """Checks suspected engines, each by one task at a time."""
 
     def __init__(
         self, backends: Backends, pulse: Pulse, *, clock: Callable[[], float], every: float = EVERY
@@ -45,13 +44,13 @@ class Checkup:
         return f"<Checkup of {' '.join(backend.name for backend in self._tasks) or 'nothing'}>"
 
     def begin(self, backend: Backend) -> None:
-        """Check this engine, unless that is under way."""
+        """Start a check-up of this engine, unless one is running."""
         if backend not in self._tasks:
             self._tasks[backend] = task = asyncio.ensure_future(self._check(backend))
             task.add_done_callback(lambda _: self._tasks.pop(backend, None))
 
     async def close(self) -> None:
-        """End every check."""
+        """Cancel all check-ups."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -63,9 +62,9 @@ class Checkup:
             await asyncio.sleep(wait)
         try:
             seen = await self._look(backend)
-        except GatewayError as e:  # it cannot be connected to, or does not speak HTTP; or it is our own shortage
+        except GatewayError as e:  # no connection, or no HTTP; or a shortage of our own
             seen = Seen(None if e.code is Code.LOCAL_RESOURCES else False, e.message)
-        except Exception as e:  # noqa: BLE001 - whatever it is, who waits for the result must get one
+        except Exception as e:  # noqa: BLE001 - the breaker must get a result
             seen = Seen(None, repr(e))
         backend.checked_at = self._clock()
         self._backends.checked(backend, seen.good, seen.why, silent=seen.silent)
@@ -86,7 +85,7 @@ class Checkup:
         except TimeoutError:
             return Seen(None, f"no token in {GENERATION_SECONDS:g} s")
         if status == 200 and not whole_body(answer):
-            return Seen(False, "/v1/completions: an answer that is not whole")
+            return Seen(False, "/v1/completions: an incomplete answer")
         return Seen(status not in _BROKEN, f"/v1/completions: {status}")
 
     async def _asked(

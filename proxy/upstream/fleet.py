@@ -1,6 +1,5 @@
-"""Owns the making of engines from their URLs, and their coming and going while the gateway runs.
-Must not know requests, nor where the settings are from.
-Called by the app at start and end, and by reload when the settings name other engines."""
+"""Makes engines from their URLs, with their metrics and log events, and adds and removes them while the gateway
+runs."""
 
 from __future__ import annotations
 
@@ -22,32 +21,44 @@ from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import router
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[Backend], float | None]], ...]] = (
-    ("backend_inflight", "Requests under way at an engine.", lambda b: b.inflight),
-    ("backend_max_inflight", "Most requests under way at an engine, set or found.", lambda b: b.max_inflight),
-    ("backend_up", "1 where the engine answers.", lambda b: int(bool(b.up))),
-    ("backend_breaker", "0 closed, 1 half open, 2 open.", lambda b: b.breaker.state.value),
+    ("backend_inflight", "Requests in flight at an engine.", lambda b: b.inflight),
+    ("backend_max_inflight", "Concurrency limit of an engine, configured or adaptive.", lambda b: b.max_inflight),
+    ("backend_up", "1 while the engine passes its health checks.", lambda b: int(bool(b.up))),
+    (
+        "backend_breaker",
+        "State of the engine's circuit breaker: 0 closed, 1 half-open, 2 open.",
+        lambda b: b.breaker.state.value,
+    ),
     (
         "backend_folds",
-        "1 where its streams serve who wants one body; 0: not all of them do; absent: not known yet.",
+        "1: the engine's streams fold into JSON bodies; 0: not all do; absent: not known yet.",
         lambda b: b.abilities.fold,
     ),
-    ("backend_requests_running", "As the engine reports it.", lambda b: b.report.running if b.report else None),
-    ("backend_requests_waiting", "As the engine reports it.", lambda b: b.report.waiting if b.report else None),
+    (
+        "backend_requests_running",
+        "Running requests, reported by the engine.",
+        lambda b: b.report.running if b.report else None,
+    ),
+    (
+        "backend_requests_waiting",
+        "Queued requests, reported by the engine.",
+        lambda b: b.report.waiting if b.report else None,
+    ),
     (
         "backend_kv_cache_usage",
-        "As the engine reports it, 0 to 1.",
+        "Used share of the KV cache, 0 to 1, reported by the engine.",
         lambda b: b.report.kv_cache if b.report else None,
     ),
     (
         "backend_start_time_seconds",
-        "When the engine's process began, as it reports it, in seconds since the epoch.",
+        "Unix time at which the engine's process started, reported by the engine.",
         lambda b: b.report.started if b.report else None,
     ),
 )
 
 
 class Fleet:
-    """Every engine that there is, those too that are leaving."""
+    """All engines, including those that are leaving."""
 
     def __init__(
         self,
@@ -95,12 +106,12 @@ class Fleet:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
 
     def on_news(self, call: Callable[[], None]) -> None:
-        """Call this whenever an engine came up, went away or restarted."""
+        """Register a callback for engines that come up, go down or restart."""
         self._on_news = call
 
     async def change(self, urls: Sequence[str]) -> None:
-        """These engines from now on. Who is no longer named ends what it has under way; who is new is asked what
-        it serves before it gets anything."""
+        """Have exactly these engines from now on. A removed one finishes its requests in flight; a new one is
+        checked before it gets requests."""
         known = {backend.name for backend in self.backends.all}
         added = [self._make(url) for url in urls if url not in known]
         removed = [backend for backend in self.backends.all if backend.name not in urls]
@@ -115,10 +126,10 @@ class Fleet:
             removed=" ".join(b.name for b in removed),
         )
         await self.backends.refresh(added)
-        self.backends.on_release()  # there may be room now for who waits
+        self.backends.on_release()  # there may be room for queued requests
 
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
-        """This context, or this key, for what engines are asked from now on."""
+        """Use this TLS context, or this key, for new connections and requests."""
         self._tls = self._tls if tls is None else tls
         self._api_key = self._api_key if api_key is None else api_key
         for backend in (*self.backends.all, *self._leaving):
@@ -151,7 +162,7 @@ class Fleet:
         return backend
 
     def _forget(self, backend: Backend) -> None:
-        """A removed engine has ended what it had. One of its name that was added meanwhile keeps the series."""
+        """Drop a drained engine. Its metric series stay where an engine of this name was added meanwhile."""
         if backend in self._leaving:
             self._leaving.remove(backend)
         if all(other.name != backend.name for other in (*self.backends.all, *self._leaving)):
@@ -176,7 +187,7 @@ def _reader(backend: Backend, read: Callable[[Backend], float | None]) -> Callab
     def now() -> float:
         value = None if backend.leaving else read(backend)
         if value is None:
-            raise LookupError("it says nothing")  # left out of the page
+            raise LookupError("no value")  # the gauge is left out
         return value
 
     return now

@@ -1,6 +1,5 @@
-"""Owns the ticks of the pacers: once a second each is told what was seen, and its engine gets its limit.
-Must not know requests, nor how a limit is found.
-Called by the app, as one task."""
+"""Ticks the adaptive limits: once a second each one gets what was seen of its engine, and the engine gets its
+limit."""
 
 from __future__ import annotations
 
@@ -11,12 +10,13 @@ from typing import Final
 from proxy.upstream.backends import Backend
 
 TICK: Final = 1.0
-"""Seconds. Longer than most first tokens take, so that a tick shows what the last one did."""
-TOLD: Final = 2.0  # a limit is logged once it is so many times what was logged last, or that part of it
+"""Seconds. Longer than most TTFTs, so that a tick shows the effect of the last one."""
+LOGGED: Final = 2.0  # a limit is logged when it has changed by this factor since the last line
 
 
 class LimitTicker:
-    """Ticks for each engine that has a pacer."""
+    """Ticks the limit of each engine that has an adaptive one. `on_room`: a limit has grown; `on_large`: a
+    limit has changed by the factor LOGGED."""
 
     def __init__(
         self,
@@ -28,11 +28,11 @@ class LimitTicker:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._engines = engines
-        self._clock = clock  # that of the flights' times
+        self._clock = clock  # the clock of the flights' times
         self._on_room = on_room
         self._on_large = on_large
         self._sleep = sleep
-        self._told: dict[Backend, int] = {}
+        self._logged: dict[Backend, int] = {}
 
     async def run(self) -> None:
         """For ever."""
@@ -42,7 +42,7 @@ class LimitTicker:
 
     def tick(self) -> None:
         engines = [engine for engine in self._engines() if engine.adaptive_limit is not None]
-        self._told = {engine: told for engine, told in self._told.items() if engine in engines}
+        self._logged = {engine: limit for engine, limit in self._logged.items() if engine in engines}
         room = False
         for engine in engines:
             if engine.adaptive_limit is None or engine.up is False:
@@ -51,9 +51,9 @@ class LimitTicker:
             limit = engine.adaptive_limit.tick(self._clock(), reached=reached, report=engine.report)
             room = room or limit > engine.max_inflight
             engine.max_inflight = limit
-            told = self._told.setdefault(engine, limit)
-            if limit >= told * TOLD or limit * TOLD <= told:
-                self._told[engine] = limit
+            logged = self._logged.setdefault(engine, limit)
+            if limit >= logged * LOGGED or limit * LOGGED <= logged:
+                self._logged[engine] = limit
                 self._on_large(engine, limit)
         if room:
             self._on_room()

@@ -1,6 +1,5 @@
-"""Owns what an engine reports of its load: the few lines of vLLM's /metrics that matter, and what they weigh.
-Must not know engines, requests, or how a page is asked for: bytes in, numbers out.
-Called by load_watch."""
+"""What an engine reports of its load, read from vLLM's /metrics, and how much that weighs. Bytes in, numbers
+out."""
 
 from __future__ import annotations
 
@@ -8,8 +7,8 @@ import math
 import re
 from typing import Final, NamedTuple
 
-FULL: Final = 0.8  # of the KV cache: above it vLLM soon preempts, and computes again what it had
-PRESSURE: Final = 8.0  # requests that a KV cache with nothing free counts for
+FULL: Final = 0.8  # of the KV cache: above it vLLM soon preempts requests and recomputes them
+PRESSURE: Final = 8.0  # requests that a full KV cache counts as
 
 _STARTED: Final = re.compile(rb"^process_start_time_seconds[ \t]+(\S+)", re.MULTILINE)
 _LINE: Final = re.compile(
@@ -19,17 +18,17 @@ _LINE: Final = re.compile(
 
 
 class LoadReport(NamedTuple):
-    """What an engine says of itself: requests, and the used share of its KV cache, 0 to 1."""
+    """An engine's report: running and waiting requests, and the used share of its KV cache, 0 to 1."""
 
     running: float
     waiting: float
     kv_cache: float
-    started: float | None = None  # when its process began, in seconds since the epoch
+    started: float | None = None  # Unix time at which its process started
 
 
 def parse(page: bytes) -> LoadReport | None:
-    """A page of Prometheus' text format. Requests are summed over its engines and models, of the caches the
-    fullest counts. None where it says nothing of requests: it is no vLLM's."""
+    """Read a page in Prometheus' text format. Requests are summed over the engine cores and models on it; of
+    the KV caches the fullest counts. None where the page has no count of requests: it is not vLLM's."""
     sums = {b"num_requests_running": 0.0, b"num_requests_waiting": 0.0}
     kv_cache = 0.0
     seen = False
@@ -51,7 +50,7 @@ def parse(page: bytes) -> LoadReport | None:
 
 
 def _started(page: bytes) -> float | None:
-    """None where it does not say, as with several API servers, whose processes are many."""
+    """None where the page does not say, as with several API server processes."""
     found = _STARTED.search(page)
     try:
         started = float(found[1]) if found is not None else math.nan
@@ -61,8 +60,8 @@ def _started(page: bytes) -> float | None:
 
 
 def weigh(report: LoadReport, ours: int, weight: float = 1.0) -> float:
-    """The load that a report adds to `ours`, the requests that we have there: what others have there, once more
-    all that waits, and the pressure on its KV cache. In requests, times `weight`."""
+    """The load of an engine beyond `ours`, the requests in flight from here: other clients' requests, all waiting
+    ones once more, and the pressure on its KV cache. In requests, times `weight`."""
     others = max(0.0, report.running + report.waiting - ours)
     pressure = PRESSURE * max(0.0, report.kv_cache - FULL) / (1.0 - FULL)
     return weight * (others + report.waiting + pressure)

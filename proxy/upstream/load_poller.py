@@ -1,6 +1,4 @@
-"""Owns the asking of engines for their load: one round after the other, gently, and one number left at each.
-Must not know requests, nor how engines are chosen.
-Called by the app, as one task."""
+"""Polls engines for their load, one round after the other, and leaves a report and one number at each."""
 
 from __future__ import annotations
 
@@ -13,13 +11,13 @@ from proxy.errors import GatewayError
 from proxy.upstream.backends import Backend
 from proxy.upstream.load import parse, weigh
 
-TIMEOUT: Final = 2.0  # seconds for one page
+TIMEOUT: Final = 2.0  # seconds for one /metrics page
 ABSENT: Final = frozenset({404, 405, 501})
-SILENT: Final = 60.0  # seconds until an engine that reports nothing is asked again
+SILENT: Final = 60.0  # seconds until an engine without a report is polled again
 
 
 class LoadPoller:
-    """Asks each engine for its load, one round after the other."""
+    """Polls each engine for its load, one round after the other."""
 
     def __init__(
         self,
@@ -32,27 +30,27 @@ class LoadPoller:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`spare`: seconds between two looks at an engine whose load changes nothing; `on_start`: told when an
-        engine's process began, as it reports."""
+        """`spare`: seconds between two polls of an engine whose load decides nothing; `on_start`: called with the
+        Unix time at which an engine's process started, as the engine reports it."""
         self._engines = engines
         self._every = every
         self._weight = weight
         self._spare = spare
         self._on_start = on_start
-        self._asked: dict[Backend, float] = {}  # when
+        self._asked: dict[Backend, float] = {}  # time of the last poll
         self._clock = clock
         self._sleep = sleep
-        self._silent: dict[Backend, float] = {}  # until when
+        self._silent: dict[Backend, float] = {}  # not polled until
 
     async def run(self) -> None:
-        """For ever. A round never begins before the one before it has ended."""
+        """Poll until cancelled. Rounds never overlap."""
         while True:
             await self._sleep(self._every)
             await self.look()
 
     async def look(self) -> None:
-        """One round. With one engine there is nothing to choose: but for its pacer it is asked now and then,
-        for the time when it began."""
+        """One round. A single engine without an adaptive limit is polled only every `spare` seconds, for its start
+        time: there is no choice to make."""
         engines = list(self._engines())
         self._silent = {engine: until for engine, until in self._silent.items() if engine in engines}
         self._asked = {engine: at for engine, at in self._asked.items() if engine in engines}
@@ -66,7 +64,7 @@ class LoadPoller:
     async def _ask(self, engine: Backend) -> None:
         if engine.up is False:
             engine.report, engine.reported = None, 0.0
-            self._silent.pop(engine, None)  # who comes back may be another
+            self._silent.pop(engine, None)  # it may come back as another engine
             return
         if self._clock() < self._silent.get(engine, 0.0):
             return
@@ -77,10 +75,10 @@ class LoadPoller:
             async with asyncio.timeout(TIMEOUT):
                 status, page = await engine.pool.get("/metrics")
             report = parse(page) if status == 200 else None
-            if report is None:  # what it does not have it will not have until it has been away
+            if report is None:  # a missing page stays missing until a restart
                 self._silent[engine] = math.inf if status in ABSENT else self._clock() + SILENT
         except (GatewayError, TimeoutError):
-            pass  # no word is no load: the health check is what judges it
+            pass  # no report means no load here: the health check judges the engine
         engine.report = report
         engine.reported = weigh(report, ours, self._weight) if report is not None else 0.0
         if report is not None and report.started is not None:

@@ -1,5 +1,5 @@
-"""Runs the tasks that never end: health, load and pace of engines, and others that the app names. One that raises
-is reported and starts again."""
+"""Runs the tasks that never end: health, load and limits of engines, and others that the app names. One that
+raises is reported and restarted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from proxy.upstream.limit_ticker import LimitTicker
 from proxy.upstream.load_poller import LoadPoller
 
 Task = tuple[str, Callable[[], Awaitable[None]]]
-"""What it is called in the log, and what runs for ever."""
+"""Its name in the log, and a coroutine function that never returns."""
 
 FIRST_LOOK_SECONDS = 2.0
-"""How long starting waits for the engines to say what they serve; one that is slow is asked again later."""
+"""How long start-up waits for the first health check; a slow engine is checked again later."""
 
-RESTART_SECONDS = 1.0  # until what raised begins anew
+RESTART_SECONDS = 1.0  # before a task that raised is restarted
 
 
 def watch(
@@ -32,8 +32,8 @@ def watch(
     fault: Fault,
     stack: AsyncExitStack,
 ) -> None:
-    """Start the tasks that look at engines, and `others` by name; the stack's end ends them."""
-    paced = settings.max_inflight == 0
+    """Start the tasks that observe engines, and the `others`; the stack cancels them at its end."""
+    adaptive = settings.max_inflight == 0
     load = LoadPoller(
         lambda: backends.all,
         every=settings.load_seconds or settings.refresh_seconds,
@@ -43,25 +43,25 @@ def watch(
         clock=loop.time,
     )
     tasks: list[Task] = [
-        ("the watch on engines", lambda: backends.watch(settings.refresh_seconds)),
-        ("the watch on engines' load", load.run),
+        ("the health checks of engines", lambda: backends.watch(settings.refresh_seconds)),
+        ("the polls of engines' load", load.run),
         *others,
     ]
-    if paced:
+    if adaptive:
 
-        def told(engine: Backend, limit: int) -> None:
-            log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
+        def report(engine: Backend, limit: int) -> None:
+            log.event("info", "engine limit changed", backend=engine.name, max_inflight=limit)
 
-        pace = LimitTicker(
-            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
+        ticker = LimitTicker(
+            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=report
         )
-        tasks.append(("the pacers' ticks", pace.run))
+        tasks.append(("the ticks of adaptive limits", ticker.run))
     for name, run in tasks:
         stack.push_async_callback(_stop, asyncio.create_task(for_ever(name, run, fault)))
 
 
 async def for_ever(name: str, run: Callable[[], Awaitable[None]], fault: Fault) -> None:
-    """Run what never ends. Where it raises it is reported, and begins anew: engines go on being looked at."""
+    """Run a task that never ends. An exception is reported, and the task restarted after RESTART_SECONDS."""
     while True:
         try:
             await run()
@@ -71,7 +71,7 @@ async def for_ever(name: str, run: Callable[[], Awaitable[None]], fault: Fault) 
 
 
 async def each(seconds: float, look: Callable[[], None]) -> None:
-    """Look, and again after so many seconds, for ever."""
+    """Call `look` now and every so many seconds."""
     while True:
         look()
         await asyncio.sleep(seconds)
@@ -82,7 +82,7 @@ async def first_look(backends: Backends) -> None:
         async with asyncio.timeout(FIRST_LOOK_SECONDS):
             await backends.refresh()
     except TimeoutError:
-        pass  # the watch asks again; meanwhile they are tried as they are
+        pass  # the health checks go on; until then engines are tried unchecked
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,5 @@
-"""Owns the notice of pauses of our own process: a stop, a virtual machine that slept, a long hold of the loop.
-Must not know what is judged by the time that is left: it says how much of it was lost.
-Called by whoever is about to blame an engine for silence: the clocks of exchanges, looks, new connections."""
+"""Notices pauses of this process: SIGSTOP, a virtual machine that slept, a long hold of the event loop. A
+timeout that includes such a pause is not an engine's silence."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-EVERY: Final = 0.25  # seconds between two beats
-LATE: Final = 0.25  # a beat later than this was a pause; less is a busy loop
-KEPT: Final = 64  # pauses that are remembered
-AGAIN: Final = 2  # times that something is tried again because the process was paused
+EVERY: Final = 0.25  # seconds between two ticks
+LATE: Final = 0.25  # seconds: a tick later than this is a pause; less is a busy event loop
+KEPT: Final = 64  # pauses that are kept
+AGAIN: Final = 2  # retries because of a pause
 
 
 def _timed_out(error: Exception) -> bool:
@@ -23,12 +22,12 @@ def _timed_out(error: Exception) -> bool:
 
 
 class Pulse:
-    """A timer that notices that it runs late. Until it is started nothing is ever lost."""
+    """A timer that notices when it runs late. Before `start`, `lost` is 0."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
         self._clock = clock
-        self._pauses: deque[tuple[float, float]] = deque(maxlen=KEPT)  # each with its begin and its end
+        self._pauses: deque[tuple[float, float]] = deque(maxlen=KEPT)  # (begin, end)
         self._beaten = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -45,8 +44,8 @@ class Pulse:
             self._timer = None
 
     def lost(self, since: float) -> float:
-        """Seconds of the time since then in which this process did not run; a pause that no beat has noticed yet
-        counts too. At most EVERY too many for each pause."""
+        """Seconds since `since` in which this process did not run, including a pause that no tick has noticed yet.
+        At most EVERY too many for each pause."""
         if self._timer is None:
             return 0.0
         pauses = [*self._pauses, self._late()]
@@ -55,7 +54,8 @@ class Pulse:
     async def patiently(
         self, attempt: Callable[[], Awaitable[T]], late: Callable[[Exception], bool] = _timed_out
     ) -> T:
-        """Await an attempt; once more where its time ran out (`late`) while the process was paused."""
+        """Await an attempt; again, at most AGAIN times, where it timed out (`late`) while the process was
+        paused."""
         for _ in range(AGAIN):
             began = self._clock()
             try:
@@ -66,7 +66,7 @@ class Pulse:
         return await attempt()
 
     def _late(self) -> tuple[float, float]:
-        """The pause since the last beat; of no length where the next beat is not late."""
+        """The pause since the last tick; of length 0 where the next tick is not late."""
         now = self._clock()
         return (self._beaten, now) if now - self._beaten > EVERY + LATE else (now, now)
 

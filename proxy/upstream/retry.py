@@ -1,6 +1,5 @@
-"""Owns the rules of asking again: after what, how often, how long to wait, and the budget that prevents storms.
-Must not know engines, flights or clocks: pure decisions, randomness and time given.
-Called by journeys, when an attempt has failed."""
+"""Retry rules: what is retried, how often, after which wait, and the retry budget that prevents storms. Must
+not know clocks: time and randomness are arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from proxy.config import CONNECT, DEFAULT_RETRY_CAUSES, RESET
 STATUSES: Final = frozenset({429, 502, 503, 504})
 
 GONE: Final = frozenset({CONNECT, RESET})
-"""The engine does no work for this request any more: moved to another one, it costs the engines nothing twice."""
+"""Causes after which the engine works no more for the request: retried elsewhere, no work is done twice."""
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PURE: Final = frozenset(
@@ -24,28 +23,28 @@ _PURE: Final = frozenset(
         "/pooling", "/classify", "/generative_scoring", "/v1/embeddings",
     }
 )  # fmt: skip
-"""POSTs of vLLM that only compute."""
+"""POST endpoints of vLLM that only compute."""
 
 
 def repeatable(method: str, path: str) -> bool:
-    """Whether a request that we only pass through may be sent twice (RFC 9110 9.2.2). PUT and DELETE are
-    idempotent too, but what they answer the second time may differ."""
+    """Whether a request that is passed through may be sent twice (RFC 9110 9.2.2). PUT and DELETE are idempotent
+    too, but their second answer may differ."""
     return method in _IDEMPOTENT or (method == "POST" and path.partition("?")[0] in _PURE)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """What is asked again, and when. Seconds."""
+    """Which failures are retried, and when. Times in seconds."""
 
     retries: int = 2  # besides the first attempt
     on: frozenset[str] = frozenset(DEFAULT_RETRY_CAUSES)
-    backoff: float = 0.05  # the first wait at most; doubled for each one after
-    longest: float = 5.0  # of any wait; an engine that asks for more has its own answer passed on
+    backoff: float = 0.05  # upper bound of the first wait; doubled each time
+    longest: float = 5.0  # of any wait; an engine's answer with a longer Retry-After is passed on
 
     def wait(self, retry: int, jitter: float, after: float | None = None) -> float | None:
-        """Seconds before the `retry`th (from 1) goes to an engine that failed already; None: too long.
+        """Seconds before retry number `retry` (from 1) at an engine that has failed already; None: too long.
 
-        Full jitter (0 to 1, times the doubled backoff), on top of what the engine's `Retry-After` asks for.
+        Full jitter: `jitter` (0 to 1) times the doubled backoff, on top of `after`, the engine's Retry-After.
         """
         if after is not None and after > self.longest:
             return None
@@ -54,8 +53,8 @@ class RetryRules:
 
 
 class Budget:
-    """A token bucket: over any time at most `burst` retries, and `ratio` for each request. However many clients
-    fail together, the engines see that much more and no more."""
+    """The retry budget, a token bucket: in any period at most `burst` retries plus `ratio` per request. That
+    bounds the extra load however many requests fail at once."""
 
     __slots__ = ("_burst", "_ratio", "tokens")
 
@@ -68,26 +67,27 @@ class Budget:
         return f"<Budget {self.tokens:.1f} of {self._burst:g}>"
 
     def deposit(self) -> None:
-        """A request was sent for the first time."""
+        """Count the first attempt of a request."""
         tokens = self.tokens + self._ratio
         self.tokens = tokens if tokens < self._burst else self._burst
 
     def withdraw(self) -> bool:
-        """Whether there is a retry left; if so it is taken."""
-        if self.tokens < 1.0 - 1e-9:  # five fifths are one
+        """Take one retry from the budget; False where none is left."""
+        if self.tokens < 1.0 - 1e-9:  # rounding: five fifths are one
             return False
         self.tokens = max(0.0, self.tokens - 1.0)
         return True
 
 
 def retry_after(headers: Iterable[tuple[str, str]], now: Callable[[], float]) -> float | None:
-    """Seconds that an answer asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date (RFC 9110
-    10.2.3). None where it asks for none, or for nonsense. Header names in lower case; `now` is wall-clock time."""
-    found = dict(headers)
-    ms = _number(found.get("retry-after-ms"))
+    """Seconds to wait by a response's headers: `retry-after-ms`, or `Retry-After` in seconds or as a date (RFC
+    9110 10.2.3). None where it has neither, or nonsense. Header names are in lower case; `now` is wall-clock
+    time."""
+    fields = dict(headers)
+    ms = _number(fields.get("retry-after-ms"))
     if ms is not None:
         return ms / 1000
-    text = found.get("retry-after")
+    text = fields.get("retry-after")
     seconds = _number(text)
     if seconds is not None or text is None:
         return seconds

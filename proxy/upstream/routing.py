@@ -1,6 +1,5 @@
-"""Owns the choice among engines that could all answer: five policies, each a pure function of what is known.
-Must not know connections, requests or clocks; randomness is given.
-Called by backends (choose) and by the gateway (what a request is kept together by)."""
+"""Load balancing: five policies, each a pure function of what is known of the engines, and the keys that keep
+requests together. Randomness is an argument."""
 
 from __future__ import annotations
 
@@ -15,40 +14,42 @@ import msgspec
 from proxy.wire import ApiRequest
 
 BOUND: Final = 1.25
-"""No engine is given more than this share of the mean load by affinity (Mirrokni, Thorup, Zadimoghaddam 2018)."""
+"""By affinity no engine gets more than this multiple of the mean load: consistent hashing with bounded loads
+(Mirrokni, Thorup, Zadimoghaddam 2018)."""
 
 PREFIX_BYTES: Final = 4096
-"""Of the prompt's beginning that keeps requests together: some 60 of vLLM's blocks of 16 tokens."""
+"""Bytes of a prompt's beginning that count for affinity: some 60 of vLLM's blocks of 16 tokens."""
 
 _MASK: Final = (1 << 64) - 1
 _LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Target(Protocol):
-    """What a policy sees of an engine."""
+    """An engine as a policy sees it."""
 
     @property
-    def seed(self) -> int: ...  # of its name: the same in every process
+    def seed(self) -> int: ...  # a hash of its name: the same in every process
     @property
-    def inflight(self) -> int: ...  # requests of ours under way there
+    def inflight(self) -> int: ...  # requests in flight from here
     @property
     def max_inflight(self) -> int: ...
     @property
-    def reported(self) -> float: ...  # load that it tells of besides ours, in requests
+    def reported(self) -> float: ...  # reported load besides ours, in requests
 
 
 T = TypeVar("T", bound=Target)
 
 
 class Router(Protocol):
-    """Chooses one that has room, or None where none has. `key`: what belongs together has the same, 0 none."""
+    """Chooses an engine with a free slot; None where none has one. `key`: requests with the same key belong
+    together; 0: with none."""
 
     def choose(self, targets: Sequence[T], key: int) -> T | None: ...
 
 
 class PowerOfTwo:
-    """Of two at random the one with less to do (Mitzenmacher 2001): no herd runs to the one that reported least
-    last, as it would to the least of all."""
+    """Of two random engines the less loaded one (Mitzenmacher 2001). Choosing the least loaded of all would send
+    every request to the same engine until its next report."""
 
     def __init__(self, rng: Callable[[], float] = random.random) -> None:
         self._rng = rng
@@ -66,7 +67,7 @@ class PowerOfTwo:
 
 
 class LeastOutstanding:
-    """The one with the fewest requests of ours; of equals the first."""
+    """The engine with the fewest requests in flight from here; of equals the first."""
 
     def choose(self, targets: Sequence[T], key: int) -> T | None:
         best: T | None = None
@@ -77,7 +78,7 @@ class LeastOutstanding:
 
 
 class RoundRobin:
-    """One after the other, whatever they have to do; who is full is passed over."""
+    """One engine after the other, whatever their load; full ones are skipped."""
 
     def __init__(self) -> None:
         self._next = 0
@@ -93,13 +94,14 @@ class RoundRobin:
 
 
 class Rendezvous:
-    """The same key to the same engine (Thaler & Ravishankar 1998): with an engine gone only its keys move, with
-    one more only those that it gets. Who is full is passed over for the key's next. With `bound` so is an engine
-    over that share of the mean load, so that no key's popularity heaps up on one."""
+    """Rendezvous hashing: the same key to the same engine (Thaler & Ravishankar 1998). When an engine leaves
+    only its keys move; when one joins only the keys that it gets. A full engine is skipped for the key's next
+    one. With `bound` so is an engine above that multiple of the mean load, so that a popular key cannot
+    overload it."""
 
     def __init__(self, bound: float | None = None, otherwise: Router | None = None) -> None:
         self._bound = bound
-        self._otherwise: Router = otherwise or PowerOfTwo()  # for what belongs to nothing
+        self._otherwise: Router = otherwise or PowerOfTwo()  # for requests without a key
 
     def choose(self, targets: Sequence[T], key: int) -> T | None:
         if not key:
@@ -118,7 +120,7 @@ class Rendezvous:
                 rank = mixed(key ^ target.seed)
                 if rank > highest:
                     best, highest = target, rank
-        if best is None and self._bound is not None:  # those below the bound have no room
+        if best is None and self._bound is not None:  # the engines below the bound are full
             return LeastOutstanding().choose(targets, 0)
         return best
 
@@ -126,34 +128,35 @@ class Rendezvous:
 def router(policy: str, rng: Callable[[], float] = random.random) -> Router:
     """The router of a policy's name."""
     two = PowerOfTwo(rng)
-    made: Mapping[str, Router] = {
+    routers: Mapping[str, Router] = {
         "power-of-two": two,
         "least-outstanding": LeastOutstanding(),
         "round-robin": RoundRobin(),
         "hash": Rendezvous(None, two),
         "prefix": Rendezvous(BOUND, two),
     }
-    return made[policy]
+    return routers[policy]
 
 
 def mixed(value: int) -> int:
-    """64 bits that have nothing to do with each other for values that differ in one (splitmix64's finalizer)."""
+    """A 64-bit mix whose results differ in about half of their bits where values differ in one (splitmix64's
+    finalizer)."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
 
 
 def key_of(*parts: bytes) -> int:
-    """64 bits, never 0, of some texts; the same in every process and on every replica."""
-    found = blake2b(digest_size=8)
+    """A 64-bit hash of some texts, never 0; the same in every process and on every replica."""
+    digest = blake2b(digest_size=8)
     for part in parts:
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part)
-    return int.from_bytes(found.digest(), "little") or 1
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little") or 1
 
 
 def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | None:
-    """What of a request its policy keeps together, as a function of it and its headers; None: nothing."""
+    """The affinity key of a policy, as a function of a request and its headers; None: the policy has none."""
     return {"hash": by_session, "prefix": by_prefix}.get(policy)
 
 
@@ -169,8 +172,9 @@ def by_session(ask: ApiRequest, headers: Mapping[str, str]) -> int:
 
 
 def by_prefix(ask: ApiRequest, headers: Mapping[str, str]) -> int:
-    """The model and the beginning of the prompt. Of a chat that is all up to its first message of a user: the
-    same in each turn of a conversation; and of it the first 4 KiB: the same for all questions to a long text."""
+    """The model and the beginning of the prompt. In a chat that is everything up to the first user message,
+    which is the same in each turn of a conversation; at most 4 KiB of it, which are the same for all questions
+    about one long text."""
     return key_of((ask.model or "").encode(), beginning(ask)[:PREFIX_BYTES])
 
 
@@ -193,5 +197,5 @@ def beginning(ask: ApiRequest) -> bytes:
             if _ROLE.decode(raw).role not in ("system", "developer"):
                 break
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return prompt  # the engine will say what is wrong with it
+        return prompt  # the engine reports what is wrong with it
     return b"\n".join(first)

@@ -1,4 +1,23 @@
-"""What crosses the wire, without I/O: bytes to frames, bytes to structs, and back."""
+"""Formats: bytes into meaning and back, without I/O.
+
+A reader meets, in this order:
+
+- `http` reads a request's target, media type and form; `document.read` reads JSON so that no two readers can
+  differ.
+- An `ApiRequest` is one decoded request of OpenAI's API; `RawBody` is a body of any other endpoint, passed
+  through.
+- `prompt` finds the texts in either; `media`, `loose` and `prompt_logprobs` answer single questions about it.
+- `Framer` cuts a byte stream into events of Server-Sent Events. A frame is one event's raw bytes; a chunk is a
+  frame in HTTP/1.1's chunked coding.
+- `frames` reads frames: content, `Usage`, errors. `FrameTemplate` recognises a frame that differs from an
+  earlier one only in its text; `UsageStripper` hides the usage that a client did not ask for.
+- `whole` decides whether an answer is complete, and names the `Lack` where it is not.
+- `fold` turns a finished stream into one JSON body.
+- `StreamSplit` and `split_body` take merged choices apart, `embeddings` arrays of inputs; `shares` divides a
+  count of tokens among them.
+
+This room imports no asyncio, no HTTP server and no socket. The load generator uses it too.
+"""
 
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.document import read
@@ -12,7 +31,6 @@ from proxy.wire.embeddings import (
     envelope_of,
     inputs_of,
     put_together,
-    shares,
     take_apart,
 )
 from proxy.wire.frames import (
@@ -51,6 +69,7 @@ from proxy.wire.prompt import (
 )
 from proxy.wire.prompt_logprobs import outgrows
 from proxy.wire.raw_body import COUNTS, NONE, RawBody, generates, read_passed, takes_json_only
+from proxy.wire.shares import shares_beside
 from proxy.wire.sse import (
     DONE,
     LAST_CHUNK,
@@ -126,7 +145,7 @@ __all__ = [
     "refers",
     "refuse_ids",
     "refuse_template",
-    "shares",
+    "shares_beside",
     "split_body",
     "stream_extras",
     "strings",

@@ -1,6 +1,5 @@
-"""Owns the taking apart of one answer with many choices: whose each choice is, renumbered, with its usage.
-Must not know flights, engines or HTTP: frames and bodies in, frames and bodies out.
-Called by the carrier, which fed several clients' sampled twins to an engine as one request with `n`."""
+"""Splits one answer with many choices among the requests that were merged into it: whose each choice is,
+renumbered, with its usage. Frames and bodies in, frames and bodies out."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ from msgspec import Raw
 
 from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage, has_content, is_error, usage_from
+from proxy.wire.shares import shares
 from proxy.wire.sse import DONE, data_of, encode, is_done
 from proxy.wire.whole import REASONS
 
@@ -28,7 +28,7 @@ _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NULL: Final = b"null"
 _IDS: Final = ("token_ids", "prompt_token_ids")
 MOVED: Final = "system_fingerprint"
-"""vLLM 0.32 moves it from each finish to the usage chunk where usage is asked for; see `frames.PlainView`."""
+"""vLLM 0.32 moves it from each finish to the usage chunk where usage is requested; see `frames.UsageStripper`."""
 
 
 @dataclass(slots=True)
@@ -37,34 +37,34 @@ class Part:
 
     first: int
     count: int
-    usage: bool  # asked for the usage chunk
+    usage: bool  # the client requested the usage chunk
     request_id: str
-    endings: dict[int, str] = field(default_factory=dict)  # choices that have ended, and why
+    endings: dict[int, str] = field(default_factory=dict)  # finish_reason by choice that has ended
     ended: bool = False
-    held: list[bytes] = field(default_factory=list)  # finishes that wait for the fingerprint
+    held: list[bytes] = field(default_factory=list)  # finish frames that wait for the fingerprint
     content_events: int = 0
     completion_tokens: int = 0
-    estimated: bool = False  # its tokens are its share of all, not the engine's count
+    estimated: bool = False  # its tokens are a share of the total, not the engine's count
 
     @property
     def whole(self) -> bool:
-        """Whether each of its choices has ended by a reason of OpenAI's."""
+        """Whether each of its choices has ended with a finish_reason of OpenAI's."""
         return len(self.endings) == self.count and REASONS.issuperset(self.endings.values())
 
 
 Given = tuple[int, bytes, bool]
-"""Whose (the part's place), the frame, and whether it has content."""
+"""(index of the part, frame, whether it has content)."""
 
 
 class StreamSplit:
-    """Takes one stream with `n` choices apart, frame by frame.
+    """Splits one stream with `n` choices among its parts, frame by frame.
 
-    Each part gets what a stream of its own would have said: its choices numbered from 0, its request's id, and
-    its end as soon as its own choices have ended, not when the longest twin has; a part that is not whole gets no
-    end. Asked of the engine are usage and
-    `continuous_usage_stats`, so each choice's tokens are the engine's own count; where an engine does not give
-    them, the total is shared out by content events. Who asked for usage gets it with the engine's final one.
-    `fingerprint`: the engine's, where it is known; else finishes of those who did not ask wait for it.
+    Each part gets the stream that it would have got alone: choices numbered from 0, the id of its request, and its
+    end as soon as its own choices have ended, not when the longest part has; an incomplete part gets no end. The
+    engine is sent a request for usage and `continuous_usage_stats`, so the tokens of each choice are the engine's
+    count; without them the total is divided by content events. A client that requested usage gets it with the
+    engine's final usage. `fingerprint`: the engine's, where it is known; else the finishes of clients that did not
+    request usage wait for it.
     """
 
     def __init__(self, parts: Sequence[Part], *, request_id: str, fingerprint: Raw | None = None) -> None:
@@ -74,23 +74,23 @@ class StreamSplit:
         self.failed = False  # the engine has reported an error
         self._id = request_id
         self._firsts = [part.first for part in parts]
-        self._counts: dict[int, int] = {}  # tokens of each choice, as the engine counts on
+        self._counts: dict[int, int] = {}  # tokens of each choice so far, by the engine
         self._total: dict[str, Raw] | None = None  # the final usage chunk
-        self._ending: set[int] = set()  # parts that the frame in hand ends
+        self._ending: set[int] = set()  # parts that the current frame ends
 
     @property
     def ended(self) -> bool:
         return all(part.ended for part in self.parts)
 
     def feed(self, frame: bytes) -> list[Given]:
-        """What the frame is to each part. Raises Unfoldable for what cannot be told apart."""
+        """The frames for each part. Raises Unfoldable for a frame that cannot be split."""
         self._ending = set()
         if is_done(frame):
             return self._ended([given for n in range(len(self.parts)) for given in self._end(n)])
         data = data_of(frame)
         failed = data is not None and is_error(frame)
         self.failed = self.failed or failed
-        if data is None or failed:  # a comment, or an error: everybody's
+        if data is None or failed:  # a comment, or an error: for all parts
             return [(n, frame, False) for n, part in enumerate(self.parts) if not part.ended]
         try:
             members = _MEMBERS.decode(data)
@@ -109,7 +109,7 @@ class StreamSplit:
             raise Unfoldable(f"a frame of unknown shape: {e}") from None
 
     def usage_of(self, n: int) -> Usage:
-        """Tokens of one part: the whole prompt, and its own choices' answer."""
+        """The tokens of one part: the whole prompt, and its own choices."""
         part = self.parts[n]
         return Usage(
             prompt_tokens=self.prompt_tokens,
@@ -194,12 +194,12 @@ class StreamSplit:
 def split_body(
     body: bytes, parts: Sequence[Part], *, request_id: str, ids: bool = False
 ) -> list[tuple[bytes, Usage] | None]:
-    """One body with all choices to one a part; None for a part whose choices are not all there and whole. Raises
-    Unfoldable where it is not what it should be.
+    """Split one body with all choices into one body per part, with its usage; None for an incomplete part. Raises
+    Unfoldable for a body of unknown shape.
 
-    An engine counts the tokens of all choices together. Where it lists each one's (token ids, logprobs) they are
-    counted; else the parts are `estimated`: the total is shared out by the bytes of their choices, and adds up.
-    `ids`: token ids were asked for by us, and no client is to see them.
+    An engine counts the tokens of all choices together. Where it lists those of each (token ids, logprobs) they
+    are counted; else the parts are `estimated`: the total is divided by the bytes of their choices, and adds up.
+    `ids`: the gateway requested the token ids, and no client may see them.
     """
     try:
         members = _MEMBERS.decode(body)
@@ -211,7 +211,7 @@ def split_body(
             choices[index] = choice
         raw = members.get("usage", Raw(_NULL))
         total = usage_from(raw)
-        if total is None:  # none, or numbers that cannot be
+        if total is None:  # none, or implausible
             total, raw = Usage(), Raw(b"{}")
             members.pop("usage", None)
         usage = _MEMBERS.decode(raw)
@@ -245,27 +245,15 @@ def split_body(
         raise Unfoldable(f"a body of unknown shape: {e}") from None
 
 
-def shares(total: int, weights: Sequence[int]) -> list[int]:
-    """`total` in whole parts in proportion to the weights, by the largest remainder; they add up to it."""
-    whole = sum(weights)
-    if not whole:
-        weights, whole = [1] * len(weights), len(weights)
-    parts = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda n: (-(total * weights[n] % whole), n))
-    for n in by_remainder[: total - sum(parts)]:
-        parts[n] += 1
-    return parts
-
-
 def _strip_ids(members: dict[str, Raw]) -> None:
-    """As the engine writes it where ids are not asked for: vLLM has the members in any body, as null."""
+    """Set the members as the engine does without requested ids: vLLM writes null."""
     for name in _IDS:
         if name in members:
             members[name] = Raw(_NULL)
 
 
 def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> tuple[list[int], bool]:
-    """The tokens of each part, and whether they are an estimate."""
+    """The completion tokens of each part, and whether they are estimated."""
     if all(bytes(choice.get("token_ids", _NULL)) != _NULL for own in mine for choice in own):
         return [sum(len(_LISTED.decode(choice["token_ids"])) for choice in own) for own in mine], False
     counts = [[_counted(choice) for choice in own] for own in mine]
@@ -278,7 +266,7 @@ def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> tuple[list[
 
 
 def _reason_of(choice: dict[str, Raw]) -> str:
-    """Why a choice ended, as the engine says it; "" where it has not."""
+    """The finish_reason of a choice; "" where it has not ended."""
     try:
         return _REASON.decode(choice.get("finish_reason", _NULL)) or ""
     except _BROKEN:
@@ -290,7 +278,7 @@ def _ended(choice: dict[str, Raw]) -> bool:
 
 
 def _counted(choice: dict[str, Raw]) -> int | None:
-    """How many tokens a choice has log probabilities of."""
+    """The number of tokens with log probabilities in a choice; None: none."""
     logprobs: Any = msgspec.json.decode(choice.get("logprobs", _NULL))
     if isinstance(logprobs, dict):
         for name in ("content", "tokens"):
@@ -300,7 +288,7 @@ def _counted(choice: dict[str, Raw]) -> int | None:
 
 
 def _rename(members: dict[str, Any], theirs: str, own: str) -> None:
-    """vLLM's ids end in the request's own: each client is to see its own there."""
+    """vLLM's ids end in the request's id: replace it by that of the client's request."""
     raw = members.get("id")
     if raw is not None and theirs and theirs != own:
         text = _TEXT.decode(raw)

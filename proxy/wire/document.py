@@ -1,6 +1,5 @@
-"""Owns the strict reading of a JSON body: one value where every reader agrees on it, else a refusal that says why.
-Must not know endpoints, limits or HTTP: bytes in, a value out.
-Called wherever a check, a charge or a route needs more of a body than its top-level members."""
+"""The strict reader of a JSON body: one value where all readers agree on it, else a refusal with the reason.
+For every check, charge or route that needs more of a body than its top-level members."""
 
 from __future__ import annotations
 
@@ -13,16 +12,16 @@ import msgspec
 from proxy.errors import Code, GatewayError
 
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
-_DIGITS: Final = 309  # of the largest double
+_DIGITS: Final = 309  # digits of the largest double
 _SKIMMED: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 class Unreadable(ValueError):
-    """What Python's reader would take and others would not, or not alike."""
+    """JSON that Python's reader accepts, and others refuse or read differently."""
 
 
 def utf8(body: bytes) -> str:
-    """A body's text. Raises GatewayError 400 where it is not UTF-8, or begins with a byte order mark."""
+    """A body as text. Raises GatewayError 400 where it is not UTF-8, or begins with a byte order mark."""
     if body.startswith(_UTF8_MARK):
         raise GatewayError(
             Code.INVALID_JSON, "The request body begins with a byte order mark; send UTF-8 without one."
@@ -36,17 +35,17 @@ def utf8(body: bytes) -> str:
 
 
 def read(body: bytes, what: str = "The request body", param: str | None = None) -> Any:
-    """The value of a JSON text, as Python's `json` reads it, which is what vLLM reads with.
+    """The value of a JSON text as read by Python's `json`, which vLLM uses.
 
-    Raises GatewayError 400 for what other readers refuse or read otherwise: text that is not UTF-8, NaN and
-    Infinity, numbers beyond a double, lone surrogates, a member given twice at any depth, nesting beyond the
+    Raises GatewayError 400 for JSON that other readers refuse or read differently: text that is not UTF-8, NaN and
+    Infinity, numbers beyond a double, lone surrogates, duplicate members at any depth, nesting beyond the
     recursion limit.
     """
     text = utf8(body)
     try:
         value = _DECODER.decode(text)
         if lone_surrogate(body):
-            raise Unreadable("a string escapes half of a surrogate pair")
+            raise Unreadable("a string has an escaped lone surrogate")
     except json.JSONDecodeError as e:
         where = "; is it UTF-16 or UTF-32?" if "\0" in text[:4] else ""
         raise _refusal(what, f"{e.msg} (character {e.pos}){where}", param) from None
@@ -58,17 +57,17 @@ def read(body: bytes, what: str = "The request body", param: str | None = None) 
 
 
 def read_leniently(text: str) -> Any:
-    """JSON inside a string, as an engine may read it once more; objects as lists of pairs, so that a member given
-    twice is kept twice. Raises ValueError or RecursionError."""
+    """JSON inside a string, which an engine may decode again; objects as lists of pairs, which keep duplicate
+    members. Raises ValueError or RecursionError."""
     return _PAIRS.decode(text)
 
 
 def lone_surrogate(body: bytes) -> bool:
-    """Whether a string of a JSON text escapes half of a surrogate pair. Asked of text that is else read."""
+    """Whether a string of a JSON text has an escaped lone surrogate. The text must be valid JSON otherwise."""
     if b"\\ud" not in body and b"\\uD" not in body:
         return False
     try:
-        _SKIMMED.decode(body)  # it refuses nothing else that Python takes, but for constants
+        _SKIMMED.decode(body)  # except for constants, it refuses nothing else that Python accepts
     except (msgspec.DecodeError, RecursionError):
         return True
     return False
@@ -90,7 +89,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    if len(text) > _DIGITS:  # also, their reading takes time with the square of their number
+    if len(text) > _DIGITS:  # reading them also takes quadratic time
         raise Unreadable(f"the number {text[:32]}… is too large")
     return int(text)
 
@@ -103,7 +102,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise Unreadable(f"{text} is no JSON value")
+    raise Unreadable(f"{text} is not a JSON value")
 
 
 _DECODER: Final = json.JSONDecoder(

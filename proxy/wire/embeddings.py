@@ -1,6 +1,5 @@
-"""Owns an embeddings request as items, items as one request, one answer taken apart and others put together.
-Must not know flights, keys, Redis or who asks: bytes in, bytes out, and the arithmetic of usage.
-Called by the embedder."""
+"""Embeddings requests as items: a request into its inputs, inputs into one array, one answer into vectors,
+vectors into a body. Bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from proxy.wire.prompt import BYTES_A_TOKEN
 from proxy.wire.whole import is_vector
 
 MAX_ITEMS: Final = 2048
-"""OpenAI's own bound of one array; a larger one goes to the engine as it is."""
+"""OpenAI's bound of one array; a larger one goes to the engine as it is."""
 TOKENS_AROUND: Final = 2
-"""What BERT's tokenizers put around each text ([CLS], [SEP]); others put one there, or none."""
-SLICE: Final = 256  # vectors in one slice of an answer
-LARGE: Final = 4096  # bytes from which on a piece of an answer is not copied together with others
+"""Tokens that BERT's tokenizers add to each text ([CLS], [SEP]); others add one or none."""
+SLICE: Final = 256  # vectors per slice of an answer
+LARGE: Final = 4096  # bytes: larger pieces of an answer are not joined with others
 
 _TEXTS: Final = msgspec.json.Decoder(str | list[str])
 _LISTS: Final = msgspec.json.Decoder(list[list[int]])
@@ -36,23 +35,23 @@ _OF_ONE_CLIENT: Final = frozenset(
     ["input", "user", "metadata", "stream", "stream_options", "safety_identifier", "prompt_cache_key", "store",
      "service_tier"]
 )  # fmt: skip
-"""What an array for several clients does not have: it belongs to one of them, and changes no vector."""
+"""Members that an array for several clients omits: they belong to one client and change no vector."""
 
 
 class Unsplittable(ValueError):
-    """An answer that is not one vector for each item."""
+    """An answer without exactly one vector for each item."""
 
 
 class Inputs(NamedTuple):
     """The items of a request."""
 
     kind: Literal["text", "ids"]
-    items: list[bytes]  # JSON, in one spelling
-    tokens: list[int]  # of ids their number, of texts a guess
+    items: list[bytes]  # JSON, normalised
+    tokens: list[int]  # per item; an estimate for texts
 
 
 class Parts(NamedTuple):
-    """An answer: what is around the vectors, each item's object, the prompt tokens of all where they were told."""
+    """An answer: the envelope, each item's object, and the prompt tokens of all items where known."""
 
     envelope: dict[str, Raw]
     data: list[dict[str, Raw]]
@@ -60,7 +59,8 @@ class Parts(NamedTuple):
 
 
 def inputs_of(ask: ApiRequest) -> Inputs | None:
-    """A request's items. None where they, or their vectors, cannot be told apart: it goes up as it is."""
+    """A request's items; None where they, or their vectors, cannot be separated: it goes to the engine as it
+    is."""
     if bytes(ask.fields.get("encoding_format", b"null")) not in _JSON_FORMATS:
         return None
     raw = bytes(ask.fields["input"])
@@ -78,7 +78,7 @@ def inputs_of(ask: ApiRequest) -> Inputs | None:
 
 
 def _ids(raw: bytes) -> Inputs | None:
-    # 1.0 is no id: whether it is 1 is for the engine to say.
+    # 1.0 is not an id here: the engine decides about it.
     try:
         lists = _LISTS.decode(raw)
     except _BAD:
@@ -92,7 +92,7 @@ def _ids(raw: bytes) -> Inputs | None:
 
 
 def array_body(ask: ApiRequest, items: Sequence[bytes]) -> bytes:
-    """One request for all items, with the options of `ask`, which are those of all."""
+    """The body of one request for all items, with the options of `ask`, which they share."""
     options = {name: raw for name, raw in ask.fields.items() if name not in _OF_ONE_CLIENT}
     return _ENCODE({**options, "input": [Raw(item) for item in items]})
 
@@ -116,7 +116,7 @@ def take_apart(body: bytes, count: int) -> Parts:
 
 
 def _prompt_tokens(envelope: Mapping[str, Raw]) -> int | None:
-    """The engine's count; None where it gives none, or one that cannot be."""
+    """The engine's count of prompt tokens; None where it is missing or implausible."""
     try:
         usage = _OBJECT.decode(envelope["usage"]) if "usage" in envelope else {}
         return _TOKENS.decode(usage["prompt_tokens"]) if "prompt_tokens" in usage else None
@@ -125,7 +125,7 @@ def _prompt_tokens(envelope: Mapping[str, Raw]) -> int | None:
 
 
 class Vector(NamedTuple):
-    """One input's object in an answer, as JSON, around the value of its `index`."""
+    """One input's object in an answer: the JSON before and after the value of `index`."""
 
     before: bytes
     after: bytes
@@ -136,7 +136,7 @@ class Vector(NamedTuple):
 
     @classmethod
     def of(cls, datum: Mapping[str, Raw]) -> Vector:
-        """A copy: the answer that it came in is not kept."""
+        """A copy: the answer it came in is not kept alive."""
         around: list[Raw | bytes] = [b"{"]
         before = b""
         for name, value in datum.items():
@@ -149,14 +149,14 @@ class Vector(NamedTuple):
 
 
 def envelope_of(parts: Parts) -> bytes:
-    """What is around the vectors of an answer: the answer without them. A copy."""
+    """An answer without its vectors. A copy."""
     return _ENCODE({**parts.envelope, "data": []})
 
 
 def put_together(envelope: bytes, vectors: Sequence[Vector], tokens: int | None) -> Iterator[list[bytes]]:
-    """The body that the engine would have sent for these items alone: members in its order, vectors in its bytes.
-    Without `tokens` it says nothing of usage. It comes in slices of pieces; large vectors are pieces of their own,
-    the same bytes wherever an input is repeated, and are not copied."""
+    """The body that the engine would have sent for these items alone: its order of members, its bytes of vectors.
+    Without `tokens` it has no usage. Yields slices, as lists of pieces; large vectors are separate pieces that are
+    not copied, the same bytes for each repetition of an input."""
     members: dict[str, Raw | bytes] = dict(_OBJECT.decode(envelope))
     if tokens is None:
         members.pop("usage", None)
@@ -185,24 +185,3 @@ def put_together(envelope: bytes, vectors: Sequence[Vector], tokens: int | None)
 
 def _member(name: str, value: Raw | bytes) -> bytes:
     return b"%b:%b" % (_ENCODE(name), value)
-
-
-def shares(total: int, weights: Sequence[int], known: Sequence[int | None]) -> list[int]:
-    """Each item's part of the engine's count of all. What is known is kept; the others have the rest in proportion
-    to their weights, by largest remainder, so that the sum is `total` whatever comes. Where what is known
-    cannot be (more than there is, or less with nobody else to have it), it only weighs."""
-    open_ = [n for n, count in enumerate(known) if count is None]
-    rest = total - sum(count for count in known if count is not None)
-    if rest < 0 or (rest > 0 and not open_):
-        weights = [weight if count is None else count for weight, count in zip(weights, known, strict=True)]
-        open_, rest = list(range(len(known))), total
-        known = [None] * len(known)
-    found = [count or 0 for count in known]
-    weight_of = {n: max(1, weights[n]) for n in open_}
-    whole = sum(weight_of.values())
-    for n in open_:
-        found[n] = rest * weight_of[n] // whole
-    left = rest - sum(found[n] for n in open_)
-    for n in sorted(open_, key=lambda n: (-(rest * weight_of[n] % whole), n))[:left]:
-        found[n] += 1
-    return found

@@ -1,6 +1,5 @@
-"""Owns what a stream's JSON frames say: content, usage, an error, and the view of who did not ask for usage.
-Must not know flights, sockets or whole answers (`folding.py`); JSON is parsed only where a cheap look asks for it.
-Called by the feeder (reading) and by the Flight (PlainView)."""
+"""What the JSON frames of a stream say: content, usage, an error; and the stream as a client sees it that did
+not ask for usage. JSON is parsed only where a cheap search finds a reason."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ import msgspec
 
 from proxy.wire.sse import data_of, field_of, is_done
 
-# A quote inside a JSON string is escaped, so `"usage"` in content that talks about usage is not even found:
-# the cheap looks below see keys, and values that are whole strings, only.
+# A quote inside a JSON string is escaped, so a search for `"usage"` does not match content about usage: the byte
+# searches below match only keys, and values that are whole strings.
 _TEXTS: Final = (b'"content":"', b'"text":"', b'"arguments":"', b'"reasoning":"', b'"reasoning_content":"')
 _CONTENT: Final = re.compile(
     rb'"(?:content|text|arguments|name|reasoning|reasoning_content|refusal)"[ \t\r\n]*:[ \t\r\n]*"[^"]'
@@ -26,11 +25,11 @@ _MOVED: Final = ("system_fingerprint", "timings")
 
 MAX_TOKENS: Final = 2**40
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
-"""A count that can be: sums of thousands fit into 64 bits, which is all that JSON and msgpack are written with."""
+"""A plausible count: sums of thousands of them fit into 64 bits, the limit of the JSON and msgpack encoders."""
 
 
 class Usage(msgspec.Struct):
-    """Token counts as the engine gives them. Counts that cannot be are read as if there were no usage."""
+    """Token counts from the engine. Implausible counts are read as no usage."""
 
     prompt_tokens: Tokens = 0
     completion_tokens: Tokens = 0
@@ -56,7 +55,7 @@ _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def has_content(frame: bytes) -> bool:
-    """Whether the frame carries generated text, reasoning or a tool call; a role or a finish alone does not count.
+    """Whether the frame has generated text, reasoning or a tool call; a role or a finish alone does not count.
 
     0.2 µs for chat content, 0.5 µs for a tool call's arguments.
     """
@@ -68,7 +67,7 @@ def has_content(frame: bytes) -> bool:
 
 
 def usage_of(frame: bytes) -> Usage | None:
-    """The frame's own token counts; None where it has none, or null."""
+    """The frame's token counts; None where it has none, or null."""
     if frame.rfind(b'"usage"') < 0:
         return None
     try:
@@ -80,8 +79,8 @@ def usage_of(frame: bytes) -> Usage | None:
 
 
 def usage_from(raw: msgspec.Raw) -> Usage | None:
-    """Usage whose members are read one by one: a `total_tokens` that cannot be is left out, without the two others
-    there is no usage."""
+    """Usage whose members are read one by one: an implausible `total_tokens` is ignored; an implausible count
+    of the other two means no usage."""
     try:
         members = _MEMBERS.decode(raw)
         prompt = _TOKENS.decode(members.get("prompt_tokens", b"0")) or 0
@@ -103,30 +102,30 @@ def is_error(frame: bytes) -> bool:
 
 
 class FrameTemplate:
-    """Recognises frames that differ from one looked at before in nothing but their text.
+    """Recognises frames that differ from a known one only in their text.
 
-    An engine's content frames are the same but for one JSON string. Such a frame has content and neither usage
-    nor finish nor error, and is not the terminal: one look for five. (A regex for each stream is quicker still
-    for a token, but takes 0.7 ms to compile.)
+    An engine's content frames are identical except for one JSON string. A frame that matches has content and
+    neither usage, finish nor error, and is not the terminal: one check in place of five. (A regex per stream is
+    faster per token, but takes 0.7 ms to compile.)
     """
 
     __slots__ = ("_back", "_front", "_short", "_start", "_stop")
 
     def __init__(self) -> None:
         self._front = self._back = b""
-        self._start = self._stop = 0  # where the text begins, and where it ends, from the frame's end
-        self._short = 0  # as long as a frame with no text
+        self._start = self._stop = 0  # offset of the text, and of its end from the frame's end
+        self._short = 0  # length of a frame without text
 
     def __contains__(self, frame: bytes) -> bool:
-        # A front has no line end and a back only the two that end the event: such bytes are one whole event.
+        # The front has no line end and the back only the two that end the event: the bytes are one event.
         if not (len(frame) > self._short > 0 and frame.startswith(self._front) and frame.endswith(self._back)):
             return False
         text = frame[self._start : self._stop]
-        # No quote and no line end; and a text that ends in a backslash may take the quote after it along.
+        # No quote, no line end, and no backslash at the end, which would escape the quote after it.
         return 34 not in text and 10 not in text and 13 not in text and text[-1] != 92
 
     def learn(self, frame: bytes) -> None:
-        """Take a frame that has content, and neither usage, error nor end, as the one to compare with."""
+        """Set the frame to compare with: one with content, and without usage, error or end."""
         for key in _TEXTS:
             at = frame.find(key)
             if at >= 0:
@@ -141,24 +140,24 @@ class FrameTemplate:
 
 
 class UsageStripper:
-    """A stream for which usage was asked, as it would have been for a client that did not ask.
+    """Turns a stream with requested usage into the stream that a client gets who did not request it.
 
-    The chunk that holds nothing but usage vanishes. What the engine moved onto it goes back, as the last
-    member, to the chunks with a finish_reason: vLLM 0.32 moves `system_fingerprint`, llama.cpp `timings`.
-    So these wait for the usage chunk (which comes next, or with n > 1 after the last choice's finish), for
-    [DONE], or for the end. Frames of other choices pass meanwhile; the order is otherwise kept.
-    0.5 µs a frame. Where a chunk before the finish has usage, the engine gives it unasked (vLLM's
-    `--enable-force-include-usage`): then everything is seen as it came.
+    The chunk that holds only usage is removed. Members that the engine moved onto it go back, as the last member,
+    to the chunks with a finish_reason: vLLM 0.32 moves `system_fingerprint`, llama.cpp `timings`. So these chunks
+    are held until the usage chunk (which comes next, or with n > 1 after the last choice's finish), [DONE], or the
+    end. Frames of other choices pass meanwhile; else the order is kept. 0.5 µs per frame. Where a chunk before the
+    finish has usage, the engine sends it without request (vLLM's `--enable-force-include-usage`): then all frames
+    pass unchanged.
     """
 
     __slots__ = ("forced", "held")
 
     def __init__(self) -> None:
         self.forced = False
-        self.held: list[tuple[bytes, set[int]]] = []  # while any waits, every frame must be fed
+        self.held: list[tuple[bytes, set[int]]] = []  # while any is held, every frame must be fed
 
     def __repr__(self) -> str:
-        return f"<PlainView, {len(self.held)} held>"
+        return f"<UsageStripper, {len(self.held)} held>"
 
     def feed(self, frame: bytes) -> list[bytes]:
         """The frames that the client gets now."""
@@ -187,13 +186,13 @@ class UsageStripper:
         return [frame]
 
     def end(self) -> list[bytes]:
-        """What is still held when nothing more comes, unchanged."""
+        """The frames still held at the end, unchanged."""
         held, self.held = self.held, []
         return [frame for frame, _ in held]
 
 
 def _members(frame: bytes) -> dict[str, msgspec.Raw]:
-    """The members of the frame's JSON object; none where it is not one."""
+    """The members of the frame's JSON object; empty where it is not one."""
     try:
         return _MEMBERS.decode(data_of(frame) or b"{}")
     except _NOT_JSON:
@@ -212,7 +211,7 @@ def _indexes(frame: bytes) -> set[int]:
 
 
 def _put_back(frame: bytes, moved: Sequence[tuple[str, msgspec.Raw]]) -> bytes:
-    """The finish chunk with what was moved from it as its last members, byte for byte as the engine writes it."""
+    """The finish chunk with the moved members at its end, byte for byte as the engine writes them."""
     present = _members(frame)
     missing = b"".join(b',"%b":%b' % (name.encode(), bytes(raw)) for name, raw in moved if name not in present)
     data = data_of(frame)

@@ -1,6 +1,5 @@
-"""Owns the loose types that vLLM's request models take: `"stream": 1`, `"seed": "4"`, `"temperature": "0"`.
-Must not know requests: one JSON value in, one of the wanted type or None out.
-Called by `openai.decode` where a field does not have the type that the API says."""
+"""The loose types that vLLM's request models accept: `"stream": 1`, `"seed": "4"`, `"temperature": "0"`. For a
+field that does not have the type that the API documents."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ _INTEGER: Final = re.compile(r"([+-]?[0-9]{1,18})(?:\.0{1,18})?")
 _NUMBER: Final = re.compile(r"[+-]?(?:[0-9]{1,32}\.?[0-9]{0,32}|\.[0-9]{1,32})(?:[eE][+-]?[0-9]{1,2})?")
 _SPACES: Final = " \t\r\n"
 
-# As pydantic 2 reads them in its lax mode, by which vLLM reads requests. Rare spellings that pydantic takes too
-# ("1_000", "inf") are refused here: a request that both read must be read alike.
+# As pydantic 2 reads them in lax mode, which vLLM uses. Rare spellings that pydantic also accepts ("1_000", "inf")
+# are refused here: a request that both read must be read alike.
 
 
 def boolean(value: Any) -> bool | None:

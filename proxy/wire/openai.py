@@ -1,6 +1,5 @@
-"""Owns the request side of the wire: body bytes to an `ApiRequest`, and the body that goes up to the engine.
-Must not know sharing policy, keys, engines or HTTP servers; it reads only the fields the gateway acts on.
-Called by the gateway's handlers (decode) and by the scheduler (the body for upstream)."""
+"""OpenAI's requests: a body into an `ApiRequest`, and an `ApiRequest` into the body that goes to the engine.
+Only the fields that the gateway acts on are read."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ PATHS: Final[dict[Endpoint, str]] = {
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
 }
-"""Where each endpoint lives at the engine (and at the gateway)."""
+"""The path of each endpoint, at the engine and at the gateway."""
 
 PROMPT_FIELD: Final[dict[Endpoint, str]] = {
     "chat": "messages",
@@ -30,16 +29,16 @@ PROMPT_FIELD: Final[dict[Endpoint, str]] = {
 
 
 MAX_MEMBERS: Final = 1024
-"""Of a request's top-level members: the API has some forty, engines add as many."""
+"""Top-level members of a request: the API has some forty, engines add as many."""
 MAX_MESSAGES: Final = 65_536
-"""Of a chat: with four tokens around each, a context of 262,144 tokens of nothing else."""
+"""Messages of a chat: with four tokens around each, they alone fill a context of 262,144 tokens."""
 MAX_STREAM_OPTIONS: Final = 4096
-"""Bytes of `stream_options`, of which two members are known."""
-_NAMED: Final = 100_000  # commas in a body in which the member that is given twice is looked for
+"""Bytes of `stream_options`, which has two known members."""
+_NAMED: Final = 100_000  # commas in a body up to which a duplicate member is searched for
 
 
 class _Key(str):
-    """A JSON object key equal only to itself, so that a dict keeps duplicates and they can be seen."""
+    """A JSON object key that equals only itself, so that a dict keeps duplicates."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -54,7 +53,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class _Head(msgspec.Struct):
-    """The fields the gateway itself reads. Everything else belongs to the engine, which judges it."""
+    """The fields that the gateway reads. All others are for the engine to check."""
 
     model: str | None = None
     stream: bool | None = None
@@ -75,7 +74,7 @@ class _Embeddings(_Head):
     input: str | list[msgspec.Raw] | None = None
 
 
-# The prompt may be any array (strings, token ids, message objects): only that it is one is checked here.
+# The prompt may be any array (strings, token ids, messages): only that it is an array is checked here.
 _HEADS: Final[dict[Endpoint, msgspec.json.Decoder[Any]]] = {
     "chat": msgspec.json.Decoder(_Chat),
     "completions": msgspec.json.Decoder(_Completions),
@@ -92,18 +91,16 @@ _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
 class Large(msgspec.Struct, gc=False):
-    """What was found out of a large request while it was read off the loop, so that nobody reads it again."""
+    """Facts of a large request, found while it was decoded in another process, so that it is not read again."""
 
-    cost: tuple[int, int]  # tokens of the prompt, and of the completion
+    cost: tuple[int, int]  # tokens of the prompt and of the completion
     key: bytes | None  # None: its answer is not shared
     affinity: int
-    refers: bool  # to media elsewhere, see `wire/media.py`
+    refers: bool  # refers to media by URL, see `wire/media.py`
 
 
-class ApiRequest(
-    msgspec.Struct, gc=False
-):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
-    """One decoded request. `fields` are its top-level JSON members, undecoded; `body` its exact bytes."""
+class ApiRequest(msgspec.Struct, gc=False):  # created in 0.1 µs, a dataclass in 0.7; it is in no reference cycle
+    """One decoded request. `fields`: its top-level JSON members, undecoded; `body`: its exact bytes."""
 
     endpoint: Endpoint
     model: str | None
@@ -114,21 +111,21 @@ class ApiRequest(
     fields: dict[str, msgspec.Raw]
     body: bytes
     large: Large | None = None
-    """Not None: `fields` hold only the beginning of each long member, and `body` asks for usage where it should.
-    Such a request goes up as it is: nothing is to be made of its fields."""
+    """Not None: `fields` hold only the beginning of each long member, and `body` requests usage already. Such a
+    request goes to the engine as it is; no body may be built from its fields."""
 
     @property
     def prompt(self) -> bytes:
-        """The prompt as JSON bytes, for a log that was asked to show it."""
+        """The prompt as JSON bytes."""
         return bytes(self.fields.get(PROMPT_FIELD[self.endpoint], b"null"))
 
 
 def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
-    """Read a request body. Raises GatewayError 400 that says what is wrong, where, and what is right.
+    """Read a request body. Raises GatewayError 400 that says what is wrong, where, and what is valid.
 
-    Types are checked for the fields the gateway acts on; the rest goes to the engine untouched. A member
-    given twice is refused: two readers of one body must not see two different requests. The time is linear in
-    the bytes, whatever they are.
+    Types are checked for the fields that the gateway acts on; the others go to the engine unchanged. A duplicate
+    member is refused: two readers of one body must not see two different requests. The time is linear in the
+    bytes, whatever they are.
     """
     if not body:
         raise GatewayError(Code.INVALID_JSON, "The request body is empty; send a JSON object.")
@@ -150,7 +147,7 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
         raise _wrong_type(str(e)) from None
     except (msgspec.DecodeError, RecursionError) as e:
         if b"\\u" in body:
-            read(body)  # it has better words for half of a surrogate pair
+            read(body)  # its error for a lone surrogate is clearer
         raise GatewayError(Code.INVALID_JSON, f"The request body is not valid JSON: {e}.") from None
     prompt_field = PROMPT_FIELD[endpoint]
     if getattr(head, prompt_field) is None and not (endpoint == "completions" and "prompt_embeds" in fields):
@@ -160,7 +157,7 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
     if endpoint == "chat" and len(head.messages) > MAX_MESSAGES:
         raise GatewayError(
             Code.INVALID_VALUE,
-            f"There are {len(head.messages)} messages; at most {MAX_MESSAGES} are taken.",
+            f"There are {len(head.messages)} messages; at most {MAX_MESSAGES} are allowed.",
             param="messages",
         )
     options = head.stream_options
@@ -192,7 +189,7 @@ def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
 
 
 def _typed(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
-    """The members with those of a loose type, as vLLM takes them, in the type that the API says."""
+    """The members, with loose types that vLLM accepts converted to the types of the API."""
     typed: dict[str, Any] = dict(fields)
     for name, typed_as in _LOOSE.items():
         if name in fields and (value := typed_as(msgspec.json.decode(fields[name]))) is not None:
@@ -206,11 +203,12 @@ def _typed(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
 
 
 def _all_once(fields: dict[str, msgspec.Raw], body: bytes) -> bool:
-    """Whether it is sure that no member is given twice: by size where the body is compact, else by its quotes.
+    """Whether it is certain that there is no duplicate member: by size where the body is compact, else by its
+    quotes.
 
-    No spelling of an object is shorter than msgspec's, and a second member of a name takes five bytes at least:
-    `"":0,`. Whatever the spaces, it has two quotes at least that the members, each once, do not have; a name that
-    holds a quote itself can be spelled without one, and proves nothing.
+    No encoding of an object is shorter than msgspec's, and a duplicate member takes at least five bytes: `"":0,`.
+    Whatever the whitespace, it adds at least two quotes to those of the members; a name that contains a quote can
+    be spelled without one, and proves nothing.
     """
     least = _ENCODE(fields)
     if len(body) - len(least) < 5:
@@ -225,9 +223,9 @@ def _compact(data: bytes) -> bytes:
 
 
 def _refuse_twice(body: bytes) -> None:
-    """Raises GatewayError 400 where a member is given twice. Slow: a call of Python for each member."""
+    """Raises GatewayError 400 for a duplicate member. Slow: a Python call per member."""
     if b"\\" not in body and body.count(b",") > _NAMED:
-        # No name is spelled with an escape, so the size alone has proved it.
+        # No name is spelled with an escape, so the size alone proves it.
         raise GatewayError(Code.INVALID_JSON, "A field is given twice; give each once.")
     seen: set[str] = set()
     for key in _PAIRS.decode(body):
@@ -240,8 +238,8 @@ def _refuse_twice(body: bytes) -> None:
 
 
 def with_usage(ask: ApiRequest) -> bytes:
-    """The body that asks the engine for usage in a stream, every other member as the client wrote it, but
-    `continuous_usage_stats`: it says nothing where the client did not ask for usage."""
+    """The body that requests usage in a stream. All other members stay as the client wrote them, except for
+    `continuous_usage_stats`, which has no meaning where the client did not request usage."""
     if ask.include_usage or ask.large is not None:
         return ask.body
     options = ask.fields.get("stream_options")
@@ -256,8 +254,8 @@ def with_usage(ask: ApiRequest) -> bytes:
 
 
 def with_fields(ask: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
-    """The request with other values of these fields; every other member stays as the client wrote it, and where
-    all are new to a body they are only put at its end."""
+    """The request with these fields changed; all other members stay as the client wrote them. Where all are new
+    they are appended to the body."""
     fields = {**ask.fields, **changed}
     if ask.fields and not any(name in ask.fields for name in changed):
         body = (
@@ -271,8 +269,8 @@ def with_fields(ask: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
 
 
 def stream_extras(ask: ApiRequest) -> dict[str, msgspec.Raw]:
-    """Members of `stream_options` that may change the frames: all but `include_usage`, and but
-    `continuous_usage_stats` where it says no. One that is not known is an extra whatever it says."""
+    """Members of `stream_options` that may change the frames: all but `include_usage`, and
+    `continuous_usage_stats` where it is false. An unknown member counts whatever its value."""
     options = ask.fields.get("stream_options")
     if options is None:
         return {}

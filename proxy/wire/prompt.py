@@ -1,6 +1,5 @@
-"""Owns the texts of a request: what of a body the model reads, and how much of it there is.
-Must not know limits, deny lists or HTTP: an Ask or a body in, texts and counts out.
-Called by sizes and by the gate, only where one of them has something to look for."""
+"""The texts of a request: what the model reads of a body, and how much. Reading them is slow, so it is done
+only where a limit or a deny list needs them."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from proxy.wire.document import read, read_leniently
 from proxy.wire.openai import PROMPT_FIELD, ApiRequest, Endpoint
 
 _NOT_TEXT: Final = frozenset({"role", "type", "url", "image_url", "audio_url", "video_url", "data", "file_data"})
-"""Members of a message that hold no prompt text where they are plain strings: kinds, and media by reference or in
-base64. A `text` is always read, whatever it looks like."""
+"""Members of a message that are not prompt text where they are strings: kinds, and media by URL or in base64. A
+`text` is always read, whatever it looks like."""
 
 BYTES_A_TOKEN: Final = 4
-"""Of UTF-8. English has about four letters a token, Chinese one character of three bytes."""
+"""In UTF-8. English has about four letters per token, Chinese one character of three bytes."""
 
 NO_TEXT_FIELDS: Final = frozenset({"model", "user", "stream", "stream_options", "metadata"})
-"""Members that no model reads."""
+"""Top-level members that no model reads."""
 
 _API_WORDS: Final = """
 system developer user assistant tool function role content name type text input output messages prompt tools
@@ -33,8 +32,8 @@ response_format schema documents chat_template_kwargs instructions model max_tok
 cache_control ephemeral input_schema $ref $defs
 """
 WORDS: Final = frozenset(_API_WORDS.split())
-"""Words of the API's own. As names of members, and as roles and types, they are in ordinary requests: a deny list
-that holds one of them is about the text."""
+"""Words of the API. As member names, roles and types they occur in ordinary requests: a deny list with one of
+them means the text."""
 
 _CONVERSATIONS: Final = ("messages", "input")  # top-level members whose items have content parts
 _PARTS: Final = ("content", "output")
@@ -42,23 +41,23 @@ _ROLES: Final = ("role", "type")
 _MEDIA: Final = frozenset(
     {"image_url", "input_image", "image", "audio_url", "input_audio", "video_url", "input_video"}
 )
-_FILES: Final = frozenset({"file", "input_file"})  # whose text an engine may read
+_FILES: Final = frozenset({"file", "input_file"})  # an engine may read their text
 _MEDIA_MEMBERS: Final = frozenset({"image_url", "input_audio", "audio_url", "video_url", "source"})
 _MEDIA_VALUES: Final = frozenset({"url", "data"})
 _NUMBERS: Final = (int, float)
 _IDS: Final = ("prompt", "input", "prompt_token_ids", "token_ids", "prompt_ids", "input_ids")
 """Members that hold token ids where they hold numbers."""
-_TEXTS: Final = frozenset({"text", "refusal", "thinking"})  # of a content part: what an engine joins
+_TEXTS: Final = frozenset({"text", "refusal", "thinking"})  # members of a content part that an engine joins
 _NESTED: Final = (dict, list)
 _BEGINS: Final = re.compile(r'\s*[\[{"]')
 
 
 class Prompt(NamedTuple):
-    """What a prompt is made of."""
+    """The content of a prompt."""
 
-    parts: list[list[str]]  # of each message, prompt or input: its texts, in order
+    parts: list[list[str]]  # the texts of each message, prompt or input, in order
     items: int  # messages, prompts or inputs
-    ids: int  # token ids: text that nobody here can read
+    ids: int  # number of token ids, which cannot be read here
 
     @property
     def chars(self) -> int:
@@ -75,7 +74,7 @@ def prompt_of(ask: ApiRequest) -> Prompt:
 
 
 def prompt_in(endpoint: Endpoint, value: Any) -> Prompt:
-    """The same of a prompt's value."""
+    """`prompt_of` for a prompt's decoded value."""
     if isinstance(value, str):
         return Prompt([[value]], 1, 0)
     if not isinstance(value, list):
@@ -89,17 +88,17 @@ def prompt_in(endpoint: Endpoint, value: Any) -> Prompt:
 
 
 def media_free(value: Any) -> list[str]:
-    """Every string of a body that we pass through, in order, but for kinds and media."""
+    """All strings of a passed-through body, in order, without kinds and media."""
     return strings(value, but=_NOT_TEXT)
 
 
 def everything(value: Any, *, but: Collection[str] = ()) -> list[str]:
-    """Every string, every name of a member and every number inside a member (of a tool's arguments: a template
-    writes it out) in a request's JSON value, but for the top-level members `but`.
+    """All strings, member names and nested numbers (a template may print those of a tool's arguments) in a
+    request's JSON value, except for the top-level members `but`.
 
-    Left out is what cannot hold a text of the client's or reach the prompt as one: words of the API's own, as
-    names and as values of `role` and `type`; and the media of a content part that says it is an image, sound or
-    video, where the API has such parts. A string that holds JSON itself is read too: templates get it decoded.
+    Omitted is what cannot be text of the client or reach the prompt as such: words of the API, as names and as
+    values of `role` and `type`; and the media of content parts of type image, audio or video, where the API has
+    such parts. A string that contains JSON is decoded too: templates get it decoded.
     """
     found: list[str] = []
     rest: list[Any] = []
@@ -114,36 +113,38 @@ def everything(value: Any, *, but: Collection[str] = ()) -> list[str]:
             if name in _CONVERSATIONS and isinstance(member, list):
                 for item in member:
                     _spread_item(item, rest)
-            elif type(member) not in _NUMBERS:  # a setting's: `max_tokens`, `seed`
+            elif type(member) not in _NUMBERS:  # a parameter: `max_tokens`, `seed`
                 rest.append(member)
     _walk(rest, found)
     return found
 
 
 def refuse_template(members: Mapping[str, Any]) -> None:
-    """Raises GatewayError 400 for a template: it can say what none of its texts holds."""
+    """Raises GatewayError 400 for a template: it can produce text that no member contains."""
     options = members.get("chat_template_kwargs")
     inside = options.get("chat_template") if isinstance(options, dict) else None
     if members.get("chat_template") is not None or inside is not None:
         raise GatewayError(
             Code.INVALID_VALUE,
-            "Prompts are checked here, and what a template makes of them cannot be: leave chat_template out.",
+            "Prompts are checked here, which a chat template prevents: omit chat_template.",
             param="chat_template",
         )
 
 
 def refuse_ids(members: Mapping[str, Any]) -> None:
-    """Raises GatewayError 400 for a prompt that is no text: token ids, or embeddings."""
+    """Raises GatewayError 400 for a prompt of token ids or embeddings."""
     if members.get("prompt_embeds") is not None or any(
         holds_ids(members[name]) for name in _IDS if name in members
     ):
         raise GatewayError(
-            Code.INVALID_VALUE, "Prompts are checked here, and token ids cannot be: send text.", param="prompt"
+            Code.INVALID_VALUE,
+            "Prompts are checked here, and token ids cannot be checked: send text.",
+            param="prompt",
         )
 
 
 def holds_ids(value: Any) -> bool:
-    """Whether a prompt has numbers in the place of a text, or is an object that may hold them."""
+    """Whether a prompt has numbers in place of text, or an object that may hold them."""
     if not isinstance(value, list):
         return False
     return any(isinstance(item, _NUMBERS) for item in value) or any(
@@ -154,8 +155,8 @@ def holds_ids(value: Any) -> bool:
 
 
 def joined(value: Any) -> list[list[str]]:
-    """The texts of each list of content parts, in order, without what else the parts hold: as an engine joins
-    them. Walked without recursion: how deep it is, is the client's choice."""
+    """The texts of each list of content parts, in order, as an engine joins them. Without recursion: the depth
+    is the client's choice."""
     found: list[list[str]] = []
     rest: list[Any] = [value]
     while rest:
@@ -177,7 +178,7 @@ def joined(value: Any) -> list[list[str]]:
 
 
 def _spread_item(item: Any, rest: list[Any]) -> None:
-    """One message, or one item of a response's input: its content parts apart from the rest of it."""
+    """Separate the content parts of a message, or of an input item, from its other members."""
     if not isinstance(item, dict) or ("content" not in item and "output" not in item):
         rest.append(item)
         return
@@ -188,7 +189,9 @@ def _spread_item(item: Any, rest: list[Any]) -> None:
         kind = part.get("type") if type(part) is dict else None
         if type(kind) is str and kind in _FILES:
             raise GatewayError(
-                Code.INVALID_VALUE, "Prompts are checked here, and files cannot be: send text.", param="messages"
+                Code.INVALID_VALUE,
+                "Prompts are checked here, and files cannot be checked: send text.",
+                param="messages",
             )
         if type(kind) is str and kind in _MEDIA:
             part = _without_media(part)
@@ -215,7 +218,7 @@ def _without_media(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _walk(rest: list[Any], found: list[str]) -> None:
-    """All strings and names in these values. Without recursion: how deep they are, is the client's choice."""
+    """Add all strings and names in these values. Without recursion: the depth is the client's choice."""
     while rest:
         item = rest.pop()
         kind = type(item)
@@ -225,7 +228,7 @@ def _walk(rest: list[Any], found: list[str]) -> None:
                 try:
                     rest.append(read_leniently(item))
                 except (ValueError, RecursionError):
-                    pass  # it is no JSON: a text like others
+                    pass  # not JSON: plain text
         elif kind is list or kind is tuple:
             rest += item
         elif kind in _NUMBERS:
@@ -239,8 +242,8 @@ def _walk(rest: list[Any], found: list[str]) -> None:
 
 
 def strings(value: Any, *, but: Collection[str] = ()) -> list[str]:
-    """Every string inside a JSON value, in order; not the names of members, nor the strings named by `but`.
-    Walked without recursion: how deep it is, is the client's choice."""
+    """All strings inside a JSON value, in order; without member names and the string members named in `but`.
+    Without recursion: the depth is the client's choice."""
     found: list[str] = []
     rest: list[Any] = [value]
     while rest:

@@ -1,6 +1,4 @@
-"""Owns the one reading of a body that is passed through: what routing, limits, charges and checks know of it.
-Must not know who asks, flights or HTTP: a media type and bytes in, one value out, which all of them use.
-Called by the gateway, and by the process that reads what is large."""
+"""The one reading of a body that is passed through: routing, limits, charges and checks all use this value."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class RawBody(msgspec.Struct, frozen=True, gc=False):
-    """A body as it goes up, and what it says. `value`: of JSON."""
+    """A body as it goes to the engine, and its content. `value`: decoded JSON."""
 
     kind: Literal["none", "json", "form", "other"]
     body: bytes = b""
@@ -34,14 +32,14 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def model(self) -> str | None:
-        """The model that it names; None where it names none. Raises GatewayError 400 where a form's is a file."""
+        """The model it names; None: none. Raises GatewayError 400 where a form's `model` is a file."""
         if self.form is not None:
             return self.form.text("model") or None
         model = self.members.get("model")
         return model if isinstance(model, str) else None
 
     def number(self, name: str) -> int | None:
-        """A whole number above 0 by this name, of the types that an engine takes: `"8"` and `8.0` too."""
+        """The positive integer of this name, in the types that an engine accepts: `"8"` and `8.0` too."""
         value: Any = self.members.get(name) if self.form is None else self.form.text(name)
         if isinstance(value, str) and self.form is not None and value.isascii() and value.isdecimal():
             value = int(value[:12])
@@ -58,20 +56,20 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
         return max(1, len(messages))
 
     def prompt(self) -> list[str]:
-        """The texts that a model may read, media apart, in order."""
+        """The texts that a model may read, without media, in order."""
         if self.form is not None:
             return self.form.texts()
         return media_free(self.value)
 
     def texts(self, path: str) -> list[str]:
-        """Every string and every name in it. Raises GatewayError 400 for what nobody here can read."""
+        """All strings and member names. Raises GatewayError 400 for content that cannot be checked."""
         if self.form is not None:
             if any(part.name != "file" for part in self.form.files) or (
                 self.form.files and not path.startswith(AUDIO)
             ):
                 raise GatewayError(
                     Code.INVALID_VALUE,
-                    "Prompts are checked here, and files cannot be: only the field 'file' of audio may be one.",
+                    "Prompts are checked here, and files cannot be checked: only 'file' of audio may be a file.",
                 )
             return everything(self.form.texts())
         refuse_template(self.members)
@@ -79,7 +77,7 @@ class RawBody(msgspec.Struct, frozen=True, gc=False):
         return everything(self.value)
 
     def with_numbers(self, changed: dict[str, int]) -> RawBody:
-        """The same with other numbers in these members."""
+        """A copy with these members changed."""
         if not changed:
             return self
         if self.form is not None:
@@ -102,7 +100,7 @@ COUNTS: Final = (
     "/classify",
     "/generative_scoring",
 )
-"""vLLM's paths outside /v1 that only compute."""
+"""Paths of vLLM outside /v1 that only compute."""
 _SILENT: Final = frozenset(
     (*COUNTS, "/version", "/tokenizer_info", "/v1/score", "/v1/rerank", "/v1/messages/count_tokens")
 )
@@ -113,12 +111,12 @@ _JSON_UNDER: Final = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/res
 
 
 def generates(path: str) -> bool:
-    """Whether an answer of this path may hold generated text: everything that is not known to hold none."""
+    """Whether an answer of this path may hold generated text: true unless it is known not to."""
     return path.rstrip("/") not in _SILENT
 
 
 def takes_json_only(path: str) -> bool:
-    """Whether it is a path of vLLM's that takes no body but JSON."""
+    """Whether it is a path of vLLM that accepts only JSON."""
     return path.startswith(_JSON_UNDER) or path.rstrip("/") in _JSON_ONLY
 
 
@@ -126,7 +124,7 @@ NONE: Final = RawBody("none")
 
 
 def read_passed(media: Media | None, body: bytes) -> RawBody:
-    """Read a body, of the type that its head told. Raises GatewayError 400 where readers could differ about it."""
+    """Read a body of the media type in its head. Raises GatewayError 400 where readers could differ."""
     if media is None or not body:
         return NONE
     if media.kind == "json":
@@ -143,6 +141,6 @@ def _check_model(form: Form) -> None:
     if model is not None and (model != model.strip() or not model.isprintable()):
         raise GatewayError(
             Code.INVALID_VALUE,
-            "The field 'model' has spaces around it, or characters that do not print.",
+            "The field 'model' has surrounding spaces or unprintable characters.",
             param="model",
         )

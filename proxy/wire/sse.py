@@ -1,6 +1,4 @@
-"""Owns Server-Sent Events as bytes: where an event ends, what data it carries, its HTTP/1.1 chunk.
-Must not know JSON, engines or sockets: bytes in, bytes out.
-Called by the upstream side (Framer), by whatever reads a stored stream, and by `respond.py`."""
+"""Server-Sent Events as bytes: where an event ends, which data it carries, its HTTP/1.1 chunk."""
 
 from __future__ import annotations
 
@@ -15,29 +13,29 @@ DONE: Final = b"data: [DONE]\n\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 BOM: Final = b"\xef\xbb\xbf"
 
-# The law of the event's end: the second of two line ends in a row ends it, the first such pair counts.
-# A CR is settled as soon as it can be:
-# - after a bare CR a second CR ends the event at once; an LF right behind it opens the next frame, where it
-#   is an empty line that says nothing;
-# - after an LF (so after CRLF too) a CR waits for the next byte: an LF belongs to it, anything else does not.
-# So a frame never depends on where the bytes were cut.
+# An event ends at the second of two consecutive line ends; the first such pair counts. A CR is decided as soon as
+# possible:
+# - after a bare CR a second CR ends the event at once; an LF directly after it begins the next frame, where it is
+#   an empty line without meaning;
+# - after an LF (so after CRLF too) a CR waits for the next byte: an LF belongs to it, any other byte does not.
+# So frames do not depend on how the bytes were split.
 _END: Final = re.compile(rb"\n\n|\r\r|\n\r(?:\n|(?=[^\n]))")
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 class Framer:
-    """Cuts a byte stream into raw events: what `feed` returned, joined, and `rest` are all that was fed.
+    """Cuts a byte stream into raw events. The frames that `feed` returned, joined, and `rest` are all bytes fed.
 
-    Any cutting of the same bytes gives the same frames. Each byte is searched once, however small the
-    pieces. Measured (CPython 3.11, one EPYC core, events of 223 B): 0.19 µs for a feed of one event, 0.17 µs
-    each for 40 in a feed, 2.3 µs for an event in two halves, 1.5 µs for one whose lines end in CRLF.
+    The same bytes give the same frames under any split. Each byte is searched once, however small the pieces.
+    Measured (CPython 3.11, one EPYC core, events of 223 B): 0.19 µs for a feed of one event, 0.17 µs each for 40
+    in a feed, 2.3 µs for an event in two halves, 1.5 µs for one whose lines end in CRLF.
     """
 
     __slots__ = ("_cr", "_max", "_pending", "_seen")
 
     def __init__(self, max_frame: int) -> None:
         self._max = max_frame
-        self._cr = False  # a CR has come: only then are there other ends than two LF
+        self._cr = False  # a CR has come: only then other ends than two LF are possible
         self._pending = bytearray()
         self._seen = 0  # no event ends before this index of _pending
 
@@ -46,7 +44,7 @@ class Framer:
 
     @property
     def rest(self) -> bytes:
-        """What has come of an event whose end has not."""
+        """The bytes of an incomplete event."""
         return bytes(self._pending)
 
     @property
@@ -56,21 +54,21 @@ class Framer:
 
     @property
     def speaks(self) -> bool:
-        """Whether an event has begun that is no comment."""
+        """Whether an incomplete event is not a comment."""
         return bool(self._pending) and self._pending[0] != 58
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that `data` completes, each with its terminating blank line.
 
-        Raises GatewayError where an event is larger than `max_frame`, complete or not; frames that came
-        in the same call are then lost, as the stream is.
+        Raises GatewayError 502 where an event is larger than `max_frame` bytes, complete or not; frames of the
+        same call are then lost, as is the stream.
         """
         if self._pending or len(data) > self._max or 13 in data:
             return self._search(data)
         if data.find(b"\n") == len(data) - 2 and data[-1] == 10:
             return [data]
         lines = data.split(b"\n")
-        if len(lines) % 2 == 0 or any(lines[1::2]):  # not just one line and an empty one, time and again
+        if len(lines) % 2 == 0 or any(lines[1::2]):  # not single lines, each followed by an empty one
             return self._search(data)
         tail = lines.pop()
         if tail:
@@ -85,7 +83,7 @@ class Framer:
         start = 0
         seen = self._seen
         self._cr = cr = self._cr or 13 in data
-        while True:  # for two LF alone, `find` is 15 times as quick as the pattern
+        while True:  # for two LF alone, `find` is 15 times as fast as the pattern
             if cr:
                 end = _END.search(pending, seen)
                 stop = -1 if end is None else end.end()
@@ -99,7 +97,7 @@ class Framer:
             frames.append(bytes(pending[start:stop]))
             start = seen = stop
         del pending[:start]
-        # An end is at most three bytes long, so at most the last two can be the front of one.
+        # An end is at most three bytes long, so at most the last two bytes can begin one.
         self._seen = max(0, len(pending) - 2)
         if len(pending) > self._max:
             raise self._too_large()
@@ -110,9 +108,9 @@ class Framer:
 
 
 def data_of(frame: bytes) -> bytes | None:
-    """The event's data by the WHATWG standard; None where no line is a data field (comments, keep-alives).
+    """The event's data by the WHATWG standard; None without a data field (comments, keep-alives).
 
-    A BOM is skipped at the front of any frame, as a frame does not know whether it is the first.
+    A BOM is skipped at the beginning of any frame, since a frame does not know whether it is the first.
     """
     if frame.startswith(b"data: ") and frame.find(b"\n") == len(frame) - 2 and 13 not in frame:
         return frame[6:-2]
@@ -121,12 +119,12 @@ def data_of(frame: bytes) -> bytes | None:
 
 
 def is_comment(frame: bytes) -> bool:
-    """Whether an event says nothing: it has no data, and names no error."""
+    """Whether an event has neither data nor the type `error`."""
     return data_of(frame) is None and b"error" not in (value.strip() for value in field_of(frame, b"event"))
 
 
 def field_of(frame: bytes, name: bytes) -> list[bytes]:
-    """The values of all lines whose field is `name`."""
+    """The values of all lines with this field name."""
     values = []
     for line in _LINE_END.split(frame.removeprefix(BOM)):
         field, _, value = line.partition(b":")
@@ -136,7 +134,7 @@ def field_of(frame: bytes, name: bytes) -> list[bytes]:
 
 
 def is_done(frame: bytes) -> bool:
-    """Whether this is the terminal event of an OpenAI stream, whatever its spacing and line ends."""
+    """Whether this is the terminal event of an OpenAI stream, with any spacing and line ends."""
     if frame.startswith(b"data: {"):
         return False
     if frame == DONE:
@@ -146,21 +144,21 @@ def is_done(frame: bytes) -> bool:
 
 
 def encode(data: bytes) -> bytes:
-    """One event with this data. A line end of any kind starts a new data line and is read back as LF."""
+    """One event with this data. Each line end in it begins a new data line, and is read back as LF."""
     if b"\n" in data or b"\r" in data:
         data = b"\ndata: ".join(_LINE_END.split(data))
     return b"data: %b\n\n" % data
 
 
 SIZES: Final = tuple(b"%x\r\n" % size for size in range(4096))
-"""The size lines of small chunks, made once: to format one takes 1.4 times as long as to join it."""
+"""The size lines of small chunks, precomputed: formatting one takes 1.4 times as long as joining it."""
 
 
 _HEX: Final = tuple(size[:-2] for size in SIZES)
 
 
 def chunk(frame: bytes) -> bytes:
-    """The frame as one HTTP/1.1 chunk. Nothing gives nothing: an empty chunk would end the body."""
+    """The frame as one HTTP/1.1 chunk; empty for an empty frame: an empty chunk would end the body."""
     size = len(frame)
     if 0 < size < len(SIZES):
         return SIZES[size] + frame + b"\r\n"
@@ -168,7 +166,7 @@ def chunk(frame: bytes) -> bytes:
 
 
 def unchunks(data: bytes) -> list[bytes]:
-    """The frames inside joined chunks made by `chunk`. Raises ValueError for anything that it would not make."""
+    """The frames in joined chunks written by `chunk`. Raises ValueError for any other bytes."""
     frames = []
     start, end = 0, len(data)
     while start < end:
@@ -189,24 +187,24 @@ _CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class _Seen:
-    """What a parser tells: the chunks' contents, and how many messages have ended."""
+    """Callbacks of the parser: collects the chunks' contents and counts the messages that have ended."""
 
     __slots__ = ("count", "on_body", "pieces")
 
     def __init__(self) -> None:
         self.count = 0
         self.pieces: list[bytes] = []
-        self.on_body = self.pieces.append  # a C function: no call of Python for each chunk
+        self.on_body = self.pieces.append  # a C function: no Python call per chunk
 
     def on_message_complete(self) -> None:
         self.count += 1
 
 
 class ChunkCheck:
-    """Reads bytes that should be joined chunks exactly as `chunk` writes them: no extensions, no leading zeros, no
-    capitals, no last chunk. It finds what `unchunks` finds, by an HTTP parser (llhttp) and no walk in Python.
+    """Reads joined chunks exactly as `chunk` writes them: no extensions, leading zeros, capitals or last chunk.
+    The result is that of `unchunks`, by an HTTP parser (llhttp) in place of a loop in Python.
 
-    The parser is kept: to make one costs as much as 40 chunks.
+    The parser is kept: creating one costs as much as 40 chunks.
     """
 
     __slots__ = ("_parser", "_seen")
@@ -216,13 +214,13 @@ class ChunkCheck:
         self._parser = httptools.HttpResponseParser(self._seen)
 
     def __call__(self, part: bytes) -> list[bytes] | None:
-        """The frames; None where the bytes are anything else."""
+        """The frames; None for any other bytes."""
         if not len(part):
             return []
         seen, feed = self._seen, self._parser.feed_data
         before = seen.count
         try:
-            if part[-2:] == b"\r\n":  # what is half a size would go on in the last chunk's
+            if part[-2:] == b"\r\n":  # else an incomplete size would continue in the last chunk
                 feed(_CHUNKED_HEAD)
                 feed(part)
                 if seen.count == before:
@@ -233,7 +231,7 @@ class ChunkCheck:
                         return pieces if _written(pieces) == part else None
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             pass
-        self._seen = _Seen()  # the old parser is in the middle of something
+        self._seen = _Seen()  # the old parser is in an unknown state
         self._parser = httptools.HttpResponseParser(self._seen)
         return None
 

@@ -1,6 +1,5 @@
-"""Owns the judgement whether an answer is whole: each choice ended by a reason of OpenAI's, a vector an input.
-Must not know flights, engines or HTTP: frames, bodies and what was asked for in, what is missing out.
-Called by the feeder, the carrier's split and the store, so that all of them judge alike."""
+"""Whether an answer is complete: each choice ended by a finish_reason of OpenAI's, one vector for each input.
+Ingest, merged answers and the cache all decide by this module."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from proxy.wire.openai import ApiRequest, Endpoint
 from proxy.wire.sse import data_of, is_done
 
 REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-"""What OpenAI's finish_reason may be. vLLM also says `abort` and `error`: the model did not end such an answer."""
+"""OpenAI's values of finish_reason. vLLM also has `abort` and `error`, where the model did not end the answer."""
 MAX_CHOICES: Final = 100_000
 _NO_INDEX: Final = -1
 _OPEN: Final = REASONS | {""}
 MAX_COUNTED: Final = 1024 * 1024
-"""Bytes of a list of prompts up to which its members are counted."""
+"""Bytes of a list of prompts up to which its items are counted."""
 
 _WRITTEN: Final = b'"finish_reason":"'
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -31,10 +30,10 @@ _NULL: Final = Raw(b"null")
 
 
 class Lack(NamedTuple):
-    """Why an answer is not whole."""
+    """Why an answer is incomplete."""
 
-    words: str  # for its reader
-    few: bool = False  # what is there is good; choices are missing, or were not ended
+    words: str  # the error message for the client
+    few: bool = False  # the choices present are valid; some are missing or not ended
 
 
 class _Choice(Struct, gc=False):
@@ -47,7 +46,7 @@ class _Frame(Struct, gc=False):
 
 
 class _Ended(Struct, gc=False):
-    finish_reason: str | None  # without it the first one ends the decoding: 64 MiB of `{}` are no million objects
+    finish_reason: str | None  # required, so that the first object without it ends the decoding: 64 MiB of `{}`
     index: int | None = 0
 
 
@@ -79,11 +78,11 @@ _DATA: Final = msgspec.json.Decoder(list[_Vector])
 _LIST: Final = msgspec.json.Decoder(list[Raw])
 
 
-# -- what was asked for --------------------------------------------------------------------------------
+# -- the request ---------------------------------------------------------------------------------------
 
 
 def asked_of(ask: ApiRequest) -> int:
-    """How many choices, or vectors, a request asks for; 0 where that cannot be told."""
+    """The number of choices, or vectors, that a request asks for; 0: not known."""
     fields = ask.fields
     if ask.endpoint == "embeddings":
         return _items(fields.get("input", _NULL))
@@ -97,7 +96,7 @@ def asked_of(ask: ApiRequest) -> int:
 
 
 def _items(raw: Raw) -> int:
-    """How many prompts these are: a text or a list of token ids is one."""
+    """The number of prompts: a text or a list of token ids is one."""
     view = memoryview(raw)
     head = bytes(view[:64]).lstrip()
     if head.startswith(b'"'):
@@ -117,8 +116,8 @@ def _items(raw: Raw) -> int:
 
 
 def note(frame: bytes, ended: dict[int, str]) -> bool:
-    """Note which choices of a frame have ended, and how; "" is for one that was seen and has not ended. The first
-    reason that is not OpenAI's stays. False: the frame has such a one."""
+    """Record the finish_reason of each choice in a frame; "" for a choice that has not ended. The first reason
+    that is not OpenAI's stays. False: the frame has such a reason."""
     good = True
     for choice in _choices_of(frame):
         index, reason = choice.index or 0, choice.finish_reason or ""
@@ -139,20 +138,21 @@ def _choices_of(frame: bytes) -> Sequence[_Choice]:
         return ()
     except _BROKEN:
         pass
-    try:  # NaN and halves of an emoji, which many readers of JSON take
+    try:  # NaN and lone surrogates, which many JSON readers accept
         return msgspec.convert(json.loads(data), _Frame).choices or ()
     except (*_UNREADABLE, msgspec.MsgspecError):
         return ()
 
 
 def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
-    """What a stream lacks whose choices have ended so. `asked`: how many were asked for, 0 where nobody knows."""
+    """What a stream lacks, by the finish_reasons of its choices. `asked`: number of choices requested, 0: not
+    known."""
     open_ = 0
     for index, reason in ended.items():
         if not reason:
             open_ += 1
         elif index == _NO_INDEX:
-            return Lack("The engine's answer has a choice whose index cannot be.")
+            return Lack("The engine's answer has a choice with an invalid index.")
         elif reason not in REASONS:
             return Lack(f"The engine ended the answer with finish_reason {reason[:64]!r}.")
     whole = len(ended) - open_
@@ -162,7 +162,7 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
     if not open_ and not absent:
         return None
     if not ended:
-        return Lack("The engine ended the answer without a choice that has a finish_reason.", few=True)
+        return Lack("The engine ended the answer without any finish_reason.", few=True)
     words = f"The engine ended the answer with {whole} of {max(asked, len(ended))} choices complete."
     return Lack(words, few=True)
 
@@ -171,8 +171,8 @@ def lack_of(ended: Mapping[int, str], asked: int) -> Lack | None:
 
 
 def read_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None, Lack | None]:
-    """The usage of a successful answer's body, and what the answer lacks. Raises what `msgspec` raises where it is
-    not JSON."""
+    """The usage in the body of a successful answer, and what the answer lacks. Raises msgspec's error where the
+    body is not JSON."""
     try:
         if endpoint == "embeddings":
             found: _Vectors | _Body = _VECTORS.decode(body)
@@ -185,18 +185,18 @@ def read_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None
     if isinstance(found, _Vectors):
         return found.usage, _vectors(found.data, asked)
     choices = found.choices
-    if asked == 1 and choices is not None and len(choices) == 1:  # as nearly all are: without another call
+    if asked == 1 and choices is not None and len(choices) == 1:  # the common case, without another call
         (only,) = choices
         if not only.index and only.finish_reason in REASONS:
             return found.usage, None
     return found.usage, _chosen(choices, asked)
 
 
-_ERROR: Final = Lack("The engine answered 200 with an error in place of the answer.")
+_ERROR: Final = Lack("The engine answered 200 with an error instead of an answer.")
 
 
 def _odd_body(body: bytes, endpoint: Endpoint, asked: int) -> tuple[Usage | None, Lack | None]:
-    """The same for a body with a member of an unexpected type: each member is read by itself."""
+    """`read_body` for a body with a member of an unexpected type: each member is read by itself."""
     try:
         members = _MEMBERS.decode(body)
     except msgspec.ValidationError:
@@ -221,7 +221,7 @@ def _chosen(choices: Sequence[_Ended] | None, asked: int) -> Lack | None:
     for choice in choices:
         index = choice.index or 0
         if index in ended or not 0 <= index < MAX_CHOICES:
-            return Lack(f"The engine's answer has the choice {index} where it should not.", few=True)
+            return Lack(f"The engine's answer has the choice {index} at an invalid place.", few=True)
         ended[index] = choice.finish_reason or ""
     return lack_of(ended, asked)
 
@@ -232,7 +232,7 @@ def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
     if len(data) < asked:
         return Lack(f"The engine's answer has {len(data)} embeddings for {asked} inputs.")
     if not all(is_vector(datum.embedding) for datum in data):
-        return Lack("The engine's answer has an embedding that is no vector.")
+        return Lack("The engine's answer has an embedding that is not a vector.")
     indexes = [datum.index for datum in data if datum.index is not None]
     if indexes and sorted(indexes) != list(range(len(data))):
         return Lack(f"The engine's answer has {len(data)} embeddings, but not one for each index.")
@@ -240,23 +240,23 @@ def _vectors(data: Sequence[_Vector] | None, asked: int) -> Lack | None:
 
 
 def is_vector(raw: Raw) -> bool:
-    """Whether it is a list that has numbers, and nothing that is null, or a text (base64) that is not empty."""
+    """Whether it is a non-empty list without null, or a non-empty string (base64)."""
     text = bytes(raw)
     return text not in _NOTHING and text[:1] in (b"[", b'"') and (text[:1] == b'"' or b"n" not in text)
 
 
-# -- what is stored ------------------------------------------------------------------------------------
+# -- stored answers ------------------------------------------------------------------------------------
 
 
 def whole_streams(same: Sequence[bytes], ends: Iterable[Sequence[bytes]]) -> bool:
-    """Whether stored frames are streams that ended: what all have the `same`, and each one's own end. [DONE] is
-    last and once, and no choice is open; how many were asked for is not known here."""
+    """Whether stored frames are complete streams: the common frames `same`, and for each stream its `ends`.
+    [DONE] comes last and once, and no choice is open; the number of requested choices is not known here."""
     content = b"".join(same)
     if b"[DONE]" in content and any(b"[DONE]" in frame and is_done(frame) for frame in same):
         return False
     before: dict[int, str] = {}
     at = content.find(_WRITTEN)
-    while at >= 0:  # as vLLM and llama.cpp write it, one search of all finds it
+    while at >= 0:  # in the spelling of vLLM and llama.cpp, found by one search
         start, stop = content.rfind(b"\n\n", 0, at), content.find(b"\n\n", at)
         if stop < 0:
             break
@@ -272,7 +272,7 @@ def whole_streams(same: Sequence[bytes], ends: Iterable[Sequence[bytes]]) -> boo
 
 
 def endings(frames: Iterable[bytes], ended: dict[int, str] | None = None) -> dict[int, str]:
-    """How the choices of a stream ended, besides those that are known to have."""
+    """The finish_reasons of a stream's choices, added to those in `ended`."""
     ended = {} if ended is None else ended
     for frame in frames:
         if FINISH.search(frame) is not None:
@@ -281,10 +281,10 @@ def endings(frames: Iterable[bytes], ended: dict[int, str] | None = None) -> dic
 
 
 def whole_body(body: bytes) -> bool:
-    """Whether a stored body is a whole answer, of one endpoint or another."""
+    """Whether a stored body is a complete answer of any endpoint."""
     try:
         if not body.isascii():
-            body.decode()  # a text that is only passed over is not looked into
+            body.decode()  # msgspec does not check strings that it skips
         if b'"embedding"' in body and read_body(body, "embeddings", 1)[1] is None:
             return True
         return read_body(body, "chat", 0)[1] is None

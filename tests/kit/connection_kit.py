@@ -87,13 +87,13 @@ class Pool:
         self.told: list[str] = []
         self.breaks = False
 
-    def give(self, connection: Connection) -> None:
-        self.told.append("give")
+    def release(self, connection: Connection) -> None:
+        self.told.append("release")
         if self.breaks:
             raise ZeroDivisionError
 
-    def forget(self, connection: Connection) -> None:
-        self.told.append("forget")
+    def discard(self, connection: Connection) -> None:
+        self.told.append("discard")
 
 
 class Noting:

@@ -119,10 +119,10 @@ def mapped(e: Exception, *, begun: bool) -> GatewayError:
         if isinstance(cause, http_exceptions.TransferEncodingError) and "Not enough data" in str(cause):
             break
         if isinstance(cause, http_exceptions.HttpProcessingError | aiohttp.ClientResponseError):
-            return GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {cause}.")
+            return GatewayError(Code.UPSTREAM_PROTOCOL, f"Malformed HTTP response from the engine: {cause}.")
         cause = cause.__cause__ or cause.__context__
     if begun:
-        return GatewayError(Code.UPSTREAM_TRUNCATED, f"The engine closed the connection in mid-answer ({e}).")
+        return GatewayError(Code.UPSTREAM_TRUNCATED, f"The engine closed the connection before the end of its answer ({e}).")
     if isinstance(e, aiohttp.ConnectionTimeoutError):
         return GatewayError(Code.UPSTREAM_CONNECT_TIMEOUT, "The engine did not take the connection.")
     return unreachable(str(e))

@@ -89,7 +89,7 @@ class MemoryEngine:
         self.wires.append(wire)
         return wire
 
-    def give(self, wire: Wire) -> None:
+    def release(self, wire: Wire) -> None:
         self.given.append(wire)
 
     def request(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:

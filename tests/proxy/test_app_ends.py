@@ -86,7 +86,7 @@ async def test_what_is_odd_about_the_settings_is_told_at_the_start(engine: Engin
     async with gateway(engine, backend_api_key="'k'", max_connections=10**8, log_to=tmp_path / "log"):
         pass
     told = [line["detail"] for line in lines(tmp_path / "log") if line["msg"] == "settings"]
-    assert ["in quotes" in words for words in told] == [True, False]
+    assert ["it is quoted" in words for words in told] == [True, False]
     assert "max_connections" in told[1]
 
 
@@ -146,5 +146,5 @@ async def test_a_settings_file_is_watched_where_there_is_one_and_it_can_be_read_
     with (tmp_path / "log").open("wb") as file:
         log = Log(file.fileno())
         async with wiring.running(settings, log, (lambda: settings) if reread else None):
-            assert (given["Reloads"]["reload"] is not None) is watched
+            assert (given["FileReloads"]["reload"] is not None) is watched
         log.close()

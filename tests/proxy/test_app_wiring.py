@@ -19,7 +19,7 @@ from proxy.access.client_ip import TrustedProxies
 from proxy.access.identity import Authenticator
 from proxy.access.ratelimit.admission import Admission
 from proxy.access.rules import AccessRules
-from proxy.app import App, _at, _certificates, _on_redis, _retry, _tls, _watchdog
+from proxy.app import App, _at, _certificates, _on_redis, _retry_rules, _tls, _watchdog
 from proxy.config.settings import Settings
 from proxy.flights.watchdog import PATIENCE
 from proxy.redis.cache import Cache
@@ -53,14 +53,14 @@ class Given(dict[str, dict[str, Any]]):
 def given(monkeypatch: pytest.MonkeyPatch) -> Given:
     found = Given()
     names = (
-        "Batcher",
+        "RequestQueue",
         "Scheduler",
-        "Limits",
+        "StreamLimits",
         "Budget",
-        "Door",
+        "Listener",
         "Times",
         "Gateway",
-        "Tickets",
+        "TicketFactory",
         "places",
         "Watchdog",
     )
@@ -88,7 +88,7 @@ async def test_settings_in_other_units_are_converted(engine: Engine, given: Give
         max_header_bytes=3_000,
         redis_timeout_ms=100_000,
     ) as app:
-        request_queue = given["Batcher"]
+        request_queue = given["RequestQueue"]
         assert (request_queue["window"], request_queue["timeout"], request_queue["limit"]) == (2.5, 7.0, 9)
         assert (request_queue["max_batch"], request_queue["patience"]) == (3, 6.0)
         assert given["Scheduler"]["merge_max"] == 5
@@ -113,7 +113,7 @@ async def test_nothing_set_is_no_limit(engine: Engine, given: Given) -> None:
         proxy_protocol=True,
         trusted_proxies=("127.0.0.0/8",),
     ):
-        assert given["Batcher"]["timeout"] == math.inf
+        assert given["RequestQueue"]["timeout"] == math.inf
         assert given["Times"]["stall"] == math.inf
         assert given["places"]["inflight"] == MOST
         assert given["Watchdog"]["patience"] == PATIENCE
@@ -185,13 +185,13 @@ def log_to(path: Path) -> Log:
 
 
 def test_the_rules_of_retries_are_in_seconds() -> None:
-    rules = _retry(Settings(retries=3, retry_on="connect,429", retry_backoff_ms=2500.0, retry_max_wait=9.0))
+    rules = _retry_rules(Settings(retries=3, retry_on="connect,429", retry_backoff_ms=2500.0, retry_max_wait=9.0))
     assert (rules.retries, rules.on, rules.backoff, rules.longest) == (3, frozenset({"connect", "429"}), 2.5, 9.0)
 
 
 def test_a_place_is_named_with_what_raised_there() -> None:
     with pytest.raises(ValueError, match="base") as caught:
-        _retry(cast(Settings, SimpleNamespace(retries=0, retry_on="", retry_backoff_ms=int("x"))))
+        _retry_rules(cast(Settings, SimpleNamespace(retries=0, retry_on="", retry_backoff_ms=int("x"))))
     assert _at("a turn", caught.value).startswith("a turn (")
     assert _at("a turn", ValueError("x")) == "a turn"
 

@@ -80,7 +80,7 @@ def test_settings_that_do_not_go_together_are_each_told() -> None:
 def test_a_file_may_be_as_large_as_is_allowed_and_no_byte_larger(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "MAX_FILE", 10)
+    monkeypatch.setattr("proxy.config.files.MAX_FILE", 10)
     path = tmp_path / "f"
     path.write_bytes(b"0123456789")
     assert read_file("deny_file", str(path)) == "0123456789"
@@ -168,7 +168,7 @@ def test_keys_of_which_none_is_an_operator_s_are_warned_of(
 def test_a_listener_of_operators_that_all_may_reach_is_warned_of(
     tmp_path: Path, given: dict[str, Any], warned: bool
 ) -> None:
-    words = "admin_host = 0.0.0.0: without api_keys_file all who reach it are operators"
+    words = "admin_host = 0.0.0.0: without api_keys_file everyone who reaches it is an operator"
     assert prepare(Settings(**given)).warnings == [words] * warned
     with_keys = Settings(api_keys_file=keys(tmp_path, operator=True), **given)
     assert prepare(with_keys).warnings == []
@@ -177,7 +177,7 @@ def test_a_listener_of_operators_that_all_may_reach_is_warned_of(
 def test_keys_that_go_on_to_engines_are_warned_of(tmp_path: Path) -> None:
     path = keys(tmp_path, operator=True)
     (words,) = prepare(Settings(api_keys_file=path, forward_authorization=True)).warnings
-    assert words.startswith("forward_authorization: engines get the keys")
+    assert words.startswith("forward_authorization: engines receive the API keys")
     assert prepare(Settings(forward_authorization=True)).warnings == []
 
 

@@ -125,7 +125,7 @@ def test_the_engines_key_is_hidden_before_it_is_used(tmp_path: Path) -> None:
     bench = Bench(Settings(backend_api_key_file=str(path)))
     take = bench.of("backend_api_key_file")
     assert bench.told == []
-    assert take() == "the key that engines are sent"
+    assert take() == "the API key of engines"
     assert bench.told == [("hide", ["k3y"]), ("fleet", "api_key")]
     path.write_text("")
     with pytest.raises(SettingsError, match="holds no key"):

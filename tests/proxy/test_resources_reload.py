@@ -106,5 +106,5 @@ async def test_what_is_added_and_what_is_removed_are_told_by_their_numbers(tmp_p
         bench.gives = replace(bench.settings, backends=backends, warnings=("odd",))
         assert bench.take() == told
     own = Bench(tmp_path / "own", Settings(config="x.toml"))
-    assert own.take() == "nothing that changes while it runs"
+    assert own.take() == "nothing that can change at run time"
     assert (bench.told(), own.told()) == ([], [])

@@ -30,7 +30,7 @@ def gone(trip: Trip) -> Backend:
     first = trip.backends.all[0]
     for backend in trip.backends.all[1:]:
         backend.up = True
-    trip.backends.seen_down(first, "Connection refused")
+    trip.backends.record_unreachable(first, "Connection refused")
     trip.exchange.engine_gone()
     return first
 

@@ -152,7 +152,7 @@ def exchanges(pool: Pool) -> dict[str, tuple[Callable[[], object], int]]:
     idle = Connection(pool)
 
     def reuse() -> None:
-        pool.give(idle)
+        pool.release(idle)
         pool.take()
 
     return {

@@ -12,17 +12,16 @@ from typing import Any, Final
 
 from proxy.access.ratelimit.buckets import Claim, Decision, Kind, Levels, Limits, Whose
 from proxy.redis import (
-    AWAY,
     Availability,
     Lost,
+    OnChange,
     RedisAddress,
     RedisClient,
     ReplyError,
-    TooManyPending,
-    Unhandled,
     WireError,
     Word,
     address,
+    is_away,
 )
 
 LEASE: Final = 30.0
@@ -131,8 +130,6 @@ return 1
 """
 )
 
-Told = Callable[[bool, str], None]
-
 
 class RedisLimits:
     """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
@@ -148,24 +145,21 @@ class RedisLimits:
         timeout: float,
         lease: float = LEASE,
         namespace: str = "gateway",
-        on_change: Told = lambda away, why: None,
+        on_change: OnChange = lambda away, why: None,
     ) -> None:
         self._link = RedisClient(address(url), connect_timeout=timeout)
         self._timeout = timeout
         self._lease = lease
         self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
-        self.breaker = Availability()
+        self.availability = Availability(self._load, self._changed)
         self._held: dict[str, Claim] = {}  # permits that live, to be renewed
-        self._last_loss: WireError | None = None
-        self._refused = False  # it answers, but not to what we ask
-        self._wanted = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._refused = False  # Redis answers, but with an error
+        self._renewal: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        state = "open" if self.breaker.open else "closed"
-        return f"<SharedLimits {state} permits={len(self._held)} {self._link!r}>"
+        state = "open" if self.availability.open else "closed"
+        return f"<RedisLimits {state} permits={len(self._held)} {self._link!r}>"
 
     def renew(self, where: RedisAddress) -> None:
         """For connections from now on."""
@@ -173,7 +167,7 @@ class RedisLimits:
 
     @property
     def available(self) -> bool:
-        return not self.breaker.open
+        return not self.availability.open
 
     async def start(self) -> None:
         """Find out whether it answers, and have the permits renewed from now on."""
@@ -181,27 +175,27 @@ class RedisLimits:
             await self._load()
         except WireError as e:
             self._failed(e)
-        self._task = asyncio.create_task(self._watch())
+        self.availability.start()
+        self._renew_later()
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self.availability.stop()
+        if self._renewal is not None:
+            self._renewal.cancel()
         await self._link.close()
 
     # -- what a request asks ------------------------------------------------------------------------
 
     def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
         """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
-        if self.breaker.open:
+        if self.availability.open:
             done(None)
             return
 
         def read(reply: Any) -> None:
             decision = _decision(reply)
             if decision is None:
-                self._failed(reply if isinstance(reply, WireError) else Lost("what it sent is no decision"))
+                self._failed(reply if isinstance(reply, WireError) else Lost("an invalid reply to a limit script"))
             else:
                 self._refused = False
             done(decision)
@@ -218,7 +212,7 @@ class RedisLimits:
     def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
         """Correct what was taken, and end the permit where `stream` says so. Nobody waits for it."""
         permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
-        if self.breaker.open or not (requests or tokens or permit):
+        if self.availability.open or not (requests or tokens or permit):
             return
         rates: list[Word] = []
         for bounds in (claim.own, claim.everyone):
@@ -241,38 +235,22 @@ class RedisLimits:
     # -- Redis away, and back -----------------------------------------------------------------------
 
     def _failed(self, e: WireError) -> None:
-        if self._stopping or e is self._last_loss or isinstance(e, TooManyPending | Unhandled):
+        known = not self.availability.failed(e)
+        if known or self._refused or not isinstance(e, ReplyError) or is_away(e):
             return
-        if isinstance(e, ReplyError) and e.code not in AWAY:
-            # It lives, so it costs no time to ask: full, read-only, or a key of ours is something else.
-            if not self._refused:
-                self._refused = True
-                self._on_change(True, str(e))
-            return
-        self._last_loss = e
-        if self.breaker.failure():
-            self._on_change(True, str(e))
-        self._wanted.set()
+        # It answers, so it costs no time to ask: it is full, read-only, or one of our keys is of another type.
+        self._refused = True
+        self._on_change(True, str(e))
 
-    async def _watch(self) -> None:
-        """Renew what lives; while Redis is away, ask whether it is back."""
-        while True:
-            if self.breaker.open:
-                await asyncio.sleep(self.breaker.pause)
-                try:
-                    await self._load()
-                except WireError:
-                    self.breaker.failure()
-                    continue
-                self.breaker.success()
-                self._on_change(False, "it answers again")
-                self._renew()  # it may have been restarted, or have let them expire
-            self._wanted.clear()
-            try:
-                async with asyncio.timeout(self._lease / 3):
-                    await self._wanted.wait()
-            except TimeoutError:
-                self._renew()
+    def _changed(self, away: bool, why: str) -> None:
+        self._on_change(away, why)
+        if not away:
+            self._renew()  # it may have been restarted, or have let the permits expire
+
+    def _renew_later(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.get_running_loop().call_later(self._lease / 3, self._renew)
 
     async def _load(self) -> None:
         """Whether it answers; and it knows our scripts from now on. One that must first be sent comes later than
@@ -281,6 +259,10 @@ class RedisLimits:
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
 
     def _renew(self) -> None:
+        """Renew the permits that live, unless Redis is away, and again after a third of the lease."""
+        self._renew_later()
+        if self.availability.open:
+            return
         held = tuple(self._held.values())
         for start in range(0, len(held), BATCH):
             keys: dict[str, int] = {}

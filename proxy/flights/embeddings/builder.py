@@ -49,7 +49,7 @@ def embedder_for(
         window=settings.embed_batch_window_ms / 1000,
         calls=lambda model: settings.embed_batch_calls * max(1, len(backends.candidates(model))),
         mixes=lambda model: all(map(mixes, backends.candidates(model))),
-        apart=backends.seen_apart,
+        apart=backends.record_array_refused,
         makes=backends.makes,
         build_of=backends.build_of,
         limit=settings.queue_limit,

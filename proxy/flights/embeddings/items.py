@@ -30,7 +30,7 @@ from proxy.wire import (
     array_body,
     envelope_of,
     put_together,
-    shares,
+    shares_beside,
     take_apart,
 )
 
@@ -240,7 +240,7 @@ def results_of(
         exact = call.kind.inputs == "ids"
         known = [item.weight if exact else None for item in items]
         try:
-            counts = [*shares(parts.tokens, [item.weight for item in items], known)]
+            counts = [*shares_beside(parts.tokens, [item.weight for item in items], known)]
         except Exception as e:  # noqa: BLE001 - their vectors are known, if not their tokens
             on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)

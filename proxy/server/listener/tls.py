@@ -5,9 +5,8 @@ Called by prepare at the start, and by the reloads."""
 from __future__ import annotations
 
 import ssl
-from typing import NoReturn
 
-from proxy.config import shown_path
+from proxy.config import no_password, shown_path
 from proxy.errors import SettingsError
 
 
@@ -17,7 +16,7 @@ def server_context(cert: str, key: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(cert, key or None, password=_encrypted)
+        context.load_cert_chain(cert, key or None, password=no_password("tls_key"))
     except OSError as e:  # ssl.SSLError is one
         why = getattr(e, "reason", None) or getattr(e, "strerror", None) or str(e)
         shown = f"tls_cert = {shown_path(cert)}, tls_key = {shown_path(key)}"
@@ -43,8 +42,3 @@ class ServerTls:
     def _choose(self, connection: ssl.SSLObject, name: str | None, listener: ssl.SSLContext) -> None:
         if self._in_force is not listener:
             connection.context = self._in_force
-
-
-def _encrypted() -> NoReturn:
-    """Asked for a password OpenSSL would read the terminal: a server has none."""
-    raise SettingsError("tls_key is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")

@@ -80,7 +80,7 @@ class Reader:
             words = "This request takes more memory to read than there is; send it in fewer parts."
             return Found(refusal=Refusal(Code.LOCAL_RESOURCES.name, words)), b""
         except Exception as e:  # noqa: BLE001 - one request's fault is told to the parent, the next is served
-            words = "The gateway failed; its log has the reason."
+            words = "Internal error of the gateway; see its log."
             return Found(
                 refusal=Refusal(Code.INTERNAL.name, words), fault=f"{type(e).__name__} at {place_of(e)}"
             ), b""

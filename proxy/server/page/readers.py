@@ -130,7 +130,7 @@ class Playground:
         except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
             at = place_of(e)
             log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
-            refusal = GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
+            refusal = GatewayError(Code.INTERNAL, "Internal error of the gateway; see its log.")
         finally:
             if refusal is not None:
                 call.status, call.error = refusal.status, refusal.code.code

@@ -1,4 +1,6 @@
-"""TODO"""
+"""The HTTP/1.1 client for engines: a `Pool` of `Connection`s for each engine, dialled by `dial`, whose
+responses a `ResponseParser` reads by the framing of their heads. A `ReadBudget` bounds the bytes per event loop
+iteration; `relocation` rewrites headers that name an engine's address."""
 
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.dial import tls_context

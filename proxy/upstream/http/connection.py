@@ -1,6 +1,5 @@
-"""Owns one connection to an engine: an `asyncio.Protocol` of our own that speaks HTTP/1.1 as a client.
-Must not know flights, SSE or sharing: bytes go to a Receiver as they arrive, no task wakes for them.
-Called by the pool in upstream and by the scheduler (one exchange at a time)."""
+"""One connection to an engine: an `asyncio.Protocol` that speaks HTTP/1.1 as a client. Bytes go to a Receiver
+as they arrive; no task wakes for them."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ from proxy.upstream.http.framing import InvalidResponse
 from proxy.upstream.http.read_budget import SMALL, ReadBudget
 from proxy.upstream.http.response import ResponseParser
 
-DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
+DRAIN_SECONDS: Final = 1.0  # for the end of a response whose receiver has all it needs
 
 
 class Receiver(Protocol):
-    """Takes one answer. Exactly one of `end` and `lost` is called, last, unless it was released before. None of
-    these may raise.
+    """Receives one response. Exactly one of `end` and `lost` is called, last, unless the receiver was released
+    before. None of these methods may raise.
 
-    `body` is called once for each read that had any body in it, however many chunks those bytes came in: the
-    chunks' boundaries mean nothing.
+    `body` is called once for each read with body bytes, whatever the number of chunks: chunk boundaries carry no
+    meaning.
     """
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
@@ -32,18 +31,18 @@ class Receiver(Protocol):
     def lost(self, error: GatewayError) -> None: ...
 
 
-class Owner(Protocol):
-    """Who keeps the connection between exchanges."""
+class ConnectionPool(Protocol):
+    """Keeps connections between exchanges."""
 
     loop: asyncio.AbstractEventLoop
     reading: ReadBudget
 
-    def give(self, connection: Connection) -> None: ...
-    def forget(self, connection: Connection) -> None: ...
+    def release(self, connection: Connection) -> None: ...
+    def discard(self, connection: Connection) -> None: ...
 
 
 class _Nobody:
-    """Receives what is left of an answer whose receiver is through with it."""
+    """Receives the rest of a response whose receiver has released it."""
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
         pass
@@ -64,9 +63,8 @@ _NOBODY: Final = _Nobody()
 class Connection(asyncio.Protocol):
     """One connection to an engine, one exchange at a time.
 
-    The law of reuse: it is kept only if the answer ended where its own framing said, nothing came after it, the
-    request had gone out whole, and neither side had said `close`. Whatever is in doubt closes it: the next
-    exchange on it may be another client's.
+    It is reused only if the response ended where its framing said, no byte came after it, the request was sent
+    completely, and neither side said `close`. In doubt it is closed: the next exchange may be another client's.
     """
 
     __slots__ = (
@@ -74,19 +72,17 @@ class Connection(asyncio.Protocol):
         "idle_since", "received",
     )  # fmt: skip
 
-    def __init__(self, pool: Owner) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
         self._answer: ResponseParser | None = None  # None between exchanges
         self._receiver: Receiver = _NOBODY
         self._drain: asyncio.TimerHandle | None = None
-        self._held = False  # its reader lags: nothing is read until it has caught up
-        self._late = (
-            b""  # read, but there was no room for it in that turn: nothing more is read until it is handled
-        )
+        self._held = False  # its only reader lags: reading is paused
+        self._late = b""  # read, but over the read budget: reading is paused until it is handled
         self.idle_since = 0.0
-        self.received = False  # any byte of the present answer
+        self.received = False  # any byte of the current response
 
     def __repr__(self) -> str:
         answer = self._answer
@@ -100,10 +96,10 @@ class Connection(asyncio.Protocol):
             state = answer.framing.kind.value
         return f"<Connection {state}{' draining' if self._drain is not None else ''}>"
 
-    # -- for the scheduler ------------------------------------------------------------------------
+    # -- for the exchange -------------------------------------------------------------------------
 
     def send(self, request: bytes, receiver: Receiver) -> None:
-        """Start an exchange on a connection that has none."""
+        """Start an exchange; none may be in progress."""
         transport = self._transport
         answer = self._answer = ResponseParser(receiver, bodiless=request.startswith(b"HEAD "))
         self._receiver = receiver
@@ -114,9 +110,9 @@ class Connection(asyncio.Protocol):
             transport.write(request)
 
     def release(self, receiver: Receiver, *, content: bool) -> None:
-        """The receiver is through. If it has all it wanted the connection is kept, should the message end by
-        itself soon; else it is closed, and so it is where more comes of an answer that was a success: what the
-        receiver had was all of it. A connection that serves the next exchange already is left alone."""
+        """The receiver is done. With `content` it has all it needs: the connection is kept if the response ends
+        within DRAIN_SECONDS. Else it is closed, and also where a successful response goes on: the receiver had
+        the end of it. No effect where the connection already serves the next exchange."""
         answer = self._answer
         if answer is None or self._receiver is not receiver:
             return
@@ -124,12 +120,12 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._receiver = _NOBODY
-        answer.to = self if answer.status < 400 else _NOBODY  # a refusal may be left before its body has come
+        answer.to = self if answer.status < 400 else _NOBODY  # an error may be released before its body has come
         self._drain = self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, answer)
         self.resume()
 
     def abort(self) -> None:
-        """Close at once: the engine sees it and stops generating."""
+        """Close at once: the engine notices and stops generating."""
         self._part()
         if self._late:
             self._late = b""
@@ -138,16 +134,16 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def throttle(self, receiver: Receiver, hold: bool) -> None:
-        """Hold back an engine whose only reader lags, or let it go on."""
+        """Backpressure: pause reading while the only reader lags, or resume it."""
         if self._receiver is receiver:
             self._held = hold
             self._steer()
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None:
-        """Of an answer that is over: see `body`."""
+        """See `body`."""
 
     def body(self, data: bytes) -> None:
-        """More of an answer that was over: nobody can tell what it is."""
+        """Bytes after the end of a response: their meaning is unknown."""
         self.abort()
 
     # -- for the pool -----------------------------------------------------------------------------
@@ -157,7 +153,7 @@ class Connection(asyncio.Protocol):
         self._steer()
 
     def _steer(self) -> None:
-        """The one place where reading is paused and resumed. Either is without effect where it is so already."""
+        """The only place where reading is paused and resumed. Both are idempotent."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -172,8 +168,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing has come in that the loop has not read yet: on an idle connection that is its end, or
-        what nobody asked for. Costs a system call."""
+        """Whether there is no unread input: on an idle connection that would be its end, or unexpected bytes.
+        Costs a system call."""
         return self._poll is None or not self._poll.poll(0)
 
     # -- asyncio.Protocol -------------------------------------------------------------------------
@@ -188,7 +184,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         answer = self._answer
         if answer is None:
-            self._drop()  # nobody asked: whatever this is, it must not be taken for the next answer
+            self._drop()  # unexpected bytes: they must not be taken for the next response
             return
         self.received = True
         if (data[SMALL : SMALL + 1] or self._late) and self._put_off(data):
@@ -199,14 +195,14 @@ class Connection(asyncio.Protocol):
             if self._answer is answer:
                 self._refuse(str(e))
             return
-        except Exception as e:  # noqa: BLE001 - the receiver's own: its exchange ends, and the loop goes on
+        except Exception as e:  # noqa: BLE001 - the receiver's fault: its exchange ends, the loop goes on
             self._fault(answer, e)
             return
         if ended and self._answer is answer:
             self._finish(answer)
 
     def _fault(self, answer: ResponseParser, error: Exception) -> None:
-        """Handling what came raised: nobody knows where in the answer that was."""
+        """Handling input raised, at an unknown position of the response: end the exchange."""
         raised("an engine's answer", error)
         if self._answer is answer:
             receiver = self._part()
@@ -220,7 +216,7 @@ class Connection(asyncio.Protocol):
             raised("an engine's answer that was lost", e)
 
     def _feed(self, answer: ResponseParser, data: bytes) -> None:
-        """What `data_received` has in place: a call less for each token. `deliver` contains what it raises."""
+        """`data_received` has this inline, which saves a call per token. `deliver` contains its exceptions."""
         try:
             ended = answer.feed(data)
         except InvalidResponse as e:
@@ -231,7 +227,7 @@ class Connection(asyncio.Protocol):
             self._finish(answer)
 
     def _put_off(self, data: bytes) -> bool:
-        """True: enough was handled in this turn of the loop, so that this is handled in a later one."""
+        """True: the read budget is used up, so this is handled in a later event loop iteration."""
         reading = self._pool.reading
         if not self._late and reading.take(len(data)):
             return False
@@ -241,19 +237,19 @@ class Connection(asyncio.Protocol):
         return True
 
     def deliver(self) -> int:
-        """Handle what was put off, and read on unless the reader lags. The bytes that were handled."""
+        """Handle the deferred input, and resume reading unless the reader lags. Returns the number of bytes."""
         late, self._late = self._late, b""
         answer = self._answer
         if answer is not None and late:
             try:
                 self._feed(answer, late)
-            except Exception as e:  # noqa: BLE001 - others wait for this turn too: only this connection ends
+            except Exception as e:  # noqa: BLE001 - other connections wait in this iteration: only this one ends
                 self._fault(answer, e)
         self._steer()
         return len(late)
 
     def _catch_up(self) -> None:
-        """Handle what was put off, before the end of the connection is."""
+        """Handle the deferred input before the end of the connection."""
         if self._late:
             self._pool.reading.drop(self)
             self.deliver()
@@ -267,19 +263,19 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = self._poll = None
         self._catch_up()
-        self._pool.forget(self)
+        self._pool.discard(self)
         answer, receiver = self._answer, self._part()
         if answer is None:
             return
         try:
-            if isinstance(exc, OSError) and exc.errno in OURS:  # to write: no buffer, no memory
+            if isinstance(exc, OSError) and exc.errno in OURS:  # while writing: no buffer, no memory
                 receiver.lost(short_of(exc.strerror or str(exc)))
             elif answer.framing is None:
                 receiver.lost(unreachable(f"it closed the connection before it answered{_detail(exc)}"))
             elif answer.until_close and exc is None:
                 receiver.end()
             else:
-                message = f"The engine closed the connection in mid-answer{_detail(exc)}."
+                message = f"The engine closed the connection before the end of its answer{_detail(exc)}."
                 receiver.lost(GatewayError(Code.UPSTREAM_TRUNCATED, message))
         except Exception as e:  # noqa: BLE001 - as in `_finish`
             raised("the end of an engine's connection", e)
@@ -291,38 +287,39 @@ class Connection(asyncio.Protocol):
         receiver = self._part()
         try:
             self._leave(answer)
-        except Exception as e:  # noqa: BLE001 - a connection in doubt is closed; its receiver has its answer
+        except Exception as e:  # noqa: BLE001 - in doubt the connection is closed; the receiver has its response
             raised("the end of an exchange", e)
             self.abort()
         try:
             receiver.end()
-        except Exception as e:  # noqa: BLE001 - the receiver's own: it is told that it has failed
+        except Exception as e:  # noqa: BLE001 - the receiver's fault: it gets an error
             raised("the end of an engine's answer", e)
             self._lost(receiver, internal())
 
     def _leave(self, answer: ResponseParser) -> None:
-        """Back to the pool, or closed."""
+        """Return the connection to the pool, or close it."""
         transport = self._transport
         if transport is None:
             return
-        # A request that is still going out: the engine may take its rest for the next one.
+        # A request that is not sent completely: the engine may take its rest for the next one.
         clean = not answer.surplus and not transport.get_write_buffer_size()
         if clean and answer.framing is not None and answer.framing.keep and not transport.is_closing():
-            self._pool.give(self)
+            self._pool.release(self)
         elif clean:
             transport.close()
         else:
-            transport.abort()  # a close would wait for an engine that may read no more
+            transport.abort()  # `close` would wait for an engine that may not read any more
 
     def _part(self) -> Receiver:
-        """End the exchange, if there is one. Its receiver hears no more but from who called this."""
+        """End the exchange, if there is one. Only the caller may call its receiver, which is returned, from now
+        on."""
         answer, receiver = self._answer, self._receiver
         self._answer, self._receiver = None, _NOBODY
         if answer is not None:
             answer.to = _NOBODY
             try:
                 answer.close()
-            except Exception as e:  # noqa: BLE001 - a parser that is not let go of: its receiver must hear all the same
+            except Exception as e:  # noqa: BLE001 - the receiver must be called all the same
                 raised("the end of an exchange", e)
         if self._drain is not None:
             self._drain.cancel()
@@ -332,11 +329,13 @@ class Connection(asyncio.Protocol):
     def _refuse(self, why: str) -> None:
         receiver = self._part()
         self.abort()
-        self._lost(receiver, GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine's answer cannot be read: {why}."))
+        self._lost(
+            receiver, GatewayError(Code.UPSTREAM_PROTOCOL, f"Malformed HTTP response from the engine: {why}.")
+        )
 
     def _drop(self) -> None:
-        """Out of the pool now, not only once the loop has closed it."""
-        self._pool.forget(self)
+        """Remove it from the pool now, not when the loop has closed it."""
+        self._pool.discard(self)
         self.abort()
 
     def _abort_if(self, answer: ResponseParser) -> None:
@@ -349,6 +348,6 @@ class Connection(asyncio.Protocol):
 
 
 def _detail(exc: Exception | None) -> str:
-    """What the system or TLS said of a connection's end, as ` (…)`."""
+    """The reason for a connection's end from the system or TLS, as ` (…)`."""
     text = str(getattr(exc, "strerror", None) or exc or "")
     return f" ({text})" if text else ""

@@ -1,6 +1,4 @@
-"""Owns how an engine is reached: its URL read, names looked up, Unix sockets, TLS, the socket's options.
-Must not know requests, pools of connections or answers.
-Called by the pool in upstream, and by the app, which makes the TLS context once."""
+"""How an engine is connected to: its URL, name look-up, Unix sockets, TLS, socket options."""
 
 from __future__ import annotations
 
@@ -10,38 +8,38 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from aiohappyeyeballs import start_connection
 
-from proxy.config import shown_path
+from proxy.config import no_password, shown_path
 from proxy.errors import Code, GatewayError, SettingsError
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
-HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 5: before the next address is tried beside the first
-KEEPALIVE_IDLE: Final = 30  # seconds of silence before the kernel asks whether the engine's machine is there
+HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305 5: before the next address is tried in parallel
+KEEPALIVE_IDLE: Final = 30  # seconds of silence before the kernel's first keep-alive probe
 KEEPALIVE_INTERVAL: Final = 10
-KEEPALIVE_COUNT: Final = 3  # so a machine that vanished in a long prefill is noticed within a minute
+KEEPALIVE_COUNT: Final = 3  # a machine that vanished during a long prefill is noticed within a minute
 
 OURS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
 )
-"""Of connecting by TCP: this machine has no descriptor, buffer, memory or port left. No engine is to blame."""
+"""errno of TCP connects: this machine has no descriptor, buffer, memory or port left; not the engine's fault."""
 NO_LISTENER: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 
 class ConnectionRefused(GatewayError):
-    """Nobody listens at an engine's address."""
+    """Nothing listens at an engine's address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens."""
+    """The address of an engine."""
 
     authority: str  # for the Host header
-    base: str  # before every path, without a slash at its end
+    base: str  # prefix of every path, without a trailing slash
     host: str = ""
     port: int = 0
     path: str = ""  # of a Unix socket
@@ -52,7 +50,8 @@ class Endpoint:
 
 
 def address_of(url: str) -> Endpoint:
-    """Of a URL as `config_values.backend_urls` writes it: http, https, unix:///socket, http+unix://%2Fsocket/base."""
+    """Read a URL as `config.values.backend_urls` writes it: http, https, unix:///socket,
+    http+unix://%2Fsocket/base."""
     parts = urlsplit(url)
     base = parts.path.rstrip("/")
     if parts.scheme == "unix":
@@ -73,13 +72,13 @@ async def dial(
     tls: ssl.SSLContext | None,
     timeout: float,
 ) -> P:
-    """A new connection, its handshake done. `timeout` is for all of it. Raises GatewayError 502, 503 or 504."""
+    """A new connection, after its handshake. `timeout` covers all of it. Raises GatewayError 502, 503 or 504."""
     try:
         async with asyncio.timeout(timeout):
             return await (_unix(address, make, loop) if address.path else _tcp(address, make, loop, tls))
     except TimeoutError:
         raise GatewayError(
-            Code.UPSTREAM_CONNECT_TIMEOUT, f"The engine did not take the connection within {timeout:g} s."
+            Code.UPSTREAM_CONNECT_TIMEOUT, f"Connecting to the engine timed out after {timeout:g} s."
         ) from None
     except (OSError, UnicodeError) as e:  # refused, unreachable, no such host, no such socket, TLS
         shortage = _shortage(e, address)
@@ -95,10 +94,10 @@ def unreachable(why: str) -> GatewayError:
 
 
 def short_of(what: str) -> GatewayError:
-    """Of this machine, no engine's fault."""
+    """A shortage of this machine, not an engine's fault."""
     return GatewayError(
         Code.LOCAL_RESOURCES,
-        f"The gateway is short of what a connection to an engine takes ({what}); try again shortly.",
+        f"The gateway lacks resources for a connection to an engine ({what}); try again shortly.",
         retry_after=1,
     )
 
@@ -111,10 +110,10 @@ async def _unix(address: Endpoint, make: Callable[[], P], loop: asyncio.Abstract
 async def _tcp(
     address: Endpoint, make: Callable[[], P], loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None
 ) -> P:
-    """uvloop's create_connection tries a name's addresses one after another and would wait for a dead one: so
-    they are tried as aiohttp's client does, by its own library."""
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    sock = await start_connection(found, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1, loop=loop)
+    """uvloop's create_connection tries the addresses of a name one after another and would wait for a dead one.
+    Here they are tried in parallel (Happy Eyeballs) by aiohttp's library."""
+    addresses = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    sock = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS, interleave=1, loop=loop)
     try:
         _tune(sock)
         name = address.host if address.tls else None
@@ -128,8 +127,8 @@ async def _tcp(
 
 
 def _shortage(e: OSError | UnicodeError, address: Endpoint) -> str:
-    """What this machine lacks; empty where the fault is not ours. A Unix socket says EAGAIN where its listener's
-    queue is full, and a name server's library says no more than that it could not ask."""
+    """The resource that this machine lacks; empty where that is not the cause. On a Unix socket EAGAIN means
+    that the listener's backlog is full; getaddrinfo does not say why it failed, so a socket is tried."""
     if isinstance(e, socket.gaierror):
         if e.errno == socket.EAI_MEMORY:
             return _words(e)
@@ -146,7 +145,7 @@ def _shortage(e: OSError | UnicodeError, address: Endpoint) -> str:
 def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (  # macOS has other names for some
+    for option, value in (  # some have other names on macOS
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
         ("TCP_KEEPCNT", KEEPALIVE_COUNT),
@@ -156,13 +155,13 @@ def _tune(sock: socket.socket) -> None:
 
 
 def _why(e: OSError | UnicodeError, address: Endpoint) -> str:
-    """What was wrong, for a client and the log: no address of ours that the operator did not write."""
+    """The reason, for a client and the log, without addresses that the operator did not configure."""
     if isinstance(e, socket.gaierror | UnicodeError):
-        return f"there is no host of that name ({_words(e)})"
+        return f"no such host ({_words(e)})"
     if isinstance(e, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {e.verify_message.rstrip('.')}"
     if isinstance(e, ssl.SSLError):
-        return f"no TLS with it ({_words(e)})"
+        return f"TLS failed ({_words(e)})"
     if isinstance(e, FileNotFoundError) and address.path:
         return "there is no Unix socket at its path"
     return _words(e)
@@ -173,12 +172,12 @@ def _words(e: Exception) -> str:
 
 
 def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool = False) -> ssl.SSLContext:
-    """For engines at https:// URLs. With a `ca` (PEM) only that one is trusted, else the system's; `cert` and
-    `key` (PEM; `cert` may hold both) are shown to the engine. Raises SettingsError."""
+    """The TLS context for https:// engines. `ca` (PEM) replaces the system's trusted certificates; `cert` and
+    `key` (PEM; `cert` may hold both) are the client certificate. Raises SettingsError."""
     if insecure and ca:
-        raise SettingsError("backend_insecure trusts any certificate, so backend_ca would do nothing: give one")
+        raise SettingsError("backend_insecure trusts any certificate, so backend_ca has no effect: give one")
     if key and not cert:
-        raise SettingsError("backend_key is given without backend_cert, the certificate that it is for")
+        raise SettingsError("backend_key needs backend_cert, its certificate")
     try:
         context = ssl.create_default_context(cafile=ca or None)
     except OSError as e:
@@ -186,7 +185,7 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
     if cert:
         right = "a certificate and its unencrypted private key, in PEM form"
         try:
-            context.load_cert_chain(cert, key or None, password=_encrypted)
+            context.load_cert_chain(cert, key or None, password=no_password("backend_key"))
         except OSError as e:
             name = "backend_key" if key and _opens(cert) else "backend_cert"
             raise _unusable(name, key if name == "backend_key" else cert, right, e) from None
@@ -195,11 +194,6 @@ def tls_context(*, ca: str = "", cert: str = "", key: str = "", insecure: bool =
         context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-def _encrypted() -> NoReturn:
-    """Asked for a password OpenSSL would read the terminal: a server has none."""
-    raise SettingsError("backend_key is encrypted: give it without a password (openssl pkey -in KEY -out PLAIN)")
 
 
 def _opens(path: str) -> bool:

@@ -1,6 +1,5 @@
-"""Owns what an answer's head says of its framing: what ends the answer, and whether its connection may be kept.
-Must not know bytes, parsers or sockets: a pure decision on a status and its header fields.
-Called by the answer that is being read."""
+"""What a response's head says of its framing: where the body ends, and whether the connection may be reused. A
+pure decision on a status and its header fields."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ MAX_HEADERS: Final = 128  # header fields of one answer; aiohttp's client has th
 
 
 class Kind(Enum):
-    """What ends an answer (RFC 9112 6.3)."""
+    """Where a response ends (RFC 9112 6.3)."""
 
     NONE = "no body"
     LENGTH = "content-length"
@@ -22,39 +21,40 @@ class Kind(Enum):
 
 class Framing(NamedTuple):
     kind: Kind
-    length: int  # bytes of the body, where the kind is LENGTH
-    keep: bool  # whether the connection outlives an answer that ends as it should
+    length: int  # bytes of the body, for LENGTH
+    keep: bool  # whether the connection may be reused after a complete response
 
 
 _CHUNKS: Final = {keep: Framing(Kind.CHUNKED, 0, keep) for keep in (True, False)}
 
 
 class InvalidResponse(Exception):
-    """An answer that cannot be read, or not beyond doubt. The text says why."""
+    """A response that cannot be read, or is ambiguous. The text is the reason."""
 
 
 def framing_of(
     version: str, status: int, headers: Sequence[tuple[str, str]], *, bodiless: bool = False
 ) -> Framing | None:
-    """None for an interim (1xx) answer. `headers` have lower-case names and their content-length is digits;
-    `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
+    """The framing of a response; None for an interim (1xx) one. `headers` have lower-case names and a
+    content-length of digits; `bodiless`: the response to HEAD. Raises InvalidResponse where two readers could
+    differ.
     """
     if version not in ("1.1", "1.0"):
-        raise InvalidResponse(f"it answers as HTTP/{version}")
+        raise InvalidResponse(f"unsupported version HTTP/{version}")
     if status < 100 or status == 101:
-        raise InvalidResponse(f"it answers with status {status:03}")
+        raise InvalidResponse(f"unexpected status {status:03}")
     length: int | None = None
     chunked = close = False
     keep = version == "1.1"
     for name, value in headers:
         if name == "content-length":
             if length is not None:
-                raise InvalidResponse("it has two lengths")
+                raise InvalidResponse("two Content-Length fields")
             length = int(value)
         elif name == "transfer-encoding":
-            # No other was asked for (no TE was sent), and the body would be passed on without its label.
+            # No TE was sent, so no other coding is allowed, and the body would be passed on without its label.
             if chunked or value.lower() != "chunked" or version == "1.0":
-                raise InvalidResponse(f"its transfer encoding is not chunked alone ({value[:40]!r})")
+                raise InvalidResponse(f"a Transfer-Encoding other than chunked ({value[:40]!r})")
             chunked = True
         elif name == "connection":
             tokens = {token.strip().lower() for token in value.split(",")}
@@ -62,15 +62,15 @@ def framing_of(
     if len(headers) > MAX_HEADERS:
         raise InvalidResponse(f"it has more than {MAX_HEADERS} headers")
     if chunked and length is not None:
-        raise InvalidResponse("it has both a length and a transfer encoding")
+        raise InvalidResponse("both Content-Length and Transfer-Encoding")
     if status < 200:
         if chunked or length is not None:
-            raise InvalidResponse("an interim answer of it claims to have a body")
+            raise InvalidResponse("an interim response with a body")
         return None
     keep = keep and not close
     if bodiless or status == 304:
         return Framing(Kind.NONE, 0, keep)
-    if status == 204:  # one that claims a body is against the rules, and the body may come none the less
+    if status == 204:  # one that announces a body is invalid, and the body may come all the same
         return Framing(Kind.NONE, 0, keep and not chunked and not length)
     if chunked:
         return _CHUNKS[keep]

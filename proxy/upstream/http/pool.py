@@ -1,6 +1,5 @@
-"""Owns the client side: the pool of connections to one engine, kept alive, and how a request is written.
-Must not know flights, SSE or sharing.
-Called by the scheduler (exchanges) and by backends (polls). Foreign errors become GatewayErrors here."""
+"""The pool of connections to one engine, and how a request is written. Foreign errors become GatewayErrors
+here."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.pulse import Pulse
 
 IDLE_SECONDS: Final = 4.0  # vLLM's server (uvicorn) closes an idle connection after 5
-MAX_IDLE: Final = 256  # connections kept for reuse, unless more may be in use
-MAX_POLL: Final = 4 * 1024 * 1024  # bytes of a polled answer
+MAX_IDLE: Final = 256  # idle connections, unless more may be in use
+MAX_POLL: Final = 4 * 1024 * 1024  # bytes of a response to a poll
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -36,10 +35,10 @@ HOP_BY_HOP: Final = frozenset(
 
 
 class Pool:
-    """The connections to one engine. LIFO: the freshest is the least likely to have gone stale.
+    """The connections to one engine. LIFO: the most recently used one is the least likely to be stale.
 
-    Bounded by who uses it: one connection for each lease and each poll, and `max_idle` that wait. It should be as
-    many as the leases, or a burst's connections are closed as they come back, and made again for the next.
+    At most one connection for each lease and each poll, and `max_idle` idle ones. `max_idle` should be as large as
+    the number of leases: else a burst's connections are closed on release and opened again for the next burst.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Pool:
         pulse: Pulse | None = None,
         reading: ReadBudget | None = None,
     ) -> None:
-        """`reading`: one budget that all pools share."""
+        """`reading`: one budget shared by all pools."""
         self.url = url
         self.loop = loop
         self.reading = reading if reading is not None else ReadBudget(loop)
@@ -63,9 +62,9 @@ class Pool:
         self._connect_timeout = connect_timeout
         self._max_idle = max_idle
         self._closed = False
-        self._pulse = pulse or Pulse(loop)  # one that is not started: no time is ever lost
+        self._pulse = pulse or Pulse(loop)  # not started: it notices no pause
         self._show(api_key)
-        self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
+        self._idle: dict[Connection, None] = {}  # a stack with removal in O(1)
         self._live: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -76,7 +75,7 @@ class Pool:
         return len(self._live)
 
     def renew(self, tls: ssl.SSLContext | None, api_key: str) -> None:
-        """For connections and requests from now on."""
+        """Use this context and key for connections and requests from now on."""
         if self.address.tls and tls is not None:
             self._tls = tls
         self._show(api_key)
@@ -84,10 +83,10 @@ class Pool:
     def _show(self, api_key: str) -> None:
         shown = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = f" HTTP/1.1\r\nHost: {self.address.authority}\r\n{shown}"
-        self._breaks = 1 + self._head.count("\n")  # the end's, and those of each request's first lines
+        self._breaks = 1 + self._head.count("\n")  # line breaks of the request line, the fixed headers and the end
 
     def take(self) -> Connection | None:
-        """A kept connection, if one is fresh enough; stale ones are closed."""
+        """An idle connection, if one is fresh enough; stale ones are closed."""
         now = self.loop.time()
         while self._idle:
             connection, _ = self._idle.popitem()
@@ -107,8 +106,8 @@ class Pool:
             self.address, lambda: Connection(self), loop=self.loop, tls=self._tls, timeout=self._connect_timeout
         )
 
-    def give(self, connection: Connection) -> None:
-        """Take a connection back for the next exchange."""
+    def release(self, connection: Connection) -> None:
+        """Return a connection for the next exchange."""
         if self._closed or len(self._idle) >= self._max_idle:
             connection.abort()
             return
@@ -118,12 +117,12 @@ class Pool:
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(IDLE_SECONDS, self._sweep)
 
-    def forget(self, connection: Connection) -> None:
+    def discard(self, connection: Connection) -> None:
         self._live.discard(connection)
         self._idle.pop(connection, None)
 
     def _sweep(self) -> None:
-        """Close what nobody will take any more: an engine need not keep a socket for us."""
+        """Close connections that have been idle for too long."""
         self._sweeper = None
         now = self.loop.time()
         while self._idle:
@@ -136,7 +135,7 @@ class Pool:
             oldest.abort()
 
     def request(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
-        """One request's bytes. A header that could smuggle another line is refused."""
+        """The bytes of a request. Raises GatewayError 400 for a header that contains a line break."""
         lines = [f"{name}: {value}\r\n" for name, value in headers]
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"Content-Length: {len(body)}\r\n")
@@ -144,19 +143,19 @@ class Pool:
         count = len(lines) + self._breaks
         if text.count("\r") != count or text.count("\n") != count or "\0" in text or " " in path or " " in method:
             raise GatewayError(
-                Code.INVALID_HEADER, "A header or the path has a line break in it, or the path a space."
+                Code.INVALID_HEADER, "A header or the path contains a line break, or the path a space."
             )
         return text.encode("utf-8", "surrogateescape") + body
 
     async def get(self, path: str, *, fresh: bool = False) -> tuple[int, bytes]:
-        """A small GET of our own, for polls: (status, body). Raises GatewayError."""
+        """A small GET by the gateway itself: (status, body). Raises GatewayError."""
         return await self.ask("GET", path, fresh=fresh)
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", *, fresh: bool = False, name: str = ""
     ) -> tuple[int, bytes]:
-        """A small request of our own: (status, body). `fresh`: by a new connection; `name`: its id, by which the
-        engine's log shows whose it is. Raises GatewayError."""
+        """A small request by the gateway itself: (status, body). `fresh`: over a new connection; `name`: its
+        X-Request-Id, for the engine's log. Raises GatewayError."""
         headers = [("Accept", "application/json")]
         if name:
             headers.append(("X-Request-Id", name))
@@ -178,13 +177,13 @@ class Pool:
         raise AssertionError("unreachable")
 
     def drop_idle(self) -> None:
-        """Close what waits for its next use."""
+        """Close all idle connections."""
         while self._idle:
             connection, _ = self._idle.popitem()
             connection.abort()
 
     def close(self) -> None:
-        """Close all connections, in use or not; none is kept from now on."""
+        """Close all connections, in use or not, and keep none from now on."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -199,7 +198,7 @@ def _timed_out(error: Exception) -> bool:
 
 
 class _Answer:
-    """Receives one small answer whole."""
+    """Receives one small response."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[tuple[int, bytes]] = loop.create_future()

@@ -1,6 +1,5 @@
-"""Owns how many bytes of engines' answers are handled in one turn of the event loop, all connections together.
-Must not know sockets, answers or flights: a waiting connection is called, and returns the bytes it handled.
-Called by every connection to an engine, for each read of more than a few bytes."""
+"""How many bytes of engines' answers are handled in one event loop iteration, over all connections. Each
+connection asks for reads of more than a few bytes."""
 
 from __future__ import annotations
 
@@ -11,22 +10,23 @@ from typing import Final, Protocol
 from proxy.telemetry import contained, raised
 
 TURN_BYTES: Final = 256 * 1024
-"""Handled in one turn of the loop. libuv reads up to 32 times 256 KiB of each readable socket in a turn, so
+"""Bytes handled per event loop iteration. libuv reads up to 32 times 256 KiB from each readable socket in one, so
 without a bound a few engines that send at once hold the loop for seconds."""
 SMALL: Final = 2048
-"""Reads below this are not counted: a token is one, and a socket that gave less than was asked for is empty, so
-there is one at most of each connection in a turn."""
+"""Smaller reads are not counted: a token is one, and a short read empties the socket, so each connection has at
+most one per iteration."""
 
 
 class Waiting(Protocol):
-    """A connection that has read more than there was room for in this turn."""
+    """A connection with input over the budget of this iteration."""
 
     def deliver(self) -> int:
-        """Handle what was read, and read on. The bytes that were handled."""
+        """Handle the deferred input and resume reading. Returns the number of bytes."""
 
 
 class ReadBudget:
-    """The bytes left in this turn, and the connections that wait for the next one, first come first served."""
+    """The bytes left in this iteration, and the connections that wait for the next one, first come first
+    served."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, size: int = TURN_BYTES) -> None:
         self._loop = loop
@@ -34,14 +34,14 @@ class ReadBudget:
         self._left = size
         self._waiting: dict[Waiting, None] = {}
         self._due: asyncio.Handle | None = None
-        self._number = 0  # of the turn that is due
-        self.most = 0  # bytes handled in one turn, at most so far
+        self._number = 0  # of the iteration that is scheduled
+        self.most = 0  # largest number of bytes handled in one iteration so far
 
     def __repr__(self) -> str:
         return f"<ReadBudget {self._left} of {self._size} left, {len(self._waiting)} wait>"
 
     def take(self, size: int) -> bool:
-        """Whether so many bytes may be handled now. The last to be let through may pass the bound."""
+        """Whether this many bytes may be handled now. The last read admitted may exceed the budget."""
         if self._due is None:
             self._again()
         if self._left <= 0 or self._waiting:
@@ -50,13 +50,13 @@ class ReadBudget:
         return True
 
     def wait(self, connection: Waiting) -> None:
-        """It has read more than may be handled now: `deliver` is called in a later turn."""
+        """Call `deliver` of this connection in a later iteration."""
         self._waiting[connection] = None
         if self._due is None:
             self._again()
 
     def drop(self, connection: Waiting) -> None:
-        """It does not wait any more."""
+        """The connection does not wait any more."""
         self._waiting.pop(connection, None)
 
     def _spend(self, size: int) -> None:
@@ -64,7 +64,7 @@ class ReadBudget:
         self.most = max(self.most, self._size - self._left)
 
     def _turn(self) -> None:
-        """The loop has turned."""
+        """A new iteration: refill the budget and serve the waiting connections."""
         self._left = self._size
         while self._waiting and self._left > 0:
             connection = next(iter(self._waiting))
@@ -72,7 +72,7 @@ class ReadBudget:
             self._spend(connection.deliver())
 
     def _go_on(self, number: int) -> None:
-        """That turn is over: another one follows, where anything is to be done in it."""
+        """The end of that iteration: schedule another one where there is work for it."""
         if number == self._number:
             self._due = None
             if self._waiting or self._left < self._size:
@@ -80,5 +80,5 @@ class ReadBudget:
 
     def _again(self) -> None:
         self._number += 1
-        over = partial(self._go_on, self._number)  # tried twice: for a turn that is lost all answers would wait
+        over = partial(self._go_on, self._number)  # twice: a lost iteration would stop all responses
         self._due = self._loop.call_soon(contained, raised, "reading", self._turn, over, over)

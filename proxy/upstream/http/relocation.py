@@ -1,6 +1,4 @@
-"""Owns what becomes of an engine's headers that name a place: rewritten to the client's path, or dropped.
-Must not know flights or sockets: pure functions of an engine's URL and a header.
-Called by the feeder, for answers whose headers pass through."""
+"""What a client gets of an engine's headers that name a location: rewritten to the client's path, or dropped."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ from proxy.upstream.http.dial import address_of
 DROPPED: Final = frozenset(
     {"alt-svc", "alt-used", "via", "x-accel-redirect", "x-sendfile", "x-lighttpd-send-file", "x-reproxy-url"}
 )
-"""Headers that name other addresses, or files and paths for a proxy in front to serve."""
+"""Headers that name other addresses, or files and paths for a proxy in front of the engine to serve."""
 
 PLACES: Final = DROPPED | {"location", "content-location", "refresh", "link", "uri"}
-"""Those, and the headers whose value is a URL or holds some."""
+"""These, and the headers whose value is or contains a URL."""
 
 ENCODED: Final = 3
-"""How many times over a text may be percent-encoded in which an engine's address is looked for."""
+"""Levels of percent-encoding in which an engine's address is searched for."""
 
 _ABSOLUTE: Final = re.compile(r"(?:(https?):)?//([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -31,17 +29,17 @@ _LINK: Final = re.compile(r"<([^<>]*+)>")
 
 
 class Engine(NamedTuple):
-    """An engine, as far as its headers may name it."""
+    """An engine's address, as its headers may name it."""
 
     authorities: frozenset[str]
     base: str
     named: Callable[[str], bool]
-    """Whether a text holds its address, percent-encoded or not."""
+    """Whether a text contains its address, percent-encoded or not."""
 
 
 @lru_cache(256)
 def engine_at(url: str) -> Engine:
-    """Of a URL as `config_values.backend_urls` writes it."""
+    """Read a URL as `config.values.backend_urls` writes it."""
     address = address_of(url)
     authority = address.authority.lower()
     authorities = {authority}
@@ -53,7 +51,7 @@ def engine_at(url: str) -> Engine:
         texts.add(address.host.lower())
     if address.path:
         texts = {address.path}
-    # Without a text in it this matches nothing.
+    # Without texts this matches nothing.
     found = re.compile("|".join(rf"(?<![\w.-]){re.escape(each)}(?![\w.-])" for each in texts) or r"(?!)", re.I)
 
     def named(text: str) -> bool:
@@ -69,7 +67,7 @@ def engine_at(url: str) -> Engine:
 
 
 def told(name: str, value: str, engine: Engine) -> str | None:
-    """What a client is told of one of the `PLACES`, or of a header that names the engine; None: nothing."""
+    """The value that a client gets of a header in `PLACES`, or of one that names the engine; None: drop it."""
     if name in DROPPED:
         return None
     place = _place(name, value, engine) if name in PLACES else value
@@ -91,7 +89,7 @@ def _place(name: str, value: str, engine: Engine) -> str | None:
 
 
 def _client_s(reference: str, engine: Engine) -> str | None:
-    """An engine's URL reference as its client can follow it. None: it cannot, or could read another."""
+    """An engine's URL reference as the client can follow it. None: it cannot, or it is ambiguous."""
     if _PLAIN.fullmatch(reference) is None or "\\" in reference:
         return None
     absolute = _ABSOLUTE.fullmatch(reference)

@@ -1,6 +1,4 @@
-"""Owns reading one answer: bytes in, under any split; head, body and the end out, to a Receiver.
-Must not know sockets or pools, nor what the body is.
-Called by the connection, which makes one for each exchange."""
+"""The parser of one response: bytes in, under any split; head, body and end out, to a Receiver."""
 
 from __future__ import annotations
 
@@ -11,12 +9,12 @@ import httptools
 
 from proxy.upstream.http.framing import Framing, InvalidResponse, Kind, framing_of
 
-MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, interim answers' included
-MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in one run without any body
+MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, including interim responses
+MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in a row without body
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _H: Final = ord("H")
-_CHUNKED: Final = Kind.CHUNKED  # a member looked up on its class costs a call in Python 3.11
+_CHUNKED: Final = Kind.CHUNKED  # looking up an enum member costs a call in Python 3.11
 _NONE: Final = Kind.NONE
 
 _COMMON: Final = (
@@ -29,18 +27,18 @@ _COMMON: Final = (
     "x-request-id",
 )
 _NAMES: Final = {form.encode(): name for name in _COMMON for form in (name, name.title())}
-"""Names as engines write them, in lower case: nothing to decode for what every answer has."""
+"""Names as engines write them, to lower case: the common headers need no decoding."""
 
 
 class Sink(Protocol):
-    """The part of a Receiver that an answer feeds."""
+    """The part of a Receiver that the parser calls."""
 
     def head(self, status: int, headers: list[tuple[str, str]]) -> None: ...
     def body(self, data: bytes) -> None: ...
 
 
 class ResponseParser:
-    """One answer. It is read to where its own framing says, and not a byte beyond."""
+    """Parses one response, to the end that its framing says and not a byte further."""
 
     __slots__ = (
         "_bodiless",
@@ -65,19 +63,19 @@ class ResponseParser:
     def __init__(self, to: Sink, *, bodiless: bool) -> None:
         self.to = to
         self.framing: Framing | None = None  # None until the head is complete
-        self.status = 0  # of the answer itself, once its head is complete
-        self.surplus = False  # something came after the end: nobody can tell what, or for whom
+        self.status = 0  # once the head is complete
+        self.surplus = False  # bytes came after the end
         self._bodiless = bodiless
         self._headers: list[tuple[str, str]] = []
         self._head_bytes = 0
         self._head_done = False
-        self._tail = b""  # the last bytes of the head so far, where its end may begin
+        self._tail = b""  # the last bytes of the head so far: its end may begin there
         self._chunks = False
-        self._left = 0  # bytes of a counted body to come
+        self._left = 0  # bytes of a Content-Length body to come
         self._overhead = 0
-        self._end = -1  # how many pieces of this read belong to the answer, once it has ended
+        self._end = -1  # number of pieces of this read before the end, once it has come
         self._pieces: list[bytes] = []
-        # httptools calls this for each chunk: a C function, no frame of Python. They go on after it.
+        # httptools calls this for each chunk: a C function, no Python frame.
         self.on_body = self._pieces.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._parse: Callable[[bytes], None] = self._parser.feed_data
@@ -87,9 +85,9 @@ class ResponseParser:
         return self.framing is not None and self.framing.kind is Kind.UNTIL_CLOSE
 
     def feed(self, data: bytes) -> bool:
-        """True where the answer has ended. Raises Refused; what came before the fault has gone out by then."""
+        """True: the response has ended. Raises InvalidResponse, after the body before the fault has gone out."""
         if self._chunks:
-            # The way of every token: what is done here, once a read, is all that is added to the parser's work.
+            # The path of every token: this is all, once per read, that is added to the parser's work.
             try:
                 self._parse(data)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
@@ -107,22 +105,22 @@ class ResponseParser:
             return self._read_head(data)
         if self._left:
             return self._read_counted(data)
-        self.to.body(data)  # until the connection closes
+        self.to.body(data)  # ends with the connection
         return False
 
     def close(self) -> None:
-        """Let go of the parser: it and its answer hold each other, and would wait for the garbage collector."""
+        """Release the parser, to break the reference cycle with it."""
         self._parser = None
         self._parse = _ignore
 
     # -- the head ---------------------------------------------------------------------------------
 
     def _read_head(self, data: bytes) -> bool:
-        """Heads are cut off exactly where they end, so that all that follows is known to be body or surplus."""
+        """Feed a head exactly up to its end, so that all that follows is body or surplus."""
         while data:
             tail = self._tail
-            if not tail and data[0] != _H:  # the parser also takes RTSP, ICE and line breaks before
-                raise InvalidResponse("it does not begin as HTTP/1.1 does")
+            if not tail and data[0] != _H:  # the parser also accepts RTSP, ICE and leading line breaks
+                raise InvalidResponse("no HTTP/1.x status line")
             whole = tail + data if tail else data
             end = whole.find(_END_OF_HEAD)
             cut = len(data) if end < 0 else end + 4 - len(tail)
@@ -139,15 +137,15 @@ class ResponseParser:
             data = data[cut:]
             if self._begin_body():
                 return self._first_body(data)
-            # An interim answer: the answer itself is still to come.
+            # An interim response: the final one is still to come.
             self._tail, self._headers, self._head_done = b"", [], False
         return False
 
     def _begin_body(self) -> bool:
-        """Whether the head that is complete is the answer's own; then it goes out."""
+        """Whether the complete head is the final one; then it goes out."""
         parser, headers = self._parser, self._headers
         if parser is None or not self._head_done:
-            raise InvalidResponse("its head does not end where it should")
+            raise InvalidResponse("an incomplete head")
         status = parser.get_status_code()
         framing = framing_of(parser.get_http_version(), status, headers, bodiless=self._bodiless)
         if framing is None:
@@ -180,10 +178,10 @@ class ResponseParser:
         self.to.body(data)
 
     def _chunks_over(self, data: bytes, fault: InvalidResponse | None) -> bool:
-        """After a read of chunks that had the end in it, or a fault, or no body."""
+        """Finish a read of chunks with the end in it, or a fault, or no body."""
         pieces = self._pieces
         if self.surplus:
-            del pieces[self._end :]  # of another answer, which nobody asked for
+            del pieces[self._end :]  # of another response, without a request
         if pieces:
             self._hand_out()
         else:
@@ -194,13 +192,13 @@ class ResponseParser:
         if fault is not None:
             raise fault
         if self._overhead > MAX_OVERHEAD:
-            raise InvalidResponse(f"{MAX_OVERHEAD} bytes of its chunks and more are no body")
+            raise InvalidResponse(f"{MAX_OVERHEAD} bytes of chunk headers without a body")
         return False
 
     # -- httptools callbacks ----------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.framing is None:  # else a trailer: not passed on, and it may not pass for a header
+        if self.framing is None:  # else a trailer, which is not passed on
             low = _NAMES.get(name) or name.decode("latin-1").lower()
             self._headers.append((low, value.decode("latin-1").rstrip(" \t")))
 
@@ -218,9 +216,9 @@ class ResponseParser:
 
 def _refused(e: Exception) -> InvalidResponse:
     if isinstance(e, httptools.HttpParserUpgrade):
-        return InvalidResponse("it wants to switch protocols")
-    return InvalidResponse(f"it does not speak HTTP/1.1 as it should ({e})")
+        return InvalidResponse("a protocol upgrade")
+    return InvalidResponse(f"invalid HTTP/1.1 ({e})")
 
 
 def _ignore(data: bytes) -> None:
-    """In a parser's place, once nobody listens to its answer."""
+    """Replaces the parser after `close`."""

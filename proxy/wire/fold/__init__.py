@@ -1,4 +1,6 @@
-"""TODO"""
+"""The fold: the frames of a finished stream into the JSON body that the engine would have sent without
+streaming. `folding` chooses the dialect by the `Shape` of the engine: `vllm`, `llama`, or one that was
+`learned` from a stream and a body of the same request. Whatever has an unknown member is `Unfoldable`."""
 
 from proxy.wire.fold.folding import (
     FOLDABLE_FIELDS,

@@ -1,6 +1,5 @@
-"""Owns the fold: a finished stream's frames to the one JSON body that the engine would have answered instead.
-Must not know flights, keys or sockets. What it does not know it does not fold: the engine is asked then.
-Called by the gateway's handlers (may it be folded?), `respond.py` and the scheduler (a stored stream)."""
+"""The fold: the frames of a finished stream into the one JSON body that the engine would have answered instead.
+What it does not know it does not fold: the engine is asked then."""
 
 from __future__ import annotations
 
@@ -64,10 +63,10 @@ FOLDABLE_FIELDS: Final[dict[str, frozenset[str]]] = {
     | {"messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "chat_template_kwargs"},
     "completions": _EITHER | {"prompt", "add_special_tokens"},
 }
-"""Fields with which the fold was seen to equal the own body of vLLM 0.32 and 0.33, and llama.cpp's where it folds
-those."""
+"""Fields with which the fold was seen to equal the body of vLLM 0.32 and 0.33, and that of llama.cpp where it
+folds them."""
 
-# Fields that change the body in a way the stream does not show, unless they say what silence says.
+# Fields that change the body in a way that the stream does not show, unless they have their default value.
 _SAFE_VALUES: Final[dict[str, frozenset[bytes]]] = {
     **dict.fromkeys(("echo", "return_token_ids", "use_beam_search"), frozenset((b"false", b"null"))),
     **dict.fromkeys(("continue_final_message", "return_tokens_as_token_ids"), frozenset((b"false", b"null"))),
@@ -93,7 +92,7 @@ _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def foldable(endpoint: str, fields: Mapping[str, Raw]) -> bool:
-    """Whether the fold is known to be right for a request with these fields, at these values.
+    """Whether the fold is known to be correct for a request with these fields and values.
 
     Not with `auto` or `required` tools: vLLM's parsers drop from a stream what they leave in a body (a call
     cut short or malformed), and a body has its arguments encoded anew. Not after a last message by the
@@ -117,12 +116,12 @@ def foldable(endpoint: str, fields: Mapping[str, Raw]) -> bool:
 
 
 def forces_tool(fields: Mapping[str, Raw]) -> bool:
-    """Whether the request names the tool to be called: what `fold` must be told."""
+    """Whether the request names the tool to call, which `fold` needs to know."""
     return bytes(fields.get("tool_choice", b"")).startswith(b"{")
 
 
 def features_of(fields: Mapping[str, Raw]) -> frozenset[str]:
-    """What of a request that may be folded reaches an answer's shape, and not its text alone."""
+    """The features of a request that change the shape of its answer, not only its text."""
     found = set()
     if bytes(fields.get("n", b"1")) not in (b"1", b"null"):
         found.add("n")
@@ -140,12 +139,12 @@ _SERVED: Final[dict[str, frozenset[str]]] = {
     "llama": frozenset(),
     "learned": frozenset(),
 }
-"""With which features a stream of each dialect is known from its beginning to fold at its end. Tools are not among
-them: whether a call is as a body has it shows when it has ended."""
+"""Features with which a stream of each dialect certainly folds at its end. Tools are not among them: whether a
+call is as in a body shows only at its end."""
 
 
 def folds_ahead(shape: Shape, features: frozenset[str]) -> bool:
-    """Whether a stream that has not ended yet can be counted on: a reader that wants one body may wait for it."""
+    """Whether a stream certainly folds before it has ended, so that a client can wait for one body."""
     served = _SERVED.get(shape.dialect)
     return served is not None and features <= served
 
@@ -158,17 +157,17 @@ def _plain_tools(fields: Mapping[str, Raw]) -> bool:
 
 
 def _asks(messages: bytes) -> bool:
-    # The look saves a decode of the whole prompt, 0.3 µs a KB, where no assistant has spoken yet.
+    # The search saves decoding the whole prompt, 0.3 µs per KB, where there is no assistant message yet.
     return b'"assistant"' not in messages or _ROLES.decode(messages)[-1].role != "assistant"
 
 
 MANY_FRAMES: Final = 4096
 MANY_BYTES: Final = 1024 * 1024
-"""Of a stream whose fold takes some ten milliseconds: 2.2 µs a frame and 6 ns a byte."""
+"""Size of a stream whose fold takes some ten milliseconds: 2.2 µs per frame and 6 ns per byte."""
 
 
 def many_frames(pieces: Sequence[bytes]) -> bool:
-    """Whether the fold of a stream, which may be in HTTP chunks, is too long for a loop that serves others."""
+    """Whether the fold of a stream, possibly in HTTP chunks, takes too long for the event loop."""
     size = sum(map(len, pieces))
     return size > MANY_BYTES or (
         size > MANY_FRAMES * 8 and sum(piece.count(b"\r\n") for piece in pieces) > 2 * MANY_FRAMES
@@ -176,7 +175,7 @@ def many_frames(pieces: Sequence[bytes]) -> bool:
 
 
 def may_fold(stream: bytes, shape: Shape | None) -> bool:
-    """Whether a long stream is of an engine whose bodies are known, by a look at its first and its last frames."""
+    """Whether a long stream is of an engine whose bodies are known, by its first and last frames."""
     if shape is not None:
         return shape.dialect != "none"
     return b'"system_fingerprint"' in stream[:4096] or any(
@@ -192,9 +191,9 @@ def fold(
 ) -> bytes:
     """The body, equal field by field to the engine's own; id and created are the stream's. Raises Unfoldable.
 
-    `shape`: what is known of the engine. Without it the engine is told by its frames: llama.cpp names itself in
-    every one, vLLM in the last, and vLLM's version must be one whose bodies are known. 2.2 µs a frame; three times
-    as much of an engine that was learned.
+    `shape`: what is known of the engine. Without it the engine is recognised by its frames: llama.cpp names itself
+    in each, vLLM in the last, and vLLM's version must be one whose bodies are known. 2.2 µs per frame; three times
+    as much for a learned shape.
     """
     chunks = chunks_of(frames)
     shape = shape or _shape_in(chunks[0])
@@ -211,14 +210,14 @@ def fold(
             raise Unfoldable(shape.why or "a tool call, of which none was seen")
         folded = msgspec.json.encode(body)
         if shape.dialect == "learned":
-            _ANY.decode(folded)  # parts of it are JSON text that was kept elsewhere
+            _ANY.decode(folded)  # parts of it are JSON text that was stored
     except _BROKEN as e:
         raise Unfoldable(f"a frame of unknown shape: {e}") from None
     return folded
 
 
 def look(frame: bytes, endpoint: Folded, *, forced_tool: bool, shape: Shape) -> None:
-    """Raise Unfoldable where one frame of a stream that goes on shows already that it does not fold."""
+    """Raise Unfoldable where one frame of an unfinished stream shows that it does not fold."""
     data = data_of(frame)
     if data is None or is_done(frame):
         return
@@ -238,7 +237,7 @@ def look(frame: bytes, endpoint: Folded, *, forced_tool: bool, shape: Shape) -> 
 
 
 def chunks_of(frames: Iterable[bytes]) -> list[bytes]:
-    """The JSON of a stream's chunks. Raises Unfoldable where it has none, or does not end with [DONE]."""
+    """The JSON of a stream's chunks. Raises Unfoldable for a stream without any, or without [DONE] at its end."""
     chunks: list[bytes] = []
     done = False
     for frame in frames:
@@ -268,7 +267,7 @@ _NAMED: Final = msgspec.json.Decoder(_Named)
 
 
 def shape_told(first: bytes, last: bytes) -> Shape | None:
-    """The shape of which a stream's own first and last chunks tell; None: they do not."""
+    """The shape, recognised by a stream's first and last chunks; None: unknown."""
     try:
         if vllm.version_of(_NAMED.decode(last).system_fingerprint) is not None:
             return VLLM
@@ -280,8 +279,8 @@ def shape_told(first: bytes, last: bytes) -> Shape | None:
 
 def shape_seen(frames: Iterable[bytes], answer: bytes, endpoint: Folded, second: bytes | None = None) -> Shape:
     """The shape of an engine that answered one request with this stream and this body. Raises Unfoldable where
-    the one is not the other's fold: what is known of a version counts only where its answers are so. `second`: the
-    body of another request, where `learned.Unproven` was raised without."""
+    the body is not the stream's fold, also for a known version. `second`: the body of another request, where
+    `learned.Unproven` was raised without it."""
     chunks = chunks_of(frames)
     for shape in _candidates(chunks):
         try:
@@ -306,5 +305,5 @@ def _candidates(chunks: Sequence[bytes]) -> Iterable[Shape]:
 
 
 def frames_of(chunks: Iterable[bytes]) -> list[bytes]:
-    """Chunks as a stream's frames again."""
+    """Chunks as the frames of a stream."""
     return [*map(encode, chunks), DONE]

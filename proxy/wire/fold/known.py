@@ -1,6 +1,4 @@
-"""Owns what all folds have in common: the members that are known, and the refusal of everything else.
-Must not know any engine.
-Called by `folding.py` and by the two dialects, `vllm.py` and `llama.py`."""
+"""What all folds have in common: the members that are known, and the refusal of all others."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ Folded = Literal["chat", "completions"]
 
 
 class Unfoldable(Exception):
-    """These frames hold something that only the engine can put into one body; the text says what."""
+    """These frames contain something that only the engine can put into a body; the text names it."""
 
 
 class Odd(Unfoldable):
-    """The same of this one answer: it says nothing of the engine's others."""
+    """Unfoldable because of this one answer: other answers of the engine may fold."""
 
 
 class Known(Struct, forbid_unknown_fields=True):
-    """The members that are known: any other is an error. A member typed None must be null."""
+    """The known members: any other is an error. A member typed None must be null."""

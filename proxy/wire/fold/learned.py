@@ -1,6 +1,5 @@
-"""Owns the shapes of engines that no module knows: learned from one stream and one body of the same request.
-Must not know requests, SSE or sockets: the chunks' JSON and the body in, a Template or a body out, or Unfoldable.
-Called by `folding.py`, and by `shapes.py`, which asked the engine for both."""
+"""Shapes of engines that no module knows, learned from one stream and one body of the same request. A template
+or a body out, or Unfoldable."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from proxy.wire.fold.shape import Layout, Members, Template
 
 MOST_MEMBERS: Final = 64
 MOST_BYTES: Final = 1024
-"""Bounds of what is learned: unknown members of one object, and bytes of one constant value."""
+"""Bounds of a learned shape: unknown members of one object, and bytes of one constant value."""
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -49,11 +48,11 @@ _ODD: Final = (LookupError, AttributeError, TypeError, ValueError, msgspec.Msgsp
 
 
 class Unproven(Unfoldable):
-    """A member that only the body has, with a value: whether it is constant takes another body to see."""
+    """A member that only the body has: another body is needed to see whether its value is constant."""
 
 
 class _Parts:
-    """What chunks say, put together choice by choice."""
+    """The contents of chunks, merged choice by choice."""
 
     def __init__(self, endpoint: Folded, template: Template) -> None:
         self.chat = endpoint == "chat"
@@ -63,7 +62,7 @@ class _Parts:
         self.head: tuple[bytes, bytes, bytes] | None = None  # id, created, model
         self.usage: bytes | None = None
         self.texts: dict[int, list[str]] = {}
-        self.reasons: dict[int, list[str]] = {}  # of reasoning
+        self.reasons: dict[int, list[str]] = {}  # texts of reasoning
         self.ends: dict[int, tuple[bytes, bytes]] = {}  # finish_reason and stop_reason
         self.role: bytes | None = None
 
@@ -77,7 +76,7 @@ class _Parts:
         if head != self.head:
             raise Unfoldable("chunks of different answers")
         usage = members.get("usage")
-        self.usage = usage if usage is not None and usage != _NULL else None  # only the last chunk's counts
+        self.usage = usage if usage is not None and usage != _NULL else None  # only the last chunk's is used
         for choice in _objects(members["choices"]):
             self._add_choice(choice)
 
@@ -117,12 +116,12 @@ class _Parts:
 
 
 def look(data: bytes, endpoint: Folded, template: Template) -> None:
-    """Raise what `body` would for one chunk of a stream that goes on, as far as one chunk can tell."""
+    """Raise what `body` would for this chunk of an unfinished stream, as far as one chunk shows."""
     _Parts(endpoint, template).add(data)
 
 
 def body(chunks: Sequence[bytes], endpoint: Folded, template: Template) -> dict[str, Any]:
-    """What the engine would have answered, member by member in its own order."""
+    """The body that the engine would have answered, member by member in its order."""
     parts = _Parts(endpoint, template)
     try:
         for data in chunks:
@@ -186,7 +185,7 @@ def _usage(given: Object, template: Template) -> dict[str, object]:
 
 
 def _counted(given: Mapping[str, object], layout: Layout) -> dict[str, object]:
-    """Counts as a body has them: a stream may leave out what is null."""
+    """Counts as in a body: a stream may omit null members."""
     if any(text is None and name not in given for name, text in layout):
         raise Unfoldable("a count that the stream does not have")
     return {name: given.get(name, Raw(_NULL)) for name, _ in layout}
@@ -213,8 +212,8 @@ def _text(members: Object, name: str) -> str | None:
 
 
 def learn(chunks: Sequence[bytes], answer: bytes, endpoint: Folded, second: bytes | None = None) -> Template:
-    """The template of one stream and one body of the same request. Raises Unfoldable where it is none; Unproven
-    where a `second` body, of another request, has to show that something is constant."""
+    """The template of one stream and one body of the same request. Raises Unfoldable where there is none;
+    Unproven where a `second` body, of another request, must show that a value is constant."""
     try:
         template = _learned(chunks, answer, endpoint, second)
         same(body(chunks, endpoint, template), answer)
@@ -266,7 +265,7 @@ def _learned(chunks: Sequence[bytes], answer: bytes, endpoint: Folded, second: b
 
 
 def _absent(message: Object) -> set[str]:
-    """Members for reasoning that this message has as null or empty: constants of an engine without."""
+    """Reasoning members that are null or empty in this message: constants of an engine without reasoning."""
     return {name for name in _REASONING if name in message and not _text(message, name)}
 
 
@@ -275,7 +274,7 @@ def _counts(usage: Object) -> Layout:
 
 
 def _constants(objects: Iterable[Object], known: frozenset[str], whole: Object) -> Members:
-    """What these objects have besides what is known: each name with the one value that it always has."""
+    """The unknown members of these objects, each with its constant value."""
     found: dict[str, bytes] = {}
     for members in objects:
         for name, value in members.items():
@@ -312,8 +311,8 @@ def _layout(members: Object, made: frozenset[str], constants: Mapping[str, str],
 
 
 def same(folded: object, answer: bytes) -> None:
-    """Raise Unfoldable unless a folded body is the engine's own, member by member in order: but for the id, the
-    time, and details of counts, which two answers to one request may have otherwise."""
+    """Raise Unfoldable unless a folded body equals the engine's, member by member in order, except for the id,
+    the time, and details of counts, which may differ between two answers to one request."""
     try:
         ours, theirs = msgspec.json.decode(_ENCODE(folded)), msgspec.json.decode(answer)
         for each in (ours, theirs):

@@ -1,6 +1,4 @@
-"""Owns the shapes of llama.cpp's server: the chunks of its streams, and the body that they amount to.
-Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `folding.py` only."""
+"""The shapes of llama.cpp's server: the chunks of its streams, and the body that they fold into."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ from proxy.wire.fold.known import Folded, Known, Odd, Unfoldable
 
 _NULL: Final = Raw(b"null")
 
-# One choice only: its usage counts but one. No logprobs: of a stream's last tokens it sends none, of a body's
-# it does. No tool calls: not seen.
+# One choice only: its usage counts one. No logprobs: a stream lacks those of its last tokens, a body has them.
+# No tool calls: not seen.
 
 
 class _Delta(Known):
@@ -60,14 +58,14 @@ _CHUNKS: Final[dict[Folded, Decoder[Any]]] = {"chat": Decoder(_ChatChunk), "comp
 
 
 def look(data: bytes, endpoint: Folded, *, forced_tool: bool) -> None:
-    """Raise what `body` would for one chunk of a stream that goes on, as far as one chunk can tell."""
+    """Raise what `body` would for this chunk of an unfinished stream, as far as one chunk shows."""
     for choice in _CHUNKS[endpoint].decode(data).choices:
         if forced_tool or choice.finish_reason not in (None, "stop", "length"):
             raise Odd(f"finish_reason {choice.finish_reason}")
 
 
 def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dict[str, Any]:
-    """What llama.cpp would have answered, member by member in its own order."""
+    """The body that llama.cpp would have answered, member by member in its order."""
     if forced_tool:
         raise Unfoldable("tool calls of llama.cpp, which were not seen")
     decode = _CHUNKS[endpoint].decode
@@ -89,7 +87,7 @@ def body(chunks: Sequence[bytes], endpoint: Folded, *, forced_tool: bool) -> dic
     if endpoint == "chat":
         roles = [part.delta.role for part in parts if part.delta.role is not None]
         content = "".join(part.delta.content or "" for part in parts)
-        if not content or roles not in ([], ["assistant"]):  # none where the first character came in pieces
+        if not content or roles not in ([], ["assistant"]):  # none where the first character was split
             raise Odd("no content, or an unknown role")
         choice = {"finish_reason": finish, "index": 0, "message": {"role": "assistant", "content": content}}
     else:

@@ -1,6 +1,4 @@
-"""Owns the shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they amount to.
-Must not know requests, SSE or sockets: the chunks' JSON in, the body out, or Unfoldable.
-Called by `folding.py` only."""
+"""The shapes of vLLM 0.32 and 0.33: the chunks of their streams, and the body that they fold into."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ from msgspec.json import Decoder
 from proxy.wire.fold.known import Folded, Known, Odd, Unfoldable
 
 VERSIONS: Final[dict[str, tuple[str, ...]]] = {"vllm-0.32.": (), "vllm-0.33.": ("weight_versions",)}
-"""Versions whose bodies were compared, member by member, and what the choices of each one's bodies end with."""
+"""Versions whose bodies were compared member by member, and the last members of the choices in their bodies."""
 
 
 class _Entry(Known):
-    """One token's logprobs in a chat. Of a token outside the top ones a stream leaves out the defaults."""
+    """One token's logprobs in a chat. For a token outside the top ones a stream omits the defaults."""
 
     token: Raw
     logprob: Raw = Raw(b"-9999.0")
@@ -90,7 +88,7 @@ class _CompletionDetails(Known):
 
 
 class _Usage(Known):
-    """In the order in which vLLM writes it; a stream leaves out what is null."""
+    """In vLLM's order; a stream omits null members."""
 
     prompt_tokens: int
     total_tokens: int
@@ -132,7 +130,7 @@ def version_of(fingerprint: str | None) -> str | None:
 
 
 def look(data: bytes, endpoint: Folded, *, forced_tool: bool) -> None:
-    """Raise what `body` would for one chunk of a stream that goes on, as far as one chunk can tell."""
+    """Raise what `body` would for this chunk of an unfinished stream, as far as one chunk shows."""
     for choice in _CHUNKS[endpoint].decode(data).choices:
         if choice.finish_reason not in (None, "stop", "length"):
             raise Odd(f"finish_reason {choice.finish_reason}")
@@ -148,8 +146,8 @@ def body(
     version: str | None = None,
     named: str | None = None,
 ) -> dict[str, Any]:
-    """What vLLM would have answered, member by member in its own order. `version`: of an engine whose fingerprint,
-    `named`, does not tell it, being set otherwise or off."""
+    """The body that vLLM would have answered, member by member in its order. `version`: of an engine whose
+    fingerprint, `named`, does not show it, because it is configured or off."""
     decode = _CHUNKS[endpoint].decode
     parts: dict[int, list[Any]] = {}
     first = usage = None
@@ -176,7 +174,7 @@ def body(
     if sorted(parts) != list(range(len(parts))) or not parts:
         raise Unfoldable(f"choices {sorted(parts)}")
     if endpoint == "chat":
-        # `completion_tokens_details` is there only where a reasoning parser is at work.
+        # `completion_tokens_details` is present only with a reasoning parser.
         thinks = usage.completion_tokens_details is not None
         choices = [_chat_choice(i, parts[i], forced_tool, thinks) for i in range(len(parts))]
     else:
@@ -215,7 +213,7 @@ def _chat_choice(index: int, parts: Sequence[_ChatChoice], forced_tool: bool, th
     reasoning = "".join(part.delta.reasoning or "" for part in parts)
     calls = _calls([call for part in parts for call in part.delta.tool_calls])
     if forced_tool:
-        # Only a whole call is told apart from one that the parser gave up on, and left in the content.
+        # Only a complete call can be told from one that the parser gave up on and left in the content.
         if not calls or content.strip() or reasoning or finish.finish_reason != "stop":
             raise Odd("a forced tool call that is not just that call")
         content = ""
@@ -248,8 +246,8 @@ def _chat_choice(index: int, parts: Sequence[_ChatChoice], forced_tool: bool, th
 
 
 def _calls(deltas: Sequence[_Call]) -> list[dict[str, Any]]:
-    """The tool calls, merged by index. A body may hold the arguments encoded anew (as Python's json does), or
-    as they came: they are taken only where that is the same."""
+    """The tool calls, merged by index. A body may have the arguments re-encoded (by Python's json), or as they
+    came: the fold accepts them only where both are the same."""
     calls: list[dict[str, Any]] = []
     for delta in deltas:
         function = delta.function or _Function()

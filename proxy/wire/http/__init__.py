@@ -1,4 +1,5 @@
-"""TODO"""
+"""What HTTP/1.1 says around a body, read strictly: `target` (path, query, authority), `media_type`, multipart
+`form`s, and the ends of chunks."""
 
 from proxy.wire.http.chunk_ends import ChunkEnds
 from proxy.wire.http.media_type import Media, media_of, require_json, require_plain, unread

@@ -1,27 +1,26 @@
-"""Owns where the chunks of a body end, so that the bytes of two requests can be parted.
-Must not know requests or parsers: whether the chunks are right, the parser says.
-Made by the door for each chunked body."""
+"""Where the chunks of a request body end, so that the bytes of two pipelined requests can be separated. Whether
+the chunks are valid is for the parser to say."""
 
 from __future__ import annotations
 
 from typing import Final
 
-SIZE_LENGTH: Final = 20  # bytes of a line that may hold a chunk's size
+SIZE_LENGTH: Final = 20  # bytes of a chunk-size line
 
 
 class ChunkEnds:
-    """Where a body is in its chunks, over any split of its bytes."""
+    """Tracks the chunks of a body, under any split of its bytes."""
 
     __slots__ = ("_left", "_line", "over")
 
     def __init__(self) -> None:
         self.over = False
         """The last chunk's size has come: the body ends with the next empty line."""
-        self._left = 0  # bytes of the present chunk and its line end
-        self._line = b""  # the beginning of a size
+        self._left = 0  # bytes left of the current chunk and its line end
+        self._line = b""  # the beginning of a size line
 
     def take(self, data: bytes) -> int:
-        """How many of these bytes belong to chunks."""
+        """The number of these bytes that belong to chunks."""
         at = 0
         while at < len(data):
             if self._left:
@@ -38,7 +37,7 @@ class ChunkEnds:
             try:
                 size = int(line.partition(b";")[0], 16)
             except ValueError:
-                size = 0  # no size at all: an error to the parser
+                size = 0  # not a size: the parser reports it
             if size <= 0:
                 self.over = True
                 break

@@ -1,6 +1,5 @@
-"""Owns the strict reading of a multipart/form-data body: its parts, where they lie, their texts.
-Must not know endpoints, limits or HTTP: bytes and a boundary in, parts out; nothing is copied but short texts.
-Called by passed.py."""
+"""The strict reader of a multipart/form-data body: its parts, their offsets, their texts. Only short texts are
+copied."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from proxy.errors import Code, GatewayError
 
 MAX_PARTS: Final = 256
 MAX_HEAD: Final = 4096  # bytes of a part's headers
-MAX_HEADERS: Final = 8  # of a part; python-multipart takes no more
-MAX_TEXT: Final = 1024 * 1024  # bytes of a part that is no file; Starlette takes no more
+MAX_HEADERS: Final = 8  # of a part; python-multipart's limit
+MAX_TEXT: Final = 1024 * 1024  # bytes of a part that is not a file; Starlette's limit
 
 _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
 _DISPOSITION: Final = re.compile(
@@ -34,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Form:
-    """A form's parts. Made only of a body that every reader takes apart alike."""
+    """A form's parts, of a body that all readers parse alike."""
 
     __slots__ = ("body", "boundary", "parts")
 
@@ -44,7 +43,7 @@ class Form:
         self.parts = parts
 
     def text(self, name: str) -> str | None:
-        """The text of the field of this name; None where it is left out. Raises GatewayError 400 for a file."""
+        """The text of this field; None: absent. Raises GatewayError 400 for a file."""
         for part in self.parts:
             if part.name == name:
                 if part.file:
@@ -53,7 +52,7 @@ class Form:
         return None
 
     def texts(self) -> list[str]:
-        """The names of all parts, and the content of those that are no files."""
+        """The names of all parts, and the contents of those that are not files."""
         return [part.name for part in self.parts] + [self._text(part) for part in self.parts if not part.file]
 
     @property
@@ -61,7 +60,7 @@ class Form:
         return [part for part in self.parts if part.file]
 
     def replaced(self, name: str, value: bytes) -> bytes:
-        """The body with another value of this field, which is added where there is none."""
+        """The body with this field set; it is added where absent."""
         for part in self.parts:
             if part.name == name:
                 return self.body[: part.start] + value + self.body[part.end :]
@@ -73,10 +72,10 @@ class Form:
 
 
 def read_form(body: bytes, boundary: bytes) -> Form:
-    """Take a form apart. Raises GatewayError 400 where two readers could do so differently.
+    """Parse a form. Raises GatewayError 400 where two readers could differ.
 
-    The form begins with its first delimiter and ends with its last, every delimiter is a line of its own that ends
-    with CRLF, and nothing else in the body looks like one. A name is given once, or ends with [].
+    The form begins with its first delimiter and ends with its last, each delimiter is a line that ends with CRLF,
+    and nothing else in the body looks like one. Names are unique, unless they end with [].
     """
     parts: list[Part] = []
     names: set[str] = set()
@@ -89,12 +88,12 @@ def read_form(body: bytes, boundary: bytes) -> Form:
         parts.append(part)
     form = Form(body, boundary, parts)
     if (charset := form.text("_charset_")) is not None and charset.strip().lower() not in ("utf-8", "utf8"):
-        raise _refusal("its texts must be UTF-8", "_charset_")
+        raise _refusal("texts must be UTF-8", "_charset_")
     return form
 
 
 def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
-    """Where each of them begins; the last one closes the form."""
+    """The offset of each delimiter; the last one closes the form."""
     places: list[int] = []
     size = len(delimiter)
     at = body.find(delimiter)
@@ -104,7 +103,7 @@ def _delimiters(body: bytes, delimiter: bytes) -> list[int]:
         places.append(at)
         at = body.find(delimiter, at + 1)
     if not places or places[0] != 0:
-        raise _refusal("it must begin with the boundary that its Content-Type names")
+        raise _refusal("it must begin with the boundary named in Content-Type")
     for place in places[1:]:
         if body[place - 2 : place] != b"\r\n":
             raise _refusal("a boundary must be at the beginning of a line, after CRLF")
@@ -125,7 +124,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
     for line in body[start:stop].split(b"\r\n"):
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise _refusal("a part has a line that is no header")
+            raise _refusal("a part has a malformed header line")
         name = header[1].lower()
         if name in headers:
             raise _refusal(f"a part has two headers {name.decode('latin-1')[:64]!r}")
@@ -135,7 +134,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
     content = stop + 4
     name, file = _disposition(headers.get(b"content-disposition", b""))
     if headers.get(b"content-length", b"%d" % (end - content)) != b"%d" % (end - content):
-        raise _refusal("a part's Content-Length is not its length", name[:64])
+        raise _refusal("a part's Content-Length does not match its length", name[:64])
     if headers.get(b"content-transfer-encoding", b"binary").lower() not in _AS_IT_IS:
         raise _refusal("a part must be sent as it is, without a Content-Transfer-Encoding", name[:64])
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -150,7 +149,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
 
 def _check_text(body: bytes, start: int, end: int, kind: bytes, name: str) -> None:
     if any(charset.lower() not in (b"utf-8", b"utf8") for charset in _CHARSET.findall(kind)):
-        raise _refusal("its texts must be UTF-8", name[:64])
+        raise _refusal("texts must be UTF-8", name[:64])
     if end - start > MAX_TEXT:
         raise _refusal(f"the field {name[:64]!r} is over {MAX_TEXT} bytes", name[:64])
     try:
@@ -175,11 +174,11 @@ def _disposition(value: bytes) -> tuple[str, bool]:
         raise _refusal("each part needs a name, in UTF-8") from None
     starred = [key for key in found if b"*" in key]
     if starred and not (starred == [b"filename*"] and b"filename" in found):
-        raise _refusal("names are given plainly, not as name* or filename* (RFC 7578 4.2)", name[:64])
+        raise _refusal("name* and filename* are not supported (RFC 7578 4.2)", name[:64])
     if name != name.strip() or not name.isprintable():
-        raise _refusal(f"the name {name[:64]!r} has spaces around it, or characters that do not print")
+        raise _refusal(f"the name {name[:64]!r} has surrounding spaces or unprintable characters")
     return name, b"filename" in found
 
 
 def _refusal(why: str, param: str | None = None) -> GatewayError:
-    return GatewayError(Code.INVALID_VALUE, f"The form cannot be read: {why}.", param=param)
+    return GatewayError(Code.INVALID_VALUE, f"Malformed form: {why}.", param=param)

@@ -1,6 +1,5 @@
-"""Owns what a request's head says of its body: JSON, a form or something else, and whether it can be read as that.
-Must not know bodies or endpoints: headers in, a kind out, or a refusal before the body is read.
-Called by call.py for the endpoints that take JSON, and by the gateway for what passes through."""
+"""What a request's head says of its body: JSON, a form or something else, and whether it can be read as that. A
+refusal comes before the body is read."""
 
 from __future__ import annotations
 
@@ -17,18 +16,18 @@ Headers = CIMultiDictProxy[str]
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _VALUE: Final = rf'(?:{_WORD}|"[^"\\\x00-\x1f\x7f]*+")'
 _MEDIA: Final = re.compile(rf"({_WORD})/({_WORD})((?:[ \t]*+;[ \t]*+{_WORD}={_VALUE})*+)(?:[ \t]*+;)?")
-"""Of a value without white space around it. Possessive: the time is linear in its length."""
+"""Matches a value without surrounding whitespace. Possessive quantifiers: linear time."""
 _PARAMETER: Final = re.compile(rf";[ \t]*({_WORD})=({_VALUE})")
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _UTF8: Final = frozenset({"utf-8", "utf8"})
 _HOW: Final = "add the header Content-Type: application/json (curl: -H 'content-type: application/json')"
-_SHOWN: Final = 64  # characters of a refused value that its error tells
-_PATH_SHOWN: Final = 200  # the same of a path
+_SHOWN: Final = 64  # characters of an invalid value that its error shows
+_PATH_SHOWN: Final = 200  # characters of a path that an error shows
 _FORMS: Final = "application/json, or multipart/form-data where files are sent"
 
 
 class Media(NamedTuple):
-    """`other`: a body that nobody here can read. `boundary`: of a form."""
+    """kind `other`: a body that cannot be read here. `boundary`: of a form."""
 
     kind: Literal["json", "form", "other"]
     boundary: bytes = b""
@@ -44,8 +43,8 @@ class _Type(NamedTuple):
 
 
 def require_json(headers: Headers) -> None:
-    """Raises GatewayError 415 where the body is not said to be JSON in UTF-8. A page of another origin can send
-    any other type without asking first."""
+    """Raises GatewayError 415 unless the body is declared as JSON in UTF-8. A page of another origin can send
+    other types without a CORS preflight."""
     kind = headers.get("content-type")
     if kind is None:
         raise _unsupported(f"The body has no Content-Type: {_HOW}.", "application/json")
@@ -58,7 +57,7 @@ def require_json(headers: Headers) -> None:
 
 
 def require_plain(headers: Headers) -> None:
-    """Raises GatewayError 415 where the body is encoded: it is never decoded here."""
+    """Raises GatewayError 415 for a Content-Encoding: bodies are not decoded here."""
     for coding in headers.getall("content-encoding", ()):
         if coding.strip().lower() not in ("identity", ""):
             raise GatewayError(
@@ -69,10 +68,10 @@ def require_plain(headers: Headers) -> None:
 
 
 def media_of(headers: Headers, *, json_only: bool) -> Media:
-    """What the body of a request that passes through is. `json_only`: its path takes nothing else.
+    """The media type of a passed-through body. `json_only`: its path accepts only JSON.
 
-    Raises GatewayError 415 for a body that must be read and cannot be, and for the types that a page of another
-    origin can send without asking first, but for forms: see `origins.py`.
+    Raises GatewayError 415 for a body that must be read and cannot be, and for types that a page of another origin
+    can send without a CORS preflight, except for forms: see `access/origins.py`.
     """
     kinds: Sequence[str] = headers.getall("content-type", ())
     if json_only or not kinds:
@@ -97,7 +96,7 @@ def media_of(headers: Headers, *, json_only: bool) -> Media:
 
 
 def unread(path: str) -> GatewayError:
-    """Of a body that some check has to read."""
+    """The refusal of a body that a check must read and cannot."""
     return _unsupported(
         f"Requests are checked here, so {path[:_PATH_SHOWN]} takes {_FORMS}, without an encoding.", _FORMS
     )
@@ -109,7 +108,7 @@ def _parse(value: str) -> _Type | None:
         return None
     parameters = [(name.lower(), text.strip('"')) for name, text in _PARAMETER.findall(found[3])]
     if any("*" in name for name, _ in parameters):
-        return None  # `boundary*=` is `boundary` to who reads RFC 2231
+        return None  # `boundary*=` means `boundary` by RFC 2231
     return _Type(found[1].lower(), found[2].lower(), parameters)
 
 

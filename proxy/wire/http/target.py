@@ -1,6 +1,5 @@
-"""Owns the one reading of a request's target: raw text to a normal path, query and authority, or why it is none.
-Must not know HTTP servers, endpoints or engines: pure functions of texts.
-Called by `head.py`, once a request, before routing and every check."""
+"""The one reading of a request target: raw text into a normal path, query and authority, or the reason why it
+is none. Before routing and every check, once per request."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 _PCHAR: Final = r"\-A-Za-z0-9._~!$&'()*+,;=:@"
 _PERCENT: Final = "%[0-9A-Fa-f]{2}"
 _LENIENT: Final = r"\[\]{}|^`\\"
-"""Outside RFC 3986, and sent by browsers and by `include[]=`: taken in a query, sent on percent-encoded."""
+"""Not allowed by RFC 3986, but sent by browsers and in `include[]=`: accepted in a query and percent-encoded."""
 
 _ORIGIN: Final = re.compile(rf"(?:[{_PCHAR}/]++|{_PERCENT})*+(?:\?(?:[{_PCHAR}/?{_LENIENT}]++|{_PERCENT})*+)?")
 _ODD_PATH: Final = re.compile(rf"%(?![0-9A-Fa-f]{{2}})|[^{_PCHAR}/%]")
@@ -24,23 +23,23 @@ _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 _SAFE: Final = "/!$&'()*+,;=:@~"
 
 KEPT: Final = 512
-"""How many readings are kept, each of a text of at most `KEPT_LENGTH` characters."""
+"""Number of cached readings, each of a text of at most `KEPT_LENGTH` characters."""
 KEPT_LENGTH: Final = 256
 
 
 class Malformed(ValueError):
-    """A target or Host that no RFC allows, or that the next server could read as another. Its words say why."""
+    """A target or Host that is invalid, or that another server could read differently. The text is the reason."""
 
 
 class Target(NamedTuple):
-    """What a request is for. All that routes, checks and sends derives from it."""
+    """A request's target. Routing, checks and the engine's request all use it."""
 
     path: str
-    """Percent-decoded, without empty or dot segments and without a slash at the end; `*` of `OPTIONS *`."""
+    """Percent-decoded, without empty or dot segments or a trailing slash; `*` for `OPTIONS *`."""
     text: str
-    """Path and query, encoded anew: the target that an engine is sent."""
+    """Path and query, re-encoded: the target sent to an engine."""
     authority: str | None = None
-    """Of an absolute-form target, which takes the place of Host (RFC 9112 3.2.2)."""
+    """Of an absolute-form target, which replaces Host (RFC 9112 3.2.2)."""
 
 
 ASTERISK: Final = Target("*", "*")
@@ -56,7 +55,7 @@ def read_target(raw: str) -> Target:
         found = _ABSOLUTE.fullmatch(raw)
         if found is None:
             raise Malformed("The request target must be a path, or an absolute http:// or https:// URL.")
-        authority, rest = found[1], "/" + found[2]  # a second slash is none: the path's form is normal
+        authority, rest = found[1], "/" + found[2]  # a double slash is normalised
         read_host(authority)
     if _ORIGIN.fullmatch(rest) is None:
         raise Malformed(_why(rest))
@@ -95,12 +94,13 @@ def read_host(raw: str) -> str:
 
 
 known_target = lru_cache(KEPT)(read_target)
-"""`read_target` of a text that may come again: of at most `KEPT_LENGTH` characters."""
+"""`read_target`, cached, for a text of at most `KEPT_LENGTH` characters."""
 known_host = lru_cache(KEPT)(read_host)
 
 
 def _path(raw: str) -> str:
-    """Decoded once, as an engine does, and free of what two servers could resolve differently (RFC 3986 5.2.4)."""
+    """A path decoded once, as an engine does. Raises Malformed where two servers could resolve it differently
+    (RFC 3986 5.2.4)."""
     path = raw
     if "%" in raw:
         try:
@@ -125,5 +125,5 @@ def _why(rest: str) -> str:
         return "The request target must be ASCII: percent-encode what is not."
     path, _, query = rest.partition("?")
     found = _ODD_PATH.search(path) or _ODD_QUERY.search(query)
-    assert found is not None  # else it had been read
+    assert found is not None  # else the first pattern had matched
     return f"The request target holds {found[0]!r}, which a URL may not hold there: percent-encode it."

@@ -226,7 +226,7 @@ def test_what_is_no_regular_file_is_not_loaded_whatever_comes_before_it(tmp_path
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").touch()
     for paths in (["missing", "fifo"], ["a\0b", "fifo"], ["file", "fifo"], [".", "fifo"]):
-        with pytest.raises(SettingsError, match="is no regular file, so it is not read again"):
+        with pytest.raises(SettingsError, match="is not a regular file, so it is not reloaded"):
             file_watch._loaded(Watched("f", [str(tmp_path / path) for path in paths], load))
     assert loads == []
     file_watch._loaded(Watched("f", [str(tmp_path / path) for path in ("missing", "file", ".")], load))

@@ -201,7 +201,7 @@ def test_a_given_value_over_its_bound_is_an_error_that_names_both() -> None:
         "(environment GATEWAY_MAX_FLIGHT_BYTES): an event is part of its answer"
     ]
     assert "(its default)" in wrong(["--token-timeout", "2000"])[0]
-    assert "waits whole" in wrong(["--cache-max-entry-bytes", "1GiB"])[0]
+    assert "a whole answer is queued" in wrong(["--cache-max-entry-bytes", "1GiB"])[0]
 
 
 def test_a_default_gives_way_to_a_lower_bound() -> None:
@@ -237,7 +237,7 @@ def test_what_kubernetes_puts_into_the_environment_is_ignored() -> None:
 def test_a_service_link_is_no_port_and_says_so() -> None:
     settings = loaded(environ={"GATEWAY_PORT": "tcp://10.0.0.1:8080"})
     assert settings.port == 8080
-    assert settings.warnings == ("environment GATEWAY_PORT: ignored: it is a Kubernetes service link, not a port",)
+    assert settings.warnings == ("environment GATEWAY_PORT: ignored: a Kubernetes service link, not a port",)
 
 
 def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:

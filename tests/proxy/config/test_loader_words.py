@@ -22,7 +22,7 @@ def test_a_value_may_be_as_large_as_its_bound(total: str, token: str, lines: int
     if lines:
         assert wrong(argv) == [
             "flag --token-timeout = 101.0: must not be over total_timeout, which is 100.0 "
-            "(flag --total-timeout): it would never act"
+            "(flag --total-timeout): it would have no effect"
         ]
     else:
         assert loaded(argv).token_timeout == float(token)
@@ -101,7 +101,7 @@ def test_a_file_that_fails_without_a_reason_of_the_system_s_is_told_its_own() ->
         ({"GATEWAY_X_PORT": "tcp://h:1"}, []),
         ({"GATEWAY_X_PORT": "80"}, ["environment GATEWAY_X_PORT: ignored: no such setting"]),
         ({"GATEWAY_XYZZY": "tcp://h:1"}, ["environment GATEWAY_XYZZY: ignored: no such setting"]),
-        ({"GATEWAY_PORT": "udp://h:1"}, ["environment GATEWAY_PORT: ignored: it is a Kubernetes service link"]),
+        ({"GATEWAY_PORT": "udp://h:1"}, ["environment GATEWAY_PORT: ignored: a Kubernetes service link"]),
         ({"OTHER_XYZZY": "1"}, []),
     ],
 )
@@ -117,8 +117,8 @@ def test_what_is_exposed_by_a_flag_is_a_secret_that_was_given_as_one() -> None:
     settings = loaded(["--backend-api-key", "k"], {"GATEWAY_REDIS_URL": "redis://u:p@h"})
     (told,) = exposed(settings, ["--backend-api-key=k"])
     assert told == (
-        "flag --backend-api-key: every user of this machine can read it in the list of processes; "
-        "give GATEWAY_BACKEND_API_KEY"
+        "flag --backend-api-key: visible to every user of this machine in the process list; "
+        "use GATEWAY_BACKEND_API_KEY"
     )
     assert len(exposed(settings, ["--backend-api-key", "k", "--redis", "redis://u:p@h"])) == 2
     plain = loaded(["--redis", "redis://h", "--backend", "http://h"])

@@ -163,7 +163,7 @@ def test_settings_in_force_are_shown_and_represented_without_secrets(
     argv = ["--" + name.removeprefix("GATEWAY_").removesuffix("_URL").lower().replace("_", "-"), value]
     settings = load(argv, {})
     (told,) = exposed(settings, argv)
-    assert "list of processes" in told
+    assert "process list" in told
     assert CANARY not in told
     assert exposed(settings, []) == []
 

@@ -61,7 +61,7 @@ def test_a_text_that_may_hold_a_url_is_masked(text: str, masked: str) -> None:
 
 
 def test_what_is_hidden_is_told_by_its_length() -> None:
-    assert shown_path("A" * 70) == "*** (70 characters, not shown: no file's path)"
+    assert shown_path("A" * 70) == "*** (70 characters, not shown: not a file path)"
     assert shown_word("AB1") == "*** (3 characters)"
 
 

@@ -103,7 +103,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("redis", "redis://", "redis://"),
     ("redis", "unix://", "unix:///"),
     ("redis", "redis://h:99999", "redis://"),
-    ("redis", "redis://h/name", "number of a database"),
+    ("redis", "redis://h/name", "database number"),
     ("redis", False, "redis://"),
     ("backends", "127.0.0.1:8000", "http://"),
     ("backends", "ftp://h", "http://"),

@@ -91,8 +91,8 @@ ENGINE = (
 )
 UNIX = "must be a Unix socket's full path, such as unix:///run/vllm.sock or http+unix://%2Frun%2Fvllm.sock"
 USER = "must not hold a user or password: an engine's URL is shown in logs and metrics"
-LONG = "must have a path of at most 107 bytes: the system takes no longer one"
-DATABASE = "must have the number of a database, or nothing, after the host: redis://host:6379/0"
+LONG = "must have a path of at most 107 bytes: the system allows no longer one"
+DATABASE = "must have a database number, or nothing, after the host: redis://host:6379/0"
 NETWORKS = "must be addresses or networks, such as 10.0.0.0/8 or ::1, or unix"
 BYTES = "must be a number of bytes, such as 65536, 64KiB or 16MiB"
 SIZES = "must be at least 1KiB and at most 1048576GiB"

@@ -106,7 +106,7 @@ async def test_the_pause_before_a_restart_doubles_while_it_keeps_dying() -> None
     await events.until(lambda: len(events.details("died")) == 3)
     await child.stop()
     assert events.details("died") == [
-        f"starting it again in {pause} s; it said: last words" for pause in ("0.10", "0.20", "0.40")
+        f"restart in {pause} s; its last output: last words" for pause in ("0.10", "0.20", "0.40")
     ]
 
 
@@ -117,7 +117,7 @@ async def test_what_an_earlier_life_said_is_not_told_of_a_later_one(tmp_path: Pa
     await child.start()
     await events.until(lambda: len(events.details("died")) == 2)
     await child.stop()
-    assert [detail.partition("it said: ")[2] for detail in events.details("died")] == ["first", "second"]
+    assert [detail.partition("its last output: ")[2] for detail in events.details("died")] == ["first", "second"]
 
 
 async def test_a_child_that_is_deaf_to_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

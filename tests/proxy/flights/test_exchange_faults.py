@@ -24,7 +24,7 @@ async def half_open(trip: Trip) -> None:
     for _ in range(5):
         lease = trip.backends.acquire(None)
         assert lease is not None
-        trip.backends.seen_bad(lease, "it broke")
+        trip.backends.record_failure(lease, "it broke")
         lease.release()
     await asyncio.sleep(2.0)
     probe = trip.backends.acquire(None)
@@ -130,7 +130,7 @@ async def test_a_stream_is_no_success_before_its_end_where_it_is_no_probe() -> N
     trip = Trip(kept=1, room=9)
     engine = trip.backends.all[0]
     engine.adaptive_limit = AdaptiveLimit()
-    trip.backends.seen_bad(trip.exchange.lease, "it broke")
+    trip.backends.record_failure(trip.exchange.lease, "it broke")
     trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(200, SSE)
@@ -145,7 +145,7 @@ async def test_a_journey_is_cancelled_once_however_often_that_is_asked() -> None
     left: list[float] = []
 
     class Told(AdaptiveLimit):
-        def left(self, sent: float, now: float) -> None:
+        def abandoned(self, sent: float, now: float) -> None:
             left.append(now - sent)
 
     trip = Trip(kept=1)

@@ -228,7 +228,7 @@ async def test_back_at_the_head_of_the_queue_it_takes_a_place_or_ends_where_no_e
             raise none
 
         trip.backends.acquire = refuses  # type: ignore[method-assign]
-        trip.backends.another = lambda *given: None  # type: ignore[method-assign]
+        trip.backends.acquire_untried = lambda *given: None  # type: ignore[method-assign]
         assert trip.exchange.resume()
         assert trip.arrivals == [last or none]
         trip.watch.close()
@@ -283,7 +283,7 @@ async def test_one_that_cannot_be_told_of_its_arrival_is_told_again() -> None:
     await trip.left_nothing()
 
 
-@pytest.mark.parametrize("what", ["_refused", "_part", "seen_good"])
+@pytest.mark.parametrize("what", ["_refused", "_part", "record_success"])
 @virtual
 async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
     what: str, monkeypatch: pytest.MonkeyPatch
@@ -298,8 +298,8 @@ async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
         if calls == 1:
             raise ZeroDivisionError
 
-    if what == "seen_good":
-        monkeypatch.setattr(trip.backends, "seen_good", fails)
+    if what == "record_success":
+        monkeypatch.setattr(trip.backends, "record_success", fails)
     else:
         monkeypatch.setattr(Exchange, what, fails)
     if what == "_refused":
@@ -362,7 +362,7 @@ async def test_our_own_shortage_speaks_for_the_engine_and_our_own_fault_for_nobo
     ):
         trip = trip_to(retry=RetryRules(retries=3))
         seen: list[Any] = []
-        trip.backends.seen_good = seen.append  # type: ignore[method-assign, assignment]
+        trip.backends.record_success = seen.append  # type: ignore[method-assign, assignment]
         trip.engines[0].wire.head()
         trip.engines[0].wire.lose(GatewayError(code, "why"))
         assert (len(seen), [error and error.code for error in trip.arrivals]) == (good, [code])

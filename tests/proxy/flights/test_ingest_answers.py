@@ -108,9 +108,9 @@ async def test_what_comes_after_the_end_is_noticed(data: bytes, surplus: bool) -
 @pytest.mark.parametrize(
     ("frames", "words"),
     [
-        ([frame()], "without a choice"),
+        ([frame()], "without any finish_reason"),
         ([frame(), frame("", '"error"')], "finish_reason 'error'"),
-        ([], "without a choice"),
+        ([], "without any finish_reason"),
     ],
 )
 @virtual

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from proxy.app import App
 from proxy.embedded.redis import EmbeddedRedis
-from proxy.redis.cache import Availability, Cache, Op, Stored
+from proxy.redis.cache import Cache, Op, Stored
 from tests.kit.client import post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
@@ -227,18 +227,6 @@ async def test_entries_expire(redis: EmbeddedRedis) -> None:
 def make(url: str, **changes: Any) -> Cache:
     settings: dict[str, Any] = {"timeout": 1.0, "ttl": 60, "max_entry": 1 << 20, "max_pending": 1 << 20}
     return Cache(url, **(settings | changes))
-
-
-def test_the_breaker_opens_at_once_and_waits_longer_each_time_it_is_let_down() -> None:
-    breaker = Availability(pause=1, longest=4)
-    assert breaker.failure()
-    pauses = []
-    for _ in range(4):
-        pauses.append(breaker.pause)
-        assert not breaker.failure()
-    assert pauses == [1, 2, 4, 4]
-    assert breaker.success()
-    assert not breaker.success()
 
 
 async def test_two_fleets_with_a_namespace_each_share_one_redis_and_no_answer(

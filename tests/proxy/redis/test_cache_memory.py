@@ -191,7 +191,7 @@ def test_an_answer_that_is_none_to_mget_opens_the_breaker(reply: Any) -> None:
     assert house.lookups.bounds == [0.5]
     house.lookups.reply(reply)
     assert (heard, house.seen) == ([[None, None]], ["error"])
-    assert house.told == [(True, "what it sent is no answer to MGET")]
+    assert house.told == [(True, "an invalid reply to MGET")]
     house.cache.lookup([KEY], heard.append)
     assert (heard[1:], house.seen[1:], len(house.lookups.sent)) == ([[None]], ["bypassed"], 1)
 
@@ -386,4 +386,3 @@ def test_each_key_that_is_asked_for_is_counted() -> None:
     assert house.lookups.sent == [[b"MGET", *(b"gateway:" + key.hex().encode() for key in (KEY, b"b", b"c"))]]
     house.lookups.reply([value, None, b"garbage"])
     assert (heard, house.seen) == ([[STORED, None, None]], ["hit", "miss", "garbage"])
-    assert module.Availability().pause == 0.25

@@ -102,7 +102,7 @@ async def test_a_future_has_the_reply_or_the_error_and_may_have_left(monkeypatch
         (FileNotFoundError(2, "No such file"), "no connection (No such file)"),
         (OSError("odd"), "no connection (OSError)"),
         (ValueError("odd"), "no connection (ValueError)"),
-        (ssl.SSLCertVerificationError(1, "x"), "its certificate does not hold (self-signed)"),
+        (ssl.SSLCertVerificationError(1, "x"), "its certificate is not trusted (self-signed)"),
     ],
 )
 @virtual

@@ -151,7 +151,7 @@ async def test_what_is_not_resp_is_lost_as_that() -> None:
     on = Opened()
     on.ask()
     on.reply(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    assert [str(reply) for reply in on.replies] == ["what it sent is not RESP"]
+    assert [str(reply) for reply in on.replies] == ["a reply that is not RESP"]
 
 
 @pytest.mark.parametrize("code", ["ERR", "NOPROTO", "NOPERM"])
@@ -163,13 +163,13 @@ async def test_only_hello_may_be_unknown_and_only_once(code: str) -> None:
     assert on.transport.written[1:] == [pack(("SELECT", 1))]
     on.reply(b"-ERR no such database\r\n")
     assert str(on.wire.lost) == "it refused the login (ERR)"
-    assert repr(on.wire) == "<Wire lost waiting=0 bytes=0>"
+    assert repr(on.wire) == "<RespConnection lost waiting=0 bytes=0>"
 
 
 @virtual
 async def test_what_is_asked_while_it_opens_is_counted_and_told_of_its_state() -> None:
     on = Opened(greeted=False)
-    assert repr(on.wire) == "<Wire opening waiting=1 bytes=0>"
+    assert repr(on.wire) == "<RespConnection opening waiting=1 bytes=0>"
     on.ask()
     size = on.wire.pending
     assert size == len(pack((b"GET", b"k")))
@@ -179,7 +179,7 @@ async def test_what_is_asked_while_it_opens_is_counted_and_told_of_its_state() -
     await asyncio.sleep(0)
     assert len(on.transport.written) == 1, "HELLO alone"
     on.reply(HELLO_REPLY)
-    assert repr(on.wire) == f"<Wire ready waiting=1 bytes={size}>"
+    assert repr(on.wire) == f"<RespConnection ready waiting=1 bytes={size}>"
 
 
 @virtual
@@ -272,7 +272,7 @@ async def test_one_who_cannot_subscribe_hears_so_once() -> None:
     on = Opened()
     on.ask(b"SUBSCRIBE", b"a")
     on.reply(b"+OK\r\n")
-    assert [str(reply) for reply in on.replies] == ["to subscribe takes RESP3, which Redis has from version 6 on"]
+    assert [str(reply) for reply in on.replies] == ["subscribing requires RESP3 (Redis 6 or newer)"]
 
 
 @pytest.mark.parametrize("how", ["not connected", "opening", "unasked"])

@@ -135,7 +135,7 @@ def test_a_stall_says_how_long_and_a_refusal_who_and_why(tmp_path: Path) -> None
     desk.audit.stalled(10.5)
     desk.audit.refused("not_operator", "10.0.0.1", key="team-a", endpoint="metrics")
     stall, refusal = desk.lines()
-    assert stall["detail"] == "reading them has taken 10.5 s so far; what is in force stays so"
+    assert stall["detail"] == "reading them has taken 10.5 s so far; the old content stays in effect"
     assert (stall["msg"], stall["who"]) == ("files are not watched", "file")
     found = {name: refusal[name] for name in ("who", "client", "what", "result", "reason")}
     assert found == {

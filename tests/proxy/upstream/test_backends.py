@@ -139,7 +139,7 @@ def test_it_is_ready_where_one_engine_lives_and_changes_are_told_once() -> None:
     backends.on_change = told.append
     for engine in (one, one, two):
         assert backends.ready
-        backends.seen_down(engine, "why")
+        backends.record_unreachable(engine, "why")
     assert not backends.ready
     assert told == [one, two]
     assert one.detail == "why"
@@ -208,7 +208,7 @@ async def test_an_engine_that_a_request_found_down_is_looked_at_within_a_second(
     backends = Backends([engine])
     async with watched(backends, 30.0):
         await asyncio.sleep(5.0)
-        backends.seen_down(engine, "refused")
+        backends.record_unreachable(engine, "refused")
         await asyncio.sleep(2.0)
         assert (looks(engine), engine.up) == ([6.0], True)
 
@@ -324,7 +324,7 @@ async def test_who_is_a_candidate_is_asked_anew_when_an_engine_changes() -> None
     assert first is not None
     assert second is not None
     assert {first.backend, second.backend} == {one, two}
-    backends.seen_down(one, "gone")
+    backends.record_unreachable(one, "gone")
     third = backends.acquire("m1")
     assert third is not None
     assert third.backend is two
@@ -353,7 +353,7 @@ def test_what_is_remembered_chooses_as_asking_anew_would(
     exclude = frozenset(made[n] for n in excluded if n < len(made))
     for down in [None, *downs]:
         if down is not None and down < len(made):
-            backends.seen_down(made[down], "gone")
+            backends.record_unreachable(made[down], "gone")
         for model in (None, "x", "y", "z", "made up"):
             left = [b for b in backends.candidates(model) if b not in exclude]
             free = [b for b in left if b.inflight < b.max_inflight]
@@ -374,10 +374,10 @@ def test_an_engine_that_answers_too_few_choices_is_sent_none_together_until_it_h
     assert one.merges
     lease = engines.acquire("x")
     assert lease is not None
-    engines.seen_few(lease)
+    engines.record_too_few_choices(lease)
     lease.release()
     engines._set(one, up=True)
     seen = [one.merges]
-    engines.seen_down(one, "gone")
+    engines.record_unreachable(one, "gone")
     engines._set(one, up=True)
     assert [*seen, one.merges] == [False, True]

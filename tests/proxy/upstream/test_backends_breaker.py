@@ -42,7 +42,7 @@ class House:
     def trip(self, engine: Backend) -> None:
         for _ in range(2):
             lease = Lease(engine, self.backends)
-            self.backends.seen_bad(lease, "it broke")
+            self.backends.record_failure(lease, "it broke")
             lease.release()
 
 
@@ -77,7 +77,7 @@ def test_a_probe_goes_when_it_is_time_and_the_others_wait_for_what_becomes_of_it
     assert probe.probe
     assert house.backends.acquire(None) is None
     before = house.released
-    house.backends.seen_good(probe)
+    house.backends.record_success(probe)
     assert house.released == before + 1  # those who wait are looked at again
     assert not house.take().probe
     assert house.told == ["a: it broke", "a: closed"]
@@ -101,7 +101,7 @@ def test_an_engine_that_was_down_and_answers_again_may_be_probed_at_once() -> No
     house.backends._set(house.engines[0], up=True)  # up all the time: what failed is something else
     with pytest.raises(GatewayError):
         house.take()
-    house.backends.seen_down(house.engines[0], "gone")
+    house.backends.record_unreachable(house.engines[0], "gone")
     house.backends._set(house.engines[0], up=True)
     assert house.take().probe
 
@@ -112,9 +112,9 @@ def test_outcomes_of_a_closed_breaker_s_leases_are_no_probe_s() -> None:
     house.trip(house.engines[0])
     house.now = 4.0
     probe = house.take()
-    house.backends.seen_good(old)
+    house.backends.record_success(old)
     states = [house.engines[0].breaker.state]
-    house.backends.seen_bad(probe, "still")
+    house.backends.record_failure(probe, "still")
     assert [*states, house.engines[0].breaker.state] == [State.HALF_OPEN, State.OPEN]
     assert house.told == ["a: it broke", "a: still"]
 
@@ -130,7 +130,7 @@ def test_an_engine_that_is_removed_ends_what_it_has_and_then_its_connections_clo
     assert {house.take().backend.name for _ in range(4)} == {"b", "c"}
     pool = cast(MemoryEngine, gone.pool)
     closed = [pool.closed]
-    house.backends.seen_good(lease)
+    house.backends.record_success(lease)
     lease.release()
     assert [*closed, pool.closed] == [False, True]
     assert not cast(MemoryEngine, stays.pool).closed
@@ -144,7 +144,7 @@ def test_one_that_is_idle_closes_at_once_and_what_is_seen_of_it_later_is_not_tol
     house.backends.on_change = told.append
     house.backends.change([], [gone])
     assert cast(MemoryEngine, gone.pool).closed
-    house.backends.seen_down(gone, "its pool was closed")
+    house.backends.record_unreachable(gone, "its pool was closed")
     assert told == []
     assert house.backends._tripped == set()
 

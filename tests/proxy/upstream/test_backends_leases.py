@@ -88,7 +88,7 @@ class House:
     def fail(self, engine: Backend, *whose: str | None) -> None:
         for who in whose:
             lease = self.lease(engine)
-            self.backends.seen_bad(lease, "it broke", who)
+            self.backends.record_failure(lease, "it broke", who)
             lease.release()
         self.heard()
 
@@ -122,11 +122,11 @@ def test_a_probe_s_lease_says_once_that_it_ended() -> None:
         probe = house.lease()
         assert (probe.probe, house.backends.acquire("x")) == (True, None)
         if outcome == "good":
-            house.backends.seen_good(probe)
+            house.backends.record_success(probe)
         elif outcome == "bad":
-            house.backends.seen_bad(probe, "again")
+            house.backends.record_failure(probe, "again")
         probe.release()
-        house.backends.seen_good(probe)  # too late to say anything
+        house.backends.record_success(probe)  # too late to say anything
         if outcome == "left":
             assert engine.breaker.state is State.HALF_OPEN
             again = house.lease()
@@ -157,10 +157,10 @@ def test_a_model_s_requests_wait_for_its_own_engines() -> None:
 def test_another_engine_is_one_that_was_not_tried_and_none_where_all_were() -> None:
     house = House("ab")
     one, other = house.engines
-    lease = house.backends.another("x", frozenset({one}))
+    lease = house.backends.acquire_untried("x", frozenset({one}))
     assert lease is not None
     assert lease.backend is other
-    assert house.backends.another("x", frozenset({one, other})) is None
+    assert house.backends.acquire_untried("x", frozenset({one, other})) is None
 
 
 def test_an_engine_merges_where_one_of_its_models_is_vllm_s() -> None:
@@ -170,7 +170,7 @@ def test_an_engine_merges_where_one_of_its_models_is_vllm_s() -> None:
     engine.models = [{"id": "a", "owned_by": "someone"}, {"id": "b", "owned_by": "vllm"}]
     merges.append(engine.merges)
     lease = house.lease(engine)
-    for told in (house.backends.seen_few, house.backends.not_few):
+    for told in (house.backends.record_too_few_choices, house.backends.clear_too_few_choices):
         told(lease)
         merges.append(engine.merges)
     assert merges == [False, True, False, True]
@@ -228,7 +228,7 @@ def test_while_one_is_probed_and_the_others_are_open_it_is_worth_a_wait() -> Non
 
 def refuses(house: House, engine: Backend) -> None:
     engine.missed = 1
-    house.backends.seen_down(engine, "refused")
+    house.backends.record_unreachable(engine, "refused")
 
 
 @pytest.mark.parametrize(
@@ -287,11 +287,11 @@ def test_any_engine_that_is_down_may_be_tried_for_a_model_that_nobody_claims() -
 def test_only_one_caller_s_failures_make_it_suspect_and_that_is_told() -> None:
     house = House("a")
     lease = house.lease()
-    house.backends.seen_bad(lease, "it broke", "who")
+    house.backends.record_failure(lease, "it broke", "who")
     assert house.heard() == []
-    house.backends.seen_bad(lease, "it broke", "who")
+    house.backends.record_failure(lease, "it broke", "who")
     assert house.heard() == ["suspect a"]
-    house.backends.seen_bad(lease, "it broke", "another")
+    house.backends.record_failure(lease, "it broke", "another")
     assert house.heard() == ["breaker a: it broke"]
 
 
@@ -315,7 +315,7 @@ def test_what_a_check_decides_is_told_and_who_waits_is_looked_at_once(
         if state is State.HALF_OPEN:
             house.fail(engine, None, None)
             house.now = 4.0
-            house.backends.seen_bad(house.lease(), "it broke", "who")
+            house.backends.record_failure(house.lease(), "it broke", "who")
         else:
             house.fail(engine, "who", "who")
         assert (engine.breaker.suspect, engine.breaker.state) == (True, state)
@@ -333,7 +333,7 @@ def test_nothing_is_told_of_an_engine_that_is_leaving() -> None:
     lease = house.lease(engine)
     house.backends.change([], [engine])
     for who in ("a", "a", "a", "b"):
-        house.backends.seen_bad(lease, "it broke", who)
+        house.backends.record_failure(lease, "it broke", who)
     assert engine.breaker.state is State.OPEN
     assert (house.heard(), house.backends._tripped) == ([], set())
     lease.release()
@@ -372,7 +372,7 @@ async def test_an_engine_that_comes_back_may_be_another_one_and_who_waits_is_loo
     (engine,) = house.engines
     await house.backends.refresh()
     assert (house.heard(), engine.abilities.epoch) == ([], 0)
-    house.backends.seen_down(engine, "gone")
+    house.backends.record_unreachable(engine, "gone")
     assert house.heard() == ["change a"]
     await house.backends.refresh()
     assert (house.heard(), engine.abilities.epoch) == (["change a", "release"], 1)
@@ -472,7 +472,7 @@ def test_what_belongs_to_nothing_has_the_key_0() -> None:
 
     house = House("abc", router=Noting())
     house.backends.acquire("x")
-    house.backends.another("x", frozenset())
+    house.backends.acquire_untried("x", frozenset())
     house.fail(house.engines[0], None, None)
     lease = house.backends.acquire("x")
     assert lease is not None

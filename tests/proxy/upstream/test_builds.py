@@ -161,7 +161,7 @@ async def test_an_engine_is_asked_for_its_version_once_and_again_after_it_was_aw
     await engines.refresh()
     assert told.asked.count("/version") == 1
     first = backend.build.digests["m"]
-    engines.seen_down(backend, "refused")
+    engines.record_unreachable(backend, "refused")
     told.answers["/version"] = 200, b'{"version":"0.33.0"}'
     await engines.refresh()
     assert told.asked.count("/version") == 2
@@ -215,7 +215,7 @@ async def test_an_engine_that_is_down_keeps_its_build_and_what_it_ends_meanwhile
     await engines.refresh()
     build = engines.build_of("a", "m", clock())
     assert build
-    engines.seen_down(backend, "refused")
+    engines.record_unreachable(backend, "refused")
     assert engines.makes("m", build)
     assert engines.build_of("a", "m", clock()) is None
 
@@ -283,7 +283,7 @@ async def test_the_first_start_reported_after_an_engine_was_away_is_no_restart_u
     engines = Backends([backend], clock=clock)
     await engines.refresh()
     engines.started(backend, 1.0)
-    engines.seen_down(backend, "refused")
+    engines.record_unreachable(backend, "refused")
     await engines.refresh()
     epoch = backend.abilities.epoch
     engines.started(backend, 2.0)

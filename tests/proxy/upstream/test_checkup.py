@@ -61,7 +61,7 @@ class Ward:
     def fail(self, who: str = "a", times: int = 2) -> None:
         for _ in range(times):
             lease = Lease(self.backend, self.backends)
-            self.backends.seen_bad(lease, "it broke", who)
+            self.backends.record_failure(lease, "it broke", who)
             lease.release()
 
     @property
@@ -77,7 +77,7 @@ SHORT = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
     ("answers", "state", "why"),
     [
         ({"health": 200, "completions": 200}, State.CLOSED, ""),
-        ({"health": 200, "completions": ABORTED}, State.OPEN, "/v1/completions: an answer that is not whole"),
+        ({"health": 200, "completions": ABORTED}, State.OPEN, "/v1/completions: an incomplete answer"),
         ({"health": 404, "completions": 404}, State.CLOSED, ""),
         ({"health": 200, "completions": 400}, State.CLOSED, ""),
         ({"health": 200, "completions": 429}, State.CLOSED, ""),
@@ -114,7 +114,7 @@ async def test_an_engine_that_says_nothing_twice_and_serves_nobody_meanwhile_is_
     await asyncio.sleep(5.0)
     if served:  # it is only busy
         lease = Lease(ward.backend, ward.backends)
-        ward.backends.seen_good(lease)
+        ward.backends.record_success(lease)
         lease.release()
     ward.fail()
     await asyncio.sleep(5.0)

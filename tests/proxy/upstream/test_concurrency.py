@@ -105,10 +105,10 @@ def test_an_objective_holds_where_an_engine_slows_down_and_its_queue_shows_nothi
 def test_clients_that_leave_for_want_of_a_first_token_speak_too() -> None:
     adaptive_limit = AdaptiveLimit(32, objective=1.0)
     for n in range(5):
-        adaptive_limit.left(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
+        adaptive_limit.abandoned(0.0, 0.5 if n < 2 else 4.0)  # who leaves early says nothing
     assert adaptive_limit.tick(1.0, reached=True, report=LoadReport(32.0, 0.0, 0.1)) == 16
     plain = AdaptiveLimit(32)
-    plain.left(0.0, 1e6)  # nothing is known of what it should take
+    plain.abandoned(0.0, 1e6)  # nothing is known of what it should take
     assert plain.tick(1.0, reached=True, report=None) == 32
 
 

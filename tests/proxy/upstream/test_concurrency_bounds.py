@@ -40,8 +40,8 @@ def settled(limit: int, **more: float) -> AdaptiveLimit:
 def test_it_begins_where_it_is_told_to_and_says_so() -> None:
     assert (AdaptiveLimit().limit, repr(AdaptiveLimit(7)), repr(settled(7))) == (
         START,
-        "<Pacer 7 probing>",
-        "<Pacer 7>",
+        "<AdaptiveLimit 7 probing>",
+        "<AdaptiveLimit 7>",
     )
 
 
@@ -141,13 +141,13 @@ def test_who_leaves_after_twice_the_floor_says_that_it_is_slow() -> None:
     adaptive_limit = AdaptiveLimit(10)
     seen(adaptive_limit, *[0.5] * 3)
     adaptive_limit.tick(0.0, reached=False, report=None)
-    adaptive_limit.left(0.0, 1.0)
+    adaptive_limit.abandoned(0.0, 1.0)
     assert adaptive_limit._ttfts == []
-    adaptive_limit.left(0.0, 1.1)
+    adaptive_limit.abandoned(0.0, 1.1)
     assert adaptive_limit._ttfts == [1.1]
     hurried = AdaptiveLimit(10, objective=0.3)
-    hurried.left(0.0, 0.3)
-    hurried.left(0.0, 0.4)
+    hurried.abandoned(0.0, 0.3)
+    hurried.abandoned(0.0, 0.4)
     assert hurried._ttfts == [0.4]
     assert math.isinf(AdaptiveLimit()._objective)
 

@@ -157,7 +157,7 @@ async def test_what_becomes_of_an_engine_is_told(monkeypatch: pytest.MonkeyPatch
     woken: list[int] = []
     fleet.on_news(lambda: woken.append(1))
     fleet.backends._set(engine, up=True)
-    fleet.backends.seen_down(engine, "refused")
+    fleet.backends.record_unreachable(engine, "refused")
     fleet.backends.on_breaker(engine, "it broke")
     fleet.backends.on_breaker(engine, "")
     assert house.log.events == [

@@ -63,10 +63,10 @@ def test_an_engine_that_is_removed_is_forgotten() -> None:
     engines = [engine("e0"), engine("e1")]
     watch = LimitTicker(lambda: engines, clock=lambda: 0.0, on_room=lambda: None)
     watch.tick()
-    assert len(watch._told) == 2
+    assert len(watch._logged) == 2
     del engines[0]
     watch.tick()
-    assert list(watch._told) == engines
+    assert list(watch._logged) == engines
 
 
 def test_a_limit_is_told_where_it_is_twice_or_half_of_what_was_told_last() -> None:

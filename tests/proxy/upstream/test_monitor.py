@@ -167,5 +167,5 @@ def test_engines_are_asked_for_their_load_as_the_settings_say_and_for_their_star
     for more in paced:
         more["on_large"](SimpleNamespace(name="e"), 7)
         more["on_room"]()
-    assert watched.events == [("info", "engine pace", {"backend": "e", "max_inflight": 7})] * len(paced)
+    assert watched.events == [("info", "engine limit changed", {"backend": "e", "max_inflight": 7})] * len(paced)
     assert all(engines == watched.all for engines, _ in made)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from proxy.wire.choices import Part, StreamSplit, shares, split_body
+from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.known import Unfoldable
 from proxy.wire.sse import DONE, data_of, is_done
 from tests.golden import load
@@ -201,12 +201,3 @@ def test_tokens_that_the_engine_lists_for_each_choice_are_what_each_is_told() ->
     )
     split = split_body(body.encode(), parts(1, 1), request_id="")
     assert [found[1].completion_tokens for found in split if found is not None] == [1, 3]
-
-
-@given(total=st.integers(0, 10_000), weights=st.lists(st.integers(0, 1000), min_size=1, max_size=16))
-def test_shares_are_in_proportion_within_one_and_add_up(total: int, weights: list[int]) -> None:
-    found = shares(total, weights)
-    assert sum(found) == total
-    whole = sum(weights) or len(weights)
-    for share, weight in zip(found, weights if sum(weights) else [1] * len(weights), strict=True):
-        assert abs(share - total * weight / whole) < 1

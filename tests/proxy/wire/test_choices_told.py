@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from proxy.wire.choices import Part, StreamSplit, shares, split_body
+from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage
 from proxy.wire.sse import DONE
@@ -229,16 +229,3 @@ def test_a_part_of_two_choices_of_which_one_did_not_end_gets_nothing() -> None:
     first, second = split_body(data, parts(2, 1), request_id="r0")
     assert first is None
     assert second is not None
-
-
-@pytest.mark.parametrize(
-    ("total_", "weights", "found"),
-    [
-        (3, [4, 1, 1], [2, 1, 0]),  # what is over goes to the largest remainder, not to the largest weight
-        (10, [1, 1, 1], [4, 3, 3]),
-        (7, [0, 0], [4, 3]),
-        (5, [0, 1], [0, 5]),
-    ],
-)
-def test_what_is_over_goes_to_the_largest_remainder(total_: int, weights: list[int], found: list[int]) -> None:
-    assert shares(total_, weights) == found

@@ -19,7 +19,6 @@ from proxy.wire.embeddings import (
     envelope_of,
     inputs_of,
     put_together,
-    shares,
     take_apart,
 )
 from proxy.wire.openai import decode
@@ -154,27 +153,3 @@ def test_vectors_are_matched_by_their_numbers_and_not_by_their_places() -> None:
 def test_garbage_raises_nothing_else(data: bytes) -> None:
     with pytest.raises(Unsplittable):
         take_apart(data, 1)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 500), st.none() | st.integers(0, 500)), min_size=1, max_size=20),
-    st.integers(0, 20_000),
-)
-def test_shares_of_usage_sum_to_what_the_engine_counted(items: list[tuple[int, int | None]], total: int) -> None:
-    found = shares(total, [weight for weight, _ in items], [known for _, known in items])
-    assert sum(found) == total
-    assert min(found) >= 0
-
-
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=20), st.integers(0, 5000))
-def test_what_is_known_keeps_its_count_and_one_that_is_not_has_exactly_the_rest(
-    known: list[int], rest: int
-) -> None:
-    assert shares(sum(known), [1] * len(known), known) == known
-    assert shares(sum(known) + rest, [1] * (len(known) + 1), [*known, None]) == [*known, rest]
-
-
-def test_shares_are_in_proportion() -> None:
-    assert shares(10, [1, 4], [None, None]) == [2, 8]
-    assert shares(3, [1, 1], [None, None]) == [2, 1]
-    assert shares(12, [5, 1, 1], [10, None, None]) == [10, 1, 1]

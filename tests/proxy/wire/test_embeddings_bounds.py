@@ -20,7 +20,6 @@ from proxy.wire.embeddings import (
     envelope_of,
     inputs_of,
     put_together,
-    shares,
     take_apart,
 )
 from proxy.wire.openai import ApiRequest, decode
@@ -138,22 +137,3 @@ def test_usage_is_told_where_the_tokens_are_known(envelope: bytes, tokens: int |
 def test_an_envelope_is_the_answer_without_its_vectors() -> None:
     parts = take_apart(b'{"object":"list","data":[{"index":0,"embedding":[1]}],"model":"m"}', 1)
     assert envelope_of(parts) == b'{"object":"list","data":[],"model":"m"}'
-
-
-@pytest.mark.parametrize(
-    ("total", "weights", "known", "found"),
-    [
-        (10, [1, 1], [12, None], [9, 1]),  # more is known than there is: it only weighs
-        (10, [1, 1], [4, 5], [4, 6]),  # less, and nobody else to have it
-        (9, [1, 1], [4, 5], [4, 5]),
-        (4, [1, 1], [4, None], [4, 0]),
-        (10, [0, 0, 0], [None, None, None], [4, 3, 3]),
-        (5, [4, 1, 1], [None, None, None], [3, 1, 1]),
-        (3, [4, 1, 1], [None, None, None], [2, 1, 0]),
-        (0, [1], [None], [0]),
-    ],
-)
-def test_shares_keep_what_is_known_where_it_can_be(
-    total: int, weights: list[int], known: list[int | None], found: list[int]
-) -> None:
-    assert shares(total, weights, known) == found

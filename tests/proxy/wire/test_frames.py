@@ -171,7 +171,7 @@ def test_a_choice_that_has_finished_holds_up_no_other() -> None:
     assert view.feed(other) == [other]
     assert view.feed(b": ping\n\n") == [b": ping\n\n"]
     assert view.feed(second) == []
-    assert repr(view) == "<PlainView, 2 held>"
+    assert repr(view) == "<UsageStripper, 2 held>"
     assert view.feed(usage) == [
         frame('{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"system_fingerprint":"v"}'),
         frame('{"choices":[{"index":1,"delta":{},"finish_reason":"stop"}],"system_fingerprint":"v"}'),

@@ -144,7 +144,6 @@ def test_what_waits_goes_out_unchanged_before_the_end_or_an_error(last: bytes) -
     [
         frame(choices=[], usage=None),
         frame(usage=USAGE),
-        frame(choices=[{"index": 7}], usage=USAGE),
         frame(choices=[]),
     ],
 )
@@ -154,6 +153,14 @@ def test_a_chunk_that_is_not_usage_alone_is_no_usage_chunk(usage: bytes) -> None
     view.feed(said(0, "", "stop"))
     assert view.feed(usage) == [usage]
     assert view.end() == [said(0, "", "stop")]
+
+
+def test_usage_in_a_chunk_before_the_finish_is_unrequested_and_all_frames_pass() -> None:
+    view = UsageStripper()
+    forced = frame(choices=[{"index": 7}], usage=USAGE)
+    last = said(0, "", "stop")
+    assert [view.feed(one) for one in (forced, last, forced)] == [[forced], [last], [forced]]
+    assert (view.forced, view.end()) == (True, [])
 
 
 def test_what_a_finish_has_already_is_not_put_back_and_what_it_lacks_is() -> None:

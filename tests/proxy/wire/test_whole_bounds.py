@@ -79,8 +79,8 @@ def test_the_last_index_that_can_be_is_a_choice() -> None:
 @pytest.mark.parametrize(
     ("ended", "asked", "words"),
     [
-        ({}, 0, "without a choice"),
-        ({}, 2, "without a choice"),
+        ({}, 0, "without any finish_reason"),
+        ({}, 2, "without any finish_reason"),
         ({0: "stop"}, 2, "with 1 of 2 choices"),
         ({0: "stop", 1: ""}, 1, "with 1 of 2 choices"),
         ({0: "", 1: ""}, 3, "with 0 of 3 choices"),
@@ -107,8 +107,8 @@ def test_more_choices_than_were_asked_for_lack_nothing(ended: dict[int, str], as
         ("embeddings", {"data": [{"index": 0, "embedding": [1]}]}, "has 1 embeddings for 2 inputs", False),
         ("chat", {"choices": 5}, "no list of choices", False),
         ("chat", {"choices": [CHOICE, CHOICE]}, "choice 0", True),
-        ("chat", {"choices": [CHOICE | {"index": "x"}], "error": {"a": 1}}, "in place of the answer", False),
-        ("chat", {"choices": 5, "object": "error"}, "in place of the answer", False),
+        ("chat", {"choices": [CHOICE | {"index": "x"}], "error": {"a": 1}}, "instead of an answer", False),
+        ("chat", {"choices": 5, "object": "error"}, "instead of an answer", False),
     ],
 )
 def test_a_lack_says_what_of_and_whether_the_rest_is_good(endpoint: Any, body: Any, words: str, few: bool) -> None:

@@ -264,7 +264,7 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
         assert await asyncio.gather(*(ask(shared, claim(f"{n}")) for n in range(50))) == [None] * 50
         assert loop.time() - began < 5  # 100 ms, and what this machine adds
         assert not shared.available
-        assert shared.breaker.pause <= 1.0, "fifty that are lost together are one loss"
+        assert shared.availability.pause <= 1.0, "fifty that are lost together are one loss"
         now: list[Decision | None] = []
         shared.take(claim("x"), now.append)
         assert now == [None]  # without a turn of the loop
@@ -286,8 +286,10 @@ async def test_without_any_redis_it_starts_and_cannot_tell() -> None:
         assert not shared.available
         assert await ask(shared, claim("1")) is None
         shared.give(claim("1"), requests=-1, stream=True)
-        first = shared.breaker.pause
-        await until(lambda: shared.breaker.pause > first)  # each look that fails makes the next one wait longer
+        first = shared.availability.pause
+        await until(
+            lambda: shared.availability.pause > first
+        )  # each look that fails makes the next one wait longer
 
 
 async def test_fleets_with_a_namespace_each_have_limits_of_their_own() -> None:

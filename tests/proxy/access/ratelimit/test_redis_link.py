@@ -110,7 +110,7 @@ def test_what_is_no_decision_is_a_loss(reply: Any, decision: Decision | None) ->
     desk.link.sent[-1][2](reply)
     assert desk.decisions == [decision]
     assert desk.shared.available is (decision is not None)
-    assert desk.told == ([] if decision is not None else [(True, "what it sent is no decision")])
+    assert desk.told == ([] if decision is not None else [(True, "an invalid reply to a limit script")])
 
 
 def test_while_it_is_away_nothing_is_asked() -> None:
@@ -123,7 +123,7 @@ def test_while_it_is_away_nothing_is_asked() -> None:
     assert desk.told == [(True, "gone")]
     desk.shared.give(claim(), requests=-1)
     assert len(desk.link.sent) == 1
-    assert repr(desk.shared).startswith("<SharedLimits open permits=0 ")
+    assert repr(desk.shared).startswith("<RedisLimits open permits=0 ")
 
 
 @pytest.mark.parametrize("error", [TooManyPending("full"), Unhandled("raised")])
@@ -154,7 +154,7 @@ def test_one_loss_is_told_once_however_much_it_took_along() -> None:
     for _, _, done in tuple(desk.link.sent):
         done(loss)
     assert desk.told == [(True, "gone")]
-    assert desk.shared.breaker.pause == 0.25
+    assert desk.shared.availability.pause == 0.25
 
 
 def test_a_script_that_is_not_known_is_sent_whole_and_nothing_else_is() -> None:

@@ -273,9 +273,9 @@ async def test_an_end_that_the_loop_has_not_read_yet_is_seen_when_a_connection_i
         pool = Pool(f"http://127.0.0.1:{port}", connect_timeout=5, loop=asyncio.get_running_loop())
         connection = await pool.connect()
         accepted, _ = listener.accept()
-        pool.give(connection)
+        pool.release(connection)
         assert pool.take() is connection
-        pool.give(connection)
+        pool.release(connection)
         accepted.sendall(last)
         accepted.shutdown(socket.SHUT_WR)
         assert connection.usable, "the loop cannot know"

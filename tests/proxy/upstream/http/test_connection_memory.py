@@ -34,7 +34,7 @@ def test_a_request_is_written_and_only_its_answer_is_received() -> None:
         line.read(HI)
         assert (taker.got, line.connection.received) == ([200, b"hi", "end"], True)
     assert line.transport.written == b"GET / HTTP/1.1\r\n\r\n" * 2
-    assert (line.pool.told, line.transport.closing) == (["give"] * 2, "")
+    assert (line.pool.told, line.transport.closing) == (["release"] * 2, "")
 
 
 @pytest.mark.parametrize(("method", "bodiless"), [(b"HEAD", True), (b"GET", False), (b"HEADY", False)])
@@ -65,7 +65,7 @@ def test_a_request_on_a_connection_that_is_over_is_lost_in_a_later_turn(how: str
 @pytest.mark.parametrize(
     ("answer", "unsent", "told", "closing"),
     [
-        (HI, 0, ["give"], ""),
+        (HI, 0, ["release"], ""),
         (HI, 1, [], "aborted"),  # the request is still going out
         (HI + b"more", 0, [], "aborted"),
         (HI.replace(b"OK", b"OK\r\nConnection: close"), 0, [], "closed"),
@@ -93,7 +93,7 @@ def test_one_that_is_closing_is_not_kept() -> None:
 def test_what_nobody_asked_for_ends_it_at_once() -> None:
     line = Line()
     line.read(HI)
-    assert (line.pool.told, line.transport.closing, line.connection.received) == (["forget"], "aborted", False)
+    assert (line.pool.told, line.transport.closing, line.connection.received) == (["discard"], "aborted", False)
 
 
 # -- receivers that are through -------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_an_answer_whose_end_comes_soon_keeps_its_connection_and_its_timer_goes(
     (timer,) = line.pool.fake.handles
     assert (timer.delay, "draining" in repr(line.connection)) == (DRAIN_SECONDS, True)
     line.read(b"0\r\n\r\n")
-    assert (line.pool.told, timer.cancelled, taker.got) == (["give"], True, [200, b"a"])
+    assert (line.pool.told, timer.cancelled, taker.got) == (["release"], True, [200, b"a"])
     assert repr(line.connection) == "<Connection idle>"
 
 
@@ -289,11 +289,11 @@ RESET = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
     [
         (b"", None, Code.UPSTREAM_UNREACHABLE, "before it answered."),
         (b"HTTP/1.1 200", RESET, Code.UPSTREAM_UNREACHABLE, "before it answered (Connection reset by peer)."),
-        (HI[:-1], None, Code.UPSTREAM_TRUNCATED, "in mid-answer."),
-        (HI[:-1], RESET, Code.UPSTREAM_TRUNCATED, "in mid-answer (Connection reset by peer)."),
+        (HI[:-1], None, Code.UPSTREAM_TRUNCATED, "before the end of its answer."),
+        (HI[:-1], RESET, Code.UPSTREAM_TRUNCATED, "before the end of its answer (Connection reset by peer)."),
         (UNTIL_CLOSE, None, "end", ""),
-        (UNTIL_CLOSE, RESET, Code.UPSTREAM_TRUNCATED, "in mid-answer (Connection reset by peer)."),
-        (UNTIL_CLOSE, ValueError("odd"), Code.UPSTREAM_TRUNCATED, "in mid-answer (odd)."),
+        (UNTIL_CLOSE, RESET, Code.UPSTREAM_TRUNCATED, "before the end of its answer (Connection reset by peer)."),
+        (UNTIL_CLOSE, ValueError("odd"), Code.UPSTREAM_TRUNCATED, "before the end of its answer (odd)."),
         (HI[:-1], OSError(errno.ENOBUFS, "No buffer"), Code.LOCAL_RESOURCES, "(No buffer)"),
         (b"", OSError(errno.ENOBUFS, ""), Code.LOCAL_RESOURCES, "[Errno"),
     ],
@@ -308,20 +308,20 @@ def test_the_end_of_a_connection_says_what_it_means(
     line.connection.connection_lost(why)
     assert taker.got[-1] == last
     assert said in "".join(taker.said)
-    assert (line.pool.told, line.connection.usable, line.connection.quiet) == (["forget"], False, True)
+    assert (line.pool.told, line.connection.usable, line.connection.quiet) == (["discard"], False, True)
 
 
 def test_an_idle_connection_that_the_engine_ends_leaves_the_pool() -> None:
     line = Line()
     assert line.connection.eof_received() is False
-    assert (line.pool.told, line.transport.closing) == (["forget"], "aborted")
+    assert (line.pool.told, line.transport.closing) == (["discard"], "aborted")
     line = Line()
     line.ask()
     assert line.connection.eof_received() is False
     assert (line.pool.told, line.transport.closing) == ([], "")
     line = Line()
     line.connection.connection_lost(None)
-    assert line.pool.told == ["forget"]
+    assert line.pool.told == ["discard"]
 
 
 def test_what_the_kernel_has_and_the_loop_has_not_read_is_seen() -> None:

@@ -138,7 +138,7 @@ async def test_plain_http_where_tls_was_meant_is_told() -> None:
         task = asyncio.create_task(pool_of(url, tls=tls_context(insecure=True)).connect())
         peer = await server.peer()
         await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        with pytest.raises(GatewayError, match="no TLS with it") as caught:
+        with pytest.raises(GatewayError, match="TLS failed") as caught:
             await task
         assert caught.value.code is Code.UPSTREAM_UNREACHABLE
 
@@ -157,7 +157,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ca": "gone.pem"}, "backend_ca = 'gone.pem': No such file"),
     ({"ca": __file__}, "backend_ca = "),
     ({"cert": "gone.pem"}, "backend_cert = 'gone.pem': No such file"),
-    ({"key": "a.key"}, "backend_key is given without backend_cert"),
+    ({"key": "a.key"}, "backend_key needs backend_cert"),
     ({"ca": "a.pem", "insecure": True}, "give one"),
 ]
 
@@ -233,7 +233,7 @@ async def test_a_name_with_a_dead_address_first_reaches_the_living_one(monkeypat
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64 + ".example"])
 async def test_a_name_that_is_none_is_told_as_such(host: str) -> None:
-    with pytest.raises(GatewayError, match="there is no host of that name") as caught:
+    with pytest.raises(GatewayError, match="no such host") as caught:
         await pool_of(f"http://{host}:1").connect()
     assert caught.value.code is Code.UPSTREAM_UNREACHABLE
 
@@ -253,7 +253,7 @@ async def test_a_connection_does_not_delay_and_notices_a_machine_that_vanished()
 async def test_a_handshake_that_does_not_come_runs_into_the_connect_timeout() -> None:
     async with RawServer() as server:
         url = server.url.replace("http:", "https:")
-        with pytest.raises(GatewayError, match=r"within 0\.05 s") as caught:
+        with pytest.raises(GatewayError, match=r"after 0\.05 s") as caught:
             await pool_of(url, tls=tls_context(insecure=True), connect_timeout=0.05).connect()
         assert caught.value.code is Code.UPSTREAM_CONNECT_TIMEOUT
         await (await server.peer()).gone()

@@ -57,10 +57,10 @@ def verification(message: str) -> ssl.SSLCertVerificationError:
 @pytest.mark.parametrize(
     ("error", "address", "words"),
     [
-        (socket.gaierror(socket.EAI_NONAME, "unknown"), TCP, "there is no host of that name (unknown)"),
-        (UnicodeError("label too long"), TCP, "there is no host of that name (label too long)"),
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), TCP, "no such host (unknown)"),
+        (UnicodeError("label too long"), TCP, "no such host (label too long)"),
         (verification("it has expired."), TLS, "its certificate is not trusted: it has expired"),
-        (ssl.SSLError(1, "wrong version"), TLS, "no TLS with it (wrong version)"),
+        (ssl.SSLError(1, "wrong version"), TLS, "TLS failed (wrong version)"),
         (FileNotFoundError(errno.ENOENT, "No such file"), UNIX, "there is no Unix socket at its path"),
         (FileNotFoundError(errno.ENOENT, "No such file"), TCP, "No such file"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Refused"), UNIX, "Refused"),
@@ -72,7 +72,7 @@ def test_what_was_wrong_is_said_in_words(error: OSError | UnicodeError, address:
     assert _why(error, address) == words
     reason = ssl.SSLError(1, "text")
     reason.reason = "WRONG_VERSION"
-    assert _why(reason, TLS) == "no TLS with it (WRONG_VERSION)"
+    assert _why(reason, TLS) == "TLS failed (WRONG_VERSION)"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_a_connection_that_cannot_be_made_is_told_and_its_socket_closed(
     with pytest.raises(GatewayError) as caught:
         await dial(TCP, asyncio.Protocol, loop=cast(Any, Loop(error)), tls=None, timeout=1.5)
     assert (caught.value.code, isinstance(caught.value, ConnectionRefused), closed) == (code, refused, [1])
-    assert ("within 1.5 s" in caught.value.message) is (code is Code.UPSTREAM_CONNECT_TIMEOUT)
+    assert ("after 1.5 s" in caught.value.message) is (code is Code.UPSTREAM_CONNECT_TIMEOUT)
 
 
 def test_a_context_trusts_what_is_given_and_asks_for_the_name() -> None:

@@ -42,7 +42,7 @@ async def test_a_kept_connection_is_taken_until_its_time_is_over() -> None:
     for seconds, taken in ((IDLE_SECONDS - 0.01, True), (IDLE_SECONDS, False)):
         house = House()
         connection, _ = house.connection()
-        house.pool.give(connection)
+        house.pool.release(connection)
         connection.idle_since = asyncio.get_running_loop().time() - seconds
         assert (house.pool.take() is connection) is taken
         assert house.closed() == [not taken]
@@ -55,7 +55,7 @@ async def test_one_that_is_closed_or_has_something_to_read_is_passed_over() -> N
     house = House()
     good, closed, loud = (house.connection()[0] for _ in range(3))
     for connection in (good, closed, loud):
-        house.pool.give(connection)
+        house.pool.release(connection)
     house.made[1][1].close()
     loud._poll = type("Poll", (), {"poll": lambda self, wait: [1]})()
     assert house.pool.take() is good
@@ -68,9 +68,9 @@ async def test_what_is_given_back_reads_on_up_to_a_bound_and_one_sweep_is_due() 
     house = House(max_idle=1)
     (one, first), (other, second) = house.connection(), house.connection()
     first.paused = True
-    house.pool.give(one)
+    house.pool.release(one)
     sweeper = house.pool._sweeper
-    house.pool.give(other)
+    house.pool.release(other)
     assert (first.paused, house.closed(), house.pool._sweeper is sweeper) == (False, [False, True], True)
     assert second.closing == "aborted"
     assert list(house.pool._idle) == [one]
@@ -82,12 +82,12 @@ async def test_what_is_given_back_reads_on_up_to_a_bound_and_one_sweep_is_due() 
 async def test_one_that_is_lost_while_it_waits_is_forgotten() -> None:
     house = House()
     connection = await house.pool.connect()
-    house.pool.give(connection)
+    house.pool.release(connection)
     connection.connection_lost(None)
     assert repr(house.pool) == "<Pool http://h open=0 idle=0>"
     house.pool.close()
     late = house.connection()[0]
-    house.pool.give(late)
+    house.pool.release(late)
     assert (house.closed(), house.pool._idle, house.pool._sweeper) == ([False, True], {}, None)
 
 
@@ -97,7 +97,7 @@ async def test_the_sweep_waits_for_the_oldest_that_is_left() -> None:
     loop = asyncio.get_running_loop()
     for seconds in (0.0, 1.0, 2.0):
         await asyncio.sleep(seconds - loop.time() if seconds else 0)
-        house.pool.give(house.connection()[0])
+        house.pool.release(house.connection()[0])
     await asyncio.sleep(IDLE_SECONDS - 1.5)
     assert house.closed() == [True, False, False]
     await asyncio.sleep(1.0)
@@ -111,15 +111,15 @@ async def test_a_pool_that_is_closed_has_no_timer_and_no_connection() -> None:
     house = House()
     kept = await house.pool.connect()
     used = await house.pool.connect()
-    house.pool.give(kept)
+    house.pool.release(kept)
     sweeper = house.pool._sweeper
     assert sweeper is not None
     house.pool.close()
     assert (sweeper.cancelled(), house.pool._sweeper, house.closed()) == (True, None, [True, True])
     assert house.pool.take() is None
     for connection in (kept, used):
-        house.pool.forget(connection)
-        house.pool.forget(connection)
+        house.pool.discard(connection)
+        house.pool.discard(connection)
     assert repr(house.pool) == "<Pool http://h open=0 idle=0>"
 
 
@@ -128,7 +128,7 @@ async def test_what_is_idle_can_be_closed_at_once_and_what_is_used_is_not() -> N
     house = House()
     connections = [await house.pool.connect() for _ in range(3)]
     for connection in connections[:2]:
-        house.pool.give(connection)
+        house.pool.release(connection)
     house.pool.drop_idle()
     assert (house.closed(), house.pool._idle) == ([True, True, False], {})
     house.pool.close()
@@ -222,7 +222,7 @@ async def test_only_a_kept_connection_without_a_byte_of_an_answer_is_replaced(
 ) -> None:
     house = House()
     if kept:
-        house.pool.give(house.connection()[0])
+        house.pool.release(house.connection()[0])
 
     def dies(connection: Connection) -> None:
         if received:
