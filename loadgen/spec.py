@@ -1,6 +1,6 @@
 """Owns what a run was told, as frozen plain data: how to connect, what to send, when, within which limits.
 Must not know where it came from (flags) nor who carries it out.
-Filled by `cli.py`; read by everything that measures."""
+Filled by `main.py`; read by everything that measures."""
 
 from __future__ import annotations
 

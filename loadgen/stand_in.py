@@ -1,5 +1,5 @@
 """Owns the simplest workload: one prompt, as often as asked.
-Must not know datasets: `loadgen/workload.py` reads those.
+Must not know datasets: `loadgen/workload/workload.py` reads those.
 Called by the CLI for `--prompt TEXT`."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from loadgen.spec import Endpoint
 
 
 class OnePrompt(msgspec.Struct, frozen=True):
-    """As `loadgen.workload.Prompt`."""
+    """As `loadgen.workload.workload.Prompt`."""
 
     id: str
     endpoint: Endpoint
@@ -22,7 +22,7 @@ class OnePrompt(msgspec.Struct, frozen=True):
 
 
 class OneItem(msgspec.Struct, frozen=True):
-    """As `loadgen.workload.Item`."""
+    """As `loadgen.workload.workload.Item`."""
 
     prompt: OnePrompt
     at_s: float | None = None

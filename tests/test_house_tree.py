@@ -52,44 +52,6 @@ UNTESTED_BY_NAME = {
     "__main__.py": "run as a process by the e2e tests; test_config_load.py has what it parses",
 }
 
-LOADGEN_UNTESTED_BY_NAME = {
-    "compare_command.py": "loadgen/test_compare.py",
-    "headline.py": "loadgen/test_report.py",
-    "numbers.py": "loadgen/test_report.py: how figures are written",
-    "plot_style.py": "loadgen/test_report.py, loadgen/test_browser.py",
-    "plots.py": "loadgen/test_report.py, loadgen/test_browser.py",
-    "plots_share.py": "loadgen/test_report.py, loadgen/test_browser.py",
-    "plots_time.py": "loadgen/test_report.py, loadgen/test_browser.py",
-    "prompts.py": "plain data",
-    "report_command.py": "loadgen/test_report.py",
-    "report_html.py": "loadgen/test_report.py, loadgen/test_browser.py",
-    "report_md.py": "loadgen/test_report.py",
-    "report_style.py": "plain text: loadgen/test_browser.py",
-    "stages.py": "loadgen/test_report.py",
-    "streams.py": "test_streams.py, with the proxy's",
-    "timeline.py": "loadgen/test_summary.py",
-    "view.py": "loadgen/test_report.py",
-    "view_config.py": "loadgen/test_report.py",
-    "view_error.py": "loadgen/test_report.py",
-    "__main__.py": "run as a process by loadgen/test_cli.py",
-    "alone.py": "loadgen/test_cli.py, by run and by ab",
-    "ab.py": "loadgen/test_cli.py, and test_shots.py for its order",
-    "calibrate_server.py": "loadgen/test_cli.py: calibrate runs against it",
-    "calibration.py": "loadgen/test_calibrate.py",
-    "exchange.py": "plain data: loadgen/test_reading.py reads it",
-    "job.py": "loadgen/test_cli.py, alone and with workers",
-    "measure.py": "loadgen/test_cli.py",
-    "progress.py": "loadgen/test_live.py",
-    "record.py": "plain data",
-    "run.py": "loadgen/test_cli.py; test_flags.py has its arrivals",
-    "spec.py": "plain data; loadgen/test_lag.py has its limits",
-    "stand_in.py": "loadgen/test_shots.py",
-    "sweep.py": "loadgen/test_cli.py, and test_knee.py for its rates",
-    "values.py": "loadgen/test_flags.py",
-    "worker.py": "loadgen/test_cli.py",
-    "workers.py": "loadgen/test_cli.py",
-}
-
 TEMPORARY, WORK = "/tmp", "/work"  # in two parts wherever they are used: this file keeps its own law
 MACHINE_PATH = re.compile(rb"(?<![\w./-])/(?:tmp|root|work|home)/[\w.-]")
 TREES = ("proxy", "loadgen", "corpus", "ops", "tests", ".ci")
@@ -142,7 +104,7 @@ def tree() -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("house", "tests", "excused"),
-    [("proxy", "tests", UNTESTED_BY_NAME), ("loadgen", "tests/loadgen", LOADGEN_UNTESTED_BY_NAME)],
+    [("proxy", "tests", UNTESTED_BY_NAME)],
 )
 def test_every_module_has_a_test_file_that_names_it(house: str, tests: str, excused: dict[str, str]) -> None:
     modules = [path.relative_to(ROOT / house).as_posix() for path in (ROOT / house).rglob("*.py")]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, file_svg, saved, styled
-from loadgen.plots import available
+from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, file_svg, saved, styled
+from loadgen.report.plots import available
 
 COLOURS: Final = (RED, ORANGE, BLUE, GREEN, VIOLET)
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from corpus.__main__ import main as compose
-from loadgen.client import Client
-from loadgen.clock import Clock
-from loadgen.reading import finish
+from loadgen.analysis.summary import summarise
+from loadgen.drive.capture.client import Client
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.decode import finish
+from loadgen.drive.requests import Shot
 from loadgen.record import Run
-from loadgen.shots import Shot
+from loadgen.report.view import view
 from loadgen.stand_in import OnePrompt
-from loadgen.summary import summarise
-from loadgen.view import view
-from tests.loadgen.kit import on_our_loop
-from tests.loadgen.sampling import Load, records, run_of
-from tests.loadgen.servers import GOOD, QUICK, asks, read_request, serving
-from tests.loadgen.test_cli import LENIENT, Start, start
-from tests.loadgen.test_measures import ev, record
+from tests.loadgen.analysis.test_definitions import ev, record
+from tests.loadgen.cli.test_cli import LENIENT, Start, start
+from tests.loadgen.kit.running import on_our_loop
+from tests.loadgen.kit.sampling import Load, records, run_of
+from tests.loadgen.kit.servers import GOOD, QUICK, asks, read_request, serving
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "loadgen/README.md"
@@ -41,8 +41,7 @@ def complaints() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("file", "test"), complaints())
 def test_every_complaint_in_the_readme_has_the_test_it_names(file: str, test: str) -> None:
-    paths = [HERE / f"{file}.py", HERE.parent / "corpus" / f"{file}.py"]
-    (path,) = [path for path in paths if path.exists()]
+    (path,) = [path for folder in (HERE, HERE.parent / "corpus") for path in folder.rglob(f"{file}.py")]
     assert re.search(rf"^(?:async )?def {test}\(", path.read_text(), re.MULTILINE)
 
 

@@ -16,8 +16,8 @@ from typing import Final, cast
 
 import msgspec
 
-from loadgen.loop import new_loop
-from loadgen.stamps import Keeper, StampedSocket
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.capture.sockets import Keeper, StampedSocket
 
 MODEL: Final = "known"
 HEAD: Final = (

@@ -1,0 +1,98 @@
+"""Owns service-level objectives: how `--goodput` is written, and which requests met them.
+Must not know statistics or reports.
+Called by `summary.py`; the command line parses its flag here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Final
+
+import msgspec
+
+from loadgen.analysis.definitions import Measured, Span
+
+Slos = Mapping[str, float]  # name -> milliseconds
+
+
+def _high(span: Span | None) -> float | None:
+    return None if span is None else span.high
+
+
+_TOOK: Final[Mapping[str, Callable[[Measured], float | None]]] = {
+    "ttft": lambda request: _high(request.ttft),
+    "tpot": lambda request: _high(request.tpot),
+    "e2el": lambda request: request.e2e,
+    "ttft_due": lambda request: _high(request.ttft_due),
+    "e2el_due": lambda request: request.e2e_due,
+}
+"""What each objective looks at: the upper bound, so that a censored token never makes a request good. The first
+three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due."""
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares are of everything that was due and not cancelled: failures and shed requests met nothing."""
+
+    slos: dict[str, float]  # milliseconds
+    attempted: int
+    good: int  # met all of them
+    per_second: float
+    attainment: float
+    by_slo: dict[str, float]
+
+
+class BadGoodput(ValueError):
+    """The objectives cannot be read; the text says what would be right."""
+
+
+def parse(words: Iterable[str]) -> dict[str, float]:
+    """`ttft:500 tpot:50` to a mapping, in milliseconds. Commas do as well as spaces. Raises `BadGoodput`."""
+    slos: dict[str, float] = {}
+    for word in " ".join(words).replace(",", " ").split():
+        name, colon, text = word.partition(":")
+        if not colon:
+            raise BadGoodput(f"goodput {word!r}: write NAME:MILLISECONDS, such as ttft:500")
+        if name not in _TOOK:
+            raise BadGoodput(f"goodput {word!r}: no objective is called {name!r}; there are {', '.join(_TOOK)}")
+        if name in slos:
+            raise BadGoodput(f"goodput {word!r}: {name} is given twice")
+        slos[name] = _milliseconds(word, text)
+    return slos
+
+
+def _milliseconds(word: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        hint = "; milliseconds are meant, without a unit" if text[:1].isdigit() else ""
+        raise BadGoodput(f"goodput {word!r}: {text!r} is not a number{hint}") from None
+    if not isfinite(value) or value <= 0:
+        raise BadGoodput(f"goodput {word!r}: it has to be more than 0 milliseconds")
+    return value
+
+
+def met(request: Measured, name: str, limit: float) -> bool:
+    """Whether one request met one objective. What was not measured is not met, but for the TPOT of a single token:
+    there is no gap to be slow."""
+    if not request.completed:
+        return False
+    took = _TOOK[name](request)
+    return took <= limit if took is not None else name == "tpot" and request.generated == 1
+
+
+def goodput(requests: Sequence[Measured], slos: Slos, seconds: float) -> Goodput | None:
+    """None without objectives."""
+    if not slos:
+        return None
+    tried = [request for request in requests if not request.cancelled]
+    hits = {name: [met(request, name, limit) for request in tried] for name, limit in slos.items()}
+    good = sum(map(all, zip(*hits.values(), strict=True)))
+    n = len(tried)
+    return Goodput(
+        slos=dict(slos),
+        attempted=n,
+        good=good,
+        per_second=good / seconds if seconds > 0 else 0.0,
+        attainment=good / n if n else 0.0,
+        by_slo={name: sum(each) / n if n else 0.0 for name, each in hits.items()},
+    )

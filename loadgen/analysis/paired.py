@@ -1,0 +1,153 @@
+"""Owns `ab`: the same requests at two targets, and what the second one adds, pair by pair.
+Must not know how requests were interleaved, nor files or pictures.
+Called by `write.py`; its result is in `result.json` under `loadgen.paired`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import hypot
+from typing import Final
+
+import msgspec
+
+from loadgen.analysis.definitions import Gaps, Measured, Span
+from loadgen.analysis.effect import Shift
+from loadgen.analysis.stats import Bounds, Sample, Stat, describe
+
+Pair = tuple[Measured, Measured]
+
+
+def _mean_gap(gaps: Gaps | None) -> Span | None:
+    """A request's own ITL: its mean gap, which merging cannot bend by more than its ends' censoring."""
+    if gaps is None or not gaps.values:
+        return None
+    n = len(gaps.values)
+    return Span(sum(gaps.values) / n, sum(gaps.values) / n, sum(gaps.values) / n)
+
+
+def _exact(value: float | None) -> Span | None:
+    return None if value is None else Span(value, value, value)
+
+
+MEASURES: Final[Mapping[str, Callable[[Measured], Span | None]]] = {
+    "ttft": lambda request: request.ttft,
+    "tpot": lambda request: request.tpot,
+    "itl": lambda request: _mean_gap(request.itl),
+    "e2el": lambda request: _exact(request.e2e),
+}
+
+
+class Paired(msgspec.Struct, frozen=True, kw_only=True):
+    """B less A in milliseconds, over the pairs that count."""
+
+    n: int
+    a_p50: float | None
+    b_p50: float | None
+    difference: Stat
+    higher: float  # share of pairs in which B took longer
+    evened: Shift | None = None  # the difference without what coming second in a pair does; see `_evened`
+    second: float | None = None  # what that does, by the medians: below 0, who came second was faster
+
+
+class Pairs(msgspec.Struct, frozen=True, kw_only=True):
+    paired: int  # both completed, and both were generated for the request
+    shared: int  # both completed, but one answer was shared: it would flatter its side
+    only_a: int  # pairs of which only A completed
+    only_b: int
+    neither: int
+    measures: dict[str, Paired]
+
+
+def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
+    """(a, b) of each pair that has both, in the order they were due."""
+    sides: dict[int, dict[str, Measured]] = {}
+    for request in requests:
+        if request.pair is not None:
+            sides.setdefault(request.pair, {})[request.target] = request
+    found = [(side["a"], side["b"]) for side in sides.values() if "a" in side and "b" in side]
+    return sorted(found, key=lambda pair: min(pair[0].due_ns, pair[1].due_ns))
+
+
+def comparable(pairs: Iterable[Pair]) -> list[Pair]:
+    """Those in which both completed and no answer was shared."""
+    return [(a, b) for a, b in pairs if a.completed and b.completed and a.fresh and b.fresh]
+
+
+def differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> Sample:
+    """B less A of each pair in which both have the measure; what is uncertain in one is in the difference.
+
+    What slowed a whole pair down is in both and leaves: that is why `ab` interleaves.
+    """
+    sample = Sample()
+    for one, two in pairs:
+        a, b = read(one), read(two)
+        if a is not None and b is not None:
+            exact = a.low == a.high and b.low == b.high
+            sample.add((b.value - a.value,), *(() if exact else ((b.low - a.high,), (b.high - a.low,))))
+    return sample
+
+
+def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """(those that asked A first, those that asked B first)."""
+    first_a = [pair for pair in pairs if (pair[0].sent_ns or 0) < (pair[1].sent_ns or 0)]
+    first_b = [pair for pair in pairs if (pair[0].sent_ns or 0) >= (pair[1].sent_ns or 0)]
+    return first_a, first_b
+
+
+def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> tuple[Shift | None, float | None]:
+    """The mean of both orders' medians, as a crossover trial has it (Hills & Armitage 1979).
+
+    Who comes second may find its prompt in the engine's prefix cache: that moves the medians of the two orders by
+    as much, one down and one up, and leaves their mean. Its interval is from theirs (MOVER). None below 6 of each.
+    """
+    middles = [describe(differences(half, read), (50.0,)).at(50) for half in halves(pairs)]
+    known = [(q.value, q.interval) for q in middles if q is not None and q.value is not None and q.interval]
+    if len(known) < 2:
+        return None, None
+    (one, at_one), (two, at_two) = known
+    middle = (one + two) / 2
+    low = middle - hypot(one - at_one.low, two - at_two.low) / 2
+    high = middle + hypot(at_one.high - one, at_two.high - two) / 2
+    return Shift(value=middle, interval=Bounds(low, high)), (one - two) / 2
+
+
+def pair_up(requests: Iterable[Measured], *, seed: int = 0) -> Pairs | None:
+    """Each measure's paired difference; None for a run without pairs. Medians by order statistics, means by block
+    bootstrap over neighbouring pairs."""
+    pairs = pairs_of(requests)
+    if not pairs:
+        return None
+    done = [(a, b) for a, b in pairs if a.completed and b.completed]
+    both = comparable(pairs)
+    return Pairs(
+        paired=len(both),
+        shared=len(done) - len(both),
+        only_a=sum(a.completed and not b.completed for a, b in pairs),
+        only_b=sum(b.completed and not a.completed for a, b in pairs),
+        neither=sum(not a.completed and not b.completed for a, b in pairs),
+        measures={name: _paired(both, read, seed) for name, read in MEASURES.items()},
+    )
+
+
+def _paired(pairs: Sequence[Pair], read: Callable[[Measured], Span | None], seed: int) -> Paired:
+    known = [(a, b) for a, b in pairs if read(a) is not None and read(b) is not None]
+    sample = differences(known, read)
+    sides = [_median([span.value for pair in known if (span := read(pair[side])) is not None]) for side in (0, 1)]
+    evened, second = _evened(known, read)
+    return Paired(
+        evened=evened,
+        second=second,
+        n=len(known),
+        a_p50=sides[0],
+        b_p50=sides[1],
+        difference=describe(sample, seed=seed),
+        higher=sum(value > 0 for value in sample.values) / len(known) if known else 0.0,
+    )
+
+
+def _median(values: Iterable[float]) -> float | None:
+    sample = Sample()
+    for value in values:
+        sample.add((value,))
+    found = describe(sample, (50.0,)).at(50)
+    return found.value if found is not None else None

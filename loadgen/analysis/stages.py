@@ -1,0 +1,75 @@
+"""Owns how a sweep's stages are read: the rate that a stage's name tells, and the knee.
+Must not know tables or pictures.
+Called by `view.py`, `headline.py` and the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loadgen.analysis.knee import Stage, knee, unsteady
+from loadgen.analysis.summary import Group, Summary
+
+
+def rate_of(name: str) -> float | None:
+    """8.0 of "rate=8"; None of a stage that is not a rate."""
+    key, _, text = name.partition("=")
+    try:
+        return float(text) if key == "rate" else None
+    except ValueError:
+        return None
+
+
+def by_rate(stages: Mapping[str, Group]) -> list[tuple[float, Group]]:
+    """(asked, stage) of those that are rates, ascending."""
+    rates = ((rate_of(name), group) for name, group in stages.items())
+    return sorted(((asked, group) for asked, group in rates if asked is not None), key=lambda stage: stage[0])
+
+
+def done_rate(asked: float, group: Group) -> float:
+    """Requests per second that were completed at this asked rate, its drain and its chance arrivals left out."""
+    return asked * group.kept_up
+
+
+def token_rate(asked: float, group: Group) -> float:
+    return done_rate(asked, group) * group.output_tokens / group.completed if group.completed else 0.0
+
+
+def good_rate(asked: float, group: Group) -> float:
+    return asked * group.goodput.attainment if group.goodput is not None else 0.0
+
+
+def knee_of(summary: Summary) -> float | None:
+    """As the sweep found it, else as it would have: the highest asked rate that was kept up with, by median TTFT
+    (by the mean, where a stage is too short to tell its median). None without a sweep, or where none was."""
+    if summary.knee is not None:
+        return summary.knee
+    return knee(_stages(summary))
+
+
+def unsteady_of(summary: Summary) -> str | None:
+    """Why the knee may be wrong, in words."""
+    return unsteady(_stages(summary))
+
+
+def _stages(summary: Summary) -> list[Stage]:
+    seen = []
+    for asked, group in by_rate(summary.by_stage):
+        stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
+        middle = stat.at(50)
+        known = middle.value if middle is not None and middle.value is not None else stat.mean
+        achieved = done_rate(asked, group)
+        seen.append(Stage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
+    return seen
+
+
+def focus(summary: Summary) -> tuple[str, str, Group]:
+    """Whose latency is told: (words, stage, group). A sweep's is the knee's, or its lightest stage's: all rates
+    mixed are nobody's latency. Else the answers that were generated for their request."""
+    rates = by_rate(summary.by_stage)
+    if not rates:
+        words = "answers generated for the request" if summary.fresh else ""
+        return words, "", summary.fresh or summary.whole
+    found = knee_of(summary)
+    asked, group = next((stage for stage in rates if found and abs(stage[0] / found - 1) < 1e-4), rates[0])
+    name = next(name for name, part in summary.by_stage.items() if part is group)
+    return f"at {asked:.4g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group

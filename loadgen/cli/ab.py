@@ -1,0 +1,65 @@
+"""Owns `python -m loadgen ab`: the same requests to two servers in one run, interleaved and paired.
+Must not know statistics: records carry their target and their pair, the report has the difference.
+Called by `main.py`; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator
+
+from loadgen.cli import finish as conclude
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.flags.common import Hide
+from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
+from loadgen.cli.terminal import live
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.processes.job import Job, Workload, open_workload, prompts_of
+from loadgen.drive.processes.single_process import alone
+from loadgen.drive.requests import Shot, paired
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(
+            f"--{name}", type=values.url, required=True, metavar="URL", help=f"server {name.upper()}"
+        )
+    flags.add_server(parser, target=False)
+    add_workload(parser)
+    add_arrivals(parser)
+    flags.refuse_workers(parser, "the two requests of a pair belong to one process")
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_ab(args, argv))
+
+
+def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
+    """Two requests a prompt; with a rate, it is that of both together."""
+    times = job.schedule.times(
+        item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
+    )
+    items = itertools.islice(workload.requests(), job.num_prompts)
+    return paired(prompts_of(items), times, seed=job.schedule.seed)
+
+
+async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
+    job = await prepare(args, {"a": args.a, "b": args.b})
+    workload = open_workload(job.workload, job.endpoint)
+    hide = Hide(flags.secrets_of(args, os.environ))
+    run = new_run(args, argv, job, hide)
+    folder = conclude.make_folder(args.result_dir, args.label or "ab", conclude.now())
+    total = None if job.num_prompts is None else 2 * job.num_prompts
+    with live.view(quiet=args.quiet) as view:
+        shots = shots_of(job, workload)
+        records, owns = await alone(job, workload, shots, run, folder, hide, view, total=total, stage="a and b")
+    run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
+    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)

@@ -1,0 +1,131 @@
+"""Owns `loadgen compare A B`: two runs' folders in, a verdict in words, an exit code for CI.
+Must not know how runs are compared (`compare.py`) nor how a rule is judged (`thresholds.py`).
+Called by `main.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from loadgen.analysis.definitions import Measured
+from loadgen.analysis.format import UNKNOWN, digits, signed
+from loadgen.analysis.goodput import BadGoodput
+from loadgen.analysis.summary import Summary
+from loadgen.analysis.thresholds import BadRule, Finding, judge, known, parse_rule
+from loadgen.cli.report import load, refuse, slos_of
+from loadgen.record import Run
+from loadgen.report.compare import Comparison, Line, compare, named, values
+from loadgen.report.markdown import escape, table
+from loadgen.report.result import result_json
+from loadgen.store import StoreError, read_run
+
+FAILED: Final = 1
+SPOKEN: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
+
+
+class Side(NamedTuple):
+    run: Run
+    summary: Summary
+    requests: list[Measured]
+    values: dict[str, float | None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="the folder of the run that is compared with (before, baseline)")
+    parser.add_argument("b", type=Path, help="the folder of the run in question (after)")
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="exit 1 if B breaks it: 'p99_ttft_ms>+10%%' (against A), 'p50_ttft_ms>+3' (ms against A), "
+        "'error_rate>0.01' (B alone); names as in result.json; may be given again",
+    )
+    parser.add_argument(
+        "--certain", action="store_true", help="a change breaks a rule only if its whole 95 %% interval does"
+    )
+    parser.add_argument("--format", choices=("md", "json"), default="md")
+
+
+def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
+    """0; 1 where a rule is broken, or cannot be judged; 2 for folders or rules that cannot be used."""
+    try:
+        rules = [parse_rule(text) for text in args.fail_if]
+        a, b = _read(args.a), _read(args.b)
+        found = compare(
+            (a.run, a.summary),
+            (b.run, b.summary),
+            requests=(a.requests, b.requests),
+            names=(str(args.a), str(args.b)),
+        )
+        before, after = named(found, a.values, "a"), named(found, b.values, "b")
+        for rule in rules:
+            known(rule, before, after)
+    except (StoreError, BadRule, BadGoodput) as error:
+        return refuse(str(error))
+    findings = [judge(rule, before, after, found.intervals, certain=args.certain) for rule in rules]
+    render = as_json if args.format == "json" else as_markdown
+    print(render(found, findings))
+    return FAILED if any(finding.failed for finding in findings) else 0
+
+
+def main_compare(argv: Sequence[str]) -> int:
+    """The same from its words alone."""
+    parser = argparse.ArgumentParser(prog="python -m loadgen compare", description=main.__doc__)
+    add_arguments(parser)
+    return main(parser.parse_args(list(argv)), argv)
+
+
+def _read(folder: Path) -> Side:
+    """From the raw events, so that both are measured by the same definitions whatever version ran them."""
+    run = read_run(folder)
+    requests, summary = load(folder, run, slos_of(run.config))
+    return Side(run, summary, requests, values(result_json(run, summary)))
+
+
+def as_json(found: Comparison, findings: Sequence[Finding]) -> str:
+    told: dict[str, Any] = {**msgspec.to_builtins(found), "findings": msgspec.to_builtins(findings)}
+    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+
+
+def as_markdown(found: Comparison, findings: Sequence[Finding]) -> str:
+    lines = ["# B against A", "", f"A: {escape(found.a)}, B: {escape(found.b)}", ""]
+    lines += [f"> Warning: {escape(warning)}." for warning in found.warnings]
+    lines += [""] if found.warnings else []
+    for finding in findings:
+        lines.append(f"- **{'FAILED' if finding.failed else 'passed'}** `{finding.rule}`: {escape(finding.words)}")
+    lines += [""] if findings else []
+    lines += [f"- {escape(line.words)}" for line in found.lines if _worth_words(line)]
+    unsaid = [line.name for line in found.lines if line.shift is None and line.metric.endswith("_ms")]
+    lines += [f"- Not enough samples to say: {escape(', '.join(unsaid))}"] if unsaid else []
+    lines += ["", *(f"- {escape(effect.words)}" for effect in found.effects), ""]
+    rows = [
+        [line.name, _number(line.a), _number(line.b),
+         signed(line.shift.value) if line.shift else UNKNOWN,
+         f"{signed(line.shift.interval.low)} to {signed(line.shift.interval.high)}" if line.shift else UNKNOWN,
+         line.shift.side if line.shift else ""]
+        for line in found.lines
+    ]  # fmt: skip
+    lines += table(("ms, or per second", "A", "B", "B − A", "95 %", ""), rows, words=(0, 5))
+    lines += [
+        "",
+        "Intervals are about these two runs: what the machine did between them is not in them; `loadgen ab`",
+    ]
+    lines += ["measures both at once. Of 20 intervals one may miss.", ""]
+    if found.config:
+        rows = [[name, left, right] for name, (left, right) in found.config.items()]
+        lines += ["## What was different", "", *table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
+    return "\n".join(lines)
+
+
+def _worth_words(line: Line) -> bool:
+    """The table has all; a person reads the middle and the tail of what users feel, and the rates."""
+    return not line.metric.endswith("_ms") or (line.shift is not None and line.metric in SPOKEN)
+
+
+def _number(value: float | None) -> str:
+    return UNKNOWN if value is None else digits(value)

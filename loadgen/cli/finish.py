@@ -1,0 +1,181 @@
+"""Owns the end of a measurement: the `Run`, its verdict, its files, the words on the terminal, the exit code.
+Must not know sockets. Reports are made by `loadgen.analysis.summary` and `loadgen.report.write`.
+Called by `run`, `ab` and `sweep` when their records are there, whole or not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from loadgen import store
+from loadgen.cli.flags.common import UsageError
+from loadgen.drive.calibration import record as calibration
+from loadgen.drive.self_error import Own, lag_of, verdict
+from loadgen.record import Record, Run
+from loadgen.spec import Limits
+
+OK: Final = 0
+FAILED: Final = 1
+INVALID: Final = 3
+INTERRUPTED: Final = 130
+
+
+def make_folder(base: str, label: str, now: datetime) -> Path:
+    """`out/20260401-120000-label`, new. Raises UsageError where it cannot be made."""
+    name = now.strftime("%Y%m%d-%H%M%S") + (f"-{slug(label)}" if label else "")
+    for attempt in range(100):
+        folder = Path(base) / (name if not attempt else f"{name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot write to --result-dir {base}: {error.strerror}") from None
+        return folder
+    raise UsageError(f"--result-dir {base} already has a hundred runs of this second")
+
+
+def slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", label).strip("-.")[:60] or "run"
+
+
+def check_goodput(words: Sequence[str] | None) -> None:
+    """Raises UsageError before a run, where its objectives cannot be read."""
+    if not words:
+        return
+    try:
+        importlib.import_module("loadgen.analysis.goodput").parse(words)
+    except ModuleNotFoundError:
+        pass
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to know of the machine that measured."""
+    versions = {name: version(name) for name in ("aiohttp", "msgspec")}
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_1m": round(os.getloadavg()[0], 2),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "versions": versions,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limits, *, open_loop: bool) -> None:
+    """Fill in the run's own error, its validity and its warnings.
+
+    Each stage is judged by itself (`owns` has one for each then): one that starved us spoils no other.
+    """
+    run.lag = lag_of(records, owns)
+    stages = list(dict.fromkeys(record.stage for record in records if not record.warmup))
+    for number, stage in enumerate(stages):
+        part = records if len(stages) == 1 else [record for record in records if record.stage == stage]
+        mine = owns if len(stages) == 1 else owns[number : number + 1]
+        lag = lag_of(part, mine)
+        steps = max((own.step_ns for own in mine), default=0)
+        invalid, warnings = verdict(lag, part, limits, steps, open_loop=open_loop)
+        name = f"{stage}: " if stage else ""
+        run.invalid += [name + text for text in invalid]
+        run.warnings += [name + text for text in warnings]
+    if all(record.warmup for record in records):
+        run.invalid.append("nothing was measured")
+    known = calibration.load()
+    if known is not None:
+        run.lag.floor_ms = known.floor_ms
+        run.warnings += calibration.beyond(known, records, workers=run.workers)
+    resent = sum(record.resent for record in records if not record.warmup)
+    if resent:
+        run.warnings.append(
+            f"{resent} requests went out again: the server had closed the connection that was kept for them"
+        )
+    silent = sum(record.completion_tokens is None for record in _answered(records))
+    if silent and run.endpoint.endswith("completions"):
+        run.warnings.append(f"{silent} answers came without usage: their tokens are not counted")
+    ended = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
+    due = [record.due_ns for record in records if not record.warmup]
+    run.duration_ns = max(ended) - min(due) if ended else 0
+
+
+def _answered(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record.failure is None and not record.warmup]
+
+
+def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
+    """130 after Ctrl-C; 3 where the measurement is invalid; 1 where too many requests failed; else 0."""
+    measured = [record for record in records if not record.warmup]
+    failed = sum(record.failure is not None for record in measured)
+    if run.interrupted:
+        return INTERRUPTED
+    if not measured or failed > max_error_rate * len(measured):
+        return FAILED
+    return INVALID if run.invalid else OK
+
+
+def write(folder: Path, run: Run, records: Sequence[Record], goodput: Sequence[str] | None) -> None:
+    """The run's files and reports. A report that cannot be made is said, and costs no data."""
+    store.write_run(folder, run)
+    try:
+        summary = importlib.import_module("loadgen.analysis.summary")
+        report = importlib.import_module("loadgen.report.write")
+    except ModuleNotFoundError as error:
+        print(f"no report: {error}", file=sys.stderr)
+        return
+    slos = importlib.import_module("loadgen.analysis.goodput").parse(goodput) if goodput else None
+    report.write_reports(folder, run, records, summary.summarise(run, records, slos))
+
+
+def say(folder: Path, run: Run, records: Sequence[Record]) -> None:
+    """A few lines for the person who waits; the figures are in the report."""
+    measured = [record for record in records if not record.warmup]
+    failures = Counter(record.failure for record in measured if record.failure is not None)
+    said = ", ".join(f"{count} {kind}" for kind, count in failures.most_common())
+    lines = [f"{len(measured)} requests in {run.duration_ns / 1e9:.2f} s, failed: {said or 'none'}"]
+    shown: set[str] = set()
+    for record in measured:
+        if record.failure is not None and record.failure not in shown:
+            shown.add(record.failure)
+            lines.append(f"  {record.failure}: {record.detail}")
+    lag = run.lag
+    own = [f"clock {lag.clock}, send clock {lag.send_clock}"]
+    for name, values in (("loop lag", lag.loop_ms), ("kernel to program", lag.read_ms), ("late", lag.late_ms)):
+        if values:
+            own.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")
+    own.append(f"merged events {lag.censored:.1%}, CPU {lag.cpu:.0%}")
+    lines.append(f"own error: {'; '.join(own)}")
+    lines += [f"warning: {text}" for text in run.warnings]
+    lines += [f"INVALID: {text}" for text in run.invalid]
+    lines.append(f"written to {folder}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,98 @@
+"""Owns what is settled before a run: the server answers, its model's name, enough file descriptors.
+Must not know schedules. What cannot be settled is a UsageError that says what would be right.
+Called by every measuring command before it sends the first request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from loadgen.cli.flags.common import UsageError
+from loadgen.drive.capture.client import Client, failure_of
+from loadgen.spec import Http
+
+PROBE_TIMEOUT: Final = 10.0  # seconds for /v1/models to answer
+RETRY: Final = 0.5
+SPARE: Final = 64  # descriptors for files, pipes, timers, the name server
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str:
+    """The first model that the server lists. Raises UsageError."""
+    status, body = await ask(client, base, http, wait=wait)
+    if status in (401, 403):
+        raise UsageError(f"{base} answered {status}: it wants a key; set OPENAI_API_KEY or give --api-key")
+    if status != 200:
+        raise UsageError(
+            f"{base}/v1/models answered {status}; is this an OpenAI-compatible server? Or give --model"
+        )
+    try:
+        models = msgspec.json.decode(body, type=_Models).data
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise UsageError(f"{base}/v1/models did not answer with a list of models; give --model") from None
+    if not models:
+        raise UsageError(
+            f"{base} serves no model (yet); give --model, or --ready-check-timeout-sec to wait for it"
+        )
+    return models[0].id
+
+
+async def ask(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
+    """GET /v1/models, again until it answers below 500 or `wait` seconds are over."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            answer = await client.get(f"{base}/v1/models", PROBE_TIMEOUT)
+            if answer[0] < 500 or time.monotonic() >= until:
+                return answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if time.monotonic() >= until:
+                raise UsageError(f"no answer from {base}: {_words(error, http)}. Is the server running?") from None
+        await asyncio.sleep(RETRY)
+
+
+def _words(error: BaseException, http: Http) -> str:
+    if type(error) is TimeoutError:
+        return f"nothing within {PROBE_TIMEOUT:g} s"
+    return failure_of(error, http, answering=False)[1]
+
+
+def places(wanted: int | None) -> int:
+    """How many connections may be open. Raises the soft limit on descriptors, up to the hard one.
+
+    Raises UsageError where `wanted` is more than the system allows: better now than in the middle of a run.
+    """
+    try:
+        import resource
+    except ImportError:
+        return wanted or 1000  # not a Unix: no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    need = (wanted or 10**9) + SPARE
+    if soft != resource.RLIM_INFINITY and soft < need:
+        target = min(need, 1_048_576) if unlimited else min(need, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            soft = target
+        except (ValueError, OSError):
+            pass  # what we have is checked below
+    free = 10**9 if soft == resource.RLIM_INFINITY else soft - SPARE
+    if (wanted or 1) > free:
+        least = wanted or 1
+        raise UsageError(
+            f"{least} request{'s' if least > 1 else ''} at once need {least + SPARE} file descriptors and this "
+            f"system allows {soft}; run `ulimit -n {least + SPARE}` first (as root, or raise the hard limit), "
+            "or lower --max-concurrency"
+        )
+    return wanted or free

@@ -1,0 +1,260 @@
+"""Owns `python -m loadgen run`: flags to a job, the job carried out here or by workers, the end.
+Must not know how anything is measured or shown.
+Called by `main.py`; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from loadgen.cli import finish as conclude
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.flags.common import Hide, UsageError
+from loadgen.cli.preflight import ask, model_of, places
+from loadgen.cli.terminal import live
+from loadgen.drive.capture.client import Client
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.pacer import Ramp
+from loadgen.drive.processes import workers
+from loadgen.drive.processes.job import Job, Schedule, Workload, open_workload, shots_of
+from loadgen.drive.processes.single_process import alone
+from loadgen.drive.self_error import Own
+from loadgen.record import Record, Run
+from loadgen.spec import Pace
+
+DEFAULT_CONCURRENCY: Final = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    flags.add_server(parser)
+    add_workload(parser)
+    add_arrivals(parser).add_argument(
+        "--workers", type=values.whole(1, 256), default=1, metavar="N", help="processes that share the schedule"
+    )
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """The datasets' flags, by `loadgen.cli.flags.workload` where it is there."""
+    try:
+        importlib.import_module("loadgen.cli.flags.workload").add_workload_flags(parser)
+    except ModuleNotFoundError:
+        group = parser.add_argument_group("what is asked")
+        group.add_argument("--prompt", default="Name three colours.", help="the same for every request")
+        group.add_argument("--num-prompts", type=values.whole(1), default=1000, metavar="N", help="requests")
+        group.add_argument("--seed", type=int, default=0, help="of arrivals")
+    parser.add_argument(
+        "--num-warmups",
+        type=values.whole(0),
+        default=0,
+        metavar="N",
+        help="requests before the run, with prompts that are not in it, under the same cap (default 0)",
+    )
+
+
+def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group(
+        "arrivals", f"Without a rate: a closed loop of --max-concurrency users (default {DEFAULT_CONCURRENCY})."
+    )
+    positive = values.number(0, above=True)
+    group.add_argument(
+        "--request-rate", type=positive, metavar="R", help="open loop, requests per second; inf: all at once"
+    )
+    group.add_argument(
+        "--burstiness",
+        type=positive,
+        default=1.0,
+        metavar="B",
+        help="shape of the gaps' gamma distribution: 1 Poisson (default), below it burstier, inf constant",
+    )
+    group.add_argument(
+        "--max-concurrency",
+        type=values.whole(1),
+        metavar="N",
+        help="most requests under way; with a rate, what is due beyond it waits, measured from when it was due",
+    )
+    group.add_argument("--shed", action="store_true", help="do not send what finds no place: count it as shed")
+    group.add_argument("--ramp-up-strategy", choices=("linear", "exponential"), help="over all requests")
+    group.add_argument("--ramp-up-start-rps", type=positive, metavar="R")
+    group.add_argument("--ramp-up-end-rps", type=positive, metavar="R")
+    group.add_argument(
+        "--trace-speed", type=positive, default=1.0, metavar="X", help="a trace's times, so many times as fast"
+    )
+    return group
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_run(args, argv))
+
+
+async def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    hide = Hide(flags.secrets_of(args, os.environ))
+    base = flags.base_of(args)
+    job = await prepare(args, {"a": base})
+    workload = open_workload(job.workload, job.endpoint)
+    folder = conclude.make_folder(args.result_dir, args.label, conclude.now())
+    run = new_run(args, argv, job, hide)
+    with live.view(quiet=args.quiet) as view:
+        if job.workers == 1:
+            shots = shots_of(job, workload)
+            records, owns = await alone(job, workload, shots, run, folder, hide, view, total=job.num_prompts)
+        else:
+            records, owns = await workers.together(job, run, folder, view)
+    run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
+    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)
+
+
+def end(
+    args: argparse.Namespace,
+    folder: Path,
+    run: Run,
+    records: list[Record],
+    owns: list[Own],
+    *,
+    open_loop: bool,
+) -> int:
+    """Verdict, files, words, exit code."""
+    conclude.judge(run, records, owns, flags.limits_of(args), open_loop=open_loop)
+    conclude.say(folder, run, records)
+    conclude.write(folder, run, records, args.goodput)
+    return conclude.exit_code(run, records, args.max_error_rate)
+
+
+async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
+    """The job, with everything settled that can be before a request is sent. Raises UsageError."""
+    conclude.check_goodput(args.goodput)
+    http = flags.http_of(args, os.environ)
+    endpoint = flags.endpoint_of(args)
+    schedule, pace = arrivals_of(args)
+    free = places(pace.max_concurrency)
+    client = Client(http, kernel=False)
+    try:
+        model = args.model
+        for base in targets.values():
+            if model is None:
+                model = await model_of(client, base, http, wait=args.ready_check_timeout_sec)
+            elif args.ready_check_timeout_sec:
+                await ask(client, base, http, wait=args.ready_check_timeout_sec)
+    finally:
+        await client.close()
+    job = Job(
+        run=f"lg{os.urandom(5).hex()}",
+        targets=targets,
+        endpoint=endpoint,
+        path=flags.path_of(args),
+        body=flags.body_of(args, model),
+        http=http,
+        pace=pace,
+        schedule=schedule,
+        workload=workload_of(args, endpoint),
+        num_prompts=args.num_prompts,
+        num_warmups=args.num_warmups,
+        places=free,
+        kernel=args.clock == "kernel",
+        secrets=flags.secrets_of(args, os.environ),
+        workers=getattr(args, "workers", 1),
+    )
+    if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
+        raise UsageError(f"--max-concurrency {pace.max_concurrency} leaves some of {job.workers} workers no place")
+    return with_trace(args, job)
+
+
+def workload_of(args: argparse.Namespace, endpoint: str) -> dict[str, Any]:
+    """The workload's options as plain data: workers open the same one."""
+    try:
+        module = importlib.import_module("loadgen.cli.flags.workload")
+    except ModuleNotFoundError:
+        return {"repeat": args.prompt}
+    try:
+        options: dict[str, Any] = msgspec.to_builtins(module.workload_options(args, endpoint))
+    except ValueError as error:  # its WorkloadError
+        raise UsageError(str(error)) from None
+    return options
+
+
+def with_trace(args: argparse.Namespace, job: Job) -> Job:
+    """A workload with times of its own is replayed, unless a rate was asked for. Raises UsageError."""
+    first = next(open_workload(job.workload, job.endpoint).requests(), None)
+    if first is None:
+        raise UsageError("the workload holds no request")
+    if job.schedule.open_loop or first.at_s is None:
+        return job
+    schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
+    pace = msgspec.structs.replace(job.pace, open_loop=True, max_concurrency=args.max_concurrency)
+    return msgspec.structs.replace(job, schedule=schedule, pace=pace, places=places(args.max_concurrency))
+
+
+def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
+    """Raises UsageError where flags contradict each other."""
+    ramp = None
+    if args.ramp_up_strategy:
+        if not (args.ramp_up_start_rps and args.ramp_up_end_rps):
+            raise UsageError("--ramp-up-strategy wants --ramp-up-start-rps and --ramp-up-end-rps as well")
+        if args.request_rate:
+            raise UsageError("--ramp-up-strategy sets the rate itself; leave out --request-rate")
+        start, stop = args.ramp_up_start_rps, args.ramp_up_end_rps
+        ramp = Ramp(strategy=args.ramp_up_strategy, start=start, end=stop, over=args.num_prompts or 1000)
+    elif args.ramp_up_start_rps or args.ramp_up_end_rps:
+        raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps want --ramp-up-strategy linear or exponential")
+    infinite = args.request_rate == float("inf")
+    schedule = Schedule(
+        rate=None if infinite else args.request_rate,
+        all_at_once=infinite,
+        burstiness=None if args.burstiness == float("inf") else args.burstiness,
+        ramp=ramp,
+        seed=args.seed,
+    )
+    if args.shed and not (schedule.open_loop and args.max_concurrency):
+        raise UsageError("--shed wants an open loop (--request-rate) and --max-concurrency")
+    cap = args.max_concurrency
+    pace = Pace(
+        max_concurrency=cap if schedule.open_loop else cap or DEFAULT_CONCURRENCY,
+        open_loop=schedule.open_loop,
+        shed=args.shed,
+        max_seconds=args.max_seconds,
+    )
+    return schedule, pace
+
+
+def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[[str], str]) -> Run:
+    config = flags.config_of(args)
+    if not job.schedule.open_loop:
+        config["max_concurrency"] = job.pace.max_concurrency
+    if config.get("request_rate") is None:
+        config["request_rate"] = "inf"  # vLLM's word for no rate
+    return Run(
+        date=conclude.now().isoformat(timespec="seconds"),
+        label=args.label,
+        command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
+        config=config,
+        targets=job.targets,
+        model=job.body.model,
+        endpoint=job.path,
+        machine=conclude.machine(),
+        seed=args.seed,
+        workers=job.workers,
+    )
+
+
+def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[str, Any]:
+    """What was really sent, by `loadgen.workload.workload.describe` where it is there."""
+    describe = getattr(sys.modules.get("loadgen.workload.workload"), "describe", None)
+    if describe is None:
+        return {}
+    limit = sent if num_prompts is None else min(sent, num_prompts)
+    stats: dict[str, Any] = describe(list(itertools.islice(workload.requests(), limit)))
+    return stats

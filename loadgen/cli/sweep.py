@@ -1,0 +1,192 @@
+"""Owns `python -m loadgen sweep`: stages at rising rates up to saturation, in one run, each under its own name.
+Must not know where the knee is: `knee.py` says which rate comes next.
+Called by `main.py`; returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from loadgen import store
+from loadgen.analysis.knee import Stage, knee, next_rate, pace, unsteady
+from loadgen.cli import finish as conclude
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.flags.common import Hide, UsageError
+from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
+from loadgen.cli.terminal import live
+from loadgen.drive import pacer
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.processes.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
+from loadgen.drive.processes.single_process import stop_on_signals
+from loadgen.drive.requests import Prompt, scheduled
+from loadgen.drive.self_error import Own, medians_ms
+from loadgen.drive.session import Measure
+from loadgen.record import Record
+from loadgen.spec import Pace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    flags.add_server(parser)
+    add_workload(parser)
+    group = parser.add_argument_group("stages", "Open loop; --num-prompts is the most that all stages may send.")
+    positive = values.number(0, above=True)
+    group.add_argument("--rates", type=values.rates, metavar="R,R,…", help="just these, in requests per second")
+    group.add_argument(
+        "--start-rate", type=positive, default=1.0, metavar="R", help="lowest (default %(default)g)"
+    )
+    group.add_argument(
+        "--top-rate", type=positive, default=1024.0, metavar="R", help="highest (default %(default)g)"
+    )
+    group.add_argument(
+        "--stage-seconds", type=positive, default=30.0, metavar="S", help="of arrivals, each (default %(default)g)"
+    )
+    group.add_argument(
+        "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
+    )
+    group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests under way")
+    flags.refuse_workers(
+        parser, "one process drives a stage; for a rate beyond it, `run --request-rate R --workers N`"
+    )
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    if args.top_rate < args.start_rate:
+        raise UsageError(f"--top-rate {args.top_rate:g} is below --start-rate {args.start_rate:g}")
+    args.request_rate = args.start_rate
+    args.shed, args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps = False, None, None, None
+    args.trace_speed = 1.0
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_sweep(args, argv))
+
+
+class Sweep:
+    """The stages so far, and the records of all of them on one axis of time."""
+
+    def __init__(self, args: argparse.Namespace, job: Job, workload: Workload, measure: Measure) -> None:
+        self._args = args
+        self._job = job
+        self._measure = measure
+        self._prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
+        self._given: list[float] | None = args.rates
+        self.stages: list[Stage] = []
+        self.records: list[Record] = []
+        self.owns: list[Own] = []
+        self.start_unix_ns = 0
+        self.ran_out = False
+
+    def next_rate(self) -> float | None:
+        if self._measure.stopped or self.ran_out:
+            return None
+        if self._given is not None:
+            done = len(self.stages)
+            return self._given[done] if done < len(self._given) else None
+        return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+
+    async def stage(self, rate: float, zero_ns: int) -> Stage:
+        """Arrivals at this rate for the stage's seconds, then until all of them have ended."""
+        name = f"rate={rate:g}"
+        records: list[Record] = []
+        clock_s = (self._measure.now() - zero_ns) / 1e9 + 0.05
+        shots = scheduled(self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records))
+        outcome = await self._measure.phase(
+            shots,
+            Pace(max_concurrency=self._job.pace.max_concurrency, open_loop=True),
+            records.append,
+            start_ns=zero_ns,
+            rate=rate,
+            stage=name,
+        )
+        if records:
+            self.owns.append(outcome.own)
+        self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
+        self.records += records
+        stage = stage_of(rate, records)
+        if not self._measure.stopped:  # one that was cut short tells nothing of its rate
+            self.stages.append(stage)
+        return stage
+
+    def _times(self, rate: float, start_s: float) -> Iterator[float]:
+        burst, seed = self._args.burstiness, self._args.seed + len(self.stages)
+        for at in pacer.open_loop(rate, burst, seed=seed):
+            if at > self._args.stage_seconds:
+                return
+            yield start_s + at
+
+    def _take(self, rate: float) -> Iterator[Prompt]:
+        """Prompts from where the stage before left off: no stage may be answered from another's cache."""
+        for taken in itertools.count():
+            prompt = next(self._prompts, None)
+            if prompt is None:
+                self.ran_out = taken < rate * self._args.stage_seconds / 2
+                return
+            yield prompt
+
+
+def stage_of(rate: float, records: Iterable[Record]) -> Stage:
+    """Achieved: the asked rate less what failed, and by as much as ending was slower than arriving."""
+    measured = [record for record in records if not record.warmup]
+    good = [record for record in measured if record.failure is None and record.end_ns is not None]
+    if not good:
+        return Stage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+    kept = pace(
+        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+    )
+    return Stage(
+        asked=rate,
+        achieved=rate * kept * len(good) / len(measured),
+        ttft_p50_ms=medians_ms(good)[0],
+        failed=1 - len(good) / len(measured),
+    )
+
+
+async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
+    job = await prepare(args, {"a": flags.base_of(args)})
+    workload = open_workload(job.workload, job.endpoint)
+    hide = Hide(flags.secrets_of(args, os.environ))
+    run = new_run(args, argv, job, hide)
+    folder = conclude.make_folder(args.result_dir, args.label or "sweep", conclude.now())
+    warm: list[Record] = []
+    with live.view(quiet=args.quiet) as view:
+        async with measure_of(job, hide, view) as measure:
+            stop_on_signals(measure)
+            await warm_up(job, measure, workload, warm.append)
+            sweep = Sweep(args, job, workload, measure)
+            zero = measure.now()
+            with (folder / store.EVENTS).open("wb") as file:
+                for record in warm:
+                    store.append(file, record)
+                while (rate := sweep.next_rate()) is not None:
+                    seen = len(sweep.records)
+                    stage = await sweep.stage(rate, zero)
+                    for record in sweep.records[seen:]:
+                        store.append(file, record)
+                    cut = " (cut short)" if measure.stopped else ""
+                    print(line_of(stage) + cut, file=sys.stderr, flush=True)
+            run.interrupted = measure.stopped
+    run.start_unix_ns = sweep.start_unix_ns
+    found = knee(sweep.stages)
+    run.config["knee"] = found
+    if sweep.ran_out:
+        run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
+    if sweep.stages:
+        print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
+    if (said := unsteady(sweep.stages)) is not None:
+        print(f"warning: {said}", file=sys.stderr)
+    run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
+    return end(args, folder, run, warm + sweep.records, sweep.owns, open_loop=True)
+
+
+def line_of(stage: Stage) -> str:
+    ttft = "–" if stage.ttft_p50_ms is None else f"{stage.ttft_p50_ms:.1f} ms"
+    return (
+        f"{stage.asked:8.2f} req/s asked, {stage.achieved:8.2f} done, TTFT p50 {ttft}, failed {stage.failed:.1%}"
+    )

@@ -1,0 +1,141 @@
+"""Owns one run as a message: all that a process needs to carry out its share, and how its shots come from it.
+Must not know flags or processes; it travels as JSON, the workload's options inside it.
+Made by `run.py`; carried out there, or by each worker."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from loadgen.cli.flags.common import UsageError
+from loadgen.drive import pacer
+from loadgen.drive.pacer import Ramp
+from loadgen.drive.requests import Asks, Item, Prompt, Shot, scheduled, slice_of, warmups
+from loadgen.drive.session import Measure, Outcome, View
+from loadgen.record import Record
+from loadgen.spec import Body, Endpoint, Http, Pace
+from loadgen.stand_in import Repeated
+
+
+class Workload(Protocol):
+    """As `loadgen.workload.workload.Workload`."""
+
+    name: str
+
+    def requests(self) -> Iterator[Item]: ...
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """When requests are due; none of these: whenever a place is free."""
+
+    rate: float | None = None  # requests per second; None with all_at_once: an infinite one
+    all_at_once: bool = False
+    burstiness: float | None = 1.0  # None: constant (JSON has no infinity)
+    ramp: Ramp | None = None
+    trace_speed: float | None = None  # the workload's own times, so many times as fast
+    seed: int = 0
+
+    @property
+    def open_loop(self) -> bool:
+        return self.all_at_once or self.rate is not None or self.ramp is not None or self.trace_speed is not None
+
+    def times(self, items: Iterable[Item]) -> Iterator[float] | None:
+        """Due times in seconds. Raises ValueError where a trace lacks them or runs backwards."""
+        burstiness = float("inf") if self.burstiness is None else self.burstiness
+        if self.trace_speed is not None:
+            return pacer.trace((item.at_s for item in items), self.trace_speed)
+        if self.ramp is not None:
+            return pacer.ramp(self.ramp, burstiness, seed=self.seed)
+        if self.all_at_once:
+            return pacer.open_loop(float("inf"))
+        return None if self.rate is None else pacer.open_loop(self.rate, burstiness, seed=self.seed)
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """One worker's order. `workload` is `loadgen.workload.workload.Options` as plain data, or a prompt's text."""
+
+    run: str
+    targets: dict[str, str]
+    endpoint: Endpoint
+    path: str
+    body: Body
+    http: Http
+    pace: Pace
+    schedule: Schedule
+    workload: dict[str, Any]
+    num_prompts: int | None = None
+    num_warmups: int = 0
+    places: int = 1000
+    kernel: bool = True
+    secrets: list[str] = []
+    worker: int = 0
+    workers: int = 1
+    events: str = ""  # where the worker writes its records
+
+    def asks(self) -> Asks:
+        return Asks(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
+
+    def share(self, worker: int, events: str) -> Job:
+        """This worker's part: its slice of the schedule and of the places, so that together they are the whole."""
+        cap = self.pace.max_concurrency
+        pace = self.pace
+        if cap is not None:
+            mine = cap // self.workers + (worker < cap % self.workers)
+            pace = msgspec.structs.replace(pace, max_concurrency=mine)
+        places = max(self.places // self.workers, 1)
+        return msgspec.structs.replace(self, worker=worker, pace=pace, places=places, events=events)
+
+
+def open_workload(plain: dict[str, Any], endpoint: Endpoint) -> Workload:
+    """By `workload.py`, where it is there. Raises UsageError for a file or a flag that cannot be used."""
+    if "repeat" in plain:
+        return Repeated(plain["repeat"], endpoint)
+    module = importlib.import_module("loadgen.workload.workload")
+    options = msgspec.convert(plain, module.Options)
+    try:
+        workload: Workload = module.open_workload(options)
+    except ValueError as error:  # its WorkloadError
+        raise UsageError(str(error)) from None
+    return workload
+
+
+def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
+    return (item.prompt for item in items)
+
+
+def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
+    """This worker's shots of the run."""
+    times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
+    items = itertools.islice(workload.requests(), job.num_prompts)
+    return slice_of(scheduled(prompts_of(items), times), job.worker, job.workers)
+
+
+def warm_shots(job: Job, workload: Workload) -> Iterator[Shot]:
+    """Prompts like the run's and none of them; the same number to every target."""
+    mine = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
+    own = getattr(workload, "warmups", None)
+    if own is None:
+        return warmups(mine, job.endpoint, job.run, job.targets)
+    prompts = [(prompt, target) for prompt in prompts_of(own(mine)) for target in job.targets]
+    return (Shot(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
+
+
+async def warm_up(
+    job: Job, measure: Measure, workload: Workload, emit: Callable[[Record], None]
+) -> Outcome | None:
+    """Under the run's own cap on places; at most 8 at once where it has none."""
+    if not job.num_warmups:
+        return None
+    pace = Pace(max_concurrency=job.pace.max_concurrency or 8)
+    shots = list(warm_shots(job, workload))
+    return await measure.phase(shots, pace, emit, warmup=True, total=len(shots), stage="warm-up")
+
+
+def measure_of(job: Job, hide: Callable[[str], str], view: View | None) -> Measure:
+    return Measure(
+        job.http, job.asks(), places=job.places, worker=job.worker, kernel=job.kernel, hide=hide, view=view
+    )

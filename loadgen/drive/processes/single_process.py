@@ -1,0 +1,73 @@
+"""Owns a run in one process: warm-up, its one phase, each record kept and written as it ends, Ctrl-C.
+Must not know flags or statistics, nor which shots these are.
+Called by `run` without workers and by `ab`; `sweep` has many phases and takes the handling of Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from loadgen import store
+from loadgen.drive.processes.job import Job, Workload, measure_of, warm_up
+from loadgen.drive.requests import Shot
+from loadgen.drive.self_error import Own
+from loadgen.drive.session import Measure, View
+from loadgen.record import Record, Run
+
+
+async def alone(
+    job: Job,
+    workload: Workload,
+    shots: Iterable[Shot],
+    run: Run,
+    folder: Path,
+    hide: Callable[[str], str],
+    view: View | None,
+    *,
+    total: int | None,
+    stage: str = "",
+) -> tuple[list[Record], list[Own]]:
+    """The records, which are in `folder` as well, and the process's own error. `run` is told what happened."""
+    records: list[Record] = []
+    with (folder / store.EVENTS).open("wb") as file:
+
+        def emit(record: Record) -> None:
+            records.append(record)
+            store.append(file, record)
+
+        async with measure_of(job, hide, view) as measure:
+            stop_on_signals(measure)
+            await warm_up(job, measure, workload, emit)
+            outcome = await measure.phase(shots, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage)
+    run.interrupted = outcome.interrupted
+    run.start_unix_ns = outcome.start_unix_ns
+    note(run, outcome.waited, outcome.overrun, job)
+    return records, [outcome.own]
+
+
+def note(run: Run, waited: int, overrun: bool, job: Job) -> None:
+    if waited and job.pace.max_concurrency is None:
+        run.warnings.append(f"{waited} requests waited for one of {job.places} file descriptors (ulimit -n)")
+    elif waited:
+        run.warnings.append(
+            f"{waited} requests waited for a place under --max-concurrency, from when they were due"
+        )
+    if overrun:
+        run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
+
+
+def stop_on_signals(measure: Measure) -> None:
+    """The first Ctrl-C ends the run and the report is made; a second one ends the program."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
+        measure.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)

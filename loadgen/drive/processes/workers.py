@@ -1,0 +1,153 @@
+"""Owns the worker processes of a run: starting them together, their words, their ends, the exact merge.
+Must not know what they measure. Each writes its own file; no record passes through here while they run.
+Called by `run.py` for `--workers N`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from loadgen import store
+from loadgen.cli.flags.common import UsageError
+from loadgen.cli.terminal.live import View
+from loadgen.drive.processes.job import Job
+from loadgen.drive.processes.worker import Word
+from loadgen.drive.progress import Snapshot, merged
+from loadgen.drive.self_error import Own
+from loadgen.drive.session import Outcome
+from loadgen.record import Record, Run
+
+START_IN_NS: Final = 200_000_000  # from when the last is ready to the start
+LINE_LIMIT: Final = 64 * 1024 * 1024  # an outcome carries the probe's samples: 8 bytes of text each, 100 a second
+
+
+class Worker:
+    """One process, as its parent knows it."""
+
+    def __init__(self, process: Process, file: Path) -> None:
+        self.process = process
+        self.file = file
+        self.ready = asyncio.Event()
+        self.snapshot: Snapshot | None = None
+        self.outcome: Outcome | None = None
+
+    async def listen(self) -> None:
+        """Until it has said everything. Never leaves `ready` unset: a worker that died is ready for nothing."""
+        assert self.process.stdout is not None
+        try:
+            async for line in self.process.stdout:
+                word = msgspec.json.decode(line, type=Word)
+                if word.ready:
+                    self.ready.set()
+                self.snapshot = word.snapshot or self.snapshot
+                self.outcome = word.outcome or self.outcome
+        finally:
+            self.ready.set()
+
+    def tell(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(ConnectionError):
+            self.process.stdin.write(line + b"\n")
+
+    def stop(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+
+
+async def together(job: Job, run: Run, folder: Path, view: View | None) -> tuple[list[Record], list[Own]]:
+    """The run's records, merged in the order of the schedule, and each worker's own error.
+
+    Raises UsageError where a worker died: its share is missing, so the whole cannot be what was asked for.
+    """
+    everyone: list[Worker] = []
+    try:
+        for number in range(job.workers):
+            everyone.append(await _start(job, number, folder))
+        async with asyncio.TaskGroup() as group:
+            for worker in everyone:
+                group.create_task(worker.listen())
+            watching = group.create_task(_watch(everyone, view))
+            _stop_on_signals(everyone)
+            for worker in everyone:
+                await worker.ready.wait()
+            start = str(time.monotonic_ns() + START_IN_NS).encode()
+            for worker in everyone:
+                worker.tell(start)
+            for worker in everyone:
+                await worker.process.wait()
+            watching.cancel()
+    finally:
+        for worker in everyone:
+            if worker.process.returncode is None:
+                worker.process.kill()
+                await worker.process.wait()
+    return _merge(everyone, run, folder)
+
+
+async def _start(job: Job, number: int, folder: Path) -> Worker:
+    file = folder / f"events-{number}.jsonl"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "loadgen",
+        "worker",
+        stdin=PIPE,
+        stdout=PIPE,
+        limit=LINE_LIMIT,
+        start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, which passes it on
+    )
+    worker = Worker(process, file)
+    worker.tell(msgspec.json.encode(job.share(number, str(file))))
+    return worker
+
+
+def _stop_on_signals(everyone: list[Worker]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
+        for worker in everyone:
+            worker.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+async def _watch(everyone: list[Worker], view: View | None) -> None:
+    while view is not None:
+        await asyncio.sleep(0.5)
+        parts = [worker.snapshot for worker in everyone if worker.snapshot is not None]
+        if parts:
+            view(merged(parts))
+
+
+def _merge(everyone: list[Worker], run: Run, folder: Path) -> tuple[list[Record], list[Own]]:
+    outcomes = [worker.outcome for worker in everyone if worker.outcome is not None]
+    if len(outcomes) < len(everyone):
+        codes = ", ".join(str(worker.process.returncode) for worker in everyone)
+        raise UsageError(f"a worker died (exit codes {codes}); what each measured is in {folder}")
+    records = [record for worker in everyone for record in store.read_records(worker.file)]
+    records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
+    with (folder / store.EVENTS).open("wb") as file:
+        for record in records:
+            store.append(file, record)
+    for worker in everyone:
+        worker.file.unlink()
+    run.interrupted = any(outcome.interrupted for outcome in outcomes)
+    run.start_unix_ns = outcomes[0].start_unix_ns
+    waited = sum(outcome.waited for outcome in outcomes)
+    if waited:
+        run.warnings.append(f"{waited} requests waited for a place, from when they were due")
+    if any(outcome.overrun for outcome in outcomes):
+        run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
+    return records, [outcome.own for outcome in outcomes]

@@ -1,0 +1,200 @@
+"""Owns the firing of shots: open loop by the clock, closed loop by free places, what waits, what is cut off.
+Must not know what answers say or where records go: it is given a client and told whom to hand ended exchanges.
+Called by `session.py`, once per warm-up, run or stage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
+
+from loadgen.drive.capture.client import Ask
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.exchange import Exchange
+from loadgen.drive.requests import Shot
+from loadgen.spec import Pace
+
+MAX_WAITING: Final = 100_000
+"""Requests that may wait for a place; beyond it the open loop has lost its server, and the run is ended."""
+
+
+class Sender(Protocol):
+    """As `Client`: sends, and returns an exchange that has ended in whatever way."""
+
+    async def send(self, ask: Ask) -> Exchange: ...
+
+
+class Alarm(Protocol):
+    """As `Timer`."""
+
+    async def until(self, due_ns: int) -> None: ...
+
+
+class Runner:
+    """Fires shots and waits for their ends. `stop()` fires no more and cancels what is under way."""
+
+    def __init__(
+        self,
+        client: Sender,
+        clock: Clock,
+        alarm: Alarm,
+        make: Callable[[Shot], Ask],
+        ended: Callable[[Exchange], None],
+        *,
+        places: int,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._alarm = alarm
+        self._make = make
+        self._ended = ended
+        self._places = places  # how many may be under way, by descriptors if by nothing else
+        self._due_now = False  # closed loop: a request is due when its user has come round to it
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: deque[Ask] = deque()
+        self._shots: Iterator[Shot] = iter(())
+        self._error: BaseException | None = None
+        self._stopped = asyncio.Event()
+        self._idle = asyncio.Event()
+        self.due = 0
+        self.sent = 0
+        self.shed = 0
+        self.waited = 0
+        self.overrun = False  # more waited than may wait
+
+    def __repr__(self) -> str:
+        return (
+            f"<Runner: {self.sent} of {self.due} sent, {self.under_way} under way, {len(self._waiting)} waiting>"
+        )
+
+    @property
+    def under_way(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    async def run(self, shots: Iterable[Shot], pace: Pace) -> None:
+        """Returns when every shot has ended, or all that were under way when it was stopped."""
+        places = min(pace.max_concurrency or self._places, self._places)
+        firing = asyncio.create_task(
+            self._open(iter(shots), places, pace.shed) if pace.open_loop else self._closed(iter(shots), places)
+        )
+        stopping = asyncio.create_task(self._stopped.wait())
+        try:
+            limit = None if pace.max_seconds is None else pace.max_seconds + self._lead()
+            await asyncio.wait({firing, stopping}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end(firing, stopping)
+
+    def _lead(self) -> float:
+        """Seconds until the run's start."""
+        return max(self._clock.zero - self._clock.now(), 0) / 1e9
+
+    async def _end(self, firing: asyncio.Task[None], stopping: asyncio.Task[bool]) -> None:
+        broken = firing.exception() if firing.done() and not firing.cancelled() else None
+        whole = firing.done() and broken is None and not self.overrun
+        for task in (firing, stopping):
+            task.cancel()
+        if not whole:
+            self._stopped.set()
+            await asyncio.sleep(0)  # a task that is cancelled before its first step would never report its end
+            for task in list(self._tasks):
+                task.cancel()
+            while self._waiting:
+                self._give_up(self._waiting.popleft(), "cancelled", "the run was ended before a place was free")
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(firing, stopping, return_exceptions=True)
+        error = self._error or broken  # a bug, or a workload that broke half-way
+        if error is not None:
+            raise error
+
+    # Closed loop: as many users as places, each with one request at a time
+
+    async def _closed(self, shots: Iterator[Shot], places: int) -> None:
+        await self._alarm.until(self._clock.zero)
+        self._due_now = True
+        self._shots = shots
+        while self.under_way < places and self._next():
+            if self.sent % 16 == 0:
+                await asyncio.sleep(0)  # let the first answers be read while the rest is sent
+        await self._drained()
+
+    def _next(self) -> bool:
+        """Send the next shot, due when its task begins. False where there is none."""
+        shot = next(self._shots, None)
+        if shot is None:
+            return False
+        ask = self._make(shot)
+        self.due += 1
+        self._send(ask, self._free_closed)
+        return True
+
+    def _free_closed(self) -> None:
+        if not self._stopped.is_set():
+            self._next()
+
+    # Open loop: by the clock; what finds no place waits, from when it was due
+
+    async def _open(self, shots: Iterator[Shot], places: int, shed: bool) -> None:
+        for shot in shots:
+            ask = self._make(shot)  # encoded before it is due
+            await self._alarm.until(self._clock.zero + ask.record.due_ns)
+            self.due += 1
+            if self.under_way < places and not self._waiting:
+                self._send(ask, self._free_open)
+            elif shed:
+                self.shed += 1
+                self._give_up(ask, "shed", f"due while all {places} places were taken (--shed)")
+            elif len(self._waiting) >= MAX_WAITING:
+                self.overrun = True
+                self._give_up(ask, "shed", f"{MAX_WAITING} requests were already waiting for a place")
+                return
+            else:
+                ask.record.waited = True
+                self.waited += 1
+                self._waiting.append(ask)
+        await self._drained()
+
+    def _free_open(self) -> None:
+        if self._waiting and not self._stopped.is_set():
+            self._send(self._waiting.popleft(), self._free_open)
+
+    # Both
+
+    def _send(self, ask: Ask, freed: Callable[[], None]) -> None:
+        self.sent += 1
+        self._idle.clear()
+        task = asyncio.create_task(self._one(ask))
+        self._tasks.add(task)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._error = self._error or error
+                self._stopped.set()
+            freed()
+            if not self._tasks:
+                self._idle.set()
+
+        task.add_done_callback(over)
+
+    async def _one(self, ask: Ask) -> None:
+        if self._due_now:
+            ask.record.due_ns = self._clock.since_start(self._clock.now())
+        self._ended(await self._client.send(ask))
+
+    def _give_up(self, ask: Ask, failure: str, detail: str) -> None:
+        exchange = Exchange(ask.record)
+        exchange.fail(failure, detail)  # type: ignore[arg-type]
+        self._ended(exchange)
+
+    async def _drained(self) -> None:
+        while self._tasks or self._waiting:
+            self._idle.clear()
+            await self._idle.wait()

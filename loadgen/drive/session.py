@@ -1,0 +1,216 @@
+"""Owns one process's measurement: loop, clock, probe, client, runner and backlog, put together and taken apart.
+Must not know flags, reports or other workers: a plan and its shots in, records and its own error out.
+Called by `run`, `ab`, `sweep`, `calibrate` and each worker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+from loadgen.drive.backlog import Backlog
+from loadgen.drive.capture.client import Ask, Client
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.decode import finish
+from loadgen.drive.capture.exchange import Exchange
+from loadgen.drive.capture.loop import Probe, Timer
+from loadgen.drive.progress import Progress, Snapshot
+from loadgen.drive.requests import Asks, Shot
+from loadgen.drive.runner import Runner
+from loadgen.drive.self_error import Own, quantile
+from loadgen.record import Record
+from loadgen.spec import Http, Pace
+
+TICK: Final = 0.25  # seconds between looks at the clocks and at silent requests
+LEAD_NS: Final = 50_000_000  # the start is agreed on this long before it
+VIEW_TICKS: Final = 2  # a snapshot every half second
+
+View = Callable[[Snapshot], None]
+Inspect = Callable[[Exchange, Record, Clock], None]
+"""Sees each exchange beside its record: what `calibrate` compares."""
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a phase left besides its records, which went to `emit` one by one."""
+
+    own: Own
+    start_unix_ns: int
+    interrupted: bool = False
+    overrun: bool = False
+    waited: int = 0
+    shed: int = 0
+    end_ns: int = 0  # when the last request had ended
+
+
+class Measure:
+    """One process's means of measuring, for one phase after another. Use as `async with`."""
+
+    def __init__(
+        self,
+        http: Http,
+        asks: Asks,
+        *,
+        places: int,
+        worker: int = 0,
+        kernel: bool = True,
+        hide: Callable[[str], str] = str,
+        view: View | None = None,
+        inspect: Inspect | None = None,
+    ) -> None:
+        self._http = http
+        self._asks = asks
+        self._places = places
+        self._worker = worker
+        self._kernel = kernel
+        self._hide = hide
+        self._view = view
+        self._inspect = inspect
+        self._runner: Runner | None = None
+        self._stopped = False
+        self._began = 0  # of the phase
+
+    async def __aenter__(self) -> Measure:
+        loop = asyncio.get_running_loop()
+        self.client = Client(self._http, kernel=self._kernel)
+        self._timer = Timer(loop)
+        self._probe = Probe(loop)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._probe.close()
+        self._timer.close()
+        await self.client.close()
+
+    def stop(self) -> None:
+        """End the phase that is going on, and begin no other: Ctrl-C."""
+        self._stopped = True
+        if self._runner is not None:
+            self._runner.stop()
+
+    @staticmethod
+    def now() -> int:
+        """Nanoseconds on the clock that `start_ns` is given on."""
+        return time.monotonic_ns()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped
+
+    async def phase(
+        self,
+        shots: Iterable[Shot],
+        pace: Pace,
+        emit: Callable[[Record], None],
+        *,
+        start_ns: int | None = None,
+        warmup: bool = False,
+        total: int | None = None,
+        rate: float | None = None,
+        stage: str = "",
+    ) -> Outcome:
+        """Fire the shots; their records go to `emit` in the order in which they ended, mostly after the last.
+
+        `start_ns` is the start on CLOCK_MONOTONIC, agreed on between workers; None: soon. Times count from it.
+        """
+        clock = Clock()
+        clock.zero = start_ns or clock.now() + LEAD_NS
+        progress = Progress()
+        own = Own()
+        backlog = Backlog(lambda exchange: self._read(exchange, clock, own), emit)
+
+        def ended(exchange: Exchange) -> None:
+            progress.ended(exchange)
+            backlog.take(exchange)
+
+        def make(shot: Shot) -> Ask:
+            return self._asks.make(shot, worker=self._worker, warmup=warmup)
+
+        runner = self._runner = Runner(self.client, clock, self._timer, make, ended, places=self._places)
+        if self._stopped:
+            runner.stop()
+        self._began = max(clock.zero, clock.now())
+        ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage))
+        with _calm_collector():
+            self._probe.clear()
+            began, cpu = time.monotonic(), time.process_time()
+            try:
+                await runner.run(shots, pace)
+            finally:
+                own.cpu = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
+                own.loop_ns = list(self._probe.samples)
+                ended_at = clock.since_start(clock.now())
+                ticking.cancel()
+                await asyncio.gather(ticking, return_exceptions=True)
+        clock.sample()
+        backlog.flush()
+        own.drift_ns, own.step_ns = clock.drift_ns, clock.step_ns
+        return Outcome(
+            own=own,
+            start_unix_ns=clock.start_unix_ns(),
+            interrupted=self._stopped,
+            overrun=runner.overrun,
+            waited=runner.waited,
+            shed=runner.shed,
+            end_ns=ended_at,
+        )
+
+    def _read(self, exchange: Exchange, clock: Clock, own: Own) -> Record:
+        stamped = sum(1 for read in exchange.reads() if read.kernel_ns)
+        own.kernel_reads += stamped
+        own.user_reads += exchange.read_count - stamped
+        if exchange.wrote_ns:
+            own.kernel_sends += exchange.tx_ns != 0
+            own.user_sends += exchange.tx_ns == 0
+        record = finish(exchange, clock, self._hide)
+        if self._inspect is not None:
+            self._inspect(exchange, record, clock)
+        return record
+
+    async def _tick(
+        self,
+        runner: Runner,
+        clock: Clock,
+        progress: Progress,
+        total: int | None,
+        rate: float | None,
+        stage: str,
+    ) -> None:
+        """The four looks a second that a run takes at itself."""
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK)
+            clock.sample()
+            self.client.sweep(clock.now())
+            ticks += 1
+            if self._view is None or ticks % VIEW_TICKS:
+                continue
+            snapshot = progress.snapshot()
+            snapshot.stage, snapshot.total, snapshot.asked_rate = stage, total, rate
+            snapshot.seconds = (clock.now() - self._began) / 1e9
+            snapshot.due, snapshot.sent = runner.due, runner.sent
+            snapshot.under_way, snapshot.waiting = runner.under_way, runner.waiting
+            recent = sorted(self._probe.samples[-1000:])
+            snapshot.lag_ms = quantile(recent, 0.99) / 1e6 if recent else None
+            self._view(snapshot)
+
+
+@contextmanager
+def _calm_collector() -> Iterator[None]:
+    """A full collection stops the loop for tens of milliseconds where there is much to walk.
+
+    What lives already is frozen, and young objects are looked at a hundred times less often than usual.
+    """
+    usual = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(usual[0] * 100, usual[1], usual[2])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()

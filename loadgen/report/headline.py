@@ -1,0 +1,79 @@
+"""Owns the few figures that a report opens with: another few for a run, a sweep and an `ab`.
+Must not know tables or markup.
+Called by `view.py`."""
+
+from __future__ import annotations
+
+from loadgen.analysis.format import amount, between, digits, ms, percent, rate, signed
+from loadgen.analysis.paired import Pairs
+from loadgen.analysis.stages import by_rate, done_rate, focus, knee_of, token_rate
+from loadgen.analysis.summary import Group, Summary
+
+Tile = tuple[str, str, str]  # what, how much, more about it
+
+
+def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
+    if pairs is not None and summary.by_target:
+        return [*_overhead(pairs), *(_errors(part, f" at {name}") for name, part in summary.by_target.items())]
+    _, stage, latency = focus(summary)
+    whole = summary.whole
+    if stage:
+        rates = by_rate(summary.by_stage)
+        most = max(done_rate(asked, part) for asked, part in rates)
+        tokens = max(token_rate(asked, part) for asked, part in rates)
+        found = knee_of(summary)
+        return [
+            ("knee", f"{found:.4g} req/s" if found else "none", "the highest rate kept up with"),
+            *_latency(latency, " there" if found else ", lightest"),
+            ("most done", f"{rate(most)} req/s", f"{amount(whole.peak_in_flight)} in flight at most"),
+            ("output", f"{rate(tokens)} tok/s", "at the best rate"),
+            _errors(whole, ""),
+        ]
+    good = whole.goodput
+    peak = f"peak {rate(whole.peak_output_throughput)}" if whole.output_tokens else "no usage: not counted"
+    return [
+        *_latency(latency, ""),
+        (
+            "throughput",
+            f"{rate(whole.request_throughput)} req/s",
+            f"{amount(whole.peak_in_flight)} in flight at most",
+        ),
+        ("output", f"{rate(whole.output_throughput)} tok/s" if whole.output_tokens else "…", peak),
+        _errors(whole, ""),
+        *([("goodput", percent(good.attainment), f"{rate(good.per_second)} good req/s")] if good else []),
+    ]
+
+
+def _latency(group: Group, where: str) -> list[Tile]:
+    shown = [("TTFT", group.stats["ttft"]), ("E2E", group.stats["e2el"])]
+    return [
+        (f"{name} p50{where}", f"{ms(stat.at(50))} ms", f"p95 {ms(stat.at(95))}, p99 {ms(stat.at(99))}")
+        for name, stat in shown
+        if stat.n
+    ]
+
+
+def _errors(group: Group, where: str) -> Tile:
+    return (
+        f"errors{where}",
+        percent(group.error_rate),
+        f"{amount(group.failed)} of {group.completed + group.failed:,}",
+    )
+
+
+def _overhead(pairs: Pairs) -> list[Tile]:
+    tiles = []
+    for name, title in (("ttft", "TTFT"), ("e2el", "E2E")):
+        paired = pairs.measures[name]
+        middle = paired.evened or paired.difference.at(50)
+        if not paired.n or middle is None:
+            continue
+        if middle.value is None or middle.interval is None:
+            tiles.append((f"{title}, b − a", "…", f"{amount(paired.n)} pairs: not enough"))
+            continue
+        tiles.append(
+            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {between(middle.interval, sign=True)}")
+        )
+        if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:
+            tiles.append(("TTFT p50, a", f"{digits(paired.a_p50)} ms", f"b {digits(paired.b_p50)}"))
+    return tiles

@@ -1,0 +1,75 @@
+"""Owns report.md: tables aligned for a terminal that are tables in a pull request too.
+Must not know what is said: `view.py` has decided that.
+Called by `write.py`; `compare_cli.py` uses its table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from loadgen.report.view import Table, View
+
+_SPECIAL: Final = re.compile(r"([\\`*\[\]<>|#~&]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z]))")
+_SPACE: Final = re.compile(r"\s+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+MAX_CELL: Final = 160  # characters; a server's error text may be a page
+
+
+def escape(text: str) -> str:
+    """One line of plain text, whatever it was: no markup, no link, no control character, no turned direction."""
+    return _SPECIAL.sub(r"\\\1", _SPACE.sub(" ", _CONTROL.sub("", text)))
+
+
+def code(text: str) -> str:
+    """As code, with a fence longer than any inside."""
+    text = _SPACE.sub(" ", _CONTROL.sub("", text))
+    fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
+    """Padded, so that it can be read as it stands. `words`: columns of text, to the left; numbers to the right."""
+    body = [[escape(text[:MAX_CELL]) for text in row] for row in rows]
+    head = [escape(text) for text in columns]
+    widths = [max(3, *(len(row[place]) for row in [head, *body])) for place in range(len(head))]
+    numeric = [place not in words for place in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        ("-" * (width - 1) + ":") if right else "-" * width for width, right in zip(widths, numeric, strict=True)
+    ]
+    return [line(head), f"| {' | '.join(rule)} |", *map(line, body)]
+
+
+def render(view: View, plots: Sequence[str] = ()) -> str:
+    """`plots`: file names beside the report."""
+    lines = [f"# {escape(view.title)}", "", f"**{escape(view.verdict)}**", "", escape(view.ran), ""]
+    summary = [f"{what} {value} ({more})" for what, value, more in view.headline]
+    lines += [escape("; ".join(summary)) + ".", ""]
+    lines += [f"> Warning: {escape(warning)}." for warning in view.warnings]
+    lines += [""] if view.warnings else []
+    for shown in (*view.tables, view.own):
+        lines += section(shown)
+    lines += ["## What the words mean", ""]
+    lines += [f"- **{escape(term)}**: {escape(text)}" for term, text in view.definitions]
+    lines += ["", "## Configuration", "", code(view.command), ""]
+    lines += table(("setting", "value"), [pair for pair in view.config if pair[0] != "command"], (0, 1))
+    if plots:
+        lines += ["", "Plots: " + ", ".join(f"[{escape(name)}]({name})" for name in plots)]
+    lines += ["", f"{escape(view.date)}. Times are in milliseconds.", ""]
+    return "\n".join(lines)
+
+
+def section(shown: Table) -> list[str]:
+    lines = [f"## {escape(shown.title)}", "", *table(shown.columns, shown.rows, shown.words), ""]
+    for note in shown.notes:
+        lines += [escape(note), ""]
+    return lines

@@ -1,0 +1,308 @@
+"""Owns what a report says, in words and tables, once for all its forms.
+Must not know Markdown, HTML or files.
+Called by `write.py`; `markdown.py` and `html.py` render what it returns."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from loadgen.analysis.format import amount, between, cell, digits, ms, percent, rate, signed
+from loadgen.analysis.paired import Pairs
+from loadgen.analysis.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate, unsteady_of
+from loadgen.analysis.stats import Stat
+from loadgen.analysis.summary import Group, Summary
+from loadgen.record import Run
+from loadgen.report.headline import headline
+from loadgen.report.view_config import told
+from loadgen.report.view_error import own_error
+
+NAMES: Final[Mapping[str, str]] = {
+    "ttft": "TTFT",
+    "ttft_due": "TTFT from due",
+    "ttft_role": "TTFT to role",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "chunk_gap": "chunk gap",
+    "e2el": "E2E",
+    "e2el_due": "E2E from due",
+}
+SHOWN: Final = ("ttft", "ttft_due", "tpot", "itl", "e2el", "e2el_due")
+DEFINITIONS: Final = (
+    ("TTFT", "request's last byte sent, to the first non-empty content, reasoning or tool-call delta. A bare role "
+     "does not count (“TTFT to role” ends there). “From due” counts from when the request was to be sent."),
+    ("TPOT", "(E2E − TTFT) / (tokens − 1), per request, tokens by the server's usage."),
+    ("ITL", "gaps between tokens of one stream, all streams pooled; a chunk of k tokens counts as k gaps where "
+     "usage says so, else the gap between chunks is meant."),
+    ("E2E", "request's last byte sent, to the answer's last byte."),
+    ("(a–b)", "95 % interval: order statistics for percentiles, block bootstrap for means, widened for what the "
+     "kernel merged and for neighbours that depend on each other. It is about this run, not about the next one."),
+    ("…", "not enough samples: p50 needs 6 independent ones, p90 36, p95 72, p99 368, p99.9 3,688."),
+    ("failed", "requests without a complete answer. Their latency is in no percentile; goodput counts them."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    words: Sequence[int] = (0,)  # columns of text; the others are numbers
+
+
+@dataclass(frozen=True)
+class View:
+    """A report. Everything in it is plain text: whoever renders it escapes it."""
+
+    title: str
+    date: str
+    valid: bool
+    verdict: str
+    ran: str
+    command: str
+    headline: Sequence[tuple[str, str, str]]  # what, how much, more about it
+    warnings: Sequence[str]
+    tables: Sequence[Table]
+    own: Table
+    config: Sequence[tuple[str, str]]
+    definitions: Sequence[tuple[str, str]] = field(default=DEFINITIONS)
+
+
+def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mapping[str, str] | None = None) -> View:
+    """`details`: an example in words for each kind of error."""
+    which, _, latency = focus(summary)
+    tables = [
+        *([_paired(pairs)] if pairs else []),
+        *([_sides(run, summary)] if summary.by_target else []),
+        *([_stages(summary)] if summary.by_stage else []),
+        *([_latency(latency, which)] if not summary.by_target else []),
+        *([_shared(summary)] if summary.by_shared else []),
+        _totals(summary),
+        *([_errors(summary.whole, details or {})] if summary.whole.errors else []),
+        *([_tails(latency, which)] if not summary.by_target else []),
+    ]
+    return View(
+        title=run.label or "run",
+        date=_moment(run.date),
+        valid=not run.invalid,
+        verdict=_verdict(run),
+        ran=_ran(run, summary),
+        command=shlex.join(run.command),
+        headline=headline(summary, pairs),
+        warnings=[*run.warnings, *_own_warnings(run, summary)],
+        tables=tables,
+        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
+        config=told(run),
+    )
+
+
+def _moment(date: str) -> str:
+    """As people write it; what is no ISO time stays as it is."""
+    return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
+
+
+def _verdict(run: Run) -> str:
+    if run.invalid:
+        return "INVALID: do not use these figures. " + "; ".join(run.invalid)
+    return "VALID: the generator's own error is within its limits"
+
+
+def _ran(run: Run, summary: Summary) -> str:
+    whole = summary.whole
+    targets = " and ".join(f"{url} ({name})" for name, url in run.targets.items()) if summary.by_target else ""
+    where = targets or next(iter(run.targets.values()), "?")
+    words = [
+        f"{amount(whole.requests)} requests in {amount(whole.seconds)} s",
+        _load(run, summary),
+        f"model {run.model or '?'} at {where}{run.endpoint}" if not targets else f"model {run.model} at {targets}",
+    ]
+    if summary.warmups:
+        words.append(f"{summary.warmups} warm-up requests left out")
+    if whole.cancelled:
+        words.append(f"{whole.cancelled} cancelled, counted apart")
+    if summary.definitions != "loadgen":
+        words.append(f"by the definitions of {summary.definitions}")
+    return ", ".join(words) + (". Interrupted: this is what there was." if run.interrupted else ".")
+
+
+def _load(run: Run, summary: Summary) -> str:
+    config = run.config
+    stages = by_rate(summary.by_stage)
+    if stages:
+        return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
+    asked, cap = config.get("request_rate"), config.get("max_concurrency")
+    if asked in (None, "inf", float("inf")):
+        return f"at most {cap} at once" if cap else "all at once"
+    burstiness = config.get("burstiness", 1.0)
+    how = "Poisson" if burstiness == 1 else f"burstiness {burstiness}"
+    return f"{asked:g}/s asked ({how})" + (f", at most {cap} at once" if cap else "")
+
+
+def _own_warnings(run: Run, summary: Summary) -> list[str]:
+    whole, found = summary.whole, []
+    if whole.without_usage:
+        found.append(
+            f"{amount(whole.without_usage)} of {amount(whole.completed)} answers came without usage: their tokens "
+            "are in no count, and they have no TPOT"
+        )
+    if (said := unsteady_of(summary)) is not None:
+        found.append(said)
+    if summary.fresh is not None:
+        share = 1 - summary.fresh.completed / whole.completed if whole.completed else 0.0
+        found.append(
+            f"{percent(share)} of the answers were shared (cache hit or attached). Latency is of the others; "
+            "throughput is of all"
+        )
+    if whole.cached_tokens and whole.input_tokens and whole.cached_tokens / whole.input_tokens > 0.5:
+        found.append(
+            "more than half of the prompt tokens came out of the engine's prefix cache: this TTFT is warm"
+        )
+    return found
+
+
+def _row(name: str, stat: Stat, points: Sequence[float]) -> list[str]:
+    return [name, amount(stat.n), *(cell(stat.at(p)) for p in points)]
+
+
+def _latency(group: Group, which: str) -> Table:
+    rows = []
+    for name in SHOWN:
+        stat = group.stats[name]
+        if not stat.n:
+            continue
+        label = NAMES[name] + (f" by {group.itl_by[:-1]}" if name == "itl" and group.itl_by != "none" else "")
+        rows.append([*_row(label, stat, (50, 95, 99)), cell(stat)])
+    return Table(_of("Latency in ms", which), ("", "n", "p50", "p95", "p99", "mean"), rows, _dependent(group))
+
+
+def _dependent(group: Group) -> list[str]:
+    """Why a percentile is missing though there are requests enough for it."""
+    stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
+    missing = next((q for p in (50, 95, 99) if (q := stat.at(p)) is not None and q.value is None), None)
+    if missing is None or stat.n < missing.needs:
+        return []
+    return [
+        f"Requests in a queue wait for one another: these {amount(stat.n)} tell as much as {missing.effective} "
+        f"independent ones, and p{missing.p:g} needs {missing.needs}."
+    ]
+
+
+def _of(title: str, which: str) -> str:
+    return f"{title}, {which}" if which else title
+
+
+def _tails(group: Group, which: str) -> Table:
+    rows = [
+        [NAMES[name], *(cell(stat.at(p)) for p in (90, 99.9)), *map(ms, (stat.min, stat.max, stat.std)),
+         percent(stat.censored)]
+        for name in NAMES
+        if (stat := group.stats[name]).n and not (name == "chunk_gap" and stat == group.stats["itl"])
+    ]  # fmt: skip
+    return Table(
+        _of("More of the distributions, ms", which), ("", "p90", "p99.9", "min", "max", "std", "censored"), rows
+    )
+
+
+def _shared(summary: Summary) -> Table:
+    rows = [
+        [name, amount(part.completed), percent(part.completed / max(summary.whole.completed, 1)),
+         *(cell(part.stats["ttft"].at(p)) for p in (50, 99)), cell(part.stats["e2el"].at(50))]
+        for name, part in summary.by_shared.items()
+        if part.completed
+    ]  # fmt: skip
+    columns = ("x-gateway-cache", "n", "share", "TTFT p50", "TTFT p99", "E2E p50")
+    return Table("By how the gateway answered", columns, rows)
+
+
+def _totals(summary: Summary) -> Table:
+    whole = summary.whole
+    rows = [
+        ["requests", f"{amount(whole.completed)} completed, {amount(whole.failed)} failed"
+         + (f", {amount(whole.cancelled)} cancelled" if whole.cancelled else "")],
+        ["error rate", percent(whole.error_rate)],
+        ["throughput", f"{rate(whole.request_throughput)} requests/s"],
+        ["output", f"{rate(whole.output_throughput)} tokens/s, peak {rate(whole.peak_output_throughput)}"],
+        ["input and output", f"{rate(whole.total_token_throughput)} tokens/s"],
+        ["one stream", f"{cell(whole.stats['tokens_per_second'].at(50))} tokens/s at p50"],
+        ["tokens", f"{amount(whole.input_tokens)} in, {amount(whole.output_tokens)} out"],
+        ["in flight", f"{amount(whole.peak_in_flight)} at most"],
+    ]  # fmt: skip
+    if summary.fresh is not None:
+        rows.insert(7, ["generated", f"{amount(whole.generated_tokens)} tokens, the rest shared"])
+    if summary.prefix_cached_share is not None:
+        rows.append(["prefix cache", f"{percent(summary.prefix_cached_share)} of prompt tokens"])
+    if whole.goodput:
+        good = whole.goodput
+        by = ", ".join(f"{name} ≤ {good.slos[name]:g} ms: {percent(share)}" for name, share in good.by_slo.items())
+        rows.append(["goodput", f"{rate(good.per_second)} requests/s; {percent(good.attainment)} of {amount(good.attempted)} met all ({by})"])  # fmt: skip  # noqa: E501
+    return Table("Throughput", ("", ""), rows, words=(0, 1))
+
+
+def _errors(whole: Group, details: Mapping[str, str]) -> Table:
+    rows = [[kind, amount(count), details.get(kind, "")] for kind, count in whole.errors.items()]
+    return Table("Errors", ("kind", "n", "for example"), rows, words=(0, 2))
+
+
+def _stages(summary: Summary) -> Table:
+    rows = []
+    objectives = summary.whole.goodput is not None
+    for name, stage in sorted(summary.by_stage.items(), key=lambda named: rate_of(named[0]) or 0.0):
+        asked, ttft = rate_of(name), stage.stats["ttft_due"]
+        done = stage.request_throughput if asked is None else done_rate(asked, stage)
+        tokens = stage.output_throughput if asked is None else token_rate(asked, stage)
+        rows.append([
+            name if asked is None else f"{asked:.4g}/s",
+            amount(stage.requests),
+            rate(done),
+            *(cell(ttft.at(p)) for p in (50, 95, 99)),
+            rate(tokens),
+            percent(stage.error_rate),
+            *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
+        ])  # fmt: skip
+    found = knee_of(summary)
+    notes = [f"Knee: {found:.4g} requests/s is the highest rate that it kept up with."] if found else []
+    columns = ("asked", "n", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors")
+    return Table("By rate: TTFT from due, ms", (*columns, *(["goodput"] if objectives else [])), rows, notes)
+
+
+def _sides(run: Run, summary: Summary) -> Table:
+    rows = [
+        [f"{name}: {run.targets.get(name, '')}", amount(part.completed), amount(part.failed),
+         *(cell(part.stats[measure].at(50)) for measure in ("ttft", "tpot", "e2el"))]
+        for name, part in summary.by_target.items()
+    ]  # fmt: skip
+    return Table("The two targets, p50 in ms", ("target", "done", "failed", "TTFT", "TPOT", "E2E"), rows)
+
+
+def _paired(pairs: Pairs) -> Table:
+    rows = []
+    for name, paired in pairs.measures.items():
+        stat, evened = paired.difference, paired.evened
+        middle = evened or stat.at(50)
+        relative = "…"
+        if middle is not None and middle.value is not None and paired.a_p50:
+            relative = signed(100 * middle.value / paired.a_p50, " %")
+        label = "mean gap" if name == "itl" else NAMES[name]
+        even = "…" if evened is None else f"{signed(evened.value)} ({between(evened.interval, sign=True)})"
+        raw = (cell(stat.at(p), sign=True) for p in (50, 95))
+        rows.append([label, amount(paired.n), even, relative, *raw, percent(paired.higher)])
+    lost = pairs.only_a + pairs.only_b + pairs.neither
+    notes = [f"{amount(pairs.paired)} pairs in which both completed."]
+    second = pairs.measures["ttft"].second or pairs.measures["e2el"].second
+    if second is not None:
+        notes.append(
+            f"Half of the pairs asked a first, half b; who came second was {digits(abs(second))} ms "
+            f"{'faster' if second < 0 else 'slower'}. “Evened” is the mean of both halves' medians, in which that "
+            "cancels out; in the other columns it is noise."
+        )
+    if pairs.shared:
+        notes.append(f"Left out: {amount(pairs.shared)} pairs of which one answer was shared.")
+    if lost:
+        notes.append(
+            f"Left out: {pairs.only_b} where only a failed, {pairs.only_a} where only b, {pairs.neither} both."
+        )
+    columns = ("b − a, ms", "pairs", "evened", "of a's p50", "median", "p95", "b slower")
+    return Table("Paired difference", columns, rows, notes)

@@ -1,0 +1,63 @@
+"""Owns how the generator's own error is told: clock, lag, lateness, censoring, CPU.
+Must not know how they were measured or are rendered.
+Called by `view.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from loadgen.analysis.format import ms, percent
+from loadgen.analysis.summary import Summary
+from loadgen.record import Run
+
+CLOCKS: Final = {
+    "kernel": "the kernel's stamp of each read (SO_TIMESTAMPING)",
+    "user": "the program's, after the read: its own delays are in every figure",
+    "mixed": "the kernel's for some reads, the program's for others",
+}
+
+
+def own_error(run: Run, summary: Summary) -> list[list[str]]:
+    lag = run.lag
+    rows = [
+        ["clock of receiving", lag.clock, CLOCKS[lag.clock]],
+        ["clock of sending", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
+        ["event-loop lag", _spread(lag.loop_ms), "how late the program's own turn came"],
+        ["kernel to program", _spread(lag.read_ms), "the delay that a clock in the program would have added"],
+        ["sent late", _spread(lag.late_ms), "sent − due, where a place was free"],
+        [
+            "censored",
+            _censored(summary),
+            "events whose time is an interval: the kernel had merged their reads",
+        ],
+        ["their width", _spread(lag.censored_width_ms), "of those intervals"],
+        ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
+        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic, over the run"],
+    ]
+    if lag.floor_ms:
+        floor = ", ".join(f"{_named(name)} {ms(value)}" for name, value in lag.floor_ms.items())
+        rows.append(["error floor", f"{floor} ms", "by loadgen calibrate on this machine"])
+    else:
+        rows.append(["error floor", "unknown", "loadgen calibrate measures it"])
+    return rows
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {ms(value)}" for name, value in values.items()) + " ms" if values else "not measured"
+
+
+def _censored(summary: Summary) -> str:
+    """A shared answer comes in one piece; so that this does not pass for our error, the others are told first."""
+    whole = percent(summary.whole.censored)
+    return whole if summary.fresh is None else f"{percent(summary.fresh.censored)}; {whole} with shared answers"
+
+
+def _drift(milliseconds: float) -> str:
+    return "below 0.001 ms" if abs(milliseconds) < 0.001 else f"{ms(milliseconds)} ms"
+
+
+def _named(figure: str) -> str:
+    """ "TTFT p99" of ttft_p99."""
+    name, _, point = figure.partition("_")
+    return f"{name.upper()} {point}".strip()
