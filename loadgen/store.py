@@ -11,16 +11,13 @@ from typing import IO, Final
 
 import msgspec
 
+from loadgen.errors import StoreError
 from loadgen.record import SCHEMA, Record, Run
 
 EVENTS: Final = "events.jsonl"
 RUN: Final = "run.json"
 _encoder: Final = msgspec.json.Encoder()
 _records: Final = msgspec.json.Decoder(Record)
-
-
-class StoreError(Exception):
-    """A file that cannot be used. The message names it, the line, and what is wrong."""
 
 
 def append(file: IO[bytes], record: Record) -> None:

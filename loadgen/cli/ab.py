@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from loadgen.cli import finish as conclude
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.common import Hide
 from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, Workload, open_workload, prompts_of
+from loadgen.drive.processes.job import Job, prompts_of
 from loadgen.drive.processes.single_process import alone
 from loadgen.drive.requests import Shot, paired
+from loadgen.secrets import Hide
+from loadgen.workload.model import Workload
+from loadgen.workload.workload import open_workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
 
 async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     job = await prepare(args, {"a": args.a, "b": args.b})
-    workload = open_workload(job.workload, job.endpoint)
+    workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
     run = new_run(args, argv, job, hide)
     folder = conclude.make_folder(args.result_dir, args.label or "ab", conclude.now())

@@ -19,7 +19,6 @@ import msgspec
 from loadgen.cli import finish as conclude
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.common import UsageError
 from loadgen.cli.preflight import places
 from loadgen.drive import pacer
 from loadgen.drive.calibration import record as calibration
@@ -30,9 +29,10 @@ from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.requests import Asks, scheduled
 from loadgen.drive.self_error import lag_of, spread, verdict
 from loadgen.drive.session import Measure
+from loadgen.errors import UsageError
 from loadgen.record import GENERATED, Record
 from loadgen.spec import Body, Http, Limits, Pace
-from loadgen.stand_in import OnePrompt
+from loadgen.workload.model import Prompt
 
 _SENT: Final = re.compile(rb'"sent_ns":(\d+)')
 REFINE: Final = 2  # bisections after the first rate that was too high
@@ -206,7 +206,7 @@ async def stage(
     extra: dict[str, Any] = {"ttft_ms": itl_ms, "itl_ms": itl_ms}
     tokens = 1 if rate else max(round(min(seconds, 1.0) * 1e3 / itl_ms), 2)
     body = Body(model="known", max_tokens=tokens, extra=extra)
-    prompt = OnePrompt("known", "chat", {"messages": []})
+    prompt = Prompt("known", "chat", {"messages": []})
     count = round(rate * seconds) if rate else (streams or 1) * max(round(seconds), 1)
     times = None if rate is None else pacer.open_loop(rate, float("inf"))
     pace = Pace(max_concurrency=streams, open_loop=rate is not None)

@@ -17,11 +17,12 @@ from loadgen.analysis.goodput import BadGoodput
 from loadgen.analysis.summary import Summary
 from loadgen.analysis.thresholds import BadRule, Finding, judge, known, parse_rule
 from loadgen.cli.report import load, refuse, slos_of
+from loadgen.errors import StoreError
 from loadgen.record import Run
 from loadgen.report.compare import Comparison, Line, compare, named, values
 from loadgen.report.markdown import escape, table
 from loadgen.report.result import result_json
-from loadgen.store import StoreError, read_run
+from loadgen.store import read_run
 
 FAILED: Final = 1
 SPOKEN: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))

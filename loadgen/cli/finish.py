@@ -4,7 +4,6 @@ Called by `run`, `ab` and `sweep` when their records are there, whole or not."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import re
@@ -17,10 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadgen import store
-from loadgen.cli.flags.common import UsageError
+from loadgen.analysis import goodput
+from loadgen.analysis.summary import summarise
 from loadgen.drive.calibration import record as calibration
 from loadgen.drive.self_error import Own, lag_of, verdict
+from loadgen.errors import UsageError
 from loadgen.record import Record, Run
+from loadgen.report.write import write_reports
 from loadgen.spec import Limits
 
 OK: Final = 0
@@ -50,13 +52,9 @@ def slug(label: str) -> str:
 
 def check_goodput(words: Sequence[str] | None) -> None:
     """Raises UsageError before a run, where its objectives cannot be read."""
-    if not words:
-        return
     try:
-        importlib.import_module("loadgen.analysis.goodput").parse(words)
-    except ModuleNotFoundError:
-        pass
-    except ValueError as error:
+        goodput.parse(words or ())
+    except goodput.BadGoodput as error:
         raise UsageError(str(error)) from None
 
 
@@ -140,17 +138,10 @@ def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int
     return INVALID if run.invalid else OK
 
 
-def write(folder: Path, run: Run, records: Sequence[Record], goodput: Sequence[str] | None) -> None:
-    """The run's files and reports. A report that cannot be made is said, and costs no data."""
+def write(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
+    """The run's files and reports."""
     store.write_run(folder, run)
-    try:
-        summary = importlib.import_module("loadgen.analysis.summary")
-        report = importlib.import_module("loadgen.report.write")
-    except ModuleNotFoundError as error:
-        print(f"no report: {error}", file=sys.stderr)
-        return
-    slos = importlib.import_module("loadgen.analysis.goodput").parse(goodput) if goodput else None
-    report.write_reports(folder, run, records, summary.summarise(run, records, slos))
+    write_reports(folder, run, records, summarise(run, records, goodput.parse(objectives or ())))
 
 
 def say(folder: Path, run: Run, records: Sequence[Record]) -> None:

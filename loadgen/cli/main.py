@@ -10,9 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from loadgen.cli.flags.common import UsageError
-from loadgen.store import StoreError
-from loadgen.workload.model import WorkloadError
+from loadgen.errors import StoreError, UsageError, WorkloadError
 
 USAGE: Final = 2
 
@@ -64,10 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = run(args, words)
     except (UsageError, StoreError, WorkloadError) as error:
         return _refuse(str(error))
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("loadgen."):
-            raise
-        return _refuse(f"this command is not here: {error}")
     except KeyboardInterrupt:
         print("ended at once, without a report", file=sys.stderr)
         return 130

@@ -11,8 +11,8 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from loadgen.cli.flags.common import UsageError
 from loadgen.drive.capture.client import Client, failure_of
+from loadgen.errors import UsageError
 from loadgen.spec import Http
 
 PROBE_TIMEOUT: Final = 10.0  # seconds for /v1/models to answer

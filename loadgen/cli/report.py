@@ -13,9 +13,10 @@ from typing import Any
 from loadgen.analysis.definitions import Measured
 from loadgen.analysis.goodput import BadGoodput, parse
 from loadgen.analysis.summary import Summary, digest, in_order, measured
+from loadgen.errors import StoreError
 from loadgen.record import Run
 from loadgen.report.write import write_measured
-from loadgen.store import StoreError, read_records, read_run
+from loadgen.store import read_records, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import itertools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,18 +17,22 @@ import msgspec
 from loadgen.cli import finish as conclude
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.common import Hide, UsageError
+from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import ask, model_of, places
 from loadgen.cli.terminal import live
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.pacer import Ramp
 from loadgen.drive.processes import workers
-from loadgen.drive.processes.job import Job, Schedule, Workload, open_workload, shots_of
+from loadgen.drive.processes.job import Job, Schedule, shots_of
 from loadgen.drive.processes.single_process import alone
 from loadgen.drive.self_error import Own
+from loadgen.errors import UsageError
 from loadgen.record import Record, Run
+from loadgen.secrets import Hide
 from loadgen.spec import Pace
+from loadgen.workload.model import Workload
+from loadgen.workload.workload import describe, open_workload
 
 DEFAULT_CONCURRENCY: Final = 8
 
@@ -48,14 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
-    """The datasets' flags, by `loadgen.cli.flags.workload` where it is there."""
-    try:
-        importlib.import_module("loadgen.cli.flags.workload").add_workload_flags(parser)
-    except ModuleNotFoundError:
-        group = parser.add_argument_group("what is asked")
-        group.add_argument("--prompt", default="Name three colours.", help="the same for every request")
-        group.add_argument("--num-prompts", type=values.whole(1), default=1000, metavar="N", help="requests")
-        group.add_argument("--seed", type=int, default=0, help="of arrivals")
+    """The datasets' flags and the warm-up."""
+    add_workload_flags(parser)
     parser.add_argument(
         "--num-warmups",
         type=values.whole(0),
@@ -105,7 +101,7 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     hide = Hide(flags.secrets_of(args, os.environ))
     base = flags.base_of(args)
     job = await prepare(args, {"a": base})
-    workload = open_workload(job.workload, job.endpoint)
+    workload = open_workload(job.workload)
     folder = conclude.make_folder(args.result_dir, args.label, conclude.now())
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
@@ -160,7 +156,7 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
         http=http,
         pace=pace,
         schedule=schedule,
-        workload=workload_of(args, endpoint),
+        workload=workload_options(args, endpoint),
         num_prompts=args.num_prompts,
         num_warmups=args.num_warmups,
         places=free,
@@ -173,22 +169,9 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
     return with_trace(args, job)
 
 
-def workload_of(args: argparse.Namespace, endpoint: str) -> dict[str, Any]:
-    """The workload's options as plain data: workers open the same one."""
-    try:
-        module = importlib.import_module("loadgen.cli.flags.workload")
-    except ModuleNotFoundError:
-        return {"repeat": args.prompt}
-    try:
-        options: dict[str, Any] = msgspec.to_builtins(module.workload_options(args, endpoint))
-    except ValueError as error:  # its WorkloadError
-        raise UsageError(str(error)) from None
-    return options
-
-
 def with_trace(args: argparse.Namespace, job: Job) -> Job:
     """A workload with times of its own is replayed, unless a rate was asked for. Raises UsageError."""
-    first = next(open_workload(job.workload, job.endpoint).requests(), None)
+    first = next(open_workload(job.workload).requests(), None)
     if first is None:
         raise UsageError("the workload holds no request")
     if job.schedule.open_loop or first.at_s is None:
@@ -251,10 +234,6 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
 
 
 def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[str, Any]:
-    """What was really sent, by `loadgen.workload.workload.describe` where it is there."""
-    describe = getattr(sys.modules.get("loadgen.workload.workload"), "describe", None)
-    if describe is None:
-        return {}
+    """What was really sent, warm-up left out."""
     limit = sent if num_prompts is None else min(sent, num_prompts)
-    stats: dict[str, Any] = describe(list(itertools.islice(workload.requests(), limit)))
-    return stats
+    return describe(itertools.islice(workload.requests(), limit))

@@ -16,18 +16,21 @@ from loadgen.analysis.knee import Stage, knee, next_rate, pace, unsteady
 from loadgen.cli import finish as conclude
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.common import Hide, UsageError
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
 from loadgen.drive import pacer
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, Workload, measure_of, open_workload, prompts_of, warm_up
+from loadgen.drive.processes.job import Job, measure_of, prompts_of, warm_up
 from loadgen.drive.processes.single_process import stop_on_signals
-from loadgen.drive.requests import Prompt, scheduled
+from loadgen.drive.requests import scheduled
 from loadgen.drive.self_error import Own, medians_ms
 from loadgen.drive.session import Measure
+from loadgen.errors import UsageError
 from loadgen.record import Record
+from loadgen.secrets import Hide
 from loadgen.spec import Pace
+from loadgen.workload.model import Prompt, Workload
+from loadgen.workload.workload import open_workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +153,7 @@ def stage_of(rate: float, records: Iterable[Record]) -> Stage:
 
 async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     job = await prepare(args, {"a": flags.base_of(args)})
-    workload = open_workload(job.workload, job.endpoint)
+    workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
     run = new_run(args, argv, job, hide)
     folder = conclude.make_folder(args.result_dir, args.label or "sweep", conclude.now())

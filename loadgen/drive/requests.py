@@ -7,33 +7,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
 from loadgen.drive.capture.client import Ask
 from loadgen.record import Record
 from loadgen.spec import PATHS, Body, Endpoint
-
-
-class Prompt(Protocol):
-    """As `loadgen.workload.workload.Prompt`: what a request asks, in the API's own fields."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def endpoint(self) -> Endpoint: ...
-    @property
-    def fields(self) -> Mapping[str, Any]: ...
-
-
-class Item(Protocol):
-    """As `loadgen.workload.workload.Item`: a prompt, and its own time in a trace."""
-
-    @property
-    def prompt(self) -> Prompt: ...
-    @property
-    def at_s(self) -> float | None: ...
+from loadgen.workload.model import Prompt
 
 
 class Shot(NamedTuple):
@@ -131,24 +112,3 @@ class Asks:
             "ignore_eos": body.ignore_eos or None,
         }
         return {name: value for name, value in chosen.items() if value is not None}
-
-
-class WarmPrompt(msgspec.Struct, frozen=True):
-    """A prompt that no run contains: a warm-up that shares a prompt with the run would fill the caches for it."""
-
-    id: str
-    endpoint: Endpoint
-    fields: dict[str, Any]
-
-
-def warmups(count: int, endpoint: Endpoint, nonce: str, targets: Iterable[str] = ("a",)) -> Iterator[Shot]:
-    """`count` for each target, numbered downwards from -1."""
-    places = [(number, target) for number in range(count) for target in targets]
-    for index, (number, target) in enumerate(places, 1):
-        text = f"{nonce} warm-up {number}: count from one to ten."
-        fields: dict[str, Any] = {"input": text}
-        if endpoint == "chat":
-            fields = {"messages": [{"role": "user", "content": text}]}
-        elif endpoint == "completions":
-            fields = {"prompt": text}
-        yield Shot(-index, WarmPrompt(f"warmup-{number}", endpoint, fields), None, target)

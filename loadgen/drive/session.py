@@ -19,18 +19,18 @@ from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.decode import finish
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import Probe, Timer
-from loadgen.drive.progress import Progress, Snapshot
+from loadgen.drive.progress import Progress
 from loadgen.drive.requests import Asks, Shot
 from loadgen.drive.runner import Runner
 from loadgen.drive.self_error import Own, quantile
 from loadgen.record import Record
+from loadgen.snapshot import View
 from loadgen.spec import Http, Pace
 
 TICK: Final = 0.25  # seconds between looks at the clocks and at silent requests
 LEAD_NS: Final = 50_000_000  # the start is agreed on this long before it
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
-View = Callable[[Snapshot], None]
 Inspect = Callable[[Exchange, Record, Clock], None]
 """Sees each exchange beside its record: what `calibrate` compares."""
 

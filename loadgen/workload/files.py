@@ -15,8 +15,9 @@ from corpus.bank import BYTES_PER_TOKEN
 from corpus.draw import Draw
 from corpus.measure import prompt_bytes
 from corpus.sources import as_fields
+from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import Untimed, bounded
-from loadgen.workload.model import Endpoint, Options, Prompt, WorkloadError
+from loadgen.workload.model import Endpoint, Options, Prompt
 
 MAX_BYTES: Final = 2 * 2**30
 MAX_TOKENS: Final = 10_000_000

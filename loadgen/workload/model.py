@@ -9,14 +9,11 @@ from typing import Any, Final, Literal, Protocol, get_args
 
 import msgspec
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+from loadgen.spec import Endpoint
+
 Dataset = Literal["corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition"]
 DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
 DEFAULT_PROMPTS: Final = 1000
-
-
-class WorkloadError(ValueError):
-    """A flag or a file from which no workload can be made. The message says where and what, and what is right."""
 
 
 class Prompt(msgspec.Struct, frozen=True):

@@ -19,9 +19,10 @@ from corpus.bank import BYTES_PER_TOKEN
 from corpus.blocks import block_prompt
 from corpus.draw import Draw
 from corpus.sources import as_fields, text_of
+from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import bounded
 from loadgen.workload.files import as_object, lines, path_of, read, tokens
-from loadgen.workload.model import Options, Prompt, WorkloadError
+from loadgen.workload.model import Options, Prompt
 
 BLOCK: Final = 512
 """Tokens in a block of Mooncake's traces."""

@@ -12,32 +12,18 @@ from corpus.manifest import CorpusError
 from corpus.measure import Prefixes, Twins, prompt_bytes
 from corpus.mix import mixed
 from corpus.nonce import nonce, with_nonce
+from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import Corpus, OnePrompt, RandomWords, RepeatedPrefixes
 from loadgen.workload.files import custom, sharegpt
 from loadgen.workload.model import (
-    DATASETS,
     DEFAULT_PROMPTS,
-    Endpoint,
     Item,
     Options,
     Prompt,
     Source,
     Workload,
-    WorkloadError,
 )
 from loadgen.workload.traces import trace
-
-__all__ = [
-    "DATASETS",
-    "Endpoint",
-    "Item",
-    "Options",
-    "Prompt",
-    "Workload",
-    "WorkloadError",
-    "describe",
-    "open_workload",
-]
 
 PREFIX_BLOCK: Final = 64
 """Bytes. About vLLM's block of 16 tokens, for English."""

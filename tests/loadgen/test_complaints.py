@@ -19,7 +19,7 @@ from loadgen.drive.capture.decode import finish
 from loadgen.drive.requests import Shot
 from loadgen.record import Run
 from loadgen.report.view import view
-from loadgen.stand_in import OnePrompt
+from loadgen.workload.model import Prompt
 from tests.loadgen.analysis.test_definitions import ev, record
 from tests.loadgen.cli.test_cli import LENIENT, Start, start
 from tests.loadgen.kit.running import on_our_loop
@@ -56,7 +56,7 @@ async def test_a_prompt_of_a_megabyte_costs_only_its_own_sending() -> None:
             writer.write(GOOD)
             await writer.drain()
 
-    long = OnePrompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
+    long = Prompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
         exchange = await client.send(asks(url).make(Shot(0, long)))

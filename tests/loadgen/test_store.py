@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from loadgen.errors import StoreError
 from loadgen.record import Event, Kind, Record, Run
-from loadgen.store import EVENTS, RUN, StoreError, append, read_records, read_run, write_run
+from loadgen.store import EVENTS, RUN, append, read_records, read_run, write_run
 
 RECORD = Record(
     index=1, id="x", prompt="p", due_ns=5, events=[Event(3, 1, 4, Kind.CONTENT, 2, 1)], failure="truncated"

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from loadgen.cli.flags import values
+from loadgen.secrets import HIDDEN, is_secret
 from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
 
 BACKENDS: Final[dict[str, Endpoint]] = {
@@ -18,12 +19,6 @@ BACKENDS: Final[dict[str, Endpoint]] = {
     "vllm": "completions",
     "openai-embeddings": "embeddings",
 }
-HIDDEN: Final = "***"
-_SECRET_WORDS: Final = ("auth", "key", "token", "cookie", "secret", "password")
-
-
-class UsageError(Exception):
-    """What was asked for cannot be done. Says what was wrong and what would be right; exit code 2."""
 
 
 def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
@@ -245,22 +240,6 @@ def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str
     found += [value for name, value in args.header if is_secret(name)]
     found += [value.partition(" ")[2] for value in found]  # "Bearer KEY" is not to be found as KEY either
     return [value for value in found if len(value) > 3]
-
-
-def is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in _SECRET_WORDS)
-
-
-class Hide:
-    """Masks secrets in text."""
-
-    def __init__(self, secrets: Sequence[str]) -> None:
-        self._secrets = sorted(secrets, key=len, reverse=True)
-
-    def __call__(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN)
-        return text
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import argparse
 import secrets
 
-from loadgen.workload.model import DATASETS, Dataset, Endpoint, Options, WorkloadError
+from loadgen.errors import WorkloadError
+from loadgen.workload.model import DATASETS, Dataset, Endpoint, Options
 
 _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_set"}
 

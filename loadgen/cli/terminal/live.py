@@ -20,10 +20,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from loadgen.drive.progress import Snapshot
+from loadgen.snapshot import Snapshot, View
 
 LINE_EVERY: Final = 5.0  # seconds
-View = Callable[[Snapshot], None]
 
 
 def line_of(snapshot: Snapshot) -> str:

@@ -4,29 +4,19 @@ Made by `run.py`; carried out there, or by each worker."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
 
 import msgspec
 
-from loadgen.cli.flags.common import UsageError
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import Asks, Item, Prompt, Shot, scheduled, slice_of, warmups
-from loadgen.drive.session import Measure, Outcome, View
+from loadgen.drive.requests import Asks, Shot, scheduled, slice_of
+from loadgen.drive.session import Measure, Outcome
 from loadgen.record import Record
+from loadgen.snapshot import View
 from loadgen.spec import Body, Endpoint, Http, Pace
-from loadgen.stand_in import Repeated
-
-
-class Workload(Protocol):
-    """As `loadgen.workload.workload.Workload`."""
-
-    name: str
-
-    def requests(self) -> Iterator[Item]: ...
+from loadgen.workload.model import Item, Options, Prompt, Workload
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +46,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """One worker's order. `workload` is `loadgen.workload.workload.Options` as plain data, or a prompt's text."""
+    """One worker's order."""
 
     run: str
     targets: dict[str, str]
@@ -66,7 +56,7 @@ class Job(msgspec.Struct, kw_only=True):
     http: Http
     pace: Pace
     schedule: Schedule
-    workload: dict[str, Any]
+    workload: Options
     num_prompts: int | None = None
     num_warmups: int = 0
     places: int = 1000
@@ -90,19 +80,6 @@ class Job(msgspec.Struct, kw_only=True):
         return msgspec.structs.replace(self, worker=worker, pace=pace, places=places, events=events)
 
 
-def open_workload(plain: dict[str, Any], endpoint: Endpoint) -> Workload:
-    """By `workload.py`, where it is there. Raises UsageError for a file or a flag that cannot be used."""
-    if "repeat" in plain:
-        return Repeated(plain["repeat"], endpoint)
-    module = importlib.import_module("loadgen.workload.workload")
-    options = msgspec.convert(plain, module.Options)
-    try:
-        workload: Workload = module.open_workload(options)
-    except ValueError as error:  # its WorkloadError
-        raise UsageError(str(error)) from None
-    return workload
-
-
 def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
     return (item.prompt for item in items)
 
@@ -117,10 +94,7 @@ def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
 def warm_shots(job: Job, workload: Workload) -> Iterator[Shot]:
     """Prompts like the run's and none of them; the same number to every target."""
     mine = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
-    own = getattr(workload, "warmups", None)
-    if own is None:
-        return warmups(mine, job.endpoint, job.run, job.targets)
-    prompts = [(prompt, target) for prompt in prompts_of(own(mine)) for target in job.targets]
+    prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(mine)) for target in job.targets]
     return (Shot(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
 
 

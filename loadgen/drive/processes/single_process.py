@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from loadgen import store
-from loadgen.drive.processes.job import Job, Workload, measure_of, warm_up
+from loadgen.drive.processes.job import Job, measure_of, warm_up
 from loadgen.drive.requests import Shot
 from loadgen.drive.self_error import Own
-from loadgen.drive.session import Measure, View
+from loadgen.drive.session import Measure
 from loadgen.record import Record, Run
+from loadgen.snapshot import View
+from loadgen.workload.model import Workload
 
 
 async def alone(

@@ -12,12 +12,13 @@ from signal import SIGINT, SIGTERM
 import msgspec
 
 from loadgen import store
-from loadgen.cli.flags.common import Hide
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, measure_of, open_workload, shots_of, warm_up
-from loadgen.drive.progress import Snapshot
+from loadgen.drive.processes.job import Job, measure_of, shots_of, warm_up
 from loadgen.drive.session import Outcome
 from loadgen.record import Record
+from loadgen.secrets import Hide
+from loadgen.snapshot import Snapshot
+from loadgen.workload.workload import open_workload
 
 
 class Word(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 async def _work(job: Job) -> None:
-    workload = open_workload(job.workload, job.endpoint)
+    workload = open_workload(job.workload)
     hide = Hide(job.secrets)
     loop = asyncio.get_running_loop()
     with Path(job.events).open("wb") as file:  # noqa: ASYNC230 - before anything is measured

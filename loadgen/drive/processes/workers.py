@@ -16,14 +16,13 @@ from typing import Final
 import msgspec
 
 from loadgen import store
-from loadgen.cli.flags.common import UsageError
-from loadgen.cli.terminal.live import View
 from loadgen.drive.processes.job import Job
 from loadgen.drive.processes.worker import Word
-from loadgen.drive.progress import Snapshot, merged
 from loadgen.drive.self_error import Own
 from loadgen.drive.session import Outcome
+from loadgen.errors import UsageError
 from loadgen.record import Record, Run
+from loadgen.snapshot import Snapshot, View, merged
 
 START_IN_NS: Final = 200_000_000  # from when the last is ready to the start
 LINE_LIMIT: Final = 64 * 1024 * 1024  # an outcome carries the probe's samples: 8 bytes of text each, 100 a second

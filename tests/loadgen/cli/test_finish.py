@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from loadgen.cli import finish as conclude
-from loadgen.cli.flags.common import UsageError
 from loadgen.drive.calibration import record as calibration
 from loadgen.drive.self_error import Own
+from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.spec import Limits
 

@@ -12,9 +12,10 @@ import pytest
 
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.flags.common import Hide, UsageError
 from loadgen.cli.main import COMMANDS, parser_for
 from loadgen.cli.run import arrivals_of
+from loadgen.errors import UsageError
+from loadgen.secrets import Hide
 
 MEASURING = ("run", "ab", "sweep", "calibrate")
 

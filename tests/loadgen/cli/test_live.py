@@ -11,8 +11,9 @@ from rich.console import Console
 
 from loadgen.cli.terminal.live import Lines, line_of, table_of, view
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.drive.progress import Progress, Snapshot, merged
+from loadgen.drive.progress import Progress
 from loadgen.record import Record
+from loadgen.snapshot import Snapshot, merged
 
 SNAPSHOT = Snapshot(
     stage="rate=8",

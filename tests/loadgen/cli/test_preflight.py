@@ -7,9 +7,9 @@ import resource
 import pytest
 
 from loadgen.cli import preflight
-from loadgen.cli.flags.common import UsageError
 from loadgen.cli.preflight import SPARE, model_of, places
 from loadgen.drive.capture.client import Client
+from loadgen.errors import UsageError
 from tests.loadgen.kit.running import on_our_loop
 from tests.loadgen.kit.servers import QUICK, answering, serving, whole
 

@@ -7,7 +7,8 @@ import argparse
 import pytest
 
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
-from loadgen.workload.model import Options, WorkloadError
+from loadgen.errors import WorkloadError
+from loadgen.workload.model import Options
 
 
 def parsed(*argv: str) -> Options:

@@ -6,17 +6,16 @@ import itertools
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.requests import Asks, Shot, paired, scheduled, slice_of, warmups
+from loadgen.drive.requests import Asks, Shot, paired, scheduled, slice_of
 from loadgen.spec import Body, Endpoint
-from loadgen.stand_in import OnePrompt, Repeated
+from loadgen.workload.model import Prompt
 
 
-def prompts(count: int) -> list[OnePrompt]:
-    return [OnePrompt(f"p{n}", "chat", {"messages": [{"role": "user", "content": str(n)}]}) for n in range(count)]
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(f"p{n}", "chat", {"messages": [{"role": "user", "content": str(n)}]}) for n in range(count)]
 
 
 @given(st.integers(1, 9), st.integers(0, 60))
@@ -54,7 +53,7 @@ def test_pairs_take_their_times_one_by_one() -> None:
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:
     asks = Asks({"a": "http://h"}, endpoint, body)
-    made = asks.make(Shot(0, OnePrompt("p", endpoint, prompt or {"messages": []})))
+    made = asks.make(Shot(0, Prompt("p", endpoint, prompt or {"messages": []})))
     decoded: dict[str, Any] = msgspec.json.decode(made.body)
     return decoded
 
@@ -96,14 +95,3 @@ def test_urls_and_ids_tell_targets_apart() -> None:
     assert (a.url, b.url) == ("http://a/v1/completions", "http://b/v1/completions")
     assert a.record.id != b.record.id
     assert a.record.due_ns == 500_000_000
-
-
-@pytest.mark.parametrize("endpoint", ["chat", "completions", "embeddings"])
-def test_warm_ups_share_no_prompt_with_the_run_nor_with_another_runs(endpoint: Endpoint) -> None:
-    """The complaint: warm-up shared prompts with the run, so the run measured a warm cache."""
-    run = [Repeated("Name three colours.", endpoint).requests().__next__().prompt.fields]
-    first = [shot.prompt.fields for shot in warmups(5, endpoint, "nonce1", ("a", "b"))]
-    second = [shot.prompt.fields for shot in warmups(5, endpoint, "nonce2")]
-    assert len(first) == 10
-    assert not any(one in run + second for one in first)
-    assert [shot.number for shot in warmups(2, endpoint, "n")] == [-1, -2]

@@ -15,10 +15,10 @@ from loadgen.drive.requests import Shot
 from loadgen.drive.runner import Runner
 from loadgen.record import Record
 from loadgen.spec import Pace
-from loadgen.stand_in import OnePrompt
+from loadgen.workload.model import Prompt
 from tests.leaks import settle
 
-PROMPT = OnePrompt("p", "chat", {})
+PROMPT = Prompt("p", "chat", {})
 
 
 class Gates:

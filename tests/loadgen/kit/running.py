@@ -14,10 +14,10 @@ from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.requests import Shot
 from loadgen.record import Record
 from loadgen.spec import Http
-from loadgen.stand_in import OnePrompt
+from loadgen.workload.model import Prompt
 from tests.loadgen.kit.servers import QUICK, answering, asks, serving
 
-PROMPT = OnePrompt("p", "chat", {"messages": [{"role": "user", "content": "hi"}]})
+PROMPT = Prompt("p", "chat", {"messages": [{"role": "user", "content": "hi"}]})
 
 
 def on_our_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:

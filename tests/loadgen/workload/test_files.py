@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.errors import WorkloadError
 from loadgen.workload.files import MAX_BYTES, prompt_fields, read
-from loadgen.workload.workload import Options, WorkloadError, open_workload
+from loadgen.workload.workload import Options, open_workload
 
 
 def written(tmp_path: Path, *rows: Any) -> str:

@@ -12,7 +12,8 @@ from corpus.__main__ import main
 from corpus.bank import BYTES_PER_TOKEN
 from corpus.blocks import block_bytes
 from corpus.measure import Prefixes, prompt_bytes
-from loadgen.workload.workload import Item, Options, WorkloadError, describe, open_workload
+from loadgen.errors import WorkloadError
+from loadgen.workload.workload import Item, Options, describe, open_workload
 
 
 def replay(path: Path | str, **more: Any) -> list[Item]:
