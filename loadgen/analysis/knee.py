@@ -27,7 +27,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     failed: float = 0.0  # share of requests
 
 
-def pace(dues: Sequence[int], ends: Sequence[int]) -> float:
+def completion_ratio(dues: Sequence[int], ends: Sequence[int]) -> float:
     """How fast answers ended against how fast requests were due: 1 keeps up, 0.5 has a queue that grows.
 
     By the distance between the means of two stretches, a tenth to half and half to nine tenths of each (any unit):

@@ -72,7 +72,7 @@ def parse_rule(text: str) -> Rule:
     return Rule(text=text, metric=metric, sign=sign, limit=float(value), against=against)  # type: ignore[arg-type]
 
 
-def known(rule: Rule, a: Values, b: Values) -> None:
+def check_metric(rule: Rule, a: Values, b: Values) -> None:
     """Raises `BadRule` for a metric that neither run can have."""
     if rule.metric not in a and rule.metric not in b:
         near = sorted(name for name in {*a, *b} if rule.metric.split("_")[-1] in name or rule.metric in name)

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from loadgen.analysis.definitions import Measured
-from loadgen.analysis.knee import pace
+from loadgen.analysis.knee import completion_ratio
 
 SECOND: Final = 1e9
 
@@ -85,7 +85,7 @@ def kept_up(requests: Sequence[Measured]) -> float:
     ends = [request.end_ns for request in requests if request.completed and request.end_ns is not None]
     if not ends:
         return 0.0
-    return pace([request.due_ns for request in requests], ends) * len(ends) / len(requests)
+    return completion_ratio([request.due_ns for request in requests], ends) * len(ends) / len(requests)
 
 
 def timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:

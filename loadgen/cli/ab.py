@@ -10,15 +10,15 @@ import itertools
 import os
 from collections.abc import Iterator
 
-from loadgen.cli import finish as conclude
+from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
 from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.processes.job import Job, prompts_of
-from loadgen.drive.processes.single_process import alone
-from loadgen.drive.requests import Shot, paired
+from loadgen.drive.processes.single_process import run_single
+from loadgen.drive.requests import ScheduledRequest, paired
 from loadgen.secrets import Hide
 from loadgen.workload.model import Workload
 from loadgen.workload.workload import open_workload
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
         return runner.run(_ab(args, argv))
 
 
-def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
+def paired_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """Two requests a prompt; with a rate, it is that of both together."""
     times = job.schedule.times(
         item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
@@ -58,10 +58,12 @@ async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
     run = new_run(args, argv, job, hide)
-    folder = conclude.make_folder(args.result_dir, args.label or "ab", conclude.now())
+    folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
     total = None if job.num_prompts is None else 2 * job.num_prompts
     with live.view(quiet=args.quiet) as view:
-        shots = shots_of(job, workload)
-        records, owns = await alone(job, workload, shots, run, folder, hide, view, total=total, stage="a and b")
+        schedule = paired_requests(job, workload)
+        records, worker_errors = await run_single(
+            job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"
+        )
     run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
-    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)
+    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)

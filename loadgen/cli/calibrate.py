@@ -16,19 +16,19 @@ from typing import Any, Final
 
 import msgspec
 
-from loadgen.cli import finish as conclude
+from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
-from loadgen.cli.preflight import places
+from loadgen.cli.preflight import connection_limit
 from loadgen.drive import pacer
 from loadgen.drive.calibration import record as calibration
 from loadgen.drive.calibration.record import Calibration
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.requests import Asks, scheduled
+from loadgen.drive.requests import RequestBuilder, scheduled
 from loadgen.drive.self_error import lag_of, spread, verdict
-from loadgen.drive.session import Measure
+from loadgen.drive.session import Session
 from loadgen.errors import UsageError
 from loadgen.record import GENERATED, Record
 from loadgen.spec import Body, Http, Limits, Pace
@@ -38,7 +38,7 @@ _SENT: Final = re.compile(rb'"sent_ns":(\d+)')
 REFINE: Final = 2  # bisections after the first rate that was too high
 
 
-class Seen(msgspec.Struct):
+class StageErrors(msgspec.Struct):
     """What one stage found out. Errors in nanoseconds, absolute."""
 
     ttft_ns: list[int] = []
@@ -155,8 +155,8 @@ async def _calibrate(args: argparse.Namespace) -> Calibration:
             _show,
         )
     return Calibration(
-        date=conclude.now().isoformat(timespec="seconds"),
-        machine=conclude.machine(),
+        date=finish.now().isoformat(timespec="seconds"),
+        machine=finish.machine(),
         floor_ms={
             f"{name}_{p}": spread_.get(p, 0.0)
             for name, spread_ in (("ttft", floor.ttft_ms), ("itl", floor.itl_ms))
@@ -210,31 +210,33 @@ async def stage(
     count = round(rate * seconds) if rate else (streams or 1) * max(round(seconds), 1)
     times = None if rate is None else pacer.open_loop(rate, float("inf"))
     pace = Pace(max_concurrency=streams, open_loop=rate is not None)
-    seen = Seen()
-    asks = Asks({"a": url}, "chat", body, run="cal")
-    async with Measure(Http(), asks, places=places(streams), inspect=seen.inspect) as measure:
+    measured = StageErrors()
+    builder = RequestBuilder({"a": url}, "chat", body, run="cal")
+    async with Session(
+        Http(), builder, max_in_flight=connection_limit(streams), inspect=measured.inspect
+    ) as session:
         warm = Pace(max_concurrency=streams or 8)
-        await measure.phase(scheduled([prompt] * (streams or 8), None), warm, _nothing, warmup=True)
-        seen.records.clear()
-        seen.ttft_ns.clear()
-        seen.itl_ns.clear()
-        outcome = await measure.phase(scheduled([prompt] * count, times), pace, _nothing)
-    lag = lag_of(seen.records, [outcome.own])
+        await session.phase(scheduled([prompt] * (streams or 8), None), warm, _nothing, warmup=True)
+        measured.records.clear()
+        measured.ttft_ns.clear()
+        measured.itl_ns.clear()
+        outcome = await session.phase(scheduled([prompt] * count, times), pace, _nothing)
+    lag = lag_of(measured.records, [outcome.worker_error])
     limits = Limits()
-    wrong = verdict(lag, seen.records, limits, outcome.own.step_ns, open_loop=rate is not None)[0]
-    ttft, itl = spread(seen.ttft_ns), spread(seen.itl_ns)
+    wrong = verdict(lag, measured.records, limits, outcome.worker_error.step_ns, open_loop=rate is not None)[0]
+    ttft, itl = spread(measured.ttft_ns), spread(measured.itl_ns)
     wrong += _errors(ttft, itl, limits)
-    failed = sum(record.failure is not None for record in seen.records)
+    failed = sum(record.failure is not None for record in measured.records)
     if failed:
         wrong.append(f"{failed} requests failed")
     span = outcome.end_ns / 1e9
-    requests_per_s = len(seen.records) / span
+    requests_per_s = len(measured.records) / span
     if rate is not None and requests_per_s < 0.95 * rate * seconds / (seconds + 0.05):
         wrong.append(f"{rate:.0f} req/s were asked")
     return Step(
         asked=rate or float(streams or 0),
         requests_per_s=requests_per_s,
-        events_per_s=sum(e.kind in GENERATED for r in seen.records for e in r.events) / span,
+        events_per_s=sum(e.kind in GENERATED for r in measured.records for e in r.events) / span,
         cpu=lag.cpu,
         ttft_ms=ttft,
         itl_ms=itl,

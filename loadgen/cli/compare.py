@@ -15,11 +15,11 @@ from loadgen.analysis.definitions import Measured
 from loadgen.analysis.format import UNKNOWN, digits, signed
 from loadgen.analysis.goodput import BadGoodput
 from loadgen.analysis.summary import Summary
-from loadgen.analysis.thresholds import BadRule, Finding, judge, known, parse_rule
+from loadgen.analysis.thresholds import BadRule, Finding, check_metric, judge, parse_rule
 from loadgen.cli.report import load, refuse, slos_of
 from loadgen.errors import StoreError
 from loadgen.record import Run
-from loadgen.report.compare import Comparison, Line, compare, named, values
+from loadgen.report.compare import Comparison, Line, compare, flat_metrics, metrics_of
 from loadgen.report.markdown import escape, table
 from loadgen.report.result import result_json
 from loadgen.store import read_run
@@ -57,20 +57,20 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     try:
         rules = [parse_rule(text) for text in args.fail_if]
         a, b = _read(args.a), _read(args.b)
-        found = compare(
+        comparison = compare(
             (a.run, a.summary),
             (b.run, b.summary),
             requests=(a.requests, b.requests),
             names=(str(args.a), str(args.b)),
         )
-        before, after = named(found, a.values, "a"), named(found, b.values, "b")
+        before, after = metrics_of(comparison, a.values, "a"), metrics_of(comparison, b.values, "b")
         for rule in rules:
-            known(rule, before, after)
+            check_metric(rule, before, after)
     except (StoreError, BadRule, BadGoodput) as error:
         return refuse(str(error))
-    findings = [judge(rule, before, after, found.intervals, certain=args.certain) for rule in rules]
+    findings = [judge(rule, before, after, comparison.intervals, certain=args.certain) for rule in rules]
     render = as_json if args.format == "json" else as_markdown
-    print(render(found, findings))
+    print(render(comparison, findings))
     return FAILED if any(finding.failed for finding in findings) else 0
 
 
@@ -85,31 +85,31 @@ def _read(folder: Path) -> Side:
     """From the raw events, so that both are measured by the same definitions whatever version ran them."""
     run = read_run(folder)
     requests, summary = load(folder, run, slos_of(run.config))
-    return Side(run, summary, requests, values(result_json(run, summary)))
+    return Side(run, summary, requests, flat_metrics(result_json(run, summary)))
 
 
-def as_json(found: Comparison, findings: Sequence[Finding]) -> str:
-    told: dict[str, Any] = {**msgspec.to_builtins(found), "findings": msgspec.to_builtins(findings)}
-    return msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+def as_json(comparison: Comparison, findings: Sequence[Finding]) -> str:
+    document: dict[str, Any] = {**msgspec.to_builtins(comparison), "findings": msgspec.to_builtins(findings)}
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
 
 
-def as_markdown(found: Comparison, findings: Sequence[Finding]) -> str:
-    lines = ["# B against A", "", f"A: {escape(found.a)}, B: {escape(found.b)}", ""]
-    lines += [f"> Warning: {escape(warning)}." for warning in found.warnings]
-    lines += [""] if found.warnings else []
+def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
+    lines = ["# B against A", "", f"A: {escape(comparison.a)}, B: {escape(comparison.b)}", ""]
+    lines += [f"> Warning: {escape(warning)}." for warning in comparison.warnings]
+    lines += [""] if comparison.warnings else []
     for finding in findings:
         lines.append(f"- **{'FAILED' if finding.failed else 'passed'}** `{finding.rule}`: {escape(finding.words)}")
     lines += [""] if findings else []
-    lines += [f"- {escape(line.words)}" for line in found.lines if _worth_words(line)]
-    unsaid = [line.name for line in found.lines if line.shift is None and line.metric.endswith("_ms")]
+    lines += [f"- {escape(line.words)}" for line in comparison.lines if _worth_words(line)]
+    unsaid = [line.name for line in comparison.lines if line.shift is None and line.metric.endswith("_ms")]
     lines += [f"- Not enough samples to say: {escape(', '.join(unsaid))}"] if unsaid else []
-    lines += ["", *(f"- {escape(effect.words)}" for effect in found.effects), ""]
+    lines += ["", *(f"- {escape(effect.words)}" for effect in comparison.effects), ""]
     rows = [
         [line.name, _number(line.a), _number(line.b),
          signed(line.shift.value) if line.shift else UNKNOWN,
          f"{signed(line.shift.interval.low)} to {signed(line.shift.interval.high)}" if line.shift else UNKNOWN,
          line.shift.side if line.shift else ""]
-        for line in found.lines
+        for line in comparison.lines
     ]  # fmt: skip
     lines += table(("ms, or per second", "A", "B", "B − A", "95 %", ""), rows, words=(0, 5))
     lines += [
@@ -117,8 +117,8 @@ def as_markdown(found: Comparison, findings: Sequence[Finding]) -> str:
         "Intervals are about these two runs: what the machine did between them is not in them; `loadgen ab`",
     ]
     lines += ["measures both at once. Of 20 intervals one may miss.", ""]
-    if found.config:
-        rows = [[name, left, right] for name, (left, right) in found.config.items()]
+    if comparison.config:
+        rows = [[name, left, right] for name, (left, right) in comparison.config.items()]
         lines += ["## What was different", "", *table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
     return "\n".join(lines)
 

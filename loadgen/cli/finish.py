@@ -19,7 +19,7 @@ from loadgen import store
 from loadgen.analysis import goodput
 from loadgen.analysis.summary import summarise
 from loadgen.drive.calibration import record as calibration
-from loadgen.drive.self_error import Own, lag_of, verdict
+from loadgen.drive.self_error import WorkerError, lag_of, verdict
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.report.write import write_reports
@@ -88,18 +88,20 @@ def _first_line(path: str) -> str | None:
         return None
 
 
-def judge(run: Run, records: Sequence[Record], owns: Sequence[Own], limits: Limits, *, open_loop: bool) -> None:
+def judge(
+    run: Run, records: Sequence[Record], worker_errors: Sequence[WorkerError], limits: Limits, *, open_loop: bool
+) -> None:
     """Fill in the run's own error, its validity and its warnings.
 
-    Each stage is judged by itself (`owns` has one for each then): one that starved us spoils no other.
+    Each stage is judged by itself (`worker_errors` has one for each then): one that starved us spoils no other.
     """
-    run.lag = lag_of(records, owns)
+    run.lag = lag_of(records, worker_errors)
     stages = list(dict.fromkeys(record.stage for record in records if not record.warmup))
     for number, stage in enumerate(stages):
         part = records if len(stages) == 1 else [record for record in records if record.stage == stage]
-        mine = owns if len(stages) == 1 else owns[number : number + 1]
-        lag = lag_of(part, mine)
-        steps = max((own.step_ns for own in mine), default=0)
+        stage_errors = worker_errors if len(stages) == 1 else worker_errors[number : number + 1]
+        lag = lag_of(part, stage_errors)
+        steps = max((error.step_ns for error in stage_errors), default=0)
         invalid, warnings = verdict(lag, part, limits, steps, open_loop=open_loop)
         name = f"{stage}: " if stage else ""
         run.invalid += [name + text for text in invalid]
@@ -138,13 +140,13 @@ def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int
     return INVALID if run.invalid else OK
 
 
-def write(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
+def write_files(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
     """The run's files and reports."""
     store.write_run(folder, run)
     write_reports(folder, run, records, summarise(run, records, goodput.parse(objectives or ())))
 
 
-def say(folder: Path, run: Run, records: Sequence[Record]) -> None:
+def print_summary(folder: Path, run: Run, records: Sequence[Record]) -> None:
     """A few lines for the person who waits; the figures are in the report."""
     measured = [record for record in records if not record.warmup]
     failures = Counter(record.failure for record in measured if record.failure is not None)

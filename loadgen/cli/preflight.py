@@ -30,7 +30,7 @@ class _Models(msgspec.Struct):
 
 async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str:
     """The first model that the server lists. Raises UsageError."""
-    status, body = await ask(client, base, http, wait=wait)
+    status, body = await get_models(client, base, http, wait=wait)
     if status in (401, 403):
         raise UsageError(f"{base} answered {status}: it wants a key; set OPENAI_API_KEY or give --api-key")
     if status != 200:
@@ -48,7 +48,7 @@ async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str
     return models[0].id
 
 
-async def ask(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
+async def get_models(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
     """GET /v1/models, again until it answers below 500 or `wait` seconds are over."""
     until = time.monotonic() + wait
     while True:
@@ -68,7 +68,7 @@ def _words(error: BaseException, http: Http) -> str:
     return failure_of(error, http, answering=False)[1]
 
 
-def places(wanted: int | None) -> int:
+def connection_limit(wanted: int | None) -> int:
     """How many connections may be open. Raises the soft limit on descriptors, up to the hard one.
 
     Raises UsageError where `wanted` is more than the system allows: better now than in the middle of a run.

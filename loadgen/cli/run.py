@@ -14,19 +14,19 @@ from typing import Any, Final
 
 import msgspec
 
-from loadgen.cli import finish as conclude
+from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
-from loadgen.cli.preflight import ask, model_of, places
+from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.terminal import live
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.loop import new_loop
 from loadgen.drive.pacer import Ramp
 from loadgen.drive.processes import workers
-from loadgen.drive.processes.job import Job, Schedule, shots_of
-from loadgen.drive.processes.single_process import alone
-from loadgen.drive.self_error import Own
+from loadgen.drive.processes.job import Job, Schedule, scheduled_requests
+from loadgen.drive.processes.single_process import run_single
+from loadgen.drive.self_error import WorkerError
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.secrets import Hide
@@ -102,16 +102,18 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     base = flags.base_of(args)
     job = await prepare(args, {"a": base})
     workload = open_workload(job.workload)
-    folder = conclude.make_folder(args.result_dir, args.label, conclude.now())
+    folder = finish.make_folder(args.result_dir, args.label, finish.now())
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
         if job.workers == 1:
-            shots = shots_of(job, workload)
-            records, owns = await alone(job, workload, shots, run, folder, hide, view, total=job.num_prompts)
+            schedule = scheduled_requests(job, workload)
+            records, worker_errors = await run_single(
+                job, workload, schedule, run, folder, hide, view, total=job.num_prompts
+            )
         else:
-            records, owns = await workers.together(job, run, folder, view)
+            records, worker_errors = await workers.run_workers(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
-    return end(args, folder, run, records, owns, open_loop=job.schedule.open_loop)
+    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
 
 
 def end(
@@ -119,24 +121,24 @@ def end(
     folder: Path,
     run: Run,
     records: list[Record],
-    owns: list[Own],
+    worker_errors: list[WorkerError],
     *,
     open_loop: bool,
 ) -> int:
     """Verdict, files, words, exit code."""
-    conclude.judge(run, records, owns, flags.limits_of(args), open_loop=open_loop)
-    conclude.say(folder, run, records)
-    conclude.write(folder, run, records, args.goodput)
-    return conclude.exit_code(run, records, args.max_error_rate)
+    finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
+    finish.print_summary(folder, run, records)
+    finish.write_files(folder, run, records, args.goodput)
+    return finish.exit_code(run, records, args.max_error_rate)
 
 
 async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
     """The job, with everything settled that can be before a request is sent. Raises UsageError."""
-    conclude.check_goodput(args.goodput)
+    finish.check_goodput(args.goodput)
     http = flags.http_of(args, os.environ)
     endpoint = flags.endpoint_of(args)
     schedule, pace = arrivals_of(args)
-    free = places(pace.max_concurrency)
+    max_in_flight = connection_limit(pace.max_concurrency)
     client = Client(http, kernel=False)
     try:
         model = args.model
@@ -144,7 +146,7 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
             if model is None:
                 model = await model_of(client, base, http, wait=args.ready_check_timeout_sec)
             elif args.ready_check_timeout_sec:
-                await ask(client, base, http, wait=args.ready_check_timeout_sec)
+                await get_models(client, base, http, wait=args.ready_check_timeout_sec)
     finally:
         await client.close()
     job = Job(
@@ -159,7 +161,7 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
         workload=workload_options(args, endpoint),
         num_prompts=args.num_prompts,
         num_warmups=args.num_warmups,
-        places=free,
+        max_in_flight=max_in_flight,
         kernel=args.clock == "kernel",
         secrets=flags.secrets_of(args, os.environ),
         workers=getattr(args, "workers", 1),
@@ -178,7 +180,9 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
         return job
     schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
     pace = msgspec.structs.replace(job.pace, open_loop=True, max_concurrency=args.max_concurrency)
-    return msgspec.structs.replace(job, schedule=schedule, pace=pace, places=places(args.max_concurrency))
+    return msgspec.structs.replace(
+        job, schedule=schedule, pace=pace, max_in_flight=connection_limit(args.max_concurrency)
+    )
 
 
 def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
@@ -220,14 +224,14 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
     if config.get("request_rate") is None:
         config["request_rate"] = "inf"  # vLLM's word for no rate
     return Run(
-        date=conclude.now().isoformat(timespec="seconds"),
+        date=finish.now().isoformat(timespec="seconds"),
         label=args.label,
         command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
         config=config,
         targets=job.targets,
         model=job.body.model,
         endpoint=job.path,
-        machine=conclude.machine(),
+        machine=finish.machine(),
         seed=args.seed,
         workers=job.workers,
     )

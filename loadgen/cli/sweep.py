@@ -12,19 +12,19 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from loadgen import store
-from loadgen.analysis.knee import Stage, knee, next_rate, pace, unsteady
-from loadgen.cli import finish as conclude
+from loadgen.analysis.knee import Stage, completion_ratio, knee, next_rate, unsteady
+from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
 from loadgen.drive import pacer
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, measure_of, prompts_of, warm_up
+from loadgen.drive.processes.job import Job, prompts_of, session_of, warm_up
 from loadgen.drive.processes.single_process import stop_on_signals
 from loadgen.drive.requests import scheduled
-from loadgen.drive.self_error import Own, medians_ms
-from loadgen.drive.session import Measure
+from loadgen.drive.self_error import WorkerError, medians_ms
+from loadgen.drive.session import Session
 from loadgen.errors import UsageError
 from loadgen.record import Record
 from loadgen.secrets import Hide
@@ -74,34 +74,34 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 class Sweep:
     """The stages so far, and the records of all of them on one axis of time."""
 
-    def __init__(self, args: argparse.Namespace, job: Job, workload: Workload, measure: Measure) -> None:
+    def __init__(self, args: argparse.Namespace, job: Job, workload: Workload, session: Session) -> None:
         self._args = args
         self._job = job
-        self._measure = measure
+        self._session = session
         self._prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
-        self._given: list[float] | None = args.rates
+        self._rates: list[float] | None = args.rates
         self.stages: list[Stage] = []
         self.records: list[Record] = []
-        self.owns: list[Own] = []
+        self.worker_errors: list[WorkerError] = []
         self.start_unix_ns = 0
         self.ran_out = False
 
     def next_rate(self) -> float | None:
-        if self._measure.stopped or self.ran_out:
+        if self._session.stopped or self.ran_out:
             return None
-        if self._given is not None:
+        if self._rates is not None:
             done = len(self.stages)
-            return self._given[done] if done < len(self._given) else None
+            return self._rates[done] if done < len(self._rates) else None
         return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
 
     async def stage(self, rate: float, zero_ns: int) -> Stage:
         """Arrivals at this rate for the stage's seconds, then until all of them have ended."""
         name = f"rate={rate:g}"
         records: list[Record] = []
-        clock_s = (self._measure.now() - zero_ns) / 1e9 + 0.05
-        shots = scheduled(self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records))
-        outcome = await self._measure.phase(
-            shots,
+        clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
+        schedule = scheduled(self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records))
+        outcome = await self._session.phase(
+            schedule,
             Pace(max_concurrency=self._job.pace.max_concurrency, open_loop=True),
             records.append,
             start_ns=zero_ns,
@@ -109,11 +109,11 @@ class Sweep:
             stage=name,
         )
         if records:
-            self.owns.append(outcome.own)
+            self.worker_errors.append(outcome.worker_error)
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
         stage = stage_of(rate, records)
-        if not self._measure.stopped:  # one that was cut short tells nothing of its rate
+        if not self._session.stopped:  # one that was cut short tells nothing of its rate
             self.stages.append(stage)
         return stage
 
@@ -140,7 +140,7 @@ def stage_of(rate: float, records: Iterable[Record]) -> Stage:
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
         return Stage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
-    kept = pace(
+    kept = completion_ratio(
         [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
     )
     return Stage(
@@ -156,14 +156,14 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     workload = open_workload(job.workload)
     hide = Hide(flags.secrets_of(args, os.environ))
     run = new_run(args, argv, job, hide)
-    folder = conclude.make_folder(args.result_dir, args.label or "sweep", conclude.now())
+    folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
     warm: list[Record] = []
     with live.view(quiet=args.quiet) as view:
-        async with measure_of(job, hide, view) as measure:
-            stop_on_signals(measure)
-            await warm_up(job, measure, workload, warm.append)
-            sweep = Sweep(args, job, workload, measure)
-            zero = measure.now()
+        async with session_of(job, hide, view) as session:
+            stop_on_signals(session)
+            await warm_up(job, session, workload, warm.append)
+            sweep = Sweep(args, job, workload, session)
+            zero = session.now()
             with (folder / store.EVENTS).open("wb") as file:
                 for record in warm:
                     store.append(file, record)
@@ -172,9 +172,9 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                     stage = await sweep.stage(rate, zero)
                     for record in sweep.records[seen:]:
                         store.append(file, record)
-                    cut = " (cut short)" if measure.stopped else ""
+                    cut = " (cut short)" if session.stopped else ""
                     print(line_of(stage) + cut, file=sys.stderr, flush=True)
-            run.interrupted = measure.stopped
+            run.interrupted = session.stopped
     run.start_unix_ns = sweep.start_unix_ns
     found = knee(sweep.stages)
     run.config["knee"] = found
@@ -185,7 +185,7 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     if (said := unsteady(sweep.stages)) is not None:
         print(f"warning: {said}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
-    return end(args, folder, run, warm + sweep.records, sweep.owns, open_loop=True)
+    return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
 
 
 def line_of(stage: Stage) -> str:

@@ -1,4 +1,4 @@
-"""Owns what is sent and in which order: prompts joined with due times, targets, pairs, and made into bodies.
+"""Owns what is sent and in which order: prompts joined with due times, targets, pairs, and encoded bodies.
 Must not know clocks or sockets. Pure: the same workload, schedule and seed give the same shots in every worker.
 Called by the plan of `run`, `ab` and `sweep`; the runner fires what comes out."""
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from loadgen.drive.capture.client import Ask
+from loadgen.drive.capture.client import PreparedRequest
 from loadgen.record import Record
 from loadgen.spec import PATHS, Body, Endpoint
 from loadgen.workload.model import Prompt
 
 
-class Shot(NamedTuple):
+class ScheduledRequest(NamedTuple):
     """One request of the schedule. `due_s` is None where it goes when a place is free (closed loop)."""
 
     number: int
@@ -30,19 +30,21 @@ class Shot(NamedTuple):
 
 def scheduled(
     prompts: Iterable[Prompt], times: Iterable[float] | None, *, target: str = "a", stage: str = "", first: int = 0
-) -> Iterator[Shot]:
+) -> Iterator[ScheduledRequest]:
     """Each prompt at its time; without times, whenever a place is free."""
     dues: Iterable[float | None] = itertools.repeat(None) if times is None else times
     for index, (prompt, due) in enumerate(zip(prompts, dues, strict=False), first):
-        yield Shot(index, prompt, due, target, stage=stage)
+        yield ScheduledRequest(index, prompt, due, target, stage=stage)
 
 
-def slice_of(shots: Iterable[Shot], worker: int, workers: int) -> Iterator[Shot]:
+def slice_of(schedule: Iterable[ScheduledRequest], worker: int, workers: int) -> Iterator[ScheduledRequest]:
     """Every worker walks the whole schedule and fires its share: together they fire each shot once."""
-    return (shot for shot in shots if shot.number % workers == worker)
+    return (request for request in schedule if request.number % workers == worker)
 
 
-def paired(prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0) -> Iterator[Shot]:
+def paired(
+    prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0
+) -> Iterator[ScheduledRequest]:
     """Each prompt to both targets, back to back, in ABBA or BAAB order: drift of the machine falls on both alike.
 
     Which of the two orders a block of two pairs has is drawn by the seed, so that no rhythm of the machine can
@@ -57,10 +59,10 @@ def paired(prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: in
             due = next(dues, None)
             if due is None and times is not None:
                 return
-            yield Shot(2 * pair + place, prompt, due, target, pair)
+            yield ScheduledRequest(2 * pair + place, prompt, due, target, pair)
 
 
-class Asks:
+class RequestBuilder:
     """Turns shots into requests ready to go: the body encoded once, before it is due."""
 
     def __init__(
@@ -72,34 +74,34 @@ class Asks:
         self._body = body
         self._run = run
 
-    def make(self, shot: Shot, *, worker: int = 0, warmup: bool = False) -> Ask:
-        fields = self.fields(shot.prompt)
+    def build(self, request: ScheduledRequest, *, worker: int = 0, warmup: bool = False) -> PreparedRequest:
+        fields = self.fields(request.prompt)
         record = Record(
-            index=shot.number,
-            id=f"{self._run}-{shot.number}{shot.target}",
-            prompt=shot.prompt.id,
-            target=shot.target,
-            pair=shot.pair,
+            index=request.number,
+            id=f"{self._run}-{request.number}{request.target}",
+            prompt=request.prompt.id,
+            target=request.target,
+            pair=request.pair,
             worker=worker,
-            stage=shot.stage,
+            stage=request.stage,
             warmup=warmup,
             stream=bool(fields.get("stream")),
-            due_ns=round((shot.due_s or 0.0) * 1e9),
+            due_ns=round((request.due_s or 0.0) * 1e9),
         )
-        return Ask(record, self._urls[shot.target], msgspec.json.encode(fields))
+        return PreparedRequest(record, self._urls[request.target], msgspec.json.encode(fields))
 
     def fields(self, prompt: Prompt) -> dict[str, Any]:
         """The request's JSON. A flag wins over the prompt's own field, `--extra-body` over both."""
         body = self._body
-        made: dict[str, Any] = {"model": body.model, **prompt.fields}
+        body_fields: dict[str, Any] = {"model": body.model, **prompt.fields}
         if self._endpoint != "embeddings":
-            made |= self._sampling()
-            made["stream"] = body.stream
+            body_fields |= self._sampling()
+            body_fields["stream"] = body.stream
             if body.stream:
-                made["stream_options"] = {"include_usage": True}
+                body_fields["stream_options"] = {"include_usage": True}
                 if body.continuous_usage:
-                    made["stream_options"]["continuous_usage_stats"] = True
-        return made | body.extra
+                    body_fields["stream_options"]["continuous_usage_stats"] = True
+        return body_fields | body.extra
 
     def _sampling(self) -> dict[str, Any]:
         body = self._body

@@ -1,4 +1,4 @@
-"""Owns the firing of shots: open loop by the clock, closed loop by free places, what waits, what is cut off.
+"""Owns the firing of schedule: open loop by the clock, closed loop by free places, what waits, what is cut off.
 Must not know what answers say or where records go: it is given a client and told whom to hand ended exchanges.
 Called by `session.py`, once per warm-up, run or stage."""
 
@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from loadgen.drive.capture.client import Ask
+from loadgen.drive.capture.client import PreparedRequest
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.drive.requests import Shot
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.spec import Pace
 
 MAX_WAITING: Final = 100_000
@@ -22,10 +22,10 @@ MAX_WAITING: Final = 100_000
 class Sender(Protocol):
     """As `Client`: sends, and returns an exchange that has ended in whatever way."""
 
-    async def send(self, ask: Ask) -> Exchange: ...
+    async def send(self, request: PreparedRequest) -> Exchange: ...
 
 
-class Alarm(Protocol):
+class DueTimer(Protocol):
     """As `Timer`."""
 
     async def until(self, due_ns: int) -> None: ...
@@ -38,22 +38,22 @@ class Runner:
         self,
         client: Sender,
         clock: Clock,
-        alarm: Alarm,
-        make: Callable[[Shot], Ask],
-        ended: Callable[[Exchange], None],
+        timer: DueTimer,
+        build: Callable[[ScheduledRequest], PreparedRequest],
+        on_end: Callable[[Exchange], None],
         *,
-        places: int,
+        max_in_flight: int,
     ) -> None:
         self._client = client
         self._clock = clock
-        self._alarm = alarm
-        self._make = make
-        self._ended = ended
-        self._places = places  # how many may be under way, by descriptors if by nothing else
+        self._timer = timer
+        self._build = build
+        self._on_end = on_end
+        self._max_in_flight = max_in_flight  # how many may be under way, by descriptors if by nothing else
         self._due_now = False  # closed loop: a request is due when its user has come round to it
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: deque[Ask] = deque()
-        self._shots: Iterator[Shot] = iter(())
+        self._waiting: deque[PreparedRequest] = deque()
+        self._schedule: Iterator[ScheduledRequest] = iter(())
         self._error: BaseException | None = None
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
@@ -65,11 +65,11 @@ class Runner:
 
     def __repr__(self) -> str:
         return (
-            f"<Runner: {self.sent} of {self.due} sent, {self.under_way} under way, {len(self._waiting)} waiting>"
+            f"<Runner: {self.sent} of {self.due} sent, {self.in_flight} under way, {len(self._waiting)} waiting>"
         )
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         return len(self._tasks)
 
     @property
@@ -79,11 +79,13 @@ class Runner:
     def stop(self) -> None:
         self._stopped.set()
 
-    async def run(self, shots: Iterable[Shot], pace: Pace) -> None:
+    async def run(self, schedule: Iterable[ScheduledRequest], pace: Pace) -> None:
         """Returns when every shot has ended, or all that were under way when it was stopped."""
-        places = min(pace.max_concurrency or self._places, self._places)
+        max_in_flight = min(pace.max_concurrency or self._max_in_flight, self._max_in_flight)
         firing = asyncio.create_task(
-            self._open(iter(shots), places, pace.shed) if pace.open_loop else self._closed(iter(shots), places)
+            self._open(iter(schedule), max_in_flight, pace.shed)
+            if pace.open_loop
+            else self._closed(iter(schedule), max_in_flight)
         )
         stopping = asyncio.create_task(self._stopped.wait())
         try:
@@ -116,61 +118,61 @@ class Runner:
 
     # Closed loop: as many users as places, each with one request at a time
 
-    async def _closed(self, shots: Iterator[Shot], places: int) -> None:
-        await self._alarm.until(self._clock.zero)
+    async def _closed(self, schedule: Iterator[ScheduledRequest], max_in_flight: int) -> None:
+        await self._timer.until(self._clock.zero)
         self._due_now = True
-        self._shots = shots
-        while self.under_way < places and self._next():
+        self._schedule = schedule
+        while self.in_flight < max_in_flight and self._next():
             if self.sent % 16 == 0:
                 await asyncio.sleep(0)  # let the first answers be read while the rest is sent
         await self._drained()
 
     def _next(self) -> bool:
         """Send the next shot, due when its task begins. False where there is none."""
-        shot = next(self._shots, None)
-        if shot is None:
+        scheduled = next(self._schedule, None)
+        if scheduled is None:
             return False
-        ask = self._make(shot)
+        request = self._build(scheduled)
         self.due += 1
-        self._send(ask, self._free_closed)
+        self._send(request, self._continue_closed)
         return True
 
-    def _free_closed(self) -> None:
+    def _continue_closed(self) -> None:
         if not self._stopped.is_set():
             self._next()
 
     # Open loop: by the clock; what finds no place waits, from when it was due
 
-    async def _open(self, shots: Iterator[Shot], places: int, shed: bool) -> None:
-        for shot in shots:
-            ask = self._make(shot)  # encoded before it is due
-            await self._alarm.until(self._clock.zero + ask.record.due_ns)
+    async def _open(self, schedule: Iterator[ScheduledRequest], max_in_flight: int, shed: bool) -> None:
+        for scheduled in schedule:
+            request = self._build(scheduled)  # encoded before it is due
+            await self._timer.until(self._clock.zero + request.record.due_ns)
             self.due += 1
-            if self.under_way < places and not self._waiting:
-                self._send(ask, self._free_open)
+            if self.in_flight < max_in_flight and not self._waiting:
+                self._send(request, self._continue_open)
             elif shed:
                 self.shed += 1
-                self._give_up(ask, "shed", f"due while all {places} places were taken (--shed)")
+                self._give_up(request, "shed", f"due while all {max_in_flight} places were taken (--shed)")
             elif len(self._waiting) >= MAX_WAITING:
                 self.overrun = True
-                self._give_up(ask, "shed", f"{MAX_WAITING} requests were already waiting for a place")
+                self._give_up(request, "shed", f"{MAX_WAITING} requests were already waiting for a place")
                 return
             else:
-                ask.record.waited = True
+                request.record.waited = True
                 self.waited += 1
-                self._waiting.append(ask)
+                self._waiting.append(request)
         await self._drained()
 
-    def _free_open(self) -> None:
+    def _continue_open(self) -> None:
         if self._waiting and not self._stopped.is_set():
-            self._send(self._waiting.popleft(), self._free_open)
+            self._send(self._waiting.popleft(), self._continue_open)
 
     # Both
 
-    def _send(self, ask: Ask, freed: Callable[[], None]) -> None:
+    def _send(self, request: PreparedRequest, freed: Callable[[], None]) -> None:
         self.sent += 1
         self._idle.clear()
-        task = asyncio.create_task(self._one(ask))
+        task = asyncio.create_task(self._one(request))
         self._tasks.add(task)
 
         def over(task: asyncio.Task[None]) -> None:
@@ -184,15 +186,15 @@ class Runner:
 
         task.add_done_callback(over)
 
-    async def _one(self, ask: Ask) -> None:
+    async def _one(self, request: PreparedRequest) -> None:
         if self._due_now:
-            ask.record.due_ns = self._clock.since_start(self._clock.now())
-        self._ended(await self._client.send(ask))
+            request.record.due_ns = self._clock.since_start(self._clock.now())
+        self._on_end(await self._client.send(request))
 
-    def _give_up(self, ask: Ask, failure: str, detail: str) -> None:
-        exchange = Exchange(ask.record)
+    def _give_up(self, request: PreparedRequest, failure: str, detail: str) -> None:
+        exchange = Exchange(request.record)
         exchange.fail(failure, detail)  # type: ignore[arg-type]
-        self._ended(exchange)
+        self._on_end(exchange)
 
     async def _drained(self) -> None:
         while self._tasks or self._waiting:

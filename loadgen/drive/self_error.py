@@ -17,7 +17,7 @@ from loadgen.spec import Limits
 CLOCK = Literal["kernel", "user", "mixed"]
 
 
-class Own(msgspec.Struct, kw_only=True):
+class WorkerError(msgspec.Struct, kw_only=True):
     """What one worker process knows of itself, besides the records."""
 
     loop_ns: list[int] = []  # the probe's samples
@@ -53,15 +53,21 @@ def _clock(by_kernel: int, by_user: int) -> CLOCK:
     return "mixed" if by_user else "kernel"
 
 
-def lag_of(records: Sequence[Record], owns: Sequence[Own]) -> Lag:
+def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> Lag:
     """Of one run, warm-up left out. What was due while no place was free is late by the cap, not by us."""
     measured = [record for record in records if not record.warmup]
     events = [event for record in measured for event in record.events if event.kind in GENERATED]
     censored = [event.at_ns - event.low_ns for event in events if event.at_ns != event.low_ns]
     return Lag(
-        clock=_clock(sum(own.kernel_reads for own in owns), sum(own.user_reads for own in owns)),
-        send_clock=_clock(sum(own.kernel_sends for own in owns), sum(own.user_sends for own in owns)),
-        loop_ms=spread(sample for own in owns for sample in own.loop_ns),
+        clock=_clock(
+            sum(worker.kernel_reads for worker in worker_errors),
+            sum(worker.user_reads for worker in worker_errors),
+        ),
+        send_clock=_clock(
+            sum(worker.kernel_sends for worker in worker_errors),
+            sum(worker.user_sends for worker in worker_errors),
+        ),
+        loop_ms=spread(sample for worker in worker_errors for sample in worker.loop_ns),
         read_ms=spread(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
         late_ms=spread(
             record.sent_ns - record.due_ns - (record.connect_ns or 0)
@@ -70,8 +76,8 @@ def lag_of(records: Sequence[Record], owns: Sequence[Own]) -> Lag:
         ),
         censored=len(censored) / len(events) if events else 0.0,
         censored_width_ms=spread(censored),
-        cpu=max((own.cpu for own in owns), default=0.0),
-        clock_drift_ms=max((own.drift_ns for own in owns), key=abs, default=0) / 1e6,
+        cpu=max((worker.cpu for worker in worker_errors), default=0.0),
+        clock_drift_ms=max((worker.drift_ns for worker in worker_errors), key=abs, default=0) / 1e6,
     )
 
 

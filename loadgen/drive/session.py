@@ -14,15 +14,15 @@ from typing import Final
 import msgspec
 
 from loadgen.drive.backlog import Backlog
-from loadgen.drive.capture.client import Ask, Client
+from loadgen.drive.capture.client import Client, PreparedRequest
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import finish
+from loadgen.drive.capture.decode import decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.capture.loop import Probe, Timer
 from loadgen.drive.progress import Progress
-from loadgen.drive.requests import Asks, Shot
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest
 from loadgen.drive.runner import Runner
-from loadgen.drive.self_error import Own, quantile
+from loadgen.drive.self_error import WorkerError, quantile
 from loadgen.record import Record
 from loadgen.snapshot import View
 from loadgen.spec import Http, Pace
@@ -38,7 +38,7 @@ Inspect = Callable[[Exchange, Record, Clock], None]
 class Outcome(msgspec.Struct, kw_only=True):
     """What a phase left besides its records, which went to `emit` one by one."""
 
-    own: Own
+    worker_error: WorkerError
     start_unix_ns: int
     interrupted: bool = False
     overrun: bool = False
@@ -47,15 +47,15 @@ class Outcome(msgspec.Struct, kw_only=True):
     end_ns: int = 0  # when the last request had ended
 
 
-class Measure:
+class Session:
     """One process's means of measuring, for one phase after another. Use as `async with`."""
 
     def __init__(
         self,
         http: Http,
-        asks: Asks,
+        builder: RequestBuilder,
         *,
-        places: int,
+        max_in_flight: int,
         worker: int = 0,
         kernel: bool = True,
         hide: Callable[[str], str] = str,
@@ -63,8 +63,8 @@ class Measure:
         inspect: Inspect | None = None,
     ) -> None:
         self._http = http
-        self._asks = asks
-        self._places = places
+        self._builder = builder
+        self._max_in_flight = max_in_flight
         self._worker = worker
         self._kernel = kernel
         self._hide = hide
@@ -74,7 +74,7 @@ class Measure:
         self._stopped = False
         self._began = 0  # of the phase
 
-    async def __aenter__(self) -> Measure:
+    async def __aenter__(self) -> Session:
         loop = asyncio.get_running_loop()
         self.client = Client(self._http, kernel=self._kernel)
         self._timer = Timer(loop)
@@ -103,7 +103,7 @@ class Measure:
 
     async def phase(
         self,
-        shots: Iterable[Shot],
+        schedule: Iterable[ScheduledRequest],
         pace: Pace,
         emit: Callable[[Record], None],
         *,
@@ -120,17 +120,19 @@ class Measure:
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
         progress = Progress()
-        own = Own()
-        backlog = Backlog(lambda exchange: self._read(exchange, clock, own), emit)
+        worker_error = WorkerError()
+        backlog = Backlog(lambda exchange: self._read(exchange, clock, worker_error), emit)
 
         def ended(exchange: Exchange) -> None:
             progress.ended(exchange)
             backlog.take(exchange)
 
-        def make(shot: Shot) -> Ask:
-            return self._asks.make(shot, worker=self._worker, warmup=warmup)
+        def build(scheduled: ScheduledRequest) -> PreparedRequest:
+            return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
 
-        runner = self._runner = Runner(self.client, clock, self._timer, make, ended, places=self._places)
+        runner = self._runner = Runner(
+            self.client, clock, self._timer, build, ended, max_in_flight=self._max_in_flight
+        )
         if self._stopped:
             runner.stop()
         self._began = max(clock.zero, clock.now())
@@ -139,18 +141,18 @@ class Measure:
             self._probe.clear()
             began, cpu = time.monotonic(), time.process_time()
             try:
-                await runner.run(shots, pace)
+                await runner.run(schedule, pace)
             finally:
-                own.cpu = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
-                own.loop_ns = list(self._probe.samples)
+                worker_error.cpu = (time.process_time() - cpu) / max(time.monotonic() - began, 1e-9)
+                worker_error.loop_ns = list(self._probe.samples)
                 ended_at = clock.since_start(clock.now())
                 ticking.cancel()
                 await asyncio.gather(ticking, return_exceptions=True)
         clock.sample()
         backlog.flush()
-        own.drift_ns, own.step_ns = clock.drift_ns, clock.step_ns
+        worker_error.drift_ns, worker_error.step_ns = clock.drift_ns, clock.step_ns
         return Outcome(
-            own=own,
+            worker_error=worker_error,
             start_unix_ns=clock.start_unix_ns(),
             interrupted=self._stopped,
             overrun=runner.overrun,
@@ -159,14 +161,14 @@ class Measure:
             end_ns=ended_at,
         )
 
-    def _read(self, exchange: Exchange, clock: Clock, own: Own) -> Record:
+    def _read(self, exchange: Exchange, clock: Clock, worker_error: WorkerError) -> Record:
         stamped = sum(1 for read in exchange.reads() if read.kernel_ns)
-        own.kernel_reads += stamped
-        own.user_reads += exchange.read_count - stamped
+        worker_error.kernel_reads += stamped
+        worker_error.user_reads += exchange.read_count - stamped
         if exchange.wrote_ns:
-            own.kernel_sends += exchange.tx_ns != 0
-            own.user_sends += exchange.tx_ns == 0
-        record = finish(exchange, clock, self._hide)
+            worker_error.kernel_sends += exchange.tx_ns != 0
+            worker_error.user_sends += exchange.tx_ns == 0
+        record = decode_exchange(exchange, clock, self._hide)
         if self._inspect is not None:
             self._inspect(exchange, record, clock)
         return record
@@ -193,7 +195,7 @@ class Measure:
             snapshot.stage, snapshot.total, snapshot.asked_rate = stage, total, rate
             snapshot.seconds = (clock.now() - self._began) / 1e9
             snapshot.due, snapshot.sent = runner.due, runner.sent
-            snapshot.under_way, snapshot.waiting = runner.under_way, runner.waiting
+            snapshot.under_way, snapshot.waiting = runner.in_flight, runner.waiting
             recent = sorted(self._probe.samples[-1000:])
             snapshot.lag_ms = quantile(recent, 0.99) / 1e6 if recent else None
             self._view(snapshot)

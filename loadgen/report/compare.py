@@ -108,7 +108,7 @@ def compare(
     )
 
 
-def values(result: Mapping[str, Any]) -> dict[str, float | None]:
+def flat_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
     """Every number of a `result.json` that a rule can name: the flat ones, and a few of ours."""
     flat = {
         name: value
@@ -122,7 +122,9 @@ def values(result: Mapping[str, Any]) -> dict[str, float | None]:
     return flat
 
 
-def named(found: Comparison, flat: Mapping[str, float | None], side: Literal["a", "b"]) -> dict[str, float | None]:
+def metrics_of(
+    found: Comparison, flat: Mapping[str, float | None], side: Literal["a", "b"]
+) -> dict[str, float | None]:
     """What a rule can name of one side. Latencies are those of the comparison's lines, without shared answers."""
     lines = {line.metric: getattr(line, side) for line in found.lines}
     medians = {f"median{metric[3:]}": value for metric, value in lines.items() if metric.startswith("p50_")}

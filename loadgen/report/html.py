@@ -44,7 +44,7 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 {first}
 {_pictures(plots)}
 {rest}
-{_section(view.own)}
+{_section(view.self_error)}
 <details open><summary>What the words mean</summary>
 <dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in view.definitions)}</dl>
 </details>

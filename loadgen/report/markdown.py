@@ -56,7 +56,7 @@ def render(view: View, plots: Sequence[str] = ()) -> str:
     lines += [escape("; ".join(summary)) + ".", ""]
     lines += [f"> Warning: {escape(warning)}." for warning in view.warnings]
     lines += [""] if view.warnings else []
-    for shown in (*view.tables, view.own):
+    for shown in (*view.tables, view.self_error):
         lines += section(shown)
     lines += ["## What the words mean", ""]
     lines += [f"- **{escape(term)}**: {escape(text)}" for term, text in view.definitions]

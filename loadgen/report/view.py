@@ -16,7 +16,7 @@ from loadgen.analysis.stats import Stat
 from loadgen.analysis.summary import Group, Summary
 from loadgen.record import Run
 from loadgen.report.headline import headline
-from loadgen.report.view_config import told
+from loadgen.report.view_config import config_rows
 from loadgen.report.view_error import own_error
 
 NAMES: Final[Mapping[str, str]] = {
@@ -66,7 +66,7 @@ class View:
     headline: Sequence[tuple[str, str, str]]  # what, how much, more about it
     warnings: Sequence[str]
     tables: Sequence[Table]
-    own: Table
+    self_error: Table
     config: Sequence[tuple[str, str]]
     definitions: Sequence[tuple[str, str]] = field(default=DEFINITIONS)
 
@@ -94,8 +94,8 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         headline=headline(summary, pairs),
         warnings=[*run.warnings, *_own_warnings(run, summary)],
         tables=tables,
-        own=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
-        config=told(run),
+        self_error=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
+        config=config_rows(run),
     )
 
 

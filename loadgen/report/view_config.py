@@ -11,7 +11,7 @@ from typing import Any
 from loadgen.record import Run
 
 
-def told(run: Run) -> list[tuple[str, str]]:
+def config_rows(run: Run) -> list[tuple[str, str]]:
     """(setting, value), what was not set left out."""
     facts: dict[str, Any] = {
         "command": shlex.join(run.command),

@@ -9,7 +9,8 @@ from typing import Any
 from corpus.bank import words
 from corpus.draw import Draw
 from corpus.sources import Sets, as_fields
-from loadgen.workload.model import Endpoint, Options, Prompt
+from loadgen.spec import Endpoint
+from loadgen.workload.model import Options, Prompt
 
 
 def bounded(fields: dict[str, Any], endpoint: Endpoint, output_len: int | None) -> dict[str, Any]:

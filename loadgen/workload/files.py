@@ -16,8 +16,9 @@ from corpus.draw import Draw
 from corpus.measure import prompt_bytes
 from corpus.sources import as_fields
 from loadgen.errors import WorkloadError
+from loadgen.spec import Endpoint
 from loadgen.workload.datasets import Untimed, bounded
-from loadgen.workload.model import Endpoint, Options, Prompt
+from loadgen.workload.model import Options, Prompt
 
 MAX_BYTES: Final = 2 * 2**30
 MAX_TOKENS: Final = 10_000_000

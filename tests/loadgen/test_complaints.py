@@ -15,8 +15,8 @@ from corpus.__main__ import main as compose
 from loadgen.analysis.summary import summarise
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import finish
-from loadgen.drive.requests import Shot
+from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.record import Run
 from loadgen.report.view import view
 from loadgen.workload.model import Prompt
@@ -59,9 +59,9 @@ async def test_a_prompt_of_a_megabyte_costs_only_its_own_sending() -> None:
     long = Prompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
-        exchange = await client.send(asks(url).make(Shot(0, long)))
+        exchange = await client.send(asks(url).build(ScheduledRequest(0, long)))
         await client.close()
-    seen = finish(exchange, Clock())
+    seen = decode_exchange(exchange, Clock())
     assert bodies[0] > 1_000_000
     assert seen.failure is None, seen.detail
     assert seen.sent_ns is not None

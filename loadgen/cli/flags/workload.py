@@ -8,7 +8,8 @@ import argparse
 import secrets
 
 from loadgen.errors import WorkloadError
-from loadgen.workload.model import DATASETS, Dataset, Endpoint, Options
+from loadgen.spec import Endpoint
+from loadgen.workload.model import DATASETS, Dataset, Options
 
 _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_set"}
 

@@ -36,7 +36,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class Serving(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     transport: asyncio.Transport
@@ -88,7 +88,7 @@ class Serving(asyncio.Protocol):
 
 async def serve() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Serving, "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(ServerConnection, "127.0.0.1", 0, backlog=4096)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.buffer.read)
     server.close()

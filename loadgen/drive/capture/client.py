@@ -28,7 +28,7 @@ MAX_RESENT: Final = 3
 _GONE: Final = (aiohttp.ClientConnectionError, ConnectionError)
 
 
-class Ask(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request ready to go: encoded before it is due."""
 
     record: Record
@@ -70,18 +70,18 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client, {len(self.open)} under way>"
 
-    async def send(self, ask: Ask) -> Exchange:
+    async def send(self, request: PreparedRequest) -> Exchange:
         """The exchange, ended. Only CancelledError comes through; the exchange then stays in `open` for no one."""
-        exchange = Exchange(ask.record)
+        exchange = Exchange(request.record)
         CURRENT.set(exchange)
         exchange.last_ns = time.monotonic_ns()
-        ask.record.bytes_out = len(ask.body)
+        request.record.bytes_out = len(request.body)
         limit = self._http.request_timeout or None
         try:
             async with asyncio.timeout(limit) as timer:
                 self.open[exchange] = timer
-                while not await self._went(ask, exchange):
-                    ask.record.resent += 1
+                while not await self._completed(request, exchange):
+                    request.record.resent += 1
         except asyncio.CancelledError:
             exchange.fail("cancelled", "the run was ended first")
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises is this request's failure, in words
@@ -92,27 +92,27 @@ class Client:
             self.open.pop(exchange, None)
         return exchange
 
-    async def _went(self, ask: Ask, exchange: Exchange) -> bool:
+    async def _completed(self, request: PreparedRequest, exchange: Exchange) -> bool:
         """Whether the exchange has ended. False: it met a kept connection that the server was closing; send again.
 
         Servers may close what is kept at any time, and some (llama.cpp) do so after each stream without a word.
         Every client with a pool sends again then. Here it is counted, and the time since due goes on.
         """
         try:
-            await self._exchange(ask, exchange)
+            await self._exchange(request, exchange)
         except _GONE:
             kept = exchange.connect_ns is None
-            if not kept or exchange.answered or ask.record.resent >= MAX_RESENT:
+            if not kept or exchange.answered or request.record.resent >= MAX_RESENT:
                 raise
             return False
         return True
 
-    async def _exchange(self, ask: Ask, exchange: Exchange) -> None:
-        body: Any = ask.body if len(ask.body) <= LARGE_BODY else io.BytesIO(ask.body)
+    async def _exchange(self, request: PreparedRequest, exchange: Exchange) -> None:
+        body: Any = request.body if len(request.body) <= LARGE_BODY else io.BytesIO(request.body)
         response = await self._session.post(
-            ask.url,
+            request.url,
             data=body,
-            headers={"x-request-id": ask.record.id},
+            headers={"x-request-id": request.record.id},
             allow_redirects=False,
             read_bufsize=READ_BUFFER,
         )

@@ -10,7 +10,7 @@ from typing import Final
 
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
-from loadgen.drive.capture.messages import Message, NotAnAnswer, Usage, decode, error_of, kind_of
+from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of
 from loadgen.record import GENERATED, Event, Kind, Record
 from proxy.wire import Framer, data_of, field_of, is_done
 
@@ -48,11 +48,11 @@ def times_of(read: Read, before: int, clock: Clock) -> Times:
     user = clock.since_start(read.user_ns)
     at = clock.since_start(clock.from_kernel(read.kernel_ns)) if read.kernel_ns else user
     at = min(at, user)  # the two clocks agree to within a microsecond; a byte is not in hand before it came
-    nothing = clock.since_start(read.nothing_ns) if read.nothing_ns else before
-    return at, min(max(before, nothing), at), user
+    not_before = clock.since_start(read.not_before_ns) if read.not_before_ns else before
+    return at, min(max(before, not_before), at), user
 
 
-def finish(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -> Record:
+def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -> Record:
     """The exchange's record, complete. `hide` masks secrets in text that came from outside."""
     record = exchange.record
     record.status = exchange.status
@@ -101,8 +101,8 @@ def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timel
     if not exchange.complete:
         return
     try:
-        message = decode(body)
-    except NotAnAnswer as error:
+        message = decode_message(body)
+    except MessageError as error:
         _set(record, "garbage", str(error))
         return
     at, low, user = timeline.of(len(body))
@@ -132,7 +132,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
             if data is None or not data.strip():
                 events.append(Event(*times, Kind.OTHER))
                 continue
-            message = decode(data)
+            message = decode_message(data)
             error = error_of(message)
             if error is None and any(v.strip() == b"error" for v in field_of(frame, b"event")):
                 error = _words(data)
@@ -142,7 +142,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
                 continue
             events += _events(message, times, counted)
             _count(record, message.usage)
-    except NotAnAnswer as error:
+    except MessageError as error:
         _set(record, "garbage", str(error))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
         _set(record, "garbage", "the stream ended without a single choice")
@@ -154,12 +154,12 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
 
 
 def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each event and the number of the byte that ends it. Raises NotAnAnswer for one too large."""
+    """Each event and the number of the byte that ends it. Raises MessageError for one too large."""
     end = 0
     for frame in Framer(len(body)).feed(body):
         end += len(frame)
         if len(frame) > MAX_EVENT:
-            raise NotAnAnswer(f"an event larger than {MAX_EVENT} bytes")
+            raise MessageError(f"an event larger than {MAX_EVENT} bytes")
         yield frame, end
 
 
@@ -197,8 +197,8 @@ def _set(record: Record, failure: str, detail: str) -> None:
 
 def _error_in(body: bytes) -> str | None:
     try:
-        return error_of(decode(body))
-    except NotAnAnswer:
+        return error_of(decode_message(body))
+    except MessageError:
         return None
 
 

@@ -20,7 +20,7 @@ class Read(NamedTuple):
     end: int  # bytes of the body that were in hand after it
     kernel_ns: int  # when its last byte came; 0 where the kernel did not say
     user_ns: int  # when the program had it
-    nothing_ns: int  # nothing of it had come before this time
+    not_before_ns: int  # nothing of it had come before this time
 
 
 class Exchange:
@@ -65,9 +65,9 @@ class Exchange:
         state = self.failure or ("complete" if self.complete else "open")
         return f"<Exchange {self.record.index}: {state}, {self.read_count} reads, {self.size} bytes>"
 
-    def saw(self, kernel_ns: int, user_ns: int, nothing_ns: int) -> None:
+    def saw(self, kernel_ns: int, user_ns: int, not_before_ns: int) -> None:
         """One read; `size` already counts what it brought."""
-        self._reads.extend((self.size, kernel_ns, user_ns, nothing_ns))
+        self._reads.extend((self.size, kernel_ns, user_ns, not_before_ns))
         self.last_ns = user_ns
 
     @property

@@ -12,12 +12,12 @@ from aiohttp import TCPConnector
 from aiohttp.client_proto import ResponseHandler
 
 from loadgen.drive.capture.exchange import CURRENT, Exchange
-from loadgen.drive.capture.loop import LookingSelector, selector_of
-from loadgen.drive.capture.sockets import Sockets, StampedSocket
+from loadgen.drive.capture.loop import TimestampingSelector, selector_of
+from loadgen.drive.capture.sockets import Sockets, TimestampedSocket
 from proxy.wire import has_content
 
 
-class StampedHandler(ResponseHandler):
+class TimestampedHandler(ResponseHandler):
     """Takes each read's bytes out of aiohttp's buffer at once: no task wakes for them, no buffer fills up.
 
     Against a task that iterates `content.iter_any()`, measured: 28 µs of CPU an event for 46 (100 streams of
@@ -28,8 +28,8 @@ class StampedHandler(ResponseHandler):
         super().__init__(loop)
         self._sockets = sockets
         self._max_bytes = max_bytes
-        self._selector: LookingSelector | None = selector_of(loop)
-        self._socket: StampedSocket | None = None
+        self._selector: TimestampingSelector | None = selector_of(loop)
+        self._socket: TimestampedSocket | None = None
         self._exchange: Exchange | None = None
         self._earlier: object = None  # the payload of the answer before this one
 
@@ -52,7 +52,7 @@ class StampedHandler(ResponseHandler):
         user = time.monotonic_ns()
         sock = self._socket
         kernel = 0 if sock is None else sock.rx_ns
-        nothing = 0 if self._selector is None else self._selector.nothing_ns
+        not_before = 0 if self._selector is None else self._selector.not_before_ns
         super().data_received(data)
         payload = self._payload
         if payload is not None and payload is not self._earlier and payload.exception() is None:
@@ -68,7 +68,7 @@ class StampedHandler(ResponseHandler):
                 payload.set_exception(broken)  # aiohttp tells a broken chunk to the protocol, not to who waits
         if sock is not None and not exchange.answered:
             exchange.tx_ns, exchange.wrote_ns = sock.tx_ns, sock.wrote_ns
-        exchange.saw(kernel, user, nothing)
+        exchange.saw(kernel, user, not_before)
         if exchange.size > self._max_bytes:
             self._refuse(exchange)
 
@@ -95,4 +95,4 @@ class StampedHandler(ResponseHandler):
 def install(connector: TCPConnector, loop: asyncio.AbstractEventLoop, sockets: Sockets, max_bytes: int) -> None:
     """aiohttp 3.14 has no public way to say which protocol its connector makes."""
     assert hasattr(connector, "_factory"), "aiohttp's connector has changed: see loadgen/drive/capture/handler.py"
-    connector._factory = lambda: StampedHandler(loop, sockets, max_bytes)  # type: ignore[assignment]
+    connector._factory = lambda: TimestampedHandler(loop, sockets, max_bytes)  # type: ignore[assignment]

@@ -19,7 +19,7 @@ PROBE_NS: Final = 10_000_000
 """The loop's lag is looked at every 10 ms. 100 wake-ups a second cost 1.5 % of a core (measured, idle)."""
 
 
-class LookingSelector(selectors.DefaultSelector):
+class TimestampingSelector(selectors.DefaultSelector):
     """Remembers the last moment before which nothing that it reports now had come.
 
     A socket that was not ready at one look received whatever it holds after that look. So a look that finds
@@ -30,8 +30,8 @@ class LookingSelector(selectors.DefaultSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.nothing_ns = time.monotonic_ns()  # nothing that is being read now was there at this time
-        self._look_ns = self.nothing_ns
+        self.not_before_ns = time.monotonic_ns()  # nothing that is being read now was there at this time
+        self._look_ns = self.not_before_ns
         self.read_ahead: Callable[[int], None] | None = None
         """Told each descriptor that can be read, at once: before other callbacks have their turn."""
 
@@ -39,9 +39,9 @@ class LookingSelector(selectors.DefaultSelector):
         look = time.monotonic_ns()
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
-            self.nothing_ns, self._look_ns = self._look_ns, look
+            self.not_before_ns, self._look_ns = self._look_ns, look
         else:
-            self.nothing_ns = self._look_ns = look
+            self.not_before_ns = self._look_ns = look
             ready = super().select(timeout)
         if self.read_ahead is not None:
             for key, events in ready:
@@ -52,12 +52,12 @@ class LookingSelector(selectors.DefaultSelector):
 
 def new_loop() -> asyncio.SelectorEventLoop:
     """For `asyncio.Runner(loop_factory=...)`."""
-    return asyncio.SelectorEventLoop(LookingSelector())
+    return asyncio.SelectorEventLoop(TimestampingSelector())
 
 
-def selector_of(loop: asyncio.AbstractEventLoop) -> LookingSelector | None:
+def selector_of(loop: asyncio.AbstractEventLoop) -> TimestampingSelector | None:
     selector = getattr(loop, "_selector", None)
-    return selector if isinstance(selector, LookingSelector) else None
+    return selector if isinstance(selector, TimestampingSelector) else None
 
 
 # Timers

@@ -11,7 +11,7 @@ import msgspec
 from loadgen.record import Kind
 
 
-class NotAnAnswer(Exception):
+class MessageError(Exception):
     """The bytes are not what the API sends. The message says in what way."""
 
 
@@ -47,13 +47,13 @@ class Message(msgspec.Struct):
 _DECODER: Final = msgspec.json.Decoder(Message)
 
 
-def decode(data: bytes) -> Message:
-    """Raises NotAnAnswer. 1.3 µs for a vLLM chunk of 215 bytes."""
+def decode_message(data: bytes) -> Message:
+    """Raises MessageError. 1.3 µs for a vLLM chunk of 215 bytes."""
     try:
         return _DECODER.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         shown = data[:80].decode("utf-8", "replace")
-        raise NotAnAnswer(f"not a message of this API ({error}): {shown}") from None
+        raise MessageError(f"not a message of this API ({error}): {shown}") from None
 
 
 def error_of(message: Message) -> str | None:

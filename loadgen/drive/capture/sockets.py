@@ -30,7 +30,7 @@ _MSG_DONTWAIT: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _stamp: Final = struct.Struct("@2q").unpack_from  # seconds, nanoseconds: the software stamp is the first of three
 
 
-class StampedSocket(socket.socket):
+class TimestampedSocket(socket.socket):
     """A TCP socket that remembers the kernel's stamp of its last read and of its last send.
 
     `rx_ns`: CLOCK_REALTIME at which the last byte of the last read came; 0 where the kernel gave none.
@@ -141,7 +141,7 @@ class StampedSocket(socket.socket):
                         self._due = False
 
 
-class Keeper:
+class TimestampKeepAlive:
     """Keeps the kernel stamping from before the first request on.
 
     It stamps packets only while some socket on the machine asks for it, and begins a moment after the first one
@@ -179,16 +179,16 @@ class Sockets:
 
     def __init__(self, *, kernel: bool) -> None:
         self._kernel = kernel
-        self._keeper: Keeper | None = None
+        self._keeper: TimestampKeepAlive | None = None
         if kernel and sys.platform.startswith("linux"):
             with contextlib.suppress(OSError):
-                self._keeper = Keeper()
-        self._open: WeakValueDictionary[int, StampedSocket] = WeakValueDictionary()
+                self._keeper = TimestampKeepAlive()
+        self._open: WeakValueDictionary[int, TimestampedSocket] = WeakValueDictionary()
 
     def make(self, addr_info: tuple[Any, ...]) -> socket.socket:
         """For `TCPConnector(socket_factory=...)`. Raises OSError (EMFILE) out of descriptors."""
         family, kind, protocol, _, _ = addr_info
-        made = StampedSocket(family=family, type=kind, proto=protocol)
+        made = TimestampedSocket(family=family, type=kind, proto=protocol)
         if self._kernel:
             made.stamp()
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -205,5 +205,5 @@ class Sockets:
         if found is not None:
             found.read_ahead()
 
-    def find(self, descriptor: int) -> StampedSocket | None:
+    def find(self, descriptor: int) -> TimestampedSocket | None:
         return self._open.get(descriptor)

@@ -11,8 +11,8 @@ import msgspec
 
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import Asks, Shot, scheduled, slice_of
-from loadgen.drive.session import Measure, Outcome
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, scheduled, slice_of
+from loadgen.drive.session import Outcome, Session
 from loadgen.record import Record
 from loadgen.snapshot import View
 from loadgen.spec import Body, Endpoint, Http, Pace
@@ -59,57 +59,63 @@ class Job(msgspec.Struct, kw_only=True):
     workload: Options
     num_prompts: int | None = None
     num_warmups: int = 0
-    places: int = 1000
+    max_in_flight: int = 1000
     kernel: bool = True
     secrets: list[str] = []
     worker: int = 0
     workers: int = 1
     events: str = ""  # where the worker writes its records
 
-    def asks(self) -> Asks:
-        return Asks(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
+    def builder(self) -> RequestBuilder:
+        return RequestBuilder(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
 
     def share(self, worker: int, events: str) -> Job:
         """This worker's part: its slice of the schedule and of the places, so that together they are the whole."""
         cap = self.pace.max_concurrency
         pace = self.pace
         if cap is not None:
-            mine = cap // self.workers + (worker < cap % self.workers)
-            pace = msgspec.structs.replace(pace, max_concurrency=mine)
-        places = max(self.places // self.workers, 1)
-        return msgspec.structs.replace(self, worker=worker, pace=pace, places=places, events=events)
+            share = cap // self.workers + (worker < cap % self.workers)
+            pace = msgspec.structs.replace(pace, max_concurrency=share)
+        max_in_flight = max(self.max_in_flight // self.workers, 1)
+        return msgspec.structs.replace(self, worker=worker, pace=pace, max_in_flight=max_in_flight, events=events)
 
 
 def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
     return (item.prompt for item in items)
 
 
-def shots_of(job: Job, workload: Workload) -> Iterator[Shot]:
+def scheduled_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's shots of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
     return slice_of(scheduled(prompts_of(items), times), job.worker, job.workers)
 
 
-def warm_shots(job: Job, workload: Workload) -> Iterator[Shot]:
+def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """Prompts like the run's and none of them; the same number to every target."""
-    mine = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
-    prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(mine)) for target in job.targets]
-    return (Shot(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
+    share = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
+    prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(share)) for target in job.targets]
+    return (ScheduledRequest(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
 
 
 async def warm_up(
-    job: Job, measure: Measure, workload: Workload, emit: Callable[[Record], None]
+    job: Job, session: Session, workload: Workload, emit: Callable[[Record], None]
 ) -> Outcome | None:
     """Under the run's own cap on places; at most 8 at once where it has none."""
     if not job.num_warmups:
         return None
     pace = Pace(max_concurrency=job.pace.max_concurrency or 8)
-    shots = list(warm_shots(job, workload))
-    return await measure.phase(shots, pace, emit, warmup=True, total=len(shots), stage="warm-up")
+    schedule = list(warm_up_requests(job, workload))
+    return await session.phase(schedule, pace, emit, warmup=True, total=len(schedule), stage="warm-up")
 
 
-def measure_of(job: Job, hide: Callable[[str], str], view: View | None) -> Measure:
-    return Measure(
-        job.http, job.asks(), places=job.places, worker=job.worker, kernel=job.kernel, hide=hide, view=view
+def session_of(job: Job, hide: Callable[[str], str], view: View | None) -> Session:
+    return Session(
+        job.http,
+        job.builder(),
+        max_in_flight=job.max_in_flight,
+        worker=job.worker,
+        kernel=job.kernel,
+        hide=hide,
+        view=view,
     )

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from loadgen import store
-from loadgen.drive.processes.job import Job, measure_of, warm_up
-from loadgen.drive.requests import Shot
-from loadgen.drive.self_error import Own
-from loadgen.drive.session import Measure
+from loadgen.drive.processes.job import Job, session_of, warm_up
+from loadgen.drive.requests import ScheduledRequest
+from loadgen.drive.self_error import WorkerError
+from loadgen.drive.session import Session
 from loadgen.record import Record, Run
 from loadgen.snapshot import View
 from loadgen.workload.model import Workload
 
 
-async def alone(
+async def run_single(
     job: Job,
     workload: Workload,
-    shots: Iterable[Shot],
+    schedule: Iterable[ScheduledRequest],
     run: Run,
     folder: Path,
     hide: Callable[[str], str],
@@ -31,7 +31,7 @@ async def alone(
     *,
     total: int | None,
     stage: str = "",
-) -> tuple[list[Record], list[Own]]:
+) -> tuple[list[Record], list[WorkerError]]:
     """The records, which are in `folder` as well, and the process's own error. `run` is told what happened."""
     records: list[Record] = []
     with (folder / store.EVENTS).open("wb") as file:
@@ -40,19 +40,23 @@ async def alone(
             records.append(record)
             store.append(file, record)
 
-        async with measure_of(job, hide, view) as measure:
-            stop_on_signals(measure)
-            await warm_up(job, measure, workload, emit)
-            outcome = await measure.phase(shots, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage)
+        async with session_of(job, hide, view) as session:
+            stop_on_signals(session)
+            await warm_up(job, session, workload, emit)
+            outcome = await session.phase(
+                schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
+            )
     run.interrupted = outcome.interrupted
     run.start_unix_ns = outcome.start_unix_ns
     note(run, outcome.waited, outcome.overrun, job)
-    return records, [outcome.own]
+    return records, [outcome.worker_error]
 
 
 def note(run: Run, waited: int, overrun: bool, job: Job) -> None:
     if waited and job.pace.max_concurrency is None:
-        run.warnings.append(f"{waited} requests waited for one of {job.places} file descriptors (ulimit -n)")
+        run.warnings.append(
+            f"{waited} requests waited for one of {job.max_in_flight} file descriptors (ulimit -n)"
+        )
     elif waited:
         run.warnings.append(
             f"{waited} requests waited for a place under --max-concurrency, from when they were due"
@@ -61,13 +65,13 @@ def note(run: Run, waited: int, overrun: bool, job: Job) -> None:
         run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
 
 
-def stop_on_signals(measure: Measure) -> None:
+def stop_on_signals(session: Session) -> None:
     """The first Ctrl-C ends the run and the report is made; a second one ends the program."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
-        measure.stop()
+        session.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

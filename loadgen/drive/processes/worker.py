@@ -13,7 +13,7 @@ import msgspec
 
 from loadgen import store
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, measure_of, shots_of, warm_up
+from loadgen.drive.processes.job import Job, scheduled_requests, session_of, warm_up
 from loadgen.drive.session import Outcome
 from loadgen.record import Record
 from loadgen.secrets import Hide
@@ -21,7 +21,7 @@ from loadgen.snapshot import Snapshot
 from loadgen.workload.workload import open_workload
 
 
-class Word(msgspec.Struct, omit_defaults=True, kw_only=True):
+class WorkerMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One line to the parent. No record goes this way: a queue of those could fill up and hold the loop."""
 
     ready: bool = False
@@ -29,7 +29,7 @@ class Word(msgspec.Struct, omit_defaults=True, kw_only=True):
     outcome: Outcome | None = None
 
 
-def say(word: Word) -> None:
+def send(word: WorkerMessage) -> None:
     sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
     sys.stdout.buffer.flush()
 
@@ -50,20 +50,20 @@ async def _work(job: Job) -> None:
         def emit(record: Record) -> None:
             store.append(file, record)
 
-        async with measure_of(job, hide, lambda snapshot: say(Word(snapshot=snapshot))) as measure:
+        async with session_of(job, hide, lambda snapshot: send(WorkerMessage(snapshot=snapshot))) as session:
             for number in (SIGINT, SIGTERM):
-                loop.add_signal_handler(number, measure.stop)
-            await warm_up(job, measure, workload, emit)
-            say(Word(ready=True))
+                loop.add_signal_handler(number, session.stop)
+            await warm_up(job, session, workload, emit)
+            send(WorkerMessage(ready=True))
             start = await loop.run_in_executor(None, sys.stdin.buffer.readline)
             if not start.strip():
                 return  # the parent is gone, or has given up
-            outcome = await measure.phase(
-                shots_of(job, workload),
+            outcome = await session.phase(
+                scheduled_requests(job, workload),
                 job.pace,
                 emit,
                 start_ns=int(start),
                 total=None if job.num_prompts is None else len(range(job.worker, job.num_prompts, job.workers)),
                 rate=job.schedule.rate,
             )
-    say(Word(outcome=outcome))
+    send(WorkerMessage(outcome=outcome))

@@ -17,8 +17,8 @@ import msgspec
 
 from loadgen import store
 from loadgen.drive.processes.job import Job
-from loadgen.drive.processes.worker import Word
-from loadgen.drive.self_error import Own
+from loadgen.drive.processes.worker import WorkerMessage
+from loadgen.drive.self_error import WorkerError
 from loadgen.drive.session import Outcome
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
@@ -43,15 +43,15 @@ class Worker:
         assert self.process.stdout is not None
         try:
             async for line in self.process.stdout:
-                word = msgspec.json.decode(line, type=Word)
-                if word.ready:
+                message = msgspec.json.decode(line, type=WorkerMessage)
+                if message.ready:
                     self.ready.set()
-                self.snapshot = word.snapshot or self.snapshot
-                self.outcome = word.outcome or self.outcome
+                self.snapshot = message.snapshot or self.snapshot
+                self.outcome = message.outcome or self.outcome
         finally:
             self.ready.set()
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         assert self.process.stdin is not None
         with contextlib.suppress(ConnectionError):
             self.process.stdin.write(line + b"\n")
@@ -61,34 +61,36 @@ class Worker:
             self.process.send_signal(signal.SIGTERM)
 
 
-async def together(job: Job, run: Run, folder: Path, view: View | None) -> tuple[list[Record], list[Own]]:
+async def run_workers(
+    job: Job, run: Run, folder: Path, view: View | None
+) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
     Raises UsageError where a worker died: its share is missing, so the whole cannot be what was asked for.
     """
-    everyone: list[Worker] = []
+    workers: list[Worker] = []
     try:
         for number in range(job.workers):
-            everyone.append(await _start(job, number, folder))
+            workers.append(await _start(job, number, folder))
         async with asyncio.TaskGroup() as group:
-            for worker in everyone:
+            for worker in workers:
                 group.create_task(worker.listen())
-            watching = group.create_task(_watch(everyone, view))
-            _stop_on_signals(everyone)
-            for worker in everyone:
+            watching = group.create_task(_watch(workers, view))
+            _stop_on_signals(workers)
+            for worker in workers:
                 await worker.ready.wait()
             start = str(time.monotonic_ns() + START_IN_NS).encode()
-            for worker in everyone:
-                worker.tell(start)
-            for worker in everyone:
+            for worker in workers:
+                worker.send(start)
+            for worker in workers:
                 await worker.process.wait()
             watching.cancel()
     finally:
-        for worker in everyone:
+        for worker in workers:
             if worker.process.returncode is None:
                 worker.process.kill()
                 await worker.process.wait()
-    return _merge(everyone, run, folder)
+    return _merge(workers, run, folder)
 
 
 async def _start(job: Job, number: int, folder: Path) -> Worker:
@@ -104,16 +106,16 @@ async def _start(job: Job, number: int, folder: Path) -> Worker:
         start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, which passes it on
     )
     worker = Worker(process, file)
-    worker.tell(msgspec.json.encode(job.share(number, str(file))))
+    worker.send(msgspec.json.encode(job.share(number, str(file))))
     return worker
 
 
-def _stop_on_signals(everyone: list[Worker]) -> None:
+def _stop_on_signals(workers: list[Worker]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
-        for worker in everyone:
+        for worker in workers:
             worker.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -122,25 +124,25 @@ def _stop_on_signals(everyone: list[Worker]) -> None:
         loop.add_signal_handler(number, stop)
 
 
-async def _watch(everyone: list[Worker], view: View | None) -> None:
+async def _watch(workers: list[Worker], view: View | None) -> None:
     while view is not None:
         await asyncio.sleep(0.5)
-        parts = [worker.snapshot for worker in everyone if worker.snapshot is not None]
+        parts = [worker.snapshot for worker in workers if worker.snapshot is not None]
         if parts:
             view(merged(parts))
 
 
-def _merge(everyone: list[Worker], run: Run, folder: Path) -> tuple[list[Record], list[Own]]:
-    outcomes = [worker.outcome for worker in everyone if worker.outcome is not None]
-    if len(outcomes) < len(everyone):
-        codes = ", ".join(str(worker.process.returncode) for worker in everyone)
+def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record], list[WorkerError]]:
+    outcomes = [worker.outcome for worker in workers if worker.outcome is not None]
+    if len(outcomes) < len(workers):
+        codes = ", ".join(str(worker.process.returncode) for worker in workers)
         raise UsageError(f"a worker died (exit codes {codes}); what each measured is in {folder}")
-    records = [record for worker in everyone for record in store.read_records(worker.file)]
+    records = [record for worker in workers for record in store.read_records(worker.file)]
     records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
     with (folder / store.EVENTS).open("wb") as file:
         for record in records:
             store.append(file, record)
-    for worker in everyone:
+    for worker in workers:
         worker.file.unlink()
     run.interrupted = any(outcome.interrupted for outcome in outcomes)
     run.start_unix_ns = outcomes[0].start_unix_ns
@@ -149,4 +151,4 @@ def _merge(everyone: list[Worker], run: Run, folder: Path) -> tuple[list[Record]
         run.warnings.append(f"{waited} requests waited for a place, from when they were due")
     if any(outcome.overrun for outcome in outcomes):
         run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
-    return records, [outcome.own for outcome in outcomes]
+    return records, [outcome.worker_error for outcome in outcomes]

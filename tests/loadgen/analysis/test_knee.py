@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.analysis.knee import Stage, knee, next_rate, pace, saturated, unsteady
+from loadgen.analysis.knee import Stage, completion_ratio, knee, next_rate, saturated, unsteady
 
 
 def mm1(rate: float, capacity: float, base_ms: float = 10.0) -> Stage:
@@ -83,12 +83,12 @@ def test_the_pace_is_the_capacitys_share_of_the_load_whatever_single_answers_tak
         free = max(free, due) + 1000
         ends.append(free + chance.randrange(1000))
     ends[-1] += requests * 1000
-    assert pace(dues, ends) == pytest.approx(min(1 / load, 1.0), abs=0.06)
+    assert completion_ratio(dues, ends) == pytest.approx(min(1 / load, 1.0), abs=0.06)
 
 
 def test_a_pace_of_nothing_is_none_at_all() -> None:
-    assert pace([], []) == pace([1], []) == 0
-    assert pace([5], [900]) == 1
+    assert completion_ratio([], []) == completion_ratio([1], []) == 0
+    assert completion_ratio([5], [900]) == 1
 
 
 def test_a_lightest_stage_that_was_slower_than_a_heavier_one_is_told() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.analysis.stats import Bounds
-from loadgen.analysis.thresholds import BadRule, judge, known, parse_rule
+from loadgen.analysis.thresholds import BadRule, check_metric, judge, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_any_text_is_a_rule_or_is_refused(text: str) -> None:
 
 def test_a_metric_that_nobody_has_is_refused_with_those_there_are() -> None:
     with pytest.raises(BadRule, match="p99_ttft_ms"):
-        known(parse_rule("p98_ttft_ms>+1%"), {"p99_ttft_ms": 1.0}, {"p99_ttft_ms": 2.0})
+        check_metric(parse_rule("p98_ttft_ms>+1%"), {"p99_ttft_ms": 1.0}, {"p99_ttft_ms": 2.0})
 
 
 @pytest.mark.parametrize(

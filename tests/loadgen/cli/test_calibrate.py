@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.cli.calibrate import Seen, Step, climb
+from loadgen.cli.calibrate import StageErrors, Step, climb
 from loadgen.drive.calibration import record as calibration
 from loadgen.drive.calibration.record import Calibration, beyond
 from loadgen.drive.capture.clock import Clock
@@ -55,7 +55,7 @@ def test_an_events_error_is_against_the_time_that_the_server_wrote_into_it() -> 
         Event(5030, 5030, 0, Kind.CONTENT),
         Event(9, 9, 9, Kind.DONE),
     ]
-    seen = Seen()
+    seen = StageErrors()
     seen.inspect(exchange, record, clock)
     assert (seen.ttft_ns, seen.itl_ns) == ([100], [70])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from loadgen.cli import finish as conclude
+from loadgen.cli import finish
 from loadgen.drive.calibration import record as calibration
-from loadgen.drive.self_error import Own
+from loadgen.drive.self_error import WorkerError
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.spec import Limits
@@ -29,19 +29,19 @@ def record(index: int = 0, **more: Any) -> Record:
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
-    first, second = (conclude.make_folder(str(tmp_path), "a/b c!", NOW) for _ in range(2))
+    first, second = (finish.make_folder(str(tmp_path), "a/b c!", NOW) for _ in range(2))
     assert (first.name, second.name) == ("20260401-120000-a-b-c", "20260401-120000-a-b-c-1")
 
 
 def test_a_folder_that_cannot_be_made_is_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot write to --result-dir"):
-        conclude.make_folder(str(tmp_path / "file"), "", NOW)
+        finish.make_folder(str(tmp_path / "file"), "", NOW)
 
 
 @pytest.mark.parametrize(("label", "slug"), [("../../etc", "etc"), ("", "run"), ("ü", "run"), ("a=1", "a=1")])
 def test_a_label_cannot_leave_the_folder(label: str, slug: str) -> None:
-    assert conclude.slug(label) == slug
+    assert finish.slug(label) == slug
 
 
 @pytest.mark.parametrize(
@@ -59,14 +59,16 @@ def test_a_label_cannot_leave_the_folder(label: str, slug: str) -> None:
 def test_the_exit_code_says_the_worst_that_is_true(made: Run, failures: list[Any], rate: float, code: int) -> None:
     records = [record(i, failure=failure) for i, failure in enumerate(failures)]
     records.append(record(-1, warmup=True, failure="timeout"))
-    assert conclude.exit_code(made, records, rate) == code
+    assert finish.exit_code(made, records, rate) == code
 
 
 def test_each_stage_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "load", lambda: None)
     made = run()
     late = [record(i, stage="rate=2", sent_ns=9_000_000) for i in range(3)]
-    conclude.judge(made, [record(9, stage="rate=1"), *late], [Own(), Own()], Limits(), open_loop=True)
+    finish.judge(
+        made, [record(9, stage="rate=1"), *late], [WorkerError(), WorkerError()], Limits(), open_loop=True
+    )
     assert made.invalid
     assert all(text.startswith("rate=2: ") for text in made.invalid)
 
@@ -75,7 +77,7 @@ def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkey
     monkeypatch.setattr(calibration, "load", lambda: None)
     made = run()
     records = [record(-1, warmup=True, end_ns=10**12), record(0, due_ns=5, end_ns=105)]
-    conclude.judge(made, records, [Own()], Limits(), open_loop=False)
+    finish.judge(made, records, [WorkerError()], Limits(), open_loop=False)
     assert made.duration_ns == 100
     assert made.warnings == ["1 answers came without usage: their tokens are not counted"]
 
@@ -83,11 +85,11 @@ def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkey
 def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "load", lambda: None)
     made = run()
-    conclude.judge(made, [record(-1, warmup=True)], [Own()], Limits(), open_loop=False)
+    finish.judge(made, [record(-1, warmup=True)], [WorkerError()], Limits(), open_loop=False)
     assert made.invalid == ["nothing was measured"]
 
 
 def test_the_machine_is_told() -> None:
-    machine = conclude.machine()
+    machine = finish.machine()
     assert machine["cores"] >= 1
     assert machine["versions"]["aiohttp"].startswith("3.14")

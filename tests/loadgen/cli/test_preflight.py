@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from loadgen.cli import preflight
-from loadgen.cli.preflight import SPARE, model_of, places
+from loadgen.cli.preflight import SPARE, connection_limit, model_of
 from loadgen.drive.capture.client import Client
 from loadgen.errors import UsageError
 from tests.loadgen.kit.running import on_our_loop
@@ -65,17 +65,17 @@ def limits(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int) -> list[tuple[
 
 def test_the_soft_limit_is_raised_as_far_as_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = limits(monkeypatch, 256, 4096)
-    assert places(1000) == 1000
+    assert connection_limit(1000) == 1000
     assert asked == [(1000 + SPARE, 4096)]
 
 
 def test_more_than_the_system_allows_is_refused_with_the_limit_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     limits(monkeypatch, 256, 1024)
     with pytest.raises(UsageError, match=f"`ulimit -n {2000 + SPARE}`"):
-        places(2000)
+        connection_limit(2000)
 
 
 def test_without_a_cap_what_the_system_allows_is_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = limits(monkeypatch, 256, 1024)
-    assert places(None) == 1024 - SPARE
+    assert connection_limit(None) == 1024 - SPARE
     assert asked == [(1024, 1024)]

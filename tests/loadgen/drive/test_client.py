@@ -11,8 +11,8 @@ import msgspec
 
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import finish
-from loadgen.drive.requests import Shot
+from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.record import Kind
 from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.kit.servers import (
@@ -154,6 +154,6 @@ async def test_more_than_a_hundred_requests_at_once_all_get_a_connection() -> No
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
         make = asks(url)
-        ended = await asyncio.gather(*(client.send(make.make(Shot(i, PROMPT))) for i in range(150)))
+        ended = await asyncio.gather(*(client.send(make.build(ScheduledRequest(i, PROMPT))) for i in range(150)))
         await client.close()
-    assert {finish(exchange, Clock()).failure for exchange in ended} == {None}
+    assert {decode_exchange(exchange, Clock()).failure for exchange in ended} == {None}

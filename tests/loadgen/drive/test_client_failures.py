@@ -11,9 +11,9 @@ import msgspec
 
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import finish
+from loadgen.drive.capture.decode import decode_exchange
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.drive.requests import Shot
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.spec import Http
 from tests.engine import full_backlog
 from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
@@ -181,13 +181,13 @@ async def test_silence_in_the_middle_is_ended_by_the_idle_limit() -> None:
 
     async with serving(stalls) as url:
         client = Client(msgspec.structs.replace(QUICK, idle_timeout=30.0), kernel=True)
-        sending = asyncio.create_task(client.send(asks(url).make(Shot(0, PROMPT))))
+        sending = asyncio.create_task(client.send(asks(url).build(ScheduledRequest(0, PROMPT))))
         await until(lambda: any(exchange.size for exchange in client.open))
         client.sweep(time.monotonic_ns())
         await asyncio.sleep(0)
         assert not sending.done()
         client.sweep(time.monotonic_ns() + 31 * 10**9)
-        record = finish(await sending, Clock())
+        record = decode_exchange(await sending, Clock())
         await client.close()
     assert (record.failure, record.detail) == ("timeout", "nothing came for 30 s (--idle-timeout)")
     assert len(record.events) == 1
@@ -202,10 +202,12 @@ async def test_a_cancelled_request_is_cancelled_and_keeps_what_it_had() -> None:
 
     async with serving(stalls) as url:
         client = Client(QUICK, kernel=True)
-        sending: asyncio.Task[Exchange] = asyncio.create_task(client.send(asks(url).make(Shot(0, PROMPT))))
+        sending: asyncio.Task[Exchange] = asyncio.create_task(
+            client.send(asks(url).build(ScheduledRequest(0, PROMPT)))
+        )
         await until(lambda: any(exchange.size for exchange in client.open))
         sending.cancel()
-        record = finish(await sending, Clock())
+        record = decode_exchange(await sending, Clock())
         assert client.open == {}
         await client.close()
     assert (record.failure, len(record.events)) == ("cancelled", 1)

@@ -9,7 +9,7 @@ from aiohttp import TCPConnector
 from aiohttp.client_proto import ResponseHandler
 
 from loadgen.drive.capture.client import Client
-from loadgen.drive.capture.handler import StampedHandler
+from loadgen.drive.capture.handler import TimestampedHandler
 from loadgen.spec import Http
 from tests.loadgen.kit.running import on_our_loop, sent
 from tests.loadgen.kit.servers import GOOD, answering, serving
@@ -20,7 +20,7 @@ async def test_the_connector_makes_its_protocols_where_we_think_it_does() -> Non
     client = Client(Http(), kernel=True)
     connector = client._session.connector
     assert isinstance(connector, TCPConnector)
-    assert isinstance(connector._factory(), StampedHandler)
+    assert isinstance(connector._factory(), TimestampedHandler)
     await client.close()
 
 

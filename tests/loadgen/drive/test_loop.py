@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.capture.loop import LookingSelector, Probe, Timer, late_ticks, new_loop, selector_of
+from loadgen.drive.capture.loop import Probe, Timer, TimestampingSelector, late_ticks, new_loop, selector_of
 
 
 def test_every_missed_tick_counts_by_its_own_lateness() -> None:
@@ -76,7 +76,7 @@ async def test_a_probe_counts_the_ticks_of_a_blocked_loop(timer: Timer) -> None:
 
 
 def test_what_a_look_did_not_find_came_after_it() -> None:
-    selector = LookingSelector()
+    selector = TimestampingSelector()
     here, there = socket.socketpair()
     with selector, here, there:
         selector.register(here, 1)
@@ -85,21 +85,21 @@ def test_what_a_look_did_not_find_came_after_it() -> None:
         between = time.monotonic_ns()
         there.send(b"x")
         assert len(selector.select(1)) == 1
-        assert before <= selector.nothing_ns <= between
+        assert before <= selector.not_before_ns <= between
 
 
 def test_a_look_that_sleeps_is_dated_before_it_fell_asleep() -> None:
-    selector = LookingSelector()
+    selector = TimestampingSelector()
     here, there = socket.socketpair()
     with selector, here, there:
         selector.register(here, 1)
         before = time.monotonic_ns()
         assert selector.select(0.002) == []
-        assert before <= selector.nothing_ns < time.monotonic_ns() - 1_000_000
+        assert before <= selector.not_before_ns < time.monotonic_ns() - 1_000_000
 
 
 def test_a_selector_tells_at_once_what_can_be_read() -> None:
-    selector = LookingSelector()
+    selector = TimestampingSelector()
     told: list[int] = []
     selector.read_ahead = told.append
     here, there = socket.socketpair()
@@ -118,7 +118,7 @@ def test_only_our_own_loop_has_our_selector() -> None:
     ours = new_loop()
     other = asyncio.new_event_loop()
     try:
-        assert isinstance(selector_of(ours), LookingSelector)
+        assert isinstance(selector_of(ours), TimestampingSelector)
         assert selector_of(other) is None
     finally:
         ours.close()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.capture.messages import NotAnAnswer, decode, error_of, kind_of
+from loadgen.drive.capture.messages import MessageError, decode_message, error_of, kind_of
 from loadgen.record import Kind
 
 
@@ -38,7 +38,7 @@ from loadgen.record import Kind
     ],
 )
 def test_a_choice_is_of_one_kind(choice: dict[str, Any], kind: Kind) -> None:
-    choices = decode(json.dumps({"choices": [choice]}).encode()).choices
+    choices = decode_message(json.dumps({"choices": [choice]}).encode()).choices
     assert choices is not None
     assert kind_of(choices[0]) is kind
 
@@ -54,17 +54,17 @@ def test_a_choice_is_of_one_kind(choice: dict[str, Any], kind: Kind) -> None:
     ],
 )
 def test_an_error_is_told_by_its_shape(message: dict[str, Any], said: str | None) -> None:
-    assert error_of(decode(json.dumps(message).encode())) == said
+    assert error_of(decode_message(json.dumps(message).encode())) == said
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_no_answer_and_nothing_else(data: bytes) -> None:
     try:
-        decode(data)
-    except NotAnAnswer as error:
+        decode_message(data)
+    except MessageError as error:
         assert "not a message" in str(error)
 
 
 def test_deep_nesting_is_no_answer() -> None:
-    with pytest.raises(NotAnAnswer):
-        decode(b'{"error":' + b"[" * 5000 + b"]" * 5000 + b"}")
+    with pytest.raises(MessageError):
+        decode_message(b'{"error":' + b"[" * 5000 + b"]" * 5000 + b"}")

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.requests import Asks, Shot, paired, scheduled, slice_of
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, paired, scheduled, slice_of
 from loadgen.spec import Body, Endpoint
 from loadgen.workload.model import Prompt
 
@@ -52,8 +52,8 @@ def test_pairs_take_their_times_one_by_one() -> None:
 
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:
-    asks = Asks({"a": "http://h"}, endpoint, body)
-    made = asks.make(Shot(0, Prompt("p", endpoint, prompt or {"messages": []})))
+    asks = RequestBuilder({"a": "http://h"}, endpoint, body)
+    made = asks.build(ScheduledRequest(0, Prompt("p", endpoint, prompt or {"messages": []})))
     decoded: dict[str, Any] = msgspec.json.decode(made.body)
     return decoded
 
@@ -89,9 +89,9 @@ def test_a_twins_prompt_is_not_changed_by_making_its_body() -> None:
 
 
 def test_urls_and_ids_tell_targets_apart() -> None:
-    asks = Asks({"a": "http://a/", "b": "http://b"}, "completions", Body(model="m"), run="r")
-    a = asks.make(Shot(3, prompts(1)[0], 0.5, "a"))
-    b = asks.make(Shot(3, prompts(1)[0], 0.5, "b"))
+    asks = RequestBuilder({"a": "http://a/", "b": "http://b"}, "completions", Body(model="m"), run="r")
+    a = asks.build(ScheduledRequest(3, prompts(1)[0], 0.5, "a"))
+    b = asks.build(ScheduledRequest(3, prompts(1)[0], 0.5, "b"))
     assert (a.url, b.url) == ("http://a/v1/completions", "http://b/v1/completions")
     assert a.record.id != b.record.id
     assert a.record.due_ns == 500_000_000

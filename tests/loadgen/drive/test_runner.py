@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import pytest
 
 from loadgen.drive import runner as module
-from loadgen.drive.capture.client import Ask
+from loadgen.drive.capture.client import PreparedRequest
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
-from loadgen.drive.requests import Shot
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.drive.runner import Runner
 from loadgen.record import Record
 from loadgen.spec import Pace
@@ -29,7 +29,7 @@ class Gates:
         self.order: list[int] = []
         self.most = 0
 
-    async def send(self, ask: Ask) -> Exchange:
+    async def send(self, ask: PreparedRequest) -> Exchange:
         exchange = Exchange(ask.record)
         gate = self.open[ask.record.index] = asyncio.get_running_loop().create_future()
         self.order.append(ask.record.index)
@@ -78,20 +78,27 @@ class Bench:
         self.gates, self.alarm = Gates(), Alarm()
         self.ended: list[Record] = []
         self.runner = Runner(
-            self.gates, Clock(self.alarm.read, self.alarm.read), self.alarm, self._make, self._end, places=places
+            self.gates,
+            Clock(self.alarm.read, self.alarm.read),
+            self.alarm,
+            self._build,
+            self._end,
+            max_in_flight=places,
         )
         self.task: asyncio.Task[None] | None = None
 
     @staticmethod
-    def _make(shot: Shot) -> Ask:
-        return Ask(Record(index=shot.number, id="", prompt="", due_ns=round((shot.due_s or 0) * 1e9)), "", b"")
+    def _build(scheduled: ScheduledRequest) -> PreparedRequest:
+        return PreparedRequest(
+            Record(index=scheduled.number, id="", prompt="", due_ns=round((scheduled.due_s or 0) * 1e9)), "", b""
+        )
 
     def _end(self, exchange: Exchange) -> None:
         exchange.record.failure = exchange.failure
         self.ended.append(exchange.record)
 
     async def start(self, dues: Iterable[float | None], **pace: object) -> None:
-        shots = [Shot(number, PROMPT, due) for number, due in enumerate(dues)]
+        shots = [ScheduledRequest(number, PROMPT, due) for number, due in enumerate(dues)]
         self.task = asyncio.create_task(self.runner.run(shots, Pace(**pace)))  # type: ignore[arg-type]
         await settle()
 
@@ -195,7 +202,7 @@ async def test_shedding_is_asked_for_and_counted(bench: Make) -> None:
 
 
 async def test_descriptors_cap_what_has_no_other_cap(bench: Make) -> None:
-    b = bench(places=2)
+    b = bench(max_in_flight=2)
     await b.start([0.0] * 3, open_loop=True)
     assert b.gates.order == [0, 1]
     assert b.runner.waiting == 1
@@ -223,7 +230,7 @@ async def test_stopping_cancels_what_is_under_way_and_gives_up_what_waits_and_lo
 
 async def test_a_request_that_is_stopped_before_its_first_step_still_has_its_record(bench: Make) -> None:
     b = bench()
-    shots = [Shot(0, PROMPT, 0.0)]
+    shots = [ScheduledRequest(0, PROMPT, 0.0)]
     b.task = asyncio.create_task(b.runner.run(shots, Pace(open_loop=True)))
     b.runner.stop()
     await b.task
@@ -233,8 +240,8 @@ async def test_a_request_that_is_stopped_before_its_first_step_still_has_its_rec
 async def test_a_broken_workload_is_raised_and_not_swallowed(bench: Make) -> None:
     b = bench()
 
-    def broken() -> Iterable[Shot]:
-        yield Shot(0, PROMPT, 0.0)
+    def broken() -> Iterable[ScheduledRequest]:
+        yield ScheduledRequest(0, PROMPT, 0.0)
         raise ValueError("line 7 is not JSON")
 
     b.task = asyncio.create_task(b.runner.run(broken(), Pace(open_loop=True)))

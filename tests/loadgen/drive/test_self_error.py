@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.drive.self_error import Own, lag_of, medians_ms, quantile, spread, verdict
+from loadgen.drive.self_error import WorkerError, lag_of, medians_ms, quantile, spread, verdict
 from loadgen.record import Event, Kind, Lag, Record
 from loadgen.spec import Limits
 
@@ -58,11 +58,14 @@ def test_merged_events_are_counted_and_their_widths_told() -> None:
     ("kernel", "user", "clock"), [(9, 0, "kernel"), (0, 9, "user"), (5, 1, "mixed"), (0, 0, "user")]
 )
 def test_the_clock_is_named_as_it_was(kernel: int, user: int, clock: str) -> None:
-    assert lag_of([], [Own(kernel_reads=kernel, user_reads=user)]).clock == clock
+    assert lag_of([], [WorkerError(kernel_reads=kernel, user_reads=user)]).clock == clock
 
 
 def test_workers_merge_into_one_lag_with_the_busiest_ones_cpu() -> None:
-    owns = [Own(loop_ns=[MS], cpu=0.2, drift_ns=-5 * MS), Own(loop_ns=[3 * MS], cpu=0.7, drift_ns=2 * MS)]
+    owns = [
+        WorkerError(loop_ns=[MS], cpu=0.2, drift_ns=-5 * MS),
+        WorkerError(loop_ns=[3 * MS], cpu=0.7, drift_ns=2 * MS),
+    ]
     lag = lag_of([], owns)
     assert (lag.loop_ms["max"], lag.cpu, lag.clock_drift_ms) == (3.0, 0.7, -5.0)
 

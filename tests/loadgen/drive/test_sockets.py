@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from loadgen.drive.capture.loop import new_loop, selector_of
-from loadgen.drive.capture.sockets import READ_SIZE, Keeper, Sockets, StampedSocket
+from loadgen.drive.capture.sockets import READ_SIZE, Sockets, TimestampedSocket, TimestampKeepAlive
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING is Linux's")
-Pair = tuple[StampedSocket, socket.socket]
+Pair = tuple[TimestampedSocket, socket.socket]
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pair() -> Iterator[Pair]:
     sockets = Sockets(kernel=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         made = sockets.make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("", 0)))
-        assert isinstance(made, StampedSocket)
+        assert isinstance(made, TimestampedSocket)
         made.connect(server.getsockname())
         peer, _ = server.accept()
         with made, peer:
@@ -109,7 +109,7 @@ def test_a_read_is_never_larger_than_its_cap(pair: Pair) -> None:
 def test_without_the_kernel_nothing_is_stamped_and_bytes_still_come(pair: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         made = Sockets(kernel=False).make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("", 0)))
-        assert isinstance(made, StampedSocket)
+        assert isinstance(made, TimestampedSocket)
         with made:
             made.connect(server.getsockname())
             peer, _ = server.accept()
@@ -129,7 +129,7 @@ def test_a_socket_is_found_by_its_descriptor_while_it_lives() -> None:
 
 @linux
 def test_the_kernel_stamps_from_before_the_first_request_on() -> None:
-    keeper = Keeper()
+    keeper = TimestampKeepAlive()
     assert keeper.stamping
     keeper.close()
 
@@ -137,7 +137,7 @@ def test_the_kernel_stamps_from_before_the_first_request_on() -> None:
 # Reading ahead
 
 
-def readable(ours: StampedSocket) -> None:
+def readable(ours: TimestampedSocket) -> None:
     select.select([ours], [], [])
 
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from loadgen.drive.capture.client import Client
 from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.decode import finish
+from loadgen.drive.capture.decode import decode_exchange
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.requests import Shot
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.record import Record
 from loadgen.spec import Http
 from loadgen.workload.model import Prompt
@@ -38,8 +38,8 @@ async def sent(url: str, http: Http = QUICK, *, stream: bool = True, times: int 
     client = Client(http, kernel=True)
     try:
         for number in range(times):
-            ask = asks(url, stream=stream).make(Shot(number, PROMPT))
-            records.append(finish(await client.send(ask), clock))
+            ask = asks(url, stream=stream).build(ScheduledRequest(number, PROMPT))
+            records.append(decode_exchange(await client.send(ask), clock))
     finally:
         await client.close()
     return records

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from loadgen.drive.requests import Asks
+from loadgen.drive.requests import RequestBuilder
 from loadgen.spec import Body, Http
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -84,8 +84,8 @@ def answering(*answers: bytes, close: bool = False) -> Handler:
     return handle
 
 
-def asks(url: str, *, stream: bool = True) -> Asks:
-    return Asks({"a": url}, "chat", Body(model="m", stream=stream), run="t")
+def asks(url: str, *, stream: bool = True) -> RequestBuilder:
+    return RequestBuilder({"a": url}, "chat", Body(model="m", stream=stream), run="t")
 
 
 QUICK = Http(connect_timeout=2.0, request_timeout=5.0, idle_timeout=0)

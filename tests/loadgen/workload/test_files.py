@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loadgen.errors import WorkloadError
 from loadgen.workload.files import MAX_BYTES, prompt_fields, read
-from loadgen.workload.workload import Options, open_workload
+from loadgen.workload.model import Options
+from loadgen.workload.workload import open_workload
 
 
 def written(tmp_path: Path, *rows: Any) -> str:

@@ -13,7 +13,8 @@ from corpus.bank import BYTES_PER_TOKEN
 from corpus.blocks import block_bytes
 from corpus.measure import Prefixes, prompt_bytes
 from loadgen.errors import WorkloadError
-from loadgen.workload.workload import Item, Options, describe, open_workload
+from loadgen.workload.model import Item, Options
+from loadgen.workload.workload import describe, open_workload
 
 
 def replay(path: Path | str, **more: Any) -> list[Item]:

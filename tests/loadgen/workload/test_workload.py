@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from corpus.measure import Prefixes, prompt_bytes
 from loadgen.errors import WorkloadError
-from loadgen.workload.workload import Item, Options, Prompt, describe, open_workload
+from loadgen.workload.model import Item, Options, Prompt
+from loadgen.workload.workload import describe, open_workload
 
 MADE = st.sampled_from(["corpus", "random", "prefix_repetition", "prompt"])
 ENDPOINTS = st.sampled_from(["chat", "completions", "embeddings"])
