@@ -51,7 +51,7 @@ def signed(value: float, unit: str = "") -> str:
     return f"{sign}{digits(abs(value))}{unit}"
 
 
-def between(bounds: Bounds, *, sign: bool = False) -> str:
+def interval_text(bounds: Bounds, *, sign: bool = False) -> str:
     if sign:
         return f"{signed(bounds.low)} to {signed(bounds.high)}"
     return f"{digits(bounds.low)}–{digits(bounds.high)}"
@@ -67,4 +67,4 @@ def cell(what: Quantile | Stat | None, *, sign: bool = False) -> str:
     if value is None:
         return UNKNOWN
     text = signed(value) if sign else digits(value)
-    return text if interval is None else f"{text} ({between(interval, sign=sign)})"
+    return text if interval is None else f"{text} ({interval_text(interval, sign=sign)})"

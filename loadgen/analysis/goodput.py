@@ -45,7 +45,7 @@ class BadGoodput(ValueError):
     """The objectives cannot be read; the text says what would be right."""
 
 
-def parse(words: Iterable[str]) -> dict[str, float]:
+def parse_goodput(words: Iterable[str]) -> dict[str, float]:
     """`ttft:500 tpot:50` to a mapping, in milliseconds. Commas do as well as spaces. Raises `BadGoodput`."""
     slos: dict[str, float] = {}
     for word in " ".join(words).replace(",", " ").split():

@@ -18,7 +18,7 @@ FINE: Final = 1.12
 """Neighbouring rates closer than this factor tell nothing more apart."""
 
 
-class Stage(msgspec.Struct, frozen=True, kw_only=True):
+class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
     """What one stage measured. Rates in requests per second, of requests that succeeded; TTFT from due."""
 
     asked: float
@@ -44,19 +44,19 @@ def _spread(moments: Sequence[int]) -> float:
     return max(fmean(late) - fmean(early), 1.0) if half > cut else 1.0
 
 
-def saturated(stage: Stage, base_ms: float | None) -> bool:
+def saturated(stage: SweepStage, base_ms: float | None) -> bool:
     if stage.achieved < stage.asked * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
         return True
     return base_ms is not None and stage.ttft_p50_ms > base_ms * SLOWER
 
 
-def base_of(stages: Sequence[Stage]) -> float | None:
+def base_of(stages: Sequence[SweepStage]) -> float | None:
     """TTFT where nothing queues: the lightest stage's."""
     known = [stage for stage in stages if stage.ttft_p50_ms is not None]
     return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
 
 
-def unsteady(stages: Sequence[Stage]) -> str | None:
+def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
     """In words, where the lightest stage's median TTFT is over twice a heavier one's: the server was slowed by
     something else than load, and what is above was judged too kindly. None where all is well."""
     known = sorted((stage.asked, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
@@ -71,7 +71,7 @@ def unsteady(stages: Sequence[Stage]) -> str | None:
     )
 
 
-def knee(stages: Sequence[Stage]) -> float | None:
+def find_knee(stages: Sequence[SweepStage]) -> float | None:
     """The highest asked rate below the first saturated one; None where even the lightest is saturated."""
     base = base_of(stages)
     best: float | None = None
@@ -82,7 +82,7 @@ def knee(stages: Sequence[Stage]) -> float | None:
     return best
 
 
-def next_rate(stages: Sequence[Stage], *, start: float, limit: float, refine: bool = True) -> float | None:
+def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refine: bool = True) -> float | None:
     """The rate to try next: doubled until one is saturated, then halving the gap (geometrically); None: enough.
 
     `limit` is the highest rate that may be tried, in requests per second.
@@ -94,7 +94,7 @@ def next_rate(stages: Sequence[Stage], *, start: float, limit: float, refine: bo
     if not bad:
         highest = max(stage.asked for stage in stages)
         return None if highest >= limit else min(highest * 2, limit)
-    low, high = knee(stages), min(bad)
+    low, high = find_knee(stages), min(bad)
     if low is None:
         lower = high / 4
         return lower if len(stages) < 4 else None

@@ -29,7 +29,7 @@ def _exact(value: float | None) -> Span | None:
     return None if value is None else Span(value, value, value)
 
 
-MEASURES: Final[Mapping[str, Callable[[Measured], Span | None]]] = {
+PAIRED_MEASURES: Final[Mapping[str, Callable[[Measured], Span | None]]] = {
     "ttft": lambda request: request.ttft,
     "tpot": lambda request: request.tpot,
     "itl": lambda request: _mean_gap(request.itl),
@@ -68,12 +68,12 @@ def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
     return sorted(found, key=lambda pair: min(pair[0].due_ns, pair[1].due_ns))
 
 
-def comparable(pairs: Iterable[Pair]) -> list[Pair]:
+def comparable_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     """Those in which both completed and no answer was shared."""
     return [(a, b) for a, b in pairs if a.completed and b.completed and a.fresh and b.fresh]
 
 
-def differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> Sample:
+def paired_differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> Sample:
     """B less A of each pair in which both have the measure; what is uncertain in one is in the difference.
 
     What slowed a whole pair down is in both and leaves: that is why `ab` interleaves.
@@ -87,7 +87,7 @@ def differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) 
     return sample
 
 
-def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+def pairs_by_order(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     """(those that asked A first, those that asked B first)."""
     first_a = [pair for pair in pairs if (pair[0].sent_ns or 0) < (pair[1].sent_ns or 0)]
     first_b = [pair for pair in pairs if (pair[0].sent_ns or 0) >= (pair[1].sent_ns or 0)]
@@ -100,7 +100,7 @@ def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> t
     Who comes second may find its prompt in the engine's prefix cache: that moves the medians of the two orders by
     as much, one down and one up, and leaves their mean. Its interval is from theirs (MOVER). None below 6 of each.
     """
-    middles = [describe(differences(half, read), (50.0,)).at(50) for half in halves(pairs)]
+    middles = [describe(paired_differences(half, read), (50.0,)).at(50) for half in pairs_by_order(pairs)]
     known = [(q.value, q.interval) for q in middles if q is not None and q.value is not None and q.interval]
     if len(known) < 2:
         return None, None
@@ -118,20 +118,20 @@ def pair_up(requests: Iterable[Measured], *, seed: int = 0) -> Pairs | None:
     if not pairs:
         return None
     done = [(a, b) for a, b in pairs if a.completed and b.completed]
-    both = comparable(pairs)
+    both = comparable_pairs(pairs)
     return Pairs(
         paired=len(both),
         shared=len(done) - len(both),
         only_a=sum(a.completed and not b.completed for a, b in pairs),
         only_b=sum(b.completed and not a.completed for a, b in pairs),
         neither=sum(not a.completed and not b.completed for a, b in pairs),
-        measures={name: _paired(both, read, seed) for name, read in MEASURES.items()},
+        measures={name: _paired(both, read, seed) for name, read in PAIRED_MEASURES.items()},
     )
 
 
 def _paired(pairs: Sequence[Pair], read: Callable[[Measured], Span | None], seed: int) -> Paired:
     known = [(a, b) for a, b in pairs if read(a) is not None and read(b) is not None]
-    sample = differences(known, read)
+    sample = paired_differences(known, read)
     sides = [_median([span.value for pair in known if (span := read(pair[side])) is not None]) for side in (0, 1)]
     evened, second = _evened(known, read)
     return Paired(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loadgen.analysis.knee import Stage, knee, unsteady
+from loadgen.analysis.knee import SweepStage, find_knee, unsteady_warning
 from loadgen.analysis.summary import Group, Summary
 
 
@@ -43,22 +43,22 @@ def knee_of(summary: Summary) -> float | None:
     (by the mean, where a stage is too short to tell its median). None without a sweep, or where none was."""
     if summary.knee is not None:
         return summary.knee
-    return knee(_stages(summary))
+    return find_knee(_stages(summary))
 
 
-def unsteady_of(summary: Summary) -> str | None:
+def unsteady_warning_of(summary: Summary) -> str | None:
     """Why the knee may be wrong, in words."""
-    return unsteady(_stages(summary))
+    return unsteady_warning(_stages(summary))
 
 
-def _stages(summary: Summary) -> list[Stage]:
+def _stages(summary: Summary) -> list[SweepStage]:
     seen = []
     for asked, group in by_rate(summary.by_stage):
         stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
         middle = stat.at(50)
         known = middle.value if middle is not None and middle.value is not None else stat.mean
         achieved = done_rate(asked, group)
-        seen.append(Stage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
+        seen.append(SweepStage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
     return seen
 
 

@@ -83,15 +83,15 @@ def summarise(
     run: Run, records: Iterable[Record], slos: Slos | None = None, *, definitions: Definitions = "loadgen"
 ) -> Summary:
     """A run's records summed up. Their order does not matter: workers' records may come as they will."""
-    return digest(run, measured(records, definitions), slos, definitions=definitions)
+    return summarise_measured(run, measure_records(records, definitions), slos, definitions=definitions)
 
 
-def measured(records: Iterable[Record], definitions: Definitions = "loadgen") -> list[Measured | None]:
+def measure_records(records: Iterable[Record], definitions: Definitions = "loadgen") -> list[Measured | None]:
     """Each record's measures; None for one of the warm-up. Takes an iterator: no record has to be kept."""
     return [None if record.warmup else measure(record, definitions) for record in records]
 
 
-def digest(
+def summarise_measured(
     run: Run,
     requests: Iterable[Measured | None],
     slos: Slos | None = None,

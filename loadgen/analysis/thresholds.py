@@ -80,7 +80,7 @@ def check_metric(rule: Rule, a: Values, b: Values) -> None:
         raise BadRule(f"--fail-if {rule.text!r}: no metric is called {rule.metric!r}; there are {others}, ...")
 
 
-def judge(
+def judge_rule(
     rule: Rule, a: Values, b: Values, intervals: Mapping[str, Bounds] | None = None, *, certain: bool = False
 ) -> Finding:
     """Whether the rule is broken. A figure that is not there breaks it: a gate that cannot see does not let pass.

@@ -88,7 +88,7 @@ def kept_up(requests: Sequence[Measured]) -> float:
     return completion_ratio([request.due_ns for request in requests], ends) * len(ends) / len(requests)
 
 
-def timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:
+def bin_timeline(requests: Sequence[Measured], bins: int = 120) -> Timeline:
     start, end = window(requests)
     width = max(end - start, 1) / bins
     rate = SECOND / width

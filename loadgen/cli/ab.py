@@ -15,13 +15,16 @@ from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
-from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, prompts_of
-from loadgen.drive.processes.single_process import run_single
-from loadgen.drive.requests import ScheduledRequest, paired
+from loadgen.drive import (
+    Job,
+    ScheduledRequest,
+    new_loop,
+    prompts_of,
+    run_single,
+    schedule_pairs,
+)
 from loadgen.secrets import Hide
-from loadgen.workload.model import Workload
-from loadgen.workload.workload import open_workload
+from loadgen.workload import Workload, open_workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +47,13 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
         return runner.run(_ab(args, argv))
 
 
-def paired_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
+def ab_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """Two requests a prompt; with a rate, it is that of both together."""
     times = job.schedule.times(
         item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
     )
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return paired(prompts_of(items), times, seed=job.schedule.seed)
+    return schedule_pairs(prompts_of(items), times, seed=job.schedule.seed)
 
 
 async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
@@ -61,7 +64,7 @@ async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
     folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
     total = None if job.num_prompts is None else 2 * job.num_prompts
     with live.view(quiet=args.quiet) as view:
-        schedule = paired_requests(job, workload)
+        schedule = ab_schedule(job, workload)
         records, worker_errors = await run_single(
             job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"
         )

@@ -20,19 +20,24 @@ from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.preflight import connection_limit
-from loadgen.drive import pacer
-from loadgen.drive.calibration import record as calibration
-from loadgen.drive.calibration.record import Calibration
-from loadgen.drive.capture.clock import Clock
-from loadgen.drive.capture.exchange import Exchange
-from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.requests import RequestBuilder, scheduled
-from loadgen.drive.self_error import lag_of, spread, verdict
-from loadgen.drive.session import Session
+from loadgen.drive import (
+    Calibration,
+    Clock,
+    Exchange,
+    RequestBuilder,
+    Session,
+    judge_self_error,
+    lag_of,
+    new_loop,
+    open_loop_times,
+    percentiles_ms,
+    save_calibration,
+    schedule_requests,
+)
 from loadgen.errors import UsageError
 from loadgen.record import GENERATED, Record
 from loadgen.spec import Body, Http, Limits, Pace
-from loadgen.workload.model import Prompt
+from loadgen.workload import Prompt
 
 _SENT: Final = re.compile(rb'"sent_ns":(\d+)')
 REFINE: Final = 2  # bisections after the first rate that was too high
@@ -111,7 +116,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
     if not found.requests_per_s or not found.events_per_s:
         print("0: even the lowest rate was not honest; is the machine busy with something else?")
     if not args.no_save:
-        print(f"saved to {calibration.save(found)}")
+        print(f"saved to {save_calibration(found)}")
     return 0
 
 
@@ -119,7 +124,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 async def server() -> AsyncIterator[str]:
     """The server of known schedule, in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadgen.drive.calibration.server", stdin=PIPE, stdout=PIPE
+        sys.executable, "-m", "loadgen.cli.calibration_server", stdin=PIPE, stdout=PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -208,7 +213,7 @@ async def stage(
     body = Body(model="known", max_tokens=tokens, extra=extra)
     prompt = Prompt("known", "chat", {"messages": []})
     count = round(rate * seconds) if rate else (streams or 1) * max(round(seconds), 1)
-    times = None if rate is None else pacer.open_loop(rate, float("inf"))
+    times = None if rate is None else open_loop_times(rate, float("inf"))
     pace = Pace(max_concurrency=streams, open_loop=rate is not None)
     measured = StageErrors()
     builder = RequestBuilder({"a": url}, "chat", body, run="cal")
@@ -216,15 +221,17 @@ async def stage(
         Http(), builder, max_in_flight=connection_limit(streams), inspect=measured.inspect
     ) as session:
         warm = Pace(max_concurrency=streams or 8)
-        await session.phase(scheduled([prompt] * (streams or 8), None), warm, _nothing, warmup=True)
+        await session.phase(schedule_requests([prompt] * (streams or 8), None), warm, _nothing, warmup=True)
         measured.records.clear()
         measured.ttft_ns.clear()
         measured.itl_ns.clear()
-        outcome = await session.phase(scheduled([prompt] * count, times), pace, _nothing)
+        outcome = await session.phase(schedule_requests([prompt] * count, times), pace, _nothing)
     lag = lag_of(measured.records, [outcome.worker_error])
     limits = Limits()
-    wrong = verdict(lag, measured.records, limits, outcome.worker_error.step_ns, open_loop=rate is not None)[0]
-    ttft, itl = spread(measured.ttft_ns), spread(measured.itl_ns)
+    wrong = judge_self_error(
+        lag, measured.records, limits, outcome.worker_error.step_ns, open_loop=rate is not None
+    )[0]
+    ttft, itl = percentiles_ms(measured.ttft_ns), percentiles_ms(measured.itl_ns)
     wrong += _errors(ttft, itl, limits)
     failed = sum(record.failure is not None for record in measured.records)
     if failed:

@@ -11,17 +11,32 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.format import UNKNOWN, digits, signed
-from loadgen.analysis.goodput import BadGoodput
-from loadgen.analysis.summary import Summary
-from loadgen.analysis.thresholds import BadRule, Finding, check_metric, judge, parse_rule
+from loadgen.analysis import (
+    UNKNOWN,
+    BadGoodput,
+    BadRule,
+    Finding,
+    Measured,
+    Summary,
+    check_metric,
+    digits,
+    judge_rule,
+    parse_rule,
+    signed,
+)
 from loadgen.cli.report import load, refuse, slos_of
 from loadgen.errors import StoreError
 from loadgen.record import Run
-from loadgen.report.compare import Comparison, Line, compare, flat_metrics, metrics_of
-from loadgen.report.markdown import escape, table
-from loadgen.report.result import result_json
+from loadgen.report import (
+    Comparison,
+    Line,
+    compare_runs,
+    escape_markdown,
+    flat_metrics,
+    markdown_table,
+    metrics_of,
+    result_json,
+)
 from loadgen.store import read_run
 
 FAILED: Final = 1
@@ -57,7 +72,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     try:
         rules = [parse_rule(text) for text in args.fail_if]
         a, b = _read(args.a), _read(args.b)
-        comparison = compare(
+        comparison = compare_runs(
             (a.run, a.summary),
             (b.run, b.summary),
             requests=(a.requests, b.requests),
@@ -68,7 +83,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
             check_metric(rule, before, after)
     except (StoreError, BadRule, BadGoodput) as error:
         return refuse(str(error))
-    findings = [judge(rule, before, after, comparison.intervals, certain=args.certain) for rule in rules]
+    findings = [judge_rule(rule, before, after, comparison.intervals, certain=args.certain) for rule in rules]
     render = as_json if args.format == "json" else as_markdown
     print(render(comparison, findings))
     return FAILED if any(finding.failed for finding in findings) else 0
@@ -94,16 +109,18 @@ def as_json(comparison: Comparison, findings: Sequence[Finding]) -> str:
 
 
 def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
-    lines = ["# B against A", "", f"A: {escape(comparison.a)}, B: {escape(comparison.b)}", ""]
-    lines += [f"> Warning: {escape(warning)}." for warning in comparison.warnings]
+    lines = ["# B against A", "", f"A: {escape_markdown(comparison.a)}, B: {escape_markdown(comparison.b)}", ""]
+    lines += [f"> Warning: {escape_markdown(warning)}." for warning in comparison.warnings]
     lines += [""] if comparison.warnings else []
     for finding in findings:
-        lines.append(f"- **{'FAILED' if finding.failed else 'passed'}** `{finding.rule}`: {escape(finding.words)}")
+        lines.append(
+            f"- **{'FAILED' if finding.failed else 'passed'}** `{finding.rule}`: {escape_markdown(finding.words)}"
+        )
     lines += [""] if findings else []
-    lines += [f"- {escape(line.words)}" for line in comparison.lines if _worth_words(line)]
+    lines += [f"- {escape_markdown(line.words)}" for line in comparison.lines if _worth_words(line)]
     unsaid = [line.name for line in comparison.lines if line.shift is None and line.metric.endswith("_ms")]
-    lines += [f"- Not enough samples to say: {escape(', '.join(unsaid))}"] if unsaid else []
-    lines += ["", *(f"- {escape(effect.words)}" for effect in comparison.effects), ""]
+    lines += [f"- Not enough samples to say: {escape_markdown(', '.join(unsaid))}"] if unsaid else []
+    lines += ["", *(f"- {escape_markdown(effect.words)}" for effect in comparison.effects), ""]
     rows = [
         [line.name, _number(line.a), _number(line.b),
          signed(line.shift.value) if line.shift else UNKNOWN,
@@ -111,7 +128,7 @@ def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
          line.shift.side if line.shift else ""]
         for line in comparison.lines
     ]  # fmt: skip
-    lines += table(("ms, or per second", "A", "B", "B − A", "95 %", ""), rows, words=(0, 5))
+    lines += markdown_table(("ms, or per second", "A", "B", "B − A", "95 %", ""), rows, words=(0, 5))
     lines += [
         "",
         "Intervals are about these two runs: what the machine did between them is not in them; `loadgen ab`",
@@ -119,7 +136,7 @@ def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
     lines += ["measures both at once. Of 20 intervals one may miss.", ""]
     if comparison.config:
         rows = [[name, left, right] for name, (left, right) in comparison.config.items()]
-        lines += ["## What was different", "", *table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
+        lines += ["## What was different", "", *markdown_table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
     return "\n".join(lines)
 
 

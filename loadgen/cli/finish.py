@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadgen import store
-from loadgen.analysis import goodput
-from loadgen.analysis.summary import summarise
-from loadgen.drive.calibration import record as calibration
-from loadgen.drive.self_error import WorkerError, lag_of, verdict
+from loadgen.analysis import BadGoodput, parse_goodput, summarise
+from loadgen.drive import (
+    WorkerError,
+    beyond_calibration,
+    judge_self_error,
+    lag_of,
+    load_calibration,
+)
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
-from loadgen.report.write import write_reports
+from loadgen.report import write_reports
 from loadgen.spec import Limits
 
 OK: Final = 0
@@ -53,8 +57,8 @@ def slug(label: str) -> str:
 def check_goodput(words: Sequence[str] | None) -> None:
     """Raises UsageError before a run, where its objectives cannot be read."""
     try:
-        goodput.parse(words or ())
-    except goodput.BadGoodput as error:
+        parse_goodput(words or ())
+    except BadGoodput as error:
         raise UsageError(str(error)) from None
 
 
@@ -102,16 +106,16 @@ def judge(
         stage_errors = worker_errors if len(stages) == 1 else worker_errors[number : number + 1]
         lag = lag_of(part, stage_errors)
         steps = max((error.step_ns for error in stage_errors), default=0)
-        invalid, warnings = verdict(lag, part, limits, steps, open_loop=open_loop)
+        invalid, warnings = judge_self_error(lag, part, limits, steps, open_loop=open_loop)
         name = f"{stage}: " if stage else ""
         run.invalid += [name + text for text in invalid]
         run.warnings += [name + text for text in warnings]
     if all(record.warmup for record in records):
         run.invalid.append("nothing was measured")
-    known = calibration.load()
+    known = load_calibration()
     if known is not None:
         run.lag.floor_ms = known.floor_ms
-        run.warnings += calibration.beyond(known, records, workers=run.workers)
+        run.warnings += beyond_calibration(known, records, workers=run.workers)
     resent = sum(record.resent for record in records if not record.warmup)
     if resent:
         run.warnings.append(
@@ -143,7 +147,7 @@ def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int
 def write_files(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
     """The run's files and reports."""
     store.write_run(folder, run)
-    write_reports(folder, run, records, summarise(run, records, goodput.parse(objectives or ())))
+    write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ())))
 
 
 def print_summary(folder: Path, run: Run, records: Sequence[Record]) -> None:

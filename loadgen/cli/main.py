@@ -50,9 +50,9 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["worker"]:  # not for people: `workers.py` starts these
-        from loadgen.drive.processes.worker import main as work
+        from loadgen.drive import worker_main
 
-        return work()
+        return worker_main()
     asked = [word for word in words[:1] if word in COMMANDS]
     try:
         parser = parser_for(asked)

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from loadgen.drive.capture.client import Client, failure_of
+from loadgen.drive import Client, failure_of
 from loadgen.errors import UsageError
 from loadgen.spec import Http
 

@@ -10,12 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.goodput import BadGoodput, parse
-from loadgen.analysis.summary import Summary, digest, in_order, measured
+from loadgen.analysis import (
+    BadGoodput,
+    Measured,
+    Summary,
+    in_order,
+    measure_records,
+    parse_goodput,
+    summarise_measured,
+)
 from loadgen.errors import StoreError
 from loadgen.record import Run
-from loadgen.report.write import write_measured
+from loadgen.report import write_measured
 from loadgen.store import read_records, read_run
 
 
@@ -35,7 +41,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
     """0, or 2 for a folder or an objective that cannot be used."""
     try:
         run = read_run(args.folder)
-        slos = parse(args.goodput) if args.goodput else slos_of(run.config)
+        slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
         requests, summary = load(args.folder, run, slos, args.definitions)
         written = write_measured(args.out or args.folder, run, requests, summary)
     except (StoreError, BadGoodput) as error:
@@ -57,8 +63,8 @@ def load(
     folder: Path, run: Run, slos: Mapping[str, float] | None = None, definitions: Any = "loadgen"
 ) -> tuple[list[Measured], Summary]:
     """A run's requests and their summary, from its events. Raises StoreError."""
-    everything = measured(read_records(folder), definitions)
-    return in_order(everything), digest(run, everything, slos, definitions=definitions)
+    everything = measure_records(read_records(folder), definitions)
+    return in_order(everything), summarise_measured(run, everything, slos, definitions=definitions)
 
 
 def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
@@ -66,7 +72,7 @@ def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
     told = config.get("goodput") or ()
     if isinstance(told, Mapping):
         return {str(name): float(limit) for name, limit in told.items()}
-    return parse([told] if isinstance(told, str) else list(told))
+    return parse_goodput([told] if isinstance(told, str) else list(told))
 
 
 def refuse(message: str) -> int:

@@ -20,19 +20,22 @@ from loadgen.cli.flags import values
 from loadgen.cli.flags.workload import add_workload_flags, workload_options
 from loadgen.cli.preflight import connection_limit, get_models, model_of
 from loadgen.cli.terminal import live
-from loadgen.drive.capture.client import Client
-from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.pacer import Ramp
-from loadgen.drive.processes import workers
-from loadgen.drive.processes.job import Job, Schedule, scheduled_requests
-from loadgen.drive.processes.single_process import run_single
-from loadgen.drive.self_error import WorkerError
+from loadgen.drive import (
+    Client,
+    Job,
+    Ramp,
+    Schedule,
+    WorkerError,
+    job_schedule,
+    new_loop,
+    run_single,
+    run_workers,
+)
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.secrets import Hide
 from loadgen.spec import Pace
-from loadgen.workload.model import Workload
-from loadgen.workload.workload import describe, open_workload
+from loadgen.workload import Workload, describe_sent, open_workload
 
 DEFAULT_CONCURRENCY: Final = 8
 
@@ -106,12 +109,12 @@ async def _run(args: argparse.Namespace, argv: list[str]) -> int:
     run = new_run(args, argv, job, hide)
     with live.view(quiet=args.quiet) as view:
         if job.workers == 1:
-            schedule = scheduled_requests(job, workload)
+            schedule = job_schedule(job, workload)
             records, worker_errors = await run_single(
                 job, workload, schedule, run, folder, hide, view, total=job.num_prompts
             )
         else:
-            records, worker_errors = await workers.run_workers(job, run, folder, view)
+            records, worker_errors = await run_workers(job, run, folder, view)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
     return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
 
@@ -240,4 +243,4 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
 def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[str, Any]:
     """What was really sent, warm-up left out."""
     limit = sent if num_prompts is None else min(sent, num_prompts)
-    return describe(itertools.islice(workload.requests(), limit))
+    return describe_sent(itertools.islice(workload.requests(), limit))

@@ -12,25 +12,36 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from loadgen import store
-from loadgen.analysis.knee import Stage, completion_ratio, knee, next_rate, unsteady
+from loadgen.analysis import (
+    SweepStage,
+    completion_ratio,
+    find_knee,
+    next_rate,
+    unsteady_warning,
+)
 from loadgen.cli import finish
 from loadgen.cli.flags import common as flags
 from loadgen.cli.flags import values
 from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
 from loadgen.cli.terminal import live
-from loadgen.drive import pacer
-from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, prompts_of, session_of, warm_up
-from loadgen.drive.processes.single_process import stop_on_signals
-from loadgen.drive.requests import scheduled
-from loadgen.drive.self_error import WorkerError, medians_ms
-from loadgen.drive.session import Session
+from loadgen.drive import (
+    Job,
+    Session,
+    WorkerError,
+    medians_ms,
+    new_loop,
+    open_loop_times,
+    prompts_of,
+    schedule_requests,
+    session_of,
+    stop_on_signals,
+    warm_up,
+)
 from loadgen.errors import UsageError
 from loadgen.record import Record
 from loadgen.secrets import Hide
 from loadgen.spec import Pace
-from loadgen.workload.model import Prompt, Workload
-from loadgen.workload.workload import open_workload
+from loadgen.workload import Prompt, Workload, open_workload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +91,7 @@ class Sweep:
         self._session = session
         self._prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
         self._rates: list[float] | None = args.rates
-        self.stages: list[Stage] = []
+        self.stages: list[SweepStage] = []
         self.records: list[Record] = []
         self.worker_errors: list[WorkerError] = []
         self.start_unix_ns = 0
@@ -94,12 +105,14 @@ class Sweep:
             return self._rates[done] if done < len(self._rates) else None
         return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
 
-    async def stage(self, rate: float, zero_ns: int) -> Stage:
+    async def stage(self, rate: float, zero_ns: int) -> SweepStage:
         """Arrivals at this rate for the stage's seconds, then until all of them have ended."""
         name = f"rate={rate:g}"
         records: list[Record] = []
         clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
-        schedule = scheduled(self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records))
+        schedule = schedule_requests(
+            self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
+        )
         outcome = await self._session.phase(
             schedule,
             Pace(max_concurrency=self._job.pace.max_concurrency, open_loop=True),
@@ -119,7 +132,7 @@ class Sweep:
 
     def _times(self, rate: float, start_s: float) -> Iterator[float]:
         burst, seed = self._args.burstiness, self._args.seed + len(self.stages)
-        for at in pacer.open_loop(rate, burst, seed=seed):
+        for at in open_loop_times(rate, burst, seed=seed):
             if at > self._args.stage_seconds:
                 return
             yield start_s + at
@@ -134,16 +147,16 @@ class Sweep:
             yield prompt
 
 
-def stage_of(rate: float, records: Iterable[Record]) -> Stage:
+def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
     """Achieved: the asked rate less what failed, and by as much as ending was slower than arriving."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
-        return Stage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+        return SweepStage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
     kept = completion_ratio(
         [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
     )
-    return Stage(
+    return SweepStage(
         asked=rate,
         achieved=rate * kept * len(good) / len(measured),
         ttft_p50_ms=medians_ms(good)[0],
@@ -176,19 +189,19 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                     print(line_of(stage) + cut, file=sys.stderr, flush=True)
             run.interrupted = session.stopped
     run.start_unix_ns = sweep.start_unix_ns
-    found = knee(sweep.stages)
+    found = find_knee(sweep.stages)
     run.config["knee"] = found
     if sweep.ran_out:
         run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
     if sweep.stages:
         print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
-    if (said := unsteady(sweep.stages)) is not None:
+    if (said := unsteady_warning(sweep.stages)) is not None:
         print(f"warning: {said}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
 
 
-def line_of(stage: Stage) -> str:
+def line_of(stage: SweepStage) -> str:
     ttft = "–" if stage.ttft_p50_ms is None else f"{stage.ttft_p50_ms:.1f} ms"
     return (
         f"{stage.asked:8.2f} req/s asked, {stage.achieved:8.2f} done, TTFT p50 {ttft}, failed {stage.failed:.1%}"

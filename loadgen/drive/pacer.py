@@ -49,7 +49,7 @@ def gap(rate: float, burstiness: float, rng: random.Random) -> float:
     return rng.gammavariate(burstiness, 1 / (rate * burstiness))
 
 
-def open_loop(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
+def open_loop_times(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
     """Arrival times without end. An infinite rate is everything at once.
 
     The sum of gaps is what it is: it is not rescaled to an exact total (as vLLM does), so a Poisson process
@@ -62,14 +62,14 @@ def open_loop(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> Iterato
     return itertools.accumulate(gaps(rate, burstiness, random.Random(seed)))  # noqa: S311 - not for secrets
 
 
-def ramp(shape: Ramp, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
+def ramp_times(shape: Ramp, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
     """Arrival times whose rate changes with each request; after the last one the end's rate holds."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     steps = (gap(shape.rate_at(index), burstiness, rng) for index in itertools.count())
     return itertools.accumulate(steps, initial=0.0)
 
 
-def trace(times: Iterable[float | None], speed: float = 1.0) -> Iterator[float]:
+def trace_times(times: Iterable[float | None], speed: float = 1.0) -> Iterator[float]:
     """A trace's own times, `speed` times as fast. They must not run backwards; raises ValueError where they do."""
     last = 0.0
     for index, at in enumerate(times):

@@ -14,7 +14,7 @@ import msgspec
 from loadgen.drive.capture.client import PreparedRequest
 from loadgen.record import Record
 from loadgen.spec import PATHS, Body, Endpoint
-from loadgen.workload.model import Prompt
+from loadgen.workload import Prompt
 
 
 class ScheduledRequest(NamedTuple):
@@ -28,7 +28,7 @@ class ScheduledRequest(NamedTuple):
     stage: str = ""
 
 
-def scheduled(
+def schedule_requests(
     prompts: Iterable[Prompt], times: Iterable[float] | None, *, target: str = "a", stage: str = "", first: int = 0
 ) -> Iterator[ScheduledRequest]:
     """Each prompt at its time; without times, whenever a place is free."""
@@ -37,12 +37,12 @@ def scheduled(
         yield ScheduledRequest(index, prompt, due, target, stage=stage)
 
 
-def slice_of(schedule: Iterable[ScheduledRequest], worker: int, workers: int) -> Iterator[ScheduledRequest]:
+def slice_schedule(schedule: Iterable[ScheduledRequest], worker: int, workers: int) -> Iterator[ScheduledRequest]:
     """Every worker walks the whole schedule and fires its share: together they fire each shot once."""
     return (request for request in schedule if request.number % workers == worker)
 
 
-def paired(
+def schedule_pairs(
     prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0
 ) -> Iterator[ScheduledRequest]:
     """Each prompt to both targets, back to back, in ABBA or BAAB order: drift of the machine falls on both alike.

@@ -35,7 +35,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
+def percentiles_ms(values: Iterable[float]) -> dict[str, float]:
     """p50, p99 and max in milliseconds, of nanoseconds; empty where there are none."""
     ordered = sorted(values)
     if not ordered:
@@ -67,15 +67,15 @@ def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> L
             sum(worker.kernel_sends for worker in worker_errors),
             sum(worker.user_sends for worker in worker_errors),
         ),
-        loop_ms=spread(sample for worker in worker_errors for sample in worker.loop_ns),
-        read_ms=spread(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
-        late_ms=spread(
+        loop_ms=percentiles_ms(sample for worker in worker_errors for sample in worker.loop_ns),
+        read_ms=percentiles_ms(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
+        late_ms=percentiles_ms(
             record.sent_ns - record.due_ns - (record.connect_ns or 0)
             for record in measured
             if record.sent_ns is not None and not record.waited
         ),
         censored=len(censored) / len(events) if events else 0.0,
-        censored_width_ms=spread(censored),
+        censored_width_ms=percentiles_ms(censored),
         cpu=max((worker.cpu for worker in worker_errors), default=0.0),
         clock_drift_ms=max((worker.drift_ns for worker in worker_errors), key=abs, default=0) / 1e6,
     )
@@ -92,10 +92,10 @@ def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
         if times:
             first.append(times[0] - record.due_ns)
             gaps += [b - a for a, b in itertools.pairwise(times)]
-    return spread(first).get("p50"), spread(gaps).get("p50")
+    return percentiles_ms(first).get("p50"), percentiles_ms(gaps).get("p50")
 
 
-def verdict(
+def judge_self_error(
     lag: Lag, records: Sequence[Record], limits: Limits, step_ns: int = 0, *, open_loop: bool
 ) -> tuple[list[str], list[str]]:
     """Reasons why the run is invalid, and warnings. Each says what was measured and what the limit is.

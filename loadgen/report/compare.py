@@ -9,11 +9,22 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.effect import Shift, cliffs_delta, shift, size_of
-from loadgen.analysis.format import digits, signed
-from loadgen.analysis.stats import Bounds, Quantile, Stat
-from loadgen.analysis.summary import PER_REQUEST, Group, Summary, sample_of
+from loadgen.analysis import (
+    PER_REQUEST,
+    Bounds,
+    Group,
+    Measured,
+    Quantile,
+    Shift,
+    Stat,
+    Summary,
+    cliffs_delta,
+    digits,
+    sample_of,
+    shift,
+    signed,
+    size_of,
+)
 from loadgen.record import Run
 from loadgen.report.result import FLAT
 from loadgen.report.view import NAMES
@@ -75,7 +86,7 @@ class Comparison(msgspec.Struct, kw_only=True):
         return {line.metric: line.shift.interval for line in self.lines if line.shift is not None}
 
 
-def compare(
+def compare_runs(
     a: tuple[Run, Summary],
     b: tuple[Run, Summary],
     *,

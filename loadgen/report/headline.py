@@ -4,10 +4,23 @@ Called by `view.py`."""
 
 from __future__ import annotations
 
-from loadgen.analysis.format import amount, between, digits, ms, percent, rate, signed
-from loadgen.analysis.paired import Pairs
-from loadgen.analysis.stages import by_rate, done_rate, focus, knee_of, token_rate
-from loadgen.analysis.summary import Group, Summary
+from loadgen.analysis import (
+    Group,
+    Pairs,
+    Summary,
+    amount,
+    by_rate,
+    digits,
+    done_rate,
+    focus,
+    interval_text,
+    knee_of,
+    ms,
+    percent,
+    rate,
+    signed,
+    token_rate,
+)
 
 Tile = tuple[str, str, str]  # what, how much, more about it
 
@@ -72,7 +85,7 @@ def _overhead(pairs: Pairs) -> list[Tile]:
             tiles.append((f"{title}, b − a", "…", f"{amount(paired.n)} pairs: not enough"))
             continue
         tiles.append(
-            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {between(middle.interval, sign=True)}")
+            (f"{title}, b − a", f"{signed(middle.value)} ms", f"95 %: {interval_text(middle.interval, sign=True)}")
         )
         if name == "ttft" and paired.a_p50 is not None and paired.b_p50 is not None:
             tiles.append(("TTFT p50, a", f"{digits(paired.a_p50)} ms", f"b {digits(paired.b_p50)}"))

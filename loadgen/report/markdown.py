@@ -16,7 +16,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 MAX_CELL: Final = 160  # characters; a server's error text may be a page
 
 
-def escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """One line of plain text, whatever it was: no markup, no link, no control character, no turned direction."""
     return _SPECIAL.sub(r"\\\1", _SPACE.sub(" ", _CONTROL.sub("", text)))
 
@@ -29,10 +29,12 @@ def code(text: str) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)) -> list[str]:
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)
+) -> list[str]:
     """Padded, so that it can be read as it stands. `words`: columns of text, to the left; numbers to the right."""
-    body = [[escape(text[:MAX_CELL]) for text in row] for row in rows]
-    head = [escape(text) for text in columns]
+    body = [[escape_markdown(text[:MAX_CELL]) for text in row] for row in rows]
+    head = [escape_markdown(text) for text in columns]
     widths = [max(3, *(len(row[place]) for row in [head, *body])) for place in range(len(head))]
     numeric = [place not in words for place in range(len(head))]
 
@@ -51,25 +53,32 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence
 
 def render(view: View, plots: Sequence[str] = ()) -> str:
     """`plots`: file names beside the report."""
-    lines = [f"# {escape(view.title)}", "", f"**{escape(view.verdict)}**", "", escape(view.ran), ""]
+    lines = [
+        f"# {escape_markdown(view.title)}",
+        "",
+        f"**{escape_markdown(view.verdict)}**",
+        "",
+        escape_markdown(view.ran),
+        "",
+    ]
     summary = [f"{what} {value} ({more})" for what, value, more in view.headline]
-    lines += [escape("; ".join(summary)) + ".", ""]
-    lines += [f"> Warning: {escape(warning)}." for warning in view.warnings]
+    lines += [escape_markdown("; ".join(summary)) + ".", ""]
+    lines += [f"> Warning: {escape_markdown(warning)}." for warning in view.warnings]
     lines += [""] if view.warnings else []
     for shown in (*view.tables, view.self_error):
         lines += section(shown)
     lines += ["## What the words mean", ""]
-    lines += [f"- **{escape(term)}**: {escape(text)}" for term, text in view.definitions]
+    lines += [f"- **{escape_markdown(term)}**: {escape_markdown(text)}" for term, text in view.definitions]
     lines += ["", "## Configuration", "", code(view.command), ""]
-    lines += table(("setting", "value"), [pair for pair in view.config if pair[0] != "command"], (0, 1))
+    lines += markdown_table(("setting", "value"), [pair for pair in view.config if pair[0] != "command"], (0, 1))
     if plots:
-        lines += ["", "Plots: " + ", ".join(f"[{escape(name)}]({name})" for name in plots)]
-    lines += ["", f"{escape(view.date)}. Times are in milliseconds.", ""]
+        lines += ["", "Plots: " + ", ".join(f"[{escape_markdown(name)}]({name})" for name in plots)]
+    lines += ["", f"{escape_markdown(view.date)}. Times are in milliseconds.", ""]
     return "\n".join(lines)
 
 
 def section(shown: Table) -> list[str]:
-    lines = [f"## {escape(shown.title)}", "", *table(shown.columns, shown.rows, shown.words), ""]
+    lines = [f"## {escape_markdown(shown.title)}", "", *markdown_table(shown.columns, shown.rows, shown.words), ""]
     for note in shown.notes:
-        lines += [escape(note), ""]
+        lines += [escape_markdown(note), ""]
     return lines

@@ -1,6 +1,6 @@
 """Owns what each picture shows of a run; matplotlib (extra `plots`) draws it.
 Must not know pages or folders; what is computed elsewhere comes in computed.
-Called by `write.py`. Without matplotlib `available()` says no, and reports have their tables."""
+Called by `write.py`. Without matplotlib `plots_available()` says no, and reports have their tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.format import signed
-from loadgen.analysis.paired import MEASURES, comparable, differences, halves, pair_up, pairs_of
-from loadgen.analysis.stages import by_rate, done_rate, good_rate, knee_of
-from loadgen.analysis.stats import interpolated
-from loadgen.analysis.summary import Summary
+from loadgen.analysis import (
+    PAIRED_MEASURES,
+    Measured,
+    Summary,
+    by_rate,
+    comparable_pairs,
+    done_rate,
+    good_rate,
+    interpolated,
+    knee_of,
+    pair_up,
+    paired_differences,
+    pairs_by_order,
+    pairs_of,
+    signed,
+)
 from loadgen.report.plot_style import (
     BLUE,
     GREEN,
@@ -52,7 +62,7 @@ class Plot:
     png: bytes
 
 
-def available() -> bool:
+def plots_available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -153,14 +163,14 @@ def _goodput(summary: Summary) -> Figure | None:
 
 def _paired(requests: Sequence[Measured]) -> Figure | None:
     """The two orders apart: who comes second in a pair may find its prompt in a cache."""
-    both = comparable(pairs_of(requests))
+    both = comparable_pairs(pairs_of(requests))
     told = pair_up(requests)
-    known = [name for name in ("ttft", "e2el") if len(differences(both, MEASURES[name])) >= 5]
+    known = [name for name in ("ttft", "e2el") if len(paired_differences(both, PAIRED_MEASURES[name])) >= 5]
     if not known or told is None:
         return None
     figure, panels = canvas(1, len(known), height=3.6)
     for axes, name in zip(panels, known, strict=True):
-        parts = [list(differences(half, MEASURES[name]).values) for half in halves(both)]
+        parts = [list(paired_differences(half, PAIRED_MEASURES[name]).values) for half in pairs_by_order(both)]
         ordered = sorted(value for part in parts for value in part)
         low, high = interpolated(ordered, 0.05), interpolated(ordered, 0.95)
         room = max(high - low, 1e-6) * 0.4

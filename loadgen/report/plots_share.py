@@ -8,11 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.format import digits
-from loadgen.analysis.stages import focus
-from loadgen.analysis.stats import Sample, Stat, interpolated
-from loadgen.analysis.summary import PER_REQUEST, POOLED, Summary, pooled, sample_of
+from loadgen.analysis import (
+    PER_REQUEST,
+    POOLED,
+    Measured,
+    Sample,
+    Stat,
+    Summary,
+    digits,
+    focus,
+    interpolated,
+    pooled,
+    sample_of,
+)
 from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, canvas, legend_above, log_axis, mark
 
 if TYPE_CHECKING:

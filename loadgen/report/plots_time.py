@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.timeline import SECOND, timeline
+from loadgen.analysis import SECOND, Measured, bin_timeline
 from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, canvas, legend_above, log_axis, plain_axis
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    line = timeline(requests)
+    line = bin_timeline(requests)
     at = [place * line.width_s for place in range(len(line.due))]
     figure, (arrivals, flight, tokens, latency) = canvas(
         4, 1, height=7.2, sharex=True, height_ratios=[1, 1, 1, 1.7]

@@ -11,10 +11,13 @@ from typing import Any, Final
 
 import msgspec
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.stats import Stat
-from loadgen.analysis.summary import Group, Summary
-from loadgen.analysis.timeline import SECOND
+from loadgen.analysis import (
+    SECOND,
+    Group,
+    Measured,
+    Stat,
+    Summary,
+)
 from loadgen.record import Run
 
 SCHEMA: Final = 1

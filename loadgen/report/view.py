@@ -9,11 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from loadgen.analysis.format import amount, between, cell, digits, ms, percent, rate, signed
-from loadgen.analysis.paired import Pairs
-from loadgen.analysis.stages import by_rate, done_rate, focus, knee_of, rate_of, token_rate, unsteady_of
-from loadgen.analysis.stats import Stat
-from loadgen.analysis.summary import Group, Summary
+from loadgen.analysis import (
+    Group,
+    Pairs,
+    Stat,
+    Summary,
+    amount,
+    by_rate,
+    cell,
+    digits,
+    done_rate,
+    focus,
+    interval_text,
+    knee_of,
+    ms,
+    percent,
+    rate,
+    rate_of,
+    signed,
+    token_rate,
+    unsteady_warning_of,
+)
 from loadgen.record import Run
 from loadgen.report.headline import headline
 from loadgen.report.view_config import config_rows
@@ -148,7 +164,7 @@ def _own_warnings(run: Run, summary: Summary) -> list[str]:
             f"{amount(whole.without_usage)} of {amount(whole.completed)} answers came without usage: their tokens "
             "are in no count, and they have no TPOT"
         )
-    if (said := unsteady_of(summary)) is not None:
+    if (said := unsteady_warning_of(summary)) is not None:
         found.append(said)
     if summary.fresh is not None:
         share = 1 - summary.fresh.completed / whole.completed if whole.completed else 0.0
@@ -286,7 +302,7 @@ def _paired(pairs: Pairs) -> Table:
         if middle is not None and middle.value is not None and paired.a_p50:
             relative = signed(100 * middle.value / paired.a_p50, " %")
         label = "mean gap" if name == "itl" else NAMES[name]
-        even = "…" if evened is None else f"{signed(evened.value)} ({between(evened.interval, sign=True)})"
+        even = "…" if evened is None else f"{signed(evened.value)} ({interval_text(evened.interval, sign=True)})"
         raw = (cell(stat.at(p), sign=True) for p in (50, 95))
         rows.append([label, amount(paired.n), even, relative, *raw, percent(paired.higher)])
     lost = pairs.only_a + pairs.only_b + pairs.neither

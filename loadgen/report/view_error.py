@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from loadgen.analysis.format import ms, percent
-from loadgen.analysis.summary import Summary
+from loadgen.analysis import Summary, ms, percent
 from loadgen.record import Run
 
 CLOCKS: Final = {

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.analysis.definitions import Measured
-from loadgen.analysis.paired import Pairs, pair_up
-from loadgen.analysis.summary import Summary, digest, in_order, measured
+from loadgen.analysis import (
+    Measured,
+    Pairs,
+    Summary,
+    in_order,
+    measure_records,
+    pair_up,
+    summarise_measured,
+)
 from loadgen.record import Record, Run
 from loadgen.report import html as report_html
 from loadgen.report import markdown as report_md
@@ -25,7 +31,7 @@ PLOTS = "plots"
 
 def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> list[Path]:
     """All of them, from the records. Returns what was written. Raises OSError."""
-    return write_measured(folder, run, in_order(measured(records, summary.definitions)), summary)
+    return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
 
 
 def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> list[Path]:
@@ -35,10 +41,10 @@ def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary
     written = [_json(folder / "result.json", run, summary, pairs, requests)]
     for name in summary.by_target:
         part = [request for request in requests if request.target == name]
-        side = digest(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
+        side = summarise_measured(run, part, summary.whole.goodput.slos if summary.whole.goodput else None)
         written.append(_json(folder / f"result-{name}.json", run, side, None, part))
     shown = view(run, summary, pairs, examples(requests))
-    pictures = drawing.plots(requests, summary) if drawing.available() else []
+    pictures = drawing.plots(requests, summary) if drawing.plots_available() else []
     for plot in pictures:
         (folder / PLOTS).mkdir(exist_ok=True)
         written += [

@@ -146,7 +146,7 @@ class Planned:
         return Prompt(name or prompt.id, prompt.endpoint, fields, prompt.expected_input)
 
 
-def describe(items: Iterable[Item]) -> dict[str, Any]:
+def describe_sent(items: Iterable[Item]) -> dict[str, Any]:
     """What was really sent, warm-ups left out by the caller: becomes `Run.sent_stats`.
 
     `duplicate_share`: requests whose bytes an earlier one had. `prefix_share`: bytes of prompts that an infinite

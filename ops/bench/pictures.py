@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, file_svg, saved, styled
-from loadgen.report.plots import available
+from loadgen.report.plots import plots_available
 
 COLOURS: Final = (RED, ORANGE, BLUE, GREEN, VIOLET)
 
@@ -26,7 +26,7 @@ class Panel:
 
 def picture(panels: Sequence[Panel]) -> bytes | None:
     """Side by side, as one SVG; a way has one colour in all of them. None without matplotlib."""
-    if not available():
+    if not plots_available():
         return None
     colours = dict(zip(dict.fromkeys(way for panel in panels for way in panel.ways), COLOURS, strict=False))
     with styled():

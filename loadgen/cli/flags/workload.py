@@ -9,7 +9,7 @@ import secrets
 
 from loadgen.errors import WorkloadError
 from loadgen.spec import Endpoint
-from loadgen.workload.model import DATASETS, Dataset, Options
+from loadgen.workload import DATASETS, Dataset, Options
 
 _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_set"}
 

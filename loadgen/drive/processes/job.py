@@ -11,12 +11,17 @@ import msgspec
 
 from loadgen.drive import pacer
 from loadgen.drive.pacer import Ramp
-from loadgen.drive.requests import RequestBuilder, ScheduledRequest, scheduled, slice_of
+from loadgen.drive.requests import RequestBuilder, ScheduledRequest, schedule_requests, slice_schedule
 from loadgen.drive.session import Outcome, Session
 from loadgen.record import Record
 from loadgen.snapshot import View
 from loadgen.spec import Body, Endpoint, Http, Pace
-from loadgen.workload.model import Item, Options, Prompt, Workload
+from loadgen.workload import (
+    Item,
+    Options,
+    Prompt,
+    Workload,
+)
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,12 +42,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         """Due times in seconds. Raises ValueError where a trace lacks them or runs backwards."""
         burstiness = float("inf") if self.burstiness is None else self.burstiness
         if self.trace_speed is not None:
-            return pacer.trace((item.at_s for item in items), self.trace_speed)
+            return pacer.trace_times((item.at_s for item in items), self.trace_speed)
         if self.ramp is not None:
-            return pacer.ramp(self.ramp, burstiness, seed=self.seed)
+            return pacer.ramp_times(self.ramp, burstiness, seed=self.seed)
         if self.all_at_once:
-            return pacer.open_loop(float("inf"))
-        return None if self.rate is None else pacer.open_loop(self.rate, burstiness, seed=self.seed)
+            return pacer.open_loop_times(float("inf"))
+        return None if self.rate is None else pacer.open_loop_times(self.rate, burstiness, seed=self.seed)
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -84,11 +89,11 @@ def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
     return (item.prompt for item in items)
 
 
-def scheduled_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
+def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
     """This worker's shots of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
-    return slice_of(scheduled(prompts_of(items), times), job.worker, job.workers)
+    return slice_schedule(schedule_requests(prompts_of(items), times), job.worker, job.workers)
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:

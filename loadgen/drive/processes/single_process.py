@@ -17,7 +17,7 @@ from loadgen.drive.self_error import WorkerError
 from loadgen.drive.session import Session
 from loadgen.record import Record, Run
 from loadgen.snapshot import View
-from loadgen.workload.model import Workload
+from loadgen.workload import Workload
 
 
 async def run_single(

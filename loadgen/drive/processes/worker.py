@@ -13,12 +13,12 @@ import msgspec
 
 from loadgen import store
 from loadgen.drive.capture.loop import new_loop
-from loadgen.drive.processes.job import Job, scheduled_requests, session_of, warm_up
+from loadgen.drive.processes.job import Job, job_schedule, session_of, warm_up
 from loadgen.drive.session import Outcome
 from loadgen.record import Record
 from loadgen.secrets import Hide
 from loadgen.snapshot import Snapshot
-from loadgen.workload.workload import open_workload
+from loadgen.workload import open_workload
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -34,7 +34,7 @@ def send(word: WorkerMessage) -> None:
     sys.stdout.buffer.flush()
 
 
-def main() -> int:
+def worker_main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_work(job))
@@ -59,7 +59,7 @@ async def _work(job: Job) -> None:
             if not start.strip():
                 return  # the parent is gone, or has given up
             outcome = await session.phase(
-                scheduled_requests(job, workload),
+                job_schedule(job, workload),
                 job.pace,
                 emit,
                 start_ns=int(start),

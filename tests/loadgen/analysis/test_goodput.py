@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadgen.analysis.definitions import measure
-from loadgen.analysis.goodput import BadGoodput, goodput, met, parse
+from loadgen.analysis.goodput import BadGoodput, goodput, met, parse_goodput
 from loadgen.record import Kind
 from tests.loadgen.analysis.test_definitions import ev, record
 
@@ -21,7 +21,7 @@ from tests.loadgen.analysis.test_definitions import ev, record
     ],
 )
 def test_objectives_are_read(words: list[str], slos: dict[str, float]) -> None:
-    assert parse(words) == slos
+    assert parse_goodput(words) == slos
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_objectives_are_read(words: list[str], slos: dict[str, float]) -> None:
 )
 def test_a_wrong_objective_is_refused_with_what_would_be_right(word: str, says: str) -> None:
     with pytest.raises(BadGoodput, match=says):
-        parse([word])
+        parse_goodput([word])
 
 
 def test_failures_and_shed_requests_are_in_the_denominator_and_cancelled_ones_are_not() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from loadgen.analysis.definitions import measure
-from loadgen.analysis.paired import comparable, pair_up, pairs_of
+from loadgen.analysis.paired import comparable_pairs, pair_up, pairs_of
 from loadgen.record import Record
 from tests.loadgen.kit.sampling import ab_records
 
@@ -41,7 +41,7 @@ def test_a_pair_counts_only_if_both_completed_and_neither_was_shared() -> None:
     assert found is not None
     assert (found.only_b, found.only_a, found.neither, found.shared) == (1, 1, 1, 1)
     assert found.paired == 36
-    assert len(comparable(pairs_of([measure(one) for one in seen]))) == 36
+    assert len(comparable_pairs(pairs_of([measure(one) for one in seen]))) == 36
 
 
 def test_a_run_without_pairs_has_no_difference() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from loadgen.analysis.definitions import measure
 from loadgen.analysis.stages import done_rate, focus, knee_of, token_rate
-from loadgen.analysis.summary import digest, measured, summarise
-from loadgen.analysis.timeline import kept_up, peak_in_flight, peak_tokens_per_second, timeline, window
+from loadgen.analysis.summary import measure_records, summarise, summarise_measured
+from loadgen.analysis.timeline import bin_timeline, kept_up, peak_in_flight, peak_tokens_per_second, window
 from loadgen.record import Kind
 from tests.loadgen.analysis.test_definitions import ev, record
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
@@ -153,7 +153,7 @@ def test_a_summary_survives_the_way_to_json_and_back() -> None:
 
 def test_measuring_apart_is_summarising() -> None:
     everything = list(records(Load(requests=60)))
-    assert digest(run_of(), measured(everything), SLOS) == summarise(run_of(), everything, SLOS)
+    assert summarise_measured(run_of(), measure_records(everything), SLOS) == summarise(run_of(), everything, SLOS)
 
 
 # Peaks
@@ -178,7 +178,7 @@ def test_in_flight_is_counted_by_the_instant_and_back_to_back_is_one() -> None:
 
 def test_the_timeline_loses_nothing() -> None:
     seen = [measure(one) for one in records(Load(requests=200, fault=0.05, warmups=0))]
-    line = timeline(seen, bins=50)
+    line = bin_timeline(seen, bins=50)
     assert sum(line.due) * line.width_s == pytest.approx(200)
     assert sum(line.sent) * line.width_s == pytest.approx(200)
     total = sum(one.output_tokens or 0 for one in seen if one.completed)

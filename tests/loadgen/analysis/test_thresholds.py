@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.analysis.stats import Bounds
-from loadgen.analysis.thresholds import BadRule, check_metric, judge, parse_rule
+from loadgen.analysis.thresholds import BadRule, check_metric, judge_rule, parse_rule
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def test_a_metric_that_nobody_has_is_refused_with_those_there_are() -> None:
     ],
 )
 def test_a_change_is_judged(text: str, a: float | None, b: float | None, failed: bool) -> None:
-    assert judge(parse_rule(text), {"m_ms": a}, {"m_ms": b}).failed is failed
+    assert judge_rule(parse_rule(text), {"m_ms": a}, {"m_ms": b}).failed is failed
 
 
 def test_with_certain_only_an_interval_that_is_wholly_beyond_fails() -> None:
     rule, a, b = parse_rule("m_ms>+10%"), {"m_ms": 100.0}, {"m_ms": 115.0}
     wide, narrow = {"m_ms": Bounds(5, 25)}, {"m_ms": Bounds(12, 18)}
-    assert judge(rule, a, b, wide).failed
-    assert "not certain" in judge(rule, a, b, wide).words
-    assert not judge(rule, a, b, wide, certain=True).failed
-    assert judge(rule, a, b, narrow, certain=True).failed
+    assert judge_rule(rule, a, b, wide).failed
+    assert "not certain" in judge_rule(rule, a, b, wide).words
+    assert not judge_rule(rule, a, b, wide, certain=True).failed
+    assert judge_rule(rule, a, b, narrow, certain=True).failed

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from loadgen.cli.calibrate import StageErrors, Step, climb
-from loadgen.drive.calibration import record as calibration
-from loadgen.drive.calibration.record import Calibration, beyond
+from loadgen.drive import calibration
+from loadgen.drive.calibration import Calibration, beyond_calibration
 from loadgen.drive.capture.clock import Clock
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.record import Event, Kind, Record
@@ -71,13 +71,13 @@ KNOWN: dict[str, Any] = {
 
 def test_what_was_found_is_kept_and_another_version_is_not_misread(tmp_path: Path) -> None:
     file = tmp_path / "a" / "c.json"
-    assert calibration.load(file) is None
-    calibration.save(Calibration(**KNOWN), file)
-    assert calibration.load(file) == Calibration(**KNOWN)
-    calibration.save(Calibration(version=99, **KNOWN), file)
-    assert calibration.load(file) is None
+    assert calibration.load_calibration(file) is None
+    calibration.save_calibration(Calibration(**KNOWN), file)
+    assert calibration.load_calibration(file) == Calibration(**KNOWN)
+    calibration.save_calibration(Calibration(version=99, **KNOWN), file)
+    assert calibration.load_calibration(file) is None
     file.write_text("{")
-    assert calibration.load(file) is None
+    assert calibration.load_calibration(file) is None
 
 
 def test_the_file_is_in_the_users_cache() -> None:
@@ -92,4 +92,4 @@ def test_a_run_beyond_it_is_warned(rate: float, workers: int, warns: bool) -> No
         Record(index=i, id="", prompt="", due_ns=0, sent_ns=round(i / rate * 1e9 * 1000 / 999))
         for i in range(1000)
     ]
-    assert bool(beyond(Calibration(**KNOWN), records, workers=workers)) is warns
+    assert bool(beyond_calibration(Calibration(**KNOWN), records, workers=workers)) is warns

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.drive.calibration import record as calibration
+from loadgen.drive import calibration
 from loadgen.record import GENERATED, Record, Run
 from loadgen.store import read_records, read_run
 from tests.engine import Engine, Turn
@@ -318,7 +318,7 @@ async def test_calibrate_finds_a_floor_and_keeps_it_for_the_runs_after(
     code, said = await process.wait()
     assert code == 0, said
     assert "error floor: TTFT p50" in said
-    found = calibration.load(home / calibration.FILE)
+    found = calibration.load_calibration(home / calibration.FILE)
     assert found is not None
     assert set(found.floor_ms) == {"ttft_p50", "ttft_p99", "itl_p50", "itl_p99"}
     run = await start("run", "--base-url", echo.url, "--num-prompts", "3", *LENIENT, home=home)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from loadgen.cli import finish
-from loadgen.drive.calibration import record as calibration
 from loadgen.drive.self_error import WorkerError
 from loadgen.errors import UsageError
 from loadgen.record import Record, Run
@@ -63,7 +62,7 @@ def test_the_exit_code_says_the_worst_that_is_true(made: Run, failures: list[Any
 
 
 def test_each_stage_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "load", lambda: None)
+    monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()
     late = [record(i, stage="rate=2", sent_ns=9_000_000) for i in range(3)]
     finish.judge(
@@ -74,7 +73,7 @@ def test_each_stage_is_judged_by_itself(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "load", lambda: None)
+    monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()
     records = [record(-1, warmup=True, end_ns=10**12), record(0, due_ns=5, end_ns=105)]
     finish.judge(made, records, [WorkerError()], Limits(), open_loop=False)
@@ -83,7 +82,7 @@ def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkey
 
 
 def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "load", lambda: None)
+    monkeypatch.setattr(finish, "load_calibration", lambda: None)
     made = run()
     finish.judge(made, [record(-1, warmup=True)], [WorkerError()], Limits(), open_loop=False)
     assert made.invalid == ["nothing was measured"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.pacer import Ramp, open_loop, ramp, trace
+from loadgen.drive.pacer import Ramp, open_loop_times, ramp_times, trace_times
 
 
 def first(times: object, count: int) -> list[float]:
@@ -18,18 +18,18 @@ def first(times: object, count: int) -> list[float]:
 
 
 def test_a_constant_rate_is_computed_from_the_index_and_does_not_drift() -> None:
-    times = first(open_loop(10, math.inf), 100_001)
+    times = first(open_loop_times(10, math.inf), 100_001)
     assert times[:3] == [0.0, 0.1, 0.2]
     assert times[100_000] == 10_000.0
 
 
 def test_an_infinite_rate_is_everything_at_once() -> None:
-    assert first(open_loop(math.inf), 3) == [0.0, 0.0, 0.0]
+    assert first(open_loop_times(math.inf), 3) == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
 def test_gaps_have_the_mean_and_the_spread_that_were_asked(burstiness: float) -> None:
-    times = first(open_loop(50, burstiness, seed=7), 40_000)
+    times = first(open_loop_times(50, burstiness, seed=7), 40_000)
     gaps = [b - a for a, b in itertools.pairwise(times)]
     mean = statistics.fmean(gaps)
     assert mean == pytest.approx(1 / 50, rel=0.05)
@@ -37,7 +37,7 @@ def test_gaps_have_the_mean_and_the_spread_that_were_asked(burstiness: float) ->
 
 
 def test_a_poisson_schedule_is_not_rescaled_to_an_exact_total() -> None:
-    ends = {round(first(open_loop(10, seed=seed), 100)[-1], 6) for seed in range(20)}
+    ends = {round(first(open_loop_times(10, seed=seed), 100)[-1], 6) for seed in range(20)}
     assert len(ends) == 20
     assert statistics.stdev(ends) == pytest.approx(1.0, rel=0.5)  # sqrt(100) gaps of 0.1 s
 
@@ -46,8 +46,8 @@ def test_a_poisson_schedule_is_not_rescaled_to_an_exact_total() -> None:
 def test_the_same_seed_gives_the_same_schedule_and_time_never_runs_backwards(
     seed: int, rate: float, burstiness: float
 ) -> None:
-    times = first(open_loop(rate, burstiness, seed=seed), 50)
-    assert times == first(open_loop(rate, burstiness, seed=seed), 50)
+    times = first(open_loop_times(rate, burstiness, seed=seed), 50)
+    assert times == first(open_loop_times(rate, burstiness, seed=seed), 50)
     assert times == sorted(times)
 
 
@@ -60,14 +60,14 @@ def test_a_ramp_goes_from_its_start_to_its_end_by_the_share_of_requests_sent(str
 
 
 def test_a_constant_ramps_gaps_shrink() -> None:
-    times = first(ramp(Ramp(strategy="linear", start=1, end=10, over=50), math.inf), 50)
+    times = first(ramp_times(Ramp(strategy="linear", start=1, end=10, over=50), math.inf), 50)
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert gaps == sorted(gaps, reverse=True)
     assert times[0] == 0.0
 
 
 def test_a_trace_is_replayed_at_its_speed() -> None:
-    assert list(trace([0.0, 1.0, 1.0, 4.0], 2.0)) == [0.0, 0.5, 0.5, 2.0]
+    assert list(trace_times([0.0, 1.0, 1.0, 4.0], 2.0)) == [0.0, 0.5, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_a_trace_is_replayed_at_its_speed() -> None:
 )
 def test_a_trace_that_cannot_be_replayed_says_which_request(times: list[float | None], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        list(trace(times))
+        list(trace_times(times))

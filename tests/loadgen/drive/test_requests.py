@@ -9,7 +9,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.drive.requests import RequestBuilder, ScheduledRequest, paired, scheduled, slice_of
+from loadgen.drive.requests import (
+    RequestBuilder,
+    ScheduledRequest,
+    schedule_pairs,
+    schedule_requests,
+    slice_schedule,
+)
 from loadgen.spec import Body, Endpoint
 from loadgen.workload.model import Prompt
 
@@ -20,20 +26,20 @@ def prompts(count: int) -> list[Prompt]:
 
 @given(st.integers(1, 9), st.integers(0, 60))
 def test_workers_fire_each_shot_once_between_them(workers: int, count: int) -> None:
-    whole = list(scheduled(prompts(count), (n / 10 for n in itertools.count())))
-    slices = [list(slice_of(whole, worker, workers)) for worker in range(workers)]
+    whole = list(schedule_requests(prompts(count), (n / 10 for n in itertools.count())))
+    slices = [list(slice_schedule(whole, worker, workers)) for worker in range(workers)]
     assert sorted(itertools.chain(*slices)) == sorted(whole)
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 def test_a_schedule_ends_with_the_shorter_of_prompts_and_times() -> None:
-    assert len(list(scheduled(prompts(3), [0.0, 1.0]))) == 2
-    assert [shot.due_s for shot in scheduled(prompts(2), None)] == [None, None]
+    assert len(list(schedule_requests(prompts(3), [0.0, 1.0]))) == 2
+    assert [shot.due_s for shot in schedule_requests(prompts(2), None)] == [None, None]
 
 
 @given(st.integers(0, 50), st.integers())
 def test_pairs_go_to_both_targets_back_to_back_in_abba_order(count: int, seed: int) -> None:
-    shots = list(paired(prompts(count), None, seed=seed))
+    shots = list(schedule_pairs(prompts(count), None, seed=seed))
     assert [shot.number for shot in shots] == list(range(2 * count))
     letters = ["".join(shot.target for shot in shots[n : n + 2]) for n in range(0, 2 * count, 2)]
     assert all(sorted(pair) == ["a", "b"] for pair in letters)
@@ -42,13 +48,13 @@ def test_pairs_go_to_both_targets_back_to_back_in_abba_order(count: int, seed: i
 
 
 def test_the_order_of_pairs_is_drawn_and_the_same_for_the_same_seed() -> None:
-    orders = {"".join(shot.target for shot in paired(prompts(40), None, seed=seed)) for seed in range(10)}
+    orders = {"".join(shot.target for shot in schedule_pairs(prompts(40), None, seed=seed)) for seed in range(10)}
     assert len(orders) == 10
-    assert list(paired(prompts(9), None, seed=3)) == list(paired(prompts(9), None, seed=3))
+    assert list(schedule_pairs(prompts(9), None, seed=3)) == list(schedule_pairs(prompts(9), None, seed=3))
 
 
 def test_pairs_take_their_times_one_by_one() -> None:
-    assert [shot.due_s for shot in paired(prompts(2), [0.0, 1.0, 2.0, 3.0])] == [0.0, 1.0, 2.0, 3.0]
+    assert [shot.due_s for shot in schedule_pairs(prompts(2), [0.0, 1.0, 2.0, 3.0])] == [0.0, 1.0, 2.0, 3.0]
 
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:

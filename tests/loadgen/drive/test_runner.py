@@ -74,7 +74,7 @@ class Alarm:
 class Bench:
     """A runner with everything it needs, and what came out of it."""
 
-    def __init__(self, places: int = 100) -> None:
+    def __init__(self, max_in_flight: int = 100) -> None:
         self.gates, self.alarm = Gates(), Alarm()
         self.ended: list[Record] = []
         self.runner = Runner(
@@ -83,7 +83,7 @@ class Bench:
             self.alarm,
             self._build,
             self._end,
-            max_in_flight=places,
+            max_in_flight=max_in_flight,
         )
         self.task: asyncio.Task[None] | None = None
 
@@ -98,8 +98,8 @@ class Bench:
         self.ended.append(exchange.record)
 
     async def start(self, dues: Iterable[float | None], **pace: object) -> None:
-        shots = [ScheduledRequest(number, PROMPT, due) for number, due in enumerate(dues)]
-        self.task = asyncio.create_task(self.runner.run(shots, Pace(**pace)))  # type: ignore[arg-type]
+        schedule = [ScheduledRequest(number, PROMPT, due) for number, due in enumerate(dues)]
+        self.task = asyncio.create_task(self.runner.run(schedule, Pace(**pace)))  # type: ignore[arg-type]
         await settle()
 
     def outcome(self) -> dict[int, str | None]:
@@ -110,8 +110,8 @@ class Bench:
 async def bench() -> AsyncIterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(places: int = 100) -> Bench:
-        made.append(Bench(places))
+    def make(max_in_flight: int = 100) -> Bench:
+        made.append(Bench(max_in_flight))
         return made[-1]
 
     yield make
@@ -202,7 +202,7 @@ async def test_shedding_is_asked_for_and_counted(bench: Make) -> None:
 
 
 async def test_descriptors_cap_what_has_no_other_cap(bench: Make) -> None:
-    b = bench(max_in_flight=2)
+    b = bench(places=2)
     await b.start([0.0] * 3, open_loop=True)
     assert b.gates.order == [0, 1]
     assert b.runner.waiting == 1
@@ -230,8 +230,8 @@ async def test_stopping_cancels_what_is_under_way_and_gives_up_what_waits_and_lo
 
 async def test_a_request_that_is_stopped_before_its_first_step_still_has_its_record(bench: Make) -> None:
     b = bench()
-    shots = [ScheduledRequest(0, PROMPT, 0.0)]
-    b.task = asyncio.create_task(b.runner.run(shots, Pace(open_loop=True)))
+    schedule = [ScheduledRequest(0, PROMPT, 0.0)]
+    b.task = asyncio.create_task(b.runner.run(schedule, Pace(open_loop=True)))
     b.runner.stop()
     await b.task
     assert b.runner.sent == len(b.ended)

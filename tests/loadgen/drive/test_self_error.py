@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.drive.self_error import WorkerError, lag_of, medians_ms, quantile, spread, verdict
+from loadgen.drive.self_error import WorkerError, judge_self_error, lag_of, medians_ms, percentiles_ms, quantile
 from loadgen.record import Event, Kind, Lag, Record
 from loadgen.spec import Limits
 
@@ -31,8 +31,8 @@ def test_a_quantile_is_a_value_of_the_sample(share: float, value: float) -> None
 
 
 def test_spread_of_nothing_is_nothing() -> None:
-    assert spread([]) == {}
-    assert spread([3 * MS]) == {"p50": 3.0, "p99": 3.0, "max": 3.0}
+    assert percentiles_ms([]) == {}
+    assert percentiles_ms([3 * MS]) == {"p50": 3.0, "p99": 3.0, "max": 3.0}
 
 
 def test_lateness_leaves_out_connecting_waiting_and_warm_ups() -> None:
@@ -80,7 +80,7 @@ GOOD = Lag(clock="kernel", late_ms={"p50": 0.3, "p99": 2.0}, loop_ms={"p99": 0.5
 
 def judged(open_loop: bool = True, step_ns: int = 0, **changes: Any) -> tuple[list[str], list[str]]:
     lag = Lag(**({name: getattr(GOOD, name) for name in GOOD.__struct_fields__} | changes))
-    return verdict(lag, [record()], Limits(), step_ns, open_loop=open_loop)
+    return judge_self_error(lag, [record()], Limits(), step_ns, open_loop=open_loop)
 
 
 def test_a_good_run_is_valid() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.report.plots import available
+from loadgen.report.plots import plots_available
 from tests.loadgen.report.test_report import HOSTILE, Page, hostile, reports
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -25,7 +25,7 @@ def browse(page: Path, home: Path, *flags: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(BROWSER is None or not available(), reason="needs Chromium and the extra plots")
+@pytest.mark.skipif(BROWSER is None or not plots_available(), reason="needs Chromium and the extra plots")
 def test_a_browser_shows_the_page_and_runs_nothing_of_what_came_from_outside(tmp_path: Path) -> None:
     reports(tmp_path / "out", *hostile())
     page = tmp_path / "out/report.html"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.analysis.summary import digest, in_order, measured
+from loadgen.analysis.summary import in_order, measure_records, summarise_measured
 from loadgen.cli.compare import main_compare
 from loadgen.cli.report import main_report
 from loadgen.record import Record, Run
 from loadgen.report import plots as drawing
-from loadgen.report.compare import Comparison, compare
+from loadgen.report.compare import Comparison, compare_runs
 from loadgen.store import append, write_run
 from tests.loadgen.kit.sampling import Engine, Load, records, run_of
 
@@ -25,9 +25,9 @@ def compared(
     a: Iterable[Record], b: Iterable[Record], run_a: Run | None = None, run_b: Run | None = None
 ) -> Comparison:
     run_a, run_b = run_a or run_of(), run_b or run_of()
-    one, two = measured(a), measured(b)
-    sides = (run_a, digest(run_a, one)), (run_b, digest(run_b, two))
-    return compare(*sides, requests=(in_order(one), in_order(two)))
+    one, two = measure_records(a), measure_records(b)
+    sides = (run_a, summarise_measured(run_a, one)), (run_b, summarise_measured(run_b, two))
+    return compare_runs(*sides, requests=(in_order(one), in_order(two)))
 
 
 def words(found: Comparison, name: str) -> str:
@@ -93,7 +93,7 @@ def write(tmp_path: Path) -> Write:
 def test_reports_are_made_again_from_the_raw_events(
     write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "available", lambda: False)
+    monkeypatch.setattr(drawing, "plots_available", lambda: False)
     folder = write("old", Load(requests=60))
     assert main_report([str(folder), "--goodput", "ttft:50"]) == 0
     assert str(folder / "report.html") in capsys.readouterr().out

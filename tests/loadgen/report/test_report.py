@@ -20,7 +20,7 @@ from loadgen.record import Record, Run
 from loadgen.report import html as report_html
 from loadgen.report import markdown as report_md
 from loadgen.report import plots as drawing
-from loadgen.report.plots import available
+from loadgen.report.plots import plots_available
 from loadgen.report.view import view
 from loadgen.report.write import write_reports
 from tests.loadgen.kit.sampling import Load, ab_records, records, run_of, sweep_records
@@ -106,7 +106,7 @@ def hostile() -> tuple[Run, list[Record]]:
 
 @pytest.fixture
 def tables_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "available", lambda: False)
+    monkeypatch.setattr(drawing, "plots_available", lambda: False)
 
 
 @pytest.mark.parametrize("kind", RAN)
@@ -123,7 +123,7 @@ def test_every_kind_of_run_has_its_reports_and_its_plots(kind: str, tmp_path: Pa
     if kind == "ab":
         sides = [json.loads(found[f"result-{side}.json"]) for side in "ab"]
         assert sum(side["num_prompts"] for side in sides) == json.loads(found["result.json"])["num_prompts"]
-    if available():
+    if plots_available():
         plotted(tmp_path, found["report.html"], PLOTTED[kind])
 
 
@@ -160,7 +160,7 @@ def test_a_page_may_load_and_run_nothing() -> None:
 
 @given(st.text(max_size=60))
 def test_any_text_stays_text_in_both_forms(text: str) -> None:
-    rows = report_md.table(("", "x"), [[text, text]])
+    rows = report_md.markdown_table(("", "x"), [[text, text]])
     assert len(rows) == 3
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", rows[2])) == 3
     assert "\n" not in rows[2]
@@ -216,7 +216,7 @@ def test_without_matplotlib_the_page_has_its_tables_and_says_how_to_get_plots(tm
     assert not (tmp_path / "plots").exists()
 
 
-@pytest.mark.skipif(not available(), reason="needs the extra plots")
+@pytest.mark.skipif(not plots_available(), reason="needs the extra plots")
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     one = reports(tmp_path / "one", run_of(), RAN["run"]())
     assert reports(tmp_path / "two", run_of(), RAN["run"]()) == one

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loadgen.analysis.summary import digest, in_order, measured
+from loadgen.analysis.summary import in_order, measure_records, summarise_measured
 from loadgen.record import Run
 from loadgen.report.result import result_json
 from tests.loadgen.kit.sampling import Load, records, run_of
@@ -28,9 +28,9 @@ DETAILS = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "errors"
 
 
 def result_of(run: Run, *, detailed: bool = False, fault: float = 0.05) -> dict[str, Any]:
-    seen = measured(records(Load(requests=120, fault=fault)))
+    seen = measure_records(records(Load(requests=120, fault=fault)))
     requests = in_order(seen)
-    found = result_json(run, digest(run, seen, {"ttft": 100.0}), None, requests if detailed else ())
+    found = result_json(run, summarise_measured(run, seen, {"ttft": 100.0}), None, requests if detailed else ())
     decoded: dict[str, Any] = json.loads(msgspec.json.encode(found))
     return decoded
 

@@ -14,7 +14,7 @@ from corpus.blocks import block_bytes
 from corpus.measure import Prefixes, prompt_bytes
 from loadgen.errors import WorkloadError
 from loadgen.workload.model import Item, Options
-from loadgen.workload.workload import describe, open_workload
+from loadgen.workload.workload import describe_sent, open_workload
 
 
 def replay(path: Path | str, **more: Any) -> list[Item]:
@@ -42,7 +42,7 @@ def test_a_composed_workload_is_replayed_to_the_byte(tmp_path: Path, endpoint: s
     assert [(i.prompt.id, i.prompt.fields, i.at_s) for i in items] == [
         (r["id"], r["fields"], r["at"]) for r in rows
     ]
-    assert describe(items)["duplicate_share"] == 0.4
+    assert describe_sent(items)["duplicate_share"] == 0.4
     assert len(replay(path, endpoint=endpoint, num_prompts=7)) == 7
 
 
@@ -88,7 +88,7 @@ def test_azures_lines_become_prompts_of_their_length(tmp_path: Path) -> None:
     assert [item.prompt.fields["max_tokens"] for item in items] == [44, 109, 1]
     sizes = [len(item.prompt.fields["prompt"]) / BYTES_PER_TOKEN for item in items]
     assert sizes == pytest.approx([374, 396, 8], abs=0.2)
-    assert describe(items)["distinct_prompts"] == 3
+    assert describe_sent(items)["distinct_prompts"] == 3
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_duplicates_are_not_added_to_a_trace(tmp_path: Path) -> None:
 
 def test_unique_keeps_twins_and_parts_everything_else(tmp_path: Path) -> None:
     path = written(tmp_path, mooncake(0, 600, [1, 2]), mooncake(5, 600, [1, 3]), mooncake(9, 600, [1, 2]))
-    found = describe(replay(path, unique=True, salt="s"))
+    found = describe_sent(replay(path, unique=True, salt="s"))
     assert found["distinct_prompts"] == 2
     first, second, third = replay(path, unique=True, salt="s")
     assert first.prompt == third.prompt

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from corpus.measure import Prefixes, prompt_bytes
 from loadgen.errors import WorkloadError
 from loadgen.workload.model import Item, Options, Prompt
-from loadgen.workload.workload import describe, open_workload
+from loadgen.workload.workload import describe_sent, open_workload
 
 MADE = st.sampled_from(["corpus", "random", "prefix_repetition", "prompt"])
 ENDPOINTS = st.sampled_from(["chat", "completions", "embeddings"])
@@ -49,7 +49,7 @@ def test_the_asked_duplicate_share_is_what_describe_finds(
     name: str, endpoint: str, count: int, duplicates: float
 ) -> None:
     chosen = options(name, endpoint=endpoint, num_prompts=count, duplicates=duplicates, unique=name == "prompt")
-    found = describe(open_workload(chosen).requests())
+    found = describe_sent(open_workload(chosen).requests())
     assert found["requests"] == count
     assert count - found["distinct_prompts"] == min(round(duplicates * count), count - 1)
 
@@ -64,7 +64,7 @@ def test_unique_prompts_share_no_block_with_each_other_or_with_warmups(
     cache = Prefixes(16)
     for item in [*workload.requests(), *workload.warmups(25)]:
         assert cache.add(prompt_bytes(item.prompt.fields)) == 0
-    assert describe(workload.requests())["unique"]
+    assert describe_sent(workload.requests())["unique"]
 
 
 @settings(max_examples=20)
@@ -104,7 +104,7 @@ def test_describe_counts_what_two_prompts_have_in_common() -> None:
     shared = "x" * 64
     texts = [shared + "a" * 64, shared + "b" * 64, shared + "a" * 64]
     items = [Item(Prompt(str(n), "completions", {"prompt": text})) for n, text in enumerate(texts)]
-    assert describe(items) == {
+    assert describe_sent(items) == {
         "requests": 3,
         "distinct_prompts": 2,
         "duplicate_share": 0.3333,
@@ -114,7 +114,7 @@ def test_describe_counts_what_two_prompts_have_in_common() -> None:
         "mean_prompt_bytes": 128.0,
         "unique": False,
     }
-    assert describe([])["requests"] == 0
+    assert describe_sent([])["requests"] == 0
 
 
 @pytest.mark.parametrize(

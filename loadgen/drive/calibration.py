@@ -35,7 +35,7 @@ def path(environ: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / FILE
 
 
-def load(file: Path | None = None) -> Calibration | None:
+def load_calibration(file: Path | None = None) -> Calibration | None:
     """None where this machine was never calibrated, or by another version."""
     try:
         found = msgspec.json.decode((file or path()).read_bytes(), type=Calibration)
@@ -44,7 +44,7 @@ def load(file: Path | None = None) -> Calibration | None:
     return found if found.version == VERSION else None
 
 
-def save(calibration: Calibration, file: Path | None = None) -> Path:
+def save_calibration(calibration: Calibration, file: Path | None = None) -> Path:
     target = file or path()
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
@@ -53,7 +53,7 @@ def save(calibration: Calibration, file: Path | None = None) -> Path:
     return target
 
 
-def beyond(known: Calibration, records: Sequence[Record], *, workers: int = 1) -> list[str]:
+def beyond_calibration(known: Calibration, records: Sequence[Record], *, workers: int = 1) -> list[str]:
     """Warnings where a run drove more than was found honest. Its mean rates count, over the time it sent in."""
     sent = [record.sent_ns for record in records if record.sent_ns is not None and not record.warmup]
     times = [e.at_ns for r in records if not r.warmup for e in r.events if e.kind in GENERATED]
