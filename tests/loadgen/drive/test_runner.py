@@ -202,7 +202,7 @@ async def test_shedding_is_asked_for_and_counted(bench: Make) -> None:
 
 
 async def test_descriptors_cap_what_has_no_other_cap(bench: Make) -> None:
-    b = bench(places=2)
+    b = bench(max_in_flight=2)
     await b.start([0.0] * 3, open_loop=True)
     assert b.gates.order == [0, 1]
     assert b.runner.waiting == 1
