@@ -1,6 +1,4 @@
-"""Owns nothing but the way in.
-Must not know anything.
-Called as `python -m loadgen`."""
+"""`python -m loadgen`."""
 
 from __future__ import annotations
 

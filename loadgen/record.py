@@ -1,6 +1,5 @@
-"""Owns the facts of a run as plain data: what was to be sent, what came back and when, under which settings.
-Must not know sockets, statistics or reports: it is the only interface between measuring and reporting.
-Called by everything in loadgen. One `Record` is one line of `events.jsonl`."""
+"""The facts of a run as plain data, and the only interface between measuring and reporting: what was to be sent,
+what came back and when, under which settings. One `Record` is one line of `events.jsonl`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what a run was told, as frozen plain data: how to connect, what to send, when, within which limits.
-Must not know where it came from (flags) nor who carries it out.
-Filled by `main.py`; read by everything that measures."""
+"""The settings of a run as frozen plain data: how to connect, what to send, when, within which limits."""
 
 from __future__ import annotations
 

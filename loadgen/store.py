@@ -1,6 +1,4 @@
-"""Owns a run's files: `events.jsonl`, one record a line, written as they end, and `run.json`.
-Must not know what the records mean.
-Called by the runner and the workers (append), by merging, and by everything that re-reads a run."""
+"""A run's files: `events.jsonl`, one record a line, appended as requests end, and `run.json`."""
 
 from __future__ import annotations
 

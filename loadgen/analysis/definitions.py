@@ -1,13 +1,13 @@
-"""Owns the definitions: what TTFT, TPOT, ITL and E2E of one request are, from its events.
-Must not know samples, statistics or reports: one `Record` in, one `Measured` out, nothing guessed.
-Called by `summary.py` and, through it, by every report. Times leave here in milliseconds.
+"""The definitions: what TTFT, TPOT, ITL and E2E of one request are, from its events. One `Record` in, one `Measured`
+out, durations in milliseconds, nothing guessed.
 
-How others differ (versions of 2026; the docstrings below have the rest):
-- clock: the kernel's stamp of the bytes here; a coroutine's in vLLM (after parsing) and AIPerf (per read), wall
-  clock per line in GuideLLM. What one read merged is an interval here, a gap of zero there; GuideLLM keeps none.
-- TTFT ends at the first non-empty content, reasoning or tool call here; at the first chunk with `choices`, a bare
-  role too, in vLLM 0.32 `bench serve`; at the first content in AIPerf.
-- TPOT is vLLM's. GuideLLM and AIPerf call that ITL, and GuideLLM's TPOT has the first token in it.
+How other tools differ (versions of 2026; the docstrings below have the rest):
+- clock: here the kernel's stamp of the bytes; in vLLM (after parsing) and AIPerf (per read) the time at which a
+  coroutine ran; in GuideLLM the wall clock per line. Events that one read merged have an interval here and a gap of
+  zero there; GuideLLM keeps none.
+- TTFT ends at the first non-empty content, reasoning or tool call here; at the first chunk with `choices`, even with
+  a bare role, in vLLM 0.32 `bench serve`; at the first content in AIPerf.
+- TPOT is vLLM's. GuideLLM and AIPerf call that ITL, and GuideLLM's TPOT includes the first token.
 - ITL is the gap between tokens here, between chunks in vLLM (AIPerf's ICL), a mean per request in the others.
 """
 

@@ -1,6 +1,4 @@
-"""Owns how two samples differ: shift, its interval, effect size, and what that is called in words.
-Must not know requests, runs or files: only numbers and what `stats.py` says of them.
-Called by `compare.py`."""
+"""How two samples differ: shift, its interval, effect size, and the name of an effect of that size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns how numbers are written for people: digits, units, intervals, signs.
-Must not know what they are of.
-Called by everything that shows something."""
+"""How numbers are written for people: digits, units, intervals, signs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns service-level objectives: how `--goodput` is written, and which requests met them.
-Must not know statistics or reports.
-Called by `summary.py`; the command line parses its flag here."""
+"""Service-level objectives: how `--goodput` is written, and which requests met them."""
 
 from __future__ import annotations
 

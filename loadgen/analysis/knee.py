@@ -1,6 +1,5 @@
-"""Owns where a server saturates: stages at rising rates in, the knee and the next rate to try out.
-Must not know how a stage was measured. Pure, tested on synthetic queues.
-Called by `sweep.py` between stages and by whoever shows a sweep."""
+"""Where a server saturates: stages at rising rates in, the knee and the next rate to try out. Pure, tested on
+synthetic queues."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns `ab`: the same requests at two targets, and what the second one adds, pair by pair.
-Must not know how requests were interleaved, nor files or pictures.
-Called by `write.py`; its result is in `result.json` under `loadgen.paired`."""
+"""`ab`: the same requests at two targets, and what the second one adds, pair by pair. Its result is in
+`result.json` under `loadgen.paired`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns how a sweep's stages are read: the rate that a stage's name tells, and the knee.
-Must not know tables or pictures.
-Called by `view.py`, `headline.py` and the plots."""
+"""A sweep's stages in a summary: the rate that a stage's name tells, and the knee."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what a sample says and how sure that is: percentiles and means, each with its interval.
-Must not know requests, tokens or files: numbers come in, in blocks of those that may depend on each other.
-Called by `summary.py`, `effect.py` and `paired.py`. Pure Python: a million values take about a second."""
+"""Percentiles and means, each with its interval. Values come in blocks of those that may depend on each other.
+Pure Python: a million values take about a second."""
 
 from __future__ import annotations
 

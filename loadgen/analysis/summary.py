@@ -1,6 +1,5 @@
-"""Owns what is said of a run as data: counts, rates and statistics, over all of it and by its parts.
-Must not know files, tables or pictures.
-Called by `result.py` and every report; `summarise` is the way in."""
+"""A run as data: counts, rates and statistics, for the whole and for its parts. `summarise` is the entry
+point."""
 
 from __future__ import annotations
 

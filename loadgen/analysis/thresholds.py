@@ -1,11 +1,9 @@
-"""Owns `--fail-if`: its small grammar, and whether a comparison breaks it.
-Must not know how figures were measured: flat names of `result.json` and their values come in.
-Called by `compare_cli.py`.
+"""`--fail-if`: its grammar, and whether a comparison breaks a rule. Metrics are the flat names of `result.json`.
 
-    p99_ttft_ms>+10%     B's is more than 10 % above A's
-    output_throughput<-5%
-    p50_ttft_ms>+3       B's is more than 3 (in the metric's unit) above A's
-    error_rate>0.01      B's own value, whatever A's was
+p99_ttft_ms>+10%     B's is more than 10 % above A's
+output_throughput<-5%
+p50_ttft_ms>+3       B's is more than 3 (in the metric's unit) above A's
+error_rate>0.01      B's own value, whatever A's was
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Owns what happened when: bins of arrivals, tokens and failures, and how many requests were in flight.
-Must not know percentiles or pictures.
-Called by `summary.py` for the peaks and by `plots.py` for the picture."""
+"""A run over time: bins of arrivals, tokens and failures, and how many requests were in flight."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns `python -m loadgen ab`: the same requests to two servers in one run, interleaved and paired.
-Must not know statistics: records carry their target and their pair, the report has the difference.
-Called by `main.py`; returns the exit code."""
+"""`python -m loadgen ab`: the same requests to two servers in one run, interleaved and paired."""
 
 from __future__ import annotations
 

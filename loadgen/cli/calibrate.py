@@ -1,6 +1,4 @@
-"""Owns `python -m loadgen calibrate`: the generator against a server that says when it sent each event.
-Must not know how measuring works: it uses the same means as a run.
-Called by `main.py`; its findings are kept by `record.py`."""
+"""`python -m loadgen calibrate`: this program against a server that writes into each event when it sent it."""
 
 from __future__ import annotations
 

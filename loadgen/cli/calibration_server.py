@@ -1,6 +1,5 @@
-"""Owns the server of known schedule: it writes into each event when it sent it, by CLOCK_MONOTONIC.
-Must not know the client. A process of its own, so that its work is not the generator's lag.
-Started by `calibrate.py` as `python -m` this module; says its port on stdout; ends with its stdin."""
+"""The server of known schedule: it writes into each event the CLOCK_MONOTONIC time at which it sent it. A process
+of its own, so that its work does not delay the generator. It prints its port and ends when stdin closes."""
 
 from __future__ import annotations
 

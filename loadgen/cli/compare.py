@@ -1,6 +1,4 @@
-"""Owns `loadgen compare A B`: two runs' folders in, a verdict in words, an exit code for CI.
-Must not know how runs are compared (`compare.py`) nor how a rule is judged (`thresholds.py`).
-Called by `main.py`."""
+"""`python -m loadgen compare A B`: two runs' folders in, a verdict in words, an exit code for CI."""
 
 from __future__ import annotations
 

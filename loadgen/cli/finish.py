@@ -1,6 +1,4 @@
-"""Owns the end of a measurement: the `Run`, its verdict, its files, the words on the terminal, the exit code.
-Must not know sockets. Reports are made by `loadgen.analysis.summary` and `loadgen.report.write`.
-Called by `run`, `ab` and `sweep` when their records are there, whole or not."""
+"""The end of a measurement: its verdict, its files and reports, the summary on the terminal, the exit code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the command line: which commands there are, their help, how wrong usage is said.
-Must not know what the commands do.
-Called by `__main__.py`."""
+"""The list of commands, their help, and the message for wrong usage. A command is imported only when it is asked
+for."""
 
 from __future__ import annotations
 

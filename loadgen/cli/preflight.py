@@ -1,6 +1,4 @@
-"""Owns what is settled before a run: the server answers, its model's name, enough file descriptors.
-Must not know schedules. What cannot be settled is a UsageError that says what would be right.
-Called by every measuring command before it sends the first request."""
+"""What is settled before the first request: the server answers, its model's name, enough file descriptors."""
 
 from __future__ import annotations
 

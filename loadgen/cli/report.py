@@ -1,6 +1,5 @@
-"""Owns `loadgen report`: reports made again from raw events, so that old runs gain from new definitions.
-Must not know how anything is computed or shown.
-Called by `main.py`."""
+"""`python -m loadgen report`: the reports of a run again from its raw events, so that old runs gain from new
+definitions."""
 
 from __future__ import annotations
 

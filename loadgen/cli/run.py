@@ -1,6 +1,5 @@
-"""Owns `python -m loadgen run`: flags to a job, the job carried out here or by workers, the end.
-Must not know how anything is measured or shown.
-Called by `main.py`; returns the exit code."""
+"""`python -m loadgen run`: flags to a job, the job carried out here or by workers. `ab` and `sweep` use its
+parts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns `python -m loadgen sweep`: stages at rising rates up to saturation, in one run, each under its own name.
-Must not know where the knee is: `knee.py` says which rate comes next.
-Called by `main.py`; returns the exit code."""
+"""`python -m loadgen sweep`: stages at rising rates up to saturation, in one run, each under its own name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns ended exchanges that wait to be read, and when they are: after the run, unless they grow too heavy.
-Must not know how they are read or where records go: both are given.
-Called by `session.py`. Reading in the loop would make it late for the requests that are still being measured."""
+"""Ended exchanges that wait to be decoded: after the run, or earlier if they hold too much memory. Decoding in
+the loop would make it late for the requests that are still being measured."""
 
 from __future__ import annotations
 

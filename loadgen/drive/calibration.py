@@ -1,6 +1,4 @@
-"""Owns what `calibrate` found out about this machine: kept in the user's cache, compared with what a run asks.
-Must not know how it is found out (`calibrate.py`).
-Called by calibrate (save) and by every run (load, beyond)."""
+"""What `calibrate` measured on this machine: kept in the user's cache, compared with what a run asks for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns when requests are due: constant, Poisson, gamma, ramps, traces. Seeded, absolute, in seconds.
-Must not know clocks, tasks or requests: an iterator of times, the same for the same arguments.
-Called by the CLI's plan (which builds it) and by workers (each takes its slice of the same schedule)."""
+"""When requests are due: constant, Poisson, gamma, ramps, traces. An iterator of absolute times in seconds, the
+same for the same arguments. Knows no clock."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what is known while a run is going on: counters, and a snapshot of them a few times a second.
-Must not know terminals (`live.py`) nor how anything is measured. The live figures are rough; the report's are not.
-Filled by `session.py` at each request's end; its snapshots go to a view, through a pipe where workers run."""
+"""Counters while a run is going on. The live figures are rough; those of the report are not."""
 
 from __future__ import annotations
 

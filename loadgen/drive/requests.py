@@ -1,6 +1,5 @@
-"""Owns what is sent and in which order: prompts joined with due times, targets, pairs, and encoded bodies.
-Must not know clocks or sockets. Pure: the same workload, schedule and seed give the same shots in every worker.
-Called by the plan of `run`, `ab` and `sweep`; the runner fires what comes out."""
+"""The schedule as requests: prompts joined with due times, targets and pairs, and encoded as bodies. Pure: the
+same workload, schedule and seed give the same requests in every worker."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the firing of schedule: open loop by the clock, closed loop by free places, what waits, what is cut off.
-Must not know what answers say or where records go: it is given a client and told whom to hand ended exchanges.
-Called by `session.py`, once per warm-up, run or stage."""
+"""Sends requests when they are due (open loop) or when a user is free (closed loop); keeps, sheds or cancels the
+rest. It is given a client and told where ended exchanges go; it does not know what responses say."""
 
 from __future__ import annotations
 

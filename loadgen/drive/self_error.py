@@ -1,6 +1,5 @@
-"""Owns the generator's own error: from records and probe samples to `Lag`, and whether it makes a run invalid.
-Must not know sockets or tasks. Pure: the same records give the same verdict, merged from many workers or not.
-Called when a run has ended, by the runner and by calibrate."""
+"""The generator's own error: from records and probe samples to `Lag`, and whether it makes a run invalid. Pure:
+the same records give the same verdict, merged from many workers or not."""
 
 from __future__ import annotations
 

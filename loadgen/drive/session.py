@@ -1,6 +1,4 @@
-"""Owns one process's measurement: loop, clock, probe, client, runner and backlog, put together and taken apart.
-Must not know flags, reports or other workers: a plan and its shots in, records and its own error out.
-Called by `run`, `ab`, `sweep`, `calibrate` and each worker."""
+"""One process's measurement: loop, clock, probe, client, runner and backlog, set up and closed together."""
 
 from __future__ import annotations
 

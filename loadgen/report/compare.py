@@ -1,6 +1,4 @@
-"""Owns the comparison of two runs: shifts with intervals, verdicts in words, what was different in how they ran.
-Must not know the command line; it reads what `result.json` keeps and, for the effect size, measured requests.
-Called by `compare_cli.py`."""
+"""Two runs compared: shifts with intervals, verdicts in words, and the settings that differ."""
 
 from __future__ import annotations
 

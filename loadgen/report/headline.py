@@ -1,6 +1,4 @@
-"""Owns the few figures that a report opens with: another few for a run, a sweep and an `ab`.
-Must not know tables or markup.
-Called by `view.py`."""
+"""The few figures at the top of a report: different ones for a run, a sweep and an `ab`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns report.html: one file with no outside asset and no script, light or dark as its reader has it.
-Must not know what is said (`view.py`) or drawn (`plots.py`). Everything that is not markup of ours is escaped.
-Called by `write.py`."""
+"""report.html: one file with no outside asset and no script, light or dark as the reader's browser says.
+Everything that is not this module's markup is escaped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the page's style sheet: its colours by day and by night, its type, its measure.
-Must not know what the page says.
-Called by `html.py`; the colours' names are those of `plot_style.py`."""
+"""The style sheet of report.html. The names of its colours are those of `plot_style.py`."""
 
 from __future__ import annotations
 

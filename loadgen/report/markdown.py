@@ -1,6 +1,4 @@
-"""Owns report.md: tables aligned for a terminal that are tables in a pull request too.
-Must not know what is said: `view.py` has decided that.
-Called by `write.py`; `compare_cli.py` uses its table."""
+"""report.md: tables that are aligned for a terminal and render in a pull request."""
 
 from __future__ import annotations
 

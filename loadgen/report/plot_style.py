@@ -1,6 +1,5 @@
-"""Owns how pictures look: palette, type, axes; and how an SVG becomes part of a page or a file.
-Must not know what is drawn.
-Called by `plots.py`. Only figures' own objects: nothing of matplotlib's global state is changed for good."""
+"""How plots look: palette, type, axes; and how an SVG becomes part of a page or a file. matplotlib's global state
+is left as it was."""
 
 from __future__ import annotations
 

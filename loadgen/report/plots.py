@@ -1,6 +1,5 @@
-"""Owns what each picture shows of a run; matplotlib (extra `plots`) draws it.
-Must not know pages or folders; what is computed elsewhere comes in computed.
-Called by `write.py`. Without matplotlib `plots_available()` says no, and reports have their tables."""
+"""The plots of a run, drawn by matplotlib (extra `plots`). Without it `plots_available()` is false and reports
+have their tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the pictures of distributions: which curves a run has, their ECDFs, and the tail of its gaps.
-Must not know the other pictures.
-Called by `plots.py`."""
+"""Plots of distributions: which curves a run has, their ECDFs, and the tail of its gaps."""
 
 from __future__ import annotations
 

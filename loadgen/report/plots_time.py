@@ -1,6 +1,4 @@
-"""Owns the picture of a run over time: arrivals, requests in flight, tokens, latency and failures.
-Must not know the other pictures.
-Called by `plots.py`."""
+"""The plot of a run over time: arrivals, requests in flight, tokens, latency and failures."""
 
 from __future__ import annotations
 

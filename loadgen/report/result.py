@@ -1,6 +1,4 @@
-"""Owns `result.json`: vLLM's flat names for what vLLM has, everything of ours under the one key `loadgen`.
-Must not know how it is written or shown.
-Called by `write.py`; `compare.py` reads what this makes."""
+"""`result.json`: vLLM's flat names for what vLLM has, everything else under the one key `loadgen`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what a report says, in words and tables, once for all its forms.
-Must not know Markdown, HTML or files.
-Called by `write.py`; `markdown.py` and `html.py` render what it returns."""
+"""What a report says, in words and tables, once for every format."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns how a run's configuration is told: command, machine, what was sent, every setting.
-Must not know what a setting does.
-Called by `view.py`."""
+"""A run's configuration as rows: command, machine, what was sent, every setting."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns how the generator's own error is told: clock, lag, lateness, censoring, CPU.
-Must not know how they were measured or are rendered.
-Called by `view.py`."""
+"""The generator's own error as rows: clock, lag, lateness, merged reads, CPU."""
 
 from __future__ import annotations
 

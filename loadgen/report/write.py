@@ -1,6 +1,4 @@
-"""Owns a run's report files: result.json, report.md, report.html and the plots.
-Must not know how they look inside.
-Called when a run ends, and by `report.py` to make them again."""
+"""A run's report files: result.json, report.md, report.html and the plots."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the datasets that need no file: one prompt, random words, repeated prefixes, the corpus.
-Must not know order, duplicates or nonces: a dataset is distinct prompts by number.
-Called by `workload.py`."""
+"""The datasets that need no file: one prompt, random words, repeated prefixes, the corpus."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the datasets that are files of prompts: vLLM's custom JSONL and ShareGPT's JSON.
-Must not know order, duplicates or nonces. A file is read and checked whole before anything is sent.
-Called by `workload.py`; `traces.py` reads lines by its `lines`."""
+"""Datasets in files of prompts: vLLM's custom JSONL and ShareGPT's JSON. A file is read and checked as a whole
+before anything is sent."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what a workload is made of: prompts, items, the options, the error; the shape every dataset has.
-Must not know files, the corpus or the runner.
-Called by the datasets, by `workload.py`, and through it by the command line."""
+"""What a workload is made of: prompts, items, options, and the interface that every dataset implements."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the datasets with due times: workloads of `python -m corpus compose`, Mooncake's JSONL, Azure's CSV.
-Must not know pacing: it says when each request is due, in seconds from the first.
-Called by `workload.py`. Published traces have no texts: prompts are composed to their lengths and blocks."""
+"""Datasets with due times: workloads of `python -m corpus compose`, Mooncake's JSONL, Azure's CSV. Published
+traces contain no text, so prompts are composed to their lengths and blocks."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns which requests a run sends, in which order and how often: datasets, twins and nonces brought together.
-Must not know sockets or pacing. Pure but for reading a file: the same options give the same bytes everywhere.
-Called by the command line (`open_workload`) and for the report (`describe`)."""
+"""Datasets, duplicates and nonces combined into the requests of a run. Pure but for reading a file: the same
+options give the same bytes in every process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the flags that the measuring commands share, by vLLM's names where vLLM has them, and their reading.
-Must not know how anything is measured: flags in, frozen specs out.
-Called by `main.py` (adds them) and by the commands (read them)."""
+"""The flags that the measuring commands share, by vLLM's names where vLLM has them, and the settings read from
+them."""
 
 from __future__ import annotations
 

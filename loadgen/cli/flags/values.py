@@ -1,6 +1,4 @@
-"""Owns how one flag's text becomes a value, and the words when it cannot: what was wrong, what would be right.
-Must not know which commands have which flags.
-Called by argparse through `common.py`."""
+"""Parsers of one flag's text for argparse. Their messages say what was wrong and what would be right."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the flags that choose a workload: vLLM's names where it has them.
-Must not know datasets: it makes `Options`, which `open_workload` judges.
-Called by every command that sends requests."""
+"""The flags that choose a workload, by vLLM's names where vLLM has them. `open_workload` validates what they
+say."""
 
 from __future__ import annotations
 

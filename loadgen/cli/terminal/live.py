@@ -1,6 +1,6 @@
-"""Owns what a person sees while a run is going on: a table on a terminal, plain lines elsewhere.
-Must not know how anything is measured: snapshots in. The table is drawn by a process of its own.
-Called by the commands; `python -m loadgen.cli.terminal.live` is that process, fed snapshots as JSON lines."""
+"""The live view of a run: a table on a terminal, plain lines elsewhere. `python -m loadgen.cli.terminal.live`
+draws the table in a process of its own from snapshots as JSON lines, since drawing in the loop would delay the
+measurement."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns standard streams whose reader may be slow, gone or full: a write ends in time and never raises.
-Must not know what is written. A measurement is not to wait for a terminal.
-Called by `__main__.py`, before anything is printed."""
+"""Standard streams whose reader may be slow, gone or full: a write ends within a time limit and never raises, so
+that no measurement waits for a terminal."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns sending one request over aiohttp and the words for every way in which it can go wrong.
-Must not know schedules or what answers say: a prepared request in, an ended `Exchange` out, never an exception.
-Called by the runner, one task per request."""
+"""One request over aiohttp, and the words for every way in which it can fail: a prepared request in, an ended
+`Exchange` out, never an exception."""
 
 from __future__ import annotations
 

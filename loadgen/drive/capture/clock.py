@@ -1,6 +1,5 @@
-"""Owns time: CLOCK_MONOTONIC as the one clock of a run, and how the kernel's CLOCK_REALTIME stamps map onto it.
-Must not know sockets or requests; readers of the two clocks are arguments, so that tests turn them by hand.
-Called by the runner (samples while it runs) and by `decode.py` (converts when a response has ended)."""
+"""CLOCK_MONOTONIC as the one clock of a run, and the mapping of the kernel's CLOCK_REALTIME stamps onto it. The
+readers of the two clocks are arguments, so that tests set the time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the reading of an ended exchange: its bytes to events, each with its time or its interval, and its failure.
-Must not know sockets or tasks: raw facts in, a finished Record out; it runs after the measuring, not during.
-Called by the runner's backlog. The only user of the proxy's wire."""
+"""Decodes an ended exchange: bytes to events, each with its time or its interval, and the failure if there is
+one. It runs after the measurement. The only user of `proxy.wire` for frames."""
 
 from __future__ import annotations
 

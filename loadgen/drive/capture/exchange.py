@@ -1,6 +1,5 @@
-"""Owns one exchange as it was seen: which bytes were in hand after which read, stamped by which clock.
-Must not know what the bytes say: while it runs nothing is parsed, so that the loop stays free.
-Filled by `handler.py` and `client.py`; read by `decode.py` once it has ended."""
+"""One exchange as it was seen: which bytes were there after which read, and which clock stamped them. Nothing is
+parsed while it runs, so that the loop stays free."""
 
 from __future__ import annotations
 

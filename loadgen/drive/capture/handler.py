@@ -1,6 +1,5 @@
-"""Owns the pairing of body bytes with stamps, inside the protocol that aiohttp reads an answer with.
-Must not know what the bytes say. The only place that touches aiohttp's private side (`_payload`, `_factory`).
-Called by aiohttp; installed by `client.py`. `test_handler.py` fails when aiohttp changes here."""
+"""Pairs body bytes with time stamps inside aiohttp's own protocol. The only module that uses aiohttp's private
+names (`_payload`, `_factory`); `test_handler.py` fails when aiohttp changes them."""
 
 from __future__ import annotations
 

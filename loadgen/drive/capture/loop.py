@@ -1,6 +1,5 @@
-"""Owns the event loop's eyes: when it last looked at the sockets, how late it runs, timers of microseconds.
-Must not know requests. The standard loop only: uvloop reads sockets itself, so no kernel stamp would reach us.
-Called by the runner, by `handler.py` (when was the last look), and by `self_error.py` for the probe's samples."""
+"""The event loop of a measurement: when it last polled the sockets, how late it runs, timers of microseconds. The
+standard loop, not uvloop: uvloop reads sockets itself, so no kernel stamp would reach this program."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what one JSON message of an OpenAI-style answer says: its kind for each choice, its usage, its error.
-Must not know streams, times or records: one decoded message in, plain facts out.
-Called by `decode.py` for each event of a stream and for a whole body."""
+"""What one JSON message of an OpenAI-style response says: its kind for each choice, its usage, its error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the socket that asks the kernel when bytes came and left (SO_TIMESTAMPING), and the registry to find it by.
-Must not know HTTP or aiohttp: it is a `socket.socket` that any event loop reads in its usual way.
-Called by the client (`socket_factory`) and by `handler.py`, which pairs each read's bytes with its stamp."""
+"""A socket that asks the kernel when bytes arrived and left (SO_TIMESTAMPING), and the registry to find it by. It
+is a `socket.socket` that any event loop reads in its usual way."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns one run as a message: all that a process needs to carry out its share, and how its shots come from it.
-Must not know flags or processes; it travels as JSON, the workload's options inside it.
-Made by `run.py`; carried out there, or by each worker."""
+"""One run as a message: all that a process needs to carry out its share. It travels to workers as JSON."""
 
 from __future__ import annotations
 

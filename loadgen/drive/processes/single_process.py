@@ -1,6 +1,4 @@
-"""Owns a run in one process: warm-up, its one phase, each record kept and written as it ends, Ctrl-C.
-Must not know flags or statistics, nor which shots these are.
-Called by `run` without workers and by `ab`; `sweep` has many phases and takes the handling of Ctrl-C."""
+"""A run in one process: warm-up, one phase, each record written as it ends, Ctrl-C."""
 
 from __future__ import annotations
 

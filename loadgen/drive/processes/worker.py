@@ -1,6 +1,5 @@
-"""Owns one worker process: a job from stdin, its share measured, records to its own file, words to its parent.
-Must not know the other workers: the schedule is cut by arithmetic, and the start is a time of CLOCK_MONOTONIC.
-Started by `workers.py` as `python -m loadgen worker`."""
+"""One worker process: a job from stdin, its share measured, records to its own file, messages to its parent. It
+knows nothing of other workers: the schedule is cut by arithmetic, and the start is a time of CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 

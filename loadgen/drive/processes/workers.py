@@ -1,6 +1,5 @@
-"""Owns the worker processes of a run: starting them together, their words, their ends, the exact merge.
-Must not know what they measure. Each writes its own file; no record passes through here while they run.
-Called by `run.py` for `--workers N`."""
+"""The worker processes of a run: their common start, their messages, their ends, the exact merge. Each writes its
+own file; no record passes through the parent while they run."""
 
 from __future__ import annotations
 
