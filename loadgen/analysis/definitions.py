@@ -1,12 +1,12 @@
-"""The definitions: what TTFT, TPOT, ITL and E2E of one request are, from its events. One `Record` in, one `Measured`
-out, durations in milliseconds, nothing guessed.
+"""The definitions: what TTFT, TPOT, ITL and E2E of one request are, from its events. One `Record` in, one
+`Measured` out, durations in milliseconds, nothing guessed.
 
 How other tools differ (versions of 2026; the docstrings below have the rest):
 - clock: here the kernel's stamp of the bytes; in vLLM (after parsing) and AIPerf (per read) the time at which a
-  coroutine ran; in GuideLLM the wall clock per line. Events that one read merged have an interval here and a gap of
+  coroutine ran; in GuideLLM the wall clock per line. Events that one read merged have an interval here, a gap of
   zero there; GuideLLM keeps none.
-- TTFT ends at the first non-empty content, reasoning or tool call here; at the first chunk with `choices`, even with
-  a bare role, in vLLM 0.32 `bench serve`; at the first content in AIPerf.
+- TTFT ends at the first non-empty content, reasoning or tool call here; at the first chunk with `choices`, even
+  with a bare role, in vLLM 0.32 `bench serve`; at the first content in AIPerf.
 - TPOT is vLLM's. GuideLLM and AIPerf call that ITL, and GuideLLM's TPOT includes the first token.
 - ITL is the gap between tokens here, between chunks in vLLM (AIPerf's ICL), a mean per request in the others.
 """

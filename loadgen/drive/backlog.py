@@ -11,39 +11,37 @@ from loadgen.drive.capture.exchange import Exchange
 from loadgen.record import Record
 
 MAX_HELD: Final = 256 * 1024 * 1024
-"""Bytes of answers held back: about a million events of vLLM. Beyond it they are read while the run goes on."""
+"""Bytes of responses kept undecoded: about a million events of vLLM. Beyond it they are decoded during the run."""
 
 
 class Backlog:
-    """Holds exchanges until `flush`, or until their weight is more than `max_held`; then the oldest are read."""
+    """Keeps exchanges until `flush`; beyond `max_held` bytes the oldest are decoded at once."""
 
     def __init__(
-        self, read: Callable[[Exchange], Record], emit: Callable[[Record], None], max_held: int = MAX_HELD
+        self, decode: Callable[[Exchange], Record], emit: Callable[[Record], None], max_held: int = MAX_HELD
     ) -> None:
-        self._read = read
+        self._decode = decode
         self._emit = emit
         self._max = max_held
         self._held: deque[Exchange] = deque()
         self.weight = 0
-        self.early = 0  # read before the run's end
+        self.early = 0  # decoded during the run
 
     def __repr__(self) -> str:
-        return (
-            f"<Backlog: {len(self._held)} exchanges, {self.weight} of {self._max} bytes, {self.early} read early>"
-        )
+        return f"<Backlog: {len(self._held)} exchanges, {self.weight} of {self._max} bytes, {self.early} early>"
 
-    def take(self, exchange: Exchange) -> None:
+    def add(self, exchange: Exchange) -> None:
         self._held.append(exchange)
         self.weight += exchange.weight
         while self.weight > self._max:
             self.early += 1
-            self._one()
+            self._decode_oldest()
 
     def flush(self) -> None:
         while self._held:
-            self._one()
+            self._decode_oldest()
 
-    def _one(self) -> None:
+    def _decode_oldest(self) -> None:
         exchange = self._held.popleft()
         self.weight -= exchange.weight
-        self._emit(self._read(exchange))
+        self._emit(self._decode(exchange))

@@ -16,15 +16,15 @@ VERSION: Final = 1
 
 
 class Calibration(msgspec.Struct, kw_only=True):
-    """One machine's floor and reach, of one worker process. Milliseconds; rates per second."""
+    """One machine's error floor and capacity, for one worker process. Milliseconds; rates per second."""
 
     version: int = VERSION
     date: str
     machine: dict[str, object]
     floor_ms: dict[str, float]  # ttft_p50, ttft_p99, itl_p50, itl_p99
-    requests_per_s: float  # the highest rate tried that the generator drove within its limits
+    requests_per_s: float  # the highest rate tried that stayed within the error limits
     events_per_s: float
-    requests_bounded: bool = True  # False: no rate tried was too high
+    requests_bounded: bool = True  # False: every rate tried stayed within the limits
     events_bounded: bool = True
 
 
@@ -34,7 +34,7 @@ def path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def load_calibration(file: Path | None = None) -> Calibration | None:
-    """None where this machine was never calibrated, or by another version."""
+    """None if this machine was not calibrated, or was by another version of the file."""
     try:
         found = msgspec.json.decode((file or path()).read_bytes(), type=Calibration)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
@@ -52,7 +52,7 @@ def save_calibration(calibration: Calibration, file: Path | None = None) -> Path
 
 
 def beyond_calibration(known: Calibration, records: Sequence[Record], *, workers: int = 1) -> list[str]:
-    """Warnings where a run drove more than was found honest. Its mean rates count, over the time it sent in."""
+    """Warnings where a run's mean rates, over the time in which it sent, exceed the calibrated capacity."""
     sent = [record.sent_ns for record in records if record.sent_ns is not None and not record.warmup]
     times = [e.at_ns for r in records if not r.warmup for e in r.events if e.kind in GENERATED]
     found = []
@@ -64,7 +64,7 @@ def beyond_calibration(known: Calibration, records: Sequence[Record], *, workers
         rate = len(values) / span if span > 0.1 else 0.0
         if rate > limit * workers:
             found.append(
-                f"{rate:.0f} {what}/s is beyond the {limit * workers:.0f} that calibrate found this machine to "
-                f"drive honestly with {workers} worker{'s' if workers > 1 else ''}"
+                f"{rate:.0f} {what}/s exceed the {limit * workers:.0f} that calibrate measured as accurate "
+                f"on this machine with {workers} worker{'s' if workers > 1 else ''}"
             )
     return found

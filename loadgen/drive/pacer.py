@@ -23,7 +23,7 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     over: int  # requests
 
     def rate_at(self, index: int) -> float:
-        """As vLLM ramps: by the share of the requests that have been sent."""
+        """By the share of the requests that have been sent, as vLLM ramps."""
         done = min(index / max(self.over - 1, 1), 1.0)
         if self.strategy == "linear":
             return self.start + (self.end - self.start) * done
@@ -49,10 +49,10 @@ def gap(rate: float, burstiness: float, rng: random.Random) -> float:
 
 
 def open_loop_times(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
-    """Arrival times without end. An infinite rate is everything at once.
+    """Arrival times in seconds, without end; an infinite rate is everything at once.
 
-    The sum of gaps is what it is: it is not rescaled to an exact total (as vLLM does), so a Poisson process
-    stays one. The first request comes after the first gap, but a constant rate starts at 0.
+    The gaps are not rescaled to an exact total (as vLLM does), so a Poisson process stays one. The first request
+    comes after the first gap, but a constant rate starts at 0.
     """
     if math.isinf(rate):
         return itertools.repeat(0.0)
@@ -62,20 +62,21 @@ def open_loop_times(rate: float, burstiness: float = 1.0, *, seed: int = 0) -> I
 
 
 def ramp_times(shape: Ramp, burstiness: float = 1.0, *, seed: int = 0) -> Iterator[float]:
-    """Arrival times whose rate changes with each request; after the last one the end's rate holds."""
+    """Arrival times in seconds whose rate changes with each request; after the last one the final rate holds."""
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     steps = (gap(shape.rate_at(index), burstiness, rng) for index in itertools.count())
     return itertools.accumulate(steps, initial=0.0)
 
 
 def trace_times(times: Iterable[float | None], speed: float = 1.0) -> Iterator[float]:
-    """A trace's own times, `speed` times as fast. They must not run backwards; raises ValueError where they do."""
+    """A trace's own times in seconds, `speed` times as fast. Raises ValueError if one is missing or runs
+    backwards."""
     last = 0.0
     for index, at in enumerate(times):
         if at is None:
             raise ValueError(f"request {index} of the trace has no time")
         due = at / speed
         if due < last:
-            raise ValueError(f"request {index} of the trace is due {last - due:g} s before the one before it")
+            raise ValueError(f"request {index} of the trace is due {last - due:g} s before the previous one")
         last = due
         yield due

@@ -14,7 +14,7 @@ _TOKENS: Final = re.compile(rb'"completion_tokens": ?(\d+)')
 
 
 class Progress:
-    """Counts as requests end. 2 µs a request."""
+    """Counts requests as they end, 2 µs each."""
 
     def __init__(self) -> None:
         self.done = 0

@@ -17,7 +17,7 @@ from loadgen.workload import Prompt
 
 
 class ScheduledRequest(NamedTuple):
-    """One request of the schedule. `due_s` is None where it goes when a place is free (closed loop)."""
+    """One request of the schedule. `due_s` counts from the run's start; None in a closed loop."""
 
     number: int
     prompt: Prompt
@@ -30,24 +30,24 @@ class ScheduledRequest(NamedTuple):
 def schedule_requests(
     prompts: Iterable[Prompt], times: Iterable[float] | None, *, target: str = "a", stage: str = "", first: int = 0
 ) -> Iterator[ScheduledRequest]:
-    """Each prompt at its time; without times, whenever a place is free."""
+    """Each prompt at its time, in seconds; without times for a closed loop."""
     dues: Iterable[float | None] = itertools.repeat(None) if times is None else times
     for index, (prompt, due) in enumerate(zip(prompts, dues, strict=False), first):
         yield ScheduledRequest(index, prompt, due, target, stage=stage)
 
 
 def slice_schedule(schedule: Iterable[ScheduledRequest], worker: int, workers: int) -> Iterator[ScheduledRequest]:
-    """Every worker walks the whole schedule and fires its share: together they fire each shot once."""
+    """One worker's share. Every worker walks the whole schedule; together they send each request once."""
     return (request for request in schedule if request.number % workers == worker)
 
 
 def schedule_pairs(
     prompts: Iterable[Prompt], times: Iterable[float] | None, *, seed: int = 0
 ) -> Iterator[ScheduledRequest]:
-    """Each prompt to both targets, back to back, in ABBA or BAAB order: drift of the machine falls on both alike.
+    """Each prompt to both targets, back to back, in ABBA or BAAB order, so that drift affects both alike.
 
-    Which of the two orders a block of two pairs has is drawn by the seed, so that no rhythm of the machine can
-    keep step with it. With times, each request of a pair takes the next one.
+    The seed draws the order of each block of two pairs, so that no periodic load of the machine can coincide with
+    it. With times, each request of a pair takes the next one.
     """
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     dues: Iterator[float | None] = itertools.repeat(None) if times is None else iter(times)
@@ -62,7 +62,7 @@ def schedule_pairs(
 
 
 class RequestBuilder:
-    """Turns shots into requests ready to go: the body encoded once, before it is due."""
+    """Encodes scheduled requests, once each and before they are due."""
 
     def __init__(
         self, targets: Mapping[str, str], endpoint: Endpoint, body: Body, *, path: str | None = None, run: str = ""
@@ -90,7 +90,7 @@ class RequestBuilder:
         return PreparedRequest(record, self._urls[request.target], msgspec.json.encode(fields))
 
     def fields(self, prompt: Prompt) -> dict[str, Any]:
-        """The request's JSON. A flag wins over the prompt's own field, `--extra-body` over both."""
+        """The request's JSON. A flag overrides the prompt's own field, `--extra-body` overrides both."""
         body = self._body
         body_fields: dict[str, Any] = {"model": body.model, **prompt.fields}
         if self._endpoint != "embeddings":

@@ -15,11 +15,11 @@ from loadgen.drive.requests import ScheduledRequest
 from loadgen.spec import Pace
 
 MAX_WAITING: Final = 100_000
-"""Requests that may wait for a place; beyond it the open loop has lost its server, and the run is ended."""
+"""Requests that may wait to be sent. Beyond it the server is hopelessly behind, and the run is ended."""
 
 
 class Sender(Protocol):
-    """As `Client`: sends, and returns an exchange that has ended in whatever way."""
+    """As `Client`: sends, and returns the exchange when it has ended, failed or not."""
 
     async def send(self, request: PreparedRequest) -> Exchange: ...
 
@@ -31,7 +31,7 @@ class DueTimer(Protocol):
 
 
 class Runner:
-    """Fires shots and waits for their ends. `stop()` fires no more and cancels what is under way."""
+    """Sends a schedule and waits until all of it has ended. `stop()` sends no more and cancels the rest."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class Runner:
         self._timer = timer
         self._build = build
         self._on_end = on_end
-        self._max_in_flight = max_in_flight  # how many may be under way, by descriptors if by nothing else
-        self._due_now = False  # closed loop: a request is due when its user has come round to it
+        self._max_in_flight = max_in_flight  # the cap that file descriptors impose
+        self._due_now = False  # closed loop: a request is due when its user is free
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: deque[PreparedRequest] = deque()
         self._schedule: Iterator[ScheduledRequest] = iter(())
@@ -60,11 +60,11 @@ class Runner:
         self.sent = 0
         self.shed = 0
         self.waited = 0
-        self.overrun = False  # more waited than may wait
+        self.overrun = False  # more than MAX_WAITING requests waited
 
     def __repr__(self) -> str:
         return (
-            f"<Runner: {self.sent} of {self.due} sent, {self.in_flight} under way, {len(self._waiting)} waiting>"
+            f"<Runner: {self.sent} of {self.due} sent, {self.in_flight} in flight, {len(self._waiting)} waiting>"
         )
 
     @property
@@ -79,7 +79,7 @@ class Runner:
         self._stopped.set()
 
     async def run(self, schedule: Iterable[ScheduledRequest], pace: Pace) -> None:
-        """Returns when every shot has ended, or all that were under way when it was stopped."""
+        """Return when every request has ended, or after `stop()` when those in flight have."""
         max_in_flight = min(pace.max_concurrency or self._max_in_flight, self._max_in_flight)
         firing = asyncio.create_task(
             self._open(iter(schedule), max_in_flight, pace.shed)
@@ -104,18 +104,18 @@ class Runner:
             task.cancel()
         if not whole:
             self._stopped.set()
-            await asyncio.sleep(0)  # a task that is cancelled before its first step would never report its end
+            await asyncio.sleep(0)  # a task that is cancelled before its first step never reports its end
             for task in list(self._tasks):
                 task.cancel()
             while self._waiting:
-                self._give_up(self._waiting.popleft(), "cancelled", "the run was ended before a place was free")
+                self._give_up(self._waiting.popleft(), "cancelled", "the run ended before it could be sent")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(firing, stopping, return_exceptions=True)
-        error = self._error or broken  # a bug, or a workload that broke half-way
+        error = self._error or broken  # a bug, or a workload that failed half-way
         if error is not None:
             raise error
 
-    # Closed loop: as many users as places, each with one request at a time
+    # Closed loop: each user has one request at a time
 
     async def _closed(self, schedule: Iterator[ScheduledRequest], max_in_flight: int) -> None:
         await self._timer.until(self._clock.zero)
@@ -123,11 +123,11 @@ class Runner:
         self._schedule = schedule
         while self.in_flight < max_in_flight and self._next():
             if self.sent % 16 == 0:
-                await asyncio.sleep(0)  # let the first answers be read while the rest is sent
+                await asyncio.sleep(0)  # read the first responses while the rest is sent
         await self._drained()
 
     def _next(self) -> bool:
-        """Send the next shot, due when its task begins. False where there is none."""
+        """Send the next request, due when its task begins. False if there is none."""
         scheduled = next(self._schedule, None)
         if scheduled is None:
             return False
@@ -140,7 +140,7 @@ class Runner:
         if not self._stopped.is_set():
             self._next()
 
-    # Open loop: by the clock; what finds no place waits, from when it was due
+    # Open loop: by the clock; a request above the cap waits, and its wait counts from when it was due
 
     async def _open(self, schedule: Iterator[ScheduledRequest], max_in_flight: int, shed: bool) -> None:
         for scheduled in schedule:
@@ -151,10 +151,10 @@ class Runner:
                 self._send(request, self._continue_open)
             elif shed:
                 self.shed += 1
-                self._give_up(request, "shed", f"due while all {max_in_flight} places were taken (--shed)")
+                self._give_up(request, "shed", f"due while {max_in_flight} requests were in flight (--shed)")
             elif len(self._waiting) >= MAX_WAITING:
                 self.overrun = True
-                self._give_up(request, "shed", f"{MAX_WAITING} requests were already waiting for a place")
+                self._give_up(request, "shed", f"{MAX_WAITING} requests were already waiting to be sent")
                 return
             else:
                 request.record.waited = True

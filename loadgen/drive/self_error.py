@@ -17,7 +17,7 @@ CLOCK = Literal["kernel", "user", "mixed"]
 
 
 class WorkerError(msgspec.Struct, kw_only=True):
-    """What one worker process knows of itself, besides the records."""
+    """One worker process's own error, besides what the records show. Nanoseconds."""
 
     loop_ns: list[int] = []  # the probe's samples
     cpu: float = 0.0  # CPU seconds per wall second
@@ -30,12 +30,12 @@ class WorkerError(msgspec.Struct, kw_only=True):
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the sample does not exceed (inverse of the step function)."""
+    """The smallest value that at least this share of the sample does not exceed (inverse of the ECDF)."""
     return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
 
 
 def percentiles_ms(values: Iterable[float]) -> dict[str, float]:
-    """p50, p99 and max in milliseconds, of nanoseconds; empty where there are none."""
+    """p50, p99 and max in milliseconds, of values in nanoseconds; empty without values."""
     ordered = sorted(values)
     if not ordered:
         return {}
@@ -53,7 +53,7 @@ def _clock(by_kernel: int, by_user: int) -> CLOCK:
 
 
 def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> Lag:
-    """Of one run, warm-up left out. What was due while no place was free is late by the cap, not by us."""
+    """The lag of one run without its warm-up. Requests that waited for the cap do not count as late."""
     measured = [record for record in records if not record.warmup]
     events = [event for record in measured for event in record.events if event.kind in GENERATED]
     censored = [event.at_ns - event.low_ns for event in events if event.at_ns != event.low_ns]
@@ -81,7 +81,7 @@ def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> L
 
 
 def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
-    """Median TTFT from due, and median gap between generated events, of requests that succeeded."""
+    """Median TTFT from due and median gap between generated events of successful requests, in milliseconds."""
     first: list[float] = []
     gaps: list[float] = []
     for record in records:
@@ -97,9 +97,9 @@ def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
 def judge_self_error(
     lag: Lag, records: Sequence[Record], limits: Limits, step_ns: int = 0, *, open_loop: bool
 ) -> tuple[list[str], list[str]]:
-    """Reasons why the run is invalid, and warnings. Each says what was measured and what the limit is.
+    """Reasons why the run is invalid, and warnings. Each states the measured value and the limit.
 
-    Lateness counts in an open loop only: in a closed one a request is due when its user comes round to it.
+    Lateness counts in an open loop only: in a closed loop a request is due when its user is free.
     """
     invalid: list[str] = []
     warnings: list[str] = []
@@ -108,21 +108,23 @@ def judge_self_error(
     for share, allowed in (("p50", limits.allowed_ms(ttft)), ("p99", limits.allowed_late_ms(ttft))):
         late = lag.late_ms.get(share, 0.0)
         if open_loop and late > allowed:
-            invalid.append(f"requests left {late:.2f} ms late ({share}); {allowed:.2f} ms may be")
+            invalid.append(f"requests were sent {late:.2f} ms late ({share}), limit {allowed:.2f} ms")
     if lag.clock != "kernel" and loop > for_itl:
         invalid.append(
-            f"the loop lagged {loop:.2f} ms (p99) and stamps are the program's own ({lag.clock}); "
-            f"{for_itl:.2f} ms may be"
+            f"the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms, and time stamps "
+            f"are the program's own (clock {lag.clock})"
         )
     width = lag.censored_width_ms.get("p50", 0.0)
     if lag.censored > limits.censored and width > for_itl:
-        said = f"{lag.censored:.1%} of events came merged, {width:.2f} ms wide (p50)"
+        said = f"{lag.censored:.1%} of events were merged with others, in intervals of {width:.2f} ms (p50)"
         if loop > for_itl:
-            invalid.append(f"{said}, while the loop lagged {loop:.2f} ms (p99); {for_itl:.2f} ms may be")
+            invalid.append(f"{said}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms")
         else:
-            warnings.append(f"{said}; the loop was in time (p99 {loop:.2f} ms), so the server sent them together")
+            warnings.append(
+                f"{said}; the event loop was on time (p99 {loop:.2f} ms), so the server sent them together"
+            )
     if lag.cpu > limits.cpu:
-        invalid.append(f"the generator used {lag.cpu:.0%} of a core; {limits.cpu:.0%} may be (--workers)")
+        invalid.append(f"the generator used {lag.cpu:.0%} of a core, limit {limits.cpu:.0%} (use --workers)")
     if lag.clock != "user" and step_ns > limits.step_ms * 1e6:
         invalid.append(f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run")
     return invalid, warnings

@@ -25,16 +25,16 @@ from loadgen.record import Record
 from loadgen.snapshot import View
 from loadgen.spec import Http, Pace
 
-TICK: Final = 0.25  # seconds between looks at the clocks and at silent requests
-LEAD_NS: Final = 50_000_000  # the start is agreed on this long before it
+TICK: Final = 0.25  # seconds between samples of the clocks and checks for silent requests
+LEAD_NS: Final = 50_000_000  # from the call to the start
 VIEW_TICKS: Final = 2  # a snapshot every half second
 
 Inspect = Callable[[Exchange, Record, Clock], None]
-"""Sees each exchange beside its record: what `calibrate` compares."""
+"""Called with each exchange and its record: `calibrate` compares them."""
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What a phase left besides its records, which went to `emit` one by one."""
+    """The outcome of a phase, besides its records."""
 
     worker_error: WorkerError
     start_unix_ns: int
@@ -46,7 +46,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 class Session:
-    """One process's means of measuring, for one phase after another. Use as `async with`."""
+    """One process's measurement, for one phase after another. Use as `async with`."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Session:
         self._inspect = inspect
         self._runner: Runner | None = None
         self._stopped = False
-        self._began = 0  # of the phase
+        self._start_ns = 0  # of the phase
 
     async def __aenter__(self) -> Session:
         loop = asyncio.get_running_loop()
@@ -85,14 +85,14 @@ class Session:
         await self.client.close()
 
     def stop(self) -> None:
-        """End the phase that is going on, and begin no other: Ctrl-C."""
+        """End the current phase and begin no other: Ctrl-C."""
         self._stopped = True
         if self._runner is not None:
             self._runner.stop()
 
     @staticmethod
     def now() -> int:
-        """Nanoseconds on the clock that `start_ns` is given on."""
+        """CLOCK_MONOTONIC, in nanoseconds."""
         return time.monotonic_ns()
 
     @property
@@ -111,19 +111,19 @@ class Session:
         rate: float | None = None,
         stage: str = "",
     ) -> Outcome:
-        """Fire the shots; their records go to `emit` in the order in which they ended, mostly after the last.
+        """Send the schedule. Records go to `emit` in the order in which requests ended, mostly after the last one.
 
-        `start_ns` is the start on CLOCK_MONOTONIC, agreed on between workers; None: soon. Times count from it.
+        `start_ns` is the start on CLOCK_MONOTONIC that all workers share; None: soon. Due times count from it.
         """
         clock = Clock()
         clock.zero = start_ns or clock.now() + LEAD_NS
         progress = Progress()
         worker_error = WorkerError()
-        backlog = Backlog(lambda exchange: self._read(exchange, clock, worker_error), emit)
+        backlog = Backlog(lambda exchange: self._decode(exchange, clock, worker_error), emit)
 
         def ended(exchange: Exchange) -> None:
             progress.ended(exchange)
-            backlog.take(exchange)
+            backlog.add(exchange)
 
         def build(scheduled: ScheduledRequest) -> PreparedRequest:
             return self._builder.build(scheduled, worker=self._worker, warmup=warmup)
@@ -133,7 +133,7 @@ class Session:
         )
         if self._stopped:
             runner.stop()
-        self._began = max(clock.zero, clock.now())
+        self._start_ns = max(clock.zero, clock.now())
         ticking = asyncio.create_task(self._tick(runner, clock, progress, total, rate, stage))
         with _calm_collector():
             self._probe.clear()
@@ -159,7 +159,7 @@ class Session:
             end_ns=ended_at,
         )
 
-    def _read(self, exchange: Exchange, clock: Clock, worker_error: WorkerError) -> Record:
+    def _decode(self, exchange: Exchange, clock: Clock, worker_error: WorkerError) -> Record:
         stamped = sum(1 for read in exchange.reads() if read.kernel_ns)
         worker_error.kernel_reads += stamped
         worker_error.user_reads += exchange.read_count - stamped
@@ -180,7 +180,7 @@ class Session:
         rate: float | None,
         stage: str,
     ) -> None:
-        """The four looks a second that a run takes at itself."""
+        """Four times a second: sample the clocks, end silent requests, update the live view."""
         ticks = 0
         while True:
             await asyncio.sleep(TICK)
@@ -191,7 +191,7 @@ class Session:
                 continue
             snapshot = progress.snapshot()
             snapshot.stage, snapshot.total, snapshot.asked_rate = stage, total, rate
-            snapshot.seconds = (clock.now() - self._began) / 1e9
+            snapshot.seconds = (clock.now() - self._start_ns) / 1e9
             snapshot.due, snapshot.sent = runner.due, runner.sent
             snapshot.under_way, snapshot.waiting = runner.in_flight, runner.waiting
             recent = sorted(self._probe.samples[-1000:])
@@ -201,9 +201,9 @@ class Session:
 
 @contextmanager
 def _calm_collector() -> Iterator[None]:
-    """A full collection stops the loop for tens of milliseconds where there is much to walk.
+    """A full garbage collection stops the loop for tens of milliseconds if the heap is large.
 
-    What lives already is frozen, and young objects are looked at a hundred times less often than usual.
+    Existing objects are frozen, and young ones are collected a hundred times less often than usual.
     """
     usual = gc.get_threshold()
     gc.collect()

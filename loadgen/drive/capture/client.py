@@ -28,7 +28,7 @@ _GONE: Final = (aiohttp.ClientConnectionError, ConnectionError)
 
 
 class PreparedRequest(NamedTuple):
-    """A request ready to go: encoded before it is due."""
+    """A request encoded before it is due."""
 
     record: Record
     url: str
@@ -36,7 +36,7 @@ class PreparedRequest(NamedTuple):
 
 
 class Client:
-    """One pool of connections without a limit of its own: how many are open is the runner's business."""
+    """One pool of connections without a limit: the runner caps how many requests are in flight."""
 
     def __init__(self, http: Http, *, kernel: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -64,13 +64,13 @@ class Client:
             trace_configs=[_connecting()],
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        self.open: dict[Exchange, asyncio.Timeout] = {}  # under way, each with its limit
+        self.open: dict[Exchange, asyncio.Timeout] = {}  # in flight, each with its time limit
 
     def __repr__(self) -> str:
-        return f"<Client, {len(self.open)} under way>"
+        return f"<Client, {len(self.open)} in flight>"
 
     async def send(self, request: PreparedRequest) -> Exchange:
-        """The exchange, ended. Only CancelledError comes through; the exchange then stays in `open` for no one."""
+        """The exchange when it has ended. Never raises: a failure and a cancellation are in the exchange."""
         exchange = Exchange(request.record)
         CURRENT.set(exchange)
         exchange.last_ns = time.monotonic_ns()
@@ -82,20 +82,20 @@ class Client:
                 while not await self._completed(request, exchange):
                     request.record.resent += 1
         except asyncio.CancelledError:
-            exchange.fail("cancelled", "the run was ended first")
+            exchange.fail("cancelled", "the run ended first")
         except Exception as error:  # noqa: BLE001 - whatever aiohttp raises is this request's failure, in words
             if type(error) is TimeoutError:  # ours; aiohttp's are subclasses of it
-                exchange.fail("timeout", f"not answered in full within {limit or 0:g} s (--request-timeout)")
+                exchange.fail("timeout", f"no complete response within {limit or 0:g} s (--request-timeout)")
             exchange.fail(*failure_of(error, self._http, answering=exchange.answered))
         finally:
             self.open.pop(exchange, None)
         return exchange
 
     async def _completed(self, request: PreparedRequest, exchange: Exchange) -> bool:
-        """Whether the exchange has ended. False: it met a kept connection that the server was closing; send again.
+        """Whether the exchange has ended. False: the server was closing the kept-alive connection; send again.
 
-        Servers may close what is kept at any time, and some (llama.cpp) do so after each stream without a word.
-        Every client with a pool sends again then. Here it is counted, and the time since due goes on.
+        Servers may close an idle connection at any time, and some (llama.cpp) do so after each stream without
+        saying so. Every pooling client sends again then. Here this is counted, and the time since due continues.
         """
         try:
             await self._exchange(request, exchange)
@@ -120,7 +120,7 @@ class Client:
             exchange.content_type = response.headers.get("Content-Type", "")
             exchange.shared = response.headers.get("x-gateway-cache")
             if (broken := response.content.exception()) is not None:
-                raise broken  # it broke before this task had its turn: wait_eof would wait for ever
+                raise broken  # it failed before this task ran: wait_eof would never return
             await response.content.wait_eof()
             exchange.complete = exchange.failure is None
         finally:
@@ -130,17 +130,17 @@ class Client:
                 response.close()
 
     def sweep(self, now_ns: int) -> None:
-        """End what has been silent for longer than the idle limit. Called a few times a second."""
+        """End exchanges that have been silent for longer than the idle limit. Called a few times a second."""
         limit = self._http.idle_timeout
         if not limit:
             return
         for exchange, timer in self.open.items():
             if now_ns - exchange.last_ns > limit * 1e9 and exchange.failure is None:
-                exchange.fail("timeout", f"nothing came for {limit:g} s (--idle-timeout)")
+                exchange.fail("timeout", f"no data for {limit:g} s (--idle-timeout)")
                 timer.reschedule(asyncio.get_running_loop().time())
 
     async def get(self, url: str, timeout: float) -> tuple[int, bytes]:
-        """For the questions before a run. Raises what aiohttp raises, and TimeoutError."""
+        """Status and body, for preflight. Raises aiohttp's errors and TimeoutError; `timeout` in seconds."""
         CURRENT.set(Exchange(Record(index=-1, id="", prompt="", due_ns=0)))
         limit = ClientTimeout(total=timeout, connect=self._http.connect_timeout or None)
         async with self._session.get(url, timeout=limit, allow_redirects=False) as response:
@@ -153,7 +153,7 @@ class Client:
         if self._selector is not None and self._selector.read_ahead == self._sockets.read_ahead:
             self._selector.read_ahead = None
         self._sockets.close()
-        await asyncio.sleep(0)  # transports close in the turn after
+        await asyncio.sleep(0)  # transports close in the next loop iteration
 
 
 def _tls(insecure: bool) -> ssl.SSLContext | bool:
@@ -161,7 +161,7 @@ def _tls(insecure: bool) -> ssl.SSLContext | bool:
 
 
 def _connecting() -> TraceConfig:
-    """Times each new connection: name look-up, TCP and TLS."""
+    """Times each new connection: name resolution, TCP and TLS."""
     started: Final = "_started"
     trace = TraceConfig()
 
@@ -177,7 +177,7 @@ def _connecting() -> TraceConfig:
 
 
 def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Failure, str]:
-    """The failure's kind and its words. `answering`: the answer's first byte had come."""
+    """The failure's kind and its message. `answering`: the response's first byte had arrived."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return "timeout", f"no connection within {http.connect_timeout:g} s (--connect-timeout)"
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
@@ -187,11 +187,11 @@ def failure_of(error: BaseException, http: Http, *, answering: bool) -> tuple[Fa
     if isinstance(error, aiohttp.ClientConnectorError):
         return "refused", _connecting_failed(error)
     if isinstance(error, aiohttp.ClientPayloadError):
-        return "truncated", f"the connection ended in the middle of the answer: {_reason(error)}"
+        return "truncated", f"the connection ended in the middle of the response: {_reason(error)}"
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.http_exceptions.HttpProcessingError):
         return "garbage", f"not HTTP: {error.message or error}"
     if isinstance(error, _GONE):
-        where = "in the middle of its answer" if answering else "before it answered"
+        where = "in the middle of its response" if answering else "before it responded"
         return "truncated", f"the server closed the connection {where}: {_reason(error)}"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "refused", "out of file descriptors (ulimit -n)"
@@ -203,7 +203,7 @@ def _connecting_failed(error: aiohttp.ClientConnectorError) -> str:
     if cause.errno in (errno.EMFILE, errno.ENFILE):
         return "out of file descriptors (ulimit -n)"
     if cause.errno == errno.EADDRNOTAVAIL:
-        return "out of local ports: connections are opened faster than the system frees them"
+        return "out of local ports: connections are opened faster than the system frees their ports"
     return f"{error.host}:{error.port}: {_reason(cause)}"
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Final
 
 Nanoseconds = Callable[[], int]
-TRIES: Final = 5  # of these double reads the tightest counts: a preemption between the two clocks is seen
+TRIES: Final = 5  # the tightest of these double reads counts, so that a preemption between the two does not
 
 
 class Clock:
-    """The offset between the two clocks, sampled over the run; stamps are converted by the samples around them.
+    """The offset between the two clocks, sampled over the run; a stamp is converted by the samples around it.
 
     The kernel stamps packets by CLOCK_REALTIME, which NTP slews (by up to 0.5 ms a second) and may step.
     Samples a quarter of a second apart bound a slew's error to 0.1 µs; a step shows as a jump.

@@ -14,13 +14,13 @@ from loadgen.record import GENERATED, Event, Kind, Record
 from proxy.wire import Framer, data_of, field_of, is_done
 
 MAX_EVENT: Final = 4 * 1024 * 1024
-"""Bytes of the largest event that is read; a larger one is `garbage`."""
+"""Bytes of the largest event; a response with a larger one is `garbage`."""
 
 Times = tuple[int, int, int]  # at, low, user
 
 
 class Timeline:
-    """Where in time each byte of the body came."""
+    """When each byte of the body arrived."""
 
     def __init__(self, reads: Sequence[Read], clock: Clock) -> None:
         self._ends = [read.end for read in reads]
@@ -34,8 +34,8 @@ class Timeline:
     def of(self, end: int) -> Times:
         """at, low and user of the event whose last byte is number `end` (counted from 1).
 
-        A read's last byte has the read's stamp for itself. What ended before it came at some time after the
-        read before, and after the loop had last looked and seen nothing.
+        The stamp of a read belongs to its last byte. Events that end earlier in it arrived after the previous
+        read, and after the last poll that found nothing.
         """
         i = bisect.bisect_left(self._ends, end)
         at, low, user = self._times[i]
@@ -43,16 +43,17 @@ class Timeline:
 
 
 def times_of(read: Read, before: int, clock: Clock) -> Times:
-    """The read's stamp, the earliest that any of its bytes can have come, and when the program had it."""
+    """The read's stamp, the earliest time at which any of its bytes can have arrived, and when the program had
+    it."""
     user = clock.since_start(read.user_ns)
     at = clock.since_start(clock.from_kernel(read.kernel_ns)) if read.kernel_ns else user
-    at = min(at, user)  # the two clocks agree to within a microsecond; a byte is not in hand before it came
+    at = min(at, user)  # the clocks agree to within a microsecond; no byte is read before it arrives
     not_before = clock.since_start(read.not_before_ns) if read.not_before_ns else before
     return at, min(max(before, not_before), at), user
 
 
 def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -> Record:
-    """The exchange's record, complete. `hide` masks secrets in text that came from outside."""
+    """The exchange's record, complete. `hide` masks secrets in text that came from the server."""
     record = exchange.record
     record.status = exchange.status
     record.shared = exchange.shared
@@ -78,7 +79,7 @@ def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str]
     elif exchange.complete:
         _set(record, "garbage", f"status {exchange.status} and an empty body")
     if not exchange.complete and record.status is not None:
-        _set(record, "truncated", "the connection ended before the answer did")
+        _set(record, "truncated", "the connection ended before the response did")
     record.detail = hide(record.detail)[:MAX_DETAIL]
     return record
 
@@ -91,7 +92,7 @@ def _read_body(record: Record, exchange: Exchange, body: bytes, timeline: Timeli
         if error is not None:
             _set(record, "error_frame", error)
         else:
-            _set(record, "garbage", "a stream was asked for and one JSON body came")
+            _set(record, "garbage", "requested a stream, got one JSON body")
     else:
         _read_stream(record, exchange, body, timeline)
 
@@ -144,7 +145,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
     except MessageError as error:
         _set(record, "garbage", str(error))
     if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
-        _set(record, "garbage", "the stream ended without a single choice")
+        _set(record, "garbage", "the stream ended without any choice")
     if not done and exchange.complete:
         if events:
             _set(record, "truncated", "the stream ended without [DONE]")
@@ -153,7 +154,7 @@ def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Time
 
 
 def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
-    """Each event and the number of the byte that ends it. Raises MessageError for one too large."""
+    """Each event and the offset of its end. Raises MessageError for one that is too large."""
     end = 0
     for frame in Framer(len(body)).feed(body):
         end += len(frame)
@@ -179,7 +180,7 @@ def _events(message: Message, times: Times, counted: dict[int, int | None]) -> I
 
 
 def _count(record: Record, usage: Usage | None) -> None:
-    """The last usage counts: continuous usage grows, and the final chunk has the total."""
+    """The last usage counts: continuous usage grows, and the final chunk holds the total."""
     if usage is None:
         return
     record.prompt_tokens = usage.prompt_tokens
@@ -202,5 +203,5 @@ def _error_in(body: bytes) -> str | None:
 
 
 def _words(body: bytes) -> str:
-    """What a body says, for a person: the error's message, or its beginning."""
+    """A body as text for a person: its error message, or its first 200 bytes."""
     return _error_in(body) or body[:200].decode("utf-8", "replace").strip() or "empty body"

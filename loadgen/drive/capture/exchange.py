@@ -14,16 +14,16 @@ MAX_DETAIL: Final = 500
 
 
 class Read(NamedTuple):
-    """One read of the socket. Times are absolute: kernel_ns on CLOCK_REALTIME, the others on CLOCK_MONOTONIC."""
+    """One read of the socket. kernel_ns is on CLOCK_REALTIME, the other times are on CLOCK_MONOTONIC."""
 
-    end: int  # bytes of the body that were in hand after it
-    kernel_ns: int  # when its last byte came; 0 where the kernel did not say
+    end: int  # bytes of the body received by its end
+    kernel_ns: int  # when its last byte arrived; 0 if the kernel gave no stamp
     user_ns: int  # when the program had it
-    not_before_ns: int  # nothing of it had come before this time
+    not_before_ns: int  # none of it had arrived before this time
 
 
 class Exchange:
-    """The raw facts of one request. `record` already has what was known before it was sent."""
+    """The raw facts of one request. `record` holds those that were known before it was sent."""
 
     __slots__ = (
         "_reads",
@@ -45,12 +45,12 @@ class Exchange:
 
     def __init__(self, record: Record) -> None:
         self.record = record
-        self._reads = array("q")  # four numbers a read: 32 bytes, and nothing for the collector to walk
-        self.parts: list[bytes] = []  # what each read brought of the body; joined, it is the body
+        self._reads = array("q")  # four numbers a read: 32 bytes, and no objects for the garbage collector
+        self.parts: list[bytes] = []  # the body as it was read, in pieces
         self.size = 0
-        self.first_ns = 0  # when the program had something generated, for the live view only
-        self.last_ns = 0  # when something was last heard, for the idle limit
-        self.tx_ns = 0  # CLOCK_REALTIME, by the kernel; 0: not known
+        self.first_ns = 0  # when the program had the first generated content; for the live view only
+        self.last_ns = 0  # of the last data, for the idle limit
+        self.tx_ns = 0  # CLOCK_REALTIME, by the kernel; 0: unknown
         self.wrote_ns = 0
         self.connect_ns: int | None = None
         self.status: int | None = None
@@ -64,8 +64,8 @@ class Exchange:
         state = self.failure or ("complete" if self.complete else "open")
         return f"<Exchange {self.record.index}: {state}, {self.read_count} reads, {self.size} bytes>"
 
-    def saw(self, kernel_ns: int, user_ns: int, not_before_ns: int) -> None:
-        """One read; `size` already counts what it brought."""
+    def add_read(self, kernel_ns: int, user_ns: int, not_before_ns: int) -> None:
+        """Record one read. `size` includes it already."""
         self._reads.extend((self.size, kernel_ns, user_ns, not_before_ns))
         self.last_ns = user_ns
 
@@ -75,7 +75,7 @@ class Exchange:
 
     @property
     def answered(self) -> bool:
-        """The answer's first byte has come."""
+        """Whether the response's first byte has arrived."""
         return bool(self._reads)
 
     def reads(self) -> Iterator[Read]:
@@ -84,11 +84,11 @@ class Exchange:
 
     @property
     def weight(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate bytes of memory."""
         return self.size + 8 * len(self._reads) + 50 * len(self.parts) + 1000
 
     def fail(self, failure: Failure, detail: str) -> None:
-        """The first failure counts: what follows it is its consequence."""
+        """Keep the first failure: later ones are its consequences."""
         if self.failure is None:
             self.failure, self.detail = failure, detail[:MAX_DETAIL]
 
@@ -98,4 +98,4 @@ class Exchange:
 
 
 CURRENT: ContextVar[Exchange] = ContextVar("exchange")
-"""The exchange of the running task: how the protocol that aiohttp made learns whose answer it reads."""
+"""The exchange of the running task: tells aiohttp's protocol whose response it reads."""

@@ -15,32 +15,32 @@ from collections.abc import Callable
 from typing import Any, Final
 
 PROBE_NS: Final = 10_000_000
-"""The loop's lag is looked at every 10 ms. 100 wake-ups a second cost 1.5 % of a core (measured, idle)."""
+"""The loop's lag is sampled every 10 ms. 100 wake-ups a second cost 1.5 % of a core (measured, idle)."""
 
 
 class TimestampingSelector(selectors.DefaultSelector):
-    """Remembers the last moment before which nothing that it reports now had come.
+    """Remembers the latest time before which none of the data that it reports now had arrived.
 
-    A socket that was not ready at one look received whatever it holds after that look. So a look that finds
-    nothing is dated before the loop falls asleep, and bytes read in one turn cannot be older than the look of
-    the turn before: that bounds how far merged segments can lie apart. Costs one poll more, 1.3 µs, in a turn
+    A socket that was not ready at one poll received its data after that poll. So a poll that finds nothing is
+    dated before the loop sleeps, and bytes read in one iteration are not older than the poll of the previous
+    iteration. This bounds how far apart merged segments can be. It costs one more poll, 1.3 µs, in an iteration
     that sleeps.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.not_before_ns = time.monotonic_ns()  # nothing that is being read now was there at this time
-        self._look_ns = self.not_before_ns
+        self.not_before_ns = time.monotonic_ns()  # no data that is being read now had arrived by then
+        self._poll_ns = self.not_before_ns
         self.read_ahead: Callable[[int], None] | None = None
-        """Told each descriptor that can be read, at once: before other callbacks have their turn."""
+        """Called with each readable descriptor at once, before other callbacks run."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        look = time.monotonic_ns()
+        polled = time.monotonic_ns()
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
-            self.not_before_ns, self._look_ns = self._look_ns, look
+            self.not_before_ns, self._poll_ns = self._poll_ns, polled
         else:
-            self.not_before_ns = self._look_ns = look
+            self.not_before_ns = self._poll_ns = polled
             ready = super().select(timeout)
         if self.read_ahead is not None:
             for key, events in ready:
@@ -63,9 +63,9 @@ def selector_of(loop: asyncio.AbstractEventLoop) -> TimestampingSelector | None:
 
 
 class Timer:
-    """Waits for absolute times of CLOCK_MONOTONIC. By timerfd on Linux: some 50 µs late on an idle machine.
+    """Waits for absolute times of CLOCK_MONOTONIC. By timerfd on Linux: about 50 µs late on an idle machine.
 
-    asyncio's own timers are rounded up to whole milliseconds by epoll, so arrivals would be up to 1 ms late.
+    epoll rounds asyncio's timers up to whole milliseconds, so arrivals would be up to 1 ms late.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,7 +76,7 @@ class Timer:
             loop.add_reader(self._fd, self._fire)
 
     async def until(self, due_ns: int) -> None:
-        """Returns at once where `due_ns` has passed."""
+        """Return at `due_ns`, or at once if it has passed."""
         left = due_ns - time.monotonic_ns()
         if left <= 0:
             return
@@ -103,9 +103,9 @@ class Timer:
 
 
 class Probe:
-    """Samples how late the loop is: every tick of a fixed schedule, the missed ones too, each by its own lateness.
+    """Samples the loop's lag at every tick of a fixed schedule, missed ticks included.
 
-    A loop that is blocked for 50 ms misses five ticks; all five count, or blocked time would be under-sampled.
+    A loop that is blocked for 50 ms misses five ticks. All five count, or blocked time would be under-sampled.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, interval_ns: int = PROBE_NS) -> None:
@@ -122,7 +122,7 @@ class Probe:
             self._handle = loop.call_later(interval_ns / 1e9, self._tick)
 
     def clear(self) -> None:
-        """Forget what was before the run began, and the ticks that are overdue from then."""
+        """Discard the samples from before the run, and the ticks that are overdue."""
         self._next = late_ticks(time.monotonic_ns(), self._next, self._interval, lambda late: None)
         del self.samples[:]
 
@@ -144,7 +144,7 @@ class Probe:
 
 
 def late_ticks(now: int, due: int, interval: int, report: Callable[[int], None]) -> int:
-    """Reports the lateness of each tick that is due by now; returns when the next one is."""
+    """Report the lateness of each tick that is due by `now`; return when the next one is due. Nanoseconds."""
     while due <= now:
         report(now - due)
         due += interval

@@ -10,7 +10,7 @@ from loadgen.record import Kind
 
 
 class MessageError(Exception):
-    """The bytes are not what the API sends. The message says in what way."""
+    """The bytes are not a message of this API; the text says why."""
 
 
 class Details(msgspec.Struct):
@@ -24,7 +24,7 @@ class Usage(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One choice of a chunk or of a whole body; everything is loose that we only test for emptiness."""
+    """One choice of a chunk or of a whole body. Fields that are only tested for emptiness have loose types."""
 
     index: int = 0
     delta: dict[str, Any] | None = None
@@ -55,7 +55,7 @@ def decode_message(data: bytes) -> Message:
 
 
 def error_of(message: Message) -> str | None:
-    """The error in words, where the message is one."""
+    """The error's text, or None if the message is no error."""
     if message.error is not None and message.error is not False:
         if isinstance(message.error, dict):
             return str(message.error.get("message") or message.error)
@@ -66,10 +66,10 @@ def error_of(message: Message) -> str | None:
 
 
 def kind_of(choice: Choice) -> Kind:
-    """What this choice of a chunk brought. The definition of a first token rests on it:
+    """The kind of a chunk's choice. The definition of a first token depends on it.
 
-    text, reasoning or a tool call's name or arguments are generated; a role, an empty delta and a
-    finish_reason alone are not.
+    Text, reasoning and a tool call's name or arguments are generated; a role, an empty delta and a finish_reason
+    alone are not.
     """
     if choice.text:
         return Kind.CONTENT

@@ -23,13 +23,13 @@ from loadgen.workload import (
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """When requests are due; none of these: whenever a place is free."""
+    """When requests are due. If nothing is set: whenever one of the users is free (closed loop)."""
 
     rate: float | None = None  # requests per second; None with all_at_once: an infinite one
     all_at_once: bool = False
     burstiness: float | None = 1.0  # None: constant (JSON has no infinity)
     ramp: Ramp | None = None
-    trace_speed: float | None = None  # the workload's own times, so many times as fast
+    trace_speed: float | None = None  # the workload's own times, this many times as fast
     seed: int = 0
 
     @property
@@ -37,7 +37,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return self.all_at_once or self.rate is not None or self.ramp is not None or self.trace_speed is not None
 
     def times(self, items: Iterable[Item]) -> Iterator[float] | None:
-        """Due times in seconds. Raises ValueError where a trace lacks them or runs backwards."""
+        """Due times in seconds; None for a closed loop. Raises ValueError if a trace lacks one or runs
+        backwards."""
         burstiness = float("inf") if self.burstiness is None else self.burstiness
         if self.trace_speed is not None:
             return pacer.trace_times((item.at_s for item in items), self.trace_speed)
@@ -49,7 +50,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, kw_only=True):
-    """One worker's order."""
+    """What one worker has to do."""
 
     run: str
     targets: dict[str, str]
@@ -73,7 +74,7 @@ class Job(msgspec.Struct, kw_only=True):
         return RequestBuilder(self.targets, self.endpoint, self.body, path=self.path, run=self.run)
 
     def share(self, worker: int, events: str) -> Job:
-        """This worker's part: its slice of the schedule and of the places, so that together they are the whole."""
+        """One worker's part of the schedule and of the concurrency; together the parts are the whole."""
         cap = self.pace.max_concurrency
         pace = self.pace
         if cap is not None:
@@ -88,14 +89,14 @@ def prompts_of(items: Iterable[Item]) -> Iterator[Prompt]:
 
 
 def job_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
-    """This worker's shots of the run."""
+    """This worker's requests of the run."""
     times = job.schedule.times(itertools.islice(workload.requests(), job.num_prompts))
     items = itertools.islice(workload.requests(), job.num_prompts)
     return slice_schedule(schedule_requests(prompts_of(items), times), job.worker, job.workers)
 
 
 def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
-    """Prompts like the run's and none of them; the same number to every target."""
+    """Prompts like the run's but none of them; the same ones to every target."""
     share = job.num_warmups // job.workers + (job.worker < job.num_warmups % job.workers)
     prompts = [(prompt, target) for prompt in prompts_of(workload.warmups(share)) for target in job.targets]
     return (ScheduledRequest(-i, prompt, None, target) for i, (prompt, target) in enumerate(prompts, 1))
@@ -104,7 +105,7 @@ def warm_up_requests(job: Job, workload: Workload) -> Iterator[ScheduledRequest]
 async def warm_up(
     job: Job, session: Session, workload: Workload, emit: Callable[[Record], None]
 ) -> Outcome | None:
-    """Under the run's own cap on places; at most 8 at once where it has none."""
+    """Send the warm-up requests, with the run's concurrency, or 8 at once if the run has no cap."""
     if not job.num_warmups:
         return None
     pace = Pace(max_concurrency=job.pace.max_concurrency or 8)

@@ -30,7 +30,7 @@ async def run_single(
     total: int | None,
     stage: str = "",
 ) -> tuple[list[Record], list[WorkerError]]:
-    """The records, which are in `folder` as well, and the process's own error. `run` is told what happened."""
+    """The records, which are written to `folder` as well, and the process's own error. Updates `run`."""
     records: list[Record] = []
     with (folder / store.EVENTS).open("wb") as file:
 
@@ -46,29 +46,29 @@ async def run_single(
             )
     run.interrupted = outcome.interrupted
     run.start_unix_ns = outcome.start_unix_ns
-    note(run, outcome.waited, outcome.overrun, job)
+    _add_warnings(run, outcome.waited, outcome.overrun, job)
     return records, [outcome.worker_error]
 
 
-def note(run: Run, waited: int, overrun: bool, job: Job) -> None:
+def _add_warnings(run: Run, waited: int, overrun: bool, job: Job) -> None:
     if waited and job.pace.max_concurrency is None:
         run.warnings.append(
-            f"{waited} requests waited for one of {job.max_in_flight} file descriptors (ulimit -n)"
+            f"{waited} requests waited because only {job.max_in_flight} connections may be open (ulimit -n)"
         )
     elif waited:
         run.warnings.append(
-            f"{waited} requests waited for a place under --max-concurrency, from when they were due"
+            f"{waited} requests waited for --max-concurrency; their waiting time counts from when they were due"
         )
     if overrun:
-        run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
+        run.warnings.append("the run was ended: too many requests were waiting to be sent")
 
 
 def stop_on_signals(session: Session) -> None:
-    """The first Ctrl-C ends the run and the report is made; a second one ends the program."""
+    """The first Ctrl-C ends the run and writes the report; a second one ends the program."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
+        print("\nending the run and writing the report (Ctrl-C again: stop without a report)", file=sys.stderr)
         session.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

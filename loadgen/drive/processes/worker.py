@@ -21,7 +21,7 @@ from loadgen.workload import open_workload
 
 
 class WorkerMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One line to the parent. No record goes this way: a queue of those could fill up and hold the loop."""
+    """One line to the parent. Records do not go this way: a full pipe would block the loop."""
 
     ready: bool = False
     snapshot: Snapshot | None = None
@@ -56,7 +56,7 @@ async def _work(job: Job) -> None:
             send(WorkerMessage(ready=True))
             start = await loop.run_in_executor(None, sys.stdin.buffer.readline)
             if not start.strip():
-                return  # the parent is gone, or has given up
+                return  # the parent is gone or has given up
             outcome = await session.phase(
                 job_schedule(job, workload),
                 job.pace,

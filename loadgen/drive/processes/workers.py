@@ -23,12 +23,12 @@ from loadgen.errors import UsageError
 from loadgen.record import Record, Run
 from loadgen.snapshot import Snapshot, View, merged
 
-START_IN_NS: Final = 200_000_000  # from when the last is ready to the start
-LINE_LIMIT: Final = 64 * 1024 * 1024  # an outcome carries the probe's samples: 8 bytes of text each, 100 a second
+START_IN_NS: Final = 200_000_000  # from when the last worker is ready
+LINE_LIMIT: Final = 64 * 1024 * 1024  # an outcome holds the probe's samples: 8 bytes of text each, 100 a second
 
 
 class Worker:
-    """One process, as its parent knows it."""
+    """One worker process, seen from its parent."""
 
     def __init__(self, process: Process, file: Path) -> None:
         self.process = process
@@ -38,7 +38,7 @@ class Worker:
         self.outcome: Outcome | None = None
 
     async def listen(self) -> None:
-        """Until it has said everything. Never leaves `ready` unset: a worker that died is ready for nothing."""
+        """Read its messages to the end. Sets `ready` even if the worker died, so that nothing waits for it."""
         assert self.process.stdout is not None
         try:
             async for line in self.process.stdout:
@@ -65,7 +65,7 @@ async def run_workers(
 ) -> tuple[list[Record], list[WorkerError]]:
     """The run's records, merged in the order of the schedule, and each worker's own error.
 
-    Raises UsageError where a worker died: its share is missing, so the whole cannot be what was asked for.
+    Raises UsageError if a worker died: without its share the run is not the one that was requested.
     """
     workers: list[Worker] = []
     try:
@@ -102,7 +102,7 @@ async def _start(job: Job, number: int, folder: Path) -> Worker:
         stdin=PIPE,
         stdout=PIPE,
         limit=LINE_LIMIT,
-        start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, which passes it on
+        start_new_session=True,  # the terminal's Ctrl-C reaches only the parent, which passes it on
     )
     worker = Worker(process, file)
     worker.send(msgspec.json.encode(job.share(number, str(file))))
@@ -113,7 +113,7 @@ def _stop_on_signals(workers: list[Worker]) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        print("\nending the run; the report has what there is (again: at once, without one)", file=sys.stderr)
+        print("\nending the run and writing the report (Ctrl-C again: stop without a report)", file=sys.stderr)
         for worker in workers:
             worker.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -135,7 +135,7 @@ def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record],
     outcomes = [worker.outcome for worker in workers if worker.outcome is not None]
     if len(outcomes) < len(workers):
         codes = ", ".join(str(worker.process.returncode) for worker in workers)
-        raise UsageError(f"a worker died (exit codes {codes}); what each measured is in {folder}")
+        raise UsageError(f"a worker died (exit codes {codes}); the events of each are in {folder}")
     records = [record for worker in workers for record in store.read_records(worker.file)]
     records.sort(key=lambda record: (not record.warmup, abs(record.index), record.worker))
     with (folder / store.EVENTS).open("wb") as file:
@@ -147,7 +147,9 @@ def _merge(workers: list[Worker], run: Run, folder: Path) -> tuple[list[Record],
     run.start_unix_ns = outcomes[0].start_unix_ns
     waited = sum(outcome.waited for outcome in outcomes)
     if waited:
-        run.warnings.append(f"{waited} requests waited for a place, from when they were due")
+        run.warnings.append(
+            f"{waited} requests waited to be sent; their waiting time counts from when they were due"
+        )
     if any(outcome.overrun for outcome in outcomes):
-        run.warnings.append("the run was ended: more requests were waiting for a place than may wait")
+        run.warnings.append("the run was ended: too many requests were waiting to be sent")
     return records, [outcome.worker_error for outcome in outcomes]

@@ -17,7 +17,7 @@ def test_nothing_is_read_before_the_end_while_there_is_room() -> None:
     out: list[Record] = []
     backlog = Backlog(lambda e: e.record, out.append)
     for number in range(3):
-        backlog.take(exchange(number))
+        backlog.add(exchange(number))
     assert out == []
     backlog.flush()
     assert [record.index for record in out] == [0, 1, 2]
@@ -28,7 +28,7 @@ def test_beyond_its_bound_the_oldest_are_read_early() -> None:
     out: list[Record] = []
     backlog = Backlog(lambda e: e.record, out.append, max_held=25_000)
     for number in range(5):
-        backlog.take(exchange(number, 10_000))
+        backlog.add(exchange(number, 10_000))
     assert [record.index for record in out] == [0, 1, 2]
     assert backlog.weight <= 25_000
     backlog.flush()

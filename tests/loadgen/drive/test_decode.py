@@ -52,7 +52,7 @@ def exchange(
         if part:
             made.parts.append(part)
         made.size += len(part)
-        made.saw(i * MS, i * MS + MS // 10, 0)
+        made.add_read(i * MS, i * MS + MS // 10, 0)
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -131,7 +131,7 @@ def test_what_the_loop_had_looked_for_and_not_found_bounds_the_interval() -> Non
     for part, at, nothing in ((delta(content="a"), 1, 0), (delta(content="b") + DONE, 9, 7)):
         made.parts.append(part)
         made.size += len(part)
-        made.saw(at * MS, at * MS, nothing * MS)
+        made.add_read(at * MS, at * MS, nothing * MS)
     record = decode_exchange(made, Still())
     assert (record.events[1].low_ns, record.events[1].at_ns) == (7 * MS, 9 * MS)
 
@@ -140,7 +140,7 @@ def test_without_the_kernels_stamp_the_programs_time_counts() -> None:
     made = exchange()
     made.parts.append(STREAM)
     made.size = len(STREAM)
-    made.saw(0, 5 * MS, 0)
+    made.add_read(0, 5 * MS, 0)
     record = decode_exchange(made, Still())
     assert record.events[-1].at_ns == record.events[-1].user_ns == record.end_ns == 5 * MS
 
@@ -149,7 +149,7 @@ def test_a_stamp_after_the_bytes_were_in_hand_is_cut_back_to_when_they_were() ->
     made = exchange()
     made.parts.append(STREAM)
     made.size = len(STREAM)
-    made.saw(5 * MS + 900, 5 * MS, 0)
+    made.add_read(5 * MS + 900, 5 * MS, 0)
     assert decode_exchange(made, Still()).events[-1].at_ns == 5 * MS
 
 
