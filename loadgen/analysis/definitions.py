@@ -30,7 +30,7 @@ VLLM: Final = GENERATED | {Kind.ROLE, Kind.FINISH}
 (An empty delta as well, which `Kind` does not tell from a comment: those are left out.)"""
 
 FRESH: Final = frozenset({None, "miss", "merged", "bypass"})
-"""Values of `x-gateway-cache` whose tokens an engine generated for this request; the others were shared."""
+"""Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""
 
 
 class Span(NamedTuple):
@@ -55,7 +55,7 @@ class Gaps:
 
 @dataclass(slots=True)
 class Measured:
-    """What one request took. Nanoseconds since the run's start for places in time, milliseconds for durations."""
+    """One request's measures. Times in nanoseconds since the run's start, durations in milliseconds."""
 
     index: int
     target: str
@@ -69,28 +69,28 @@ class Measured:
     sent_ns: int | None
     end_ns: int | None
     queued: float = 0.0
-    """Sent after it was due: vLLM's `client_queue_time`."""
+    """Time from due to sent: vLLM's `client_queue_time`."""
     ttft: Span | None = None
     """From the request's last byte sent to the first non-empty content, reasoning or tool-call delta. Not vLLM's,
-    which ends at the role chunk (`ttft_role` here) and begins before the request is written. A body that is not
-    a stream has none. The value is the upper bound: a censored first token is never flattered."""
+    which ends at the role chunk (`ttft_role` here) and starts before the request is written. None for a body that
+    is not a stream. The value is the upper bound of an interval."""
     ttft_role: Span | None = None
-    """To the first event with `choices`, the bare role too: comparable with vLLM's TTFT, a lower figure where the
-    server announces the role before it prefills."""
+    """To the first event with `choices`, even a bare role: comparable with vLLM's TTFT, and lower if the
+    server sends the role before it prefills."""
     tpot: Span | None = None
-    """(E2E - TTFT) / (n - 1), n the tokens of one choice by usage, as vLLM and SGLang have it. None below two
-    tokens (vLLM: 0, left out of its mean too) and without usage, since n would be a guess."""
+    """(E2E - TTFT) / (n - 1), with n the tokens of one choice by usage, as in vLLM and SGLang. None below two
+    tokens (vLLM: 0, which its mean leaves out too) and without usage, since n would be a guess."""
     e2e: float | None = None
-    """From the request's last byte sent to the answer's last byte, `[DONE]` included. vLLM's ends at the last
+    """From the request's last byte sent to the response's last byte, including `[DONE]`. vLLM's ends at the last
     chunk with `choices`, SGLang's at the last line."""
     itl: Gaps | None = None
-    """Gaps between generated tokens of one choice. Where continuous usage says that a chunk brought k tokens, its
-    gap counts as k gaps of a k-th; else the gap between chunks, and `by_tokens` is False. Tokens that came with
-    the first chunk have no gap."""
+    """Gaps between generated tokens of one choice. If continuous usage reports k tokens in a chunk, its gap counts
+    as k gaps of 1/k each; else these are gaps between chunks, and `by_tokens` is False. Tokens of the first chunk
+    have no gap."""
     chunk_gaps: Gaps | None = None
-    """Gaps between chunks that brought something: vLLM's ITL, AIPerf's ICL."""
+    """Gaps between chunks with content: vLLM's ITL, AIPerf's ICL."""
     by_tokens: bool = False
-    arrivals: array[int] = field(default_factory=lambda: array("q"))  # of generated events
+    arrivals: array[int] = field(default_factory=lambda: array("q"))  # of generated events, nanoseconds
     generated: int = 0
     censored: int = 0  # generated events whose time is an interval
     prompt_tokens: int | None = None
@@ -103,17 +103,17 @@ class Measured:
 
     @property
     def cancelled(self) -> bool:
-        """The run ended first: neither a success nor a failure."""
+        """The run ended before it did: neither a success nor a failure."""
         return self.failure == "cancelled"
 
     @property
     def fresh(self) -> bool:
-        """An engine generated it for this request."""
+        """Whether an engine generated the response for this request."""
         return self.shared in FRESH
 
     @property
     def ttft_due(self) -> Span | None:
-        """TTFT from when the request was due, so that waiting in the generator's own queue is in it."""
+        """TTFT from when the request was due, so that it includes waiting in the generator's queue."""
         return None if self.ttft is None else self.ttft.later(self.queued)
 
     @property
@@ -123,12 +123,12 @@ class Measured:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """One stream's pace once it runs: 1,000 / TPOT."""
+        """One stream's rate after its first token: 1,000 / TPOT."""
         return 1000 / self.tpot.value if self.tpot is not None and self.tpot.value > 0 else None
 
 
 def measure(record: Record, definitions: Definitions = "loadgen") -> Measured:
-    """All of one request's measures. A failed one has its facts and no latency: it never counts as a fast one."""
+    """One request's measures. A failed request has no latency, so it never counts as a fast one."""
     measured = Measured(
         index=record.index,
         target=record.target,
@@ -204,9 +204,9 @@ def _exact(events: Sequence[Event]) -> list[float]:
 
 
 def _spread(events: Sequence[Event]) -> list[float]:
-    """Where events most likely arrived. Those that the kernel merged into one read are spread before its stamp,
-    evenly over their interval but not further apart than the stream's own mean gap: so no gap is zero, none is
-    outside its bounds, and the sum of all gaps stays what was measured."""
+    """When events most likely arrived. Events that the kernel merged into one read are spread before its
+    stamp, evenly over their interval but at most the stream's mean gap apart: so no gap is zero, each is
+    within its bounds, and the sum of all gaps is as measured."""
     last, n = events[-1].at_ns, len(events)
     usual = (last - events[0].at_ns) / (n - 1) if n > 1 else 0.0
     places: list[float] = []
@@ -248,7 +248,8 @@ _SIDES: Final[tuple[Callable[[Gaps], array[float]], ...]] = (lambda gaps: gaps.l
 
 
 def _token_gaps(chunks: Gaps, events: Sequence[Event]) -> Gaps:
-    """Each chunk's gap divided among its tokens. A chunk with none (text held back) passes its gap on."""
+    """Each chunk's gap divided among its tokens. A chunk without tokens (text held back) adds its gap to the
+    next."""
     counts = [event.tokens or 0 for event in events[1:]]
     if all(count == 1 for count in counts):
         return chunks

@@ -18,14 +18,14 @@ _SIZES: Final = ((0.147, "negligible"), (0.33, "small"), (0.474, "medium"))
 
 
 class Shift(msgspec.Struct, frozen=True, kw_only=True):
-    """B less A, in the measure's unit."""
+    """B minus A, in the measure's unit."""
 
     value: float
     interval: Bounds
 
     @property
     def side(self) -> Side:
-        """Which way, if the interval leaves no doubt."""
+        """The direction, or "unclear" if the interval contains 0."""
         if self.interval.high < 0:
             return "lower"
         return "higher" if self.interval.low > 0 else "unclear"
@@ -34,9 +34,9 @@ class Shift(msgspec.Struct, frozen=True, kw_only=True):
 def shift(a: float, a_interval: Bounds, b: float, b_interval: Bounds) -> Shift:
     """The difference of two independent estimates and its interval, from each one's own.
 
-    MOVER (Zou & Donner 2008; for percentiles Price & Bonett 2002): each side's doubt is taken towards the other,
-    and the two are added as independent errors are. It needs no distribution and no samples, only what
-    `result.json` keeps.
+    MOVER (Zou & Donner 2008; for percentiles Price & Bonett 2002): the half-widths that face each other are added
+    in quadrature, as independent errors are. It needs no distribution and no samples, only what `result.json`
+    keeps.
     """
     below = hypot(b - b_interval.low, a_interval.high - a)
     above = hypot(b_interval.high - b, a - a_interval.low)
@@ -44,9 +44,9 @@ def shift(a: float, a_interval: Bounds, b: float, b_interval: Bounds) -> Shift:
 
 
 def cliffs_delta(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """P(B > A) - P(B < A): -1 if all of B is lower, 0 if they are alike, 1 if all of B is higher (Cliff 1993).
+    """P(B > A) - P(B < A): -1 if all of B is lower, 0 if they are equal, 1 if all of B is higher (Cliff 1993).
 
-    None where either is empty. One sort and two bisections a value: n log n.
+    None if either is empty. One sort and two bisections per value: O(n log n).
     """
     if not a or not b:
         return None
@@ -58,5 +58,5 @@ def cliffs_delta(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def size_of(delta: float) -> str:
-    """The usual word for an effect of this size."""
+    """The usual name of an effect of this size."""
     return next((word for limit, word in _SIZES if abs(delta) < limit), "large")

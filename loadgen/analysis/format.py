@@ -11,7 +11,7 @@ UNKNOWN: Final = "…"
 
 
 def digits(value: float, n: int = 3) -> str:
-    """At least `n` significant digits, thousands apart: 0.0123, 1.20, 45.6, 789, 12,345."""
+    """At least `n` significant digits, with thousands separators: 0.0123, 1.20, 45.6, 789, 12,345."""
     if not isfinite(value):
         return UNKNOWN
     if value == 0:
@@ -29,7 +29,7 @@ def rate(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """0 is said only of none, 100 only of all."""
+    """0 % only for none, 100 % only for all."""
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
     text = f"{100 * share:.1f}" if 0.001 <= share < 0.9995 else f"{100 * share:.2g}"
@@ -37,14 +37,14 @@ def percent(share: float) -> str:
 
 
 def ms(value: float | Quantile | None) -> str:
-    """Without its unit."""
+    """Milliseconds, without the unit."""
     if isinstance(value, Quantile):
         value = value.value
     return UNKNOWN if value is None else digits(value)
 
 
 def signed(value: float, unit: str = "") -> str:
-    """Which way is always said; a minus is a minus, not a hyphen."""
+    """Always with a sign; the minus is U+2212, not a hyphen."""
     sign = "−" if value < 0 else "+" if value > 0 else "±"
     return f"{sign}{digits(abs(value))}{unit}"
 

@@ -17,19 +17,19 @@ def _high(span: Span | None) -> float | None:
     return None if span is None else span.high
 
 
-_TOOK: Final[Mapping[str, Callable[[Measured], float | None]]] = {
+_DURATIONS: Final[Mapping[str, Callable[[Measured], float | None]]] = {
     "ttft": lambda request: _high(request.ttft),
     "tpot": lambda request: _high(request.tpot),
     "e2el": lambda request: request.e2e,
     "ttft_due": lambda request: _high(request.ttft_due),
     "e2el_due": lambda request: request.e2e_due,
 }
-"""What each objective looks at: the upper bound, so that a censored token never makes a request good. The first
-three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due."""
+"""What each objective compares: the upper bound, so that a time known as an interval never makes a request good.
+The first three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Shares are of everything that was due and not cancelled: failures and shed requests met nothing."""
+    """Shares are of all requests that were due and not cancelled; failed and shed ones met no objective."""
 
     slos: dict[str, float]  # milliseconds
     attempted: int
@@ -40,20 +40,20 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BadGoodput(ValueError):
-    """The objectives cannot be read; the text says what would be right."""
+    """An objective that cannot be parsed; the text says what would be right."""
 
 
 def parse_goodput(words: Iterable[str]) -> dict[str, float]:
-    """`ttft:500 tpot:50` to a mapping, in milliseconds. Commas do as well as spaces. Raises `BadGoodput`."""
+    """`ttft:500 tpot:50`, separated by spaces or commas, as a mapping in milliseconds. Raises `BadGoodput`."""
     slos: dict[str, float] = {}
     for word in " ".join(words).replace(",", " ").split():
         name, colon, text = word.partition(":")
         if not colon:
             raise BadGoodput(f"goodput {word!r}: write NAME:MILLISECONDS, such as ttft:500")
-        if name not in _TOOK:
-            raise BadGoodput(f"goodput {word!r}: no objective is called {name!r}; there are {', '.join(_TOOK)}")
+        if name not in _DURATIONS:
+            raise BadGoodput(f"goodput {word!r}: unknown objective {name!r}; known are {', '.join(_DURATIONS)}")
         if name in slos:
-            raise BadGoodput(f"goodput {word!r}: {name} is given twice")
+            raise BadGoodput(f"goodput {word!r}: {name} is set twice")
         slos[name] = _milliseconds(word, text)
     return slos
 
@@ -62,30 +62,30 @@ def _milliseconds(word: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        hint = "; milliseconds are meant, without a unit" if text[:1].isdigit() else ""
+        hint = "; give milliseconds without a unit" if text[:1].isdigit() else ""
         raise BadGoodput(f"goodput {word!r}: {text!r} is not a number{hint}") from None
     if not isfinite(value) or value <= 0:
-        raise BadGoodput(f"goodput {word!r}: it has to be more than 0 milliseconds")
+        raise BadGoodput(f"goodput {word!r}: it must be above 0 milliseconds")
     return value
 
 
 def met(request: Measured, name: str, limit: float) -> bool:
-    """Whether one request met one objective. What was not measured is not met, but for the TPOT of a single token:
-    there is no gap to be slow."""
+    """Whether one request met one objective. An unmeasured one is not met, except the TPOT of a single token,
+    which has no gap."""
     if not request.completed:
         return False
-    took = _TOOK[name](request)
-    return took <= limit if took is not None else name == "tpot" and request.generated == 1
+    duration = _DURATIONS[name](request)
+    return duration <= limit if duration is not None else name == "tpot" and request.generated == 1
 
 
 def goodput(requests: Sequence[Measured], slos: Slos, seconds: float) -> Goodput | None:
     """None without objectives."""
     if not slos:
         return None
-    tried = [request for request in requests if not request.cancelled]
-    hits = {name: [met(request, name, limit) for request in tried] for name, limit in slos.items()}
+    attempted = [request for request in requests if not request.cancelled]
+    hits = {name: [met(request, name, limit) for request in attempted] for name, limit in slos.items()}
     good = sum(map(all, zip(*hits.values(), strict=True)))
-    n = len(tried)
+    n = len(attempted)
     return Goodput(
         slos=dict(slos),
         attempted=n,

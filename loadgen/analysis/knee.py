@@ -10,15 +10,15 @@ from typing import Final
 import msgspec
 
 KEEPS_UP: Final = 0.95
-"""A server that completes less than this share of the asked rate falls behind: its queue grows without end."""
+"""A server that completes less than this share of the requested rate falls behind: its queue grows without end."""
 SLOWER: Final = 4.0
-"""Median TTFT over that of the lightest stage: beyond it, what is measured is the queue."""
+"""Ratio of a stage's median TTFT to the lightest stage's. Above it the queue is what is measured."""
 FINE: Final = 1.12
-"""Neighbouring rates closer than this factor tell nothing more apart."""
+"""Rates closer than this factor are not told apart."""
 
 
 class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
-    """What one stage measured. Rates in requests per second, of requests that succeeded; TTFT from due."""
+    """One stage's result. Rates in requests per second, of successful requests; TTFT counts from due."""
 
     asked: float
     achieved: float
@@ -27,11 +27,11 @@ class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def completion_ratio(dues: Sequence[int], ends: Sequence[int]) -> float:
-    """How fast answers ended against how fast requests were due: 1 keeps up, 0.5 has a queue that grows.
+    """How fast requests ended relative to how fast they were due: 1 keeps up, at 0.5 the queue grows.
 
-    By the distance between the means of two stretches, a tenth to half and half to nine tenths of each (any unit):
-    neither chance nor one long answer at the end of a short stage is then taken for a server that falls behind.
-    Never above 1; 0 of nothing.
+    Compares, for both, the distance between the means of two parts: the values from 10 to 50 % and from 50 to 90
+    %, in any unit. So neither chance nor one long response at the end of a short stage looks like a server that
+    falls behind. At most 1; 0 without values.
     """
     return min(_spread(dues) / _spread(ends), 1.0) if dues and ends else 0.0
 
@@ -50,14 +50,14 @@ def saturated(stage: SweepStage, base_ms: float | None) -> bool:
 
 
 def base_of(stages: Sequence[SweepStage]) -> float | None:
-    """TTFT where nothing queues: the lightest stage's."""
+    """TTFT without a queue: the lightest stage's, in milliseconds."""
     known = [stage for stage in stages if stage.ttft_p50_ms is not None]
     return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
 
 
 def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
-    """In words, where the lightest stage's median TTFT is over twice a heavier one's: the server was slowed by
-    something else than load, and what is above was judged too kindly. None where all is well."""
+    """A warning if the lightest stage's median TTFT is over twice a heavier one's: something other than load
+    slowed the server, so the other stages were judged too generously. None otherwise."""
     known = sorted((stage.asked, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
     if len(known) < 2:
         return None
@@ -66,12 +66,12 @@ def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
         return None
     return (
         f"the lightest rate was slower than a heavier one (TTFT p50 {slow:,.0f} ms at {light:.4g}/s, {quick:,.0f} "
-        f"ms at {heavy:.4g}/s): something else was slow meanwhile, and the knee may be told too high"
+        f"ms at {heavy:.4g}/s): something other than load slowed the server, and the knee may be too high"
     )
 
 
 def find_knee(stages: Sequence[SweepStage]) -> float | None:
-    """The highest asked rate below the first saturated one; None where even the lightest is saturated."""
+    """The highest requested rate below the first saturated one; None if even the lightest is saturated."""
     base = base_of(stages)
     best: float | None = None
     for stage in sorted(stages, key=lambda stage: stage.asked):
@@ -82,7 +82,7 @@ def find_knee(stages: Sequence[SweepStage]) -> float | None:
 
 
 def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refine: bool = True) -> float | None:
-    """The rate to try next: doubled until one is saturated, then halving the gap (geometrically); None: enough.
+    """The rate to try next: doubled until one is saturated, then the geometric mean of the gap; None: done.
 
     `limit` is the highest rate that may be tried, in requests per second.
     """

@@ -17,7 +17,7 @@ Pair = tuple[Measured, Measured]
 
 
 def _mean_gap(gaps: Gaps | None) -> Span | None:
-    """A request's own ITL: its mean gap, which merging cannot bend by more than its ends' censoring."""
+    """A request's ITL: its mean gap. Merged reads change it by no more than the intervals at its two ends."""
     if gaps is None or not gaps.values:
         return None
     n = len(gaps.values)
@@ -37,20 +37,20 @@ PAIRED_MEASURES: Final[Mapping[str, Callable[[Measured], Span | None]]] = {
 
 
 class Paired(msgspec.Struct, frozen=True, kw_only=True):
-    """B less A in milliseconds, over the pairs that count."""
+    """B minus A in milliseconds, over the comparable pairs."""
 
     n: int
     a_p50: float | None
     b_p50: float | None
     difference: Stat
     higher: float  # share of pairs in which B took longer
-    evened: Shift | None = None  # the difference without what coming second in a pair does; see `_evened`
-    second: float | None = None  # what that does, by the medians: below 0, who came second was faster
+    evened: Shift | None = None  # the difference without the effect of the order; see `_evened`
+    second: float | None = None  # the effect of the order on the medians; below 0: the second request was faster
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True):
-    paired: int  # both completed, and both were generated for the request
-    shared: int  # both completed, but one answer was shared: it would flatter its side
+    paired: int  # both completed, and an engine generated both
+    shared: int  # both completed, but one response was shared, which would favour its side
     only_a: int  # pairs of which only A completed
     only_b: int
     neither: int
@@ -58,7 +58,7 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
-    """(a, b) of each pair that has both, in the order they were due."""
+    """(a, b) of each complete pair, in the order in which they were due."""
     sides: dict[int, dict[str, Measured]] = {}
     for request in requests:
         if request.pair is not None:
@@ -68,14 +68,14 @@ def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
 
 
 def comparable_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Those in which both completed and no answer was shared."""
+    """The pairs in which both completed and no response was shared."""
     return [(a, b) for a, b in pairs if a.completed and b.completed and a.fresh and b.fresh]
 
 
 def paired_differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> Sample:
-    """B less A of each pair in which both have the measure; what is uncertain in one is in the difference.
+    """B minus A of each pair in which both have the measure. The bounds of both are in the difference.
 
-    What slowed a whole pair down is in both and leaves: that is why `ab` interleaves.
+    Load that slows a whole pair down cancels out: that is why `ab` interleaves.
     """
     sample = Sample()
     for one, two in pairs:
@@ -87,17 +87,18 @@ def paired_differences(pairs: Sequence[Pair], read: Callable[[Measured], Span | 
 
 
 def pairs_by_order(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """(those that asked A first, those that asked B first)."""
+    """(pairs that sent to A first, pairs that sent to B first)."""
     first_a = [pair for pair in pairs if (pair[0].sent_ns or 0) < (pair[1].sent_ns or 0)]
     first_b = [pair for pair in pairs if (pair[0].sent_ns or 0) >= (pair[1].sent_ns or 0)]
     return first_a, first_b
 
 
 def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> tuple[Shift | None, float | None]:
-    """The mean of both orders' medians, as a crossover trial has it (Hills & Armitage 1979).
+    """The mean of both orders' medians, as in a crossover trial (Hills & Armitage 1979).
 
-    Who comes second may find its prompt in the engine's prefix cache: that moves the medians of the two orders by
-    as much, one down and one up, and leaves their mean. Its interval is from theirs (MOVER). None below 6 of each.
+    The second request may find its prompt in the engine's prefix cache. That moves the medians of the two orders
+    by the same amount, one down and one up, and leaves their mean. The interval is derived from theirs (MOVER).
+    None below 6 of each.
     """
     middles = [describe(paired_differences(half, read), (50.0,)).at(50) for half in pairs_by_order(pairs)]
     known = [(q.value, q.interval) for q in middles if q is not None and q.value is not None and q.interval]
@@ -111,8 +112,8 @@ def _evened(pairs: Sequence[Pair], read: Callable[[Measured], Span | None]) -> t
 
 
 def pair_up(requests: Iterable[Measured], *, seed: int = 0) -> Pairs | None:
-    """Each measure's paired difference; None for a run without pairs. Medians by order statistics, means by block
-    bootstrap over neighbouring pairs."""
+    """Each measure's paired difference; None for a run without pairs. Intervals: order statistics for medians,
+    block bootstrap over neighbouring pairs for means."""
     pairs = pairs_of(requests)
     if not pairs:
         return None

@@ -9,7 +9,7 @@ from loadgen.analysis.summary import Group, Summary
 
 
 def rate_of(name: str) -> float | None:
-    """8.0 of "rate=8"; None of a stage that is not a rate."""
+    """8.0 for "rate=8"; None for a stage that is not a rate."""
     key, _, text = name.partition("=")
     try:
         return float(text) if key == "rate" else None
@@ -18,13 +18,13 @@ def rate_of(name: str) -> float | None:
 
 
 def by_rate(stages: Mapping[str, Group]) -> list[tuple[float, Group]]:
-    """(asked, stage) of those that are rates, ascending."""
+    """(requested rate, stage) of the stages that are rates, ascending."""
     rates = ((rate_of(name), group) for name, group in stages.items())
     return sorted(((asked, group) for asked, group in rates if asked is not None), key=lambda stage: stage[0])
 
 
 def done_rate(asked: float, group: Group) -> float:
-    """Requests per second that were completed at this asked rate, its drain and its chance arrivals left out."""
+    """Completed requests per second at this requested rate, without the drain and the chance of arrivals."""
     return asked * group.kept_up
 
 
@@ -37,15 +37,15 @@ def good_rate(asked: float, group: Group) -> float:
 
 
 def knee_of(summary: Summary) -> float | None:
-    """As the sweep found it, else as it would have: the highest asked rate that was kept up with, by median TTFT
-    (by the mean, where a stage is too short to tell its median). None without a sweep, or where none was."""
+    """The sweep's own knee, else computed as it does: the highest requested rate that the server kept up with, by
+    median TTFT (by the mean if a stage is too short for a median). None without one."""
     if summary.knee is not None:
         return summary.knee
     return find_knee(_stages(summary))
 
 
 def unsteady_warning_of(summary: Summary) -> str | None:
-    """Why the knee may be wrong, in words."""
+    """Why the knee may be wrong, or None."""
     return unsteady_warning(_stages(summary))
 
 
@@ -61,13 +61,14 @@ def _stages(summary: Summary) -> list[SweepStage]:
 
 
 def focus(summary: Summary) -> tuple[str, str, Group]:
-    """Whose latency is told: (words, stage, group). A sweep's is the knee's, or its lightest stage's: all rates
-    mixed are nobody's latency. Else the answers that were generated for their request."""
+    """The group whose latency a report shows: (description, stage, group). For a sweep the knee or the
+    lightest stage, since a mix of rates means nothing; else the responses that were generated for their
+    request."""
     rates = by_rate(summary.by_stage)
     if not rates:
-        words = "answers generated for the request" if summary.fresh else ""
+        words = "responses generated for the request" if summary.fresh else ""
         return words, "", summary.fresh or summary.whole
     found = knee_of(summary)
     asked, group = next((stage for stage in rates if found and abs(stage[0] / found - 1) < 1e-4), rates[0])
     name = next(name for name, part in summary.by_stage.items() if part is group)
-    return f"at {asked:.4g}/s asked, {'the knee' if found else 'the lowest rate'}", name, group
+    return f"at {asked:.4g} requests/s, {'the knee' if found else 'the lowest rate'}", name, group

@@ -18,7 +18,7 @@ CONFIDENCE: Final = 0.95
 PERCENTILES: Final = (50.0, 90.0, 95.0, 99.0, 99.9)
 RESAMPLES: Final = 1000
 MAX_BLOCKS: Final = 200
-"""Of a bootstrap. More cost time and tell an interval's ends no better."""
+"""Blocks of a bootstrap. More cost time and do not improve the interval."""
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -29,18 +29,18 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Quantile(msgspec.Struct, frozen=True, kw_only=True):
-    """One percentile. `value` is None where the sample cannot tell it: then `needs` says how many would."""
+    """One percentile. `value` is None if the sample does not support it; `needs` says how many values would."""
 
     p: float
     value: float | None = None
-    interval: Bounds | None = None  # for the sampling and the censoring together
-    censoring: Bounds | None = None  # what the censoring alone leaves open; None: nothing
-    needs: int  # independent values that the interval needs to exist at all
-    effective: int  # independent values that this sample is worth at this percentile
+    interval: Bounds | None = None  # for sampling and censoring together
+    censoring: Bounds | None = None  # from censoring alone; None: the values are exact
+    needs: int  # independent values without which there is no interval
+    effective: int  # independent values that this sample is equivalent to at this percentile
 
 
 class Stat(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of one measure. All in its unit."""
+    """The statistics of one measure, in its unit."""
 
     n: int
     mean: float | None = None
@@ -48,7 +48,7 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True):
     std: float | None = None
     min: float | None = None
     max: float | None = None
-    censored: float = 0.0  # share of the values that are only known as an interval
+    censored: float = 0.0  # share of the values that are known only as an interval
     quantiles: list[Quantile] = []
 
     def at(self, p: float) -> Quantile | None:
@@ -58,8 +58,8 @@ class Stat(msgspec.Struct, frozen=True, kw_only=True):
 class Sample:
     """Values in the order of time, in clusters (one request's gaps are one) that stay together.
 
-    Each value has a lower and an upper bound, where its own time was an interval. What is exact shares the list,
-    so that it is sorted once.
+    A value whose time was an interval has a lower and an upper bound. Exact values share one list, which is sorted
+    once.
     """
 
     __slots__ = ("highs", "lows", "sizes", "values")
@@ -98,10 +98,10 @@ class Sample:
 
 @lru_cache(maxsize=4096)
 def low_rank(n: int, p: float, tail: float) -> int:
-    """The largest rank r (from 1) with P(X_(r) > quantile p) <= tail, whatever the distribution; 0: none has.
+    """The largest rank r (from 1) with P(X_(r) > quantile p) <= tail, whatever the distribution; 0: there is none.
 
-    X_(r) is above the quantile if at most r - 1 of n values are below it: a binomial tail, exact, summed from
-    where it begins to matter.
+    X_(r) is above the quantile if at most r - 1 of n values are below it: an exact binomial tail, summed from
+    its first term that is not negligible.
     """
     if n <= 0:
         return 0
@@ -118,10 +118,10 @@ def low_rank(n: int, p: float, tail: float) -> int:
 
 
 def ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
-    """Ranks (from 1) of the two values that enclose quantile `p` (0 to 1); None: the sample has no such two.
+    """Ranks (from 1) of the two values that enclose quantile `p` (0 to 1); None: the sample is too small.
 
     Distribution-free and exact for independent values (David & Nagaraja, Order Statistics, 7.1); at least
-    `confidence`, with half of the rest on each side.
+    `confidence`, with half of the remainder on each side.
     """
     tail = (1 - confidence) / 2
     low, high = low_rank(n, p, tail), n + 1 - low_rank(n, 1 - p, tail)
@@ -130,13 +130,14 @@ def ranks(n: int, p: float, confidence: float = CONFIDENCE) -> tuple[int, int] |
 
 @lru_cache(maxsize=64)
 def needed(p: float, confidence: float = CONFIDENCE) -> int:
-    """How many independent values quantile `p` needs to be told: p50 6, p90 36, p95 72, p99 368, p99.9 3,688."""
+    """How many independent values an interval of quantile `p` needs: p50 6, p90 36, p95 72, p99 368, p99.9
+    3,688."""
     tail = (1 - confidence) / 2
     return ceil(log(tail) / log(max(p, 1 - p)) - 1e-9)
 
 
 def interpolated(ordered: Sequence[float], p: float) -> float:
-    """numpy's default (Hyndman & Fan 7), so the same number as `vllm bench serve` gives for the same values."""
+    """numpy's default (Hyndman & Fan 7), so the same number as in `vllm bench serve` for the same values."""
     place = (len(ordered) - 1) * p
     below = floor(place)
     if below + 1 >= len(ordered):
@@ -158,9 +159,9 @@ def into_blocks(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def design_effect(counts: Sequence[int], hits: Sequence[int]) -> float:
-    """By how much dependence inside blocks swells the variance of the share of hits; at least 1 (Kish 1965).
+    """How much dependence inside blocks inflates the variance of the share of hits; at least 1 (Kish 1965).
 
-    A sample of n values is worth n / effect independent ones: a stall that slows twenty requests is one event.
+    A sample of n values equals n / effect independent ones: a stall that slows twenty requests is one event.
     """
     n, total, blocks = sum(counts), sum(hits), len(counts)
     if blocks < 2 or not 0 < total < n:
@@ -181,10 +182,10 @@ def quantile(
 ) -> Quantile:
     """Percentile `p` (0 to 100) of sorted values, with the interval by order statistics.
 
-    Truth lies value by value between its bounds, so its order statistics lie between theirs: the interval's low
-    end is taken from `lows`, its high end from `highs` (sorted). `blocks` (each sorted) are the values again, in
+    Each true value lies between its bounds, so the order statistics lie between theirs: the interval's low end is
+    taken from `lows`, its high end from `highs` (sorted). `blocks` (each sorted) are the values again, in
     blocks that may depend on each other; the interval is widened by their design effect (Woodruff 1952).
-    **The rule**: a percentile is told only if the interval's two ends are inside the sample.
+    **The rule**: a percentile has a value only if both ends of its interval are inside the sample.
     """
     n, q = len(ordered), p / 100
     needs = needed(q, confidence)
@@ -212,7 +213,7 @@ def quantile(
 
 @lru_cache(maxsize=32)
 def _draws(blocks: int, seed: int, resamples: int) -> list[Any]:
-    """Which blocks each resample takes. The same for each sample of so many blocks, so drawn once."""
+    """Which blocks each resample takes. Drawn once for each number of blocks."""
     # Not for secrets: a bootstrap has to be repeatable.
     source = random.Random(seed)  # noqa: S311
     everyone = range(blocks)
@@ -236,7 +237,7 @@ def _ends(means: Sequence[float], confidence: float) -> tuple[float, float]:
 
 
 MIN_BLOCKS: Final = 10
-"""Fewer blocks and a bootstrap's interval is too narrow to be told."""
+"""With fewer blocks a bootstrap's interval is too narrow to be shown."""
 
 
 def mean_interval(
@@ -253,7 +254,7 @@ def mean_interval(
 
 
 def describe(sample: Sample, percentiles: Sequence[float] = PERCENTILES, *, seed: int = 0) -> Stat:
-    """Everything that is told of a sample."""
+    """All statistics of a sample."""
     n = len(sample)
     if not n:
         return Stat(n=0, quantiles=[quantile((), p) for p in percentiles])

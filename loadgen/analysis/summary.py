@@ -35,26 +35,26 @@ POOLED: Final[Mapping[str, Callable[[Measured], Gaps | None]]] = {
 
 
 class Group(msgspec.Struct, kw_only=True):
-    """One set of requests. Statistics are of those that completed; milliseconds, but for tokens_per_second."""
+    """One set of requests. Statistics are of completed ones, in milliseconds, except tokens_per_second."""
 
     requests: int  # all but warm-up
     completed: int
-    failed: int  # the server's failures and what the generator shed; not what was cancelled
+    failed: int  # failed at the server or shed by the generator; cancelled ones are not included
     cancelled: int
     errors: dict[str, int]  # by kind, those cancelled too
     error_rate: float  # of completed and failed
     seconds: float
     input_tokens: int
     output_tokens: int
-    generated_tokens: int  # of these, what an engine generated for the request: not from a cache, not attached
-    without_usage: int  # completed requests whose tokens are unknown and so in no count
-    cached_tokens: int | None  # prompt tokens out of the engine's prefix cache; None: it does not say
+    generated_tokens: int  # of these, those that an engine generated for the request: not cached, not attached
+    without_usage: int  # completed requests whose tokens are unknown, so in no count
+    cached_tokens: int | None  # prompt tokens from the engine's prefix cache; None: it does not report them
     request_throughput: float
     output_throughput: float
     total_token_throughput: float
     peak_output_throughput: float
     peak_in_flight: int
-    kept_up: float  # share of what was due that completed as fast as it came; less than 1: a queue grew
+    kept_up: float  # share of due requests that completed as fast as they arrived; below 1: the queue grew
     itl_by: ItlBy
     censored: float  # share of generated events whose time is an interval
     stats: dict[str, Stat]
@@ -65,15 +65,15 @@ class Summary(msgspec.Struct, kw_only=True):
     definitions: Definitions
     warmups: int
     whole: Group
-    by_target: dict[str, Group] = {}  # `ab`; latencies without shared answers
-    by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran; latencies without shared answers
+    by_target: dict[str, Group] = {}  # `ab`; latencies without shared responses
+    by_stage: dict[str, Group] = {}  # sweep, ramp; in the order they ran; latencies without shared responses
     by_shared: dict[str, Group] = {}  # a gateway's x-gateway-cache
-    fresh: Group | None = None  # without shared answers, where there are any
+    fresh: Group | None = None  # without shared responses; None if there are none
     knee: float | None = None  # requests per second, as the sweep itself found it
 
     @property
     def prefix_cached_share(self) -> float | None:
-        """Prompt tokens out of the engine's prefix cache."""
+        """Share of prompt tokens that came from the engine's prefix cache."""
         cached = self.whole.cached_tokens
         return cached / self.whole.input_tokens if cached is not None and self.whole.input_tokens else None
 
@@ -81,12 +81,12 @@ class Summary(msgspec.Struct, kw_only=True):
 def summarise(
     run: Run, records: Iterable[Record], slos: Slos | None = None, *, definitions: Definitions = "loadgen"
 ) -> Summary:
-    """A run's records summed up. Their order does not matter: workers' records may come as they will."""
+    """The summary of a run's records, in any order."""
     return summarise_measured(run, measure_records(records, definitions), slos, definitions=definitions)
 
 
 def measure_records(records: Iterable[Record], definitions: Definitions = "loadgen") -> list[Measured | None]:
-    """Each record's measures; None for one of the warm-up. Takes an iterator: no record has to be kept."""
+    """Each record's measures; None for a warm-up record. Takes an iterator, so that no record has to be kept."""
     return [None if record.warmup else measure(record, definitions) for record in records]
 
 
@@ -97,7 +97,7 @@ def summarise_measured(
     *,
     definitions: Definitions = "loadgen",
 ) -> Summary:
-    """What `summarise` does, of requests already measured."""
+    """The summary of requests that are measured already."""
     everything = list(requests)
     kept = in_order(everything)
     slos = slos or {}
@@ -107,7 +107,7 @@ def summarise_measured(
     stages = _split(kept, lambda request: request.stage)
     shared = _split(kept, lambda request: request.shared or "unsaid")
     fresh = [request for request in kept if request.fresh]
-    told = bool(set(shared) - {"unsaid"})
+    reported = bool(set(shared) - {"unsaid"})
 
     def groups(parts: Mapping[str, Sequence[Measured]]) -> dict[str, Group]:
         return {name: _group(part, slos, seconds, run.seed) for name, part in sorted(parts.items())}
@@ -124,14 +124,14 @@ def summarise_measured(
         by_stage={
             name: _group(part, slos, _length(part), run.seed, fresh=True) for name, part in stages.items() if name
         },
-        by_shared=groups(shared) if told else {},
-        fresh=_group(fresh, slos, seconds, run.seed) if told and len(fresh) < len(kept) else None,
+        by_shared=groups(shared) if reported else {},
+        fresh=_group(fresh, slos, seconds, run.seed) if reported and len(fresh) < len(kept) else None,
         knee=run.config.get("knee"),
     )
 
 
 def in_order(requests: Iterable[Measured | None]) -> list[Measured]:
-    """Without the warm-up, by time and place in the schedule."""
+    """Without the warm-up, by due time and schedule index."""
     kept = [request for request in requests if request is not None]
     return sorted(kept, key=lambda request: (request.due_ns, request.index, request.target))
 
@@ -149,7 +149,7 @@ def _length(requests: Sequence[Measured]) -> float:
 
 
 def _group(requests: Sequence[Measured], slos: Slos, seconds: float, seed: int, *, fresh: bool = False) -> Group:
-    """`fresh`: shared answers are counted, but are in no latency."""
+    """`fresh`: shared responses are counted, but are in no latency."""
     done = [request for request in requests if request.completed]
     cancelled = sum(request.cancelled for request in requests)
     failed = len(requests) - len(done) - cancelled
@@ -197,9 +197,9 @@ def _itl_by(done: Iterable[Measured]) -> ItlBy:
 def _stats(done: Sequence[Measured], everyone: Sequence[Measured], seed: int) -> dict[str, Stat]:
     stats: dict[str, Stat] = {}
     for name, read in PER_REQUEST.items():
-        # A failed request waited too, so its waiting counts; its latency does not.
+        # A failed request waited too, so its wait counts; its latency does not.
         stats[name] = describe(sample_of(everyone if name == "queue" else done, read), PERCENTILES, seed=seed)
-    apart = any(request.by_tokens for request in done)  # else the two are the same numbers
+    apart = any(request.by_tokens for request in done)  # else both are the same numbers
     for name, pool in POOLED.items():
         if name == "itl" or apart:
             stats[name] = describe(pooled(done, pool), PERCENTILES, seed=seed)
@@ -209,7 +209,7 @@ def _stats(done: Sequence[Measured], everyone: Sequence[Measured], seed: int) ->
 
 
 def sample_of(requests: Iterable[Measured], read: Callable[[Measured], Value]) -> Sample:
-    """One value for each request that has one."""
+    """One value per request that has the measure."""
     sample = Sample()
     for request in requests:
         value = read(request)
@@ -222,7 +222,7 @@ def sample_of(requests: Iterable[Measured], read: Callable[[Measured], Value]) -
 
 
 def pooled(requests: Iterable[Measured], read: Callable[[Measured], Gaps | None]) -> Sample:
-    """All requests' gaps, each request's a cluster."""
+    """The gaps of all requests, one cluster per request."""
     sample = Sample()
     for request in requests:
         gaps = read(request)

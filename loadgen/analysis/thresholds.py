@@ -3,7 +3,7 @@
 p99_ttft_ms>+10%     B's is more than 10 % above A's
 output_throughput<-5%
 p50_ttft_ms>+3       B's is more than 3 (in the metric's unit) above A's
-error_rate>0.01      B's own value, whatever A's was
+error_rate>0.01      B's value alone
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SIGNS: Final = {
 
 
 class BadRule(ValueError):
-    """The rule cannot be read; the text says what would be right."""
+    """A rule that cannot be parsed or judged; the text says what would be right."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """`against` tells what `limit` is compared with: B's value, B less A, or B less A in percent of A."""
+    """`against` says what is compared with `limit`: B's value, B minus A, or B minus A in percent of A."""
 
     text: str
     metric: str
@@ -57,7 +57,7 @@ def parse_rule(text: str) -> Rule:
         raise BadRule(f"--fail-if {text!r}: write METRIC>CHANGE or METRIC<CHANGE, such as 'p99_ttft_ms>+10%'")
     metric, sign, limit = found["metric"], found["sign"], found["limit"]
     if sign in ("=", "=="):
-        raise BadRule(f"--fail-if {text!r}: measured values are never equal; write > or <")
+        raise BadRule(f"--fail-if {text!r}: measured values are never equal; use > or <")
     number = _LIMIT.fullmatch(limit)
     if number is None:
         raise BadRule(f"--fail-if {text!r}: {limit!r} is not a change; write +10%, -5%, +3 or a plain value")
@@ -65,25 +65,25 @@ def parse_rule(text: str) -> Rule:
     if unit == "ms" and not metric.endswith("_ms"):
         raise BadRule(f"--fail-if {text!r}: {metric} is not in milliseconds")
     if unit == "%" and value[0] not in "+-":
-        raise BadRule(f"--fail-if {text!r}: say which way: +{value}% or -{value}%")
+        raise BadRule(f"--fail-if {text!r}: add the direction: +{value}% or -{value}%")
     against: Reference = "percent" if unit == "%" else "difference" if value[0] in "+-" else "value"
     return Rule(text=text, metric=metric, sign=sign, limit=float(value), against=against)  # type: ignore[arg-type]
 
 
 def check_metric(rule: Rule, a: Values, b: Values) -> None:
-    """Raises `BadRule` for a metric that neither run can have."""
+    """Raises `BadRule` for a metric that neither run has."""
     if rule.metric not in a and rule.metric not in b:
         near = sorted(name for name in {*a, *b} if rule.metric.split("_")[-1] in name or rule.metric in name)
         others = ", ".join((near or sorted(b))[:8])
-        raise BadRule(f"--fail-if {rule.text!r}: no metric is called {rule.metric!r}; there are {others}, ...")
+        raise BadRule(f"--fail-if {rule.text!r}: unknown metric {rule.metric!r}; there are {others}, ...")
 
 
 def judge_rule(
     rule: Rule, a: Values, b: Values, intervals: Mapping[str, Bounds] | None = None, *, certain: bool = False
 ) -> Finding:
-    """Whether the rule is broken. A figure that is not there breaks it: a gate that cannot see does not let pass.
+    """Whether the rule is broken. A missing figure breaks it: an unknown value never passes.
 
-    `intervals`: 95 % of B less A, by metric. `certain`: broken only if the whole interval is beyond the limit.
+    `intervals`: 95 % of B minus A, by metric. `certain`: broken only if the whole interval is beyond the limit.
     """
     before, after = a.get(rule.metric), b.get(rule.metric)
     if after is None or (rule.against != "value" and before is None):
@@ -94,7 +94,9 @@ def judge_rule(
         return _finding(rule, broken, f"{rule.metric} is {digits(after)}")
     assert before is not None
     if rule.against == "percent" and before == 0:
-        return _finding(rule, after != 0, f"{rule.metric} was 0 and is {digits(after)}: no percentage of that")
+        return _finding(
+            rule, after != 0, f"{rule.metric} was 0 and is {digits(after)}: a percentage of 0 is undefined"
+        )
     scale = 100 / before if rule.against == "percent" else 1.0
     unit = " %" if rule.against == "percent" else ""
     change = (after - before) * scale

@@ -22,12 +22,12 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     due: list[float]
     sent: list[float]
     tokens: list[float]
-    failed: list[int]  # how many, by when they ended
-    in_flight: list[int]  # the most at any one time of the bin
+    failed: list[int]  # number of failures, by when they ended
+    in_flight: list[int]  # the most at any time within the bin
 
 
 def window(requests: Iterable[Measured]) -> tuple[int, int]:
-    """First due to last end."""
+    """(first due, last end) in nanoseconds; (0, 0) without requests."""
     starts, ends = [], []
     for request in requests:
         starts.append(request.due_ns)
@@ -36,8 +36,8 @@ def window(requests: Iterable[Measured]) -> tuple[int, int]:
 
 
 def tokens_in_bins(requests: Iterable[Measured], start_ns: int, width_ns: float, bins: int) -> list[float]:
-    """Tokens of completed requests by when they came. A request's tokens by usage are shared out evenly among its
-    chunks; one without usage counts in none."""
+    """Tokens of completed requests by arrival. A request's tokens, by usage, are divided evenly among its
+    chunks; a request without usage counts in no bin."""
     counts = [0.0] * bins
     last = bins - 1
     for request in requests:
@@ -50,9 +50,10 @@ def tokens_in_bins(requests: Iterable[Measured], start_ns: int, width_ns: float,
 
 
 def peak_tokens_per_second(requests: Sequence[Measured], start_ns: int, seconds: float) -> float:
-    """The busiest of the run's equal bins of at least a second, so it is never below the mean over the run.
+    """The rate in the busiest of equal bins of at least a second, so it is never below the mean over the run.
 
-    vLLM counts chunks in whole seconds, whose last is cut short: its peak can be below its mean (sglang#33193).
+    vLLM counts chunks in whole seconds, the last of which is shorter: its peak can be below its mean
+    (sglang#33193).
     """
     bins = max(1, int(seconds))
     if seconds <= 0:
@@ -62,7 +63,7 @@ def peak_tokens_per_second(requests: Sequence[Measured], start_ns: int, seconds:
 
 
 def steps(requests: Iterable[Measured]) -> list[tuple[int, int]]:
-    """(when, +1 or -1) for each request sent, ascending; at one instant those that end leave first."""
+    """(time, +1 or -1) for each request sent and ended, ascending; at equal times ends come first."""
     changes = []
     for request in requests:
         if request.sent_ns is not None:
@@ -73,13 +74,13 @@ def steps(requests: Iterable[Measured]) -> list[tuple[int, int]]:
 
 
 def peak_in_flight(requests: Iterable[Measured]) -> int:
-    """The most requests between sent and ended at one instant. One that never ended stays in flight."""
+    """The most requests in flight at one instant. A request that never ended stays in flight."""
     return max(accumulate(change for _, change in steps(requests)), default=0)
 
 
 def kept_up(requests: Sequence[Measured]) -> float:
-    """The share that completed, less by as much as ending took longer than arriving: `sweep`'s measure of whether
-    a server falls behind. A run's drain after its last arrival does not count against it."""
+    """The completed share times `completion_ratio`: whether a server falls behind, as `sweep` measures it. The
+    drain after the last arrival does not count against it."""
     ends = [request.end_ns for request in requests if request.completed and request.end_ns is not None]
     if not ends:
         return 0.0
@@ -120,7 +121,7 @@ def _most_in_flight(changes: Sequence[tuple[int, int]], start: int, width: float
     now = filled = 0
     for moment, change in changes:
         place = min(max(int((moment - start) / width), 0), bins - 1)
-        while filled <= place:  # what was in flight before it lasted into these bins
+        while filled <= place:  # requests in flight before it are in flight in these bins
             most[filled] = max(most[filled], now)
             filled += 1
         now += change

@@ -12,19 +12,19 @@ from loadgen.workload.model import Options, Prompt
 
 
 def bounded(fields: dict[str, Any], endpoint: Endpoint, output_len: int | None) -> dict[str, Any]:
-    """With the length of the answer, where it has one."""
+    """The fields with `max_tokens`, unless there is no length or the endpoint is embeddings."""
     return fields if output_len is None or endpoint == "embeddings" else {**fields, "max_tokens": output_len}
 
 
 class Untimed:
-    """No dataset here has due times."""
+    """A dataset without due times."""
 
     def schedule(self) -> None:
         return None
 
 
 class OnePrompt(Untimed):
-    """The same text again and again. Only a nonce tells its requests apart, and then each has its own id."""
+    """One text for every request. With `unique` a nonce tells them apart, and each has its own id."""
 
     distinct: int | None = None
 
@@ -39,7 +39,7 @@ class OnePrompt(Untimed):
 
 
 class RandomWords(Untimed):
-    """English words in random order, one token each by the SmolLM2 tokenizer; about as many by others.
+    """English words in random order, one token each by the SmolLM2 tokenizer, about one by others.
 
     vLLM draws token ids and decodes them, which needs the tokenizer and does not survive retokenising
     (vllm-project/vllm#42532: 1,000 became 5,128). Lengths are as vLLM draws them: uniform around `*_len`, with
@@ -55,21 +55,21 @@ class RandomWords(Untimed):
 
     def prompt(self, number: int) -> Prompt:
         options = self._options
-        chance = Draw(options.seed, "random", number)
-        count = self._around(chance, options.random_input_len)
-        output = self._around(chance, options.random_output_len)
-        text = f"{self._prefix} {words(chance, count)}".strip()
+        draw = Draw(options.seed, "random", number)
+        count = self._around(draw, options.random_input_len)
+        output = self._around(draw, options.random_output_len)
+        text = f"{self._prefix} {words(draw, count)}".strip()
         fields = bounded(as_fields(text, options.endpoint), options.endpoint, output)
         return Prompt(f"random/{number}", options.endpoint, fields, options.random_prefix_len + count)
 
-    def _around(self, chance: Draw, length: int) -> int:
+    def _around(self, draw: Draw, length: int) -> int:
         low = int(length * (1 - self._options.random_range_ratio))
         high = int(length * (1 + self._options.random_range_ratio))
-        return max(1, low + chance.below(high - low + 1))
+        return max(1, low + draw.below(high - low + 1))
 
 
 class RepeatedPrefixes(Untimed):
-    """`num_prefixes` prefixes in turn, each with suffixes of its own."""
+    """`num_prefixes` prefixes in turn, each time with a new suffix."""
 
     distinct: int | None = None
 
@@ -95,7 +95,7 @@ class RepeatedPrefixes(Untimed):
 
 
 class Corpus(Untimed):
-    """The prompt sets; beyond the hand-written ones, variants of them."""
+    """The corpus' prompt sets; beyond the hand-written prompts, variants of them."""
 
     distinct: int | None = None
 
@@ -105,8 +105,11 @@ class Corpus(Untimed):
         self._sets = Sets(options.corpus_set, options.endpoint, options.seed)
 
     def prompt(self, number: int) -> Prompt:
-        made = self._sets.prompt(number)
+        source_prompt = self._sets.prompt(number)
         endpoint = self._options.endpoint
         return Prompt(
-            made.id, endpoint, bounded(made.fields, endpoint, self._options.corpus_output_len), made.estimate
+            source_prompt.id,
+            endpoint,
+            bounded(source_prompt.fields, endpoint, self._options.corpus_output_len),
+            source_prompt.estimate,
         )

@@ -24,7 +24,7 @@ MAX_TOKENS: Final = 10_000_000
 
 
 class PromptList(Untimed):
-    """Prompts out of a file, in its order or shuffled; twins once."""
+    """Prompts of a file, in its order or shuffled, without duplicates."""
 
     def __init__(self, name: str, prompts: list[Prompt], options: Options) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class PromptList(Untimed):
 
 
 def custom(options: Options) -> PromptList:
-    """One prompt a line: prompt, messages or input; `output_tokens` is read with --custom-output-len -1."""
+    """vLLM's custom JSONL. `output_tokens` of each line is read with --custom-output-len -1."""
     path = path_of(options)
     prompts = []
     for number, line in lines(path):
@@ -49,7 +49,7 @@ def custom(options: Options) -> PromptList:
         if output == -1:
             if "output_tokens" not in raw and options.endpoint != "embeddings":
                 raise WorkloadError(
-                    f"{where}: has no output_tokens, which --custom-output-len -1 wants of every line"
+                    f"{where}: has no output_tokens, which --custom-output-len -1 needs on every line"
                 )
             output = tokens(raw, "output_tokens", where) if "output_tokens" in raw else None
         name = raw.get("id", f"custom/{number}")
@@ -61,10 +61,10 @@ def custom(options: Options) -> PromptList:
 
 
 def sharegpt(options: Options) -> PromptList:
-    """The first question of each conversation, as vLLM takes it; the answer's length is asked of the engine.
+    """The first question of each conversation, as in vLLM, with the length of its answer as max_tokens.
 
-    vLLM leaves out, by its tokenizer, questions under 4 or over 1,024 tokens, answers under 4, and both together
-    over 2,048. Here these are estimates from bytes.
+    vLLM drops, by its tokenizer, questions under 4 or over 1,024 tokens, answers under 4, and sums over 2,048.
+    Here these lengths are estimated from bytes.
     """
     path = path_of(options)
     try:
@@ -84,12 +84,12 @@ def sharegpt(options: Options) -> PromptList:
         values = [turn.get("value") if isinstance(turn, dict) else None for turn in turns[:2]]
         if not all(isinstance(value, str) for value in values):
             raise WorkloadError(f'{where}: its first two turns must have text under "value"')
-        asked, answered = (round(len(str(value).encode()) / BYTES_PER_TOKEN) for value in values)
-        output = options.sharegpt_output_len or answered
-        if not 4 <= asked <= 1024 or output < 4 or asked + output > 2048:
+        input_tokens, output_tokens = (round(len(str(value).encode()) / BYTES_PER_TOKEN) for value in values)
+        output = options.sharegpt_output_len or output_tokens
+        if not 4 <= input_tokens <= 1024 or output < 4 or input_tokens + output > 2048:
             continue
         fields = bounded(as_fields(str(values[0]), options.endpoint), options.endpoint, output)
-        prompts.append(Prompt(f"sharegpt/{number}", options.endpoint, fields, asked))
+        prompts.append(Prompt(f"sharegpt/{number}", options.endpoint, fields, input_tokens))
     if not prompts:
         raise WorkloadError(f"{path}: no conversation has two turns of a usable length (4 to 1,024 tokens)")
     return PromptList(f"sharegpt:{Path(path).name}", prompts, options)
@@ -98,7 +98,9 @@ def sharegpt(options: Options) -> PromptList:
 def prompt_fields(raw: dict[str, Any], endpoint: Endpoint, where: str) -> dict[str, Any]:
     present = [name for name in ("prompt", "messages", "input") if name in raw]
     if len(present) != 1:
-        raise WorkloadError(f"{where}: must have one of prompt, messages or input, and has {present or 'none'}")
+        raise WorkloadError(
+            f"{where}: must have exactly one of prompt, messages or input; has {present or 'none'}"
+        )
     name, value = present[0], raw[present[0]]
     if name == "messages":
         good = isinstance(value, list) and value
@@ -107,10 +109,10 @@ def prompt_fields(raw: dict[str, Any], endpoint: Endpoint, where: str) -> dict[s
                 f"{where}: messages must be a list of objects with a role and a content, at least one"
             )
         if endpoint != "chat":
-            raise WorkloadError(f"{where}: has messages, which only the chat endpoint takes, not {endpoint}")
+            raise WorkloadError(f"{where}: has messages, which only the chat endpoint accepts, not {endpoint}")
         return {"messages": value}
     if not isinstance(value, str) or not value.strip():
-        raise WorkloadError(f"{where}: {name} must be text that is not empty")
+        raise WorkloadError(f"{where}: {name} must be non-empty text")
     return as_fields(value, endpoint)
 
 
@@ -119,7 +121,7 @@ def prompt_fields(raw: dict[str, Any], endpoint: Endpoint, where: str) -> dict[s
 
 def path_of(options: Options) -> str:
     if not options.dataset_path:
-        raise WorkloadError(f"--dataset-name {options.dataset_name} wants a file: --dataset-path FILE")
+        raise WorkloadError(f"--dataset-name {options.dataset_name} needs a file: --dataset-path FILE")
     return options.dataset_path
 
 
@@ -136,7 +138,7 @@ def read(path: str) -> bytes:
 
 
 def lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1. Blank ones are passed over, as at the end of a file."""
+    """Lines with their numbers, from 1. Blank lines are skipped."""
     yield from ((number, line) for number, line in enumerate(read(path).split(b"\n"), 1) if line.strip())
 
 
@@ -144,9 +146,9 @@ def as_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise WorkloadError(f"{where}: is no JSON: {e}") from None
+        raise WorkloadError(f"{where}: is not JSON: {e}") from None
     if not isinstance(raw, dict):
-        raise WorkloadError(f"{where}: must be a JSON object, one a line")
+        raise WorkloadError(f"{where}: must be a JSON object, one per line")
     return raw
 
 
@@ -163,15 +165,15 @@ def _distinct_ids(prompts: list[Prompt], path: str) -> None:
     known: dict[str, dict[str, Any]] = {}
     for prompt in prompts:
         if known.setdefault(prompt.id, prompt.fields) != prompt.fields:
-            raise WorkloadError(f"{path}: the id {prompt.id!r} stands for two different prompts")
+            raise WorkloadError(f"{path}: the id {prompt.id!r} is used for two different prompts")
 
 
 def _position(path: str, error: msgspec.DecodeError) -> str:
-    """Where a whole-file JSON is broken, by line: msgspec counts bytes."""
+    """Where a file of one JSON value is broken, by line: msgspec counts bytes."""
     try:
         json.loads(read(path))
     except json.JSONDecodeError as e:
         return f"line {e.lineno}: is no JSON: {e.msg}"
     except UnicodeDecodeError as e:
         return f"is not UTF-8: {e}"
-    return f"is no JSON: {error}"
+    return f"is not JSON: {error}"

@@ -15,27 +15,31 @@ DEFAULT_PROMPTS: Final = 1000
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """What carries the prompt in a request's body. Never changed in place: twins share `fields`."""
+    """The prompt as fields of a request's body. Never changed in place: duplicates share `fields`."""
 
-    id: str  # twins (the same bytes) have the same one
+    id: str  # duplicates (equal bytes) have the same one
     endpoint: Endpoint
-    fields: dict[str, Any]  # messages, prompt or input, and max_tokens where the workload says one
-    expected_input: int | None = None  # an estimate in tokens, for composing: never printed as a count
+    fields: dict[str, Any]  # messages, prompt or input, and max_tokens if the workload sets it
+    expected_input: int | None = None  # an estimate in tokens, for composing; never printed as a count
 
 
 class Item(msgspec.Struct, frozen=True):
+    """One request of a workload."""
+
     prompt: Prompt
     at_s: float | None = None  # due, from the run's start; None: the pacer decides
 
 
 class Workload(Protocol):
+    """What a run sends."""
+
     name: str
 
     def requests(self) -> Iterator[Item]:
-        """The run's requests, lazily; every call gives the same ones."""
+        """The run's requests, lazily; every call yields the same ones."""
 
     def warmups(self, n: int) -> Iterator[Item]:
-        """`n` requests like the run's, which share no prefix block with it or with each other."""
+        """`n` requests like the run's that share no prefix block with it or with each other."""
 
 
 class Source(Protocol):
@@ -43,22 +47,22 @@ class Source(Protocol):
 
     name: str
     distinct: int | None
-    """How many there are; None: without end."""
+    """How many there are; None: unlimited."""
 
     def prompt(self, number: int) -> Prompt: ...
 
     def schedule(self) -> list[tuple[float, int]] | None:
-        """Of a trace: when (seconds from 0, ascending) which number is due. None: the dataset has no times."""
+        """A trace's (seconds from 0, prompt number), ascending. None: the dataset has no times."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags, by vLLM's names and with its defaults where it has them. Lengths are in tokens."""
+    """The flags, with vLLM's names and defaults where vLLM has them. Lengths are in tokens."""
 
     dataset_name: Dataset = "corpus"
     dataset_path: str | None = None
     endpoint: Endpoint = "chat"
     prompt: str | None = None
-    num_prompts: int | None = None  # None: 1,000, or what a file holds
+    num_prompts: int | None = None  # None: 1,000, or all that a file holds
     seed: int = 0
     random_input_len: int = 1024
     random_output_len: int = 128
@@ -68,13 +72,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prefix_repetition_suffix_len: int = 256
     prefix_repetition_num_prefixes: int = 10
     prefix_repetition_output_len: int = 128
-    sharegpt_output_len: int | None = None  # None: about as long as the answer in the file
+    sharegpt_output_len: int | None = None  # None: about the length of the answer in the file
     custom_output_len: int = 256  # -1: each line's own output_tokens
-    corpus_output_len: int | None = None  # None: where the engine ends by itself
+    corpus_output_len: int | None = None  # None: the engine decides
     corpus_set: tuple[str, ...] = ()
     disable_shuffle: bool = False
-    trace_jitter: float | None = None  # seconds; None: within the slot, where the file's clock is a coarse grid
+    trace_jitter: float | None = None  # seconds; None: within one slot if the file's clock is coarse
     duplicates: float = 0.0
     zipf: float = 1.1
     unique: bool = False
-    salt: str = ""  # of the nonces that `unique` puts in front
+    salt: str = ""  # of the nonces of `unique`

@@ -24,37 +24,39 @@ from loadgen.workload.files import as_object, lines, path_of, read, tokens
 from loadgen.workload.model import Options, Prompt
 
 BLOCK: Final = 512
-"""Tokens in a block of Mooncake's traces."""
+"""Tokens of a block in Mooncake's traces."""
 
 _AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MAX_SECONDS: Final = 10 * 365 * 86400.0
 
 
 class _Line(msgspec.Struct, frozen=True):
-    """One request of a trace: lengths in tokens, blocks by name where the trace has them."""
+    """One request of a trace: seconds, lengths in tokens, and its blocks if the trace has them."""
 
     at: float
     input: int
     output: int
     blocks: tuple[int, ...] = ()
-    ready: Prompt | None = None  # a composed workload brings its own
+    ready: Prompt | None = None  # a composed workload has its prompts
     twin: int = 0  # the number of the first line with the same prompt
 
 
 class Trace:
-    """The lines in the order of their times."""
+    """A trace: its lines in the order of their times."""
 
-    def __init__(self, name: str, found: list[_Line], options: Options) -> None:
-        found = found[: options.num_prompts]
-        jitter = options.trace_jitter if options.trace_jitter is not None else _slot([line.at for line in found])
-        start = found[0].at
-        chance = Draw(options.seed, "jitter")
-        at = [line.at - start + (chance.unit() * jitter if jitter else 0.0) for line in found]
+    def __init__(self, name: str, trace_lines: list[_Line], options: Options) -> None:
+        trace_lines = trace_lines[: options.num_prompts]
+        jitter = (
+            options.trace_jitter if options.trace_jitter is not None else _slot([line.at for line in trace_lines])
+        )
+        start = trace_lines[0].at
+        draw = Draw(options.seed, "jitter")
+        at = [line.at - start + (draw.unit() * jitter if jitter else 0.0) for line in trace_lines]
         self.name = f"trace:{name}" + (f" (times spread within {jitter:g} s)" if jitter else "")
-        self.distinct: int | None = len(found)
-        self._lines = found
+        self.distinct: int | None = len(trace_lines)
+        self._lines = trace_lines
         self._options = options
-        self._schedule = sorted((t, line.twin) for t, line in zip(at, found, strict=True))
+        self._schedule = sorted((t, line.twin) for t, line in zip(at, trace_lines, strict=True))
 
     def schedule(self) -> list[tuple[float, int]]:
         return self._schedule
@@ -72,26 +74,26 @@ class Trace:
 
 
 def trace(options: Options) -> Trace:
-    """By what the file's first line is. Raises WorkloadError with the line that is wrong."""
+    """The file's first line decides its format. Raises WorkloadError with the line that is wrong."""
     path = path_of(options)
     number, first = next(lines(path))
     if first.lstrip()[:1] != b"{":
-        found = list(_azure(path))
+        trace_lines = list(_azure(path))
     elif "fields" in (raw := as_object(first, f"{path}:{number}")):
-        found = list(_composed(path, options))
+        trace_lines = list(_composed(path, options))
     elif "timestamp" in raw:
-        found = list(_mooncake(path))
+        trace_lines = list(_mooncake(path))
     else:
         raise WorkloadError(
-            f"{path}:{number}: is no trace that is known: python -m corpus compose, Mooncake (timestamp, "
+            f"{path}:{number}: is not a known trace format: python -m corpus compose, Mooncake (timestamp, "
             f"input_length, output_length, hash_ids) or Azure ({','.join(_AZURE)})"
         )
-    found.sort(key=lambda line: line.at)
+    trace_lines.sort(key=lambda line: line.at)
     firsts: dict[Any, int] = {}
-    for place, line in enumerate(found):
+    for place, line in enumerate(trace_lines):
         same = line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
-        found[place] = msgspec.structs.replace(line, twin=firsts.setdefault(same, place))
-    return Trace(Path(path).name, found, options)
+        trace_lines[place] = msgspec.structs.replace(line, twin=firsts.setdefault(same, place))
+    return Trace(Path(path).name, trace_lines, options)
 
 
 def _composed(path: str, options: Options) -> Iterator[_Line]:
@@ -107,7 +109,7 @@ def _composed(path: str, options: Options) -> Iterator[_Line]:
             raise WorkloadError(f"{where}: must have an id and fields with {carrier}")
         prompt = known.setdefault(name, Prompt(name, options.endpoint, fields, raw.get("input_tokens")))
         if prompt.fields != fields:
-            raise WorkloadError(f"{where}: the id {name!r} stands for two different prompts")
+            raise WorkloadError(f"{where}: the id {name!r} is used for two different prompts")
         yield _Line(_seconds(raw.get("at", 0), "at", where), 0, 0, ready=prompt)
 
 
@@ -131,21 +133,21 @@ def _azure(path: str) -> Iterator[_Line]:
     try:
         rows = list(csv.reader(io.StringIO(read(path).decode("utf-8-sig"))))
     except (UnicodeDecodeError, csv.Error) as e:
-        raise WorkloadError(f"{path}: is no CSV in UTF-8: {e}") from None
+        raise WorkloadError(f"{path}: is not CSV in UTF-8: {e}") from None
     if tuple(name.strip() for name in rows[0]) != _AZURE:
         raise WorkloadError(f"{path}:1: the columns must be {','.join(_AZURE)}")
     if len(rows) == 1:
-        raise WorkloadError(f"{path}:2: is missing: there is no request after the columns' names")
+        raise WorkloadError(f"{path}:2: is missing: there is no request after the header")
     for number, row in enumerate(rows[1:], 2):
         where = f"{path}:{number}"
         if not row:
             continue
         try:
-            stamp, asked, made = (cell.strip() for cell in row)
+            stamp, context, generated = (cell.strip() for cell in row)
             at = datetime.fromisoformat(stamp[:26]).timestamp() if stamp[-1:].isdigit() else math.nan
-            lengths = {_AZURE[1]: int(asked), _AZURE[2]: int(made)}
+            lengths = {_AZURE[1]: int(context), _AZURE[2]: int(generated)}
         except ValueError as e:
-            raise WorkloadError(f"{where}: must be a time, and two whole numbers: {e}") from None
+            raise WorkloadError(f"{where}: must be a time and two whole numbers: {e}") from None
         yield _Line(
             _seconds(at, "TIMESTAMP", where, limit=math.inf),
             tokens(lengths, _AZURE[1], where),

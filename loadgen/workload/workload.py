@@ -25,11 +25,11 @@ from loadgen.workload.model import (
 from loadgen.workload.traces import trace
 
 PREFIX_BLOCK: Final = 64
-"""Bytes. About vLLM's block of 16 tokens, for English."""
+"""Bytes: about vLLM's block of 16 tokens of English."""
 
 
 def open_workload(options: Options) -> Workload:
-    """Reads and checks the whole file, if there is one. Raises WorkloadError before anything is sent."""
+    """The workload of these options; a file is read and checked as a whole. Raises WorkloadError."""
     _check(options)
     try:
         source = _source(options)
@@ -38,7 +38,9 @@ def open_workload(options: Options) -> Workload:
     schedule = source.schedule()
     if schedule is not None:
         if options.duplicates:
-            raise WorkloadError("--duplicates is not for a trace, which has its own twins; compose one instead")
+            raise WorkloadError(
+                "--duplicates does not apply to a trace, which has its own duplicates; compose one instead"
+            )
         return Planned(source, [number for _, number in schedule], [at for at, _ in schedule], options)
     return Planned(source, _order(source, options), None, options)
 
@@ -53,7 +55,7 @@ def _source(options: Options) -> Source:
             return RepeatedPrefixes(options)
         case "prompt":
             if not options.prompt or not options.prompt.strip():
-                raise WorkloadError("--dataset-name prompt wants --prompt TEXT")
+                raise WorkloadError("--dataset-name prompt needs --prompt TEXT")
             return OnePrompt(options.prompt, options)
         case "custom":
             return custom(options)
@@ -64,14 +66,14 @@ def _source(options: Options) -> Source:
 
 
 def _order(source: Source, options: Options) -> list[int]:
-    """Numbers of prompts, one a request. A file is not silently repeated: that would measure caches."""
+    """Prompt numbers, one per request. A file is never silently repeated: that would measure caches."""
     count = options.num_prompts or (DEFAULT_PROMPTS if source.distinct is None else source.distinct)
     order = mixed(count, options.duplicates, options.zipf, Draw(options.seed, "mix"))
-    wanted = max(order) + 1
-    if source.distinct is not None and wanted > source.distinct:
+    needed = max(order) + 1
+    if source.distinct is not None and needed > source.distinct:
         raise WorkloadError(
-            f"{source.name} has {source.distinct} different prompts and {wanted} are wanted: lower --num-prompts, "
-            f"or say by --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f} that they may recur"
+            f"{source.name} has {source.distinct} different prompts, {needed} are needed: lower --num-prompts, or "
+            f"allow repeats with --duplicates {min(1 - source.distinct / count + 0.005, 0.99):.2f}"
         )
     return order
 
@@ -103,10 +105,10 @@ def _check(options: Options) -> None:
         if not low <= number <= high:
             raise WorkloadError(f"{flag} must be {low:g} to {high:g}; got {number:g}")
     if options.corpus_set and options.dataset_name != "corpus":
-        raise WorkloadError(f"--corpus-set is for --dataset-name corpus, not {options.dataset_name}")
+        raise WorkloadError(f"--corpus-set applies to --dataset-name corpus, not {options.dataset_name}")
     if options.dataset_path and options.dataset_name not in ("custom", "sharegpt", "trace"):
         raise WorkloadError(
-            f"--dataset-path is for custom, sharegpt and trace; {options.dataset_name} reads no file"
+            f"--dataset-path applies to custom, sharegpt and trace; {options.dataset_name} reads no file"
         )
 
 
@@ -127,16 +129,16 @@ class Planned:
         for place, number in enumerate(self._order):
             prompt = self._source.prompt(number)
             if self._options.unique:
-                prompt = self._behind(prompt, "run", number)
+                prompt = self._with_nonce(prompt, "run", number)
             yield Item(prompt, None if self._times is None else self._times[place])
 
     def warmups(self, n: int) -> Iterator[Item]:
-        """The run's prompts from its end on, each behind a nonce of its own."""
+        """The run's prompts from its end backwards, each after its own nonce."""
         for place in range(n):
             prompt = self._source.prompt(self._order[-1 - place % len(self._order)])
-            yield Item(self._behind(prompt, "warm-up", place, name=f"warm-up/{place}"))
+            yield Item(self._with_nonce(prompt, "warm-up", place, name=f"warm-up/{place}"))
 
-    def _behind(self, prompt: Prompt, *what: object, name: str = "") -> Prompt:
+    def _with_nonce(self, prompt: Prompt, *what: object, name: str = "") -> Prompt:
         front = nonce(self._options.salt, *what, self._options.seed)
         try:
             fields = with_nonce(prompt.fields, front)
@@ -146,11 +148,11 @@ class Planned:
 
 
 def describe_sent(items: Iterable[Item]) -> dict[str, Any]:
-    """What was really sent, warm-ups left out by the caller: becomes `Run.sent_stats`.
+    """Statistics of what was really sent, for `Run.sent_stats`.
 
-    `duplicate_share`: requests whose bytes an earlier one had. `prefix_share`: bytes of prompts that an infinite
+    `duplicate_share`: requests equal to an earlier one. `prefix_share`: share of prompt bytes that an infinite
     prefix cache with blocks of PREFIX_BLOCK bytes would have had from earlier requests, duplicates included.
-    `unique`: no request shared even its first block with an earlier one.
+    `unique`: no request shares even its first block with an earlier one.
     """
     twins, prefixes = Twins(), Prefixes(PREFIX_BLOCK)
     for item in items:

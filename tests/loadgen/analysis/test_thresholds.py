@@ -36,7 +36,7 @@ def test_a_rule_is_read(text: str, metric: str, sign: str, limit: float, against
         (">10", "METRIC>CHANGE"),
         ("p99_ttft_ms=>10", "never equal"),
         ("p99_ttft_ms==10", "never equal"),
-        ("p99_ttft_ms>10%", r"say which way: \+10%"),
+        ("p99_ttft_ms>10%", r"add the direction: \+10%"),
         ("p99_ttft_ms>much", "not a change"),
         ("p99_ttft_ms>+10%%", "not a change"),
         ("p99_ttft_ms>1e9999x", "not a change"),

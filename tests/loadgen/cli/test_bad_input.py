@@ -166,15 +166,15 @@ async def test_missing_usage_is_no_failure_and_no_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("custom", '{"prompt": "good"}\n{not json}\n', ":2: is no JSON"),
+        ("custom", '{"prompt": "good"}\n{not json}\n', ":2: is not JSON"),
         (
             "custom",
             '{"prompt": "good"}\n{"text": "no prompt"}\n',
-            ":2: must have one of prompt, messages or input",
+            ":2: must have exactly one of prompt, messages or input",
         ),
         ("custom", "\n \n", "is empty"),
         ("custom", None, "No such file"),
-        ("sharegpt", "[{]", "is no JSON"),
+        ("sharegpt", "[{]", "is not JSON"),
         (
             "trace",
             '{"timestamp": 0, "input_length": 5, "output_length": 1, "hash_ids": [0]}\n{"timestamp":\n',
@@ -202,7 +202,7 @@ async def test_a_broken_file_is_named_with_its_line_before_anything_is_sent(
         (("--corpus-set", "nope"), "there is no set 'nope'; there are short-chat"),
         (("--dataset-name", "trace"), "wants a file: --dataset-path FILE"),
         (("--dataset-name", "random", "--random-input-len", "0"), "--random-input-len must be 1 to"),
-        (("--dataset-path", "x"), "--dataset-path is for custom, sharegpt and trace"),
+        (("--dataset-path", "x"), "--dataset-path applies to custom, sharegpt and trace"),
         (("--duplicates", "2"), "--duplicates must be 0 to 0.999"),
     ],
 )

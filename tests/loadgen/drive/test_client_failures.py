@@ -168,7 +168,7 @@ async def test_a_server_that_never_answers_times_out_by_the_requests_limit() -> 
 
     async with serving(silent) as url:
         record = (await sent(url, msgspec.structs.replace(QUICK, request_timeout=0.05)))[0]
-    assert (record.failure, record.detail) == ("timeout", "not answered in full within 0.05 s (--request-timeout)")
+    assert (record.failure, record.detail) == ("timeout", "no complete response within 0.05 s (--request-timeout)")
     assert record.head_ns is None
 
 
@@ -189,7 +189,7 @@ async def test_silence_in_the_middle_is_ended_by_the_idle_limit() -> None:
         client.sweep(time.monotonic_ns() + 31 * 10**9)
         record = decode_exchange(await sending, Clock())
         await client.close()
-    assert (record.failure, record.detail) == ("timeout", "nothing came for 30 s (--idle-timeout)")
+    assert (record.failure, record.detail) == ("timeout", "no data for 30 s (--idle-timeout)")
     assert len(record.events) == 1
 
 

@@ -207,7 +207,7 @@ def test_missing_usage_is_no_failure_and_no_count() -> None:
         (delta(content="a"), "truncated", "without [DONE]"),
         (delta(content="a") + b"data: {nonsense\n\n" + DONE, "garbage", "not a message"),
         (b"<html>hello</html>", "garbage", "not an event stream"),
-        (b"data: [DONE]\n\n", "garbage", "without a single choice"),
+        (b"data: [DONE]\n\n", "garbage", "without any choice"),
         (b"", "garbage", "empty body"),
     ],
     ids=["error frame", "error event", "no DONE", "broken JSON", "HTML", "DONE alone", "empty"],

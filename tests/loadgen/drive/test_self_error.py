@@ -90,13 +90,13 @@ def test_a_good_run_is_valid() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"late_ms": {"p50": 1.1, "p99": 2.0}}, "1.10 ms late (p50); 1.00 ms may be"),
-        ({"late_ms": {"p50": 0.3, "p99": 5.1}}, "5.10 ms late (p99); 5.00 ms may be"),
-        ({"clock": "user", "loop_ms": {"p99": 1.5}}, "the loop lagged 1.50 ms"),
-        ({"clock": "mixed", "loop_ms": {"p99": 1.5}}, "(mixed)"),
+        ({"late_ms": {"p50": 1.1, "p99": 2.0}}, "1.10 ms late (p50), limit 1.00 ms"),
+        ({"late_ms": {"p50": 0.3, "p99": 5.1}}, "5.10 ms late (p99), limit 5.00 ms"),
+        ({"clock": "user", "loop_ms": {"p99": 1.5}}, "the event loop lagged 1.50 ms"),
+        ({"clock": "mixed", "loop_ms": {"p99": 1.5}}, "(clock mixed)"),
         (
             {"censored": 0.06, "censored_width_ms": {"p50": 2.0}, "loop_ms": {"p99": 1.5}},
-            "6.0% of events came merged",
+            "6.0% of events were merged",
         ),
         ({"cpu": 0.91}, "91% of a core"),
         ({"step_ns": 2 * MS}, "stepped by 2.00 ms"),

@@ -58,7 +58,7 @@ def test_messages_pass_as_they_are_and_twins_in_the_file_come_once(tmp_path: Pat
 def test_a_file_is_not_silently_repeated(tmp_path: Path) -> None:
     path = written(tmp_path, *({"prompt": str(n)} for n in range(10)))
     assert len(sent(path, num_prompts=4)) == 4
-    with pytest.raises(WorkloadError, match=r"has 10 different prompts and 100 are wanted.*--duplicates 0\.9"):
+    with pytest.raises(WorkloadError, match=r"has 10 different prompts, 100 are needed.*--duplicates 0\.9"):
         sent(path, num_prompts=100)
     assert len(sent(path, num_prompts=100, duplicates=0.91)) == 100
 
@@ -66,17 +66,17 @@ def test_a_file_is_not_silently_repeated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (b"{not json}\n", ":2: is no JSON"),
-        (b"\xff\xfe\n", ":2: is no JSON"),
+        (b"{not json}\n", ":2: is not JSON"),
+        (b"\xff\xfe\n", ":2: is not JSON"),
         (b"[1]\n", ":2: must be a JSON object"),
-        ({}, ":2: must have one of prompt, messages or input, and has none"),
-        ({"prompt": "a", "input": "b"}, ":2: must have one of"),
-        ({"prompt": "  "}, ":2: prompt must be text"),
-        ({"prompt": [1, 2]}, ":2: prompt must be text"),
+        ({}, ":2: must have exactly one of prompt, messages or input; has none"),
+        ({"prompt": "a", "input": "b"}, ":2: must have exactly one of"),
+        ({"prompt": "  "}, ":2: prompt must be non-empty text"),
+        ({"prompt": [1, 2]}, ":2: prompt must be non-empty text"),
         ({"messages": []}, ":2: messages must be a list"),
         ({"messages": [{"content": "x"}]}, ":2: messages must be a list"),
         ({"prompt": "a", "id": ["x"]}, ":2: id must be text"),
-        ({"prompt": "a", "id": "first"}, "'first' stands for two different prompts"),
+        ({"prompt": "a", "id": "first"}, "'first' is used for two different prompts"),
     ],
 )
 def test_a_broken_line_is_named_before_anything_is_sent(tmp_path: Path, row: Any, words: str) -> None:
@@ -120,7 +120,7 @@ def test_a_file_beyond_all_measure_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_messages_are_only_for_chat() -> None:
-    with pytest.raises(WorkloadError, match="f:1: has messages, which only the chat endpoint takes"):
+    with pytest.raises(WorkloadError, match="f:1: has messages, which only the chat endpoint accepts"):
         prompt_fields({"messages": [{"role": "user", "content": "x"}]}, "completions", "f:1")
 
 
@@ -143,7 +143,7 @@ def test_sharegpt_takes_the_first_question_and_the_length_of_its_answer(tmp_path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[\n{"a": 1},\n{"b" 2}]', "line 3: is no JSON"),
+        ('[\n{"a": 1},\n{"b" 2}]', "line 3: is not JSON"),
         ('{"a": 1}', "must be a JSON list"),
         ("[]", "at least one"),
         ("[5]", "conversation 1: must be an object"),

@@ -94,7 +94,7 @@ def test_azures_lines_become_prompts_of_their_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (b"{\n", ":2: is no JSON"),
+        (b"{\n", ":2: is not JSON"),
         (mooncake(-1, 10, [1]), ":2: timestamp must be a time"),
         (mooncake(0, 0, [1]), ":2: input_length must be a whole number"),
         (mooncake(0, 600, [1]), ":2: 1 hash_ids of 512 tokens do not make an input_length of 600"),
@@ -113,9 +113,9 @@ def test_a_broken_line_is_named(tmp_path: Path, row: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("2023-11-16 18:15:46,374", ":3: must be a time, and two whole numbers"),
+        ("2023-11-16 18:15:46,374", ":3: must be a time and two whole numbers"),
         ("yesterday,1,1", ":3: "),
-        ("2023-11-16 18:15:46,many,1", ":3: must be a time, and two whole numbers"),
+        ("2023-11-16 18:15:46,many,1", ":3: must be a time and two whole numbers"),
         ("2023-11-16 18:15:46,0,1", ":3: ContextTokens must be"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_broken_line_of_azures_is_named(tmp_path: Path, line: str, words: str)
     [
         ("a,b,c\n1,2,3\n", ":1: the columns must be TIMESTAMP"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "there is no request"),
-        ('{"prompt": "x"}\n', ":1: is no trace that is known"),
+        ('{"prompt": "x"}\n', ":1: is not a known trace format"),
     ],
 )
 def test_a_file_that_is_no_trace_is_answered_with_the_ones_that_are(tmp_path: Path, text: str, words: str) -> None:
@@ -149,7 +149,7 @@ def test_a_workload_for_another_endpoint_or_with_a_doubtful_id_is_refused(tmp_pa
     with pytest.raises(WorkloadError, match="is for the endpoint 'completions', and this run is for 'chat'"):
         replay(path)
     path = written(tmp_path, row, {**row, "fields": {"prompt": "y"}})
-    with pytest.raises(WorkloadError, match=":2: the id 'a' stands for two different prompts"):
+    with pytest.raises(WorkloadError, match=":2: the id 'a' is used for two different prompts"):
         replay(path, endpoint="completions")
     path = written(tmp_path, {**row, "fields": {}})
     with pytest.raises(WorkloadError, match=":1: must have an id and fields with prompt"):
@@ -157,7 +157,7 @@ def test_a_workload_for_another_endpoint_or_with_a_doubtful_id_is_refused(tmp_pa
 
 
 def test_duplicates_are_not_added_to_a_trace(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match="has its own twins"):
+    with pytest.raises(WorkloadError, match="has its own duplicates"):
         replay(written(tmp_path, mooncake(0, 10, [1])), duplicates=0.5)
 
 

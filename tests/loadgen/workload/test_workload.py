@@ -120,14 +120,14 @@ def test_describe_counts_what_two_prompts_have_in_common() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"dataset_name": "prompt", "prompt": " "}, "wants --prompt TEXT"),
+        ({"dataset_name": "prompt", "prompt": " "}, "needs --prompt TEXT"),
         ({"dataset_name": "custom"}, "--dataset-path FILE"),
         ({"dataset_name": "sharegpt"}, "--dataset-path FILE"),
         ({"dataset_name": "trace"}, "--dataset-path FILE"),
         ({"dataset_path": "x.jsonl"}, "corpus reads no file"),
         ({"corpus_set": ["poems"]}, "--corpus-set: there is no set 'poems'; there are short-chat"),
         ({"corpus_set": ["embeddings"]}, "is for embeddings, not for chat"),
-        ({"dataset_name": "random", "corpus_set": ["code"]}, "--corpus-set is for"),
+        ({"dataset_name": "random", "corpus_set": ["code"]}, "--corpus-set applies to"),
         ({"num_prompts": 0}, "--num-prompts must be 1 to"),
         ({"duplicates": 1.0}, "--duplicates must be 0 to 0.999"),
         ({"zipf": -1.0}, "--zipf must be 0 to 4"),
