@@ -9,17 +9,17 @@ import msgspec
 
 
 class Snapshot(msgspec.Struct, kw_only=True):
-    """Where a run stands. TTFT is by the program's clock, over the last requests."""
+    """The state of a run. TTFT is by the program's clock, of the last requests."""
 
     stage: str = ""
-    seconds: float = 0.0  # since the run's start; below 0: it has not begun
-    total: int | None = None  # requests in all, where known
+    seconds: float = 0.0  # since the run's start; negative before it
+    total: int | None = None  # requests in total, if known
     due: int = 0
     sent: int = 0
     done: int = 0
     under_way: int = 0
     waiting: int = 0
-    asked_rate: float | None = None
+    requested_rate: float | None = None
     failed: dict[str, int] = {}
     tokens: int = 0  # by usage, of requests that have ended
     ttft_ms: list[float] = []
@@ -41,7 +41,7 @@ View = Callable[[Snapshot], None]
 
 
 def merged(parts: list[Snapshot]) -> Snapshot:
-    """Workers' snapshots as one."""
+    """The workers' snapshots as one."""
     if len(parts) == 1:
         return parts[0]
     failed: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def merged(parts: list[Snapshot]) -> Snapshot:
         done=sum(part.done for part in parts),
         under_way=sum(part.under_way for part in parts),
         waiting=sum(part.waiting for part in parts),
-        asked_rate=parts[0].asked_rate if parts else None,
+        requested_rate=parts[0].requested_rate if parts else None,
         failed=dict(failed),
         tokens=sum(part.tokens for part in parts),
         ttft_ms=[value for part in parts for value in part.ttft_ms],

@@ -20,7 +20,7 @@ FINE: Final = 1.12
 class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage's result. Rates in requests per second, of successful requests; TTFT counts from due."""
 
-    asked: float
+    requested: float
     achieved: float
     ttft_p50_ms: float | None
     failed: float = 0.0  # share of requests
@@ -44,7 +44,7 @@ def _spread(moments: Sequence[int]) -> float:
 
 
 def saturated(stage: SweepStage, base_ms: float | None) -> bool:
-    if stage.achieved < stage.asked * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
+    if stage.achieved < stage.requested * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
         return True
     return base_ms is not None and stage.ttft_p50_ms > base_ms * SLOWER
 
@@ -52,13 +52,13 @@ def saturated(stage: SweepStage, base_ms: float | None) -> bool:
 def base_of(stages: Sequence[SweepStage]) -> float | None:
     """TTFT without a queue: the lightest stage's, in milliseconds."""
     known = [stage for stage in stages if stage.ttft_p50_ms is not None]
-    return min(known, key=lambda stage: stage.asked).ttft_p50_ms if known else None
+    return min(known, key=lambda stage: stage.requested).ttft_p50_ms if known else None
 
 
 def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
     """A warning if the lightest stage's median TTFT is over twice a heavier one's: something other than load
     slowed the server, so the other stages were judged too generously. None otherwise."""
-    known = sorted((stage.asked, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
+    known = sorted((stage.requested, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
     if len(known) < 2:
         return None
     (light, slow), (heavy, quick) = known[0], min(known[1:], key=lambda stage: stage[1])
@@ -74,10 +74,10 @@ def find_knee(stages: Sequence[SweepStage]) -> float | None:
     """The highest requested rate below the first saturated one; None if even the lightest is saturated."""
     base = base_of(stages)
     best: float | None = None
-    for stage in sorted(stages, key=lambda stage: stage.asked):
+    for stage in sorted(stages, key=lambda stage: stage.requested):
         if saturated(stage, base):
             break
-        best = stage.asked
+        best = stage.requested
     return best
 
 
@@ -89,9 +89,9 @@ def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refin
     if not stages:
         return start
     base = base_of(stages)
-    bad = [stage.asked for stage in stages if saturated(stage, base)]
+    bad = [stage.requested for stage in stages if saturated(stage, base)]
     if not bad:
-        highest = max(stage.asked for stage in stages)
+        highest = max(stage.requested for stage in stages)
         return None if highest >= limit else min(highest * 2, limit)
     low, high = find_knee(stages), min(bad)
     if low is None:

@@ -63,8 +63,8 @@ def pairs_of(requests: Iterable[Measured]) -> list[Pair]:
     for request in requests:
         if request.pair is not None:
             sides.setdefault(request.pair, {})[request.target] = request
-    found = [(side["a"], side["b"]) for side in sides.values() if "a" in side and "b" in side]
-    return sorted(found, key=lambda pair: min(pair[0].due_ns, pair[1].due_ns))
+    pairs = [(side["a"], side["b"]) for side in sides.values() if "a" in side and "b" in side]
+    return sorted(pairs, key=lambda pair: min(pair[0].due_ns, pair[1].due_ns))
 
 
 def comparable_pairs(pairs: Iterable[Pair]) -> list[Pair]:
@@ -149,5 +149,5 @@ def _median(values: Iterable[float]) -> float | None:
     sample = Sample()
     for value in values:
         sample.add((value,))
-    found = describe(sample, (50.0,)).at(50)
-    return found.value if found is not None else None
+    median = describe(sample, (50.0,)).at(50)
+    return median.value if median is not None else None

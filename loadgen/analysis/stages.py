@@ -20,20 +20,22 @@ def rate_of(name: str) -> float | None:
 def by_rate(stages: Mapping[str, Group]) -> list[tuple[float, Group]]:
     """(requested rate, stage) of the stages that are rates, ascending."""
     rates = ((rate_of(name), group) for name, group in stages.items())
-    return sorted(((asked, group) for asked, group in rates if asked is not None), key=lambda stage: stage[0])
+    return sorted(
+        ((requested, group) for requested, group in rates if requested is not None), key=lambda stage: stage[0]
+    )
 
 
-def done_rate(asked: float, group: Group) -> float:
+def done_rate(requested: float, group: Group) -> float:
     """Completed requests per second at this requested rate, without the drain and the chance of arrivals."""
-    return asked * group.kept_up
+    return requested * group.kept_up
 
 
-def token_rate(asked: float, group: Group) -> float:
-    return done_rate(asked, group) * group.output_tokens / group.completed if group.completed else 0.0
+def token_rate(requested: float, group: Group) -> float:
+    return done_rate(requested, group) * group.output_tokens / group.completed if group.completed else 0.0
 
 
-def good_rate(asked: float, group: Group) -> float:
-    return asked * group.goodput.attainment if group.goodput is not None else 0.0
+def good_rate(requested: float, group: Group) -> float:
+    return requested * group.goodput.attainment if group.goodput is not None else 0.0
 
 
 def knee_of(summary: Summary) -> float | None:
@@ -50,14 +52,16 @@ def unsteady_warning_of(summary: Summary) -> str | None:
 
 
 def _stages(summary: Summary) -> list[SweepStage]:
-    seen = []
-    for asked, group in by_rate(summary.by_stage):
+    stages = []
+    for requested, group in by_rate(summary.by_stage):
         stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
         middle = stat.at(50)
-        known = middle.value if middle is not None and middle.value is not None else stat.mean
-        achieved = done_rate(asked, group)
-        seen.append(SweepStage(asked=asked, achieved=achieved, ttft_p50_ms=known, failed=group.error_rate))
-    return seen
+        ttft = middle.value if middle is not None and middle.value is not None else stat.mean
+        achieved = done_rate(requested, group)
+        stages.append(
+            SweepStage(requested=requested, achieved=achieved, ttft_p50_ms=ttft, failed=group.error_rate)
+        )
+    return stages
 
 
 def focus(summary: Summary) -> tuple[str, str, Group]:
@@ -68,7 +72,7 @@ def focus(summary: Summary) -> tuple[str, str, Group]:
     if not rates:
         words = "responses generated for the request" if summary.fresh else ""
         return words, "", summary.fresh or summary.whole
-    found = knee_of(summary)
-    asked, group = next((stage for stage in rates if found and abs(stage[0] / found - 1) < 1e-4), rates[0])
+    knee = knee_of(summary)
+    requested, group = next((stage for stage in rates if knee and abs(stage[0] / knee - 1) < 1e-4), rates[0])
     name = next(name for name, part in summary.by_stage.items() if part is group)
-    return f"at {asked:.4g} requests/s, {'the knee' if found else 'the lowest rate'}", name, group
+    return f"at {requested:.4g} requests/s, {'the knee' if knee else 'the lowest rate'}", name, group

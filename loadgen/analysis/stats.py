@@ -76,11 +76,11 @@ class Sample:
         before = len(self.values)
         if (lows is not None or highs is not None) and self.lows is self.values:
             self.lows, self.highs = self.values[:], self.values[:]
-        given = list(values)
-        self.values += given
+        cluster = list(values)
+        self.values += cluster
         if self.lows is not self.values:
-            self.lows += given if lows is None else lows
-            self.highs += given if highs is None else highs
+            self.lows += cluster if lows is None else lows
+            self.highs += cluster if highs is None else highs
             if not len(self.lows) == len(self.highs) == len(self.values):
                 raise ValueError("a cluster's bounds are as many as its values")
         self.sizes.append(len(self.values) - before)
@@ -195,11 +195,11 @@ def quantile(
     counts = [len(block) for block in blocks]
     effect = design_effect(counts, [bisect_right(block, value) for block in blocks])
     effective = max(1, floor(n / effect))
-    found = ranks(effective, q, confidence)
-    if found is None:
+    interval_ranks = ranks(effective, q, confidence)
+    if interval_ranks is None:
         return Quantile(p=p, needs=needs, effective=effective)
-    low = max(1, floor(found[0] * n / effective)) - 1
-    high = min(n, ceil(found[1] * n / effective)) - 1
+    low = max(1, floor(interval_ranks[0] * n / effective)) - 1
+    high = min(n, ceil(interval_ranks[1] * n / effective)) - 1
     lows, highs = ordered if lows is None else lows, ordered if highs is None else highs
     inside = None
     if lows is not ordered or highs is not ordered:

@@ -52,10 +52,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_rule(text: str) -> Rule:
     """Raises `BadRule`."""
-    found = _RULE.fullmatch(text)
-    if found is None:
+    rule = _RULE.fullmatch(text)
+    if rule is None:
         raise BadRule(f"--fail-if {text!r}: write METRIC>CHANGE or METRIC<CHANGE, such as 'p99_ttft_ms>+10%'")
-    metric, sign, limit = found["metric"], found["sign"], found["limit"]
+    metric, sign, limit = rule["metric"], rule["sign"], rule["limit"]
     if sign in ("=", "=="):
         raise BadRule(f"--fail-if {text!r}: measured values are never equal; use > or <")
     number = _LIMIT.fullmatch(limit)

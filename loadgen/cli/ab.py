@@ -46,7 +46,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def ab_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
-    """Two requests a prompt; with a rate, it is that of both together."""
+    """Two requests per prompt. A rate is that of both targets together."""
     times = job.schedule.times(
         item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
     )

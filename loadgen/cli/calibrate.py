@@ -42,7 +42,7 @@ REFINE: Final = 2  # bisections after the first rate that was too high
 
 
 class StageErrors(msgspec.Struct):
-    """What one stage found out. Errors in nanoseconds, absolute."""
+    """The absolute errors of one stage, in nanoseconds."""
 
     ttft_ns: list[int] = []
     itl_ns: list[int] = []
@@ -61,9 +61,9 @@ class StageErrors(msgspec.Struct):
 
 
 class Step(msgspec.Struct, kw_only=True):
-    """One stage's outcome: what was driven, and why it does not count as honest (nothing: it does)."""
+    """One stage's result: the load it drove, and why its figures are not accurate (empty: they are)."""
 
-    asked: float
+    requested: float
     requests_per_s: float
     events_per_s: float
     cpu: float
@@ -78,7 +78,7 @@ class Step(msgspec.Struct, kw_only=True):
         return (
             f"{self.requests_per_s:8.0f} req/s {self.events_per_s:9.0f} events/s  CPU {self.cpu:4.0%}  "
             f"error p50/p99: TTFT {pair(self.ttft_ms)}, ITL {pair(self.itl_ms)}  "
-            f"{'; '.join(self.wrong) or 'honest'}"
+            f"{'; '.join(self.wrong) or 'accurate'}"
         )
 
 
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=values.number(0.1, 60),
         default=2.0,
         metavar="S",
-        help="of each stage (default %(default)g)",
+        help="duration of each stage (default %(default)g)",
     )
     parser.add_argument(
         "--start-requests", type=values.whole(1), default=100, metavar="R", help="lowest rate tried (default 100)"
@@ -97,30 +97,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-streams", type=values.whole(1), default=8, metavar="N", help="fewest streams tried (default 8)"
     )
     parser.add_argument(
-        "--max-rate", type=values.number(1), default=100_000.0, metavar="R", help="no rate beyond it is tried"
+        "--max-rate", type=values.number(1), default=100_000.0, metavar="R", help="highest rate tried"
     )
-    parser.add_argument("--no-save", action="store_true", help="only print")
-    flags.refuse_workers(parser, "what is found is what one of its workers can drive")
+    parser.add_argument("--no-save", action="store_true", help="print the result without saving it")
+    flags.refuse_workers(parser, "calibrate measures what one worker can drive")
 
 
 def main(args: argparse.Namespace, argv: list[str]) -> int:
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        found = runner.run(_calibrate(args))
+        result = runner.run(_calibrate(args))
     print(
-        f"\nerror floor: TTFT p50 {found.floor_ms['ttft_p50']:.3f} p99 {found.floor_ms['ttft_p99']:.3f} ms, "
-        f"ITL p50 {found.floor_ms['itl_p50']:.3f} p99 {found.floor_ms['itl_p99']:.3f} ms\n"
-        f"driven honestly: {found.requests_per_s:.0f} requests/s, {found.events_per_s:.0f} events/s per worker"
+        f"\nerror floor: TTFT p50 {result.floor_ms['ttft_p50']:.3f} p99 {result.floor_ms['ttft_p99']:.3f} ms, "
+        f"ITL p50 {result.floor_ms['itl_p50']:.3f} p99 {result.floor_ms['itl_p99']:.3f} ms\n"
+        f"accurate up to: {result.requests_per_s:.0f} requests/s, {result.events_per_s:.0f} events/s per worker"
     )
-    if not found.requests_per_s or not found.events_per_s:
-        print("0: even the lowest rate was not honest; is the machine busy with something else?")
+    if not result.requests_per_s or not result.events_per_s:
+        print("0: even the lowest rate was not accurate; is the machine busy with something else?")
     if not args.no_save:
-        print(f"saved to {save_calibration(found)}")
+        print(f"saved to {save_calibration(result)}")
     return 0
 
 
 @asynccontextmanager
 async def server() -> AsyncIterator[str]:
-    """The server of known schedule, in a process of its own."""
+    """The URL of the server of known schedule, in its own process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadgen.cli.calibration_server", stdin=PIPE, stdout=PIPE
     )
@@ -141,11 +141,11 @@ async def server() -> AsyncIterator[str]:
 async def _calibrate(args: argparse.Namespace) -> Calibration:
     seconds: float = args.seconds
     async with server() as url:
-        print("floor: 4 streams of 50 events, 20 ms apart")
+        print("error floor: 4 streams of 50 events, 20 ms apart")
         floor = await stage(url, streams=4, seconds=seconds, itl_ms=20.0)
         print(f"  {floor}")
         if not floor.ttft_ms or not floor.itl_ms:
-            raise UsageError(f"the server of known schedule was not measured: {'; '.join(floor.wrong)}")
+            raise UsageError(f"could not measure the server of known schedule: {'; '.join(floor.wrong)}")
         print("requests: at a constant rate, one event each")
         best_r, bounded_r = await climb(
             lambda rate: stage(url, rate=rate, seconds=seconds), args.start_requests, args.max_rate, _show
@@ -179,7 +179,7 @@ def _show(step: Step) -> None:
 async def climb(
     measure: Callable[[float], Awaitable[Step]], start: float, limit: float, show: Callable[[Step], None]
 ) -> tuple[Step | None, bool]:
-    """The highest step that was honest, by doubling and then bisecting; and whether one was found that was not."""
+    """The highest accurate step, by doubling and then bisecting; and whether an inaccurate one was found."""
     best: Step | None = None
     low, rate = 0.0, float(start)
     while rate <= limit:
@@ -219,11 +219,11 @@ async def stage(
         Http(), builder, max_in_flight=connection_limit(streams), inspect=measured.inspect
     ) as session:
         warm = Pace(max_concurrency=streams or 8)
-        await session.phase(schedule_requests([prompt] * (streams or 8), None), warm, _nothing, warmup=True)
+        await session.phase(schedule_requests([prompt] * (streams or 8), None), warm, _discard, warmup=True)
         measured.records.clear()
         measured.ttft_ns.clear()
         measured.itl_ns.clear()
-        outcome = await session.phase(schedule_requests([prompt] * count, times), pace, _nothing)
+        outcome = await session.phase(schedule_requests([prompt] * count, times), pace, _discard)
     lag = lag_of(measured.records, [outcome.worker_error])
     limits = Limits()
     wrong = judge_self_error(
@@ -237,9 +237,9 @@ async def stage(
     span = outcome.end_ns / 1e9
     requests_per_s = len(measured.records) / span
     if rate is not None and requests_per_s < 0.95 * rate * seconds / (seconds + 0.05):
-        wrong.append(f"{rate:.0f} req/s were asked")
+        wrong.append(f"{rate:.0f} req/s were requested")
     return Step(
-        asked=rate or float(streams or 0),
+        requested=rate or float(streams or 0),
         requests_per_s=requests_per_s,
         events_per_s=sum(e.kind in GENERATED for r in measured.records for e in r.events) / span,
         cpu=lag.cpu,
@@ -250,12 +250,12 @@ async def stage(
 
 
 def _errors(ttft: dict[str, float], itl: dict[str, float], limits: Limits) -> Sequence[str]:
-    found = []
+    errors = []
     for name, values_ in (("TTFT", ttft), ("ITL", itl)):
         if values_ and values_["p99"] > limits.error_ms:
-            found.append(f"{name} off by {values_['p99']:.2f} ms (p99)")
-    return found
+            errors.append(f"{name} off by {values_['p99']:.2f} ms (p99)")
+    return errors
 
 
-def _nothing(record: Record) -> None:
-    pass
+def _discard(record: Record) -> None:
+    """`inspect` has seen the record."""

@@ -23,8 +23,8 @@ DONE: Final = b"data: [DONE]\n\n"
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
-class Order(msgspec.Struct):
-    """What the body asks for, in milliseconds."""
+class Schedule(msgspec.Struct):
+    """The schedule that a request's body asks for, in milliseconds."""
 
     max_tokens: int = 1
     ttft_ms: float = 0.0
@@ -55,33 +55,33 @@ class ServerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         head, end, body = self._buffer.partition(b"\r\n\r\n")
-        found = _LENGTH.search(head)
-        size = int(found.group(1)) if found else 0
+        length = _LENGTH.search(head)
+        size = int(length.group(1)) if length else 0
         if not end or len(body) < size:
             return
         self._buffer = body[size:]
-        order = msgspec.json.decode(body[:size] or b"{}", type=Order)
-        self._left = order.max_tokens
-        self._order = order
-        self._next = self._loop.time() + order.ttft_ms / 1e3
+        schedule = msgspec.json.decode(body[:size] or b"{}", type=Schedule)
+        self._left = schedule.max_tokens
+        self._schedule = schedule
+        self._next = self._loop.time() + schedule.ttft_ms / 1e3
         self._started = False
-        if order.ttft_ms:
+        if schedule.ttft_ms:
             self._timer = self._loop.call_at(self._next, self._send)
         else:
             self._send()
 
     def _send(self) -> None:
-        """One event, dated as late as can be; the last one brings the end with it."""
+        """Send one event, dated as late as possible; the last one includes the end of the stream."""
         self._left -= 1
         before = b"" if self._started else HEAD
         after = b""
         self._started = True
         if not self._left:
-            usage = USAGE % self._order.max_tokens
+            usage = USAGE % self._schedule.max_tokens
             after = chunk(FINISH) + chunk(usage) + chunk(DONE) + b"0\r\n\r\n"
         self.transport.write(before + chunk(EVENT % time.monotonic_ns()) + after)
         if self._left:
-            self._next += self._order.itl_ms / 1e3
+            self._next += self._schedule.itl_ms / 1e3
             self._timer = self._loop.call_at(self._next, self._send)
 
 

@@ -38,7 +38,7 @@ from loadgen.report import (
 from loadgen.store import read_run
 
 FAILED: Final = 1
-SPOKEN: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
+IN_WORDS: Final = frozenset(f"{p}_{name}_ms" for p in ("p50", "p95", "p99") for name in ("ttft", "itl", "e2el"))
 
 
 class Side(NamedTuple):
@@ -49,24 +49,24 @@ class Side(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, help="the folder of the run that is compared with (before, baseline)")
-    parser.add_argument("b", type=Path, help="the folder of the run in question (after)")
+    parser.add_argument("a", type=Path, help="folder of the baseline run (before)")
+    parser.add_argument("b", type=Path, help="folder of the run to judge (after)")
     parser.add_argument(
         "--fail-if",
         action="append",
         default=[],
         metavar="RULE",
-        help="exit 1 if B breaks it: 'p99_ttft_ms>+10%%' (against A), 'p50_ttft_ms>+3' (ms against A), "
-        "'error_rate>0.01' (B alone); names as in result.json; may be given again",
+        help="exit 1 if B breaks the rule: 'p99_ttft_ms>+10%%' (relative to A), 'p50_ttft_ms>+3' (ms above A), "
+        "'error_rate>0.01' (B alone); names as in result.json; repeatable",
     )
     parser.add_argument(
-        "--certain", action="store_true", help="a change breaks a rule only if its whole 95 %% interval does"
+        "--certain", action="store_true", help="a rule is broken only if the whole 95 %% interval breaks it"
     )
     parser.add_argument("--format", choices=("md", "json"), default="md")
 
 
 def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
-    """0; 1 where a rule is broken, or cannot be judged; 2 for folders or rules that cannot be used."""
+    """0; 1 if a rule is broken or cannot be judged; 2 for folders or rules that cannot be used."""
     try:
         rules = [parse_rule(text) for text in args.fail_if]
         a, b = _read(args.a), _read(args.b)
@@ -88,14 +88,14 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
 
 
 def main_compare(argv: Sequence[str]) -> int:
-    """The same from its words alone."""
+    """`main` from its command line."""
     parser = argparse.ArgumentParser(prog="python -m loadgen compare", description=main.__doc__)
     add_arguments(parser)
     return main(parser.parse_args(list(argv)), argv)
 
 
 def _read(folder: Path) -> Side:
-    """From the raw events, so that both are measured by the same definitions whatever version ran them."""
+    """Read a run from its raw events, so that the same definitions apply whatever version ran it."""
     run = read_run(folder)
     requests, summary = load(folder, run, slos_of(run.config))
     return Side(run, summary, requests, flat_metrics(result_json(run, summary)))
@@ -116,8 +116,8 @@ def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
         )
     lines += [""] if findings else []
     lines += [f"- {escape_markdown(line.words)}" for line in comparison.lines if _worth_words(line)]
-    unsaid = [line.name for line in comparison.lines if line.shift is None and line.metric.endswith("_ms")]
-    lines += [f"- Not enough samples to say: {escape_markdown(', '.join(unsaid))}"] if unsaid else []
+    undecided = [line.name for line in comparison.lines if line.shift is None and line.metric.endswith("_ms")]
+    lines += [f"- Not enough samples to compare: {escape_markdown(', '.join(undecided))}"] if undecided else []
     lines += ["", *(f"- {escape_markdown(effect.words)}" for effect in comparison.effects), ""]
     rows = [
         [line.name, _number(line.a), _number(line.b),
@@ -129,18 +129,18 @@ def as_markdown(comparison: Comparison, findings: Sequence[Finding]) -> str:
     lines += markdown_table(("ms, or per second", "A", "B", "B − A", "95 %", ""), rows, words=(0, 5))
     lines += [
         "",
-        "Intervals are about these two runs: what the machine did between them is not in them; `loadgen ab`",
+        "Intervals describe these two runs and do not cover changes of the machine between them; `loadgen ab`",
     ]
-    lines += ["measures both at once. Of 20 intervals one may miss.", ""]
+    lines += ["measures both at once. One of 20 intervals may miss the true value.", ""]
     if comparison.config:
         rows = [[name, left, right] for name, (left, right) in comparison.config.items()]
-        lines += ["## What was different", "", *markdown_table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
+        lines += ["## Settings that differ", "", *markdown_table(("setting", "A", "B"), rows, words=(0, 1, 2)), ""]
     return "\n".join(lines)
 
 
 def _worth_words(line: Line) -> bool:
-    """The table has all; a person reads the middle and the tail of what users feel, and the rates."""
-    return not line.metric.endswith("_ms") or (line.shift is not None and line.metric in SPOKEN)
+    """Whether a line is worth a sentence: percentiles that users feel, and rates. The table has all lines."""
+    return not line.metric.endswith("_ms") or (line.shift is not None and line.metric in IN_WORDS)
 
 
 def _number(value: float | None) -> str:

@@ -34,7 +34,7 @@ INTERRUPTED: Final = 130
 
 
 def make_folder(base: str, label: str, now: datetime) -> Path:
-    """`out/20260401-120000-label`, new. Raises UsageError where it cannot be made."""
+    """Create `out/20260401-120000-label`. Raises UsageError if that fails."""
     name = now.strftime("%Y%m%d-%H%M%S") + (f"-{slug(label)}" if label else "")
     for attempt in range(100):
         folder = Path(base) / (name if not attempt else f"{name}-{attempt}")
@@ -45,7 +45,7 @@ def make_folder(base: str, label: str, now: datetime) -> Path:
         except OSError as error:
             raise UsageError(f"cannot write to --result-dir {base}: {error.strerror}") from None
         return folder
-    raise UsageError(f"--result-dir {base} already has a hundred runs of this second")
+    raise UsageError(f"--result-dir {base} already has a hundred runs with this second's name")
 
 
 def slug(label: str) -> str:
@@ -53,7 +53,7 @@ def slug(label: str) -> str:
 
 
 def check_goodput(words: Sequence[str] | None) -> None:
-    """Raises UsageError before a run, where its objectives cannot be read."""
+    """Raises UsageError, before a run starts, for objectives that cannot be parsed."""
     try:
         parse_goodput(words or ())
     except BadGoodput as error:
@@ -61,7 +61,7 @@ def check_goodput(words: Sequence[str] | None) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know of the machine that measured."""
+    """The machine that measures, for the report."""
     versions = {name: version(name) for name in ("aiohttp", "msgspec")}
     return {
         "cpu": _cpu_model(),
@@ -79,8 +79,8 @@ def _cpu_model() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    found = re.search(r"model name\s*:\s*(.+)", text)
-    return found.group(1).strip() if found else platform.machine()
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    return model.group(1).strip() if model else platform.machine()
 
 
 def _first_line(path: str) -> str | None:
@@ -93,9 +93,9 @@ def _first_line(path: str) -> str | None:
 def judge(
     run: Run, records: Sequence[Record], worker_errors: Sequence[WorkerError], limits: Limits, *, open_loop: bool
 ) -> None:
-    """Fill in the run's own error, its validity and its warnings.
+    """Set the run's own error, its validity and its warnings.
 
-    Each stage is judged by itself (`worker_errors` has one for each then): one that starved us spoils no other.
+    Each stage of a sweep is judged by itself, with its own entry of `worker_errors`.
     """
     run.lag = lag_of(records, worker_errors)
     stages = list(dict.fromkeys(record.stage for record in records if not record.warmup))
@@ -117,22 +117,22 @@ def judge(
     resent = sum(record.resent for record in records if not record.warmup)
     if resent:
         run.warnings.append(
-            f"{resent} requests went out again: the server had closed the connection that was kept for them"
+            f"{resent} requests were sent again because the server had closed their kept-alive connection"
         )
-    silent = sum(record.completion_tokens is None for record in _answered(records))
-    if silent and run.endpoint.endswith("completions"):
-        run.warnings.append(f"{silent} answers came without usage: their tokens are not counted")
-    ended = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
-    due = [record.due_ns for record in records if not record.warmup]
-    run.duration_ns = max(ended) - min(due) if ended else 0
+    without_usage = sum(record.completion_tokens is None for record in _completed(records))
+    if without_usage and run.endpoint.endswith("completions"):
+        run.warnings.append(f"{without_usage} responses had no usage: their tokens are not counted")
+    end_times = [record.end_ns for record in records if record.end_ns is not None and not record.warmup]
+    due_times = [record.due_ns for record in records if not record.warmup]
+    run.duration_ns = max(end_times) - min(due_times) if end_times else 0
 
 
-def _answered(records: Sequence[Record]) -> list[Record]:
+def _completed(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if record.failure is None and not record.warmup]
 
 
 def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int:
-    """130 after Ctrl-C; 3 where the measurement is invalid; 1 where too many requests failed; else 0."""
+    """130 after Ctrl-C; 1 if too many requests failed; 3 if the measurement is invalid; else 0."""
     measured = [record for record in records if not record.warmup]
     failed = sum(record.failure is not None for record in measured)
     if run.interrupted:
@@ -143,29 +143,33 @@ def exit_code(run: Run, records: Sequence[Record], max_error_rate: float) -> int
 
 
 def write_files(folder: Path, run: Run, records: Sequence[Record], objectives: Sequence[str] | None) -> None:
-    """The run's files and reports."""
+    """Write run.json and the reports."""
     store.write_run(folder, run)
     write_reports(folder, run, records, summarise(run, records, parse_goodput(objectives or ())))
 
 
 def print_summary(folder: Path, run: Run, records: Sequence[Record]) -> None:
-    """A few lines for the person who waits; the figures are in the report."""
+    """Print a few lines; the figures are in the report."""
     measured = [record for record in records if not record.warmup]
     failures = Counter(record.failure for record in measured if record.failure is not None)
-    said = ", ".join(f"{count} {kind}" for kind, count in failures.most_common())
-    lines = [f"{len(measured)} requests in {run.duration_ns / 1e9:.2f} s, failed: {said or 'none'}"]
+    failed = ", ".join(f"{count} {kind}" for kind, count in failures.most_common())
+    lines = [f"{len(measured)} requests in {run.duration_ns / 1e9:.2f} s, failed: {failed or 'none'}"]
     shown: set[str] = set()
     for record in measured:
         if record.failure is not None and record.failure not in shown:
             shown.add(record.failure)
             lines.append(f"  {record.failure}: {record.detail}")
     lag = run.lag
-    own = [f"clock {lag.clock}, send clock {lag.send_clock}"]
-    for name, values in (("loop lag", lag.loop_ms), ("kernel to program", lag.read_ms), ("late", lag.late_ms)):
+    error = [f"receive clock {lag.clock}, send clock {lag.send_clock}"]
+    for name, values in (
+        ("loop lag", lag.loop_ms),
+        ("kernel to program", lag.read_ms),
+        ("sent late", lag.late_ms),
+    ):
         if values:
-            own.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")
-    own.append(f"merged events {lag.censored:.1%}, CPU {lag.cpu:.0%}")
-    lines.append(f"own error: {'; '.join(own)}")
+            error.append(f"{name} p50 {values['p50']:.3f} p99 {values['p99']:.3f} ms")
+    error.append(f"merged events {lag.censored:.1%}, CPU {lag.cpu:.0%}")
+    lines.append(f"own error: {'; '.join(error)}")
     lines += [f"warning: {text}" for text in run.warnings]
     lines += [f"INVALID: {text}" for text in run.invalid]
     lines.append(f"written to {folder}")

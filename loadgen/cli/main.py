@@ -16,23 +16,23 @@ USAGE: Final = 2
 COMMANDS: Final = {
     "run": ("loadgen.cli.run", "send requests to a server and measure what comes back"),
     "ab": ("loadgen.cli.ab", "the same requests to two servers, interleaved and paired"),
-    "sweep": ("loadgen.cli.sweep", "rates from low to saturation, and where the knee is"),
+    "sweep": ("loadgen.cli.sweep", "rising rates up to saturation, and the knee"),
     "calibrate": (
         "loadgen.cli.calibrate",
-        "how wrong this generator is on this machine, and how much it can drive",
+        "this generator's error on this machine, and how much load it can drive",
     ),
-    "report": ("loadgen.cli.report", "make a run's reports again from its raw events"),
-    "compare": ("loadgen.cli.compare", "two runs: effect, interval, verdict, exit code"),
+    "report": ("loadgen.cli.report", "write a run's reports again from its raw events"),
+    "compare": ("loadgen.cli.compare", "compare two runs: effect, interval, verdict, exit code"),
 }
 DESCRIPTION: Final = """\
-Measures an OpenAI-compatible server by the kernel's clock, and says how wrong it may be itself.
+Measures an OpenAI-compatible server by the kernel's clock, and reports its own measurement error.
 
-exit codes: 0 valid; 1 requests failed above --max-error-rate; 2 wrong usage; 3 the measurement is invalid
-(its own error was above a stated limit); 130 ended by Ctrl-C, with the report written."""
+exit codes: 0 valid; 1 more requests failed than --max-error-rate allows; 2 wrong usage; 3 the measurement is
+invalid (its own error exceeded a limit); 130 ended by Ctrl-C, with the report written."""
 
 
 def parser_for(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
-    """The parser with these commands' flags: a command that is not asked for is not imported."""
+    """The parser, with the flags of these commands only: the others are not imported."""
     parser = argparse.ArgumentParser(
         prog="python -m loadgen", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,21 +40,21 @@ def parser_for(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
     for name, (module, summary) in COMMANDS.items():
         sub = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name in commands:
-            found = importlib.import_module(module)
-            found.add_arguments(sub)
-            sub.set_defaults(main=found.main)
+            command = importlib.import_module(module)
+            command.add_arguments(sub)
+            sub.set_defaults(main=command.main)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["worker"]:  # not for people: `workers.py` starts these
+    if words[:1] == ["worker"]:  # not for people: `workers.py` starts it
         from loadgen.drive import worker_main
 
         return worker_main()
-    asked = [word for word in words[:1] if word in COMMANDS]
+    requested = [word for word in words[:1] if word in COMMANDS]
     try:
-        parser = parser_for(asked)
+        parser = parser_for(requested)
         args = parser.parse_args(words)
         run = args.main
         del args.main
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, StoreError, WorkloadError) as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        print("ended at once, without a report", file=sys.stderr)
+        print("stopped without a report", file=sys.stderr)
         return 130
     return code
 

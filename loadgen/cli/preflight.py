@@ -15,7 +15,7 @@ from loadgen.spec import Http
 
 PROBE_TIMEOUT: Final = 10.0  # seconds for /v1/models to answer
 RETRY: Final = 0.5
-SPARE: Final = 64  # descriptors for files, pipes, timers, the name server
+SPARE: Final = 64  # descriptors for files, pipes, timers, name resolution
 
 
 class _Model(msgspec.Struct):
@@ -30,10 +30,10 @@ async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str
     """The first model that the server lists. Raises UsageError."""
     status, body = await get_models(client, base, http, wait=wait)
     if status in (401, 403):
-        raise UsageError(f"{base} answered {status}: it wants a key; set OPENAI_API_KEY or give --api-key")
+        raise UsageError(f"{base} answered {status}: it requires a key; set OPENAI_API_KEY or give --api-key")
     if status != 200:
         raise UsageError(
-            f"{base}/v1/models answered {status}; is this an OpenAI-compatible server? Or give --model"
+            f"{base}/v1/models answered {status}; is this an OpenAI-compatible server? If so, give --model"
         )
     try:
         models = msgspec.json.decode(body, type=_Models).data
@@ -41,13 +41,13 @@ async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str
         raise UsageError(f"{base}/v1/models did not answer with a list of models; give --model") from None
     if not models:
         raise UsageError(
-            f"{base} serves no model (yet); give --model, or --ready-check-timeout-sec to wait for it"
+            f"{base} serves no model yet; give --model, or wait for one with --ready-check-timeout-sec"
         )
     return models[0].id
 
 
 async def get_models(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
-    """GET /v1/models, again until it answers below 500 or `wait` seconds are over."""
+    """GET /v1/models, repeated until the status is below 500 or `wait` seconds have passed. Raises UsageError."""
     until = time.monotonic() + wait
     while True:
         try:
@@ -56,20 +56,22 @@ async def get_models(client: Client, base: str, http: Http, *, wait: float) -> t
                 return answer
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if time.monotonic() >= until:
-                raise UsageError(f"no answer from {base}: {_words(error, http)}. Is the server running?") from None
+                raise UsageError(
+                    f"no response from {base}: {_words(error, http)}. Is the server running?"
+                ) from None
         await asyncio.sleep(RETRY)
 
 
 def _words(error: BaseException, http: Http) -> str:
     if type(error) is TimeoutError:
-        return f"nothing within {PROBE_TIMEOUT:g} s"
+        return f"no response within {PROBE_TIMEOUT:g} s"
     return failure_of(error, http, answering=False)[1]
 
 
 def connection_limit(wanted: int | None) -> int:
-    """How many connections may be open. Raises the soft limit on descriptors, up to the hard one.
+    """How many connections may be open. Raises the soft limit on file descriptors, up to the hard limit.
 
-    Raises UsageError where `wanted` is more than the system allows: better now than in the middle of a run.
+    Raises UsageError if `wanted` exceeds what the system allows, before the run starts.
     """
     try:
         import resource
@@ -84,13 +86,13 @@ def connection_limit(wanted: int | None) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
             soft = target
         except (ValueError, OSError):
-            pass  # what we have is checked below
+            pass  # the soft limit is checked below
     free = 10**9 if soft == resource.RLIM_INFINITY else soft - SPARE
     if (wanted or 1) > free:
         least = wanted or 1
         raise UsageError(
-            f"{least} request{'s' if least > 1 else ''} at once need {least + SPARE} file descriptors and this "
-            f"system allows {soft}; run `ulimit -n {least + SPARE}` first (as root, or raise the hard limit), "
+            f"{least} concurrent request{'s' if least > 1 else ''} need {least + SPARE} file descriptors; this "
+            f"system allows {soft}: run `ulimit -n {least + SPARE}` first (as root, or raise the hard limit), "
             "or lower --max-concurrency"
         )
     return wanted or free

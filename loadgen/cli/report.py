@@ -25,9 +25,9 @@ from loadgen.store import read_records, read_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="what a run wrote: it has events.jsonl and run.json")
-    parser.add_argument("--out", type=Path, help="another folder for the reports (default: the run's own)")
-    parser.add_argument("--goodput", nargs="+", metavar="NAME:MS", help="other objectives than the run's")
+    parser.add_argument("folder", type=Path, help="folder of a run, with events.jsonl and run.json")
+    parser.add_argument("--out", type=Path, help="folder for the reports (default: the run's own)")
+    parser.add_argument("--goodput", nargs="+", metavar="NAME:MS", help="objectives instead of the run's")
     parser.add_argument(
         "--definitions",
         choices=("loadgen", "vllm"),
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
 
 
 def main_report(argv: Sequence[str]) -> int:
-    """The same from its words alone."""
+    """`main` from its command line."""
     parser = argparse.ArgumentParser(prog="python -m loadgen report", description=main.__doc__)
     add_arguments(parser)
     return main(parser.parse_args(list(argv)), argv)
@@ -67,11 +67,11 @@ def load(
 
 
 def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
-    """What the run was told, as it was in force. Raises BadGoodput."""
-    told = config.get("goodput") or ()
-    if isinstance(told, Mapping):
-        return {str(name): float(limit) for name, limit in told.items()}
-    return parse_goodput([told] if isinstance(told, str) else list(told))
+    """The run's objectives in milliseconds. Raises BadGoodput."""
+    objectives = config.get("goodput") or ()
+    if isinstance(objectives, Mapping):
+        return {str(name): float(limit) for name, limit in objectives.items()}
+    return parse_goodput([objectives] if isinstance(objectives, str) else list(objectives))
 
 
 def refuse(message: str) -> int:

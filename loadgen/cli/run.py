@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
     add_arrivals(parser).add_argument(
-        "--workers", type=values.whole(1, 256), default=1, metavar="N", help="processes that share the schedule"
+        "--workers",
+        type=values.whole(1, 256),
+        default=1,
+        metavar="N",
+        help="processes that share the schedule (default 1)",
     )
     flags.add_request(parser)
     flags.add_times(parser)
@@ -52,20 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
-    """The datasets' flags and the warm-up."""
+    """The flags of the datasets and of the warm-up."""
     add_workload_flags(parser)
     parser.add_argument(
         "--num-warmups",
         type=values.whole(0),
         default=0,
         metavar="N",
-        help="requests before the run, with prompts that are not in it, under the same cap (default 0)",
+        help="warm-up requests, with prompts that the run does not use and its concurrency (default 0)",
     )
 
 
 def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group(
-        "arrivals", f"Without a rate: a closed loop of --max-concurrency users (default {DEFAULT_CONCURRENCY})."
+        "arrivals", f"Without a rate: a closed loop with --max-concurrency users (default {DEFAULT_CONCURRENCY})."
     )
     positive = values.number(0, above=True)
     group.add_argument(
@@ -76,20 +80,30 @@ def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=positive,
         default=1.0,
         metavar="B",
-        help="shape of the gaps' gamma distribution: 1 Poisson (default), below it burstier, inf constant",
+        help="gamma shape of the gaps: 1 Poisson (default), less is burstier, inf constant",
     )
     group.add_argument(
         "--max-concurrency",
         type=values.whole(1),
         metavar="N",
-        help="most requests under way; with a rate, what is due beyond it waits, measured from when it was due",
+        help="most requests in flight; with a rate, requests above it wait, which counts as latency from due",
     )
-    group.add_argument("--shed", action="store_true", help="do not send what finds no place: count it as shed")
-    group.add_argument("--ramp-up-strategy", choices=("linear", "exponential"), help="over all requests")
+    group.add_argument(
+        "--shed",
+        action="store_true",
+        help="drop requests above --max-concurrency instead of queueing them; they count as shed",
+    )
+    group.add_argument(
+        "--ramp-up-strategy", choices=("linear", "exponential"), help="change the rate over the run"
+    )
     group.add_argument("--ramp-up-start-rps", type=positive, metavar="R")
     group.add_argument("--ramp-up-end-rps", type=positive, metavar="R")
     group.add_argument(
-        "--trace-speed", type=positive, default=1.0, metavar="X", help="a trace's times, so many times as fast"
+        "--trace-speed",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="replay a trace this many times as fast (default 1)",
     )
     return group
 
@@ -127,7 +141,7 @@ def end(
     *,
     open_loop: bool,
 ) -> int:
-    """Verdict, files, words, exit code."""
+    """Verdict, summary, files; returns the exit code."""
     finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
     finish.print_summary(folder, run, records)
     finish.write_files(folder, run, records, args.goodput)
@@ -135,7 +149,7 @@ def end(
 
 
 async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
-    """The job, with everything settled that can be before a request is sent. Raises UsageError."""
+    """The job, checked as far as possible before a request is sent. Raises UsageError."""
     finish.check_goodput(args.goodput)
     http = flags.http_of(args, os.environ)
     endpoint = flags.endpoint_of(args)
@@ -169,15 +183,17 @@ async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
         workers=getattr(args, "workers", 1),
     )
     if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
-        raise UsageError(f"--max-concurrency {pace.max_concurrency} leaves some of {job.workers} workers no place")
+        raise UsageError(
+            f"--max-concurrency {pace.max_concurrency} is below --workers {job.workers}: each needs one"
+        )
     return with_trace(args, job)
 
 
 def with_trace(args: argparse.Namespace, job: Job) -> Job:
-    """A workload with times of its own is replayed, unless a rate was asked for. Raises UsageError."""
+    """Replay a workload that has times, unless a rate is set. Raises UsageError for an empty workload."""
     first = next(open_workload(job.workload).requests(), None)
     if first is None:
-        raise UsageError("the workload holds no request")
+        raise UsageError("the workload has no requests")
     if job.schedule.open_loop or first.at_s is None:
         return job
     schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
@@ -188,17 +204,17 @@ def with_trace(args: argparse.Namespace, job: Job) -> Job:
 
 
 def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
-    """Raises UsageError where flags contradict each other."""
+    """Raises UsageError for flags that contradict each other."""
     ramp = None
     if args.ramp_up_strategy:
         if not (args.ramp_up_start_rps and args.ramp_up_end_rps):
-            raise UsageError("--ramp-up-strategy wants --ramp-up-start-rps and --ramp-up-end-rps as well")
+            raise UsageError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
         if args.request_rate:
-            raise UsageError("--ramp-up-strategy sets the rate itself; leave out --request-rate")
+            raise UsageError("--ramp-up-strategy sets the rate; remove --request-rate")
         start, stop = args.ramp_up_start_rps, args.ramp_up_end_rps
         ramp = Ramp(strategy=args.ramp_up_strategy, start=start, end=stop, over=args.num_prompts or 1000)
     elif args.ramp_up_start_rps or args.ramp_up_end_rps:
-        raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps want --ramp-up-strategy linear or exponential")
+        raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy linear or exponential")
     infinite = args.request_rate == float("inf")
     schedule = Schedule(
         rate=None if infinite else args.request_rate,
@@ -208,7 +224,7 @@ def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
         seed=args.seed,
     )
     if args.shed and not (schedule.open_loop and args.max_concurrency):
-        raise UsageError("--shed wants an open loop (--request-rate) and --max-concurrency")
+        raise UsageError("--shed needs an open loop (--request-rate) and --max-concurrency")
     cap = args.max_concurrency
     pace = Pace(
         max_concurrency=cap if schedule.open_loop else cap or DEFAULT_CONCURRENCY,
@@ -240,6 +256,6 @@ def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[
 
 
 def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[str, Any]:
-    """What was really sent, warm-up left out."""
+    """Statistics of what was sent, without the warm-up."""
     limit = sent if num_prompts is None else min(sent, num_prompts)
     return describe_sent(itertools.islice(workload.requests(), limit))

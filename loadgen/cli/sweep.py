@@ -45,24 +45,30 @@ from loadgen.workload import Prompt, Workload, open_workload
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_server(parser)
     add_workload(parser)
-    group = parser.add_argument_group("stages", "Open loop; --num-prompts is the most that all stages may send.")
+    group = parser.add_argument_group("stages", "Open loop. All stages together send at most --num-prompts.")
     positive = values.number(0, above=True)
-    group.add_argument("--rates", type=values.rates, metavar="R,R,…", help="just these, in requests per second")
     group.add_argument(
-        "--start-rate", type=positive, default=1.0, metavar="R", help="lowest (default %(default)g)"
+        "--rates", type=values.rates, metavar="R,R,…", help="these rates only, in requests per second"
     )
     group.add_argument(
-        "--top-rate", type=positive, default=1024.0, metavar="R", help="highest (default %(default)g)"
+        "--start-rate", type=positive, default=1.0, metavar="R", help="lowest rate (default %(default)g)"
     )
     group.add_argument(
-        "--stage-seconds", type=positive, default=30.0, metavar="S", help="of arrivals, each (default %(default)g)"
+        "--top-rate", type=positive, default=1024.0, metavar="R", help="highest rate (default %(default)g)"
+    )
+    group.add_argument(
+        "--stage-seconds",
+        type=positive,
+        default=30.0,
+        metavar="S",
+        help="duration of arrivals per stage (default %(default)g)",
     )
     group.add_argument(
         "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
     )
-    group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests under way")
+    group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests in flight")
     flags.refuse_workers(
-        parser, "one process drives a stage; for a rate beyond it, `run --request-rate R --workers N`"
+        parser, "one process drives a stage; for higher rates use `run --request-rate R --workers N`"
     )
     flags.add_request(parser)
     flags.add_times(parser)
@@ -81,7 +87,7 @@ def main(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 class Sweep:
-    """The stages so far, and the records of all of them on one axis of time."""
+    """The stages so far, and their records on one time axis."""
 
     def __init__(self, args: argparse.Namespace, job: Job, workload: Workload, session: Session) -> None:
         self._args = args
@@ -104,12 +110,12 @@ class Sweep:
         return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
 
     async def stage(self, rate: float, zero_ns: int) -> SweepStage:
-        """Arrivals at this rate for the stage's seconds, then until all of them have ended."""
+        """Send at this rate for the stage's seconds, then wait until all requests have ended."""
         name = f"rate={rate:g}"
         records: list[Record] = []
         clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
         schedule = schedule_requests(
-            self._take(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
+            self._unused_prompts(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
         )
         outcome = await self._session.phase(
             schedule,
@@ -124,7 +130,7 @@ class Sweep:
         self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
         self.records += records
         stage = stage_of(rate, records)
-        if not self._session.stopped:  # one that was cut short tells nothing of its rate
+        if not self._session.stopped:  # an interrupted stage says nothing about its rate
             self.stages.append(stage)
         return stage
 
@@ -135,27 +141,27 @@ class Sweep:
                 return
             yield start_s + at
 
-    def _take(self, rate: float) -> Iterator[Prompt]:
-        """Prompts from where the stage before left off: no stage may be answered from another's cache."""
-        for taken in itertools.count():
+    def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
+        """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""
+        for count in itertools.count():
             prompt = next(self._prompts, None)
             if prompt is None:
-                self.ran_out = taken < rate * self._args.stage_seconds / 2
+                self.ran_out = count < rate * self._args.stage_seconds / 2
                 return
             yield prompt
 
 
 def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
-    """Achieved: the asked rate less what failed, and by as much as ending was slower than arriving."""
+    """The stage's result. Achieved: the requested rate times the successful share times `completion_ratio`."""
     measured = [record for record in records if not record.warmup]
     good = [record for record in measured if record.failure is None and record.end_ns is not None]
     if not good:
-        return SweepStage(asked=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+        return SweepStage(requested=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
     kept = completion_ratio(
         [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
     )
     return SweepStage(
-        asked=rate,
+        requested=rate,
         achieved=rate * kept * len(good) / len(measured),
         ttft_p50_ms=medians_ms(good)[0],
         failed=1 - len(good) / len(measured),
@@ -179,28 +185,27 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
                 for record in warm:
                     store.append(file, record)
                 while (rate := sweep.next_rate()) is not None:
-                    seen = len(sweep.records)
+                    written = len(sweep.records)
                     stage = await sweep.stage(rate, zero)
-                    for record in sweep.records[seen:]:
+                    for record in sweep.records[written:]:
                         store.append(file, record)
-                    cut = " (cut short)" if session.stopped else ""
+                    cut = " (interrupted)" if session.stopped else ""
                     print(line_of(stage) + cut, file=sys.stderr, flush=True)
             run.interrupted = session.stopped
     run.start_unix_ns = sweep.start_unix_ns
-    found = find_knee(sweep.stages)
-    run.config["knee"] = found
+    knee = find_knee(sweep.stages)
+    run.config["knee"] = knee
     if sweep.ran_out:
-        run.warnings.append("the sweep ended for want of prompts: raise --num-prompts")
+        run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
     if sweep.stages:
-        print(f"knee: {'below the lowest rate' if found is None else f'{found:g} requests/s'}", file=sys.stderr)
-    if (said := unsteady_warning(sweep.stages)) is not None:
-        print(f"warning: {said}", file=sys.stderr)
+        print(f"knee: {'below the lowest rate' if knee is None else f'{knee:g} requests/s'}", file=sys.stderr)
+    if (warning := unsteady_warning(sweep.stages)) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
     return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
 
 
 def line_of(stage: SweepStage) -> str:
     ttft = "–" if stage.ttft_p50_ms is None else f"{stage.ttft_p50_ms:.1f} ms"
-    return (
-        f"{stage.asked:8.2f} req/s asked, {stage.achieved:8.2f} done, TTFT p50 {ttft}, failed {stage.failed:.1%}"
-    )
+    rates = f"{stage.requested:8.2f} req/s requested, {stage.achieved:8.2f} completed"
+    return f"{rates}, TTFT p50 {ttft}, failed {stage.failed:.1%}"

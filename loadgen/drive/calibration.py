@@ -36,10 +36,10 @@ def path(environ: Mapping[str, str] = os.environ) -> Path:
 def load_calibration(file: Path | None = None) -> Calibration | None:
     """None if this machine was not calibrated, or was by another version of the file."""
     try:
-        found = msgspec.json.decode((file or path()).read_bytes(), type=Calibration)
+        calibration = msgspec.json.decode((file or path()).read_bytes(), type=Calibration)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return found if found.version == VERSION else None
+    return calibration if calibration.version == VERSION else None
 
 
 def save_calibration(calibration: Calibration, file: Path | None = None) -> Path:
@@ -55,7 +55,7 @@ def beyond_calibration(known: Calibration, records: Sequence[Record], *, workers
     """Warnings where a run's mean rates, over the time in which it sent, exceed the calibrated capacity."""
     sent = [record.sent_ns for record in records if record.sent_ns is not None and not record.warmup]
     times = [e.at_ns for r in records if not r.warmup for e in r.events if e.kind in GENERATED]
-    found = []
+    warnings = []
     for what, values, limit in (
         ("requests", sent, known.requests_per_s),
         ("events", times, known.events_per_s),
@@ -63,8 +63,8 @@ def beyond_calibration(known: Calibration, records: Sequence[Record], *, workers
         span = (max(values) - min(values)) / 1e9 if len(values) > 100 else 0.0
         rate = len(values) / span if span > 0.1 else 0.0
         if rate > limit * workers:
-            found.append(
+            warnings.append(
                 f"{rate:.0f} {what}/s exceed the {limit * workers:.0f} that calibrate measured as accurate "
                 f"on this machine with {workers} worker{'s' if workers > 1 else ''}"
             )
-    return found
+    return warnings

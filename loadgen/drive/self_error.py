@@ -116,12 +116,12 @@ def judge_self_error(
         )
     width = lag.censored_width_ms.get("p50", 0.0)
     if lag.censored > limits.censored and width > for_itl:
-        said = f"{lag.censored:.1%} of events were merged with others, in intervals of {width:.2f} ms (p50)"
+        merged = f"{lag.censored:.1%} of events were merged with others, in intervals of {width:.2f} ms (p50)"
         if loop > for_itl:
-            invalid.append(f"{said}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms")
+            invalid.append(f"{merged}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms")
         else:
             warnings.append(
-                f"{said}; the event loop was on time (p99 {loop:.2f} ms), so the server sent them together"
+                f"{merged}; the event loop was on time (p99 {loop:.2f} ms), so the server sent them together"
             )
     if lag.cpu > limits.cpu:
         invalid.append(f"the generator used {lag.cpu:.0%} of a core, limit {limits.cpu:.0%} (use --workers)")

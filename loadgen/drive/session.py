@@ -190,7 +190,7 @@ class Session:
             if self._view is None or ticks % VIEW_TICKS:
                 continue
             snapshot = progress.snapshot()
-            snapshot.stage, snapshot.total, snapshot.asked_rate = stage, total, rate
+            snapshot.stage, snapshot.total, snapshot.requested_rate = stage, total, rate
             snapshot.seconds = (clock.now() - self._start_ns) / 1e9
             snapshot.due, snapshot.sent = runner.due, runner.sent
             snapshot.under_way, snapshot.waiting = runner.in_flight, runner.waiting

@@ -31,7 +31,7 @@ MEASURES: Final = ("ttft", "ttft_due", "tpot", "itl", "e2el", "e2el_due")
 POINTS: Final = (50.0, 95.0, 99.0, 99.9)
 THROUGHPUTS: Final = ("request_throughput", "output_throughput", "total_token_throughput")
 SAME: Final = ("model", "endpoint", "seed", "workers")
-"""Of a run: what has to be equal for two runs to be told apart by what is compared."""
+"""Fields of a run that have to be equal for a comparison to be meaningful."""
 EXPECTED: Final = frozenset(
     {
         "label",
@@ -49,7 +49,7 @@ EXPECTED: Final = frozenset(
     }
     | {"knee", "goodput", "machine load_1m"}
 )
-"""Settings that are often the very thing that is compared, or say nothing: told, without a warning."""
+"""Settings that are often what is compared, or do not matter: listed without a warning."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +64,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Effect(msgspec.Struct, frozen=True, kw_only=True):
-    """How often a request of B took longer than one of A, over all pairs: Cliff's delta."""
+    """How often a request of B takes longer than one of A, over all pairs: Cliff's delta."""
 
     name: str
     delta: float
@@ -91,7 +91,7 @@ def compare_runs(
     requests: tuple[Sequence[Measured], Sequence[Measured]] | None = None,
     names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
-    """Latencies are compared without shared answers where only one run, or each, had some: like with like."""
+    """Compare two runs. Latencies are of responses that were not shared, if a run had shared ones."""
     (run_a, sum_a), (run_b, sum_b) = a, b
     one, two = _comparable(sum_a), _comparable(sum_b)
     lines = []
@@ -110,7 +110,7 @@ def compare_runs(
     return Comparison(
         a=names[0],
         b=names[1],
-        warnings=warnings(a, b, names),
+        warnings=comparability_warnings(a, b, names),
         lines=lines,
         effects=_effects(requests) if requests else [],
         config=config_difference(run_a, run_b),
@@ -118,7 +118,7 @@ def compare_runs(
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """Every number of a `result.json` that a rule can name: the flat ones, and a few of ours."""
+    """The numbers of a `result.json` that a rule can name: the flat ones and a few of the summary."""
     flat = {
         name: value
         for name, value in result.items()
@@ -132,10 +132,10 @@ def flat_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def metrics_of(
-    found: Comparison, flat: Mapping[str, float | None], side: Literal["a", "b"]
+    comparison: Comparison, flat: Mapping[str, float | None], side: Literal["a", "b"]
 ) -> dict[str, float | None]:
-    """What a rule can name of one side. Latencies are those of the comparison's lines, without shared answers."""
-    lines = {line.metric: getattr(line, side) for line in found.lines}
+    """The metrics that a rule can name, of one side. Latencies are those of the comparison's lines."""
+    lines = {line.metric: getattr(line, side) for line in comparison.lines}
     medians = {f"median{metric[3:]}": value for metric, value in lines.items() if metric.startswith("p50_")}
     return {**flat, **lines, **medians}
 
@@ -159,28 +159,34 @@ def _quantile(name: str, flat: str, a: Quantile | None, b: Quantile | None, p: f
             a=a.value if a else None,
             b=b.value if b else None,
             shift=None,
-            words=f"{title}: not enough samples to say" + (f" ({', '.join(few)})" if few else ""),
+            words=f"{title}: not enough samples" + (f" ({', '.join(few)})" if few else ""),
         )
-    found = shift(a.value, a.interval, b.value, b.interval)
-    return Line(metric=metric, name=title, a=a.value, b=b.value, shift=found, words=f"{title} {in_words(found)}")
+    difference = shift(a.value, a.interval, b.value, b.interval)
+    return Line(
+        metric=metric, name=title, a=a.value, b=b.value, shift=difference, words=f"{title} {in_words(difference)}"
+    )
 
 
 def _mean(name: str, flat: str, a: Stat, b: Stat) -> Line:
     title, metric = f"mean {name}", f"mean_{flat}_ms"
     if a.mean is None or b.mean is None or a.mean_interval is None or b.mean_interval is None:
-        words = f"{title}: not enough samples to say"
+        words = f"{title}: not enough samples"
         return Line(metric=metric, name=title, a=a.mean, b=b.mean, shift=None, words=words)
-    found = shift(a.mean, a.mean_interval, b.mean, b.mean_interval)
-    return Line(metric=metric, name=title, a=a.mean, b=b.mean, shift=found, words=f"{title} {in_words(found)}")
+    difference = shift(a.mean, a.mean_interval, b.mean, b.mean_interval)
+    return Line(
+        metric=metric, name=title, a=a.mean, b=b.mean, shift=difference, words=f"{title} {in_words(difference)}"
+    )
 
 
-def in_words(found: Shift, unit: str = "ms") -> str:
-    """`3.1 ms lower (95 %: 2.2 to 4.0)`, or that none can be seen and how large it might be."""
-    low, high = found.interval.low, found.interval.high
-    if found.side == "unclear":
-        return f"no difference seen (95 %: {signed(low)} to {signed(high)} {unit})"
+def in_words(difference: Shift, unit: str = "ms") -> str:
+    """`3.1 ms lower (95 %: 2.2 to 4.0)`, or that there is no significant difference."""
+    low, high = difference.interval.low, difference.interval.high
+    if difference.side == "unclear":
+        return f"no significant difference (95 %: {signed(low)} to {signed(high)} {unit})"
     ends = sorted((abs(low), abs(high)))
-    return f"{digits(abs(found.value))} {unit} {found.side} (95 %: {digits(ends[0])} to {digits(ends[1])})"
+    return (
+        f"{digits(abs(difference.value))} {unit} {difference.side} (95 %: {digits(ends[0])} to {digits(ends[1])})"
+    )
 
 
 def _plain(name: str, a: float, b: float) -> Line:
@@ -236,20 +242,22 @@ def _settings(run: Run) -> dict[str, str]:
     return {name: str(value) for name, value in facts.items() if value is not None}
 
 
-def warnings(a: tuple[Run, Summary], b: tuple[Run, Summary], names: tuple[str, str] = ("A", "B")) -> list[str]:
-    """Why the two may not be comparable."""
+def comparability_warnings(
+    a: tuple[Run, Summary], b: tuple[Run, Summary], names: tuple[str, str] = ("A", "B")
+) -> list[str]:
+    """Why the two runs may not be comparable."""
     (run_a, sum_a), (run_b, sum_b) = a, b
-    found = []
+    warnings = []
     for name, run in zip(names, (run_a, run_b), strict=True):
         if run.invalid:
-            found.append(f"{name} is INVALID: {'; '.join(run.invalid)}")
+            warnings.append(f"{name} is INVALID: {'; '.join(run.invalid)}")
         if run.interrupted:
-            found.append(f"{name} was interrupted")
+            warnings.append(f"{name} was interrupted")
     for name, (left, right) in config_difference(run_a, run_b).items():
         if name not in EXPECTED and not name.startswith("target "):
-            found.append(f"not alike in {name}: {left} and {right}")
+            warnings.append(f"{name} differs: {left} and {right}")
     if sum_a.definitions != sum_b.definitions:
-        found.append(f"by other definitions: {sum_a.definitions} and {sum_b.definitions}")
+        warnings.append(f"definitions differ: {sum_a.definitions} and {sum_b.definitions}")
     if (sum_a.fresh is None) != (sum_b.fresh is None):
-        found.append("only one of them had shared answers: latencies are of the others, throughput is of all")
-    return found
+        warnings.append("only one run had shared responses: latencies exclude them, throughput includes them")
+    return warnings

@@ -20,7 +20,7 @@ from loadgen.analysis import (
     token_rate,
 )
 
-Tile = tuple[str, str, str]  # what, how much, more about it
+Tile = tuple[str, str, str]  # label, value, detail
 
 
 def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
@@ -30,24 +30,24 @@ def headline(summary: Summary, pairs: Pairs | None = None) -> list[Tile]:
     whole = summary.whole
     if stage:
         rates = by_rate(summary.by_stage)
-        most = max(done_rate(asked, part) for asked, part in rates)
-        tokens = max(token_rate(asked, part) for asked, part in rates)
-        found = knee_of(summary)
+        most = max(done_rate(requested, part) for requested, part in rates)
+        tokens = max(token_rate(requested, part) for requested, part in rates)
+        knee = knee_of(summary)
         return [
-            ("knee", f"{found:.4g} req/s" if found else "none", "the highest rate kept up with"),
-            *_latency(latency, " there" if found else ", lightest"),
-            ("most done", f"{rate(most)} req/s", f"{amount(whole.peak_in_flight)} in flight at most"),
+            ("knee", f"{knee:.4g} req/s" if knee else "none", "the highest rate the server kept up with"),
+            *_latency(latency, " at the knee" if knee else ", lightest rate"),
+            ("peak completed", f"{rate(most)} req/s", f"at most {amount(whole.peak_in_flight)} in flight"),
             ("output", f"{rate(tokens)} tok/s", "at the best rate"),
             _errors(whole, ""),
         ]
     good = whole.goodput
-    peak = f"peak {rate(whole.peak_output_throughput)}" if whole.output_tokens else "no usage: not counted"
+    peak = f"peak {rate(whole.peak_output_throughput)}" if whole.output_tokens else "no usage reported"
     return [
         *_latency(latency, ""),
         (
             "throughput",
             f"{rate(whole.request_throughput)} req/s",
-            f"{amount(whole.peak_in_flight)} in flight at most",
+            f"at most {amount(whole.peak_in_flight)} in flight",
         ),
         ("output", f"{rate(whole.output_throughput)} tok/s" if whole.output_tokens else "…", peak),
         _errors(whole, ""),

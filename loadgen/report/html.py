@@ -13,7 +13,7 @@ from loadgen.report.plots import HOW_TO, Plot
 from loadgen.report.view import Table, View
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""A browser then loads and runs nothing, whatever slipped in."""
+"""With it a browser loads and runs nothing, even if an escape were missing."""
 
 
 def render(view: View, plots: Sequence[Plot] = ()) -> str:
@@ -44,7 +44,7 @@ def render(view: View, plots: Sequence[Plot] = ()) -> str:
 {_pictures(plots)}
 {rest}
 {_section(view.self_error)}
-<details open><summary>What the words mean</summary>
+<details open><summary>Definitions</summary>
 <dl>{"".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in view.definitions)}</dl>
 </details>
 <details><summary>Configuration</summary>
@@ -96,7 +96,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """An interval after a figure is set smaller, so that the figures can be read down the column."""
+    """An interval after a figure in small type, so that the figures of a column align."""
     value, bracket, rest = text.partition(" (")
     if bracket and rest.endswith(")") and value[:1] in "0123456789+−±" and " " not in value:
         return f"{escape(value)} <small>({escape(rest)}</small>"

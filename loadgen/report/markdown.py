@@ -11,16 +11,16 @@ from loadgen.report.view import Table, View
 _SPECIAL: Final = re.compile(r"([\\`*\[\]<>|#~&]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z]))")
 _SPACE: Final = re.compile(r"\s+")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-MAX_CELL: Final = 160  # characters; a server's error text may be a page
+MAX_CELL: Final = 160  # characters; a server's error text may be long
 
 
 def escape_markdown(text: str) -> str:
-    """One line of plain text, whatever it was: no markup, no link, no control character, no turned direction."""
+    """The text as one plain line: no markup, link, control character or bidirectional override."""
     return _SPECIAL.sub(r"\\\1", _SPACE.sub(" ", _CONTROL.sub("", text)))
 
 
 def code(text: str) -> str:
-    """As code, with a fence longer than any inside."""
+    """The text as inline code, with a fence longer than any inside."""
     text = _SPACE.sub(" ", _CONTROL.sub("", text))
     fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
@@ -30,7 +30,7 @@ def code(text: str) -> str:
 def markdown_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], words: Sequence[int] = (0,)
 ) -> list[str]:
-    """Padded, so that it can be read as it stands. `words`: columns of text, to the left; numbers to the right."""
+    """A padded table. `words`: the columns of text, aligned left; numbers are aligned right."""
     body = [[escape_markdown(text[:MAX_CELL]) for text in row] for row in rows]
     head = [escape_markdown(text) for text in columns]
     widths = [max(3, *(len(row[place]) for row in [head, *body])) for place in range(len(head))]
@@ -50,7 +50,7 @@ def markdown_table(
 
 
 def render(view: View, plots: Sequence[str] = ()) -> str:
-    """`plots`: file names beside the report."""
+    """report.md. `plots`: paths of pictures relative to the report."""
     lines = [
         f"# {escape_markdown(view.title)}",
         "",
@@ -65,7 +65,7 @@ def render(view: View, plots: Sequence[str] = ()) -> str:
     lines += [""] if view.warnings else []
     for shown in (*view.tables, view.self_error):
         lines += section(shown)
-    lines += ["## What the words mean", ""]
+    lines += ["## Definitions", ""]
     lines += [f"- **{escape_markdown(term)}**: {escape_markdown(text)}" for term, text in view.definitions]
     lines += ["", "## Configuration", "", code(view.command), ""]
     lines += markdown_table(("setting", "value"), [pair for pair in view.config if pair[0] != "command"], (0, 1))

@@ -26,7 +26,7 @@ VARIABLES: Final = {
     RED: "var(--red)",
     VIOLET: "var(--violet)",
 }
-"""Each colour of a picture and the page's variable for it: so a picture turns dark with the page."""
+"""Each colour of a plot and the page's variable for it, so that a plot follows the page's dark mode."""
 
 _STEPS: Final = (
     (6, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)),
@@ -34,14 +34,14 @@ _STEPS: Final = (
     (300, (1.0, 2.0, 5.0)),
     (float("inf"), (1.0,)),
 )
-"""Which steps of a decade are written, by how far the data reaches (largest over smallest)."""
+"""Which steps of a decade get a label, by the ratio of the largest to the smallest value."""
 
 WIDTH: Final = 9.6  # inches; the page shows it at about 100 pixels an inch
 _STYLE: Final = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "font.size": 10,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's colour
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's colour
     "svg.hashsalt": "loadgen",  # the same data gives the same bytes
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -96,9 +96,9 @@ _COORDINATES: Final = re.compile(rb' (?:d|x|y)="[^"]*"')
 _LONG: Final = re.compile(rb"(\d)(\.\d)\d+")
 
 
-def _rounded(found: re.Match[bytes]) -> bytes:
-    """To a tenth of a point: nobody sees more, and the page is a third lighter."""
-    return _LONG.sub(rb"\1\2", found[0]).replace(b".0 ", b" ")
+def _rounded(number: re.Match[bytes]) -> bytes:
+    """To a tenth of a point: invisible, and the page is a third smaller."""
+    return _LONG.sub(rb"\1\2", number[0]).replace(b".0 ", b" ")
 
 
 _PROLOGUE: Final = re.compile(r"^.*?(?=<svg)", re.DOTALL)
@@ -107,14 +107,14 @@ _ID: Final = re.compile(r'(?P<before>\bid="|href="#|url\(#)(?P<id>[^")]+)')
 
 
 def file_svg(svg: bytes) -> bytes:
-    """As a file of its own: on white, whatever shows it."""
+    """As a separate file, on white."""
     return svg.replace(b"<svg ", b'<svg style="background: #fff" ', 1)
 
 
 def inline_svg(svg: bytes, name: str, title: str) -> str:
-    """As part of a page: no prologue, no metadata, ids that are the picture's own, the page's colours."""
+    """As part of a page: no prologue, no metadata, unique ids, the page's colours."""
     text = _METADATA.sub("", _PROLOGUE.sub("", svg.decode()))
-    text = _ID.sub(lambda found: f"{found['before']}{name}-{found['id']}", text)
+    text = _ID.sub(lambda match: f"{match['before']}{name}-{match['id']}", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     for colour, variable in VARIABLES.items():
@@ -127,7 +127,7 @@ def plain_number(value: float, _: object = None) -> str:
 
 
 def log_axis(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic, with as many of each decade's steps written as plain numbers as the data leaves room for."""
+    """Logarithmic, with as many labels per decade, as plain numbers, as the range leaves room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis._set_axes_scale("log")
@@ -147,7 +147,7 @@ def plain_axis(axis: Any) -> None:
 
 
 def legend_above(axes: Axes, *, right: bool = False, columns: int = 4) -> None:
-    """Over the axes, where no curve can be."""
+    """The legend above the axes, where it covers no curve."""
     if right:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0.2)
     else:
@@ -155,7 +155,7 @@ def legend_above(axes: Axes, *, right: bool = False, columns: int = 4) -> None:
 
 
 def mark(axes: Axes, x: float, y: float, text: str, colour: str, *, left: bool = False) -> None:
-    """A dot with a word beside it."""
+    """A dot with a label beside it."""
     axes.plot([x], [y], "o", color=colour, markersize=4.5)
     place = (-6, 6) if left else (8, -10)
     align = "right" if left else "left"

@@ -44,10 +44,10 @@ from loadgen.report.plots_time import timeline_plot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARE: Final = "Share of requests at or below; the band is what merged reads leave open."
+SHARE: Final = "Share of requests at or below; the band shows the uncertainty from merged reads."
 PAIRED: Final = (
-    "b less a, request by request: what slowed both has left. Red: the difference with the order evened out, and "
-    "its 95 % interval."
+    "b − a, request by request: load that slows both cancels out. Red: the difference without the effect of the "
+    "order, and its 95 % interval."
 )
 HOW_TO: Final = "For plots: pip install 'streaming-gateway[plots]', then python -m loadgen report FOLDER."
 
@@ -66,19 +66,19 @@ def plots_available() -> bool:
 
 
 def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
-    """Every picture that the run has data for."""
+    """Every plot that the run has data for."""
     words, lines = curves(requests, summary)
     of = f"{words[0].upper()}{words[1:]}. " if words else ""
     with styled():
         figures = (
-            ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, a queue grows.", _sweep(summary)),
+            ("sweep", "Latency against rate", "TTFT from due. Where p50 rises, the queue grows.", _sweep(summary)),
             ("paired", "Pair by pair", PAIRED, _paired(requests)),
             ("ttft", "Time to first token", of + SHARE, share_plot(lines, "ttft", "TTFT")),
-            ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest, where stalls show.",
+            ("itl", "Between tokens", f"{of}All gaps of all streams; right: the slowest ones, which show stalls.",
              gaps_plot(lines)),
             ("e2e", "End to end", of + SHARE, share_plot(lines, "e2el", "E2E")),
-            ("timeline", "Timeline", "What was sent, what came back, and what failed.", timeline_plot(requests)),
-            ("goodput", "Goodput", "Share of what was attempted that met each objective; failures met none.",
+            ("timeline", "Timeline", "Requests sent, responses received, and failures.", timeline_plot(requests)),
+            ("goodput", "Goodput", "Share of attempted requests that met each objective; failures met none.",
              _goodput(summary)),
         )  # fmt: skip
         return [
@@ -88,7 +88,7 @@ def plots(requests: Sequence[Measured], summary: Summary) -> list[Plot]:
         ]
 
 
-# Against something else
+# Comparisons
 
 
 def _sweep(summary: Summary) -> Figure | None:
@@ -96,15 +96,17 @@ def _sweep(summary: Summary) -> Figure | None:
     if len(stages) < 2:
         return None
     figure, (latency, done) = canvas(1, 2, height=3.8)
-    rates = [asked for asked, _ in stages]
+    rates = [requested for requested, _ in stages]
     every = []
     for p, colour in ((50.0, BLUE), (95.0, VIOLET), (99.0, ORANGE)):
         known = [
-            (asked, q) for asked, group in stages if (q := group.stats["ttft_due"].at(p)) and q.value is not None
+            (requested, q)
+            for requested, group in stages
+            if (q := group.stats["ttft_due"].at(p)) and q.value is not None
         ]
         if not known:
             continue
-        x, y = [asked for asked, _ in known], [q.value or 0.0 for _, q in known]
+        x, y = [requested for requested, _ in known], [q.value or 0.0 for _, q in known]
         ends = [q.interval for _, q in known if q.interval is not None]
         latency.plot(x, y, "o-", color=colour, label=f"p{p:g}", markersize=4)
         latency.fill_between(
@@ -114,26 +116,26 @@ def _sweep(summary: Summary) -> Figure | None:
     if every:
         log_axis(latency.yaxis, every)
     latency.set_ylabel("TTFT from due, ms (log)")
-    done.plot(rates, rates, color=MUTED, ls=":", label="asked")
+    done.plot(rates, rates, color=MUTED, ls=":", label="requested")
     done.plot(
         rates,
-        [done_rate(asked, group) for asked, group in stages],
+        [done_rate(requested, group) for requested, group in stages],
         "o-",
         color=BLUE,
         label="completed",
         markersize=4,
     )
     if all(group.goodput for _, group in stages):
-        good = [good_rate(asked, group) for asked, group in stages]
+        good = [good_rate(requested, group) for requested, group in stages]
         done.plot(rates, good, "s-", color=GREEN, label="good", markersize=4)
     done.set_ylabel("requests/s")
     done.set_ylim(bottom=0)
     plain_axis(done.yaxis)
-    found = knee_of(summary)
-    for axes, label in ((latency, f"knee {found or 0:.4g}/s"), (done, None)):
-        axes.set_xlabel("asked, requests/s")
-        if found:
-            axes.axvline(found, color=RED, ls="--", lw=1.2, label=label)
+    knee = knee_of(summary)
+    for axes, label in ((latency, f"knee {knee or 0:.4g}/s"), (done, None)):
+        axes.set_xlabel("requested rate, requests/s")
+        if knee:
+            axes.axvline(knee, color=RED, ls="--", lw=1.2, label=label)
         axes.set_xlim(left=0)
         plain_axis(axes.xaxis)
         legend_above(axes)
@@ -161,11 +163,11 @@ def _goodput(summary: Summary) -> Figure | None:
 
 
 def _paired(requests: Sequence[Measured]) -> Figure | None:
-    """The two orders apart: who comes second in a pair may find its prompt in a cache."""
+    """By order of the pair: the second request may find its prompt in a cache."""
     both = comparable_pairs(pairs_of(requests))
-    told = pair_up(requests)
+    result = pair_up(requests)
     known = [name for name in ("ttft", "e2el") if len(paired_differences(both, PAIRED_MEASURES[name])) >= 5]
-    if not known or told is None:
+    if not known or result is None:
         return None
     figure, panels = canvas(1, len(known), height=3.6)
     for axes, name in zip(panels, known, strict=True):
@@ -180,7 +182,7 @@ def _paired(requests: Sequence[Measured]) -> Figure | None:
             label=["a first", "b first"],
         )  # fmt: skip
         axes.axvline(0, color=MUTED, lw=1.2)
-        paired = told.measures[name]
+        paired = result.measures[name]
         middle = paired.evened or paired.difference.at(50)
         if middle is not None and middle.value is not None and middle.interval is not None:
             axes.axvspan(middle.interval.low, middle.interval.high, color=RED, alpha=0.25, lw=0)

@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS: Final = 300
-"""Points of a curve: more cannot be seen and make the page heavy."""
+"""Points of a curve: more would be invisible and enlarge the page."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a picture: whose it is, and the statistics that are marked on it."""
+    """One line of a plot: its requests, and the statistics that are marked on it."""
 
     label: str
     requests: Sequence[Measured]
     colour: str
     stats: dict[str, Stat] | None = None
     itl_by: str = "none"
-    due: bool = False  # the same from due, dashed, beside it
+    due: bool = False  # also draw it from due, dashed
 
 
 def curves(requests: Sequence[Measured], summary: Summary) -> tuple[str, list[Curve]]:
-    """What is drawn, and in words of what: an `ab` has a line for each side, a sweep is seen at its knee."""
+    """(description, curves): one for each side of an `ab`; a sweep is shown at its knee."""
     done = [request for request in requests if request.completed]
     fresh = [request for request in done if request.fresh]
     if summary.by_target:
@@ -63,7 +63,7 @@ def curves(requests: Sequence[Measured], summary: Summary) -> tuple[str, list[Cu
 
 
 def thinned(values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """An ECDF of at most about `POINTS` points, as dense in its last percent as in all before."""
+    """An ECDF of about `POINTS` points at most, half of them in the tail."""
     ordered = sorted(values)
     n, half = len(ordered), POINTS // 2
     if n <= POINTS:
@@ -91,15 +91,17 @@ def _at(x: Sequence[float], y: Sequence[float], share: float) -> float:
 
 
 def _percentiles(axes: Axes, lines: Sequence[Curve], name: str) -> None:
-    """One line's three. Of two, which may lie close: the first's p50 and p99, at its left, and the other's p50."""
-    told = [(line, line.stats) for line in lines if line.stats is not None]
-    for place, (line, stats) in enumerate(told):
-        points = (50.0, 95.0, 99.0) if len(told) == 1 else (50.0,) if place else (50.0, 99.0)
+    """Mark p50, p95, p99 of one curve. Of two, which may be close: p50 and p99 of the first, p50 of the other."""
+    marked = [(line, line.stats) for line in lines if line.stats is not None]
+    for place, (line, stats) in enumerate(marked):
+        points = (50.0, 95.0, 99.0) if len(marked) == 1 else (50.0,) if place else (50.0, 99.0)
         for p in points:
-            found = stats[name].at(p)
-            if found is not None and found.value is not None:
-                left = p > 98 or place < len(told) - 1
-                mark(axes, found.value, p / 100, f"p{p:g}  {digits(found.value)}", line.colour, left=left)
+            percentile = stats[name].at(p)
+            if percentile is not None and percentile.value is not None:
+                left = p > 98 or place < len(marked) - 1
+                mark(
+                    axes, percentile.value, p / 100, f"p{p:g}  {digits(percentile.value)}", line.colour, left=left
+                )
 
 
 def _share_axis(axes: Axes) -> None:
@@ -129,7 +131,7 @@ def share_plot(lines: Sequence[Curve], name: str, title: str) -> Figure | None:
 
 
 def gaps_plot(lines: Sequence[Curve]) -> Figure | None:
-    """Shared answers are left out: a replay's gaps are the socket's."""
+    """Without shared responses: the gaps of a replay are those of the socket."""
     known = [(line, pooled(line.requests, POOLED["itl"])) for line in lines if line.stats is not None]
     known = [(line, sample) for line, sample in known if len(sample) >= 10]
     if not known:

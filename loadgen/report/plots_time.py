@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_DOTS: Final = 2000
-"""Requests drawn one by one; of more, every k-th."""
+"""Requests drawn as dots; of more, every k-th is drawn."""
 
 
 def timeline_plot(requests: Sequence[Measured]) -> Figure | None:
@@ -59,13 +59,13 @@ def _dots(axes: Axes, requests: Sequence[Measured], start: int) -> None:
         (GREEN, "shared", lambda request: not request.fresh),
     )
     for colour, label, belongs in groups:
-        took = [
+        points = [
             ((request.due_ns - start) / SECOND, value)
             for request in drawn
             if belongs(request) and (value := _from_due(request, streams)) is not None
         ]
-        if took:
-            x, y = zip(*took, strict=True)
+        if points:
+            x, y = zip(*points, strict=True)
             axes.scatter(x, y, s=16 if len(drawn) < 300 else 7, color=colour, alpha=0.6, lw=0, label=label)
             everything += y
     if everything:

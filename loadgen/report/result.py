@@ -19,20 +19,20 @@ from loadgen.analysis import (
 from loadgen.record import Run
 
 SCHEMA: Final = 1
-"""Of what is under `loadgen`."""
+"""Schema of the part under `loadgen`."""
 
 FLAT: Final = ("ttft", "tpot", "itl", "e2el")
 QUEUED: Final = {"client_queue_time": "queue", "e2el_including_client_queue": "e2el_due"}
-"""vLLM's name -> ours. vLLM writes these two only with a cap on an open loop; else nothing waits."""
+"""vLLM's name -> ours. vLLM writes these two only for an open loop with a cap; else no request waits."""
 
 
 def result_json(
     run: Run, summary: Summary, paired: Mapping[str, Any] | None = None, details: Sequence[Measured] = ()
 ) -> dict[str, Any]:
-    """What `vllm bench serve --save-result` of vLLM 0.32 writes, with `details` its `--save-detailed` as well.
+    """What `vllm bench serve --save-result` of vLLM 0.32 writes; with `details` also its `--save-detailed`.
 
-    Summaries are in milliseconds and details in seconds, as there. A percentile that the sample cannot tell is
-    null, and so is a detail that a failed request does not have: vLLM's 0 would be read as a fast one.
+    Summaries are in milliseconds and details in seconds, as in vLLM. A percentile that the sample does not support
+    is null, and so is a detail that a failed request lacks: vLLM's 0 would look like a fast request.
     """
     result = _flat(run, summary.whole)
     if details:
@@ -86,7 +86,7 @@ def flat_names(name: str, stat: Stat) -> dict[str, float | None]:
 
 
 def _vllm_date(date: str) -> str:
-    """vLLM's `YYYYmmdd-HHMMSS`; ours is under `loadgen`."""
+    """vLLM's `YYYYmmdd-HHMMSS`; the ISO date is under `loadgen`."""
     try:
         return datetime.fromisoformat(date).strftime("%Y%m%d-%H%M%S")
     except ValueError:
@@ -119,7 +119,7 @@ def _details(requests: Sequence[Measured]) -> dict[str, Any]:
 
 
 def _error(request: Measured) -> str:
-    """vLLM's is "" for a success."""
+    """The failure and its detail; empty for a success, as in vLLM."""
     return ": ".join(filter(None, (request.failure, request.detail)))
 
 

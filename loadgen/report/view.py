@@ -45,16 +45,16 @@ NAMES: Final[Mapping[str, str]] = {
 }
 SHOWN: Final = ("ttft", "ttft_due", "tpot", "itl", "e2el", "e2el_due")
 DEFINITIONS: Final = (
-    ("TTFT", "request's last byte sent, to the first non-empty content, reasoning or tool-call delta. A bare role "
-     "does not count (“TTFT to role” ends there). “From due” counts from when the request was to be sent."),
+    ("TTFT", "from the request's last byte sent to the first non-empty content, reasoning or tool-call delta. A "
+     "bare role does not count (“TTFT to role” ends there). “From due” counts from when the request was due."),
     ("TPOT", "(E2E − TTFT) / (tokens − 1), per request, tokens by the server's usage."),
-    ("ITL", "gaps between tokens of one stream, all streams pooled; a chunk of k tokens counts as k gaps where "
-     "usage says so, else the gap between chunks is meant."),
-    ("E2E", "request's last byte sent, to the answer's last byte."),
-    ("(a–b)", "95 % interval: order statistics for percentiles, block bootstrap for means, widened for what the "
-     "kernel merged and for neighbours that depend on each other. It is about this run, not about the next one."),
-    ("…", "not enough samples: p50 needs 6 independent ones, p90 36, p95 72, p99 368, p99.9 3,688."),
-    ("failed", "requests without a complete answer. Their latency is in no percentile; goodput counts them."),
+    ("ITL", "gaps between tokens of one stream, all streams pooled; a chunk of k tokens counts as k gaps if usage "
+     "reports k, else these are gaps between chunks."),
+    ("E2E", "from the request's last byte sent to the response's last byte."),
+    ("(a–b)", "95 % interval: order statistics for percentiles, block bootstrap for means, widened for merged "
+     "reads and for dependent neighbours. It describes this run, not the next one."),
+    ("…", "not enough samples: p50 needs 6 independent values, p90 36, p95 72, p99 368, p99.9 3,688."),
+    ("failed", "requests without a complete response. Their latency is in no percentile; goodput counts them."),
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ class Table:
 
 @dataclass(frozen=True)
 class View:
-    """A report. Everything in it is plain text: whoever renders it escapes it."""
+    """A report as plain text; the renderers escape it."""
 
     title: str
     date: str
@@ -77,7 +77,7 @@ class View:
     verdict: str
     ran: str
     command: str
-    headline: Sequence[tuple[str, str, str]]  # what, how much, more about it
+    headline: Sequence[tuple[str, str, str]]  # label, value, detail
     warnings: Sequence[str]
     tables: Sequence[Table]
     self_error: Table
@@ -86,7 +86,7 @@ class View:
 
 
 def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mapping[str, str] | None = None) -> View:
-    """`details`: an example in words for each kind of error."""
+    """The report. `details`: an example text for each kind of error."""
     which, _, latency = focus(summary)
     tables = [
         *([_paired(pairs)] if pairs else []),
@@ -108,13 +108,13 @@ def view(run: Run, summary: Summary, pairs: Pairs | None = None, details: Mappin
         headline=headline(summary, pairs),
         warnings=[*run.warnings, *_own_warnings(run, summary)],
         tables=tables,
-        self_error=Table("Own error", ("what", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
+        self_error=Table("Own error", ("measure", "value", "meaning"), own_error(run, summary), words=(0, 1, 2)),
         config=config_rows(run),
     )
 
 
 def _moment(date: str) -> str:
-    """As people write it; what is no ISO time stays as it is."""
+    """An ISO time in UTC as people write it; any other text unchanged."""
     return date.replace("T", " ", 1).replace("+00:00", " UTC") if date.endswith("+00:00") else date
 
 
@@ -134,12 +134,12 @@ def _ran(run: Run, summary: Summary) -> str:
         f"model {run.model or '?'} at {where}{run.endpoint}" if not targets else f"model {run.model} at {targets}",
     ]
     if summary.warmups:
-        words.append(f"{summary.warmups} warm-up requests left out")
+        words.append(f"{summary.warmups} warm-up requests excluded")
     if whole.cancelled:
-        words.append(f"{whole.cancelled} cancelled, counted apart")
+        words.append(f"{whole.cancelled} cancelled, counted separately")
     if summary.definitions != "loadgen":
-        words.append(f"by the definitions of {summary.definitions}")
-    return ", ".join(words) + (". Interrupted: this is what there was." if run.interrupted else ".")
+        words.append(f"with the definitions of {summary.definitions}")
+    return ", ".join(words) + (". Interrupted before its end." if run.interrupted else ".")
 
 
 def _load(run: Run, summary: Summary) -> str:
@@ -147,34 +147,35 @@ def _load(run: Run, summary: Summary) -> str:
     stages = by_rate(summary.by_stage)
     if stages:
         return f"{len(stages)} rates from {stages[0][0]:g} to {stages[-1][0]:g}/s"
-    asked, cap = config.get("request_rate"), config.get("max_concurrency")
-    if asked in (None, "inf", float("inf")):
-        return f"at most {cap} at once" if cap else "all at once"
+    requested, cap = config.get("request_rate"), config.get("max_concurrency")
+    if requested in (None, "inf", float("inf")):
+        return f"at most {cap} in flight" if cap else "all at once"
     burstiness = config.get("burstiness", 1.0)
     how = "Poisson" if burstiness == 1 else f"burstiness {burstiness}"
-    return f"{asked:g}/s asked ({how})" + (f", at most {cap} at once" if cap else "")
+    return f"{requested:g} requests/s ({how})" + (f", at most {cap} in flight" if cap else "")
 
 
 def _own_warnings(run: Run, summary: Summary) -> list[str]:
-    whole, found = summary.whole, []
+    whole = summary.whole
+    warnings: list[str] = []
     if whole.without_usage:
-        found.append(
-            f"{amount(whole.without_usage)} of {amount(whole.completed)} answers came without usage: their tokens "
-            "are in no count, and they have no TPOT"
+        warnings.append(
+            f"{amount(whole.without_usage)} of {amount(whole.completed)} responses had no usage: their tokens "
+            "are not counted, and they have no TPOT"
         )
-    if (said := unsteady_warning_of(summary)) is not None:
-        found.append(said)
+    if (warning := unsteady_warning_of(summary)) is not None:
+        warnings.append(warning)
     if summary.fresh is not None:
         share = 1 - summary.fresh.completed / whole.completed if whole.completed else 0.0
-        found.append(
-            f"{percent(share)} of the answers were shared (cache hit or attached). Latency is of the others; "
-            "throughput is of all"
+        warnings.append(
+            f"{percent(share)} of the responses were shared (cache hit or attached). Latency excludes them; "
+            "throughput includes them"
         )
     if whole.cached_tokens and whole.input_tokens and whole.cached_tokens / whole.input_tokens > 0.5:
-        found.append(
-            "more than half of the prompt tokens came out of the engine's prefix cache: this TTFT is warm"
+        warnings.append(
+            "more than half of the prompt tokens came from the engine's prefix cache: TTFT is that of a warm cache"
         )
-    return found
+    return warnings
 
 
 def _row(name: str, stat: Stat, points: Sequence[float]) -> list[str]:
@@ -193,14 +194,14 @@ def _latency(group: Group, which: str) -> Table:
 
 
 def _dependent(group: Group) -> list[str]:
-    """Why a percentile is missing though there are requests enough for it."""
+    """Why a percentile is missing although there are enough requests."""
     stat = group.stats["ttft_due"] if group.stats["ttft_due"].n else group.stats["e2el_due"]
     missing = next((q for p in (50, 95, 99) if (q := stat.at(p)) is not None and q.value is None), None)
     if missing is None or stat.n < missing.needs:
         return []
     return [
-        f"Requests in a queue wait for one another: these {amount(stat.n)} tell as much as {missing.effective} "
-        f"independent ones, and p{missing.p:g} needs {missing.needs}."
+        f"Requests in a queue depend on each other: these {amount(stat.n)} equal {missing.effective} independent "
+        f"ones, and p{missing.p:g} needs {missing.needs}."
     ]
 
 
@@ -215,9 +216,7 @@ def _tails(group: Group, which: str) -> Table:
         for name in NAMES
         if (stat := group.stats[name]).n and not (name == "chunk_gap" and stat == group.stats["itl"])
     ]  # fmt: skip
-    return Table(
-        _of("More of the distributions, ms", which), ("", "p90", "p99.9", "min", "max", "std", "censored"), rows
-    )
+    return Table(_of("Other percentiles, ms", which), ("", "p90", "p99.9", "min", "max", "std", "censored"), rows)
 
 
 def _shared(summary: Summary) -> Table:
@@ -228,7 +227,7 @@ def _shared(summary: Summary) -> Table:
         if part.completed
     ]  # fmt: skip
     columns = ("x-gateway-cache", "n", "share", "TTFT p50", "TTFT p99", "E2E p50")
-    return Table("By how the gateway answered", columns, rows)
+    return Table("By the gateway's cache verdict", columns, rows)
 
 
 def _totals(summary: Summary) -> Table:
@@ -240,12 +239,12 @@ def _totals(summary: Summary) -> Table:
         ["throughput", f"{rate(whole.request_throughput)} requests/s"],
         ["output", f"{rate(whole.output_throughput)} tokens/s, peak {rate(whole.peak_output_throughput)}"],
         ["input and output", f"{rate(whole.total_token_throughput)} tokens/s"],
-        ["one stream", f"{cell(whole.stats['tokens_per_second'].at(50))} tokens/s at p50"],
+        ["per stream", f"{cell(whole.stats['tokens_per_second'].at(50))} tokens/s at p50"],
         ["tokens", f"{amount(whole.input_tokens)} in, {amount(whole.output_tokens)} out"],
-        ["in flight", f"{amount(whole.peak_in_flight)} at most"],
+        ["in flight", f"at most {amount(whole.peak_in_flight)}"],
     ]  # fmt: skip
     if summary.fresh is not None:
-        rows.insert(7, ["generated", f"{amount(whole.generated_tokens)} tokens, the rest shared"])
+        rows.insert(7, ["generated", f"{amount(whole.generated_tokens)} tokens, the others were shared"])
     if summary.prefix_cached_share is not None:
         rows.append(["prefix cache", f"{percent(summary.prefix_cached_share)} of prompt tokens"])
     if whole.goodput:
@@ -257,18 +256,18 @@ def _totals(summary: Summary) -> Table:
 
 def _errors(whole: Group, details: Mapping[str, str]) -> Table:
     rows = [[kind, amount(count), details.get(kind, "")] for kind, count in whole.errors.items()]
-    return Table("Errors", ("kind", "n", "for example"), rows, words=(0, 2))
+    return Table("Errors", ("kind", "n", "example"), rows, words=(0, 2))
 
 
 def _stages(summary: Summary) -> Table:
     rows = []
     objectives = summary.whole.goodput is not None
     for name, stage in sorted(summary.by_stage.items(), key=lambda named: rate_of(named[0]) or 0.0):
-        asked, ttft = rate_of(name), stage.stats["ttft_due"]
-        done = stage.request_throughput if asked is None else done_rate(asked, stage)
-        tokens = stage.output_throughput if asked is None else token_rate(asked, stage)
+        requested, ttft = rate_of(name), stage.stats["ttft_due"]
+        done = stage.request_throughput if requested is None else done_rate(requested, stage)
+        tokens = stage.output_throughput if requested is None else token_rate(requested, stage)
         rows.append([
-            name if asked is None else f"{asked:.4g}/s",
+            name if requested is None else f"{requested:.4g}/s",
             amount(stage.requests),
             rate(done),
             *(cell(ttft.at(p)) for p in (50, 95, 99)),
@@ -276,9 +275,9 @@ def _stages(summary: Summary) -> Table:
             percent(stage.error_rate),
             *([percent(stage.goodput.attainment)] if stage.goodput is not None else []),
         ])  # fmt: skip
-    found = knee_of(summary)
-    notes = [f"Knee: {found:.4g} requests/s is the highest rate that it kept up with."] if found else []
-    columns = ("asked", "n", "done/s", "TTFT p50", "p95", "p99", "tok/s", "errors")
+    knee = knee_of(summary)
+    notes = [f"Knee: {knee:.4g} requests/s is the highest rate that the server kept up with."] if knee else []
+    columns = ("requested", "n", "completed/s", "TTFT p50", "p95", "p99", "tok/s", "errors")
     return Table("By rate: TTFT from due, ms", (*columns, *(["goodput"] if objectives else [])), rows, notes)
 
 
@@ -288,7 +287,7 @@ def _sides(run: Run, summary: Summary) -> Table:
          *(cell(part.stats[measure].at(50)) for measure in ("ttft", "tpot", "e2el"))]
         for name, part in summary.by_target.items()
     ]  # fmt: skip
-    return Table("The two targets, p50 in ms", ("target", "done", "failed", "TTFT", "TPOT", "E2E"), rows)
+    return Table("The two targets, p50 in ms", ("target", "completed", "failed", "TTFT", "TPOT", "E2E"), rows)
 
 
 def _paired(pairs: Pairs) -> Table:
@@ -308,15 +307,13 @@ def _paired(pairs: Pairs) -> Table:
     second = pairs.measures["ttft"].second or pairs.measures["e2el"].second
     if second is not None:
         notes.append(
-            f"Half of the pairs asked a first, half b; who came second was {digits(abs(second))} ms "
-            f"{'faster' if second < 0 else 'slower'}. “Evened” is the mean of both halves' medians, in which that "
-            "cancels out; in the other columns it is noise."
+            f"Half of the pairs sent to a first, half to b; the second request was {digits(abs(second))} ms "
+            f"{'faster' if second < 0 else 'slower'}. “Adjusted” is the mean of both halves' medians, in which "
+            "this cancels out; in the other columns it adds noise."
         )
     if pairs.shared:
-        notes.append(f"Left out: {amount(pairs.shared)} pairs of which one answer was shared.")
+        notes.append(f"Excluded: {amount(pairs.shared)} pairs with a shared response.")
     if lost:
-        notes.append(
-            f"Left out: {pairs.only_b} where only a failed, {pairs.only_a} where only b, {pairs.neither} both."
-        )
-    columns = ("b − a, ms", "pairs", "evened", "of a's p50", "median", "p95", "b slower")
+        notes.append(f"Excluded: {pairs.only_b} where only a failed, {pairs.only_a} only b, {pairs.neither} both.")
+    columns = ("b − a, ms", "pairs", "adjusted", "of a's p50", "median", "p95", "b slower")
     return Table("Paired difference", columns, rows, notes)

@@ -10,7 +10,7 @@ from loadgen.record import Run
 
 
 def config_rows(run: Run) -> list[tuple[str, str]]:
-    """(setting, value), what was not set left out."""
+    """(setting, value) of every setting that is set."""
     facts: dict[str, Any] = {
         "command": shlex.join(run.command),
         "seed": run.seed,
@@ -25,7 +25,7 @@ def config_rows(run: Run) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    """A setting as a person would write it; nothing of None, of an empty list and of an empty table."""
+    """A setting as text; empty for None, an empty list and an empty table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping):

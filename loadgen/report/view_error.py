@@ -18,25 +18,25 @@ CLOCKS: Final = {
 def own_error(run: Run, summary: Summary) -> list[list[str]]:
     lag = run.lag
     rows = [
-        ["clock of receiving", lag.clock, CLOCKS[lag.clock]],
-        ["clock of sending", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
-        ["event-loop lag", _spread(lag.loop_ms), "how late the program's own turn came"],
-        ["kernel to program", _spread(lag.read_ms), "the delay that a clock in the program would have added"],
-        ["sent late", _spread(lag.late_ms), "sent − due, where a place was free"],
+        ["receive clock", lag.clock, CLOCKS[lag.clock]],
+        ["send clock", lag.send_clock, CLOCKS[lag.send_clock].replace("read", "send")],
+        ["event-loop lag", _spread(lag.loop_ms), "how late the event loop ran its callbacks"],
+        ["kernel to program", _spread(lag.read_ms), "the delay that the program's clock would have added"],
+        ["sent late", _spread(lag.late_ms), "sent − due, of requests that did not wait for the cap"],
         [
             "censored",
             _censored(summary),
-            "events whose time is an interval: the kernel had merged their reads",
+            "events whose time is an interval, because the kernel merged their reads",
         ],
-        ["their width", _spread(lag.censored_width_ms), "of those intervals"],
+        ["interval width", _spread(lag.censored_width_ms), "of those intervals"],
         ["CPU", percent(lag.cpu), "of one core, the busiest worker"],
-        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic, over the run"],
+        ["clock drift", _drift(lag.clock_drift_ms), "realtime against monotonic clock, over the run"],
     ]
     if lag.floor_ms:
         floor = ", ".join(f"{_named(name)} {ms(value)}" for name, value in lag.floor_ms.items())
-        rows.append(["error floor", f"{floor} ms", "by loadgen calibrate on this machine"])
+        rows.append(["error floor", f"{floor} ms", "from `loadgen calibrate` on this machine"])
     else:
-        rows.append(["error floor", "unknown", "loadgen calibrate measures it"])
+        rows.append(["error floor", "unknown", "run `loadgen calibrate` to measure it"])
     return rows
 
 
@@ -45,9 +45,10 @@ def _spread(values: Mapping[str, float]) -> str:
 
 
 def _censored(summary: Summary) -> str:
-    """A shared answer comes in one piece; so that this does not pass for our error, the others are told first."""
+    """Shared responses arrive in one piece, which is not this program's error: the share without them comes
+    first."""
     whole = percent(summary.whole.censored)
-    return whole if summary.fresh is None else f"{percent(summary.fresh.censored)}; {whole} with shared answers"
+    return whole if summary.fresh is None else f"{percent(summary.fresh.censored)}; {whole} with shared responses"
 
 
 def _drift(milliseconds: float) -> str:

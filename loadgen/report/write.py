@@ -28,12 +28,12 @@ PLOTS = "plots"
 
 
 def write_reports(folder: Path, run: Run, records: Iterable[Record], summary: Summary) -> list[Path]:
-    """All of them, from the records. Returns what was written. Raises OSError."""
+    """Write all reports from the records. Returns the paths. Raises OSError."""
     return write_measured(folder, run, in_order(measure_records(records, summary.definitions)), summary)
 
 
 def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary: Summary) -> list[Path]:
-    """All of them, of requests already measured and in order. An `ab` run has a result.json for each side too."""
+    """Write all reports of measured requests in order; an `ab` run also has a result.json for each side."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = pair_up(requests, seed=run.seed)
     written = [_json(folder / "result.json", run, summary, pairs, requests)]
@@ -57,11 +57,11 @@ def write_measured(folder: Path, run: Run, requests: Sequence[Measured], summary
 
 def examples(requests: Iterable[Measured]) -> dict[str, str]:
     """The first detail of each kind of error."""
-    found: dict[str, str] = {}
+    first: dict[str, str] = {}
     for request in requests:
         if request.failure is not None and request.detail:
-            found.setdefault(request.failure, request.detail)
-    return found
+            first.setdefault(request.failure, request.detail)
+    return first
 
 
 def _json(path: Path, run: Run, summary: Summary, pairs: Pairs | None, requests: Sequence[Measured]) -> Path:

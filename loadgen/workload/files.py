@@ -173,7 +173,7 @@ def _position(path: str, error: msgspec.DecodeError) -> str:
     try:
         json.loads(read(path))
     except json.JSONDecodeError as e:
-        return f"line {e.lineno}: is no JSON: {e.msg}"
+        return f"line {e.lineno}: is not JSON: {e.msg}"
     except UnicodeDecodeError as e:
         return f"is not UTF-8: {e}"
     return f"is not JSON: {error}"

@@ -26,14 +26,16 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         group.add_argument(
             "--base-url", type=values.url, metavar="URL", help="the server, such as http://gpu-1:8000"
         )
-        group.add_argument("--host", default="127.0.0.1", help="instead of --base-url (default %(default)s)")
+        group.add_argument(
+            "--host", default="127.0.0.1", help="the server's host, instead of --base-url (default %(default)s)"
+        )
         group.add_argument("--port", type=values.whole(1, 65535), default=8000, help="default %(default)s")
     group.add_argument(
         "--backend", choices=list(BACKENDS), default="openai-chat", help="which API (default %(default)s)"
     )
-    group.add_argument("--endpoint", metavar="PATH", help="the path, where it is not the API's usual one")
-    group.add_argument("--model", help="asked from /v1/models where not given")
-    group.add_argument("--api-key", metavar="KEY", help="default: the environment's OPENAI_API_KEY")
+    group.add_argument("--endpoint", metavar="PATH", help="the path, if it is not the API's default")
+    group.add_argument("--model", help="default: the first of /v1/models")
+    group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
     group.add_argument(
         "--header", type=values.header, action="append", default=[], metavar="NAME:VALUE", help="repeatable"
     )
@@ -43,41 +45,41 @@ def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
         type=values.number(0, 86400),
         default=0.0,
         metavar="S",
-        help="wait up to so long for /v1/models to answer before starting (default %(default)g: asked once)",
+        help="wait this long for /v1/models to respond before starting (default %(default)g: try once)",
     )
     group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
 
 
 def add_request(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what every request says")
+    group = parser.add_argument_group("fields of every request")
     group.add_argument(
-        "--no-stream", action="store_true", help="ask for one JSON body; TTFT is then the whole answer"
+        "--no-stream", action="store_true", help="request one JSON body instead of a stream; there is no TTFT then"
     )
-    group.add_argument("--max-tokens", type=values.whole(1), metavar="N", help="instead of the prompt's own limit")
+    group.add_argument("--max-tokens", type=values.whole(1), metavar="N", help="overrides the prompt's own limit")
     group.add_argument("--temperature", type=values.number(0), metavar="T")
     group.add_argument("--top-p", type=values.number(0, 1), metavar="P")
     group.add_argument("--top-k", type=values.whole(-1), metavar="K")
     group.add_argument(
         "--request-seed", type=values.whole(0), metavar="N", help="the `seed` field of each request"
     )
-    group.add_argument("--ignore-eos", action="store_true", help="vLLM: generate up to max_tokens whatever comes")
+    group.add_argument("--ignore-eos", action="store_true", help="vLLM: generate exactly max_tokens")
     group.add_argument(
         "--extra-body", type=values.json_object, default={}, metavar="JSON", help="merged into every request"
     )
     group.add_argument(
         "--continuous-usage",
         action="store_true",
-        help="ask for usage in every chunk, which tells several tokens in a chunk apart (vLLM)",
+        help="request usage in every chunk, which shows how many tokens a chunk has (vLLM)",
     )
 
 
 def add_times(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("time limits, in seconds; 0 is none")
+    group = parser.add_argument_group("time limits, in seconds; 0 is no limit")
     limits = {"connect": 10, "request": 600, "idle": 120}
-    says = {
+    texts = {
         "connect": "for a new connection",
-        "request": "for a whole request, its connection included",
-        "idle": "of silence, before the first token and between two",
+        "request": "for a whole request, including its connection",
+        "idle": "without data, before the first token and between tokens",
     }
     for name, default in limits.items():
         group.add_argument(
@@ -85,28 +87,30 @@ def add_times(parser: argparse.ArgumentParser) -> None:
             type=values.number(0),
             default=float(default),
             metavar="S",
-            help=f"{says[name]} (default {default})",
+            help=f"{texts[name]} (default {default})",
         )
     group.add_argument(
-        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after it"
+        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after this time"
     )
     group.add_argument(
         "--max-response-bytes",
         type=values.whole(1024),
         default=64 * MIB,
         metavar="N",
-        help="of one answer; a larger one is garbage (default 64 MiB)",
+        help="of one response; a larger one counts as garbage (default 64 MiB)",
     )
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Above these the run is invalid: exit code 3."""
+    """Limits on this program's error. Above them the run is invalid, exit code 3."""
     group = parser.add_argument_group(
         "the generator's own error",
-        "A figure is to bear a claim of 1 ms or 5 %: beyond that error the run is marked invalid, exit code 3.",
+        "Figures should be accurate to 1 ms or 5 %. With a larger error the run is marked invalid, exit code 3.",
     )
     number = values.number(0)
-    group.add_argument("--limit-error-ms", type=number, default=1.0, metavar="MS", help="default %(default)g")
+    group.add_argument(
+        "--limit-error-ms", type=number, default=1.0, metavar="MS", help="error in ms (default %(default)g)"
+    )
     group.add_argument(
         "--limit-late-ms", type=number, default=5.0, metavar="MS", help="p99 of lateness (default %(default)g)"
     )
@@ -115,7 +119,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=0.05,
         metavar="X",
-        help="or this share of the median TTFT (lateness) or ITL (lag), if more (default %(default)g)",
+        help="or this share of the median TTFT (for lateness) or ITL (for lag), if larger (default %(default)g)",
     )
     group.add_argument(
         "--limit-censored",
@@ -138,14 +142,16 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--clock",
         choices=("kernel", "user"),
         default="kernel",
-        help="whose clock stamps what comes: the kernel's (Linux), or this program's, to compare",
+        help="clock that stamps received data: the kernel's (Linux), or this program's for comparison",
     )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--label", default="", help="the run's name: in its folder and its reports")
-    group.add_argument("--result-dir", default="out", metavar="DIR", help="its folder is made here (default out)")
+    group.add_argument("--label", default="", help="the run's name, in its folder and reports")
+    group.add_argument(
+        "--result-dir", default="out", metavar="DIR", help="where the run's folder is created (default out)"
+    )
     group.add_argument(
         "--metadata",
         type=values.pair,
@@ -154,12 +160,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="kept in the results; repeatable",
     )
-    group.add_argument("--goodput", nargs="+", metavar="SLO", help="such as ttft:500 tpot:50 e2el:5000, in ms")
+    group.add_argument(
+        "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
+    )
     group.add_argument("--quiet", action="store_true", help="no live view")
 
 
 def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
-    """`--workers` is known here by name, so that it is refused with the reason."""
+    """Refuse `--workers` with the reason, instead of as an unknown flag."""
 
     class Refuse(argparse.Action):
         def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -211,7 +219,7 @@ def limits_of(args: argparse.Namespace) -> Limits:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """By `--endpoint`, where it is one of the API's paths; else by `--backend`."""
+    """By `--endpoint` if it is one of the API's paths, else by `--backend`."""
     for endpoint, path in PATHS.items():
         if args.endpoint and args.endpoint.rstrip("/").endswith(path.removeprefix("/v1")):
             return endpoint
@@ -234,15 +242,15 @@ def base_of(args: argparse.Namespace) -> str:
 
 
 def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
-    """What must not be in any file, log or error."""
-    found = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
-    found += [value for name, value in args.header if is_secret(name)]
-    found += [value.partition(" ")[2] for value in found]  # "Bearer KEY" is not to be found as KEY either
-    return [value for value in found if len(value) > 3]
+    """The secrets that must not be in any file, log or error."""
+    secrets = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
+    secrets += [value for name, value in args.header if is_secret(name)]
+    secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
+    return [value for value in secrets if len(value) > 3]
 
 
 def config_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Every flag as it was in force, secrets masked, numbers that JSON lacks as text."""
+    """Every flag as used, with secrets masked; infinity, which JSON lacks, as text."""
     config: dict[str, Any] = {}
     for name, value in sorted(vars(args).items()):
         if name == "api_key":

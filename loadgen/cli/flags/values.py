@@ -82,7 +82,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 def rates(text: str) -> list[float]:
     read = number(0, above=True)
-    found = [read(part) for part in text.split(",") if part.strip()]
-    if not found:
+    values = [read(part) for part in text.split(",") if part.strip()]
+    if not values:
         raise argparse.ArgumentTypeError("give rates in requests per second, such as 1,2,4,8")
-    return sorted(set(found))
+    return sorted(set(values))

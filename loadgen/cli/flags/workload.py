@@ -14,8 +14,8 @@ _FIELDS = frozenset(Options.__struct_fields__) - {"endpoint", "salt", "corpus_se
 
 
 def add_workload_flags(parser: argparse.ArgumentParser) -> None:
-    """An argument group, `--num-prompts` and `--seed` included. Defaults are those of `Options`."""
-    group = parser.add_argument_group("what is asked")
+    """Add the workload group, including `--num-prompts` and `--seed`. Defaults are those of `Options`."""
+    group = parser.add_argument_group("workload")
 
     def add(flag: str, kind: type[int] | type[float] | type[str], text: str, metavar: str = "N") -> None:
         default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
@@ -26,56 +26,58 @@ def add_workload_flags(parser: argparse.ArgumentParser) -> None:
         "--dataset-name",
         choices=DATASETS,
         default=None,
-        help="where prompts are from; trace is a workload of `corpus compose`, Mooncake JSONL or Azure CSV "
-        "(default corpus; prompt, where --prompt is given)",
+        help="source of prompts; trace: a workload of `corpus compose`, Mooncake JSONL or Azure CSV "
+        "(default corpus; prompt if --prompt is given)",
     )
-    add("--dataset-path", str, "the file, for custom, sharegpt and trace", "FILE")
-    add("--prompt", str, "one text for every request", "TEXT")
-    add("--num-prompts", int, "requests; of a file at most all (default 1000, or what the file holds)")
-    add("--seed", int, "of every choice")
+    add("--dataset-path", str, "file, for custom, sharegpt and trace", "FILE")
+    add("--prompt", str, "the same text for every request", "TEXT")
+    add("--num-prompts", int, "number of requests (default 1000, or all of a file)")
+    add("--seed", int, "seed of all random choices")
     add("--random-input-len", int, "tokens of a random prompt")
-    add("--random-output-len", int, "tokens of its answer")
-    add("--random-range-ratio", float, "both lengths are uniform within this share around them", "SHARE")
-    add("--random-prefix-len", int, "tokens before it that all share")
+    add("--random-output-len", int, "tokens of its response")
+    add("--random-range-ratio", float, "both lengths vary uniformly by up to this share", "SHARE")
+    add("--random-prefix-len", int, "tokens of a prefix that all prompts share")
     add("--prefix-repetition-prefix-len", int, "tokens of a shared prefix")
-    add("--prefix-repetition-suffix-len", int, "tokens of its own after it")
-    add("--prefix-repetition-num-prefixes", int, "prefixes")
-    add("--prefix-repetition-output-len", int, "tokens of the answer")
-    add("--sharegpt-output-len", int, "tokens of the answer (default: about the file's)")
-    add("--custom-output-len", int, "tokens of the answer; -1: each line's output_tokens")
-    add("--corpus-output-len", int, "most tokens of an answer (default: none, the engine ends)")
+    add("--prefix-repetition-suffix-len", int, "tokens of the distinct rest of each prompt")
+    add("--prefix-repetition-num-prefixes", int, "number of prefixes")
+    add("--prefix-repetition-output-len", int, "tokens of the response")
+    add("--sharegpt-output-len", int, "tokens of the response (default: about as in the file)")
+    add("--custom-output-len", int, "tokens of the response; -1: each line's output_tokens")
+    add("--corpus-output-len", int, "most tokens of a response (default: no limit)")
     group.add_argument(
         "--corpus-set",
         action="append",
         default=None,
         metavar="NAME[,NAME]",
-        help="sets of the corpus: see `python -m corpus list` (default: all of one kind but documents)",
+        help="sets of the corpus, see `python -m corpus list` (default: all of one kind except documents)",
     )
-    group.add_argument("--disable-shuffle", action="store_true", help="keep a file's order")
-    add("--trace-jitter", float, "spread due times so far (default: within the slot of a coarse clock)", "SECONDS")
-    add("--duplicates", float, "share of requests that repeat an earlier one, byte for byte", "SHARE")
-    add("--zipf", float, "exponent of the popularity of what is repeated", "S")
+    group.add_argument("--disable-shuffle", action="store_true", help="keep the file's order")
+    add("--trace-jitter", float, "spread due times by up to this (default: one slot of a coarse clock)", "SECONDS")
+    add("--duplicates", float, "share of requests that are byte-identical to an earlier one", "SHARE")
+    add("--zipf", float, "exponent of the repeated prompts' popularity", "S")
     group.add_argument(
         "--unique",
         action="store_true",
-        help="a nonce in front of every different prompt, so that no prefix cache helps; fresh for each run",
+        help="put a nonce in front of every distinct prompt, new for each run, so that no prefix cache helps",
     )
-    group.add_argument("--unique-salt", default=None, metavar="TEXT", help="of the nonces: to send the same again")
+    group.add_argument(
+        "--unique-salt", default=None, metavar="TEXT", help="seed of the nonces, to send the same prompts again"
+    )
 
 
 def workload_options(args: argparse.Namespace, endpoint: Endpoint) -> Options:
-    """Raises WorkloadError where flags contradict each other.
+    """The workload's options. Raises WorkloadError for flags that contradict each other.
 
-    Without --unique-salt the salt is a new one, written back into `args`: a run records its flags as in force.
+    Without --unique-salt a new salt is written back into `args`, so that the run records it.
     """
-    given = {name: getattr(args, name) for name in _FIELDS}
-    name: Dataset = given.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
+    values = {name: getattr(args, name) for name in _FIELDS}
+    name: Dataset = values.pop("dataset_name") or ("prompt" if args.prompt is not None else "corpus")
     if args.prompt is not None and name != "prompt":
-        raise WorkloadError(f"--prompt is for --dataset-name prompt, not {name}")
+        raise WorkloadError(f"--prompt applies to --dataset-name prompt, not {name}")
     sets = tuple(part.strip() for value in args.corpus_set or () for part in value.split(",") if part.strip())
     if args.unique_salt is None:
         args.unique_salt = secrets.token_hex(8)
-    return Options(**given, dataset_name=name, endpoint=endpoint, corpus_set=sets, salt=args.unique_salt)
+    return Options(**values, dataset_name=name, endpoint=endpoint, corpus_set=sets, salt=args.unique_salt)
 
 
 _DEFAULTS = Options()

@@ -28,11 +28,11 @@ LINE_EVERY: Final = 5.0  # seconds
 def line_of(snapshot: Snapshot) -> str:
     s = snapshot
     total = "" if s.total is None else f"/{s.total}"
-    asked = "" if s.asked_rate is None else f" of {s.asked_rate:g}"
+    requested = "" if s.requested_rate is None else f" of {s.requested_rate:g}"
     parts = [
         f"{max(s.seconds, 0):.0f} s",
         f"{s.done}{total} done",
-        f"{s.rate:.1f}{asked} req/s sent",
+        f"{s.rate:.1f}{requested} req/s sent",
         f"{s.under_way} in flight",
     ]
     if s.waiting:
@@ -52,7 +52,7 @@ def errors_of(snapshot: Snapshot) -> str:
 
 
 class Lines:
-    """A plain line every few seconds. 18 µs each."""
+    """Prints a line every few seconds; 18 µs each."""
 
     def __init__(self, out: IO[str], every: float = LINE_EVERY, now: Callable[[], float] = time.monotonic) -> None:
         self._out = out
@@ -67,9 +67,9 @@ class Lines:
 
 
 class Drawn:
-    """Hands snapshots to a process that draws them: drawing takes 3 ms (measured), and this loop would be late.
+    """Passes snapshots to a process that draws them: drawing takes 3 ms (measured), which would delay the loop.
 
-    A snapshot that the pipe has no room for is dropped.
+    If the pipe is full the snapshot is dropped.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Drawn:
 
     def __call__(self, snapshot: Snapshot) -> None:
         line = msgspec.json.encode(snapshot) + b"\n"
-        if len(line) > 4000:  # what a pipe takes as a whole or not at all
+        if len(line) > 4000:  # up to PIPE_BUF a pipe takes all or nothing
             line = msgspec.json.encode(msgspec.structs.replace(snapshot, ttft_ms=[])) + b"\n"
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self._fd, line)
@@ -99,7 +99,7 @@ class Drawn:
 
 @contextmanager
 def view(*, quiet: bool, out: IO[str] = sys.stderr) -> Iterator[View | None]:
-    """The view that fits: none, a table where `out` is a terminal, else lines."""
+    """No view, a table if `out` is a terminal, else lines."""
     if quiet:
         yield None
     elif out.isatty():
@@ -121,10 +121,10 @@ def table_of(snapshot: Snapshot) -> Table:
         table.add_row(s.stage or "run", ProgressBar(total=s.total, completed=s.done, width=40))
     count = f"{s.done}" + (f" of {s.total}" if s.total is not None else "")
     table.add_row("done", f"{count} in {max(s.seconds, 0):.1f} s, {s.under_way} in flight, {s.waiting} waiting")
-    asked = "" if s.asked_rate is None else f", {s.asked_rate:g} asked"
-    table.add_row("sent", f"{s.rate:.2f} req/s{asked}")
+    requested = "" if s.requested_rate is None else f", {s.requested_rate:g} requested"
+    table.add_row("sent", f"{s.rate:.2f} req/s{requested}")
     ttft = "–" if s.ttft_p50_ms is None else f"{s.ttft_p50_ms:.1f} ms"
-    table.add_row("TTFT p50", f"{ttft} (the last {len(s.ttft_ms)}, rough)")
+    table.add_row("TTFT p50", f"{ttft} (of the last {len(s.ttft_ms)}, approximate)")
     table.add_row("tokens", f"{s.tokens / s.seconds:.1f} tok/s" if s.seconds > 0 else "–")
     table.add_row("errors", f"[red]{errors_of(s)}[/]" if s.failed else "none")
     table.add_row("own lag p99", "–" if s.lag_ms is None else f"{s.lag_ms:.2f} ms")

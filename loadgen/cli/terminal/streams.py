@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO, cast
 
-SECONDS: Final = 2.0  # for one text to be taken
-PIECE: Final = 4096  # bytes that a pipe takes at once where it takes any (PIPE_BUF)
+SECONDS: Final = 2.0  # limit on the time to write one text
+PIECE: Final = 4096  # bytes that a writable pipe takes at once (PIPE_BUF)
 FAILED: Final = 1
-GONE: Final = os.strerror(errno.EPIPE)  # its reader has what it wanted: `| head`
+GONE: Final = os.strerror(errno.EPIPE)  # the reader has closed the pipe: `| head`
 
 
 class Stream(io.TextIOBase):
-    """In place of `sys.stdout` or `sys.stderr`. Nothing waits to be flushed as the interpreter ends."""
+    """Replaces `sys.stdout` or `sys.stderr`. Unbuffered, so that nothing is left to flush at exit."""
 
     def __init__(self, fd: int, seconds: float = SECONDS) -> None:
         self._fd = fd
         self._seconds = seconds
-        self.lost = ""  # why a text could not be written; nothing more is then tried
+        self.lost = ""  # why a write failed; later texts are dropped
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -45,7 +45,7 @@ class Stream(io.TextIOBase):
         return len(text)
 
     def _put(self, data: bytes) -> str:
-        """Write all of it. Why it could not be, if so."""
+        """Write all of it. Returns why it failed, or ""."""
         until = time.monotonic() + self._seconds
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
@@ -64,7 +64,7 @@ class Stream(io.TextIOBase):
 
 
 def hold() -> None:
-    """Open /dev/null where stdin, stdout or stderr is closed: the next socket would else get its number."""
+    """Open /dev/null if stdin, stdout or stderr is closed: otherwise the next socket would get its number."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -73,13 +73,13 @@ def hold() -> None:
 
 
 def run(main: Callable[[], int]) -> int:
-    """The exit code of `main`, or 1 where it ended well and what it wrote to stdout is lost."""
+    """The exit code of `main`, or 1 if it succeeded but its output to stdout was lost."""
     hold()
     out, err = Stream(1), Stream(2)
     sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
     try:
         code = main()
-    except SystemExit as e:  # argparse's: it has said why
+    except SystemExit as e:  # argparse has printed why
         if e.code is not None and not isinstance(e.code, int):
             raise
         code = e.code or 0

@@ -23,10 +23,10 @@ async def climbed(
     async def measure(rate: float) -> Step:
         tried.append(rate)
         wrong = [] if rate <= honest_up_to else ["too fast"]
-        return Step(asked=rate, requests_per_s=rate, events_per_s=0, cpu=0, ttft_ms={}, itl_ms={}, wrong=wrong)
+        return Step(requested=rate, requests_per_s=rate, events_per_s=0, cpu=0, ttft_ms={}, itl_ms={}, wrong=wrong)
 
     best, bounded = await climb(measure, start, limit, lambda step: None)
-    return (best.asked if best else None), bounded, tried
+    return (best.requested if best else None), bounded, tried
 
 
 async def test_the_highest_honest_rate_is_found_within_a_fifth() -> None:

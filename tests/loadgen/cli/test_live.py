@@ -24,7 +24,7 @@ SNAPSHOT = Snapshot(
     done=70,
     under_way=10,
     waiting=10,
-    asked_rate=8.0,
+    requested_rate=8.0,
     failed={"timeout": 2, "refused": 1},
     tokens=700,
     ttft_ms=[30.0, 10.0, 20.0],
@@ -96,7 +96,7 @@ def test_progress_counts_ends_failures_and_tokens_by_usage() -> None:
 
 def test_workers_snapshots_add_up() -> None:
     both = merged([SNAPSHOT, SNAPSHOT])
-    assert (both.done, both.total, both.sent, both.asked_rate) == (140, 200, 160, 8.0)
+    assert (both.done, both.total, both.sent, both.requested_rate) == (140, 200, 160, 8.0)
     assert both.failed == {"timeout": 4, "refused": 2}
     assert both.ttft_p50_ms == 20.0
     assert merged([SNAPSHOT]) is SNAPSHOT

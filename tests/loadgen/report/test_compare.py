@@ -41,13 +41,13 @@ def test_a_change_is_named_with_its_size_and_interval() -> None:
     assert line.shift.side == "higher"
     assert 10 < line.shift.interval.low < 15 < line.shift.interval.high < 20
     assert " ms higher (95 %: " in line.words
-    assert "not enough samples to say (A has" in words(found, "p99.9 TTFT")
+    assert "not enough samples (A has" in words(found, "p99.9 TTFT")
     assert next(effect for effect in found.effects if effect.name == "ttft").delta > 0.33
 
 
 def test_where_nothing_changed_no_difference_is_seen() -> None:
     found = compared(records(Load(requests=300)), records(Load(requests=300, seed=1)))
-    assert words(found, "p50 TTFT").startswith("p50 TTFT no difference seen (95 %: −")
+    assert words(found, "p50 TTFT").startswith("p50 TTFT no significant difference (95 %: −")
     assert found.warnings == []
 
 
@@ -66,7 +66,7 @@ def test_runs_that_are_not_alike_are_warned_of() -> None:
     found = compared(records(Load(requests=30)), records(Load(requests=30, shared=True)), a, b)
     told = "\n".join(found.warnings)
     settings = ("seed", "model", "machine cpu", "distinct_prompts", "temperature")
-    for what in ("B is INVALID: the loop lagged", "interrupted", *settings, "only one of them had shared answers"):
+    for what in ("B is INVALID: the loop lagged", "interrupted", *settings, "only one run had shared responses"):
         assert what in told
     assert "label" not in told
     assert "salt" not in told
@@ -136,7 +136,7 @@ def test_a_gate_fails_passes_and_refuses(write: Write, capsys: pytest.CaptureFix
     assert main_compare([a, b, "--fail-if", "p50_ttft_ms>+90%", "--fail-if", "p99.9_ttft_ms>+90%"]) == 1
     assert "cannot be judged" in capsys.readouterr().out
     assert main_compare([a, b, "--fail-if", "p50_tfft_ms>+90%"]) == 2
-    assert "no metric is called 'p50_tfft_ms'" in capsys.readouterr().err
+    assert "unknown metric 'p50_tfft_ms'" in capsys.readouterr().err
 
 
 def test_a_rules_latency_is_without_shared_answers(write: Write) -> None:

@@ -203,7 +203,7 @@ def test_what_the_first_bench_had_is_near_the_top(tmp_path: Path) -> None:
 def test_latency_is_told_of_what_was_generated_when_some_was_shared() -> None:
     run = run_of()
     found = report_md.render(view(run, summarise(run, records(Load(requests=200, shared=True)))))
-    assert "Latency in ms, answers generated for the request" in found
+    assert "Latency in ms, responses generated for the request" in found
     assert "of the answers were shared" in found
 
 
