@@ -78,7 +78,7 @@ def test_a_runs_duration_leaves_its_warm_up_out_and_missing_usage_is_said(monkey
     records = [record(-1, warmup=True, end_ns=10**12), record(0, due_ns=5, end_ns=105)]
     finish.judge(made, records, [WorkerError()], Limits(), open_loop=False)
     assert made.duration_ns == 100
-    assert made.warnings == ["1 answers came without usage: their tokens are not counted"]
+    assert made.warnings == ["1 responses had no usage: their tokens are not counted"]
 
 
 def test_a_run_that_was_ended_in_its_warm_up_is_not_called_valid(monkeypatch: pytest.MonkeyPatch) -> None:

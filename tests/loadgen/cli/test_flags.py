@@ -116,10 +116,10 @@ def test_a_host_of_ipv6_is_bracketed() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--ramp-up-strategy linear", "wants --ramp-up-start-rps"),
-        ("--ramp-up-start-rps 1", "want --ramp-up-strategy"),
-        ("--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --request-rate 3", "leave out"),
-        ("--shed", "wants an open loop"),
+        ("--ramp-up-strategy linear", "needs --ramp-up-start-rps"),
+        ("--ramp-up-start-rps 1", "need --ramp-up-strategy"),
+        ("--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --request-rate 3", "remove --request-rate"),
+        ("--shed", "needs an open loop"),
         ("--shed --request-rate 3", "and --max-concurrency"),
     ],
 )

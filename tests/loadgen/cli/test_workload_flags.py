@@ -57,7 +57,7 @@ def test_sets_may_be_repeated_or_joined_by_commas() -> None:
 
 def test_a_prompt_alone_is_a_dataset_and_contradicts_another() -> None:
     assert parsed("--prompt", "x").dataset_name == "prompt"
-    with pytest.raises(WorkloadError, match="--prompt is for --dataset-name prompt, not random"):
+    with pytest.raises(WorkloadError, match="--prompt applies to --dataset-name prompt, not random"):
         parsed("--prompt", "x", "--dataset-name", "random")
 
 

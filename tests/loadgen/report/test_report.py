@@ -204,7 +204,7 @@ def test_latency_is_told_of_what_was_generated_when_some_was_shared() -> None:
     run = run_of()
     found = report_md.render(view(run, summarise(run, records(Load(requests=200, shared=True)))))
     assert "Latency in ms, responses generated for the request" in found
-    assert "of the answers were shared" in found
+    assert "of the responses were shared" in found
 
 
 @pytest.mark.usefixtures("tables_only")
