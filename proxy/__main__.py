@@ -99,7 +99,7 @@ async def serve(settings: Settings, log: Log, faults: Faults) -> None:
 
 def settle_collector() -> None:
     """What lives as long as the process is not looked through again. Requests leave no circles behind
-    (`tests/test_garbage.py`), so the collector has hardly anything to do after this."""
+    (`tests/system/test_garbage.py`), so the collector has hardly anything to do after this."""
     gc.collect()
     gc.freeze()
 

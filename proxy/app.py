@@ -12,8 +12,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from proxy.access import Trusted, Urgency, caller_at, gate_for, revocation, scope_of
-from proxy.access.denylist import feeder_for
+from proxy.access import (
+    PriorityPolicy,
+    TrustedProxies,
+    access_policy_for,
+    caller_for_address,
+    revocation,
+    scope_of,
+)
+from proxy.access.denylist import ingest_for
 from proxy.access.ratelimit import Admission, admission_for
 from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
 from proxy.errors import place_of, words_of
@@ -23,23 +30,23 @@ from proxy.flights import (
     FlightGroup,
     Keyer,
     Kind,
-    Limits,
     Memory,
     Scheduler,
     Shapes,
+    StreamLimits,
     Watchdog,
     hash_of_cpu,
     memory_for,
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
-from proxy.flights.queue import Batcher, Tickets, callers_of, twin_of
+from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
 from proxy.redis import Cache
-from proxy.resources import OnRedis, Prepared, Reload, Reloads, paths_of, prepare
+from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
 from proxy.server import (
-    Door,
     Flush,
     Gateway,
     LargeRequests,
+    Listener,
     Page,
     Sources,
     Times,
@@ -151,35 +158,35 @@ async def running(
         fleet.on_news(shapes.wake)
         group = FlightGroup(memory, shapes.waits)
         audit = Audit(log, metrics)
-        gate = gate_for(settings, prepared.rules, metrics, log, audit)
-        urgency = Urgency(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
+        access_policy = access_policy_for(settings, prepared.rules, metrics, log, audit)
+        priority_policy = PriorityPolicy(PRIORITIES.index(settings.top_priority), prepared.rules.identity.address)
         large = LargeRequests(
             settings,
             prepared.rules,
-            gate,
+            access_policy,
             log,
-            scope=scope_of(gate),
-            owner=lambda call: urgency.owner(call.caller, call.request),
+            scope=scope_of(access_policy),
+            owner=lambda call: priority_policy.owner(call.caller, call.request),
         )
         stack.push_async_callback(large.close)
-        tickets = Tickets(backends.pool_of, settings.rate_limit_assumed_tokens)
-        batcher: Batcher[Flight] = Batcher(
+        ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
+        request_queue: RequestQueue[Flight] = RequestQueue(
             limit=settings.queue_limit,
             max_batch=settings.max_batch,
             window=settings.batch_window_ms / 1000,
             patience=settings.queue_patience,
             timeout=settings.queue_timeout or math.inf,
-            ticket=tickets,
+            ticket=ticket_factory,
             twin=twin_of,
             callers=callers_of,
         )
         scheduler = Scheduler(
             group=group,
-            batcher=batcher,
-            learn=tickets.landed,
+            request_queue=request_queue,
+            learn=ticket_factory.landed,
             backends=backends,
             cache=cache,
-            limits=Limits(
+            limits=StreamLimits(
                 first_token=settings.first_token_timeout,
                 token=settings.token_timeout,
                 total=settings.total_timeout,
@@ -192,7 +199,7 @@ async def running(
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
             on_fault=containment,
-            feeder=feeder_for(settings, prepared.rules, metrics, log, large.denied),
+            ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
             lost=pulse.lost,
             passed=shapes.passed,
         )
@@ -204,7 +211,7 @@ async def running(
             metrics,
             log,
             stack,
-            identify=lambda request: caller_at(prepared.rules.identity.address(request)),
+            identify=lambda request: caller_for_address(prepared.rules.identity.address(request)),
             keyed=prepared.rules.identity.ring is not None,
         )
         keyer = Keyer(hash_of_cpu())
@@ -232,8 +239,8 @@ async def running(
             log=log,
             affinity=affinity(settings.routing),
             admit=admission,
-            gate=gate,
-            urgency=urgency,
+            access_policy=access_policy,
+            priority_policy=priority_policy,
             embedder=embedder,
             tracing=tracing,
             fault=containment,
@@ -244,14 +251,16 @@ async def running(
             unfolded=shapes.unfolded,
         )
         await first_look(backends)
-        reload = Reload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+        reload = (
+            EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
+        )
         expiries = _certificates(prepared, metrics, log)
         files = _files(
-            Reloads(
+            FileReloads(
                 settings=settings,
                 live=prepared,
                 fleet=fleet,
-                gate=gate,
+                access_policy=access_policy,
                 large=large,
                 certificates=expiries,
                 redis=_on_redis(cache, admission),
@@ -271,8 +280,10 @@ async def running(
             tasks.append(("the probes of engines' answers", shapes.run))
         if reload is not None:
             tasks.append(("the change of engines", reload.run))
-        if gate is not None:
-            tasks.append(("the watch on keys that expire", partial(each, revocation.EVERY, gate.keyed.look)))
+        if access_policy is not None:
+            tasks.append(
+                ("the watch on keys that expire", partial(each, revocation.EVERY, access_policy.keyed.look))
+            )
         watch(settings, backends, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
@@ -284,13 +295,13 @@ async def running(
         )
         if room.warning:
             log.event("warning", "settings", detail=room.warning)
-        door = Door(
+        listener = Listener(
             gateway.handle,
             max_connections=room.clients,
             max_header=settings.max_header_bytes,
             max_headers=settings.max_headers,
             max_head=settings.max_head_bytes,
-            proxies=Trusted(settings.trusted_proxies) if settings.proxy_protocol else None,
+            proxies=TrustedProxies(settings.trusted_proxies) if settings.proxy_protocol else None,
             times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
             on_refused=metrics.connection_refused,
             on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
@@ -298,13 +309,13 @@ async def running(
         stack.callback(metrics.watch_loop(loop))
         operators = await listen_for_operators(gateway, settings, prepared.tls, log, stack)
         Flush(gateway, group, cache, audit, lambda call: prepared.rules.identity.address(call.request))
-        host, port = await listen(door, gateway, close, settings, prepared.tls, log, stack, room)
+        host, port = await listen(listener, gateway, close, settings, prepared.tls, log, stack, room)
         if settings.page:
             sources = Sources(
                 settings=settings,
                 metrics=metrics,
                 group=group,
-                queue=batcher,
+                queue=request_queue,
                 backends=backends,
                 cache=cache,
                 redis=redis_words,
@@ -312,9 +323,9 @@ async def running(
                 clock=loop.time,
             )
             stack.callback(
-                Page(gateway, sources, gate, log, audit, prepared.rules.identity.address).close
+                Page(gateway, sources, access_policy, log, audit, prepared.rules.identity.address).close
             )  # before the drain
-        state_gauges(metrics, group, batcher, door, log, cache)
+        state_gauges(metrics, group, request_queue, listener, log, cache)
         yield App(
             host,
             port,
@@ -397,7 +408,7 @@ def _on_redis(cache: Cache | None, admission: Admission | None) -> list[OnRedis]
     return [*([cache] if cache is not None else []), *([shared] if shared is not None else [])]
 
 
-def _files(reloads: Reloads, contents: Contents, audit: Audit) -> FileWatch:
+def _files(reloads: FileReloads, contents: Contents, audit: Audit) -> FileWatch:
     watched = reloads.watched()
     for file in watched:
         audit.watches(file.name)

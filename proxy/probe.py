@@ -17,6 +17,7 @@ from proxy.errors import SettingsError
 from proxy.telemetry import run
 
 SECONDS: Final = 3.0  # for each of connecting and answering
+MOST_BYTES: Final = 4096  # of an answer that are shown
 PATHS: Final = ("health", "ready")
 USAGE: Final = "python -m proxy.probe [health|ready] [the gateway's flags]"
 EVERY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on, not listening
@@ -52,7 +53,7 @@ def ask(settings: Settings, path: str) -> tuple[bool, str]:
     try:
         link.request("GET", f"/{path}")
         answer = link.getresponse()
-        body = answer.read(4096).decode("utf-8", "replace").strip()
+        body = answer.read(MOST_BYTES).decode("utf-8", "replace").strip()
     except (OSError, http.client.HTTPException) as e:
         return False, f"no answer: {str(e) or type(e).__name__}"
     finally:

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
 
-from proxy.access import AccessRules, Gate, Identity, Trusted, read_keys
+from proxy.access import AccessPolicy, AccessRules, Authenticator, TrustedProxies, read_keys
 from proxy.access.denylist import read_deny_list
 from proxy.config import Settings, Take, Watched, conflicts, read_file, secret, warn_if_open
 from proxy.errors import SettingsError
-from proxy.redis import Address, address, files_of
+from proxy.redis import RedisAddress, address, files_of
 from proxy.server import LargeRequests, ServerTls, server_context, source_of
 from proxy.telemetry import Certificates, Log, expiry_of, packages
 from proxy.upstream import Fleet
@@ -39,7 +39,7 @@ class Prepared:
 def prepare(settings: Settings) -> Prepared:
     """Read all of it. Raises SettingsError that names every problem."""
     problems = conflicts(settings)
-    made = Prepared(AccessRules(Identity(None, Trusted(settings.trusted_proxies), source_of)))
+    made = Prepared(AccessRules(Authenticator(None, TrustedProxies(settings.trusted_proxies), source_of)))
 
     def attempt(step: Callable[[], object]) -> None:
         try:
@@ -122,7 +122,7 @@ def read_backend_key(path: str, warnings: list[str] | None = None) -> str:
 # -- read again while it runs ---------------------------------------------------------------------------
 
 
-class Reload:
+class EngineReload:
     """The settings that hold now, and those of the file that may change them."""
 
     def __init__(
@@ -170,15 +170,15 @@ class Reload:
         while True:
             await self._taken.wait()
             self._taken.clear()
-            urls, self._new = self._new, None
-            if urls is not None:
-                await self._apply(urls)
+            urls = self._new
+            assert urls is not None  # it is set before the event is
+            await self._apply(urls)
 
 
 class OnRedis(Protocol):
     """What has connections to Redis."""
 
-    def renew(self, where: Address) -> None: ...
+    def renew(self, where: RedisAddress) -> None: ...
 
 
 def paths_of(settings: Settings) -> list[str]:
@@ -198,17 +198,17 @@ def paths_of(settings: Settings) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reloads:
+class FileReloads:
     """What each file's content goes into."""
 
     settings: Settings
     live: Prepared
     fleet: Fleet
-    gate: Gate | None
+    access_policy: AccessPolicy | None
     large: LargeRequests
     certificates: Certificates
     redis: Sequence[OnRedis]
-    reload: Reload | None
+    reload: EngineReload | None
     hide: Callable[[list[str]], None]
     """Told of secrets, which the log is to show no more."""
 
@@ -235,8 +235,8 @@ class Reloads:
 
         def take() -> str:
             self.live.rules.identity.renew(ring)
-            if self.gate is not None:
-                self.gate.keyed.end()
+            if self.access_policy is not None:
+                self.access_policy.keyed.end()
             return changed
 
         return take

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import settings
 
-from tests.engine import Engine
-from tests.leaks import check_groups, check_tasks, recorded_groups
+from tests.kit.engine import Engine
+from tests.kit.leaks import check_groups, check_tasks, recorded_groups
 
 # HYPOTHESIS_PROFILE=deep is the nightly look; `fast` keeps the pure tests under seconds.
 settings.register_profile("fast", deadline=None, max_examples=60)

@@ -1,7 +1,6 @@
 """Owns the comparison of three readings of a request: aiohttp's parser, the gateway's own, and httptools'.
 Must not know sockets: seeded mutations of a corpus in, counts and disagreements out.
-Called by tests/test_differential.py, and as `python -m tests.differential --count 1000000`, which exits 1 where
-two readings of what the gateway accepts differ."""
+`python -m tests.differential --count 1000000` exits 1 where two readings of what the gateway accepts differ."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from proxy.errors import GatewayError
-from proxy.server.handlers.relay import forwardable
+from proxy.server.handlers.relay import end_to_end_headers
 from proxy.server.listener.head import read_head
 from proxy.upstream.http.pool import Pool
 from proxy.wire.http.target import Target
@@ -118,7 +117,8 @@ class Httptools:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.offered = True  # it takes the rest for the other protocol's; what follows: tests/test_door.py
+            # It takes the rest for the other protocol's; test_listener.py has what follows.
+            self.offered = True
         except httptools.HttpParserError as e:
             self.error = e
 
@@ -228,7 +228,7 @@ class Differential:
         same("path of aiohttp", unquote_to_bytes(path).decode(), message.url.path)
         same("query of aiohttp", query, message.url.raw_query_string.encode())
         if whole:
-            headers = forwardable(message.raw_headers)
+            headers = end_to_end_headers(message.raw_headers)
             engine = Httptools(self.pool.request(message.method, target.text, headers, body) + b"GET")
             sent, asked = engine.path_and_query()
             same("method sent", other.method, engine.method)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.engine_wire import GOLDEN as FOLDER
-from tests.engine_wire import golden_request, golden_response
+from tests.kit.engine_wire import GOLDEN as FOLDER
+from tests.kit.engine_wire import golden_request, golden_response
 
 __all__ = ("FOLDER", "Recording", "load", "names")
 

@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chrome import Chrome
-from tests.engine import Engine
-from tests.engine_scripts import paced_script
-from tests.running import gateway
+from tests.kit.chrome import Chrome
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import paced_script
+from tests.kit.running import gateway
 
 TEXT = (
     "A river asks nobody how many cups are dipped into it. The snow that feeds it melts once, high up, and runs "

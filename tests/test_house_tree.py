@@ -20,7 +20,7 @@ UNTESTED_BY_NAME = {
     "children.py": "test_process.py, and every test with a Redis of the gateway's own",
     "site.py": "test_client_tls.py, test_unix_socket.py",
     "traced.py": "a protocol: test_tracing.py",
-    "app.py": "every test through tests/running.py runs it",
+    "app.py": "every test through tests/kit/running.py runs it",
     "config_values.py": "test_config_load.py has every value through its sources",
     "embed_handler.py": "test_embed.py",
     "embed_item.py": "test_embedder.py",

@@ -19,10 +19,10 @@ import pytest
 from proxy.config.settings import options
 from proxy.errors import Code
 from proxy.telemetry.log import RequestRecord
-from tests.client import get, post_json
-from tests.engine import Engine
-from tests.engine_scripts import echo_script
-from tests.running import HELLO, gateway, until
+from tests.kit.client import get, post_json
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import echo_script
+from tests.kit.running import HELLO, gateway, until
 
 FROZEN = Path(__file__).with_name("public_names.txt")
 ROOT = Path(__file__).parent.parent

@@ -1,20 +1,17 @@
-"""The README says what the code does: its tables are made from the code, its commands are the ones that exist."""
+"""The tables of settings and of errors in the documents are those of the code.
+`python -m tests.test_readme` writes them."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from proxy.config.settings import settings_table
 from proxy.errors import Code
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def between(name: str) -> str:
-    found = re.search(rf"<!-- {name}:[^\n]*-->\n(.*?)<!-- /{name} -->", README.read_text("utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1].strip()
+DOCS = Path(__file__).parent.parent / "ops" / "docs"
 
 
 def errors_table() -> str:
@@ -23,9 +20,30 @@ def errors_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_table_of_settings_is_the_code_s() -> None:
-    assert between("settings") == settings_table().strip()
+TABLES = {"settings": settings_table, "errors": errors_table}
+PAGES = {"settings": DOCS / "settings.md", "errors": DOCS / "api.md"}
 
 
-def test_the_table_of_errors_is_the_code_s() -> None:
-    assert between("errors") == errors_table()
+def with_table(page: str, name: str) -> str:
+    """The page with the table as the code has it, between its two comments."""
+    place = re.compile(rf"(<!-- {name}:[^\n]*-->\n).*?(\n*<!-- /{name} -->)", re.DOTALL)
+    assert len(place.findall(page)) == 1, f"no place for the table of {name}"
+    return place.sub(lambda found: found[1] + TABLES[name]().strip() + found[2], page)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_the_code_s(name: str) -> None:
+    page = PAGES[name].read_text("utf-8")
+    assert page == with_table(page, name)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_row_that_is_not_the_code_s_is_found(name: str) -> None:
+    page = PAGES[name].read_text("utf-8")
+    without = page.replace(TABLES[name]().splitlines()[-1], "| other |", 1)
+    assert without != page == with_table(without, name)
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        page.write_text(with_table(page.read_text("utf-8"), name), "utf-8")

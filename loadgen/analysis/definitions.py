@@ -27,7 +27,7 @@ MS: Final = 1e6
 Definitions = Literal["loadgen", "vllm"]
 VLLM: Final = GENERATED | {Kind.ROLE, Kind.FINISH}
 """What vLLM 0.32 counts as a chunk: anything with `choices`, so the bare role and the bare finish_reason too.
-(An empty delta as well, which `Kind` does not tell from a comment: those are left out.)"""
+(An empty delta as well, which `BatchKey` does not tell from a comment: those are left out.)"""
 
 FRESH: Final = frozenset({None, "miss", "merged", "bypass"})
 """Values of `x-gateway-cache` for responses that an engine generated for the request; the others were shared."""

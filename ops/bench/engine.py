@@ -96,11 +96,11 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     counts: dict[str, int]
-    pacer: Pacer
+    adaptive_limit: Pacer
 
-    def __init__(self, counts: dict[str, int], pacer: Pacer) -> None:
+    def __init__(self, counts: dict[str, int], adaptive_limit: Pacer) -> None:
         self.counts = counts
-        self.pacer = pacer
+        self.adaptive_limit = adaptive_limit
         self.transport: asyncio.Transport
         self._new()
 
@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         if spec.itl_us:
             exchange = Exchange(self, spec)
             if exchange.step():
-                self.pacer.add(exchange, time.monotonic() + exchange.gap)
+                self.adaptive_limit.add(exchange, time.monotonic() + exchange.gap)
             return
         for event in events(spec):
             self.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
@@ -166,8 +166,8 @@ async def serve(port: int) -> None:
     """Answer until the process is ended."""
     loop = asyncio.get_running_loop()
     counts = {"generations": 0, "connections": 0}
-    pacer = Pacer(loop)
-    server = await loop.create_server(lambda: Connection(counts, pacer), "127.0.0.1", port, backlog=2048)
+    adaptive_limit = Pacer(loop)
+    server = await loop.create_server(lambda: Connection(counts, adaptive_limit), "127.0.0.1", port, backlog=2048)
     async with server:
         await server.serve_forever()
 

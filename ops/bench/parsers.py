@@ -25,7 +25,7 @@ from aiohttp.http_parser import HttpResponseParser
 
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.pool import Pool
-from proxy.upstream.http.response import Answer
+from proxy.upstream.http.response import ResponseParser
 
 HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ndate: Sun, 22 Nov 2026 22:33:55 GMT\r\nserver: uvicorn\r\n"
@@ -78,13 +78,13 @@ class Before:
 
 
 def answer(to: Kept) -> Feed:
-    ours = Answer(to, bodiless=False)
+    ours = ResponseParser(to, bodiless=False)
     ours.feed(HEAD)
     return ours.feed
 
 
 def one_answer() -> None:
-    ours = Answer(Kept(), bodiless=False)
+    ours = ResponseParser(Kept(), bodiless=False)
     ours.feed(HEAD)
     ours.close()
 

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 
 from proxy.embedded.redis import EmbeddedRedis
 from proxy.redis.cache import Cache, Stored
-from proxy.redis.client import Link, address
+from proxy.redis.client import RedisClient, address
 from proxy.wire.sse import chunk
 
 BATCHES = (1, 8, 64)
@@ -129,10 +129,10 @@ async def lookups(url: str, rounds: int) -> None:
 
 async def behind_a_store(url: str, times: int = 200) -> None:
     where = address(url)
-    one, two = Link(where, connect_timeout=SECONDS), Link(where, connect_timeout=SECONDS)
+    one, two = RedisClient(where, connect_timeout=SECONDS), RedisClient(where, connect_timeout=SECONDS)
     value = b"x" * (1 << 20)
 
-    async def once(store: Link | None) -> float:
+    async def once(store: RedisClient | None) -> float:
         stored = store.call(b"SET", b"big", value, timeout=SECONDS) if store is not None else None
         began = time.perf_counter()
         await one.call(b"GET", b"small", timeout=SECONDS)

@@ -56,7 +56,7 @@ HEAD: Final = Row(
             "short",
             "stat",
             4,
-            "ops/TROUBLESHOOTING.md has a section for each.",
+            "ops/docs/troubleshooting.md has a section for each.",
             red=1,
         ),
     ),

@@ -1,6 +1,6 @@
 """Owns the drill's engine: vLLM's streaming API with a mood that a fault changes while it runs.
 Must not know the gateway or Prometheus.
-Called by the drill's stage. It is an actor: for what an engine may do at byte level see tests/engine.py."""
+Called by the drill's stage. It is an actor: for what an engine may do at byte level see tests/kit/engine.py."""
 
 from __future__ import annotations
 

@@ -85,9 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         session = Session.open(OUT / f"{_name(given)}.jsonl")
         if not session.drawn:
-            table = (ROOT / "proxy" / "README.md").read_text()
             drawn_from = {name: sources[name] for name in given.module or sources}
-            session.draw(mutants.sample(drawn_from, table, given.seed, given.sample))
+            session.draw(mutants.sample(drawn_from, given.seed, given.sample))
         tried = session.mutants(sources)
     if not given.report:
         _try(tried, session, reasons, given)

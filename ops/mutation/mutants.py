@@ -50,13 +50,10 @@ def modules(root: Path) -> dict[str, str]:
     return {f"proxy/{name}": file.read_text() for name, file in named.items() if not name.startswith(LEFT_OUT)}
 
 
-def room_of(module: str, table: str) -> str:
-    """A module's folder; where modules lie flat, their layer in the table of proxy/README.md."""
-    name = module.removeprefix("proxy/")
-    if "/" in name:
-        return name.partition("/")[0]
-    row = re.search(rf"^\| *(\d+) *\|[^|]*`{re.escape(name)}`", table, re.MULTILINE)
-    return f"layer {row[1]}" if row else "no layer"
+def room_of(module: str) -> str:
+    """A module's folder in `proxy/`; `top` for one that lies in none."""
+    room, folder, _ = module.removeprefix("proxy/").partition("/")
+    return room if folder else "top"
 
 
 # One module's mutants
@@ -157,13 +154,13 @@ def of(module: str, source: str, changed: str) -> Mutant | None:
 # The sample
 
 
-def sample(sources: Mapping[str, str], table: str, seed: int, size: int) -> list[Mutant]:
+def sample(sources: Mapping[str, str], seed: int, size: int) -> list[Mutant]:
     """`size` mutants. Each room has a part in proportion to its lines that can be mutated, and one at least; each
     line drawn has one mutant, of a family drawn first."""
     rooms: dict[str, dict[tuple[str, int], list[Place]]] = defaultdict(lambda: defaultdict(list))
     for module, source in sources.items():
         for place in places(module, source):
-            rooms[room_of(module, table)][module, place.row].append(place)
+            rooms[room_of(module)][module, place.row].append(place)
     names = sorted(rooms)
     counts = _parts([len(rooms[name]) for name in names], size)
     chance = random.Random(seed)  # noqa: S311 - a draw that can be repeated, not a secret

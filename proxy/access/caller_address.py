@@ -16,7 +16,7 @@ Identify = Callable[[web.BaseRequest], Caller]
 
 
 @lru_cache(maxsize=4096)
-def caller_at(address: str) -> Caller:
+def caller_for_address(address: str) -> Caller:
     """One caller for an IPv4 address and for an IPv6 network of 64 bits: a host has the whole of one, and would
     else have as many limits as it likes. `local` for a Unix socket."""
     try:

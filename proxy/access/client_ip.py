@@ -17,7 +17,7 @@ MAX_HOPS: Final = 32
 Address = IPv4Address | IPv6Address
 
 
-class Trusted:
+class TrustedProxies:
     """The proxies whose X-Forwarded-For is believed: addresses, networks, or `unix`."""
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
@@ -39,7 +39,7 @@ class Trusted:
         return address in self and (address is not None or peer == UNIX)
 
 
-def client_address(peer: str, forwarded: Sequence[str], trusted: Trusted) -> str:
+def client_address(peer: str, forwarded: Sequence[str], trusted: TrustedProxies) -> str:
     """The nearest address that is not a trusted proxy's: X-Forwarded-For is read from its right end, where the
     nearest proxy wrote, and only as far as those who wrote it are trusted. What cannot be read ends the walk."""
     known = _parse(peer)

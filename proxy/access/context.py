@@ -11,10 +11,10 @@ from aiohttp import web
 
 from proxy.access.caller import Caller
 from proxy.errors import GatewayError
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 if TYPE_CHECKING:  # the limiter reads a context too
-    from proxy.access.ratelimit.limiter import Hold
+    from proxy.access.ratelimit.limiter import Reservation
 
 
 class AccessContext(Protocol):
@@ -33,7 +33,7 @@ class AccessContext(Protocol):
     def model(self) -> str | None: ...
 
     @property
-    def ask(self) -> Ask | None: ...
+    def ask(self) -> ApiRequest | None: ...
 
     @property
     def cost(self) -> tuple[int, int] | None:
@@ -44,13 +44,17 @@ class AccessContext(Protocol):
         """None: no key was asked for."""
 
     @property
-    def hold(self) -> Hold | None:
+    def hold(self) -> Reservation | None:
         """What it has of the limits."""
+
+    @property
+    def ending(self) -> GatewayError | None:
+        """Why it is cut short."""
 
     def identified(self, caller: Caller) -> None:
         """It is from this caller."""
 
-    def reserves(self, hold: Hold | None) -> None:
+    def reserves(self, hold: Reservation | None) -> None:
         """It has this of the limits until it is closed."""
 
     def when_closed(self, forget: Callable[[], None]) -> None:

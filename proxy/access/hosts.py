@@ -12,6 +12,7 @@ from proxy.errors import Code, GatewayError
 
 ANY: Final = "*"
 NONE: Final = ""  # a request of HTTP/1.0 without one; a browser always sends one
+SHOWN: Final = 128  # characters of a refused host that its error tells
 KEPT: Final = 256  # hosts that are remembered as allowed
 
 
@@ -36,7 +37,7 @@ class Hosts:
         if not (self.open or host in self._names or is_loopback(host) or host.endswith(self._below)):
             raise GatewayError(
                 Code.HOST_NOT_ALLOWED,
-                f"This gateway is not known as {host[:128]!r}. Ask for it by the address that it listens on, or "
+                f"This gateway is not known as {host[:SHOWN]!r}. Ask for it by the address that it listens on, or "
                 "add this host to the gateway's allowed_hosts.",
             )
         if len(self.known) >= KEPT:

@@ -12,19 +12,19 @@ from aiohttp import web
 
 from proxy.access.api_keys import KeyRing
 from proxy.access.caller import Caller
-from proxy.access.client_ip import UNIX, Trusted, client_address
+from proxy.access.client_ip import UNIX, TrustedProxies, client_address
 from proxy.errors import Code, GatewayError
 
 MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
 
 
-class Identity:
+class Authenticator:
     """Knows callers. `ring` is another when the keys file is read again; None: no keys are asked for."""
 
     def __init__(
         self,
         ring: KeyRing | None,
-        trusted: Trusted,
+        trusted: TrustedProxies,
         source: Callable[[web.BaseRequest], str] = lambda request: "",
         clock: Callable[[], float] = time.time,
     ) -> None:

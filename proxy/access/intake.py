@@ -9,17 +9,17 @@ from typing import Final, Literal
 import msgspec
 
 from proxy.access.denylist.rules import DenyList
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
-from proxy.flights import Keyer, Share, estimate, passing, sharing_of
+from proxy.flights import Keyer, Share, estimate, estimate_raw, sharing_of
 from proxy.upstream import affinity
 from proxy.wire import (
     NO_TEXT_FIELDS,
     PROMPT_FIELD,
-    Ask,
+    ApiRequest,
     Endpoint,
     Large,
-    Passed,
+    RawBody,
     decode,
     everything,
     joined,
@@ -55,7 +55,7 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     share: Share
     routing: str
     assumed: int  # tokens of an answer that may be of any length
-    sizes: Sizes
+    sizes: RequestLimits
     deny: str | None = None  # the deny list's text
 
 
@@ -133,9 +133,9 @@ class Found(msgspec.Struct):
     delays: list[float] = []  # of many readers
     fault: str = ""  # of ours, for the log
 
-    def ask(self, endpoint: Endpoint, body: bytes) -> Ask:
+    def ask(self, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """The request as it goes on."""
-        return Ask(
+        return ApiRequest(
             endpoint,
             self.model,
             self.stream,
@@ -168,7 +168,7 @@ def work(body: bytes, weight: float | None) -> float:
     return found
 
 
-def denied_in(deny: DenyList, ask: Ask) -> int | None:
+def denied_in(deny: DenyList, ask: ApiRequest) -> int | None:
     """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
     members = read(ask.body)
     refuse_template(members)
@@ -178,7 +178,7 @@ def denied_in(deny: DenyList, ask: Ask) -> int | None:
     return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS), joined(given))
 
 
-def denied_in_passed(deny: DenyList, path: str, passed: Passed) -> int | None:
+def denied_in_passed(deny: DenyList, path: str, passed: RawBody) -> int | None:
     """The same of a body that passes through."""
     return _find(deny, [passed.prompt()], passed.texts(path), joined(passed.value))
 
@@ -238,7 +238,7 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
     try:
         passed = read_passed(Media(job.kind, job.boundary), body)
         found.model = passed.model and passed.model[:MODEL_CHARS]
-        found.cost = passing(job.path, passed, terms.assumed)
+        found.cost = estimate_raw(job.path, passed, terms.assumed)
         if terms.sizes:
             passed = terms.sizes.admit_raw(job.path, passed)
         if deny is not None:

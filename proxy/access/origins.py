@@ -11,6 +11,7 @@ from proxy.errors import Code, GatewayError
 
 _OWN: Final = ("same-origin", "none")  # `none`: an address that a person typed or a bookmark
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+_SHOWN: Final = 200  # characters of a refused origin that its error tells
 _READS: Final = ("GET", "HEAD")
 
 
@@ -40,7 +41,7 @@ class Origins:
             return
         raise GatewayError(
             Code.ORIGIN_NOT_ALLOWED,
-            f"A web page of another origin{f' ({origin[:200]!r})' if origin else ''} sent this, and no key is "
+            f"A web page of another origin{f' ({origin[:_SHOWN]!r})' if origin else ''} sent this, and no key is "
             "asked for here. Without keys only the gateway's own page may send requests from a browser.",
         )
 

@@ -12,13 +12,13 @@ from proxy.access.caller import Caller
 from proxy.access.context import AccessContext
 from proxy.access.identity import tenant
 from proxy.access.intake import Found, denied_in, denied_in_passed
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.access.revocation import KeyedCalls
 from proxy.access.rules import AccessRules
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.telemetry import Audit, Log, Metrics, Refusal
-from proxy.wire import Ask, Passed, generates
+from proxy.wire import ApiRequest, RawBody, generates
 from proxy.wire.http import unread
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
@@ -27,11 +27,17 @@ OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
 """What operators alone see and do, where there are keys."""
 
 
-class Gate:
+class AccessPolicy:
     """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
 
     def __init__(
-        self, settings: Settings, rules: AccessRules, sizes: Sizes, metrics: Metrics, log: Log, audit: Audit
+        self,
+        settings: Settings,
+        rules: AccessRules,
+        sizes: RequestLimits,
+        metrics: Metrics,
+        log: Log,
+        audit: Audit,
     ) -> None:
         self._rules = rules
         self._sizes = sizes
@@ -66,7 +72,7 @@ class Gate:
             raise not_found(request.path)
         self.keyed.add(call)
 
-    def admit(self, call: AccessContext, ask: Ask) -> Ask:
+    def admit(self, call: AccessContext, ask: ApiRequest) -> ApiRequest:
         """The request as it may go on. Raises GatewayError 400, 404 or 413."""
         if call.caller is not None and not _may_use(call.caller, call.model):
             raise _no_model(call.model)
@@ -79,7 +85,7 @@ class Gate:
                 raise self._denied(call, line)
         return ask
 
-    def admit_raw(self, call: AccessContext, passed: Passed) -> Passed:
+    def admit_raw(self, call: AccessContext, passed: RawBody) -> RawBody:
         """The same for what is passed through: its model, its strings, its numbers."""
         self._admit_path(call)
         path, deny = call.request.path, self._rules.deny
@@ -163,8 +169,8 @@ def _no_model(model: str | None) -> GatewayError:
     )
 
 
-def sizes_of(settings: Settings) -> Sizes:
-    return Sizes(
+def sizes_of(settings: Settings) -> RequestLimits:
+    return RequestLimits(
         max_tokens=settings.max_tokens_cap,
         action=settings.max_tokens_action,
         messages=settings.max_messages,
@@ -174,12 +180,14 @@ def sizes_of(settings: Settings) -> Sizes:
     )
 
 
-def scope_of(gate: Gate | None) -> Callable[[AccessContext], bytes]:
+def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
     """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
-    return gate.scope if gate is not None else lambda call: tenant(call.request)
+    return access_policy.scope if access_policy is not None else lambda call: tenant(call.request)
 
 
-def gate_for(settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, audit: Audit) -> Gate | None:
+def access_policy_for(
+    settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, audit: Audit
+) -> AccessPolicy | None:
     """None where there is nothing to ask: a request then pays nothing."""
     sizes = sizes_of(settings)
     wanted = (
@@ -188,7 +196,7 @@ def gate_for(settings: Settings, rules: AccessRules, metrics: Metrics, log: Log,
         or settings.share_scope == "global"
         or settings.forward_authorization
     )
-    return Gate(settings, rules, sizes, metrics, log, audit) if wanted or sizes else None
+    return AccessPolicy(settings, rules, sizes, metrics, log, audit) if wanted or sizes else None
 
 
 def returns_no_text(path: str) -> bool:

@@ -20,7 +20,7 @@ MAX_TIMEOUT: Final = 86_400.0  # seconds
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
-class Urgency:
+class PriorityPolicy:
     """Reads what requests say of it. `top`: the highest class for callers without a key of ours."""
 
     def __init__(self, top: int, address: Callable[[web.BaseRequest], str]) -> None:
@@ -56,7 +56,7 @@ class Urgency:
         return caller.tenant if caller is not None else partial(self._address, request)
 
 
-def timeout_of(given: str | None) -> float:
+def parse_request_timeout(given: str | None) -> float:
     """Seconds that the client gives its request (`x-request-timeout`), from when it came; inf where it does not
     say. Raises GatewayError 400."""
     if given is None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.wire import Ask, Passed, generates, prompt_of, with_fields
+from proxy.wire import ApiRequest, RawBody, generates, prompt_of, with_fields
 from proxy.wire.http import unread
 
 _TOKEN_FIELDS: Final = ("max_tokens", "max_completion_tokens", "n_predict")
@@ -39,7 +39,7 @@ _ITEMS: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class RequestLimits:
     """The limits; 0 is none."""
 
     max_tokens: int = 0
@@ -52,7 +52,7 @@ class Sizes:
     def __bool__(self) -> bool:
         return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
 
-    def admit(self, ask: Ask) -> Ask:
+    def admit(self, ask: ApiRequest) -> ApiRequest:
         """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
         fields = ask.fields
         self._count("n", fields, self.n)
@@ -74,7 +74,7 @@ class Sizes:
                 return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
         return ask
 
-    def admit_raw(self, path: str, passed: Passed) -> Passed:
+    def admit_raw(self, path: str, passed: RawBody) -> RawBody:
         """The same for a body that is passed through. Raises GatewayError 400, 413 or 415."""
         if passed.kind == "none":
             return passed
@@ -100,7 +100,7 @@ class Sizes:
         names = _RAW_TOKENS.get(path.rstrip("/"), ())
         return passed.with_numbers(self._capped(fields, _ALL_TOKENS, names))
 
-    def _numbers_of(self, passed: Passed) -> dict[str, Any]:
+    def _numbers_of(self, passed: RawBody) -> dict[str, Any]:
         if passed.form is None:
             return passed.members
         given = ((name, passed.form.text(name)) for name in (*_ALL_TOKENS, "n", "best_of"))

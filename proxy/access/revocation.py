@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Final
 
 from proxy.access.context import AccessContext
-from proxy.access.identity import Identity
+from proxy.access.identity import Authenticator
 from proxy.errors import GatewayError
 from proxy.telemetry import Audit
 
@@ -26,7 +26,11 @@ class KeyedCalls:
     """Requests under way whose caller showed a key."""
 
     def __init__(
-        self, identity: Identity, audit: Audit, operating: frozenset[str], clock: Callable[[], float] = time.time
+        self,
+        identity: Authenticator,
+        audit: Audit,
+        operating: frozenset[str],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`operating`: the endpoints for which the key has to be an operator's."""
         self._identity = identity
@@ -58,7 +62,7 @@ class KeyedCalls:
         idle = not self._ending
         for call in self._calls:
             caller = call.caller
-            if caller is None or call in self._ending:
+            if caller is None or call in self._ending or call.ending is not None:
                 continue
             error = identity.ended(caller, operating=call.endpoint in self._operating)
             if error is not None:

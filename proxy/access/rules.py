@@ -5,7 +5,7 @@ Called by the access policy and the answers' filter, which look at them as they 
 from __future__ import annotations
 
 from proxy.access.denylist.rules import DenyList
-from proxy.access.identity import Identity
+from proxy.access.identity import Authenticator
 
 
 class AccessRules:
@@ -13,7 +13,7 @@ class AccessRules:
 
     __slots__ = ("deny", "identity")
 
-    def __init__(self, identity: Identity, deny: DenyList | None = None) -> None:
+    def __init__(self, identity: Authenticator, deny: DenyList | None = None) -> None:
         self.identity = identity
         self.deny = deny
 

@@ -3,7 +3,7 @@
 from proxy.config.conflicts import conflicts
 from proxy.config.file_watch import Contents, FileWatch, Take, Watched
 from proxy.config.files import read_file, warn_if_open
-from proxy.config.load import exposed, load
+from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, mask_url, secrets_in, shown_path, shown_url
 from proxy.config.settings import VERSION, Settings, options
 from proxy.config.values import secret

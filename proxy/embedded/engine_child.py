@@ -9,6 +9,8 @@ import sys
 
 SLOTS = 8  # generations at a time
 CONTEXT = 2048  # tokens each
+PROMPTS_MIB = 256  # of earlier prompts that are kept; 8 GiB by default
+ERRORS = 1  # the least verbose level of its log
 
 
 def main() -> None:
@@ -25,8 +27,8 @@ def main() -> None:
     params.embedding = True  # with pooling, one server answers chat, completions and embeddings
     params.pooling_type = llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.n_batch = params.n_ubatch = CONTEXT  # an embedded text goes through in one piece: 512 by default
-    params.cache_ram_mib = 256  # of earlier prompts; 8 GiB by default
-    params.verbosity = 1  # errors
+    params.cache_ram_mib = PROMPTS_MIB
+    params.verbosity = ERRORS
     params.ui = params.fit_params = params.warmup = False
     # Waiting threads sleep: spinning ones starve each other, and the gateway, where cores are few.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0

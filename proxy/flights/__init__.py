@@ -1,10 +1,10 @@
 """TODO"""
 
-from proxy.flights.cost import NO_COST, Cost, estimate, passing, reached, spent
-from proxy.flights.exchange import MakeFeeder
+from proxy.flights.cost import NO_COST, Cost, actual_cost, estimate, estimate_raw, was_dispatched
+from proxy.flights.exchange import MakeIngest
 from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
+from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.key import Keyer, hash_of_cpu, model_tag
 from proxy.flights.memory import Held, Memory, available, refused
 from proxy.flights.memory_watch import memory_for
@@ -23,14 +23,13 @@ __all__ = [
     "REQUEST_ID",
     "SLICE_BYTES",
     "Cost",
-    "Feeder",
     "Flight",
     "FlightGroup",
     "Held",
+    "Ingest",
     "Keyer",
     "Kind",
-    "Limits",
-    "MakeFeeder",
+    "MakeIngest",
     "Memory",
     "Mode",
     "OnHead",
@@ -40,19 +39,20 @@ __all__ = [
     "Shapes",
     "Share",
     "Sharing",
+    "StreamLimits",
     "Subscriber",
-    "Watch",
+    "Timeouts",
     "Watchdog",
+    "actual_cost",
     "available",
     "estimate",
+    "estimate_raw",
     "hash_of_cpu",
     "headers_in_common",
     "memory_for",
     "model_tag",
     "new_id",
-    "passing",
-    "reached",
     "refused",
     "sharing_of",
-    "spent",
+    "was_dispatched",
 ]

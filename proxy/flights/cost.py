@@ -12,7 +12,7 @@ import msgspec
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
-from proxy.wire import BYTES_A_TOKEN, Ask, Passed, generates, integer
+from proxy.wire import BYTES_A_TOKEN, ApiRequest, RawBody, generates, integer
 
 MEDIA_TOKENS: Final = 1024
 """For an image or a sound in a message: its bytes say nothing about its tokens."""
@@ -76,7 +76,7 @@ _MEDIA: Final = frozenset(
 _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
 
 
-def estimate(ask: Ask, assumed: int) -> Cost:
+def estimate(ask: ApiRequest, assumed: int) -> Cost:
     """A guess. The prompt by its bytes, or by its ids where it comes as such; the completion by what the request
     allows, at most `assumed` tokens a choice, and `assumed` where it allows any number."""
     if ask.large is not None:
@@ -98,7 +98,7 @@ def estimate(ask: Ask, assumed: int) -> Cost:
     return Cost(prompt, min(allowed, assumed) * min(choices, MAX_CHOICES))
 
 
-def passing(path: str, passed: Passed, assumed: int) -> Cost:
+def estimate_raw(path: str, passed: RawBody, assumed: int) -> Cost:
     """The same of a body that passes through: the prompt by its size, files of a form as media; the completion by
     what it allows, on every path that may generate."""
     if passed.kind == "none":
@@ -117,7 +117,7 @@ def passing(path: str, passed: Passed, assumed: int) -> Cost:
     return Cost(prompt, allowed * min(choices, MAX_CHOICES))
 
 
-def spent(flight: Flight, cost: Cost) -> int:
+def actual_cost(flight: Flight, cost: Cost) -> int:
     """What an answer did cost. By the engine's usage; without one by what was seen: the prompt where the engine
     had begun, and a token an event. An answer that failed before its first token cost nothing."""
     if flight.usage is not None:
@@ -128,12 +128,12 @@ def spent(flight: Flight, cost: Cost) -> int:
         return cost.prompt + flight.content_events
     if flight.phase is Phase.LANDED:
         return cost.prompt + cost.completion  # one body, or one that passes through, that does not say
-    if flight.phase is Phase.CANCELLED and reached(flight):
+    if flight.phase is Phase.CANCELLED and was_dispatched(flight):
         return cost.prompt
     return 0
 
 
-def reached(flight: Flight) -> bool:
+def was_dispatched(flight: Flight) -> bool:
     """Whether an engine was given the request. One that still waited for a place or for a connection, or that no
     engine would take, cost nobody anything."""
     return (flight.before if flight.ended else flight.phase) in (Phase.PREFILL, Phase.STREAMING)

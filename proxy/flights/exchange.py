@@ -16,7 +16,7 @@ from typing import Any, Final
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, OnHead, Watch
+from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
@@ -48,49 +48,69 @@ ID_WITHIN: Final = 1024  # bytes of a body's beginning in which its id is looked
 GONE_SECONDS: Final = 5.0
 """How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
 
-MakeFeeder = Callable[
-    [Flight, Limits, Watch, Callable[[GatewayError | None], None], OnHead | None, Callable[[], None] | None],
-    Feeder,
+MakeIngest = Callable[
+    [
+        Flight,
+        StreamLimits,
+        Timeouts,
+        Callable[[GatewayError | None], None],
+        OnHead | None,
+        Callable[[], None] | None,
+    ],
+    Ingest,
 ]
 
 
 @dataclass(slots=True, kw_only=True)
-class Road:
+class ExchangeContext:
     """What every journey needs."""
 
     backends: Backends
-    limits: Limits
-    watch: Watch
+    limits: StreamLimits
+    watch: Timeouts
     metrics: Metrics
     own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
-    arrived: Callable[[Journey, GatewayError | None], None]
+    arrived: Callable[[Exchange, GatewayError | None], None]
     """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
     later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; what it gives can be cancelled
     fault: Fault  # is told of an error of ours
     retry: RetryRules
     budget: Budget
-    requeue: Callable[[Journey], bool] = lambda journey: False
+    requeue: Callable[[Exchange], bool] = lambda exchange: False
     """Takes a journey that has no engine for its next attempt back to the head of the queue, which calls `resume`;
     False: there is no queue any more."""
     jitter: Callable[[], float] = random.random
-    feeder: MakeFeeder = Feeder
+    ingest: MakeIngest = Ingest
 
 
-class Journey:
+class Exchange:
     """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
 
     __slots__ = (
-        "_begin", "_connecting", "_connection", "_error", "_gone", "_judged", "_left", "_over", "_reused", "_road",
-        "_tried", "_waiting", "feeder", "flight", "lease",
+        "_begin",
+        "_connecting",
+        "_connection",
+        "_context",
+        "_error",
+        "_gone",
+        "_judged",
+        "_left",
+        "_over",
+        "_reused",
+        "_tried",
+        "_waiting",
+        "flight",
+        "ingest",
+        "lease",
     )  # fmt: skip
 
-    def __init__(self, flight: Flight, lease: Lease, road: Road) -> None:
+    def __init__(self, flight: Flight, lease: Lease, exchange_context: ExchangeContext) -> None:
         self.flight = flight
         self.lease = lease
-        self.feeder: Feeder | None = None
-        self._road = road
+        self.ingest: Ingest | None = None
+        self._context = exchange_context
         self._tried: set[Backend] = set()
-        self._left = road.retry.retries
+        self._left = exchange_context.retry.retries
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: Any = None  # the timer of a retry
@@ -106,7 +126,7 @@ class Journey:
 
     def begin(self) -> None:
         self.flight.times.dispatched = self.flight.clock()
-        self._road.budget.deposit()
+        self._context.budget.deposit()
         self._depart()
 
     def cancel(self) -> None:
@@ -119,19 +139,19 @@ class Journey:
             self._waiting.cancel()
         self._part(content=False)
         self._over = True
-        pacer, flight = self.lease.backend.pacer, self.flight
-        if pacer is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
+        adaptive_limit, flight = self.lease.backend.adaptive_limit, self.flight
+        if adaptive_limit is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
             sent = flight.times.dispatched
             if sent is not None and flight.times.first is None:
-                pacer.left(sent, flight.clock())  # its first token never came
+                adaptive_limit.left(sent, flight.clock())  # its first token never came
 
     def resume(self) -> bool:
         """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
         wait any longer."""
-        road, plan = self._road, self.flight.plan
+        exchange_context, plan = self._context, self.flight.plan
         try:
-            lease = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
-            lease = lease or road.backends.acquire(plan.model, affinity=plan.affinity)
+            lease = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+            lease = lease or exchange_context.backends.acquire(plan.model, affinity=plan.affinity)
         except GatewayError as none:
             self._arrive(self._error or none)
             return True
@@ -147,7 +167,7 @@ class Journey:
         if self._over or self._gone is not None or self._connection is None or self._move():
             return
         now = self.flight.clock()
-        self._gone = self._road.later(GONE_SECONDS, self._look_again(now))
+        self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
 
     def engine_silent(self) -> None:
         """Its engine answers no looks. Untouched, it moves to one that runs; else it has the time that it has."""
@@ -160,16 +180,16 @@ class Journey:
     def _still_gone(self, since: float) -> None:
         """Has anything come in this time?"""
         self._gone = None
-        feeder, backend = self.feeder, self.lease.backend
-        if self._over or feeder is None or self._connection is None or backend.up or self._move():
+        ingest, backend = self.ingest, self.lease.backend
+        if self._over or ingest is None or self._connection is None or backend.up or self._move():
             return
         now = self.flight.clock()
-        if feeder.last > since or feeder.held:
-            self._gone = self._road.later(GONE_SECONDS, self._look_again(now))
+        if ingest.last > since or ingest.held:
+            self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
             return
         code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
         why = f"The engine is gone ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
-        self._road.metrics.upstream_error(backend.name, code.code)
+        self._context.metrics.upstream_error(backend.name, code.code)
         self._part(content=False)
         self._arrive(GatewayError(code, why))
 
@@ -180,7 +200,7 @@ class Journey:
     def _elsewhere(self) -> bool:
         """Whether an engine that was not tried runs, full or not."""
         here, tried = self.lease.backend, self._tried
-        engines = self._road.backends.candidates(self.flight.plan.model)
+        engines = self._context.backends.candidates(self.flight.plan.model)
         return any(b.up is not False and b is not here and b not in tried for b in engines)
 
     # -- one attempt ------------------------------------------------------------------------------
@@ -194,7 +214,7 @@ class Journey:
         if self.flight.trace is not None:
             self.flight.trace.attempt(backend.name)
         self._judged = None
-        self._road.metrics.upstream_request(backend.name)
+        self._context.metrics.upstream_request(backend.name)
         plan = self.flight.plan
         # What must not be sent twice does not go where it could meet a connection that is being closed.
         self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
@@ -214,7 +234,7 @@ class Journey:
             self._send(backend, connection, reused=True)
         else:
             self._connecting = task = asyncio.ensure_future(self._connect(backend))
-            self._road.own(task)
+            self._context.own(task)
             task.add_done_callback(self._connected)
 
     async def _connect(self, backend: Backend) -> None:
@@ -234,21 +254,23 @@ class Journey:
             self._broke("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, plan, road = self.flight, self.flight.plan, self._road
+        flight, plan, exchange_context = self.flight, self.flight.plan, self._context
         try:
             flight.enter(Phase.PREFILL)
             body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
             headers = plan.headers if flight.trace is None else flight.trace.headers(plan.headers)
             request = backend.pool.request(plan.method, plan.path, headers, body)
             self._reused = reused
-            first = self._first if self.lease.probe or backend.pacer is not None else None
-            self.feeder = road.feeder(flight, road.limits, road.watch, self._fed, self._head, first)
+            first = self._first if self.lease.probe or backend.adaptive_limit is not None else None
+            self.ingest = exchange_context.ingest(
+                flight, exchange_context.limits, exchange_context.watch, self._fed, self._head, first
+            )
             flight.throttle = self._throttle
             if backend.echoes is not False and plan.mode is not Mode.RAW:
                 self._begin = b""
-                self.feeder.vet = self._vet
+                self.ingest.vet = self._vet
             self._connection = connection
-            connection.send(request, self.feeder)
+            connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
             self._arrive(e)
@@ -269,7 +291,7 @@ class Journey:
     def _refused(self, status: int, headers: list[tuple[str, str]]) -> bool:
         if status in _BAD_STATUSES:
             self._bad(f"it answered {status}")
-            self._road.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
+            self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
         if status not in STATUSES:
             return False
         self._error = None  # should no engine be free after a wait, that is what is said
@@ -282,10 +304,10 @@ class Journey:
         found = _ID.search(begin, 0, ID_WITHIN)
         if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
             return False  # it is still to come
-        feeder, backend = self.feeder, self.lease.backend
+        ingest, backend = self.ingest, self.lease.backend
         self._begin = b""
-        if feeder is not None:
-            feeder.vet = None
+        if ingest is not None:
+            ingest.vet = None
         if found is None:
             return False
         if b"-" + self.flight.plan.request_id.encode() in found[1]:
@@ -295,7 +317,7 @@ class Journey:
         elif backend.echoes:
             self._part(content=False)
             self.flight.rewind()
-            self._road.metrics.retry(STALE)
+            self._context.metrics.retry(STALE)
             self._attempt(backend, fresh=True)
             return True
         return False
@@ -303,17 +325,17 @@ class Journey:
     def _first(self) -> None:
         """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end
         of a stream what its beginning said would be old."""
-        pacer, sent = self.lease.backend.pacer, self.flight.times.dispatched
-        if pacer is not None and sent is not None:
-            pacer.answered(sent, self.flight.clock())
+        adaptive_limit, sent = self.lease.backend.adaptive_limit, self.flight.times.dispatched
+        if adaptive_limit is not None and sent is not None:
+            adaptive_limit.answered(sent, self.flight.clock())
         if self.lease.probe:
             self._good()
 
     def _fed(self, error: GatewayError | None) -> None:
         """The exchange is over."""
         try:
-            connection, feeder = self._connection, self.feeder
-            self._part(content=error is None and not (feeder is not None and feeder.surplus))
+            connection, ingest = self._connection, self.ingest
+            self._part(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
                 self._good()
                 self._arrive(None)
@@ -333,7 +355,7 @@ class Journey:
         if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
             if self._reused and connection is not None and not connection.received:
                 # A kept connection that had died: not the engine's failure. Once, and then on a new one.
-                self._road.metrics.retry(STALE)
+                self._context.metrics.retry(STALE)
                 self._attempt(self.lease.backend, fresh=True)
                 return
             cause = RESET
@@ -350,25 +372,25 @@ class Journey:
     def _good(self) -> None:
         if self._judged is None:
             self._judged = True
-            self._road.backends.seen_good(self.lease)
+            self._context.backends.seen_good(self.lease)
 
     def _bad(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
             owner = self.flight.plan.owner
-            self._road.backends.seen_bad(self.lease, why, owner() if callable(owner) else owner)
+            self._context.backends.seen_bad(self.lease, why, owner() if callable(owner) else owner)
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
         if error.code is Code.LOCAL_RESOURCES:
             self._arrive(error)  # ours: it says nothing of any engine, and another one would meet it too
             return
-        backend, road = self.lease.backend, self._road
-        road.metrics.upstream_error(backend.name, error.code.code)
+        backend, exchange_context = self.lease.backend, self._context
+        exchange_context.metrics.upstream_error(backend.name, error.code.code)
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):
             self._bad(error.message)
         if cause is CONNECT:
-            road.backends.seen_down(backend, error.message)
+            exchange_context.backends.seen_down(backend, error.message)
         self._error = error
         if cause is None or not self._again(cause):
             self._arrive(error)
@@ -376,30 +398,30 @@ class Journey:
     @property
     def _answered(self) -> bool:
         """The engine's answer was whole as far as HTTP goes: what is wrong in it is wrong for this request."""
-        return self.feeder is not None and self.feeder.answered
+        return self.ingest is not None and self.ingest.answered
 
     def _again(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
         """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
         `content`: what is left of this answer may be read to its end, to keep the connection."""
-        road, flight, plan = self._road, self.flight, self.flight.plan
-        if self._left <= 0 or cause not in road.retry.on or not flight.untouched:
+        exchange_context, flight, plan = self._context, self.flight, self.flight.plan
+        if self._left <= 0 or cause not in exchange_context.retry.on or not flight.untouched:
             return False
         if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
             return False
         self._tried.add(self.lease.backend)
-        other = road.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+        other = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
         try:
             pause = None
             if other is None:
-                pause = road.retry.wait(flight.attempts, road.jitter(), after)
+                pause = exchange_context.retry.wait(flight.attempts, exchange_context.jitter(), after)
                 if pause is None:
                     return False
             moves = cause in GONE and (other is not None or self._elsewhere())
-            if not moves and not road.budget.withdraw():
-                road.metrics.retry_denied()
+            if not moves and not exchange_context.budget.withdraw():
+                exchange_context.metrics.retry_denied()
                 return False
             self._left -= 1
-            road.metrics.retry(cause)
+            exchange_context.metrics.retry(cause)
             if flight.trace is not None:
                 flight.trace.retried(cause)
             self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
@@ -409,7 +431,9 @@ class Journey:
                 self.lease, other = other, None
                 self._depart()
             else:
-                self._waiting = road.later(pause or 0.0, partial(self._safely, "another attempt", self._resume))
+                self._waiting = exchange_context.later(
+                    pause or 0.0, partial(self._safely, "another attempt", self._resume)
+                )
             return True
         finally:
             if other is not None:
@@ -418,7 +442,7 @@ class Journey:
     def _resume(self) -> None:
         """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._road.requeue(self):
+        if not self.resume() and not self._context.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
             self._arrive(self._error or none)
 
@@ -431,36 +455,36 @@ class Journey:
 
     def _broke(self, where: str, error: BaseException) -> None:
         """An error of ours: its connection is closed, its readers get a 500, its place goes back."""
-        self._road.fault(where, error)
+        self._context.fault(where, error)
         if self._over:
             return
         connection = self._connection
         steps: list[Callable[[], object]] = [partial(self._part, content=False)]
-        contained(self._road.fault, where, *steps, *([connection.abort] if connection is not None else ()))
+        contained(self._context.fault, where, *steps, *([connection.abort] if connection is not None else ()))
         self._arrive(internal())
 
     def _part(self, *, content: bool) -> None:
         """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
-        feeder, connection = self.feeder, self._connection
+        ingest, connection = self.ingest, self._connection
         self.flight.throttle = None
         if self._gone is not None:
             self._gone.cancel()
             self._gone = None
         self._connection = None
-        if feeder is not None and connection is not None:
-            feeder.close()  # without effect where it has ended itself
-            connection.release(feeder, content=content)
+        if ingest is not None and connection is not None:
+            ingest.close()  # without effect where it has ended itself
+            connection.release(ingest, content=content)
 
     def _arrive(self, error: GatewayError | None) -> None:
         self._over = True
         try:
-            self._road.arrived(self, error)
+            self._context.arrived(self, error)
         except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
-            self._road.fault("the end of a journey", e)
-            self._road.arrived(self, error or internal())
+            self._context.fault("the end of a journey", e)
+            self._context.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:
         """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""
-        if self.feeder is not None and self._connection is not None:
-            self.feeder.hold(hold)
-            self._connection.throttle(self.feeder, hold)
+        if self.ingest is not None and self._connection is not None:
+            self.ingest.hold(hold)
+            self._connection.throttle(self.ingest, hold)

@@ -16,7 +16,7 @@ from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Head, Items, Mode, Plan, Times
 from proxy.telemetry import FlightTrace, internal, raised
-from proxy.wire import LAST_CHUNK, SIZES, PlainView, Usage, chunk, encode, unchunks
+from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
 from proxy.wire.fold import Shape
 
 SLICE: Final = 512
@@ -96,7 +96,7 @@ class Flight:
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
         self.plain: list[bytes] = [] if plan.usage_added else self.log
-        self._view = PlainView() if plan.usage_added else None
+        self._view = UsageStripper() if plan.usage_added else None
         self._joined = _NOTHING_JOINED
 
     def __repr__(self) -> str:

@@ -19,8 +19,8 @@ from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
 from proxy.wire import (
     FINISH,
     Framer,
+    FrameTemplate,
     Lack,
-    Twins,
     asked_of,
     has_content,
     is_comment,
@@ -49,7 +49,7 @@ PUT_OFF: Final = 0.02
 OnHead = Callable[[int, list[tuple[str, str]]], bool]
 
 
-class Limits(msgspec.Struct, frozen=True):
+class StreamLimits(msgspec.Struct, frozen=True):
     """What an answer may take. Seconds and bytes; 0 seconds is no limit."""
 
     first_token: float = 300.0
@@ -63,7 +63,7 @@ def _nobody(error: GatewayError | None) -> None:
     """Who is told of an exchange that is over."""
 
 
-class Watch:
+class Timeouts:
     """The clocks of all exchanges by one timer: nothing is done about time for each token or each request.
 
     A pause of our own process is not an engine's silence: after one the sockets are read before any clock is
@@ -71,7 +71,7 @@ class Watch:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: StreamLimits,
         loop: asyncio.AbstractEventLoop,
         on_fault: Fault = raised,
         lost: Callable[[float], float] = lambda since: 0.0,
@@ -83,20 +83,20 @@ class Watch:
         self._loop = loop
         self._on_fault = on_fault
         self.lost = lost
-        self._watched: set[Feeder] = set()
+        self._watched: set[Ingest] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._put_off = False  # the judgement that is due next, once already
 
     def __len__(self) -> int:
         return len(self._watched)
 
-    def add(self, feeder: Feeder) -> None:
-        self._watched.add(feeder)
+    def add(self, ingest: Ingest) -> None:
+        self._watched.add(ingest)
         if self._timer is None and self._every is not None:
             self._timer = self._loop.call_later(self._every, self._tick)
 
-    def drop(self, feeder: Feeder) -> None:
-        self._watched.discard(feeder)
+    def drop(self, ingest: Ingest) -> None:
+        self._watched.discard(ingest)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -111,16 +111,16 @@ class Watch:
             self._timer = self._loop.call_later(PUT_OFF, self._tick)
             return
         self._put_off = False
-        for feeder in tuple(self._watched):
+        for ingest in tuple(self._watched):
             try:
-                feeder.look()
+                ingest.look()
             except Exception as e:  # noqa: BLE001 - one exchange's fault must not stop the others' clocks
                 self._on_fault("the clock of an exchange", e)
         if self._watched and self._every is not None:
             self._timer = self._loop.call_later(self._every, self._tick)
 
 
-class Feeder:
+class Ingest:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
@@ -132,8 +132,8 @@ class Feeder:
     def __init__(
         self,
         flight: Flight,
-        limits: Limits,
-        watch: Watch,
+        limits: StreamLimits,
+        watch: Timeouts,
         on_done: Callable[[GatewayError | None], None],
         on_head: OnHead | None = None,
         on_first: Callable[[], None] | None = None,
@@ -157,7 +157,7 @@ class Feeder:
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until it asks for more
         self._watch = watch
         self._framer = Framer(limits.frame)
-        self._twins = Twins()
+        self._twins = FrameTemplate()
         plan = flight.plan
         self._asked = plan.parts  # choices or vectors; 0: nobody knows how many
         if plan.ask is not None and not self._asked:
@@ -193,7 +193,7 @@ class Feeder:
                 kind = value
             elif name not in _OF_ANY_READER if chosen else name in dropped:
                 continue
-            if engine is not None and (name in PLACES or engine.named(value) is not None):
+            if engine is not None and (name in PLACES or engine.named(value)):
                 known = told(name, value, engine)
                 if known is None:
                     continue

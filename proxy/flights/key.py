@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.errors import Code, GatewayError
 from proxy.redis import TAG_BYTES
-from proxy.wire import Ask, stream_extras
+from proxy.wire import ApiRequest, stream_extras
 
 SCHEMA: Final = "5"
 """Raised whenever the canonical form or what is stored changes: old entries are then never found."""
@@ -80,7 +80,7 @@ class Keyer:
     def __init__(self, new_hash: NewHash = hashlib.sha256) -> None:
         self._new = new_hash
 
-    def key(self, ask: Ask, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
+    def key(self, ask: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
         """The model's tag and a hash, 36 bytes. With `fold` the key is common to streaming and not; without, each
         mode has its own. `headers`: those that go up and on which an engine acts.
 
@@ -128,7 +128,7 @@ class Keyer:
         return result
 
     def items(
-        self, ask: Ask, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
+        self, ask: ApiRequest, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
     ) -> tuple[bytes, list[bytes]]:
         """Of a request for embeddings: what it shares with all that may be one array, and the key of each item.
 
@@ -141,7 +141,7 @@ class Keyer:
         return common, [tag + new(start + item).digest() for item in items]
 
 
-def ordinary(ask: Ask, name: str) -> bool:
+def ordinary(ask: ApiRequest, name: str) -> bool:
     """Whether a field that is not keyed is as every engine takes it. What is not is keyed all the same: an engine
     may refuse it, and the first one's body goes up, so its refusal is for those alone who sent the same."""
     raw = bytes(ask.fields[name])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 
 class Mode(Enum):
@@ -59,7 +59,7 @@ class Plan:
     mode: Mode
     request_id: str  # by which the engine knows it; a client's own only where nobody else sees the answer
     headers: Sequence[tuple[str, str]] = ()
-    ask: Ask | None = None
+    ask: ApiRequest | None = None
     model: str | None = None
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # do not look in the store, but write to it

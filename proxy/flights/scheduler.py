@@ -12,17 +12,17 @@ from typing import Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights import stored as kept
-from proxy.flights.exchange import Journey, MakeFeeder, Road
+from proxy.flights.exchange import Exchange, ExchangeContext, MakeIngest
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Feeder, Limits, Watch
-from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import NOT_DONE, Merger
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode
 from proxy.flights.queue.metrics import QueueMetrics
-from proxy.flights.queue.request_queue import Batcher
-from proxy.flights.queue.timers import Alarms
+from proxy.flights.queue.request_queue import RequestQueue
+from proxy.flights.queue.timers import Timers
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
 from proxy.telemetry import Fault, Metrics, contained, internal, raised
@@ -43,33 +43,33 @@ class Scheduler:
         self,
         *,
         group: FlightGroup,
-        batcher: Batcher[Flight],
+        request_queue: RequestQueue[Flight],
         backends: Backends,
         cache: Cache | None,
-        limits: Limits,
+        limits: StreamLimits,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
         retry: RetryRules | None = None,
         budget: Budget | None = None,
         on_fault: Fault = raised,
-        feeder: MakeFeeder = Feeder,
+        ingest: MakeIngest = Ingest,
         learn: Callable[[Flight], None] = lambda flight: None,
         lost: Callable[[float], float] = lambda since: 0.0,
         passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
         self._group = group
-        self.queue = batcher
+        self.queue = request_queue
         self._backends = backends
         self._cache = cache
         self._metrics = metrics
         self.told = QueueMetrics(metrics.registry)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
-        self._flying: dict[Flight, Journey] = {}
+        self._flying: dict[Flight, Exchange] = {}
         self._on_fault = on_fault
-        self._watch = Watch(limits, loop, on_fault, lost)
-        self._road = Road(
+        self._watch = Timeouts(limits, loop, on_fault, lost)
+        self._context = ExchangeContext(
             backends=backends,
             limits=limits,
             watch=self._watch,
@@ -81,20 +81,22 @@ class Scheduler:
             retry=retry or RetryRules(),
             budget=budget or Budget(),
             requeue=self._requeue,
-            feeder=feeder,
+            ingest=ingest,
         )
-        self._merger = Merger(merge_max, limit=limits.flight, window=batcher.window, on_rider=self._rider_ended)
+        self._merger = Merger(
+            merge_max, limit=limits.flight, window=request_queue.window, on_member=self._member_ended
+        )
         self._learn = learn  # told of each whole answer of an engine's
         self._passed = passed  # and of each whole stream of one whose streams are not known
-        self._alarms = Alarms(loop, self._fault)
+        self._timers = Timers(loop, self._fault)
         self._turn_due = False
         self._turns = 0
         self._failed_turns = 0
         self._closed = False
-        batcher.on_pushed = self._pushed
+        request_queue.on_pushed = self._pushed
         backends.on_release = self._released
-        backends.on_gone = partial(self._told, Journey.engine_gone)
-        backends.on_silent = partial(self._told, Journey.engine_silent)
+        backends.on_gone = partial(self._told, Exchange.engine_gone)
+        backends.on_silent = partial(self._told, Exchange.engine_silent)
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -105,7 +107,7 @@ class Scheduler:
         return len(self._flying)
 
     def submit(self, flight: Flight) -> None:
-        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `Batcher.offer`."""
+        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `offer`."""
         plan = flight.plan
         lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
         try:
@@ -119,7 +121,7 @@ class Scheduler:
                 if flight.trace is not None:
                     flight.trace.event("queued")
                 if hold:
-                    self._alarms.set(flight, now + self.queue.window, partial(self._unhold, flight))
+                    self._timers.set(flight, now + self.queue.window, partial(self._unhold, flight))
                 else:
                     self._soon()
         except GatewayError as e:
@@ -137,7 +139,7 @@ class Scheduler:
             self._fault,
             "letting go of a flight",
             partial(self._group.hide, flight),
-            partial(self._alarms.drop, flight),
+            partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
             partial(self._cut, flight),
             partial(self._end, flight, internal()),
@@ -149,7 +151,7 @@ class Scheduler:
     async def close(self) -> None:
         """Fail what waits, cancel what flies, and wait for all of it."""
         self._closed = True
-        self._alarms.close()
+        self._timers.close()
         for flight in tuple(self._group.live):
             if not flight.ended:
                 self.queue.discard(flight)
@@ -212,7 +214,7 @@ class Scheduler:
         if queue.waits:
             queue.place(self._take, self._loop.time())
         if queue.waits and queue.timeout < math.inf:
-            self._alarms.set("overdue", queue.next_overdue(), self._overdue)
+            self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
     def _overdue(self) -> None:
         """The oldest that waits may have waited for as long as it may."""
@@ -257,8 +259,8 @@ class Scheduler:
 
     def _served(self, flight: Flight) -> bool:
         """Whether it needs no place any more. A journey whose lease is released waits for its next attempt."""
-        journey = self._flying.get(flight)
-        return flight.ended or flight in self._merger or (journey is not None and journey.lease.held)
+        exchange = self._flying.get(flight)
+        return flight.ended or flight in self._merger or (exchange is not None and exchange.lease.held)
 
     def _taken(self, flight: Flight) -> bool:
         plan = flight.plan
@@ -307,7 +309,7 @@ class Scheduler:
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
         if self.queue.window > 0 and deadline is not None:
-            self._alarms.set("window", deadline, self._turn)
+            self._timers.set("window", deadline, self._turn)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -365,9 +367,9 @@ class Scheduler:
 
     def _place(self, flight: Flight) -> bool:
         """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
-        journey = self._flying.get(flight)
-        if journey is not None:  # it is back for its next attempt
-            return journey.resume()
+        exchange = self._flying.get(flight)
+        if exchange is not None:  # it is back for its next attempt
+            return exchange.resume()
         plan = flight.plan
         try:
             lease = self._backends.acquire(plan.model, affinity=plan.affinity)
@@ -379,10 +381,10 @@ class Scheduler:
         try:
             if plan.merge and self.queue.has_twins and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
-                if isinstance(flight, Carrier):
+                if isinstance(flight, MergedFlight):
                     self._board(flight)
-            journey = self._flying[flight] = Journey(flight, lease, self._road)
-            journey.begin()
+            exchange = self._flying[flight] = Exchange(flight, lease, self._context)
+            exchange.begin()
         except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
             self._fault("sending a flight to an engine", e)
             self._lose(flight)
@@ -391,120 +393,120 @@ class Scheduler:
 
     def _lose(self, flight: Flight) -> None:
         """End a Flight, or a carrier and its riders, whose handling raised."""
-        if isinstance(flight, Carrier):
-            for rider in flight.riders:
-                if rider is not None:
-                    self.abandon(rider)
+        if isinstance(flight, MergedFlight):
+            for member in flight.members:
+                if member is not None:
+                    self.abandon(member)
             contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
         self.abandon(flight)
 
-    def _board(self, carrier: Carrier) -> None:
+    def _board(self, merged: MergedFlight) -> None:
         """The twins that go along have their place with that: they wait no longer."""
-        trace = carrier.riders[0].trace if carrier.riders[0] is not None else None
-        rest = carrier.riders[1:]
+        trace = merged.members[0].trace if merged.members[0] is not None else None
+        rest = merged.members[1:]
         contained(
             self._fault,
             "a rider's place",
-            *([partial(trace.carries, carrier)] if trace is not None else ()),
-            *(partial(self._alarms.drop, rider) for rider in rest if rider is not None),
-            *(partial(self.queue.grant, rider) for rider in rest if rider is not None),
+            *([partial(trace.carries, merged)] if trace is not None else ()),
+            *(partial(self._timers.drop, member) for member in rest if member is not None),
+            *(partial(self.queue.grant, member) for member in rest if member is not None),
         )
 
     # -- at the engine ----------------------------------------------------------------------------
 
-    def _arrived(self, journey: Journey, error: GatewayError | None) -> None:
-        flight = journey.flight
+    def _arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
+        flight = exchange.flight
         try:
             self._flying.pop(flight, None)
-            if isinstance(flight, Carrier):
-                self._unload(flight, error, journey.lease)
+            if isinstance(flight, MergedFlight):
+                self._unload(flight, error, exchange.lease)
             elif error is None:
-                self._landed(journey)
+                self._landed(exchange)
             else:
                 self._end(flight, error)
         except Exception as e:  # noqa: BLE001 - whatever an answer does here, its place goes back
             self._fault("an answer's end", e)
             self._lose(flight)
         finally:
-            self._release(journey)
+            self._release(exchange)
 
-    def _release(self, journey: Journey) -> None:
-        release = journey.lease.release
+    def _release(self, exchange: Exchange) -> None:
+        release = exchange.lease.release
         try:
             release()
         except Exception as e:  # noqa: BLE001 - tried once more: without effect where it was only told of in vain
             self._fault("a place that is given back", e)
             contained(self._fault, "a place that is given back", release)
 
-    def _requeue(self, journey: Journey) -> bool:
+    def _requeue(self, exchange: Exchange) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""
         if self._closed:
             return False
-        self.queue.put_back(journey.flight, self._loop.time())
+        self.queue.put_back(exchange.flight, self._loop.time())
         self._soon()
         return True
 
-    def _told(self, what: Callable[[Journey], None], backend: Backend) -> None:
+    def _told(self, what: Callable[[Exchange], None], backend: Backend) -> None:
         """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
-        for journey in tuple(self._flying.values()):
-            if journey.lease.backend is backend:
+        for exchange in tuple(self._flying.values()):
+            if exchange.lease.backend is backend:
                 try:
-                    what(journey)
+                    what(exchange)
                 except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
-                    self._road.fault("an engine that is gone", e)
+                    self._context.fault("an engine that is gone", e)
 
-    def _unload(self, carrier: Carrier, error: GatewayError | None, lease: Lease | None = None) -> None:
+    def _unload(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
-        made = carrier.usage.completion_tokens if carrier.usage else carrier.content_events
-        alone, few = self._merger.unload(carrier, error)
-        if lease is not None and any(rider.plan.refused_by for rider in alone):
+        made = merged.usage.completion_tokens if merged.usage else merged.content_events
+        alone, few = self._merger.unload(merged, error)
+        if lease is not None and any(member.plan.refused_by for member in alone):
             self._backends.seen_few(lease)
         elif few and lease is not None:
             self._backends.seen_few(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
-        for rider in alone:
-            self._wait_on(rider, self._loop.time())
+        for member in alone:
+            self._wait_on(member, self._loop.time())
             self._soon()
         outcome = _outcome(error) if error is not None else "error" if few else "landed"
-        self._metrics.flight_landed(outcome, carrier.plan.model, None, made)
+        self._metrics.flight_landed(outcome, merged.plan.model, None, made)
 
-    def _rider_ended(self, rider: Flight) -> None:
-        self._group.remove(rider)
-        if rider.phase is Phase.LANDED:
-            self._learn(rider)
+    def _member_ended(self, member: Flight) -> None:
+        self._group.remove(member)
+        if member.phase is Phase.LANDED:
+            self._learn(member)
 
     def _cut(self, flight: Flight) -> None:
         """Stop its engine, unless it is working for others too."""
-        carrier = self._merger.leave(flight)
-        if carrier is not None:
-            self.queue.discard(carrier)  # should it wait for its next attempt
-            self._cut(carrier)
+        merged = self._merger.leave(flight)
+        if merged is not None:
+            self.queue.discard(merged)  # should it wait for its next attempt
+            self._cut(merged)
             return
-        journey = self._flying.pop(flight, None)
-        if journey is not None:
+        exchange = self._flying.pop(flight, None)
+        if exchange is not None:
             try:
-                journey.cancel()
+                exchange.cancel()
             finally:
-                self._release(journey)
+                self._release(exchange)
 
-    def _landed(self, journey: Journey) -> None:
+    def _landed(self, exchange: Exchange) -> None:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
-        flight, feeder = journey.flight, journey.feeder
+        flight, ingest = exchange.flight, exchange.ingest
         if flight.plan.latest < math.inf and flight.times.dispatched is not None:
             self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
         if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
-            self._backends.not_few(journey.lease)  # it refuses this one alone too: that is no matter of `n`
-        broken = feeder is None or feeder.error_frame
+            self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
+        broken = ingest is None or ingest.error_frame
         if flight.plan.assumed and not broken:
             self._learn(flight)
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
         key = flight.plan.key
-        if flight.shape is None and flight.plan.usage_added and feeder is not None and feeder.clean:
-            self._passed(journey.lease.backend, flight)
-        if self._cache is None or key is None or feeder is None or not feeder.clean or not flight.storable:
+        if flight.shape is None and flight.plan.usage_added and ingest is not None and ingest.clean:
+            self._passed(exchange.lease.backend, flight)
+        if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)
             return
         if flight.size > self._cache.max_entry:
@@ -530,7 +532,7 @@ class Scheduler:
         looking = self.queue.in_lookup()
         if looking:
             yield Stray("lookup", looking[0], partial(self._found, looking, [None] * len(looking)))
-        yield from stray_places(self._backends, (journey.lease for journey in self._flying.values()))
+        yield from stray_places(self._backends, (exchange.lease for exchange in self._flying.values()))
         for flight in tuple(self._group.live):
             if flight.ended:
                 yield Stray("flight", flight, partial(self._group.remove, flight))
@@ -543,7 +545,7 @@ class Scheduler:
         self._group.remove(flight)
         if flight in self._flying:  # it waited for its next attempt
             self._cut(flight)
-            if isinstance(flight, Carrier):
+            if isinstance(flight, MergedFlight):
                 self._unload(flight, error)
                 return
         if not flight.ended:
@@ -562,7 +564,7 @@ class Scheduler:
             self._fault,
             "a flight that nobody reads",
             flight.cancel,
-            partial(self._alarms.drop, flight),
+            partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
             partial(self._cut, flight),
         )

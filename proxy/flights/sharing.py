@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from proxy.errors import Code, GatewayError
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 Share = Literal["auto", "all", "off"]
 SHARES: Final = ("auto", "all", "off")
@@ -37,7 +37,7 @@ _SAMPLED: Final = Sharing(shared=False, merge=True)
 SHARED: Final = Sharing(shared=True)
 
 
-def sharing_of(ask: Ask, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
+def sharing_of(ask: ApiRequest, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
     """Decide. `cache_control` and `override` are the values of `Cache-Control` and `x-gateway-share`.
 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
@@ -63,7 +63,7 @@ def sharing_of(ask: Ask, default: Share, *, cache_control: str = "", override: s
     return Sharing(shared=True, fresh="no-cache" in directives, storable="no-store" not in directives)
 
 
-def deterministic(ask: Ask) -> bool:
+def deterministic(ask: ApiRequest) -> bool:
     """True where asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding.
 
     A temperature left out is the engine's default, which samples. A negative seed is none: vLLM 0.32 takes -1 so.

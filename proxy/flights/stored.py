@@ -12,7 +12,7 @@ from proxy.flights.flight import FREE, Flight
 from proxy.flights.memory import refused
 from proxy.flights.plan import Head, Mode
 from proxy.redis import Stored, stream_views, wall_clock
-from proxy.wire import Ask, Usage, asked_of, endings, lack_of, read_body, unchunks
+from proxy.wire import ApiRequest, Usage, asked_of, endings, lack_of, read_body, unchunks
 from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
 
 WHOLE: Final = b"w"
@@ -87,7 +87,7 @@ def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
     return True
 
 
-def _has_all(stored: Stored, ask: Ask) -> bool:
+def _has_all(stored: Stored, ask: ApiRequest) -> bool:
     """Whether an entry, which is whole in itself, has every choice that this request asks for."""
     asked = asked_of(ask)
     if asked < 2:

@@ -1,20 +1,20 @@
 """TODO"""
 
-from proxy.redis.cache import AWAY, TAG_BYTES, Breaker, Cache, Stored, stream_views, wall_clock
-from proxy.redis.client import Address, Link, address, files_of
-from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError, Word
+from proxy.redis.cache import AWAY, TAG_BYTES, Availability, Cache, Stored, stream_views, wall_clock
+from proxy.redis.client import RedisAddress, RedisClient, address, files_of
+from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError, Word
 
 __all__ = [
     "AWAY",
     "TAG_BYTES",
-    "Address",
-    "Breaker",
+    "Availability",
     "Cache",
-    "Link",
     "Lost",
-    "Overfull",
-    "Refused",
+    "RedisAddress",
+    "RedisClient",
+    "ReplyError",
     "Stored",
+    "TooManyPending",
     "Unhandled",
     "WireError",
     "Word",

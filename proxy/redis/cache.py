@@ -15,8 +15,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.redis.client import Address, Link, address
-from proxy.redis.resp import Lost, Overfull, Refused, Unhandled, WireError
+from proxy.redis.client import RedisAddress, RedisClient, address
+from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape
@@ -132,7 +132,7 @@ class Reader:
             self._held -= len(oldest)
 
 
-class Breaker:
+class Availability:
     """Pure. Open from the first failure on; whoever probes closes it again."""
 
     def __init__(self, *, pause: float = 0.25, longest: float = 5.0) -> None:
@@ -174,15 +174,15 @@ class Cache:
         on_breaker: Callable[[bool, str], None] = lambda open_, why: None,
     ) -> None:
         where = address(url)
-        self._lookups = Link(where, connect_timeout=timeout)
-        self._stores = Link(where, connect_timeout=timeout, max_pending=max_pending)
+        self._lookups = RedisClient(where, connect_timeout=timeout)
+        self._stores = RedisClient(where, connect_timeout=timeout, max_pending=max_pending)
         self._timeout = timeout
         self._ttl = ttl
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
         self._on_breaker = on_breaker
-        self.breaker = Breaker()
+        self.breaker = Availability()
         self._reader = Reader()
         self._last_loss: WireError | None = None
         self._unreadable: set[bytes] = set()  # keys under which garbage was found: whatever comes next replaces it
@@ -195,7 +195,7 @@ class Cache:
     def __repr__(self) -> str:
         return f"<Cache {'open' if self.breaker.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
-    def renew(self, where: Address) -> None:
+    def renew(self, where: RedisAddress) -> None:
         """For connections from now on."""
         self._where = where
         self._lookups.renew(where)
@@ -305,7 +305,7 @@ class Cache:
 
         def done(reply: Any) -> None:
             try:
-                if isinstance(reply, Overfull):
+                if isinstance(reply, TooManyPending):
                     self._record("store_skipped")
                 elif isinstance(reply, WireError):
                     self._failed(reply)
@@ -329,7 +329,7 @@ class Cache:
             + rb"[0-9a-f]{%d}(?:[0-9a-f]{2})?" % (2 * (KEY_BYTES - len(begin)))
         )
         pattern = re.sub(rb"([\\*?\[\]])", rb"\\\1", self._prefix) + hexlify(begin) + b"*"
-        link = Link(self._where, connect_timeout=self._timeout)
+        link = RedisClient(self._where, connect_timeout=self._timeout)
         removed, cursor = 0, b"0"
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
@@ -351,7 +351,7 @@ class Cache:
         if self._stopping or e is self._last_loss:
             return  # one loss is one error, however many commands it took along
         self._record("error")
-        if isinstance(e, Overfull | Unhandled) or (isinstance(e, Refused) and e.code not in AWAY):
+        if isinstance(e, TooManyPending | Unhandled) or (isinstance(e, ReplyError) and e.code not in AWAY):
             return  # it lives
         self._last_loss = e
         if self.breaker.failure():

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 from proxy.errors import SettingsError
-from proxy.redis.resp import Bounds, Done, Login, Lost, Wire, WireError, Word
+from proxy.redis.resp import Bounds, Done, Login, Lost, RespConnection, WireError, Word
 
 MAX_PENDING: Final = 16 << 20
 MAX_REPLY: Final = 256 << 20
@@ -35,7 +35,7 @@ _MEANINGLESS: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class RedisAddress:
     """Where a Redis is and how to log in there."""
 
     login: Login
@@ -52,7 +52,7 @@ class Address:
         )
 
 
-def address(url: str) -> Address:
+def address(url: str) -> RedisAddress:
     """The address in a redis://, rediss:// or unix:// URL, as redis-py reads it: user, password, database,
     `client_name`, `protocol`, `ssl_*`. Raises SettingsError, whose text has no secret of the URL."""
     # Imported where it is used: without a Redis it costs no start-up time.
@@ -85,7 +85,7 @@ def address(url: str) -> Address:
         options.get("client_name"),
         options.get("protocol", 3),
     )
-    return Address(
+    return RedisAddress(
         login, options.get("host") or "localhost", options.get("port") or 6379, options.get("path"), context
     )
 
@@ -96,7 +96,7 @@ def files_of(url: str) -> dict[str, str]:
     return {name: given[name][0] for name in _FILES if name in given}
 
 
-class Link:
+class RedisClient:
     """Commands to one Redis over one connection, opened when it is first wanted and again after each loss.
 
     Replies come in the order of the commands, so one that blocks (XREAD BLOCK) holds up all behind it, and
@@ -106,7 +106,7 @@ class Link:
 
     def __init__(
         self,
-        where: Address,
+        where: RedisAddress,
         *,
         connect_timeout: float,
         max_pending: int = MAX_PENDING,
@@ -116,14 +116,14 @@ class Link:
         self._where = where
         self._bounds = Bounds(connect_timeout, max_pending, max_reply)
         self._on_push = on_push
-        self._wire: Wire | None = None
-        self._opening: dict[Wire, asyncio.Task[None]] = {}
+        self._wire: RespConnection | None = None
+        self._opening: dict[RespConnection, asyncio.Task[None]] = {}
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<Link {self._where} {self._wire!r}>"
 
-    def renew(self, where: Address) -> None:
+    def renew(self, where: RedisAddress) -> None:
         """For connections from now on."""
         self._where = where
 
@@ -168,16 +168,16 @@ class Link:
         if wire is not None and wire.opened:
             await wire.closed
 
-    def _dial(self) -> Wire:
+    def _dial(self) -> RespConnection:
         loop = asyncio.get_running_loop()
-        wire = Wire(loop, self._where.login, self._bounds, on_push=self._on_push, on_lost=self._lost)
+        wire = RespConnection(loop, self._where.login, self._bounds, on_push=self._on_push, on_lost=self._lost)
         self._wire = wire
         task = loop.create_task(self._open(wire, loop))
         self._opening[wire] = task
         task.add_done_callback(lambda _: self._opening.pop(wire, None))
         return wire
 
-    async def _open(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+    async def _open(self, wire: RespConnection, loop: asyncio.AbstractEventLoop) -> None:
         where = self._where
         try:
             if where.path is not None:
@@ -190,7 +190,7 @@ class Link:
             reason = e.strerror if isinstance(e, OSError) and e.strerror else type(e).__name__
             wire.lose(Lost(f"no connection ({reason})"))
 
-    def _lost(self, wire: Wire) -> None:
+    def _lost(self, wire: RespConnection) -> None:
         if self._wire is wire:
             self._wire = None
         task = self._opening.get(wire)

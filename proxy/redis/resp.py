@@ -33,7 +33,7 @@ class WireError(Exception):
     """What came in place of an answer. Its text never holds what was sent."""
 
 
-class Refused(WireError):
+class ReplyError(WireError):
     """Redis answered with an error, and lives. `code` is its first word: ERR, OOM, READONLY, MOVED, NOSCRIPT..."""
 
     def __init__(self, text: str | bytes) -> None:
@@ -48,7 +48,7 @@ class Lost(WireError):
     Whether the command was carried out is not known."""
 
 
-class Overfull(WireError):
+class TooManyPending(WireError):
     """Not sent: as many bytes as may be are already under way."""
 
 
@@ -99,7 +99,7 @@ class Bounds:
     reply: int  # bytes of one reply
 
 
-class Wire(asyncio.Protocol):
+class RespConnection(asyncio.Protocol):
     """One connection, from before it is open until it is lost. Any number of commands may be under way.
 
     Every command has its own bound in time. The first that runs out of it takes the connection along: what
@@ -113,12 +113,12 @@ class Wire(asyncio.Protocol):
         bounds: Bounds,
         *,
         on_push: Callable[[list[Any]], None],
-        on_lost: Callable[[Wire], None],
+        on_lost: Callable[[RespConnection], None],
     ) -> None:
         self._loop, self._login, self._bounds = loop, login, bounds
         self._on_push, self._on_lost = on_push, on_lost
         self._transport: asyncio.Transport | None = None
-        self._reader = hiredis.Reader(replyError=Refused, notEnoughData=_MORE)
+        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_MORE)
         self._steps = login.hello() if login.protocol == 3 else login.old()
         self._hello_sent = False
         self._ready = False
@@ -150,7 +150,7 @@ class Wire(asyncio.Protocol):
         data = pack(command)
         size = len(data)
         if self.pending + size > self._bounds.pending:
-            done(Overfull(f"{self.pending} bytes are under way, of at most {self._bounds.pending}"))
+            done(TooManyPending(f"{self.pending} bytes are under way, of at most {self._bounds.pending}"))
             return
         deadline = self._loop.time() + timeout
         self._waiting.append((deadline, timeout, size, _confirmations(command), done))
@@ -197,7 +197,7 @@ class Wire(asyncio.Protocol):
         """The next step of logging in. Nothing else is sent before the last is answered."""
         if self.lost is not None or self._transport is None:
             return
-        if isinstance(reply, Refused):
+        if isinstance(reply, ReplyError):
             if not self._hello_sent or reply.code not in ("ERR", "NOPROTO", "NOPERM"):
                 self.lose(Lost(f"it refused the login ({reply.code})"))  # its text may quote the password
                 return

@@ -5,7 +5,7 @@ from proxy.server.gateway import Gateway
 from proxy.server.gauges import state_gauges
 from proxy.server.handlers.flush import Flush
 from proxy.server.listener.descriptors import in_use, limit, places, raise_limit
-from proxy.server.listener.listener import Door, source_of
+from proxy.server.listener.listener import Listener, source_of
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls, server_context
 from proxy.server.offload.large import LargeRequests
@@ -14,10 +14,10 @@ from proxy.server.page.state import Sources
 from proxy.server.tracing import Tracing
 
 __all__ = [
-    "Door",
     "Flush",
     "Gateway",
     "LargeRequests",
+    "Listener",
     "Page",
     "ServerTls",
     "Sources",

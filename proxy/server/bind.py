@@ -20,7 +20,7 @@ from proxy.errors import ListenError
 from proxy.server.drain import CLOSE_SECONDS, Drain
 from proxy.server.gateway import Gateway
 from proxy.server.listener.descriptors import Places
-from proxy.server.listener.listener import Door
+from proxy.server.listener.listener import Listener
 from proxy.server.listener.site import Site
 from proxy.server.listener.timeouts import Times
 from proxy.server.listener.tls import ServerTls
@@ -41,7 +41,7 @@ async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
 
 
 async def listen(
-    door: Door,
+    listener: Listener,
     gateway: Gateway,
     close: Callable[[], Awaitable[None]],
     settings: Settings,
@@ -54,11 +54,11 @@ async def listen(
     sock = None
     if settings.listen_unix:
         sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
-    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
+    runner = web.ServerRunner(listener, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     stack.push_async_exit(
         Drain(
-            door,
+            listener,
             runner,
             gateway,
             close,
@@ -83,7 +83,7 @@ async def listen_for_operators(
     """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
     if not settings.admin_port:
         return ""
-    door = Door(
+    listener = Listener(
         partial(gateway.handle, admin=True),
         max_connections=MAX_OPERATORS,
         max_header=settings.max_header_bytes,
@@ -92,7 +92,7 @@ async def listen_for_operators(
         times=Times(head=settings.head_timeout, stall=settings.client_stall_timeout or math.inf),
         on_unreadable=lambda peer, why: log.often("info", "unreadable request", peer, client=peer, detail=why),
     )
-    runner = web.ServerRunner(door, shutdown_timeout=CLOSE_SECONDS)
+    runner = web.ServerRunner(listener, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     where = {"host": settings.admin_host, "port": settings.admin_port}

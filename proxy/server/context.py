@@ -20,16 +20,17 @@ from aiohttp.http_writer import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 
 from proxy.access import Caller
-from proxy.access.ratelimit import Hold
+from proxy.access.ratelimit import Reservation
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Held, Subscriber
 from proxy.server.listener.request import AT_HAND, at_hand
 from proxy.telemetry import Log, Metrics, RequestRecord
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 from proxy.wire.http import require_json, require_plain
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
+MAX_METHOD: Final = 16  # the same of a method
 BODY_COST: Final = 2
 """What a body holds of memory until its request has ended: itself, and the request that is made of it."""
 GRANULE: Final = 256 * 1024  # bytes by which the charge of a body of unknown length grows
@@ -48,13 +49,13 @@ class Traced(Protocol):
     @property
     def id(self) -> str | None: ...
 
-    def reads(self, call: Call, reader: Subscriber) -> None: ...
+    def reads(self, call: RequestContext, reader: Subscriber) -> None: ...
 
-    def ended(self, call: Call) -> None: ...
+    def ended(self, call: RequestContext) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class RequestContext:
     """One request at the gateway."""
 
     request: web.BaseRequest
@@ -62,10 +63,10 @@ class Call:
     endpoint: str = "unknown"
     model: str | None = None
     stream: bool = False
-    ask: Ask | None = None
+    ask: ApiRequest | None = None
     caller: Caller | None = None  # where somebody has to know
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
-    hold: Hold | None = None  # what it has of the limits
+    hold: Reservation | None = None  # what it has of the limits
     reader: Subscriber | None = None
     held: Held | None = None  # what its body holds of the memory budget
     unread: Held | None = None  # what of its answer waits for the client, as far as it is no other's too
@@ -96,7 +97,7 @@ class Call:
         """It is from this caller."""
         self.caller = caller
 
-    def reserves(self, hold: Hold | None) -> None:
+    def reserves(self, hold: Reservation | None) -> None:
         """It has this of the limits until it is closed."""
         self.hold = hold
 
@@ -204,7 +205,7 @@ class Call:
         record = RequestRecord(
             self.id,
             self.endpoint,
-            self.request.method[:16],
+            self.request.method[:MAX_METHOD],
             status,
             verdict,
             self.stream,

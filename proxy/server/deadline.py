@@ -10,12 +10,15 @@ from collections.abc import Awaitable, Callable
 from proxy.errors import Code, GatewayError
 from proxy.flights import Mode
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.wire import LAST_CHUNK, chunk, encode
 
 
-async def in_time(
-    call: Call, answer: Callable[[Call], Awaitable[respond.Sent]], seconds: float, missed: Callable[[str], None]
+async def run_with_deadline(
+    call: RequestContext,
+    answer: Callable[[RequestContext], Awaitable[respond.Sent]],
+    seconds: float,
+    missed: Callable[[str], None],
 ) -> respond.Sent:
     """What `answer` sends, within so many seconds from the request's coming. A stream that has begun ends with an
     error frame; what cannot be ended honestly is cut. `missed` is told where it was.
@@ -33,7 +36,7 @@ async def in_time(
     return end_early(call, error)
 
 
-def end_early(call: Call, error: GatewayError) -> respond.Sent:
+def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
     """End a request that is being answered, with this error. Raises it where nothing has gone out, and
     ConnectionResetError where only the end of the connection says that the answer is not whole."""
     reader = call.reader

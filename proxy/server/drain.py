@@ -12,9 +12,9 @@ from aiohttp import web
 
 from proxy.access import OPEN
 from proxy.errors import Code, GatewayError
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
-from proxy.server.listener.listener import Door
+from proxy.server.listener.listener import Listener
 from proxy.server.routes import Handler
 from proxy.telemetry import Log
 
@@ -36,7 +36,7 @@ class Drain:
 
     def __init__(
         self,
-        door: Door,
+        listener: Listener,
         runner: web.ServerRunner,
         gateway: Gateway,
         end_all: Callable[[], Awaitable[None]],
@@ -45,7 +45,7 @@ class Drain:
         timeout: float,
         log: Log,
     ) -> None:
-        self._door = door
+        self._listener = listener
         self._runner = runner
         self._gateway = gateway
         self._end_all = end_all
@@ -59,9 +59,9 @@ class Drain:
                 await self._leave()
         finally:
             await self._stop_listening()
-            cut = self._door.busy
+            cut = self._listener.busy
             await self._end_all()
-            await self._door.finish(FLUSH_SECONDS)
+            await self._listener.finish(FLUSH_SECONDS)
             await self._runner.cleanup()
             self._log.event("warning" if cut else "info", "drained", cut=cut)
 
@@ -71,7 +71,7 @@ class Drain:
             await asyncio.sleep(self._delay)
         await self._stop_listening()
         if self._timeout:
-            await self._door.finish(self._timeout)
+            await self._listener.finish(self._timeout)
 
     async def _stop_listening(self) -> None:
         for site in self._runner.sites:
@@ -82,7 +82,7 @@ class Drain:
         """Refuse these, or (`keep` is False) all but these."""
         find = self._gateway.routes.find
 
-        def turn_away(call: Call) -> Handler:
+        def turn_away(call: RequestContext) -> Handler:
             handler = find(call)
             if (call.endpoint in endpoints) is keep:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)

@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from proxy.access import Gate, Hosts, Origins, Urgency, scope_of, timeout_of
+from proxy.access import AccessPolicy, Hosts, Origins, PriorityPolicy, parse_request_timeout, scope_of
 from proxy.config import NORMAL, Settings
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flights import (
@@ -35,20 +35,20 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder
 from proxy.server import respond
-from proxy.server.context import Call, body_at_hand, free_body, read_body, request_id
-from proxy.server.deadline import end_early, in_time
-from proxy.server.handlers.embed import Embed
+from proxy.server.context import RequestContext, body_at_hand, free_body, read_body, request_id
+from proxy.server.deadline import end_early, run_with_deadline
+from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.passthrough import Admit, PassThrough
-from proxy.server.handlers.relay import ACTED_ON, acted_on, forwardable
-from proxy.server.handlers.status import Plain
-from proxy.server.listener.listener import DoorHandler
+from proxy.server.handlers.relay import ACTED_ON, end_to_end_headers, engine_headers
+from proxy.server.handlers.status import StatusHandlers
+from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.request import AT_HAND
 from proxy.server.offload.large import LargeRequests
 from proxy.server.routes import Handler, Route, Routes
 from proxy.server.tracing import Tracing
 from proxy.telemetry import Fault, Log, Metrics, contained, internal, raised
 from proxy.upstream import Backends
-from proxy.wire import PATHS, Ask, Endpoint, decode, outgrows, refers
+from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers
 from proxy.wire.fold import Unfoldable, foldable
 
 
@@ -65,10 +65,10 @@ class Gateway:
         keyer: Keyer,
         metrics: Metrics,
         log: Log,
-        affinity: Callable[[Ask, Mapping[str, str]], int] | None = None,
+        affinity: Callable[[ApiRequest, Mapping[str, str]], int] | None = None,
         admit: Admit | None = None,
-        gate: Gate | None = None,
-        urgency: Urgency | None = None,
+        access_policy: AccessPolicy | None = None,
+        priority_policy: PriorityPolicy | None = None,
         embedder: Embedder | None = None,
         tracing: Tracing | None = None,
         fault: Fault = raised,
@@ -96,31 +96,31 @@ class Gateway:
         self._log = log
         self._affinity = affinity
         self._admit = admit
-        self._gate = gate
+        self._access_policy = access_policy
         self._origins = origins or Origins()
-        self._urgency = urgency or Urgency(NORMAL, lambda request: "")
+        self._priority_policy = priority_policy or PriorityPolicy(NORMAL, lambda request: "")
         self._embedder = embedder
         self.tracing = tracing
         self.large = large
         self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
         self._stall = settings.client_stall_timeout
-        embed = Embed(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
-        self._plain = plain = Plain(backends, metrics, gate, self._reply, self._send)
+        embed = EmbedHandler(settings.embed_stub, self._embed_ask, self._embed_join, self._body, self._reply)
+        self._plain = plain = StatusHandlers(backends, metrics, access_policy, self._reply, self._send)
         generate = {endpoint: self._generation(endpoint) for endpoint in PATHS}
-        self._pass_through = PassThrough(settings, self.body, gate, admit, large)
-        self._scope = scope_of(gate)
+        self._pass_through = PassThrough(settings, self.body, access_policy, admit, large)
+        self._scope = scope_of(access_policy)
         public: dict[str, Route] = {
             **{path: ("POST", endpoint, generate[endpoint]) for endpoint, path in PATHS.items()},
             "/chat": ("POST", "chat", generate["chat"]),
             "/embed": ("POST", "embeddings", embed),
             "/v1/models": ("GET", "models", self._models),
             "/health": ("GET", "health", plain.health),
-            "/ping": ("GET", "health", plain.health),
+            "/ping": ("GET, POST", "health", plain.health),
             "/ready": ("GET", "ready", plain.ready),
         }
-        self.routes = Routes(public, plain, gate, self._pass, admin=settings.admin_port != 0)
+        self.routes = Routes(public, plain, access_policy, self._pass, admin=settings.admin_port != 0)
         self.routes.serve("/metrics", "GET", "metrics", plain.metrics)
-        self.find: Callable[[Call], Handler] = self.routes.find
+        self.find: Callable[[RequestContext], Handler] = self.routes.find
         """Who answers; the Drain puts its own before it, so that until then nothing is asked about it."""
 
     async def handle(self, request: web.BaseRequest, admin: bool = False) -> bool:
@@ -128,7 +128,7 @@ class Gateway:
         may be kept. `admin`: it came by the listener for operators."""
         given = request.headers.get("x-request-id")
         name = request_id(given)
-        call = Call(request=request, id=name, named=name is given, admin=admin)
+        call = RequestContext(request=request, id=name, named=name is given, admin=admin)
         try:
             try:
                 hosts = self._admin_hosts if admin else self._hosts
@@ -137,8 +137,8 @@ class Gateway:
                 answer = self.find(call)
                 if self.tracing is not None:
                     self.tracing.begin(call)
-                if self._gate is not None:
-                    self._gate.enter(call)
+                if self._access_policy is not None:
+                    self._access_policy.enter(call)
                 headers = request.headers
                 if call.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
                     self._origins.check(headers, request.method, opens=call.endpoint != "passthrough")
@@ -146,9 +146,9 @@ class Gateway:
                 if given is None:
                     sent = await answer(call)
                 else:
-                    seconds = timeout_of(given)
+                    seconds = parse_request_timeout(given)
                     call.deadline = asyncio.get_running_loop().time() + seconds
-                    sent = await in_time(call, answer, seconds, self._scheduler.told.missed)
+                    sent = await run_with_deadline(call, answer, seconds, self._scheduler.told.missed)
             except GatewayError as e:
                 # A Flight's error is raised to each of its readers: its traceback would keep the Flight, and its
                 # log, alive in a circle.
@@ -171,7 +171,7 @@ class Gateway:
         except (asyncio.CancelledError, ConnectionError):
             call.client_left = True
             protocol = request.protocol
-            if call.error is None and isinstance(protocol, DoorHandler) and protocol.stalled:
+            if call.error is None and isinstance(protocol, ClientConnection) and protocol.stalled:
                 call.error = "client_stalled"
             raise
         finally:
@@ -189,7 +189,7 @@ class Gateway:
     # -- generations ------------------------------------------------------------------------------
 
     def _generation(self, endpoint: Endpoint) -> Handler:
-        async def handler(call: Call) -> respond.Sent:
+        async def handler(call: RequestContext) -> respond.Sent:
             body = body_at_hand(call.request, self._settings, json=True, most=self._free)
             if body is None:
                 body = await self._read(call)
@@ -221,12 +221,12 @@ class Gateway:
 
         return handler
 
-    async def body(self, call: Call, *, json: bool, limit: int = 0) -> bytes:
+    async def body(self, call: RequestContext, *, json: bool, limit: int = 0) -> bytes:
         """The request's body, at hand or not. Raises GatewayError."""
         body = body_at_hand(call.request, self._settings, json=json, most=self._free, limit=limit)
         return await self._read(call, limit) if body is None else body
 
-    async def _read(self, call: Call, limit: int = 0) -> bytes:
+    async def _read(self, call: RequestContext, limit: int = 0) -> bytes:
         """A body that is large, or has not come: what the head can tell is judged before it is read."""
         if self._admit is not None:
             await self._admit.head(call)
@@ -234,25 +234,25 @@ class Gateway:
             call.held = Held(self._memory, self._owner(call), "uploads")
         return await read_body(call.request, self._settings, call.held, limit)
 
-    def _owner(self, call: Call) -> Hashable:
+    def _owner(self, call: RequestContext) -> Hashable:
         """Whose memory it is: as whose turn it takes."""
-        owner = self._urgency.owner(call.caller, call.request)
+        owner = self._priority_policy.owner(call.caller, call.request)
         return owner() if callable(owner) else owner
 
-    async def taken(self, call: Call) -> None:
+    async def taken(self, call: RequestContext) -> None:
         """Wait until the client has taken what was written, charged to the memory budget meanwhile."""
         if call.unread is None and self._memory is not None:
             call.unread = Held(self._memory, self._owner(call), "unread")
         await respond.taken(call.request, self._stall, call.unread)
 
-    async def read(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+    async def read(self, call: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """1 and 2: the request, decoded and checked; off the loop where it is large."""
         large = self.large
         if large is not None and len(body) > large.inline and large.heavy(body):
             return await large.ask(call, endpoint, body)
         return self._decode(call, endpoint, body)
 
-    async def joined(self, call: Call, ask: Ask, *, again: bool = False) -> Subscriber:
+    async def joined(self, call: RequestContext, ask: ApiRequest, *, again: bool = False) -> Subscriber:
         """3 to 5. `again`: it has been let in, and has read a stream that does not fold. Raises GatewayError."""
         headers = call.request.headers
         share = sharing_of(
@@ -265,20 +265,20 @@ class Gateway:
             await self._admit(call)
         return self._join(call, ask, share, fold=not again)
 
-    def _decode(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+    def _decode(self, call: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """The label of an endpoint is the endpoint's, under whatever path it came."""
         ask = decode(endpoint, body)
         call.model, call.stream = ask.model, ask.stream
-        call.ask = ask = ask if self._gate is None else self._gate.admit(call, ask)
+        call.ask = ask = ask if self._access_policy is None else self._access_policy.admit(call, ask)
         return ask
 
-    def _join(self, call: Call, ask: Ask, share: Sharing, *, fold: bool = True) -> Subscriber:
+    def _join(self, call: RequestContext, ask: ApiRequest, share: Sharing, *, fold: bool = True) -> Subscriber:
         """4 key, 5 flights. A place at a Flight: one that is under way, or a new one. `fold`: one body may be a
         stream's fold."""
         streamed = ask.stream and ask.endpoint != "embeddings"
-        priority = self._urgency.priority(call.caller, call.request)
+        priority = self._priority_policy.priority(call.caller, call.request)
         headers = call.request.headers
-        sent = acted_on(headers, self._passed_on)
+        sent = engine_headers(headers, self._passed_on)
         key, storable = None, share.storable
         if share.shared:
             if storable and (refers(ask) if ask.large is None else ask.large.refers):
@@ -299,7 +299,9 @@ class Gateway:
                     usage=ask.include_usage,
                     whole=not streamed,
                     verdict="attached",
-                    owner=self._urgency.owner(call.caller, call.request) if flight.phase is Phase.QUEUED else None,
+                    owner=self._priority_policy.owner(call.caller, call.request)
+                    if flight.phase is Phase.QUEUED
+                    else None,
                     storable=storable,
                 )
                 call.reads(reader)
@@ -330,7 +332,7 @@ class Gateway:
             merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
             affinity=affinity,
-            owner=self._urgency.owner(call.caller, call.request),
+            owner=self._priority_policy.owner(call.caller, call.request),
             priority=priority,
             deadline=call.deadline,
             latest=call.deadline,
@@ -355,7 +357,7 @@ class Gateway:
             raise
         return reader
 
-    async def _stream(self, call: Call, reader: Subscriber) -> respond.Sent:
+    async def _stream(self, call: RequestContext, reader: Subscriber) -> respond.Sent:
         """6 respond, as it comes."""
         if not reader.visible:
             await reader.ready()
@@ -366,7 +368,7 @@ class Gateway:
         call.status, call.bytes_out = sent.status, sent.bytes
         return sent
 
-    async def _body(self, call: Call, reader: Subscriber) -> respond.Sent:
+    async def _body(self, call: RequestContext, reader: Subscriber) -> respond.Sent:
         """6 respond, with one body."""
         flight = reader.flight
         while not flight.ended:
@@ -377,7 +379,7 @@ class Gateway:
         status, headers, body = respond.whole(flight, limited=call.hold is not None)
         return await self._send(call, status, [*headers, *self._headers(call, reader)], body, shared=True)
 
-    def _headers(self, call: Call, reader: Subscriber) -> list[tuple[str, str]]:
+    def _headers(self, call: RequestContext, reader: Subscriber) -> list[tuple[str, str]]:
         headers = [*call.headers(), ("x-gateway-cache", reader.verdict)]
         if reader.flight.items is not None:
             headers.append(("x-gateway-cached-items", str(reader.flight.items)))
@@ -385,24 +387,24 @@ class Gateway:
             headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
         return headers
 
-    async def _embed_ask(self, call: Call) -> Ask:
+    async def _embed_ask(self, call: RequestContext) -> ApiRequest:
         """The request of `/embed`, let in."""
         ask = await self.read(call, "embeddings", await self.body(call, json=True))
         if self._admit is not None:
             await self._admit(call)
         return ask
 
-    def _embed_join(self, call: Call, ask: Ask) -> Subscriber:
+    def _embed_join(self, call: RequestContext, ask: ApiRequest) -> Subscriber:
         return self._join(call, ask, sharing_of(ask, self._settings.share))
 
     # -- everything else --------------------------------------------------------------------------
 
-    async def _pass(self, call: Call) -> respond.Sent:
+    async def _pass(self, call: RequestContext) -> respond.Sent:
         """Any other path of vLLM's: bytes and headers through, never shared."""
         body = await self._pass_through.read(call)
         return await self._through(call, call.request.raw_path, body)
 
-    async def _through(self, call: Call, path: str, body: bytes) -> respond.Sent:
+    async def _through(self, call: RequestContext, path: str, body: bytes) -> respond.Sent:
         """A Flight with one reader, who gets the engine's bytes as they come."""
         request = call.request
         plan = Plan(
@@ -412,13 +414,13 @@ class Gateway:
             mode=Mode.RAW,
             request_id=call.id,
             headers=(
-                *forwardable(request.raw_headers, authorization=self._settings.forward_authorization),
+                *end_to_end_headers(request.raw_headers, authorization=self._settings.forward_authorization),
                 ("X-Request-Id", call.id),
             ),
             model=call.model,
             cost=call.cost,
-            owner=self._urgency.owner(call.caller, call.request),
-            priority=self._urgency.priority(call.caller, call.request),
+            owner=self._priority_policy.owner(call.caller, call.request),
+            priority=self._priority_policy.priority(call.caller, call.request),
             deadline=call.deadline,
             latest=call.deadline,
         )
@@ -434,18 +436,20 @@ class Gateway:
             raise
         return await self._stream(call, reader)
 
-    async def _models(self, call: Call) -> respond.Sent:
+    async def _models(self, call: RequestContext) -> respond.Sent:
         if self._admit is not None:
             await self._admit(call)
         return await self._plain.models(call)
 
-    async def _reply(self, call: Call, status: int, answer: object, headers: respond.Headers = ()) -> respond.Sent:
+    async def _reply(
+        self, call: RequestContext, status: int, answer: object, headers: respond.Headers = ()
+    ) -> respond.Sent:
         ours = [("content-type", "application/json"), *headers, *call.headers()]
         return await self._send(call, status, ours, msgspec.json.encode(answer))
 
-    async def _refuse(self, call: Call, error: GatewayError) -> respond.Sent:
+    async def _refuse(self, call: RequestContext, error: GatewayError) -> respond.Sent:
         """An error as OpenAI's clients know it."""
-        call.error, call.client = error.code.code, self._urgency.address(call.caller, call.request)
+        call.error, call.client = error.code.code, self._priority_policy.address(call.caller, call.request)
         headers = [*respond.error_headers(error), *call.headers()]
         request = call.request
         # Whether a body comes that waited for a 100, nobody knows: the connection ends.
@@ -453,7 +457,7 @@ class Gateway:
         last = waits or request.method == "CONNECT" or error.code in (Code.SHUTTING_DOWN, Code.BODY_TIMEOUT)
         return await self._send(call, error.status, headers, error.json(), keep=not last)
 
-    async def _cut(self, call: Call, error: GatewayError) -> respond.Sent:
+    async def _cut(self, call: RequestContext, error: GatewayError) -> respond.Sent:
         """Its task was cancelled by us, and the client is told why; unless it has left at the same time."""
         if call.request.task.uncancel():
             raise asyncio.CancelledError
@@ -464,7 +468,7 @@ class Gateway:
 
     async def _send(
         self,
-        call: Call,
+        call: RequestContext,
         status: int,
         headers: list[tuple[str, str]],
         body: respond.Body,
@@ -480,7 +484,7 @@ class Gateway:
             await self._rest(call, left, 0 if shared else len(body))
         return sent
 
-    async def _rest(self, call: Call, left: respond.Left, size: int) -> None:
+    async def _rest(self, call: RequestContext, left: respond.Left, size: int) -> None:
         """The rest of a body, of which so many bytes are this request's alone."""
         own = None
         if size > SLICE_BYTES and self._memory is not None:
@@ -494,7 +498,7 @@ class Gateway:
             if own is not None:
                 own.release()
 
-    def record(self, call: Call) -> None:
+    def record(self, call: RequestContext) -> None:
         """One count and one line for the request, after all is said."""
         logged = call.error is not None or call.endpoint not in ("health", "ready", "metrics")
         log = self._log if logged else None

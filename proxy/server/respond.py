@@ -17,7 +17,7 @@ from aiohttp import HttpVersion11, web
 
 from proxy.errors import GatewayError
 from proxy.flights import FREE, RATE_LIMITS, SLICE_BYTES, Flight, Held, Mode, Phase, Subscriber, refused
-from proxy.server.listener.listener import DoorHandler
+from proxy.server.listener.listener import ClientConnection
 from proxy.server.listener.unreadable import GUARDS
 from proxy.wire.fold import Unfoldable, fold, forces_tool
 
@@ -31,6 +31,7 @@ Left = Iterator[bytes | memoryview]
 
 FOLD_COST: Final = 4
 """What folding a stream holds at its peak: so many times its log, which is one of them."""
+_DATES: Final = 2  # seconds whose text is kept
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -57,7 +58,7 @@ class SocketPipe:
         if transport is None:
             raise ConnectionResetError("the client has left")
         self._transport = transport
-        self._protocol = cast(DoorHandler, request.protocol)
+        self._protocol = cast(ClientConnection, request.protocol)
         self.head = head
         self.sent = 0  # bytes, framing included
         self._bare = bare  # HTTP/1.0: no chunks
@@ -175,7 +176,7 @@ def write(
     keep = keep and request.keep_alive
     if keep and request.version < HttpVersion11:
         headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
-    protocol = cast(DoorHandler, request.protocol)
+    protocol = cast(ClientConnection, request.protocol)
     left: Left | None = None
     size = later = 0
     if status in (204, 304):
@@ -220,7 +221,7 @@ def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
 
 async def rest(request: web.BaseRequest, left: Left, taken: Taken) -> None:
     """Write what is left, each slice once the client has taken the one before. Raises ConnectionResetError."""
-    protocol = cast(DoorHandler, request.protocol)
+    protocol = cast(ClientConnection, request.protocol)
     await taken()
     for data in left:
         transport = request.transport
@@ -236,7 +237,7 @@ async def taken(request: web.BaseRequest, stall: float, held: Held | None = None
     """Wait until the client has taken what was written. TimeoutError where it takes nothing for `stall` seconds;
     0 is no limit. What waits is charged to `held`: ConnectionResetError where there is no room, the client is cut.
     """
-    protocol = cast(DoorHandler, request.protocol)
+    protocol = cast(ClientConnection, request.protocol)
     transport = request.transport
     if not protocol.lags or transport is None:
         await request.writer.drain()  # raises where the client has left
@@ -339,6 +340,6 @@ def dechunk(data: bytes) -> bytes:
     return b"".join(pieces)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(_DATES)
 def _date(second: int) -> str:
     return "date: " + formatdate(second, usegmt=True)

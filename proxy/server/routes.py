@@ -7,16 +7,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from proxy.access import OPERATING, Gate, not_found
+from proxy.access import OPERATING, AccessPolicy, not_found
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
-from proxy.server.context import Call
-from proxy.server.handlers.relay import asks_for_websocket, passes
-from proxy.server.handlers.status import ALLOWED, Plain
+from proxy.server.context import RequestContext
+from proxy.server.handlers.relay import asks_for_websocket, is_allowed
+from proxy.server.handlers.status import ALLOWED, StatusHandlers
 
-Handler = Callable[[Call], Awaitable[respond.Sent]]
+Handler = Callable[[RequestContext], Awaitable[respond.Sent]]
 Route = tuple[str, str, Handler]
-"""The method that a path takes, the endpoint's label, the handler."""
+"""The method that a path takes (or some, as in `Allow`), the endpoint's label, the handler."""
 
 
 _NOWHERE: Final = frozenset(
@@ -45,13 +45,19 @@ class Routes:
     """The paths of the public listener and of the operators' one, which is the same where they have none."""
 
     def __init__(
-        self, public: dict[str, Route], plain: Plain, gate: Gate | None, passed: Handler, *, admin: bool
+        self,
+        public: dict[str, Route],
+        plain: StatusHandlers,
+        access_policy: AccessPolicy | None,
+        passed: Handler,
+        *,
+        admin: bool,
     ) -> None:
         """`passed`: for paths of the engines; `admin`: operators have a listener, which alone has their paths."""
         self._public = public
         self._admin = {path: public[path] for path in ("/health", "/ready")} if admin else public
         self._plain = plain
-        self._gate = gate
+        self._access_policy = access_policy
         self._passed = passed
 
     def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
@@ -63,7 +69,7 @@ class Routes:
         """Every path that is not passed through, and its method."""
         return [(path, method) for path, (method, _, _) in (self._public | self._admin).items()]
 
-    def find(self, call: Call) -> Handler:
+    def find(self, call: RequestContext) -> Handler:
         """The handler; `call` has its endpoint then. Raises GatewayError 404, 405 or 501."""
         request = call.request
         path, method = request.path, request.method
@@ -81,13 +87,13 @@ class Routes:
             if path == "*":
                 call.endpoint = "server"
                 return self._plain.server
-            if call.admin or not passes(path):
+            if call.admin or not is_allowed(path):
                 raise not_found(path)
             call.endpoint = "passthrough"
             return self._passed
         takes, call.endpoint, handler = route
-        if method == takes or (takes == "GET" and method == "HEAD"):
+        if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
-        if self._gate is not None and call.endpoint in OPERATING:
-            self._gate.enter(call)  # only an operator is told what is there
+        if self._access_policy is not None and call.endpoint in OPERATING:
+            self._access_policy.enter(call)  # only an operator is told what is there
         return self._plain.other(call, takes)

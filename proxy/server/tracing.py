@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.flights import Flight, Mode, Phase, Subscriber
-from proxy.flights.merging import Carrier
-from proxy.server.context import Call
+from proxy.flights.merging import MergedFlight
+from proxy.server.context import RequestContext
 from proxy.telemetry import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
 MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into
 MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
+MAX_REASONS: Final = 64  # of the choices of one answer
 
 _OPERATIONS: Final = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
 _ASKED: Final = (
@@ -52,7 +53,7 @@ class Tracing:
         self.otel = otel
         self._prompts = prompts
 
-    def begin(self, call: Call, *, inside: Call | None = None) -> None:
+    def begin(self, call: RequestContext, *, inside: RequestContext | None = None) -> None:
         """A request begins: part of the trace that its client brought, or of the request it is `inside` of."""
         if call.endpoint in UNTRACED:
             return
@@ -79,7 +80,7 @@ class Tracing:
         )
         call.trace = RequestTrace(self, span)
 
-    def asked(self, call: Call) -> dict[str, Any]:
+    def asked(self, call: RequestContext) -> dict[str, Any]:
         """What was asked for, by its usual names."""
         ask = call.ask
         if ask is None:
@@ -123,7 +124,7 @@ class RequestTrace:
         context = self.span.get_span_context()
         return f"{context.trace_id:032x}" if context.is_valid else None
 
-    def reads(self, call: Call, reader: Subscriber) -> None:
+    def reads(self, call: RequestContext, reader: Subscriber) -> None:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
         flight = reader.flight
         if flight.trace is None:
@@ -131,7 +132,7 @@ class RequestTrace:
         elif isinstance(flight.trace, FlightSpan):
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
-    def ended(self, call: Call) -> None:
+    def ended(self, call: RequestContext) -> None:
         """The request is over, in whatever way."""
         span, otel = self.span, self._tracing.otel
         if span.is_recording():
@@ -167,7 +168,7 @@ class FlightSpan:
         "span",
     )  # fmt: skip
 
-    def __init__(self, tracing: Tracing, call: Call | None, flight: Flight, parent: Any) -> None:
+    def __init__(self, tracing: Tracing, call: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         plan = flight.plan
         self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
@@ -236,12 +237,12 @@ class FlightSpan:
             self._attempt = None
             self._resent += 1
 
-    def carries(self, carrier: Carrier) -> None:
-        carrier.trace = own = FlightSpan(self._tracing, None, carrier, self.span)
-        own.span.set_attribute("gateway.merged", len(carrier.riders))
-        for rider in carrier.riders:
-            if rider is not None and isinstance(rider.trace, FlightSpan) and rider.trace is not self:
-                rider.trace.span.add_link(own.span.get_span_context(), {"gateway.link": "rides"})
+    def carries(self, merged: MergedFlight) -> None:
+        merged.trace = own = FlightSpan(self._tracing, None, merged, self.span)
+        own.span.set_attribute("gateway.merged", len(merged.members))
+        for member in merged.members:
+            if member is not None and isinstance(member.trace, FlightSpan) and member.trace is not self:
+                member.trace.span.add_link(own.span.get_span_context(), {"gateway.link": "rides"})
 
     def ended(self, flight: Flight) -> None:
         span, times = self.span, flight.times
@@ -300,7 +301,8 @@ class FlightSpan:
             return  # [DONE], an error, or nothing that an engine of ours says
         self._model = self._model or (said.model[:256] if said.model else None)
         self._id = self._id or (said.id[:256] if said.id else None)
-        self._reasons += [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason][:64]
+        reasons = [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason]
+        self._reasons += reasons[: MAX_REASONS - len(self._reasons)]
 
     def _time(self, moment: float) -> int:
         """Of the flight's clock, in nanoseconds since the epoch."""

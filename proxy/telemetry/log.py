@@ -142,7 +142,7 @@ class Log:
             return
         try:
             fields = _ENCODE(record)
-        except (TypeError, ValueError, OverflowError):
+        except ValueError:  # a text that is not UTF-8
             fields = _json(msgspec.structs.asdict(record))
         self._put(self._json_line(_REQUEST[level], fields), who)
 
@@ -316,7 +316,11 @@ def _json(value: Any) -> bytes:
         if isinstance(value, dict):
             members = (_json(str(name)) + b":" + _json(member) for name, member in value.items())
             return b"{" + b",".join(members) + b"}"
-        return _ENCODE(str(value).encode("utf-8", "backslashreplace").decode())
+        try:
+            text = str(value)
+        except RecursionError:
+            text = f"a {type(value).__name__}, nested too deep"
+        return _ENCODE(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _shown(value: object, allowed: str = "") -> str:

@@ -60,8 +60,8 @@ class Otel:
         empty = self.api.set_span_in_context(self.api.INVALID_SPAN)
         if len(traceparent) != 1:
             return empty
-        carrier = {"traceparent": traceparent[0].strip(), "tracestate": ",".join(tracestate)}
-        return self._propagator.extract(carrier, context=empty)
+        merged = {"traceparent": traceparent[0].strip(), "tracestate": ",".join(tracestate)}
+        return self._propagator.extract(merged, context=empty)
 
     def within(self, span: Any) -> Any:
         """The context of what happens inside a span."""
@@ -69,9 +69,9 @@ class Otel:
 
     def outgoing(self, span: Any) -> list[tuple[str, str]]:
         """The headers that make what a server does part of this span."""
-        carrier: dict[str, str] = {}
-        self._propagator.inject(carrier, context=self.within(span))
-        return list(carrier.items())
+        merged: dict[str, str] = {}
+        self._propagator.inject(merged, context=self.within(span))
+        return list(merged.items())
 
     def failed(self, span: Any, code: str, words: str = "") -> None:
         """The span is of something that failed."""

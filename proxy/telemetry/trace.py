@@ -26,7 +26,7 @@ class FlightTrace(Protocol):
     def retried(self, cause: str) -> None:
         """The attempt under way is over: it is asked again, by why."""
 
-    def carries(self, carrier: Any) -> None:
+    def carries(self, merged: Any) -> None:
         """A Carrier takes it along with its twins."""
 
     def ended(self, flight: Any) -> None:

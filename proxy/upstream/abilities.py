@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from proxy.wire import Ask, Endpoint
+from proxy.wire import ApiRequest, Endpoint
 from proxy.wire.fold import Shape, features_of, folds_ahead
 
 MOST_MODELS: Final = 256
@@ -39,12 +39,12 @@ class Abilities:
         self._odd.clear()
         self._doubted.clear()
 
-    def shape(self, ask: Ask) -> Shape | None:
+    def shape(self, ask: ApiRequest) -> Shape | None:
         """How its streams for such a request are made up; None: not known."""
         known = self._shapes.get((ask.model, ask.endpoint))
         return known or self._shapes.get((None, ask.endpoint))
 
-    def folds(self, ask: Ask) -> bool:
+    def folds(self, ask: ApiRequest) -> bool:
         """Whether a stream for this request will fold for sure: one body may be waited for until its end."""
         shape = self.shape(ask)
         if shape is None:
@@ -64,7 +64,7 @@ class Abilities:
         if self._doubted.pop(endpoint, shape) != shape:
             self._odd = {kind: why for kind, why in self._odd.items() if kind[0] != endpoint}
 
-    def spoil(self, ask: Ask, why: str) -> bool:
+    def spoil(self, ask: ApiRequest, why: str) -> bool:
         """A stream for such a request did not fold: nobody waits for the next one. True: that is new."""
         kind = (ask.endpoint, features_of(ask.fields))
         new = kind not in self._odd
@@ -75,7 +75,7 @@ class Abilities:
         """It refused an array of several clients' inputs and took all in parts: it is sent no more of them."""
         self.mixes = False
 
-    def doubt(self, ask: Ask) -> None:
+    def doubt(self, ask: ApiRequest) -> None:
         """Its answers may have changed: they are to be looked at anew. Where they have, what was odd is not."""
         self._doubted[ask.endpoint] = self.shape(ask)
         self._shapes = {key: shape for key, shape in self._shapes.items() if key[1] != ask.endpoint}

@@ -17,13 +17,13 @@ from proxy.errors import Code, GatewayError
 from proxy.upstream.abilities import Abilities
 from proxy.upstream.breaker import Breaker, State
 from proxy.upstream.builds import Build, in_common
-from proxy.upstream.concurrency import Pacer
-from proxy.upstream.http.dial import Refused
+from proxy.upstream.concurrency import AdaptiveLimit
+from proxy.upstream.http.dial import ConnectionRefused
 from proxy.upstream.http.pool import Pool
-from proxy.upstream.load import Report
+from proxy.upstream.load import LoadReport
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import LeastOutstanding, Router, key_of
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 GONE_LOOKS: Final = 2
 """Looks in succession that found no listener, or a server that says it is broken, before an engine is gone. One
@@ -47,11 +47,11 @@ class Backend:
     detail: str = ""  # why it is down
     breaker: Breaker = field(default_factory=Breaker)
     reported: float = 0.0  # load that it tells of besides ours, in requests; by `load.weigh`
-    report: Report | None = None
+    report: LoadReport | None = None
     few: bool = False  # since it came up it has answered fewer choices than it was asked for, or refused several
     leaving: bool = False  # it is asked nothing more; what is under way there ends in its own time
     seed: int = 0
-    pacer: Pacer | None = None  # finds `max_inflight`; None: it is set
+    adaptive_limit: AdaptiveLimit | None = None  # finds `max_inflight`; None: it is set
     reached: bool = False  # since the pacer's last tick it had as much as it may
     echoes: bool | None = None  # the id of a request in its answer's `id`; None: not known. Journeys learn it
     missed: int = 0  # looks in succession that found it gone
@@ -206,7 +206,7 @@ class Backends:
         except GatewayError:
             return None
 
-    def folds(self, ask: Ask, name: str | None) -> bool:
+    def folds(self, ask: ApiRequest, name: str | None) -> bool:
         """Whether a stream for this request folds for sure: at the engine of this name, or at all it may go to."""
         if name is None:
             engines = self._chosen.get(ask.model) or self.candidates(ask.model)
@@ -256,7 +256,7 @@ class Backends:
         if not admitted:
             if any(b.breaker.probing for b in candidates):
                 return None  # whose end is a release: whoever waits is looked at then
-            wait = math.ceil(max(0.0, min(b.breaker.until for b in candidates) - now)) or 1
+            wait = math.ceil(min(b.breaker.until for b in candidates) - now)
             raise GatewayError(
                 Code.NO_BACKEND, "Every engine for this request has failed too often lately.", retry_after=wait
             )
@@ -319,7 +319,7 @@ class Backends:
             self.on_suspect(backend)
 
     def checked(self, backend: Backend, good: bool | None, why: str, *, silent: bool = False) -> None:
-        """What a check of our own saw of an engine that is suspect; see `Breaker.checked`."""
+        """What a check of our own saw of an engine that is suspect; see `Availability.checked`."""
         changed = backend.breaker.checked(self._clock(), good, silent=silent)
         if backend.leaving:
             return
@@ -359,8 +359,6 @@ class Backends:
         changed = backend.up is not up
         back = up and backend.up is False
         backend.up, backend.detail = up, detail
-        if up:
-            backend.missed = 0
         if back:
             backend.breaker.half()  # it was away, and is back: a request may try now
             self._anew(backend)
@@ -403,7 +401,7 @@ class Backends:
                 gone, down = await self._pulse.patiently(lambda: self._look(backend))
         except TimeoutError as e:
             silent, down = True, f"no answer to {e} in {self._refresh_timeout:g} s"
-        except Refused as e:
+        except ConnectionRefused as e:
             gone, down = True, str(e)
         except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             if isinstance(e, GatewayError) and e.code is Code.LOCAL_RESOURCES:

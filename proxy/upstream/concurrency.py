@@ -8,7 +8,7 @@ import math
 from statistics import median
 from typing import Final
 
-from proxy.upstream.load import Report
+from proxy.upstream.load import LoadReport
 
 START: Final = 16
 """Requests: doubled each tick while the engine keeps up, so that 256 are four ticks away."""
@@ -25,7 +25,7 @@ MIN_SAMPLES: Final = 3
 NEAR: Final = 0.8  # of the objective
 
 
-class Pacer:
+class AdaptiveLimit:
     """Finds the number of requests at which an engine's batch is full and its queue short.
 
     By the engine's own word where it reports (vLLM): it grows while it is reached and hardly any waits there, and
@@ -65,7 +65,7 @@ class Pacer:
         if now - sent > slow:
             self.answered(sent, now)
 
-    def tick(self, now: float, *, reached: bool, report: Report | None) -> int:
+    def tick(self, now: float, *, reached: bool, report: LoadReport | None) -> int:
         """The limit from now on. `reached`: since the last tick as many were under way as are allowed."""
         seen = None
         if len(self._ttfts) >= MIN_SAMPLES:
@@ -87,7 +87,7 @@ class Pacer:
             self._ttfts = []
         return self.limit
 
-    def _by_report(self, report: Report, reached: bool) -> None:
+    def _by_report(self, report: LoadReport, reached: bool) -> None:
         room = max(1.0, math.ceil(QUEUE_SHARE * report.running))
         if report.kv_cache >= KV_FULL:
             self._probing = False

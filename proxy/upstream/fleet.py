@@ -15,7 +15,7 @@ from proxy.telemetry import Log, Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.breaker import Breaker, BreakerRules
 from proxy.upstream.checkup import Checkup
-from proxy.upstream.concurrency import Pacer
+from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.http.pool import MAX_IDLE, Pool
 from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.pulse import Pulse
@@ -141,9 +141,11 @@ class Fleet:
             reading=self._reading,
             max_idle=max(MAX_IDLE, settings.max_inflight),
         )
-        pacer = None if settings.max_inflight else Pacer(objective=settings.pace_ttft_ms / 1000 or math.inf)
-        most = pacer.limit if pacer is not None else settings.max_inflight
-        backend = Backend(url, pool, most, breaker=Breaker(self._rules), pacer=pacer)
+        adaptive_limit = (
+            None if settings.max_inflight else AdaptiveLimit(objective=settings.pace_ttft_ms / 1000 or math.inf)
+        )
+        most = adaptive_limit.limit if adaptive_limit is not None else settings.max_inflight
+        backend = Backend(url, pool, most, breaker=Breaker(self._rules), adaptive_limit=adaptive_limit)
         for name, doc, read in _GAUGES:
             self._metrics.gauge(name, doc, _reader(backend, read), {"backend": url})
         return backend

@@ -15,7 +15,7 @@ TICK: Final = 1.0
 TOLD: Final = 2.0  # a limit is logged once it is so many times what was logged last, or that part of it
 
 
-class PaceWatch:
+class LimitTicker:
     """Ticks for each engine that has a pacer."""
 
     def __init__(
@@ -41,14 +41,14 @@ class PaceWatch:
             self.tick()
 
     def tick(self) -> None:
-        engines = [engine for engine in self._engines() if engine.pacer is not None]
+        engines = [engine for engine in self._engines() if engine.adaptive_limit is not None]
         self._told = {engine: told for engine, told in self._told.items() if engine in engines}
         room = False
         for engine in engines:
-            if engine.pacer is None or engine.up is False:
+            if engine.adaptive_limit is None or engine.up is False:
                 continue
             reached, engine.reached = engine.reached or engine.inflight >= engine.max_inflight, False
-            limit = engine.pacer.tick(self._clock(), reached=reached, report=engine.report)
+            limit = engine.adaptive_limit.tick(self._clock(), reached=reached, report=engine.report)
             room = room or limit > engine.max_inflight
             engine.max_inflight = limit
             told = self._told.setdefault(engine, limit)

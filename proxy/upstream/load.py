@@ -18,7 +18,7 @@ _LINE: Final = re.compile(
 )
 
 
-class Report(NamedTuple):
+class LoadReport(NamedTuple):
     """What an engine says of itself: requests, and the used share of its KV cache, 0 to 1."""
 
     running: float
@@ -27,7 +27,7 @@ class Report(NamedTuple):
     started: float | None = None  # when its process began, in seconds since the epoch
 
 
-def parse(page: bytes) -> Report | None:
+def parse(page: bytes) -> LoadReport | None:
     """A page of Prometheus' text format. Requests are summed over its engines and models, of the caches the
     fullest counts. None where it says nothing of requests: it is no vLLM's."""
     sums = {b"num_requests_running": 0.0, b"num_requests_waiting": 0.0}
@@ -47,7 +47,7 @@ def parse(page: bytes) -> Report | None:
             kv_cache = max(kv_cache, min(1.0, value))
     if not seen:
         return None
-    return Report(sums[b"num_requests_running"], sums[b"num_requests_waiting"], kv_cache, _started(page))
+    return LoadReport(sums[b"num_requests_running"], sums[b"num_requests_waiting"], kv_cache, _started(page))
 
 
 def _started(page: bytes) -> float | None:
@@ -60,7 +60,7 @@ def _started(page: bytes) -> float | None:
     return started if math.isfinite(started) else None
 
 
-def weigh(report: Report, ours: int, weight: float = 1.0) -> float:
+def weigh(report: LoadReport, ours: int, weight: float = 1.0) -> float:
     """The load that a report adds to `ours`, the requests that we have there: what others have there, once more
     all that waits, and the pressure on its KV cache. In requests, times `weight`."""
     others = max(0.0, report.running + report.waiting - ours)

@@ -18,7 +18,7 @@ ABSENT: Final = frozenset({404, 405, 501})
 SILENT: Final = 60.0  # seconds until an engine that reports nothing is asked again
 
 
-class LoadWatch:
+class LoadPoller:
     """Asks each engine for its load, one round after the other."""
 
     def __init__(
@@ -56,7 +56,9 @@ class LoadWatch:
         engines = list(self._engines())
         self._silent = {engine: until for engine, until in self._silent.items() if engine in engines}
         self._asked = {engine: at for engine, at in self._asked.items() if engine in engines}
-        wanted = (self._weight > 0 and len(engines) > 1) or any(engine.pacer is not None for engine in engines)
+        wanted = (self._weight > 0 and len(engines) > 1) or any(
+            engine.adaptive_limit is not None for engine in engines
+        )
         now = self._clock()
         due = (e for e in engines if wanted or e not in self._asked or now >= self._asked[e] + self._spare)
         await asyncio.gather(*map(self._ask, due))

@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack
 from proxy.config import Settings
 from proxy.telemetry import Fault, Log
 from proxy.upstream.backends import Backend, Backends
-from proxy.upstream.limit_ticker import PaceWatch
-from proxy.upstream.load_poller import LoadWatch
+from proxy.upstream.limit_ticker import LimitTicker
+from proxy.upstream.load_poller import LoadPoller
 
 Task = tuple[str, Callable[[], Awaitable[None]]]
 """What it is called in the log, and what runs for ever."""
@@ -34,7 +34,7 @@ def watch(
 ) -> None:
     """Start the tasks that look at engines, and `others` by name; the stack's end ends them."""
     paced = settings.max_inflight == 0
-    load = LoadWatch(
+    load = LoadPoller(
         lambda: backends.all,
         every=settings.load_seconds or settings.refresh_seconds,
         weight=settings.load_weight if settings.load_seconds else 0.0,
@@ -52,7 +52,7 @@ def watch(
         def told(engine: Backend, limit: int) -> None:
             log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
 
-        pace = PaceWatch(
+        pace = LimitTicker(
             lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
         )
         tasks.append(("the pacers' ticks", pace.run))

@@ -20,8 +20,8 @@ GONE: Final = frozenset({CONNECT, RESET})
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _PURE: Final = frozenset(
     {
-        "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/pooling",
-        "/classify", "/generative_scoring", "/v1/embeddings",
+        "/tokenize", "/detokenize", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank", "/v2/embed",
+        "/pooling", "/classify", "/generative_scoring", "/v1/embeddings",
     }
 )  # fmt: skip
 """POSTs of vLLM that only compute."""
@@ -93,7 +93,7 @@ def retry_after(headers: Iterable[tuple[str, str]], now: Callable[[], float]) ->
         return seconds
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - now())
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 

@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 BOUND: Final = 1.25
 """No engine is given more than this share of the mean load by affinity (Mirrokni, Thorup, Zadimoghaddam 2018)."""
@@ -61,10 +61,7 @@ class PowerOfTwo:
             one, other = targets[first], targets[second + (second >= first)]
             if one.inflight < one.max_inflight and other.inflight < other.max_inflight:
                 return one if one.inflight + one.reported <= other.inflight + other.reported else other
-            if count > 2:
-                free = [t for t in targets if t.inflight < t.max_inflight]
-                return self.choose(free, key) if len(free) > 1 else free[0] if free else None
-            targets = (one,) if one.inflight < one.max_inflight else (other,)
+            return self.choose([t for t in targets if t.inflight < t.max_inflight], key)
         return targets[0] if targets and targets[0].inflight < targets[0].max_inflight else None
 
 
@@ -108,11 +105,11 @@ class Rendezvous:
         if not key:
             return self._otherwise.choose(targets, 0)
         most = math.inf
-        if self._bound is not None:
+        if self._bound is not None and targets:
             total = 1
             for target in targets:
                 total += target.inflight
-            most = math.ceil(self._bound * total / len(targets)) if targets else 0
+            most = math.ceil(self._bound * total / len(targets))
         best: T | None = None
         highest = -1
         for target in targets:
@@ -155,12 +152,12 @@ def key_of(*parts: bytes) -> int:
     return int.from_bytes(found.digest(), "little") or 1
 
 
-def affinity(policy: str) -> Callable[[Ask, Mapping[str, str]], int] | None:
+def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | None:
     """What of a request its policy keeps together, as a function of it and its headers; None: nothing."""
     return {"hash": by_session, "prefix": by_prefix}.get(policy)
 
 
-def by_session(ask: Ask, headers: Mapping[str, str]) -> int:
+def by_session(ask: ApiRequest, headers: Mapping[str, str]) -> int:
     """The session (`x-session-id`), else the field `user`, else the prompt."""
     session = headers.get("x-session-id")
     if session:
@@ -171,7 +168,7 @@ def by_session(ask: Ask, headers: Mapping[str, str]) -> int:
     return key_of(b"prompt", (ask.model or "").encode(), ask.prompt)
 
 
-def by_prefix(ask: Ask, headers: Mapping[str, str]) -> int:
+def by_prefix(ask: ApiRequest, headers: Mapping[str, str]) -> int:
     """The model and the beginning of the prompt. Of a chat that is all up to its first message of a user: the
     same in each turn of a conversation; and of it the first 4 KiB: the same for all questions to a long text."""
     return key_of((ask.model or "").encode(), beginning(ask)[:PREFIX_BYTES])
@@ -184,7 +181,7 @@ class _Message(msgspec.Struct):
 _ROLE: Final = msgspec.json.Decoder(_Message)
 
 
-def beginning(ask: Ask) -> bytes:
+def beginning(ask: ApiRequest) -> bytes:
     """The part of a prompt that further turns do not change."""
     prompt = ask.prompt
     if ask.endpoint != "chat":

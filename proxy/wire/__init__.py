@@ -15,13 +15,22 @@ from proxy.wire.embeddings import (
     shares,
     take_apart,
 )
-from proxy.wire.frames import FINISH, MAX_TOKENS, PlainView, Twins, Usage, has_content, is_error, usage_of
+from proxy.wire.frames import (
+    FINISH,
+    MAX_TOKENS,
+    FrameTemplate,
+    Usage,
+    UsageStripper,
+    has_content,
+    is_error,
+    usage_of,
+)
 from proxy.wire.loose import integer
 from proxy.wire.media import refers
 from proxy.wire.openai import (
     PATHS,
     PROMPT_FIELD,
-    Ask,
+    ApiRequest,
     Endpoint,
     Large,
     decode,
@@ -41,7 +50,7 @@ from proxy.wire.prompt import (
     strings,
 )
 from proxy.wire.prompt_logprobs import outgrows
-from proxy.wire.raw_body import COUNTS, NONE, Passed, generates, read_passed, takes_json_only
+from proxy.wire.raw_body import COUNTS, NONE, RawBody, generates, read_passed, takes_json_only
 from proxy.wire.sse import (
     DONE,
     LAST_CHUNK,
@@ -72,20 +81,20 @@ __all__ = [
     "PROMPT_FIELD",
     "SIZES",
     "SLICE",
-    "Ask",
+    "ApiRequest",
     "ChunkCheck",
     "Endpoint",
+    "FrameTemplate",
     "Framer",
     "Inputs",
     "Lack",
     "Large",
     "Part",
-    "Passed",
-    "PlainView",
+    "RawBody",
     "StreamSplit",
-    "Twins",
     "Unsplittable",
     "Usage",
+    "UsageStripper",
     "Vector",
     "array_body",
     "asked_of",

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from proxy.wire.frames import Tokens
-from proxy.wire.openai import Ask
+from proxy.wire.openai import ApiRequest
 from proxy.wire.prompt import BYTES_A_TOKEN
 from proxy.wire.whole import is_vector
 
@@ -59,7 +59,7 @@ class Parts(NamedTuple):
     tokens: int | None
 
 
-def inputs_of(ask: Ask) -> Inputs | None:
+def inputs_of(ask: ApiRequest) -> Inputs | None:
     """A request's items. None where they, or their vectors, cannot be told apart: it goes up as it is."""
     if bytes(ask.fields.get("encoding_format", b"null")) not in _JSON_FORMATS:
         return None
@@ -78,8 +78,7 @@ def inputs_of(ask: Ask) -> Inputs | None:
 
 
 def _ids(raw: bytes) -> Inputs | None:
-    if b"." in raw or b"e" in raw or b"E" in raw:
-        return None  # 1.0 is read as 1 here; whether it is 1 is for the engine to say
+    # 1.0 is no id: whether it is 1 is for the engine to say.
     try:
         lists = _LISTS.decode(raw)
     except _BAD:
@@ -87,14 +86,12 @@ def _ids(raw: bytes) -> Inputs | None:
             lists = [_IDS.decode(raw)]
         except _BAD:
             return None
-        if not lists[0]:
-            return None
-    if not 0 < len(lists) <= MAX_ITEMS:
+    if len(lists) > MAX_ITEMS:
         return None
     return Inputs("ids", [_ENCODE(ids) for ids in lists], [len(ids) for ids in lists])
 
 
-def array_body(ask: Ask, items: Sequence[bytes]) -> bytes:
+def array_body(ask: ApiRequest, items: Sequence[bytes]) -> bytes:
     """One request for all items, with the options of `ask`, which are those of all."""
     options = {name: raw for name, raw in ask.fields.items() if name not in _OF_ONE_CLIENT}
     return _ENCODE({**options, "input": [Raw(item) for item in items]})
@@ -105,7 +102,7 @@ def take_apart(body: bytes, count: int) -> Parts:
     try:
         envelope = _OBJECT.decode(body)
         found = _DATA.decode(envelope["data"])
-        data = dict(zip((_WHOLE.decode(datum["index"]) for datum in found), found, strict=True))
+        data = {_WHOLE.decode(datum["index"]): datum for datum in found}
         if len(found) != count or data.keys() != set(range(count)):
             raise Unsplittable(f"{len(found)} vectors for {count} inputs, or numbered otherwise")
         if not all("embedding" in datum and is_vector(datum["embedding"]) for datum in found):

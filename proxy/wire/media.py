@@ -9,14 +9,14 @@ from typing import Any, Final
 
 import msgspec
 
-from proxy.wire.openai import PROMPT_FIELD, Ask
+from proxy.wire.openai import PROMPT_FIELD, ApiRequest
 
 _MAYBE: Final = re.compile(rb"_url|\\u00(?:5[fF]|7[25]|6[cC])").search
 """A member named `…_url`, or a spelling in which one of these letters is escaped."""
 _SUFFIX: Final = "_url"  # image_url, audio_url, video_url; engines add more
 
 
-def refers(ask: Ask) -> bool:
+def refers(ask: ApiRequest) -> bool:
     """Whether the prompt has a URL that is not `data:` where vLLM fetches media."""
     raw = ask.fields.get(PROMPT_FIELD[ask.endpoint], b"")
     if _MAYBE(raw) is None:

@@ -1,4 +1,4 @@
-"""Owns the request side of the wire: body bytes to an `Ask`, and the body that goes up to the engine.
+"""Owns the request side of the wire: body bytes to an `ApiRequest`, and the body that goes up to the engine.
 Must not know sharing policy, keys, engines or HTTP servers; it reads only the fields the gateway acts on.
 Called by the gateway's handlers (decode) and by the scheduler (the body for upstream)."""
 
@@ -100,7 +100,9 @@ class Large(msgspec.Struct, gc=False):
     refers: bool  # to media elsewhere, see `wire/media.py`
 
 
-class Ask(msgspec.Struct, gc=False):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
+class ApiRequest(
+    msgspec.Struct, gc=False
+):  # made in 0.1 µs, a dataclass in 0.7; nothing that it holds leads back to it
     """One decoded request. `fields` are its top-level JSON members, undecoded; `body` its exact bytes."""
 
     endpoint: Endpoint
@@ -121,7 +123,7 @@ class Ask(msgspec.Struct, gc=False):  # made in 0.1 µs, a dataclass in 0.7; not
         return bytes(self.fields.get(PROMPT_FIELD[self.endpoint], b"null"))
 
 
-def decode(endpoint: Endpoint, body: bytes) -> Ask:
+def decode(endpoint: Endpoint, body: bytes) -> ApiRequest:
     """Read a request body. Raises GatewayError 400 that says what is wrong, where, and what is right.
 
     Types are checked for the fields the gateway acts on; the rest goes to the engine untouched. A member
@@ -177,7 +179,7 @@ def decode(endpoint: Endpoint, body: bytes) -> Ask:
             f"The field 'stream_options' is over {MAX_STREAM_OPTIONS} bytes; it has two members.",
             param="stream_options",
         )
-    return Ask(
+    return ApiRequest(
         endpoint,
         head.model,
         head.stream is True,
@@ -237,8 +239,9 @@ def _refuse_twice(body: bytes) -> None:
         seen.add(name)
 
 
-def with_usage(ask: Ask) -> bytes:
-    """The body that asks the engine for usage in a stream, every other member as the client wrote it."""
+def with_usage(ask: ApiRequest) -> bytes:
+    """The body that asks the engine for usage in a stream, every other member as the client wrote it, but
+    `continuous_usage_stats`: it says nothing where the client did not ask for usage."""
     if ask.include_usage or ask.large is not None:
         return ask.body
     options = ask.fields.get("stream_options")
@@ -247,11 +250,12 @@ def with_usage(ask: Ask) -> bytes:
     members: dict[str, Any] = (
         msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {} if options else {}
     )
+    members.pop("continuous_usage_stats", None)
     members["include_usage"] = True
     return msgspec.json.encode({**ask.fields, "stream_options": members})
 
 
-def with_fields(ask: Ask, changed: dict[str, msgspec.Raw]) -> Ask:
+def with_fields(ask: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
     """The request with other values of these fields; every other member stays as the client wrote it, and where
     all are new to a body they are only put at its end."""
     fields = {**ask.fields, **changed}
@@ -266,7 +270,7 @@ def with_fields(ask: Ask, changed: dict[str, msgspec.Raw]) -> Ask:
     return msgspec.structs.replace(ask, fields=fields, body=body)
 
 
-def stream_extras(ask: Ask) -> dict[str, msgspec.Raw]:
+def stream_extras(ask: ApiRequest) -> dict[str, msgspec.Raw]:
     """Members of `stream_options` that may change the frames: all but `include_usage`, and but
     `continuous_usage_stats` where it says no. One that is not known is an extra whatever it says."""
     options = ask.fields.get("stream_options")

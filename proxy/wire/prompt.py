@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from proxy.errors import Code, GatewayError
 from proxy.wire.document import read, read_leniently
-from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint
+from proxy.wire.openai import PROMPT_FIELD, ApiRequest, Endpoint
 
 _NOT_TEXT: Final = frozenset({"role", "type", "url", "image_url", "audio_url", "video_url", "data", "file_data"})
 """Members of a message that hold no prompt text where they are plain strings: kinds, and media by reference or in
@@ -66,7 +66,7 @@ class Prompt(NamedTuple):
         return sum(len(text) for texts in self.parts for text in texts) + self.ids
 
 
-def prompt_of(ask: Ask) -> Prompt:
+def prompt_of(ask: ApiRequest) -> Prompt:
     """The prompt's texts. Raises GatewayError 400 where it cannot be read."""
     name = PROMPT_FIELD[ask.endpoint]
     if name not in ask.fields:

@@ -8,14 +8,14 @@ from typing import Final
 
 import msgspec
 
-from proxy.wire.openai import Ask
+from proxy.wire.openai import ApiRequest
 
 BYTES_A_CANDIDATE: Final = 100
 """Of JSON: an id, a log probability of 17 digits, a rank, the token's text."""
 BYTES_A_TOKEN: Final = 3  # of a prompt, at least, but for rare scripts
 
 
-def outgrows(ask: Ask, bound: int) -> bool:
+def outgrows(ask: ApiRequest, bound: int) -> bool:
     """Whether the answer may be over `bound` bytes: every token of the prompt has its candidates in it. Such an
     answer is passed through as it comes: it is held by nobody, so it is shared with nobody."""
     if ask.stream:

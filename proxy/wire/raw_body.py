@@ -19,7 +19,7 @@ AUDIO: Final = "/v1/audio/"
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class Passed(msgspec.Struct, frozen=True, gc=False):
+class RawBody(msgspec.Struct, frozen=True, gc=False):
     """A body as it goes up, and what it says. `value`: of JSON."""
 
     kind: Literal["none", "json", "form", "other"]
@@ -78,7 +78,7 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
         refuse_ids(self.members)
         return everything(self.value)
 
-    def with_numbers(self, changed: dict[str, int]) -> Passed:
+    def with_numbers(self, changed: dict[str, int]) -> RawBody:
         """The same with other numbers in these members."""
         if not changed:
             return self
@@ -86,9 +86,9 @@ class Passed(msgspec.Struct, frozen=True, gc=False):
             form = self.form
             for name, number in changed.items():
                 form = read_form(form.replaced(name, b"%d" % number), form.boundary)
-            return Passed("form", form.body, None, form)
+            return RawBody("form", form.body, None, form)
         fields = {**_FIELDS.decode(self.body), **{name: msgspec.Raw(b"%d" % n) for name, n in changed.items()}}
-        return Passed("json", msgspec.json.encode(fields), {**self.members, **changed})
+        return RawBody("json", msgspec.json.encode(fields), {**self.members, **changed})
 
 
 COUNTS: Final = (
@@ -97,6 +97,7 @@ COUNTS: Final = (
     "/score",
     "/rerank",
     "/v2/rerank",
+    "/v2/embed",
     "/pooling",
     "/classify",
     "/generative_scoring",
@@ -121,20 +122,20 @@ def takes_json_only(path: str) -> bool:
     return path.startswith(_JSON_UNDER) or path.rstrip("/") in _JSON_ONLY
 
 
-NONE: Final = Passed("none")
+NONE: Final = RawBody("none")
 
 
-def read_passed(media: Media | None, body: bytes) -> Passed:
+def read_passed(media: Media | None, body: bytes) -> RawBody:
     """Read a body, of the type that its head told. Raises GatewayError 400 where readers could differ about it."""
     if media is None or not body:
         return NONE
     if media.kind == "json":
-        return Passed("json", body, read(body))
+        return RawBody("json", body, read(body))
     if media.kind == "form":
         form = read_form(body, media.boundary)
         _check_model(form)
-        return Passed("form", body, None, form)
-    return Passed("other", body)
+        return RawBody("form", body, None, form)
+    return RawBody("other", body)
 
 
 def _check_model(form: Form) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from proxy.wire.frames import FINISH, Usage, usage_from
-from proxy.wire.openai import Ask, Endpoint
+from proxy.wire.openai import ApiRequest, Endpoint
 from proxy.wire.sse import data_of, is_done
 
 REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
@@ -82,7 +82,7 @@ _LIST: Final = msgspec.json.Decoder(list[Raw])
 # -- what was asked for --------------------------------------------------------------------------------
 
 
-def asked_of(ask: Ask) -> int:
+def asked_of(ask: ApiRequest) -> int:
     """How many choices, or vectors, a request asks for; 0 where that cannot be told."""
     fields = ask.fields
     if ask.endpoint == "embeddings":

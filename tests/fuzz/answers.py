@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import h11
 
-from proxy.upstream.http.framing import Kind, Refused
-from proxy.upstream.http.response import Answer
+from proxy.upstream.http.framing import InvalidResponse, Kind
+from proxy.upstream.http.response import ResponseParser
 from proxy.wire.embeddings import (
     Unsplittable,
     Vector,
@@ -57,7 +57,7 @@ class Read(NamedTuple):
 
 def read(pieces: Iterable[bytes], *, bodiless: bool) -> Read:
     taken = Taken()
-    answer = Answer(taken, bodiless=bodiless)
+    answer = ResponseParser(taken, bodiless=bodiless)
     refused = ended = False
     left = b""
     for piece in pieces:
@@ -66,7 +66,7 @@ def read(pieces: Iterable[bytes], *, bodiless: bool) -> Read:
             continue
         try:
             ended = answer.feed(piece)
-        except Refused:
+        except InvalidResponse:
             refused = True
             break
     if answer.framing is not None and answer.framing.kind is Kind.CHUNKED:

@@ -8,14 +8,14 @@ import re
 import socket
 from typing import Final
 
-from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, Opening, read_opening
+from proxy.server.listener.proxy_protocol import MAX_V1, MAX_V2, V2, ProxyHeader, parse_proxy_header
 from tests.fuzz.kit import Target
 
 _V1: Final = re.compile(rb"PROXY (TCP4|TCP6) (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
 _UNKNOWN: Final = re.compile(rb"PROXY UNKNOWN(?: .*)?\r\n", re.DOTALL)
 
 
-def by_the_book(data: bytes) -> Opening | None:
+def by_the_book(data: bytes) -> ProxyHeader | None:
     """The opening; None where there is none, or not a whole one."""
     if data.startswith(V2):
         return _version_2(data)
@@ -23,7 +23,7 @@ def by_the_book(data: bytes) -> Opening | None:
     if len(line) < 2:
         return None
     if _UNKNOWN.fullmatch(line):
-        return Opening("", len(line))
+        return ProxyHeader("", len(line))
     found = _V1.fullmatch(line)
     if found is None or max(int(found[4]), int(found[5])) > 65535:
         return None
@@ -32,10 +32,10 @@ def by_the_book(data: bytes) -> Opening | None:
         source, _ = (socket.inet_pton(family, found[n].decode("ascii")) for n in (2, 3))
     except (OSError, ValueError):
         return None
-    return Opening(socket.inet_ntop(family, source), len(line))
+    return ProxyHeader(socket.inet_ntop(family, source), len(line))
 
 
-def _version_2(data: bytes) -> Opening | None:
+def _version_2(data: bytes) -> ProxyHeader | None:
     if len(data) < 16 or data[12] not in (0x20, 0x21):
         return None
     length = int.from_bytes(data[14:16], "big")
@@ -43,23 +43,23 @@ def _version_2(data: bytes) -> Opening | None:
         return None
     family = {0x11: (socket.AF_INET, 4), 0x21: (socket.AF_INET6, 16)}.get(data[13])
     if data[12] == 0x20 or family is None:
-        return Opening("", 16 + length)
+        return ProxyHeader("", 16 + length)
     kind, size = family
     if length < 2 * size + 4:
         return None
-    return Opening(socket.inet_ntop(kind, data[16 : 16 + size]), 16 + length)
+    return ProxyHeader(socket.inet_ntop(kind, data[16 : 16 + size]), 16 + length)
 
 
-def _read(data: bytes) -> Opening | str | None:
+def _read(data: bytes) -> ProxyHeader | str | None:
     try:
-        return read_opening(data)
+        return parse_proxy_header(data)
     except ValueError:
         return "refused"
 
 
 def opening(data: bytes) -> None:
     found = _read(data)
-    if isinstance(found, Opening):
+    if isinstance(found, ProxyHeader):
         book = by_the_book(data)
         assert book is not None
         assert found.length == book.length <= MAX_V2
@@ -70,7 +70,7 @@ def opening(data: bytes) -> None:
         assert found is not None or len(data) < MAX_V2, "it waits for ever"
     if data.startswith(V2) and len(data) >= 16 and 16 + int.from_bytes(data[14:16], "big") > MAX_V2:
         assert found == "refused", "it waits for more than it takes"
-    before: Opening | str | None = None
+    before: ProxyHeader | str | None = None
     ends = {*range(20), 28, 52, 106, 107, 108, len(data) // 2, len(data) - 1, len(data)}
     for end in sorted(end for end in ends if 0 <= end <= len(data)):
         now = _read(data[:end])

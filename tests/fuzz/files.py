@@ -10,10 +10,10 @@ import tomllib
 from typing import Any, Final
 
 from proxy.access.api_keys import read_keys
-from proxy.access.denylist.normalize import _UNSEEN, Former, form
+from proxy.access.denylist.normalize import _UNSEEN, StreamNormalizer, form
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.access.denylist.scanner import Scanner
-from proxy.config.load import load
+from proxy.config.loader import load
 from proxy.config.settings import Settings, options
 from proxy.errors import SettingsError
 from tests.fuzz.kit import Target, parted
@@ -101,7 +101,7 @@ def texts(data: bytes) -> None:
     if _MARKS.search(text.translate(_UNSEEN)):
         return  # no text has so many in a row: they are taken in pieces, wherever those fall
     step = max(1, len(text) // max(1, len(pieces)))
-    former = Former()
+    former = StreamNormalizer()
     formed = "".join(former.feed(text[at : at + step]) for at in range(0, len(text), step)) + former.end()
     assert formed == form(text)
 

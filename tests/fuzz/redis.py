@@ -15,13 +15,13 @@ from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode, Plan
 from proxy.flights.stored import land
 from proxy.redis.cache import Reader, Stored, stream_views
-from proxy.redis.resp import Bounds, Login, Refused, Wire, WireError
-from proxy.wire.frames import PlainView
+from proxy.redis.resp import Bounds, Login, ReplyError, RespConnection, WireError
+from proxy.wire.frames import UsageStripper
 from proxy.wire.openai import decode
 from proxy.wire.sse import Framer, chunk, data_of, is_done, unchunks
 from proxy.wire.whole import REASONS
 from tests.fuzz.kit import StillLoop, Target, flagged, lenient_json, parted
-from tests.resp_kit import HELLO_REPLY, Transport
+from tests.kit.resp_kit import HELLO_REPLY, Transport
 
 ASKED: Final = 3
 BOUNDS: Final = Bounds(connect=5.0, pending=1000, reply=1 << 20)
@@ -57,7 +57,7 @@ def _value(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     if kind == b"+":
         return line, at
     if kind == b"-":
-        return Refused(line), at
+        return ReplyError(line), at
     digits = line[1:] if line[:1] == b"-" else line
     if not digits.isdigit() or len(digits) > 17 or (len(digits) > 1 and digits[0] == 48) or line == b"-0":
         raise Broken(line)
@@ -85,10 +85,10 @@ def _told(pieces: Iterable[bytes]) -> tuple[list[Any], list[Any], str]:
     """The replies to three commands, the pushes, and why the connection was lost."""
     replies: list[Any] = []
     pushes: list[Any] = []
-    losses: list[Wire] = []
+    losses: list[RespConnection] = []
     transport = Transport()
     still = StillLoop()
-    wire = Wire(still.loop, Login(), BOUNDS, on_push=pushes.append, on_lost=losses.append)
+    wire = RespConnection(still.loop, Login(), BOUNDS, on_push=pushes.append, on_lost=losses.append)
     asyncio._set_running_loop(still.loop)
     try:
         wire.connection_made(transport)
@@ -127,7 +127,7 @@ def replies(data: bytes) -> None:
         right, all_of_it = by_the_book(stream)
     except Broken:
         return
-    told = [reply for reply in one[0] if not isinstance(reply, WireError) or isinstance(reply, Refused)]
+    told = [reply for reply in one[0] if not isinstance(reply, WireError) or isinstance(reply, ReplyError)]
     assert list(map(_shown, told)) == list(map(_shown, right[:ASKED]))
     if all_of_it:
         assert bool(one[2]) == (len(right) > ASKED)
@@ -161,7 +161,7 @@ def _kept(stream: bytes, *, usage: bool) -> bytes:
     full = list(map(chunk, frames))
     plain = full
     if usage:
-        view = PlainView()
+        view = UsageStripper()
         plain = [chunk(one) for frame in frames for one in view.feed(frame)] + list(map(chunk, view.end()))
     body, cut, tail = stream_views(full, plain)
     found = Stored("stream", 1.0, body, cut, tail, "text/event-stream", 3, 4)

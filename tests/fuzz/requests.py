@@ -12,12 +12,12 @@ import msgspec
 from pydantic import TypeAdapter
 
 from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
-from proxy.access.request_limits import Sizes
+from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
-from proxy.flights.cost import passing
+from proxy.flights.cost import estimate_raw
 from proxy.flights.key import Keyer
 from proxy.wire.http.media_type import JSON
-from proxy.wire.openai import PROMPT_FIELD, Ask, Endpoint, decode, stream_extras, with_fields, with_usage
+from proxy.wire.openai import PROMPT_FIELD, ApiRequest, Endpoint, decode, stream_extras, with_fields, with_usage
 from proxy.wire.prompt import everything, prompt_of
 from proxy.wire.raw_body import read_passed
 from proxy.wire.whole import asked_of
@@ -25,7 +25,7 @@ from tests.fuzz.kit import Target, flagged, strict_json
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = ("chat", "completions", "embeddings")
 CAP: Final = 7
-SIZES: Final = Sizes(max_tokens=CAP, messages=20, prompt_chars=2000, n=4, best_of=4)
+SIZES: Final = RequestLimits(max_tokens=CAP, messages=20, prompt_chars=2000, n=4, best_of=4)
 TERMS: Final = Terms(share="all", routing="hash", assumed=100, sizes=SIZES)
 KEYER: Final = Keyer()
 _HALF: Final = re.compile("[\ud800-\udfff]")
@@ -58,12 +58,14 @@ def request(data: bytes) -> None:
     assert ask.include_usage == (_LAX.validate_python(options.get("include_usage")) is True)
     sent = strict_json(with_usage(ask), once=False)
     wanted = {**options, "include_usage": options.get("include_usage") if ask.include_usage else True}
+    if not ask.include_usage:
+        wanted.pop("continuous_usage_stats", None)
     assert sent == {**given, "stream_options": wanted}
     stream_extras(ask)
     _on(ask, given)
 
 
-def _on(ask: Ask, given: dict[str, Any]) -> None:
+def _on(ask: ApiRequest, given: dict[str, Any]) -> None:
     """What the gateway goes on to do with it raises nothing but a refusal, and its caps hold."""
     changed = with_fields(ask, {"user": ask.fields.get("model", KNOWN["user"])})
     assert strict_json(changed.body, once=False) == {**given, "user": given.get("model", "u")}
@@ -125,7 +127,7 @@ def passed(data: bytes) -> None:
         return
     given: Any = strict_json(body) if body else None  # what json.loads does not read was refused
     read = read_passed(JSON, body)
-    assert passing(path, read, 100) == found.cost
+    assert estimate_raw(path, read, 100) == found.cost
     everything(read.value)
     model = given.get("model") if isinstance(given, dict) else None
     assert found.model == (model if isinstance(model, str) else None) or _odd(body)

@@ -11,11 +11,11 @@ import msgspec
 from proxy.redis.cache import Stored
 from proxy.server.listener.proxy_protocol import V2
 from proxy.wire.sse import DONE, Framer, chunk
-from tests.fault_cases import broken_cases, surplus_cases, whole_cases
 from tests.fuzz.files import HASH, SECRET
 from tests.fuzz.kit import in_pieces
 from tests.fuzz.targets import CORPUS, TARGETS
 from tests.golden import load
+from tests.kit.fault_cases import broken_cases, surplus_cases, whole_cases
 
 STREAMS: Final = ("chat-n2-seed-stream-usage", "completion-stream-usage", "chat-forced-tool-stream-usage")
 BODIES: Final = ("chat-n2-seed", "completion", "chat-forced-tool")

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Feeder, Limits, Watch
+from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.plan import Mode, Plan
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.folding import Unfoldable, fold
-from proxy.wire.frames import FINISH, PlainView, Twins, has_content, is_error, usage_of
+from proxy.wire.frames import FINISH, FrameTemplate, UsageStripper, has_content, is_error, usage_of
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import BOM, ChunkCheck, Framer, chunk, data_of, encode, is_done, unchunks
 from proxy.wire.whole import REASONS
@@ -101,7 +101,7 @@ def chunks(data: bytes) -> None:
 def frames(data: bytes) -> None:
     """A twin of a frame says nothing but more text; who did not ask for usage loses nothing else."""
     given = Framer(MAX).feed(data)
-    twins, view = Twins(), PlainView()
+    twins, view = FrameTemplate(), UsageStripper()
     seen: list[bytes] = []
     for frame in given:
         content, usage = has_content(frame), usage_of(frame)
@@ -115,7 +115,8 @@ def frames(data: bytes) -> None:
         seen += view.feed(frame)
     seen += view.end()
     assert not view.held
-    kept = [frame for frame in given if not _only_usage(frame)]
+    first = next((i for i, frame in enumerate(given) if _forced(frame)), len(given))
+    kept = [frame for frame in given[:first] if not _only_usage(frame)] + given[first:]
     # Nothing is lost, repeated or made up; what goes back to a finish is put at its end.
     # A usage chunk that is not UTF-8, or has half an emoji, is no JSON to us and goes out as it came.
     other = Counter(frame for frame in seen if not (_only_usage(frame) and _odd(frame)))
@@ -131,6 +132,13 @@ def frames(data: bytes) -> None:
 def _only_usage(frame: bytes) -> bool:
     members = lenient_json(data_of(frame))
     return isinstance(members, dict) and members.get("choices") == [] and members.get("usage") is not None
+
+
+def _forced(frame: bytes) -> bool:
+    """Usage that nobody asked for: from here on everything is seen as it came."""
+    members = lenient_json(data_of(frame))
+    given = isinstance(members, dict) and members.get("usage") is not None and "choices" in members
+    return given and not _only_usage(frame) and not _odd(frame) and FINISH.search(frame) is None
 
 
 def _odd(frame: bytes) -> bool:
@@ -166,14 +174,14 @@ def _plan(kind: int) -> tuple[Plan, int, Endpoint]:
     return Plan("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
 
 
-def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tuple[Flight, Feeder, list[Any]]:
+def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tuple[Flight, Ingest, list[Any]]:
     """The flight and the feeder after these reads."""
     endings: list[Any] = []
     flight = Flight(plan, lambda: 1.0)
     flight.mode = mode
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
-    limits = Limits(first_token=0, token=0, total=0)
+    limits = StreamLimits(first_token=0, token=0, total=0)
     ended: list[GatewayError | None] = []
 
     def on_done(error: GatewayError | None) -> None:
@@ -181,18 +189,18 @@ def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tup
         if error is not None:
             flight.fail(error)
 
-    feeder = Feeder(flight, limits, Watch(limits, StillLoop().loop), on_done)
-    feeder.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
+    ingest = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
+    ingest.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
     for piece in pieces:
-        feeder.body(piece)
+        ingest.body(piece)
     if closed and not ended:
-        feeder.end()
+        ingest.end()
     assert len(ended) == 1
     endings += ended
-    return flight, feeder, endings
+    return flight, ingest, endings
 
 
-def feeder(data: bytes) -> None:
+def ingest(data: bytes) -> None:
     """A stream into a flight: the same however it is cut, and whole only where its content is."""
     kind, rest = flagged(data)
     pieces, stream = parted(rest)
@@ -373,7 +381,7 @@ TARGETS: Final = {
     "sse": Target(sse, "any cut gives the same frames, which lose no byte; data as a browser has it", WORDS, 400),
     "chunks": Target(chunks, "two readers of stored chunks agree; what they take is written alike", CHUNK_WORDS),
     "frames": Target(frames, "a twin says nothing but text; without usage nothing else is lost", WORDS),
-    "feeder": Target(feeder, "any cut gives the same flight; whole only where json.loads finds it so", WORDS),
+    "feeder": Target(ingest, "any cut gives the same flight; whole only where json.loads finds it so", WORDS),
     "whole": Target(whole, "any cut gives the same flight; a success is whole by json.loads", WORDS),
     "fold": Target(folded, "Unfoldable, or each choice's text is that of its chunks by json.loads", WORDS),
     "split": Target(split, "Unfoldable, or each client has all of its choices' text, and one end", WORDS),

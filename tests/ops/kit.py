@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
-from proxy.config.load import load
+from proxy.config.loader import load
 from proxy.errors import SettingsError
 from proxy.resources import prepare
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.client import post_json
-from tests.engine import Engine
-from tests.engine_scripts import echo_script
+from tests.kit.client import post_json
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import echo_script
+from tests.kit.redis_server import redis_server
+from tests.kit.running import HELLO
 from tests.ops.dockerfile import environment, health_command
 from tests.ops.kit import OPS, Ran, bare, check_config, documents, grace_is_enough, refusal, run, to_the_end, tool
-from tests.redis_server import redis_server
-from tests.running import HELLO
-from tests.test_process import proxy, stored
+from tests.system.test_process import proxy, stored
 
 COMPOSE = (OPS / "compose.yaml").read_text()
 EXAMPLE = (OPS / ".env.example").read_text()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import Engine
+from tests.kit.engine import Engine
+from tests.kit.running import gateway
 from tests.ops.dockerfile import DOCKERFILE, copied, environment, health_command, last_stage, only
 from tests.ops.kit import ROOT, check_config, grace_is_enough, refusal, run, to_the_end, tool
-from tests.running import gateway
 
 
 def ignored(path: str, rules: str) -> bool:

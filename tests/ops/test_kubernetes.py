@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.client import get
-from tests.engine import Engine
+from tests.kit.client import get
+from tests.kit.engine import Engine
+from tests.kit.running import gateway
 from tests.ops.dockerfile import environment, only
 from tests.ops.kit import OPS, check_config, documents, grace_is_enough, run, tool
-from tests.running import gateway
 
 K8S = OPS / "k8s"
 SECRET = re.compile(r"(api_key|password|secret|redis_url|redis)$", re.IGNORECASE)  # names of settings

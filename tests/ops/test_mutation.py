@@ -73,19 +73,17 @@ def test_a_mutant_is_known_by_its_content_wherever_it_stands() -> None:
 
 
 def test_a_sample_is_the_same_for_a_seed_and_takes_of_every_room() -> None:
-    sources = {f"proxy/{name}.py": SOURCE for name in ("a", "b", "wire/c")}
-    table = "| 0 | `a.py` | x |\n| 2 | `b.py` | y |\n"
-    first, again, other = (mutants.sample(sources, table, seed, 6) for seed in (1, 1, 2))
+    sources = {f"proxy/{name}.py": SOURCE for name in ("a", "flights/queue/b", "wire/c")}
+    first, again, other = (mutants.sample(sources, seed, 6) for seed in (1, 1, 2))
     assert [m.id for m in first] == [m.id for m in again] != [m.id for m in other]
-    assert Counter(mutants.room_of(m.module, table) for m in first) == {"layer 0": 2, "layer 2": 2, "wire": 2}
+    assert Counter(mutants.room_of(m.module) for m in first) == {"top": 2, "flights": 2, "wire": 2}
     assert len({(m.module, m.lines[0]) for m in first}) == 6, "one mutant a line"
 
 
 def test_the_page_is_left_out_and_every_other_room_of_the_gateway_is_there() -> None:
-    table = (ROOT / "proxy" / "README.md").read_text()
-    rooms = Counter(mutants.room_of(module, table) for module in mutants.modules(ROOT))
-    assert "page" not in rooms
-    assert {"wire", "embedded"} < rooms.keys()
+    modules = mutants.modules(ROOT)
+    assert not any(module.startswith("proxy/server/page/") for module in modules)
+    assert {"wire", "embedded", "server", "flights"} < Counter(map(mutants.room_of, modules)).keys()
 
 
 def test_the_tests_of_a_module_s_own_file_come_first_then_the_quick_ones() -> None:
@@ -191,7 +189,7 @@ def test_a_mutant_is_killed_survives_or_takes_too_long(toy: Path, monkeypatch: p
 
 
 def test_a_session_goes_on_where_it_was_and_keeps_its_sample(tmp_path: Path) -> None:
-    drawn = mutants.sample({"proxy/box.py": SOURCE}, "", 1, 3)
+    drawn = mutants.sample({"proxy/box.py": SOURCE}, 1, 3)
     mine = session.Session(tmp_path / "x.jsonl")
     mine.draw(drawn)
     verdict = Verdict("killed", "tests/test_box.py::test_b", 1.0)

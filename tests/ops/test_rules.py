@@ -39,7 +39,7 @@ def test_every_alert_is_seen_to_fire_and_not_to_fire() -> None:
 @pytest.mark.parametrize("name", alerts())
 def test_an_alert_says_what_is_wrong_and_where_the_runbook_is(name: str) -> None:
     text = sections()[name]
-    assert f"runbook_url: ops/TROUBLESHOOTING.md#{name.lower()}\n" in text
+    assert f"runbook_url: ops/docs/troubleshooting.md#{name.lower()}\n" in text
     assert re.search(r"severity: (critical|warning|info)\b", text)
     assert re.search(r"summary: '.{20,}'", text)
     assert re.search(r"description: '.{20,}'", text)

@@ -1,4 +1,4 @@
-"""The page for bad days names only what there is: metrics, flags, settings, errors, log events, its own parts."""
+"""The troubleshooting page names only what exists: metrics, flags, settings, errors, log events, sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from proxy.config.settings import options
 from proxy.errors import Code
 from tests.ops.kit import OPS, ROOT, documents
 
-PAGE = (OPS / "TROUBLESHOOTING.md").read_text()
+PAGE = (OPS / "docs" / "troubleshooting.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "proxy").rglob("*.py")))
 STRINGS = set(re.findall(r'"([^"\n]+)"', SOURCE))
 DEPLOYED = "\n".join(
@@ -98,7 +98,7 @@ def alerts(rules: str) -> dict[str, str]:
 
 def without_runbook(rules: str, page: str) -> list[str]:
     """Alerts whose `runbook_url` leads to no part of the page."""
-    known = {f"ops/TROUBLESHOOTING.md#{anchor}" for anchor in anchors(page)}
+    known = {f"ops/docs/troubleshooting.md#{anchor}" for anchor in anchors(page)}
     return [name for name, url in alerts(rules).items() if not any(url.endswith(end) for end in known)]
 
 
@@ -150,7 +150,7 @@ def test_each_look_finds_what_is_not_there(text: str, check: object, found: list
 
 
 def test_every_alert_leads_to_a_part_of_it() -> None:
-    alert = "{alert: X, expr: up, annotations: {runbook_url: 'ops/TROUBLESHOOTING.md#%s'}}"
+    alert = "{alert: X, expr: up, annotations: {runbook_url: 'ops/docs/troubleshooting.md#%s'}}"
     rules = f"groups: [{{name: a, rules: [{alert}]}}]"
     assert without_runbook(rules % "queue-full", PAGE) == []
     assert without_runbook(rules % "queue-empty", PAGE) == ["X"]

@@ -1,4 +1,4 @@
-"""What the page for bad days shows is what the program says: each line is made here, by the fault it is of."""
+"""What the troubleshooting page shows is what the program prints: a test causes each fault and compares."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from proxy.upstream.breaker import State
-from tests.client import post_json
-from tests.engine import Engine
-from tests.engine_scripts import echo_script
+from tests.kit.client import post_json
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import echo_script
+from tests.kit.running import HELLO, gateway, lines, until
 from tests.ops.kit import OPS, refusal
-from tests.running import HELLO, gateway, lines, until
 
-PAGE = (OPS / "TROUBLESHOOTING.md").read_text()
+PAGE = (OPS / "docs" / "troubleshooting.md").read_text()
 CHAT = "/v1/chat/completions"
 NOBODY = "127.0.0.1:9"  # discard: nothing listens there
 

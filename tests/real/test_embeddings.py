@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from proxy.app import App
-from tests.client import Answer, get, post_json
-from tests.running import gateway, until
+from tests.kit.client import Answer, get, post_json
+from tests.kit.running import gateway, until
 
 EMBED = "/v1/embeddings"
 ENGINE = os.environ.get("VLLM_EMBED_URL", "")

@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from functools import cache
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 
 from proxy.app import App
 from proxy.embedded.redis import EmbeddedRedis
-from tests.client import Answer, call, get, post_json, streaming
-from tests.running import gateway, until
+from tests.kit.client import Answer, call, get, post_json, streaming
+from tests.kit.running import gateway, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -77,59 +70,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "completion of a list": (COMPLETIONS, {"prompt": ["Once upon", "The sky is"], "max_tokens": 4}),
     "completion logprobs": (COMPLETIONS, {"prompt": "The sky is", "max_tokens": 3, "logprobs": 2}),
 }
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="session")
-def vllm() -> Iterator[str]:
-    """The engine's URL."""
-    if "VLLM_URL" in os.environ:
-        yield os.environ["VLLM_URL"]
-        return
-    port = free_port()
-    program = Path(__file__).parents[2] / "ops" / "vllm.py"
-    process = subprocess.Popen(
-        # In float32, not bfloat16: runs are compared token for token, and there are fewer ties to part at.
-        [sys.executable, str(program), "serve", "--port", str(port), "--die-with-parent", "--dtype", "float32"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(timeout=60)
-
-
-@pytest.fixture
-async def engine(vllm: str) -> str:
-    """The same, once it answers."""
-    async with asyncio.timeout(300):
-        while True:
-            try:
-                if (await get(vllm, "/health")).status == 200:
-                    await asyncio.to_thread(_warm, vllm)
-                    return vllm
-            except OSError:
-                await asyncio.to_thread(_look_again_in_a_second)
-
-
-@cache
-def _warm(vllm: str) -> None:
-    """A fresh vLLM compiles what the first log probabilities need, for longer than a test waits for a byte."""
-    path, ask = body("logprobs")
-    request = Request(vllm + path, json.dumps(ask).encode(), {"content-type": "application/json"})
-    with urlopen(request, timeout=300) as answer:
-        answer.read()
-
-
-def _look_again_in_a_second() -> None:
-    """A loading model opens no port, so there is nothing to wait for but time."""
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(1)"], check=True)
 
 
 @pytest.fixture
@@ -347,6 +287,13 @@ async def test_the_rest_of_vllm_passes_through(
     assert through.status == direct.status
     assert through.head["content-type"] == direct.head["content-type"]
     assert _shape(through.json()) == _shape(direct.json())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_ping_takes_what_it_takes_at_vllm(app: App, engine: str, method: str) -> None:
+    """What is in the body of the answer is the gateway's own."""
+    direct, through = await call(engine, method, "/ping"), await call(app.url, method, "/ping")
+    assert through.status == direct.status == 200
 
 
 def _shape(value: Any) -> Any:

@@ -17,7 +17,7 @@ from proxy.access.denylist.scanner import Scanner
 from proxy.access.rules import AccessRules
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights import Feeder, Flight, Limits, MakeFeeder, Mode, OnHead, Phase, Watch
+from proxy.flights import Flight, Ingest, MakeIngest, Mode, OnHead, Phase, StreamLimits, Timeouts
 from proxy.telemetry import Log, Metrics, internal, raised
 from proxy.wire import data_of, is_done, strings
 
@@ -36,7 +36,7 @@ def denied() -> GatewayError:
     return GatewayError(Code.CONTENT_DENIED, "The answer held something that may not be passed on here.")
 
 
-class GuardedFeeder(Feeder):
+class FilteringIngest(Ingest):
     """A Feeder that lets no frame out before its text is known to be no part of anything denied.
 
     It sits here, before the Flight, and not with each reader: one look for all of them, and what is denied is in
@@ -51,8 +51,8 @@ class GuardedFeeder(Feeder):
     def __init__(
         self,
         flight: Flight,
-        limits: Limits,
-        watch: Watch,
+        limits: StreamLimits,
+        watch: Timeouts,
         on_done: Callable[[GatewayError | None], None],
         on_head: OnHead | None = None,
         on_first: Callable[[], None] | None = None,
@@ -334,12 +334,12 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
             rest.extend(((*channel, key), member) for key, member in reversed(item.items()) if key not in _KINDS)
 
 
-def feeder_for(
+def ingest_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, check: Check | None = None
-) -> MakeFeeder:
+) -> MakeIngest:
     """A plain Feeder, unless answers are to be checked. Each exchange takes the list as it is when it begins."""
     if rules.deny is None or not settings.deny_answers:
-        return Feeder
+        return Ingest
 
     def hit(flight: Flight, line: int) -> None:
         metrics.content_denied("answer")
@@ -348,15 +348,15 @@ def feeder_for(
 
     def make(
         flight: Flight,
-        limits: Limits,
-        watch: Watch,
+        limits: StreamLimits,
+        watch: Timeouts,
         on_done: Callable[[GatewayError | None], None],
         on_head: OnHead | None = None,
         on_first: Callable[[], None] | None = None,
-    ) -> Feeder:
+    ) -> Ingest:
         if rules.deny is None or flight.mode is Mode.RAW:
-            return Feeder(flight, limits, watch, on_done, on_head, on_first)
-        return GuardedFeeder(
+            return Ingest(flight, limits, watch, on_done, on_head, on_first)
+        return FilteringIngest(
             flight,
             limits,
             watch,

@@ -70,7 +70,7 @@ def _spaced(text: str, spaces: str) -> str:
     return text
 
 
-class Former:
+class StreamNormalizer:
     """The same, of a text that comes in pieces: what `feed` and `end` return, joined, is `form` of the whole.
 
     A piece's last character may combine with the next piece's first, so it waits for it.

@@ -23,7 +23,7 @@ class Pattern(Protocol):
     def search(self, text: str | bytes, pos: int, endpos: int) -> object | None: ...
 
 
-class Trie:
+class AhoCorasick:
     """All texts in one automaton (Aho and Corasick, 1975): one step a character, however many there are.
 
     A state is the longest end of what was read that begins one of the texts; `depth` says how long it is.
@@ -89,10 +89,9 @@ class DenyList:
     ) -> None:
         self._literals = tuple(literals)
         self.patterns: tuple[tuple[Pattern, int], ...] = tuple(patterns)
-        self.trie = Trie(literals)
+        self.trie = AhoCorasick(literals)
         self.plain = not patterns and all(text.isascii() for text, _ in literals)
         """Only texts of ASCII: a character that combines with the next can then be in no match."""
-        self.longest = max((len(text) for text, _ in literals), default=0)
         self.source = source
         self.digest = hashlib.sha256(source.encode("utf-8", "replace")).digest()
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from proxy.access.denylist.normalize import Former, seen
+from proxy.access.denylist.normalize import StreamNormalizer, seen
 from proxy.access.denylist.rules import DenyList
 
 
@@ -19,20 +19,21 @@ class Scanner:
     """
 
     __slots__ = (
-        "_buffer", "_cut", "_deny", "_former", "_marks", "_state", "_taken", "_total", "_window",
+        "_buffer", "_cut", "_deny", "_former", "_marks", "_state", "_total", "_window",
         "hit", "read", "safe",
     )  # fmt: skip
 
     def __init__(self, deny: DenyList, window: int) -> None:
         self._deny = deny
         self._window = window
-        self._former = Former()
+        self._former = StreamNormalizer()
         self._state = 0  # in the list's automaton
         self._buffer = ""  # the end of what was read, for patterns
         self._cut = False  # it is not all
-        self._taken = 0  # characters that have their form
-        self._total = 0  # and how many these are in that form
-        self._marks: deque[tuple[int, int]] = deque()
+        self._total = 0  # characters of the form so far
+        self._marks: deque[tuple[int, int]] = (
+            deque()
+        )  # characters that have their form, and how many these are in it
         self.hit: int | None = None
         self.read = 0
         self.safe = 0
@@ -56,8 +57,7 @@ class Scanner:
             self.hit = line
             return
         self._total += len(formed)
-        self._taken = self.read - len(self._former.pending)
-        self._marks.append((self._taken, self._total))
+        self._marks.append((self.read - len(self._former.pending), self._total))
         if self._deny.patterns:
             self._search(formed, last=last)
 

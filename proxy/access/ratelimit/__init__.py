@@ -1,10 +1,10 @@
 """TODO"""
 
 from proxy.access.ratelimit.admission import Admission, admission_for
-from proxy.access.ratelimit.limiter import Hold
+from proxy.access.ratelimit.limiter import Reservation
 
 __all__ = [
     "Admission",
-    "Hold",
+    "Reservation",
     "admission_for",
 ]

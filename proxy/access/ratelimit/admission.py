@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack
 from proxy.access.caller import Rates
 from proxy.access.caller_address import Identify
 from proxy.access.context import AccessContext
-from proxy.access.ratelimit.buckets import LocalLimits, ceilings
+from proxy.access.ratelimit.buckets import LocalLimits, limits_of
 from proxy.access.ratelimit.limiter import Limiter
-from proxy.access.ratelimit.redis import SharedLimits
+from proxy.access.ratelimit.redis import RedisLimits
 from proxy.config import Settings
-from proxy.flights import NO_COST, Cost, estimate, passing
+from proxy.flights import NO_COST, Cost, estimate, estimate_raw
 from proxy.telemetry import Log, Metrics
-from proxy.wire import NONE, Passed
+from proxy.wire import NONE, RawBody
 
 
 class Admission:
@@ -27,7 +27,7 @@ class Admission:
         self._identify = identify
         self._assumed = assumed  # tokens of an answer that may be of any length
 
-    async def __call__(self, call: AccessContext, passed: Passed = NONE) -> None:
+    async def __call__(self, call: AccessContext, passed: RawBody = NONE) -> None:
         """Let the request go on, or raise GatewayError 429 or 503. `passed`: of one that passes through."""
 
         def cost() -> Cost:
@@ -35,7 +35,7 @@ class Admission:
                 return Cost(*call.cost)
             if call.ask is not None:
                 return estimate(call.ask, self._assumed)
-            return passing(call.request.path, passed, self._assumed)
+            return estimate_raw(call.request.path, passed, self._assumed)
 
         hold = call.hold
         if hold is not None:  # let in by its head
@@ -72,7 +72,7 @@ async def admission_for(
         tokens_per_minute=settings.rate_limit_tokens_per_minute,
         streams=settings.rate_limit_streams,
     )
-    everyone = ceilings(
+    everyone = limits_of(
         Rates(
             rps=settings.global_limit_rps,
             burst=settings.global_limit_burst,
@@ -81,7 +81,7 @@ async def admission_for(
         ),
         Rates(),
     )
-    if not (keyed or everyone.any or ceilings(default, default).any):
+    if not (keyed or everyone.any or limits_of(default, default).any):
         return None
     shared = None
     if redis_url is not None:
@@ -90,7 +90,7 @@ async def admission_for(
             words = "limits are each process's own" if away else "limits are shared again"
             log.event("warning" if away else "info", words, detail=why)
 
-        shared = SharedLimits(
+        shared = RedisLimits(
             redis_url,
             timeout=settings.redis_timeout_ms / 1000,
             namespace=settings.redis_namespace,

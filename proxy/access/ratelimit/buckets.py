@@ -24,18 +24,18 @@ Kind = Literal["requests", "tokens", "streams"]
 Whose = Literal["caller", "global"]
 
 
-class Ceiling(NamedTuple):
+class Limit(NamedTuple):
     """Of one meter: what leaks away, and what it holds."""
 
     rate: float  # units a second, above 0
     size: float  # units that may come at once
 
 
-class Ceilings(NamedTuple):
+class Limits(NamedTuple):
     """All that bounds one caller, or everyone together. None is no bound."""
 
-    requests: Ceiling | None = None
-    tokens: Ceiling | None = None
+    requests: Limit | None = None
+    tokens: Limit | None = None
     streams: int | None = None
 
     @property
@@ -51,12 +51,12 @@ class Levels(NamedTuple):
     streams: int = 0
 
 
-UNBOUNDED: Final = Ceilings()
+UNBOUNDED: Final = Limits()
 NO_RATES: Final = Rates()
 
 
 @lru_cache(maxsize=1024)  # of keys there are few: rates are not made up by clients
-def ceilings(rates: Rates, default: Rates) -> Ceilings:
+def limits_of(rates: Rates, default: Rates) -> Limits:
     """A caller's own rates, and where it has none those of the settings. 0 is no limit.
 
     Without a burst, what comes in one second may come at once, and one request at least. A minute's tokens may
@@ -66,14 +66,14 @@ def ceilings(rates: Rates, default: Rates) -> Ceilings:
     burst = default.burst if rates.burst is None else rates.burst
     minute = default.tokens_per_minute if rates.tokens_per_minute is None else rates.tokens_per_minute
     streams = default.streams if rates.streams is None else rates.streams
-    return Ceilings(
-        Ceiling(rps, burst or max(1, math.ceil(rps))) if rps else None,
-        Ceiling(minute / 60, minute) if minute else None,
+    return Limits(
+        Limit(rps, burst or math.ceil(rps)) if rps else None,
+        Limit(minute / 60, minute) if minute else None,
         streams or None,
     )
 
 
-def over(bounds: Ceilings, levels: Levels, tokens: float, asked: int = 1) -> Kind | None:
+def over(bounds: Limits, levels: Levels, tokens: float, asked: int = 1) -> Kind | None:
     """The first ceiling that one more request, of so many tokens, would pass. `asked` is 0 for tokens alone."""
     if asked and bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
         return "requests"
@@ -84,7 +84,7 @@ def over(bounds: Ceilings, levels: Levels, tokens: float, asked: int = 1) -> Kin
     return None
 
 
-def wait(bounds: Ceilings, levels: Levels, tokens: float) -> float:
+def wait(bounds: Limits, levels: Levels, tokens: float) -> float:
     """Seconds until such a request could pass, if nothing else came; infinite where it never can."""
     longest = 0.0
     if bounds.requests is not None:
@@ -112,8 +112,8 @@ class Claim:
 
     permit: str  # its name among the requests under way, everywhere
     caller: str
-    own: Ceilings
-    everyone: Ceilings
+    own: Limits
+    everyone: Limits
     tokens: int
     asked: int = 1  # requests that are asked for: 0 where it was let in before, and asks for its tokens
     spilled: bool = False  # counted with others in the bucket of those for whom the table had no room
@@ -135,7 +135,7 @@ class Bucket:
     def __repr__(self) -> str:
         return f"<Bucket requests={self.requests:g} tokens={self.tokens:g} streams={self.streams}>"
 
-    def levels(self, bounds: Ceilings, now: float) -> Levels:
+    def levels(self, bounds: Limits, now: float) -> Levels:
         """The meters as they have leaked until now. A clock that went back leaks nothing."""
         past, self.at, self.bounds = max(0.0, now - self.at), now, bounds
         # A meter that nothing bounds counts nothing.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from proxy.access.ratelimit.buckets import SLACK, Ceiling, Claim, Decision, wait
+from proxy.access.ratelimit.buckets import SLACK, Claim, Decision, Limit, wait
 from proxy.errors import Code, GatewayError
 
 
@@ -46,7 +46,7 @@ def headers(claim: Claim, decision: Decision) -> list[tuple[str, str]]:
     return told
 
 
-def _meter(kind: str, ceiling: Ceiling, level: float) -> list[tuple[str, str]]:
+def _meter(kind: str, ceiling: Limit, level: float) -> list[tuple[str, str]]:
     return [
         (f"x-ratelimit-limit-{kind}", str(int(ceiling.size))),
         (f"x-ratelimit-remaining-{kind}", str(max(0, math.floor(ceiling.size - level + SLACK)))),
@@ -66,14 +66,17 @@ def counted(number: float, what: str) -> str:
     return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
 
 
-def refusal(claim: Claim, decision: Decision) -> GatewayError:
+def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     """The error of a refusal: 429 for one's own share, 503 where everyone together has no more."""
     assert decision.over is not None
     whose, kind = decision.over
     bounds, levels = (claim.own, decision.own) if whose == "caller" else (claim.everyone, decision.everyone)
     seconds = pause(claim, decision)
     retry = None if math.isinf(seconds) else math.ceil(seconds)
-    again = "" if retry is None else f"Try again in {duration(seconds)}."
+    # Only tokens that are more than a meter holds can never pass, whichever ceiling was met first.
+    again = (
+        "That can never pass: send a shorter prompt." if retry is None else f"Try again in {duration(seconds)}."
+    )
     if kind == "requests" and bounds.requests is not None:
         text = (
             f"limit {counted(bounds.requests.rate, 'request')} a second, at most {bounds.requests.size:g} at once"
@@ -81,11 +84,10 @@ def refusal(claim: Claim, decision: Decision) -> GatewayError:
     elif kind == "tokens" and bounds.tokens is not None:
         size = bounds.tokens.size
         text = f"limit {counted(size, 'token')} a minute, used {levels.tokens:.0f}, requested about {claim.tokens}"
-        if retry is None:
-            again = "That can never pass: send a shorter prompt."
     else:
         text = f"limit {counted(bounds.streams or 0, 'request')} under way at a time"
-        again = "Wait for one to end, or " + again[0].lower() + again[1:]
+        if retry is not None:
+            again = f"Wait for one to end, or try again in {duration(seconds)}."
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)
     message = f"The gateway is at its ceiling for all clients together: {text}. {again}"

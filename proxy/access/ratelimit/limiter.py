@@ -13,10 +13,10 @@ from itertools import count
 from typing import Literal
 
 from proxy.access.caller import Caller, Rates
-from proxy.access.ratelimit.buckets import NO_RATES, UNBOUNDED, Ceilings, Claim, Decision, LocalLimits, ceilings
-from proxy.access.ratelimit.headers import headers, refusal
-from proxy.access.ratelimit.redis import SharedLimits
-from proxy.flights import NO_COST, Cost, Flight, Subscriber, reached, spent
+from proxy.access.ratelimit.buckets import NO_RATES, UNBOUNDED, Claim, Decision, Limits, LocalLimits, limits_of
+from proxy.access.ratelimit.headers import headers, rate_limit_error
+from proxy.access.ratelimit.redis import RedisLimits
+from proxy.flights import NO_COST, Cost, Flight, Subscriber, actual_cost, was_dispatched
 from proxy.telemetry import internal
 
 Followers = Literal["generation", "reader"]
@@ -30,10 +30,10 @@ class Limiter:
     def __init__(
         self,
         local: LocalLimits,
-        shared: SharedLimits | None = None,
+        shared: RedisLimits | None = None,
         *,
         default: Rates = NO_RATES,
-        everyone: Ceilings = UNBOUNDED,
+        everyone: Limits = UNBOUNDED,
         followers: Followers = "generation",
         on_refused: Callable[[str], None] = lambda limit: None,
         on_fallback: Callable[[], None] = lambda: None,
@@ -53,15 +53,15 @@ class Limiter:
     def __repr__(self) -> str:
         return f"<Limiter {self.local!r} {self.shared!r}>"
 
-    def ask(self, caller: Caller, estimate: Callable[[], Cost]) -> Hold | None:
+    def ask(self, caller: Caller, estimate: Callable[[], Cost]) -> Reservation | None:
         """Ask for one request. None where nothing limits this caller. The Hold is the caller's to close, whatever
         becomes of it: close it in a `finally` that covers the waiting for its answer."""
-        own, everyone = ceilings(caller.rates, self._default), self._everyone
+        own, everyone = limits_of(caller.rates, self._default), self._everyone
         if not own.any and not everyone.any:
             return None
         cost, tokens = _priced(own, everyone, estimate)
         claim = Claim(f"{self._process}:{next(self._numbers)}", caller.id, own, everyone, tokens)
-        hold = Hold(self, claim, cost)
+        hold = Reservation(self, claim, cost)
         shared = self.shared
         try:
             if shared is None:
@@ -74,7 +74,7 @@ class Limiter:
         return hold
 
 
-def _priced(own: Ceilings, everyone: Ceilings, estimate: Callable[[], Cost]) -> tuple[Cost, int]:
+def _priced(own: Limits, everyone: Limits, estimate: Callable[[], Cost]) -> tuple[Cost, int]:
     """What a request costs, and the tokens to ask for; nothing where no tokens are counted."""
     sizes = [bounds.tokens.size for bounds in (own, everyone) if bounds.tokens is not None]
     if not sizes:
@@ -84,7 +84,7 @@ def _priced(own: Ceilings, everyone: Ceilings, estimate: Callable[[], Cost]) -> 
     return cost, cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt))
 
 
-class Hold:
+class Reservation:
     """What one request has taken. Each part goes back at its time: the permit when the request ends, the tokens
     that were not used when the generation ends that it pays for, all of it where nobody answered and no engine was
     asked."""
@@ -125,7 +125,7 @@ class Hold:
         if self.decision.over is not None:
             whose, kind = self.decision.over
             self._limiter.on_refused(kind if whose == "caller" else "global")
-            raise refusal(self.claim, self.decision)
+            raise rate_limit_error(self.claim, self.decision)
 
     async def spends(self, estimate: Callable[[], Cost]) -> None:
         """Ask for the tokens of a request that was let in before they were known. Raises GatewayError 429 or 503;
@@ -226,10 +226,10 @@ class Hold:
         self._paying = flight.on_end = None
         hit = flight.stored_at is not None
         if not hit or self._limiter.followers == "reader":
-            self._spent += spent(flight, self._cost)
+            self._spent += actual_cost(flight, self._cost)
             if flight.items is not None and self._limiter.followers == "generation":
                 self._spent -= flight.items.unpaid
-        self._reached = self._reached or hit or reached(flight)
+        self._reached = self._reached or hit or was_dispatched(flight)
         if self._closed:
             self._give(tokens=self._spent - self._charged)
 
@@ -247,9 +247,9 @@ class Hold:
             return  # refused: it took nothing
         reader, used = self._reader, self._spent
         if reader is not None:
-            self._reached = self._reached or reached(reader.flight) or reader.flight.stored_at is not None
+            self._reached = self._reached or was_dispatched(reader.flight) or reader.flight.stored_at is not None
             if self._limiter.followers == "reader":
-                used += spent(reader.flight, self._cost)
+                used += actual_cost(reader.flight, self._cost)
         own = self._paying
         if own is not None and not own.subscribers:  # never begun: one that flies is read by somebody
             self._paying = own.on_end = None

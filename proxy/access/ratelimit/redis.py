@@ -10,8 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proxy.access.ratelimit.buckets import Ceilings, Claim, Decision, Kind, Levels, Whose
-from proxy.redis import AWAY, Address, Breaker, Link, Lost, Overfull, Refused, Unhandled, WireError, Word, address
+from proxy.access.ratelimit.buckets import Claim, Decision, Kind, Levels, Limits, Whose
+from proxy.redis import (
+    AWAY,
+    Availability,
+    Lost,
+    RedisAddress,
+    RedisClient,
+    ReplyError,
+    TooManyPending,
+    Unhandled,
+    WireError,
+    Word,
+    address,
+)
 
 LEASE: Final = 30.0
 """Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
@@ -122,7 +134,7 @@ return 1
 Told = Callable[[bool, str], None]
 
 
-class SharedLimits:
+class RedisLimits:
     """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
 
     Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may
@@ -138,12 +150,12 @@ class SharedLimits:
         namespace: str = "gateway",
         on_change: Told = lambda away, why: None,
     ) -> None:
-        self._link = Link(address(url), connect_timeout=timeout)
+        self._link = RedisClient(address(url), connect_timeout=timeout)
         self._timeout = timeout
         self._lease = lease
         self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
-        self.breaker = Breaker()
+        self.breaker = Availability()
         self._held: dict[str, Claim] = {}  # permits that live, to be renewed
         self._last_loss: WireError | None = None
         self._refused = False  # it answers, but not to what we ask
@@ -155,7 +167,7 @@ class SharedLimits:
         state = "open" if self.breaker.open else "closed"
         return f"<SharedLimits {state} permits={len(self._held)} {self._link!r}>"
 
-    def renew(self, where: Address) -> None:
+    def renew(self, where: RedisAddress) -> None:
         """For connections from now on."""
         self._link.renew(where)
 
@@ -219,7 +231,7 @@ class SharedLimits:
 
     def _run(self, script: Script, keys: list[str], words: tuple[Word, ...], done: Callable[[Any], None]) -> None:
         def answered(reply: Any) -> None:
-            if isinstance(reply, Refused) and reply.code == "NOSCRIPT":  # it was restarted, or flushed
+            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":  # it was restarted, or flushed
                 self._link.send(("EVAL", script.text, len(keys), *keys, *words), self._timeout, done)
             else:
                 done(reply)
@@ -229,9 +241,9 @@ class SharedLimits:
     # -- Redis away, and back -----------------------------------------------------------------------
 
     def _failed(self, e: WireError) -> None:
-        if self._stopping or e is self._last_loss or isinstance(e, Overfull | Unhandled):
+        if self._stopping or e is self._last_loss or isinstance(e, TooManyPending | Unhandled):
             return
-        if isinstance(e, Refused) and e.code not in AWAY:
+        if isinstance(e, ReplyError) and e.code not in AWAY:
             # It lives, so it costs no time to ask: full, read-only, or a key of ours is something else.
             if not self._refused:
                 self._refused = True
@@ -287,7 +299,7 @@ class SharedLimits:
         return [f"{prefix}m:{caller}", f"{prefix}s:{caller}", f"{prefix}all:m", f"{prefix}all:s"]
 
 
-def _numbers(bounds: Ceilings) -> tuple[Word, ...]:
+def _numbers(bounds: Limits) -> tuple[Word, ...]:
     """As the script reads them: nothing is no bound."""
     return (
         *(bounds.requests or ("", "")),

@@ -52,7 +52,7 @@ class _Line(Generic[T]):
         self.under_way = 0
 
 
-class Arrays(Generic[G, T]):
+class ArrayBatcher(Generic[G, T]):
     """Items of one group become arrays of at most `items` items and `tokens` tokens; one item alone may have more.
 
     At most so many calls of a group are under way as `due` is told; what comes meanwhile goes up together. With a

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from proxy.flights.embeddings.items import Item, Want
+from proxy.flights.embeddings.items import EmbeddingItem, EmbeddingRequest
 from proxy.wire import SLICE
 
 BYTES_A_UNIT = 16 * 1024
@@ -22,10 +22,10 @@ class Delivery:
         self,
         *,
         soon: Callable[[], None],
-        landed: Callable[[Want], None],
-        failed: Callable[[Want, Exception], None],
-        lost: Callable[[Item, Exception], None],
-        handed_out: Callable[[Item], None],
+        landed: Callable[[EmbeddingRequest], None],
+        failed: Callable[[EmbeddingRequest, Exception], None],
+        lost: Callable[[EmbeddingItem, Exception], None],
+        handed_out: Callable[[EmbeddingItem], None],
     ) -> None:
         """`soon` asks for another turn; `landed` is told of a request that has its answer, `failed` of one that
         will not; `handed_out` of an item that all who wanted it have, once; `lost` of one that nobody can have."""
@@ -34,8 +34,8 @@ class Delivery:
         self._failed = failed
         self._lost = lost
         self._handed_out = handed_out
-        self._come: deque[Item] = deque()
-        self._landing: deque[tuple[Want, Iterator[None]]] = deque()
+        self._come: deque[EmbeddingItem] = deque()
+        self._landing: deque[tuple[EmbeddingRequest, Iterator[None]]] = deque()
         self._left = SLICE  # units of work that this turn may do
         self._working = False
 
@@ -45,7 +45,7 @@ class Delivery:
     def __repr__(self) -> str:
         return f"<Delivery items={len(self._come)} answers={len(self._landing)}>"
 
-    def add(self, item: Item) -> None:
+    def add(self, item: EmbeddingItem) -> None:
         """Its vector is there."""
         self._come.append(item)
 
@@ -99,7 +99,7 @@ class Delivery:
             except Exception as e:  # noqa: BLE001 - everyone has it, if it is not stored
                 self._lost(item, e)
 
-    def _over(self, item: Item) -> None:
+    def _over(self, item: EmbeddingItem) -> None:
         first = item.owner is not None  # one that is joined later is handed out again, but not stored
         item.owner = item.payer = None
         if first and item.result is not None and item.result.stored_at is None:

@@ -15,12 +15,12 @@ from proxy.flights.embeddings.batches import halves
 from proxy.flights.embeddings.delivery import Delivery
 from proxy.flights.embeddings.faults import EmbedFaults
 from proxy.flights.embeddings.items import (
-    Call,
+    ArrayCall,
+    BatchKey,
     Divided,
-    Item,
-    Kind,
+    EmbeddingItem,
+    EmbeddingRequest,
     Result,
-    Want,
     array_of,
     ending,
     items_of,
@@ -40,7 +40,7 @@ from proxy.flights.plan import Head, headers_in_common
 from proxy.flights.queue.metrics import REASONS
 from proxy.redis import Cache
 from proxy.telemetry import Metrics, internal
-from proxy.wire import Ask, Inputs, Unsplittable, inputs_of
+from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
@@ -102,7 +102,7 @@ class Embedder:
         )
         self._counts = counts
         self._loop = loop
-        self._room: Callable[[Kind], int] = lambda kind: calls(kind.model)
+        self._room: Callable[[BatchKey], int] = lambda kind: calls(kind.model)
         self._mixes = mixes
         self._apart = apart
         self._numbers = count(1)
@@ -113,9 +113,9 @@ class Embedder:
             items=items, tokens=tokens, window=window, limit=limit, clock=loop.time, promote=promote
         )
         self.arrays = self.queue.arrays
-        self._items: dict[bytes, Item] = {}  # that a request may join
-        self._wants: dict[Flight, Want] = {}
-        self._calls: set[Call] = set()
+        self._items: dict[bytes, EmbeddingItem] = {}  # that a request may join
+        self._wants: dict[Flight, EmbeddingRequest] = {}
+        self._calls: set[ArrayCall] = set()
         self._delivery = Delivery(
             soon=self._soon,
             landed=self._landed,
@@ -158,7 +158,7 @@ class Embedder:
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
-            want = Want(flight, caller=plan.owner, limit=self._largest, since=self._loop.time())
+            want = EmbeddingRequest(flight, caller=plan.owner, limit=self._largest, since=self._loop.time())
             self._wants[flight] = want
             want.charge(self._memory, inputs)
             flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
@@ -178,7 +178,7 @@ class Embedder:
             raise
         return True
 
-    def _begin(self, want: Want, ask: Ask, inputs: Inputs, scope: bytes) -> None:
+    def _begin(self, want: EmbeddingRequest, ask: ApiRequest, inputs: Inputs, scope: bytes) -> None:
         apart = 0 if self._mixes(ask.model) else next(self._numbers)
         headers = headers_in_common(want.flight.plan.headers)
         options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
@@ -201,10 +201,10 @@ class Embedder:
             self._fail(want, ending())
         self._delivery.clear()
 
-    def _join(self, want: Want, mine: dict[bytes, Item]) -> None:
+    def _join(self, want: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
         """Its items: those under way are joined, the others begin."""
         joined = 0
-        calls: set[Call | None] = set()
+        calls: set[ArrayCall | None] = set()
         for key, item in mine.items():
             if item.owner is None and item.result is None:
                 item.add(want)
@@ -266,7 +266,7 @@ class Embedder:
         self._window = None
         self._turn()
 
-    def _found(self, item: Item, result: Result | None) -> None:
+    def _found(self, item: EmbeddingItem, result: Result | None) -> None:
         """Its look-up is over."""
         if result is None:
             self.queue.offer(item)
@@ -276,13 +276,13 @@ class Embedder:
         self._forget(item)
         self._delivery.work()
 
-    def _forget(self, item: Item) -> None:
+    def _forget(self, item: EmbeddingItem) -> None:
         if self._items.get(item.key) is item:
             del self._items[item.key]
 
     # -- at the engine ----------------------------------------------------------------------------
 
-    def _send(self, kind: Kind, items: list[Item]) -> None:
+    def _send(self, kind: BatchKey, items: list[EmbeddingItem]) -> None:
         """One array goes up. What its making raises is looked for in halves, as what an engine refuses is."""
         items = [item for item in items if item.wants is not None]
         if not items:  # an array before this one failed, and with it all that these are for
@@ -292,7 +292,7 @@ class Embedder:
             plan, whole = array_of(items)
         except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
             self._faults.tell("an array of embeddings", e)
-            again = halves(items, Item.wanted_by)
+            again = halves(items, EmbeddingItem.wanted_by)
             self.arrays.ended(kind, again)
             self._soon()
             for want in () if again else wants_of(items):
@@ -300,7 +300,7 @@ class Embedder:
             return
         flight = self._group.launch(plan)
         reader = self._group.attach(flight, usage=True, whole=True, verdict="miss")
-        call = Call(kind, items, reader, whole, plan.owner, self._loop.time())
+        call = ArrayCall(kind, items, reader, whole, plan.owner, self._loop.time())
         self._calls.add(call)
         plan.callers = call.callers
         try:
@@ -319,7 +319,7 @@ class Embedder:
             wants = wants_of(items)
             self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
 
-    def _give_up(self, kind: Kind, items: list[Item], error: GatewayError) -> None:
+    def _give_up(self, kind: BatchKey, items: list[EmbeddingItem], error: GatewayError) -> None:
         """Of an array that could not be sent."""
         call = next((item.call for item in items if item.call is not None), None)
         if call in self._calls:
@@ -329,7 +329,9 @@ class Embedder:
         for want in wants_of(items):
             self._fail(want, error)
 
-    def _part_with(self, call: Call, wants: list[Want], blamed: list[Want], error: GatewayError) -> None:
+    def _part_with(
+        self, call: ArrayCall, wants: list[EmbeddingRequest], blamed: list[EmbeddingRequest], error: GatewayError
+    ) -> None:
         """A call is over: these requests fail with it, and what the others want is asked again."""
         gone = set(blamed)
         rest = []
@@ -339,7 +341,7 @@ class Embedder:
         for want in blamed:
             self._fail(want, error)
 
-    def _over(self, call: Call, again: Iterable[list[Item]] = ()) -> None:
+    def _over(self, call: ArrayCall, again: Iterable[list[EmbeddingItem]] = ()) -> None:
         self.arrays.ended(call.kind, again)
         self._calls.discard(call)
         flight = call.reader.flight
@@ -350,7 +352,7 @@ class Embedder:
         self._soon()
         self._faults.safely("the end of an array of embeddings", call.reader.leave)
 
-    def _ended(self, call: Call, flight: Flight) -> None:
+    def _ended(self, call: ArrayCall, flight: Flight) -> None:
         """A call is over, however: its flight has ended."""
         try:
             self._settle(call)
@@ -361,7 +363,7 @@ class Embedder:
             for want in wants_of(item for item in call.items if item.result is None):
                 self._fail(want, internal())
 
-    def _settle(self, call: Call) -> None:
+    def _settle(self, call: ArrayCall) -> None:
         flight = call.reader.flight
         items = [item for item in call.items if item.wants is not None]
         wants = wants_of(items)
@@ -369,7 +371,7 @@ class Embedder:
             self._faults.safely("an array of embeddings", want.was_sent, flight)
         head, error = flight.head or Head(), flight.error
         if error is not None and error.code is Code.UPSTREAM_INCOMPLETE:
-            again = halves(items, Item.wanted_by)
+            again = halves(items, EmbeddingItem.wanted_by)
             if again:
                 self._over(call, again)
                 self._counts.split()  # one item's vector is missing: the others' need not be
@@ -399,7 +401,7 @@ class Embedder:
         for want in wants:
             self._refuse(want, head, body)
 
-    def _answered(self, call: Call, wants: Iterable[Want], head: Head, body: bytes) -> None:
+    def _answered(self, call: ArrayCall, wants: Iterable[EmbeddingRequest], head: Head, body: bytes) -> None:
         whole = call.whole
         if whole is not None:
             whole.body = body
@@ -422,19 +424,19 @@ class Embedder:
                 self._lost(item, e)
         self._delivery.work()
 
-    def _comes(self, item: Item, result: Result) -> None:
+    def _comes(self, item: EmbeddingItem, result: Result) -> None:
         item.result = result
         if item.divided is not None and item.divided.came():
             self._apart(item.divided.backend)
         self.queue.sent(item)
         self._delivery.add(item)
 
-    def _handed_out(self, item: Item) -> None:
+    def _handed_out(self, item: EmbeddingItem) -> None:
         """It is joinable until it is known to be stored, or that it will not be."""
         if item.result is not None:
             self.store.keep(item, item.result, partial(self._forget, item))
 
-    def _landed(self, want: Want) -> None:
+    def _landed(self, want: EmbeddingRequest) -> None:
         self._finish(want)
         if want.flight.stored_at is not None:
             self._metrics.flight_landed("hit", want.flight.plan.model, None)
@@ -461,21 +463,21 @@ class Embedder:
         self._turn_due = False  # one that raised at its start is not due any more
         self._soon()
 
-    def _lost(self, item: Item, e: Exception) -> None:
+    def _lost(self, item: EmbeddingItem, e: Exception) -> None:
         """An item that cannot be had: who wants it fails."""
         error = self._faults.error(e, "an embedding")
         for want in item.wanted:
             self._fail(want, error)
         self._forget(item)
 
-    def _refuse(self, want: Want, head: Head, body: bytes) -> None:
+    def _refuse(self, want: EmbeddingRequest, head: Head, body: bytes) -> None:
         if want.over:
             return
         self._finish(want)
         self._faults.safely("a refusal of embeddings", want.refused, head, body)
         self._fail(want, internal())  # if that did not end it
 
-    def _fail(self, want: Want, error: GatewayError) -> None:
+    def _fail(self, want: EmbeddingRequest, error: GatewayError) -> None:
         self._finish(want)
         if not want.flight.ended:
             self._faults.safely("the failure of embeddings", want.flight.fail, error)
@@ -494,7 +496,7 @@ class Embedder:
                 flight.cancel()
             want.clear()
 
-    def _finish(self, want: Want) -> None:
+    def _finish(self, want: EmbeddingRequest) -> None:
         """It wants nothing any more: what nobody else wants is dropped, at the engine too."""
         want.ends()
         self._wants.pop(want.flight, None)
@@ -504,8 +506,8 @@ class Embedder:
         self._faults.safely(where, self.queue.ends, want)
         self._faults.safely(where, self._wants_nothing, want)
 
-    def _wants_nothing(self, want: Want) -> None:
-        calls: set[Call] = set()
+    def _wants_nothing(self, want: EmbeddingRequest) -> None:
+        calls: set[ArrayCall] = set()
         for item in want.missing():
             try:
                 call = self._unwanted(item, want)
@@ -518,7 +520,7 @@ class Embedder:
             if call in self._calls and not any(item.wants is not None for item in call.items):
                 self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
-    def _unwanted(self, item: Item, want: Want) -> Call | None:
+    def _unwanted(self, item: EmbeddingItem, want: EmbeddingRequest) -> ArrayCall | None:
         """One request does not want it any more. The call that it is in, where nobody else does."""
         item.drop(want)
         heir = item.first()

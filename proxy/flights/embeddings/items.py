@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.cost import reached
+from proxy.flights.cost import was_dispatched
 from proxy.flights.embeddings.batches import halves
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
@@ -72,7 +72,7 @@ class Result(NamedTuple):
         return b"".join(b"".join(pieces) for pieces in put_together(self.envelope, [self.vector], self.tokens))
 
 
-class Kind(NamedTuple):
+class BatchKey(NamedTuple):
     """What requests of one array have in common."""
 
     model: str | None
@@ -95,42 +95,42 @@ class Divided:
         return self.left == 0
 
 
-class Item(msgspec.Struct, eq=False, gc=False):
+class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
     """One text or list of ids, asked once however many requests want it. Not looked at by the garbage collector,
-    which would take half a second for a million of them: `Want.clear` leaves no circle."""
+    which would take half a second for a million of them: `EmbeddingRequest.clear` leaves no circle."""
 
     key: bytes
-    kind: Kind
+    kind: BatchKey
     text: bytes  # as JSON
     weight: int  # tokens, as far as they can be told beforehand: ids are counted, texts guessed
     fresh: bool  # not to be looked up
     storable: bool = True  # a request that wants it allows its vector to be stored
-    owner: Want | None = None  # in whose turn it waits
-    payer: Want | None = None  # whose tokens it costs
+    owner: EmbeddingRequest | None = None  # in whose turn it waits
+    payer: EmbeddingRequest | None = None  # whose tokens it costs
     replace: bool = False  # what is stored of it is of no use
     sent: bool = False
     result: Result | None = None
-    call: Call | None = None  # the array that it is in
+    call: ArrayCall | None = None  # the array that it is in
     divided: Divided | None = None  # the largest that it was in, of those refused
-    wants: Want | dict[Want, None] | None = None  # who waits for it: mostly one
+    wants: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # who waits for it: mostly one
 
     @property
-    def wanted(self) -> Iterable[Want]:
+    def wanted(self) -> Iterable[EmbeddingRequest]:
         """Who waits for it, in the order in which they came."""
         wants = self.wants
         return () if not wants else tuple(wants) if isinstance(wants, dict) else (wants,)
 
-    def first(self) -> Want | None:
+    def first(self) -> EmbeddingRequest | None:
         """Who has waited for it longest."""
         return next(iter(self.wants), None) if isinstance(self.wants, dict) else self.wants
 
-    def add(self, want: Want) -> None:
+    def add(self, want: EmbeddingRequest) -> None:
         if isinstance(self.wants, dict):
             self.wants[want] = None
         else:
             self.wants = want if self.wants is None else {self.wants: None, want: None}
 
-    def drop(self, want: Want) -> bool:
+    def drop(self, want: EmbeddingRequest) -> bool:
         """True if it waited for it."""
         if self.wants is want:
             self.wants = None
@@ -147,19 +147,24 @@ class Item(msgspec.Struct, eq=False, gc=False):
 
 
 def items_of(
-    want: Want, inputs: Inputs, options: bytes, keys: Sequence[bytes], apart: int, known: Mapping[bytes, Item]
-) -> dict[bytes, Item]:
+    want: EmbeddingRequest,
+    inputs: Inputs,
+    options: bytes,
+    keys: Sequence[bytes],
+    apart: int,
+    known: Mapping[bytes, EmbeddingItem],
+) -> dict[bytes, EmbeddingItem]:
     """A request begins: its items by key, each once, those of its kind that are `known`, and new ones."""
     plan = want.flight.plan
-    kind = Kind(plan.model, options, inputs.kind, tuple(headers_in_common(plan.headers)), apart)
-    mine: dict[bytes, Item] = {}
+    kind = BatchKey(plan.model, options, inputs.kind, tuple(headers_in_common(plan.headers)), apart)
+    mine: dict[bytes, EmbeddingItem] = {}
     items = []
     for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
         item = mine.get(key)
         if item is None:
             item = known.get(key)
             if item is None or item.kind != kind or (plan.fresh and not (item.fresh or item.sent)):
-                item = Item(key, kind, text, weight, plan.fresh, plan.storable)
+                item = EmbeddingItem(key, kind, text, weight, plan.fresh, plan.storable)
             elif plan.storable:
                 item.storable = True
             mine[item.key] = item
@@ -169,13 +174,13 @@ def items_of(
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class ArrayCall:
     """One array at an engine."""
 
-    kind: Kind
-    items: list[Item]
+    kind: BatchKey
+    items: list[EmbeddingItem]
     reader: Subscriber  # ours, of the Flight that carries it
-    whole: Want | None  # whose own body it is, as the client wrote it
+    whole: EmbeddingRequest | None  # whose own body it is, as the client wrote it
     caller: Hashable  # in whose turn it waits for a place
     since: float  # by the loop's clock, when it was made
 
@@ -183,16 +188,16 @@ class Call:
         """Who waits for it now."""
         return {caller for want in wants_of(self.items) for caller in want.callers()}
 
-    def parts(self) -> list[list[Item]]:
+    def parts(self) -> list[list[EmbeddingItem]]:
         """How it is asked again where an engine did not like something in it."""
         items = [item for item in self.items if item.wants is not None]
-        again = halves(items, Item.wanted_by)
+        again = halves(items, EmbeddingItem.wanted_by)
         if not again and 0 < len(items) < len(self.items):
             return [items]  # whoever spoiled it may have left
         return again
 
 
-def array_of(items: list[Item]) -> tuple[Plan, Want | None]:
+def array_of(items: list[EmbeddingItem]) -> tuple[Plan, EmbeddingRequest | None]:
     """The request to an engine for these items, and whose own it is: as the client wrote it. It takes the turn of
     the caller whose item is the first; one client's deadline ends nobody else's request."""
     wants = wants_of(items)
@@ -221,7 +226,7 @@ def array_of(items: list[Item]) -> tuple[Plan, Want | None]:
 
 
 def results_of(
-    call: Call, head: Head, body: bytes, on_fault: Callable[[str, BaseException], None]
+    call: ArrayCall, head: Head, body: bytes, on_fault: Callable[[str, BaseException], None]
 ) -> list[Result | None]:
     """What an engine's answer to an array says of each item; None of one that cannot be read. Raises Unsplittable.
 
@@ -251,12 +256,12 @@ def results_of(
     return results
 
 
-def wants_of(items: Iterable[Item]) -> list[Want]:
+def wants_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
     """Whose these are, in order, each once."""
     return list(dict.fromkeys(want for item in items for want in item.wanted))
 
 
-class Want:
+class EmbeddingRequest:
     """One client's request, as its items: it lands when the last one is there."""
 
     __slots__ = (
@@ -279,8 +284,8 @@ class Want:
         self.held: Held | None = None  # what of it is charged to the memory budget
         self.since = since  # by the loop's clock, when it came
         self._limit = limit
-        self._items: list[Item] = []  # by place: the same one at several places is asked once
-        self._places: Counter[Item] | None = None  # where one is at several
+        self._items: list[EmbeddingItem] = []  # by place: the same one at several places is asked once
+        self._places: Counter[EmbeddingItem] | None = None  # where one is at several
         self.lacks = 0  # items that have not come
         self.unsent = 0  # items in its turn that wait to be looked up or sent
         self.over = False
@@ -299,13 +304,13 @@ class Want:
             size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
             self.held = memory.hold(self.caller, "embeddings", size)
 
-    def begins(self, items: list[Item]) -> None:
+    def begins(self, items: list[EmbeddingItem]) -> None:
         """These are its items."""
         places = Counter(items)
         self._items, self.lacks = items, len(places)
         self._places = places if len(places) < len(items) else None
 
-    def is_all(self, items: list[Item]) -> bool:
+    def is_all(self, items: list[EmbeddingItem]) -> bool:
         """Whether these items, in this order, are the request: then it can go up as the client wrote it."""
         return self._items == items
 
@@ -313,7 +318,7 @@ class Want:
         """Who reads it."""
         return callers_of(self.flight)
 
-    def missing(self) -> Iterator[Item]:
+    def missing(self) -> Iterator[EmbeddingItem]:
         """What it waits for, each once."""
         return iter(dict.fromkeys(item for item in self._items if item.result is None or item.wants is not None))
 
@@ -330,7 +335,7 @@ class Want:
         """It has its answer, or will not have one."""
         self.over = True
 
-    def gets(self, item: Item, result: Result) -> bool:
+    def gets(self, item: EmbeddingItem, result: Result) -> bool:
         """One of its items has come. True: it was the last one. Raises GatewayError where the answer is
         larger than may be, or there is no memory for it."""
         self.lacks -= 1
@@ -391,7 +396,7 @@ class Want:
         flight.plan.carried_as = call.plan.request_id
         if flight.times.dispatched is None:
             flight.times.dispatched = call.times.dispatched
-        if flight.phase is Phase.QUEUED and reached(call):
+        if flight.phase is Phase.QUEUED and was_dispatched(call):
             flight.enter(Phase.CONNECTING)
             flight.enter(Phase.PREFILL)
 

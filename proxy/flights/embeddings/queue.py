@@ -10,8 +10,8 @@ from functools import partial
 from typing import Final
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.embeddings.batches import Arrays
-from proxy.flights.embeddings.items import Call, Item, Kind, Want
+from proxy.flights.embeddings.batches import ArrayBatcher
+from proxy.flights.embeddings.items import ArrayCall, BatchKey, EmbeddingItem, EmbeddingRequest
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.queue.shares import Shares
 from proxy.wire import SLICE
@@ -37,12 +37,14 @@ class EmbedQueue:
         promote: Callable[[Flight, int, float, Subscriber | None, Hashable], None],
     ) -> None:
         """`promote` is told of an array that somebody more urgent waits for too."""
-        self.arrays: Arrays[Kind, Item] = Arrays(items=items, tokens=tokens, window=window)
-        self._waiting: Shares[Want] = Shares()
+        self.arrays: ArrayBatcher[BatchKey, EmbeddingItem] = ArrayBatcher(
+            items=items, tokens=tokens, window=window
+        )
+        self._waiting: Shares[EmbeddingRequest] = Shares()
         self._limit = limit
         self._clock = clock
         self._promote = promote
-        self._arriving: deque[tuple[Want, Callable[[], None]]] = deque()
+        self._arriving: deque[tuple[EmbeddingRequest, Callable[[], None]]] = deque()
         self._begun = False  # a large request has, in this turn of the loop
 
     def __repr__(self) -> str:
@@ -51,14 +53,14 @@ class EmbedQueue:
     def __len__(self) -> int:
         return sum(self._waiting.lengths())
 
-    def room(self, caller: Hashable, priority: int) -> tuple[Want, GatewayError] | None:
+    def room(self, caller: Hashable, priority: int) -> tuple[EmbeddingRequest, GatewayError] | None:
         """For a new request of this caller: which one makes room for it, and the error that it gets; None where
         nobody has to. Raises GatewayError 429 or 503 where nobody does."""
         if len(self) < self._limit:
             return None
-        return self._waiting.make_room(caller, priority, self._limit, Want.callers)
+        return self._waiting.make_room(caller, priority, self._limit, EmbeddingRequest.callers)
 
-    def begins(self, want: Want, inputs: int, begin: Callable[[], None]) -> bool:
+    def begins(self, want: EmbeddingRequest, inputs: int, begin: Callable[[], None]) -> bool:
         """Whether a request begins at once. One large request does in a turn of the loop, the next ones in later
         turns: see `arrived`."""
         if inputs <= SLICE:
@@ -76,7 +78,7 @@ class EmbedQueue:
         """Whether large requests wait for a turn of the loop to begin in."""
         return bool(self._arriving)
 
-    def arrived(self) -> Iterator[tuple[Want, Callable[[], None]]]:
+    def arrived(self) -> Iterator[tuple[EmbeddingRequest, Callable[[], None]]]:
         """A new turn of the loop: the large request that begins in it, if there is one."""
         self._begun = False
         while self._arriving and not self._begun:
@@ -85,17 +87,17 @@ class EmbedQueue:
                 self._begun = True
                 yield want, begin
 
-    def _begin(self, want: Want, begin: Callable[[], None]) -> None:
+    def _begin(self, want: EmbeddingRequest, begin: Callable[[], None]) -> None:
         want.unsent = 0
         self.ends(want)
         begin()
 
-    def adds(self, want: Want) -> None:
+    def adds(self, want: EmbeddingRequest) -> None:
         """A request waits from now on, if anything of it does."""
         if want.unsent:
             self._waiting.add(want, want.caller, want.flight.plan.priority)
 
-    def ends(self, want: Want) -> None:
+    def ends(self, want: EmbeddingRequest) -> None:
         """Nothing of a request waits any longer."""
         self._waiting.drop(want, want.caller, want.flight.plan.priority)
 
@@ -103,23 +105,23 @@ class EmbedQueue:
         """Whether a caller waits for less than another, even with one request more."""
         return self._waiting.owned(caller) + 1 < self._waiting.owned(than)
 
-    def offer(self, item: Item) -> None:
+    def offer(self, item: EmbeddingItem) -> None:
         """An item waits for its array."""
         owner = item.owner
         if owner is not None:
             self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
 
-    def discard(self, item: Item) -> None:
+    def discard(self, item: EmbeddingItem) -> None:
         """Nobody wants it."""
         owner = item.owner
         if owner is not None:
             self.arrays.discard(item.kind, owner, item, owner.caller)
 
-    def waits(self, item: Item) -> bool:
+    def waits(self, item: EmbeddingItem) -> bool:
         owner = item.owner
         return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
 
-    def recount(self, wants: Iterable[Want], items: Iterable[Item]) -> None:
+    def recount(self, wants: Iterable[EmbeddingRequest], items: Iterable[EmbeddingItem]) -> None:
         """Which requests wait, and for what, is counted anew."""
         for item in items:
             for want in item.wanted:
@@ -130,18 +132,18 @@ class EmbedQueue:
             want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
             self.adds(want)
 
-    def offer_again(self, item: Item) -> None:
+    def offer_again(self, item: EmbeddingItem) -> None:
         """It was lost: it waits for its array, in the turn of who wants it."""
         item.call = None
         if item.owner is None or item.owner.over:
             item.owner = item.first()
         self.offer(item)
 
-    def due(self, calls: Callable[[Kind], int]) -> list[tuple[Kind, list[Item]]]:
-        """See `Arrays.due`: a few at a time."""
+    def due(self, calls: Callable[[BatchKey], int]) -> list[tuple[BatchKey, list[EmbeddingItem]]]:
+        """See `ArrayBatcher.due`: a few at a time."""
         return self.arrays.due(self._clock(), calls, ARRAYS_A_TURN)
 
-    def sent(self, item: Item) -> None:
+    def sent(self, item: EmbeddingItem) -> None:
         """It does not wait for its array, or for a look-up, any longer."""
         owner = item.owner
         if owner is not None and not item.sent:
@@ -150,7 +152,7 @@ class EmbedQueue:
             if owner.unsent <= 0:
                 self.ends(owner)
 
-    def take_over(self, item: Item, want: Want) -> None:
+    def take_over(self, item: EmbeddingItem, want: EmbeddingRequest) -> None:
         """An item waits in another request's turn."""
         owner = item.owner
         if owner is None or item.sent:
@@ -166,7 +168,7 @@ class EmbedQueue:
         if waited:
             self.offer(item)
 
-    def change_turn(self, want: Want, caller: Hashable) -> None:
+    def change_turn(self, want: EmbeddingRequest, caller: Hashable) -> None:
         """What waits of a request does so in another caller's turn."""
         mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
         waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
@@ -176,20 +178,22 @@ class EmbedQueue:
         for item in waited:
             self.offer(item)
 
-    def joined(self, want: Want, caller: Hashable) -> None:
+    def joined(self, want: EmbeddingRequest, caller: Hashable) -> None:
         """One more caller reads a request."""
         if self.sooner(caller, want.caller):
             self.change_turn(want, caller)
         self.hurry({item.call for item in want.missing()}, want, caller)
 
-    def hurry(self, calls: Iterable[Call | None], want: Want, caller: Hashable) -> None:
+    def hurry(self, calls: Iterable[ArrayCall | None], want: EmbeddingRequest, caller: Hashable) -> None:
         """These arrays are as urgent as a request, and take a caller's turn where that is sooner."""
         plan = want.flight.plan
         for call in calls:
             if call is not None:
                 self._promote(call.reader.flight, plan.priority, plan.latest, None, caller)
 
-    def turned_away(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
+    def turned_away(
+        self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
+    ) -> list[EmbeddingRequest]:
         """Whom a refusal of an array is about, as it was to wait for a place: where it is about one caller, that
         one's requests, but for those that go on for readers of other callers."""
         mine = [want for want in wants if want.caller == call.caller]
@@ -197,7 +201,9 @@ class EmbedQueue:
             return wants
         return [want for want in mine if not self._goes_on(want, error)]
 
-    def given_up(self, call: Call, wants: list[Want], error: GatewayError) -> list[Want]:
+    def given_up(
+        self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
+    ) -> list[EmbeddingRequest]:
         """Whom the failure of an array is about: that it has waited for too long is not true of who came later."""
         if error.code is not Code.QUEUE_TIMEOUT:
             return wants
@@ -208,7 +214,7 @@ class EmbedQueue:
             if want.since <= since and not want.flight.refuse(error, lambda reader: reader.since <= since)
         ]
 
-    def _goes_on(self, want: Want, error: GatewayError) -> bool:
+    def _goes_on(self, want: EmbeddingRequest, error: GatewayError) -> bool:
         mine = want.caller
         others = [caller for caller in want.callers() if caller != mine]
         if not others or not want.flight.refuse(error, lambda reader: reader.caller == mine):

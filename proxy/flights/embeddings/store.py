@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Final
 
-from proxy.flights.embeddings.items import Item, Origin, Result
-from proxy.flights.queue.lookups import Lookups
+from proxy.flights.embeddings.items import EmbeddingItem, Origin, Result
+from proxy.flights.queue.lookups import LookupBatcher
 from proxy.redis import Cache, Stored, wall_clock
 from proxy.wire import Unsplittable
 
@@ -28,9 +28,9 @@ class ItemStore:
         build_of: Callable[[str | None, str | None, float | None], bytes | None] = lambda *asked: b"",
         max_batch: int,
         on_batch: Callable[[int], None],
-        found: Callable[[Item, Result | None], None],
+        found: Callable[[EmbeddingItem, Result | None], None],
         looked: Callable[[], None],
-        lost: Callable[[Item, Exception], None],
+        lost: Callable[[EmbeddingItem, Exception], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
         """`makes`, `build_of`: see Backends. `found` is told of each item still wanted; `looked`, after it,
@@ -43,7 +43,7 @@ class ItemStore:
         self._looked = looked
         self._on_lost = lost
         self._on_fault = on_fault
-        self._lookups: Lookups[Item] = Lookups(max_batch=max_batch)
+        self._lookups: LookupBatcher[EmbeddingItem] = LookupBatcher(max_batch=max_batch)
 
     def __len__(self) -> int:
         return len(self._lookups)
@@ -51,18 +51,18 @@ class ItemStore:
     def __repr__(self) -> str:
         return f"<ItemStore arrived={len(self._lookups.arrived)} looking={len(self._lookups.looking)}>"
 
-    def add(self, item: Item) -> bool:
+    def add(self, item: EmbeddingItem) -> bool:
         """Have an item looked up. False: there is nowhere to look, or it is wanted anew."""
         if self._cache is None or item.fresh or not self._cache.available:
             return False
         self._lookups.arrived[item] = 0.0  # nobody waits for company here
         return True
 
-    def waits(self, item: Item) -> bool:
+    def waits(self, item: EmbeddingItem) -> bool:
         """Whether it waits for a look-up, or is looked up just now."""
         return item in self._lookups.arrived or item in self._lookups.looking
 
-    def discard(self, item: Item) -> bool:
+    def discard(self, item: EmbeddingItem) -> bool:
         """Forget an item that nobody wants. True if it was here."""
         return self._lookups.discard(item)
 
@@ -78,7 +78,7 @@ class ItemStore:
             self._on_fault("the look-up of embeddings", e)
             self._found(batch, ())
 
-    def _found(self, batch: Sequence[Item], found: Sequence[Stored | None]) -> None:
+    def _found(self, batch: Sequence[EmbeddingItem], found: Sequence[Stored | None]) -> None:
         """What is told of less than the batch has found nothing of the rest."""
         try:
             for item, stored in zip_longest(batch, found[: len(batch)]):
@@ -90,7 +90,7 @@ class ItemStore:
         finally:
             self._looked()
 
-    def _read(self, item: Item, stored: Stored | None) -> Result | None:
+    def _read(self, item: EmbeddingItem, stored: Stored | None) -> Result | None:
         if stored is None:
             return None
         if not self._makes(item.kind.model, stored.build):
@@ -105,7 +105,7 @@ class ItemStore:
         item.replace = True
         return None
 
-    def keep(self, item: Item, result: Result, settled: Callable[[], None]) -> None:
+    def keep(self, item: EmbeddingItem, result: Result, settled: Callable[[], None]) -> None:
         """Store a new vector; `settled` is called once it is, or will not be."""
         if self._cache is None or not item.storable:
             settled()

@@ -1,7 +1,7 @@
 """TODO"""
 
-from proxy.flights.merging.merged_flight import Carrier
+from proxy.flights.merging.merged_flight import MergedFlight
 
 __all__ = [
-    "Carrier",
+    "MergedFlight",
 ]

@@ -17,7 +17,7 @@ from proxy.wire import DONE, Part, StreamSplit, Usage, split_body
 from proxy.wire.fold import Unfoldable
 
 
-class Carrier(Flight):
+class MergedFlight(Flight):
     """A Flight without readers: what it is fed goes to its riders at once, taken apart by choice.
 
     A rider ends when its own choices have; one whose client leaves drops out, and the others go on. Riders whose
@@ -26,34 +26,34 @@ class Carrier(Flight):
 
     divides = True
 
-    __slots__ = ("_allowed", "_free", "_ids", "_limit", "_on_rider", "_split", "_touched", "broken", "riders")
+    __slots__ = ("_allowed", "_free", "_ids", "_limit", "_on_member", "_split", "_touched", "broken", "members")
 
     def __init__(
         self,
         plan: Plan,
-        riders: Sequence[tuple[Flight, int]],
+        members: Sequence[tuple[Flight, int]],
         *,
         limit: int,
-        on_rider: Callable[[Flight], None],
+        on_member: Callable[[Flight], None],
         fingerprint: Raw | None = None,
         ids: bool = False,
     ) -> None:
-        """`riders`: each with how many choices it wants; `limit`: bytes that a rider's log may hold; `on_rider` is
-        told of each that has ended while the carrier still flies; `ids`: the engine is asked for token ids, which
-        count the tokens of a body's choices."""
-        super().__init__(plan, memory=riders[0][0].memory)
-        self.riders: list[Flight | None] = [rider for rider, _ in riders]
+        """`members`: each with how many choices it wants; `limit`: bytes that a member's log may hold;
+        `on_member` is told of each that has ended while the merged flight goes on; `ids`: the engine is asked for
+        token ids, which count the tokens of a body's choices."""
+        super().__init__(plan, memory=members[0][0].memory)
+        self.members: list[Flight | None] = [member for member, _ in members]
         self._limit = limit
         self._ids = ids
         self._free = min(FREE, limit)
         self._allowed: dict[int, int] = {}  # bytes of riders' logs that have passed what is free
-        self._on_rider = on_rider
+        self._on_member = on_member
         self._touched: set[int] = set()
         self.broken: GatewayError | None = None  # what came cannot be told apart
         parts, first = [], 0
-        for rider, count in riders:
-            usage = rider.plan.ask is not None and rider.plan.ask.include_usage
-            parts.append(Part(first, count, usage, rider.plan.request_id))
+        for member, count in members:
+            usage = member.plan.ask is not None and member.plan.ask.include_usage
+            parts.append(Part(first, count, usage, member.plan.request_id))
             first += count
         self._split = StreamSplit(parts, request_id=plan.request_id, fingerprint=fingerprint)
 
@@ -62,10 +62,10 @@ class Carrier(Flight):
         """The engine's, once it has told it."""
         return self._split.fingerprint
 
-    def drop(self, rider: Flight) -> bool:
+    def drop(self, member: Flight) -> bool:
         """Its client has left. True: it was the last one."""
-        self.riders = [None if one is rider else one for one in self.riders]
-        return not any(self.riders)
+        self.members = [None if one is member else one for one in self.members]
+        return not any(self.members)
 
     # -- fed --------------------------------------------------------------------------------------
 
@@ -80,19 +80,19 @@ class Carrier(Flight):
             self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what cannot be told apart: {e}.")
             return
         for n, own, content in given:
-            rider = self.riders[n]
-            if rider is None:
+            member = self.members[n]
+            if member is None:
                 continue
             self._touched.add(n)
             try:
-                rider.add(own)
+                member.add(own)
             except Exception as e:  # noqa: BLE001 - one rider's part must not end the others'
-                self._rider_broke(n, rider, e)
+                self._rider_broke(n, member, e)
                 continue
             if content:
-                rider.content_events += 1
-                if rider.times.first is None:
-                    rider.times.first = self.clock()
+                member.content_events += 1
+                if member.times.first is None:
+                    member.times.first = self.clock()
 
     def push(self, frame: bytes) -> None:
         self.add(frame)
@@ -101,29 +101,31 @@ class Carrier(Flight):
     def flush(self) -> None:
         touched, self._touched = self._touched, set()
         for n in touched:
-            rider = self.riders[n]
-            if rider is None or rider.ended:
+            member = self.members[n]
+            if member is None or member.ended:
                 continue
-            rider.head, rider.backend = self.head, self.backend
+            member.head, member.backend = self.head, self.backend
             try:
                 if self._split.parts[n].ended:
-                    self._land_rider(n, rider)
-                elif rider.size > self._allowed.get(n, self._free) and (error := self._more(n, rider)) is not None:
-                    self._end_rider(n, rider, error)
+                    self._land_rider(n, member)
+                elif (
+                    member.size > self._allowed.get(n, self._free) and (error := self._more(n, member)) is not None
+                ):
+                    self._end_rider(n, member, error)
                 else:
-                    rider.flush()
+                    member.flush()
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, rider, e)
+                self._rider_broke(n, member, e)
 
-    def _more(self, n: int, rider: Flight) -> GatewayError | None:
+    def _more(self, n: int, member: Flight) -> GatewayError | None:
         """A rider's log needs room for more. The error that ends it where there is none."""
-        allowed = rider.grow(self._limit)
+        allowed = member.grow(self._limit)
         if isinstance(allowed, GatewayError):
             return allowed
         self._allowed[n] = allowed
         return None
 
-    def land_riders(self) -> None:
+    def finish_members(self) -> None:
         """No more comes: land each rider whose choices are all there and whole."""
         if self.mode is Mode.WHOLE:
             self._land_bodies()
@@ -133,22 +135,22 @@ class Carrier(Flight):
 
     def untouched_riders(self) -> list[Flight]:
         """Those that have had nothing of the answer: they may be asked for again. They are no riders any more."""
-        found = [rider for rider in self.riders if rider is not None and rider.phase is Phase.QUEUED]
-        self.riders = [None if rider in found else rider for rider in self.riders]
+        found = [member for member in self.members if member is not None and member.phase is Phase.QUEUED]
+        self.members = [None if member in found else member for member in self.members]
         return found
 
     @property
     def few(self) -> bool:
         """Whether a rider has not ended though the engine reports no error: it does not do `n`."""
-        return not self._split.failed and any(rider is not None for rider in self.riders)
+        return not self._split.failed and any(member is not None for member in self.members)
 
     def fail_riders(self, error: GatewayError) -> None:
-        for n, rider in enumerate(self.riders):
-            if rider is not None:
+        for n, member in enumerate(self.members):
+            if member is not None:
                 try:
-                    self._end_rider(n, rider, error)
+                    self._end_rider(n, member, error)
                 except Exception as e:  # noqa: BLE001 - as above
-                    self._rider_broke(n, rider, e)
+                    self._rider_broke(n, member, e)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -163,41 +165,41 @@ class Carrier(Flight):
                 return
         else:
             bodies = [(body, Usage())] * len(parts)
-        for n, rider in enumerate(self.riders):
+        for n, member in enumerate(self.members):
             found = bodies[n]
-            if rider is None or found is None:
+            if member is None or found is None:
                 continue
             own, usage = found
-            rider.usage, rider.estimated = usage if head.status == 200 else None, parts[n].estimated
-            rider.backend, rider.mode = self.backend, Mode.WHOLE
-            rider.times.first = rider.times.last = self.clock()
+            member.usage, member.estimated = usage if head.status == 200 else None, parts[n].estimated
+            member.backend, member.mode = self.backend, Mode.WHOLE
+            member.times.first = member.times.last = self.clock()
             try:
-                rider.piece(own)
-                self.riders[n] = None
-                rider.land(Head(head.status, head.headers, len(own)))
-                self._on_rider(rider)
+                member.piece(own)
+                self.members[n] = None
+                member.land(Head(head.status, head.headers, len(own)))
+                self._on_member(member)
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, rider, e)
+                self._rider_broke(n, member, e)
 
-    def _rider_broke(self, n: int, rider: Flight, error: Exception) -> None:
+    def _rider_broke(self, n: int, member: Flight, error: Exception) -> None:
         raised("a rider's part of an answer", error)
-        self.riders[n] = None
-        if not rider.finished:
-            rider.broke(internal())
+        self.members[n] = None
+        if not member.finished:
+            member.broke(internal())
         try:
-            self._on_rider(rider)
+            self._on_member(member)
         except Exception as e:  # noqa: BLE001 - it has ended; the next rider is still to be served
             raised("a rider that has ended", e)
 
-    def _land_rider(self, n: int, rider: Flight) -> None:
-        self.riders[n] = None
-        rider.usage, rider.estimated = self._split.usage_of(n), self._split.parts[n].estimated
-        rider.times.last = self.clock()
-        rider.land(self.head)
-        self._on_rider(rider)
+    def _land_rider(self, n: int, member: Flight) -> None:
+        self.members[n] = None
+        member.usage, member.estimated = self._split.usage_of(n), self._split.parts[n].estimated
+        member.times.last = self.clock()
+        member.land(self.head)
+        self._on_member(member)
 
-    def _end_rider(self, n: int, rider: Flight, error: GatewayError) -> None:
-        self.riders[n] = None
-        rider.backend = self.backend
-        rider.fail(error)
-        self._on_rider(rider)
+    def _end_rider(self, n: int, member: Flight, error: GatewayError) -> None:
+        self.members[n] = None
+        member.backend = self.backend
+        member.fail(error)
+        self._on_member(member)

@@ -12,8 +12,8 @@ from msgspec import Raw
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.merging.merged_flight import Carrier
-from proxy.flights.merging.twins import Recent, choices_asked, lists_ids, mergeable, merged_body, twin_key
+from proxy.flights.merging.merged_flight import MergedFlight
+from proxy.flights.merging.twins import RecentPrompts, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.flights.phase import Phase
 from proxy.flights.plan import REQUEST_ID, Mode, headers_in_common, new_id
 
@@ -26,20 +26,20 @@ class Merger:
     """Finds twins among what waits and sends them up as one request. None waits longer for that than its turn of
     the loop, or `window` seconds where that is set."""
 
-    def __init__(self, most: int, *, limit: int, window: float, on_rider: Callable[[Flight], None]) -> None:
+    def __init__(self, most: int, *, limit: int, window: float, on_member: Callable[[Flight], None]) -> None:
         self.window = window
         self._most = most  # choices of one request
         self._limit = limit
-        self._on_rider = on_rider
-        self._recent = Recent()
-        self._carried: dict[Flight, Carrier] = {}
+        self._on_member = on_member
+        self._recent = RecentPrompts()
+        self._carried: dict[Flight, MergedFlight] = {}
         self._fingerprints: dict[str, Raw] = {}
 
     def __len__(self) -> int:
         return len(self._carried)
 
-    def __contains__(self, rider: Flight) -> bool:
-        return rider in self._carried
+    def __contains__(self, member: Flight) -> bool:
+        return member in self._carried
 
     def __repr__(self) -> str:
         return f"<Merger {len(self._carried)} riders>"
@@ -54,86 +54,86 @@ class Merger:
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
         `waiting`: those of the same prompt that may merge, see `twin_of`."""
-        riders = self._riders(flight, waiting)
+        members = self._riders(flight, waiting)
         ask = flight.plan.ask
-        if len(riders) < 2 or ask is None:
+        if len(members) < 2 or ask is None:
             return flight
-        count = sum(count for _, count in riders)
+        count = sum(count for _, count in members)
         body = merged_body(ask, count)
         request_id = new_id()  # one client's is in the answer's id, which all of them see
         headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
-        carrier = Carrier(
+        merged = MergedFlight(
             replace(
                 flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers, parts=count
             ),
-            riders,
+            members,
             limit=self._limit,
-            on_rider=self._left,
+            on_member=self._left,
             fingerprint=self._fingerprints.get(backend),
             ids=lists_ids(ask, count),
         )
-        now = carrier.clock()
-        for rider, _ in riders:
-            rider.plan.carried_as = request_id
-            rider.times.dispatched = now
-            rider.backend = backend
-            for reader in rider.subscribers:
+        now = merged.clock()
+        for member, _ in members:
+            member.plan.carried_as = request_id
+            member.times.dispatched = now
+            member.backend = backend
+            for reader in member.subscribers:
                 reader.verdict = "merged"
-        self._carried.update((rider, carrier) for rider, _ in riders)  # last: from here on they wait for it
-        return carrier
+        self._carried.update((member, merged) for member, _ in members)  # last: from here on they wait for it
+        return merged
 
-    def leave(self, rider: Flight) -> Carrier | None:
+    def leave(self, member: Flight) -> MergedFlight | None:
         """A client has left. The carrier, where that was its last one: nobody wants the answer any more."""
-        carrier = self._carried.pop(rider, None)
-        if carrier is None or not carrier.drop(rider):
+        merged = self._carried.pop(member, None)
+        if merged is None or not merged.drop(member):
             return None
-        carrier.cancel()
-        return carrier
+        merged.cancel()
+        return merged
 
-    def unload(self, carrier: Carrier, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
+    def unload(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
         """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
         refused together, and those whose choices it did not complete and that have had nothing of them. True: it
         did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
-        if carrier.fingerprint is not None and carrier.backend is not None:
+        if merged.fingerprint is not None and merged.backend is not None:
             if len(self._fingerprints) >= _MAX_ENGINES:
                 self._fingerprints.clear()
-            self._fingerprints[carrier.backend] = carrier.fingerprint
+            self._fingerprints[merged.backend] = merged.fingerprint
         alone: Sequence[Flight]
-        refused = carrier.head is not None and 400 <= carrier.head.status < 500 and carrier.mode is Mode.WHOLE
+        refused = merged.head is not None and 400 <= merged.head.status < 500 and merged.mode is Mode.WHOLE
         if error is None and refused:
-            alone = self._alone(carrier)
-            if carrier.head is not None and carrier.head.status in NOT_DONE:
-                for rider in alone:
-                    rider.plan.refused_by = carrier.backend or ""
+            alone = self._alone(merged)
+            if merged.head is not None and merged.head.status in NOT_DONE:
+                for member in alone:
+                    member.plan.refused_by = merged.backend or ""
             return alone, False
-        began = carrier.phase is Phase.STREAMING
+        began = merged.phase is Phase.STREAMING
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
-            carrier.land_riders()
-        few = error is None and carrier.few
+            merged.finish_members()
+        few = error is None and merged.few
         alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
-            alone = self._alone(carrier)
-        if error is not None:
-            carrier.fail(error)
+            alone = self._alone(merged)
+        if error is not None and not merged.ended:  # else its last rider has been let go already
+            merged.fail(error)
         lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
-        carrier.fail_riders(carrier.broken or error or lost)
+        merged.fail_riders(merged.broken or error or lost)
         return alone, few
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _alone(self, carrier: Carrier) -> Sequence[Flight]:
-        riders = carrier.untouched_riders()
-        for rider in riders:
-            self._carried.pop(rider, None)
-            rider.plan.merge, rider.plan.carried_as = False, ""
-            for reader in rider.subscribers:
+    def _alone(self, merged: MergedFlight) -> Sequence[Flight]:
+        members = merged.untouched_riders()
+        for member in members:
+            self._carried.pop(member, None)
+            member.plan.merge, member.plan.carried_as = False, ""
+            for reader in member.subscribers:
                 reader.verdict = "bypass"
-        return riders
+        return members
 
-    def _left(self, rider: Flight) -> None:
-        self._carried.pop(rider, None)
-        self._on_rider(rider)
+    def _left(self, member: Flight) -> None:
+        self._carried.pop(member, None)
+        self._on_member(member)
 
     def _riders(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
         ask = flight.plan.ask
@@ -141,7 +141,7 @@ class Merger:
             return []
         room = self._most - (choices_asked(ask) or 1)
         key = _key(flight)
-        riders = [(flight, choices_asked(ask) or 1)]
+        members = [(flight, choices_asked(ask) or 1)]
         for other in waiting:
             theirs = other.plan.ask
             if other is flight or theirs is None or other in self._carried:
@@ -151,8 +151,8 @@ class Merger:
             count = choices_asked(theirs) or 1
             if count <= room:
                 room -= count
-                riders.append((other, count))
-        return riders
+                members.append((other, count))
+        return members
 
 
 def _key(flight: Flight) -> bytes:

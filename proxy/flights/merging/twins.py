@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from proxy.flights.key import UNKEYED, ordinary
-from proxy.wire import Ask, stream_extras
+from proxy.wire import ApiRequest, stream_extras
 from proxy.wire.fold import FOLDABLE_FIELDS
 
 _ENCODE: Final = msgspec.json.Encoder().encode
@@ -22,7 +22,7 @@ MAX_IDS: Final = 1024 * 1024
 RECENT_SECONDS: Final = 1.0
 
 
-def choices_asked(ask: Ask) -> int | None:
+def choices_asked(ask: ApiRequest) -> int | None:
     """`n`, 1 where it is not given; None where it is no whole number above 0."""
     raw = bytes(ask.fields.get("n", b"1"))
     if raw == b"null":
@@ -30,7 +30,7 @@ def choices_asked(ask: Ask) -> int | None:
     return int(raw) if raw.isdigit() and len(raw) < 6 and int(raw) > 0 else None
 
 
-def mergeable(ask: Ask) -> bool:
+def mergeable(ask: ApiRequest) -> bool:
     """Whether this request and its twins may be one request with `n`: it samples, nothing in it is a matter of
     the whole answer rather than of a choice, and every field of it is known to be so."""
     if ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None:
@@ -47,7 +47,7 @@ def mergeable(ask: Ask) -> bool:
     return not stream_extras(ask)
 
 
-def twin_key(ask: Ask, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+def twin_key(ask: ApiRequest, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """The same for requests that differ in nothing but `n`, who asks, and whether usage is wanted.
 
     It is the request itself and no hash of it: two that are not the same cannot meet under one key.
@@ -58,7 +58,7 @@ def twin_key(ask: Ask, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()
     return _ENCODE((ask.endpoint, ask.stream, tenant, sent, same))
 
 
-def merged_body(ask: Ask, n: int) -> bytes:
+def merged_body(ask: ApiRequest, n: int) -> bytes:
     """The request for all: `n` choices, and what tells the tokens of each: in a stream its usage as it grows, in a
     body its token ids."""
     members: dict[str, object] = {**ask.fields, "n": n}
@@ -69,13 +69,13 @@ def merged_body(ask: Ask, n: int) -> bytes:
     return _ENCODE(members)
 
 
-def lists_ids(ask: Ask, n: int) -> bool:
+def lists_ids(ask: ApiRequest, n: int) -> bool:
     """Whether the merged request asks for token ids: not where the prompt's own, which come with each choice of a
     completion, are long."""
     return not ask.stream and len(ask.prompt) * n <= MAX_IDS
 
 
-class Recent:
+class RecentPrompts:
     """Which prompts came a moment ago. The first of several twins waits for nobody; the next one that sees it
     here is worth a turn of the loop, in which others may come.
 

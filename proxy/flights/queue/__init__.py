@@ -1,11 +1,11 @@
 """TODO"""
 
-from proxy.flights.queue.request_queue import Batcher
-from proxy.flights.queue.ticket import Tickets, callers_of, twin_of
+from proxy.flights.queue.request_queue import RequestQueue
+from proxy.flights.queue.ticket import TicketFactory, callers_of, twin_of
 
 __all__ = [
-    "Batcher",
-    "Tickets",
+    "RequestQueue",
+    "TicketFactory",
     "callers_of",
     "twin_of",
 ]

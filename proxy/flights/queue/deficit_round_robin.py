@@ -98,7 +98,7 @@ class _Owner(Generic[T]):
         self.last = entry.ticket.prefixes
 
 
-class Ring(Generic[T]):
+class DeficitRoundRobin(Generic[T]):
     """The owners of one class and pool, by deficit round robin (Shreedhar & Varghese 1996)."""
 
     def __init__(self, quantum: int) -> None:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import Final, Generic, TypeVar
 
 from proxy.config import PRIORITIES
-from proxy.flights.queue.deficit_round_robin import QUANTUM, Entry, Ring, Ticket
+from proxy.flights.queue.deficit_round_robin import QUANTUM, DeficitRoundRobin, Entry, Ticket
 from proxy.flights.queue.shares import Shares
 
 T = TypeVar("T", bound=Hashable)
@@ -21,7 +21,7 @@ AGED_TURN: Final = 4
 old requests would undo fairness; with one in four it costs the others a quarter at most."""
 
 
-class Line(Generic[T]):
+class FairQueue(Generic[T]):
     """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then
     as they came, those that begin alike in runs. A higher class goes first, except that one place in four goes to
     the item that has waited longest, once that is more than `patience` seconds: it is served after at most four
@@ -31,7 +31,7 @@ class Line(Generic[T]):
         self.patience = patience
         self._quantum = quantum
         self.entries: dict[T, Entry[T]] = {}  # queued items, in the order of arrival; only the line changes it
-        self._rings: list[dict[str | None, Ring[T]]] = [{} for _ in PRIORITIES]
+        self._rings: list[dict[str | None, DeficitRoundRobin[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
         self.shares: Shares[T] = Shares()  # the same by owner and class
         self._number = 0
@@ -66,9 +66,9 @@ class Line(Generic[T]):
             self.discard(item)  # what is in some of the orders only would never be served
             raise
 
-    def rebuilt(self) -> Line[T]:
+    def rebuilt(self) -> FairQueue[T]:
         """A new line with the same items, in the order of arrival."""
-        line: Line[T] = Line(patience=self.patience, quantum=self._quantum)
+        line: FairQueue[T] = FairQueue(patience=self.patience, quantum=self._quantum)
         for item, entry in self.entries.items():
             ticket = replace(entry.ticket, priority=entry.priority, deadline=entry.deadline)
             line.offer(item, ticket, entry.arrived)
@@ -182,7 +182,7 @@ class Line(Generic[T]):
         rings, pool = self._rings[entry.priority], entry.ticket.pool
         ring = rings.get(pool)
         if ring is None:
-            ring = rings[pool] = Ring(self._quantum)
+            ring = rings[pool] = DeficitRoundRobin(self._quantum)
         ring.push(entry)
         self.shares.add(entry.item, entry.ticket.owner, entry.priority)
 

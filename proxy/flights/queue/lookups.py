@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 
-class Lookups(Generic[T]):
+class LookupBatcher(Generic[T]):
     """A batch a round trip, and one round trip at a time: what comes meanwhile is the next batch."""
 
     def __init__(self, *, max_batch: int, window: float = 0.0) -> None:

@@ -11,8 +11,8 @@ from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.fair_queue import Line
-from proxy.flights.queue.lookups import Lookups
+from proxy.flights.queue.fair_queue import FairQueue
+from proxy.flights.queue.lookups import LookupBatcher
 from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
@@ -26,7 +26,7 @@ FAST: Final = 0.1  # of them were faster: what is refused as it comes could not 
 USUAL: Final = 0.75  # were faster: what waited and has no more left than that mostly ends as work for nobody
 
 
-class Batcher(Generic[T]):
+class RequestQueue(Generic[T]):
     """Three lines, bounded together.
 
     One waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
@@ -49,13 +49,13 @@ class Batcher(Generic[T]):
         self.limit = limit  # items that may wait, in all lines and in a look-up under way
         self.window = window  # seconds
         self.timeout = timeout  # seconds that an item may wait for a place
-        self.line: Line[T] = Line(patience=patience)
+        self.line: FairQueue[T] = FairQueue(patience=patience)
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
         self._callers = callers  # who reads an item
         self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
         """Told of each item that had to make room for another's, and why."""
-        self._lookups: Lookups[T] = Lookups(max_batch=max_batch, window=window)
+        self._lookups: LookupBatcher[T] = LookupBatcher(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
         self._back: dict[T, tuple[float, str | None]] = {}
         """What had a place and needs another one, with when it came back and its pool."""
@@ -118,7 +118,7 @@ class Batcher(Generic[T]):
         return True
 
     def due(self, now: float) -> list[T]:
-        """The next batch of look-ups, see `Lookups.due`."""
+        """The next batch of look-ups, see `LookupBatcher.due`."""
         return self._lookups.due(now)
 
     def next_deadline(self) -> float | None:
@@ -180,7 +180,7 @@ class Batcher(Generic[T]):
         return iter(tuple(self._twins.get(self._twin(item), ())))
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
-        """Someone else wants it too, see `Line.promote`. True if it moves."""
+        """Someone else wants it too, see `FairQueue.promote`. True if it moves."""
         return self.line.promote(item, priority, deadline, owner)
 
     def discard(self, item: T) -> bool:
@@ -215,7 +215,7 @@ class Batcher(Generic[T]):
         self._back.clear()
         self._held.clear()
         self._twins.clear()
-        self.line = Line(patience=self.line.patience)
+        self.line = FairQueue(patience=self.line.patience)
         return waiting
 
     def served(self, pool: str | None, seconds: float) -> None:

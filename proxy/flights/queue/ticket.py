@@ -12,7 +12,7 @@ from proxy.flights.cost import NO_COST, estimate
 from proxy.flights.flight import Flight
 from proxy.flights.plan import Mode
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)
 """Bytes of a prompt that are looked at. A shorter one is 256 tokens or so: an engine has them again soon."""
@@ -21,7 +21,7 @@ MAX_OWNERS: Final = 1024  # of which it is remembered what their answers come to
 FADE: Final = 0.95  # an answer: the last twenty or so decide
 
 
-class Tickets:
+class TicketFactory:
     """Makes tickets. `pool`: a model to whose engines it waits for; `assumed`: tokens of an answer that may be of
     any length. Made only for what has to wait: it costs a parse of the prompt.
 
@@ -80,7 +80,7 @@ class Tickets:
         self._came[plan.owner] = (came * FADE + max(1, made), assumed * FADE + plan.assumed)
 
 
-def _beginnings(ask: Ask) -> tuple[int, ...]:
+def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
     """What a prompt's beginning is known by, in this process. Tools are put before the messages by templates."""
     prompt = ask.prompt
     if ask.endpoint == "embeddings" or len(prompt) < BEGINNINGS[0]:

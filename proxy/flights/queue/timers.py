@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from proxy.telemetry import Fault, raised
 
 
-class Alarms:
+class Timers:
     """Of one loop; times are that loop's. What a callback raises is reported, and is nobody else's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_fault: Fault = raised) -> None:

@@ -10,16 +10,16 @@ from typing import Final, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.flights import Subscriber
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vector
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 
 class Reply(Protocol):
     """Answers with a JSON value of ours."""
 
     def __call__(
-        self, call: Call, status: int, answer: object, headers: respond.Headers = ()
+        self, call: RequestContext, status: int, answer: object, headers: respond.Headers = ()
     ) -> Awaitable[respond.Sent]: ...
 
 
@@ -27,15 +27,15 @@ _BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT,
 """There are engines, but not now: what a stub is not for."""
 
 
-class Embed:
+class EmbedHandler:
     """Where no engine can embed it answers a stub, if the setting says so."""
 
     def __init__(
         self,
         stub: bool,
-        ask: Callable[[Call], Awaitable[Ask]],
-        join: Callable[[Call, Ask], Subscriber],
-        body: Callable[[Call, Subscriber], Awaitable[respond.Sent]],
+        ask: Callable[[RequestContext], Awaitable[ApiRequest]],
+        join: Callable[[RequestContext, ApiRequest], Subscriber],
+        body: Callable[[RequestContext, Subscriber], Awaitable[respond.Sent]],
         reply: Reply,
     ) -> None:
         self._stub = stub
@@ -44,7 +44,7 @@ class Embed:
         self._body = body
         self._reply = reply
 
-    async def __call__(self, call: Call) -> respond.Sent:
+    async def __call__(self, call: RequestContext) -> respond.Sent:
         ask = await self._ask(call)
         try:
             reader = self._join(call, ask)

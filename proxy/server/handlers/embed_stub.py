@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from proxy.wire import Ask
+from proxy.wire import ApiRequest
 
 CANNOT_EMBED: Final = frozenset({404, 405, 501})
 """Statuses with which engines answer where they have no such endpoint."""
@@ -27,7 +27,7 @@ def names_model(log: list[bytes]) -> bool:
     return error is not None and error.get("param") == "model"
 
 
-def stub_vector(ask: Ask) -> dict[str, object]:
+def stub_vector(ask: ApiRequest) -> dict[str, object]:
     """A vector that says it is none: zeros, marked, for clients that only need the shape."""
     return {
         "object": "list",

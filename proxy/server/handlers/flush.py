@@ -15,7 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights import FlightGroup, model_tag
 from proxy.redis import Cache, WireError
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
 from proxy.telemetry import Audit
 
@@ -31,7 +31,7 @@ class Flush:
         group: FlightGroup,
         cache: Cache | None,
         audit: Audit,
-        address: Callable[[Call], str],
+        address: Callable[[RequestContext], str],
     ) -> None:
         self._gateway = gateway
         self._group = group
@@ -41,7 +41,7 @@ class Flush:
         self._busy = False
         gateway.routes.serve(PATH, "DELETE", "cache", self.handle)
 
-    async def handle(self, call: Call) -> respond.Sent:
+    async def handle(self, call: RequestContext) -> respond.Sent:
         """Raises GatewayError 400 or 503."""
         model = _model_of(call)
         if self._busy:
@@ -88,7 +88,7 @@ class Flush:
             ) from None
 
 
-def _model_of(call: Call) -> str | None:
+def _model_of(call: RequestContext) -> str | None:
     """The one parameter there is. Raises GatewayError 400."""
     query = parse_qsl(call.request.raw_path.partition("?")[2], keep_blank_values=True)
     unknown = next((name for name, _ in query if name != "model"), None)

@@ -7,27 +7,27 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Protocol
 
-from proxy.access import Gate
+from proxy.access import AccessPolicy
 from proxy.config import Settings
-from proxy.flights import passing
-from proxy.server.context import Call
+from proxy.flights import estimate_raw
+from proxy.server.context import RequestContext
 from proxy.server.offload.large import LargeRequests
-from proxy.wire import NONE, Passed, read_passed, takes_json_only
+from proxy.wire import NONE, RawBody, read_passed, takes_json_only
 from proxy.wire.http import Media, media_of
 
 
 class Admit(Protocol):
     """Lets requests on, or raises GatewayError 429 or 503."""
 
-    async def __call__(self, call: Call, passed: Passed = NONE) -> None:
+    async def __call__(self, call: RequestContext, passed: RawBody = NONE) -> None:
         """Asked once the body is read."""
 
-    async def head(self, call: Call) -> None:
+    async def head(self, call: RequestContext) -> None:
         """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
 
 
 class ReadBody(Protocol):
-    def __call__(self, call: Call, *, json: bool, limit: int = 0) -> Awaitable[bytes]: ...
+    def __call__(self, call: RequestContext, *, json: bool, limit: int = 0) -> Awaitable[bytes]: ...
 
 
 class PassThrough:
@@ -37,17 +37,17 @@ class PassThrough:
         self,
         settings: Settings,
         body: ReadBody,
-        gate: Gate | None,
+        access_policy: AccessPolicy | None,
         admit: Admit | None,
         large: LargeRequests | None,
     ) -> None:
         self._settings = settings
         self._body = body
-        self._gate = gate
+        self._access_policy = access_policy
         self._admit = admit
         self._large = large
 
-    async def read(self, call: Call) -> bytes:
+    async def read(self, call: RequestContext) -> bytes:
         """The body as it goes up. Its model and its cost are the call's from now on. Raises GatewayError."""
         request = call.request
         media = None
@@ -63,9 +63,9 @@ class PassThrough:
             return body
         passed = read_passed(media, body)
         call.model = passed.model
-        if self._gate is not None:
-            passed = self._gate.admit_raw(call, passed)
-        call.cost = passing(request.path, passed, self._settings.rate_limit_assumed_tokens)
+        if self._access_policy is not None:
+            passed = self._access_policy.admit_raw(call, passed)
+        call.cost = estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens)
         if self._admit is not None:
             await self._admit(call, passed)
         return passed.body

@@ -58,7 +58,7 @@ _OF_CONTENT: Final = {"content-type", "content-encoding"}
 _DECODED: Final = 3  # times that a server behind another may decode a path
 
 
-def passes(path: str) -> bool:
+def is_allowed(path: str) -> bool:
     """Whether a path, in its normal form, goes to the engine. Nothing in it may be another path to a server that
     decodes it once more, or drops parameters after a semicolon."""
     if not (path.startswith("/v1/") or path in _PATHS):
@@ -97,7 +97,7 @@ def named_by_connection(connection: str) -> frozenset[str]:
     return frozenset(token.strip().lower() for token in connection.split(","))
 
 
-def acted_on(headers: Mapping[str, str], names: Sequence[str]) -> list[tuple[str, str]]:
+def engine_headers(headers: Mapping[str, str], names: Sequence[str]) -> list[tuple[str, str]]:
     """Those of `names` that the client sent, and not for this connection only. A trace context goes up where it is
     well-formed: it changes no answer, so it must not draw a refusal that others would share.
 
@@ -126,7 +126,9 @@ def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple
     return fit
 
 
-def forwardable(headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False) -> list[tuple[str, str]]:
+def end_to_end_headers(
+    headers: Iterable[tuple[bytes, bytes]], *, authorization: bool = False
+) -> list[tuple[str, str]]:
     """A client's end-to-end headers, as they came, but for those that end here. `authorization`: that one too."""
     items = [(name.decode("latin-1"), value.decode("utf-8", "surrogateescape")) for name, value in headers]
     named = {

@@ -7,70 +7,78 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from proxy.access import Gate
+from proxy.access import AccessPolicy
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.telemetry import Metrics
 from proxy.upstream import Backends
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """What the paths here take together, for `OPTIONS *` and methods that none of them takes."""
 
-Reply = Callable[[Call, int, object], Awaitable[respond.Sent]]
-Send = Callable[[Call, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
+_NAME_CHARS: Final = 200  # of a model that is not there, as its error tells it
+_METHOD_CHARS: Final = 16  # the same of a method
+
+Reply = Callable[[RequestContext, int, object], Awaitable[respond.Sent]]
+Send = Callable[[RequestContext, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
 
 
-class Plain:
+class StatusHandlers:
     """One method an endpoint."""
 
-    def __init__(self, backends: Backends, metrics: Metrics, gate: Gate | None, reply: Reply, send: Send) -> None:
+    def __init__(
+        self, backends: Backends, metrics: Metrics, access_policy: AccessPolicy | None, reply: Reply, send: Send
+    ) -> None:
         self._backends = backends
         self._metrics = metrics
-        self._gate = gate
+        self._access_policy = access_policy
         self._reply = reply
         self._send = send
 
-    async def models(self, call: Call) -> respond.Sent:
+    async def models(self, call: RequestContext) -> respond.Sent:
         return await self._reply(call, 200, {"object": "list", "data": self._visible(call)})
 
-    def _visible(self, call: Call) -> list[dict[str, Any]]:
+    def _visible(self, call: RequestContext) -> list[dict[str, Any]]:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         models = self._backends.models()
-        return models if self._gate is None else self._gate.visible(call, models)
+        return models if self._access_policy is None else self._access_policy.visible(call, models)
 
-    async def model(self, call: Call) -> respond.Sent:
+    async def model(self, call: RequestContext) -> respond.Sent:
         """One of them: the rest of the path is its id, slashes and all."""
         name = call.request.path.removeprefix("/v1/models/")
         models = self._visible(call)
         found = next((model for model in models if model.get("id") == name), None)
         if found is None:
-            raise GatewayError(Code.MODEL_NOT_FOUND, f"The model {name[:200]!r} does not exist or is not yours.")
+            raise GatewayError(
+                Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
+            )
         return await self._reply(call, 200, found)
 
-    async def health(self, call: Call) -> respond.Sent:
+    async def health(self, call: RequestContext) -> respond.Sent:
         return await self._reply(call, 200, {"status": "ok"})
 
-    async def ready(self, call: Call) -> respond.Sent:
+    async def ready(self, call: RequestContext) -> respond.Sent:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
         return await self._reply(call, 200, {"status": "ready"})
 
-    def other(self, call: Call, takes: str) -> Callable[[Call], Awaitable[respond.Sent]]:
+    def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[respond.Sent]]:
         """Who answers a method that a path does not take. Raises GatewayError 405."""
         request = call.request
-        call.allow = f"{takes}, HEAD" if takes == "GET" else takes
+        call.allow = f"{takes}, HEAD" if takes.startswith("GET") else takes
         if request.method == "OPTIONS":
             return self.server
-        words = f"{request.path} takes {takes}, not {request.method[:16]}."
+        methods = takes.replace(", ", " and ")
+        words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
-    async def server(self, call: Call) -> respond.Sent:
+    async def server(self, call: RequestContext) -> respond.Sent:
         """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
         call.allow = call.allow or ALLOWED
         return await self._send(call, 204, call.headers(), b"")
 
-    async def metrics(self, call: Call) -> respond.Sent:
+    async def metrics(self, call: RequestContext) -> respond.Sent:
         body, kind = self._metrics.render(call.request.headers.get("accept", ""))
         return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)

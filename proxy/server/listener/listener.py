@@ -14,11 +14,11 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from proxy.access import UNIX, Trusted
+from proxy.access import UNIX, TrustedProxies
 from proxy.errors import Code, GatewayError
 from proxy.server.listener.connection_limit import ConnectionLimit, Evictable
 from proxy.server.listener.head import read_head
-from proxy.server.listener.proxy_protocol import V2, read_opening
+from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
 from proxy.server.listener.request import Request, head_bytes
 from proxy.server.listener.timeouts import Over, Times, Watched
 from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
@@ -44,11 +44,12 @@ Handler = Callable[[Request], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
 
 
-class DoorHandler(RequestHandler):
+class ClientConnection(RequestHandler):
     """One client connection. What aiohttp itself must refuse is refused in OpenAI's form.
 
     `start` takes the place of aiohttp's own loop: a task, a response object and two turns of the event loop less
-    for each request (9 µs of 40). It leans on private names of aiohttp 3.14: `tests/test_door.py` guards them.
+    for each request (9 µs of 40). It uses private names of aiohttp 3.14:
+    `tests/proxy/server/listener/test_listener.py` guards them.
     """
 
     lags = False  # the client takes less than it is sent
@@ -73,9 +74,9 @@ class DoorHandler(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self._task_handler is not None:  # made after the manager is told
-            abort = cast(asyncio.Transport, transport).abort
-            self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
+        assert self._task_handler is not None
+        abort = cast(asyncio.Transport, transport).abort
+        self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
         self.lags = True
@@ -93,12 +94,10 @@ class DoorHandler(RequestHandler):
             self._late += data
             self._pause_transport_reading()
             if not (self._reading_paused or self._buffer_paused):
-                cast(Door, self._manager).reading.wait(self)
+                cast(Listener, self._manager).reading.wait(self)
             return
         if self.opening is not None:
             data = self._open(data)
-            if not data:
-                return
         payload, messages = self._payload, self._messages
         known = len(messages)
         if payload is None and not self._request_count and data[:6] in (b"PROXY ", V2[:6]):
@@ -175,7 +174,7 @@ class DoorHandler(RequestHandler):
 
     def _resume_transport_reading(self) -> None:
         if self._late and self._manager is not None:
-            cast(Door, self._manager).reading.wait(self)
+            cast(Listener, self._manager).reading.wait(self)
         else:
             super()._resume_transport_reading()
 
@@ -193,7 +192,9 @@ class DoorHandler(RequestHandler):
             if isinstance(first, _ErrInfo) or head_bytes(first) <= most:
                 return  # what came after it is its body, or the next
             messages.clear()
-        error = _ErrInfo(status=431, exc=HeadTooLarge("The head is too large."), message="")
+        error = _ErrInfo(
+            status=Code.HEADERS_TOO_LARGE.status, exc=HeadTooLarge("The head is too large."), message=""
+        )
         messages.append((error, EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -202,7 +203,7 @@ class DoorHandler(RequestHandler):
         """What follows the PROXY protocol's head; nothing while that is not whole, or if it cannot be read."""
         data = cast(bytes, self.opening) + data
         try:
-            found = read_opening(data)
+            found = parse_proxy_header(data)
         except ValueError as e:
             self.opening = b""
             self._close = True  # whatever comes on is dropped
@@ -219,10 +220,10 @@ class DoorHandler(RequestHandler):
 
     async def start(self) -> None:
         loop = self._loop
-        manager = cast(Door, self._manager)
+        manager = cast(Listener, self._manager)
         handler = manager.handler
         nobody = cast(Any, None)
-        while not self._force_close:
+        while True:  # a client that leaves cancels it, wherever it is
             if not self._messages:
                 self._waiter = loop.create_future()
                 try:
@@ -231,13 +232,11 @@ class DoorHandler(RequestHandler):
                     self._waiter = None
             message, payload = self._messages.popleft()
             self._payload = payload
-            if self._parser is not None:
-                self._parser.message_consumed()
+            assert self._parser is not None
+            self._parser.message_consumed()
             if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
                 self._resume_reading_if_drained()
             manager.requests_count += 1
-            if self._manager is None:
-                break  # the client has left
             try:
                 if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
                     raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
@@ -343,7 +342,7 @@ class DoorHandler(RequestHandler):
             self.force_close()
 
     def refuse_full(self) -> None:
-        manager, transport = cast(Door, self._manager), self.transport
+        manager, transport = cast(Listener, self._manager), self.transport
         if transport is None:
             return
         manager.on_refused()
@@ -381,7 +380,7 @@ class DoorHandler(RequestHandler):
         transport = self.transport
         if transport is not None:
             peer = transport.get_extra_info("peername")
-            cast(Door, self._manager).on_unreadable(
+            cast(Listener, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
             answer = closing(error)
@@ -389,7 +388,7 @@ class DoorHandler(RequestHandler):
             transport.write(answer)
 
 
-class Door(web.Server):
+class Listener(web.Server):
     """aiohttp's low-level server: no router, no middleware; every request goes to the one handler.
 
     A client that leaves cancels its handler (`run_app` and `AppRunner` leave that off).
@@ -403,7 +402,7 @@ class Door(web.Server):
         max_header: int,
         max_headers: int = 128,
         max_head: int = 64 * 1024,
-        proxies: Trusted | None = None,
+        proxies: TrustedProxies | None = None,
         times: Times | None = None,
         lingering: float = LINGERING_SECONDS,
         on_refused: Callable[[], None] = lambda: None,
@@ -432,7 +431,7 @@ class Door(web.Server):
         self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
 
     def __call__(self) -> RequestHandler:
-        handler = DoorHandler(self, loop=self._loop, **self._limits)
+        handler = ClientConnection(self, loop=self._loop, **self._limits)
         handler.max_head = self._max_head
         return handler
 
@@ -447,7 +446,7 @@ class Door(web.Server):
         waiters = []
         for handler in self.connections:
             if handler._request_in_progress:
-                cast(DoorHandler, handler).leaving = True
+                cast(ClientConnection, handler).leaving = True
                 handler._handler_waiter = waiter = self._loop.create_future()
                 waiters.append(waiter)
         if waiters and seconds > 0:
@@ -455,12 +454,12 @@ class Door(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         try:
-            self._welcome(cast(DoorHandler, handler), transport)
+            self._welcome(cast(ClientConnection, handler), transport)
         except Exception as e:  # noqa: BLE001 - a connection that nobody looks after would stay open for ever
             raised("a connection that begins", e)
             transport.abort()
 
-    def _welcome(self, ours: DoorHandler, transport: Any) -> None:
+    def _welcome(self, ours: ClientConnection, transport: Any) -> None:
         super().connection_made(ours, transport)
         ours.times = Watched(self._loop.time())
         if self._sweeper is None:
@@ -474,9 +473,9 @@ class Door(web.Server):
                 ours.opening = b""
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        ours = cast(DoorHandler, handler)
+        ours = cast(ClientConnection, handler)
         self.reading.drop(ours)
-        ours.times = DoorHandler.times  # aiohttp's handler is in a circle, which would keep it
+        ours.times = ClientConnection.times  # aiohttp's handler is in a circle, which would keep it
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:
@@ -491,7 +490,7 @@ class Door(web.Server):
         now = self._loop.time()
         for handler, transport in tuple(self._connections.items()):
             try:
-                cast(DoorHandler, handler).look(transport, now, self._times)
+                cast(ClientConnection, handler).look(transport, now, self._times)
             except Exception as e:  # noqa: BLE001 - one connection's fault must not stop the others' clocks
                 words = {"message": "the clock of a client connection", "exception": e}
                 self._loop.call_exception_handler(words)
@@ -502,4 +501,4 @@ class Door(web.Server):
 def source_of(request: web.BaseRequest) -> str:
     """The client's address as a balancer told it by the PROXY protocol; empty: none did."""
     protocol = request.protocol
-    return protocol.source if isinstance(protocol, DoorHandler) else ""
+    return protocol.source if isinstance(protocol, ClientConnection) else ""

@@ -16,14 +16,14 @@ _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 
 
-class Opening(NamedTuple):
+class ProxyHeader(NamedTuple):
     """What a connection opened with."""
 
     source: str  # the client's address; empty where the balancer speaks for itself or does not know
     length: int  # bytes of it; HTTP begins after them
 
 
-def read_opening(data: bytes) -> Opening | None:
+def parse_proxy_header(data: bytes) -> ProxyHeader | None:
     """The opening of a connection; None while it is not whole. Raises ValueError where it is none.
 
     Source: "The PROXY protocol, Versions 1 & 2", HAProxy Technologies, sections 2.1 and 2.2.
@@ -37,7 +37,7 @@ def read_opening(data: bytes) -> Opening | None:
     raise ValueError("the connection does not open with the PROXY protocol")
 
 
-def _version_1(data: bytes) -> Opening | None:
+def _version_1(data: bytes) -> ProxyHeader | None:
     end = data.find(b"\r\n", 0, MAX_V1)
     if end < 0:
         if len(data) >= MAX_V1:
@@ -45,7 +45,7 @@ def _version_1(data: bytes) -> Opening | None:
         return None
     words = data[:end].decode("ascii", "replace").split(" ")
     if words[1] == "UNKNOWN":
-        return Opening("", end + 2)
+        return ProxyHeader("", end + 2)
     wrong = ValueError("the line of the PROXY protocol cannot be read")
     if words[1] not in ("TCP4", "TCP6") or len(words) != 6:
         raise wrong
@@ -57,10 +57,10 @@ def _version_1(data: bytes) -> Opening | None:
         raise wrong from None
     if len(ports) != 2 or max(ports) > 65535:
         raise wrong
-    return Opening(str(source), end + 2)
+    return ProxyHeader(str(source), end + 2)
 
 
-def _version_2(data: bytes) -> Opening | None:
+def _version_2(data: bytes) -> ProxyHeader | None:
     if len(data) < 16:
         return None
     length = 16 + int.from_bytes(data[14:16], "big")
@@ -70,8 +70,8 @@ def _version_2(data: bytes) -> Opening | None:
         return None
     family, block = data[13], data[16:length]
     if data[12] == 0x20 or family not in (_TCP4, _TCP6):  # LOCAL: its own look at us. Others: it cannot say
-        return Opening("", length)
+        return ProxyHeader("", length)
     size, address = (4, IPv4Address) if family == _TCP4 else (16, IPv6Address)
     if len(block) < 2 * size + 4:
         raise ValueError("the addresses of the PROXY protocol are cut")
-    return Opening(str(address(block[:size])), length)
+    return ProxyHeader(str(address(block[:size])), length)

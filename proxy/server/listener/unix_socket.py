@@ -10,8 +10,12 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from proxy.errors import SettingsError
+
+MOST_BYTES: Final = 107  # of a path: the system takes no more
+PROBE_SECONDS: Final = 1.0  # for a socket that is there already to take a connection
 
 
 @contextmanager
@@ -19,8 +23,8 @@ def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
     """A socket bound to the path, with that mode from its first moment. A socket that nobody listens on any more
     is replaced, anything else at the path is left alone. At the end the path is taken away, if it is still ours.
     Raises SettingsError."""
-    if len(os.fsencode(path)) > 107:
-        raise SettingsError(f"listen_unix = {path!r}: the system takes no path over 107 bytes")
+    if len(os.fsencode(path)) > MOST_BYTES:
+        raise SettingsError(f"listen_unix = {path!r}: the system takes no path over {MOST_BYTES} bytes")
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -53,7 +57,7 @@ def _clear(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise SettingsError(f"listen_unix = {path!r}: there is something that is no socket; it is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(PROBE_SECONDS)
         try:
             probe.connect(path)
         except OSError as e:

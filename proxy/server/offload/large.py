@@ -10,11 +10,11 @@ from typing import Final
 
 from proxy.access import (
     BUDGET,
+    AccessPolicy,
     AccessRules,
     AskJob,
     FoldJob,
     Found,
-    Gate,
     PageJob,
     RawJob,
     Terms,
@@ -26,11 +26,11 @@ from proxy.access.denylist import DenyList
 from proxy.config import Settings
 from proxy.errors import GatewayError
 from proxy.flights import Flight, headers_in_common
-from proxy.server.context import Call
-from proxy.server.handlers.relay import ACTED_ON, acted_on
+from proxy.server.context import RequestContext
+from proxy.server.handlers.relay import ACTED_ON, engine_headers
 from proxy.server.offload.pool import Offload
 from proxy.telemetry import Log
-from proxy.wire import Ask, Endpoint
+from proxy.wire import ApiRequest, Endpoint
 from proxy.wire.fold import Unfoldable, forces_tool, many_frames
 from proxy.wire.http import Media
 
@@ -46,15 +46,15 @@ class LargeRequests:
         self,
         settings: Settings,
         rules: AccessRules,
-        gate: Gate | None,
+        access_policy: AccessPolicy | None,
         log: Log,
         *,
-        scope: Callable[[Call], bytes],
-        owner: Callable[[Call], Hashable | Callable[[], Hashable]],
+        scope: Callable[[RequestContext], bytes],
+        owner: Callable[[RequestContext], Hashable | Callable[[], Hashable]],
     ) -> None:
         self._settings = settings
         self._rules = rules
-        self._gate = gate
+        self._access_policy = access_policy
         self._log = log
         self._scope = scope
         self._owner = owner
@@ -78,25 +78,25 @@ class LargeRequests:
         """Whether the reading of a body would hold the loop for too long. Asked only above `inline`."""
         return work(body, None if self._deny is None else self._deny.weight) > BUDGET
 
-    async def ask(self, call: Call, endpoint: Endpoint, body: bytes) -> Ask:
+    async def ask(self, call: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """A request, decoded and checked. Raises GatewayError."""
         found, sent = await self.pool.do(self._job(call, endpoint), body, self._whose(call))
         return self._asked(call, endpoint, found, sent or body)
 
-    async def page(self, call: Call, body: bytes) -> tuple[Ask, list[float]]:
+    async def page(self, call: RequestContext, body: bytes) -> tuple[ApiRequest, list[float]]:
         """A request for many readers: what each of them asks, and when. Raises GatewayError."""
         found, sent = await self.pool.do(PageJob(self._job(call, "chat")), body, self._whose(call))
         return self._asked(call, "chat", found, sent), found.delays
 
-    async def raw(self, call: Call, media: Media, body: bytes) -> bytes:
+    async def raw(self, call: RequestContext, media: Media, body: bytes) -> bytes:
         """The body of a request that passes through, checked; its model and its cost are the call's from now on.
         Raises GatewayError."""
         job = RawJob(call.request.path, media.kind, media.boundary)
         found, sent = await self.pool.do(job, body, self._whose(call))
         self._told(found, call)
         call.model, call.cost = found.model, found.cost
-        if self._gate is not None:
-            self._gate.judge(call, found, raw=True)
+        if self._access_policy is not None:
+            self._access_policy.judge(call, found, raw=True)
         if found.refusal is not None:
             raise found.refusal.error()
         return sent or body
@@ -141,7 +141,7 @@ class LargeRequests:
             self.inline = INLINE if deny is None else max(LEAST, min(INLINE, int(5e6 / (400 + 6 * deny.weight))))
         return self._terms
 
-    def _job(self, call: Call, endpoint: Endpoint) -> AskJob:
+    def _job(self, call: RequestContext, endpoint: Endpoint) -> AskJob:
         headers = call.request.headers
         return AskJob(
             endpoint,
@@ -151,25 +151,25 @@ class LargeRequests:
             headers.get("x-session-id", ""),
             tuple(
                 (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
-                for name, value in headers_in_common(acted_on(headers, self._passed_on))
+                for name, value in headers_in_common(engine_headers(headers, self._passed_on))
             ),
         )
 
-    def _asked(self, call: Call, endpoint: Endpoint, found: Found, body: bytes) -> Ask:
+    def _asked(self, call: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
         self._told(found, call)
         call.model, call.stream = found.model, found.stream
-        if self._gate is not None:
-            self._gate.judge(call, found)
+        if self._access_policy is not None:
+            self._access_policy.judge(call, found)
         if found.refusal is not None:
             raise found.refusal.error()
         call.ask = ask = found.ask(endpoint, body)
         return ask
 
-    def _told(self, found: Found, call: Call) -> None:
+    def _told(self, found: Found, call: RequestContext) -> None:
         if found.fault:
             self._log.event("error", "internal error", request_id=call.id, fault=found.fault, where="reading")
 
-    def _whose(self, call: Call) -> Hashable:
+    def _whose(self, call: RequestContext) -> Hashable:
         owner = self._owner(call)
         return owner() if callable(owner) else owner
 

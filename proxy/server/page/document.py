@@ -21,12 +21,12 @@ _COMMON: Final = (
 )
 
 
-class Shell(NamedTuple):
+class Document(NamedTuple):
     html: bytes
     headers: Headers
 
 
-def shell() -> Shell:
+def document() -> Document:
     """Put together, with a policy that lets run what is inside, by its hash, and nothing else: no other script, no
     other host, no frame around it, and no way from a text to HTML (`require-trusted-types-for`)."""
     folder = files("proxy.server.page")
@@ -48,7 +48,7 @@ def shell() -> Shell:
         )
     )
     page = html.replace("/*style*/", style).replace("/*script*/", script)
-    return Shell(page.encode(), (*_COMMON, ("content-security-policy", policy)))
+    return Document(page.encode(), (*_COMMON, ("content-security-policy", policy)))
 
 
 def _hash(text: str) -> str:

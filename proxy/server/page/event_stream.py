@@ -9,7 +9,7 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from proxy.server.listener.listener import DoorHandler
+from proxy.server.listener.listener import ClientConnection
 from proxy.server.respond import Headers, Sent, taken, write_head
 from proxy.wire import LAST_CHUNK, chunk
 
@@ -33,7 +33,7 @@ class EventStream:
             raise ConnectionResetError("the client has left")
         self._request = request
         self._transport = request.transport
-        self._protocol = cast(DoorHandler, request.protocol)
+        self._protocol = cast(ClientConnection, request.protocol)
         self._loop = asyncio.get_running_loop()
         self._stall = stall
         self._pending: list[bytes] = []

@@ -12,16 +12,16 @@ from typing import Final
 import msgspec
 from aiohttp import HttpVersion11, web
 
-from proxy.access import Gate
+from proxy.access import AccessPolicy
 from proxy.errors import Code, GatewayError
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
-from proxy.server.page.document import shell
+from proxy.server.page.document import document
 from proxy.server.page.event_stream import EventStream
 from proxy.server.page.prompt import wanted
-from proxy.server.page.readers import Board, Read
-from proxy.server.page.state import Sources, View, Visible
+from proxy.server.page.readers import Playground, Read
+from proxy.server.page.state import Sources, StateView, Visible
 from proxy.telemetry import Audit, Log
 
 MAX_WATCHERS: Final = 32
@@ -38,7 +38,7 @@ class Page:
         self,
         gateway: Gateway,
         sources: Sources,
-        gate: Gate | None,
+        access_policy: AccessPolicy | None,
         log: Log,
         audit: Audit,
         address: Callable[[web.BaseRequest], str],
@@ -48,13 +48,13 @@ class Page:
         """`every`: seconds between two looks at the state, for those that watch it."""
         self._gateway = gateway
         self._sources = sources
-        self._gate = gate
+        self._access_policy = access_policy
         self._log = log
         self._audit = audit
         self._address = address
         self._every = every
         self._stall = sources.settings.client_stall_timeout
-        self._shell = shell()
+        self._shell = document()
         self._closing = asyncio.Event()
         self.watchers = 0
         self.boards = 0
@@ -66,13 +66,13 @@ class Page:
         """The process ends: who watches is sent away, so that the drain waits for answers only."""
         self._closing.set()
 
-    async def page(self, call: Call) -> respond.Sent:
+    async def page(self, call: RequestContext) -> respond.Sent:
         return await self._send(call, self._shell.html, [*self._shell.headers, *call.headers()])
 
-    async def state(self, call: Call) -> respond.Sent:
+    async def state(self, call: RequestContext) -> respond.Sent:
         """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
         request = call.request
-        view = View(self._sources, self._visible(call))
+        view = StateView(self._sources, self._visible(call))
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
             kind = [("content-type", "application/json"), ("cache-control", "no-store")]
@@ -85,7 +85,7 @@ class Page:
         finally:
             self.watchers -= 1
 
-    async def _watch(self, call: Call, view: View) -> respond.Sent:
+    async def _watch(self, call: RequestContext, view: StateView) -> respond.Sent:
         stream = EventStream(call.request, call.headers(), self._stall)
         call.status = 200
         try:
@@ -103,7 +103,7 @@ class Page:
         finally:
             call.bytes_out = stream.sent
 
-    def _cut(self, call: Call, stream: EventStream) -> respond.Sent:
+    def _cut(self, call: RequestContext, stream: EventStream) -> respond.Sent:
         """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
         if call.ending is None or call.request.task.uncancel():
             raise asyncio.CancelledError
@@ -111,7 +111,7 @@ class Page:
         stream.put(call.ending.json())
         return stream.end()._replace(keep_alive=False)
 
-    async def readers(self, call: Call) -> respond.Sent:
+    async def readers(self, call: RequestContext) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
         body = await self._gateway.body(call, json=True)
         if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
@@ -133,7 +133,7 @@ class Page:
             stream = EventStream(call.request, call.headers(), self._stall)
             call.status, call.stream = 200, True
             try:
-                board = Board(stream, call)
+                board = Playground(stream, call)
                 await board.run(self._gateway, self._log, read, delays)
                 stream.put(b'{"done":true}')
                 return stream.end()
@@ -146,10 +146,10 @@ class Page:
         finally:
             self.boards -= 1
 
-    async def _read(self, call: Call, body: bytes) -> tuple[Read, list[float]]:
+    async def _read(self, call: RequestContext, body: bytes) -> tuple[Read, list[float]]:
         """One reading of the request for all readers, and when each of them asks. Raises GatewayError."""
         large = self._gateway.large
-        each = Call(request=call.request, id=call.id, endpoint="chat", caller=call.caller)
+        each = RequestContext(request=call.request, id=call.id, endpoint="chat", caller=call.caller)
         if large is None or len(body) <= large.inline or not large.heavy(body):
             found = wanted(body)
             try:
@@ -165,11 +165,15 @@ class Page:
             )
         return ask, delays
 
-    def _visible(self, call: Call) -> Visible:
-        gate = self._gate
-        return (lambda models: models) if gate is None else (lambda models: gate.visible(call, models))
+    def _visible(self, call: RequestContext) -> Visible:
+        access_policy = self._access_policy
+        return (
+            (lambda models: models)
+            if access_policy is None
+            else (lambda models: access_policy.visible(call, models))
+        )
 
-    async def _send(self, call: Call, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
+    async def _send(self, call: RequestContext, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
         call.status = 200
         sent, left = respond.write(call.request, 200, headers, body)
         call.bytes_out = sent.bytes

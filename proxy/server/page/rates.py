@@ -1,5 +1,5 @@
 """Owns what the page tells of the recent past: counters read at two moments, and what lies between them.
-Must not know requests, sockets or who watches. `between` is pure; `read` looks at what /metrics shows too.
+Must not know requests, sockets or who watches. `rates_between` is pure; `read` looks at what /metrics shows too.
 Called by `state.py`, once a second for each watcher and never otherwise."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ QUANTILES: Final = {"p50": 0.5, "p95": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CounterSnapshot:
     """Sums since the start of the process, at one moment. Of generations only: chats, completions, embeddings."""
 
     at: float = 0.0  # seconds, monotonic
@@ -31,7 +31,7 @@ class Reading:
     ttft: Mapping[float, float] = field(default_factory=dict)  # upper bound in seconds: how many not over it
 
 
-def read(metrics: Metrics, flights: Collection[Flight], now: float) -> Reading:
+def read(metrics: Metrics, flights: Collection[Flight], now: float) -> CounterSnapshot:
     """The counters as they are, and what flights under way have come to: those count when they end."""
     verdicts = dict.fromkeys(VERDICTS, 0.0)
     refused = failed = left = 0.0
@@ -49,7 +49,7 @@ def read(metrics: Metrics, flights: Collection[Flight], now: float) -> Reading:
             verdicts[labels["verdict"]] += count
     out = sum(n for labels, n in metrics.samples("tokens_total") if labels["direction"] == "out")
     made = sum(n for _, n in metrics.samples("generated_tokens_total"))
-    return Reading(
+    return CounterSnapshot(
         at=now,
         verdicts=verdicts,
         refused=refused,
@@ -87,7 +87,7 @@ def quantile(counts: Mapping[float, float], q: float) -> float | None:
     return None
 
 
-def between(before: Reading, after: Reading) -> dict[str, Any]:
+def rates_between(before: CounterSnapshot, after: CounterSnapshot) -> dict[str, Any]:
     """What happened between two readings: requests, shares, tokens a second, quantiles of TTFT in ms."""
     seconds = max(after.at - before.at, 1e-9)
     counts = {name: max(0.0, n - before.verdicts.get(name, 0.0)) for name, n in after.verdicts.items()}
@@ -109,7 +109,7 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
     }
 
 
-def window(readings: Sequence[Reading], seconds: float) -> Reading:
+def window(readings: Sequence[CounterSnapshot], seconds: float) -> CounterSnapshot:
     """The reading that the last `seconds` begin with: the latest that is old enough, else the first."""
     newest = readings[-1].at
     old = [reading for reading in readings if newest - reading.at >= seconds]

@@ -15,22 +15,22 @@ import msgspec
 from proxy.errors import Code, GatewayError, place_of, words_of
 from proxy.flights import Mode, Subscriber
 from proxy.server import respond
-from proxy.server.context import Call
+from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
 from proxy.server.page.event_stream import EventStream
 from proxy.telemetry import Log
-from proxy.wire import LAST_CHUNK, Ask, unchunks
+from proxy.wire import LAST_CHUNK, ApiRequest, unchunks
 
-Read = Ask | GatewayError
+Read = ApiRequest | GatewayError
 """The request of all readers, read once; or why none of them is answered."""
 
 
-class Lane:
+class ReaderPipe:
     """One reader's Pipe: frames, out of the chunks that they are in, as events with the reader's number."""
 
     __slots__ = ("_board", "_call", "_number", "_told")
 
-    def __init__(self, board: Board, number: int, call: Call) -> None:
+    def __init__(self, board: Playground, number: int, call: RequestContext) -> None:
         self._board = board
         self._number = number
         self._call = call
@@ -51,10 +51,10 @@ class Lane:
         return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": ask})[1:-1]
 
 
-class Board:
+class Playground:
     """The events of all readers of one page: one stream, frames put into JSON once for all who get the same."""
 
-    def __init__(self, stream: EventStream, call: Call) -> None:
+    def __init__(self, stream: EventStream, call: RequestContext) -> None:
         self.stream = stream
         self._call = call
         self._began = 0.0
@@ -105,7 +105,7 @@ class Board:
         if delay:
             await asyncio.sleep(delay)
         page = self._call
-        call = Call(
+        call = RequestContext(
             request=page.request, id=f"{page.id[:120]}-{number}", endpoint="chat", caller=page.caller, status=200
         )
         refusal: GatewayError | None = None
@@ -138,7 +138,7 @@ class Board:
             gateway.record(call)
         self.tell(number, b'"end":' + msgspec.json.encode(self._end(call, refusal)))
 
-    async def _follow(self, call: Call, reader: Subscriber, number: int) -> GatewayError | None:
+    async def _follow(self, call: RequestContext, reader: Subscriber, number: int) -> GatewayError | None:
         """Until its answer ends. What ended it early, where bytes had gone out already. Raises GatewayError."""
         if not reader.visible:
             await reader.ready()
@@ -154,12 +154,12 @@ class Board:
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
         reader.most = sys.maxsize  # frames are taken out of whole chunks
-        reader.pipe = Lane(self, number, call)
+        reader.pipe = ReaderPipe(self, number, call)
         reader.pump()
         await respond.follow(reader, self.stream.taken)
         return None
 
-    def _end(self, call: Call, refusal: GatewayError | None) -> dict[str, Any]:
+    def _end(self, call: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
         flight = call.reader.flight if call.reader is not None else None
         usage = flight.usage if flight is not None else None
         error = refusal or (flight.error if flight is not None else None)

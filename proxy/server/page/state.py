@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from proxy.config import VERSION, Settings, mask_url
 from proxy.flights import Flight, FlightGroup
-from proxy.flights.queue import Batcher
+from proxy.flights.queue import RequestQueue
 from proxy.redis import Cache
-from proxy.server.page.rates import Reading, between, read, window
+from proxy.server.page.rates import CounterSnapshot, rates_between, read, window
 from proxy.telemetry import Metrics
 from proxy.upstream import Backend, Backends, State
 
@@ -31,7 +31,7 @@ class Sources:
     settings: Settings
     metrics: Metrics
     group: FlightGroup
-    queue: Batcher[Flight]
+    queue: RequestQueue[Flight]
     backends: Backends
     cache: Cache | None
     redis: str  # what it is backed by, in words without secrets
@@ -39,14 +39,14 @@ class Sources:
     clock: Callable[[], float] = time.monotonic
 
 
-class View:
+class StateView:
     """What one watcher sees. It keeps the readings of the last seconds: nobody looks, nothing is kept."""
 
     def __init__(self, sources: Sources, visible: Visible) -> None:
         self._sources = sources
         self._visible = visible
-        self._readings: deque[Reading] = deque(maxlen=64)
-        self._start = Reading(at=sources.began)
+        self._readings: deque[CounterSnapshot] = deque(maxlen=64)
+        self._start = CounterSnapshot(at=sources.began)
 
     def look(self) -> dict[str, Any]:
         """The state now."""
@@ -57,16 +57,16 @@ class View:
             self._readings.popleft()
         return {
             **standing(of, self._visible, now),
-            "total": between(self._start, self._readings[-1]),
+            "total": rates_between(self._start, self._readings[-1]),
             "recent": recent(self._readings),
         }
 
 
-def recent(readings: Sequence[Reading]) -> dict[str, Any]:
+def recent(readings: Sequence[CounterSnapshot]) -> dict[str, Any]:
     """The last seconds: quantiles and shares over WINDOW, rates over RATES. Pure."""
     last = readings[-1]
-    told = between(window(readings, WINDOW), last)
-    rates = between(window(readings, RATES), last) if len(readings) > 1 else told
+    told = rates_between(window(readings, WINDOW), last)
+    rates = rates_between(window(readings, RATES), last) if len(readings) > 1 else told
     if len(readings) < 2:
         rates = rates | {"generated_per_s": 0.0, "delivered_per_s": 0.0}
     return told | {name: rates[name] for name in ("generated_per_s", "delivered_per_s")}

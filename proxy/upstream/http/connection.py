@@ -11,9 +11,9 @@ from typing import Final, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.telemetry import internal, raised
 from proxy.upstream.http.dial import OURS, short_of, unreachable
-from proxy.upstream.http.framing import Refused
+from proxy.upstream.http.framing import InvalidResponse
 from proxy.upstream.http.read_budget import SMALL, ReadBudget
-from proxy.upstream.http.response import Answer
+from proxy.upstream.http.response import ResponseParser
 
 DRAIN_SECONDS: Final = 1.0  # for the end of a message whose receiver is already content
 
@@ -78,7 +78,7 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
-        self._answer: Answer | None = None  # None between exchanges
+        self._answer: ResponseParser | None = None  # None between exchanges
         self._receiver: Receiver = _NOBODY
         self._drain: asyncio.TimerHandle | None = None
         self._held = False  # its reader lags: nothing is read until it has caught up
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, receiver: Receiver) -> None:
         """Start an exchange on a connection that has none."""
         transport = self._transport
-        answer = self._answer = Answer(receiver, bodiless=request.startswith(b"HEAD "))
+        answer = self._answer = ResponseParser(receiver, bodiless=request.startswith(b"HEAD "))
         self._receiver = receiver
         self.received = False
         if transport is None or transport.is_closing():
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             ended = answer.feed(data)
-        except Refused as e:
+        except InvalidResponse as e:
             if self._answer is answer:
                 self._refuse(str(e))
             return
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
         if ended and self._answer is answer:
             self._finish(answer)
 
-    def _fault(self, answer: Answer, error: Exception) -> None:
+    def _fault(self, answer: ResponseParser, error: Exception) -> None:
         """Handling what came raised: nobody knows where in the answer that was."""
         raised("an engine's answer", error)
         if self._answer is answer:
@@ -219,16 +219,13 @@ class Connection(asyncio.Protocol):
         except Exception as e:  # noqa: BLE001 - as above
             raised("an engine's answer that was lost", e)
 
-    def _feed(self, answer: Answer, data: bytes) -> None:
-        """What `data_received` does, which has it in place: a call less for each token."""
+    def _feed(self, answer: ResponseParser, data: bytes) -> None:
+        """What `data_received` has in place: a call less for each token. `deliver` contains what it raises."""
         try:
             ended = answer.feed(data)
-        except Refused as e:
+        except InvalidResponse as e:
             if self._answer is answer:
                 self._refuse(str(e))
-            return
-        except Exception as e:  # noqa: BLE001 - as in `data_received`
-            self._fault(answer, e)
             return
         if ended and self._answer is answer:
             self._finish(answer)
@@ -290,7 +287,7 @@ class Connection(asyncio.Protocol):
 
     # -- ends -------------------------------------------------------------------------------------
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: ResponseParser) -> None:
         receiver = self._part()
         try:
             self._leave(answer)
@@ -303,7 +300,7 @@ class Connection(asyncio.Protocol):
             raised("the end of an engine's answer", e)
             self._lost(receiver, internal())
 
-    def _leave(self, answer: Answer) -> None:
+    def _leave(self, answer: ResponseParser) -> None:
         """Back to the pool, or closed."""
         transport = self._transport
         if transport is None:
@@ -342,11 +339,11 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         self.abort()
 
-    def _abort_if(self, answer: Answer) -> None:
+    def _abort_if(self, answer: ResponseParser) -> None:
         if self._answer is answer:
             self.abort()
 
-    def _lose(self, answer: Answer) -> None:
+    def _lose(self, answer: ResponseParser) -> None:
         if self._answer is answer:
             self._lost(self._part(), unreachable("the connection was already closed"))
 

@@ -32,12 +32,12 @@ OURS: Final = frozenset(
 NO_LISTENER: Final = frozenset({errno.ECONNREFUSED, errno.ENOENT})
 
 
-class Refused(GatewayError):
+class ConnectionRefused(GatewayError):
     """Nobody listens at an engine's address."""
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class Endpoint:
     """Where an engine listens."""
 
     authority: str  # for the Host header
@@ -51,22 +51,22 @@ class Address:
         return self.path or self.authority
 
 
-def address_of(url: str) -> Address:
+def address_of(url: str) -> Endpoint:
     """Of a URL as `config_values.backend_urls` writes it: http, https, unix:///socket, http+unix://%2Fsocket/base."""
     parts = urlsplit(url)
     base = parts.path.rstrip("/")
     if parts.scheme == "unix":
-        return Address("localhost", "", path=parts.path)
+        return Endpoint("localhost", "", path=parts.path)
     if parts.scheme == "http+unix":
-        return Address("localhost", base, path=unquote(parts.netloc))
+        return Endpoint("localhost", base, path=unquote(parts.netloc))
     tls = parts.scheme == "https"
-    return Address(
+    return Endpoint(
         parts.netloc.rpartition("@")[2], base, parts.hostname or "", parts.port or (443 if tls else 80), tls=tls
     )
 
 
 async def dial(
-    address: Address,
+    address: Endpoint,
     make: Callable[[], P],
     *,
     loop: asyncio.AbstractEventLoop,
@@ -86,7 +86,7 @@ async def dial(
         if shortage:
             raise short_of(shortage) from None
         if isinstance(e, OSError) and e.errno in NO_LISTENER and not isinstance(e, socket.gaierror):
-            raise Refused(Code.UPSTREAM_UNREACHABLE, unreachable(_why(e, address)).message) from None
+            raise ConnectionRefused(Code.UPSTREAM_UNREACHABLE, unreachable(_why(e, address)).message) from None
         raise unreachable(_why(e, address)) from None
 
 
@@ -103,13 +103,13 @@ def short_of(what: str) -> GatewayError:
     )
 
 
-async def _unix(address: Address, make: Callable[[], P], loop: asyncio.AbstractEventLoop) -> P:
+async def _unix(address: Endpoint, make: Callable[[], P], loop: asyncio.AbstractEventLoop) -> P:
     _, protocol = await loop.create_unix_connection(make, address.path)
     return protocol
 
 
 async def _tcp(
-    address: Address, make: Callable[[], P], loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None
+    address: Endpoint, make: Callable[[], P], loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None
 ) -> P:
     """uvloop's create_connection tries a name's addresses one after another and would wait for a dead one: so
     they are tried as aiohttp's client does, by its own library."""
@@ -127,7 +127,7 @@ async def _tcp(
     return protocol
 
 
-def _shortage(e: OSError | UnicodeError, address: Address) -> str:
+def _shortage(e: OSError | UnicodeError, address: Endpoint) -> str:
     """What this machine lacks; empty where the fault is not ours. A Unix socket says EAGAIN where its listener's
     queue is full, and a name server's library says no more than that it could not ask."""
     if isinstance(e, socket.gaierror):
@@ -155,7 +155,7 @@ def _tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def _why(e: OSError | UnicodeError, address: Address) -> str:
+def _why(e: OSError | UnicodeError, address: Endpoint) -> str:
     """What was wrong, for a client and the log: no address of ours that the operator did not write."""
     if isinstance(e, socket.gaierror | UnicodeError):
         return f"there is no host of that name ({_words(e)})"

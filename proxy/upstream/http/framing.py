@@ -29,7 +29,7 @@ class Framing(NamedTuple):
 _CHUNKS: Final = {keep: Framing(Kind.CHUNKED, 0, keep) for keep in (True, False)}
 
 
-class Refused(Exception):
+class InvalidResponse(Exception):
     """An answer that cannot be read, or not beyond doubt. The text says why."""
 
 
@@ -40,32 +40,32 @@ def framing_of(
     `bodiless` is an answer to HEAD. Raises Refused where two readers could understand it differently.
     """
     if version not in ("1.1", "1.0"):
-        raise Refused(f"it answers as HTTP/{version}")
+        raise InvalidResponse(f"it answers as HTTP/{version}")
     if status < 100 or status == 101:
-        raise Refused(f"it answers with status {status:03}")
+        raise InvalidResponse(f"it answers with status {status:03}")
     length: int | None = None
     chunked = close = False
     keep = version == "1.1"
     for name, value in headers:
         if name == "content-length":
             if length is not None:
-                raise Refused("it has two lengths")
+                raise InvalidResponse("it has two lengths")
             length = int(value)
         elif name == "transfer-encoding":
             # No other was asked for (no TE was sent), and the body would be passed on without its label.
             if chunked or value.lower() != "chunked" or version == "1.0":
-                raise Refused(f"its transfer encoding is not chunked alone ({value[:40]!r})")
+                raise InvalidResponse(f"its transfer encoding is not chunked alone ({value[:40]!r})")
             chunked = True
         elif name == "connection":
             tokens = {token.strip().lower() for token in value.split(",")}
             keep, close = keep or "keep-alive" in tokens, close or "close" in tokens
     if len(headers) > MAX_HEADERS:
-        raise Refused(f"it has more than {MAX_HEADERS} headers")
+        raise InvalidResponse(f"it has more than {MAX_HEADERS} headers")
     if chunked and length is not None:
-        raise Refused("it has both a length and a transfer encoding")
+        raise InvalidResponse("it has both a length and a transfer encoding")
     if status < 200:
         if chunked or length is not None:
-            raise Refused("an interim answer of it claims to have a body")
+            raise InvalidResponse("an interim answer of it claims to have a body")
         return None
     keep = keep and not close
     if bodiless or status == 304:

@@ -64,7 +64,6 @@ class Pool:
         self._max_idle = max_idle
         self._closed = False
         self._pulse = pulse or Pulse(loop)  # one that is not started: no time is ever lost
-        self._head, self._breaks = "", 0
         self._show(api_key)
         self._idle: dict[Connection, None] = {}  # a stack from which any can be taken out in O(1)
         self._live: set[Connection] = set()

@@ -35,8 +35,8 @@ class Engine(NamedTuple):
 
     authorities: frozenset[str]
     base: str
-    named: Callable[[str], object]
-    """Whether a text holds its address, percent-encoded or not; None: it does not."""
+    named: Callable[[str], bool]
+    """Whether a text holds its address, percent-encoded or not."""
 
 
 @lru_cache(256)
@@ -46,7 +46,8 @@ def engine_at(url: str) -> Engine:
     authority = address.authority.lower()
     authorities = {authority}
     if address.port == (443 if address.tls else 80):
-        authorities.add(f"{authority.removesuffix(f':{address.port}')}:{address.port}")
+        bare = authority.removesuffix(f":{address.port}")
+        authorities = {bare, f"{bare}:{address.port}"}
     texts = {each for each in authorities if ":" in each}
     if "." in address.host or ":" in address.host:
         texts.add(address.host.lower())
@@ -55,14 +56,14 @@ def engine_at(url: str) -> Engine:
     # Without a text in it this matches nothing.
     found = re.compile("|".join(rf"(?<![\w.-]){re.escape(each)}(?![\w.-])" for each in texts) or r"(?!)", re.I)
 
-    def named(text: str) -> object:
+    def named(text: str) -> bool:
         for _ in range(ENCODED):
             if found.search(text) is not None:
                 return True
             if "%" not in text:
-                return None
+                return False
             text = unquote(text)
-        return found.search(text)
+        return found.search(text) is not None
 
     return Engine(frozenset(authorities), address.base, named)
 
@@ -72,7 +73,7 @@ def told(name: str, value: str, engine: Engine) -> str | None:
     if name in DROPPED:
         return None
     place = _place(name, value, engine) if name in PLACES else value
-    return None if place is None or engine.named(place) is not None else place
+    return None if place is None or engine.named(place) else place
 
 
 def _place(name: str, value: str, engine: Engine) -> str | None:

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import httptools
 
-from proxy.upstream.http.framing import Framing, Kind, Refused, framing_of
+from proxy.upstream.http.framing import Framing, InvalidResponse, Kind, framing_of
 
 MAX_HEAD: Final = 64 * 1024  # bytes of status line and headers, interim answers' included
 MAX_OVERHEAD: Final = 64 * 1024  # bytes of chunk sizes, extensions and trailers in one run without any body
@@ -39,7 +39,7 @@ class Sink(Protocol):
     def body(self, data: bytes) -> None: ...
 
 
-class Answer:
+class ResponseParser:
     """One answer. It is read to where its own framing says, and not a byte beyond."""
 
     __slots__ = (
@@ -122,13 +122,13 @@ class Answer:
         while data:
             tail = self._tail
             if not tail and data[0] != _H:  # the parser also takes RTSP, ICE and line breaks before
-                raise Refused("it does not begin as HTTP/1.1 does")
+                raise InvalidResponse("it does not begin as HTTP/1.1 does")
             whole = tail + data if tail else data
             end = whole.find(_END_OF_HEAD)
             cut = len(data) if end < 0 else end + 4 - len(tail)
             self._head_bytes += cut
             if self._head_bytes > MAX_HEAD:
-                raise Refused(f"its head is larger than {MAX_HEAD} bytes")
+                raise InvalidResponse(f"its head is larger than {MAX_HEAD} bytes")
             try:
                 self._parse(data[:cut])
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
@@ -147,7 +147,7 @@ class Answer:
         """Whether the head that is complete is the answer's own; then it goes out."""
         parser, headers = self._parser, self._headers
         if parser is None or not self._head_done:
-            raise Refused("its head does not end where it should")
+            raise InvalidResponse("its head does not end where it should")
         status = parser.get_status_code()
         framing = framing_of(parser.get_http_version(), status, headers, bodiless=self._bodiless)
         if framing is None:
@@ -179,7 +179,7 @@ class Answer:
         pieces.clear()
         self.to.body(data)
 
-    def _chunks_over(self, data: bytes, fault: Refused | None) -> bool:
+    def _chunks_over(self, data: bytes, fault: InvalidResponse | None) -> bool:
         """After a read of chunks that had the end in it, or a fault, or no body."""
         pieces = self._pieces
         if self.surplus:
@@ -194,7 +194,7 @@ class Answer:
         if fault is not None:
             raise fault
         if self._overhead > MAX_OVERHEAD:
-            raise Refused(f"{MAX_OVERHEAD} bytes of its chunks and more are no body")
+            raise InvalidResponse(f"{MAX_OVERHEAD} bytes of its chunks and more are no body")
         return False
 
     # -- httptools callbacks ----------------------------------------------------------------------
@@ -216,17 +216,11 @@ class Answer:
             self.surplus = True
 
 
-def _refused(e: Exception) -> Refused:
+def _refused(e: Exception) -> InvalidResponse:
     if isinstance(e, httptools.HttpParserUpgrade):
-        return Refused("it wants to switch protocols")
-    return Refused(f"it does not speak HTTP/1.1 as it should ({e})")
+        return InvalidResponse("it wants to switch protocols")
+    return InvalidResponse(f"it does not speak HTTP/1.1 as it should ({e})")
 
 
 def _ignore(data: bytes) -> None:
     """In a parser's place, once nobody listens to its answer."""
-
-
-def _unreadable(e: Exception) -> Refused:
-    if isinstance(e, httptools.HttpParserUpgrade):
-        return Refused("it wants to switch protocols")
-    return Refused(f"it does not speak HTTP/1.1 as it should ({e})")

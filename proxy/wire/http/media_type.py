@@ -22,6 +22,8 @@ _PARAMETER: Final = re.compile(rf";[ \t]*({_WORD})=({_VALUE})")
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _UTF8: Final = frozenset({"utf-8", "utf8"})
 _HOW: Final = "add the header Content-Type: application/json (curl: -H 'content-type: application/json')"
+_SHOWN: Final = 64  # characters of a refused value that its error tells
+_PATH_SHOWN: Final = 200  # the same of a path
 _FORMS: Final = "application/json, or multipart/form-data where files are sent"
 
 
@@ -50,7 +52,7 @@ def require_json(headers: Headers) -> None:
     found = _parse(kind)
     if found is None or not _is_json(found.main, found.sub):
         raise _unsupported(
-            f"Send application/json, not {kind.partition(';')[0][:64]!r}: {_HOW}.", "application/json"
+            f"Send application/json, not {kind.partition(';')[0][:_SHOWN]!r}: {_HOW}.", "application/json"
         )
     _require_utf8(found.parameters)
 
@@ -61,7 +63,7 @@ def require_plain(headers: Headers) -> None:
         if coding.strip().lower() not in ("identity", ""):
             raise GatewayError(
                 Code.UNSUPPORTED_MEDIA_TYPE,
-                f"Send the body without a Content-Encoding, not as {coding[:64]!r}.",
+                f"Send the body without a Content-Encoding, not as {coding[:_SHOWN]!r}.",
                 headers=(("accept-encoding", "identity"),),
             )
 
@@ -79,7 +81,7 @@ def media_of(headers: Headers, *, json_only: bool) -> Media:
         raise _unsupported("There is more than one Content-Type; send one.", _FORMS)
     found = _parse(kinds[0])
     if found is None:
-        raise _unsupported(f"The Content-Type {kinds[0][:64]!r} is none: {_HOW}.", _FORMS)
+        raise _unsupported(f"The Content-Type {kinds[0][:_SHOWN]!r} is none: {_HOW}.", _FORMS)
     main, sub, parameters = found
     if _is_json(main, sub):
         _require_utf8(parameters)
@@ -90,13 +92,15 @@ def media_of(headers: Headers, *, json_only: bool) -> Media:
         require_plain(headers)
         return Media("form", _boundary(parameters))
     if main in ("text", "multipart") or sub == "x-www-form-urlencoded":
-        raise _unsupported(f"Send {_FORMS}, not {main}/{sub[:64]}: {_HOW}.", _FORMS)
+        raise _unsupported(f"Send {_FORMS}, not {main}/{sub[:_SHOWN]}: {_HOW}.", _FORMS)
     return Media("other")
 
 
 def unread(path: str) -> GatewayError:
     """Of a body that some check has to read."""
-    return _unsupported(f"Requests are checked here, so {path[:200]} takes {_FORMS}, without an encoding.", _FORMS)
+    return _unsupported(
+        f"Requests are checked here, so {path[:_PATH_SHOWN]} takes {_FORMS}, without an encoding.", _FORMS
+    )
 
 
 def _parse(value: str) -> _Type | None:
@@ -116,7 +120,7 @@ def _is_json(main: str, sub: str) -> bool:
 def _require_utf8(parameters: list[tuple[str, str]]) -> None:
     charsets = [value.lower() for name, value in parameters if name == "charset"]
     if len(charsets) > 1 or not _UTF8.issuperset(charsets):
-        raise _unsupported(f"Send the body in UTF-8, not in {', '.join(charsets)[:64]!r}.", "application/json")
+        raise _unsupported(f"Send the body in UTF-8, not in {', '.join(charsets)[:_SHOWN]!r}.", "application/json")
 
 
 def _boundary(parameters: list[tuple[str, str]]) -> bytes:

@@ -56,10 +56,8 @@ def read_target(raw: str) -> Target:
         found = _ABSOLUTE.fullmatch(raw)
         if found is None:
             raise Malformed("The request target must be a path, or an absolute http:// or https:// URL.")
-        authority, rest = found[1], found[2]
+        authority, rest = found[1], "/" + found[2]  # a second slash is none: the path's form is normal
         read_host(authority)
-        if rest[:1] != "/":
-            rest = "/" + rest
     if _ORIGIN.fullmatch(rest) is None:
         raise Malformed(_why(rest))
     path, _, query = rest.partition("?")
@@ -111,8 +109,6 @@ def _path(raw: str) -> str:
             raise Malformed("The path's percent-encoding is not UTF-8.") from None
         if _FORBIDDEN.search(path) is not None:
             raise Malformed("The path must not hold control characters or backslashes, encoded or not.")
-    if "//" not in path and "/." not in path and (path[-1] != "/" or path == "/"):
-        return path
     kept: list[str] = []
     for segment in path.split("/"):
         if segment == "..":
@@ -129,5 +125,5 @@ def _why(rest: str) -> str:
         return "The request target must be ASCII: percent-encode what is not."
     path, _, query = rest.partition("?")
     found = _ODD_PATH.search(path) or _ODD_QUERY.search(query)
-    shown = repr(found[0]) if found is not None else "a character"
-    return f"The request target holds {shown}, which a URL may not hold there: percent-encode it."
+    assert found is not None  # else it had been read
+    return f"The request target holds {found[0]!r}, which a URL may not hold there: percent-encode it."

@@ -14,8 +14,8 @@ import pytest
 from loadgen.drive import calibration
 from loadgen.record import GENERATED, Record, Run
 from loadgen.store import read_records, read_run
-from tests.engine import Engine, Turn
-from tests.engine_scripts import echo_script
+from tests.kit.engine import Engine, Turn
+from tests.kit.engine_scripts import echo_script
 from tests.loadgen.kit.servers import EVENT, HEAD, chunk, read_request, serving
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine import Engine
-from tests.engine_scripts import echo_script
+from tests.kit.engine import Engine
+from tests.kit.engine_scripts import echo_script
 from tests.loadgen.cli.test_bad_input import LENIENT, Seen, loadgen
 
 ENOUGH = LENIENT[:-2]  # without its cap

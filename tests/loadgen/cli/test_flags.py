@@ -118,7 +118,10 @@ def test_a_host_of_ipv6_is_bracketed() -> None:
     [
         ("--ramp-up-strategy linear", "needs --ramp-up-start-rps"),
         ("--ramp-up-start-rps 1", "need --ramp-up-strategy"),
-        ("--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --request-rate 3", "remove --request-rate"),
+        (
+            "--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --request-rate 3",
+            "remove --request-rate",
+        ),
         ("--shed", "needs an open loop"),
         ("--shed --request-rate 3", "and --max-concurrency"),
     ],

@@ -15,7 +15,8 @@ from loadgen.drive.capture.decode import decode_exchange
 from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.requests import ScheduledRequest
 from loadgen.spec import Http
-from tests.engine import full_backlog
+from tests.kit.engine import full_backlog
+from tests.kit.running import until
 from tests.loadgen.kit.running import PROMPT, answered, on_our_loop, sent
 from tests.loadgen.kit.servers import (
     DONE,
@@ -29,7 +30,6 @@ from tests.loadgen.kit.servers import (
     serving,
     whole,
 )
-from tests.running import until
 
 
 async def failing(answer: bytes, http: Http = QUICK, **more: Any) -> tuple[str | None, str]:

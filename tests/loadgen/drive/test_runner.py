@@ -16,7 +16,7 @@ from loadgen.drive.runner import Runner
 from loadgen.record import Record
 from loadgen.spec import Pace
 from loadgen.workload.model import Prompt
-from tests.leaks import settle
+from tests.kit.leaks import settle
 
 PROMPT = Prompt("p", "chat", {})
 

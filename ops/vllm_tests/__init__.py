@@ -1,0 +1,1 @@
+"""vLLM's own tests, with its server fixture pointed at the gateway."""

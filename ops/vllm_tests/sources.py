@@ -1,0 +1,106 @@
+"""Owns what vLLM's tests need besides vLLM: the tests themselves, pytest, and a hub of which the names are known.
+Must not know servers, nor what tests come to.
+Called by the command line, once a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+TEST_NEEDS: Final = ("pytest>=9", "pytest-asyncio", "pytest-timeout", "tblib", "schemathesis>=4", "jsonschema")
+BUILD_NEEDS: Final = ("setuptools-rust", "setuptools-scm")
+"""What vLLM's source distribution needs so that pip can read its metadata, besides torch."""
+
+
+class SourceError(Exception):
+    """Something could not be had; the text says what, and what can be done."""
+
+
+def checkout(given: Path | None, release: str, home: Path, python: Path) -> Path:
+    """The folder with vLLM's `tests`: the one given, else of vLLM's source distribution, fetched once by pip.
+    Raises SourceError."""
+    folder = given or home / f"vllm-{release}"
+    if given is None and not (folder / "tests").is_dir():
+        _fetch(release, home, python)
+    if not (folder / "tests" / "utils.py").is_file():
+        raise SourceError(f"{folder} is no checkout of vLLM: it has no tests/utils.py")
+    return folder
+
+
+def _fetch(release: str, home: Path, python: Path) -> None:
+    """pip builds a distribution's metadata before it hands it over: `python` is vLLM's, which has torch."""
+    home.mkdir(parents=True, exist_ok=True)
+    needs, wheels = home / "build-needs", home / "source"
+    pip = [str(python), "-m", "pip"]
+    try:
+        _run("what its metadata needs", [*pip, "install", "-q", "--target", str(needs), *BUILD_NEEDS])
+        words = ["download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", "vllm", "-d", str(wheels)]
+        _run(
+            f"source distribution of vLLM {release}, 45 MB",
+            [*pip, *words, f"vllm=={release}"],
+            PYTHONPATH=str(needs),
+            VLLM_TARGET_DEVICE="empty",
+            VLLM_VERSION_OVERRIDE=release,
+        )
+        with tarfile.open(wheels / f"vllm-{release}.tar.gz") as archive:
+            archive.extractall(home, _wanted(archive, release), filter="data")
+    except (SourceError, OSError, tarfile.TarError) as error:
+        how = f"git clone --branch v{release} --depth 1 https://github.com/vllm-project/vllm, then --checkout vllm"
+        raise SourceError(f"{error}\nIt can be had otherwise: {how}") from error
+    finally:
+        for folder in (needs, wheels):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wanted(archive: tarfile.TarFile, release: str) -> Iterable[tarfile.TarInfo]:
+    """The tests, what they read beside themselves, and the settings of pytest."""
+    top = f"vllm-{release}"
+    parts = tuple(f"{top}/{name}" for name in ("tests/", "examples/", "pyproject.toml", "LICENSE"))
+    return [member for member in archive.getmembers() if member.name.startswith(parts)]
+
+
+def tester(home: Path, python: Path) -> Path:
+    """The interpreter of an environment that has vLLM's packages and pytest; vLLM's own stays as it is."""
+    folder = home / "venv"
+    made, stamp = folder / "bin" / "python", folder / "stamp"
+    text = f"{python} {TEST_NEEDS}"
+    if stamp.is_file() and stamp.read_text() == text:
+        return made
+    shutil.rmtree(folder, ignore_errors=True)
+    _run("environment for the tests", [str(python), "-m", "venv", str(folder)])
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own, of_vllm = (_run("its packages", [str(one), "-c", where]).strip() for one in (made, python))
+    Path(own, "of_vllm.pth").write_text(of_vllm + "\n")
+    _run("pytest", [str(made), "-m", "pip", "install", "-q", *TEST_NEEDS])
+    stamp.write_text(text)
+    return made
+
+
+def hub(folder: Path, models: Mapping[str, Path], empty: Iterable[str]) -> Path:
+    """A Hugging Face cache in which these names are our models, and these are folders with nothing in them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    nothing = folder / "nothing"
+    nothing.mkdir(parents=True)
+    for name, target in {**models, **dict.fromkeys(empty, nothing)}.items():
+        entry = folder / "hub" / ("models--" + name.replace("/", "--"))
+        (entry / "snapshots").mkdir(parents=True)
+        (entry / "refs").mkdir()
+        (entry / "refs" / "main").write_text("ours")
+        (entry / "snapshots" / "ours").symlink_to(target, target_is_directory=True)
+    return folder
+
+
+def _run(what: str, command: list[str], **environment: str) -> str:
+    print(f"vllm-tests: {what}", file=sys.stderr, flush=True)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, env=clean | environment, text=True, capture_output=True, check=False)
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-10:])
+        raise SourceError(f"{what}: {' '.join(command[:4])} … ended with {done.returncode}\n{tail}")
+    return done.stdout

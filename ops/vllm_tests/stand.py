@@ -1,0 +1,191 @@
+"""Owns the servers that fixtures ask for: each a vLLM and a gateway before it, kept for the next that asks alike.
+Must not know tests. Answers over a Unix socket, one JSON line each way.
+Called by the command line around a run; every process ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from ops.bench.subjects import free_port
+from ops.vllm_tests.demand import Demand, Impossible
+
+LISTENS: Final = re.compile(rb"gateway at (http://\S+)")
+GATEWAY_SECONDS: Final = 60.0
+LOOK: Final = 0.2
+END_SECONDS: Final = 30.0
+
+
+class StartError(Exception):
+    """A server did not come up; the text says why, with its last words."""
+
+
+class Command(Protocol):
+    def __call__(self, demand: Demand, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The words and the environment of an engine on this port. Raises Impossible."""
+
+
+class Pair:
+    """One engine and its gateway."""
+
+    def __init__(self, number: int, logs: Path, patience: float) -> None:
+        self.urls: dict[str, str] = {}
+        self._logs = {name: logs / f"{number:02}-{name}.log" for name in ("engine", "gateway")}
+        self._patience = patience
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        self, words: Sequence[str], environment: Mapping[str, str], port: int, gateway: Sequence[str]
+    ) -> None:
+        """Raises StartError; then nothing of it runs any more."""
+        try:
+            engine = self._begin("engine", words, environment)
+            url = f"http://127.0.0.1:{port}"
+            self._wait("engine", engine, self._patience, lambda: answers(f"{url}/health"))
+            command = [sys.executable, "-m", "proxy", "--backend", url, "--port", "0", *gateway]
+            ours = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+            child = self._begin("gateway", command, ours)
+            self._wait("gateway", child, GATEWAY_SECONDS, lambda: self._ready(url))
+        except StartError:
+            self.close()
+            raise
+
+    def _begin(self, name: str, words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        with self._logs[name].open("wb") as log:
+            log.write(f"{' '.join(words)}\n".encode())
+            log.flush()
+            tied = [sys.executable, "-m", "proxy.embedded.launch", str(os.getpid()), *words]
+            child = subprocess.Popen(
+                tied if name == "gateway" else words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._running.append(child)
+        return child
+
+    def _wait(self, name: str, child: subprocess.Popen[bytes], seconds: float, fact: Callable[[], bool]) -> None:
+        until = time.monotonic() + seconds
+        while not fact():
+            if child.poll() is not None or time.monotonic() > until:
+                tail = self._logs[name].read_text(errors="replace").splitlines()[-12:]
+                how = (
+                    f"ended with {child.returncode}"
+                    if child.returncode is not None
+                    else f"is silent for {seconds:.0f} s"
+                )
+                raise StartError(f"the {name} {how}: {self._logs[name]}\n" + "\n".join(tail))
+            time.sleep(LOOK)
+
+    def _ready(self, engine: str) -> bool:
+        said = LISTENS.search(self._logs["gateway"].read_bytes())
+        if said is None or not answers(f"{said[1].decode()}/ready"):
+            return False
+        self.urls = {"engine": engine, "gateway": said[1].decode()}
+        return True
+
+    def close(self) -> None:
+        for child in reversed(self._running):
+            child.terminate()
+        for child in self._running:
+            try:
+                child.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._running.clear()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:  # noqa: S310 - a URL of this stand
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+class Stand:
+    """At most `most` pairs; the one that was asked for longest ago makes room."""
+
+    def __init__(
+        self, folder: Path, command: Command, *, most: int, patience: float, gateway: Sequence[str]
+    ) -> None:
+        self.socket = folder / "stand"
+        self._logs = folder / "servers"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._command = command
+        self._most = most
+        self._patience = patience
+        self._gateway = tuple(gateway)
+        self._pairs: dict[object, Pair] = {}
+        self._failed: dict[object, str] = {}
+        self._count = 0
+
+    def answer(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Where what is asked for is served, or why it is not."""
+        try:
+            return self._serve(Demand.read(given)).urls
+        except Impossible as why:
+            return {"impossible": str(why)}
+        except StartError as error:
+            return {"error": str(error)}
+
+    def _serve(self, demand: Demand) -> Pair:
+        port = free_port()
+        words, environment = self._command(demand, port)
+        key = (tuple(word for word in words if word != str(port)), demand.env)
+        if key in self._failed:
+            raise StartError(self._failed[key])
+        pair = self._pairs.pop(key, None)
+        if pair is None:
+            while len(self._pairs) >= self._most:
+                self._pairs.pop(next(iter(self._pairs))).close()
+            self._count += 1
+            pair = Pair(self._count, self._logs, self._patience)
+            forward = ["--forward-authorization"] if demand.asks_for_key else []
+            try:
+                pair.start(words, environment, port, [*forward, *self._gateway])
+            except StartError as error:
+                self._failed[key] = str(error)
+                raise
+        self._pairs[key] = pair
+        return pair
+
+    def close(self) -> None:
+        while self._pairs:
+            self._pairs.popitem()[1].close()
+
+
+@contextlib.contextmanager
+def listening(stand: Stand) -> Iterator[None]:
+    """The stand answers at its socket, one after the other, while the block runs; then nothing of it runs."""
+
+    class Asked(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            reply = stand.answer(json.loads(self.rfile.readline()))
+            self.wfile.write(json.dumps(reply).encode() + b"\n")
+
+    stand.socket.unlink(missing_ok=True)
+    with socketserver.UnixStreamServer(str(stand.socket), Asked) as server:
+        thread = threading.Thread(target=server.serve_forever, name="stand")
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            stand.close()
+            stand.socket.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Owns running the gateway in a test's own loop, against engines the test made.
+Must not know what a test checks.
+Called by tests of the app over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proxy.app import App, running
+from proxy.config.settings import Settings
+from proxy.telemetry.log import Log
+from tests.kit.engine import Engine
+
+HELLO = {"model": "m1", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+HELLO_STREAM = HELLO | {"stream": True}
+
+
+@asynccontextmanager
+async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes: Any) -> AsyncIterator[App]:
+    """The gateway on a free port of loopback, without Redis unless told. `changes` are settings."""
+    urls = tuple(engine if isinstance(engine, str) else engine.url for engine in engines)
+    chosen: dict[str, Any] = {"backends": urls, "port": 0, "redis": "off", "drain_timeout": 1.0, "probe": "off"}
+    settings = Settings(**(chosen | changes))
+    fd = os.open(log_to or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = Log(fd, settings.log_format, settings.log_level)
+    try:
+        async with running(settings, log) as app:
+            await until(lambda: settings.probe == "off" or app.shapes.settled)
+            yield app
+        assert len(app.group) == 0, f"flights are left: {app.group!r}"
+        assert all(backend.inflight == 0 for backend in app.backends.all), repr(app.backends)
+        assert len(app.scheduler.queue) == 0, repr(app.scheduler)
+        assert app.watchdog.healed == 0, repr(app.watchdog)
+        assert app.embedder is None or len(app.embedder) == 0, repr(app.embedder)
+        assert app.admission is None or app.admission.limiter.local.streams == 0, repr(app.admission.limiter)
+    finally:
+        log.close()
+        os.close(fd)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Turns of the loop until the fact holds; bounded by the test's own timeout."""
+    while not fact():  # noqa: ASYNC110 - what is waited for sets no event
+        await asyncio.sleep(0)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The log's lines, decoded."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]

@@ -1,0 +1,56 @@
+"""What conftest promises, seen from outside: pytest run as a process on a file made to break it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+CASES = """
+import asyncio
+import pytest
+
+kept = []
+
+async def test_leaks_a_task():
+    kept.append(asyncio.create_task(asyncio.Event().wait()))
+
+async def test_leaves_nothing(engine):
+    assert engine.url
+
+@pytest.mark.vllm
+async def test_needs_vllm():
+    pass
+
+@pytest.mark.e2e
+def test_starts_a_process():
+    pass
+"""
+
+
+def run_pytest(folder: Path, *options: str) -> list[str]:
+    """The outcomes, one line per test and phase that pytest reports with `-rA`."""
+    case = folder / "test_case.py"
+    case.write_text(CASES)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c"]
+    command += [str(ROOT / "setup.cfg"), "--rootdir", str(ROOT), "-q", "-rA", "--tb=no", *options, str(case)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
+    lines = done.stdout.splitlines()
+    assert lines, done.stderr
+    outcomes = [line.split(" ")[:2] for line in lines if line.startswith(("PASSED", "FAILED", "ERROR"))]
+    return sorted(f"{outcome} {name.rpartition('::')[2]}" for outcome, name in outcomes)
+
+
+def test_a_leaked_task_is_an_error_and_vllm_is_left_out_unless_asked_for(tmp_path: Path) -> None:
+    assert run_pytest(tmp_path) == [
+        "ERROR test_leaks_a_task",
+        "PASSED test_leaks_a_task",
+        "PASSED test_leaves_nothing",
+        "PASSED test_starts_a_process",
+    ]
+
+
+def test_vllm_runs_when_asked_for_by_name(tmp_path: Path) -> None:
+    assert run_pytest(tmp_path, "-m", "vllm") == ["PASSED test_needs_vllm"]

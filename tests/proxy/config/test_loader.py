@@ -1,0 +1,263 @@
+"""Where settings come from: flags, environment, file; and how all that is wrong is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.config.loader import load
+from proxy.config.settings import MIB, Option, Settings, options
+from proxy.errors import SettingsError
+from tests.kit.setting_texts import TYPED
+
+OTHER = {"port": "9", "share": "off", "embed_stub": "off", "max_batch": "2", "backends": "http://c"}
+EACH = pytest.mark.parametrize("option", options(), ids=lambda option: option.name)
+
+
+def by_flag(option: Option, text: str) -> list[str]:
+    if option.is_switch:
+        return [option.flag if text == "on" else option.flag.replace("--", "--no-", 1)]
+    if option.repeats:
+        return [word for url in text.split() for word in (option.flag, url)]
+    return [option.flag, text]
+
+
+def by_file(option: Option, text: str) -> str:
+    """The way a person would write it in TOML: numbers and booleans bare, a list as a list."""
+    value: Any = text
+    if option.is_switch:
+        value = text == "on"
+    elif option.repeats:
+        value = text.split()
+    elif isinstance(option.default, int | float) and text.replace(".", "").isdigit():
+        value = float(text) if "." in text else int(text)
+    return f"{option.name} = {msgspec.json.encode(value).decode()}\n"
+
+
+def loaded(argv: Sequence[str] = (), environ: dict[str, str] | None = None, file: str | None = None) -> Settings:
+    given = dict(environ or {})
+    if file is not None:
+        given["GATEWAY_CONFIG"] = "x.toml"
+    return load(argv, given, {"x.toml": file or ""}.__getitem__)
+
+
+def wrong(argv: Sequence[str] = (), environ: dict[str, str] | None = None, file: str | None = None) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        loaded(argv, environ, file)
+    return str(caught.value).splitlines()
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    assert loaded() == Settings()
+
+
+def test_the_table_of_typed_values_holds_every_setting() -> None:
+    assert list(TYPED) == [option.name for option in options()]
+
+
+@EACH
+def test_flag_environment_and_file_give_the_same_settings(option: Option) -> None:
+    text = TYPED[option.name]
+    settings = loaded(by_flag(option, text))
+    assert getattr(settings, option.name) != option.default
+    assert settings == loaded(file=by_file(option, text))
+    assert all(settings == loaded(environ={env: text}) for env in option.env)
+
+
+def test_all_settings_at_once_from_each_source_are_the_same() -> None:
+    flags = [word for option in options() for word in by_flag(option, TYPED[option.name])]
+    file = "".join(by_file(option, TYPED[option.name]) for option in options())
+    assert loaded(flags) == loaded(environ={o.env[0]: TYPED[o.name] for o in options()}) == loaded(file=file)
+
+
+@given(st.sets(st.sampled_from(["flag", "environment", "file"])), st.sampled_from(sorted(OTHER)))
+def test_flag_wins_over_environment_over_file_over_default(sources: set[str], name: str) -> None:
+    option = next(option for option in options() if option.name == name)
+    ranked = [source for source in ("flag", "environment", "file") if source in sources]
+    text = {source: OTHER[name] if source == ranked[0] else TYPED[name] for source in ranked}
+    settings = loaded(
+        by_flag(option, text["flag"]) if "flag" in text else [],
+        {option.env[0]: text["environment"]} if "environment" in text else {},
+        by_file(option, text["file"]) if "file" in text else None,
+    )
+    assert getattr(settings, name) == (option.read(OTHER[name]) if ranked else option.default)
+
+
+def test_the_config_flag_wins_over_its_twin() -> None:
+    files = {"a.toml": "port = 1", "b.toml": "port = 2"}
+    assert load(["--config", "b.toml"], {"GATEWAY_CONFIG": "a.toml"}, files.__getitem__).port == 2
+
+
+def test_the_file_is_read_from_disk_unless_told_otherwise(tmp_path: Any) -> None:
+    (tmp_path / "x.toml").write_text("port = 1")
+    assert load(["--config", str(tmp_path / "x.toml")], {}).port == 1
+
+
+def test_the_redis_url_wins_over_its_short_twin() -> None:
+    assert loaded(environ={"GATEWAY_REDIS": "off", "GATEWAY_REDIS_URL": "redis://h"}).redis == "redis://h"
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert loaded(environ={"GATEWAY_PORT": "", "GATEWAY_BACKENDS": " ", "GATEWAY_CONFIG": ""}) == Settings()
+
+
+@pytest.mark.parametrize("text", ["1", "true", "YES", "On"])
+def test_switches_read_many_words_for_on(text: str) -> None:
+    assert loaded(environ={"GATEWAY_EMBED_STUB": text}).embed_stub is True
+
+
+def test_all_that_is_wrong_is_told_at_once_with_its_source() -> None:
+    lines = wrong(
+        ["--port", "http", "--prot", "80", "serve"],
+        {"GATEWAY_MAX_BATCH": "0", "GATEWAY_PORT": "x"},
+        'prot = 1\nqueue_limit = "many"\n',
+    )
+    assert lines == [
+        "unknown flag '--prot'; did you mean --port?",
+        "unexpected argument 'serve': settings are given as --flag VALUE",
+        "file x.toml: unknown key 'prot'; did you mean port?",
+        "file x.toml: queue_limit = 'many': must be a whole number of at least 1",
+        "environment GATEWAY_PORT = 'x': must be a whole number from 0 to 65535",
+        "environment GATEWAY_MAX_BATCH = '0': must be from 1 to 4096",
+        "flag --port = 'http': must be a whole number from 0 to 65535",
+    ]
+
+
+def test_a_flag_without_its_value_joins_the_rest() -> None:
+    assert wrong(["--port"], {"GATEWAY_MAX_BATCH": "0"}) == [
+        "flags: argument --port: expected one argument",
+        "environment GATEWAY_MAX_BATCH = '0': must be from 1 to 4096",
+    ]
+
+
+def test_a_flag_is_not_guessed_from_its_beginning() -> None:
+    assert wrong(["--por", "80"]) == ["unknown flag '--por'; did you mean --port?"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "No such file"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "not a TOML file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(error: Exception, told: str) -> None:
+    def read_file(path: str) -> str:
+        raise error
+
+    with pytest.raises(SettingsError, match=told):
+        load(["--config", "x.toml"], {}, read_file)
+
+
+@pytest.mark.parametrize("text", ["port: 80", "x = " + "[" * 3000 + "]" * 3000])
+def test_a_file_that_is_not_toml_is_told(text: str) -> None:
+    assert wrong(file=text)[0].startswith("file x.toml: not a TOML file: ")
+
+
+def test_a_table_or_a_list_where_a_value_belongs_is_told_without_what_it_holds() -> None:
+    assert wrong(file='port = [1, "a"]\n[redis]\npassword = "hunter2"') == [
+        "file x.toml: port = ['1', 'a']: must be a whole number from 0 to 65535",
+        "file x.toml: redis = a table: must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, "
+        "unix:///path/to/socket",
+    ]
+
+
+@given(
+    st.text("abc/:@,? %#&", min_size=1).map(lambda text: f"Hunter2{text}Hunter2"),
+    st.sampled_from(options()),
+    st.sampled_from(["flag", "environment", "file"]),
+)
+def test_no_error_and_no_repr_holds_a_password(password: str, option: Option, source: str) -> None:
+    url = f"redis://user:{password}@host/0"
+    try:
+        if source == "flag":
+            told = repr(loaded([f"{option.flag}={url}"]))
+        elif source == "environment":
+            told = repr(loaded(environ={option.env[0]: url}))
+        else:
+            told = repr(loaded(file=f"{option.name} = {msgspec.json.encode(url).decode()}\n"))
+    except SettingsError as e:
+        told = str(e)
+    assert "Hunter2" not in told
+
+
+def test_a_value_cannot_forge_a_line_nor_fill_the_screen() -> None:
+    lines = wrong(environ={"GATEWAY_PORT": "1\n2" + "x" * 1000})
+    assert len(lines) == 1
+    assert len(lines[0]) < 300
+
+
+# -- settings that bound each other -----------------------------------------------------------------
+
+
+def test_a_given_value_over_its_bound_is_an_error_that_names_both() -> None:
+    assert wrong(["--max-frame-bytes", "2MiB"], {"GATEWAY_MAX_FLIGHT_BYTES": "1MiB"}) == [
+        f"flag --max-frame-bytes = {2 * MIB}: must not be over max_flight_bytes, which is {MIB} "
+        "(environment GATEWAY_MAX_FLIGHT_BYTES): an event is part of its answer"
+    ]
+    assert "(its default)" in wrong(["--token-timeout", "2000"])[0]
+    assert "waits whole" in wrong(["--cache-max-entry-bytes", "1GiB"])[0]
+
+
+def test_a_default_gives_way_to_a_lower_bound() -> None:
+    settings = loaded(["--total-timeout", "2", "--max-flight-bytes", "1MiB"])
+    assert (settings.first_token_timeout, settings.token_timeout, settings.connect_timeout) == (2.0, 2.0, 2.0)
+    assert settings.max_frame_bytes == MIB
+
+
+def test_no_total_timeout_bounds_nothing() -> None:
+    assert loaded(["--total-timeout", "0", "--token-timeout", "9999"]).token_timeout == 9999
+
+
+# -- Kubernetes -------------------------------------------------------------------------------------
+
+SERVICE = {
+    "GATEWAY_SERVICE_HOST": "10.0.0.1",
+    "GATEWAY_SERVICE_PORT": "8080",
+    "GATEWAY_SERVICE_PORT_HTTP": "8080",
+    "GATEWAY_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+    "GATEWAY_PORT_8080_TCP_PROTO": "tcp",
+    "GATEWAY_PORT_8080_TCP_PORT": "8080",
+    "GATEWAY_PORT_8080_TCP_ADDR": "10.0.0.1",
+    "GATEWAY_REDIS_SERVICE_HOST": "10.0.0.2",
+    "GATEWAY_REDIS_PORT": "tcp://10.0.0.2:6379",
+    "GATEWAY_REDIS_PORT_6379_TCP_ADDR": "10.0.0.2",
+}
+
+
+def test_what_kubernetes_puts_into_the_environment_is_ignored() -> None:
+    assert loaded(environ=SERVICE) == Settings()
+
+
+def test_a_service_link_is_no_port_and_says_so() -> None:
+    settings = loaded(environ={"GATEWAY_PORT": "tcp://10.0.0.1:8080"})
+    assert settings.port == 8080
+    assert settings.warnings == ("environment GATEWAY_PORT: ignored: it is a Kubernetes service link, not a port",)
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name() -> None:
+    assert loaded(environ={"GATEWAY_BACKEND": "http://h", "HOME": "/"}).warnings == (
+        "environment GATEWAY_BACKEND: ignored: no such setting; did you mean GATEWAY_BACKENDS?",
+    )
+
+
+# -- --help and --version ---------------------------------------------------------------------------
+
+
+def test_help_tells_every_flag_its_twin_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        loaded(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for option in options():
+        assert f"{option.help} [{option.env[0]}, {option.shown_default}]" in words
+
+
+def test_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        loaded(["--version"])
+    assert capsys.readouterr().out.startswith("streaming-gateway ")

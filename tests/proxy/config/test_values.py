@@ -1,0 +1,203 @@
+"""How one value is read, at its bounds and a step beyond, and the words of each refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.config import values
+from proxy.config.values import Reader
+
+WRONG = "(wrong)"
+
+WHOLE = values.whole(1, 9)
+OPEN = values.whole(-5)
+NUMBER = values.number(0.5, 2.0)
+SIZE = values.size(1024)
+SIZE_OR = values.size_or("auto", 1024)
+WHOLE_OR = values.whole_or("auto", 1, 9)
+CHOICE = values.choice("on", "off")
+NAMES = values.names("a", "b", "c")
+
+READ: list[tuple[Reader, Any, Any]] = [
+    (WHOLE, 1, 1),
+    (WHOLE, " 9 ", 9),
+    (WHOLE, "+9", 9),
+    (OPEN, "-5", -5),
+    (OPEN, "1" * 18, int("1" * 18)),
+    (NUMBER, 0.5, 0.5),
+    (NUMBER, "2", 2.0),
+    (NUMBER, 1, 1.0),
+    (values.number(0.0), 1e300, 1e300),
+    (SIZE, 1024, 1024),
+    (SIZE, " 1 kib ", 1024),
+    (SIZE, "1025B", 1025),
+    (SIZE, 2**50, 2**50),
+    (SIZE, "1048576GiB", 2**50),
+    (SIZE, "2KB", 2000),
+    (SIZE, "1mb", 10**6),
+    (SIZE, "1gb", 10**9),
+    (SIZE, "1mib", 2**20),
+    (SIZE_OR, " Auto ", 0),
+    (SIZE_OR, "0", 0),
+    (SIZE_OR, 0, 0),
+    (SIZE_OR, "1KiB", 1024),
+    (WHOLE_OR, "AUTO ", 0),
+    (WHOLE_OR, "9", 9),
+    (values.switch, " ON", True),
+    (values.switch, False, False),
+    (values.switch, 1, True),
+    (values.switch, "no", False),
+    (CHOICE, " OFF ", "off"),
+    (NAMES, "c, A", "a,c"),
+    (NAMES, ["b", "a b"], "a,b"),
+    (NAMES, ("none",), ""),
+    (NAMES, "none", ""),
+    (NAMES, [], ""),
+    (values.names("429", "500"), [500, "429"], "429,500"),
+    (values.host, " [::1] ", "::1"),
+    (values.host, "0.0.0.0", "0.0.0.0"),
+    (values.host, "h" * 253, "h" * 253),
+    (values.host, "my_host.example", "my_host.example"),
+    (values.hosts, "A.example, *.B.example", ("a.example", "*.b.example")),
+    (values.hosts, "* [::1] ::1 x", ("*", "::1", "x")),
+    (values.hosts, ["a b", "a"], ("a", "b")),
+    (values.redis_url, " OFF ", "off"),
+    (values.redis_url, "Auto", "auto"),
+    (values.redis_url, "redis://h/999999999", "redis://h/999999999"),
+    (values.redis_url, "redis://h/", "redis://h/"),
+    (values.redis_url, "redis://h:1", "redis://h:1"),
+    (values.backend_urls, ["http://a, https://b:443", "unix:/s"], ("http://a", "https://b", "unix:///s")),
+    (values.backend_urls, "unix:/" + "x" * 106, ("unix:///" + "x" * 106,)),
+    (values.file, " a.pem ", "a.pem"),
+    (values.file, "none", ""),
+    (values.file, "", ""),
+    (values.secret, " s3cret!~ ", "s3cret!~"),
+    (values.secret, "none", ""),
+    (values.secret, " ", ""),
+    (values.networks, "10.0.0.0/8, ::1 unix", ("10.0.0.0/8", "::1/128", "unix")),
+    (values.networks, ["unix", "unix 1.2.3.4"], ("unix", "1.2.3.4/32")),
+    (values.namespace, "a" * 64, "a" * 64),
+    (values.namespace, " A.b_c-1 ", "A.b_c-1"),
+]
+
+ADDRESS = "must be an address or a host name alone, such as 127.0.0.1, ::1 or 0.0.0.0"
+HOSTS = "must be host names or addresses without ports, such as api.example.com, *.example.com or [::1], or *"
+REDIS = "must be auto, off, or a URL: redis://host:6379/0, rediss://host:6379/0, unix:///path/to/socket"
+ENGINE = (
+    "must be an engine's http:// or https:// address, such as http://127.0.0.1:8000, or a Unix socket, "
+    "such as unix:///run/vllm.sock"
+)
+UNIX = "must be a Unix socket's full path, such as unix:///run/vllm.sock or http+unix://%2Frun%2Fvllm.sock"
+USER = "must not hold a user or password: an engine's URL is shown in logs and metrics"
+LONG = "must have a path of at most 107 bytes: the system takes no longer one"
+DATABASE = "must have the number of a database, or nothing, after the host: redis://host:6379/0"
+NETWORKS = "must be addresses or networks, such as 10.0.0.0/8 or ::1, or unix"
+BYTES = "must be a number of bytes, such as 65536, 64KiB or 16MiB"
+SIZES = "must be at least 1KiB and at most 1048576GiB"
+SOME = "must be some of a, b, c, or none"
+SWITCH = "must be on or off (or true/false, yes/no, 1/0)"
+
+REFUSED: list[tuple[Reader, Any, str]] = [
+    (WHOLE, 0, "must be from 1 to 9"),
+    (WHOLE, "10", "must be from 1 to 9"),
+    (WHOLE, True, "must be a whole number from 1 to 9"),
+    (WHOLE, 1.0, "must be a whole number from 1 to 9"),
+    (WHOLE, "1" * 19, "must be a whole number from 1 to 9"),
+    (OPEN, -6, "must be at least -5"),
+    (OPEN, "x", "must be a whole number of at least -5"),
+    (NUMBER, 0.49, "must be from 0.5 to 2"),
+    (NUMBER, 2.01, "must be from 0.5 to 2"),
+    (NUMBER, False, "must be a number from 0.5 to 2"),
+    (NUMBER, "inf", "must be a number from 0.5 to 2"),
+    (values.number(0.0), -0.1, "must be at least 0"),
+    (SIZE, 1023, SIZES),
+    (SIZE, 2**50 + 1, SIZES),
+    (SIZE, "1" * 19, BYTES),
+    (SIZE, None, BYTES),
+    (SIZE_OR, 1023, SIZES + ", or auto"),
+    (SIZE_OR, "x", BYTES + ", or auto"),
+    (WHOLE_OR, 10, "must be from 1 to 9, or auto"),
+    (values.switch, "2", SWITCH),
+    (values.switch, "", SWITCH),
+    (CHOICE, "x", "must be one of on, off"),
+    (CHOICE, True, "must be one of on, off"),
+    (NAMES, "a d", SOME),
+    (NAMES, 5, SOME),
+    (NAMES, [["a"]], SOME),
+    (values.host, "h" * 254, ADDRESS),
+    (values.host, "-h", ADDRESS),
+    (values.host, "1.2.3", ADDRESS),
+    (values.host, "::g", ADDRESS),
+    (values.host, "[::1", ADDRESS),
+    (values.host, 5, ADDRESS),
+    (values.hosts, "a.example:80x", HOSTS),
+    (values.hosts, ".x", HOSTS + ": not '.x'"),
+    (values.hosts, "." + "x" * 99, HOSTS + ": not '." + "x" * 63 + "'"),
+    (values.hosts, "u@h", HOSTS),
+    (values.hosts, ["a", 5], HOSTS),
+    (values.hosts, 5, HOSTS),
+    (values.redis_url, "unix:///", REDIS),
+    (values.redis_url, "redis:///0", REDIS),
+    (values.redis_url, "redis://h/1234567890", DATABASE),
+    (values.redis_url, "redis://h:0", "must not have port 0"),
+    (values.redis_url, 5, REDIS),
+    (values.backend_urls, ["http://a", 5], "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, 5, "must be URLs, such as http://127.0.0.1:8000"),
+    (values.backend_urls, "http://a http://b http://a", "must name each engine once, and names http://a twice"),
+    (values.backend_urls, "http://", ENGINE),
+    (values.backend_urls, "http://h?x", ENGINE + ", without ? or #"),
+    (values.backend_urls, "http://h#", ENGINE + ", without ? or #"),
+    (values.backend_urls, "http://h/v1/embeddings", ENGINE + ", without /embeddings"),
+    (values.backend_urls, "http://h/completions/", ENGINE + ", without /completions"),
+    (values.backend_urls, "http://@h", USER),
+    (values.backend_urls, "unix:/" + "x" * 107, LONG),
+    (values.backend_urls, "unix:/s#x", UNIX),
+    (values.backend_urls, "unix:s", UNIX),
+    (values.backend_urls, "http+unix://%2Fs\xe9", UNIX),
+    (values.file, "http://x", "must be the path of a file, or none"),
+    (values.file, "a\0b", "must be the path of a file, or none"),
+    (values.file, None, "must be the path of a file, or none"),
+    (values.secret, "a b", "must be a key of printable ASCII characters without spaces, or none"),
+    (values.secret, None, "must be a key of printable ASCII characters without spaces, or none"),
+    (values.networks, "10.1.2.3/8", NETWORKS + "; a network has no host bits: 10.0.0.0/8, not 10.1.2.3/8"),
+    (values.networks, "x", NETWORKS),
+    (values.networks, [5], NETWORKS),
+    (values.networks, 5, NETWORKS),
+    (values.namespace, "a" * 65, "must be 1 to 64 letters, digits, dots, dashes or underscores"),
+]
+
+
+@pytest.mark.parametrize(("read", "raw", "value"), READ)
+def test_a_value_is_read(read: Reader, raw: Any, value: Any) -> None:
+    found = read(raw)
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(("read", "raw", "words"), REFUSED)
+def test_a_wrong_value_is_refused_in_these_words(read: Reader, raw: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=r"^must ") as refused:
+        read(raw)
+    assert str(refused.value) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (1, "1"),
+        (1023, "1023"),
+        (1024, "1KiB"),
+        (1025, "1025"),
+        (1536, "1536"),
+        (2**20 - 1024, "1023KiB"),
+        (2**20, "1MiB"),
+        (2**20 + 1024, "1025KiB"),
+        (2**30 - 2**20, "1023MiB"),
+        (2**30, "1GiB"),
+        (3 * 2**30, "3GiB"),
+    ],
+)
+def test_a_size_is_shown_in_the_largest_unit_that_fits(count: int, text: str) -> None:
+    assert values.size_text(count) == text

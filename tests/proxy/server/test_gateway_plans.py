@@ -1,0 +1,188 @@
+"""What a Flight is planned by: its class, its owner, the headers that go up, what was found elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from proxy.config.settings import Settings
+from proxy.flights.memory import Memory
+from proxy.flights.phase import Phase
+from proxy.flights.plan import Mode, Plan
+from proxy.wire.openai import Large, decode
+from tests.kit.clock import virtual
+from tests.kit.gateway_stage import BODY, CHAT, STREAM, Asked, Stage
+from tests.kit.wire_end import turns
+
+
+async def planned(stage: Stage, asked: Asked) -> Plan:
+    """The plan of the Flight that a request launches; the request is given up then."""
+    task = stage.handle(asked)
+    await turns()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    flight = stage.flights.pop()
+    stage.end()
+    return flight.plan
+
+
+@virtual
+async def test_a_credential_goes_to_engines_only_where_that_is_set() -> None:
+    for forward in (False, True):
+        stage = Stage(Settings(forward_authorization=forward))
+        plan = await planned(stage, Asked(authorization="Bearer k", x_session_id="s", x_other="o"))
+        sent = dict(plan.headers)
+        assert ("authorization" in sent) is forward
+        assert (sent["x-session-id"], sent["Content-Type"], "x-other" in sent) == ("s", "application/json", False)
+        raw = await planned(stage, Asked("/v1/x", b"{}", authorization="Bearer k"))
+        assert ("authorization" in dict(raw.headers)) is forward
+        other = await planned(stage, Asked(x_session_id="t"))
+        assert other.key != plan.key
+
+
+@virtual
+async def test_whose_turn_it_takes_and_until_when_is_planned() -> None:
+    plan = await planned(Stage(), Asked(x_request_timeout="7", x_gateway_priority="low"))
+    assert callable(plan.owner)
+    assert plan.owner() == "10.0.0.1"
+    assert (plan.deadline, plan.latest, plan.priority) == (7.0, 7.0, 2)
+
+
+@virtual
+async def test_samples_may_go_up_together_with_their_twins_and_are_shared_with_nobody() -> None:
+    sampled = BODY.replace(b'"temperature": 0', b'"temperature": 1')
+    plan = await planned(Stage(), Asked(CHAT, sampled))
+    assert (plan.merge, plan.key) == (True, None)
+    off = await planned(Stage(), Asked(CHAT, sampled, x_gateway_share="off"))
+    assert (off.merge, off.key, off.tenant) == (False, None, b"")
+    always = await planned(Stage(Settings(share="all")), Asked(CHAT, sampled))
+    assert (always.merge, always.key is None) == (False, False)
+
+
+@pytest.mark.parametrize(("key", "refers"), [(b"k", False), (b"k", True), (None, False)])
+@virtual
+async def test_what_a_large_request_was_found_to_be_is_its_plan(key: bytes | None, refers: bool) -> None:
+    ask = decode("chat", BODY)
+    ask.large = Large((5, 6), key, 99, refers)
+
+    async def found(call: Any, endpoint: str, body: bytes) -> Any:
+        call.ask = ask
+        return ask
+
+    large = SimpleNamespace(inline=1, heavy=lambda body: True, ask=found, folds=lambda flight: False)
+    stage = Stage(large=large, affinity=lambda ask, headers: 1)
+    plan = await planned(stage, Asked())
+    assert (plan.key, plan.affinity, plan.storable, plan.merge) == (key, 99, not refers, False)
+
+
+@virtual
+async def test_a_large_embedding_goes_to_an_engine_as_it_came() -> None:
+    ask = decode("embeddings", b'{"model": "m", "input": "a"}')
+    ask.large = Large((5, 6), b"k", 99, False)
+
+    async def found(call: Any, endpoint: str, body: bytes) -> Any:
+        return ask
+
+    large = SimpleNamespace(inline=1, heavy=lambda body: True, ask=found, folds=lambda flight: False)
+    stage = Stage(large=large, embedder=SimpleNamespace(take=None, joined=None))
+    assert (await planned(stage, Asked("/v1/embeddings", b'{"input": "a"}'))).affinity == 99
+
+
+@virtual
+async def test_who_joins_a_flight_that_waits_shares_its_turn_and_one_under_way_has_none() -> None:
+    for under_way in (False, True):
+        stage = Stage()
+        tasks = [stage.handle(Asked())]
+        await turns()
+        (flight,) = stage.flights
+        if under_way:
+            flight.enter(Phase.CONNECTING)
+        tasks.append(stage.handle(Asked()))
+        await turns()
+        owners = [reader.owner for reader in flight.subscribers if reader.verdict == "attached"]
+        assert [callable(owner) for owner in owners] == [not under_way]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        stage.end()
+
+
+@virtual
+async def test_a_reader_whose_answer_may_be_stored_lets_it_be_stored_for_all() -> None:
+    stage = Stage()
+    tasks = [stage.handle(Asked(CHAT, BODY, cache_control="no-store"))]
+    await turns()
+    (flight,) = stage.flights
+    assert not flight.storable
+    tasks.append(stage.handle(Asked()))
+    await turns()
+    assert (len(flight.subscribers), flight.storable) == (2, True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    stage.end()
+
+
+@virtual
+async def test_the_log_probabilities_of_a_prompt_pass_through_where_they_outgrow_a_flight() -> None:
+    body = BODY[:-1] + b', "prompt_logprobs": 5}'
+    told: list[int] = []
+
+    async def admit(call: Any, *passed: object) -> None:
+        told.append(len(passed))
+
+    for most, mode in ((1, Mode.RAW), (10**9, Mode.WHOLE)):
+        stage = Stage(Settings(max_flight_bytes=most), admit=admit)
+        plan = await planned(stage, Asked(CHAT, body))
+        assert (plan.mode, plan.path, plan.body) == (mode, CHAT, body)
+    assert told == [0, 0]
+
+
+@virtual
+async def test_what_is_not_taken_is_charged_where_there_is_a_budget() -> None:
+    for memory in (None, Memory(10**6)):
+        stage, asked = Stage(memory=memory), Asked()
+        call = SimpleNamespace(request=asked, unread=None, caller=None)
+        await stage.gateway.taken(cast(Any, call))
+        first: Any = call.unread
+        assert (first is None) is (memory is None)
+        await stage.gateway.taken(cast(Any, call))
+        assert call.unread is first
+        assert asked.drains == 2
+
+
+@virtual
+async def test_operators_paths_are_where_they_have_a_listener_of_their_own() -> None:
+    for port, public in ((0, 200), (9091, 404)):
+        stage = Stage(Settings(admin_port=port))
+        for admin, status in ((False, public), (True, 200)):
+            asked = Asked("/metrics", b"", "GET")
+            await stage.answered(asked, admin=admin)
+            assert f" {status} ".encode() in asked.sent
+    listed = dict(Stage().gateway.routes.listed)
+    assert listed.pop("/metrics") == "GET"
+    assert {path for path, method in listed.items() if method == "GET"} == {
+        "/v1/models",
+        "/health",
+        "/ping",
+        "/ready",
+    }
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/chat", "/embed"} <= listed.keys()
+
+
+@virtual
+async def test_each_path_has_its_endpoint_in_the_log() -> None:
+    stage = Stage()
+    for path, body, endpoint in (
+        ("/chat", STREAM, "chat"),
+        (CHAT, BODY, "chat"),
+        ("/v1/completions", b'{"model": "m", "prompt": "a", "temperature": 0}', "completions"),
+        ("/embed", b'{"model": "m", "input": "a"}', "embeddings"),
+        ("/v1/embeddings", b'{"model": "m", "input": "a"}', "embeddings"),
+    ):
+        await planned(stage, Asked(path, body))
+        assert stage.records[-1].endpoint == endpoint
+        assert (stage.records[-1].status, stage.records[-1].client_left) == (499, True)

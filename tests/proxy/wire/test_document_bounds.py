@@ -1,0 +1,148 @@
+"""Readers of one value at their bounds: strict JSON, loose types, media, and prompts with log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from proxy.errors import GatewayError
+from proxy.wire.document import lone_surrogate, read, read_leniently, utf8
+from proxy.wire.loose import boolean, integer, number
+from proxy.wire.media import refers
+from proxy.wire.openai import decode
+from proxy.wire.prompt_logprobs import BYTES_A_CANDIDATE, BYTES_A_TOKEN, outgrows
+
+
+def refused(body: bytes) -> str:
+    with pytest.raises(GatewayError) as e:
+        read(body)
+    return e.value.message
+
+
+def test_a_number_may_have_as_many_digits_as_the_largest_double() -> None:
+    assert read(b"9" * 309) == 10**309 - 1
+    assert refused(b"9" * 310) == f"The request body is not valid JSON: the number {'9' * 32}… is too large."
+    assert (
+        refused(b"1" * 40 + b"e999") == f"The request body is not valid JSON: the number {'1' * 32} is too large."
+    )
+    assert read(b"-" + b"9" * 308) == 1 - 10**308
+
+
+def test_where_a_text_is_no_json_is_told_and_what_it_may_be() -> None:
+    assert refused(b'{"a": x}') == "The request body is not valid JSON: Expecting value (character 6)."
+    assert (
+        refused(b"\0{")
+        == "The request body is not valid JSON: Expecting value (character 0); is it UTF-16 or UTF-32?."
+    )
+    assert "UTF-16" in refused(b'{"a\0')
+    assert "UTF-16" not in refused(b'{"a"\0')
+
+
+def test_a_member_given_twice_is_told_by_the_beginning_of_its_name() -> None:
+    name = b"n" * 70
+    assert f"the member '{'n' * 64}' is given twice" in refused(b'{"%b":1,"%b":2}' % (name, name))
+    assert "'b' is given twice" in refused(b'{"a":1,"b":1,"c":1,"b":2,"a":2}')
+    told = refused(b'{"%b":1,"%b":2}' % ((b"\\u0000" * 70,) * 2))
+    assert len(told) == len("The request body is not valid JSON: ") + 200 + len(".")
+
+
+def test_the_byte_that_is_no_utf_8_is_told() -> None:
+    assert utf8(b"a") == "a"
+    with pytest.raises(GatewayError, match=r"\(byte 1\)"):
+        utf8(b"a\xff")
+
+
+@pytest.mark.parametrize(
+    ("body", "lone"),
+    [
+        (b'"\\ud800"', True),
+        (b'"\\uD800"', True),
+        (b'"\\uD83D\\uDE00"', False),
+        (b'"\\ud83d\\ude00"', False),
+        (b'"a"', False),
+        (b'"\\\\ud800"', False),
+        (b"[" * 100_000 + b'"\\ud800"', True),
+    ],
+    ids=lambda each: str(each)[:20],
+)
+def test_half_of_a_pair_is_seen_in_either_case_of_letters(body: bytes, lone: bool) -> None:
+    assert lone_surrogate(body) is lone
+
+
+def test_json_inside_a_string_is_read_with_numbers_as_they_are_written() -> None:
+    assert read_leniently('{"a": 1.50, "a": 10}') == [("a", "1.50"), ("a", "10")]
+    with pytest.raises(ValueError, match="Expecting value"):
+        read_leniently("x")
+
+
+Reader = Callable[[Any], Any]
+
+
+@pytest.mark.parametrize(
+    ("reader", "value", "read_as"),
+    [
+        (boolean, 2, None),
+        (boolean, -1, None),
+        (boolean, 0.5, None),
+        (boolean, "ｔ", None),
+        (boolean, "T", True),
+        (boolean, "N", False),
+        (boolean, "2", None),
+        (integer, 2.0**53, None),
+        (integer, 2.0**53 - 1, 2**53 - 1),
+        (integer, -(2.0**53) + 1, 1 - 2**53),
+        (integer, 1.5, None),
+        (integer, float("inf"), None),
+        (integer, True, 1),
+        (integer, "9" * 18, 10**18 - 1),
+        (integer, "9" * 19, None),
+        (integer, "1." + "0" * 18, 1),
+        (integer, "1." + "0" * 19, None),
+        (integer, "\t7\n", 7),
+        (integer, "\x0b7", None),
+        (number, "\t.5\r", 0.5),
+        (number, "\x0b.5", None),
+        (number, "1" * 64, float("1" * 64)),
+        (number, "1" * 65, None),
+        (number, 3, 3.0),
+    ],
+)
+def test_loose_types_are_read_within_bounds(reader: Reader, value: Any, read_as: Any) -> None:
+    found = reader(value)
+    assert found == read_as
+    assert type(found) is type(read_as)
+
+
+def test_a_request_without_a_prompt_or_with_one_that_nobody_reads_refers_to_nothing_or_to_all() -> None:
+    assert not refers(decode("completions", b'{"prompt_embeds":"a"}'))
+    ask = decode("chat", b'{"messages":[]}')
+    for broken in (b'[{"image_url":', b'[{"image_url":"\xff"}]', b'{"image_url":' + b"[" * 100_000):
+        assert refers(msgspec.structs.replace(ask, fields={"messages": Raw(broken)}))
+    for plain in (
+        b'[{"image_url":5}]',
+        b'["image_url"]',
+        b'[{"image_url":{"url":5}}]',
+        b'[{"x_url":{"x":"http://a"}}]',
+    ):
+        assert not refers(msgspec.structs.replace(ask, fields={"messages": Raw(plain)}))
+    assert refers(msgspec.structs.replace(ask, fields={"messages": Raw(b'[{"a":{"b":[{"c_url":"dat:"}]}}]')}))
+
+
+@pytest.mark.parametrize(("candidates", "each"), [(0, 1), (4, 5), (-1, None)])
+def test_an_answer_may_have_just_so_many_bytes(candidates: int, each: int | None) -> None:
+    body = b'{"prompt":"","prompt_logprobs":%d' % candidates
+    ask = decode("completions", body + b" " * (-(len(body) + 1) % BYTES_A_TOKEN + 300) + b"}")
+    tokens = len(ask.body) // BYTES_A_TOKEN
+    bound = tokens * (each or tokens) * BYTES_A_CANDIDATE
+    assert not outgrows(ask, bound)
+    assert outgrows(ask, bound - 1)
+
+
+@pytest.mark.parametrize("given", [b"-2", b"null", b'"a"', b"1.5", b"[", b'"\xff"'])
+def test_candidates_that_are_no_number_are_for_the_engine_to_judge(given: bytes) -> None:
+    ask = decode("completions", b'{"prompt":""}')
+    assert not outgrows(msgspec.structs.replace(ask, fields={"prompt_logprobs": Raw(given)}), 0)

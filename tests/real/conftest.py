@@ -1,0 +1,93 @@
+"""Owns the real engines of these tests: started by ops/vllm.py once a run, or named by `VLLM_URL`.
+Must not know what is asked of them.
+Called by pytest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from ops.bench.subjects import free_port
+from tests.kit.client import get
+
+PROGRAM = Path(__file__).parents[2] / "ops" / "vllm.py"
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[str]:
+    """A vLLM of the release that `VLLM_RELEASE` says, which may still be loading."""
+    port = free_port()
+    process = subprocess.Popen(
+        # In float32, not bfloat16: runs are compared token for token, and there are fewer ties to part at.
+        [sys.executable, PROGRAM, "serve", "--port", str(port), "--die-with-parent", "--dtype", "float32", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def vllm() -> Iterator[str]:
+    """The engine's URL."""
+    if "VLLM_URL" in os.environ:
+        yield os.environ["VLLM_URL"]
+        return
+    with started() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def vllm_that_forces() -> Iterator[str]:
+    """The URL of one that gives usage unasked, for as long as one module's tests run."""
+    with started("--enable-force-include-usage") as url:
+        yield url
+
+
+@pytest.fixture
+async def engine(vllm: str) -> str:
+    """The same as `vllm`, once it answers."""
+    return await up(vllm)
+
+
+async def up(url: str) -> str:
+    async with asyncio.timeout(400):
+        while True:
+            try:
+                if (await get(url, "/health")).status == 200:
+                    await asyncio.to_thread(_warm, url)
+                    return url
+            except OSError:
+                await asyncio.to_thread(_look_again_in_a_second)
+
+
+@cache
+def _warm(url: str) -> None:
+    """A fresh vLLM compiles what the first log probabilities need, for longer than a test waits for a byte."""
+    ask = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Name three colours."}],
+        "max_tokens": 4,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    path = "/v1/chat/completions"
+    request = Request(url + path, json.dumps(ask).encode(), {"content-type": "application/json"})
+    with urlopen(request, timeout=300) as answer:
+        answer.read()
+
+
+def _look_again_in_a_second() -> None:
+    """A loading model opens no port, so there is nothing to wait for but time."""
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(1)"], check=True)

@@ -1,0 +1,228 @@
+"""The program's own words and exit codes, in one process: what it greets with, refuses and warns of."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from proxy import __main__ as module
+from proxy.__main__ import Signals as RealSignals
+from proxy.app import App
+from proxy.config.settings import Settings
+from proxy.errors import ListenError, SettingsError
+from proxy.telemetry.faults import Faults
+from proxy.telemetry.log import Log
+
+program: Any = module  # its own imports are replaced here
+
+
+class Words:
+    """In the place of the terminal and of the log."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[tuple[str, float]] = []
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.closed: list[str] = []
+        monkeypatch.setattr(program, "say", lambda text, wait=0.0: self.said.append((text, wait)))
+        monkeypatch.setattr(program, "Log", lambda *given: self.log(given))
+        monkeypatch.setattr(program, "Faults", lambda log: self.faults())
+        monkeypatch.setattr(program, "raise_limit", lambda: self.closed.append("raised"))
+
+    def log(self, given: tuple[object, ...]) -> SimpleNamespace:
+        self.given = given
+        return SimpleNamespace(event=self.event, close=lambda: self.closed.append("log"))
+
+    def faults(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            install=lambda: self.closed.append("installed"),
+            close=lambda: self.closed.append("faults"),
+            of_loop=lambda loop, context: None,
+        )
+
+    def event(self, level: str, msg: str, **more: Any) -> None:
+        self.events.append((level, msg, more))
+
+
+def app_of(**changes: Any) -> App:
+    bare = {
+        "url": "http://h:1",
+        "engines": ["http://a", "http://b"],
+        "redis": "off",
+        "admin_url": "",
+        "backends": SimpleNamespace(models=lambda: [{"id": "m1"}, {"id": 2}], ready=True),
+        "group": [1, 2, 3],
+        "reload": None,
+    }
+    return cast(App, SimpleNamespace(**bare | changes))
+
+
+def test_it_says_where_it_is_and_how_to_ask_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(monkeypatch)
+    program._greet(app_of(), Settings())
+    ((text, wait),) = words.said
+    assert wait == 0.0
+    assert text.startswith(
+        "gateway at http://h:1\n  engines: http://a, http://b\n  models:  m1, 2\n  redis:   off\n\n"
+    )
+    assert "curl -N http://h:1/v1/chat/completions" in text
+    assert '"model": "m1"' in text
+    assert "authorization" not in text
+    assert "operators" not in text
+
+
+def test_what_is_not_known_or_is_set_is_said_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(monkeypatch)
+    away = SimpleNamespace(models=list, ready=False)
+    program._greet(
+        app_of(url="unix:///run/s", admin_url="http://o:2", backends=away), Settings(api_keys_file="keys.toml")
+    )
+    ((text, _),) = words.said
+    assert "engines: http://a, http://b  (none answers yet)\n" in text
+    assert "models:  not known yet\n" in text
+    assert "  operators: http://o:2\n\n" in text
+    assert "curl -N --unix-socket /run/s http://gateway/v1/chat/completions" in text
+    assert "-H 'authorization: Bearer KEY'" in text
+    assert '"model": "MODEL"' in text
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (None, 0, None),
+        (SettingsError("one\ntwo"), 2, "proxy: one\nproxy: two\n"),
+        (
+            ListenError("Address already in use"),
+            2,
+            "proxy: cannot listen on 127.0.0.1:8080: Address already in use\n",
+        ),
+        (OSError(13, "Permission denied", "/x"), 2, "proxy: cannot start: Permission denied: /x\n"),
+        (OSError(24, "Too many open files"), 2, "proxy: cannot start: Too many open files\n"),
+        (OSError("odd"), 2, "proxy: cannot start: odd\n"),
+    ],
+)
+def test_how_it_ends_is_its_exit_code_and_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, code: int, said: str | None
+) -> None:
+    words = Words(monkeypatch)
+
+    def run(coroutine: Any) -> None:
+        coroutine.close()
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(program.uvloop, "run", run)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--log-level", "debug", "--backend-api-key", "k"])
+    monkeypatch.setattr(program.os, "environ", {"GATEWAY_XYZZY": "1"})
+    assert program.main() == code
+    assert words.said == ([(said, program.SAY_SECONDS)] if said is not None else [])
+    assert words.closed == ["raised", "installed", "faults", "log"]
+    assert words.given == (1, "json", "debug")
+    assert [(level, msg) for level, msg, _ in words.events] == [("warning", "settings")] * 2
+    assert "GATEWAY_XYZZY" in words.events[0][2]["detail"]
+    assert "--backend-api-key" in words.events[1][2]["detail"]
+
+
+def test_a_unix_socket_that_cannot_be_listened_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(monkeypatch)
+
+    def run(coroutine: Any) -> None:
+        coroutine.close()
+        raise ListenError("x")
+
+    monkeypatch.setattr(program.uvloop, "run", run)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--listen-unix", "/run/s"])
+    monkeypatch.setattr(program.os, "environ", {})
+    assert program.main() == 2
+    assert words.said[0][0] == "proxy: cannot listen on /run/s: x\n"
+
+
+def test_wrong_settings_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--port", "x"])
+    monkeypatch.setattr(program.os, "environ", {})
+    assert program.main() == 2
+    ((text, wait),) = words.said
+    assert text.startswith("proxy: flag --port = 'x': must be")
+    assert (wait, words.closed) == (program.SAY_SECONDS, [])
+
+
+def test_settings_that_are_only_checked_are_printed_with_their_warnings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = Words(monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["proxy", "--check-config", "--backend-api-key", "k"])
+    monkeypatch.setattr(program.os, "environ", {"GATEWAY_XYZZY": "1"})
+    assert program.main() == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("host = ")
+    assert out.endswith("\n")
+    assert not out.endswith("\n\n")
+    assert [line[:24] for line in err.splitlines()] == ["proxy: warning: environm", "proxy: warning: flag --b"]
+    assert (words.said, words.closed) == ([], [])
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_it_serves_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+    words = Words(monkeypatch)
+    ended: list[str] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    made: list[Any] = []
+
+    class Signals(RealSignals):
+        def running(self, reload: Any) -> None:
+            super().running(reload)
+            made.append(reload)
+            self._end()
+            if cut:
+                self._end()
+
+    @asynccontextmanager
+    async def running(settings: Settings, log: Log, reread: Any) -> AsyncIterator[App]:
+        assert reread() == Settings()
+        try:
+            yield app_of(reload="reload")
+        finally:
+            ended.append("ended")
+            await asyncio.sleep(0)  # a second signal cuts this short
+
+    monkeypatch.setattr(program, "Signals", Signals)
+    monkeypatch.setattr(program, "running", running)
+    monkeypatch.setattr(program, "settle_collector", lambda: ended.append("settled"))
+    monkeypatch.setattr(sys, "argv", ["proxy"])
+    monkeypatch.setattr(program.os, "environ", {})
+    loop = asyncio.get_running_loop()
+    faults = words.faults()
+    try:
+        await program.serve(Settings(), cast(Log, words.log(())), cast(Faults, faults))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert loop.get_exception_handler() is faults.of_loop
+    loop.set_exception_handler(None)
+    assert (ended, made) == (["settled", "ended"], ["reload"])
+    assert (
+        words.events
+        == [
+            ("info", "stopping", {"event": "audit", "who": "signal", "flights": 3}),
+            ("warning", "stopped at once", {}),
+        ][: 1 + cut]
+    )
+    task = asyncio.current_task()
+    assert task is not None
+    while task.cancelling():
+        task.uncancel()
+
+
+def test_what_lives_long_is_kept_from_the_collector() -> None:
+    gc.unfreeze()
+    program.settle_collector()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
