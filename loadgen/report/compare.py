@@ -212,10 +212,10 @@ def _effects(requests: tuple[Sequence[Measured], Sequence[Measured]]) -> list[Ef
         )
         delta = cliffs_delta(a, b)
         if delta is not None:
-            way = "longer" if delta > 0 else "shorter"
+            way = "slower" if delta > 0 else "faster"
             share = 50 + 50 * abs(delta)
             words = f"{NAMES[name]}: {size_of(delta)}, Cliff's delta {signed(delta)}"
-            words += f" (a request of B takes {way} than one of A {share:.0f} times in 100, ties halved)"
+            words += f" (a request of B is {way} than one of A in {share:.0f} of 100 cases, ties halved)"
             effects.append(Effect(name=name, delta=delta, words=words))
     return effects
 

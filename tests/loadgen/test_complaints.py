@@ -24,7 +24,7 @@ from tests.loadgen.analysis.test_definitions import ev, record
 from tests.loadgen.cli.test_cli import LENIENT, Start, start
 from tests.loadgen.kit.running import on_our_loop
 from tests.loadgen.kit.sampling import Load, records, run_of
-from tests.loadgen.kit.servers import GOOD, QUICK, asks, read_request, serving
+from tests.loadgen.kit.servers import GOOD, QUICK, builder_for, read_request, serving
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "loadgen/README.md"
@@ -59,7 +59,7 @@ async def test_a_prompt_of_a_megabyte_costs_only_its_own_sending() -> None:
     long = Prompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
-        exchange = await client.send(asks(url).build(ScheduledRequest(0, long)))
+        exchange = await client.send(builder_for(url).build(ScheduledRequest(0, long)))
         await client.close()
     seen = decode_exchange(exchange, Clock())
     assert bodies[0] > 1_000_000

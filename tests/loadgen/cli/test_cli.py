@@ -217,7 +217,7 @@ async def test_a_server_that_is_gone_exits_1_when_the_model_was_given(start: Sta
     [
         (("run", "--base-url", "nonsense"), "give http://HOST:PORT"),
         (("run", "--base-url", "http://127.0.0.1:1"), "Is the server running?"),
-        (("run", "--base-url", "http://127.0.0.1:1", "--model", "m", "--shed"), "--shed wants an open loop"),
+        (("run", "--base-url", "http://127.0.0.1:1", "--model", "m", "--shed"), "--shed needs an open loop"),
         (("run", "--max-concurrency", "99999999", "--model", "m"), "run `ulimit -n"),
         (("ab", "--a", "http://127.0.0.1:1"), "--b"),
         (("sweep", "--start-rate", "9", "--top-rate", "3"), "is below"),

@@ -19,7 +19,7 @@ from tests.loadgen.kit.servers import (
     GOOD,
     QUICK,
     answering,
-    asks,
+    builder_for,
     read_request,
     serving,
     whole,
@@ -153,7 +153,7 @@ async def test_more_than_a_hundred_requests_at_once_all_get_a_connection() -> No
 
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
-        make = asks(url)
+        make = builder_for(url)
         ended = await asyncio.gather(*(client.send(make.build(ScheduledRequest(i, PROMPT))) for i in range(150)))
         await client.close()
     assert {decode_exchange(exchange, Clock()).failure for exchange in ended} == {None}

@@ -24,7 +24,7 @@ from tests.loadgen.kit.servers import (
     HEAD,
     LAST,
     QUICK,
-    asks,
+    builder_for,
     chunk,
     read_request,
     serving,
@@ -181,7 +181,7 @@ async def test_silence_in_the_middle_is_ended_by_the_idle_limit() -> None:
 
     async with serving(stalls) as url:
         client = Client(msgspec.structs.replace(QUICK, idle_timeout=30.0), kernel=True)
-        sending = asyncio.create_task(client.send(asks(url).build(ScheduledRequest(0, PROMPT))))
+        sending = asyncio.create_task(client.send(builder_for(url).build(ScheduledRequest(0, PROMPT))))
         await until(lambda: any(exchange.size for exchange in client.open))
         client.sweep(time.monotonic_ns())
         await asyncio.sleep(0)
@@ -203,7 +203,7 @@ async def test_a_cancelled_request_is_cancelled_and_keeps_what_it_had() -> None:
     async with serving(stalls) as url:
         client = Client(QUICK, kernel=True)
         sending: asyncio.Task[Exchange] = asyncio.create_task(
-            client.send(asks(url).build(ScheduledRequest(0, PROMPT)))
+            client.send(builder_for(url).build(ScheduledRequest(0, PROMPT)))
         )
         await until(lambda: any(exchange.size for exchange in client.open))
         sending.cancel()

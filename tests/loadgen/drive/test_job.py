@@ -30,7 +30,7 @@ def job(endpoint: Endpoint, salt: str, warmups: int = 5, workers: int = 1) -> Jo
 
 
 def warm_prompts(order: Job) -> list[Prompt]:
-    return [shot.prompt for shot in warm_up_requests(order, open_workload(order.workload))]
+    return [request.prompt for request in warm_up_requests(order, open_workload(order.workload))]
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions", "embeddings"])
@@ -47,10 +47,10 @@ def test_warm_ups_share_no_prompt_with_the_run_nor_with_another_runs(endpoint: E
 
 def test_each_target_gets_the_same_warm_ups_numbered_downwards() -> None:
     order = job("chat", "s", warmups=2)
-    shots = list(warm_up_requests(order, open_workload(order.workload)))
-    assert [shot.number for shot in shots] == [-1, -2, -3, -4]
-    assert [shot.target for shot in shots] == ["a", "b", "a", "b"]
-    assert shots[0].prompt == shots[1].prompt != shots[2].prompt
+    requests = list(warm_up_requests(order, open_workload(order.workload)))
+    assert [request.number for request in requests] == [-1, -2, -3, -4]
+    assert [request.target for request in requests] == ["a", "b", "a", "b"]
+    assert requests[0].prompt == requests[1].prompt != requests[2].prompt
 
 
 def test_workers_share_warm_ups_and_places_without_a_rest() -> None:

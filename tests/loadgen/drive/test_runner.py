@@ -1,4 +1,4 @@
-"""The firing of shots, without sockets or time: a client of gates, an alarm that a test rings."""
+"""The sending of a schedule, without sockets or time: a client of gates, an alarm that a test rings."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Gates:
         self.order: list[int] = []
         self.most = 0
 
-    async def send(self, ask: PreparedRequest) -> Exchange:
-        exchange = Exchange(ask.record)
-        gate = self.open[ask.record.index] = asyncio.get_running_loop().create_future()
-        self.order.append(ask.record.index)
+    async def send(self, request: PreparedRequest) -> Exchange:
+        exchange = Exchange(request.record)
+        gate = self.open[request.record.index] = asyncio.get_running_loop().create_future()
+        self.order.append(request.record.index)
         self.most = max(self.most, len(self.open))
         try:
             await gate
         except asyncio.CancelledError:
             exchange.fail("cancelled", "")
-        del self.open[ask.record.index]
+        del self.open[request.record.index]
         return exchange
 
     async def end(self, *numbers: int) -> None:

@@ -62,11 +62,11 @@ def test_the_clock_is_named_as_it_was(kernel: int, user: int, clock: str) -> Non
 
 
 def test_workers_merge_into_one_lag_with_the_busiest_ones_cpu() -> None:
-    owns = [
+    worker_errors = [
         WorkerError(loop_ns=[MS], cpu=0.2, drift_ns=-5 * MS),
         WorkerError(loop_ns=[3 * MS], cpu=0.7, drift_ns=2 * MS),
     ]
-    lag = lag_of([], owns)
+    lag = lag_of([], worker_errors)
     assert (lag.loop_ms["max"], lag.cpu, lag.clock_drift_ms) == (3.0, 0.7, -5.0)
 
 

@@ -1,6 +1,4 @@
-"""Owns sending requests in a test: on the load generator's own loop, over its own client, to a server of bytes.
-Must not know what a test checks.
-Called by tests of the client, of the handler and of what is settled before a run."""
+"""Sends requests in a test: on the load generator's own loop, with its own client, to a server of bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from loadgen.drive.requests import ScheduledRequest
 from loadgen.record import Record
 from loadgen.spec import Http
 from loadgen.workload.model import Prompt
-from tests.loadgen.kit.servers import QUICK, answering, asks, serving
+from tests.loadgen.kit.servers import QUICK, answering, builder_for, serving
 
 PROMPT = Prompt("p", "chat", {"messages": [{"role": "user", "content": "hi"}]})
 
@@ -38,8 +36,8 @@ async def sent(url: str, http: Http = QUICK, *, stream: bool = True, times: int 
     client = Client(http, kernel=True)
     try:
         for number in range(times):
-            ask = asks(url, stream=stream).build(ScheduledRequest(number, PROMPT))
-            records.append(decode_exchange(await client.send(ask), clock))
+            request = builder_for(url, stream=stream).build(ScheduledRequest(number, PROMPT))
+            records.append(decode_exchange(await client.send(request), clock))
     finally:
         await client.close()
     return records

@@ -1,6 +1,5 @@
-"""Owns made-up runs for the reports' tests: a seeded queueing model of an engine, with real runs' mishaps.
-Must not know how anything is computed or shown: it only makes `Run` and `Record`.
-Called by the tests of statistics and reports, and by hand to look at a report."""
+"""Made-up runs for the tests of statistics and reports: a seeded queueing model of an engine, with the failures of
+real runs. By hand it makes a run whose report can be looked at."""
 
 from __future__ import annotations
 

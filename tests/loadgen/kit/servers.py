@@ -1,6 +1,4 @@
-"""Owns raw servers for the client's tests: each connection is handled by the bytes that a test says.
-Must not know the client.
-Called by tests of the client, the runner and the command line."""
+"""Raw servers for the client's tests: each connection is handled by the bytes that a test gives."""
 
 from __future__ import annotations
 
@@ -84,7 +82,7 @@ def answering(*answers: bytes, close: bool = False) -> Handler:
     return handle
 
 
-def asks(url: str, *, stream: bool = True) -> RequestBuilder:
+def builder_for(url: str, *, stream: bool = True) -> RequestBuilder:
     return RequestBuilder({"a": url}, "chat", Body(model="m", stream=stream), run="t")
 
 
