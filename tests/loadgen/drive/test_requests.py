@@ -63,8 +63,8 @@ def test_pairs_take_their_times_one_by_one() -> None:
 
 def fields(body: Body, prompt: dict[str, Any] | None = None, endpoint: Endpoint = "chat") -> dict[str, Any]:
     builder = RequestBuilder({"a": "http://h"}, endpoint, body)
-    body = builder.build(ScheduledRequest(0, Prompt("p", endpoint, prompt or {"messages": []})))
-    decoded: dict[str, Any] = msgspec.json.decode(body.body)
+    built = builder.build(ScheduledRequest(0, Prompt("p", endpoint, prompt or {"messages": []})))
+    decoded: dict[str, Any] = msgspec.json.decode(built.body)
     return decoded
 
 
