@@ -82,7 +82,7 @@ class Sample:
             self.lows += cluster if lows is None else lows
             self.highs += cluster if highs is None else highs
             if not len(self.lows) == len(self.highs) == len(self.values):
-                raise ValueError("a cluster's bounds are as many as its values")
+                raise ValueError("a cluster needs as many bounds as values")
         self.sizes.append(len(self.values) - before)
 
     @property

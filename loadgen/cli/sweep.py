@@ -177,7 +177,7 @@ async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
     warm: list[Record] = []
     with live.view(quiet=args.quiet) as view:
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session)
+            stop_on_signals(session.stop)
             await warm_up(job, session, workload, warm.append)
             sweep = Sweep(args, job, workload, session)
             zero = session.now()

@@ -36,7 +36,8 @@ from loadgen.drive.processes.job import (
     session_of,
     warm_up,
 )
-from loadgen.drive.processes.single_process import run_single, stop_on_signals
+from loadgen.drive.processes.signals import stop_on_signals
+from loadgen.drive.processes.single_process import run_single
 from loadgen.drive.processes.worker import worker_main
 from loadgen.drive.processes.workers import run_workers
 from loadgen.drive.requests import (

@@ -38,7 +38,7 @@ class _Line(msgspec.Struct, frozen=True):
     output: int
     blocks: tuple[int, ...] = ()
     ready: Prompt | None = None  # a composed workload has its prompts
-    twin: int = 0  # the number of the first line with the same prompt
+    original: int = 0  # number of the first line with the same prompt
 
 
 class Trace:
@@ -56,7 +56,7 @@ class Trace:
         self.distinct: int | None = len(trace_lines)
         self._lines = trace_lines
         self._options = options
-        self._schedule = sorted((t, line.twin) for t, line in zip(at, trace_lines, strict=True))
+        self._schedule = sorted((t, line.original) for t, line in zip(at, trace_lines, strict=True))
 
     def schedule(self) -> list[tuple[float, int]]:
         return self._schedule
@@ -92,7 +92,7 @@ def trace(options: Options) -> Trace:
     firsts: dict[Any, int] = {}
     for place, line in enumerate(trace_lines):
         same = line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
-        trace_lines[place] = msgspec.structs.replace(line, twin=firsts.setdefault(same, place))
+        trace_lines[place] = msgspec.structs.replace(line, original=firsts.setdefault(same, place))
     return Trace(Path(path).name, trace_lines, options)
 
 

@@ -140,7 +140,7 @@ def test_a_warm_prefix_cache_is_warned_of() -> None:
     seen = list(records(Load(requests=40, fault=0)))
     for found in seen:
         found.cached_tokens = found.prompt_tokens
-    assert any("this TTFT is warm" in text for text in view(run, summarise(run, seen)).warnings)
+    assert any("TTFT is that of a warm cache" in text for text in view(run, summarise(run, seen)).warnings)
     for found in seen:
         found.cached_tokens = 0
     assert not any("warm" in text for text in view(run, summarise(run, seen)).warnings)

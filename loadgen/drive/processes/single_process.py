@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from loadgen import store
 from loadgen.drive.processes.job import Job, session_of, warm_up
+from loadgen.drive.processes.signals import stop_on_signals
 from loadgen.drive.requests import ScheduledRequest
 from loadgen.drive.self_error import WorkerError
-from loadgen.drive.session import Session
 from loadgen.record import Record, Run
 from loadgen.snapshot import View
 from loadgen.workload import Workload
@@ -39,7 +36,7 @@ async def run_single(
             store.append(file, record)
 
         async with session_of(job, hide, view) as session:
-            stop_on_signals(session)
+            stop_on_signals(session.stop)
             await warm_up(job, session, workload, emit)
             outcome = await session.phase(
                 schedule, job.pace, emit, total=total, rate=job.schedule.rate, stage=stage
@@ -61,17 +58,3 @@ def _add_warnings(run: Run, waited: int, overrun: bool, job: Job) -> None:
         )
     if overrun:
         run.warnings.append("the run was ended: too many requests were waiting to be sent")
-
-
-def stop_on_signals(session: Session) -> None:
-    """The first Ctrl-C ends the run and writes the report; a second one ends the program."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        print("\nending the run and writing the report (Ctrl-C again: stop without a report)", file=sys.stderr)
-        session.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)

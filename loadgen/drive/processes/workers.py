@@ -16,6 +16,7 @@ import msgspec
 
 from loadgen import store
 from loadgen.drive.processes.job import Job
+from loadgen.drive.processes.signals import stop_on_signals
 from loadgen.drive.processes.worker import WorkerMessage
 from loadgen.drive.self_error import WorkerError
 from loadgen.drive.session import Outcome
@@ -75,7 +76,7 @@ async def run_workers(
             for worker in workers:
                 group.create_task(worker.listen())
             watching = group.create_task(_watch(workers, view))
-            _stop_on_signals(workers)
+            stop_on_signals(lambda: _stop_all(workers))
             for worker in workers:
                 await worker.ready.wait()
             start = str(time.monotonic_ns() + START_IN_NS).encode()
@@ -109,18 +110,9 @@ async def _start(job: Job, number: int, folder: Path) -> Worker:
     return worker
 
 
-def _stop_on_signals(workers: list[Worker]) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        print("\nending the run and writing the report (Ctrl-C again: stop without a report)", file=sys.stderr)
-        for worker in workers:
-            worker.stop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+def _stop_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.stop()
 
 
 async def _watch(workers: list[Worker], view: View | None) -> None:

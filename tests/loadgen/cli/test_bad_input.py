@@ -200,7 +200,7 @@ async def test_a_broken_file_is_named_with_its_line_before_anything_is_sent(
     ("words", "said"),
     [
         (("--corpus-set", "nope"), "there is no set 'nope'; there are short-chat"),
-        (("--dataset-name", "trace"), "wants a file: --dataset-path FILE"),
+        (("--dataset-name", "trace"), "needs a file: --dataset-path FILE"),
         (("--dataset-name", "random", "--random-input-len", "0"), "--random-input-len must be 1 to"),
         (("--dataset-path", "x"), "--dataset-path applies to custom, sharegpt and trace"),
         (("--duplicates", "2"), "--duplicates must be 0 to 0.999"),
