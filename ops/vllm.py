@@ -1,7 +1,5 @@
-"""Owns a private vLLM for the CPU: its environment, its two small models, and the command that serves them.
-Must not know the gateway: nothing of proxy/ is imported, and nothing runs inside the caller's environment.
-Called by `tox -e vllm`, by the tests' fixture, and by a person: `python ops/vllm.py serve --port 8000`.
-"""
+"""Installs and serves a private vLLM for the CPU with two small models, in an environment of its own: `python
+ops/vllm.py serve --port 8000`. It runs with any Python and imports nothing of the gateway."""
 
 import argparse
 import contextlib
@@ -60,7 +58,7 @@ SERVE_ENVIRONMENT = "VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STA
 
 
 class InstallError(Exception):
-    """A step of the installation failed; the text says which, why, and where its output is."""
+    """A step of the installation failed; the text names the step, the cause, and the log."""
 
 
 def say(text: str) -> None:
@@ -68,10 +66,10 @@ def say(text: str) -> None:
 
 
 def end_with_parent() -> None:
-    """Leave a watcher behind that ends this process group when the parent, or this process, has ended.
+    """Start a watcher that kills this process group when the parent, or this process, has ended.
 
     PR_SET_PDEATHSIG alone does not do: vLLM swallows SIGTERM while it loads, its engine process outlives a
-    killed server, and the signal comes when the parent's *thread* ends. The group and SIGKILL leave nobody.
+    killed server, and the signal comes when the parent's *thread* ends. Killing the group leaves no process.
     """
     parent, server = os.getppid(), os.getpid()
     if os.getpgrp() != server:
@@ -98,7 +96,7 @@ def end_with_parent() -> None:
 
 
 def text_requirements(wheel: Path) -> list[str]:
-    """What a wheel requires, extras left out, and what serving text has no use for; torch has its own step."""
+    """The requirements of a wheel without extras, without what text does not need, and without torch."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
         metadata = email.message_from_bytes(archive.read(name))
@@ -111,7 +109,7 @@ def text_requirements(wheel: Path) -> list[str]:
 
 
 class Installation:
-    """One home folder: `venv/`, `models/`, a log, a lock, and a stamp that is written last of all."""
+    """One home folder: `venv/`, `models/`, a log, a lock, and a stamp that is written last."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -131,7 +129,7 @@ class Installation:
         return hashlib.sha256(repr((packages, BUILD_CHAT_MODEL)).encode()).hexdigest()
 
     def done(self) -> bool:
-        """Finished by this very recipe, and its interpreter still starts (the one below it may be gone)."""
+        """Whether it was finished by this recipe and its interpreter still starts (its base may be gone)."""
         try:
             if self._stamp.read_text() != self.recipe():
                 return False
@@ -140,7 +138,7 @@ class Installation:
             return False
 
     def ensure(self) -> None:
-        """Install unless done; of two callers one works and the other waits for it."""
+        """Install unless done. A second caller waits for the first."""
         if self.done():
             return
         with self._locked():
@@ -154,27 +152,29 @@ class Installation:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         if self.home.is_dir() and any(self.home.iterdir()) and not self._lock.exists():
-            raise InstallError(f"{self.home} holds what this program did not put there; choose another --home")
+            raise InstallError(
+                f"{self.home} contains files that this program did not create; choose another --home"
+            )
         self.home.mkdir(parents=True, exist_ok=True)
         with self._lock.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"another installation into {self.home} is under way; waiting for it")
+                say(f"another installation into {self.home} is in progress; waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             self._held = (lock.fileno(),)
             yield
 
     def _install(self) -> None:
-        """From nothing, always: what a broken attempt left behind is thrown away first."""
+        """Install from scratch: the remains of a failed attempt are deleted first."""
         self._stamp.unlink(missing_ok=True)
         self.log.unlink(missing_ok=True)
         for folder in filter(Path.exists, (self.home / "venv", self.home / "models", self._wheels)):
             shutil.rmtree(folder)
         free = shutil.disk_usage(self.home).free
         if free < DISK_BYTES:
-            raise InstallError(f"{self.home} has {free >> 30} GiB free, {DISK_BYTES >> 30} are needed")
-        say(f"installing vLLM {VLLM} for the CPU into {self.home}: minutes, 4 GB; output in {self.log}")
+            raise InstallError(f"{self.home} has {free >> 30} GiB free, {DISK_BYTES >> 30} GiB are required")
+        say(f"installing vLLM {VLLM} for the CPU into {self.home}: minutes, 4 GB; log: {self.log}")
 
         self._run("virtual environment", [sys.executable, "-m", "venv", str(self.home / "venv")])
         self._install_torch()
@@ -231,7 +231,7 @@ class Installation:
         self._run(what, [str(self.python), "-c", program, *arguments])
 
     def ensure_later(self, release: str) -> Path:
-        """The folder that is put before the environment's packages to serve that release; made unless done."""
+        """The folder that goes before the environment's packages to serve that release; created if missing."""
         folder = self.home / f"vllm-{release}"
         stamp, recipe = folder / "stamp", self.recipe() + repr(LATER[release])
         self.ensure()
@@ -242,13 +242,13 @@ class Installation:
         return folder
 
     def _install_later(self, release: str, folder: Path) -> None:
-        """The release's wheel without its GPU kernels, with the CPU's of the environment in their place."""
+        """Install the release's wheel with the environment's CPU kernels in place of its GPU kernels."""
         for left in filter(Path.exists, (folder, self._wheels)):
             shutil.rmtree(left)
         free = shutil.disk_usage(self.home).free
         if free < LATER_BYTES:
-            raise InstallError(f"{self.home} has {free >> 30} GiB free, {LATER_BYTES >> 30} are needed")
-        say(f"putting the Python of vLLM {release} over the kernels of {VLLM}: 340 MB, a minute; see {self.log}")
+            raise InstallError(f"{self.home} has {free >> 30} GiB free, {LATER_BYTES >> 30} GiB are required")
+        say(f"installing the Python of vLLM {release} on the kernels of {VLLM}: 340 MB, a minute; log: {self.log}")
         only = ("--no-deps", "--only-binary", ":all:", "-d", str(self._wheels))
         self._pip(f"wheel of vLLM {release}", "download", *only, f"vllm=={release}")
         with zipfile.ZipFile(self._wheel("vllm")) as archive:
@@ -256,14 +256,14 @@ class Installation:
             archive.extractall(folder, names)
         for kernels in (self._site() / "vllm").glob("_C*.so"):
             shutil.copy2(kernels, folder / "vllm")
-        self._pip("what it needs besides", "install", "--no-deps", "--target", str(folder), *LATER[release])
+        self._pip("additional requirements", "install", "--no-deps", "--target", str(folder), *LATER[release])
         self._name(folder, release)
         check = f"import sys; sys.path.insert(0, {str(folder)!r}); import vllm.entrypoints.openai.api_server"
         self._python(f"import of vLLM {release}", check)
         shutil.rmtree(self._wheels)
 
     def _run(self, what: str, command: list[str]) -> None:
-        """One step, its output in the log; should this program die, the step holds the lock until it ends."""
+        """Run one step with its output in the log. If this program dies, the step keeps the lock until its end."""
         say(what)
         with self.log.open("ab", buffering=0) as log:
             start = log.tell()
@@ -278,7 +278,7 @@ class Installation:
             )
         if status != 0:
             tail = "\n".join(self.log.read_bytes()[start:].decode(errors="replace").splitlines()[-15:])
-            raise InstallError(f"step failed with status {status}: {what}\n{tail}\nall of it: {self.log}")
+            raise InstallError(f"step failed with status {status}: {what}\n{tail}\nfull log: {self.log}")
 
 
 def server_command(installation: Installation, arguments: argparse.Namespace, extra: list[str]) -> list[str]:
@@ -308,16 +308,16 @@ def main() -> None:
     home = Path(os.environ.get("VLLM_HOME") or "~/.cache/streaming-gateway/vllm")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--home", type=Path, default=home, help="default: $VLLM_HOME, here %(default)s")
-    parser = argparse.ArgumentParser(description="A vLLM for the CPU: install it, serve it, find it.")
+    parser = argparse.ArgumentParser(description="Installs and serves a vLLM for the CPU.")
     commands = parser.add_subparsers(dest="command", required=True)
     release = argparse.ArgumentParser(add_help=False)
     release.add_argument(
         "--release",
         choices=(VLLM, *LATER),
         default=os.environ.get("VLLM_RELEASE") or VLLM,
-        help="of vLLM (default: $VLLM_RELEASE, here %(default)s); later ones are their Python on its kernels",
+        help=f"vLLM release (default: $VLLM_RELEASE, now %(default)s); later ones run on the kernels of {VLLM}",
     )
-    about = "make environment and models; nothing if done"
+    about = "create the environment and the models, if missing"
     commands.add_parser("install", parents=[common, release], help=about)
     commands.add_parser("path", parents=[common], help="print the environment's python")
     about = "install if needed, then serve; further flags go to vLLM as they are"
@@ -325,15 +325,17 @@ def main() -> None:
     server.add_argument("--host", default="127.0.0.1")
     server.add_argument("--port", type=int, default=8000)
     server.add_argument("--embed", action="store_true", help="serve the embedding model minilm, not smollm2")
-    server.add_argument("--bare", action="store_true", help="without names, context and tools of our own")
+    server.add_argument(
+        "--bare", action="store_true", help="without our model names, context length and tool settings"
+    )
     server.add_argument("--die-with-parent", action="store_true", help="end when the starting process ends")
     arguments, extra = parser.parse_known_args()
     if getattr(arguments, "release", VLLM) not in (VLLM, *LATER):
-        parser.error(f"VLLM_RELEASE is {arguments.release}; there are {', '.join((VLLM, *LATER))}")
+        parser.error(f"VLLM_RELEASE is {arguments.release}; choose from {', '.join((VLLM, *LATER))}")
     if extra and arguments.command != "serve":
         parser.error(f"unknown arguments: {' '.join(extra)}")
 
-    # Neither a caller's packages nor a file named vllm.py where we stand may shadow the environment's own.
+    # The caller's packages, or a file vllm.py in the current folder, must not shadow those of the environment.
     os.environ.pop("PYTHONPATH", None)
     os.environ["PYTHONSAFEPATH"] = "1"
     installation = Installation(arguments.home.expanduser().resolve())
@@ -346,7 +348,7 @@ def main() -> None:
                 installation.ensure_later(arguments.release)
             say(f"ready: vLLM {arguments.release} in {installation.home}")
         elif not installation.done():
-            sys.exit(f"vllm: not installed in {installation.home}; `{sys.argv[0]} install` does it")
+            sys.exit(f"vllm: not installed in {installation.home}; run `{sys.argv[0]} install`")
         else:
             print(installation.python)
     except (InstallError, OSError) as error:

@@ -1,10 +1,9 @@
-"""Owns one benchmark run: subjects and workloads in rounds, each with a fresh process, then the table.
-Must not know how any subject works.
-Called as `python -m ops.bench` (`--help`); a program that a person runs, never a test."""
+"""The benchmark: each subject under each workload, in rounds, every time with fresh processes; then the table."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -28,30 +27,30 @@ OURS: Final = ("gateway", "gateway-private")
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ops.bench",
-        description="CPU per event and per request, added latency and memory of gateways, beside each other. "
-        "Engine, client and Redis run on CPU 0, the subject on CPU 1, one worker. Linux, 2 CPUs or more.",
+        description="Compares gateways: CPU time per event and per request, added latency, memory. Engine, client "
+        "and Redis run on CPU 0, the subject on CPU 1 with one worker. Needs Linux and 2 CPUs.",
     )
     parser.add_argument(
         "--subjects", default="gateway,gateway-private", metavar="NAME,…",
-        help="gateway (prompts that may be shared: key, Redis look-up, store), gateway-private (the same prompts, "
-        "sampled: nothing shared), direct (no one in between), and the peers of `python -m ops.bench.peers`",
+        help="gateway (sharing possible: each prompt costs key, look-up and store), gateway-private (sampled "
+        "prompts: no sharing), direct (no gateway), and the peers of `python -m ops.bench.peers`",
     )  # fmt: skip
     parser.add_argument("--workloads", default=",".join(NAMES), metavar="NAME,…", help=", ".join(NAMES))
-    parser.add_argument("--rounds", type=int, default=3, help="each with fresh processes (default 3)")
-    parser.add_argument("--scale", type=float, default=1.0, help="of each part's seconds (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, each with fresh processes (default 3)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor for the duration of every part (default 1)"
+    )
     parser.add_argument("--home", type=Path, default=Path.home() / ".cache/streaming-gateway/bench",
                         help="where the peers are installed")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="write every part's figures there, as JSON lines")
+    parser.add_argument("--out", type=Path, help="file for the figures of every part, as JSON lines")
     args = parser.parse_args()
     names = args.subjects.split(",")
     chosen = args.workloads.split(",")
     unknown = sorted(set(chosen) - set(NAMES))
     if unknown:
-        parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    import os
-
+        parser.error(f"unknown workload {', '.join(unknown)}; choose from {', '.join(NAMES)}")
     if (os.cpu_count() or 1) < 2:
-        parser.error("two CPUs are needed: one for the subject alone")
+        parser.error("2 CPUs are required: one is reserved for the subject")
     os.sched_setaffinity(0, {HARNESS_CPU})
     parts: list[Part] = []
     versions: dict[str, str] = {}
@@ -116,7 +115,7 @@ def _subject(
 def _measure(
     name: str, round_: int, workload: Workload, scale: float, load: Load, subject: start.Started | None
 ) -> Part:
-    """One workload: a short warm-up that is not counted, then the part itself."""
+    """A short warm-up that is not counted, then the measured part."""
     pid = subject.pid if subject is not None else None
 
     async def both() -> tuple[Tally, int, tuple[int, int]]:

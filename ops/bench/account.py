@@ -1,6 +1,4 @@
-"""Owns what a process tree has used: CPU nanoseconds by the scheduler's own books, resident memory.
-Must not know what the processes do.
-Called by the benchmark, around each measured part. Linux only: it reads /proc."""
+"""CPU time and memory of a process tree, read from /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from pathlib import Path
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """The process and its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -27,9 +25,9 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_ns(pid: int) -> int:
-    """Time that the tree's threads were on a CPU, in nanoseconds (`schedstat`'s first number, kernel included).
+    """CPU time of all threads of the tree in nanoseconds, kernel included (first field of `schedstat`).
 
-    A thread that has ended since is not counted: measure across a span in which none ends.
+    Threads that have ended are not counted: no thread may end during the measured span.
     """
     total = 0
     for one in tree(pid):
@@ -42,7 +40,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def user_share(pid: int) -> tuple[int, int]:
-    """(user, system) clock ticks of the tree: for what share of the CPU time is the program's own."""
+    """(user, system) clock ticks of the tree."""
     user = system = 0
     for one in tree(pid):
         try:
@@ -67,5 +65,5 @@ def rss_mb(pid: int, *, children: bool = True) -> float:
 
 
 def open_fds(pid: int) -> int:
-    """File descriptors that the tree holds."""
+    """Open file descriptors of the tree."""
     return sum(len(os.listdir(f"/proc/{one}/fd")) for one in tree(pid))

@@ -1,6 +1,4 @@
-"""Owns the fixed client: many connections, cheap enough not to be what is measured; checks every byte it gets.
-Must not know what stands in between, nor CPU accounting.
-Called by the benchmark, in its own process."""
+"""The benchmark's client: many connections at little cost, and every byte of every answer is checked."""
 
 from __future__ import annotations
 
@@ -16,16 +14,16 @@ import msgspec
 from ops.bench.wire import Spec, expected
 
 _CONTENT: Final = b'"content":"'
-MAX_KEPT: Final = 2_000_000  # gaps kept of one part; later ones are not looked at
+MAX_KEPT: Final = 2_000_000  # gaps recorded per part; later ones are dropped
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of one measured part. Seconds."""
+    """The results of one measured part; times in seconds."""
 
     done: int = 0
     events: int = 0
-    wrong: list[str] = field(default_factory=list)  # what was not as it must be
+    wrong: list[str] = field(default_factory=list)  # descriptions of wrong answers, at most 100
     ttft: list[float] = field(default_factory=list)  # request written to first byte of the first content event
     gaps: list[float] = field(default_factory=list)  # between two reads that brought body bytes
     verdicts: dict[str, int] = field(default_factory=dict)  # by x-gateway-cache
@@ -33,7 +31,7 @@ class Tally:
 
 
 class Client(asyncio.Protocol):
-    """One connection: one exchange after the other."""
+    """One connection, used for one exchange after the other."""
 
     def __init__(self, host: str, headers: Mapping[str, str], tally: Tally, check: Callable[[bytes, bytes], bool]):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -51,7 +49,7 @@ class Client(asyncio.Protocol):
         self._verdict = ""
 
     def send(self, spec: Spec, done: Callable[[Client], None]) -> None:
-        """Ask; `done` is called when the answer is whole, right or wrong."""
+        """Send a request; `done` is called when the answer is complete, right or wrong."""
         self._spec, self._done = spec, done
         self._pieces = []
         self._first = True
@@ -68,7 +66,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._spec is not None:
-            self._finish(f"connection lost in mid-answer ({exc})")
+            self._finish(f"connection lost during the answer ({exc})")
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
@@ -145,7 +143,7 @@ class _Chunk(msgspec.Struct):
 
 
 def same_text(got: bytes, wanted: bytes) -> bool:
-    """For a peer that writes the JSON anew: the text is the same, and a stream has its end."""
+    """For a peer that re-serialises JSON: the text is equal, and a stream ends with [DONE]."""
     return _text(got) == _text(wanted) and (b"[DONE]" in got) == (b"[DONE]" in wanted)
 
 
@@ -161,7 +159,7 @@ def _text(body: bytes) -> str:
 
 
 class Load:
-    """Drives connections against one address. `headers` go with every request."""
+    """Drives connections to one address. `headers` are added to every request."""
 
     def __init__(
         self,
@@ -184,7 +182,7 @@ class Load:
         return client
 
     async def closed(self, connections: int, specs: Iterator[Spec], seconds: float) -> Tally:
-        """Each connection asks again as soon as it is answered. The last answers are waited for."""
+        """Closed loop: each connection sends its next request after each answer. Waits for the last answers."""
         loop = asyncio.get_running_loop()
         self.tally = Tally()
         clients = [await self.open() for _ in range(connections)]
@@ -208,14 +206,14 @@ class Load:
             async with asyncio.timeout(seconds + 60):
                 await over
         except TimeoutError:
-            self.tally.wrong.append(f"{running} answers never ended")
+            self.tally.wrong.append(f"{running} answers did not end")
         self.tally.seconds = time.perf_counter() - began
         for client in clients:
             client.close()
         return self.tally
 
     async def waves(self, connections: int, specs: Iterator[Spec], seconds: float) -> Tally:
-        """All connections ask the same at once; when all are answered, the next question."""
+        """All connections send the same request at once; when all are answered, the next one."""
         loop = asyncio.get_running_loop()
         self.tally = Tally()
         clients = [await self.open() for _ in range(connections)]
@@ -237,7 +235,7 @@ class Load:
                 async with asyncio.timeout(60):
                     await over
             except TimeoutError:
-                self.tally.wrong.append(f"{running} answers never ended")
+                self.tally.wrong.append(f"{running} answers did not end")
                 break
         self.tally.seconds = time.perf_counter() - began
         for client in clients:
@@ -245,7 +243,7 @@ class Load:
         return self.tally
 
     async def opened(self, rate: float, specs: Iterator[Spec], seconds: float) -> Tally:
-        """`rate` requests a second, whatever comes back; connections are reused where one is free."""
+        """Open loop: `rate` requests per second, regardless of the answers; idle connections are reused."""
         self.tally = Tally()
         free: list[Client] = [await self.open() for _ in range(16)]
         everyone = list(free)
@@ -277,7 +275,7 @@ class Load:
             async with asyncio.timeout(30):
                 await idle.wait()
         except TimeoutError:
-            self.tally.wrong.append(f"{running} answers never ended")
+            self.tally.wrong.append(f"{running} answers did not end")
         self.tally.seconds = time.perf_counter() - began
         for client in everyone:
             client.close()

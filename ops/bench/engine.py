@@ -1,6 +1,5 @@
-"""Owns the mock engine: vLLM's wire at a known pace, as cheaply as Python can, so that it is not what is measured.
-Must not know proxies or measurements; it counts what it was asked.
-Called as `python -m ops.bench.engine --port N`, by the benchmark."""
+"""The mock engine: vLLM's wire format at a known pace, at so little CPU that the engine is not what is measured.
+It counts its requests; `GET /bench/counts` has the numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ _MODELS: Final = f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","
 
 
 class Pacer:
-    """Sends each stream's events when they are due: one heap and one timer for all of them."""
+    """Sends the events of all streams when they are due, with one heap and one timer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -52,7 +51,7 @@ class Pacer:
         self._loop.call_later(max(0.0, self._heap[0][0] - time.monotonic()), self._tick)
 
     def _tick(self) -> None:
-        now = time.monotonic() + 0.0005  # uvloop's timers know whole milliseconds
+        now = time.monotonic() + 0.0005  # uvloop's timers have a resolution of 1 ms
         heap = self._heap
         while heap and heap[0][0] <= now:
             due, _, exchange = heapq.heappop(heap)
@@ -76,7 +75,7 @@ class Exchange:
         self.gap = spec.itl_us / 1e6
 
     def step(self) -> bool:
-        """Send the next event; the last token brings the finish and the end with it, as vLLM's does."""
+        """Send the next event. The finish and the end go out with the last token, as in vLLM."""
         if self._transport.is_closing():
             return False
         chunks, at = self._chunks, self._at
@@ -134,13 +133,13 @@ class Connection(asyncio.Protocol):
             self.transport.write(_plain("200 OK", f"{{{text}}}".encode()))
         elif path.endswith((b"/health", b"/get_model_info", b"/server_info")):
             self.transport.write(_plain("200 OK", b"{}"))
-        elif path.endswith(b"/render"):  # vllm-router's cache-aware policy asks for the rendered prompt
+        elif path.endswith(b"/render"):  # requested by vllm-router's cache-aware policy
             self.transport.write(_plain("200 OK", b'{"prompt":"","token_ids":[1,2,3]}'))
         else:
             self.transport.write(_plain("404 Not Found", b'{"error":{"message":"no such path","code":404}}'))
 
     def finished(self) -> None:
-        """The exchange is over: the next one may come."""
+        """The exchange is complete."""
 
     def _generate(self, body: bytes) -> None:
         spec = read_spec(body)
@@ -163,7 +162,7 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(port: int) -> None:
-    """Answer until the process is ended."""
+    """Serve until the process is terminated."""
     loop = asyncio.get_running_loop()
     counts = {"generations": 0, "connections": 0}
     adaptive_limit = Pacer(loop)

@@ -1,6 +1,5 @@
-"""Owns the guard against slowly growing costs: Python calls per token and per request, which no noise can move.
-Must not know time: it counts calls, as `cProfile` sees them, and compares them with what they were.
-Called as `python -m ops.bench.guard`, by a person, never as a test. Exits 1 where a bound is passed."""
+"""Counts the Python calls per token and per request with `cProfile`, and compares them with fixed bounds: unlike a
+time, a count does not vary with the load of the machine. Exits 1 if a bound is exceeded."""
 
 from __future__ import annotations
 
@@ -35,19 +34,21 @@ class Case:
     spec: Spec
     connections: int
     per_event: bool
-    bound: float  # calls of Python functions, each event or each request; measured 24 Nov 2026, and a tenth more
+    bound: float  # Python calls per event or request: measured on 24 Nov 2026, plus a tenth
 
 
 CASES: Final = (
     Case("a token, nothing shared", Spec(0, 128, 10_000), 16, True, 10.0),
-    Case("a token of a flight that may be shared", Spec(0, 128, 10_000, shared=True), 16, True, 10.5),
+    Case("a token, sharing possible", Spec(0, 128, 10_000, shared=True), 16, True, 10.5),
     Case("a small JSON request, nothing shared", Spec(0, 1, 0, stream=False), 8, False, 165.0),
-    Case("a small JSON request with look-up and store", Spec(0, 1, 0, stream=False, shared=True), 8, False, 210.0),
+    Case(
+        "a small JSON request, with look-up and store", Spec(0, 1, 0, stream=False, shared=True), 8, False, 210.0
+    ),
 )
 
 
 async def count(case: Case, port: int, seconds: float) -> tuple[float, list[tuple[float, str]]]:
-    """Calls a unit of the gateway's own, of aiohttp's and of the libraries' Python; the dearest of them."""
+    """Python calls per unit of the gateway, aiohttp and other libraries; and the functions, most calls first."""
     load = Load(port, {})
     await load.closed(case.connections, unique(case.spec), 0.5)
     profile = cProfile.Profile()
@@ -69,7 +70,7 @@ async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
     settings = Settings(backends=(f"http://127.0.0.1:{engine}",), port=0, redis=redis)
     log = Log(os.open(os.devnull, os.O_WRONLY), settings.log_format, settings.log_level)
     kept = True
-    print("| | calls of Python | bound | |\n|---|---|---|---|")
+    print("| | Python calls | bound | |\n|---|---|---|---|")
     try:
         async with running(settings, log) as app:
             for case in CASES:
@@ -77,7 +78,7 @@ async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
                 fine = calls <= case.bound
                 kept = kept and fine
                 print(
-                    f"| {case.name} | {calls:.1f} | {case.bound:g} | {'kept' if fine else 'PASSED'} |", flush=True
+                    f"| {case.name} | {calls:.1f} | {case.bound:g} | {'ok' if fine else 'EXCEEDED'} |", flush=True
                 )
                 for each, name in dearest[:show]:
                     print(f"    {each:6.2f}  {name}")
@@ -88,8 +89,10 @@ async def guard(engine: int, redis: str, seconds: float, show: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.guard", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each case")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="the N most often called functions")
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each case")
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="also print the N functions with the most calls"
+    )
     args = parser.parse_args()
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))

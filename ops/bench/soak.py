@@ -1,6 +1,5 @@
-"""Owns the soak: hours of mixed load against the gateway, its memory sampled, the slope with its error.
-Must not know how the gateway works.
-Called as `python -m ops.bench.soak --minutes 30`; a program that a person runs, never a test."""
+"""Runs mixed load against the gateway for a long time, samples its memory, and reports the slope with its
+error."""
 
 from __future__ import annotations
 
@@ -30,11 +29,11 @@ from ops.bench.wire import Spec
 Point = tuple[float, float, int]
 """Seconds, RSS in MB, open file descriptors."""
 SAMPLE_SECONDS: Final = 5.0
-WARM_SHARE: Final = 0.2  # of the time at the start, when pools and caches still fill: not in the slope
+WARM_SHARE: Final = 0.2  # share of the time in which pools and caches still fill; excluded from the slope
 
 
 def specs(seed: int) -> itertools.chain[Spec]:
-    """What agents send: mostly streams, some repeated, some sampled, some of one body."""
+    """A mix as agents send it: mostly streams; some repeated, some sampled, some not streamed."""
     pick = random.Random(seed)  # noqa: S311 - a workload, not a secret
     nonces = itertools.count(1)
     known = [Spec(next(nonces), 64, 5_000, shared=True) for _ in range(50)]
@@ -50,7 +49,7 @@ def specs(seed: int) -> itertools.chain[Spec]:
 
 
 async def leavers(load: Load, wanted: itertools.chain[Spec], until: float) -> int:
-    """Clients that leave in mid-answer, one each tenth of a second: the likeliest way to leak."""
+    """Clients that disconnect during the answer, several a second: the most likely cause of a leak."""
     left = 0
     pick = random.Random(1)  # noqa: S311 - a workload, not a secret
     while time.monotonic() < until:
@@ -64,7 +63,7 @@ async def leavers(load: Load, wanted: itertools.chain[Spec], until: float) -> in
 
 
 async def sample(pid: int, until: float, path: Path) -> list[Point]:
-    """Seconds, RSS in MB and open file descriptors, as they pass."""
+    """Samples of seconds, RSS in MB and open file descriptors, also written to `path`."""
     began, found = time.monotonic(), []
     with path.open("w", newline="") as out:
         rows = csv.writer(out)
@@ -78,7 +77,7 @@ async def sample(pid: int, until: float, path: Path) -> list[Point]:
 
 
 def slope(points: list[Point]) -> tuple[float, float]:
-    """MB an hour after the warm-up, and the error of that: the spread of the slopes of ten blocks of time."""
+    """MB per hour after the warm-up, and its standard error from the means of ten blocks of time."""
     settled = points[int(len(points) * WARM_SHARE) :]
     if len(settled) < 20:
         return (0.0, float("inf"))
@@ -97,7 +96,7 @@ def slope(points: list[Point]) -> tuple[float, float]:
 
 
 def plot(points: list[Point], path: Path) -> bool:
-    """The memory over time, where matplotlib is installed."""
+    """Plot memory over time. False if matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -124,8 +123,8 @@ async def soak(pid: int, port: int, connections: int, minutes: float, out: Path)
     return await steady, await leaving, points
 
 
-def told_besides(log: Path) -> bytes:
-    """What the gateway said that is not the line of a request: its events, and what Python has to complain of."""
+def other_output(log: Path) -> bytes:
+    """The gateway's output without the request lines: its events, and warnings of Python."""
     with log.open("rb") as lines:
         return b"".join(line for line in lines if b'"msg":"request"' not in line)
 
@@ -134,7 +133,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("out/soak"), help="for soak.csv and soak.svg")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/soak"), help="folder for soak.csv and soak.svg (default %(default)s)"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -155,19 +156,19 @@ def main() -> int:
                 ready=lambda: start.answers(port, "/ready", {}), log=work / "subject.log",
             )
         )  # fmt: skip
-        stack.callback(lambda: kept.write_bytes(told_besides(work / "subject.log")))
+        stack.callback(lambda: kept.write_bytes(other_output(work / "subject.log")))
         tally, left, points = uvloop.run(soak(subject.pid, port, args.connections, args.minutes, args.out))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             (args.out / "metrics.txt").write_bytes(answer.read())
     drawn = plot(points, args.out / "soak.svg")
     per_hour, error = slope(points)
     print(
-        f"{machine()}. {args.minutes:g} minutes, {args.connections} connections: {tally.done} answers right, "
-        f"{len(tally.wrong)} wrong, {left} clients left in mid-answer.\n"
-        f"RSS {points[0][1]:.1f} MB at the start, {max(p[1] for p in points):.1f} at most, "
+        f"{machine()}. {args.minutes:g} minutes, {args.connections} connections: {tally.done} answers correct, "
+        f"{len(tally.wrong)} wrong, {left} clients disconnected during their answer.\n"
+        f"RSS {points[0][1]:.1f} MB at the start, {max(p[1] for p in points):.1f} peak, "
         f"{points[-1][1]:.1f} at the end; "
         f"slope {per_hour:+.2f} ± {error:.2f} MB/h after the first {WARM_SHARE:.0%}. "
-        f"File descriptors {points[-1][2]} at the end, {max(p[2] for p in points)} at most.\n"
+        f"File descriptors {points[-1][2]} at the end, {max(p[2] for p in points)} peak.\n"
         f"{args.out}/soak.csv{f' and {args.out}/soak.svg' if drawn else ''}"
     )
     for text in tally.wrong[:5]:

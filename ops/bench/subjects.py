@@ -1,6 +1,4 @@
-"""Owns what is measured: how each subject is started between client and engine, and what it is called.
-Must not know workloads or figures.
-Called by the benchmark's main. The peers' own drivers are in `peers`."""
+"""Starts the programs under test: mock engine, Redis, gateway; and any other command until it is ready."""
 
 from __future__ import annotations
 
@@ -17,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
-READY_SECONDS = 60.0
+READY_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A subject that answers."""
+    """A running process that answers."""
 
     pid: int
     port: int
@@ -54,7 +53,7 @@ def answers(port: int, path: str, headers: Mapping[str, str]) -> bool:
 
 
 class _Kept:
-    """Signals that would end this program, kept until `act`: a child without its `finally` would outlive it."""
+    """Defers SIGTERM and SIGINT until `act`: before the `finally` that ends the child, it would outlive us."""
 
     def __init__(self) -> None:
         self._came: list[int] = []
@@ -72,9 +71,18 @@ class _Kept:
 
 @contextmanager
 def started(
-    command: Command, port: int, cpus: set[int], *, ready: Callable[[], bool], log: Path
+    command: Command,
+    port: int,
+    cpus: set[int],
+    *,
+    ready: Callable[[], bool],
+    log: Path,
+    patience: float = READY_SECONDS,
 ) -> Iterator[Started]:
-    """Run it, pinned, until the block ends; then its whole process group is ended."""
+    """Run the command, pinned to `cpus`, until the block ends; then its process group is terminated.
+
+    Raises RuntimeError with the end of its output if it is not ready within `patience` seconds.
+    """
     with log.open("ab") as out:
         began = time.monotonic()
         kept = _Kept()
@@ -94,9 +102,9 @@ def started(
         try:
             kept.act()
             while not ready():
-                if child.poll() is not None or time.monotonic() - began > READY_SECONDS:
+                if child.poll() is not None or time.monotonic() - began > patience:
                     said = log.read_text("utf-8", "replace")[-500:]
-                    raise RuntimeError(f"{command.argv[0]} does not answer; it said: {said}")
+                    raise RuntimeError(f"{command.argv[0]} is not ready; its output ends with: {said}")
                 time.sleep(0.01)
             yield Started(child.pid, port, time.monotonic() - began)
         finally:
@@ -113,7 +121,7 @@ def started(
 
 
 def gateway(port: int, engine: int, redis: str, *extra: str) -> Command:
-    """Ours, everything on: flights, metrics, the log line (to a file), the Redis look-up and store."""
+    """The gateway with everything on: sharing, metrics, log lines (to a file), Redis look-up and store."""
     return Command(
         [
             sys.executable, "-m", "proxy", "--port", str(port), "--backend", f"http://127.0.0.1:{engine}",
@@ -127,10 +135,10 @@ def engine_command(port: int) -> Command:
 
 
 def redis_command(folder: Path) -> tuple[Command, str]:
-    """A Redis of its own, without persistence, on a unix socket."""
+    """A private Redis on a Unix socket, without persistence; the command and its URL."""
     server = shutil.which("redis-server")
     if server is None:
-        raise RuntimeError("redis-server is not installed: Debian's package redis-server has it")
+        raise RuntimeError("redis-server is not installed: apt-get install redis-server")
     path = folder / "redis.sock"
     return (
         Command(

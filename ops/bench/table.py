@@ -1,6 +1,4 @@
-"""Owns the results: one part's figures as data, and the Markdown table of all of them.
-Must not know how they were measured.
-Called by the benchmark's main."""
+"""One measured part as data, and the Markdown table of all parts."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ class Part(msgspec.Struct, kw_only=True):
     events: int
     seconds: float
     cpu_us: float
-    user: float  # share of the CPU time that was not the kernel's
+    user: float  # share of the CPU time outside the kernel
     busy: float  # CPUs in use
     ttft_ms: tuple[float, float, float]  # p50, p99, max
     gap_ms: tuple[float, float, float]
@@ -47,7 +45,7 @@ class Part(msgspec.Struct, kw_only=True):
 
 
 def machine() -> str:
-    """What it ran on, for the table's head."""
+    """The machine, Python and date, for the head of a report."""
     try:
         info = Path("/proc/cpuinfo").read_text("ascii", "replace")
         model = next(line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name"))
@@ -60,7 +58,7 @@ def machine() -> str:
 
 
 def _middle(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and the smallest and largest in brackets."""
+    """The median, with the smallest and largest in brackets."""
     if not values:
         return "–"
     middle, low, high = statistics.median(values), min(values), max(values)
@@ -109,8 +107,8 @@ def render(parts: Sequence[Part], subjects: Sequence[str], versions: dict[str, s
                 )
     lines += ["", "| | " + " | ".join(subjects) + " |", "|" + "---|" * (1 + len(subjects))]
     rows: dict[str, Callable[[list[Part]], str]] = {
-        "RSS MB, most": lambda found: _middle([max(part.rss_mb for part in found)]),
-        "ready after s": lambda found: _middle(sorted({part.start_s for part in found}), 2),
+        "peak RSS, MB": lambda found: _middle([max(part.rss_mb for part in found)]),
+        "start-up, s": lambda found: _middle(sorted({part.start_s for part in found}), 2),
         "requests": lambda found: str(sum(part.done for part in found)),
         "wrong": lambda found: str(sum(len(part.wrong) for part in found)),
     }

@@ -1,6 +1,5 @@
-"""Owns the bytes of the benchmark: the request that says what it wants, and the answer it must get.
-Must not know sockets, clocks or who stands in between.
-Called by the mock engine (to answer) and by the client (to ask, and to check every byte)."""
+"""Requests and answers of the benchmark, byte for byte: the prompt carries what is requested, so the client knows
+the exact answer. Knows neither sockets nor time."""
 
 from __future__ import annotations
 
@@ -17,17 +16,17 @@ _FINGERPRINT: Final = '"system_fingerprint":"vllm-0.32.0-a22773f2"'
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What one request asks of the mock engine. It travels in the prompt, as proxies drop unknown fields."""
+    """One request to the mock engine. It is encoded in the prompt, since proxies drop unknown fields."""
 
     nonce: int
     tokens: int = 128
     itl_us: int = 0  # microseconds between two tokens; 0: all at once
     stream: bool = True
     usage: bool = False
-    shared: bool = False  # temperature 0: an answer that may be shared, looked up and stored
+    shared: bool = False  # temperature 0: the answer may be shared, looked up and stored
 
     def body(self) -> bytes:
-        """The request: 0.9 KB, as a small chat has."""
+        """The request body: 0.9 KB, the size of a small chat."""
         members = [
             f'"model":"{MODEL}","messages":[{{"role":"system","content":"You are a helpful assistant."}},'
             f'{{"role":"user","content":"bench-{self.nonce:016x} t={self.tokens} itl={self.itl_us} {_FILL}"}}]',
@@ -43,12 +42,12 @@ class Spec:
 
     @property
     def events(self) -> int:
-        """SSE events of the answer: a role, the tokens, a finish, perhaps the usage, [DONE]."""
+        """SSE events of the answer: role, tokens, finish, usage if requested, [DONE]."""
         return self.tokens + 3 + self.usage
 
 
 def read_spec(body: bytes) -> Spec | None:
-    """What a request's body asks for; None where it is not one of ours."""
+    """The spec in a request body; None if there is none."""
     found = _SPEC.search(body)
     if found is None:
         return None
@@ -70,7 +69,7 @@ def _front(nonce: int) -> bytes:
 
 @lru_cache(maxsize=64)
 def _backs(tokens: int, usage: bool) -> tuple[bytes, ...]:
-    """What follows the front in each event: the same for all streams of one length."""
+    """The rest of each event after the front: equal for all streams of one length."""
     found = [
         '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
         ',"prompt_token_ids":null,"prompt_text":null'
@@ -80,7 +79,7 @@ def _backs(tokens: int, usage: bool) -> tuple[bytes, ...]:
         f'"token_ids":null}}]'
         for at in range(tokens)
     ]
-    # vLLM moves the fingerprint to the usage chunk, where there is one.
+    # vLLM puts the fingerprint on the usage chunk if there is one.
     finish = '{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]'
     found.append(finish if usage else f"{finish},{_FINGERPRINT}")
     if usage:
@@ -89,7 +88,7 @@ def _backs(tokens: int, usage: bool) -> tuple[bytes, ...]:
 
 
 def events(spec: Spec) -> list[bytes]:
-    """The stream, event by event, in the form of vLLM 0.32: 230 bytes a token."""
+    """The events of the stream in the form of vLLM 0.32: 230 bytes per token."""
     front = _front(spec.nonce)
     return [*(front + back for back in _backs(spec.tokens, spec.usage)), b"data: [DONE]\n\n"]
 
@@ -109,5 +108,5 @@ def whole(spec: Spec) -> bytes:
 
 
 def expected(spec: Spec) -> bytes:
-    """All bytes of the answer's body, chunked framing taken off."""
+    """The answer's body, without chunked framing."""
     return b"".join(events(spec)) if spec.stream else whole(spec)

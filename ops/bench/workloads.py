@@ -1,6 +1,4 @@
-"""Owns the workloads: what is asked, by how many, for how long, and what the figure is called.
-Must not know subjects or processes.
-Called by the benchmark's main."""
+"""The workloads: which requests, how many connections, for how long, and the name of the figure."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ _NONCES = itertools.count(1)
 
 
 def unique(spec: Spec) -> Iterator[Spec]:
-    """Prompts that never repeat in this process: nothing can be shared or answered from a store."""
+    """Prompts that never repeat in this process: nothing can be shared or found in Redis."""
     while True:
         yield replace(spec, nonce=next(_NONCES))
 
@@ -36,7 +34,7 @@ class Workload:
     run: Callable[[Load, float], Awaitable[Tally]]
     per_event: bool  # the figure is CPU µs per event, else per request
     seconds: float
-    ours_only: bool = False  # it measures sharing, which the peers do not do
+    ours_only: bool = False  # measures sharing, which the peers do not have
 
 
 def _closed(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tally]]:
@@ -48,7 +46,7 @@ def _fan(connections: int, spec: Spec) -> Callable[[Load, float], Awaitable[Tall
 
 
 def workloads(*, shared: bool) -> list[Workload]:
-    """All of them. `shared`: unique prompts still go through the key, the look-up and the store."""
+    """All workloads. `shared`: prompts that could be shared, so each costs key, look-up and store."""
 
     def ask(tokens: int, itl_us: int, *, stream: bool = True) -> Spec:
         return Spec(0, tokens, itl_us, stream=stream, shared=shared)

@@ -1,7 +1,5 @@
-"""Owns the chaos command: which scenarios, how long, what is printed and written, the exit code.
-Must not know how a fault is made or an answer judged.
-Called as `python -m ops.chaos --seed 1`, or with `--minutes 30` as the soak. Exit 1 on anything wrong, hung or
-left behind."""
+"""Plays the chaos scenarios, or with --minutes the soak, and reports what clients received. Exits 1 if any answer
+was wrong or hung, or if the gateway did not return to rest."""
 
 from __future__ import annotations
 
@@ -25,26 +23,30 @@ EVENTS_A_MINUTE: Final = 60
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ops.chaos", description=__doc__)
     parser.add_argument(
-        "--minutes", type=float, help="the soak: everything at once for so long, in place of the scenarios"
+        "--minutes",
+        type=float,
+        help="run the soak (all faults at once) for so many minutes instead of the scenarios",
     )
     parser.add_argument(
-        "--events", type=int, help=f"in all scenarios together; {EVENTS}, or {EVENTS_A_MINUTE} a minute of a soak"
+        "--events", type=int, help=f"faults in total (default {EVENTS}, or {EVENTS_A_MINUTE} per minute of a soak)"
     )
-    parser.add_argument("--seconds", type=float, default=360, help="of load, in all scenarios together")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--engines", type=int, default=3)
-    parser.add_argument("--hung", type=float, default=20, help="seconds after which a request is called hung")
-    parser.add_argument("--only", default="", help="scenarios that have this in their name; they get all the time")
+    parser.add_argument("--seconds", type=float, default=360, help="seconds of load in total (default 360)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of faults and load")
+    parser.add_argument("--clients", type=int, default=50, help="concurrent clients")
+    parser.add_argument("--engines", type=int, default=3, help="number of engines")
+    parser.add_argument("--hung", type=float, default=20, help="seconds after which a request counts as hung")
+    parser.add_argument(
+        "--only", default="", help="only scenarios whose name contains this; they share the total time"
+    )
     parser.add_argument(
         "--out",
         type=Path,
-        help="folder for the numbers, events and logs; of a soak out/chaos-soak",
+        help="folder for the numbers, events and logs (default of a soak: out/chaos-soak)",
     )
     args = parser.parse_args(words)
     if args.minutes is not None:
         if args.minutes <= 0 or args.only:
-            parser.error("--minutes must be over 0 and stands without --only")
+            parser.error("--minutes must be above 0 and cannot be combined with --only")
         args.seconds = args.minutes * 60
         args.out = args.out or Path("out/chaos-soak")
     if args.events is None:
@@ -53,15 +55,15 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def shares(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """What is played, and each one's share of the events and of the time. Raises ValueError."""
+    """The scenarios to play, with their shares of the faults and of the time. Raises ValueError."""
     return chosen(args.only) if args.minutes is None else {SOAK: (1.0, 1.0)}
 
 
 def chosen(only: str) -> dict[str, tuple[float, float]]:
-    """The scenarios, and each one's share of the events and of the time. Raises ValueError where there is none."""
+    """The same for scenarios whose name contains `only`. Raises ValueError if there is none."""
     found = {name: shares for name, (*shares, _) in SCENARIOS.items() if only.lower() in name.lower()}
     if not found:
-        raise ValueError(f"no scenario has {only!r} in it; there are: {'; '.join(SCENARIOS)}")
+        raise ValueError(f"no scenario contains {only!r}; choose from: {'; '.join(SCENARIOS)}")
     events, seconds = (sum(shares[at] for shares in found.values()) for at in (0, 1))
     return {name: (shares[0] / events, shares[1] / seconds) for name, shares in found.items()}
 
@@ -101,11 +103,11 @@ def main() -> int:
         logs.mkdir(parents=True, exist_ok=True)
         try:
             rows = asyncio.run(run(args, logs))
-        except asyncio.CancelledError:  # by SIGTERM: all children have ended
+        except asyncio.CancelledError:  # SIGTERM; all child processes have ended
             return 128 + signal.SIGTERM
     head = (
-        f"{machine()}. Seed {args.seed}, {args.clients} clients, {args.engines} engines, a Redis; "
-        f"hung: no end within {args.hung:g} s. Wanted of streams that no fault touched: {WANTED:.1%} exact."
+        f"{machine()}. Seed {args.seed}, {args.clients} clients, {args.engines} engines, one Redis; "
+        f"hung: not finished within {args.hung:g} s. Target for streams without a fault: {WANTED:.1%} exact."
     )
     page = markdown(rows, head)
     print(page)

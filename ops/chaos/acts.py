@@ -1,6 +1,4 @@
-"""Owns what every fault of a chaos run acts on and draws from.
-Must not know any fault, the load, nor what is right.
-Called by the run, which makes one for each scenario; its faults are in `faults.py` and `hostile.py`."""
+"""The context that every fault gets: the stage, the random source, and the prompts in use."""
 
 from __future__ import annotations
 
@@ -12,21 +10,21 @@ from typing import Final
 from ops.chaos.stage import EngineChild, Stage
 from ops.chaos.wire import Ask
 
-ALL_DOWN: Final = 0.05  # share of engine faults that may leave no engine well
+ALL_DOWN: Final = 0.05  # share of engine faults that may leave no engine undisturbed
 
 
 @dataclass(slots=True)
 class Chaos:
-    """What a fault acts on and draws from. `tags`: prompts that the load asks for again and again."""
+    """The context of a fault. `tags`: prompts that the load repeats."""
 
     stage: Stage
     pick: random.Random
     tags: Sequence[Ask]
-    long: float = 0.0  # seconds of an engine's long end
-    longs: int = 0  # how many such ends there are
+    long: float = 0.0  # seconds of a long outage of an engine
+    longs: int = 0  # how many long outages are left
 
     def engine(self) -> EngineChild | None:
-        """One that suffers nothing now, so that another remains well; none where there is no such."""
+        """An undisturbed engine, such that another one remains; None if there is none."""
         disturbed = self.stage.disturbed()
         well = [engine for engine in self.stage.engines if engine.name not in disturbed]
         if len(well) < 2 and not (well and self.pick.random() < ALL_DOWN):
@@ -35,4 +33,4 @@ class Chaos:
 
 
 Fault = Callable[[Chaos], Awaitable[str]]
-"""Makes the fault and undoes it. Gives a word on what it was; empty where there was nothing to do it to."""
+"""Causes the fault and undoes it. Returns a description, empty if there was no target."""

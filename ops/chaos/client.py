@@ -1,6 +1,5 @@
-"""Owns the chaos run's client: one request over a kept connection, read strictly, ended as it is told to.
-Must not know what is right, nor which faults there are.
-Called by the load. Bounded: whatever the gateway does, a request ends within the bound."""
+"""The chaos client: one request on a kept connection, parsed strictly, ended in the way it is told to. Whatever
+the gateway does, a request ends within the bound."""
 
 from __future__ import annotations
 
@@ -15,23 +14,23 @@ from ops.chaos.verdict import Answer
 from ops.chaos.wire import Ask
 
 LIMIT: Final = 1 << 20
-STALE: Final = 0.1  # seconds in which a kept connection that was closed meanwhile says so
-MAX_BYTES: Final = 1 << 26  # of one answer that are kept
+STALE: Final = 0.1  # seconds in which a kept connection turns out to be closed
+MAX_BYTES: Final = 1 << 26  # bytes kept of one answer
 
 
 class Garbled(Exception):
-    """What came is not HTTP/1.1."""
+    """The response is not HTTP/1.1."""
 
 
 class Client:
-    """One connection at a time."""
+    """A client with one connection at a time."""
 
     def __init__(self, host: str, port: int, *, bound: float) -> None:
         self._host, self._port, self._bound = host, port, bound
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, ask: Ask, *, leave_after: float | None = None, reset: bool = False) -> Answer:
-        """The answer, as far as it came. `leave_after`: the connection is closed then (or reset)."""
+        """The answer, complete or not. `leave_after`: seconds after which the connection is closed (or reset)."""
         lines = [
             f"POST {ask.path} HTTP/1.1",
             f"host: {self._host}:{self._port}",
@@ -43,7 +42,7 @@ class Client:
     async def send(
         self, lines: list[str], body: bytes, *, leave_after: float | None = None, reset: bool = False
     ) -> Answer:
-        """The same of any request."""
+        """The same for any request."""
         head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode("latin-1")
         answer = Answer()
         try:
@@ -75,7 +74,7 @@ class Client:
         except (OSError, EOFError):
             if not kept or answer.status or time.monotonic() > sent + STALE:
                 raise
-            self.close()  # it was closed while it was idle: any client asks again
+            self.close()  # closed while idle: every client retries then
             await self._exchange(request, answer)
             return
         await self._body(reader, answer)

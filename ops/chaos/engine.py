@@ -1,6 +1,4 @@
-"""Owns the chaos engine: vLLM's wire, its text a function of the prompt, honest or lying as it is told to.
-Must not know the gateway or which faults there are besides its own.
-Called as `python -m ops.chaos.engine --port N --number N`, by the chaos run and the pressure runs."""
+"""The chaos engine: vLLM's wire format, its text a function of the prompt, truthful or lying on command."""
 
 from __future__ import annotations
 
@@ -41,10 +39,10 @@ from ops.chaos.wire import (
 
 CONTROL: Final = "/chaos"
 FAIL: Final = b"always-fail"
-"""A prompt with this is answered 500 by every engine."""
+"""Every engine answers a prompt with this with 500."""
 MOST_CHOICES: Final = 16_384  # vLLM's VLLM_MAX_N_SEQUENCES
 INFINITE: Final = b"always-infinite"
-"""A prompt with this is answered 200 with -Infinity by every engine."""
+"""Every engine answers a prompt with this with 200 and -Infinity."""
 RANK: Final = b"x-data-parallel-rank: 99"
 GATHER_SECONDS: Final = 10.0
 LONG_NUMBER: Final = "-0.034513987600803375"
@@ -56,13 +54,13 @@ _MODELS: Final = dumps({"object": "list", "data": [{"id": MODEL, "object": "mode
 class Options:
     port: int
     number: int = 0
-    log: int | None = None  # the descriptor to which each generation is told
-    dimensions: int = DIMENSIONS  # more than the usual: numbers of 21 characters
-    hold: float = 0.0  # seconds before embeddings are answered
-    frame_bytes: int = 0  # of the text of each frame of a flood; 0: there is none
-    frames: int = 0  # of such a stream
-    gather: int = 0  # such streams that begin together
-    body_bytes: int = 0  # of the text of a flooding body; 0: there is none
+    log: int | None = None  # descriptor for the log of generations
+    dimensions: int = DIMENSIONS  # more than the default: numbers of 21 characters
+    hold: float = 0.0  # seconds until embeddings are answered
+    frame_bytes: int = 0  # size of the text of each frame of a flood; 0: no floods
+    frames: int = 0  # frames of a flood
+    gather: int = 0  # floods that start together
+    body_bytes: int = 0  # size of the text of a large body; 0: none
 
 
 class Engine:
@@ -75,15 +73,15 @@ class Engine:
         self.slow_gap = 0.0
         self.ended = False
         self.served = 0
-        self._pick = random.Random(options.number)  # noqa: S311 - lies, no secrets
+        self._pick = random.Random(options.number)  # noqa: S311 - lies, not secrets
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self._gathered = 0
         self._all_here = asyncio.Event()
-        self._flood = b""  # a stream of large frames, ready but for its id
+        self._flood = b""  # a prepared stream of large frames, except its id
 
     async def serve(self) -> None:
-        """Answer until the process is ended."""
+        """Serve until the process is terminated."""
         self._server = await asyncio.start_server(
             self._connection, "127.0.0.1", self.options.port, backlog=1024, limit=1 << 20
         )
@@ -113,8 +111,8 @@ class Engine:
             elif name.lower() == b"transfer-encoding":
                 return False
         body = await reader.readexactly(length) if length else b""
-        if self.ended:  # its core is gone: connections live, nothing is answered
-            self._tell(body, "")
+        if self.ended:  # its core is dead: connections stay open, nothing is answered
+            self._log(body, "")
             await reader.read()
             return False
         path = target.partition("?")[0]
@@ -149,7 +147,7 @@ class Engine:
         return True
 
     async def _gather(self) -> None:
-        """Wait until so many wait here, for a bounded time."""
+        """Wait until `gather` requests wait here, for a bounded time."""
         self._gathered += 1
         if self._gathered >= self.options.gather:
             self._all_here.set()
@@ -167,12 +165,12 @@ class Engine:
         if path == "/health":
             return plain(b"")
         if path == CONTROL:
-            self._told(json.loads(body))
+            self.obey(json.loads(body))
             return plain(b"{}")
         return plain(b'{"detail":"Not Found"}', "404 Not Found")
 
-    def _told(self, order: dict[str, Any]) -> None:
-        """A fault, by the run."""
+    def obey(self, order: dict[str, Any]) -> None:
+        """Apply an order of the chaos run."""
         self.lies.extend(order.get("lies", ()))
         if "slow_gap" in order:
             self.slow_gap = float(order["slow_gap"])
@@ -202,7 +200,7 @@ class Engine:
             return [plain(text, "400 Bad Request")]
         self.served += 1
         if endpoint == "tokenize":
-            self._tell(body, "")
+            self._log(body, "")
             return [plain(dumps(tokenized(spec.tag, spec.tokens) if spec else {"count": 0, "tokens": []}))]
         name = f"{self.options.number}.{os.getpid()}.{self.served}"
         answer = self._answer(endpoint, asked, spec or Spec(0, 8, 0.0), _id(head) or name, name)
@@ -211,18 +209,18 @@ class Engine:
         if INFINITE in body:
             return lies.LIES["infinity"](answer, self._pick)
         lie = self._lie(answer, endpoint) if spec is not None else ""
-        self._tell(body, lie)
+        self._log(body, lie)
         return lies.LIES[lie](answer, self._pick) if lie else lies.honest(answer)
 
-    def _tell(self, body: bytes, lie: str) -> None:
-        """Write down whose prompts came, and which lie they are told."""
+    def _log(self, body: bytes, lie: str) -> None:
+        """Log the tags of the prompts, and the lie in the answer."""
         if self.options.log is not None:
             now = time.monotonic()
             lines = [f"{now:.4f} {self.options.number} {tag:x} {lie}\n" for tag in tags_of(body)]
             os.write(self.options.log, "".join(lines).encode())
 
     def _lie(self, answer: Answer, endpoint: Endpoint) -> str:
-        """The first that fits, of those that it is to tell."""
+        """Take the first ordered lie that fits this answer."""
         for name in self.lies:
             if lies.fits(name, stream=answer.stream, vectors=endpoint == "embeddings"):
                 self.lies.remove(name)
@@ -252,7 +250,7 @@ class Engine:
         return Answer(False, [], shape.whole(columns), gap=spec.gap * tokens, per_pause=choices)
 
     def _flooded(self, endpoint: Endpoint, id_: str) -> bytes:
-        """A stream of so many large frames in one write."""
+        """A stream of large frames in one write."""
         if not self._flood:
             word = "flood " * (self.options.frame_bytes // 6)
             shape = Shape(endpoint, "@", 0)
@@ -271,7 +269,7 @@ class Engine:
 
 
 def _id(head: bytes) -> str:
-    """The request's id, of which vLLM makes the answer's."""
+    """The request's id, from which vLLM makes the id of the answer."""
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"x-request-id":
@@ -290,12 +288,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.chaos.engine", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--number", type=int, default=0)
-    parser.add_argument("--log", default="", help="file to which each generation is told: time, tag, lie")
+    parser.add_argument("--log", default="", help="log file of the generations: time, tag, lie")
     parser.add_argument("--dimensions", type=int, default=DIMENSIONS)
-    parser.add_argument("--hold", type=float, default=0.0, help="seconds before embeddings are answered")
+    parser.add_argument("--hold", type=float, default=0.0, help="seconds until embeddings are answered")
     parser.add_argument("--frame-bytes", type=int, default=0)
     parser.add_argument("--frames", type=int, default=0)
-    parser.add_argument("--gather", type=int, default=0, help="floods that begin together")
+    parser.add_argument("--gather", type=int, default=0, help="floods that start together")
     parser.add_argument("--body-bytes", type=int, default=0)
     given = vars(parser.parse_args())
     log = given.pop("log")

@@ -1,7 +1,5 @@
-"""Owns the faults that a chaos run makes, by name: what each does to engines, Redis or the gateway.
-Hostile clients are in `hostile.py`.
-Must not know the load nor what is right.
-Called by the run, one fault after the other; each is bounded in time and undoes itself."""
+"""The faults by name: what each does to engines, Redis or the gateway. Each is bounded in time and undoes
+itself."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ async def reset_engine(chaos: Chaos) -> str:
 
 
 async def lie(chaos: Chaos) -> str:
-    """One to three answers of one engine. Which requests it was told, the engine writes down."""
+    """One to three wrong answers of one engine. The engine logs which requests they went to."""
     engine = chaos.pick.choice(chaos.stage.engines)
     name = chaos.pick.choice(list(LIES))
     times = chaos.pick.randint(1, 3)
@@ -120,7 +118,7 @@ async def flush_redis(chaos: Chaos) -> str:
 
 
 async def poison_redis(chaos: Chaos) -> str:
-    """Values under the gateway's keys that nobody would have stored."""
+    """Invalid values under the gateway's keys."""
     if "redis" in chaos.stage.disturbed():
         return ""
     redis = _redis(chaos)
@@ -141,7 +139,7 @@ async def poison_redis(chaos: Chaos) -> str:
 
 
 def _body(change: Callable[[bytes], bytes]) -> Callable[[bytes, random.Random], bytes]:
-    """A change of the body within a stored answer: the longest bytes in its list."""
+    """Changes the body of a stored answer: the longest bytes in its list."""
 
     def poison(value: bytes, pick: random.Random) -> bytes:
         try:
@@ -150,7 +148,7 @@ def _body(change: Callable[[bytes], bytes]) -> Callable[[bytes, random.Random], 
                 (at for at, member in enumerate(members) if isinstance(member, bytes)),
                 key=lambda at: len(members[at]),
             )
-        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):  # one of the poisons itself
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):  # already poisoned
             return os.urandom(20)
         members[at] = change(members[at])
         return msgspec.msgpack.encode(members)
@@ -159,7 +157,7 @@ def _body(change: Callable[[bytes], bytes]) -> Callable[[bytes, random.Random], 
 
 
 def _kind(value: bytes, pick: random.Random) -> bytes:
-    """A stream that is called a whole body, and the other way round."""
+    """A stream marked as a JSON body, and the reverse."""
     other = {b"stream": b"whole", b"whole": b"stream"}
     for kind, wrong in other.items():
         if kind in value[:12]:
@@ -188,7 +186,7 @@ POISONS: Final[dict[str, Callable[[bytes, random.Random], bytes]]] = {
 
 
 async def reload(chaos: Chaos) -> str:
-    """The settings file read anew: without one engine for a while, or with settings that are refused."""
+    """A reload of the settings file: without one engine for a while, or with invalid settings."""
     stage = chaos.stage
     if "settings" in stage.disturbed():
         return ""
@@ -204,7 +202,7 @@ async def reload(chaos: Chaos) -> str:
         stage.settle(named([one for one in stage.engines if one is not engine]))
     await asyncio.sleep(chaos.pick.uniform(0.5, 3))
     stage.settle(named(stage.engines))
-    await asyncio.sleep(1.5)  # until it has looked, and asked the engine what it serves
+    await asyncio.sleep(1.5)  # time for the reload, and to fetch the engine's models
     fault.end = time.monotonic()
     if removed is not None:
         removed.end = fault.end

@@ -1,6 +1,5 @@
-"""Owns the hostile clients of a chaos run: what each sends, how long it holds, and that it ends.
-Must not know the load nor what is right; their own answers are nobody's business.
-Called by the run through the table of faults, as any fault. Each is bounded in time and in count."""
+"""The hostile clients: what each sends and how long it holds its connection. Each is bounded in time and in
+count."""
 
 from __future__ import annotations
 
@@ -17,13 +16,13 @@ from ops.chaos.client import Client
 from ops.chaos.engine import FAIL, INFINITE
 from ops.chaos.wire import MODEL, Ask, dumps, post
 
-PATIENCE: Final = 4.0  # seconds that a hostile client waits for its own answer
-SILENT: Final = 300  # connections that send nothing, opened at once
-LARGE: Final = 12_000_000  # bytes of a body that is still taken
+PATIENCE: Final = 4.0  # seconds that a hostile client waits for its answer
+SILENT: Final = 300  # silent connections, opened at once
+LARGE: Final = 12_000_000  # bytes of a body that is still accepted
 
 
 async def _raw(chaos: Chaos, data: bytes, *, hold: float = 0.0, read: int = 1 << 16, buffer: int = 0) -> None:
-    """Send these bytes, read what comes up to a bound, hold the connection, reset it."""
+    """Send bytes, read up to `read` bytes, hold the connection, reset it."""
     loop = asyncio.get_running_loop()
     sock = socket.socket()
     sock.setblocking(False)
@@ -48,7 +47,7 @@ def _own(chaos: Chaos, *, sampled: bool = False, tokens: int = 100, gap: int = 1
 
 
 async def leave(chaos: Chaos) -> str:
-    """Ten of one prompt leave in its middle, at different moments, closing or resetting."""
+    """Ten clients with the same prompt disconnect during the answer, each at its own time, by close or reset."""
     ask = _own(chaos, sampled=chaos.pick.random() < 0.5)
 
     async def one() -> None:
@@ -60,7 +59,7 @@ async def leave(chaos: Chaos) -> str:
 
 
 async def stall(chaos: Chaos) -> str:
-    """Five read nothing of a long answer."""
+    """Five clients do not read a long answer."""
     ask = Ask(chaos.pick.getrandbits(64), tokens=20_000, gap_ms=0)
     await asyncio.gather(*[_raw(chaos, post(ask.body()), hold=PATIENCE, read=0, buffer=4096) for _ in range(5)])
     return "five clients"
@@ -79,7 +78,7 @@ async def half_body(chaos: Chaos) -> str:
 
 
 async def pipelined(chaos: Chaos) -> str:
-    """Requests in one packet, one of them with an offer to upgrade."""
+    """Requests in one packet, one of them with an Upgrade header."""
     first = _own(chaos, tokens=2, gap=0)
     offer = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
     data = post(first.body(), "/v1/chat/completions", *offer) + post(first.body()) + post(first.body())
@@ -88,7 +87,7 @@ async def pipelined(chaos: Chaos) -> str:
 
 
 async def poison(chaos: Chaos) -> str:
-    """A request whose data may raise, take long, or make every engine fail."""
+    """A request that may raise, take long, or make every engine fail."""
     name = chaos.pick.choice(list(_POISON))
     await asyncio.gather(*[_raw(chaos, data) for data in _POISON[name](chaos)])
     return name
@@ -100,12 +99,12 @@ def _text(chaos: Chaos, word: bytes) -> list[bytes]:
 
 
 def _session(chaos: Chaos) -> list[bytes]:
-    """The same sampled prompt twice in a second, each with bytes that are no ASCII in a header."""
+    """The same sampled prompt three times at once, with non-ASCII bytes in a header."""
     return [post(_own(chaos, sampled=True, tokens=3).body(), "/v1/chat/completions", "x-session-id: \xff")] * 3
 
 
 def _rank(chaos: Chaos) -> list[bytes]:
-    """A header that any engine refuses, on prompts that others ask for at this moment."""
+    """A header that every engine rejects, on prompts that other clients send at this moment."""
     asks = chaos.pick.sample(list(chaos.tags), min(5, len(chaos.tags)))
     return [post(ask.body(), ask.path, "x-data-parallel-rank: 99") for ask in asks]
 
@@ -164,13 +163,13 @@ _POISON: Final[dict[str, Callable[[Chaos], list[bytes]]]] = {
 
 
 async def silent(chaos: Chaos) -> str:
-    """A flood of connections that send nothing."""
+    """A flood of silent connections."""
     await asyncio.gather(*[_raw(chaos, b"", hold=2.0, read=0) for _ in range(SILENT)])
     return f"{SILENT} connections"
 
 
 async def cut_upload(chaos: Chaos) -> str:
-    """Large bodies, reset at different places, one of them in chunks."""
+    """Large uploads, reset at different places, one of them chunked."""
     body = b'{"messages":"' + b"x" * LARGE
     cuts = [chaos.pick.randrange(LARGE) for _ in range(4)]
     uploads = [post(body[:cut], length=len(body) + 2) for cut in cuts]
@@ -181,7 +180,7 @@ async def cut_upload(chaos: Chaos) -> str:
 
 
 async def large(chaos: Chaos) -> str:
-    """One body that is large, deep, wide, or more than is taken."""
+    """One body that is large, deep, wide, or too large."""
     name = chaos.pick.choice(list(_LARGE))
     await _raw(chaos, post(_LARGE[name]()))
     return name

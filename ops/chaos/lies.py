@@ -1,6 +1,5 @@
-"""Owns how an engine may answer: an honest answer as steps on the wire, and each lie as a change of them.
-Must not know sockets, requests or whom the lie is told.
-Called by the chaos engine for each answer. Every lie can be seen for what it is: none is only another text."""
+"""Wrong answers of an engine: the truthful answer as steps on the wire, and each lie as a change of them. Every
+lie can be detected: none is only another text."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ops.chaos.wire import Json, dumps
 
 End = Literal["close", "reset"]
 Step = bytes | float | End | Literal["gather"]
-"""Bytes to write, seconds to wait, how the connection ends, or a wait for others that gather."""
+"""Bytes to write, seconds to wait, how the connection ends, or a wait for other requests."""
 
 SSE: Final = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -30,13 +29,13 @@ ERROR: Final[Json] = {"error": {"message": "chaos", "type": "InternalServerError
 
 @dataclass(slots=True)
 class Answer:
-    """What the engine would say if it were honest."""
+    """The truthful answer."""
 
     stream: bool
     frames: list[Json]  # of a stream
-    body: Json  # of one that is whole
+    body: Json  # of a JSON answer
     gap: float = 0.0  # seconds before each frame, or between the request and the whole body
-    per_pause: int = 1  # frames that come together: one of each choice
+    per_pause: int = 1  # frames sent together: one per choice
 
 
 def plain(body: bytes, status: str = "200 OK", kind: str = "application/json", length: int | None = None) -> bytes:
@@ -60,7 +59,7 @@ def honest(answer: Answer) -> list[Step]:
 
 
 def _begun(answer: Answer, share: float = 1.0) -> list[Step]:
-    """The stream's head and so many of its frames."""
+    """The stream's head and a share of its frames."""
     steps: list[Step] = [SSE]
     for at, frame in enumerate(answer.frames[: int(len(answer.frames) * share)]):
         if at % answer.per_pause == 0:
@@ -70,7 +69,7 @@ def _begun(answer: Answer, share: float = 1.0) -> list[Step]:
 
 
 def _impostor(answer: Answer) -> bytes:
-    """An answer that nobody asked for."""
+    """A response without a request."""
     said = {"role": "assistant", "content": IMPOSTOR}
     choice = {"index": 0, "message": said, "text": IMPOSTOR, "logprobs": None, "finish_reason": "stop"}
     return plain(
@@ -79,7 +78,7 @@ def _impostor(answer: Answer) -> bytes:
 
 
 def _finish(reason: str | None) -> Callable[[Answer, Random], list[Step]]:
-    """Half the text, and every choice ended for this reason. None: none is ended."""
+    """Half the text, with this finish_reason in every choice; None: no finish."""
 
     def lie(answer: Answer, _: Random) -> list[Step]:
         changed = copy.deepcopy(answer)
@@ -128,7 +127,7 @@ def _choices_null(answer: Answer, _: Random) -> list[Step]:
 
 
 def _choice_missing(answer: Answer, _: Random) -> list[Step]:
-    """The last of the choices never comes; with one alone there is none."""
+    """The last choice is missing."""
     changed = copy.deepcopy(answer)
     last = answer.per_pause - 1
     changed.frames = [f for f in changed.frames if not any(choice["index"] == last for choice in f["choices"])]
@@ -164,7 +163,7 @@ def _bad_chunk(size: bytes) -> Callable[[Answer, Random], list[Step]]:
 
 
 def _longer(answer: Answer, pick: Random) -> list[Step]:
-    """More is announced than comes."""
+    """The body is shorter than its content-length."""
     if answer.stream:
         return _cut("close")(answer, pick)
     body = dumps(answer.body)
@@ -172,7 +171,7 @@ def _longer(answer: Answer, pick: Random) -> list[Step]:
 
 
 def _shorter(answer: Answer, pick: Random) -> list[Step]:
-    """Less is announced than comes: the rest looks like the next answer."""
+    """The body is longer than its content-length: the rest looks like the next response."""
     if answer.stream:
         return [*honest(answer), chunk(event(answer.frames[0]))]
     body = dumps(answer.body)
@@ -202,7 +201,7 @@ def _infinity(answer: Answer, _: Random) -> list[Step]:
 
 
 def _no_length(answer: Answer, pick: Random) -> list[Step]:
-    """Half a body whose end is the connection's."""
+    """Half a body that ends with the connection."""
     if answer.stream:
         return _half_frame(answer, pick)
     body = dumps(answer.body)
@@ -210,7 +209,7 @@ def _no_length(answer: Answer, pick: Random) -> list[Step]:
 
 
 def _half_frame(answer: Answer, pick: Random) -> list[Step]:
-    """A clean end in the middle of a frame."""
+    """A regular end of the response in the middle of a frame."""
     frame = event(answer.frames[-1])
     return [*_begun(answer, pick.random()), chunk(frame[: len(frame) // 2]) + LAST]
 
@@ -230,12 +229,12 @@ def _status(line: str, kind: str, body: bytes) -> Callable[[Answer, Random], lis
 
 
 def _interim(answer: Answer, _: Random) -> list[Step]:
-    """Two answers before the answer: allowed by HTTP."""
+    """Interim responses before the response, which HTTP allows."""
     return [b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: <x>\r\n\r\n", *honest(answer)]
 
 
 def _odd_chunks(answer: Answer, _: Random) -> list[Step]:
-    """Zeros and extensions in the sizes: allowed by HTTP."""
+    """Zeros and extensions in chunk sizes, which HTTP allows."""
     return [
         b"000" + step.replace(b"\r\n", b";x=y\r\n", 1) if type(step) is bytes and at else step
         for at, step in enumerate(honest(answer))
@@ -295,16 +294,16 @@ LIES: Final[dict[str, Lie]] = {
     "index doubled": _index_doubled,
 }
 VECTORS: Final = frozenset({"null vector", "vector missing", "index doubled"})
-"""Of embeddings only."""
+"""For embeddings only."""
 GENERATED: Final = frozenset(
     {"finish abort", "finish error", "finish none", "choices null", "choice missing", "done alone"}
 )
-"""Of generated texts only."""
+"""For generated texts only."""
 STREAMED: Final = frozenset({"frames after done", "half a frame", "no done", "odd chunks"})
 
 
 def fits(name: str, *, stream: bool, vectors: bool) -> bool:
-    """Whether this lie can be told in such an answer."""
+    """Whether this lie is possible in such an answer."""
     if vectors:
         return name not in GENERATED and name not in STREAMED
     return name not in VECTORS and (stream or name not in STREAMED)

@@ -1,6 +1,5 @@
-"""Owns the load of a chaos run: many clients that ask, compare, sometimes leave, and what came of each request.
-Must not know faults or processes; what a fault may have touched is told afterwards, from times.
-Called by the run. Every request ends within the bound."""
+"""The load: many clients that send, compare and sometimes leave, with the result of each request. Which requests a
+fault may have affected is decided afterwards, from times."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ from ops.chaos.stage import REMOVED, Fault
 from ops.chaos.verdict import USAGE, Verdict, judge
 from ops.chaos.wire import Ask
 
-LEAVE: Final = 0.06  # share of requests that their client leaves
-NAMED: Final = 0.3  # share that bring an x-request-id
-RECENT: Final = 20  # prompts that many ask for, half a second apart
-GRACE: Final = 8.0  # seconds after a fault in which the gateway may still hold an engine for down
-LOOK_BACK: Final = 30.0  # seconds before a request in which the answer that it shares may have begun
+LEAVE: Final = 0.06  # share of requests whose client disconnects
+NAMED: Final = 0.3  # share of requests with an x-request-id
+RECENT: Final = 20  # prompts that many clients send, a new one every half second
+GRACE: Final = 8.0  # seconds after a fault in which the gateway may still consider an engine down
+LOOK_BACK: Final = 30.0  # seconds before a request in which a shared answer may have started
 
 
 @dataclass(slots=True)
@@ -34,12 +33,12 @@ class Result:
     verdict: Verdict
     start: float
     end: float
-    cut: bool = False  # the connection was cut in it
-    touched: bool = False  # a fault may have
+    cut: bool = False  # the connection was cut
+    touched: bool = False  # a fault may have affected it
 
 
 class Mix:
-    """What is asked: prompts that many ask for, twins that are sampled, and some of its own."""
+    """The mix of requests: common prompts, sampled common prompts, and unique ones."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -47,7 +46,7 @@ class Mix:
         self.recent: deque[Ask] = deque(maxlen=20)
 
     def _common(self, kind: str) -> random.Random:
-        """Drawn alike by all who draw at about this time."""
+        """A random source that is the same for everyone at about this time."""
         age = int(self._pick.random() ** 2 * RECENT)
         mark = f"{self._seed} {kind} {int(time.monotonic() * 2) - age}"
         return random.Random(blake2b(mark.encode()).digest())  # noqa: S311 - a workload, not a secret
@@ -80,7 +79,7 @@ class Mix:
 
 
 class Load:
-    """So many clients, each asking again when it has its answer."""
+    """Clients in a closed loop."""
 
     def __init__(self, host: str, port: int, seed: int, bound: float) -> None:
         self.results: list[Result] = []
@@ -88,10 +87,10 @@ class Load:
         self._where = (host, port)
         self._bound = bound
         self._pick = random.Random(seed + 1)  # noqa: S311 - a workload, not a secret
-        self._told: dict[str, int] = {}  # samples, and which request was told them
+        self._told: dict[str, int] = {}  # sample -> index of the request that received it
 
     async def run(self, clients: int, until: float) -> None:
-        """Until then by time.monotonic(), and until what was asked has ended."""
+        """Run until `until` (time.monotonic()) and until the last requests have ended."""
         await asyncio.gather(*[self._client(until) for _ in range(clients)])
 
     async def _client(self, until: float) -> None:
@@ -105,11 +104,11 @@ class Load:
         client.close()
 
     async def wave(self, count: int, clients: int) -> list[Result]:
-        """That many requests and no more; nobody leaves."""
+        """`count` requests; no client disconnects."""
         return await self.asks([self.mix.draw() for _ in range(count)], clients)
 
     async def asks(self, asks: list[Ask], clients: int = 8) -> list[Result]:
-        """These requests."""
+        """Send these requests; no client disconnects."""
         left = list(asks)
         found: list[Result] = []
 
@@ -131,7 +130,7 @@ class Load:
         return result
 
     def _new(self, verdict: Verdict) -> Verdict:
-        """The same, or wrong where a sample in it was told before."""
+        """The verdict; wrong if a sample in it was sent to another request before."""
         here = len(self.results)
         twice = len(set(verdict.nonces)) < len(verdict.nonces)
         for nonce in verdict.nonces:
@@ -142,8 +141,8 @@ class Load:
 def assess(
     results: list[Result], faults: list[Fault], told: list[tuple[float, int, int, str]], engines: int, bound: float
 ) -> None:
-    """Mark what a fault may have touched, excuse usage that an engine lied about and time in which the gateway was
-    stopped, and call a cut without a fault wrong. `told`: what the engines wrote of their generations."""
+    """Mark results that a fault may have affected, excuse wrong usage sent by an engine and time in which the
+    gateway was stopped, and judge a cut without a fault as wrong. `told`: the engines' logs of generations."""
     served: dict[int, list[tuple[float, int, str]]] = {}
     for at, number, tag, lie in told:
         served.setdefault(tag, []).append((at, number, lie))
@@ -162,7 +161,7 @@ def assess(
 
 
 class Timeline:
-    """Faults by their times: which of thousands were at a time, without a look at each."""
+    """Faults indexed by time."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._faults = sorted(faults, key=lambda fault: fault.start)
@@ -171,14 +170,14 @@ class Timeline:
         self._going_on = [fault for fault in faults if fault.end is None]
 
     def during(self, start: float, end: float) -> list[Fault]:
-        """Those that overlap this time."""
+        """The faults that overlap this time span."""
         first, last = bisect_left(self._starts, start - self._longest), bisect_right(self._starts, end)
         ended = (fault for fault in self._faults[first:last] if fault.end is not None)
         return [fault for fault in (*ended, *self._going_on) if fault.overlaps(start, end)]
 
 
 def _stopped(result: Result, faults: Timeline) -> float:
-    """Seconds of the request in which the gateway was stopped, and one for it to catch up each time."""
+    """Seconds of the request in which the gateway was stopped, plus one to catch up each time."""
     return sum(
         min(result.end, (fault.end or result.end) + 1) - max(result.start, fault.start)
         for fault in faults.during(result.start, result.end)
@@ -194,12 +193,12 @@ def _touched(
     if any(lie for _, lie in mine):
         return True
     suspects = {"redis", "gateway", *(f"engine {number}" for number, _ in mine)}
-    now = [fault for fault in faults.during(start, end) if fault.kind != REMOVED]  # that one cuts nothing
+    now = [fault for fault in faults.during(start, end) if fault.kind != REMOVED]  # a removal cuts no stream
     if any(fault.target in suspects for fault in now):
         return True
     if mine or result.verdict.kind == "exact":
         return False
-    if "no_backend" not in result.verdict.why and "queue" not in result.verdict.why:  # it was sent to an engine
+    if "no_backend" not in result.verdict.why and "queue" not in result.verdict.why:  # sent to an engine
         return bool(now)
     recent = {fault.target for line in (faults, lies) for fault in line.during(start - GRACE, end)}
     return sum(target.startswith("engine") for target in recent) == engines

@@ -1,6 +1,4 @@
-"""Owns what a chaos run tells: one row for each scenario, in Markdown and as numbers.
-Must not know how any of it was found.
-Called by the chaos command."""
+"""One row per scenario, as Markdown and as numbers."""
 
 from __future__ import annotations
 
@@ -10,28 +8,28 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 HEAD: Final = (
-    "| scenario | events | requests | exact | honest error | left on purpose | **wrong** | hung | left behind "
-    "| streams that no fault touched: exact |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| scenario | faults | requests | exact | correct error | client left on purpose | **wrong** | hung "
+    "| left behind | streams without a fault: exact |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 KINDS: Final = ("exact", "error", "left", "wrong", "hung")
 WANTED: Final = 0.999
-"""Of the streams that no fault touched, the share that is to be exact."""
+"""The target share of exact answers among streams that no fault affected."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One scenario."""
+    """The results of one scenario."""
 
     scenario: str
     seconds: float = 0.0
     events: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)  # exact, error, left, wrong, hung
-    reasons: Counter[str] = field(default_factory=Counter)  # of all but exact and left
+    reasons: Counter[str] = field(default_factory=Counter)  # of the results that are neither exact nor left
     untouched: int = 0  # streams
     untouched_exact: int = 0
-    untouched_reasons: Counter[str] = field(default_factory=Counter)  # of those that were not
+    untouched_reasons: Counter[str] = field(default_factory=Counter)  # of those that were not exact
     left_behind: list[str] = field(default_factory=list)
-    wave: str = ""  # exact of the last wave
+    wave: str = ""  # exact answers of the last wave
     rss_mb: tuple[float, float] = (0.0, 0.0)  # before and after
     descriptors: tuple[int, int] = (0, 0)
     tasks: tuple[int, int] = (0, 0)
@@ -71,11 +69,11 @@ def markdown(rows: Sequence[Row], head: str) -> str:
             f"RSS {row.rss_mb[0]:.0f} MB before, {row.rss_mb[1]:.0f} after; "
             f"descriptors {row.descriptors[0]}, {row.descriptors[1]}; tasks {row.tasks[0]}, {row.tasks[1]}."
         )
-        lines += [f"  - events: {_most(row.events)}"]
+        lines += [f"  - faults: {_most(row.events)}"]
         if row.reasons:
             lines.append(f"  - not exact: {_most(row.reasons)}")
         if row.untouched_reasons:
-            lines.append(f"  - not exact of streams that no fault touched: {_most(row.untouched_reasons)}")
+            lines.append(f"  - not exact among streams without a fault: {_most(row.untouched_reasons)}")
         lines += [f"  - **left behind:** {what}" for what in row.left_behind]
         lines += [f"  - note: {note}" for note in row.notes]
     return "\n".join(lines) + "\n"

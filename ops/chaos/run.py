@@ -1,6 +1,5 @@
-"""Owns one scenario from its processes' start to its row: warm up, load and faults, heal, look at what is left.
-Must not know the command line.
-Called by the chaos command for each scenario. Bounded in time, whatever the gateway does."""
+"""One scenario: start the processes, warm up, load with faults, recover, check that nothing is left over. Bounded
+in time, whatever the gateway does."""
 
 from __future__ import annotations
 
@@ -41,12 +40,12 @@ SCENARIOS: Final[dict[str, tuple[float, float, Mapping[str, float]]]] = {
     "the gateway stopped for seconds": (0.03, 0.12, {"gateway stopped": 1, "clients leave": 0.5}),
     "everything at once": (0.14, 0.18, dict.fromkeys(FAULTS, 1) | {"engine lies": 4, "gateway stopped": 0.3}),
 }  # fmt: skip
-"""The share of the events, the share of the time, and what each is made of."""
+"""The share of the faults, the share of the time, and the weights of the faults."""
 SOAK: Final = "soak"
 WEIGHTS: Final = {name: weights for name, (_, _, weights) in SCENARIOS.items()} | {
     SOAK: dict.fromkeys(FAULTS, 1.0) | {"engine lies": 4.0, "poison": 3.0, "gateway stopped": 0.3},
 }
-"""What each scenario is made of. The soak is everything at once too, for as long as is asked for."""
+"""The weights of the faults in each scenario, and in the soak."""
 FLAGS: Final = (
     *("--refresh-seconds", "1"),
     *("--breaker-max-seconds", "2"),
@@ -59,12 +58,12 @@ FLAGS: Final = (
     *("--log-level", "warning"),
 )
 OPTIONAL: Final = {"--head-timeout": "3"}
-WARM: Final = 200  # requests before the first measure
+WARM: Final = 200  # requests before the first measurement
 WAVE: Final = 200  # requests after the last fault
-SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be seen up
-EMPTY_SECONDS: Final = 15.0  # for what is left to be given back
-LONGER: Final = 8.0  # seconds by which one engine's end outlasts the bound, so that who waits for it is seen
-RSS_SLACK_MB: Final = 48.0  # of the process: a child that reads large requests ends by itself
+SETTLE_SECONDS: Final = 20.0  # for breakers to close and engines to be up again
+EMPTY_SECONDS: Final = 15.0  # for resources to be released
+LONGER: Final = 8.0  # seconds by which one outage outlasts the bound, so that requests that wait for it hang
+RSS_SLACK_MB: Final = 48.0  # of the main process only: the child for large requests ends by itself
 FD_SLACK: Final = 24
 GAUGE: Final = re.compile(
     r"^gateway_(flights|subscribers|queue_depth|queue_waiting|backend_inflight|client_connections|memory_held_bytes)"
@@ -79,19 +78,19 @@ ODD_USAGE: Final = "of odd usage"
 @dataclass(frozen=True, slots=True)
 class Options:
     seed: int
-    events: int  # of this scenario
-    seconds: float  # of load in it
+    events: int  # faults in this scenario
+    seconds: float  # of load
     clients: int
     engines: int
-    bound: float  # seconds after which a request is called hung
+    bound: float  # seconds after which a request counts as hung
     out: Path | None
 
 
 async def play(scenario: str, options: Options, logs: Path) -> Row:
-    """One scenario against a gateway of its own."""
+    """Play one scenario against a fresh gateway."""
     row = Row(scenario)
     seconds = options.seconds
-    waits = 4 + WAVE / options.clients  # that may each last the bound: the load's end, breakers, the last wave
+    waits = 4 + WAVE / options.clients  # waits of up to the bound: end of the load, breakers, last wave
     limit = seconds + waits * options.bound + LONGER + SETTLE_SECONDS + EMPTY_SECONDS + 30
     began = time.monotonic()
     flags = list(FLAGS)
@@ -105,7 +104,7 @@ async def play(scenario: str, options: Options, logs: Path) -> Row:
             async with asyncio.timeout(limit), stage(folder, options.engines, flags, log) as on:
                 await _scene(row, on, folder, options, WEIGHTS[scenario], logs)
         except TimeoutError:
-            row.left_behind.append(f"the scenario did not end within {limit:.0f} s")
+            row.left_behind.append(f"the scenario did not finish within {limit:.0f} s")
     row.seconds = time.monotonic() - began
     errors = Counter(re.findall(r'"level":"error".*?"msg":"([^"]*)"', log.read_text(errors="replace")))
     if errors:
@@ -136,7 +135,7 @@ async def _scene(
         await running
         results = list(load.results)
         if not on.alive:
-            row.left_behind.append(f"the gateway ended with {on.gateway.child.returncode}")
+            row.left_behind.append(f"the gateway exited with {on.gateway.child.returncode}")
         else:
             await _heal(row, on, load)
             await _last_wave(row, on, load, options.clients)
@@ -148,7 +147,7 @@ async def _scene(
 
 
 def _conclude(row: Row, results: list[Result], on: Stage, folder: Path, options: Options) -> None:
-    """What came of the requests, however the scene ended."""
+    """Assess and count the results, however the scenario ended."""
     assess(results, on.faults, generations(folder), options.engines, options.bound)
     _count(row, results)
     if options.out is not None:
@@ -170,7 +169,7 @@ def _told(row: Row, result: Result) -> dict[str, object]:
 async def _faults(
     row: Row, chaos: Chaos, events: int, until: float, weights: Mapping[str, float], logs: Path
 ) -> None:
-    """That many, spread over the time; what has nothing to act on is drawn again."""
+    """Cause `events` faults, spread over the time; a fault without a target is drawn again."""
     pick = chaos.pick
     start = time.monotonic()
     times = sorted(pick.uniform(0, until - start) for _ in range(events))
@@ -202,8 +201,8 @@ async def _faults(
 
 
 async def _heal(row: Row, on: Stage, load: Load) -> None:
-    """Engines honest, all running, and seen so by the gateway, whose breakers close by what is asked; or the time
-    for that is over."""
+    """Bring everything back: all processes run, engines are truthful, and the gateway sees every engine up with a
+    closed breaker; or the time for that is over."""
     on.gateway.send(signal.SIGCONT)
     for child in (*on.engines, on.redis):
         child.send(signal.SIGCONT)
@@ -222,7 +221,7 @@ async def _heal(row: Row, on: Stage, load: Load) -> None:
             pass
         await load.wave(6, 6)
         await asyncio.sleep(0.25)
-    row.notes.append(f"engines were not all seen well within {SETTLE_SECONDS:.0f} s")
+    row.notes.append(f"not all engines were up within {SETTLE_SECONDS:.0f} s")
 
 
 async def _last_wave(row: Row, on: Stage, load: Load, clients: int) -> None:
@@ -234,7 +233,7 @@ async def _last_wave(row: Row, on: Stage, load: Load, clients: int) -> None:
 
 
 async def _tell(row: Row, on: Stage, load: Load) -> None:
-    """A line a minute, for who waits: how it goes so far."""
+    """Print a line of progress every minute."""
     for minute in itertools.count(1):
         await asyncio.sleep(60)
         kinds = Counter(_so_far(result.verdict) for result in load.results)
@@ -250,7 +249,7 @@ async def _tell(row: Row, on: Stage, load: Load) -> None:
 
 
 def _so_far(verdict: Verdict) -> str:
-    """The kind. Odd usage may be an engine's lie: that is told at the end, when what they said is read."""
+    """The kind of a verdict. Odd usage is only decided at the end, with the engines' logs."""
     return ODD_USAGE if verdict.kind == "wrong" and verdict.why.startswith(USAGE) else verdict.kind
 
 
@@ -271,14 +270,14 @@ async def _left_behind(row: Row, on: Stage, before: tuple[float, int, int]) -> N
         gauges: Counter[str] = Counter()
         for name, value in GAUGE.findall(page):
             gauges[name] += float(value)  # type: ignore[assignment]
-        gauges["client_connections"] -= 1  # the one that asks
+        gauges["client_connections"] -= 1  # our own connection
         found = {name: value for name, value in gauges.items() if value > 0}
         await asyncio.sleep(0.2)
     row.left_behind += [f"{name} {value:g}" for name, value in found.items()]
     try:
         after = await _held(on)
     except OSError:
-        return  # told above
+        return  # reported above
     row.rss_mb, row.descriptors = (before[0], after[0]), (before[1], after[1])
     row.tasks = (before[2], after[2])
     if after[2] > before[2] + TASK_SLACK:

@@ -1,6 +1,5 @@
-"""Owns the processes of a chaos run: engines, a Redis, the gateway; what is done to them, and when it was.
-Must not know who asks or what is right.
-Called by the run for each scenario. Every process ends with the block, and with this program whatever ends it."""
+"""The processes of a scenario (engines, Redis, gateway) and the record of what was done to each, and when. Every
+process ends with the block, and with this program however it ends."""
 
 from __future__ import annotations
 
@@ -23,32 +22,32 @@ from ops.drill.process import Process, started
 from proxy.embedded.redis import server_binary
 
 LISTENS: Final = re.compile(r"gateway at http://(\S+)")
-READY_SECONDS: Final = 20.0  # for a process to listen, on a busy machine
+READY_SECONDS: Final = 20.0  # until a process listens, on a busy machine
 REMOVED: Final = "removed"
-"""The fault of an engine that the settings do not name for a while: what it has under way goes on."""
-LOOK: Final = 0.02  # seconds between two looks at whether it does
+"""The fault of an engine that is missing in the settings for a while: its current requests go on."""
+CHECK_SECONDS: Final = 0.02  # seconds between two checks
 
 
 def tied(*words: str) -> list[str]:
-    """The command, as a process that ends when this one does, however that ends."""
+    """The command wrapped so that its process ends with this one, however that ends."""
     return [sys.executable, "-m", "proxy.embedded.launch", str(os.getpid()), *words]
 
 
 @dataclass(slots=True)
 class Fault:
-    """What was done to whom, from when to when, by time.monotonic()."""
+    """A fault with its target and times (time.monotonic())."""
 
     target: str  # "engine 0", "redis", "gateway"
     kind: str
     start: float
-    end: float | None = None  # None: it goes on
+    end: float | None = None  # None: not over yet
 
     def overlaps(self, start: float, end: float) -> bool:
         return self.start <= end and (self.end is None or self.end >= start)
 
 
 class Child:
-    """A process that is killed and started again. `listens` says whether it serves."""
+    """A process that can be killed and started again; `listens` says whether it serves."""
 
     def __init__(self, name: str, words: Sequence[str]) -> None:
         self.name = name
@@ -62,7 +61,7 @@ class Child:
         )
         async with asyncio.timeout(READY_SECONDS):
             while not await self.listens():  # noqa: ASYNC110 - a fact of another process
-                await asyncio.sleep(LOOK)
+                await asyncio.sleep(CHECK_SECONDS)
 
     async def listens(self) -> bool:
         raise NotImplementedError
@@ -92,7 +91,7 @@ class EngineChild(Child):
         return True
 
     async def order(self, **order: object) -> bool:
-        """Tell it how to be from now on. False where it does not listen."""
+        """Order a behaviour from now on. False if the engine does not listen."""
         body = json.dumps(order).encode()
         head = f"POST {CONTROL} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
         writer = None
@@ -128,13 +127,13 @@ class RedisChild(Child):
 
 
 class Stage:
-    """What faults act on."""
+    """The running processes, and the faults so far."""
 
     def __init__(self, engines: list[EngineChild], redis: RedisChild, gateway: Process, settings: Path) -> None:
         self.engines = engines
         self.redis = redis
         self.gateway = gateway
-        self.settings = settings  # the gateway's file, which names the engines
+        self.settings = settings  # the gateway's settings file, which lists the engines
         self.faults: list[Fault] = []
         self.host, _, port = gateway.address.partition(":")
         self.port = int(port)
@@ -153,11 +152,11 @@ class Stage:
         return fault
 
     def disturbed(self) -> set[str]:
-        """Who suffers a fault now."""
+        """The targets of current faults."""
         return {fault.target for fault in self.faults if fault.end is None}
 
     async def restart(self, child: Child, kind: str, seconds: float) -> None:
-        """Killed, down for so long, started again."""
+        """Kill the process, and start it again after `seconds`."""
         fault = self.begun(child.name, kind)
         await child.kill()
         await asyncio.sleep(seconds)
@@ -165,7 +164,7 @@ class Stage:
         fault.end = time.monotonic()
 
     async def pause(self, who: Child | Process, name: str, seconds: float) -> None:
-        """Stopped by a signal for so long: nothing is closed and nothing answered."""
+        """SIGSTOP for `seconds`: nothing is closed and nothing answered."""
         fault = self.begun(name, "stopped")
         who.send(signal.SIGSTOP)
         try:
@@ -175,7 +174,7 @@ class Stage:
             fault.end = time.monotonic()
 
     async def end_engine(self, engine: EngineChild, seconds: float) -> None:
-        """Its listener is closed, its connections live and bring nothing; killed and started again later."""
+        """Close the engine's listener and let its connections hang; kill and start it after `seconds`."""
         fault = self.begun(engine.name, "ended")
         await engine.order(end=True)
         await asyncio.sleep(seconds)
@@ -184,14 +183,14 @@ class Stage:
         fault.end = time.monotonic()
 
     def settle(self, text: str) -> None:
-        """Have the settings file say this: replaced in one step, and the gateway told so."""
+        """Replace the settings file atomically, and send SIGHUP to the gateway."""
         fresh = self.settings.with_suffix(".new")
         fresh.write_text(text)
         fresh.replace(self.settings)
         self.gateway.send(signal.SIGHUP)
 
     async def get(self, path: str, seconds: float = 5.0) -> bytes:
-        """A body from the gateway, over a connection of its own. Raises OSError where there is none in time."""
+        """The body of a GET from the gateway, on a new connection. Raises OSError if there is none in time."""
         writer = None
         try:
             async with asyncio.timeout(seconds):
@@ -210,7 +209,7 @@ class Stage:
 async def stage(
     folder: Path, engines: int, flags: Sequence[str], log: Path, *, engine_flags: Sequence[str] = ()
 ) -> AsyncIterator[Stage]:
-    """All of it. `folder` is empty, and its path short; `log`: what the gateway writes to stdout."""
+    """Start all processes. `folder` is empty and has a short path; `log` gets the gateway's stdout."""
     async with AsyncExitStack() as stack:
         redis = RedisChild(folder)
         stack.push_async_callback(redis.kill)
@@ -231,12 +230,12 @@ async def stage(
 
 
 def named(engines: Sequence[EngineChild]) -> str:
-    """A settings file that names these engines."""
+    """A settings file with these engines."""
     return f"backends = {json.dumps([f'http://127.0.0.1:{engine.port}' for engine in engines])}\n"
 
 
 def generations(folder: Path) -> list[tuple[float, int, int, str]]:
-    """What the engines wrote of each generation: when, which engine, the prompt's tag, the lie."""
+    """The engines' logs of generations: time, engine, tag of the prompt, lie."""
     found = []
     with suppress(FileNotFoundError):
         for line in (folder / "generations").read_text().splitlines():

@@ -1,6 +1,4 @@
-"""Owns the judgement of one answer: exact, an honest error, left on purpose, wrong, or hung, and why.
-Must not know sockets, faults or other answers; whether a sample was told before, the tally knows.
-Called by the load for each request. Pure."""
+"""Judges one answer: exact, a truthful error, left on purpose, wrong, or hung; with the reason. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +11,17 @@ from ops.chaos.wire import CLIENT, NONCE, Ask, prompt_tokens, tokenized, vector,
 
 Kind = Literal["exact", "error", "left", "wrong", "hung"]
 End = Literal["whole", "cut", "garbled", "left", "hung"]
-"""How the answer ended: by its framing, before that, by framing that is none, by our leaving, or not at all."""
+"""How the answer ended: complete, before its end, with invalid framing, by our disconnect, or not at all."""
 USAGE: Final = "usage"
-"""How a reason begins that is about usage alone."""
+"""The prefix of reasons that concern usage only."""
 _PARTS: Final = ("content", "text")
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a client got, as far as it got."""
+    """What a client received, complete or not."""
 
-    status: int = 0  # 0: no head came
+    status: int = 0  # 0: no head was received
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     end: End = "cut"
@@ -33,11 +31,11 @@ class Answer:
 class Verdict:
     kind: Kind
     why: str = ""
-    nonces: tuple[str, ...] = ()  # the samples that were seen, wholly or in part
+    nonces: tuple[str, ...] = ()  # the samples in it, complete or not
 
 
 def judge(ask: Ask, answer: Answer) -> Verdict:
-    """What it was. A wrong usage is looked for last, so where that is why, the rest is right."""
+    """The verdict. Usage is checked last: if usage is the reason, everything else is right."""
     nonces = tuple(NONCE.findall(answer.body.decode("utf-8", "replace"))) if ask.sampled else ()
     wrong = _wrong(ask, answer)
     if wrong:
@@ -66,7 +64,7 @@ def _frame_code(body: bytes) -> str:
 
 
 def _wrong(ask: Ask, answer: Answer) -> str:
-    """Why it is wrong; empty where it is not."""
+    """Why the answer is wrong; empty if it is not."""
     if answer.end == "garbled":
         return "framing that is not HTTP"
     if IMPOSTOR.encode() in answer.body:
@@ -79,7 +77,7 @@ def _wrong(ask: Ask, answer: Answer) -> str:
 
 
 def _said(ask: Ask, answer: Answer) -> str:
-    """The same, of what it says."""
+    """The same for its content."""
     if answer.status not in (0, 200):
         return _error_shape(answer) if answer.end == "whole" else ""
     try:
@@ -95,12 +93,12 @@ def _error_shape(answer: Answer) -> str:
         error = json.loads(answer.body)["error"]
         sound = bool(error["message"]) and {"type", "code"} <= error.keys()
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound = answer.body == HTML  # the engine's own words, passed on
+        sound = answer.body == HTML  # the engine's own page, passed through
     return "" if sound else f"{answer.status} without an OpenAI error"
 
 
 def _events(body: bytes) -> list[Any]:
-    """The whole events' data; `[DONE]` as it is."""
+    """The data of the complete events; `[DONE]` as a string."""
     events = body.replace(b"\r\n", b"\n").split(b"\n\n")[:-1]
     data = [line[5:].strip() for event in events for line in event.split(b"\n") if line.startswith(b"data:")]
     return ["[DONE]" if one == b"[DONE]" else json.loads(one) for one in data]
@@ -165,8 +163,8 @@ def _texts(ask: Ask, texts: list[str], *, whole: bool) -> str:
 
 
 def _usage(ask: Ask, usage: Any) -> str:
-    """The engine's numbers. Bodies of sampled twins are an exception: the engine told one sum for all of them, so
-    each one's share is an estimate."""
+    """Check the usage. Bodies of merged twins are an exception: the engine reports one sum for all, so each share
+    is an estimate."""
     if usage is None:
         return f"{USAGE}: none"
     before, after, total = usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]

@@ -1,6 +1,4 @@
-"""Owns what the chaos run asks and what the one right answer is: prompts, texts, vectors, vLLM's shapes.
-Must not know sockets, processes or faults.
-Called by the chaos engine (to answer), by its clients (to ask) and by the verdict (to compare)."""
+"""Requests of the chaos run and the one right answer to each: prompts, texts, vectors, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -18,13 +16,13 @@ PATHS: Final[dict[str, Endpoint]] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
-    "/tokenize": "tokenize",  # passed through as it is
+    "/tokenize": "tokenize",  # passed through
 }
 DIMENSIONS: Final = 8
 NONCE: Final = re.compile(r"⟨([0-9a-z.]+)⟩")
-"""What marks one sample: no two samples have the same, so one that is told twice is seen."""
+"""Identifies a sample: no two samples have the same, so one that is sent twice is detected."""
 CLIENT: Final = re.compile(rb"client-[0-9a-f]{16}")
-"""A client's `x-request-id`; the engine makes the answer's `id` from it, as vLLM does."""
+"""A client's `x-request-id`, from which the engine makes the `id` of its answer, as vLLM does."""
 _SPEC: Final = re.compile(rb"chaos-([0-9a-f]{16}) t=(\d+) gap=(\d+) ")
 _WORDS: Final = (
     "red",
@@ -46,14 +44,14 @@ _CREATED: Final = 1795386835
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request of the load. Two with the same tag and endpoint have the same prompt."""
+    """One request. Requests with the same tag and endpoint have the same prompt."""
 
     tag: int
     endpoint: Endpoint = "chat"
     stream: bool = True
     n: int = 1
-    sampled: bool = False  # temperature 1: each answer is a sample of its own
-    usage: bool = False  # of a stream: the usage chunk is asked for
+    sampled: bool = False  # temperature 1: each answer is a new sample
+    usage: bool = False  # request the usage chunk of a stream
     tokens: int = 8
     gap_ms: int = 5  # between two tokens
     texts: int = 1  # of embeddings
@@ -92,7 +90,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a prompt asks of the engine."""
+    """The parameters in a prompt."""
 
     tag: int
     tokens: int
@@ -100,17 +98,17 @@ class Spec:
 
 
 FLOODS: Final = 1000
-"""Tags below it are answered by floods, where the engine is told to make them."""
+"""Prompts with tags below this are answered by floods, if the engine is started with them."""
 
 
 def read_spec(body: bytes) -> Spec | None:
-    """None where the prompt is not one of ours."""
+    """None if the prompt is not one of ours."""
     found = _SPEC.search(body)
     return Spec(int(found[1], 16), int(found[2]), int(found[3]) / 1000) if found else None
 
 
 def tags_of(body: bytes) -> set[int]:
-    """Whose prompts these are: an array of embeddings has texts of several clients."""
+    """The tags in a body: an array of embeddings has texts of several clients."""
     return {int(found[1], 16) for found in _SPEC.finditer(body)}
 
 
@@ -119,7 +117,7 @@ def dumps(value: object) -> bytes:
 
 
 def words(tag: int, tokens: int, choice: int = 0, nonce: str = "") -> list[str]:
-    """The tokens of one choice. A sample's depend on its nonce, which is its first token."""
+    """The tokens of one choice. Those of a sample depend on its nonce, which is the first token."""
     digest = blake2b(f"{tag} {nonce or choice}".encode()).digest()
     found = [_WORDS[digest[at % len(digest)] % len(_WORDS)] + " " for at in range(tokens)]
     if nonce:
@@ -128,7 +126,7 @@ def words(tag: int, tokens: int, choice: int = 0, nonce: str = "") -> list[str]:
 
 
 def vector(text: str, dimensions: int = DIMENSIONS) -> list[float]:
-    """Numbers that JSON tells exactly."""
+    """Numbers that JSON represents exactly."""
     digest = blake2b(text.encode()).digest()
     return [(digest[at % len(digest)] - 128) / 64 for at in range(dimensions)]
 
@@ -157,7 +155,7 @@ class Shape:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{name}"
 
     def frames(self, columns: list[list[str]], *, usage_asked: bool, continuous: bool) -> list[Json]:
-        """The chunks of a stream, `[DONE]` not among them; the choices' tokens take turns."""
+        """The chunks of a stream without `[DONE]`; the tokens of the choices alternate."""
         found: list[Json] = []
         if self.chat:
             found += [
@@ -190,7 +188,7 @@ class Shape:
         return {"index": index, **said, "logprobs": None, "finish_reason": finish}
 
     def whole(self, columns: list[list[str]]) -> Json:
-        """The same as one body."""
+        """The same as one JSON body."""
         choices = []
         for at, column in enumerate(columns):
             text = "".join(column)
@@ -216,7 +214,7 @@ def embeddings(name: str, vectors: list[Any], tag: int) -> Json:
 
 
 def post(body: bytes, path: str = "/v1/chat/completions", *more: str, length: int | None = None) -> bytes:
-    """A POST as its bytes, with more header lines. `length`: what it says of its body, where that is not so."""
+    """The bytes of a POST with additional header lines. `length`: a false content-length."""
     size = len(body) if length is None else length
     lines = [
         f"POST {path} HTTP/1.1",

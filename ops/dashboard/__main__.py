@@ -1,6 +1,4 @@
-"""Owns the writing of ops/grafana/gateway.json.
-Must not know what is in it.
-Called as `python -m ops.dashboard`, after a change of ops/dashboard/panels.py."""
+"""Writes ops/grafana/gateway.json; run it after a change of the panels."""
 
 from __future__ import annotations
 

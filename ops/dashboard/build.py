@@ -1,6 +1,4 @@
-"""Owns Grafana's JSON: where each panel stands, how it is drawn, the variables.
-Must not know what is shown.
-Called by `python -m ops.dashboard` and by its test, which holds ops/grafana/gateway.json to it."""
+"""Grafana's JSON: the layout of the panels, how each is drawn, the variables."""
 
 from __future__ import annotations
 
@@ -18,12 +16,12 @@ SCHEMA: Final = 39
 
 
 def dashboard(rows: Sequence[Row]) -> dict[str, Any]:
-    """The whole of it, as it is imported or provisioned."""
+    """The dashboard as it is imported or provisioned."""
     return {
         "uid": "streaming-gateway",
         "title": "Streaming gateway",
         "tags": ["gateway", "llm"],
-        "description": "Made by `python -m ops.dashboard`: change ops/dashboard/panels.py, not this.",
+        "description": "Written by `python -m ops.dashboard`: edit ops/dashboard/panels.py instead of this file.",
         "schemaVersion": SCHEMA,
         "editable": True,
         "graphTooltip": 1,
@@ -38,7 +36,7 @@ def dashboard(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """The file."""
+    """The contents of the file."""
     return json.dumps(dashboard(rows), indent=1) + "\n"
 
 
@@ -67,7 +65,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def _panels(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Left to right, from the top; a row begins on a line of its own."""
+    """Positions from left to right and top to bottom; each row starts on a new line."""
     number, y = 1, 0
     for row in rows:
         yield {

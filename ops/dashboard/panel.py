@@ -1,6 +1,4 @@
-"""Owns what a panel is, and how its queries are written.
-Must not know Grafana's JSON, nor which panels there are.
-Called by `panels.py` and `build.py`."""
+"""A panel as data, and helpers that write its queries."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ RATE: Final = "$__rate_interval"
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: each query with its legend. `width` of 24 columns."""
+    """One panel: queries with their legends. `width` is in columns, of 24."""
 
     title: str
     queries: tuple[tuple[str, str], ...]
@@ -24,9 +22,9 @@ class Panel:
     width: int = 8
     help: str = ""
     stack: bool = False
-    red: float | None = None  # a threshold: from here on it is red
-    green: float | None = None  # or: under it, it is red
-    words: dict[str, str] = field(default_factory=dict)  # a value's name
+    red: float | None = None  # red from this value on
+    green: float | None = None  # red below this value
+    words: dict[str, str] = field(default_factory=dict)  # names of values
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ def gauge(metric: str, by: str = "") -> str:
 
 
 def share(part: str, whole: str) -> str:
-    """Nothing where there is no traffic; 0, not nothing, where there is but none of the part."""
+    """A share: no value without traffic, 0 if there is traffic but nothing of the part."""
     return f"({part} or vector(0)) / ({whole} > 0)"
 
 
 def some(expr: str) -> str:
-    """0 where a counter has not counted yet: an empty panel would look broken."""
+    """0 before a counter has any series: an empty panel would look broken."""
     return f"{expr} or vector(0)"
 
 

@@ -1,6 +1,5 @@
-"""Owns what the dashboard shows: its rows, their panels, the queries.
-Must not know Grafana's JSON, nor where a panel stands.
-Called by `build.py`. Each query is run against a real Prometheus by tests/ops/test_dashboard.py."""
+"""The dashboard's rows and panels with their queries. tests/ops/test_watch.py runs each against a real
+Prometheus."""
 
 from __future__ import annotations
 
@@ -70,7 +69,7 @@ TRAFFIC: Final = Row(
             ((rate("requests_total", by="status"), "{{status}}"),),
             "reqps",
             stack=True,
-            help="499: the client left.",
+            help="499: the client disconnected.",
         ),
         Panel(
             "Requests by endpoint",
@@ -82,7 +81,7 @@ TRAFFIC: Final = Row(
             "Tokens to clients",
             ((rate("tokens_total", by="direction, model"), "{{direction}} {{model}}"),),
             "short",
-            help="A second; `in` is prompts. Shared answers count for each reader.",
+            help="Per second; `in` is prompts. Shared answers count for each reader.",
         ),
         Panel(
             "Under way",
@@ -97,7 +96,7 @@ TRAFFIC: Final = Row(
             ((rate("flights_ended_total", by="outcome"), "{{outcome}}"),),
             "ops",
             stack=True,
-            help="failed, error: cut off or refused by an engine. cancelled: the last reader left.",
+            help="failed, error: cut off or refused by an engine. cancelled: the last reader disconnected.",
         ),
         Panel(
             "Failing answers",
@@ -111,7 +110,7 @@ TRAFFIC: Final = Row(
                 ),
             ),
             "percentunit",
-            help="Streams that broke after their 200 are in it, which no status shows.",
+            help="Includes streams that failed after their 200, which the status does not show.",
             red=0.05,
         ),
     ),
@@ -140,7 +139,7 @@ LATENCY: Final = Row(
             ),
             "s",
             width=6,
-            help="miss is the engine's; hit is Redis'.",
+            help="miss: from the engine. hit: from Redis.",
         ),
         Panel(
             "TPOT by model p95",
@@ -160,7 +159,7 @@ SHARING: Final = Row(
             ((rate("requests_total", GENERATING, "verdict"), "{{verdict}}"),),
             "reqps",
             stack=True,
-            help="attached: joined one under way. merged: sampled twins, one request. hit: out of Redis.",
+            help="attached: joined a running generation. merged: sampled twins sent as one. hit: from Redis.",
         ),
         Panel(
             "Shares",
@@ -179,7 +178,7 @@ SHARING: Final = Row(
         Panel(
             "Readers of a generation",
             ((share(gauge("subscribers"), gauge("flights")), "readers"),),
-            help="Now; 1 where nobody shares.",
+            help="Current value; 1 without sharing.",
         ),
         Panel("Joined a generation", ((some(rate("coalesced_total", by="endpoint")), "{{endpoint}}"),), "ops"),
         Panel(
@@ -189,7 +188,7 @@ SHARING: Final = Row(
                 (rate("requests_total", GENERATING), "asked of us"),
             ),
             "reqps",
-            help="The distance between the two is what sharing saves.",
+            help="The difference is what sharing saves.",
         ),
         Panel("Look-ups in one round trip", quantiles("lookup_batch_size")[:2]),
     ),
@@ -214,7 +213,7 @@ ENGINES: Final = Row(
             words={"0": "closed", "1": "half open", "2": "open"},
             red=1,
         ),
-        Panel("Under way at engines", ((gauge("backend_inflight", "backend"), "{{backend}}"),)),
+        Panel("In flight at engines", ((gauge("backend_inflight", "backend"), "{{backend}}"),)),
         Panel(
             "As engines report",
             (
@@ -248,12 +247,12 @@ ENGINES: Final = Row(
 LIMITS: Final = Row(
     "Limits and admission",
     (
-        Panel("Queue", ((gauge("queue_depth"), "waits"), (gauge("queue_limit"), "limit"))),
+        Panel("Queue", ((gauge("queue_depth"), "waiting"), (gauge("queue_limit"), "limit"))),
         Panel(
             "Time in the queue",
             quantiles("queue_duration_seconds"),
             "s",
-            help="From the request to an engine or a hit.",
+            help="From the request until it is sent to an engine, or a hit.",
         ),
         Panel("Refused by limits", ((rate("rate_limited_total", by="limit"), "{{limit}}"),), "ops"),
         Panel(
@@ -276,7 +275,7 @@ LIMITS: Final = Row(
             "Limits decided alone",
             ((rate("limit_fallbacks_total"), "a second"),),
             "ops",
-            help="While Redis is away each process limits for itself.",
+            help="While Redis is unavailable, each process enforces the limits on its own.",
         ),
     ),
 )
@@ -295,7 +294,7 @@ REDIS: Final = Row(
             "Look-ups and stores",
             ((rate("cache_operations_total", by="op"), "{{op}}"),),
             "ops",
-            help="bypassed: Redis was not asked, because it is away.",
+            help="bypassed: Redis was skipped because it is unavailable.",
         ),
         Panel(
             "Hit share",
@@ -320,11 +319,11 @@ PROCESS: Final = Row(
             "CPU",
             ((f"rate(process_cpu_seconds_total{{{ONE}}}[{RATE}])", "{{instance}}"),),
             "percentunit",
-            help="Of one core; a gateway is one event loop.",
+            help="Share of one core; a gateway is one event loop.",
             red=0.9,
         ),
         Panel("Memory", ((f"process_resident_memory_bytes{{{ONE}}}", "{{instance}}"),), "bytes"),
-        Panel("Loop lag", quantiles("event_loop_lag_seconds"), "s", help="How late a timer ran.", red=0.25),
+        Panel("Loop lag", quantiles("event_loop_lag_seconds"), "s", help="How late timers run.", red=0.25),
         Panel(
             "File descriptors",
             ((f"process_open_fds{{{ONE}}}", "{{instance}}"), (f"process_max_fds{{{ONE}}}", "limit")),

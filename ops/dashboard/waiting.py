@@ -1,6 +1,4 @@
-"""Owns the dashboard's rows of what waits for an engine, and of embeddings.
-Must not know Grafana's JSON, nor where a panel stands.
-Called by `panels.py`, which has the other rows."""
+"""The dashboard's rows for the queue and for embeddings."""
 
 from __future__ import annotations
 
@@ -15,15 +13,15 @@ WAITING: Final = Row(
         Panel(
             "Callers that wait",
             ((gauge("queue_owners"), ""),),
-            help="Each has its turns, and its share of a full queue.",
+            help="Each caller gets its share of dispatches, and of a full queue.",
         ),
         Panel(
             "Wait for a place",
             tuple((some(expr), name) for expr, name in quantiles("place_wait_seconds")),
             "s",
-            help="Of what had to wait.",
+            help="Only requests that had to wait.",
         ),
-        Panel("Not taken or not kept", ((rate("queue_refused_total", by="why"), "{{why}}"),), "ops"),
+        Panel("Refused or dropped", ((rate("queue_refused_total", by="why"), "{{why}}"),), "ops"),
         Panel(
             "Out of time, moved up",
             (
@@ -35,7 +33,7 @@ WAITING: Final = Row(
         Panel(
             "At one engine at most",
             ((f"max by (backend) ({gauge('backend_max_inflight', 'backend')})", "{{backend}}"),),
-            help="max_inflight, set or (auto) found; summed over the gateways.",
+            help="max_inflight, configured or adapted (auto); summed over the gateways.",
         ),
     ),
 )
@@ -55,7 +53,7 @@ EMBEDDINGS: Final = Row(
                 (some(rate("tokens_total", 'direction="out"')), "delivered"),
             ),
             "short",
-            help="What sharing saves lies between.",
+            help="The difference is what sharing saves.",
         ),
     ),
 )

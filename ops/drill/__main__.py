@@ -1,6 +1,5 @@
-"""Owns the drill as a command: every fault, one after the other, and which alert fired after how long.
-Must not know how a fault is made.
-Called as `python -m ops.drill [--only WORD] [--out DIR]`; needs Debian's `prometheus`. Some three minutes."""
+"""Makes every fault, one after the other, and reports which alert fired after how many seconds (about three
+minutes). Needs Debian's package `prometheus`."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ QUIET_SECONDS: Final = 60.0
 
 
 async def play(on: Stage, fault: Fault) -> list[Row]:
-    """Make the fault, wait for its alerts, undo it. One row an alert, silent or not."""
+    """Make the fault, wait for its alerts, undo it. One row per alert, fired or not."""
     try:
         await on.prometheus.until_data(
             "count(up) == 1", seconds=QUIET_SECONDS
-        )  # the gateways of others are forgotten
+        )  # the gateways of earlier faults are forgotten
         await on.until_quiet(*fault.alerts, seconds=QUIET_SECONDS)
     except TimeoutError:
         return [Row(name, fault.what, None, "it fired before the fault was made", "") for name in fault.alerts]
@@ -52,19 +51,21 @@ async def play(on: Stage, fault: Fault) -> list[Row]:
 
 
 async def drill(binary: str, faults: list[Fault]) -> tuple[list[Row], dict[str, Any]]:
-    """All of them. The rows, and what Prometheus this was."""
+    """Run the drill: the rows, and the version of Prometheus."""
     with tempfile.TemporaryDirectory(prefix="drill-") as folder:
-        async with stage(binary, Path(folder), FACTOR) as on, on.gateway():  # one that is always well
+        async with stage(binary, Path(folder), FACTOR) as on, on.gateway():  # one gateway that stays healthy
             build = await on.prometheus.ask("status/buildinfo")
             return [row for fault in faults for row in await play(on, fault)], build
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m ops.drill", description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", default="", metavar="WORD", help="the faults whose words or alerts have it")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where drill.md and drill.json go")
+    parser = argparse.ArgumentParser(prog="python -m ops.drill", description=__doc__)
     parser.add_argument(
-        "--prometheus", default="prometheus", metavar="PROGRAM", help="where it is not in the PATH"
+        "--only", default="", metavar="WORD", help="only faults whose description or alerts contain this"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for drill.md and drill.json")
+    parser.add_argument(
+        "--prometheus", default="prometheus", metavar="PROGRAM", help="path of Prometheus (default: from the PATH)"
     )
     options = parser.parse_args()
     binary = shutil.which(options.prometheus)
@@ -77,7 +78,7 @@ def main() -> int:
     word = options.only.lower()
     faults = [fault for fault in FAULTS if word in f"{fault.what} {' '.join(fault.alerts)}".lower()]
     if not faults:
-        print(f"drill: no fault has {options.only!r} in it; there are: {', '.join(alerts())}", file=sys.stderr)
+        print(f"drill: no fault contains {options.only!r}; the alerts are: {', '.join(alerts())}", file=sys.stderr)
         return 2
     rows, build = asyncio.run(drill(binary, faults))
     text = markdown(rows, build["version"], FACTOR)

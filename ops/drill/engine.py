@@ -1,6 +1,5 @@
-"""Owns the drill's engine: vLLM's streaming API with a mood that a fault changes while it runs.
-Must not know the gateway or Prometheus.
-Called by the drill's stage. It is an actor: for what an engine may do at byte level see tests/kit/engine.py."""
+"""The drill's engine: vLLM's streaming API with a behaviour that a fault changes while it runs. For errors at byte
+level see the tests' engine."""
 
 from __future__ import annotations
 
@@ -16,18 +15,18 @@ from aiohttp import web
 
 @dataclass
 class Mood:
-    """How it answers from now on. Seconds."""
+    """How the engine answers from now on; times in seconds."""
 
     ttft: float = 0.0
     tokens: int = 8
-    fail: float = 0.0  # share of requests that are refused
-    status: int = 500  # with what
-    cut: bool = False  # closed in the middle of the stream
-    hold: asyncio.Event | None = None  # no answer before it is set
+    fail: float = 0.0  # share of requests that fail
+    status: int = 500  # their status
+    cut: bool = False  # close in the middle of the stream
+    hold: asyncio.Event | None = None  # no answer until it is set
 
 
 class Engine:
-    """Listens on a port of loopback, which it keeps while it is down."""
+    """Listens on a loopback port, the same after an outage."""
 
     def __init__(self) -> None:
         self.mood = Mood()
@@ -40,7 +39,7 @@ class Engine:
         return f"http://127.0.0.1:{self.port}"
 
     async def up(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, always on the same port."""
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -52,7 +51,7 @@ class Engine:
         self.port = self._runner.addresses[0][1]
 
     async def down(self) -> None:
-        """As if it was killed: nothing listens, what was open is closed."""
+        """As if killed: stop listening and close all connections."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -61,7 +60,7 @@ class Engine:
         return web.Response()
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        """What the gateway weighs engines by."""
+        """The load metrics that the gateway reads."""
         waiting = 0 if self.mood.hold is None else 3
         lines = (
             "vllm:num_requests_running 1",
@@ -85,7 +84,7 @@ class Engine:
             await mood.hold.wait()
         await asyncio.sleep(mood.ttft)
         answer = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
-        with suppress(ConnectionResetError):  # a client may leave whenever it likes
+        with suppress(ConnectionResetError):  # the client may have disconnected
             await self._stream(request, answer, mood, asked)
         return answer
 
@@ -121,7 +120,7 @@ def _frame(body: dict[str, Any]) -> bytes:
 
 @asynccontextmanager
 async def engine() -> AsyncIterator[Engine]:
-    """One that is up."""
+    """A running engine."""
     one = Engine()
     await one.up()
     try:

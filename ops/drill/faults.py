@@ -1,6 +1,4 @@
-"""Owns one fault for each alert: what is done to the stage, on purpose, to have it fire.
-Must not know how it is known that it fired.
-Called by the drill and its test. A fault is undone when its block ends."""
+"""One fault for each alert, undone when its block ends."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ Make = Callable[[Stage], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done, and the alerts that it must make fire."""
+    """A fault, and the alerts that must fire."""
 
     what: str
     make: Make
@@ -52,11 +50,11 @@ async def _mood(stage: Stage, mood: Mood) -> AsyncIterator[None]:
             engine.mood = Mood()
 
 
-# The long memories first: a day of look-ups that others' misses have not thinned out, then the slow windows of the
-# two objectives. Each alert must be quiet before its fault.
+# Alerts with long windows come first, before other faults add to them: a day of look-ups, then the slow windows of
+# the two objectives. Each alert must be quiet before its fault.
 
 
-@_fault("hits, then prompts that nobody sent before", "GatewayCacheHitsCollapsed")
+@_fault("hits, then only new prompts", "GatewayCacheHitsCollapsed")
 async def hits_collapse(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as gateway:
         async with clients(gateway.address, 8, same=True):
@@ -76,20 +74,20 @@ async def engines_fail(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("first tokens after 3 s", "GatewayTtftBudgetBurnFast", "GatewayTtftBudgetBurnSlow")
+@_fault("a TTFT of 3 s", "GatewayTtftBudgetBurnFast", "GatewayTtftBudgetBurnSlow")
 async def first_tokens_late(stage: Stage) -> AsyncIterator[None]:
     async with (
         _mood(stage, Mood(ttft=3.0)),
         stage.gateway() as gateway,
         AsyncExitStack() as stack,
     ):
-        for _ in range(6):  # in turns, so that some first token comes in every window
+        for _ in range(6):  # staggered, so that every window has some first tokens
             await stack.enter_async_context(clients(gateway.address, 12))
             await asyncio.sleep(0.5)
         yield
 
 
-@_fault("Redis frozen", "GatewayRedisAway", "GatewayLimitsLocal")
+@_fault("Redis stopped (SIGSTOP)", "GatewayRedisAway", "GatewayLimitsLocal")
 async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as gateway, clients(gateway.address, 4):
         stage.redis.freeze()
@@ -121,7 +119,7 @@ async def engines_killed(stage: Stage) -> AsyncIterator[None]:
                 await engine.up()
 
 
-@_fault("queue filled to three quarters: held engines, one place each", "GatewayQueueFilling")
+@_fault("queue three quarters full: engines that hold, one request each", "GatewayQueueFilling")
 async def queue_filling(stage: Stage) -> AsyncIterator[None]:
     async with (
         _mood(stage, Mood(hold=asyncio.Event())),
@@ -131,7 +129,7 @@ async def queue_filling(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("queue filled to the last place", "GatewayQueueFull")
+@_fault("queue full", "GatewayQueueFull")
 async def queue_full(stage: Stage) -> AsyncIterator[None]:
     async with (
         _mood(stage, Mood(hold=asyncio.Event())),
@@ -148,7 +146,7 @@ async def gateway_killed(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("every target taken away", "GatewayMissing")
+@_fault("all targets removed from Prometheus", "GatewayMissing")
 async def targets_gone(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway():
         stage.forget_all()
@@ -168,7 +166,7 @@ async def streams_cut(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("engines that answer 503, and a retry budget of nothing", "GatewayRetriesDenied")
+@_fault("engines that answer 503, and a retry budget of 0", "GatewayRetriesDenied")
 async def retries_denied(stage: Stage) -> AsyncIterator[None]:
     async with (
         _mood(stage, Mood(fail=1.0, status=503)),
@@ -178,22 +176,22 @@ async def retries_denied(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("a caller who asks too often", "GatewayLimitsRefuseMany")
+@_fault("a caller above its rate limit", "GatewayLimitsRefuseMany")
 async def caller_runs_wild(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway("--rate-limit-rps", "1") as gateway, clients(gateway.address, 2):
         yield
 
 
-@_fault("more connections than there may be", "GatewayConnectionsRefused")
+@_fault("more connections than allowed", "GatewayConnectionsRefused")
 async def connections_refused(stage: Stage) -> AsyncIterator[None]:
     async with (
-        stage.gateway("--max-connections", "4") as gateway,  # Prometheus has its connection by now, and keeps it
+        stage.gateway("--max-connections", "4") as gateway,  # Prometheus already has its connection
         clients(gateway.address, 8),
     ):
         yield
 
 
-@_fault("a reader of the log who reads nothing", "GatewayLogLinesLost")
+@_fault("a log reader that does not read", "GatewayLogLinesLost")
 async def log_unread(stage: Stage) -> AsyncIterator[None]:
     async with (
         stage.gateway("--log-prompts", stdout=asyncio.subprocess.PIPE) as gateway,
@@ -202,7 +200,7 @@ async def log_unread(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("64 file descriptors, most of them taken", "GatewayFilesShort")
+@_fault("64 file descriptors, most of them in use", "GatewayFilesShort")
 async def files_short(stage: Stage) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(stage.gateway(files=64))
@@ -213,7 +211,7 @@ async def files_short(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("a keys file that is broken while it runs", "GatewayReloadFailed")
+@_fault("a keys file that becomes invalid", "GatewayReloadFailed")
 async def keys_broken(stage: Stage) -> AsyncIterator[None]:
     keys = stage.files / "keys.toml"
     keys.write_text(f'[[keys]]\nname = "ops"\nsha256 = "{"0" * 64}"\n')
@@ -222,7 +220,7 @@ async def keys_broken(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("a certificate of one day", "GatewayCertificateExpiring")
+@_fault("a certificate that is valid for one day", "GatewayCertificateExpiring")
 async def certificate_ends(stage: Stage) -> AsyncIterator[None]:
     cert, key = stage.files / "cert.pem", stage.files / "key.pem"
     words = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -243,7 +241,7 @@ async def certificate_ends(stage: Stage) -> AsyncIterator[None]:
         yield
 
 
-@_fault("stopped for 0.7 s time and again, as by a starved CPU", "GatewayLoopLagging")
+@_fault("stopped for 0.7 s again and again, as without CPU time", "GatewayLoopLagging")
 async def loop_lags(stage: Stage) -> AsyncIterator[None]:
     async def starve() -> None:
         while True:
@@ -261,7 +259,7 @@ async def loop_lags(stage: Stage) -> AsyncIterator[None]:
             await asyncio.gather(starving, return_exceptions=True)
 
 
-@_fault("killed and started on one port, time and again", "GatewayRestarting")
+@_fault("killed and restarted again and again", "GatewayRestarting")
 async def restarting(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as first, AsyncExitStack() as stack:
         port = first.address.rpartition(":")[2]

@@ -1,6 +1,5 @@
-"""Owns a child process whose stderr says where it listens, drained for as long as it lives.
-Must not know which program it is.
-Called by the drill for Prometheus and the gateways. Whatever happens, it ends with the block."""
+"""A child process that prints its address on stderr; stderr is drained while it lives, and it ends with the
+block."""
 
 from __future__ import annotations
 
@@ -13,12 +12,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-LINES: Final = 50  # of stderr that are kept, to be shown if it fails
+LINES: Final = 50  # lines of stderr kept for an error message
 END_SECONDS: Final = 5.0
 
 
 class Process:
-    """A child that listens."""
+    """A child process that listens."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self.child = child
@@ -27,12 +26,12 @@ class Process:
         self.listens = asyncio.Event()
 
     def send(self, number: signal.Signals) -> None:
-        """A signal, if it still lives."""
+        """Send a signal if it is still running."""
         if self.child.returncode is None:
             self.child.send_signal(number)
 
     async def read(self, pattern: re.Pattern[str]) -> None:
-        """Its stderr to the end, or it would block; the address is the pattern's first group."""
+        """Read its stderr to the end, since it would block otherwise; the address is the pattern's first group."""
         assert self.child.stderr is not None
         async for line in self.child.stderr:
             text = line.decode(errors="replace").rstrip()
@@ -41,10 +40,10 @@ class Process:
             if found and not self.address:
                 self.address = found[1]
                 self.listens.set()
-        self.listens.set()  # it has ended, and will say no more
+        self.listens.set()  # it has exited
 
     async def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self.send(signal.SIGKILL)
         await self.child.wait()
 
@@ -53,8 +52,8 @@ class Process:
 async def started(
     words: Sequence[str], listens: re.Pattern[str], patience: float, *, stdout: int | None = None
 ) -> AsyncIterator[Process]:
-    """The program, once it has said where it listens. Raises RuntimeError with its last words if it does not
-    within `patience` seconds."""
+    """Run the program until the block ends, which begins when the program has printed its address. Raises
+    RuntimeError with the end of its output if that takes longer than `patience` seconds."""
     child = await asyncio.create_subprocess_exec(
         *words,
         stdin=asyncio.subprocess.DEVNULL,

@@ -1,6 +1,4 @@
-"""Owns one Prometheus for a drill: our rules with shorter windows, a list of targets, its HTTP API.
-Must not know faults or what an alert means.
-Called by the drill's stage and by the tests of the dashboard. Needs Debian's package `prometheus`."""
+"""One Prometheus for a drill: our rules with shorter windows, a list of targets, its HTTP API."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ scrape_configs:
 
 
 class Prometheus:
-    """A running one."""
+    """A running Prometheus."""
 
     def __init__(self, folder: Path, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -39,11 +37,11 @@ class Prometheus:
         self._session = session
 
     def scrape(self, targets: Iterable[str]) -> None:
-        """Have these `host:port` scraped as the job `gateway`, and no others."""
+        """Scrape exactly these `host:port` as the job `gateway`."""
         _write_targets(self._folder, targets)
 
     async def ask(self, path: str, **parameters: str) -> Any:
-        """The `data` of an answer of its API. Raises RuntimeError with Prometheus' own words."""
+        """The `data` of an API response. Raises RuntimeError with the error of Prometheus."""
         async with self._session.get(f"{self.url}/api/v1/{path}", params=parameters) as response:
             body = await response.json()
         if body["status"] != "success":
@@ -55,7 +53,7 @@ class Prometheus:
         return list((await self.ask("query", query=expr))["result"])
 
     async def until_data(self, *exprs: str, seconds: float) -> None:
-        """Each of them has a sample that is a number. Raises TimeoutError, naming those that had none."""
+        """Wait until each query has a sample that is a number. Raises TimeoutError naming those without."""
         silent = set(exprs)
         try:
             async with asyncio.timeout(seconds):
@@ -68,23 +66,23 @@ class Prometheus:
             raise TimeoutError(f"no data for {sorted(silent)}") from None
 
     async def alerts(self) -> list[dict[str, Any]]:
-        """Those pending and firing, with their labels and annotations."""
+        """The pending and firing alerts, with their labels and annotations."""
         return list((await self.ask("alerts"))["alerts"])
 
     async def firing(self) -> set[str]:
-        """The names of the alerts that fire now."""
+        """The names of the firing alerts."""
         return {alert["labels"]["alertname"] for alert in await self.alerts() if alert["state"] == "firing"}
 
 
 def _write_targets(folder: Path, targets: Iterable[str]) -> None:
     new = folder / "targets.new"
     new.write_text(json.dumps([{"targets": sorted(targets)}]), "ascii")
-    new.replace(folder / "targets.json")  # at once: it watches the file
+    new.replace(folder / "targets.json")  # atomically: Prometheus watches the file
 
 
 @asynccontextmanager
 async def running(binary: str, folder: Path, factor: float, targets: Iterable[str]) -> AsyncIterator[Prometheus]:
-    """A Prometheus on a free port of loopback, its data in `folder`, each rule's window divided by `factor`."""
+    """A Prometheus on a free loopback port with its data in `folder`; windows of rules are divided by `factor`."""
     (folder / "rules").mkdir(parents=True)
     for path in (FOLDER / "rules").glob("*.yml"):
         (folder / "rules" / path.name).write_text(scaled(path.read_text("utf-8"), factor), "utf-8")
@@ -96,7 +94,7 @@ async def running(binary: str, folder: Path, factor: float, targets: Iterable[st
         f"--config.file={config}",
         f"--storage.tsdb.path={folder / 'data'}",
         "--web.listen-address=127.0.0.1:0",
-        "--query.lookback-delta=2s",  # five minutes would keep what is gone alive for the whole drill
+        "--query.lookback-delta=2s",  # the default of 5 minutes would keep stopped targets for the drill
     ]
     async with started(words, _LISTENS, PATIENCE) as process, aiohttp.ClientSession() as session:
         prometheus = Prometheus(folder, f"http://{process.address}", session)

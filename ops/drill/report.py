@@ -1,6 +1,4 @@
-"""Owns how a drill is told: one row an alert, as Markdown.
-Must not know how a drill is run.
-Called by the drill."""
+"""The drill's report: one row per alert, as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One alert: the fault, the seconds from it to the firing (None: it did not fire), what the alert said."""
+    """One alert: the fault, the seconds until it fired (None: it did not), and its text."""
 
     alert: str
     fault: str
@@ -20,26 +18,26 @@ class Row:
     value: str
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The row for JSON."""
         return asdict(self)
 
 
 def markdown(rows: Sequence[Row], version: str, factor: float) -> str:
-    """The whole page."""
+    """The page."""
     fired = sum(row.seconds is not None for row in rows)
     lines = [
-        "# Each alert, fired by a fault made on purpose",
+        "# Every alert, fired by a fault made on purpose",
         "",
-        "`python -m ops.drill`: real gateways, a real Redis, two engines that misbehave as told,",
+        "`python -m ops.drill`: real gateways, a real Redis, two engines that fail on command, and",
         f"Prometheus {version} with this tree's rules, each window and `for` divided by {factor:g}. Seconds",
-        "are from the fault to the firing, on a shared machine: they say that it fires, not how fast.",
+        "are from the fault to the alert, on a shared machine: they show that it fires, not how fast.",
         "",
         f"**{fired} of {len(rows)} alerts fired.**",
         "",
-        "| alert | fault | s | what it said |",
+        "| alert | fault | s | text |",
         "|---|---|---|---|",
     ]
     for row in rows:
-        seconds = "**silent**" if row.seconds is None else f"{row.seconds:.1f}"
+        seconds = "**did not fire**" if row.seconds is None else f"{row.seconds:.1f}"
         lines.append(f"| {row.alert} | {row.fault} | {seconds} | {row.said} |")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,4 @@
-"""Owns the rules as text: which alerts there are, and their windows made shorter for a drill.
-Must not know Prometheus' processes or faults.
-Called by the drill and by the tests of the rules."""
+"""The alert rules as text: their names, and their windows shortened for a drill."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ _ALERT: Final = re.compile(r"^ +- alert: (\w+)$", re.MULTILINE)
 
 
 def scaled(text: str, factor: float) -> str:
-    """The rules with each `[window]` and each `for:` divided by `factor`; thresholds and words stay."""
+    """The rules with each `[window]` and `for:` divided by `factor`; nothing else changes."""
 
     def shorter(found: re.Match[str]) -> str:
         milliseconds = max(1, round(int(found["n"]) * _UNITS[found["unit"]] / factor))
@@ -25,11 +23,11 @@ def scaled(text: str, factor: float) -> str:
 
 
 def sections() -> dict[str, str]:
-    """Each alert's text in the file, by its name, in its order."""
+    """The text of each alert in the file, by name, in order."""
     _, *parts = _ALERT.split((FOLDER / "rules" / "alerts.yml").read_text("utf-8"))
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 def alerts() -> list[str]:
-    """Every alert's name."""
+    """The names of all alerts."""
     return list(sections())

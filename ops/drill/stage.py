@@ -1,6 +1,5 @@
-"""Owns what a drill plays on: two engines, a Redis, gateways as real processes, clients, a Prometheus.
-Must not know which alert a fault is for.
-Called by the drill and by the tests of ops/. Everything is on loopback, and ends with the stage."""
+"""What a drill runs on: two engines, a Redis, gateways as real processes, clients, a Prometheus. All on loopback,
+and all end with the stage."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ from ops.drill.process import Process, started
 from ops.drill.prometheus import Prometheus, running
 from proxy.embedded.redis import server_binary
 
-GATEWAY_SECONDS: Final = 20.0  # to start, on a busy machine
+GATEWAY_SECONDS: Final = 20.0  # until it listens, on a busy machine
 REDIS_SECONDS: Final = 10.0
 DISCOVERY_SECONDS: Final = 15.0  # Prometheus takes new targets every five seconds at most
-PAUSE: Final = 0.01  # of a client after each answer, seconds: a refusal must not become a busy loop
+PAUSE: Final = 0.01  # seconds between two requests of a client, so that refusals do not become a busy loop
 _LISTENS: Final = re.compile(r"gateway at http://(\S+)")
 _USUAL: Final = (
     *("--refresh-seconds", "0.2"),
@@ -33,12 +32,12 @@ _USUAL: Final = (
     *("--drain-timeout", "1"),
     *("--retries", "1"),
     *("--retry-backoff-ms", "1"),
-    *("--rate-limit-rps", "1000000"),  # so that limits are shared by Redis, and refuse nobody
+    *("--rate-limit-rps", "1000000"),  # so that limits are shared through Redis but never reached
 )
 
 
 class Stage:
-    """What faults act on."""
+    """The processes that faults act on."""
 
     def __init__(self, prometheus: Prometheus, engines: list[Engine], redis: Redis, files: Path) -> None:
         self.prometheus = prometheus
@@ -51,9 +50,9 @@ class Stage:
     async def gateway(
         self, *flags: str, files: int = 0, stdout: int | None = None, scraped: bool = True
     ) -> AsyncIterator[Process]:
-        """A gateway before both engines, once it has been scraped: a rise is only seen from something.
+        """A gateway in front of both engines, after its first scrape: a rate needs a sample from before the fault.
 
-        `files` bounds its descriptors. Later flags win. Not `scraped`: Prometheus knows its address already.
+        `files`: limit of its descriptors. Later flags win. `scraped=False`: Prometheus already has its address.
         """
         backends = [word for one in self.engines for word in ("--backend", one.url)]
         words = [
@@ -83,25 +82,25 @@ class Stage:
                 self.forget(process.address)
 
     def scrape(self, address: str) -> None:
-        """Have Prometheus look there too."""
+        """Add a target to Prometheus."""
         self._targets.add(address)
         self.prometheus.scrape(self._targets)
 
     def forget(self, address: str) -> None:
-        """Have it look there no more."""
+        """Remove a target from Prometheus."""
         self._targets.discard(address)
         self.prometheus.scrape(self._targets)
 
     def forget_all(self) -> None:
-        """Have it look nowhere."""
+        """Remove all targets from Prometheus."""
         self.prometheus.scrape(())
 
     def remember(self) -> None:
-        """Have it look where it did."""
+        """Restore the targets."""
         self.prometheus.scrape(self._targets)
 
     async def until_firing(self, *names: str, seconds: float) -> dict[str, dict[str, Any]]:
-        """The alerts, once all of them fire. Raises TimeoutError, saying which do."""
+        """Wait until all these alerts fire. Raises TimeoutError naming those that do not."""
         found: dict[str, dict[str, Any]] = {}
         states: dict[str, str] = {}
         try:
@@ -113,11 +112,11 @@ class Stage:
                         if alert["state"] == "firing":
                             found.setdefault(name, alert)
         except TimeoutError:
-            raise TimeoutError(f"{sorted(set(names) - found.keys())} did not fire; there was {states}") from None
+            raise TimeoutError(f"{sorted(set(names) - found.keys())} did not fire; seen: {states}") from None
         return {name: found[name] for name in names}
 
     async def until_quiet(self, *names: str, seconds: float) -> None:
-        """None of these alerts fires. Raises TimeoutError."""
+        """Wait until none of these alerts fires. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while await self.prometheus.firing() & set(names):  # noqa: ASYNC110 - a fact of another process
                 await asyncio.sleep(0.1)
@@ -131,11 +130,11 @@ class Redis:
         self._child = child
 
     def freeze(self) -> None:
-        """It answers no more, and refuses nothing: the worst that a Redis does."""
+        """Stop it: connections stay open and get no answer, the worst failure of a Redis."""
         self._child.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """It goes on."""
+        """Continue it."""
         self._child.send_signal(signal.SIGCONT)
 
 
@@ -158,13 +157,13 @@ async def _redis(folder: Path) -> AsyncIterator[Redis]:
 
 
 class Clients:
-    """So many at a time, each asking again when it has its answer. `said` counts the statuses."""
+    """Clients in a closed loop. `said` counts the statuses."""
 
     def __init__(self) -> None:
         self.said: Counter[str] = Counter()
         self.asked = 0
-        self.same = False  # all ask the same prompt: hits and attached
-        self.words = 1  # of padding in each prompt
+        self.same = False  # all send the same prompt: hits and attached
+        self.words = 1  # padding words in each prompt
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> None:
         self.asked += 1
@@ -177,7 +176,7 @@ class Clients:
         except aiohttp.ClientError as e:
             self.said[type(e).__name__] += 1
 
-    async def _go_on(self, session: aiohttp.ClientSession, url: str) -> None:
+    async def run(self, session: aiohttp.ClientSession, url: str) -> None:
         while True:
             await self._ask(session, url)
             await asyncio.sleep(PAUSE)
@@ -185,13 +184,13 @@ class Clients:
 
 @asynccontextmanager
 async def clients(address: str, count: int, *, same: bool = False, words: int = 1) -> AsyncIterator[Clients]:
-    """That many, for as long as the block lasts."""
+    """`count` clients while the block lasts."""
     them = Clients()
     them.same, them.words = same, words
     url = f"http://{address}/v1/chat/completions"
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
-        tasks = [asyncio.create_task(them._go_on(session, url)) for _ in range(count)]
+        tasks = [asyncio.create_task(them.run(session, url)) for _ in range(count)]
         try:
             yield them
         finally:
@@ -202,7 +201,7 @@ async def clients(address: str, count: int, *, same: bool = False, words: int = 
 
 @asynccontextmanager
 async def stage(prometheus: str, folder: Path, factor: float) -> AsyncIterator[Stage]:
-    """All of it but the gateways. `prometheus` is the program's path; `folder` is empty, and its path short."""
+    """Everything but the gateways. `prometheus`: path of the program; `folder` is empty and has a short path."""
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(_redis(folder))
         engines = [await stack.enter_async_context(engine()) for _ in range(2)]

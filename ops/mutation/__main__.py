@@ -1,6 +1,6 @@
-"""Owns the command line of the mutation run: `tox -e mutation -- --seed 7 --sample 250`.
-Must not know how mutants are made or tried. Keeps its records under out/mutation, so a run goes on where it was
-stopped. Called by tox, and by people. Exits 1 where fewer than `--least` % of what is not equivalent is killed."""
+"""Runs the tests against a seeded sample of mutants: `tox -e mutation -- --seed 7 --sample 250`. Records are kept
+under out/mutation, so a run continues where it was stopped. Exits 1 if fewer than --least % of the mutants that
+are not equivalent are killed."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ OUT = ROOT / "out" / "mutation"
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ops.mutation", description=__doc__)
-    parser.add_argument("--seed", type=int, default=7, help="of the draw")
-    parser.add_argument("--sample", type=int, default=250, help="how many mutants")
-    parser.add_argument("--module", action="append", help="draw from this module alone (again for others)")
-    parser.add_argument("--mutants", type=Path, help="a TOML file of [[mutant]] to try, in place of a sample")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests beyond the closest, a mutant")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; a later run goes on")
-    parser.add_argument("--again", action="store_true", help="try the survivors once more")
-    parser.add_argument("--report", action="store_true", help="print what is known, and try nothing")
-    parser.add_argument("--least", type=float, default=95.0, help="per cent that must be killed")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the sample")
+    parser.add_argument("--sample", type=int, default=250, help="number of mutants")
+    parser.add_argument("--module", action="append", help="sample only this module (repeat for more)")
+    parser.add_argument(
+        "--mutants", type=Path, help="a TOML file with [[mutant]] entries to try instead of a sample"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="seconds of tests per mutant, besides the closest tests"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after so many minutes; a later run continues"
+    )
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
+    parser.add_argument("--report", action="store_true", help="print the results so far, and try nothing")
+    parser.add_argument("--least", type=float, default=95.0, help="percentage that must be killed")
     return parser
 
 
 def recorded(copy: Path, until: float) -> reach.Index | None:
-    """What each test reaches; test files that changed are run again. None where time was over first."""
+    """What each test reaches; changed test files are run again. None if time is up before."""
     known: reach.Reach = {}
     for test_file in reach.test_files(ROOT):
         kept, sha = reach.kept(OUT / "reach", test_file), reach.digest(ROOT / test_file)
@@ -53,7 +59,7 @@ def recorded(copy: Path, until: float) -> reach.Index | None:
 
 
 def report(tried: Sequence[Mutant], session: Session, reasons: dict[str, str]) -> float:
-    """Print the survivors and the counts. The part that was killed, of what is not equivalent."""
+    """Print the survivors and the counts; the percentage killed of those that are not equivalent."""
     judged = [(mutant, session.verdicts[mutant.id]) for mutant in tried if mutant.id in session.verdicts]
     for mutant, verdict in judged:
         if verdict.outcome == "survived" and mutant.id not in reasons:
@@ -65,7 +71,7 @@ def report(tried: Sequence[Mutant], session: Session, reasons: dict[str, str]) -
         f"\n{counts['killed']} killed, {counts['survived']} survived, {counts['timeout']} timeout, "
         f"{counts['equivalent']} equivalent, of {len(judged)} tried; {len(tried) - len(judged)} not tried yet, "
         f"{len(session.drawn) - len(tried)} no longer in the tree. "
-        f"Killed of what is not equivalent: {noticed} of {noticed + counts['survived']}, {rate:.1f} %"
+        f"Killed, not counting equivalent ones: {noticed} of {noticed + counts['survived']}, {rate:.1f} %"
     )
     return rate
 
@@ -74,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = flags().parse_args(arguments)
     sources = mutants.modules(ROOT)
     if unknown := sorted(set(given.module or ()) - sources.keys()):
-        flags().error(f"--module {unknown[0]} is no module of the tree: give one as proxy/flights/flight.py")
+        flags().error(
+            f"--module {unknown[0]} is not a module of the gateway: name it like proxy/flights/flight.py"
+        )
     reasons, stale = equivalent(sources)
     for entry in stale:
-        print(f"equivalent.toml names a line that is not there any more: {entry}")
+        print(f"equivalent.toml has an entry whose line no longer exists: {entry}")
     if given.mutants is not None:
         session = Session(OUT / f"{given.mutants.stem}.jsonl")
         tried = [m for entry in mutants.named(given.mutants, "mutant") for m in mutants.given(entry, sources)]
@@ -94,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _name(given: argparse.Namespace) -> str:
-    """Of the record: one for each seed, size and choice of modules."""
+    """Name of the record: one for each seed, size and choice of modules."""
     name = f"seed-{given.seed}-{given.sample}"
     if given.module:
         name += f"-{zlib.crc32(' '.join(sorted(given.module)).encode()):08x}"

@@ -1,6 +1,5 @@
-"""Owns the mutants of a tree and the seeded sample of them: one a line at most, every room in proportion.
-Must not know tests or verdicts. A mutant is known by its content: module, definition, the lines before and after.
-Called by __main__.py and trial.py."""
+"""The mutants of a tree and the seeded sample of them: at most one a line, every room in proportion. A mutant is
+identified by its content: module, definition, the lines before and after."""
 
 from __future__ import annotations
 
@@ -23,23 +22,23 @@ from ops.mutation import operators
 from ops.mutation.reach import Line, lines_of
 
 _STAR: Final = re.compile(r"[*/]\s*,")
-LEFT_OUT: Final = ("server/page/",)  # browser tests hold the page, and it decides nothing for a client of the API
+LEFT_OUT: Final = ("server/page/",)  # tested by browser tests, and without effect on clients of the API
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
     module: str
     definition: str
-    was: str  # the lines that go, stripped, joined by newlines
+    was: str  # the removed lines, stripped, joined by newlines
     becomes: str
-    lines: tuple[Line, ...]  # those that go, as the records of coverage know them
-    original: str  # the whole module
+    lines: tuple[Line, ...]  # the removed lines, as the coverage records identify them
+    original: str  # the source of the module
     source: str  # the same with the mutation
     diff: str
 
     @property
     def id(self) -> str:
-        """By content, so that it outlives edits elsewhere in the module."""
+        """By content, so that it survives edits elsewhere in the module."""
         text = "\0".join((self.module, self.definition, self.was, self.becomes))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -61,7 +60,7 @@ def room_of(module: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one operator applies. Its mutant is made only when it is drawn."""
+    """A place where one operator applies. Its mutant is made when it is drawn."""
 
     module: str
     row: int
@@ -80,7 +79,7 @@ def places(module: str, source: str) -> Iterator[Place]:
         positions = (position for node in nodes for position in operator.mutation_positions(node))
         for occurrence, ((row, column), _) in enumerate(positions):
             if _STAR.match(lines[row - 1], column):
-                continue  # no operator: what follows in a signature is given by name
+                continue  # not an operator: the marker of keyword-only parameters
             if not any(start <= (row, column) < end for start, end in left_out):
                 yield Place(module, row, family, name, occurrence)
 
@@ -89,7 +88,7 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _declared(tree: ast.AST) -> Iterator[ast.AST]:
-    """What is not evaluated, or changes nothing that runs: annotations, imports for types, `slots`, a repr."""
+    """Nodes without effect at run time: annotations, imports for types, `slots`, a repr."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns is not None:
             yield node.returns
@@ -106,7 +105,7 @@ def _declared(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _values(tree: ast.Module) -> Iterator[ast.AST]:
-    """Values that are data: constants of a module, defaults of fields. A test that holds one says it twice."""
+    """Values that are data: constants, defaults of fields. A test of one would only repeat it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef):
             yield from (child for child in node.body if isinstance(child, ast.Assign | ast.AnnAssign))
@@ -122,7 +121,7 @@ def _spans(source: str, nodes: Iterable[Any]) -> list[Span]:
 
 
 def made(place: Place, source: str) -> Mutant | None:
-    """None where the result does not compile, or means the same to the compiler."""
+    """None if the result does not compile, or compiles to the same code."""
     changed = mutate_code(source, operators.made(place.operator), place.occurrence)
     if changed is None or changed == source:
         return None
@@ -155,8 +154,8 @@ def of(module: str, source: str, changed: str) -> Mutant | None:
 
 
 def sample(sources: Mapping[str, str], seed: int, size: int) -> list[Mutant]:
-    """`size` mutants. Each room has a part in proportion to its lines that can be mutated, and one at least; each
-    line drawn has one mutant, of a family drawn first."""
+    """`size` mutants. Each room has a share in proportion to its mutable lines, at least one; each drawn line has
+    one mutant, of a family that is drawn first."""
     rooms: dict[str, dict[tuple[str, int], list[Place]]] = defaultdict(lambda: defaultdict(list))
     for module, source in sources.items():
         for place in places(module, source):
@@ -180,7 +179,7 @@ def _drawn(at: Sequence[Place], sources: Mapping[str, str], chance: random.Rando
 
 
 def _parts(weights: Sequence[int], size: int) -> list[int]:
-    """`size` in proportion to the weights, by largest remainder, one each at least."""
+    """`size` split in proportion to the weights (largest remainder), at least one each."""
     total = sum(weights)
     exact = [weight * size / total for weight in weights]
     parts = [max(1, int(part)) for part in exact]
@@ -195,13 +194,13 @@ def _parts(weights: Sequence[int], size: int) -> list[int]:
 
 
 def named(path: Path, key: str) -> Iterable[dict[str, Any]]:
-    """The entries of a TOML file: `module`, `was`, `becomes`, and whatever else they have."""
+    """The entries of a TOML file: `module`, `was`, `becomes`, and other fields."""
     entries: list[dict[str, Any]] = tomllib.loads(path.read_text()).get(key, [])
     return entries
 
 
 def given(entry: Mapping[str, Any], sources: Mapping[str, str]) -> list[Mutant]:
-    """The mutants that an entry names: each place in its module (and `definition`) where `was` stands."""
+    """The mutants of an entry: one for each place of `was` in its module (and `definition`)."""
     module, source = str(entry["module"]), sources[str(entry["module"])]
     lines = lines_of(module, source)
     was, becomes = str(entry["was"]).split("\n"), str(entry["becomes"]).split("\n")

@@ -1,6 +1,5 @@
-"""Owns the operators: Cosmic Ray's, grouped in families of which one is drawn, and six that it does not have.
-Must not know files, tests or samples. An operator says where in a parso tree it applies, and applies there.
-Called by mutants.py."""
+"""The mutation operators: Cosmic Ray's, grouped in families of which one is drawn, and six that it lacks. An
+operator says where in a parso tree it applies, and applies there."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ def where(node: NodeOrLeaf) -> Position:
 
 
 class _Condition(Operator):  # type: ignore[misc]  # Cosmic Ray has no types
-    """A condition that always has the same value."""
+    """A condition with a constant value."""
 
     value: str
 
@@ -58,8 +57,8 @@ class ConditionFalse(_Condition):
 
 
 class DropStatement(Operator):  # type: ignore[misc]
-    """A statement that acts: a call, an assignment to an attribute or an item, an augmented one, a raise, a bare
-    return. It becomes `pass`."""
+    """Replaces a statement with an effect by `pass`: a call, an assignment to an attribute or item, an augmented
+    assignment, a raise, a bare return."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         if node.type == "simple_stmt" and self._acts(node.children[0]):
@@ -98,7 +97,7 @@ class DropStatement(Operator):  # type: ignore[misc]
 
 
 class SwapIn(Operator):  # type: ignore[misc]
-    """`in` for `not in`, and back."""
+    """`in` for `not in`, and the reverse."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         if node.type == "comparison":
@@ -116,7 +115,7 @@ class SwapIn(Operator):  # type: ignore[misc]
 
 
 class SwapEnds(Operator):  # type: ignore[misc]
-    """`min` for `max`, `any` for `all`, and back."""
+    """`min` for `max`, `any` for `all`, and the reverse."""
 
     _OTHER: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
@@ -134,13 +133,13 @@ class SwapEnds(Operator):  # type: ignore[misc]
 
 
 class CatchNothing(Operator):  # type: ignore[misc]
-    """An exception that is not caught any more: another is, which nothing raises. Cosmic Ray's knows no dots."""
+    """Catches another exception, which nothing raises. Cosmic Ray's operator does not handle dotted names."""
 
     OTHER: Final = "StopAsyncIteration"
 
     @staticmethod
     def _caught(node: Any) -> list[tuple[Any, int]]:
-        """Each exception of a clause: the list that holds it, and where in it."""
+        """Each exception of a clause: its list of nodes, and its index there."""
         if node.type != "except_clause":
             return []
         caught = node.children[1]
@@ -220,5 +219,5 @@ def made(name: str) -> Operator:
 
 
 def every() -> Iterable[tuple[str, str]]:
-    """Each operator's family and name."""
+    """The family and name of each operator."""
     return ((family, name) for family, names in FAMILIES.items() for name in names)

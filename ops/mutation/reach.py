@@ -1,6 +1,5 @@
-"""Owns what each test function reaches: which lines of the proxy it runs, and how long it takes.
-Must not know mutants or verdicts. A line is known by its module, its definition and its text, so a record outlives
-an edit elsewhere in the file. Called by __main__.py, which keeps the records between runs, and by trial.py."""
+"""Which lines of the gateway each test function runs, and how long it takes. A line is identified by its module,
+its definition and its text, so a record survives edits elsewhere in the file."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ import coverage
 
 from ops.mutation.recorder import RESULT
 
-# The load generator, the deployment files and the page are no rooms of the gateway; the laws of the tree read its
-# text; the bench and chaos runs measure. None of them is asked whether a mutant is noticed.
+# Not run against mutants: tests of other programs, of the page, of source text and documents; and the chaos runs,
+# which take minutes.
 LEFT_OUT: Final = (
     "loadgen/", "corpus/", "ops/", "real/", "proxy/server/page/", "system/test_chaos", "test_architecture",
-    "test_docs", "test_public_names", "test_readme",
+    "test_docs", "test_public_names", "test_readme", "test_waiting",
 )  # fmt: skip
 MARKERS: Final = "not vllm"
 COVERAGE: Final = """[run]
@@ -40,7 +39,7 @@ disable_warnings = no-data-collected, module-not-measured
 
 
 class Line(NamedTuple):
-    """One line of code, whatever its number is today."""
+    """One line of code, independent of its number."""
 
     module: str
     definition: str
@@ -49,14 +48,14 @@ class Line(NamedTuple):
 
 @dataclass(slots=True)
 class Function:
-    """A test function, with the lines that it runs. The empty name holds what a file runs outside its tests."""
+    """A test function with the lines that it runs. The empty name has what a file runs outside its tests."""
 
     seconds: float = 0.0
     lines: set[Line] = field(default_factory=set)
 
 
 Reach = dict[str, Function]
-"""By test function, as `tests/proxy/test_app.py::test_x`; with no name after `::`, the rest of its file."""
+"""By test function, such as `tests/proxy/test_app.py::test_x`; without a name after `::`, the rest of the file."""
 
 
 def definitions(source: str) -> list[str]:
@@ -77,7 +76,7 @@ def definitions(source: str) -> list[str]:
 
 
 def lines_of(module: str, source: str) -> list[Line]:
-    """Every line of a module, at its number less 1."""
+    """The lines of a module in order."""
     names = definitions(source)
     return [Line(module, names[at], text.strip()) for at, text in enumerate(source.split("\n"), 1)]
 
@@ -88,7 +87,7 @@ def test_files(root: Path) -> list[str]:
 
 
 def record(root: Path, test_file: str, limit: float) -> Reach | None:
-    """Run one test file under coverage. None where it took longer than `limit` seconds, or could not be run."""
+    """Run one test file under coverage. None if it took longer than `limit` seconds or failed to run."""
     with tempfile.TemporaryDirectory() as place:
         settings, result = Path(place, "settings"), Path(place, "result.json")
         settings.write_text(f"{COVERAGE}data_file = {place}/data\n")
@@ -100,7 +99,7 @@ def record(root: Path, test_file: str, limit: float) -> Reach | None:
         said = json.loads(result.read_text())
         found: Reach = {name: Function(seconds) for name, seconds in said["seconds"].items()}
         found[f"{test_file}::"] = Function(sum(said["seconds"].values()))
-        for path in Path(place).glob("data*"):  # one more for each child process
+        for path in Path(place).glob("data*"):  # one for each child process
             _add(found, path, root, test_file)
         return {name: function for name, function in found.items() if name not in said["failed"]}
 
@@ -115,14 +114,14 @@ def _add(found: Reach, path: Path, root: Path, test_file: str) -> None:
         lines = lines_of(file.relative_to(root).as_posix(), file.read_text())
         for number, contexts in data.contexts_by_lineno(name).items():
             if number > len(lines):
-                continue  # of a module that a test has made and named as one of ours
+                continue  # a module that a test has created under one of our names
             for context in contexts:
                 if (function := found.get(context or f"{test_file}::")) is not None:
                     function.lines.add(lines[number - 1])
 
 
 def run(command: list[str], root: Path, environment: Mapping[str, str], limit: float) -> tuple[int | None, str]:
-    """Exit status, None past `limit` seconds, and output. The children of the command end with it."""
+    """Exit status (None after `limit` seconds) and output. The children of the command end with it."""
     process = subprocess.Popen(
         command,
         cwd=root,
@@ -176,7 +175,7 @@ def kept(folder: Path, test_file: str) -> Path:
 
 
 class Index:
-    """Which test functions reach a line, the closest to its module first."""
+    """Finds the test functions that reach a line, the closest to its module first."""
 
     def __init__(self, reach: Reach) -> None:
         self.seconds = {name: function.seconds for name, function in reach.items()}
@@ -188,15 +187,15 @@ class Index:
                 self._by_definition[line.module, line.definition].add(name)
 
     def reaching(self, lines: Iterable[Line], module: str) -> list[str]:
-        """Functions that run one of `lines`. A line that no record knows counts as its definition does.
+        """The functions that run one of `lines`. For a line without a record, its definition counts.
 
-        A name that ends in `::` is a whole file: its children, or its imports, run the line.
+        A name that ends in `::` is a whole file: its child processes, or its imports, run the line.
         """
         found: set[str] = set()
         for line in lines:
             found |= self._by_line.get(line) or self._by_definition.get((line.module, line.definition), set())
         stems = {f"test_{Path(module).stem}", "_".join(["test", *Path(module).with_suffix("").parts[1:]])}
-        if not found:  # as of a child process that is killed: its coverage is lost
+        if not found:  # such as code of killed child processes, whose coverage is lost
             like = f"test_{Path(module).stem.partition('_')[0]}"
             found = {
                 name for name in self.seconds if name.endswith("::") and Path(name[:-2]).stem.startswith(like)
@@ -212,7 +211,7 @@ class Index:
 
 
 def within(names: Iterable[str], seconds: Mapping[str, float], budget: float) -> Iterator[str]:
-    """As many of `names`, in order, as `budget` seconds allow; one at least."""
+    """The first of `names` that fit into `budget` seconds, at least one."""
     spent = 0.0
     for name in names:
         if spent and spent + seconds[name] > budget:

@@ -1,6 +1,5 @@
-"""Owns the pytest plugin that records which lines each test function runs, and for how long.
-Must not know mutants. Loaded with `-p ops.mutation.recorder` under `coverage run`.
-Called by pytest, which reach.py starts for one test file at a time."""
+"""The pytest plugin that records which lines each test function runs, and for how long; loaded with `-p
+ops.mutation.recorder` under `coverage run`."""
 
 from __future__ import annotations
 
@@ -20,13 +19,13 @@ _failed: set[str] = set()
 
 
 def function_of(nodeid: str) -> str:
-    """The test function of one case: a parametrized name without its parameters."""
+    """The test function of a case: its name without parameters."""
     return nodeid.partition("[")[0]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """What runs between two tests, such as imports, belongs to no test: the empty context."""
+    """Code that runs between two tests, such as imports, belongs to the empty context."""
     current = coverage.Coverage.current()
     if current is not None:
         current.switch_context(function_of(item.nodeid))

@@ -1,6 +1,5 @@
-"""Owns a process that has imported what every test run imports, and forks one child for each run of pytest.
-Must not import the proxy or the tests: each child imports those anew, as the mutant has them. Saves two seconds a
-run. Started by `Pytests` below in the copy of the tree; called by trial.py."""
+"""A process that has imported what every test run imports, and forks one child for each run of pytest: it saves
+two seconds a run. It must not import the gateway or the tests, which each child imports as the mutant has them."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ OUTPUT: Final = "MUTATION_OUTPUT"  # the environment variable that names the fil
 
 
 class Pytests:
-    """Runs of pytest in `root`, one after the other."""
+    """Runs pytest in `root`, one run after the other."""
 
     def __init__(self, root: Path) -> None:
         self._process = subprocess.Popen(
@@ -39,7 +38,7 @@ class Pytests:
     def run(
         self, arguments: Sequence[str], environment: Mapping[str, str], limit: float
     ) -> tuple[int | None, str]:
-        """Exit status, None past `limit` seconds, and output. What pytest started in its session ends with it."""
+        """Exit status (None after `limit` seconds) and output. Processes in pytest's session end with it."""
         wanted, given = self._process.stdin, self._process.stdout
         assert wanted is not None
         assert given is not None
@@ -82,7 +81,7 @@ def _child(arguments: list[str], environment: Mapping[str, str], output: Path) -
         os.dup2(fd, to)
     os.close(nothing)
     os.close(file)
-    status = 3  # pytest's, of an internal error
+    status = 3  # pytest's status for an internal error
     try:
         status = int(importlib.import_module("pytest").main(arguments))
         sys.stdout.flush()

@@ -1,6 +1,5 @@
-"""Owns what is known of one sample between runs: its mutants, their verdicts, and which are equivalent.
-Must not know how a mutant is tried. A sample is drawn once and kept by content, so an edit of the tree between two
-runs loses only the mutants whose lines are gone. Called by __main__.py."""
+"""The record of one sample between runs: its mutants, their verdicts, and which are equivalent. A sample is drawn
+once and kept by content, so an edit of the tree loses only the mutants whose lines are gone."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ class Session:
         self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.drawn))
 
     def mutants(self, sources: Mapping[str, str]) -> list[Mutant]:
-        """Those whose lines still stand in the tree."""
+        """The mutants whose lines are still in the tree."""
         return [found[0] for entry in self.drawn if (found := given(entry, sources))]
 
     def judged(self, mutant: Mutant, verdict: Verdict) -> None:
@@ -53,7 +52,7 @@ class Session:
 
 
 def equivalent(sources: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The reviewed mutants that change nothing, id to reason; and the entries whose lines are no longer there."""
+    """The reviewed equivalent mutants, id to reason; and the entries whose lines no longer exist."""
     reasons: dict[str, str] = {}
     stale = []
     for entry in named(EQUIVALENT, "equivalent"):

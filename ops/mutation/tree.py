@@ -1,6 +1,6 @@
-"""Owns the copy of the tree in which mutants live; the checkout is never written to.
-Must not know mutants or tests. A child process that a test starts runs in the copy as well. Compiled modules are
-known by a hash of their source: a mutant of the same second and size is seen. Called by __main__.py."""
+"""The copy of the tree in which mutants are tried; the checkout is never written to. Child processes of a test run
+in the copy too. Compiled modules are checked by a hash of their source, as two mutants may have the same second
+and size."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the trial of one mutant: the tests that reach it, the closest first, until one notices it or time is out.
-Must not know samples or what is equivalent. A failure counts where the same test alone passes without the mutation
-and fails again with it, so none that failed by its timing. Called by __main__.py."""
+"""Tries one mutant: the tests that reach it, the closest first, until one fails or time is up. A failure counts if
+the same test alone passes without the mutation and fails again with it: a failure of timing does not."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ from ops.mutation.server import OUTPUT, Pytests
 
 NEAR: Final = 12.0  # seconds of tests that run first: those of the module's own test files
 QUICK: Final = (
-    0.05  # seconds; a test of the module's own that takes less waits for nothing: its failure is no chance
+    0.05  # seconds; a test of the module itself that takes less does not wait, so it does not fail by timing
 )
-START: Final = 30.0  # seconds that a run may take beyond four times what its tests take without the mutation
-HANGS: Final = 15.0  # seconds after which one test hangs, at least; four times what it takes, where that is more
+START: Final = 30.0  # seconds that a run may take on top of four times the duration of its tests
+HANGS: Final = 15.0  # seconds after which a test counts as hung, or four times its duration if that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where mutants are tried: a copy of the tree, the tests there, and what each reaches."""
+    """The copy of the tree in which mutants are tried, its tests, and what each reaches."""
 
     copy: Path
     tests: Pytests
@@ -52,7 +51,7 @@ class Ground:
 
 
 def trial(on: Ground, mutant: Mutant, budget: float) -> Verdict:
-    """Write the mutant into the copy of the tree, try it, and take it out again."""
+    """Write the mutant into the copy of the tree, try it, and restore the module."""
     started = time.monotonic()
     with _written(on.copy / mutant.module, mutant.source):
         outcome, by = _outcome(on, mutant, budget)
@@ -110,13 +109,13 @@ def _place(names: Sequence[str], function: str) -> int:
 
 
 def _tests(on: Ground, names: Sequence[str]) -> Run:
-    """The named functions, and whole files for names without one, until the first failure."""
+    """Run the named functions (or whole files, for names without one) until the first failure."""
     seconds = [on.index.seconds.get(name, HANGS) for name in names]
     with tempfile.TemporaryDirectory() as place:
         result, chosen, output = Path(place, "result.json"), Path(place, "chosen"), Path(place, "output")
         chosen.write_text("\n".join(name.removesuffix("::") for name in names))
         arguments = ["-q", "-x", "-p", "ops.mutation.recorder", "-p", "no:cacheprovider", "-m", MARKERS]
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what the server has imported
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # modules imported by the server
         arguments += ["-o", f"timeout={max(HANGS, 4 * max(seconds)):.0f}", f"@{chosen}"]
         environment = {RESULT: str(result), OUTPUT: str(output)}
         try:
@@ -128,7 +127,7 @@ def _tests(on: Ground, names: Sequence[str]) -> Run:
 
 
 def _end_children(on: Ground) -> None:
-    """End what a test started in another session, where the mutant kept the test from ending it."""
+    """Kill processes in other sessions that a test could not end because of the mutant."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != on.tests.pid:
             with suppress(OSError):

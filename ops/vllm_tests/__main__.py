@@ -1,7 +1,6 @@
-"""Owns the command line of vLLM's own tests through the gateway: `tox -e vllm-tests -- --minutes 30`.
-Must not know vLLM's tests: which modules there are is in modules.toml. Keeps its records under out/vllm-tests, so
-a run goes on where it was stopped. Called by tox, and by people. Exits 1 where a test fails through the gateway
-and not direct, 2 where it cannot run."""
+"""Runs vLLM's own tests through the gateway: `tox -e vllm-tests -- --minutes 30`. Records are kept under
+out/vllm-tests, so a run continues where it was stopped. Exits 1 if a test fails through the gateway and not
+direct, 2 if it cannot run."""
 
 from __future__ import annotations
 
@@ -22,40 +21,40 @@ from ops.vllm_tests.stand import Stand, listening
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / "out" / "vllm-tests"
 LONGEST = {"smollm2": 8192, "minilm": 512}
-"""Tokens of context that our models have."""
+"""Context length of our models, in tokens."""
 
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ops.vllm_tests", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="PART", help="run modules alone whose path has this in it")
+    parser.add_argument("modules", nargs="*", metavar="PART", help="only modules whose path contains this")
     parser.add_argument(
         "--release",
         choices=(vllm.VLLM, *vllm.LATER),
         default=os.environ.get("VLLM_RELEASE") or vllm.VLLM,
-        help="of vLLM (default: $VLLM_RELEASE, here %(default)s)",
+        help="vLLM release (default: $VLLM_RELEASE, now %(default)s)",
     )
-    parser.add_argument("--checkout", type=Path, help="vLLM's sources; default: its source distribution, by pip")
+    parser.add_argument("--checkout", type=Path, help="vLLM's sources (default: its source distribution, by pip)")
     parser.add_argument(
         "--home", type=Path, default=Path(os.environ.get("VLLM_HOME") or "~/.cache/streaming-gateway/vllm")
     )
     parser.add_argument(
-        "--minutes", type=float, default=1e9, help="begin no module after so many; a later run goes on"
+        "--minutes", type=float, default=1e9, help="start no module after so many minutes; a later run continues"
     )
-    parser.add_argument("--again", action="store_true", help="run what was run before once more")
-    parser.add_argument("--report", action="store_true", help="write the report of what is known, and run nothing")
-    parser.add_argument("--servers", type=int, default=1, help="vLLMs that run at a time, each with 2 GB of cache")
-    parser.add_argument("--together", action="store_true", help="few servers: for tests that ask nearly alike")
-    parser.add_argument("--batch", type=int, default=5, help="modules for one start of pytest")
-    parser.add_argument("--patience", type=float, default=400.0, help="seconds for a vLLM to come up")
-    parser.add_argument("--test-seconds", type=float, default=180.0, help="for one test")
+    parser.add_argument("--again", action="store_true", help="run modules with a record again")
+    parser.add_argument("--report", action="store_true", help="write the report of past results, and run nothing")
+    parser.add_argument("--servers", type=int, default=1, help="concurrent vLLMs, each with 2 GB of cache")
+    parser.add_argument("--together", action="store_true", help="share servers among similar demands")
+    parser.add_argument("--batch", type=int, default=5, help="modules per pytest process")
+    parser.add_argument("--patience", type=float, default=400.0, help="seconds until a vLLM must be ready")
+    parser.add_argument("--test-seconds", type=float, default=180.0, help="time limit of one test")
     parser.add_argument(
-        "--gateway", action="append", default=[], metavar="FLAG", help="one more word for the gateway"
+        "--gateway", action="append", default=[], metavar="FLAG", help="one more argument of the gateway"
     )
     return parser
 
 
 class Engines:
-    """The command of a vLLM for a demand: ops/vllm.py's, which ends with this program however it ends."""
+    """The command that serves a demand, by ops/vllm.py; its process ends with this one, however that ends."""
 
     def __init__(
         self, home: Path, release: str, suite: Suite, environment: Mapping[str, str], *, together: bool
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace, suite: Suite, out: Path, chosen: Sequence[str]) -> list[str]:
-    """Run these; the modules of the checkout that nobody has named."""
+    """Run these modules; returns those of the checkout that are not listed."""
     end = time.monotonic() + 60 * given.minutes
     home = given.home.expanduser().resolve()
     installation = vllm.Installation(home)

@@ -1,6 +1,5 @@
-"""Owns what a test module's fixture asks of its server, and what of it a small model on a CPU is started with.
-Must not know processes: a demand in, a command line's words out.
-Called by the stand for each server that a fixture asks for."""
+"""What the fixture of a test module demands of its server, and the flags of a small model on a CPU that serve
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ DROPPED: Final = frozenset({
     "--gpu-memory-utilization", "--max-num-seqs", "--port", "--host", "--enforce-eager", "--trust-remote-code",
     "--enable-lora", "--max-lora-rank", "--max-cpu-loras", "--max-loras",
 })  # fmt: skip
-"""Flags of a GPU, of the place, and of adapters."""
+"""Flags for GPUs, addresses and adapters."""
 ADAPTERS: Final = "--lora-modules"
 NEEDS: Final = {
     "--tensor-parallel-size": "several GPUs",
@@ -20,18 +19,18 @@ NEEDS: Final = {
     "--uds": "a socket that only vLLM makes",
     "--attention-backend": "an attention backend of a GPU",
 }
-"""Flags that cannot be had here, and why."""
+"""Unsupported flags, with the reason."""
 HALF: Final = frozenset({"half", "float16"})
 SMALL: Final = frozenset({
     "--max-model-len", "--max_model_len", "--dtype", "--seed", "--served-model-name", "--max-num-batched-tokens",
     "--enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling",
     "--structured-outputs-config.backend", "--runner", "--chat-template",
 })  # fmt: skip
-"""Flags by which servers are not told apart where few are to be started."""
+"""Flags that are ignored when servers are shared."""
 
 
 class Impossible(Exception):
-    """What the fixture asks for cannot be had here; the text says why."""
+    """The fixture's demand cannot be served here; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Demand:
 
     @property
     def asks_for_key(self) -> bool:
-        """Its engine answers those alone who have its key, so the gateway has to pass the client's on."""
+        """Its engine requires a key, so the gateway must forward the client's."""
         return any(word.partition("=")[0] == "--api-key" for word in self.args)
 
 
 def served(demand: Demand, models: Mapping[str, str], longest: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:
-    """Which of our models stands for the one that is asked for, and vLLM's further words.
+    """Our model that replaces the demanded one, and the further arguments of vLLM.
 
-    `models`: of ours by names of the hub. Raises Impossible.
+    `models`: hub name to our model. Raises Impossible.
     """
     ours = models.get(demand.model)
     if ours is None:
@@ -79,21 +78,21 @@ def served(demand: Demand, models: Mapping[str, str], longest: Mapping[str, int]
 
 @dataclass(frozen=True)
 class Together:
-    """What one server has, of each of our models, that is to do for all tests that it can do for."""
+    """The common flags of one server per model, for all tests it can serve."""
 
     flags: tuple[str, ...]
     names: tuple[str, ...]  # that it answers by, besides those of the hub
     env: Mapping[str, str]
 
     def words(self, words: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-        """`words` of `served` without what does not tell servers apart."""
+        """The words of `served` without the ignored flags."""
         known = {word for word in self.flags if word.startswith("--")} | SMALL
         asked = [word for flag, values in _flags(words) if flag not in known for word in (flag, *values)]
         return (*self.flags, *asked, "--served-model-name", *names, *self.names)
 
 
 def _flags(args: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each flag with its values. `--flag=value` counts as two words; what stands before any flag is left out."""
+    """Each flag with its values. `--flag=value` counts as two words; words before the first flag are dropped."""
     flag, values = "", list[str]()
     for word in args:
         if word.startswith("--"):

@@ -1,6 +1,4 @@
-"""Owns what the tests of a module came to, through the gateway and direct, and the report of it.
-Must not know how they were run.
-Called by the run after each module, and for the report."""
+"""The outcomes of a module's tests, through the gateway and direct, and the report."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Test:
-    """`outcome`: passed, skipped, direct (fails direct too), alone (fails through the gateway alone, twice),
-    unsteady (failed there, and passed both direct and there when it was asked again)."""
+    """`outcome`: passed, skipped, direct (fails direct too), alone (fails only through the gateway, twice),
+    unsteady (failed through the gateway once, then passed direct and through the gateway)."""
 
     id: str
     outcome: str
@@ -45,7 +43,7 @@ class Module:
 
     @property
     def bad(self) -> bool:
-        """Something fails that does not fail direct, or was cut off."""
+        """Whether a test fails that does not fail direct, or the module was cut off."""
         return bool(self.counts["alone"]) or self.trouble.startswith("pytest")
 
     def save(self, folder: Path) -> None:
@@ -106,7 +104,7 @@ def judged(
 
 
 def report(modules: Sequence[Module], left_out: Mapping[str, str], release: str, unknown: Sequence[str]) -> str:
-    """The table, then each failure, each skip, and what is not run."""
+    """The table, then failures, skips, and modules that are not run."""
     total: Counter[str] = Counter()
     rows = []
     for module in modules:
@@ -148,7 +146,7 @@ def _short(path: str) -> str:
 
 
 def _last(words: str) -> str:
-    """What a failure says: pytest's line that begins with E, or the last one."""
+    """The message of a failure: pytest's line that begins with E, or the last one."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
     said = [line[1:].strip() for line in lines if line.startswith("E ")]
     return (

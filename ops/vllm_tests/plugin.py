@@ -1,6 +1,5 @@
-"""Owns the pytest plugin that points vLLM's server fixture at the gateway, or at vLLM, and writes down what came.
-Must not know the rest of this program: it runs under vLLM's interpreter, inside vLLM's tests.
-Called by pytest, as `-p ops.vllm_tests.plugin`, with its orders in the environment."""
+"""The pytest plugin (`-p ops.vllm_tests.plugin`) that points vLLM's server fixture at the gateway, or at vLLM, and
+records outcomes. It runs under vLLM's interpreter, so it imports nothing else of this program."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ SHOWN = 3000  # characters of a failure that are kept: its end
 
 
 def ask(**demand: Any) -> dict[str, str]:
-    """Where this server is; it is started where none like it runs. Raises RuntimeError where it does not start."""
+    """The address of this server, started if no equal one runs. Raises RuntimeError if it does not start."""
     with socket.socket(socket.AF_UNIX) as broker:
         broker.connect(os.environ[BROKER])
         broker.sendall(json.dumps(demand).encode() + b"\n")
@@ -35,14 +34,14 @@ def ask(**demand: Any) -> dict[str, str]:
 
 
 class Served:
-    """Which tests have a server: those with a fixture that made one, and those that make one themselves."""
+    """Which tests have a server: through a fixture, or created by the test itself."""
 
     made = 0
     fixtures: ClassVar[set[str]] = set()
 
 
 def pointed(original: Any) -> Any:
-    """vLLM's class without its process: its clients and its URLs lead to what the stand serves."""
+    """vLLM's class without a process: its clients and URLs point at the stand's server."""
 
     class Pointed(original):  # type: ignore[misc]  # whichever class the checkout has
         def __init__(
@@ -78,7 +77,7 @@ def pointed(original: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
-    """Before any conftest of the checkout takes the class by its name."""
+    """Runs before any conftest of the checkout imports the class."""
     utils = importlib.import_module("tests.utils")
     setattr(utils, CLASS, pointed(getattr(utils, CLASS)))
 
@@ -103,7 +102,7 @@ def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
 
 
 class Record:
-    """One test's line: its worst phase says what it came to."""
+    """The record of one test: the outcome of its worst phase."""
 
     def __init__(self) -> None:
         self.made = 0

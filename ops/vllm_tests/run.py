@@ -1,6 +1,5 @@
-"""Owns how modules of vLLM's tests are run: through the gateway; what failed, direct; what passes there, again.
-Must not know how servers are started, nor what is made of the counts.
-Called by the command line, a few modules at a time."""
+"""Runs modules of vLLM's tests: through the gateway; then the failed tests direct; then those that passed direct
+once more through the gateway."""
 
 from __future__ import annotations
 
@@ -21,21 +20,21 @@ from ops.vllm_tests.stand import Stand
 
 REMOTE: Final = re.compile(rf"\b{plugin.CLASS}\(")
 MODULE_SECONDS: Final = 1800.0
-"""For one run of a module's tests, servers included."""
+"""Time limit of one run of a module's tests, with its servers."""
 MISSING: Final = "not in this release"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What modules.toml says."""
+    """The contents of modules.toml."""
 
     models: dict[str, str]
-    """Of the hub: which of our models stands for it."""
+    """Hub names, and which of our models replaces each."""
     empty: tuple[str, ...]
-    """Of the hub: adapters, whose files nothing here reads."""
+    """Hub names of adapters, whose files are not read here."""
     modules: tuple[str, ...]
     left_out: dict[str, str]
-    """Modules that ask a server and are not run, with the reason."""
+    """Modules that use a server and are not run, with the reason."""
     together: dict[str, Together]
 
     @classmethod
@@ -49,14 +48,14 @@ class Suite:
         return cls(content["models"], tuple(content["adapters"]), tuple(content["modules"]), left_out, together)
 
     def unknown(self, checkout: Path) -> list[str]:
-        """Modules of this checkout's API tests that ask a server and that nobody has named."""
+        """Modules of the checkout that use a server and are not listed."""
         found = (checkout / "tests" / "entrypoints").rglob("test_*.py")
         asking = {str(path.relative_to(checkout)) for path in found if REMOTE.search(path.read_text())}
         return sorted(asking - {*self.modules, *self.left_out})
 
 
 class Run:
-    """`python`: the words that start pytest; `path`: what Python looks into first, the checkout before all."""
+    """`python`: the command that starts pytest; `path`: PYTHONPATH entries, the checkout first."""
 
     def __init__(
         self,
@@ -77,8 +76,8 @@ class Run:
         self._test_seconds = test_seconds
 
     def modules(self, paths: Sequence[str]) -> list[outcome.Module]:
-        """These, by one pytest through the gateway, one direct for all that failed, and one through the gateway
-        again for those of them that passed direct."""
+        """Run these modules by one pytest through the gateway, failed tests by one direct, and those of them that
+        passed direct by one through the gateway again."""
         began = time.monotonic()
         there = [path for path in paths if (self.checkout / path).is_file()]
         through, trouble = self._pytest(there, "gateway", []) if there else ([], "")
@@ -94,7 +93,7 @@ class Run:
         return made
 
     def _pytest(self, paths: Sequence[str], target: str, only: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-        """What their tests came to, and why it did not come to its end; `only`: these, or all."""
+        """The outcomes of their tests, and why the run was cut off; `only`: these tests, or all."""
         patience = MODULE_SECONDS * len(paths)
         name = f"{paths[0].replace('/', '.')}.{target}{'.again' if only and target == 'gateway' else ''}"
         logs = self._out / "runs"

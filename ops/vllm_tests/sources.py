@@ -1,6 +1,4 @@
-"""Owns what vLLM's tests need besides vLLM: the tests themselves, pytest, and a hub of which the names are known.
-Must not know servers, nor what tests come to.
-Called by the command line, once a run."""
+"""What vLLM's tests need besides vLLM: the tests, pytest, and a Hugging Face cache with the models they name."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from typing import Final
 
 TEST_NEEDS: Final = ("pytest>=9", "pytest-asyncio", "pytest-timeout", "tblib", "schemathesis>=4", "jsonschema")
 BUILD_NEEDS: Final = ("setuptools-rust", "setuptools-scm")
-"""What vLLM's source distribution needs so that pip can read its metadata, besides torch."""
+"""What pip needs besides torch to read the metadata of vLLM's source distribution."""
 
 
 class SourceError(Exception):
-    """Something could not be had; the text says what, and what can be done."""
+    """Something is not available; the text says what, and what to do."""
 
 
 def checkout(given: Path | None, release: str, home: Path, python: Path) -> Path:
@@ -59,14 +57,14 @@ def _fetch(release: str, home: Path, python: Path) -> None:
 
 
 def _wanted(archive: tarfile.TarFile, release: str) -> Iterable[tarfile.TarInfo]:
-    """The tests, what they read beside themselves, and the settings of pytest."""
+    """The tests, the files they read, and pytest's settings."""
     top = f"vllm-{release}"
     parts = tuple(f"{top}/{name}" for name in ("tests/", "examples/", "pyproject.toml", "LICENSE"))
     return [member for member in archive.getmembers() if member.name.startswith(parts)]
 
 
 def tester(home: Path, python: Path) -> Path:
-    """The interpreter of an environment that has vLLM's packages and pytest; vLLM's own stays as it is."""
+    """The interpreter of an environment with vLLM's packages and pytest; vLLM's own is not changed."""
     folder = home / "venv"
     made, stamp = folder / "bin" / "python", folder / "stamp"
     text = f"{python} {TEST_NEEDS}"
@@ -83,7 +81,7 @@ def tester(home: Path, python: Path) -> Path:
 
 
 def hub(folder: Path, models: Mapping[str, Path], empty: Iterable[str]) -> Path:
-    """A Hugging Face cache in which these names are our models, and these are folders with nothing in them."""
+    """A Hugging Face cache in which `names` are our models and the adapters are empty folders."""
     shutil.rmtree(folder, ignore_errors=True)
     nothing = folder / "nothing"
     nothing.mkdir(parents=True)

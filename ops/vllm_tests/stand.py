@@ -1,6 +1,5 @@
-"""Owns the servers that fixtures ask for: each a vLLM and a gateway before it, kept for the next that asks alike.
-Must not know tests. Answers over a Unix socket, one JSON line each way.
-Called by the command line around a run; every process ends with it."""
+"""The servers that fixtures demand: each a vLLM with a gateway in front of it, kept for the next equal demand. It
+answers over a Unix socket, one JSON line each way; every process ends with it."""
 
 from __future__ import annotations
 
@@ -29,16 +28,16 @@ END_SECONDS: Final = 30.0
 
 
 class StartError(Exception):
-    """A server did not come up; the text says why, with its last words."""
+    """A server did not start; the text has the cause and the end of its output."""
 
 
 class Command(Protocol):
     def __call__(self, demand: Demand, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
-        """The words and the environment of an engine on this port. Raises Impossible."""
+        """The command and the environment of an engine on this port. Raises Impossible."""
 
 
 class Pair:
-    """One engine and its gateway."""
+    """An engine and its gateway."""
 
     def __init__(self, number: int, logs: Path, patience: float) -> None:
         self.urls: dict[str, str] = {}
@@ -49,7 +48,7 @@ class Pair:
     def start(
         self, words: Sequence[str], environment: Mapping[str, str], port: int, gateway: Sequence[str]
     ) -> None:
-        """Raises StartError; then nothing of it runs any more."""
+        """Raises StartError; then all its processes have ended."""
         try:
             engine = self._begin("engine", words, environment)
             url = f"http://127.0.0.1:{port}"
@@ -83,9 +82,9 @@ class Pair:
             if child.poll() is not None or time.monotonic() > until:
                 tail = self._logs[name].read_text(errors="replace").splitlines()[-12:]
                 how = (
-                    f"ended with {child.returncode}"
+                    f"exited with {child.returncode}"
                     if child.returncode is not None
-                    else f"is silent for {seconds:.0f} s"
+                    else f"is not ready after {seconds:.0f} s"
                 )
                 raise StartError(f"the {name} {how}: {self._logs[name]}\n" + "\n".join(tail))
             time.sleep(LOOK)
@@ -118,7 +117,7 @@ def answers(url: str) -> bool:
 
 
 class Stand:
-    """At most `most` pairs; the one that was asked for longest ago makes room."""
+    """At most `most` pairs; the least recently used one is ended to make room."""
 
     def __init__(
         self, folder: Path, command: Command, *, most: int, patience: float, gateway: Sequence[str]
@@ -135,7 +134,7 @@ class Stand:
         self._count = 0
 
     def answer(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Where what is asked for is served, or why it is not."""
+        """The address that serves a demand, or why there is none."""
         try:
             return self._serve(Demand.read(given)).urls
         except Impossible as why:
@@ -171,7 +170,7 @@ class Stand:
 
 @contextlib.contextmanager
 def listening(stand: Stand) -> Iterator[None]:
-    """The stand answers at its socket, one after the other, while the block runs; then nothing of it runs."""
+    """The stand answers at its socket, one demand at a time, while the block runs; then all processes end."""
 
     class Asked(socketserver.StreamRequestHandler):
         def handle(self) -> None:

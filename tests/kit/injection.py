@@ -324,11 +324,15 @@ SETTINGS: Final[dict[str, Any]] = {
 
 
 EXEMPT: Final = {
-    "telemetry.containment.contained": "runs the steps that give things back; what it raises itself nobody can contain",
+    "telemetry.containment.contained": "runs the clean-up steps; its own exceptions cannot be contained",
     "flights.embeddings.faults.EmbedFaults.safely": "the same, for embeddings",
     "flights.exchange.Exchange._safely": "the border of its timers",
-    "server.listener.listener.ClientConnection.connection_made": "the border to the loop; what it does is in `_welcome` and `start`",
-    "server.listener.listener.Listener.connection_made": "the border to aiohttp, of one connection; all it does is in `_welcome`",
+    "server.listener.listener.ClientConnection.connection_made": (
+        "the border to the loop; what it does is in `_welcome` and `start`"
+    ),
+    "server.listener.listener.Listener.connection_made": (
+        "the border to aiohttp, of one connection; all it does is in `_welcome`"
+    ),
 }
 """Functions that cannot be made to raise, each with its reason."""
 

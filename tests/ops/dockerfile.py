@@ -1,6 +1,4 @@
-"""Owns reading `ops/Dockerfile`: its instructions, and what the image is by them.
-Must not know whether that is good.
-Called by tests of the image, and of what runs it."""
+"""Reads `ops/Dockerfile`: its instructions, and the image that they describe."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what the tests of `ops/` share: the tools that judge its files, and the program run as those files run it.
-Must not know any of the files.
-Called by tests of the deployment."""
+"""Helpers of the tests of `ops/`: the tools that check its files, and the gateway run as those files run it."""
 
 from __future__ import annotations
 
@@ -39,20 +37,20 @@ DEBIAN = "apt-get install --no-install-recommends prometheus"
 
 
 def lacking(what: str, how: str = WHEELS) -> NoReturn:
-    """In CI everything is installed, so that there nothing is skipped unseen. `how`: to get it."""
+    """Skip the test, or fail it in CI, where every tool must be installed. `how`: the command that installs it."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is not installed, and in CI it must be: {how}")
     pytest.skip(f"{what} is not installed: {how}")
 
 
 def tool(name: str, how: str = WHEELS) -> str:
-    """Where the program is: beside this Python, or on the path."""
+    """The path of the program: next to this Python, or from the PATH."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     return found or lacking(name, how)
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
-    """The command to its end. `env` is all of its environment; none: ours."""
+    """Run the command to its end. `env` is its whole environment; None: ours."""
     done = subprocess.run(
         [str(part) for part in command], env=env, cwd=cwd, capture_output=True, text=True, timeout=SECONDS
     )
@@ -69,29 +67,29 @@ def documents(text: str) -> list[Any]:
 
 
 def bare(extra: Mapping[str, str]) -> dict[str, str]:
-    """An environment as a container or a unit has it: nothing of ours but where programs are."""
+    """An environment as in a container or a unit: only our PATH and `extra`."""
     return {"PATH": os.environ["PATH"], **extra}
 
 
 def check_config(argv: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) -> Ran:
-    """`python -m proxy …` as a file starts it, with `--check-config`. Its interpreter is this one."""
+    """`python -m proxy …` with `--check-config`, run by this interpreter."""
     assert argv[0].rpartition("/")[2] == "python", argv
     return run(sys.executable, *argv[1:], "--check-config", env=bare({**env, "PYTHONPATH": str(ROOT)}), cwd=cwd)
 
 
 def refusal(env: Mapping[str, str]) -> str:
-    """What the gateway says to an environment that it cannot start with; without a process."""
+    """The gateway's error for an invalid environment, without a process."""
     with pytest.raises(SettingsError) as refused:
         prepare(load([], env))
     return str(refused.value)
 
 
 async def to_the_end(*command: str, env: Mapping[str, str]) -> Ran:
-    """The same in a loop in which something else runs, such as what is asked."""
+    """Run a command in a thread, so that the event loop can serve it meanwhile."""
     return await asyncio.to_thread(run, *command, env=bare({**env, "PYTHONPATH": str(ROOT)}))
 
 
 def grace_is_enough(grace: float, settings: str) -> bool:
-    """Whether a stop waits longer than the gateway drains. `settings` is what `--check-config` printed."""
+    """Whether `grace` exceeds the time the gateway needs to drain. `settings`: the output of `--check-config`."""
     values = dict(line.split(" = ", 1) for line in settings.splitlines() if " = " in line)
     return grace > float(values["drain_delay"]) + float(values["drain_timeout"])

@@ -1,4 +1,4 @@
-"""The compose file: read by Docker's own program, against its schema and against our rules; its commands run."""
+"""The compose file: parsed by Docker, checked against its schema and our rules; and its commands run."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Services = dict[str, dict[str, Any]]
 
 
 def config(folder: Path, shell: Mapping[str, str] = SECRETS, text: str = COMPOSE) -> Ran:
-    """What Docker's program makes of the file with the example's `.env`, as `docker compose config` shows it."""
+    """The output of `docker compose config` with the example's `.env`."""
     (folder / "compose.yaml").write_text(text)
     (folder / ".env").write_text(EXAMPLE)
     return run(tool("docker-compose"), "config", "--format", "json", env=bare(shell), cwd=folder)
 
 
 def rendered(**shell: str) -> Any:
-    """The project, and nobody else's copy of it."""
+    """A private copy of the project."""
     return json.loads(_rendered(frozenset(shell.items())))
 
 
@@ -53,7 +53,7 @@ def _rendered(shell: frozenset[tuple[str, str]]) -> str:
 
 
 def faults(services: Services) -> list[str]:
-    """Our own rules, of every service."""
+    """Violations of our rules for services."""
     found = []
     for name, service in services.items():
         logs, ports = service.get("logging", {}).get("options", {}), service.get("ports", [])
@@ -77,7 +77,7 @@ def faults(services: Services) -> list[str]:
 
 
 def written_out(text: str) -> list[str]:
-    """Secrets that stand in the file instead of being named."""
+    """Secrets written into the file instead of referenced."""
     secret = re.compile(
         r"^\s*-?\s*(\w*(?:PASSWORD|TOKEN|API_KEY|requirepass)\w*)[:= ]+(?!\$\{)(\S+)", re.MULTILINE
     )
@@ -231,7 +231,7 @@ async def test_its_redis_asks_for_the_password_and_forgets_the_oldest_when_full(
 
 @pytest.mark.e2e
 async def test_gateway_and_redis_serve_as_processes_what_they_would_as_containers(engine: Engine) -> None:
-    """The engine by VLLM_HOST, the Redis by its password; only the names of hosts are others."""
+    """The engine comes from VLLM_HOST, the Redis has its password; only host names are replaced."""
     engine.auto(echo_script())
     project = rendered(VLLM_HOST=engine.url)
     given: dict[str, str] = environment() | project["services"]["gateway"]["environment"]

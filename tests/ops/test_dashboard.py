@@ -1,4 +1,4 @@
-"""The dashboard's file is what its panels make, and what Grafana can show. Its queries run in test_watch.py."""
+"""The dashboard file is generated from its panels, and Grafana can show it. test_watch.py runs its queries."""
 
 from __future__ import annotations
 

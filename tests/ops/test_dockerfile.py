@@ -1,4 +1,4 @@
-"""The image: linted by hadolint, and what is written in it run as plain processes, since no engine is here."""
+"""The image: linted by hadolint, and its commands run as plain processes, since there is no Docker here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.ops.kit import ROOT, check_config, grace_is_enough, refusal, run, to_
 
 
 def ignored(path: str, rules: str) -> bool:
-    """As a builder reads .dockerignore: the last rule that matches decides."""
+    """Whether .dockerignore excludes a path: the last matching rule decides."""
     verdict = False
     for line in rules.splitlines():
         rule = line.strip()

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: their schemas, the rules between them, and what is in them run as a process."""
+"""The Kubernetes manifests: their schemas, rules across objects, and their command run as a process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kustomization() -> dict[str, Any]:
 
 
 def objects() -> Objects:
-    """By kind; there is one of each."""
+    """The objects by kind; there is one of each."""
     every = [document for name in kustomization()["resources"] for document in documents((K8S / name).read_text())]
     assert len({document["kind"] for document in every}) == len(every)
     return {document["kind"]: document for document in every}
@@ -53,7 +53,7 @@ def settings_file(objects: Objects) -> str:
 
 
 def faults(objects: Objects) -> list[str]:
-    """The restricted Pod Security Standard, and what must agree between the objects."""
+    """Violations of the restricted Pod Security Standard, and of rules across objects."""
     spec, box = pod(objects), container(objects)
     rollout = objects["Deployment"]["spec"]["strategy"]["rollingUpdate"]
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
@@ -169,7 +169,7 @@ def test_each_rule_can_be_broken(breaks: Callable[[Objects], object], told: str)
 
 
 def checked(text: str, folder: Path) -> tuple[int, str]:
-    """The settings file as the pod has it: its environment, references and all, and the image's command."""
+    """The pod's settings file, its environment with resolved references, and the image's command."""
     (folder / "gateway.toml").write_text(text)
     box = container(objects())
     given = {variable["name"]: variable.get("value", "") for variable in box["env"]}

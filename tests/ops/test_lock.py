@@ -1,4 +1,4 @@
-"""What the image installs: every requirement of setup.cfg, pinned and with hashes, and nothing of a machine."""
+"""The lock file of the image: every requirement of setup.cfg, pinned with hashes, and no local path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pins(text: str = LOCK) -> dict[str, Version]:
 
 
 def wanted() -> list[Requirement]:
-    """What setup.cfg asks for, with the extra that the image has, and what builds it."""
+    """The requirements of setup.cfg with the image's extra, and the build requirements."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     built = (ROOT / "ops/requirements.in").read_text()

@@ -1,4 +1,4 @@
-"""The mutation run: what it mutates, what it draws, which tests it asks, and what counts as noticed."""
+"""The mutation run: its mutants and sample, the choice of tests, and what counts as killed."""
 
 from __future__ import annotations
 

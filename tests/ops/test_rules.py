@@ -1,4 +1,4 @@
-"""Prometheus' own tool judges what `ops/prometheus` holds, and each alert says what it means and what to do."""
+"""promtool checks `ops/prometheus`, and each alert has a summary, a description and a runbook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systemd unit: verified and scored by systemd itself, its command run with its environment file."""
+"""The systemd unit: verified and scored by systemd, and its command run with its environment file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def value(name: str) -> str:
 
 
 def judged(text: str, folder: Path, *verb: str) -> Ran:
-    """With an interpreter that is there in place of the one that will be, since systemd looks for it."""
+    """With an existing interpreter, since systemd checks that the file exists."""
     (folder / "gateway.service").write_text(text.replace("/opt/gateway/bin/python", sys.executable))
     return run(tool("systemd-analyze"), *verb, folder / "gateway.service")
 

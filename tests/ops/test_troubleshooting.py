@@ -1,4 +1,4 @@
-"""The troubleshooting page names only what exists: metrics, flags, settings, errors, log events, sections."""
+"""The troubleshooting page only names existing metrics, flags, settings, errors, log events and anchors."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def unknown_errors(text: str) -> list[str]:
 
 
 def unknown_events(text: str) -> list[str]:
-    """Events of the log: in the lines that are shown, and those that the text speaks of."""
+    """Log events in the quoted lines and in the text."""
     shown = re.findall(r'"msg":"([^"]+)"', text)
     assert [event for event in EVENTS if f"`{event}`" not in text] == [], "the page no longer speaks of it"
     return [event for event in (*shown, *EVENTS) if event not in STRINGS]
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes of headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -90,14 +90,14 @@ def dead_files(text: str) -> list[str]:
 
 
 def alerts(rules: str) -> dict[str, str]:
-    """Each alert's `runbook_url`."""
+    """The `runbook_url` of each alert."""
     (every,) = documents(rules)
     found = [rule for group in every["groups"] for rule in group["rules"] if "alert" in rule]
     return {rule["alert"]: rule.get("annotations", {}).get("runbook_url", "") for rule in found}
 
 
 def without_runbook(rules: str, page: str) -> list[str]:
-    """Alerts whose `runbook_url` leads to no part of the page."""
+    """Alerts whose `runbook_url` is not an anchor of the page."""
     known = {f"ops/docs/troubleshooting.md#{anchor}" for anchor in anchors(page)}
     return [name for name, url in alerts(rules).items() if not any(url.endswith(end) for end in known)]
 

@@ -1,4 +1,4 @@
-"""What the troubleshooting page shows is what the program prints: a test causes each fault and compares."""
+"""The output quoted on the troubleshooting page is real: each line is reproduced here by its fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOBODY = "127.0.0.1:9"  # discard: nothing listens there
 
 
 def shown(start: str) -> list[dict[str, Any]]:
-    """The JSON lines of the page that begin so."""
+    """The JSON lines of the page with this beginning."""
     return [json.loads(line) for line in PAGE.splitlines() if line.startswith(start)]
 
 

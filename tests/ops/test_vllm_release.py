@@ -1,4 +1,4 @@
-"""A release of vLLM without a CPU build: its Python over the kernels of the one that has one, made once."""
+"""A vLLM release without a CPU build: its Python on the kernels of a release that has one, installed once."""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ def test_an_unknown_release_in_the_environment_is_named(
     with pytest.raises(SystemExit) as stopped:
         vllm.main()
     assert stopped.value.code == 2
-    assert "VLLM_RELEASE is 0.1; there are 0.32.0, 0.33.0" in capsys.readouterr().err
+    assert "VLLM_RELEASE is 0.1; choose from 0.32.0, 0.33.0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""vLLM's own tests through the gateway: what is asked of servers, and the program on a small made-up checkout."""
+"""vLLM's own tests through the gateway: demands, and the program on a small made-up checkout."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_each_test_is_asked_through_the_gateway_and_what_fails_direct_too(made_u
     alone, direct, rest = (part.partition("\n## ") for part in [*text.split("\n## Fail ", 2)[1:], text])
     assert "test_engine_alone`" in alone[0]
     assert "test_neither[a]`: direct `AssertionError: assert '0' == 'a'" in direct[0]
-    assert "RuntimeError: the engine ended with 1" in direct[0]
+    assert "RuntimeError: the engine exited with 1" in direct[0]
     for line in (
         "- `test_a.py`: 1 × no lobster here",
         "- `test_b.py`: 1 × needs the model org/large",

@@ -1,5 +1,5 @@
-"""A real Prometheus watches a running gateway under load: every query of the dashboard has an answer, and
-faults made on purpose are alerted on. `python -m ops.drill` has one for each alert; here is the cheap part."""
+"""A real Prometheus scrapes a running gateway under load: every query of the dashboard has data, and some faults
+fire their alerts (`python -m ops.drill` has one for each alert)."""
 
 from __future__ import annotations
 

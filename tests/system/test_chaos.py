@@ -78,7 +78,7 @@ def test_a_soak_of_no_time_or_of_one_scenario_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         arguments(words)
-    assert "--minutes must be over 0" in capsys.readouterr().err
+    assert "--minutes must be above 0" in capsys.readouterr().err
 
 
 def test_a_soak_has_a_fault_a_second_and_a_folder_of_its_own() -> None:

@@ -182,12 +182,12 @@ def test_a_prompt_says_what_it_wants_of_the_engine() -> None:
 
 def test_the_engine_tells_its_lies_in_order_to_whom_they_fit() -> None:
     engine = Engine(Options(port=0))
-    engine._told({"lies": ["null vector", "finish abort"]})
+    engine.obey({"lies": ["null vector", "finish abort"]})
     steps = engine._steps("chat", b"", STREAM.body())
     assert b'"finish_reason":"abort"' in b"".join(step for step in steps if isinstance(step, bytes))
     assert list(engine.lies) == ["null vector"]
     assert engine._steps("chat", b"", STREAM.body())[0] == lies.SSE
-    engine._told({"well": True})
+    engine.obey({"well": True})
     assert not engine.lies
 
 

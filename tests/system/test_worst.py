@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ops.bench.worst import chunk, stream
-from ops.bench.worst_cases import CASES, Case, chat, listed, readers, rules, text
+from ops.bench.hostile.blocking import chunk, stream
+from ops.bench.hostile.requests import CASES, Case, chat, listed, readers, rules, text
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw
 from proxy.access.request_limits import RequestLimits

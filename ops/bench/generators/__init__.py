@@ -1,1 +1,1 @@
-"""The load generator beside others: the error of the TTFT that each reports, and the CPU time that each takes."""
+"""Compares load generators: the error of the TTFT that each reports, and its CPU time."""

@@ -1,6 +1,4 @@
-"""Owns the command line: install the tools, run them in rounds, and the table, at once or from parts kept before.
-Must not know how any tool works.
-Called as `python -m ops.bench.generators install|run|table` (`--help`); a person runs it, never a test."""
+"""The command line: install the tools, run them in rounds, print the table of a run or of saved parts."""
 
 from __future__ import annotations
 
@@ -26,40 +24,48 @@ PROGRAM: Final = "python -m ops.bench.generators"
 
 
 class Kept(msgspec.Struct):
-    """One line of the file of parts: a part, and the versions of all tools in its run."""
+    """One line of a file of parts: a part, and the versions of all tools of its run."""
 
     part: Part
     versions: dict[str, str]
     machine: str
     command: str
-    load: float = 0.0  # the machine's load average over a minute, before the part: what else ran on it
+    load: float = 0.0  # the machine's one-minute load average before the part
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if every part counts, 1 if one does not; 2 for a wrong command line."""
+    """0 if every part is valid, 1 if not, 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="The error of the TTFT that each load generator reports, against a server of known schedule, "
-        "while its loop is hogged; and the CPU time that each takes. Linux, 2 CPUs or more.",
+        description="Compares load generators: the error of the TTFT that each reports against a server of known "
+        "times, while its event loop is slowed down; and its CPU time. Needs Linux and 2 CPUs.",
     )
-    parser.add_argument("--home", type=Path, default=CACHE / "bench", help="of GuideLLM (default: %(default)s)")
+    parser.add_argument(
+        "--home", type=Path, default=CACHE / "bench", help="folder of GuideLLM (default: %(default)s)"
+    )
     parser.add_argument(
         "--vllm-home", type=Path, default=Path(os.environ.get("VLLM_HOME") or CACHE / "vllm"),
-        help="of vLLM, by ops/vllm.py (default: $VLLM_HOME, here %(default)s)",
+        help="folder of vLLM, as installed by ops/vllm.py (default: $VLLM_HOME, now %(default)s)",
     )  # fmt: skip
     actions = parser.add_subparsers(dest="action", required=True)
-    install = actions.add_parser("install", help="vLLM for the CPU, and GuideLLM, each in its own environment")
-    install.add_argument("names", nargs="*", metavar="TOOL", help=f"all, or some of: {', '.join(TOOLS)}")
-    run = actions.add_parser("run", help="measure, and print the table")
+    install = actions.add_parser(
+        "install", help="install vLLM for the CPU and GuideLLM, each in its own environment"
+    )
+    install.add_argument(
+        "names", nargs="*", metavar="TOOL", help=f"tools to install (default: all): {', '.join(TOOLS)}"
+    )
+    run = actions.add_parser("run", help="measure and print the table")
     run.add_argument("--tools", default=",".join(TOOLS), metavar="NAME,…", help=", ".join(TOOLS))
     run.add_argument(
         "--workloads", default=",".join(GROUPS), metavar="NAME,…",
-        help=f"groups ({', '.join(GROUPS)}) or parts of them: {', '.join(WORKLOADS)}",
+        help=f"groups ({', '.join(GROUPS)}) or single workloads: {', '.join(WORKLOADS)}",
     )  # fmt: skip
-    run.add_argument("--rounds", type=int, default=3, help="each with fresh processes (default 3)")
-    run.add_argument("--first-round", type=int, default=1, help="its number, where rounds are run one by one")
-    run.add_argument("--out", type=Path, help="add every part's figures to this file, as JSON lines")
-    table = actions.add_parser("table", help="the table of parts that were kept")
+    run.add_argument("--rounds", type=int, default=3, help="rounds, each with fresh processes (default 3)")
+    run.add_argument(
+        "--first-round", type=int, default=1, help="number of the first round, if rounds are run one by one"
+    )
+    run.add_argument("--out", type=Path, help="append the figures of every part to this file, as JSON lines")
+    table = actions.add_parser("table", help="print the table of saved parts")
     table.add_argument("files", nargs="+", type=Path)
     args = parser.parse_args(arguments)
     homes = Homes(args.home.expanduser().absolute(), args.vllm_home.expanduser().absolute())
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [line for file in args.files for line in file.read_bytes().splitlines()]
         kept = [msgspec.json.decode(line, type=Kept) for line in lines]
     if not kept:
-        parser.error("there is not one part")
+        parser.error("no parts found")
     versions = {name: words for one in kept for name, words in one.versions.items()}
     commands = dict.fromkeys(one.command for one in kept)
     loads = [one.load for one in kept]
@@ -82,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _install(parser: argparse.ArgumentParser, names: Sequence[str], homes: Homes) -> int:
     if unknown := [name for name in names if name not in TOOLS]:
-        parser.error(f"no tool {', '.join(unknown)}: there are {', '.join(TOOLS)}")
+        parser.error(f"unknown tool {', '.join(unknown)}: choose from {', '.join(TOOLS)}")
     code = 0
     for name in names or TOOLS:
         try:
@@ -97,20 +103,20 @@ def _install(parser: argparse.ArgumentParser, names: Sequence[str], homes: Homes
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes) -> list[Kept]:
     tools = args.tools.split(",")
     if unknown := [name for name in tools if name not in TOOLS]:
-        parser.error(f"no tool {', '.join(unknown)}: there are {', '.join(TOOLS)}")
+        parser.error(f"unknown tool {', '.join(unknown)}: choose from {', '.join(TOOLS)}")
     try:
         workloads = chosen(args.workloads)
         versions = {name: TOOLS[name].version(homes) for name in tools}
     except (ValueError, InstallError) as error:
         parser.error(str(error))
     if (os.cpu_count() or 1) < 2:
-        parser.error("two CPUs are needed: one for the server alone")
+        parser.error("2 CPUs are required: one is reserved for the server")
     command = f"{PROGRAM} run --tools {args.tools} --workloads {args.workloads} --rounds {args.rounds}"
     kept: list[Kept] = []
     for number in range(args.first_round - 1, args.first_round - 1 + args.rounds):
         turn = number % len(tools)
         for workload in workloads:
-            for name in (*tools[turn:], *tools[:turn]):  # nobody is always the first
+            for name in (*tools[turn:], *tools[:turn]):  # rotated, so that no tool is always the first
                 load = os.getloadavg()[0]
                 with tempfile.TemporaryDirectory() as work:
                     part = measure(TOOLS[name], workload, number, homes, Path(work))
@@ -125,7 +131,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, homes: Homes
 
 def _line(part: Part) -> str:
     p50, p99, _ = part.error_ms
-    said = "; ".join(part.wrong) or f"off by {p50:.3f} ms (p50), {p99:.3f} ms (p99)"
+    said = "; ".join(part.wrong) or f"error {p50:.3f} ms (p50), {p99:.3f} ms (p99)"
     return f"round {part.round + 1}, {part.workload}, {part.tool}: {said}"
 
 

@@ -1,6 +1,5 @@
-"""Owns one part of the benchmark: a fresh server, one tool against it, its CPU time watched, its error counted.
-Must not know any one tool.
-Called by the benchmark's main. Linux only: it reads /proc."""
+"""One measured part: a fresh server, one tool against it, its CPU time sampled and its errors counted. Linux
+only."""
 
 from __future__ import annotations
 
@@ -31,30 +30,30 @@ WATCH_SECONDS: Final = 0.2
 
 
 class Part(msgspec.Struct, kw_only=True):
-    """One tool under one workload in one round. Errors are of TTFT, without their sign, in milliseconds."""
+    """One tool under one workload in one round. Errors are absolute errors of TTFT in milliseconds."""
 
     tool: str
     workload: str
     round: int
     asked: int  # requests
-    compared: int  # of them with a figure from the tool and a truth from the server
-    failed: int  # by the tool's word
+    compared: int  # of these, with a TTFT from the tool and from the server
+    failed: int  # as the tool reports
     error_ms: tuple[float, float, float]  # p50, p99, max
-    late_share: float  # of the errors that are above zero: the tool was late, not early
+    late_share: float  # share of the errors above zero: the tool was late
     truth_ms: float  # median true TTFT
     arrived_per_s: float  # requests, by the server's clock
     events_per_s: float  # tokens, by the server's clock
-    cpu_s: float  # process tree, from the first request's arrival to the last token
-    cpu_all_s: float  # from the first request's arrival to the tool's end: reading and reporting included
+    cpu_s: float  # process tree, from the arrival of the first request to the last token
+    cpu_all_s: float  # from there to the tool's exit, reports included
     censored: float | None  # ours: share of generated events whose time is an interval
     intervals: int  # ours: requests whose TTFT is an interval
-    covered: int  # of these, how many hold the truth
-    verdict: list[str]  # ours: why it calls its own run invalid
-    wrong: list[str]  # anything that makes this part not count
+    covered: int  # how many of these contain the true value
+    verdict: list[str]  # ours: reasons why it reports its run as invalid
+    wrong: list[str]  # reasons why this part does not count
 
 
 class Ended(msgspec.Struct):
-    """A tool's process, ended: its CPU over time, and all of it, in nanoseconds."""
+    """A tool's finished process: its CPU time over time and in total, in nanoseconds."""
 
     code: int
     samples: list[tuple[int, int]]  # CLOCK_REALTIME, CPU of the tree
@@ -63,7 +62,7 @@ class Ended(msgspec.Struct):
 
 @contextmanager
 def serving(schedule: Schedule, log: Path, cpu: int) -> Iterator[str]:
-    """The server's URL; once the block has ended, `log` has what it served."""
+    """The server's URL; after the block, `log` has the requests it served."""
     argv = ["taskset", "-c", str(cpu), sys.executable, "-m", "ops.bench.generators.server"]
     child = subprocess.Popen(
         [*argv, msgspec.json.encode(schedule).decode(), str(log)],
@@ -74,7 +73,7 @@ def serving(schedule: Schedule, log: Path, cpu: int) -> Iterator[str]:
     try:
         port = child.stdout.readline().strip()
         if not port:
-            raise RuntimeError("the server of known schedule did not start")
+            raise RuntimeError("the reference server did not start")
         yield f"http://127.0.0.1:{int(port)}"
         child.stdin.close()
         child.wait(20)
@@ -85,7 +84,7 @@ def serving(schedule: Schedule, log: Path, cpu: int) -> Iterator[str]:
 
 
 def watched(command: Command, cpus: set[int], env: dict[str, str], log: Path, seconds: float) -> Ended:
-    """The tool, run to its end. Raises RuntimeError where it takes longer; nothing of it stays behind."""
+    """Run the tool to its end. Raises RuntimeError after `seconds`; its process group is killed in any case."""
     with log.open("wb") as out:
         child = subprocess.Popen(
             ["taskset", "-c", ",".join(map(str, sorted(cpus))), *command.argv],
@@ -102,7 +101,7 @@ def watched(command: Command, cpus: set[int], env: dict[str, str], log: Path, se
                 total = round((usage.ru_utime + usage.ru_stime) * 1e9)
                 return Ended(child.returncode, samples, total)
             if time.monotonic() > until:
-                raise RuntimeError(f"not done after {seconds:g} s")
+                raise RuntimeError(f"not finished after {seconds:g} s")
             samples.append((time.time_ns(), cpu_ns(child.pid)))
             time.sleep(WATCH_SECONDS)
     finally:
@@ -115,7 +114,7 @@ def watched(command: Command, cpus: set[int], env: dict[str, str], log: Path, se
 
 
 def measure(tool: Tool, workload: Workload, round_: int, homes: Homes, work: Path) -> Part:
-    """One part in `work`, an empty folder. What goes wrong is in the part's `wrong`, not raised."""
+    """Measure one part in `work`, an empty folder. Errors are listed in the part's `wrong`, not raised."""
     results, log, said = work / "results", work / "served.json", work / "said.log"
     results.mkdir()
     env = {}
@@ -130,7 +129,7 @@ def measure(tool: Tool, workload: Workload, round_: int, homes: Homes, work: Pat
             ended = watched(command, cpus, env, said, PART_SECONDS)
         found = tool.read(results)
     except (RuntimeError, OSError, ValueError, KeyError, subprocess.TimeoutExpired) as error:
-        wrong.append(f"{type(error).__name__}: {error}; it said: {_end_of(said)}")
+        wrong.append(f"{type(error).__name__}: {error}; its output ends with: {_end_of(said)}")
     served = msgspec.json.decode(log.read_bytes(), type=list[Served]) if log.exists() else []
     return judged(tool, workload, round_, served, found, ended, wrong)
 
@@ -142,9 +141,9 @@ def judged(
     compared = len(found.errors_ns)
     wrong = list(wrong)
     if not wrong and compared < workload.requests:
-        wrong.append(f"{compared} of {workload.requests} requests could be compared, {said.failed} failed")
+        wrong.append(f"{compared} of {workload.requests} requests compared, {said.failed} failed")
     if found.by_program:
-        wrong.append(f"{found.by_program} requests reached the server without a kernel's stamp")
+        wrong.append(f"{found.by_program} requests without a kernel timestamp at the server")
     began = cpu_at(ended.samples, found.began_ns)
     span = max(found.ended_ns - found.began_ns, 1) / 1e9
     return Part(

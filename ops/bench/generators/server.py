@@ -1,6 +1,5 @@
-"""Owns the server whose answers' times are known: when the kernel had each request, when its first token was sent.
-Must not know which tool asks. A process of its own, so that its work is never the tool's.
-Started by `parts.py` as `python -m ops.bench.generators.server`; says its port on stdout; ends with its stdin."""
+"""The reference server: it logs the kernel's receive time of each request and the send time of each token, so the
+true TTFT is known. Its own process; it prints its port and ends when its stdin is closed."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ HEAD: Final = (
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _ID: Final = re.compile(rb"x-request-id: *(\S+)", re.IGNORECASE)
 _FRONT: Final = f'"object":"chat.completion.chunk","created":1795386835,"model":"{MODEL}","choices":['
-# The role comes with the first token: whether a role alone counts as one must not decide between the tools.
+# The role comes with the first token, since tools differ in whether a role alone counts as a token.
 _FIRST: Final = '{"index":0,"delta":{"role":"assistant","content":"token "},"logprobs":null,"finish_reason":null}]'
 _NEXT: Final = '{"index":0,"delta":{"content":"token "},"logprobs":null,"finish_reason":null}]'
 _FINISH: Final = '{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}]'
@@ -36,7 +35,7 @@ _MODELS: Final = f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """How every request is answered; times in milliseconds, after the request was read and between two tokens."""
+    """How every request is answered: milliseconds from the request to the first token, and between two tokens."""
 
     tokens: int = 1
     ttft_ms: float = 0.0
@@ -44,14 +43,14 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Served(msgspec.Struct):
-    """One request as the server saw it. Nanoseconds of CLOCK_REALTIME, the clock of the kernel's stamps."""
+    """One request as the server saw it. Nanoseconds of CLOCK_REALTIME, the clock of kernel timestamps."""
 
     answer: str  # the `id` of its chunks
-    request: str  # its x-request-id; empty: it had none
-    got_ns: int  # the kernel had its last byte
-    first_ns: int = 0  # its first token was handed to the kernel
-    last_ns: int = 0  # and its last
-    by_kernel: bool = True  # got_ns is the kernel's stamp; False: the program's, some 50 µs later
+    request: str  # its x-request-id, or empty
+    got_ns: int  # when the kernel received its last byte
+    first_ns: int = 0  # when its first token was written to the socket
+    last_ns: int = 0  # the same of its last token
+    by_kernel: bool = True  # got_ns is the kernel's timestamp; False: the program's, some 50 µs later
 
 
 def chunk(data: bytes) -> bytes:
@@ -63,7 +62,7 @@ def frame(answer: str, choices: str) -> bytes:
 
 
 def end(answer: str, tokens: int) -> bytes:
-    """What follows the last token."""
+    """The frames after the last token."""
     usage = _USAGE % (16 + tokens, tokens)
     return frame(answer, _FINISH) + frame(answer, usage) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
@@ -122,7 +121,7 @@ class Serving(asyncio.Protocol):
             self._send()
 
     def _send(self) -> None:
-        """One token, dated as late as can be."""
+        """Send one token; its time is taken as late as possible."""
         served, first = self._served, not self._served.first_ns
         self._left -= 1
         data = HEAD + frame(served.answer, _FIRST) if first else frame(served.answer, _NEXT)
@@ -137,12 +136,12 @@ class Serving(asyncio.Protocol):
             self._timer = self._loop.call_at(self._next, self._send if self._left else self._end)
 
     def _end(self) -> None:
-        """Apart from the last token, or the kernel would give both of them one time."""
+        """Written apart from the last token: otherwise the kernel gives both the same time."""
         self.transport.write(end(self._served.answer, self._schedule.tokens))
 
 
 class Server:
-    """Listens on a free port of loopback until it is closed. Connections are taken in as stamped sockets."""
+    """Listens on a free loopback port until closed. Connections are accepted as timestamped sockets."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.log: list[Served] = []
@@ -186,7 +185,7 @@ class Server:
 
 
 async def serve(schedule: Schedule) -> list[Served]:
-    """Until stdin ends."""
+    """Serve until stdin is closed."""
     server = Server(schedule)
     print(server.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
@@ -197,7 +196,7 @@ async def serve(schedule: Schedule) -> list[Served]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.bench.generators.server", description=__doc__)
     parser.add_argument("schedule", help="a Schedule as JSON")
-    parser.add_argument("log", type=Path, help="what was served is written there at the end, as JSON")
+    parser.add_argument("log", type=Path, help="file for the served requests, written at the end as JSON")
     args = parser.parse_args()
     with asyncio.Runner(loop_factory=new_loop) as runner:
         log = runner.run(serve(msgspec.json.decode(args.schedule, type=Schedule)))

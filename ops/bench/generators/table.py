@@ -1,6 +1,4 @@
-"""Owns the Markdown of the results: medians of the rounds with their spread, what each figure is, what went wrong.
-Must not know how they were measured.
-Called by the benchmark's main, after a run or from a file of parts."""
+"""The Markdown of the results: medians of the rounds with their spread, and anything that went wrong."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from ops.bench.generators.parts import Part
 from ops.bench.generators.workloads import WORKLOADS, Workload
 
 OURS: Final = "ours"
-HONEST_MS: Final = 1.0  # as the load generator's own --limit-error-ms
-HONEST_SHARE: Final = 0.95  # of the rate that was asked for, by the server's clock
+HONEST_MS: Final = 1.0  # as loadgen's own --limit-error-ms
+HONEST_SHARE: Final = 0.95  # of the requested rate, by the server's clock
 PAIRS: Final = (("request", "requests400", "requests1600"), ("event", "events32", "events128"))
 
 Of = Callable[[str, str], list[Part]]
@@ -59,14 +57,14 @@ def head(first: str, tools: Sequence[str], *more: str) -> list[str]:
 
 
 def errors(parts: Sequence[Part]) -> str:
-    """p50 with its spread, then p99."""
+    """p50 and p99, each with its spread."""
     if not parts:
         return "–"
     return f"{middle([p.error_ms[0] for p in parts])} / {middle([p.error_ms[1] for p in parts])}"
 
 
 def times_larger(parts: Sequence[Part], ours: Sequence[Part]) -> float | None:
-    """How many times ours the median error is."""
+    """The ratio of the median error to ours."""
     if not parts or not ours:
         return None
     return statistics.median(p.error_ms[0] for p in parts) / max(
@@ -76,8 +74,8 @@ def times_larger(parts: Sequence[Part], ours: Sequence[Part]) -> float | None:
 
 def _hogged(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list[str]:
     others = [tool for tool in tools if not tool.startswith(OURS)]
-    lines = ["**Error of TTFT in ms, p50 / p99**, while the loop that sends is hogged.", ""]
-    lines += head("loop hogged", tools, *(f"{tool} is off" for tool in others))
+    lines = ["**Error of TTFT in ms, p50 / p99**, while the sending event loop is slowed down.", ""]
+    lines += head("added to the loop", tools, *(f"{tool} ÷ ours" for tool in others))
     for workload in workloads:
         factors = [times_larger(of(tool, workload.name), of(OURS, workload.name)) for tool in others]
         lines.append(
@@ -87,9 +85,10 @@ def _hogged(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list
                 *("–" if factor is None else f"{factor:,.0f}×" for factor in factors),
             )
         )
-    lines += ["", "What ours says of itself in the same parts:", ""]
+    lines += ["", "What ours reports about itself in the same parts:", ""]
     lines += head(
-        "loop hogged", ["events that are intervals", "TTFTs that are", "of these hold the truth", "verdict"]
+        "added to the loop",
+        ["events that are intervals", "TTFTs that are", "of these contain the truth", "verdict"],
     )
     for workload in workloads:
         parts = of(OURS, workload.name)
@@ -109,9 +108,9 @@ def _hogged(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list
 
 def _rates(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list[str]:
     lines = [
-        "**Rates on one core**: requests/s that arrived by the server's clock; error of TTFT in ms, p50 / p99.",
+        "**Rates on one core**: arrived requests/s by the server's clock; error of TTFT in ms, p50 / p99.",
         "",
-        *head("asked", tools),
+        *head("requested", tools),
     ]
     for workload in workloads:
         cells = []
@@ -127,7 +126,7 @@ def _rates(workloads: Sequence[Workload], tools: Sequence[str], of: Of) -> list[
 
 
 def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int) -> str:
-    """The highest rate up to which all arrived as asked, with this quantile of the error within the limit."""
+    """The highest rate up to which arrivals are as requested and this quantile of the error is in the limit."""
     best = "none" if any(of(tool, workload.name) for workload in workloads) else "–"
     for workload in sorted(workloads, key=lambda workload: workload.rate or 0.0):
         parts = of(tool, workload.name)
@@ -135,7 +134,7 @@ def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int)
             break
         arrived = statistics.median(part.arrived_per_s for part in parts)
         error = statistics.median(part.error_ms[place] for part in parts)
-        # A Poisson process of n arrivals is off by 1/sqrt(n) of itself.
+        # The relative standard deviation of a Poisson count n is 1/sqrt(n).
         least = (workload.rate or 0.0) * (HONEST_SHARE - 2 / workload.requests**0.5)
         if arrived < least or error > HONEST_MS:
             break
@@ -145,9 +144,9 @@ def highest_honest(workloads: Sequence[Workload], tool: str, of: Of, place: int)
 
 def _cost(tools: Sequence[str], of: Of) -> list[str]:
     lines = [
-        "**CPU time in µs**, whole process tree on one core, 16 at once. *While it runs*: from the first "
-        "request's arrival to the last token. *All in*: what one more costs until the tool has ended, "
-        "reading and reporting included (the difference of two sizes; start-up cancels out).",
+        "**CPU time in µs**, whole process tree on one core, 16 at once. *While it runs*: from the arrival of "
+        "the first request to the last token. *In total*: the cost of one more until the tool has exited, "
+        "with its reports (the difference of two sizes, so that start-up cancels out).",
         "",
         *head("CPU µs", tools),
     ]
@@ -156,14 +155,14 @@ def _cost(tools: Sequence[str], of: Of) -> list[str]:
         for tool in tools:
             running.append(middle([1e6 * p.cpu_s / units(p, unit) for p in of(tool, large)], 0))
             whole.append(middle(all_in_us(of(tool, small), of(tool, large), unit), 0))
-        lines += [row(f"per {unit}, while it runs", *running), row(f"per {unit}, all in", *whole)]
+        lines += [row(f"per {unit}, while it runs", *running), row(f"per {unit}, in total", *whole)]
     for unit, _, large in PAIRS:
         cells = []
         for tool in tools:
             parts = of(tool, large)
             cost = [p.cpu_s / units(p, unit) for p in parts if p.cpu_s > 0]
             cells.append(f"{1 / statistics.median(cost):,.0f}" if cost else "–")
-        lines.append(row(f"{unit}s/s that would fill one core", *cells))
+        lines.append(row(f"{unit}s/s that one core can do", *cells))
     return lines
 
 
@@ -172,7 +171,7 @@ def units(part: Part, unit: str) -> int:
 
 
 def all_in_us(small: Sequence[Part], large: Sequence[Part], unit: str) -> list[float]:
-    """Microseconds for one more, by round: the rounds that have both sizes."""
+    """Microseconds for one more, in each round that has both sizes."""
     found = []
     for one in large:
         for other in small:

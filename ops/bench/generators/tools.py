@@ -1,6 +1,4 @@
-"""Owns the tools that are compared: how each is installed and called, and what its result file says.
-Must not know the hog, the server's log, or how errors are counted.
-Called by `parts.py` and by the benchmark's main."""
+"""The compared tools: how each is installed and called, and how its result file is read."""
 
 from __future__ import annotations
 
@@ -24,23 +22,23 @@ from ops.bench.peers.folder import ensure, run
 ROOT: Final = Path(__file__).parents[3]
 PROMPT: Final = "Say in one sentence what a streaming gateway is for, and then say it again in another."
 GUIDELLM: Final = "0.8.1"
-VLLM_TOKENS: Final = 16  # of vLLM's random prompts: about as long as PROMPT
+VLLM_TOKENS: Final = 16  # length of vLLM's random prompts, about that of PROMPT
 
 
 class Homes(msgspec.Struct, frozen=True):
-    """Where the tools are installed."""
+    """The folders of the installed tools."""
 
     bench: Path
     vllm: Path
 
 
 class Said(msgspec.Struct, kw_only=True):
-    """What a tool's result file says."""
+    """The contents of a tool's result file."""
 
     reported: list[Reported]
     failed: int = 0
     censored: float | None = None  # ours: share of all generated events whose time is an interval
-    verdict: list[str] = []  # ours: why the run is invalid, in its own words
+    verdict: list[str] = []  # ours: the reasons why the run is invalid
 
 
 class Tool(Protocol):
@@ -49,26 +47,26 @@ class Tool(Protocol):
 
     @property
     def sends_in(self) -> str:
-        """`main` or `child`: the process whose loop sends, which the hog is to hog."""
+        """`main` or `child`: the process whose event loop sends, to be slowed down."""
 
     @property
     def key(self) -> Key: ...
 
     def install(self, homes: Homes) -> None:
-        """At once where that is done. Raises InstallError."""
+        """Returns at once if it is installed. Raises InstallError."""
 
     def version(self, homes: Homes) -> str:
-        """Raises InstallError where nothing is installed."""
+        """Raises InstallError if it is not installed."""
 
     def command(self, homes: Homes, work: Path, url: str, workload: Workload, seed: int) -> Command:
-        """Its results go into `work`, an empty folder."""
+        """The command that writes its results into `work`, an empty folder."""
 
     def read(self, work: Path) -> Said:
-        """Raises OSError, ValueError or KeyError where there is no result that can be read."""
+        """Raises OSError, ValueError or KeyError if there is no readable result."""
 
 
 class Ours:
-    """`python -m loadgen run`, by the kernel's stamps or, for contrast, by its own."""
+    """`python -m loadgen run`, with kernel timestamps or, for comparison, with its own."""
 
     sends_in = "main"
     key: Key = "request"
@@ -79,7 +77,7 @@ class Ours:
         self._words = words
 
     def install(self, homes: Homes) -> None:
-        """It runs on this interpreter."""
+        """Nothing to do: it runs on this interpreter."""
 
     def version(self, homes: Homes) -> str:
         return f"this tree, {self._words}; aiohttp {version('aiohttp')}"
@@ -113,7 +111,7 @@ def _ours(record: Record) -> Reported | None:
 
 
 class Vllm:
-    """`vllm bench serve`, of the CPU build that `ops/vllm.py` installs."""
+    """`vllm bench serve`, from the CPU build that `ops/vllm.py` installs."""
 
     name = "vllm"
     sends_in = "main"
@@ -143,7 +141,7 @@ class Vllm:
 
 
 def vllm_result(result: Mapping[str, Any]) -> Said:
-    """Of `--save-detailed`: seconds, in the order of the request ids; a failed request has its error's text."""
+    """Reads `--save-detailed`: seconds in the order of the request ids; failed requests have an error text."""
     pairs = list(zip(result["ttfts"], result["errors"], strict=True))
     return Said(
         reported=[
@@ -154,7 +152,7 @@ def vllm_result(result: Mapping[str, Any]) -> Said:
 
 
 class Guidellm:
-    """`guidellm run`, with one worker process: its loop is where requests are sent."""
+    """`guidellm run` with one worker process, whose event loop sends the requests."""
 
     name = "guidellm"
     sends_in = "child"
@@ -195,7 +193,7 @@ class Guidellm:
 
 
 def guidellm_result(result: Mapping[str, Any]) -> Said:
-    """Of `--output kind=json`: milliseconds, and the `id` of the answer that each figure belongs to."""
+    """Reads `--output kind=json`: milliseconds, with the `id` of the response."""
     (benchmark,) = result["benchmarks"]
     requests = benchmark["requests"]
     return Said(
@@ -209,7 +207,7 @@ def guidellm_result(result: Mapping[str, Any]) -> Said:
 
 
 def _arrivals(workload: Workload) -> Sequence[str]:
-    """Ours and vLLM's have the same flags."""
+    """The arrival flags, which loadgen and vLLM share."""
     if workload.rate is not None:
         return ("--request-rate", f"{workload.rate:g}", "--burstiness", "1")
     return ("--max-concurrency", str(workload.concurrency))
@@ -224,8 +222,8 @@ def _version(venv: Path, distribution: str, name: str) -> str:
 TOOLS: Final[Mapping[str, Tool]] = {
     tool.name: tool
     for tool in (
-        Ours("ours", "kernel", "stamped by the kernel"),
-        Ours("ours-user", "user", "stamped by the program (--clock user), for contrast"),
+        Ours("ours", "kernel", "kernel timestamps"),
+        Ours("ours-user", "user", "its own timestamps (--clock user), for comparison"),
         Vllm(),
         Guidellm(),
     )

@@ -1,6 +1,4 @@
-"""Owns the comparison: what a tool reported of each request against what the server saw of it.
-Must not know the tools' files or processes. Pure.
-Called by `parts.py`, once a part has ended."""
+"""Compares the TTFT that a tool reported for each request with the TTFT that the server measured. Pure."""
 
 from __future__ import annotations
 
@@ -13,36 +11,36 @@ from loadgen.drive.self_error import quantile
 from ops.bench.generators.server import Served
 
 Key = Literal["request", "answer"]
-"""What a tool's file names a request by: the x-request-id that it sent, or the `id` of the answer's chunks."""
+"""What identifies a request in a tool's file: its x-request-id, or the `id` of the response."""
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """A tool's word on one request."""
+    """One request as a tool reports it."""
 
     key: str
     ttft_ns: int
-    low_ns: int | None = None  # ours, where the kernel had merged events: TTFT lies in [low_ns, ttft_ns]
+    low_ns: int | None = None  # ours, if the kernel merged events: TTFT lies in [low_ns, ttft_ns]
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """One part's requests compared. `errors_ns`: reported minus true TTFT, in the order of the tool's file."""
+    """The comparison of one part. `errors_ns`: reported minus true TTFT, in the order of the tool's file."""
 
     errors_ns: list[int]
     truths_ns: list[int]
-    covered: int  # intervals that hold the true TTFT, of `intervals`
+    covered: int  # how many of `intervals` contain the true TTFT
     intervals: int
-    began_ns: int  # CLOCK_REALTIME: the first of these requests was there
-    ended_ns: int  # the last token of them was sent
+    began_ns: int  # CLOCK_REALTIME: arrival of the first request
+    ended_ns: int  # the last token was sent
     arrived_per_s: float  # by the server's clock
-    unknown: int  # reported, but the server has no such request
-    by_program: int  # requests without a kernel's stamp: their truth is the server's own word
+    unknown: int  # reported, but unknown to the server
+    by_program: int  # requests without a kernel timestamp: their time is the server program's
 
 
 def truth_ns(served: Served) -> int:
-    """The true TTFT in nanoseconds: from the kernel's receive stamp of the request's last byte, on the server's
-    socket, to the moment at which the server handed the first token to the kernel.
+    """The true TTFT in nanoseconds: from the kernel's receive timestamp of the request's last byte at the server
+    to the moment when the server wrote the first token to the socket.
 
-    One clock (CLOCK_REALTIME), one machine. What it leaves out, two passes of loopback, is in every tool's error.
+    One clock (CLOCK_REALTIME) on one machine. The two loopback passes that it omits are in every tool's error.
     """
     return served.first_ns - served.got_ns
 
@@ -67,7 +65,7 @@ def compare(log: Iterable[Served], reported: Sequence[Reported], key: Key) -> Fo
 
 
 def absolute_ms(errors_ns: Sequence[int]) -> tuple[float, float, float]:
-    """p50, p99 and max of the errors without their sign, in milliseconds; of none, zeros."""
+    """p50, p99 and max of the absolute errors in milliseconds; zeros without errors."""
     ordered = sorted(abs(error) / 1e6 for error in errors_ns)
     if not ordered:
         return (0.0, 0.0, 0.0)
@@ -75,7 +73,7 @@ def absolute_ms(errors_ns: Sequence[int]) -> tuple[float, float, float]:
 
 
 def cpu_at(samples: Sequence[tuple[int, int]], at_ns: int) -> int:
-    """CPU nanoseconds at a time, by linear interpolation between (time, CPU) samples in order of time."""
+    """CPU nanoseconds at a time, interpolated linearly between (time, CPU) samples in order of time."""
     before = (samples[0][0], samples[0][1]) if samples else (0, 0)
     for sample in samples:
         if sample[0] >= at_ns:

@@ -1,6 +1,4 @@
-"""Owns what every tool is asked to do in one part: the server's schedule, the arrivals, the hog.
-Must not know the tools.
-Called by the benchmark's main, by the drivers (arrivals) and by the table (words)."""
+"""The workloads: the server's schedule, the arrivals, and how much the tool's event loop is slowed down."""
 
 from __future__ import annotations
 
@@ -10,11 +8,11 @@ import msgspec
 
 from ops.bench.generators.server import Schedule
 
-WARM_UPS: Final = 20  # connections that are kept: a tool that counts connecting into TTFT is spared it
+WARM_UPS: Final = 20  # opens the connections, since some tools include connecting in TTFT
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """One part. A rate is of Poisson arrivals, a concurrency of a closed loop; exactly one of them is given."""
+    """One workload: either `rate` (Poisson arrivals) or `concurrency` (closed loop)."""
 
     name: str
     group: str
@@ -23,8 +21,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     rate: float | None = None  # requests a second
     concurrency: int | None = None
-    hog_ms: float = 0.0  # each turn of the loop that sends takes so much longer: a loop that has too much to do
-    one_core: bool = False  # the whole tool on one CPU: what it does there is its rate per core
+    hog_ms: float = 0.0  # added to each iteration of the sending event loop: a busy loop
+    one_core: bool = False  # run the whole tool on one CPU, to get its rate per core
 
 
 def _hogged(name: str, words: str, hog_ms: float, *, tokens: int = 8, itl_ms: float = 25.0) -> Workload:
@@ -52,12 +50,12 @@ STREAMED: Final = Schedule(100, 10.0, 10.0)
 WORKLOADS: Final = {
     workload.name: workload
     for workload in (
-        _hogged("idle", "not hogged", 0.0),
-        _hogged("hog5", "5 ms every turn", 5.0),
-        _hogged("hog20", "20 ms every turn", 20.0),
-        _hogged("merge20", "20 ms every turn, tokens 5 ms apart", 20.0, tokens=32, itl_ms=5.0),
+        _hogged("idle", "not slowed down", 0.0),
+        _hogged("hog5", "5 ms per iteration", 5.0),
+        _hogged("hog20", "20 ms per iteration", 20.0),
+        _hogged("merge20", "20 ms per iteration, tokens 5 ms apart", 20.0, tokens=32, itl_ms=5.0),
         *map(_rate, (100, 200, 400, 800)),
-        # Two sizes of each: what grows from one to the other is no start-up and no constant part of a report.
+        # Two sizes of each: the difference has no start-up and no constant cost of a report.
         _cost("requests400", "400 requests of one token", ONE_TOKEN, 400),
         _cost("requests1600", "1,600 requests of one token", ONE_TOKEN, 1600),
         _cost("events32", "32 streams of 100 tokens × 10 ms", STREAMED, 32),
@@ -68,11 +66,11 @@ GROUPS: Final = tuple(dict.fromkeys(workload.group for workload in WORKLOADS.val
 
 
 def chosen(names: str) -> list[Workload]:
-    """By names and groups, joined by commas. Raises ValueError that says which there are."""
+    """The workloads of comma-separated names and groups. Raises ValueError listing the known ones."""
     found: dict[str, Workload] = {}
     for name in names.split(","):
         group = [workload for workload in WORKLOADS.values() if name in (workload.name, workload.group)]
         if not group:
-            raise ValueError(f"no workload {name!r}: there are {', '.join((*GROUPS, *WORKLOADS))}")
+            raise ValueError(f"unknown workload {name!r}: choose from {', '.join((*GROUPS, *WORKLOADS))}")
         found |= {workload.name: workload for workload in group}
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The programs that the gateway is measured beside: installed each into its own place, run with one worker."""
+"""The programs that the gateway is compared with: each installed into its own folder and run with one worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ops.bench.peers.npm import Portkey
 
 __all__ = ["HOME", "PEERS", "InstallError", "Peer", "peer"]
 
-HOME: Final = Path("~/.cache/streaming-gateway/bench")  # to be expanded by who uses it
+HOME: Final = Path("~/.cache/streaming-gateway/bench")  # not expanded yet
 
 PEERS: Final[Mapping[str, Callable[[], Peer]]] = {
     "nginx": Nginx,
@@ -30,7 +30,7 @@ PEERS: Final[Mapping[str, Callable[[], Peer]]] = {
 
 
 def peer(name: str) -> Peer:
-    """The driver of that name. Raises KeyError that says which there are."""
+    """The peer of that name. Raises KeyError listing the known ones."""
     if name not in PEERS:
-        raise KeyError(f"no peer {name!r}: there are {', '.join(PEERS)}")
+        raise KeyError(f"unknown peer {name!r}: choose from {', '.join(PEERS)}")
     return PEERS[name]()

@@ -1,6 +1,4 @@
-"""Owns the command line of the peers: install them, check them.
-Must not know any one peer.
-Called as `python -m ops.bench.peers install|check [NAME…] [--home FOLDER]`."""
+"""Install the peers, or check that they work."""
 
 from __future__ import annotations
 
@@ -18,21 +16,21 @@ from ops.bench.peers.folder import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if all went well, 1 if a peer did not; 2 for a wrong command line."""
-    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers", description=__doc__.partition("\n")[0])
+    """0 on success, 1 if a peer failed, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(prog="python -m ops.bench.peers", description=__doc__)
     parser.add_argument("action", choices=("install", "check"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or some of: {', '.join(PEERS)}")
-    parser.add_argument("--home", type=Path, default=HOME, help="where they are installed (default: %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"peers (default: all): {', '.join(PEERS)}")
+    parser.add_argument("--home", type=Path, default=HOME, help="folder of the peers (default: %(default)s)")
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.names if name not in PEERS]:
-        parser.error(f"no peer {', '.join(unknown)}: there are {', '.join(PEERS)}")
+        parser.error(f"unknown peer {', '.join(unknown)}: choose from {', '.join(PEERS)}")
     home = args.home.expanduser().absolute()
     act = _install if args.action == "install" else _check
     return max([_tried(act, peer(name), home) for name in args.names or PEERS])
 
 
 def _tried(act: Callable[[Peer, Path], bool], one: Peer, home: Path) -> int:
-    """The other peers go on where one fails."""
+    """Exit status for one peer; if it fails, the others still run."""
     try:
         return 0 if act(one, home) else 1
     except (InstallError, RuntimeError, OSError, http.client.HTTPException) as error:
@@ -43,22 +41,22 @@ def _tried(act: Callable[[Peer, Path], bool], one: Peer, home: Path) -> int:
 def _install(one: Peer, home: Path) -> bool:
     began = time.monotonic()
     one.install(home)
-    print(f"{one.name} {one.version(home)}: there after {time.monotonic() - began:.1f} s", flush=True)
+    print(f"{one.name} {one.version(home)}: ready after {time.monotonic() - began:.1f} s", flush=True)
     return True
 
 
 def _check(one: Peer, home: Path) -> bool:
     found = check(one, home)
     print(
-        f"{found.name} {found.version}: answers after {found.start_seconds:.2f} s; "
-        f"plain: {found.plain}; streamed: {found.streamed}",
+        f"{found.name} {found.version}: started in {found.start_seconds:.2f} s; "
+        f"JSON: {found.plain}; streamed: {found.streamed}",
         flush=True,
     )
     return found.right
 
 
 def _terminated(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # through every `finally`: no child stays behind
+    sys.exit(128 + number)  # runs every `finally`, which ends the children
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Owns the proof that a peer works: one plain and one streamed answer through it, each byte (or text) looked at.
-Must not know any one peer, nor measure more than the time to its first answer.
-Called by `python -m ops.bench.peers check`."""
+"""Checks that a peer works: one JSON and one streamed answer through it, compared byte by byte (or as text)."""
 
 from __future__ import annotations
 
@@ -19,14 +17,14 @@ from ops.bench.peers.base import Peer
 from ops.bench.wire import Spec, expected
 
 PLAIN: Final = Spec(0xA, tokens=1, stream=False)
-STREAMED: Final = Spec(0xB, tokens=50, itl_us=10_000)  # half a second: a peer that holds it back is seen
+STREAMED: Final = Spec(0xB, tokens=50, itl_us=10_000)  # half a second: long enough to see a peer that buffers
 ANSWER_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
-    pieces: tuple[bytes, ...]  # as they were read
+    pieces: tuple[bytes, ...]  # one per read
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Checked:
     name: str
     version: str
     start_seconds: float
-    plain: str  # "same bytes", "same text", or what is wrong
+    plain: str  # "same bytes", "same text", or the error
     streamed: str
 
     @property
@@ -43,17 +41,17 @@ class Checked:
 
 
 def verdict(spec: Spec, answer: Answer, *, reserialises: bool) -> str:
-    """What is to be said of one answer."""
+    """The verdict on one answer."""
     body, wanted = b"".join(answer.pieces), expected(spec)
     if answer.status != 200:
         return f"wrong: HTTP {answer.status} {body[:200]!r}"
     if spec.stream and b"[DONE]" in answer.pieces[0]:
-        return "wrong: the stream was held back until its end"
+        return "wrong: the stream was buffered until its end"
     if same_bytes(body, wanted):
         return "same bytes"
     if reserialises and same_text(body, wanted):
         return "same text"
-    return f"wrong: {len(body)} bytes for {len(wanted)}: {body[:200]!r}"
+    return f"wrong: {len(body)} bytes instead of {len(wanted)}: {body[:200]!r}"
 
 
 def ask(port: int, spec: Spec, headers: dict[str, str]) -> Answer:
@@ -70,8 +68,8 @@ def ask(port: int, spec: Spec, headers: dict[str, str]) -> Answer:
 
 
 def check(peer: Peer, home: Path, asked: Callable[[int, Spec, dict[str, str]], Answer] = ask) -> Checked:
-    """Start an engine and the peer before it, ask twice, stop both. Raises InstallError, or RuntimeError where
-    one of them does not start."""
+    """Start an engine and the peer in front of it, send two requests, stop both. Raises InstallError, or
+    RuntimeError if one of them does not start."""
     cpus = os.sched_getaffinity(0)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,6 +1,5 @@
-"""Owns nginx and HAProxy: Debian's packages unpacked into a folder, and their configurations.
-Must not know the other peers; changes nothing of the system and needs no root.
-Called through `peers.peer`."""
+"""nginx and HAProxy: Debian's packages unpacked into a folder (no root, nothing else is changed), with their
+configurations."""
 
 from __future__ import annotations
 
@@ -82,7 +81,7 @@ backend engine
 
 
 def nginx_config(work: Path, port: int, engine: str, *, files: int, user: str | None) -> str:
-    """`user`: who the worker is to be, where the master is root: it must be able to write into `work`."""
+    """`user`: the worker's user if the master runs as root; it must be able to write into `work`."""
     # Both sides of a stream are connections of the one worker.
     return NGINX.format(
         user=f"user {user};\n" if user else "", files=files, connections=2 * MAX_CONNECTIONS,
@@ -91,7 +90,7 @@ def nginx_config(work: Path, port: int, engine: str, *, files: int, user: str | 
 
 
 def haproxy_config(port: int, engine: str, *, files: int) -> str:
-    # A stream takes two descriptors; HAProxy refuses to start where the limit is short of its maxconn.
+    # A stream takes two descriptors; HAProxy refuses to start if the limit is too low for its maxconn.
     connections = max(64, min(MAX_CONNECTIONS, (files - 64) // 2))
     return HAPROXY.format(connections=connections, port=port, engine=urlsplit(engine).netloc)
 
@@ -137,7 +136,7 @@ class Debian:
         missing = [line.split()[0] for line in linked.splitlines() if "not found" in line]
         if missing:
             raise InstallError(
-                f"{self.name} misses {', '.join(missing)}: apt-get install {self.name} brings what it needs"
+                f"{self.name} lacks {', '.join(missing)}: apt-get install {self.name} installs them"
             )
         (folder / "version").write_text(version)
 
@@ -157,7 +156,7 @@ class Nginx(Debian):
         config = work / "nginx.conf"
         user = pwd.getpwuid(0).pw_name if os.geteuid() == 0 else None
         config.write_text(nginx_config(work, port, engine, files=open_files(), user=user))
-        # -e: before it has read its configuration it would write to /var/log.
+        # -e: otherwise it writes to /var/log until it has read its configuration.
         argv = [str(program), "-p", str(work), "-e", str(work / "nginx.error.log"), "-c", str(config)]
         return Command(argv, self._env(home / self.name), work)
 
@@ -176,7 +175,7 @@ class Haproxy(Debian):
 
 
 def open_files() -> int:
-    """The descriptors that a process of this user may raise its limit to."""
+    """The highest limit of file descriptors that this user may set."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
 

@@ -1,6 +1,4 @@
-"""Owns a peer's own folder: installed once, by one recipe, from nothing; every step bounded in time.
-Must not know what is installed there.
-Called by the drivers."""
+"""A peer's folder: installed once per recipe, from scratch, and every step has a time limit."""
 
 from __future__ import annotations
 
@@ -18,16 +16,16 @@ from typing import Final
 from ops.bench.peers.base import InstallError
 
 STEP_SECONDS: Final = 900.0
-_STAMP: Final = "installed"  # holds the recipe; written last of all
-_MARK: Final = "installing"  # this program made the folder, and may throw it away
+_STAMP: Final = "installed"  # contains the recipe; written last
+_MARK: Final = "installing"  # created by this program, which may delete the folder
 
 Run = Callable[..., str]
 
 
 def run(argv: Sequence[str], *, cwd: Path | None = None, seconds: float = STEP_SECONDS) -> str:
-    """Its standard output. The whole process group is ended with it, or when its time is over.
+    """Run the command and return its stdout. Its process group is killed at its end or after `seconds`.
 
-    Raises InstallError with the end of what it said where it fails.
+    Raises InstallError with the end of its output if it fails.
     """
     try:
         child = subprocess.Popen(
@@ -35,11 +33,11 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, seconds: float = STEP_S
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
     except OSError as error:
-        raise InstallError(f"{argv[0]} cannot be run: {error.strerror}") from error
+        raise InstallError(f"{argv[0]} could not be run: {error.strerror}") from error
     try:
         out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise InstallError(f"{' '.join(argv)}: not done after {seconds:g} s") from None
+        raise InstallError(f"{' '.join(argv)}: not finished after {seconds:g} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -49,14 +47,14 @@ def run(argv: Sequence[str], *, cwd: Path | None = None, seconds: float = STEP_S
                 pipe.close()
     if child.returncode:
         said = [line for line in (err or out).splitlines() if line.strip()]
-        raise InstallError(f"{' '.join(argv)} ended with {child.returncode}:\n" + "\n".join(said[-12:]))
+        raise InstallError(f"{' '.join(argv)} exited with {child.returncode}:\n" + "\n".join(said[-12:]))
     return out
 
 
 def ensure(folder: Path, recipe: str, install: Callable[[], None]) -> None:
-    """`install` into an empty `folder`, unless this very recipe was finished there before; one at a time.
+    """`install` into an empty `folder`, unless this recipe is already installed there; one process at a time.
 
-    Raises InstallError where the folder holds what this program did not put there.
+    Raises InstallError if the folder contains files of someone else.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
@@ -65,7 +63,9 @@ def ensure(folder: Path, recipe: str, install: Callable[[], None]) -> None:
             return
         if folder.exists():
             if any(folder.iterdir()) and not any((folder / name).exists() for name in (_STAMP, _MARK)):
-                raise InstallError(f"{folder} holds what this program did not put there; choose another --home")
+                raise InstallError(
+                    f"{folder} contains files that this program did not create; choose another --home"
+                )
             shutil.rmtree(folder)
         folder.mkdir()
         (folder / _MARK).touch()
@@ -81,10 +81,10 @@ def done(folder: Path, recipe: str) -> bool:
 
 
 def need(path: Path, name: str) -> Path:
-    """The path, if it is there. Raises InstallError that says how to get it."""
+    """The path, if it exists. Raises InstallError with the command that installs it."""
     if not path.exists():
         raise InstallError(
-            f"{name} is not installed there ({path} is missing): python -m ops.bench.peers install {name}"
+            f"{name} is not installed ({path} is missing): python -m ops.bench.peers install {name}"
         )
     return path
 

@@ -1,6 +1,4 @@
-"""Owns how the plain aiohttp proxy of ops/bench/naive.py is run as a peer.
-Must not know the other peers; there is nothing to install.
-Called through `peers.peer`."""
+"""Runs `naive_proxy` as a peer; there is nothing to install."""
 
 from __future__ import annotations
 
@@ -16,19 +14,21 @@ ROOT: Final = Path(__file__).parents[3]
 
 class Naive:
     name = "aiohttp-naive"
-    ready = "/health"  # forwarded: the engine answers
+    ready = "/health"  # forwarded to the engine
     reserialises = False
 
     def headers(self, engine: str) -> dict[str, str]:
         return {}
 
     def install(self, home: Path) -> None:
-        """It runs on this interpreter."""
+        """Nothing to do: it runs on this interpreter."""
 
     def version(self, home: Path) -> str:
         return f"aiohttp {importlib.metadata.version('aiohttp')}"
 
     def command(self, home: Path, work: Path, port: int, engine: str) -> Command:
         return Command(
-            [sys.executable, "-m", "ops.bench.naive", "--port", str(port), "--engine", engine], {}, ROOT
+            [sys.executable, "-m", "ops.bench.peers.naive_proxy", "--port", str(port), "--engine", engine],
+            {},
+            ROOT,
         )

@@ -1,6 +1,4 @@
-"""Owns Portkey's gateway of npm: its folder, the two dependencies that must be held, and its headers.
-Must not know the other peers.
-Called through `peers.peer`."""
+"""Portkey's gateway from npm, with the two dependencies that need a pinned version."""
 
 from __future__ import annotations
 
@@ -17,13 +15,13 @@ HELD: Final = ("hono", "@hono/node-server")  # why: see PINS
 
 
 def package() -> str:
-    """The package.json that installs it."""
+    """The package.json for its installation."""
     held = {name: PINS[name] for name in HELD}
     return json.dumps({"private": True, "dependencies": {GATEWAY: PINS[GATEWAY]}, "overrides": held}, indent=2)
 
 
 class Portkey:
-    """The open-source gateway on Node. What it does not change it forwards as bytes."""
+    """The open-source gateway on Node. It forwards unchanged responses as bytes."""
 
     name = "portkey"
     ready = "/"
@@ -44,9 +42,9 @@ class Portkey:
 
         def work() -> None:
             if shutil.which("npm") is None:
-                raise InstallError("npm is not on the PATH: Portkey's gateway needs Node 18 or newer, with npm")
+                raise InstallError("npm is not on the PATH: Portkey's gateway needs Node 18 or newer with npm")
             (folder / "package.json").write_text(package())
-            # Its install script only patches development tools.
+            # Its install scripts only patch development tools.
             self._run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=folder)
 
         ensure(folder, package(), work)

@@ -1,6 +1,4 @@
-"""Owns the peers of PyPI: each in its virtual environment, and the flags they are run with.
-Must not know the other peers, nor touch the environment it runs in.
-Called through `peers.peer`."""
+"""The peers from PyPI: each in its own virtual environment, and the flags they are run with."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ from ops.bench.peers.folder import Run, ensure, need, run
 from ops.bench.subjects import free_port
 from ops.bench.wire import MODEL
 
-# Tokio's own default is a thread a core; the benchmark compares one worker with one worker.
+# Tokio's default is one thread per core; the benchmark compares single workers.
 ONE_THREAD: Final = {"TOKIO_WORKER_THREADS": "1"}
-LITELLM_KEY: Final = "sk-bench"  # of a proxy on loopback, for the length of a run
+LITELLM_KEY: Final = "sk-bench"  # key of a proxy on loopback that lives as long as the run
 LITELLM: Final = """\
 model_list:
   - model_name: {model}
@@ -33,7 +31,7 @@ general_settings:
 
 
 class Distribution:
-    """One distribution, in a virtual environment of its own."""
+    """A distribution in its own virtual environment."""
 
     reserialises = False
 
@@ -65,17 +63,17 @@ class Distribution:
             f"python3*/site-packages/{stem}-*.dist-info"
         ):
             return info.name.removeprefix(f"{stem}-").removesuffix(".dist-info")
-        raise InstallError(f"{self._distribution} is not in its environment below {home}: install it again")
+        raise InstallError(f"{self._distribution} is missing in its environment below {home}: install it again")
 
     def _python(self, home: Path) -> Path:
         return need(home / self._distribution / "venv" / "bin" / "python", self.name)
 
 
 class Router(Distribution):
-    """A router in Rust behind a Python launcher: its threads are Tokio's."""
+    """A router written in Rust with a Python launcher; its threads are Tokio's."""
 
     def __init__(self, name: str, distribution: str, launch: tuple[str, ...], *flags: str, run: Run = run) -> None:
-        # /readiness, not /health: workers are taken in after the router answers.
+        # /readiness, not /health: the router answers before it has registered its workers.
         super().__init__(name, distribution, "/readiness", run=run)
         self._launch = launch
         self._flags = flags
@@ -93,7 +91,7 @@ class Router(Distribution):
 
 
 class LiteLLM(Distribution):
-    """The proxy: one worker, no database, nothing fetched and nothing reported."""
+    """LiteLLM's proxy: one worker, no database, no downloads and no telemetry."""
 
     reserialises = True
     environment: Final = {
@@ -124,7 +122,7 @@ class LiteLLM(Distribution):
 
 
 def vllm_router(run: Run = run) -> Router:
-    """Its default policy is cache_aware: it asks the engine to render each prompt, and routes by the tokens."""
+    """Its default policy is cache_aware: the engine renders each prompt, and the router routes by the tokens."""
     launch = ("-m", "vllm_router.launch_router")
     return Router("vllm-router", "vllm-router", launch, "--log-level", "warning", run=run)
 
@@ -142,7 +140,7 @@ def sglang_router(run: Run = run) -> Router:
 
 
 def smg(run: Run = run) -> Router:
-    """The Shepherd Model Gateway. Load monitoring would poll the engine; tokenizers are not needed to route."""
+    """The Shepherd Model Gateway. Load monitoring would poll the engine; routing needs no tokenizers."""
     flags = (
         "--log-level", "warn", "--policy", "round_robin",
         "--disable-load-monitoring", "--disable-tokenizer-autoload",

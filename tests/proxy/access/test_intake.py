@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ops.bench.worst_cases import CASES, Case
+from ops.bench.hostile.requests import CASES, Case
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
 from proxy.access.request_limits import RequestLimits

@@ -1,14 +1,13 @@
-"""Owns the hog: a callback that keeps an event loop from its work, put into any Python program from outside.
-Must not know the program. Python imports this module by itself where its folder is on PYTHONPATH.
-Set by `parts.py`: HOG is `BURN WHERE`: milliseconds, and the process whose loops are hogged."""
+"""Slows down the event loops of any Python program that has this folder on its PYTHONPATH (Python imports
+`sitecustomize` at start). HOG is `MS WHERE`: milliseconds per iteration, and `main` or `child`."""
 
 import os
 
 
 def _hog(burn_s: float, where: str) -> None:
-    """Every loop that `asyncio.run` starts spins for `burn_s` in each of its turns.
+    """Every loop that `asyncio.run` starts is busy for `burn_s` in each iteration.
 
-    `where`: `main`, or `child` for a program whose worker processes do the sending (only they are hogged).
+    `where`: `main`, or `child` for a program whose worker processes send (then only they are slowed down).
     """
     import asyncio
     import multiprocessing

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ops.bench.worst_cases import text
+from ops.bench.hostile.requests import text
 from proxy.access.intake import AskJob, FoldJob, Terms, read_ask
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
