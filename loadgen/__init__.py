@@ -1,1 +1,1 @@
-"""The load generator: sends, measures by the kernel's clock, says how wrong it is, and reports."""
+"""The load generator: sends requests, measures by the kernel's clock, states its own error, and reports."""

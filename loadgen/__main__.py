@@ -1,13 +1,11 @@
-"""Owns nothing but the way in.
-Must not know anything.
-Called as `python -m loadgen`."""
+"""`python -m loadgen`."""
 
 from __future__ import annotations
 
 import sys
 
-from loadgen.cli import main
-from loadgen.streams import run
+from loadgen.cli.main import main
+from loadgen.cli.terminal.streams import run
 
 if __name__ == "__main__":
     sys.exit(main() if sys.argv[1:2] == ["worker"] else run(main))  # a worker talks to its parent by stdout

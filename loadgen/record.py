@@ -1,6 +1,5 @@
-"""Owns the facts of a run as plain data: what was to be sent, what came back and when, under which settings.
-Must not know sockets, statistics or reports: it is the only interface between measuring and reporting.
-Called by everything in loadgen. One `Record` is one line of `events.jsonl`."""
+"""The facts of a run as plain data, and the only interface between measuring and reporting: what was to be sent,
+what came back and when, under which settings. One `Record` is one line of `events.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA = 1
-"""Raised when a field changes its meaning. A file of another schema is refused by name, not misread."""
+"""Increased when a field changes its meaning. A file of another schema is refused."""
 
 
 class Kind(StrEnum):
@@ -36,7 +35,7 @@ class Event(msgspec.Struct, array_like=True):
 
     The last byte of the event arrived in [low_ns, at_ns]. Equal: exact (one kernel stamp belongs to it alone).
     Different: censored. The kernel had merged unread segments; at_ns is the stamp of the last of them, low_ns
-    the stamp of the read before. user_ns is when the program had it in hand: user_ns - at_ns is its own delay.
+    the stamp of the read before. user_ns is when the program had it: user_ns - at_ns is its own delay.
     """
 
     at_ns: int
@@ -53,77 +52,77 @@ Failure = Literal[
     "status",  # an HTTP status other than 2xx
     "truncated",  # the stream ended without [DONE], or the body before its end
     "error_frame",  # an error event inside a 200
-    "garbage",  # what came is not what the API says
-    "cancelled",  # the run was ended first (Ctrl-C, --max-seconds); not the server's failure
-    "shed",  # due, but the generator had no place for it (only with --max-concurrency and an open loop)
+    "garbage",  # not a response of this API
+    "cancelled",  # the run ended first (Ctrl-C, --max-seconds); not the server's failure
+    "shed",  # due, but above --max-concurrency in an open loop, and not sent
 ]
 
 
 class Record(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One request, from when it was due to how it ended. Nanoseconds since the run's start; None: it did not."""
+    """One request, from due to its end. Nanoseconds since the run's start; None: it did not happen."""
 
     index: int  # place in the schedule, from 0
     id: str  # sent as x-request-id
-    prompt: str  # which prompt of the corpus; twins (the same bytes) have the same one
-    target: str = "a"  # which target, where `ab` has two
+    prompt: str  # id of the prompt; duplicates (equal bytes) have the same one
+    target: str = "a"  # which of `ab`'s two targets
     pair: int | None = None  # `ab`: records of one pair carry the same request
     worker: int = 0
     stage: str = ""  # sweep's or ramp's stage, e.g. "rate=8"
     warmup: bool = False
-    waited: bool = False  # due while no place was free under the cap: sent - due is then the queue's, not ours
-    resent: int = 0  # times that it went out again: the server had closed the kept connection it went out on
+    waited: bool = False  # due while the cap was reached: sent - due is queueing, not lateness
+    resent: int = 0  # how often it was sent again because the server had closed the kept-alive connection
     stream: bool = True
     due_ns: int
     sent_ns: int | None = None  # the request's last byte left; by the kernel, else by the program
-    write_ns: int | None = None  # the program handed it to the socket
-    connect_ns: int | None = None  # duration of connecting, where a new connection was made for it
-    head_ns: int | None = None  # first byte of the answer
-    end_ns: int | None = None  # last byte of the answer
+    write_ns: int | None = None  # the program passed it to the socket
+    connect_ns: int | None = None  # duration of connecting, if it got a new connection
+    head_ns: int | None = None  # first byte of the response
+    end_ns: int | None = None  # last byte of the response
     status: int | None = None
     failure: Failure | None = None
-    detail: str = ""  # in words, without secrets: the status's body, the error's text; at most 500 characters
+    detail: str = ""  # the error's text or the body, without secrets; at most 500 characters
     events: list[Event] = []
     prompt_tokens: int | None = None  # by the server's usage, never guessed
     completion_tokens: int | None = None
     cached_tokens: int | None = None  # prompt_tokens_details.cached_tokens: the engine's prefix cache
-    shared: str | None = None  # x-gateway-cache of a gateway like ours: miss, attached, hit, merged, bypass
+    shared: str | None = None  # the gateway's x-gateway-cache: miss, attached, hit, merged, bypass
     bytes_in: int = 0
     bytes_out: int = 0
 
 
 class Lag(msgspec.Struct, kw_only=True):
-    """The generator's own error. Milliseconds, but for the shares; None where it could not be measured."""
+    """The generator's own error, in milliseconds; shares are of 1."""
 
-    clock: Literal["kernel", "user", "mixed"] = "user"  # whose clock stamped what was received
+    clock: Literal["kernel", "user", "mixed"] = "user"  # clock that stamped received data
     send_clock: Literal["kernel", "user", "mixed"] = "user"
     loop_ms: dict[str, float] = {}  # event-loop lag: "p50", "p99", "max"
-    read_ms: dict[str, float] = {}  # kernel's stamp to the program's hand, exact events only
-    late_ms: dict[str, float] = {}  # sent - due, where a place was free
+    read_ms: dict[str, float] = {}  # from the kernel's stamp to the program, exact events only
+    late_ms: dict[str, float] = {}  # sent - due, for requests that the cap did not delay
     censored: float = 0.0  # share of generated-content events whose time is an interval
     censored_width_ms: dict[str, float] = {}  # widths of those intervals
     cpu: float = 0.0  # CPU seconds per wall second of the busiest worker process
     clock_drift_ms: float = 0.0  # realtime against monotonic, over the run
-    floor_ms: dict[str, float] | None = None  # by `calibrate`, where it was run: error floor of TTFT and ITL
+    floor_ms: dict[str, float] | None = None  # error floor of TTFT and ITL, if `calibrate` was run
 
 
 class Run(msgspec.Struct, kw_only=True):
-    """What a run was: everything that a report needs besides the records."""
+    """A run: everything that a report needs besides the records."""
 
     schema: int = SCHEMA
     date: str  # ISO 8601, UTC
     label: str
     command: list[str]  # argv, secrets masked
-    config: dict[str, Any]  # every flag as it was in force, secrets masked
+    config: dict[str, Any]  # every flag as used, secrets masked
     targets: dict[str, str]  # "a" -> base URL
     model: str
     endpoint: str  # /v1/chat/completions, ...
-    machine: dict[str, Any] = {}  # cpu, cores, kernel, python, versions of what matters, governor where readable
+    machine: dict[str, Any] = {}  # cpu, cores, kernel, python, versions of what matters, governor if readable
     seed: int = 0
-    duration_ns: int = 0  # first due to last end, warm-up left out
+    duration_ns: int = 0  # first due to last end, without the warm-up
     start_unix_ns: int = 0  # CLOCK_REALTIME at the run's start
     workers: int = 1
     interrupted: bool = False
     lag: Lag = msgspec.field(default_factory=Lag)
     invalid: list[str] = []  # reasons why its figures must not be used; empty: valid
     warnings: list[str] = []
-    sent_stats: dict[str, Any] = {}  # of what was really sent: duplicate share, prefix share, distinct prompts
+    sent_stats: dict[str, Any] = {}  # what was really sent: duplicate share, prefix share, distinct prompts

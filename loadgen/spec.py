@@ -1,6 +1,4 @@
-"""Owns what a run was told, as frozen plain data: how to connect, what to send, when, within which limits.
-Must not know where it came from (flags) nor who carries it out.
-Filled by `cli.py`; read by everything that measures."""
+"""The settings of a run as frozen plain data: how to connect, what to send, when, within which limits."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ MIB: Final = 1024 * 1024
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests travel. Times in seconds; 0 is no limit."""
+    """HTTP settings. Times in seconds; 0 is no limit."""
 
     headers: tuple[tuple[str, str], ...] = ()
     keepalive: bool = True
-    keepalive_seconds: float = 4.0  # below uvicorn's 5 s, or a request may meet a connection that is being closed
+    keepalive_seconds: float = 4.0  # below uvicorn's 5 s, so that no request meets a closing connection
     insecure: bool = False
     connect_timeout: float = 10.0
     request_timeout: float = 600.0
@@ -32,7 +30,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """What is put into every request beside its prompt. None: left to the server, or to the prompt's own field."""
+    """The fields of every request besides its prompt. None: the prompt's own field, or the server's default."""
 
     model: str
     stream: bool = True
@@ -47,16 +45,16 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the generator's own error may be before its figures must not be used.
+    """Limits on the generator's own error; above them its figures must not be used.
 
-    A figure is to bear a claim of 1 ms or of 5 %, whichever is wider: so an error may be as large as the larger
-    of `error_ms` and `error_share` of the median it blurs.
+    Figures should be accurate to 1 ms or 5 %, whichever is larger: so an error may be as large as the larger of
+    `error_ms` and `error_share` of the median that it affects.
     """
 
     error_ms: float = 1.0
-    late_ms: float = 5.0  # p99 of lateness: a tail bears less than a median does
+    late_ms: float = 5.0  # p99 of lateness
     error_share: float = 0.05
-    censored: float = 0.05  # share of generated events; above it, and wide, through our own lag
+    censored: float = 0.05  # share of generated events that were merged, if the loop's lag may be the cause
     cpu: float = 0.9  # of one core
     step_ms: float = 1.0  # CLOCK_REALTIME stepped while the kernel stamped by it
 
@@ -64,14 +62,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return max(self.error_ms, self.error_share * (median_ms or 0.0))
 
     def allowed_late_ms(self, median_ms: float | None) -> float:
-        """For the p99 of lateness."""
+        """The limit on the p99 of lateness."""
         return max(self.late_ms, self.error_share * (median_ms or 0.0))
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """When requests go. `max_concurrency` alone is a closed loop; with a rate it caps an open one."""
+    """When requests are sent. `max_concurrency` alone is a closed loop; with a rate it caps an open one."""
 
     max_concurrency: int | None = None
     open_loop: bool = False
-    shed: bool = False  # due without a place: counted and not sent, instead of waiting
+    shed: bool = False  # drop requests above the cap and count them, instead of queueing
     max_seconds: float | None = None

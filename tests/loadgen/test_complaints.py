@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from corpus.__main__ import main as compose
-from loadgen.client import Client
-from loadgen.clock import Clock
-from loadgen.reading import finish
+from loadgen.analysis.summary import summarise
+from loadgen.drive.capture.client import Client
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.decode import decode_exchange
+from loadgen.drive.requests import ScheduledRequest
 from loadgen.record import Run
-from loadgen.shots import Shot
-from loadgen.stand_in import OnePrompt
-from loadgen.summary import summarise
-from loadgen.view import view
-from tests.loadgen.kit import on_our_loop
-from tests.loadgen.sampling import Load, records, run_of
-from tests.loadgen.servers import GOOD, QUICK, asks, read_request, serving
-from tests.loadgen.test_cli import LENIENT, Start, start
-from tests.loadgen.test_measures import ev, record
+from loadgen.report.view import view
+from loadgen.workload.model import Prompt
+from tests.loadgen.analysis.test_definitions import ev, record
+from tests.loadgen.cli.test_cli import LENIENT, Start, start
+from tests.loadgen.kit.running import on_our_loop
+from tests.loadgen.kit.sampling import Load, records, run_of
+from tests.loadgen.kit.servers import GOOD, QUICK, builder_for, read_request, serving
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "loadgen/README.md"
@@ -41,8 +41,7 @@ def complaints() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("file", "test"), complaints())
 def test_every_complaint_in_the_readme_has_the_test_it_names(file: str, test: str) -> None:
-    paths = [HERE / f"{file}.py", HERE.parent / "corpus" / f"{file}.py"]
-    (path,) = [path for path in paths if path.exists()]
+    (path,) = [path for folder in (HERE, HERE.parent / "corpus") for path in folder.rglob(f"{file}.py")]
     assert re.search(rf"^(?:async )?def {test}\(", path.read_text(), re.MULTILINE)
 
 
@@ -57,12 +56,12 @@ async def test_a_prompt_of_a_megabyte_costs_only_its_own_sending() -> None:
             writer.write(GOOD)
             await writer.drain()
 
-    long = OnePrompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
+    long = Prompt("long", "chat", {"messages": [{"role": "user", "content": "word " * 200_000}]})
     async with serving(handle) as url:
         client = Client(QUICK, kernel=True)
-        exchange = await client.send(asks(url).make(Shot(0, long)))
+        exchange = await client.send(builder_for(url).build(ScheduledRequest(0, long)))
         await client.close()
-    seen = finish(exchange, Clock())
+    seen = decode_exchange(exchange, Clock())
     assert bodies[0] > 1_000_000
     assert seen.failure is None, seen.detail
     assert seen.sent_ns is not None
@@ -141,7 +140,7 @@ def test_a_warm_prefix_cache_is_warned_of() -> None:
     seen = list(records(Load(requests=40, fault=0)))
     for found in seen:
         found.cached_tokens = found.prompt_tokens
-    assert any("this TTFT is warm" in text for text in view(run, summarise(run, seen)).warnings)
+    assert any("TTFT is that of a warm cache" in text for text in view(run, summarise(run, seen)).warnings)
     for found in seen:
         found.cached_tokens = 0
     assert not any("warm" in text for text in view(run, summarise(run, seen)).warnings)

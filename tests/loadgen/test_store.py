@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from loadgen.errors import StoreError
 from loadgen.record import Event, Kind, Record, Run
-from loadgen.store import EVENTS, RUN, StoreError, append, read_records, read_run, write_run
+from loadgen.store import EVENTS, RUN, append, read_records, read_run, write_run
 
 RECORD = Record(
     index=1, id="x", prompt="p", due_ns=5, events=[Event(3, 1, 4, Kind.CONTENT, 2, 1)], failure="truncated"
@@ -60,7 +61,7 @@ def test_a_line_that_was_cut_off_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"holds no events\.jsonl"):
+    with pytest.raises(StoreError, match=r"has no events\.jsonl"):
         list(read_records(tmp_path))
     with pytest.raises(StoreError, match="No such file"):
         read_run(tmp_path)

@@ -15,8 +15,8 @@ from typing import Final, cast
 
 import msgspec
 
-from loadgen.loop import new_loop
-from loadgen.stamps import Keeper, StampedSocket
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.capture.sockets import TimestampedSocket, TimestampKeepAlive
 
 MODEL: Final = "known"
 HEAD: Final = (
@@ -77,7 +77,7 @@ class Serving(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, own: StampedSocket, schedule: Schedule, log: list[Served]) -> None:
+    def __init__(self, own: TimestampedSocket, schedule: Schedule, log: list[Served]) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = own
         self._schedule = schedule
@@ -147,7 +147,7 @@ class Server:
         self.log: list[Served] = []
         self._schedule = schedule
         self._loop = asyncio.get_running_loop()
-        self._keeper = Keeper()
+        self._keeper = TimestampKeepAlive()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         self._listener.setblocking(False)
         self._opening: set[asyncio.Task[object]] = set()
@@ -164,14 +164,14 @@ class Server:
                 raw, _ = self._listener.accept()
             except BlockingIOError:
                 return
-            own = StampedSocket(fileno=raw.detach())
+            own = TimestampedSocket(fileno=raw.detach())
             own.setblocking(False)
             own.stamp()
             task = self._loop.create_task(self._loop.connect_accepted_socket(partial(self._serve, own), own))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
-    def _serve(self, own: StampedSocket) -> Serving:
+    def _serve(self, own: TimestampedSocket) -> Serving:
         serving = Serving(own, self._schedule, self.log)
         self._open.add(serving)
         return serving

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from loadgen.lag import quantile
+from loadgen.drive.self_error import quantile
 from ops.bench.generators.server import Served
 
 Key = Literal["request", "answer"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from loadgen.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, file_svg, saved, styled
-from loadgen.plots import available
+from loadgen.report.plot_style import BLUE, GREEN, MUTED, ORANGE, RED, VIOLET, canvas, file_svg, saved, styled
+from loadgen.report.plots import plots_available
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -41,7 +41,7 @@ class Panel:
 
 def draw(panels: Sequence[Panel]) -> bytes | None:
     """The panels side by side as one SVG, each way with the same colour everywhere; None without matplotlib."""
-    if not available():
+    if not plots_available():
         return None
     colours = dict(zip(dict.fromkeys(way for panel in panels for way in panel.ways), COLOURS, strict=False))
     with styled():

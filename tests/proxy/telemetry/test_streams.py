@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from loadgen.streams import Stream as LoadgenStream
+from loadgen.cli.terminal.streams import Stream as LoadgenStream
 from proxy.telemetry.streams import GONE, Stream, run
 from tests.proxy.telemetry.test_terminal import fill
 

@@ -24,7 +24,7 @@ from ops.bench.generators.tools import TOOLS, Homes, Said, guidellm_result, vllm
 from ops.bench.generators.truth import Reported, absolute_ms, compare, cpu_at, truth_ns
 from ops.bench.generators.workloads import GROUPS, WARM_UPS, WORKLOADS, Workload, chosen
 from ops.bench.peers.base import Command
-from tests.loadgen.kit import on_our_loop, sent
+from tests.loadgen.kit.running import on_our_loop, sent
 
 MS = 1_000_000
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_TIMESTAMPING and taskset are Linux's")

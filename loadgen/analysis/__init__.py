@@ -1,0 +1,151 @@
+"""From records to figures: definitions of the measures, statistics, objectives. Pure: no files, no clock, no I/O.
+
+The nouns:
+
+- `Measured`: one request's TTFT, TPOT, ITL and E2E, from its `Record` (`definitions.py` says how each is
+  defined and how other tools differ). A time that the kernel merged with others is a `Span` with bounds.
+- `Sample`: values in clusters that may depend on each other. `Stat`: its mean and `Quantile`s, each with a 95 %
+  interval; a percentile that the sample cannot support has no value.
+- `Summary`: a run as counts, rates and `Stat`s; a `Group` for the whole, each target, each stage, each cache
+  verdict.
+- `SweepStage`: one rate of a sweep. The knee is the highest rate that the server keeps up with.
+- `Pairs`: an `ab` run, request by request: B minus A.
+- `Shift`: the difference of two runs with its interval. `Rule`: one `--fail-if`, which a comparison passes or
+  breaks.
+
+Durations are in milliseconds, points in time in nanoseconds since the run's start, rates per second.
+"""
+
+from loadgen.analysis.definitions import Measured
+from loadgen.analysis.effect import (
+    Shift,
+    cliffs_delta,
+    shift,
+    size_of,
+)
+from loadgen.analysis.format import (
+    UNKNOWN,
+    amount,
+    cell,
+    digits,
+    interval_text,
+    ms,
+    percent,
+    rate,
+    signed,
+)
+from loadgen.analysis.goodput import BadGoodput, parse_goodput
+from loadgen.analysis.knee import (
+    SweepStage,
+    completion_ratio,
+    find_knee,
+    next_rate,
+    unsteady_warning,
+)
+from loadgen.analysis.paired import (
+    PAIRED_MEASURES,
+    Pairs,
+    comparable_pairs,
+    pair_up,
+    paired_differences,
+    pairs_by_order,
+    pairs_of,
+)
+from loadgen.analysis.stages import (
+    by_rate,
+    done_rate,
+    focus,
+    good_rate,
+    knee_of,
+    rate_of,
+    token_rate,
+    unsteady_warning_of,
+)
+from loadgen.analysis.stats import (
+    Bounds,
+    Quantile,
+    Sample,
+    Stat,
+    interpolated,
+)
+from loadgen.analysis.summary import (
+    PER_REQUEST,
+    POOLED,
+    Group,
+    Summary,
+    in_order,
+    measure_records,
+    pooled,
+    sample_of,
+    summarise,
+    summarise_measured,
+)
+from loadgen.analysis.thresholds import (
+    BadRule,
+    Finding,
+    check_metric,
+    judge_rule,
+    parse_rule,
+)
+from loadgen.analysis.timeline import SECOND, bin_timeline
+
+__all__ = [
+    "PAIRED_MEASURES",
+    "PER_REQUEST",
+    "POOLED",
+    "SECOND",
+    "UNKNOWN",
+    "BadGoodput",
+    "BadRule",
+    "Bounds",
+    "Finding",
+    "Group",
+    "Measured",
+    "Pairs",
+    "Quantile",
+    "Sample",
+    "Shift",
+    "Stat",
+    "Summary",
+    "SweepStage",
+    "amount",
+    "bin_timeline",
+    "by_rate",
+    "cell",
+    "check_metric",
+    "cliffs_delta",
+    "comparable_pairs",
+    "completion_ratio",
+    "digits",
+    "done_rate",
+    "find_knee",
+    "focus",
+    "good_rate",
+    "in_order",
+    "interpolated",
+    "interval_text",
+    "judge_rule",
+    "knee_of",
+    "measure_records",
+    "ms",
+    "next_rate",
+    "pair_up",
+    "paired_differences",
+    "pairs_by_order",
+    "pairs_of",
+    "parse_goodput",
+    "parse_rule",
+    "percent",
+    "pooled",
+    "rate",
+    "rate_of",
+    "sample_of",
+    "shift",
+    "signed",
+    "size_of",
+    "summarise",
+    "summarise_measured",
+    "token_rate",
+    "unsteady_warning",
+    "unsteady_warning_of",
+]

@@ -1,0 +1,96 @@
+"""Service-level objectives: how `--goodput` is written, and which requests met them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Final
+
+import msgspec
+
+from loadgen.analysis.definitions import Measured, Span
+
+Slos = Mapping[str, float]  # name -> milliseconds
+
+
+def _high(span: Span | None) -> float | None:
+    return None if span is None else span.high
+
+
+_DURATIONS: Final[Mapping[str, Callable[[Measured], float | None]]] = {
+    "ttft": lambda request: _high(request.ttft),
+    "tpot": lambda request: _high(request.tpot),
+    "e2el": lambda request: request.e2e,
+    "ttft_due": lambda request: _high(request.ttft_due),
+    "e2el_due": lambda request: request.e2e_due,
+}
+"""What each objective compares: the upper bound, so that a time known as an interval never makes a request good.
+The first three are vLLM's and DistServe's (arXiv 2401.09670); `_due` counts from when the request was due."""
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """Shares are of all requests that were due and not cancelled; failed and shed ones met no objective."""
+
+    slos: dict[str, float]  # milliseconds
+    attempted: int
+    good: int  # met all of them
+    per_second: float
+    attainment: float
+    by_slo: dict[str, float]
+
+
+class BadGoodput(ValueError):
+    """An objective that cannot be parsed; the text says what would be right."""
+
+
+def parse_goodput(words: Iterable[str]) -> dict[str, float]:
+    """`ttft:500 tpot:50`, separated by spaces or commas, as a mapping in milliseconds. Raises `BadGoodput`."""
+    slos: dict[str, float] = {}
+    for word in " ".join(words).replace(",", " ").split():
+        name, colon, text = word.partition(":")
+        if not colon:
+            raise BadGoodput(f"goodput {word!r}: write NAME:MILLISECONDS, such as ttft:500")
+        if name not in _DURATIONS:
+            raise BadGoodput(f"goodput {word!r}: unknown objective {name!r}; known are {', '.join(_DURATIONS)}")
+        if name in slos:
+            raise BadGoodput(f"goodput {word!r}: {name} is set twice")
+        slos[name] = _milliseconds(word, text)
+    return slos
+
+
+def _milliseconds(word: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        hint = "; give milliseconds without a unit" if text[:1].isdigit() else ""
+        raise BadGoodput(f"goodput {word!r}: {text!r} is not a number{hint}") from None
+    if not isfinite(value) or value <= 0:
+        raise BadGoodput(f"goodput {word!r}: it must be above 0 milliseconds")
+    return value
+
+
+def met(request: Measured, name: str, limit: float) -> bool:
+    """Whether one request met one objective. An unmeasured one is not met, except the TPOT of a single token,
+    which has no gap."""
+    if not request.completed:
+        return False
+    duration = _DURATIONS[name](request)
+    return duration <= limit if duration is not None else name == "tpot" and request.generated == 1
+
+
+def goodput(requests: Sequence[Measured], slos: Slos, seconds: float) -> Goodput | None:
+    """None without objectives."""
+    if not slos:
+        return None
+    attempted = [request for request in requests if not request.cancelled]
+    hits = {name: [met(request, name, limit) for request in attempted] for name, limit in slos.items()}
+    good = sum(map(all, zip(*hits.values(), strict=True)))
+    n = len(attempted)
+    return Goodput(
+        slos=dict(slos),
+        attempted=n,
+        good=good,
+        per_second=good / seconds if seconds > 0 else 0.0,
+        attainment=good / n if n else 0.0,
+        by_slo={name: sum(each) / n if n else 0.0 for name, each in hits.items()},
+    )

@@ -1,0 +1,102 @@
+"""Where a server saturates: stages at rising rates in, the knee and the next rate to try out. Pure, tested on
+synthetic queues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Final
+
+import msgspec
+
+KEEPS_UP: Final = 0.95
+"""A server that completes less than this share of the requested rate falls behind: its queue grows without end."""
+SLOWER: Final = 4.0
+"""Ratio of a stage's median TTFT to the lightest stage's. Above it the queue is what is measured."""
+FINE: Final = 1.12
+"""Rates closer than this factor are not told apart."""
+
+
+class SweepStage(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage's result. Rates in requests per second, of successful requests; TTFT counts from due."""
+
+    requested: float
+    achieved: float
+    ttft_p50_ms: float | None
+    failed: float = 0.0  # share of requests
+
+
+def completion_ratio(dues: Sequence[int], ends: Sequence[int]) -> float:
+    """How fast requests ended relative to how fast they were due: 1 keeps up, at 0.5 the queue grows.
+
+    Compares, for both, the distance between the means of two parts: the values from 10 to 50 % and from 50 to 90
+    %, in any unit. So neither chance nor one long response at the end of a short stage looks like a server that
+    falls behind. At most 1; 0 without values.
+    """
+    return min(_spread(dues) / _spread(ends), 1.0) if dues and ends else 0.0
+
+
+def _spread(moments: Sequence[int]) -> float:
+    ordered = sorted(moments)
+    cut, half = len(ordered) // 10, len(ordered) // 2
+    early, late = ordered[cut:half], ordered[len(ordered) - half : len(ordered) - cut]
+    return max(fmean(late) - fmean(early), 1.0) if half > cut else 1.0
+
+
+def saturated(stage: SweepStage, base_ms: float | None) -> bool:
+    if stage.achieved < stage.requested * KEEPS_UP or stage.failed > 1 - KEEPS_UP or stage.ttft_p50_ms is None:
+        return True
+    return base_ms is not None and stage.ttft_p50_ms > base_ms * SLOWER
+
+
+def base_of(stages: Sequence[SweepStage]) -> float | None:
+    """TTFT without a queue: the lightest stage's, in milliseconds."""
+    known = [stage for stage in stages if stage.ttft_p50_ms is not None]
+    return min(known, key=lambda stage: stage.requested).ttft_p50_ms if known else None
+
+
+def unsteady_warning(stages: Sequence[SweepStage]) -> str | None:
+    """A warning if the lightest stage's median TTFT is over twice a heavier one's: something other than load
+    slowed the server, so the other stages were judged too generously. None otherwise."""
+    known = sorted((stage.requested, stage.ttft_p50_ms) for stage in stages if stage.ttft_p50_ms)
+    if len(known) < 2:
+        return None
+    (light, slow), (heavy, quick) = known[0], min(known[1:], key=lambda stage: stage[1])
+    if slow <= 2 * quick:
+        return None
+    return (
+        f"the lightest rate was slower than a heavier one (TTFT p50 {slow:,.0f} ms at {light:.4g}/s, {quick:,.0f} "
+        f"ms at {heavy:.4g}/s): something other than load slowed the server, and the knee may be too high"
+    )
+
+
+def find_knee(stages: Sequence[SweepStage]) -> float | None:
+    """The highest requested rate below the first saturated one; None if even the lightest is saturated."""
+    base = base_of(stages)
+    best: float | None = None
+    for stage in sorted(stages, key=lambda stage: stage.requested):
+        if saturated(stage, base):
+            break
+        best = stage.requested
+    return best
+
+
+def next_rate(stages: Sequence[SweepStage], *, start: float, limit: float, refine: bool = True) -> float | None:
+    """The rate to try next: doubled until one is saturated, then the geometric mean of the gap; None: done.
+
+    `limit` is the highest rate that may be tried, in requests per second.
+    """
+    if not stages:
+        return start
+    base = base_of(stages)
+    bad = [stage.requested for stage in stages if saturated(stage, base)]
+    if not bad:
+        highest = max(stage.requested for stage in stages)
+        return None if highest >= limit else min(highest * 2, limit)
+    low, high = find_knee(stages), min(bad)
+    if low is None:
+        lower = high / 4
+        return lower if len(stages) < 4 else None
+    if not refine or high / low <= FINE**2:
+        return None
+    return float((low * high) ** 0.5)

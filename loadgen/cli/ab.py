@@ -1,0 +1,70 @@
+"""`python -m loadgen ab`: the same requests to two servers in one run, interleaved and paired."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator
+
+from loadgen.cli import finish
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.run import add_arrivals, add_workload, end, new_run, prepare, sent_stats
+from loadgen.cli.terminal import live
+from loadgen.drive import (
+    Job,
+    ScheduledRequest,
+    new_loop,
+    prompts_of,
+    run_single,
+    schedule_pairs,
+)
+from loadgen.secrets import Hide
+from loadgen.workload import Workload, open_workload
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(
+            f"--{name}", type=values.url, required=True, metavar="URL", help=f"server {name.upper()}"
+        )
+    flags.add_server(parser, target=False)
+    add_workload(parser)
+    add_arrivals(parser)
+    flags.refuse_workers(parser, "the two requests of a pair belong to one process")
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_ab(args, argv))
+
+
+def ab_schedule(job: Job, workload: Workload) -> Iterator[ScheduledRequest]:
+    """Two requests per prompt. A rate is that of both targets together."""
+    times = job.schedule.times(
+        item for item in itertools.islice(workload.requests(), job.num_prompts) for _ in job.targets
+    )
+    items = itertools.islice(workload.requests(), job.num_prompts)
+    return schedule_pairs(prompts_of(items), times, seed=job.schedule.seed)
+
+
+async def _ab(args: argparse.Namespace, argv: list[str]) -> int:
+    job = await prepare(args, {"a": args.a, "b": args.b})
+    workload = open_workload(job.workload)
+    hide = Hide(flags.secrets_of(args, os.environ))
+    run = new_run(args, argv, job, hide)
+    folder = finish.make_folder(args.result_dir, args.label or "ab", finish.now())
+    total = None if job.num_prompts is None else 2 * job.num_prompts
+    with live.view(quiet=args.quiet) as view:
+        schedule = ab_schedule(job, workload)
+        records, worker_errors = await run_single(
+            job, workload, schedule, run, folder, hide, view, total=total, stage="a and b"
+        )
+    run.sent_stats = sent_stats(workload, job.num_prompts, (len(records) + 1) // 2)
+    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)

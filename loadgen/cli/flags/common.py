@@ -1,0 +1,266 @@
+"""The flags that the measuring commands share, by vLLM's names where vLLM has them, and the settings read from
+them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from loadgen.cli.flags import values
+from loadgen.secrets import HIDDEN, is_secret
+from loadgen.spec import MIB, PATHS, Body, Endpoint, Http, Limits
+
+BACKENDS: Final[dict[str, Endpoint]] = {
+    "openai-chat": "chat",
+    "openai": "completions",
+    "vllm": "completions",
+    "openai-embeddings": "embeddings",
+}
+
+
+def add_server(parser: argparse.ArgumentParser, *, target: bool = True) -> None:
+    group = parser.add_argument_group("the server")
+    if target:
+        group.add_argument(
+            "--base-url", type=values.url, metavar="URL", help="the server, such as http://gpu-1:8000"
+        )
+        group.add_argument(
+            "--host", default="127.0.0.1", help="the server's host, instead of --base-url (default %(default)s)"
+        )
+        group.add_argument("--port", type=values.whole(1, 65535), default=8000, help="default %(default)s")
+    group.add_argument(
+        "--backend", choices=list(BACKENDS), default="openai-chat", help="which API (default %(default)s)"
+    )
+    group.add_argument("--endpoint", metavar="PATH", help="the path, if it is not the API's default")
+    group.add_argument("--model", help="default: the first of /v1/models")
+    group.add_argument("--api-key", metavar="KEY", help="default: OPENAI_API_KEY of the environment")
+    group.add_argument(
+        "--header", type=values.header, action="append", default=[], metavar="NAME:VALUE", help="repeatable"
+    )
+    group.add_argument("--insecure", action="store_true", help="accept any TLS certificate")
+    group.add_argument(
+        "--ready-check-timeout-sec",
+        type=values.number(0, 86400),
+        default=0.0,
+        metavar="S",
+        help="wait this long for /v1/models to respond before starting (default %(default)g: try once)",
+    )
+    group.add_argument("--no-keepalive", action="store_true", help="a new connection for every request")
+
+
+def add_request(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fields of every request")
+    group.add_argument(
+        "--no-stream", action="store_true", help="request one JSON body instead of a stream; there is no TTFT then"
+    )
+    group.add_argument("--max-tokens", type=values.whole(1), metavar="N", help="overrides the prompt's own limit")
+    group.add_argument("--temperature", type=values.number(0), metavar="T")
+    group.add_argument("--top-p", type=values.number(0, 1), metavar="P")
+    group.add_argument("--top-k", type=values.whole(-1), metavar="K")
+    group.add_argument(
+        "--request-seed", type=values.whole(0), metavar="N", help="the `seed` field of each request"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="vLLM: generate exactly max_tokens")
+    group.add_argument(
+        "--extra-body", type=values.json_object, default={}, metavar="JSON", help="merged into every request"
+    )
+    group.add_argument(
+        "--continuous-usage",
+        action="store_true",
+        help="request usage in every chunk, which shows how many tokens a chunk has (vLLM)",
+    )
+
+
+def add_times(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("time limits, in seconds; 0 is no limit")
+    limits = {"connect": 10, "request": 600, "idle": 120}
+    texts = {
+        "connect": "for a new connection",
+        "request": "for a whole request, including its connection",
+        "idle": "without data, before the first token and between tokens",
+    }
+    for name, default in limits.items():
+        group.add_argument(
+            f"--{name}-timeout",
+            type=values.number(0),
+            default=float(default),
+            metavar="S",
+            help=f"{texts[name]} (default {default})",
+        )
+    group.add_argument(
+        "--max-seconds", type=values.number(0, above=True), metavar="S", help="end the run after this time"
+    )
+    group.add_argument(
+        "--max-response-bytes",
+        type=values.whole(1024),
+        default=64 * MIB,
+        metavar="N",
+        help="of one response; a larger one counts as garbage (default 64 MiB)",
+    )
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Limits on this program's error. Above them the run is invalid, exit code 3."""
+    group = parser.add_argument_group(
+        "the generator's own error",
+        "Figures should be accurate to 1 ms or 5 %. With a larger error the run is marked invalid, exit code 3.",
+    )
+    number = values.number(0)
+    group.add_argument(
+        "--limit-error-ms", type=number, default=1.0, metavar="MS", help="error in ms (default %(default)g)"
+    )
+    group.add_argument(
+        "--limit-late-ms", type=number, default=5.0, metavar="MS", help="p99 of lateness (default %(default)g)"
+    )
+    group.add_argument(
+        "--limit-error-share",
+        type=number,
+        default=0.05,
+        metavar="X",
+        help="or this share of the median TTFT (for lateness) or ITL (for lag), if larger (default %(default)g)",
+    )
+    group.add_argument(
+        "--limit-censored",
+        type=number,
+        default=0.05,
+        metavar="X",
+        help="share of merged events (default %(default)g)",
+    )
+    group.add_argument(
+        "--limit-cpu", type=number, default=0.9, metavar="X", help="of one core (default %(default)g)"
+    )
+    group.add_argument(
+        "--max-error-rate",
+        type=values.number(0, 1),
+        default=0.0,
+        metavar="X",
+        help="share of failed requests above which the exit code is 1 (default %(default)g)",
+    )
+    group.add_argument(
+        "--clock",
+        choices=("kernel", "user"),
+        default="kernel",
+        help="clock that stamps received data: the kernel's (Linux), or this program's for comparison",
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--label", default="", help="the run's name, in its folder and reports")
+    group.add_argument(
+        "--result-dir", default="out", metavar="DIR", help="where the run's folder is created (default out)"
+    )
+    group.add_argument(
+        "--metadata",
+        type=values.pair,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="kept in the results; repeatable",
+    )
+    group.add_argument(
+        "--goodput", nargs="+", metavar="SLO", help="objectives such as ttft:500 tpot:50 e2el:5000, in ms"
+    )
+    group.add_argument("--quiet", action="store_true", help="no live view")
+
+
+def refuse_workers(parser: argparse.ArgumentParser, why: str) -> None:
+    """Refuse `--workers` with the reason, instead of as an unknown flag."""
+
+    class Refuse(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+            parser.error(f"--workers is for `run`: {why}")
+
+    parser.add_argument("--workers", action=Refuse, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+
+
+# Reading
+
+
+def http_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Http:
+    key = args.api_key or environ.get("OPENAI_API_KEY")
+    headers = [("Authorization", f"Bearer {key}")] if key else []
+    return Http(
+        headers=(*headers, *args.header),
+        keepalive=not args.no_keepalive,
+        insecure=args.insecure,
+        connect_timeout=args.connect_timeout,
+        request_timeout=args.request_timeout,
+        idle_timeout=args.idle_timeout,
+        max_response_bytes=args.max_response_bytes,
+    )
+
+
+def body_of(args: argparse.Namespace, model: str) -> Body:
+    return Body(
+        model=model,
+        stream=not args.no_stream,
+        continuous_usage=args.continuous_usage,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.request_seed,
+        ignore_eos=args.ignore_eos,
+        extra=args.extra_body,
+    )
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    return Limits(
+        error_ms=args.limit_error_ms,
+        late_ms=args.limit_late_ms,
+        error_share=args.limit_error_share,
+        censored=args.limit_censored,
+        cpu=args.limit_cpu,
+    )
+
+
+def endpoint_of(args: argparse.Namespace) -> Endpoint:
+    """By `--endpoint` if it is one of the API's paths, else by `--backend`."""
+    for endpoint, path in PATHS.items():
+        if args.endpoint and args.endpoint.rstrip("/").endswith(path.removeprefix("/v1")):
+            return endpoint
+    return BACKENDS[args.backend]
+
+
+def path_of(args: argparse.Namespace) -> str:
+    path: str = args.endpoint or PATHS[endpoint_of(args)]
+    return path if path.startswith("/") else f"/{path}"
+
+
+def base_of(args: argparse.Namespace) -> str:
+    if args.base_url:
+        return str(args.base_url)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    return values.url(f"http://{host}:{args.port}")
+
+
+# Secrets
+
+
+def secrets_of(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
+    """The secrets that must not be in any file, log or error."""
+    secrets = [args.api_key or environ.get("OPENAI_API_KEY") or ""]
+    secrets += [value for name, value in args.header if is_secret(name)]
+    secrets += [value.partition(" ")[2] for value in secrets]  # the KEY of "Bearer KEY" by itself, too
+    return [value for value in secrets if len(value) > 3]
+
+
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Every flag as used, with secrets masked; infinity, which JSON lacks, as text."""
+    config: dict[str, Any] = {}
+    for name, value in sorted(vars(args).items()):
+        if name == "api_key":
+            value = HIDDEN if value else None
+        elif name == "header":
+            value = [f"{key}: {HIDDEN if is_secret(key) else text}" for key, text in value]
+        elif name == "metadata":
+            value = dict(value)
+        elif isinstance(value, float) and math.isinf(value):
+            value = "inf"
+        if not callable(value):
+            config[name] = value
+    return config

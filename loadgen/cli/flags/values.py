@@ -1,0 +1,88 @@
+"""Parsers of one flag's text for argparse. Their messages say what was wrong and what would be right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """A number of at least `low` (or above it, with `above`) and at most `high`; `inf` only where `high` is."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if math.isnan(value) or value < low or value > high or (above and value <= low):
+            bound = f"above {low:g}" if above else f"at least {low:g}"
+            top = "" if math.isinf(high) else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give a number {bound}{top}")
+        return value
+
+    return read
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            top = "" if high is None else f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give a whole number of at least {low}{top}")
+        return value
+
+    return read
+
+
+def url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a server; give http://HOST:PORT or https://HOST")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} has no usable port; give http://HOST:PORT") from None
+    if parts.query or parts.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r} has a query or a fragment; give only http://HOST:PORT")
+    return text.rstrip("/").removesuffix("/v1")
+
+
+def header(text: str) -> tuple[str, str]:
+    """`NAME: VALUE`, or vLLM's `NAME=VALUE`."""
+    at = min((i for i in (text.find(":"), text.find("=")) if i > 0), default=0)
+    name, value = text[:at].strip(), text[at + 1 :].strip()
+    if not at or any(c in text for c in "\r\n") or not name.isascii() or " " in name:
+        raise argparse.ArgumentTypeError("a header is NAME:VALUE, on one line")
+    return name, value
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("give a JSON object, such as '{\"top_k\": 1}'")
+    return value
+
+
+def rates(text: str) -> list[float]:
+    read = number(0, above=True)
+    values = [read(part) for part in text.split(",") if part.strip()]
+    if not values:
+        raise argparse.ArgumentTypeError("give rates in requests per second, such as 1,2,4,8")
+    return sorted(set(values))

@@ -1,0 +1,98 @@
+"""What is settled before the first request: the server answers, its model's name, enough file descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from loadgen.drive import Client, failure_of
+from loadgen.errors import UsageError
+from loadgen.spec import Http
+
+PROBE_TIMEOUT: Final = 10.0  # seconds for /v1/models to answer
+RETRY: Final = 0.5
+SPARE: Final = 64  # descriptors for files, pipes, timers, name resolution
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+async def model_of(client: Client, base: str, http: Http, *, wait: float) -> str:
+    """The first model that the server lists. Raises UsageError."""
+    status, body = await get_models(client, base, http, wait=wait)
+    if status in (401, 403):
+        raise UsageError(f"{base} answered {status}: it requires a key; set OPENAI_API_KEY or give --api-key")
+    if status != 200:
+        raise UsageError(
+            f"{base}/v1/models answered {status}; is this an OpenAI-compatible server? If so, give --model"
+        )
+    try:
+        models = msgspec.json.decode(body, type=_Models).data
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise UsageError(f"{base}/v1/models did not answer with a list of models; give --model") from None
+    if not models:
+        raise UsageError(
+            f"{base} serves no model yet; give --model, or wait for one with --ready-check-timeout-sec"
+        )
+    return models[0].id
+
+
+async def get_models(client: Client, base: str, http: Http, *, wait: float) -> tuple[int, bytes]:
+    """GET /v1/models, repeated until the status is below 500 or `wait` seconds have passed. Raises UsageError."""
+    until = time.monotonic() + wait
+    while True:
+        try:
+            answer = await client.get(f"{base}/v1/models", PROBE_TIMEOUT)
+            if answer[0] < 500 or time.monotonic() >= until:
+                return answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if time.monotonic() >= until:
+                raise UsageError(
+                    f"no response from {base}: {_words(error, http)}. Is the server running?"
+                ) from None
+        await asyncio.sleep(RETRY)
+
+
+def _words(error: BaseException, http: Http) -> str:
+    if type(error) is TimeoutError:
+        return f"no response within {PROBE_TIMEOUT:g} s"
+    return failure_of(error, http, answering=False)[1]
+
+
+def connection_limit(wanted: int | None) -> int:
+    """How many connections may be open. Raises the soft limit on file descriptors, up to the hard limit.
+
+    Raises UsageError if `wanted` exceeds what the system allows, before the run starts.
+    """
+    try:
+        import resource
+    except ImportError:
+        return wanted or 1000  # not a Unix: no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = hard == resource.RLIM_INFINITY
+    need = (wanted or 10**9) + SPARE
+    if soft != resource.RLIM_INFINITY and soft < need:
+        target = min(need, 1_048_576) if unlimited else min(need, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+            soft = target
+        except (ValueError, OSError):
+            pass  # the soft limit is checked below
+    free = 10**9 if soft == resource.RLIM_INFINITY else soft - SPARE
+    if (wanted or 1) > free:
+        least = wanted or 1
+        raise UsageError(
+            f"{least} concurrent request{'s' if least > 1 else ''} need {least + SPARE} file descriptors; this "
+            f"system allows {soft}: run `ulimit -n {least + SPARE}` first (as root, or raise the hard limit), "
+            "or lower --max-concurrency"
+        )
+    return wanted or free

@@ -1,0 +1,79 @@
+"""`python -m loadgen report`: the reports of a run again from its raw events, so that old runs gain from new
+definitions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen.analysis import (
+    BadGoodput,
+    Measured,
+    Summary,
+    in_order,
+    measure_records,
+    parse_goodput,
+    summarise_measured,
+)
+from loadgen.errors import StoreError
+from loadgen.record import Run
+from loadgen.report import write_measured
+from loadgen.store import read_records, read_run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="folder of a run, with events.jsonl and run.json")
+    parser.add_argument("--out", type=Path, help="folder for the reports (default: the run's own)")
+    parser.add_argument("--goodput", nargs="+", metavar="NAME:MS", help="objectives instead of the run's")
+    parser.add_argument(
+        "--definitions",
+        choices=("loadgen", "vllm"),
+        default="loadgen",
+        help="vllm: the role chunk is the first token, chunks are counted, the last one with choices is the end",
+    )
+
+
+def main(args: argparse.Namespace, words: Sequence[str] = ()) -> int:
+    """0, or 2 for a folder or an objective that cannot be used."""
+    try:
+        run = read_run(args.folder)
+        slos = parse_goodput(args.goodput) if args.goodput else slos_of(run.config)
+        requests, summary = load(args.folder, run, slos, args.definitions)
+        written = write_measured(args.out or args.folder, run, requests, summary)
+    except (StoreError, BadGoodput) as error:
+        return refuse(str(error))
+    except OSError as error:
+        return refuse(f"{error.filename}: {error.strerror}")
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def main_report(argv: Sequence[str]) -> int:
+    """`main` from its command line."""
+    parser = argparse.ArgumentParser(prog="python -m loadgen report", description=main.__doc__)
+    add_arguments(parser)
+    return main(parser.parse_args(list(argv)), argv)
+
+
+def load(
+    folder: Path, run: Run, slos: Mapping[str, float] | None = None, definitions: Any = "loadgen"
+) -> tuple[list[Measured], Summary]:
+    """A run's requests and their summary, from its events. Raises StoreError."""
+    everything = measure_records(read_records(folder), definitions)
+    return in_order(everything), summarise_measured(run, everything, slos, definitions=definitions)
+
+
+def slos_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The run's objectives in milliseconds. Raises BadGoodput."""
+    objectives = config.get("goodput") or ()
+    if isinstance(objectives, Mapping):
+        return {str(name): float(limit) for name, limit in objectives.items()}
+    return parse_goodput([objectives] if isinstance(objectives, str) else list(objectives))
+
+
+def refuse(message: str) -> int:
+    print(f"loadgen: {message}", file=sys.stderr)
+    return 2

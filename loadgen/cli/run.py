@@ -1,0 +1,261 @@
+"""`python -m loadgen run`: flags to a job, the job carried out here or by workers. `ab` and `sweep` use its
+parts."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from loadgen.cli import finish
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.flags.workload import add_workload_flags, workload_options
+from loadgen.cli.preflight import connection_limit, get_models, model_of
+from loadgen.cli.terminal import live
+from loadgen.drive import (
+    Client,
+    Job,
+    Ramp,
+    Schedule,
+    WorkerError,
+    job_schedule,
+    new_loop,
+    run_single,
+    run_workers,
+)
+from loadgen.errors import UsageError
+from loadgen.record import Record, Run
+from loadgen.secrets import Hide
+from loadgen.spec import Pace
+from loadgen.workload import Workload, describe_sent, open_workload
+
+DEFAULT_CONCURRENCY: Final = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    flags.add_server(parser)
+    add_workload(parser)
+    add_arrivals(parser).add_argument(
+        "--workers",
+        type=values.whole(1, 256),
+        default=1,
+        metavar="N",
+        help="processes that share the schedule (default 1)",
+    )
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def add_workload(parser: argparse.ArgumentParser) -> None:
+    """The flags of the datasets and of the warm-up."""
+    add_workload_flags(parser)
+    parser.add_argument(
+        "--num-warmups",
+        type=values.whole(0),
+        default=0,
+        metavar="N",
+        help="warm-up requests, with prompts that the run does not use and its concurrency (default 0)",
+    )
+
+
+def add_arrivals(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group(
+        "arrivals", f"Without a rate: a closed loop with --max-concurrency users (default {DEFAULT_CONCURRENCY})."
+    )
+    positive = values.number(0, above=True)
+    group.add_argument(
+        "--request-rate", type=positive, metavar="R", help="open loop, requests per second; inf: all at once"
+    )
+    group.add_argument(
+        "--burstiness",
+        type=positive,
+        default=1.0,
+        metavar="B",
+        help="gamma shape of the gaps: 1 Poisson (default), less is burstier, inf constant",
+    )
+    group.add_argument(
+        "--max-concurrency",
+        type=values.whole(1),
+        metavar="N",
+        help="most requests in flight; with a rate, requests above it wait, which counts as latency from due",
+    )
+    group.add_argument(
+        "--shed",
+        action="store_true",
+        help="drop requests above --max-concurrency instead of queueing them; they count as shed",
+    )
+    group.add_argument(
+        "--ramp-up-strategy", choices=("linear", "exponential"), help="change the rate over the run"
+    )
+    group.add_argument("--ramp-up-start-rps", type=positive, metavar="R")
+    group.add_argument("--ramp-up-end-rps", type=positive, metavar="R")
+    group.add_argument(
+        "--trace-speed",
+        type=positive,
+        default=1.0,
+        metavar="X",
+        help="replay a trace this many times as fast (default 1)",
+    )
+    return group
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_run(args, argv))
+
+
+async def _run(args: argparse.Namespace, argv: list[str]) -> int:
+    hide = Hide(flags.secrets_of(args, os.environ))
+    base = flags.base_of(args)
+    job = await prepare(args, {"a": base})
+    workload = open_workload(job.workload)
+    folder = finish.make_folder(args.result_dir, args.label, finish.now())
+    run = new_run(args, argv, job, hide)
+    with live.view(quiet=args.quiet) as view:
+        if job.workers == 1:
+            schedule = job_schedule(job, workload)
+            records, worker_errors = await run_single(
+                job, workload, schedule, run, folder, hide, view, total=job.num_prompts
+            )
+        else:
+            records, worker_errors = await run_workers(job, run, folder, view)
+    run.sent_stats = sent_stats(workload, job.num_prompts, len(records))
+    return end(args, folder, run, records, worker_errors, open_loop=job.schedule.open_loop)
+
+
+def end(
+    args: argparse.Namespace,
+    folder: Path,
+    run: Run,
+    records: list[Record],
+    worker_errors: list[WorkerError],
+    *,
+    open_loop: bool,
+) -> int:
+    """Verdict, summary, files; returns the exit code."""
+    finish.judge(run, records, worker_errors, flags.limits_of(args), open_loop=open_loop)
+    finish.print_summary(folder, run, records)
+    finish.write_files(folder, run, records, args.goodput)
+    return finish.exit_code(run, records, args.max_error_rate)
+
+
+async def prepare(args: argparse.Namespace, targets: dict[str, str]) -> Job:
+    """The job, checked as far as possible before a request is sent. Raises UsageError."""
+    finish.check_goodput(args.goodput)
+    http = flags.http_of(args, os.environ)
+    endpoint = flags.endpoint_of(args)
+    schedule, pace = arrivals_of(args)
+    max_in_flight = connection_limit(pace.max_concurrency)
+    client = Client(http, kernel=False)
+    try:
+        model = args.model
+        for base in targets.values():
+            if model is None:
+                model = await model_of(client, base, http, wait=args.ready_check_timeout_sec)
+            elif args.ready_check_timeout_sec:
+                await get_models(client, base, http, wait=args.ready_check_timeout_sec)
+    finally:
+        await client.close()
+    job = Job(
+        run=f"lg{os.urandom(5).hex()}",
+        targets=targets,
+        endpoint=endpoint,
+        path=flags.path_of(args),
+        body=flags.body_of(args, model),
+        http=http,
+        pace=pace,
+        schedule=schedule,
+        workload=workload_options(args, endpoint),
+        num_prompts=args.num_prompts,
+        num_warmups=args.num_warmups,
+        max_in_flight=max_in_flight,
+        kernel=args.clock == "kernel",
+        secrets=flags.secrets_of(args, os.environ),
+        workers=getattr(args, "workers", 1),
+    )
+    if pace.max_concurrency is not None and pace.max_concurrency < job.workers:
+        raise UsageError(
+            f"--max-concurrency {pace.max_concurrency} is below --workers {job.workers}: each needs one"
+        )
+    return with_trace(args, job)
+
+
+def with_trace(args: argparse.Namespace, job: Job) -> Job:
+    """Replay a workload that has times, unless a rate is set. Raises UsageError for an empty workload."""
+    first = next(open_workload(job.workload).requests(), None)
+    if first is None:
+        raise UsageError("the workload has no requests")
+    if job.schedule.open_loop or first.at_s is None:
+        return job
+    schedule = msgspec.structs.replace(job.schedule, trace_speed=args.trace_speed)
+    pace = msgspec.structs.replace(job.pace, open_loop=True, max_concurrency=args.max_concurrency)
+    return msgspec.structs.replace(
+        job, schedule=schedule, pace=pace, max_in_flight=connection_limit(args.max_concurrency)
+    )
+
+
+def arrivals_of(args: argparse.Namespace) -> tuple[Schedule, Pace]:
+    """Raises UsageError for flags that contradict each other."""
+    ramp = None
+    if args.ramp_up_strategy:
+        if not (args.ramp_up_start_rps and args.ramp_up_end_rps):
+            raise UsageError("--ramp-up-strategy needs --ramp-up-start-rps and --ramp-up-end-rps")
+        if args.request_rate:
+            raise UsageError("--ramp-up-strategy sets the rate; remove --request-rate")
+        start, stop = args.ramp_up_start_rps, args.ramp_up_end_rps
+        ramp = Ramp(strategy=args.ramp_up_strategy, start=start, end=stop, over=args.num_prompts or 1000)
+    elif args.ramp_up_start_rps or args.ramp_up_end_rps:
+        raise UsageError("--ramp-up-start-rps and --ramp-up-end-rps need --ramp-up-strategy linear or exponential")
+    infinite = args.request_rate == float("inf")
+    schedule = Schedule(
+        rate=None if infinite else args.request_rate,
+        all_at_once=infinite,
+        burstiness=None if args.burstiness == float("inf") else args.burstiness,
+        ramp=ramp,
+        seed=args.seed,
+    )
+    if args.shed and not (schedule.open_loop and args.max_concurrency):
+        raise UsageError("--shed needs an open loop (--request-rate) and --max-concurrency")
+    cap = args.max_concurrency
+    pace = Pace(
+        max_concurrency=cap if schedule.open_loop else cap or DEFAULT_CONCURRENCY,
+        open_loop=schedule.open_loop,
+        shed=args.shed,
+        max_seconds=args.max_seconds,
+    )
+    return schedule, pace
+
+
+def new_run(args: argparse.Namespace, argv: list[str], job: Job, hide: Callable[[str], str]) -> Run:
+    config = flags.config_of(args)
+    if not job.schedule.open_loop:
+        config["max_concurrency"] = job.pace.max_concurrency
+    if config.get("request_rate") is None:
+        config["request_rate"] = "inf"  # vLLM's word for no rate
+    return Run(
+        date=finish.now().isoformat(timespec="seconds"),
+        label=args.label,
+        command=[hide(word) for word in ["python", "-m", "loadgen", *argv]],
+        config=config,
+        targets=job.targets,
+        model=job.body.model,
+        endpoint=job.path,
+        machine=finish.machine(),
+        seed=args.seed,
+        workers=job.workers,
+    )
+
+
+def sent_stats(workload: Workload, num_prompts: int | None, sent: int) -> dict[str, Any]:
+    """Statistics of what was sent, without the warm-up."""
+    limit = sent if num_prompts is None else min(sent, num_prompts)
+    return describe_sent(itertools.islice(workload.requests(), limit))

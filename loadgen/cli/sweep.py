@@ -1,0 +1,211 @@
+"""`python -m loadgen sweep`: stages at rising rates up to saturation, in one run, each under its own name."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from loadgen import store
+from loadgen.analysis import (
+    SweepStage,
+    completion_ratio,
+    find_knee,
+    next_rate,
+    unsteady_warning,
+)
+from loadgen.cli import finish
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.run import add_workload, end, new_run, prepare, sent_stats
+from loadgen.cli.terminal import live
+from loadgen.drive import (
+    Job,
+    Session,
+    WorkerError,
+    medians_ms,
+    new_loop,
+    open_loop_times,
+    prompts_of,
+    schedule_requests,
+    session_of,
+    stop_on_signals,
+    warm_up,
+)
+from loadgen.errors import UsageError
+from loadgen.record import Record
+from loadgen.secrets import Hide
+from loadgen.spec import Pace
+from loadgen.workload import Prompt, Workload, open_workload
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    flags.add_server(parser)
+    add_workload(parser)
+    group = parser.add_argument_group("stages", "Open loop. All stages together send at most --num-prompts.")
+    positive = values.number(0, above=True)
+    group.add_argument(
+        "--rates", type=values.rates, metavar="R,R,…", help="these rates only, in requests per second"
+    )
+    group.add_argument(
+        "--start-rate", type=positive, default=1.0, metavar="R", help="lowest rate (default %(default)g)"
+    )
+    group.add_argument(
+        "--top-rate", type=positive, default=1024.0, metavar="R", help="highest rate (default %(default)g)"
+    )
+    group.add_argument(
+        "--stage-seconds",
+        type=positive,
+        default=30.0,
+        metavar="S",
+        help="duration of arrivals per stage (default %(default)g)",
+    )
+    group.add_argument(
+        "--burstiness", type=positive, default=1.0, metavar="B", help="1 Poisson (default), inf constant"
+    )
+    group.add_argument("--max-concurrency", type=values.whole(1), metavar="N", help="most requests in flight")
+    flags.refuse_workers(
+        parser, "one process drives a stage; for higher rates use `run --request-rate R --workers N`"
+    )
+    flags.add_request(parser)
+    flags.add_times(parser)
+    flags.add_limits(parser)
+    flags.add_output(parser)
+
+
+def main(args: argparse.Namespace, argv: list[str]) -> int:
+    if args.top_rate < args.start_rate:
+        raise UsageError(f"--top-rate {args.top_rate:g} is below --start-rate {args.start_rate:g}")
+    args.request_rate = args.start_rate
+    args.shed, args.ramp_up_strategy, args.ramp_up_start_rps, args.ramp_up_end_rps = False, None, None, None
+    args.trace_speed = 1.0
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(_sweep(args, argv))
+
+
+class Sweep:
+    """The stages so far, and their records on one time axis."""
+
+    def __init__(self, args: argparse.Namespace, job: Job, workload: Workload, session: Session) -> None:
+        self._args = args
+        self._job = job
+        self._session = session
+        self._prompts = prompts_of(itertools.islice(workload.requests(), job.num_prompts))
+        self._rates: list[float] | None = args.rates
+        self.stages: list[SweepStage] = []
+        self.records: list[Record] = []
+        self.worker_errors: list[WorkerError] = []
+        self.start_unix_ns = 0
+        self.ran_out = False
+
+    def next_rate(self) -> float | None:
+        if self._session.stopped or self.ran_out:
+            return None
+        if self._rates is not None:
+            done = len(self.stages)
+            return self._rates[done] if done < len(self._rates) else None
+        return next_rate(self.stages, start=self._args.start_rate, limit=self._args.top_rate)
+
+    async def stage(self, rate: float, zero_ns: int) -> SweepStage:
+        """Send at this rate for the stage's seconds, then wait until all requests have ended."""
+        name = f"rate={rate:g}"
+        records: list[Record] = []
+        clock_s = (self._session.now() - zero_ns) / 1e9 + 0.05
+        schedule = schedule_requests(
+            self._unused_prompts(rate), self._times(rate, clock_s), stage=name, first=len(self.records)
+        )
+        outcome = await self._session.phase(
+            schedule,
+            Pace(max_concurrency=self._job.pace.max_concurrency, open_loop=True),
+            records.append,
+            start_ns=zero_ns,
+            rate=rate,
+            stage=name,
+        )
+        if records:
+            self.worker_errors.append(outcome.worker_error)
+        self.start_unix_ns = self.start_unix_ns or outcome.start_unix_ns
+        self.records += records
+        stage = stage_of(rate, records)
+        if not self._session.stopped:  # an interrupted stage says nothing about its rate
+            self.stages.append(stage)
+        return stage
+
+    def _times(self, rate: float, start_s: float) -> Iterator[float]:
+        burst, seed = self._args.burstiness, self._args.seed + len(self.stages)
+        for at in open_loop_times(rate, burst, seed=seed):
+            if at > self._args.stage_seconds:
+                return
+            yield start_s + at
+
+    def _unused_prompts(self, rate: float) -> Iterator[Prompt]:
+        """Prompts that no earlier stage used, so that no stage is answered from a cache that another filled."""
+        for count in itertools.count():
+            prompt = next(self._prompts, None)
+            if prompt is None:
+                self.ran_out = count < rate * self._args.stage_seconds / 2
+                return
+            yield prompt
+
+
+def stage_of(rate: float, records: Iterable[Record]) -> SweepStage:
+    """The stage's result. Achieved: the requested rate times the successful share times `completion_ratio`."""
+    measured = [record for record in records if not record.warmup]
+    good = [record for record in measured if record.failure is None and record.end_ns is not None]
+    if not good:
+        return SweepStage(requested=rate, achieved=0.0, ttft_p50_ms=None, failed=1.0 if measured else 0.0)
+    kept = completion_ratio(
+        [record.due_ns for record in measured], [record.end_ns for record in good if record.end_ns is not None]
+    )
+    return SweepStage(
+        requested=rate,
+        achieved=rate * kept * len(good) / len(measured),
+        ttft_p50_ms=medians_ms(good)[0],
+        failed=1 - len(good) / len(measured),
+    )
+
+
+async def _sweep(args: argparse.Namespace, argv: list[str]) -> int:
+    job = await prepare(args, {"a": flags.base_of(args)})
+    workload = open_workload(job.workload)
+    hide = Hide(flags.secrets_of(args, os.environ))
+    run = new_run(args, argv, job, hide)
+    folder = finish.make_folder(args.result_dir, args.label or "sweep", finish.now())
+    warm: list[Record] = []
+    with live.view(quiet=args.quiet) as view:
+        async with session_of(job, hide, view) as session:
+            stop_on_signals(session.stop)
+            await warm_up(job, session, workload, warm.append)
+            sweep = Sweep(args, job, workload, session)
+            zero = session.now()
+            with (folder / store.EVENTS).open("wb") as file:
+                for record in warm:
+                    store.append(file, record)
+                while (rate := sweep.next_rate()) is not None:
+                    written = len(sweep.records)
+                    stage = await sweep.stage(rate, zero)
+                    for record in sweep.records[written:]:
+                        store.append(file, record)
+                    cut = " (interrupted)" if session.stopped else ""
+                    print(line_of(stage) + cut, file=sys.stderr, flush=True)
+            run.interrupted = session.stopped
+    run.start_unix_ns = sweep.start_unix_ns
+    knee = find_knee(sweep.stages)
+    run.config["knee"] = knee
+    if sweep.ran_out:
+        run.warnings.append("the sweep ran out of prompts: raise --num-prompts")
+    if sweep.stages:
+        print(f"knee: {'below the lowest rate' if knee is None else f'{knee:g} requests/s'}", file=sys.stderr)
+    if (warning := unsteady_warning(sweep.stages)) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
+    run.sent_stats = sent_stats(workload, job.num_prompts, len(sweep.records))
+    return end(args, folder, run, warm + sweep.records, sweep.worker_errors, open_loop=True)
+
+
+def line_of(stage: SweepStage) -> str:
+    ttft = "–" if stage.ttft_p50_ms is None else f"{stage.ttft_p50_ms:.1f} ms"
+    rates = f"{stage.requested:8.2f} req/s requested, {stage.achieved:8.2f} completed"
+    return f"{rates}, TTFT p50 {ttft}, failed {stage.failed:.1%}"

@@ -1,0 +1,90 @@
+"""Sending requests on schedule and recording what comes back, with this program's own error beside it.
+
+The nouns, in the order in which a request meets them:
+
+- `Job`: one process's order as a message. `Schedule` says when requests are due; `Pace` caps how many are in
+  flight.
+- `ScheduledRequest`: a prompt, its due time and its target. `RequestBuilder` encodes it before it is due.
+- `Runner`: sends each request when it is due (open loop) or when a user is free (closed loop).
+- `Client`: one request over aiohttp; never raises. What it saw is an `Exchange`: raw bytes, and a time stamp
+  for each read. `capture/` has the sockets, the event loop and the handler that take these stamps from the
+  kernel.
+- `Backlog`: ended exchanges. They are decoded into `Record`s after the run, so that the loop stays free during
+  it.
+- `Session`: all of this for one process, for one phase (warm-up, run, stage) after another.
+- `WorkerError`: how late the process was. `judge_self_error` decides whether the run is valid.
+
+`run_single` carries out a job here, `run_workers` in several processes that share the schedule by arithmetic.
+"""
+
+from loadgen.drive.calibration import (
+    Calibration,
+    beyond_calibration,
+    load_calibration,
+    save_calibration,
+)
+from loadgen.drive.capture.client import Client, failure_of
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.exchange import Exchange
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.pacer import Ramp, open_loop_times
+from loadgen.drive.processes.job import (
+    Job,
+    Schedule,
+    job_schedule,
+    prompts_of,
+    session_of,
+    warm_up,
+)
+from loadgen.drive.processes.signals import stop_on_signals
+from loadgen.drive.processes.single_process import run_single
+from loadgen.drive.processes.worker import worker_main
+from loadgen.drive.processes.workers import run_workers
+from loadgen.drive.requests import (
+    RequestBuilder,
+    ScheduledRequest,
+    schedule_pairs,
+    schedule_requests,
+)
+from loadgen.drive.self_error import (
+    WorkerError,
+    judge_self_error,
+    lag_of,
+    medians_ms,
+    percentiles_ms,
+)
+from loadgen.drive.session import Session
+
+__all__ = [
+    "Calibration",
+    "Client",
+    "Clock",
+    "Exchange",
+    "Job",
+    "Ramp",
+    "RequestBuilder",
+    "Schedule",
+    "ScheduledRequest",
+    "Session",
+    "WorkerError",
+    "beyond_calibration",
+    "failure_of",
+    "job_schedule",
+    "judge_self_error",
+    "lag_of",
+    "load_calibration",
+    "medians_ms",
+    "new_loop",
+    "open_loop_times",
+    "percentiles_ms",
+    "prompts_of",
+    "run_single",
+    "run_workers",
+    "save_calibration",
+    "schedule_pairs",
+    "schedule_requests",
+    "session_of",
+    "stop_on_signals",
+    "warm_up",
+    "worker_main",
+]

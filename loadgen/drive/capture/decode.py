@@ -1,0 +1,207 @@
+"""Decodes an ended exchange: bytes to events, each with its time or its interval, and the failure if there is
+one. It runs after the measurement. The only user of `proxy.wire` for frames."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from loadgen.drive.capture.clock import Clock
+from loadgen.drive.capture.exchange import MAX_DETAIL, Exchange, Read
+from loadgen.drive.capture.messages import Message, MessageError, Usage, decode_message, error_of, kind_of
+from loadgen.record import GENERATED, Event, Kind, Record
+from proxy.wire import Framer, data_of, field_of, is_done
+
+MAX_EVENT: Final = 4 * 1024 * 1024
+"""Bytes of the largest event; a response with a larger one is `garbage`."""
+
+Times = tuple[int, int, int]  # at, low, user
+
+
+class Timeline:
+    """When each byte of the body arrived."""
+
+    def __init__(self, reads: Sequence[Read], clock: Clock) -> None:
+        self._ends = [read.end for read in reads]
+        self._times: list[Times] = []
+        before = 0
+        for read in reads:
+            at, low, user = times_of(read, before, clock)
+            self._times.append((at, low, user))
+            before = at
+
+    def of(self, end: int) -> Times:
+        """at, low and user of the event whose last byte is number `end` (counted from 1).
+
+        The stamp of a read belongs to its last byte. Events that end earlier in it arrived after the previous
+        read, and after the last poll that found nothing.
+        """
+        i = bisect.bisect_left(self._ends, end)
+        at, low, user = self._times[i]
+        return (at, at, user) if self._ends[i] == end else (at, low, user)
+
+
+def times_of(read: Read, before: int, clock: Clock) -> Times:
+    """The read's stamp, the earliest time at which any of its bytes can have arrived, and when the program had
+    it."""
+    user = clock.since_start(read.user_ns)
+    at = clock.since_start(clock.from_kernel(read.kernel_ns)) if read.kernel_ns else user
+    at = min(at, user)  # the clocks agree to within a microsecond; no byte is read before it arrives
+    not_before = clock.since_start(read.not_before_ns) if read.not_before_ns else before
+    return at, min(max(before, not_before), at), user
+
+
+def decode_exchange(exchange: Exchange, clock: Clock, hide: Callable[[str], str] = str) -> Record:
+    """The exchange's record, complete. `hide` masks secrets in text that came from the server."""
+    record = exchange.record
+    record.status = exchange.status
+    record.shared = exchange.shared
+    record.connect_ns = exchange.connect_ns
+    record.bytes_in = exchange.size
+    if exchange.wrote_ns:
+        record.write_ns = clock.since_start(exchange.wrote_ns)
+        by_kernel = clock.since_start(clock.from_kernel(exchange.tx_ns)) if exchange.tx_ns else None
+        record.sent_ns = record.write_ns if by_kernel is None else max(by_kernel, record.write_ns)
+    reads = list(exchange.reads())
+    if reads:
+        record.head_ns = times_of(reads[0], 0, clock)[0]
+        record.end_ns = times_of(reads[-1], 0, clock)[0]
+    body = exchange.body
+    if exchange.status is not None and not 200 <= exchange.status < 300:
+        _set(record, "status", f"{exchange.status}: {_words(body)}")
+    if exchange.failure is not None:
+        _set(record, exchange.failure, exchange.detail)
+    if record.failure == "status":
+        pass
+    elif body:
+        _read_body(record, exchange, body, Timeline(reads, clock))
+    elif exchange.complete:
+        _set(record, "garbage", f"status {exchange.status} and an empty body")
+    if not exchange.complete and record.status is not None:
+        _set(record, "truncated", "the connection ended before the response did")
+    record.detail = hide(record.detail)[:MAX_DETAIL]
+    return record
+
+
+def _read_body(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+    if not record.stream:
+        _read_whole(record, exchange, body, timeline)
+    elif "text/event-stream" not in exchange.content_type.lower() and body.lstrip()[:1] == b"{":
+        error = _error_in(body)
+        if error is not None:
+            _set(record, "error_frame", error)
+        else:
+            _set(record, "garbage", "requested a stream, got one JSON body")
+    else:
+        _read_stream(record, exchange, body, timeline)
+
+
+def _read_whole(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+    if not exchange.complete:
+        return
+    try:
+        message = decode_message(body)
+    except MessageError as error:
+        _set(record, "garbage", str(error))
+        return
+    at, low, user = timeline.of(len(body))
+    error_text = error_of(message)
+    if error_text is not None:
+        _set(record, "error_frame", error_text)
+        record.events = [Event(at, low, user, Kind.ERROR)]
+    elif not message.choices and not message.data:
+        _set(record, "garbage", f"neither choices nor data: {_words(body)}")
+    else:
+        _count(record, message.usage)
+        record.events = [Event(at, low, user, Kind.WHOLE)]
+
+
+def _read_stream(record: Record, exchange: Exchange, body: bytes, timeline: Timeline) -> None:
+    done = False
+    events = record.events = []
+    counted: dict[int, int | None] = {}  # choice -> tokens so far by continuous usage; None: not continuous
+    try:
+        for frame, end in _frames(body):
+            times = timeline.of(end)
+            if is_done(frame):
+                done = True
+                events.append(Event(*times, Kind.DONE))
+                continue
+            data = data_of(frame)
+            if data is None or not data.strip():
+                events.append(Event(*times, Kind.OTHER))
+                continue
+            message = decode_message(data)
+            error = error_of(message)
+            if error is None and any(v.strip() == b"error" for v in field_of(frame, b"event")):
+                error = _words(data)
+            if error is not None:
+                events.append(Event(*times, Kind.ERROR))
+                _set(record, "error_frame", error)
+                continue
+            events += _events(message, times, counted)
+            _count(record, message.usage)
+    except MessageError as error:
+        _set(record, "garbage", str(error))
+    if done and not any(event.kind in GENERATED or event.kind is Kind.FINISH for event in events):
+        _set(record, "garbage", "the stream ended without any choice")
+    if not done and exchange.complete:
+        if events:
+            _set(record, "truncated", "the stream ended without [DONE]")
+        else:
+            _set(record, "garbage", f"not an event stream: {_words(body)}")
+
+
+def _frames(body: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each event and the offset of its end. Raises MessageError for one that is too large."""
+    end = 0
+    for frame in Framer(len(body)).feed(body):
+        end += len(frame)
+        if len(frame) > MAX_EVENT:
+            raise MessageError(f"an event larger than {MAX_EVENT} bytes")
+        yield frame, end
+
+
+def _events(message: Message, times: Times, counted: dict[int, int | None]) -> Iterator[Event]:
+    if not message.choices:
+        yield Event(*times, Kind.USAGE if message.usage is not None else Kind.OTHER)
+        return
+    for choice in message.choices:
+        kind = kind_of(choice)
+        tokens = None
+        if kind in GENERATED:
+            so_far = counted.get(choice.index, 0)
+            now = message.usage.completion_tokens if message.usage is not None else None
+            if so_far is not None and now is not None:
+                tokens = max(now - so_far, 0)
+            counted[choice.index] = now if so_far is not None else None
+        yield Event(*times, kind, tokens, choice.index)
+
+
+def _count(record: Record, usage: Usage | None) -> None:
+    """The last usage counts: continuous usage grows, and the final chunk holds the total."""
+    if usage is None:
+        return
+    record.prompt_tokens = usage.prompt_tokens
+    record.completion_tokens = usage.completion_tokens
+    if usage.prompt_tokens_details is not None:
+        record.cached_tokens = usage.prompt_tokens_details.cached_tokens
+
+
+def _set(record: Record, failure: str, detail: str) -> None:
+    if record.failure is None:
+        record.failure = failure  # type: ignore[assignment]
+        record.detail = detail
+
+
+def _error_in(body: bytes) -> str | None:
+    try:
+        return error_of(decode_message(body))
+    except MessageError:
+        return None
+
+
+def _words(body: bytes) -> str:
+    """A body as text for a person: its error message, or its first 200 bytes."""
+    return _error_in(body) or body[:200].decode("utf-8", "replace").strip() or "empty body"

@@ -1,0 +1,97 @@
+"""What one JSON message of an OpenAI-style response says: its kind for each choice, its usage, its error."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from loadgen.record import Kind
+
+
+class MessageError(Exception):
+    """The bytes are not a message of this API; the text says why."""
+
+
+class Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+
+
+class Choice(msgspec.Struct):
+    """One choice of a chunk or of a whole body. Fields that are only tested for emptiness have loose types."""
+
+    index: int = 0
+    delta: dict[str, Any] | None = None
+    message: dict[str, Any] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class Message(msgspec.Struct):
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+    object: str | None = None
+    message: Any = None  # vLLM's old error body: {"object": "error", "message": ...}
+    data: list[msgspec.Raw] | None = None  # embeddings
+
+
+_DECODER: Final = msgspec.json.Decoder(Message)
+
+
+def decode_message(data: bytes) -> Message:
+    """Raises MessageError. 1.3 µs for a vLLM chunk of 215 bytes."""
+    try:
+        return _DECODER.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        shown = data[:80].decode("utf-8", "replace")
+        raise MessageError(f"not a message of this API ({error}): {shown}") from None
+
+
+def error_of(message: Message) -> str | None:
+    """The error's text, or None if the message is no error."""
+    if message.error is not None and message.error is not False:
+        if isinstance(message.error, dict):
+            return str(message.error.get("message") or message.error)
+        return str(message.error)
+    if message.object == "error":
+        return str(message.message or "error")
+    return None
+
+
+def kind_of(choice: Choice) -> Kind:
+    """The kind of a chunk's choice. The definition of a first token depends on it.
+
+    Text, reasoning and a tool call's name or arguments are generated; a role, an empty delta and a finish_reason
+    alone are not.
+    """
+    if choice.text:
+        return Kind.CONTENT
+    delta = choice.delta
+    if delta:
+        if delta.get("content") or delta.get("refusal"):
+            return Kind.CONTENT
+        if delta.get("reasoning") or delta.get("reasoning_content"):
+            return Kind.REASONING
+        if _calls_a_tool(delta):
+            return Kind.TOOL
+    if choice.finish_reason is not None:
+        return Kind.FINISH
+    if delta and delta.get("role"):
+        return Kind.ROLE
+    return Kind.OTHER
+
+
+def _calls_a_tool(delta: dict[str, Any]) -> bool:
+    calls = delta.get("tool_calls") or ()
+    functions = (
+        [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    )
+    functions.append(delta.get("function_call"))
+    return any(isinstance(f, dict) and (f.get("name") or f.get("arguments")) for f in functions)

@@ -1,0 +1,1 @@
+"""One run in one process or in several: the job as a message, its share, the exact merge."""

@@ -1,0 +1,68 @@
+"""One worker process: a job from stdin, its share measured, records to its own file, messages to its parent. It
+knows nothing of other workers: the schedule is cut by arithmetic, and the start is a time of CLOCK_MONOTONIC."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from signal import SIGINT, SIGTERM
+
+import msgspec
+
+from loadgen import store
+from loadgen.drive.capture.loop import new_loop
+from loadgen.drive.processes.job import Job, job_schedule, session_of, warm_up
+from loadgen.drive.session import Outcome
+from loadgen.record import Record
+from loadgen.secrets import Hide
+from loadgen.snapshot import Snapshot
+from loadgen.workload import open_workload
+
+
+class WorkerMessage(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One line to the parent. Records do not go this way: a full pipe would block the loop."""
+
+    ready: bool = False
+    snapshot: Snapshot | None = None
+    outcome: Outcome | None = None
+
+
+def send(word: WorkerMessage) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(word) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def worker_main() -> int:
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_work(job))
+    return 0
+
+
+async def _work(job: Job) -> None:
+    workload = open_workload(job.workload)
+    hide = Hide(job.secrets)
+    loop = asyncio.get_running_loop()
+    with Path(job.events).open("wb") as file:  # noqa: ASYNC230 - before anything is measured
+
+        def emit(record: Record) -> None:
+            store.append(file, record)
+
+        async with session_of(job, hide, lambda snapshot: send(WorkerMessage(snapshot=snapshot))) as session:
+            for number in (SIGINT, SIGTERM):
+                loop.add_signal_handler(number, session.stop)
+            await warm_up(job, session, workload, emit)
+            send(WorkerMessage(ready=True))
+            start = await loop.run_in_executor(None, sys.stdin.buffer.readline)
+            if not start.strip():
+                return  # the parent is gone or has given up
+            outcome = await session.phase(
+                job_schedule(job, workload),
+                job.pace,
+                emit,
+                start_ns=int(start),
+                total=None if job.num_prompts is None else len(range(job.worker, job.num_prompts, job.workers)),
+                rate=job.schedule.rate,
+            )
+    send(WorkerMessage(outcome=outcome))

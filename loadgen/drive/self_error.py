@@ -1,0 +1,130 @@
+"""The generator's own error: from records and probe samples to `Lag`, and whether it makes a run invalid. Pure:
+the same records give the same verdict, merged from many workers or not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from loadgen.record import GENERATED, Lag, Record
+from loadgen.spec import Limits
+
+CLOCK = Literal["kernel", "user", "mixed"]
+
+
+class WorkerError(msgspec.Struct, kw_only=True):
+    """One worker process's own error, besides what the records show. Nanoseconds."""
+
+    loop_ns: list[int] = []  # the probe's samples
+    cpu: float = 0.0  # CPU seconds per wall second
+    drift_ns: int = 0
+    step_ns: int = 0
+    kernel_reads: int = 0  # reads with a kernel's stamp
+    user_reads: int = 0
+    kernel_sends: int = 0
+    user_sends: int = 0
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the sample does not exceed (inverse of the ECDF)."""
+    return ordered[max(math.ceil(share * len(ordered)), 1) - 1]
+
+
+def percentiles_ms(values: Iterable[float]) -> dict[str, float]:
+    """p50, p99 and max in milliseconds, of values in nanoseconds; empty without values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {
+        "p50": quantile(ordered, 0.5) / 1e6,
+        "p99": quantile(ordered, 0.99) / 1e6,
+        "max": ordered[-1] / 1e6,
+    }
+
+
+def _clock(by_kernel: int, by_user: int) -> CLOCK:
+    if not by_kernel:
+        return "user"
+    return "mixed" if by_user else "kernel"
+
+
+def lag_of(records: Sequence[Record], worker_errors: Sequence[WorkerError]) -> Lag:
+    """The lag of one run without its warm-up. Requests that waited for the cap do not count as late."""
+    measured = [record for record in records if not record.warmup]
+    events = [event for record in measured for event in record.events if event.kind in GENERATED]
+    censored = [event.at_ns - event.low_ns for event in events if event.at_ns != event.low_ns]
+    return Lag(
+        clock=_clock(
+            sum(worker.kernel_reads for worker in worker_errors),
+            sum(worker.user_reads for worker in worker_errors),
+        ),
+        send_clock=_clock(
+            sum(worker.kernel_sends for worker in worker_errors),
+            sum(worker.user_sends for worker in worker_errors),
+        ),
+        loop_ms=percentiles_ms(sample for worker in worker_errors for sample in worker.loop_ns),
+        read_ms=percentiles_ms(event.user_ns - event.at_ns for event in events if event.at_ns == event.low_ns),
+        late_ms=percentiles_ms(
+            record.sent_ns - record.due_ns - (record.connect_ns or 0)
+            for record in measured
+            if record.sent_ns is not None and not record.waited
+        ),
+        censored=len(censored) / len(events) if events else 0.0,
+        censored_width_ms=percentiles_ms(censored),
+        cpu=max((worker.cpu for worker in worker_errors), default=0.0),
+        clock_drift_ms=max((worker.drift_ns for worker in worker_errors), key=abs, default=0) / 1e6,
+    )
+
+
+def medians_ms(records: Sequence[Record]) -> tuple[float | None, float | None]:
+    """Median TTFT from due and median gap between generated events of successful requests, in milliseconds."""
+    first: list[float] = []
+    gaps: list[float] = []
+    for record in records:
+        if record.warmup or record.failure is not None:
+            continue
+        times = [event.at_ns for event in record.events if event.kind in GENERATED]
+        if times:
+            first.append(times[0] - record.due_ns)
+            gaps += [b - a for a, b in itertools.pairwise(times)]
+    return percentiles_ms(first).get("p50"), percentiles_ms(gaps).get("p50")
+
+
+def judge_self_error(
+    lag: Lag, records: Sequence[Record], limits: Limits, step_ns: int = 0, *, open_loop: bool
+) -> tuple[list[str], list[str]]:
+    """Reasons why the run is invalid, and warnings. Each states the measured value and the limit.
+
+    Lateness counts in an open loop only: in a closed loop a request is due when its user is free.
+    """
+    invalid: list[str] = []
+    warnings: list[str] = []
+    ttft, itl = medians_ms(records)
+    loop, for_itl = lag.loop_ms.get("p99", 0.0), limits.allowed_ms(itl)
+    for share, allowed in (("p50", limits.allowed_ms(ttft)), ("p99", limits.allowed_late_ms(ttft))):
+        late = lag.late_ms.get(share, 0.0)
+        if open_loop and late > allowed:
+            invalid.append(f"requests were sent {late:.2f} ms late ({share}), limit {allowed:.2f} ms")
+    if lag.clock != "kernel" and loop > for_itl:
+        invalid.append(
+            f"the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms, and time stamps "
+            f"are the program's own (clock {lag.clock})"
+        )
+    width = lag.censored_width_ms.get("p50", 0.0)
+    if lag.censored > limits.censored and width > for_itl:
+        merged = f"{lag.censored:.1%} of events were merged with others, in intervals of {width:.2f} ms (p50)"
+        if loop > for_itl:
+            invalid.append(f"{merged}, while the event loop lagged {loop:.2f} ms (p99), limit {for_itl:.2f} ms")
+        else:
+            warnings.append(
+                f"{merged}; the event loop was on time (p99 {loop:.2f} ms), so the server sent them together"
+            )
+    if lag.cpu > limits.cpu:
+        invalid.append(f"the generator used {lag.cpu:.0%} of a core, limit {limits.cpu:.0%} (use --workers)")
+    if lag.clock != "user" and step_ns > limits.step_ms * 1e6:
+        invalid.append(f"the system's clock was stepped by {step_ns / 1e6:.2f} ms during the run")
+    return invalid, warnings

@@ -1,0 +1,39 @@
+"""A run's figures for people and for programs: result.json, report.md, report.html, plots, comparisons.
+
+The nouns:
+
+- result: `result.json`, with vLLM's flat names for what vLLM has and everything else under the key `loadgen`.
+- view: what a report says, in words and `Table`s, once for every format. `markdown.py` and `html.py` render it.
+- headline: the few figures at the top, different for a run, a sweep and an `ab`.
+- `Plot`: one picture as SVG and PNG. matplotlib is imported only when a plot is drawn; without it reports have
+  their tables.
+- `Comparison`: two runs, as `Line`s (one figure of both, its shift and interval) and warnings where they differ
+  in more than what is compared.
+
+`write_reports` writes all files of a run from its records, `write_measured` from requests that are measured
+already. Everything in a view is plain text; the renderers escape it.
+"""
+
+from loadgen.report.compare import (
+    Comparison,
+    Line,
+    compare_runs,
+    flat_metrics,
+    metrics_of,
+)
+from loadgen.report.markdown import escape_markdown, markdown_table
+from loadgen.report.result import result_json
+from loadgen.report.write import write_measured, write_reports
+
+__all__ = [
+    "Comparison",
+    "Line",
+    "compare_runs",
+    "escape_markdown",
+    "flat_metrics",
+    "markdown_table",
+    "metrics_of",
+    "result_json",
+    "write_measured",
+    "write_reports",
+]

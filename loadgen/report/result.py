@@ -1,0 +1,134 @@
+"""`result.json`: vLLM's flat names for what vLLM has, everything else under the one key `loadgen`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from math import inf
+from typing import Any, Final
+
+import msgspec
+
+from loadgen.analysis import (
+    SECOND,
+    Group,
+    Measured,
+    Stat,
+    Summary,
+)
+from loadgen.record import Run
+
+SCHEMA: Final = 1
+"""Schema of the part under `loadgen`."""
+
+FLAT: Final = ("ttft", "tpot", "itl", "e2el")
+QUEUED: Final = {"client_queue_time": "queue", "e2el_including_client_queue": "e2el_due"}
+"""vLLM's name -> ours. vLLM writes these two only for an open loop with a cap; else no request waits."""
+
+
+def result_json(
+    run: Run, summary: Summary, paired: Mapping[str, Any] | None = None, details: Sequence[Measured] = ()
+) -> dict[str, Any]:
+    """What `vllm bench serve --save-result` of vLLM 0.32 writes; with `details` also its `--save-detailed`.
+
+    Summaries are in milliseconds and details in seconds, as in vLLM. A percentile that the sample does not support
+    is null, and so is a detail that a failed request lacks: vLLM's 0 would look like a fast request.
+    """
+    result = _flat(run, summary.whole)
+    if details:
+        result |= _details(details)
+    return result | {"loadgen": _ours(run, summary, paired)}
+
+
+def _flat(run: Run, whole: Group) -> dict[str, Any]:
+    config = run.config
+    flat: dict[str, Any] = {
+        "date": _vllm_date(run.date),
+        "endpoint_type": config.get("backend") or _backend(run.endpoint),
+        "backend": config.get("backend") or _backend(run.endpoint),
+        "label": run.label,
+        "model_id": run.model,
+        "tokenizer_id": config.get("tokenizer"),
+        "num_prompts": whole.requests,
+        "request_rate": _finite(config.get("request_rate", inf)),
+        "burstiness": config.get("burstiness", 1.0),
+        "max_concurrency": config.get("max_concurrency"),
+    }
+    if config.get("ramp_up_strategy"):
+        flat |= {name: config.get(name) for name in ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")}
+    flat |= {
+        "duration": whole.seconds,
+        "completed": whole.completed,
+        "failed": whole.failed,
+        "total_input_tokens": whole.input_tokens,
+        "total_output_tokens": whole.output_tokens,
+        "request_throughput": whole.request_throughput,
+        "request_goodput": whole.goodput.per_second if whole.goodput else None,
+        "output_throughput": whole.output_throughput,
+        "total_token_throughput": whole.total_token_throughput,
+        "max_output_tokens_per_s": whole.peak_output_throughput,
+        "max_concurrent_requests": whole.peak_in_flight,
+    }
+    for name in FLAT:
+        flat |= flat_names(name, whole.stats[name])
+    if config.get("max_concurrency") and _finite(config.get("request_rate", inf)) != "inf":
+        for theirs, ours in QUEUED.items():
+            flat |= flat_names(theirs, whole.stats[ours])
+    return flat
+
+
+def flat_names(name: str, stat: Stat) -> dict[str, float | None]:
+    """`mean_ttft_ms`, `median_ttft_ms`, `std_ttft_ms`, `p99_ttft_ms`, `p99.9_ttft_ms`, ..."""
+    median = stat.at(50)
+    named = {"mean": stat.mean, "median": median.value if median else None, "std": stat.std}
+    named |= {f"p{quantile.p:g}": quantile.value for quantile in stat.quantiles}
+    return {f"{what}_{name}_ms": value for what, value in named.items()}
+
+
+def _vllm_date(date: str) -> str:
+    """vLLM's `YYYYmmdd-HHMMSS`; the ISO date is under `loadgen`."""
+    try:
+        return datetime.fromisoformat(date).strftime("%Y%m%d-%H%M%S")
+    except ValueError:
+        return date
+
+
+def _backend(endpoint: str) -> str:
+    if "chat" in endpoint:
+        return "openai-chat"
+    return "openai-embeddings" if "embed" in endpoint else "openai"
+
+
+def _finite(rate: Any) -> Any:
+    return "inf" if rate in (None, inf, "inf") else rate
+
+
+def _details(requests: Sequence[Measured]) -> dict[str, Any]:
+    return {
+        "input_lens": [request.prompt_tokens for request in requests],
+        "output_lens": [request.output_tokens if request.completed else 0 for request in requests],
+        "ttfts": [request.ttft.value / 1000 if request.ttft else None for request in requests],
+        "itls": [
+            [gap / 1000 for gap in request.chunk_gaps.values] if request.chunk_gaps else [] for request in requests
+        ],
+        "start_times": [request.sent_ns / SECOND if request.sent_ns is not None else None for request in requests],
+        "errors": [_error(request) for request in requests],
+        "latencies": [request.e2e / 1000 if request.e2e is not None else None for request in requests],
+        "queue_times": [request.queued / 1000 for request in requests],
+    }
+
+
+def _error(request: Measured) -> str:
+    """The failure and its detail; empty for a success, as in vLLM."""
+    return ": ".join(filter(None, (request.failure, request.detail)))
+
+
+def _ours(run: Run, summary: Summary, paired: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "valid": not run.invalid,
+        "run": msgspec.to_builtins(run),
+        "summary": msgspec.to_builtins(summary),
+        "prefix_cached_share": summary.prefix_cached_share,
+        "paired": msgspec.to_builtins(paired) if paired else None,
+    }

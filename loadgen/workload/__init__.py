@@ -1,0 +1,37 @@
+"""Which requests a run sends, in which order and how often.
+
+The nouns, from the outside in:
+
+- `Options`: the flags that choose a workload, as plain data. A job carries them to each worker.
+- `Workload`: what `open_workload` makes of them. It yields the run's `Item`s, the same ones at every call and
+  in every process, and warm-up items that share no prefix with them.
+- `Item`: a `Prompt`, and its time where the workload is a trace.
+- `Prompt`: the fields of a request's body that carry the prompt. Two requests with equal bytes share one `id`.
+- `Source` (inside): a dataset as distinct prompts by number. The corpus, random words and repeated prefixes
+  need no file; vLLM's custom JSONL, ShareGPT and traces (Mooncake, Azure, `corpus compose`) are read and
+  checked as a whole before the first request.
+
+`describe_sent` computes what was really sent: shares of duplicates and of common prefixes. A flag or file that
+cannot be used raises `WorkloadError`. Nothing here knows sockets or pacing.
+"""
+
+from loadgen.workload.model import (
+    DATASETS,
+    Dataset,
+    Item,
+    Options,
+    Prompt,
+    Workload,
+)
+from loadgen.workload.workload import describe_sent, open_workload
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Item",
+    "Options",
+    "Prompt",
+    "Workload",
+    "describe_sent",
+    "open_workload",
+]

@@ -1,0 +1,84 @@
+"""What a workload is made of: prompts, items, options, and the interface that every dataset implements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal, Protocol, get_args
+
+import msgspec
+
+from loadgen.spec import Endpoint
+
+Dataset = Literal["corpus", "custom", "random", "sharegpt", "trace", "prompt", "prefix_repetition"]
+DATASETS: Final[tuple[str, ...]] = get_args(Dataset)
+DEFAULT_PROMPTS: Final = 1000
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """The prompt as fields of a request's body. Never changed in place: duplicates share `fields`."""
+
+    id: str  # duplicates (equal bytes) have the same one
+    endpoint: Endpoint
+    fields: dict[str, Any]  # messages, prompt or input, and max_tokens if the workload sets it
+    expected_input: int | None = None  # an estimate in tokens, for composing; never printed as a count
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One request of a workload."""
+
+    prompt: Prompt
+    at_s: float | None = None  # due, from the run's start; None: the pacer decides
+
+
+class Workload(Protocol):
+    """What a run sends."""
+
+    name: str
+
+    def requests(self) -> Iterator[Item]:
+        """The run's requests, lazily; every call yields the same ones."""
+
+    def warmups(self, n: int) -> Iterator[Item]:
+        """`n` requests like the run's that share no prefix block with it or with each other."""
+
+
+class Source(Protocol):
+    """A dataset: distinct prompts by number."""
+
+    name: str
+    distinct: int | None
+    """How many there are; None: unlimited."""
+
+    def prompt(self, number: int) -> Prompt: ...
+
+    def schedule(self) -> list[tuple[float, int]] | None:
+        """A trace's (seconds from 0, prompt number), ascending. None: the dataset has no times."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags, with vLLM's names and defaults where vLLM has them. Lengths are in tokens."""
+
+    dataset_name: Dataset = "corpus"
+    dataset_path: str | None = None
+    endpoint: Endpoint = "chat"
+    prompt: str | None = None
+    num_prompts: int | None = None  # None: 1,000, or all that a file holds
+    seed: int = 0
+    random_input_len: int = 1024
+    random_output_len: int = 128
+    random_range_ratio: float = 0.0  # lengths from len * (1 - ratio) to len * (1 + ratio)
+    random_prefix_len: int = 0
+    prefix_repetition_prefix_len: int = 256
+    prefix_repetition_suffix_len: int = 256
+    prefix_repetition_num_prefixes: int = 10
+    prefix_repetition_output_len: int = 128
+    sharegpt_output_len: int | None = None  # None: about the length of the answer in the file
+    custom_output_len: int = 256  # -1: each line's own output_tokens
+    corpus_output_len: int | None = None  # None: the engine decides
+    corpus_set: tuple[str, ...] = ()
+    disable_shuffle: bool = False
+    trace_jitter: float | None = None  # seconds; None: within one slot if the file's clock is coarse
+    duplicates: float = 0.0
+    zipf: float = 1.1
+    unique: bool = False
+    salt: str = ""  # of the nonces of `unique`

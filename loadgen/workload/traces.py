@@ -1,0 +1,176 @@
+"""Datasets with due times: workloads of `python -m corpus compose`, Mooncake's JSONL, Azure's CSV. Published
+traces contain no text, so prompts are composed to their lengths and blocks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from corpus.bank import BYTES_PER_TOKEN
+from corpus.blocks import block_prompt
+from corpus.draw import Draw
+from corpus.sources import as_fields, text_of
+from loadgen.errors import WorkloadError
+from loadgen.workload.datasets import bounded
+from loadgen.workload.files import as_object, lines, path_of, read, tokens
+from loadgen.workload.model import Options, Prompt
+
+BLOCK: Final = 512
+"""Tokens of a block in Mooncake's traces."""
+
+_AZURE: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_MAX_SECONDS: Final = 10 * 365 * 86400.0
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """One request of a trace: seconds, lengths in tokens, and its blocks if the trace has them."""
+
+    at: float
+    input: int
+    output: int
+    blocks: tuple[int, ...] = ()
+    ready: Prompt | None = None  # a composed workload has its prompts
+    original: int = 0  # number of the first line with the same prompt
+
+
+class Trace:
+    """A trace: its lines in the order of their times."""
+
+    def __init__(self, name: str, trace_lines: list[_Line], options: Options) -> None:
+        trace_lines = trace_lines[: options.num_prompts]
+        jitter = (
+            options.trace_jitter if options.trace_jitter is not None else _slot([line.at for line in trace_lines])
+        )
+        start = trace_lines[0].at
+        draw = Draw(options.seed, "jitter")
+        at = [line.at - start + (draw.unit() * jitter if jitter else 0.0) for line in trace_lines]
+        self.name = f"trace:{name}" + (f" (times spread within {jitter:g} s)" if jitter else "")
+        self.distinct: int | None = len(trace_lines)
+        self._lines = trace_lines
+        self._options = options
+        self._schedule = sorted((t, line.original) for t, line in zip(at, trace_lines, strict=True))
+
+    def schedule(self) -> list[tuple[float, int]]:
+        return self._schedule
+
+    def prompt(self, number: int) -> Prompt:
+        line, options = self._lines[number], self._options
+        if line.ready is not None:
+            return line.ready
+        if line.blocks:
+            text = block_prompt(options.seed, line.blocks, line.input, BLOCK)
+        else:
+            text = text_of(Draw(options.seed, "trace", number), line.input)
+        fields = bounded(as_fields(text, options.endpoint), options.endpoint, line.output)
+        return Prompt(f"trace/{number}", options.endpoint, fields, round(len(text) / BYTES_PER_TOKEN))
+
+
+def trace(options: Options) -> Trace:
+    """The file's first line decides its format. Raises WorkloadError with the line that is wrong."""
+    path = path_of(options)
+    number, first = next(lines(path))
+    if first.lstrip()[:1] != b"{":
+        trace_lines = list(_azure(path))
+    elif "fields" in (raw := as_object(first, f"{path}:{number}")):
+        trace_lines = list(_composed(path, options))
+    elif "timestamp" in raw:
+        trace_lines = list(_mooncake(path))
+    else:
+        raise WorkloadError(
+            f"{path}:{number}: is not a known trace format: python -m corpus compose, Mooncake (timestamp, "
+            f"input_length, output_length, hash_ids) or Azure ({','.join(_AZURE)})"
+        )
+    trace_lines.sort(key=lambda line: line.at)
+    firsts: dict[Any, int] = {}
+    for place, line in enumerate(trace_lines):
+        same = line.ready.id if line.ready else (line.blocks, line.input, line.output) if line.blocks else place
+        trace_lines[place] = msgspec.structs.replace(line, original=firsts.setdefault(same, place))
+    return Trace(Path(path).name, trace_lines, options)
+
+
+def _composed(path: str, options: Options) -> Iterator[_Line]:
+    known: dict[str, Prompt] = {}
+    for number, text in lines(path):
+        where = f"{path}:{number}"
+        raw = as_object(text, where)
+        if (has := raw.get("endpoint")) != options.endpoint:
+            raise WorkloadError(f"{where}: is for the endpoint {has!r}, and this run is for {options.endpoint!r}")
+        fields, name = raw.get("fields"), raw.get("id")
+        carrier = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[options.endpoint]
+        if not isinstance(fields, dict) or not fields.get(carrier) or not isinstance(name, str):
+            raise WorkloadError(f"{where}: must have an id and fields with {carrier}")
+        prompt = known.setdefault(name, Prompt(name, options.endpoint, fields, raw.get("input_tokens")))
+        if prompt.fields != fields:
+            raise WorkloadError(f"{where}: the id {name!r} is used for two different prompts")
+        yield _Line(_seconds(raw.get("at", 0), "at", where), 0, 0, ready=prompt)
+
+
+def _mooncake(path: str) -> Iterator[_Line]:
+    for number, text in lines(path):
+        where = f"{path}:{number}"
+        raw = as_object(text, where)
+        length = tokens(raw, "input_length", where)
+        blocks = raw.get("hash_ids", [])
+        if not isinstance(blocks, list) or not all(isinstance(b, int) and not isinstance(b, bool) for b in blocks):
+            raise WorkloadError(f"{where}: hash_ids must be a list of whole numbers")
+        if blocks and not (len(blocks) - 1) * BLOCK < length <= len(blocks) * BLOCK:
+            raise WorkloadError(
+                f"{where}: {len(blocks)} hash_ids of {BLOCK} tokens do not make an input_length of {length}"
+            )
+        at = _seconds(raw.get("timestamp"), "timestamp", where) / 1000
+        yield _Line(at, length, tokens(raw, "output_length", where), tuple(blocks))
+
+
+def _azure(path: str) -> Iterator[_Line]:
+    try:
+        rows = list(csv.reader(io.StringIO(read(path).decode("utf-8-sig"))))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise WorkloadError(f"{path}: is not CSV in UTF-8: {e}") from None
+    if tuple(name.strip() for name in rows[0]) != _AZURE:
+        raise WorkloadError(f"{path}:1: the columns must be {','.join(_AZURE)}")
+    if len(rows) == 1:
+        raise WorkloadError(f"{path}:2: is missing: there is no request after the header")
+    for number, row in enumerate(rows[1:], 2):
+        where = f"{path}:{number}"
+        if not row:
+            continue
+        try:
+            stamp, context, generated = (cell.strip() for cell in row)
+            at = datetime.fromisoformat(stamp[:26]).timestamp() if stamp[-1:].isdigit() else math.nan
+            lengths = {_AZURE[1]: int(context), _AZURE[2]: int(generated)}
+        except ValueError as e:
+            raise WorkloadError(f"{where}: must be a time and two whole numbers: {e}") from None
+        yield _Line(
+            _seconds(at, "TIMESTAMP", where, limit=math.inf),
+            tokens(lengths, _AZURE[1], where),
+            tokens(lengths, _AZURE[2], where),
+        )
+
+
+def _seconds(value: Any, name: str, where: str, limit: float = _MAX_SECONDS * 1000) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not 0 <= value <= limit:
+        raise WorkloadError(f"{where}: {name} must be a time, at least 0; got {value!r:.60}")
+    return float(value)
+
+
+def _slot(times: list[float]) -> float:
+    """The grid of a clock that is coarser than its arrivals (Mooncake's conversation: 3 s); 0 for any other.
+
+    A grid: at least 10 different times, each met by two requests or more in the mean, and all gaps multiples of
+    the smallest to within 5 %.
+    """
+    different = sorted(set(times))
+    if len(different) < 10 or len(times) < 2 * len(different):
+        return 0.0
+    gaps = [b - a for a, b in pairwise(different)]
+    smallest = min(gaps)
+    return smallest if all(abs(gap / smallest - round(gap / smallest)) < 0.05 for gap in gaps) else 0.0

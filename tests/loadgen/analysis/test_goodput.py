@@ -1,0 +1,70 @@
+"""Objectives: how they are written, and that a failure never meets one."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadgen.analysis.definitions import measure
+from loadgen.analysis.goodput import BadGoodput, goodput, met, parse_goodput
+from loadgen.record import Kind
+from tests.loadgen.analysis.test_definitions import ev, record
+
+
+@pytest.mark.parametrize(
+    ("words", "slos"),
+    [
+        ([], {}),
+        (["ttft:500"], {"ttft": 500}),
+        (["ttft:500", "tpot:50.5", "e2el:1e3"], {"ttft": 500, "tpot": 50.5, "e2el": 1000}),
+        (["ttft:500 tpot:50"], {"ttft": 500, "tpot": 50}),
+        (["ttft_due:500,e2el_due:9"], {"ttft_due": 500, "e2el_due": 9}),
+    ],
+)
+def test_objectives_are_read(words: list[str], slos: dict[str, float]) -> None:
+    assert parse_goodput(words) == slos
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("ttft", "NAME:MILLISECONDS"),
+        ("ttft=500", "NAME:MILLISECONDS"),
+        ("itl:5", "ttft, tpot, e2el"),
+        ("ttft:fast", "not a number"),
+        ("ttft:500ms", "without a unit"),
+        ("ttft:0", "above 0"),
+        ("ttft:nan", "above 0"),
+        ("ttft:inf", "above 0"),
+        ("ttft:1 ttft:2", "twice"),
+    ],
+)
+def test_a_wrong_objective_is_refused_with_what_would_be_right(word: str, says: str) -> None:
+    with pytest.raises(BadGoodput, match=says):
+        parse_goodput([word])
+
+
+def test_failures_and_shed_requests_are_in_the_denominator_and_cancelled_ones_are_not() -> None:
+    good = measure(record(ev(20), ev(30), completion_tokens=2))
+    slow = measure(record(ev(500), ev(510), completion_tokens=2))
+    failed, shed, cancelled = (measure(record(ev(11), failure=kind)) for kind in ("status", "shed", "cancelled"))
+    found = goodput([good, slow, failed, shed, cancelled], {"ttft": 100, "tpot": 50}, 2.0)
+    assert found is not None
+    assert (found.attempted, found.good, found.per_second, found.attainment) == (4, 1, 0.5, 0.25)
+    assert found.by_slo == {"ttft": 0.25, "tpot": 0.5}
+
+
+def test_without_objectives_there_is_no_goodput() -> None:
+    assert goodput([], {}, 1.0) is None
+
+
+def test_what_was_not_measured_is_not_met() -> None:
+    one, unknown = record(ev(20), completion_tokens=1), record(ev(20), ev(30))
+    assert met(measure(one), "tpot", 1)  # a single token has no gap that could be slow
+    assert not met(measure(unknown), "tpot", 1e9)  # no usage: nobody knows
+    assert not met(measure(record(ev(90, Kind.WHOLE), stream=False)), "ttft", 1e9)
+
+
+def test_a_censored_first_token_has_to_be_in_time_at_its_latest() -> None:
+    late = measure(record(ev(50, low=20), ev(50)))
+    assert met(late, "ttft", 40)
+    assert not met(late, "ttft", 39)

@@ -1,0 +1,171 @@
+"""Flags: what was wrong and what would be right, vLLM's names, and secrets that stay out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loadgen.cli.flags import common as flags
+from loadgen.cli.flags import values
+from loadgen.cli.main import COMMANDS, parser_for
+from loadgen.cli.run import arrivals_of
+from loadgen.errors import UsageError
+from loadgen.secrets import Hide
+
+MEASURING = ("run", "ab", "sweep", "calibrate")
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return parser_for(["run"]).parse_args(["run", *words])
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "said"),
+    [
+        (values.number(0), "x", "not a number"),
+        (values.number(0), "-1", "at least 0"),
+        (values.number(0), "nan", "at least 0"),
+        (values.number(0, above=True), "0", "above 0"),
+        (values.number(0, 1), "2", "at most 1"),
+        (values.whole(1), "1.5", "not a whole number"),
+        (values.whole(1, 9), "10", "at most 9"),
+        (values.url, "gpu-1:8000", "give http://HOST:PORT"),
+        (values.url, "http://x:99999", "no usable port"),
+        (values.url, "http://x/?a=b", "query"),
+        (values.header, "nothing", "NAME:VALUE"),
+        (values.header, "a:b\r\nc:d", "on one line"),
+        (values.pair, "x", "KEY=VALUE"),
+        (values.json_object, "[1]", "give a JSON object"),
+        (values.json_object, "{", "not JSON"),
+        (values.rates, ",", "give rates"),
+        (values.rates, "1,0", "above 0"),
+    ],
+)
+def test_a_wrong_value_says_what_would_be_right(read: Callable[[str], Any], text: str, said: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=said):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (values.number(0, above=True), "inf", math.inf),
+        (values.url, "http://x:1/v1/", "http://x:1"),
+        (values.url, "https://x", "https://x"),
+        (values.header, "A: b:c", ("A", "b:c")),
+        (values.header, "A=b", ("A", "b")),
+        (values.json_object, '{"a":1}', {"a": 1}),
+        (values.rates, "4,1,2,2", [1, 2, 4]),
+    ],
+)
+def test_a_right_value_is_read(read: Callable[[str], Any], text: str, value: object) -> None:
+    assert read(text) == value
+
+
+@pytest.mark.parametrize("command", MEASURING)
+def test_every_flag_says_what_it_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parser_for([command]).parse_args([command, "--help"])
+    assert "usage: python -m loadgen" in capsys.readouterr().out
+
+
+def test_the_commands_are_listed_without_importing_them() -> None:
+    text = parser_for([]).format_help()
+    assert all(name in text for name in COMMANDS)
+    assert "exit codes: 0 valid" in text
+
+
+def test_vllms_names_are_understood() -> None:
+    text = """
+        --backend openai-chat --base-url http://h:1 --endpoint /v1/chat/completions --model m
+        --request-rate 5 --burstiness 0.5 --max-concurrency 9 --num-prompts 3 --seed 1 --label x
+        --num-warmups 2 --ignore-eos --temperature 0 --top-p 0.9 --top-k 5 --insecure
+        --ready-check-timeout-sec 5 --result-dir d --metadata a=b --goodput ttft:500 tpot:50
+        --ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --extra-body {} --header a=b
+    """
+    args = parsed(*text.split())
+    assert (args.request_rate, args.burstiness, args.max_concurrency) == (5.0, 0.5, 9)
+    assert args.goodput == ["ttft:500", "tpot:50"]
+
+
+@pytest.mark.parametrize(
+    ("words", "endpoint", "path"),
+    [
+        ("", "chat", "/v1/chat/completions"),
+        ("--backend openai", "completions", "/v1/completions"),
+        ("--backend openai-embeddings", "embeddings", "/v1/embeddings"),
+        ("--endpoint /v1/completions", "completions", "/v1/completions"),
+        ("--endpoint custom/embeddings", "embeddings", "/custom/embeddings"),
+        ("--endpoint /chat", "chat", "/chat"),
+    ],
+)
+def test_the_endpoint_is_told_by_path_or_backend(words: str, endpoint: str, path: str) -> None:
+    args = parsed(*words.split())
+    assert (flags.endpoint_of(args), flags.path_of(args)) == (endpoint, path)
+
+
+def test_a_host_of_ipv6_is_bracketed() -> None:
+    assert flags.base_of(parsed("--host", "::1", "--port", "81")) == "http://[::1]:81"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--ramp-up-strategy linear", "needs --ramp-up-start-rps"),
+        ("--ramp-up-start-rps 1", "need --ramp-up-strategy"),
+        (
+            "--ramp-up-strategy linear --ramp-up-start-rps 1 --ramp-up-end-rps 2 --request-rate 3",
+            "remove --request-rate",
+        ),
+        ("--shed", "needs an open loop"),
+        ("--shed --request-rate 3", "and --max-concurrency"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(words: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        arrivals_of(parsed(*words.split()))
+
+
+def test_arrivals_are_closed_unless_a_rate_is_asked_for() -> None:
+    schedule, pace = arrivals_of(parsed())
+    assert (schedule.open_loop, pace.open_loop, pace.max_concurrency) == (False, False, 8)
+    schedule, pace = arrivals_of(parsed("--request-rate", "inf"))
+    assert (schedule.all_at_once, pace.open_loop, pace.max_concurrency) == (True, True, None)
+    schedule, _ = arrivals_of(parsed("--request-rate", "2", "--burstiness", "inf"))
+    assert (schedule.rate, schedule.burstiness) == (2.0, None)
+    times = schedule.times([])
+    assert times is not None
+    assert [next(times) for _ in range(3)] == [0.0, 0.5, 1.0]
+
+
+# Secrets
+
+
+def test_no_secret_gets_into_the_config_or_the_recorded_command() -> None:
+    words = ["--api-key", "sk-secret", "--header", "X-Auth-Token: tok-en1", "--header", "X-Trace: yes"]
+    args = parsed(*words)
+    hide = Hide(flags.secrets_of(args, {"OPENAI_API_KEY": "unused"}))
+    text = json.dumps(flags.config_of(args)) + " ".join(map(hide, words))
+    assert "sk-secret" not in text
+    assert "tok-en1" not in text
+    assert "X-Trace: yes" in text
+    assert hide("401: bad key sk-secret") == "401: bad key ***"
+
+
+def test_the_environments_key_is_sent_and_hidden() -> None:
+    http = flags.http_of(parsed(), {"OPENAI_API_KEY": "sk-env"})
+    assert http.headers == (("Authorization", "Bearer sk-env"),)
+    assert Hide(flags.secrets_of(parsed(), {"OPENAI_API_KEY": "sk-env"}))("x sk-env") == "x ***"
+    given = Hide(flags.secrets_of(parsed("--header", "Authorization: Bearer sk-hdr"), {}))
+    assert given("sk-hdr") == "***"
+
+
+def test_a_config_is_json_whatever_was_given() -> None:
+    config = flags.config_of(parsed("--request-rate", "inf", "--metadata", "a=b"))
+    assert json.loads(json.dumps(config))["request_rate"] == "inf"
+    assert config["metadata"] == {"a": "b"}

@@ -1,0 +1,39 @@
+"""The page in a real browser, where one is installed (Debian: chromium)."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from loadgen.report.plots import plots_available
+from tests.loadgen.report.test_report import HOSTILE, Page, hostile, reports
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1100,1400"),
+]
+
+
+def browse(page: Path, home: Path, *flags: str) -> str:
+    command = [str(BROWSER), *FLAGS, f"--user-data-dir={home}", *flags, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    return done.stdout
+
+
+@pytest.mark.skipif(BROWSER is None or not plots_available(), reason="needs Chromium and the extra plots")
+def test_a_browser_shows_the_page_and_runs_nothing_of_what_came_from_outside(tmp_path: Path) -> None:
+    reports(tmp_path / "out", *hostile())
+    page = tmp_path / "out/report.html"
+    seen = Page(browse(page, tmp_path / "home", "--dump-dom"))
+    assert seen.tags.count("svg") == 5
+    assert not {"script", "img"} & set(seen.tags)
+    assert HOSTILE.split("\x1b")[0] in seen.shown
+    picture = tmp_path / "page.png"
+    browse(page, tmp_path / "home2", f"--screenshot={picture}")
+    assert struct.unpack(">2I", picture.read_bytes()[16:24]) == (1100, 1400)
+    assert picture.stat().st_size > 40_000, "a page with text and curves, not a blank one"
