@@ -42,7 +42,7 @@ UNTESTED_BY_NAME = {
     "page/stream.py": "test_page.py",
     "kept.py": "test_cache_stored.py, test_sharing.py",
     "lookups.py": "test_batcher.py, test_embed_store.py",
-    "plan.py": "plain data",
+    "spec.py": "plain data",
     "wire/shape.py": "plain data: wire/test_learned.py has it",
     "punctual.py": "test_queueing.py",
     "queue_metrics.py": "test_queueing.py",

@@ -9,10 +9,10 @@ from proxy.flights.key import Keyer, hash_of_cpu, model_tag
 from proxy.flights.memory import Held, Memory, available, refused
 from proxy.flights.memory_watch import memory_for
 from proxy.flights.phase import Phase
-from proxy.flights.plan import RATE_LIMITS, REQUEST_ID, Mode, Plan, headers_in_common, new_id
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes
 from proxy.flights.sharing import Share, Sharing, sharing_of
+from proxy.flights.spec import RATE_LIMITS, REQUEST_ID, FlightSpec, Mode, QueueState, headers_in_common, new_id
 from proxy.flights.watchdog import PATIENCE, Kind, Watchdog
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Cost",
     "Flight",
     "FlightGroup",
+    "FlightSpec",
     "Held",
     "Ingest",
     "Keyer",
@@ -34,7 +35,7 @@ __all__ = [
     "Mode",
     "OnHead",
     "Phase",
-    "Plan",
+    "QueueState",
     "Scheduler",
     "Shapes",
     "Share",

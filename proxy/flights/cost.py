@@ -11,7 +11,7 @@ import msgspec
 
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.wire import BYTES_A_TOKEN, ApiRequest, RawBody, generates, integer
 
 MEDIA_TOKENS: Final = 1024

@@ -18,7 +18,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
@@ -148,10 +148,10 @@ class Exchange:
     def resume(self) -> bool:
         """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
         wait any longer."""
-        exchange_context, plan = self._context, self.flight.plan
+        exchange_context, spec = self._context, self.flight.spec
         try:
-            lease = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
-            lease = lease or exchange_context.backends.acquire(plan.model, affinity=plan.affinity)
+            lease = exchange_context.backends.another(spec.model, frozenset(self._tried), spec.affinity)
+            lease = lease or exchange_context.backends.acquire(spec.model, affinity=spec.affinity)
         except GatewayError as none:
             self._arrive(self._error or none)
             return True
@@ -200,7 +200,7 @@ class Exchange:
     def _elsewhere(self) -> bool:
         """Whether an engine that was not tried runs, full or not."""
         here, tried = self.lease.backend, self._tried
-        engines = self._context.backends.candidates(self.flight.plan.model)
+        engines = self._context.backends.candidates(self.flight.spec.model)
         return any(b.up is not False and b is not here and b not in tried for b in engines)
 
     # -- one attempt ------------------------------------------------------------------------------
@@ -209,19 +209,19 @@ class Exchange:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.backend = backend.name
-        if self.flight.plan.usage_added:
+        if self.flight.spec.usage_added:
             self._reshape(backend)
         if self.flight.trace is not None:
             self.flight.trace.attempt(backend.name)
         self._judged = None
         self._context.metrics.upstream_request(backend.name)
-        plan = self.flight.plan
+        spec = self.flight.spec
         # What must not be sent twice does not go where it could meet a connection that is being closed.
-        self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
+        self._attempt(backend, fresh=spec.mode is Mode.RAW and not repeatable(spec.method, spec.path))
 
     def _reshape(self, backend: Backend) -> None:
         """A stream that may be shared is at this engine now: readers that wait for its fold may have to go."""
-        flight, ask = self.flight, self.flight.plan.ask
+        flight, ask = self.flight, self.flight.spec.ask
         if ask is not None:
             flight.shape = backend.abilities.shape(ask)
             if flight.look is not None and not backend.abilities.folds(ask):
@@ -254,19 +254,19 @@ class Exchange:
             self._broke("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, plan, exchange_context = self.flight, self.flight.plan, self._context
+        flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
             flight.enter(Phase.PREFILL)
-            body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
-            headers = plan.headers if flight.trace is None else flight.trace.headers(plan.headers)
-            request = backend.pool.request(plan.method, plan.path, headers, body)
+            body = with_usage(spec.ask) if spec.usage_added and spec.ask is not None else spec.body
+            headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
+            request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused
             first = self._first if self.lease.probe or backend.adaptive_limit is not None else None
             self.ingest = exchange_context.ingest(
                 flight, exchange_context.limits, exchange_context.watch, self._fed, self._head, first
             )
             flight.throttle = self._throttle
-            if backend.echoes is not False and plan.mode is not Mode.RAW:
+            if backend.echoes is not False and spec.mode is not Mode.RAW:
                 self._begin = b""
                 self.ingest.vet = self._vet
             self._connection = connection
@@ -310,7 +310,7 @@ class Exchange:
             ingest.vet = None
         if found is None:
             return False
-        if b"-" + self.flight.plan.request_id.encode() in found[1]:
+        if b"-" + self.flight.spec.request_id.encode() in found[1]:
             backend.echoes = True
         elif not self._reused:
             backend.echoes = False
@@ -377,8 +377,7 @@ class Exchange:
     def _bad(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
-            owner = self.flight.plan.owner
-            self._context.backends.seen_bad(self.lease, why, owner() if callable(owner) else owner)
+            self._context.backends.seen_bad(self.lease, why, self.flight.queue_state.resolve_owner())
 
     def _failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
@@ -403,13 +402,13 @@ class Exchange:
     def _again(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
         """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
         `content`: what is left of this answer may be read to its end, to keep the connection."""
-        exchange_context, flight, plan = self._context, self.flight, self.flight.plan
+        exchange_context, flight, spec = self._context, self.flight, self.flight.spec
         if self._left <= 0 or cause not in exchange_context.retry.on or not flight.untouched:
             return False
-        if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
+        if cause is not CONNECT and spec.mode is Mode.RAW and not repeatable(spec.method, spec.path):
             return False
         self._tried.add(self.lease.backend)
-        other = exchange_context.backends.another(plan.model, frozenset(self._tried), plan.affinity)
+        other = exchange_context.backends.another(spec.model, frozenset(self._tried), spec.affinity)
         try:
             pause = None
             if other is None:

@@ -14,7 +14,7 @@ from typing import ClassVar, Final, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Items, Mode, Plan, Times
+from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState, Times
 from proxy.telemetry import FlightTrace, internal, raised
 from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
 from proxy.wire.fold import Shape
@@ -50,23 +50,29 @@ class Flight:
     divides: ClassVar[bool] = False  # what is missing of it is asked for again in parts, not as a whole
 
     __slots__ = (
-        "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
+        "_joined", "_view", "attempts", "backend", "before", "carried_as", "clock", "content_events", "ended",
         "error", "estimated", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory",
-        "mode", "on_empty", "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "shape",
-        "size", "storable", "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
+        "mode", "on_empty", "on_end", "on_spoiled", "phase", "plain", "private", "queue_state", "refused_by",
+        "replace", "shape", "size", "spec", "storable", "stored_at", "subscribers", "tail", "throttle", "times",
+        "trace", "usage",
     )  # fmt: skip
 
     def __init__(
-        self, plan: Plan, clock: Callable[[], float] = time.monotonic, memory: Memory | None = None
+        self,
+        spec: FlightSpec,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
+        queue_state: QueueState | None = None,
     ) -> None:
-        self.plan = plan
+        self.spec = spec
+        self.queue_state = queue_state or QueueState()
         self.memory = memory
-        self.private = plan.key is None
+        self.private = spec.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
         self.ended = False
         self.finished = False  # ended, and its readers have been told
-        self.mode = plan.mode
+        self.mode = spec.mode
         self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
@@ -82,7 +88,9 @@ class Flight:
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of an embedding: where its vectors are from
         self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
-        self.storable = plan.storable  # whether a reader allows its answer to be stored
+        self.storable = spec.storable  # whether a reader allows its answer to be stored
+        self.carried_as = ""  # the id of the request that went to an engine for it and for others
+        self.refused_by = ""  # the engine that refused it together with others
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.folds = True  # False: a stream that serves nobody who wants one body
@@ -95,8 +103,8 @@ class Flight:
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
-        self.plain: list[bytes] = [] if plan.usage_added else self.log
-        self._view = UsageStripper() if plan.usage_added else None
+        self.plain: list[bytes] = [] if spec.usage_added else self.log
+        self._view = UsageStripper() if spec.usage_added else None
         self._joined = _NOTHING_JOINED
 
     def __repr__(self) -> str:
@@ -117,7 +125,16 @@ class Flight:
     @property
     def untouched(self) -> bool:
         """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
-        return self.phase in _BEFORE and self.mode is self.plan.mode
+        return self.phase in _BEFORE and self.mode is self.spec.mode
+
+    def joins(self, request_id: str, backend: str, now: float) -> None:
+        """It has its place at an engine along with others, in one request of that id."""
+        self.carried_as, self.backend, self.times.dispatched = request_id, backend, now
+
+    def goes_alone(self, refused_by: str = "") -> None:
+        """The request that it was part of did not answer it: it is sent by itself. `refused_by`: the engine."""
+        self.carried_as, self.refused_by = "", refused_by
+        self.queue_state.stay_alone()
 
     def unfold(self) -> None:
         """It does not fold: nobody who wants one body joins it from now on, and those who wait go at once."""
@@ -130,7 +147,7 @@ class Flight:
         """As if it had not been asked for yet: what came of it is forgotten."""
         self.enter(Phase.CONNECTING)
         self.head = self.usage = self.times.first = None
-        self.mode = self.plan.mode
+        self.mode = self.spec.mode
         self.log.clear()
         self.size = self.content_events = 0
         self.attempts += 1
@@ -272,8 +289,7 @@ class Flight:
         if self.memory is None:
             return True
         if self.held is None:
-            owner = self.plan.owner
-            self.held = Held(self.memory, owner() if callable(owner) else owner, "answers")
+            self.held = Held(self.memory, self.queue_state.resolve_owner(), "answers")
         return self.held.resize(max(size, self.held.size))
 
     def _finish(self, tail: bytes) -> None:
@@ -474,7 +490,7 @@ class Subscriber:
 
     def refuse(self, error: GatewayError) -> None:
         """End this reader alone: it reads a Flight that has failed; the one it read goes on for its others."""
-        failed = Flight(self.flight.plan, self.flight.clock)
+        failed = Flight(self.flight.spec, self.flight.clock)
         self.flight.subscribers.discard(self)
         self.flight, self.cursor = failed, 0
         failed.subscribers.add(self)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 
 
 class FlightGroup:
@@ -44,7 +44,7 @@ class FlightGroup:
             flight = self._streams.get(key)
             if flight is not None and flight.mode is Mode.STREAM and not (flight.folds and self._folds(flight)):
                 return None
-        if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.plan.fresh:
+        if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.spec.fresh:
             return None
         return flight
 
@@ -65,34 +65,34 @@ class FlightGroup:
         flight.subscribers.add(subscriber)
         return subscriber
 
-    def launch(self, plan: Plan) -> Flight:
+    def launch(self, spec: FlightSpec, queue_state: QueueState | None = None) -> Flight:
         """A new Flight, joinable from now on where it may be shared."""
-        flight = Flight(plan, memory=self._memory)
-        if plan.key is not None:
-            self._map(plan)[plan.key] = flight
+        flight = Flight(spec, memory=self._memory, queue_state=queue_state)
+        if spec.key is not None:
+            self._map(spec)[spec.key] = flight
             flight.on_spoiled = self.hide
         self.live.add(flight)
         return flight
 
     def hide(self, flight: Flight) -> None:
         """No one joins it any more. Removed only if the map still holds *this* flight."""
-        key = flight.plan.key
+        key = flight.spec.key
         if key is not None:
-            where = self._map(flight.plan)
+            where = self._map(flight.spec)
             if where.get(key) is flight:
                 del where[key]
 
     def hide_all(self, begin: bytes) -> int:
         """No one joins those any more whose keys begin so. How many there were."""
         found = [
-            flight for flight in self.live if flight.plan.key is not None and flight.plan.key.startswith(begin)
+            flight for flight in self.live if flight.spec.key is not None and flight.spec.key.startswith(begin)
         ]
         for flight in found:
             self.hide(flight)
         return len(found)
 
-    def _map(self, plan: Plan) -> dict[bytes, Flight]:
-        return self._streams if plan.mode is Mode.STREAM else self._wholes
+    def _map(self, spec: FlightSpec) -> dict[bytes, Flight]:
+        return self._streams if spec.mode is Mode.STREAM else self._wholes
 
     def remove(self, flight: Flight) -> None:
         self.hide(flight)

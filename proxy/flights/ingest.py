@@ -13,7 +13,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import RATE_LIMITS, Head, Mode
+from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
 from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
 from proxy.wire import (
@@ -158,11 +158,11 @@ class Ingest:
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = FrameTemplate()
-        plan = flight.plan
-        self._asked = plan.parts  # choices or vectors; 0: nobody knows how many
-        if plan.ask is not None and not self._asked:
-            usual = plan.ask.endpoint == "chat" and "n" not in plan.ask.fields
-            self._asked = 1 if usual else asked_of(plan.ask)
+        spec = flight.spec
+        self._asked = spec.parts  # choices or vectors; 0: nobody knows how many
+        if spec.ask is not None and not self._asked:
+            usual = spec.ask.endpoint == "chat" and "n" not in spec.ask.fields
+            self._asked = 1 if usual else asked_of(spec.ask)
         self._ended: dict[int, str] = {}  # choices, and why each has ended
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
@@ -177,7 +177,7 @@ class Ingest:
             return
         flight = self.flight
         self._last = flight.clock()
-        shared = flight.plan.many or not flight.private
+        shared = flight.spec.many or not flight.private
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
         engine = None if chosen or flight.backend is None else engine_at(flight.backend)
@@ -203,7 +203,7 @@ class Ingest:
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:
             flight.start(self._head)
-            if flight.plan.method == "HEAD":
+            if flight.spec.method == "HEAD":
                 self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
             if status == 200 and self._events:
@@ -309,7 +309,7 @@ class Ingest:
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
         """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
         elsewhere. An engine that is shut down ends like that what it has not begun."""
-        if self.flight.divides or self.flight.plan.ask is None:
+        if self.flight.divides or self.flight.spec.ask is None:
             return False
         ended: dict[int, str] = {}
         if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
@@ -321,7 +321,7 @@ class Ingest:
         """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. It
         is dropped after an error of the engine's own."""
         lack = None
-        if not self.error_frame and self.flight.plan.ask is not None:
+        if not self.error_frame and self.flight.spec.ask is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
@@ -370,7 +370,7 @@ class Ingest:
     def _read_whole(self) -> bool:
         """Whether a successful body is a whole answer; its usage is taken on the way."""
         flight = self.flight
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None:
             return True
         log = flight.log

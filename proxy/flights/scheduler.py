@@ -19,10 +19,10 @@ from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import NOT_DONE, Merger
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
 from proxy.flights.queue.metrics import QueueMetrics
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.timers import Timers
+from proxy.flights.spec import Mode
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
 from proxy.telemetry import Fault, Metrics, contained, internal, raised
@@ -108,13 +108,13 @@ class Scheduler:
 
     def submit(self, flight: Flight) -> None:
         """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `offer`."""
-        plan = flight.plan
-        lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
+        spec = flight.spec
+        lookup = spec.key is not None and not spec.fresh and self._cache is not None and self._cache.available
         try:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
             now = self._loop.time()
-            expects = plan.merge and self._merger.expects(flight, now)
+            expects = flight.queue_state.merge and self._merger.expects(flight, now)
             if lookup or expects or self.queue.waits or not self._place(flight):
                 hold = expects and self.queue.window > 0
                 self.queue.offer(flight, now, lookup=lookup, hold=hold)
@@ -263,16 +263,16 @@ class Scheduler:
         return flight.ended or flight in self._merger or (exchange is not None and exchange.lease.held)
 
     def _taken(self, flight: Flight) -> bool:
-        plan = flight.plan
-        if plan.latest < math.inf:
-            late = self.queue.too_late(self._backends.pool_of(plan.model), plan.latest - self._loop.time())
+        latest = flight.queue_state.latest
+        if latest < math.inf:
+            late = self.queue.too_late(self._backends.pool_of(flight.spec.model), latest - self._loop.time())
             if late is not None:
                 self.queue.discard(flight)  # it has had no place: nobody pays for one
                 self._refuse(flight, late)
                 return True
         if not self._place(flight):
             return False
-        self.told.placed(flight.plan.priority, flight.clock() - flight.times.created)
+        self.told.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:
@@ -295,10 +295,7 @@ class Scheduler:
     ) -> None:
         """One more reader, or another `owner` of an array's items, who may be more urgent than those before, or
         have its turn sooner."""
-        plan = flight.plan
-        plan.latest = max(plan.latest, deadline)
-        if priority < plan.priority or deadline < plan.deadline:
-            plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
+        flight.queue_state.promote(priority, deadline)
         if flight.phase is Phase.QUEUED:
             if reader is not None:
                 reader.waits(self._loop.time())
@@ -322,12 +319,12 @@ class Scheduler:
             return
         keys, others = [], []  # what is of each one's own kind comes first, then the other kind
         for flight in batch:  # here and not in a function: once a request
-            plan = flight.plan
-            stream = key = plan.key or b""
+            spec = flight.spec
+            stream = key = spec.key or b""
             whole = key + kept.WHOLE
-            streams = plan.mode is Mode.STREAM
+            streams = spec.mode is Mode.STREAM
             keys.append(stream if streams else whole)
-            others.append(whole if streams else stream if plan.fold else b"")
+            others.append(whole if streams else stream if spec.fold else b"")
         self._cache.lookup(keys, partial(self._found, batch), others)
         self._metrics.batch(len(batch))
 
@@ -355,14 +352,14 @@ class Scheduler:
 
     def _hit(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""
-        if not self._backends.makes(flight.plan.model, stored.build):
+        if not self._backends.makes(flight.spec.model, stored.build):
             self._metrics.cache("other_build")
             flight.replace = True
             return False
         if not kept.land(flight, stored):
             return False
         self._group.remove(flight)
-        self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.plan.model, None)
+        self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.spec.model, None)
         return True
 
     def _place(self, flight: Flight) -> bool:
@@ -370,16 +367,16 @@ class Scheduler:
         exchange = self._flying.get(flight)
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
-        plan = flight.plan
+        spec = flight.spec
         try:
-            lease = self._backends.acquire(plan.model, affinity=plan.affinity)
+            lease = self._backends.acquire(spec.model, affinity=spec.affinity)
         except GatewayError as e:
             self._end(flight, e)
             return True
         if lease is None:
             return False
         try:
-            if plan.merge and self.queue.has_twins and lease.backend.merges:
+            if flight.queue_state.merge and self.queue.has_twins and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
                     self._board(flight)
@@ -460,7 +457,7 @@ class Scheduler:
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = merged.usage.completion_tokens if merged.usage else merged.content_events
         alone, few = self._merger.unload(merged, error)
-        if lease is not None and any(member.plan.refused_by for member in alone):
+        if lease is not None and any(member.refused_by for member in alone):
             self._backends.seen_few(lease)
         elif few and lease is not None:
             self._backends.seen_few(lease)
@@ -469,7 +466,7 @@ class Scheduler:
             self._wait_on(member, self._loop.time())
             self._soon()
         outcome = _outcome(error) if error is not None else "error" if few else "landed"
-        self._metrics.flight_landed(outcome, merged.plan.model, None, made)
+        self._metrics.flight_landed(outcome, merged.spec.model, None, made)
 
     def _member_ended(self, member: Flight) -> None:
         self._group.remove(member)
@@ -493,18 +490,18 @@ class Scheduler:
     def _landed(self, exchange: Exchange) -> None:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
         flight, ingest = exchange.flight, exchange.ingest
-        if flight.plan.latest < math.inf and flight.times.dispatched is not None:
-            self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
-        if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
+        if flight.queue_state.latest < math.inf and flight.times.dispatched is not None:
+            self.queue.served(self._backends.pool_of(flight.spec.model), flight.clock() - flight.times.dispatched)
+        if flight.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
             self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
         broken = ingest is None or ingest.error_frame
-        if flight.plan.assumed and not broken:
+        if flight.queue_state.assumed and not broken:
             self._learn(flight)
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
-        key = flight.plan.key
-        if flight.shape is None and flight.plan.usage_added and ingest is not None and ingest.clean:
+        key = flight.spec.key
+        if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
             self._passed(exchange.lease.backend, flight)
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)
@@ -513,8 +510,8 @@ class Scheduler:
             self._cache.skip()  # and 64 MiB are not joined for nothing
             self._group.remove(flight)
             return
-        replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
-        build = self._backends.build_of(flight.backend, flight.plan.model, flight.times.dispatched)
+        replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
+        build = self._backends.build_of(flight.backend, flight.spec.model, flight.times.dispatched)
         if build is None:
             self._cache.skip()
             self._group.remove(flight)
@@ -577,7 +574,7 @@ class Scheduler:
             events = flight.usage.completion_tokens if flight.usage else flight.content_events
             if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
                 gap = (times.last - times.first) / (events - 1)
-            self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
+            self._metrics.flight_landed(outcome, flight.spec.model, gap, events)
         except Exception as e:  # noqa: BLE001 - as said
             self._fault("counting a flight", e)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.memory import refused
-from proxy.flights.plan import Head, Mode
+from proxy.flights.spec import Head, Mode
 from proxy.redis import Stored, stream_views, wall_clock
 from proxy.wire import ApiRequest, Usage, asked_of, endings, lack_of, read_body, unchunks
 from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
@@ -26,14 +26,14 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 def land(flight: Flight, stored: Stored) -> bool:
     """Land a Flight from the store; False where what is stored does not serve it. One for which there is no memory
     fails: each reader of a stored answer at its own time holds a copy."""
-    ask = flight.plan.ask
+    ask = flight.spec.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
         flight.replace = True
         return False
     if len(stored.body) > FREE and not flight.charge(2 * len(stored.body)):
         flight.fail(refused())
         return True
-    if flight.plan.mode is Mode.WHOLE:
+    if flight.spec.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
         if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
             if not may_fold(stored.body, stored.shape):

@@ -20,12 +20,13 @@ from proxy.flights import (
     SLICE_BYTES,
     Flight,
     FlightGroup,
+    FlightSpec,
     Held,
     Keyer,
     Memory,
     Mode,
     Phase,
-    Plan,
+    QueueState,
     Scheduler,
     Sharing,
     Subscriber,
@@ -315,7 +316,7 @@ class Gateway:
             affinity = self._affinity(ask, headers) if self._affinity is not None else 0
         # An answer holds the id by which its request went up: not a client's own where others may read it.
         name = new_id() if key is not None and call.named else call.id
-        plan = Plan(
+        spec = FlightSpec(
             method="POST",
             path=PATHS[ask.endpoint],
             body=ask.body,
@@ -329,21 +330,24 @@ class Gateway:
             storable=storable,
             fold=fold,
             usage_added=streamed and key is not None,
-            merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
             affinity=affinity,
-            owner=self._priority_policy.owner(call.caller, call.request),
+        )
+        owner = self._priority_policy.owner(call.caller, call.request)
+        queue_state = QueueState(
+            owner=owner,
             priority=priority,
             deadline=call.deadline,
             latest=call.deadline,
+            merge=share.merge and ask.large is None,
         )
-        flight = self._group.launch(plan)
+        flight = self._group.launch(spec, queue_state)
         verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         try:
             whole = not streamed
             reader = self._group.attach(
-                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=storable
+                flight, usage=usage, whole=whole, verdict=verdict, owner=owner, storable=storable
             )
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
@@ -407,7 +411,7 @@ class Gateway:
     async def _through(self, call: RequestContext, path: str, body: bytes) -> respond.Sent:
         """A Flight with one reader, who gets the engine's bytes as they come."""
         request = call.request
-        plan = Plan(
+        spec = FlightSpec(
             method=request.method,
             path=path,
             body=body,
@@ -419,14 +423,17 @@ class Gateway:
             ),
             model=call.model,
             cost=call.cost,
-            owner=self._priority_policy.owner(call.caller, call.request),
+        )
+        owner = self._priority_policy.owner(call.caller, call.request)
+        queue_state = QueueState(
+            owner=owner,
             priority=self._priority_policy.priority(call.caller, call.request),
             deadline=call.deadline,
             latest=call.deadline,
         )
-        flight = self._group.launch(plan)
+        flight = self._group.launch(spec, queue_state)
         try:
-            reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=plan.owner)
+            reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=owner)
             call.reads(reader)
             self._scheduler.submit(flight)
         except GatewayError:

@@ -170,9 +170,9 @@ class FlightSpan:
 
     def __init__(self, tracing: Tracing, call: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
-        plan = flight.plan
-        self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
-        self._asked = None if plan.model is None else clean(plan.model[:256])
+        spec = flight.spec
+        self._kind = _OPERATIONS[spec.ask.endpoint] if spec.ask is not None else "passthrough"
+        self._asked = None if spec.model is None else clean(spec.model[:256])
         self._name = f"{self._kind} {self._asked or 'unknown'}"
         self._resent = 0
         self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
@@ -251,7 +251,7 @@ class FlightSpan:
                 self.event("lookup", hit=True)
             elif times.first is not None:
                 span.add_event("gateway.first_token", timestamp=self._time(times.first))
-            if flight.mode is Mode.WHOLE and flight.plan.ask is not None and flight.size <= MAX_BODY:
+            if flight.mode is Mode.WHOLE and flight.spec.ask is not None and flight.size <= MAX_BODY:
                 self._hear(b"".join(flight.log))
             told = _spent(flight) | self.said()
             told["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.flights.stored import land
 from proxy.redis.cache import Reader, Stored, stream_views
 from proxy.redis.resp import Bounds, Login, ReplyError, RespConnection, WireError
@@ -201,8 +201,8 @@ def _landed(found: Stored) -> None:
     """What lands of it is that body; nothing is raised."""
     for mode in (Mode.STREAM, Mode.WHOLE):
         body = b'{"messages":[]}'
-        plan = Plan("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
-        flight = Flight(plan, lambda: 1.0)
+        spec = FlightSpec("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
+        flight = Flight(spec, lambda: 1.0)
         if not land(flight, found):
             assert not flight.ended
             continue

@@ -12,7 +12,7 @@ from proxy.errors import GatewayError
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import StreamLimits, Timeouts
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.connection import Receiver
@@ -116,7 +116,7 @@ class Trip:
         key: bytes | None = b"k",
         retry: RetryRules | None = None,
         budget: Budget | None = None,
-        plan: Plan | None = None,
+        spec: FlightSpec | None = None,
         room: int = 1,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -146,7 +146,7 @@ class Trip:
             budget=self.budget,
             jitter=lambda: 0.5,
         )
-        self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
+        self.flight = Flight(spec or FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
         self.exchange = Exchange(self.flight, lease, exchange_context)

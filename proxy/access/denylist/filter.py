@@ -174,8 +174,8 @@ class FilteringIngest(Ingest):
             or self.flight.size <= AT_ONCE
             or head is None
             or head.status != 200
-            or self.flight.plan.ask is None
-            or self.flight.plan.ask.endpoint == "embeddings"
+            or self.flight.spec.ask is None
+            or self.flight.spec.ask.endpoint == "embeddings"
         ):
             return False
         self._checking = asyncio.create_task(self._checked(self._check))
@@ -275,7 +275,7 @@ class FilteringIngest(Ingest):
     def _read_whole(self) -> bool:
         if not super()._read_whole():
             return False
-        if self.flight.plan.ask is None or self.flight.plan.ask.endpoint == "embeddings":
+        if self.flight.spec.ask is None or self.flight.spec.ask.endpoint == "embeddings":
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:
@@ -343,7 +343,7 @@ def ingest_for(
 
     def hit(flight: Flight, line: int) -> None:
         metrics.content_denied("answer")
-        whose = {"request_id" if flight.private else "upstream_id": flight.plan.request_id}
+        whose = {"request_id" if flight.private else "upstream_id": flight.spec.request_id}
         log.event("info", "content denied", where="answer", rule=line, **whose)
 
     def make(

@@ -36,8 +36,8 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.key import Keyer
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, headers_in_common
 from proxy.flights.queue.metrics import REASONS
+from proxy.flights.spec import Head, headers_in_common
 from proxy.redis import Cache
 from proxy.telemetry import Metrics, internal
 from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
@@ -143,8 +143,8 @@ class Embedder:
         Raises GatewayError 429 or 503 (and forgets it) when too many wait, when there is no memory for it, or when
         all is ending.
         """
-        plan = flight.plan
-        ask = plan.ask
+        spec = flight.spec
+        ask = spec.ask
         want = None
         try:
             inputs = None if ask is None else inputs_of(ask)
@@ -152,13 +152,12 @@ class Embedder:
                 return False
             if self._closed:
                 raise ending()
-            if callable(plan.owner):
-                plan.owner = plan.owner()
-            makes_room = self.queue.room(plan.owner, plan.priority)
+            owner = flight.queue_state.resolve_owner()
+            makes_room = self.queue.room(owner, flight.queue_state.priority)
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
-            want = EmbeddingRequest(flight, caller=plan.owner, limit=self._largest, since=self._loop.time())
+            want = EmbeddingRequest(flight, caller=owner, limit=self._largest, since=self._loop.time())
             self._wants[flight] = want
             want.charge(self._memory, inputs)
             flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
@@ -180,7 +179,7 @@ class Embedder:
 
     def _begin(self, want: EmbeddingRequest, ask: ApiRequest, inputs: Inputs, scope: bytes) -> None:
         apart = 0 if self._mixes(ask.model) else next(self._numbers)
-        headers = headers_in_common(want.flight.plan.headers)
+        headers = headers_in_common(want.flight.spec.headers)
         options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
         self._join(want, items_of(want, inputs, options, keys, apart, self._items))
         self._delivery.work()
@@ -289,7 +288,7 @@ class Embedder:
             self.arrays.ended(kind)
             return
         try:
-            plan, whole = array_of(items)
+            spec, queue_state, whole = array_of(items)
         except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
             self._faults.tell("an array of embeddings", e)
             again = halves(items, EmbeddingItem.wanted_by)
@@ -298,11 +297,11 @@ class Embedder:
             for want in () if again else wants_of(items):
                 self._fail(want, internal())
             return
-        flight = self._group.launch(plan)
+        flight = self._group.launch(spec, queue_state)
         reader = self._group.attach(flight, usage=True, whole=True, verdict="miss")
-        call = ArrayCall(kind, items, reader, whole, plan.owner, self._loop.time())
+        call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
         self._calls.add(call)
-        plan.callers = call.callers
+        queue_state.read_by(call.callers)
         try:
             for item in items:
                 self.queue.sent(item)
@@ -345,7 +344,8 @@ class Embedder:
         self.arrays.ended(call.kind, again)
         self._calls.discard(call)
         flight = call.reader.flight
-        flight.on_end = flight.plan.callers = None  # a circle less: both hold the call, which holds the flight
+        flight.on_end = None  # a circle less: both hold the call, which holds the flight
+        flight.queue_state.read_by(None)
         self._group.remove(flight)
         for item in call.items:
             item.call = None
@@ -439,7 +439,7 @@ class Embedder:
     def _landed(self, want: EmbeddingRequest) -> None:
         self._finish(want)
         if want.flight.stored_at is not None:
-            self._metrics.flight_landed("hit", want.flight.plan.model, None)
+            self._metrics.flight_landed("hit", want.flight.spec.model, None)
         want.clear()
 
     # -- ends -------------------------------------------------------------------------------------

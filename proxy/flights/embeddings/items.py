@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -18,8 +18,8 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
 from proxy.flights.memory import Held, Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Items, Plan, headers_in_common
 from proxy.flights.queue.ticket import callers_of
+from proxy.flights.spec import FlightSpec, Head, Items, QueueState, headers_in_common
 from proxy.redis import Stored
 from proxy.wire import (
     LARGE,
@@ -155,17 +155,17 @@ def items_of(
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
     """A request begins: its items by key, each once, those of its kind that are `known`, and new ones."""
-    plan = want.flight.plan
-    kind = BatchKey(plan.model, options, inputs.kind, tuple(headers_in_common(plan.headers)), apart)
+    spec = want.flight.spec
+    kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
     items = []
     for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
         item = mine.get(key)
         if item is None:
             item = known.get(key)
-            if item is None or item.kind != kind or (plan.fresh and not (item.fresh or item.sent)):
-                item = EmbeddingItem(key, kind, text, weight, plan.fresh, plan.storable)
-            elif plan.storable:
+            if item is None or item.kind != kind or (spec.fresh and not (item.fresh or item.sent)):
+                item = EmbeddingItem(key, kind, text, weight, spec.fresh, spec.storable)
+            elif spec.storable:
                 item.storable = True
             mine[item.key] = item
         items.append(item)
@@ -197,32 +197,33 @@ class ArrayCall:
         return again
 
 
-def array_of(items: list[EmbeddingItem]) -> tuple[Plan, EmbeddingRequest | None]:
+def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, EmbeddingRequest | None]:
     """The request to an engine for these items, and whose own it is: as the client wrote it. It takes the turn of
     the caller whose item is the first; one client's deadline ends nobody else's request."""
     wants = wants_of(items)
     whole = next((want for want in wants if want.is_all(items)), None)
-    plan = (whole or wants[0]).flight.plan
-    body = plan.body
+    spec = (whole or wants[0]).flight.spec
+    body = spec.body
     padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
-    if (whole is None or padded) and plan.ask is not None:
-        body = array_body(plan.ask, [item.text for item in items])
-    plans = [want.flight.plan for want in wants]
-    urgent, last = min(one.priority for one in plans), max(one.latest for one in plans)
-    caller = (items[0].owner or wants[0]).caller
-    plan = replace(
-        plan,
+    if (whole is None or padded) and spec.ask is not None:
+        body = array_body(spec.ask, [item.text for item in items])
+    states = [want.flight.queue_state for want in wants]
+    last = max(state.latest for state in states)
+    queue_state = QueueState(
+        owner=(items[0].owner or wants[0]).caller,
+        priority=min(state.priority for state in states),
+        deadline=last,
+        latest=last,
+    )
+    spec = msgspec.structs.replace(
+        spec,
         key=None,
         many=True,
         fresh=False,
         body=body,
-        priority=urgent,
-        deadline=last,
-        latest=last,
-        owner=caller,
         parts=len(items),
     )
-    return plan, whole
+    return spec, queue_state, whole
 
 
 def results_of(
@@ -300,7 +301,7 @@ class EmbeddingRequest:
     def charge(self, memory: Memory | None, inputs: Inputs) -> None:
         """Hold the memory that it takes while it waits. Raises GatewayError 503."""
         if memory is not None:
-            items, body = inputs.items, self.flight.plan.body
+            items, body = inputs.items, self.flight.spec.body
             size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
             self.held = memory.hold(self.caller, "embeddings", size)
 
@@ -393,7 +394,7 @@ class EmbeddingRequest:
         """An engine has seen some of it, or may have: times and phase are the call's."""
         flight = self.flight
         flight.backend, flight.attempts = call.backend, max(flight.attempts, call.attempts)
-        flight.plan.carried_as = call.plan.request_id
+        flight.carried_as = call.spec.request_id
         if flight.times.dispatched is None:
             flight.times.dispatched = call.times.dispatched
         if flight.phase is Phase.QUEUED and was_dispatched(call):

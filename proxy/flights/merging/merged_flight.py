@@ -11,7 +11,7 @@ from msgspec import Raw
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.telemetry import internal, raised
 from proxy.wire import DONE, Part, StreamSplit, Usage, split_body
 from proxy.wire.fold import Unfoldable
@@ -30,7 +30,8 @@ class MergedFlight(Flight):
 
     def __init__(
         self,
-        plan: Plan,
+        spec: FlightSpec,
+        queue_state: QueueState,
         members: Sequence[tuple[Flight, int]],
         *,
         limit: int,
@@ -41,7 +42,7 @@ class MergedFlight(Flight):
         """`members`: each with how many choices it wants; `limit`: bytes that a member's log may hold;
         `on_member` is told of each that has ended while the merged flight goes on; `ids`: the engine is asked for
         token ids, which count the tokens of a body's choices."""
-        super().__init__(plan, memory=members[0][0].memory)
+        super().__init__(spec, memory=members[0][0].memory, queue_state=queue_state)
         self.members: list[Flight | None] = [member for member, _ in members]
         self._limit = limit
         self._ids = ids
@@ -52,10 +53,10 @@ class MergedFlight(Flight):
         self.broken: GatewayError | None = None  # what came cannot be told apart
         parts, first = [], 0
         for member, count in members:
-            usage = member.plan.ask is not None and member.plan.ask.include_usage
-            parts.append(Part(first, count, usage, member.plan.request_id))
+            usage = member.spec.ask is not None and member.spec.ask.include_usage
+            parts.append(Part(first, count, usage, member.spec.request_id))
             first += count
-        self._split = StreamSplit(parts, request_id=plan.request_id, fingerprint=fingerprint)
+        self._split = StreamSplit(parts, request_id=spec.request_id, fingerprint=fingerprint)
 
     @property
     def fingerprint(self) -> Raw | None:
@@ -159,7 +160,7 @@ class MergedFlight(Flight):
         parts = self._split.parts
         if head.status == 200:
             try:
-                bodies = split_body(body, parts, request_id=self.plan.request_id, ids=self._ids)
+                bodies = split_body(body, parts, request_id=self.spec.request_id, ids=self._ids)
             except Unfoldable as e:
                 self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
                 return

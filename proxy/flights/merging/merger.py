@@ -5,17 +5,17 @@ Called by the scheduler, when a Flight gets its place and when one ends."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.twins import RecentPrompts, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.flights.phase import Phase
-from proxy.flights.plan import REQUEST_ID, Mode, headers_in_common, new_id
+from proxy.flights.spec import REQUEST_ID, Mode, headers_in_common, new_id
 
 NOT_DONE: Final = frozenset({400, 422})
 """How an engine refuses what it does not do: `n` may be what it did not like."""
@@ -46,7 +46,7 @@ class Merger:
 
     def expects(self, flight: Flight, now: float) -> bool:
         """Whether twins of it may come in this turn: one was here a moment ago, or the setting says to wait."""
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if self._most < 2 or ask is None:
             return False
         return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
@@ -55,17 +55,16 @@ class Merger:
         """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
         `waiting`: those of the same prompt that may merge, see `twin_of`."""
         members = self._riders(flight, waiting)
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if len(members) < 2 or ask is None:
             return flight
         count = sum(count for _, count in members)
         body = merged_body(ask, count)
         request_id = new_id()  # one client's is in the answer's id, which all of them see
-        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
+        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.spec.headers]
         merged = MergedFlight(
-            replace(
-                flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers, parts=count
-            ),
+            replace(flight.spec, body=body, many=True, request_id=request_id, headers=headers, parts=count),
+            replace(flight.queue_state, merge=False),
             members,
             limit=self._limit,
             on_member=self._left,
@@ -74,9 +73,7 @@ class Merger:
         )
         now = merged.clock()
         for member, _ in members:
-            member.plan.carried_as = request_id
-            member.times.dispatched = now
-            member.backend = backend
+            member.joins(request_id, backend, now)
             for reader in member.subscribers:
                 reader.verdict = "merged"
         self._carried.update((member, merged) for member, _ in members)  # last: from here on they wait for it
@@ -101,11 +98,8 @@ class Merger:
         alone: Sequence[Flight]
         refused = merged.head is not None and 400 <= merged.head.status < 500 and merged.mode is Mode.WHOLE
         if error is None and refused:
-            alone = self._alone(merged)
-            if merged.head is not None and merged.head.status in NOT_DONE:
-                for member in alone:
-                    member.plan.refused_by = merged.backend or ""
-            return alone, False
+            not_done = merged.head is not None and merged.head.status in NOT_DONE
+            return self._alone(merged, (merged.backend or "") if not_done else ""), False
         began = merged.phase is Phase.STREAMING
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
@@ -122,11 +116,11 @@ class Merger:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _alone(self, merged: MergedFlight) -> Sequence[Flight]:
+    def _alone(self, merged: MergedFlight, refused_by: str = "") -> Sequence[Flight]:
         members = merged.untouched_riders()
         for member in members:
             self._carried.pop(member, None)
-            member.plan.merge, member.plan.carried_as = False, ""
+            member.goes_alone(refused_by)
             for reader in member.subscribers:
                 reader.verdict = "bypass"
         return members
@@ -136,14 +130,14 @@ class Merger:
         self._on_member(member)
 
     def _riders(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if self._most < 2 or ask is None or not mergeable(ask):
             return []
         room = self._most - (choices_asked(ask) or 1)
         key = _key(flight)
         members = [(flight, choices_asked(ask) or 1)]
         for other in waiting:
-            theirs = other.plan.ask
+            theirs = other.spec.ask
             if other is flight or theirs is None or other in self._carried:
                 continue
             if not mergeable(theirs) or _key(other) != key:
@@ -156,7 +150,7 @@ class Merger:
 
 
 def _key(flight: Flight) -> bytes:
-    plan = flight.plan
-    if plan.ask is None:
+    spec = flight.spec
+    if spec.ask is None:
         return b""
-    return twin_key(plan.ask, tenant=plan.tenant, headers=headers_in_common(plan.headers))
+    return twin_key(spec.ask, tenant=spec.tenant, headers=headers_in_common(spec.headers))

@@ -174,7 +174,7 @@ class LargeRequests:
         return owner() if callable(owner) else owner
 
     async def _fold(self, flight: Flight) -> None:
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
             return
         job = FoldJob(ask.endpoint, forces_tool(ask.fields), flight.shape)

@@ -11,7 +11,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import GONE_SECONDS, ID_WITHIN, Exchange, ExchangeContext
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.retry import Budget, RetryRules
@@ -115,7 +115,7 @@ async def test_comments_before_a_frame_do_not_hide_its_id_and_an_engine_that_mak
     trip.cancel()
     await trip.left_nothing()
     for echoes, mode in ((False, Mode.STREAM), (None, Mode.RAW)):
-        other = trip_to(echoes=echoes, plan=Plan("GET", "/", b"{}", mode, "r"))
+        other = trip_to(echoes=echoes, spec=FlightSpec("GET", "/", b"{}", mode, "r"))
         assert other.exchange.ingest is not None
         assert other.exchange.ingest.vet is None
         other.cancel()
@@ -260,7 +260,7 @@ async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool
 async def test_by_itself_a_road_has_no_queue() -> None:
     trip = Trip()
     assert not trip.exchange._context.requeue(trip.exchange)
-    assert ExchangeContext.__dataclass_fields__["feeder"].default is not None
+    assert ExchangeContext.__dataclass_fields__["ingest"].default is not None
     trip.cancel()
     await trip.left_nothing()
 
@@ -380,7 +380,7 @@ async def test_what_lacks_choices_is_asked_for_again_but_for_what_is_divided(
     kind: type[Flight], retried: dict[str, int]
 ) -> None:
     trip = Trip(engines=2, kept=1)
-    trip.exchange.flight = trip.flight = kind(trip.flight.plan, trip.flight.clock)
+    trip.exchange.flight = trip.flight = kind(trip.flight.spec, trip.flight.clock)
     trip.exchange.begin()
     trip.engines[0].wire.head()
     trip.engines[0].wire.lose(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
@@ -406,7 +406,7 @@ async def test_a_pacer_hears_of_first_tokens_and_of_those_that_left_without_one(
         (False, False, Mode.STREAM),
         (False, True, Mode.WHOLE),
     ):
-        trip = Trip(kept=1, plan=Plan("POST", "/", b"{}", mode, "r", key=b"k"))
+        trip = Trip(kept=1, spec=FlightSpec("POST", "/", b"{}", mode, "r", key=b"k"))
         trip.backends.all[0].adaptive_limit = Told()
         trip.exchange.begin()
         await asyncio.sleep(2.0)
@@ -423,7 +423,7 @@ async def test_a_pacer_hears_of_first_tokens_and_of_those_that_left_without_one(
 @virtual
 async def test_what_may_not_be_sent_twice_goes_on_a_new_connection() -> None:
     for method, fresh in (("POST", True), ("GET", False)):
-        trip = Trip(kept=1, plan=Plan(method, "/v1/files", b"{}", Mode.RAW, "r"))
+        trip = Trip(kept=1, spec=FlightSpec(method, "/v1/files", b"{}", Mode.RAW, "r"))
         trip.exchange.begin()
         assert len(trip.engines[0].wires) == (0 if fresh else 1)
         assert trip.flight.phase is (Phase.CONNECTING if fresh else Phase.PREFILL)

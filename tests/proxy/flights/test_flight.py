@@ -15,7 +15,7 @@ from proxy.flights.flight import SLICE, SLICE_BYTES, STEP, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.memory import Memory
 from proxy.flights.phase import TRANSITIONS, Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.telemetry.trace import FlightTrace
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
@@ -40,7 +40,7 @@ class Sink:
 
 def lake(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> tuple[FlightGroup, Flight]:
     group = FlightGroup()
-    flight = group.launch(Plan(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key))
+    flight = group.launch(FlightSpec(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key))
     return group, flight
 
 
@@ -260,8 +260,8 @@ def test_who_joins_while_readers_are_served_has_all_of_it_once() -> None:
 
 def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -> None:
     group = FlightGroup()
-    plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
-    flight = group.launch(plan)
+    spec = FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
+    flight = group.launch(spec)
     sinks = []
     for usage in (True, False):
         reader = group.attach(flight, usage=usage, whole=False, verdict="hit")
@@ -352,7 +352,9 @@ def test_readers_of_one_large_body_hold_one_copy() -> None:
 
 def charged(memory: Memory) -> tuple[FlightGroup, Flight]:
     group = FlightGroup(memory)
-    flight = group.launch(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", owner=lambda: "10.0.0.7"))
+    flight = group.launch(
+        FlightSpec("POST", "/", b"", Mode.WHOLE, "r", key=b"k"), QueueState(owner=lambda: "10.0.0.7")
+    )
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
     flight.enter(Phase.STREAMING)
@@ -389,7 +391,7 @@ def test_a_log_that_finds_no_room_ends_with_an_error_and_one_over_its_own_bound_
 
 def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
     group = FlightGroup(Memory(STEP // 2))
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=None))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=None))
     reader = group.attach(flight, usage=True, whole=False, verdict="miss")
     reader.lagging = True
     assert flight.grow(10**9) == STEP

@@ -13,10 +13,11 @@ from proxy.flights.flight import BROKEN, SLICE_BYTES, STEP, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.frames import Usage
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.kit.clock import virtual
+from tests.kit.planned import planned
 from tests.proxy.flights.test_flight import Sink, frame
 
 ERROR = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
@@ -26,7 +27,8 @@ def made(
     mode: Mode = Mode.STREAM, *, at: Phase = Phase.QUEUED, memory: Memory | None = None, **more: Any
 ) -> Flight:
     """A flight of nobody's group, at a phase."""
-    flight = Flight(Plan("POST", "/", b"", mode, "r", **more), lambda: 5.0, memory)
+    spec, state = planned(b"", mode, **more)
+    flight = Flight(spec, lambda: 5.0, memory, state)
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         if flight.phase is at:
             break
@@ -274,7 +276,7 @@ def test_where_the_budget_is_used_up_only_who_is_held_back_anyway_goes_on(
 
 def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
     readers = [group.attach(flight, usage=True, whole=False, verdict="miss") for _ in range(3)]
     assert not flight.refuse(ERROR, lambda reader: True)
     assert (flight.subscribers, flight.phase) == (set(readers), Phase.QUEUED)
@@ -283,7 +285,7 @@ def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> No
     assert flight.subscribers == {readers[2]}
     for reader in readers[:2]:
         assert (reader.flight.error, reader.flight.subscribers, reader.cursor) == (ERROR, {reader}, 0)
-        assert reader.flight.plan is flight.plan
+        assert reader.flight.spec is flight.spec
         assert reader.flight.clock is flight.clock
     group.remove(flight)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_flight import Sink, frame, join, lake, script
@@ -30,8 +30,8 @@ DONE = b"data: [DONE]\n\n"
 @given(cuts=st.lists(st.integers(0, 5), max_size=6), late=st.integers(0, 5))
 def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], late: int) -> None:
     group = FlightGroup()
-    plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
-    flight = group.launch(plan)
+    spec = FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
+    flight = group.launch(spec)
     frames = [plain(1), plain(2), plain(3, '"stop"'), USAGE, DONE]
     sinks: dict[bool, list[Sink]] = {True: [], False: []}
 
@@ -61,7 +61,7 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
 
 def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     reader = group.attach(flight, usage=False, whole=False, verdict="miss")
     sink = reader.pipe = Sink()
     flight.frames([plain(1), plain(2, '"stop"')])
@@ -74,7 +74,7 @@ def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() 
 
 def test_while_a_finish_waits_for_usage_what_is_like_the_frames_before_it_waits_behind_it() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     sinks: dict[bool, Sink] = {}
     for usage in (True, False):
         reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
@@ -202,7 +202,7 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
 @virtual
 async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
     reader = group.attach(flight, usage=True, whole=True, verdict="miss")
     waiting = reader.changed()
     flight.frames([frame(1)])
@@ -216,7 +216,7 @@ async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
 @virtual
 async def test_a_reader_without_usage_is_ready_only_when_it_has_something_to_see() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     readers = [group.attach(flight, usage=usage, whole=False, verdict="miss") for usage in (True, False)]
     with_usage, without = (asyncio.ensure_future(reader.ready()) for reader in readers)
     flight.frames([plain(1, '"stop"')])

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.flights.flight import SLICE_BYTES, Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode
+from proxy.flights.spec import Head, Mode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_flight import Sink, frame

@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.ingest import LATE, PUT_OFF, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.openai import decode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
@@ -49,8 +49,8 @@ class Fed:
         self.now = 0.0
         self.ends: list[GatewayError | None] = []
         ask = decode("chat", body) if body is not None else None
-        plan = Plan(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
-        self.flight = flight(plan, lambda: self.now)
+        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
+        self.flight = flight(spec, lambda: self.now)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.lost: list[float] = []

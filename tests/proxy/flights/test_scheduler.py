@@ -14,10 +14,10 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.ingest import StreamLimits
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
 from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.redis.cache import Cache, Stored
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
@@ -92,7 +92,7 @@ class House:
         )
 
     def ask(self, key: bytes | None = None) -> tuple[Flight, Subscriber]:
-        flight = self.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key))
+        flight = self.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key))
         reader = self.group.attach(flight, usage=True, whole=False, verdict="miss")
         self.scheduler.submit(flight)
         return flight, reader
@@ -182,7 +182,9 @@ async def test_who_joined_what_has_waited_for_too_long_waits_for_its_own_time() 
 async def test_who_joins_later_and_leaves_time_for_it_makes_what_waits_one_that_may_be_answered() -> None:
     house = House(kept=2)
     first, _ = house.ask()
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", deadline=5.0, latest=5.0))
+    flight = house.group.launch(
+        FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(deadline=5.0, latest=5.0)
+    )
     house.group.attach(flight, usage=True, whole=False, verdict="miss")
     house.scheduler.submit(flight)
     for _ in range(MIN_PLACES):
@@ -358,10 +360,12 @@ async def test_the_last_reader_s_leaving_ends_a_flight_wherever_it_is(when: str)
 
 @virtual
 async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_counted() -> None:
-    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.plan.latest))
+    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.queue_state.latest))
     house.ask()
     await house.turn()
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", latest=5.0))
+    flight = house.group.launch(
+        FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(latest=5.0)
+    )
     house.group.attach(flight, usage=True, whole=False, verdict="miss")
     house.scheduler.submit(flight)
     await house.turn()

@@ -13,10 +13,10 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import Exchange
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.scheduler import AGAIN
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.redis.cache import Stored
 from proxy.upstream.backends import Backend, Lease
 from tests.kit.clock import virtual
@@ -124,7 +124,7 @@ async def test_what_raises_as_it_is_submitted_is_let_go_and_told_to_who_asked(
 ) -> None:
     house = House(kept=3)
     monkeypatch.setattr(house.backends, "acquire", fails)
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"k"))
+    flight = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k"))
     house.group.attach(flight, usage=True, whole=False, verdict="miss")
     with pytest.raises(ZeroDivisionError):
         house.scheduler.submit(flight)
@@ -261,9 +261,9 @@ async def test_what_nobody_would_end_any_more_is_found_and_what_is_under_way_is_
     flying, _ = house.ask()
     looking, _ = house.ask(b"a")
     await house.turn()
-    fed = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
-    lost = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
-    over = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    fed = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    lost = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    over = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
     over.cancel()
     engine = house.backends.all[0]
     engine.inflight += 1
@@ -302,7 +302,7 @@ async def test_with_a_window_a_look_up_waits_for_company_until_it_closes() -> No
 async def test_one_that_cannot_wait_again_ends_with_why_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     words, house = told(), House(kept=1)
     late = GatewayError(Code.DEADLINE_UNMEETABLE, "late")
-    flights = [house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None)) for _ in range(2)]
+    flights = [house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None)) for _ in range(2)]
     for flight, error in zip(flights, (late, ZeroDivisionError()), strict=True):
 
         def refuses(*given: Any, error: Exception = error) -> None:

@@ -14,8 +14,8 @@ from proxy.flights.flight import Flight
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import Merger
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.ticket import twin_of
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.wire.openai import decode
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_scheduler import House
@@ -32,8 +32,8 @@ def twins(house: House, count: int, *, window: float = 0.0) -> list[Flight]:
     house.backends.all[0].models = [{"id": "m", "owned_by": "vllm"}]
     flights = []
     for _ in range(count):
-        plan = Plan("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m", merge=True)
-        flight = house.group.launch(plan)
+        spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m")
+        flight = house.group.launch(spec, QueueState(merge=True))
         house.group.attach(flight, usage=True, whole=True, verdict="miss")
         scheduler.submit(flight)
         flights.append(flight)
@@ -57,7 +57,7 @@ def answered(house: House, status: int, body: bytes) -> None:
 
 def carried(house: House) -> tuple[MergedFlight, list[int]]:
     (merged,) = [flight for flight in house.scheduler._flying if isinstance(flight, MergedFlight)]
-    return merged, [json.loads(merged.plan.body)["n"]]
+    return merged, [json.loads(merged.spec.body)["n"]]
 
 
 @virtual

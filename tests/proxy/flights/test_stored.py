@@ -12,7 +12,7 @@ from proxy.flights import stored as kept
 from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.redis.cache import Stored
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.frames import Usage
@@ -30,7 +30,7 @@ def flight(
     prompts: dict[str, dict[str, Any]] = {"chat": {"messages": []}, "completions": {"prompt": "x"}}
     prompt = prompts.get(str(endpoint), {"input": "x"})
     ask = None if endpoint is None else decode(endpoint, json.dumps({"model": "m", **prompt, **fields}).encode())
-    made = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 5.0, memory)
+    made = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 5.0, memory)
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -54,7 +54,7 @@ def stored(kind: Any = "stream", body: bytes = STREAM, **more: Any) -> Stored:
 def test_a_stream_lands_as_the_stream_that_it_was() -> None:
     one = flight()
     entry = stored(cut=10, tail=b"end", prompt_tokens=3, shape=VLLM)
-    one.plain, one._view = [], Flight(Plan("", "", b"", Mode.STREAM, "r", usage_added=True))._view
+    one.plain, one._view = [], Flight(FlightSpec("", "", b"", Mode.STREAM, "r", usage_added=True))._view
     assert kept.land(one, entry)
     assert (one.phase, one.stored_at, one.times.first, one.shape) == (Phase.LANDED, 7.0, 5.0, VLLM)
     assert one.head == Head(200, SSE_HEAD)

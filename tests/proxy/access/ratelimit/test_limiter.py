@@ -17,7 +17,7 @@ from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.frames import Usage
 
 ALICE = Caller(id="alice", rates=Rates(rps=1, burst=5, tokens_per_minute=1000, streams=3))
@@ -81,7 +81,7 @@ class Desk:
         return hold.claim.own, hold.claim.everyone
 
     def flies(self, hold: Reservation, *, stored: bool = False) -> Flight:
-        flight = self.group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+        flight = self.group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
         hold.joins(self.group.attach(flight, usage=True, whole=False, verdict="miss"))
         if stored:
             flight.stored_at = 1.0

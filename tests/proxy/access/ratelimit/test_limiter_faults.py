@@ -17,7 +17,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Items
+from proxy.flights.spec import Items
 from proxy.wire.frames import Usage
 from tests.proxy.access.ratelimit.test_limiter import ALICE, GRANTED, Desk, Memory, at_engine, entered
 

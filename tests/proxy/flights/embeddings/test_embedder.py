@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.queue import ARRAYS_A_TURN
 from proxy.flights.flight import Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head
+from proxy.flights.spec import Head
 from tests.kit.embed_stage import POISON, Stage, cost, told, vector, vectors
 
 
@@ -30,7 +30,7 @@ def test_one_request_alone_goes_up_and_comes_back_as_it_is() -> None:
     stage = Stage()
     reader = stage.ask(["a", "b"], user="me")
     stage.loop.turn()
-    assert stage.sent[0].plan.body == reader.flight.plan.body
+    assert stage.sent[0].spec.body == reader.flight.spec.body
     stage.answer()
     assert b"".join(reader.flight.log) == Stage.body(["a", "b"])
 

@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import ITEM_BYTES
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
-from proxy.flights.plan import Head
+from proxy.flights.spec import Head
 from proxy.wire.embeddings import MAX_ITEMS, SLICE
 from tests.kit.embed_stage import POISON, Stage, vector, vectors
 
@@ -118,8 +118,8 @@ class Choosy(Stage):
         self.offered: list[Any] = []
 
     def _submit(self, flight: Flight) -> None:
-        self.offered.append(flight.plan.owner)
-        self.refuses = GatewayError(self.code, "no") if flight.plan.owner == "heavy" else None
+        self.offered.append(flight.queue_state.owner)
+        self.refuses = GatewayError(self.code, "no") if flight.queue_state.owner == "heavy" else None
         super()._submit(flight)
 
 
@@ -153,10 +153,10 @@ def test_an_array_knows_whose_it_is_and_hears_of_who_joins_it() -> None:
     stage.ask("b", caller="two")
     stage.loop.turn()
     (array,) = stage.sent
-    assert array.plan.callers is not None
-    assert set(array.plan.callers()) == {"one", "two"}
+    assert array.queue_state.callers is not None
+    assert set(array.queue_state.callers()) == {"one", "two"}
     stage.ask("a", caller="three", user="x", priority=0)
-    assert set(array.plan.callers()) == {"one", "two", "three"}
+    assert set(array.queue_state.callers()) == {"one", "two", "three"}
     assert told == [(array, 0, float("inf"), None, "three")]
     stage.embedder.close()
 

@@ -14,7 +14,7 @@ from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.wire.openai import decode
 from tests.kit.clock import virtual
 
@@ -26,7 +26,7 @@ def member(
 ) -> Flight:
     options = b',"stream":true,"stream_options":{"include_usage":true}' if usage else b""
     ask = decode("chat", b'{"messages":[]%b}' % options)
-    made = kind(Plan("POST", "/", b"", mode, "own", ask=ask), lambda: 4.0, memory)
+    made = kind(FlightSpec("POST", "/", b"", mode, "own", ask=ask), lambda: 4.0, memory)
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -36,9 +36,11 @@ class Ride:
 
     def __init__(self, *members: Flight, limit: int = 1 << 20, counts: tuple[int, ...] = ()) -> None:
         self.members, self.ended = list(members), list[Flight]()
-        plan = Plan("POST", "/", b"", members[0].plan.mode, "all", parts=len(members))
+        spec = FlightSpec("POST", "/", b"", members[0].spec.mode, "all", parts=len(members))
         pairs = list(zip(members, counts or (1,) * len(members), strict=True))
-        self.merged = MergedFlight(plan, pairs, limit=limit, on_member=self._ended, fingerprint=Raw(b'"f"'))
+        self.merged = MergedFlight(
+            spec, QueueState(), pairs, limit=limit, on_member=self._ended, fingerprint=Raw(b'"f"')
+        )
         self.merged.clock = lambda: 9.0
         self.merged.backend, self.merged.head = "e0", Head(200)
         self.merged.enter(Phase.CONNECTING)

@@ -14,7 +14,7 @@ from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import Merger
 from proxy.flights.merging.twins import RECENT_SECONDS
 from proxy.flights.phase import Phase
-from proxy.flights.plan import REQUEST_ID, Head, Mode, Plan
+from proxy.flights.spec import REQUEST_ID, FlightSpec, Head, Mode, QueueState
 from proxy.wire.openai import decode
 
 JSON = (("content-type", "application/json"),)
@@ -27,8 +27,9 @@ def flight(n: int | None = None, *, stream: bool = False, at: float = 0.0, **mor
     body = json.dumps(fields | ({"n": n} if n else {}) | ({"stream": True} if stream else {})).encode()
     mode = Mode.STREAM if stream else Mode.WHOLE
     headers = [(REQUEST_ID, "own"), ("X-Other", "o")]
-    plan = Plan("POST", "/", body, mode, "own", ask=decode("chat", body), merge=True, headers=headers, **more)
-    made = Flight(plan, lambda: at)
+    ask = decode("chat", body)
+    spec = FlightSpec("POST", "/", body, mode, "own", ask=ask, headers=headers, **more)
+    made = Flight(spec, lambda: at, queue_state=QueueState(merge=True))
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -54,13 +55,13 @@ class Ridden:
 def test_the_one_request_is_for_all_of_them_under_an_id_that_is_nobody_s() -> None:
     ridden, members = Ridden(), [flight(2), flight(), flight()]
     merged = ridden.merged(*members)
-    plan = merged.plan
-    assert (plan.merge, plan.many, plan.parts, plan.key) == (False, True, 4, None)
-    assert json.loads(plan.body)["n"] == 4
-    assert plan.request_id != "own"
-    assert plan.headers == [(REQUEST_ID, plan.request_id), ("X-Other", "o")]
+    spec = merged.spec
+    assert (merged.queue_state.merge, spec.many, spec.parts, spec.key) == (False, True, 4, None)
+    assert json.loads(spec.body)["n"] == 4
+    assert spec.request_id != "own"
+    assert spec.headers == [(REQUEST_ID, spec.request_id), ("X-Other", "o")]
     for member in members:
-        assert (member.plan.carried_as, member.backend, member.plan.request_id) == (plan.request_id, "e0", "own")
+        assert (member.carried_as, member.backend, member.spec.request_id) == (spec.request_id, "e0", "own")
         assert member.times.dispatched is not None
         assert {reader.verdict for reader in member.subscribers} == {"merged"}
         assert member in ridden.merger
@@ -75,16 +76,16 @@ def test_as_many_ride_as_there_is_room_for_and_the_next_that_fits() -> None:
     assert merged.members == [first, two, one]
     full = Ridden(4)
     assert full.merger.merge(first, [first, four], "e0") is first
-    assert full.merger.merge(first, [two], "e0").plan.parts == 4
+    assert full.merger.merge(first, [two], "e0").spec.parts == 4
 
 
 def test_one_with_no_twin_goes_up_as_it_is() -> None:
     alone, other = flight(), flight(stream=True)
-    plain = Flight(Plan("POST", "/", b"", Mode.RAW, "r"))
+    plain = Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))
     for most, waiting in ((4, [alone, other, plain]), (1, [alone, flight()]), (4, [])):
         assert Ridden(most).merger.merge(alone, waiting, "e0") is alone
     assert Ridden().merger.merge(plain, [flight()], "e0") is plain
-    assert alone.plan.carried_as == ""
+    assert alone.carried_as == ""
     ridden = Ridden()
     aboard = [flight(), flight()]
     ridden.merged(*aboard)
@@ -97,7 +98,7 @@ def test_twins_are_expected_where_one_was_here_a_moment_ago_or_there_is_a_window
     assert [merger.expects(one, now) for now in (0.0, RECENT_SECONDS, 3 * RECENT_SECONDS)] == [False, True, False]
     assert Ridden(window=0.1).merger.expects(one, 0.0)
     assert not Ridden(1, window=0.1).merger.expects(one, 0.0)
-    assert not Ridden(window=0.1).merger.expects(Flight(Plan("POST", "/", b"", Mode.RAW, "r")), 0.0)
+    assert not Ridden(window=0.1).merger.expects(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")), 0.0)
     assert not Ridden(window=0.1).merger.expects(flight(10**7), 0.0)
     assert Ridden(2, window=0.1).merger.expects(one, 0.0)
 
@@ -119,8 +120,8 @@ def test_those_refused_together_are_asked_for_one_by_one(status: int, refused_by
     merged.land(Head(status, JSON))
     assert ridden.merger.unload(merged, None) == (members, False)
     for member in members:
-        assert (member.phase, member.plan.merge, member.plan.carried_as) == (Phase.QUEUED, False, "")
-        assert member.plan.refused_by == refused_by
+        assert (member.phase, member.queue_state.merge, member.carried_as) == (Phase.QUEUED, False, "")
+        assert member.refused_by == refused_by
         assert {reader.verdict for reader in member.subscribers} == {"bypass"}
     assert (len(ridden.merger), ridden.ended, merged.members) == (0, [], [None, None])
 
