@@ -125,7 +125,6 @@ class Exchange:
         return f"<Journey of {self.flight!r} at {self.lease.backend.name}>"
 
     def begin(self) -> None:
-        self.flight.times.dispatched = self.flight.clock()
         self._context.budget.deposit()
         self._depart()
 
@@ -208,7 +207,7 @@ class Exchange:
     def _depart(self) -> None:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
-        self.flight.backend = backend.name
+        self.flight.dispatched(backend.name, self._throttle)
         if self.flight.spec.usage_added:
             self._reshape(backend)
         if self.flight.trace is not None:
@@ -223,7 +222,7 @@ class Exchange:
         """A stream that may be shared is at this engine now: readers that wait for its fold may have to go."""
         flight, ask = self.flight, self.flight.spec.ask
         if ask is not None:
-            flight.shape = backend.abilities.shape(ask)
+            flight.expects(backend.abilities.shape(ask))
             if flight.look is not None and not backend.abilities.folds(ask):
                 flight.unfold()
 
@@ -265,7 +264,6 @@ class Exchange:
             self.ingest = exchange_context.ingest(
                 flight, exchange_context.limits, exchange_context.watch, self._fed, self._head, first
             )
-            flight.throttle = self._throttle
             if backend.echoes is not False and spec.mode is not Mode.RAW:
                 self._begin = b""
                 self.ingest.vet = self._vet
@@ -465,13 +463,13 @@ class Exchange:
     def _part(self, *, content: bool) -> None:
         """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
         ingest, connection = self.ingest, self._connection
-        self.flight.throttle = None
         if self._gone is not None:
             self._gone.cancel()
             self._gone = None
         self._connection = None
         if ingest is not None and connection is not None:
-            ingest.close()  # without effect where it has ended itself
+            if not ingest.done:
+                ingest.close()
             connection.release(ingest, content=content)
 
     def _arrive(self, error: GatewayError | None) -> None:

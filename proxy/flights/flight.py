@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
@@ -32,6 +32,10 @@ STEP: Final = 256 * 1024
 BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
 """What ends a stream whose handling raised."""
 
+Origin = Literal["miss", "hit", "attached", "merged", "bypass"]
+"""Where an answer is from: generated and shareable, stored, generated for other requests (vectors), generated in
+one request with others, generated for one client alone."""
+
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
 _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
@@ -52,9 +56,9 @@ class Flight:
     __slots__ = (
         "_joined", "_view", "attempts", "backend", "before", "carried_as", "clock", "content_events", "ended",
         "error", "estimated", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory",
-        "mode", "on_empty", "on_end", "on_spoiled", "phase", "plain", "private", "queue_state", "refused_by",
-        "replace", "shape", "size", "spec", "storable", "stored_at", "subscribers", "tail", "throttle", "times",
-        "trace", "usage",
+        "mode", "on_abandoned", "on_end", "on_spoiled", "origin", "phase", "plain", "private",
+        "queue_state", "refused_by", "replace", "shape", "size", "spec", "storable", "stored_at", "subscribers",
+        "tail", "throttle", "times", "trace", "usage",
     )  # fmt: skip
 
     def __init__(
@@ -63,7 +67,9 @@ class Flight:
         clock: Callable[[], float] = time.monotonic,
         memory: Memory | None = None,
         queue_state: QueueState | None = None,
+        on_spoiled: Callable[[Flight], None] | None = None,
     ) -> None:
+        """`on_spoiled` is called once it is known that the answer cannot become complete."""
         self.spec = spec
         self.queue_state = queue_state or QueueState()
         self.memory = memory
@@ -73,6 +79,7 @@ class Flight:
         self.ended = False
         self.finished = False  # ended, and its readers have been told
         self.mode = spec.mode
+        self.origin: Origin = "bypass" if spec.key is None else "miss"
         self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
@@ -97,9 +104,9 @@ class Flight:
         self.look: Callable[[bytes], None] | None = None  # while one waits for it: is shown what is new in a frame
         self.shape: Shape | None = None  # what is known of its engine's streams, once it has one
         self.subscribers: set[Subscriber] = set()
-        self.on_empty: Callable[[Flight], None] | None = None
-        self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
-        self.on_spoiled: Callable[[Flight], None] | None = None  # is told once what came cannot become whole
+        self.on_abandoned: Callable[[Flight], None] | None = None
+        self.on_end: Callable[[Flight], None] | None = None
+        self.on_spoiled = on_spoiled
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
@@ -127,13 +134,85 @@ class Flight:
         """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
         return self.phase in _BEFORE and self.mode is self.spec.mode
 
+    # -- what happens to it: one method a fact ------------------------------------------------------
+
+    def when_abandoned(self, then: Callable[[Flight], None] | None) -> None:
+        """Call `then` when the last reader leaves before the end."""
+        self.on_abandoned = then
+
+    def when_ended(self, then: Callable[[Flight], None] | None) -> None:
+        """Call `then` at the end, whatever the outcome: who pays for the answer does this."""
+        self.on_end = then
+
+    def allow_storing(self) -> None:
+        """A reader allows its answer to be stored."""
+        self.storable = True
+
+    def replace_stored(self) -> None:
+        """The store's entry of this key does not serve: its own answer overwrites it."""
+        self.replace = True
+
+    def traced_by(self, trace: FlightTrace) -> None:
+        self.trace = trace
+
+    def dispatched(self, backend: str, throttle: Callable[[bool], None]) -> None:
+        """An attempt at this engine begins. `throttle(True)` holds the engine back, `throttle(False)` lets it go
+        on."""
+        self.backend, self.throttle = backend, throttle
+        if self.attempts == 1:
+            self.times.dispatched = self.clock()
+
     def joins(self, request_id: str, backend: str, now: float) -> None:
-        """It has its place at an engine along with others, in one request of that id."""
+        """It is dispatched along with others, in one request of that id."""
         self.carried_as, self.backend, self.times.dispatched = request_id, backend, now
+        self.origin = "merged"
+
+    def follows(self, call: Flight) -> None:
+        """Some of it is asked for by this Flight, which may be at an engine: it takes over backend and times."""
+        self.backend, self.attempts = call.backend, max(self.attempts, call.attempts)
+        self.carried_as = call.spec.request_id
+        if self.times.dispatched is None:
+            self.times.dispatched = call.times.dispatched
+
+    def moves_to(self, backend: str | None) -> None:
+        """The request that it is part of is at this engine."""
+        self.backend = backend
+
+    def expects(self, shape: Shape | None) -> None:
+        """Its stream will have this shape; None: not known."""
+        self.shape = shape
+
+    def watch_frames(self, look: Callable[[bytes], None]) -> None:
+        """Show `look` each frame that is not like the one before it, while a reader waits for the fold."""
+        self.look = look
+
+    def begins(self, head: Head) -> None:
+        """The head of its stream has come; it goes out with the first frame."""
+        self.head = head
+
+    def is_whole(self) -> None:
+        """Its answer is one body, though a stream was asked for."""
+        self.mode = Mode.WHOLE
+
+    def token(self, now: float) -> bool:
+        """Content has come that `push` does not count. True: the first."""
+        self.content_events += 1
+        if self.times.first is not None:
+            return False
+        self.times.first = now
+        return True
+
+    def reports(self, usage: Usage | None, *, estimated: bool = False) -> None:
+        """The tokens that it took. `estimated`: its share of what several requests took together."""
+        self.usage, self.estimated = usage, estimated
+
+    def keep_fold(self, body: bytes) -> None:
+        """The stream as one body, for every reader that wants that."""
+        self.folded = body
 
     def goes_alone(self, refused_by: str = "") -> None:
         """The request that it was part of did not answer it: it is sent by itself. `refused_by`: the engine."""
-        self.carried_as, self.refused_by = "", refused_by
+        self.carried_as, self.refused_by, self.origin = "", refused_by, "bypass"
         self.queue_state.stay_alone()
 
     def unfold(self) -> None:
@@ -156,9 +235,11 @@ class Flight:
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
         """Append one SSE frame (raw bytes), put into its HTTP chunk once, for every reader; `flush` has them
-        served. `same`: known to look the same to those who did not ask for usage."""
+        served. `same`: a token like the one before it, which looks the same to those who did not ask for usage."""
         if self.phase is not _STREAMING:
             self.enter(_STREAMING)
+        if same:
+            self.content_events += 1
         wired = chunk(frame)
         self.log.append(wired)
         self.size += len(wired)
@@ -177,6 +258,7 @@ class Flight:
             self.add(frame, same=True)
             self.flush()
             return
+        self.content_events += 1
         wired = SIZES[size] + frame + b"\r\n"
         log, plain, view = self.log, self.plain, self._view
         if self.private and not log:
@@ -234,8 +316,9 @@ class Flight:
                 except Exception as e:  # noqa: BLE001 - as in `push`
                     reader.broke(e)
 
-    def stored(self, body: bytes, plain: bytes) -> None:
+    def replay_stored(self, head: Head, body: bytes, plain: bytes, shape: Shape | None) -> None:
         """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
+        self.mode, self.head, self.shape = Mode.STREAM, head, shape
         self.enter(Phase.STREAMING)
         self.log.append(body)
         self.size += len(body)
@@ -249,17 +332,43 @@ class Flight:
         self.head = head
         self.flush()
 
-    def piece(self, data: bytes) -> None:
-        """RAW and WHOLE: append a piece of the body."""
+    def piece(self, data: bytes, now: float | None = None) -> None:
+        """RAW and WHOLE: append a piece of the body. `now`: when it came, where it is part of the answer."""
+        if self.times.first is None:
+            self.times.first = now
         framed = chunk(data) if self.mode is Mode.RAW and self.head and self.head.length is None else data
         self.log.append(framed)
         self.size += len(framed)
         if self.mode is Mode.RAW:
             self.flush()
 
-    def land(self, head: Head | None = None) -> None:
-        """The answer is whole."""
+    def land_stored(self, head: Head, created: float, usage: Usage | None) -> None:
+        """The answer is complete, from the store: it was stored at `created`, by the wall clock. Whoever reads it
+        has attached to nobody's generation."""
+        self.origin, self.stored_at = "hit", created
+        self.usage = usage or self.usage
+        self.times.first = self.clock()
+        for reader in self.subscribers:
+            reader.attached = False
+        self.land(head)
+
+    def land_composed(
+        self, head: Head, items: Items, usage: Usage | None, *, origin: Origin, stored_at: float | None = None
+    ) -> None:
+        """The answer is complete, put together from vectors. `stored_at`: of the oldest, where all are stored."""
+        self.items, self.origin = items, origin
+        self.usage = usage or self.usage
+        self.stored_at = stored_at
+        self.times.first = now = self.clock()
+        self.land(head, last=now)
+
+    def land(self, head: Head | None = None, *, last: float | None = None, usage: Usage | None = None) -> None:
+        """The answer is complete. `last`: when the last of it came."""
         self.enter(Phase.LANDED)
+        if last is not None:
+            self.times.last = last
+        if usage is not None:
+            self.usage = usage
         self.head = head or self.head
         self._finish(b"" if self.head is not None and self.head.length is not None else LAST_CHUNK)
 
@@ -292,9 +401,13 @@ class Flight:
             self.held = Held(self.memory, self.queue_state.resolve_owner(), "answers")
         return self.held.resize(max(size, self.held.size))
 
+    def holds(self, held: Held) -> None:
+        """This is charged for it, until the last reader has left."""
+        self.held = held
+
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
-        self.look = None  # a circle less
+        self.look = self.throttle = None  # no reference cycle is left
         self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
@@ -317,6 +430,7 @@ class Flight:
         self.phase, self.ended, self.finished = Phase.FAILED, True, True
         self.error = self.error or error
         self.tail = self.tail or (BROKEN if self.mode is Mode.STREAM else b"")
+        self.look = self.throttle = None
         if self.times.ended is None:
             self.times.ended = self.clock()
         for reader in tuple(self.subscribers):
@@ -385,8 +499,8 @@ class Flight:
             if self.ended:
                 if self.held is not None:
                     self.held.release()
-            elif self.on_empty is not None:
-                self.on_empty(self)
+            elif self.on_abandoned is not None:
+                self.on_abandoned(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -396,7 +510,7 @@ class Subscriber:
     flight: Flight
     usage: bool = True  # wants the usage chunk
     whole: bool = False  # wants one body: woken at the end only
-    verdict: str = "miss"
+    attached: bool = False  # it joined a Flight that was under way
     cursor: int = 0
     offset: int = 0  # bytes of the entry at the cursor that are written already
     most: int = SLICE_BYTES  # bytes in one write; a pipe that needs whole chunks sets no bound
@@ -476,6 +590,11 @@ class Subscriber:
     def leave(self) -> None:
         self.pipe = None
         self.flight.leave(self)
+
+    @property
+    def verdict(self) -> str:
+        """How its answer came about, for its client, the log and the metrics."""
+        return "attached" if self.attached else self.flight.origin
 
     @property
     def caller(self) -> Hashable:

@@ -54,23 +54,25 @@ class FlightGroup:
         *,
         usage: bool,
         whole: bool,
-        verdict: str,
+        attached: bool = False,
         owner: Hashable | Callable[[], Hashable] = None,
         storable: bool = True,
     ) -> Subscriber:
         """One more reader. `storable`: as far as it is concerned, the answer may be stored."""
-        if storable:
-            flight.storable = True
-        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict, owner=owner)
+        if storable and not flight.storable:
+            flight.allow_storing()
+        subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner)
         flight.subscribers.add(subscriber)
         return subscriber
 
     def launch(self, spec: FlightSpec, queue_state: QueueState | None = None) -> Flight:
         """A new Flight, joinable from now on where it may be shared."""
-        flight = Flight(spec, memory=self._memory, queue_state=queue_state)
+        shared = spec.key is not None
+        flight = Flight(
+            spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.hide if shared else None
+        )
         if spec.key is not None:
             self._map(spec)[spec.key] = flight
-            flight.on_spoiled = self.hide
         self.live.add(flight)
         return flight
 
@@ -95,5 +97,6 @@ class FlightGroup:
         return self._streams if spec.mode is Mode.STREAM else self._wholes
 
     def remove(self, flight: Flight) -> None:
-        self.hide(flight)
+        if flight.spec.key is not None:
+            self.hide(flight)
         self.live.discard(flight)

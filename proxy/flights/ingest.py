@@ -21,6 +21,7 @@ from proxy.wire import (
     Framer,
     FrameTemplate,
     Lack,
+    Usage,
     asked_of,
     has_content,
     is_comment,
@@ -124,9 +125,9 @@ class Ingest:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_done", "_ended", "_events", "_framer", "_head", "_last", "_limits",
-        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_watch",
-        "answered", "clean", "error_frame", "flight", "held", "surplus", "vet",
+        "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits",
+        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_usage", "_watch",
+        "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
     def __init__(
@@ -152,7 +153,7 @@ class Ingest:
         self._on_done = on_done
         self._on_head = on_head
         self._on_first = on_first
-        self._done = False
+        self.done = False
         self._limits = limits
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until it asks for more
         self._watch = watch
@@ -167,6 +168,7 @@ class Ingest:
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
+        self._usage: Usage | None = None  # of a body
         self._events = False  # the answer is a stream of events
         watch.add(self)
 
@@ -207,33 +209,32 @@ class Ingest:
                 self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
             if status == 200 and self._events:
-                flight.head = self._head
+                flight.begins(self._head)
             else:
-                flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
+                flight.is_whole()  # an error, or an engine that will not stream: its one body as it is
 
     def body(self, data: bytes) -> None:
-        if self._done or (self.vet is not None and self.vet(data)):
+        if self.done or (self.vet is not None and self.vet(data)):
             return
         flight = self.flight
         now = flight.clock()
         if flight.mode is _STREAM:
             if data in self._twins and self._framer.clear:
                 self._last = now
-                flight.content_events += 1
                 flight.push(data)
             else:
                 self._frames(data, now)
         else:
-            if not (self._events and data[:1] == b":" and b"\ndata" not in data):  # comments are no answer
+            if self._events and data[:1] == b":" and b"\ndata" not in data:  # comments are no answer
+                flight.piece(data)
+            else:
                 self._last = now
-                if flight.times.first is None:
-                    flight.times.first = now
-            flight.piece(data)
-        if flight.size > self._allowed and not self._done:
+                flight.piece(data, now)
+        if flight.size > self._allowed and not self.done:
             self._more()
 
     def end(self) -> None:
-        if self._done:
+        if self.done:
             return
         self.answered = True
         flight, head = self.flight, self._head
@@ -292,7 +293,6 @@ class Ingest:
         twins = self._twins
         for frame in frames:
             if frame in twins:
-                flight.content_events += 1
                 flight.add(frame, same=True)
             elif is_done(frame):
                 self.surplus = frame is not frames[-1] or not self._framer.clear
@@ -344,23 +344,19 @@ class Ingest:
 
     def _look_at(self, frame: bytes, now: float) -> None:
         """What a frame says that is not just more of the same."""
-        flight, times = self.flight, self.flight.times
+        flight = self.flight
         if flight.trace is not None:
             flight.trace.frame(frame)
         if flight.look is not None:
             flight.look(frame)
         content = has_content(frame)
-        if content:
-            flight.content_events += 1
-            if times.first is None:
-                times.first = now
-                if self._on_first is not None:
-                    self._on_first()
+        if content and flight.token(now) and self._on_first is not None:
+            self._on_first()
         if (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended):
             self._spoil()
         usage = usage_of(frame)
         if usage is not None:
-            flight.usage = usage
+            flight.reports(usage)
         elif is_error(frame):
             self.error_frame = True
             self._spoil()
@@ -375,23 +371,26 @@ class Ingest:
             return True
         log = flight.log
         try:
-            flight.usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
+            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
             )
             return False
-        return lack is None or not self._lacks(lack)
+        self._usage = usage
+        if lack is None:
+            return True
+        flight.reports(usage)
+        return not self._lacks(lack)
 
     def _land(self, head: Head | None = None) -> None:
-        self.flight.times.last = self._last
         if head is not None and self.flight.mode is Mode.STREAM:
             head = Head(head.status, head.headers, None)
-        self.flight.land(head)
+        self.flight.land(head, last=self._last, usage=self._usage)
         self._close(None)
 
     def _fail(self, error: GatewayError) -> None:
-        if not self._done:
+        if not self.done:
             self._close(error)
 
     def _close(self, error: GatewayError | None) -> None:
@@ -409,8 +408,8 @@ class Ingest:
 
     def close(self) -> None:
         """No one waits for this exchange any more."""
-        if not self._done:
-            self._done = True
+        if not self.done:
+            self.done = True
             self._on_done = _nobody  # a circle less: it holds whoever holds us
             self._on_head = self._on_first = self.vet = None
             self._watch.drop(self)
@@ -455,7 +454,7 @@ class Ingest:
         """End the exchange where its time is over."""
         when, code, message = self._deadline()
         now = self.flight.clock()
-        if self._done or now < when:
+        if self.done or now < when:
             return
         if code is Code.UPSTREAM_TOTAL_TIMEOUT or now >= when + self._watch.lost(max(self._began, self._last)):
             self._fail(GatewayError(code, message))

@@ -131,7 +131,7 @@ class Scheduler:
         except Exception:
             self.abandon(flight)
             raise
-        flight.on_empty = self._cancel
+        flight.when_abandoned(self._cancel)
 
     def abandon(self, flight: Flight) -> None:
         """Let go of a Flight whose handling raised: whatever holds it lets it go, and its readers get a 500."""
@@ -354,7 +354,7 @@ class Scheduler:
         """Land a Flight from the store; False where what is stored does not serve it."""
         if not self._backends.makes(flight.spec.model, stored.build):
             self._metrics.cache("other_build")
-            flight.replace = True
+            flight.replace_stored()
             return False
         if not kept.land(flight, stored):
             return False
@@ -425,15 +425,21 @@ class Scheduler:
             self._fault("an answer's end", e)
             self._lose(flight)
         finally:
-            self._release(exchange)
+            try:
+                exchange.lease.release()
+            except Exception as e:  # noqa: BLE001 - see there
+                self._release_again(exchange, e)
 
     def _release(self, exchange: Exchange) -> None:
-        release = exchange.lease.release
         try:
-            release()
-        except Exception as e:  # noqa: BLE001 - tried once more: without effect where it was only told of in vain
-            self._fault("a place that is given back", e)
-            contained(self._fault, "a place that is given back", release)
+            exchange.lease.release()
+        except Exception as e:  # noqa: BLE001 - see there
+            self._release_again(exchange, e)
+
+    def _release_again(self, exchange: Exchange, error: Exception) -> None:
+        """Releasing a lease raised. Once more: without effect where only telling of it failed."""
+        self._fault("a place that is given back", error)
+        contained(self._fault, "a place that is given back", exchange.lease.release)
 
     def _requeue(self, exchange: Exchange) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""

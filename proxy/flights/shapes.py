@@ -118,7 +118,7 @@ class Shapes:
                 flight.unfold()
                 self.unfolded(flight, e)
 
-        flight.look = see
+        flight.watch_frames(see)
         return True
 
     def unfolded(self, flight: Flight, why: Unfoldable) -> None:

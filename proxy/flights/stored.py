@@ -28,7 +28,7 @@ def land(flight: Flight, stored: Stored) -> bool:
     fails: each reader of a stored answer at its own time holds a copy."""
     ask = flight.spec.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
-        flight.replace = True
+        flight.replace_stored()
         return False
     if len(stored.body) > FREE and not flight.charge(2 * len(stored.body)):
         flight.fail(refused())
@@ -39,7 +39,6 @@ def land(flight: Flight, stored: Stored) -> bool:
             if not may_fold(stored.body, stored.shape):
                 return False
             # It lands as the stream that it is; who wants one body has it folded, as of any stream.
-            flight.mode = Mode.STREAM
             return _land_stream(flight, stored)
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
@@ -54,7 +53,7 @@ def land(flight: Flight, stored: Stored) -> bool:
             except ValueError:
                 body = b""  # whole chunks, but not ours
         if not body:
-            flight.replace = True
+            flight.replace_stored()
             return False
         flight.piece(body)
         head = Head(200, _JSON, len(body))
@@ -67,23 +66,17 @@ def land(flight: Flight, stored: Stored) -> bool:
 
 
 def _land_stream(flight: Flight, stored: Stored) -> bool:
-    flight.head = head = Head(200, _SSE)
+    head = Head(200, _SSE)
     plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
-    flight.shape = stored.shape
-    flight.stored(stored.body, plain)
+    flight.replay_stored(head, stored.body, plain, stored.shape)
     return _landed(flight, stored, head)
 
 
 def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
-    flight.stored_at = stored.created
+    usage = None
     if stored.prompt_tokens is not None or stored.completion_tokens is not None:
-        flight.usage = Usage(
-            prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0
-        )
-    flight.times.first = flight.clock()
-    for reader in flight.subscribers:
-        reader.verdict = "hit"
-    flight.land(head)
+        usage = Usage(prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0)
+    flight.land_stored(head, stored.created, usage)
     return True
 
 

@@ -190,9 +190,10 @@ class RequestContext:
         model = self.model
         if model is not None and len(model) > MAX_MODEL:
             model = model[:MAX_MODEL] + "…"
-        reader, verdict = self.reader, self.verdict
+        reader, verdict = self.reader, "bypass"
         items, sent_as = None, self.id
         if reader is not None:
+            verdict = reader.verdict
             items, spec = reader.flight.items, reader.flight.spec
             if reader.flight.times.dispatched is not None:
                 sent_as = reader.flight.carried_as or spec.request_id

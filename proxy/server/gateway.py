@@ -299,7 +299,7 @@ class Gateway:
                     flight,
                     usage=ask.include_usage,
                     whole=not streamed,
-                    verdict="attached",
+                    attached=True,
                     owner=self._priority_policy.owner(call.caller, call.request)
                     if flight.phase is Phase.QUEUED
                     else None,
@@ -342,13 +342,10 @@ class Gateway:
             merge=share.merge and ask.large is None,
         )
         flight = self._group.launch(spec, queue_state)
-        verdict = "miss" if share.shared else "bypass"
         usage = ask.include_usage or key is None
         try:
             whole = not streamed
-            reader = self._group.attach(
-                flight, usage=usage, whole=whole, verdict=verdict, owner=owner, storable=storable
-            )
+            reader = self._group.attach(flight, usage=usage, whole=whole, owner=owner, storable=storable)
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
             embedder = self._embedder if takes else None
@@ -433,7 +430,7 @@ class Gateway:
         )
         flight = self._group.launch(spec, queue_state)
         try:
-            reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=owner)
+            reader = self._group.attach(flight, usage=True, whole=False, owner=owner)
             call.reads(reader)
             self._scheduler.submit(flight)
         except GatewayError:

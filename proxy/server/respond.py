@@ -273,7 +273,8 @@ def folded(flight: Flight) -> bytes:
             raise refused()
         frames = flight.raw_frames()
         forced = forces_tool(ask.fields)
-        flight.folded = fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape)
+        flight.keep_fold(fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape))
+    assert flight.folded is not None
     return flight.folded
 
 

@@ -128,7 +128,7 @@ class RequestTrace:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
         flight = reader.flight
         if flight.trace is None:
-            flight.trace = FlightSpan(self._tracing, call, flight, self.span)
+            flight.traced_by(FlightSpan(self._tracing, call, flight, self.span))
         elif isinstance(flight.trace, FlightSpan):
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
@@ -238,7 +238,8 @@ class FlightSpan:
             self._resent += 1
 
     def carries(self, merged: MergedFlight) -> None:
-        merged.trace = own = FlightSpan(self._tracing, None, merged, self.span)
+        own = FlightSpan(self._tracing, None, merged, self.span)
+        merged.traced_by(own)
         own.span.set_attribute("gateway.merged", len(merged.members))
         for member in merged.members:
             if member is not None and isinstance(member.trace, FlightSpan) and member.trace is not self:

@@ -83,7 +83,7 @@ class Stage:
         if self.refuses is not None:
             self.group.remove(flight)
             raise self.refuses
-        flight.on_empty = self._cancelled
+        flight.on_abandoned = self._cancelled
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         self.sent.append(flight)
@@ -114,7 +114,7 @@ class Stage:
             "POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh
         )
         flight = self.group.launch(spec, QueueState(owner=caller, priority=priority))
-        reader = self.group.attach(flight, usage=True, whole=True, verdict="miss", owner=caller)
+        reader = self.group.attach(flight, usage=True, whole=True, owner=caller)
         assert self.embedder.take(flight, scope)
         return reader
 

@@ -97,6 +97,13 @@ def call_of(**more: Any) -> Any:
     return SimpleNamespace(**facts | more)
 
 
+class Flown(SimpleNamespace):
+    """What a span asks of a Flight."""
+
+    def traced_by(self, trace: Any) -> None:
+        self.trace = trace
+
+
 def flight_of(ask: ApiRequest | None = None, **more: Any) -> Any:
     times = {"created": 10.0, "dispatched": None, "first": None, "ended": None} | more.pop("times", {})
     facts: dict[str, Any] = {
@@ -105,4 +112,4 @@ def flight_of(ask: ApiRequest | None = None, **more: Any) -> Any:
         "phase": Phase.LANDED, "attempts": 1, "subscribers": [1, 2], "error": None, "head": None, "usage": None,
         "content_events": 0,
     }  # fmt: skip
-    return SimpleNamespace(**facts | more)
+    return Flown(**facts | more)

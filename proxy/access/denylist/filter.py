@@ -77,7 +77,7 @@ class FilteringIngest(Ingest):
         self._checking: asyncio.Task[None] | None = None
 
     def body(self, data: bytes) -> None:
-        if self._done or self.flight.mode is not Mode.STREAM:
+        if self.done or self.flight.mode is not Mode.STREAM:
             super().body(data)
             return
         if self.vet is not None and self.vet(data):
@@ -119,7 +119,7 @@ class FilteringIngest(Ingest):
     def _step(self) -> None:
         """One turn's part."""
         turn = self._turn
-        if turn is None or self._done:
+        if turn is None or self.done:
             return
         try:
             for _ in turn:
@@ -131,11 +131,11 @@ class FilteringIngest(Ingest):
             return
         self._turn = None
         ending, self._ending = self._ending, None
-        if ending is not None and not self._done:
+        if ending is not None and not self.done:
             ending()
 
     def _looks(self) -> Iterator[None]:
-        while self._backlog and not self._done:
+        while self._backlog and not self.done:
             batch, size = [], 0
             while self._backlog and size + len(self._backlog[0]) <= AT_ONCE:
                 batch.append(self._backlog.popleft())
@@ -156,7 +156,7 @@ class FilteringIngest(Ingest):
                 scanner.feed(text[at : at + PIECE])
                 yield
             ends.append((scanner, scanner.read))
-        if self._done:
+        if self.done:
             return
         self._look_at(frame, self._last)
         self._waiting.append((frame, ends))
@@ -169,7 +169,7 @@ class FilteringIngest(Ingest):
         head = self._head
         if (
             self._check is None
-            or self._done
+            or self.done
             or self.flight.mode is not Mode.WHOLE
             or self.flight.size <= AT_ONCE
             or head is None
@@ -192,7 +192,7 @@ class FilteringIngest(Ingest):
             self._fail(internal())
             return
         self._checking = None
-        if self._done:
+        if self.done:
             return
         if line:
             self._refuse(line)
@@ -216,7 +216,7 @@ class FilteringIngest(Ingest):
             self._later(frames, error)
             return
         self._take_frames(frames, now)
-        if error is not None and not self._done:
+        if error is not None and not self.done:
             self._fail(error)
 
     def _take_frames(self, frames: list[bytes], now: float) -> None:
@@ -279,6 +279,7 @@ class FilteringIngest(Ingest):
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:
+            self.flight.reports(self._usage)  # the engine has generated it all the same
             self._refuse(line)
             return False
         return True

@@ -160,7 +160,9 @@ class Embedder:
             want = EmbeddingRequest(flight, caller=owner, limit=self._largest, since=self._loop.time())
             self._wants[flight] = want
             want.charge(self._memory, inputs)
-            flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
+            flight.when_abandoned(
+                partial(self._faults.safely, "a request for embeddings that was left", self._left)
+            )
             begin = partial(self._begin, want, ask, inputs, scope)
             if self.queue.begins(want, len(inputs.items), begin):
                 begin()
@@ -298,7 +300,7 @@ class Embedder:
                 self._fail(want, internal())
             return
         flight = self._group.launch(spec, queue_state)
-        reader = self._group.attach(flight, usage=True, whole=True, verdict="miss")
+        reader = self._group.attach(flight, usage=True, whole=True)
         call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
         self._calls.add(call)
         queue_state.read_by(call.callers)
@@ -307,10 +309,12 @@ class Embedder:
                 self.queue.sent(item)
                 item.call = call
             self._counts.array(len(items))
-            flight.on_end = partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
+            flight.when_ended(
+                partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
+            )
             self._submit(flight)
         except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
-            flight.on_end = None
+            flight.when_ended(None)
             error = self._faults.error(e, "an array of embeddings")
             self._group.remove(flight)
             if not flight.ended:
@@ -344,7 +348,7 @@ class Embedder:
         self.arrays.ended(call.kind, again)
         self._calls.discard(call)
         flight = call.reader.flight
-        flight.on_end = None  # a circle less: both hold the call, which holds the flight
+        flight.when_ended(None)  # both hold the call, which holds the flight: no reference cycle is left
         flight.queue_state.read_by(None)
         self._group.remove(flight)
         for item in call.items:
@@ -501,7 +505,7 @@ class Embedder:
         want.ends()
         self._wants.pop(want.flight, None)
         self._group.remove(want.flight)
-        want.flight.on_empty = None
+        want.flight.when_abandoned(None)
         where = "a request for embeddings that is over"
         self._faults.safely(where, self.queue.ends, want)
         self._faults.safely(where, self._wants_nothing, want)

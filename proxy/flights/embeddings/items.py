@@ -366,37 +366,32 @@ class EmbeddingRequest:
             for piece in pieces:
                 flight.piece(piece)
             yield
-        if tokens is not None:
-            flight.usage = Usage(prompt_tokens=tokens, completion_tokens=0)
-        flight.items = Items(len(items), len(stored), unpaid=(tokens or 0) - self.paid)
-        verdict = "miss" if self.asked else "attached" if made else "hit"
-        if verdict == "hit":
-            flight.stored_at = min(stored)
-        flight.times.first = flight.times.last = flight.clock()
-        self._end(Head(200, from_.head.headers, flight.size), verdict)
+        self._keep_charge()
+        flight.land_composed(
+            Head(200, from_.head.headers, flight.size),
+            Items(len(items), len(stored), unpaid=(tokens or 0) - self.paid),
+            None if tokens is None else Usage(prompt_tokens=tokens, completion_tokens=0),
+            origin="miss" if self.asked else "attached" if made else "hit",
+            stored_at=None if made else min(stored),
+        )
 
     def refused(self, head: Head, body: bytes) -> None:
         """The engine's own refusal is the answer."""
         self.flight.piece(body)
-        self._end(Head(head.status, head.headers, len(body)), "miss")
+        self._keep_charge()
+        self.flight.land(Head(head.status, head.headers, len(body)))
 
-    def _end(self, head: Head, verdict: str) -> None:
-        flight = self.flight
-        for reader in flight.subscribers:
-            if reader.verdict == "miss":
-                reader.verdict = verdict
-        if self.held is not None:  # until the answer has been taken, and nothing else of the request
-            self.held.need(sum({id(piece): len(piece) for piece in flight.log}.values()))
-            flight.held, self.held = self.held, None
-        flight.land(head)
+    def _keep_charge(self) -> None:
+        """What is charged now is the answer alone, until its readers have it. Raises GatewayError 503."""
+        if self.held is not None:
+            self.held.need(sum({id(piece): len(piece) for piece in self.flight.log}.values()))
+            self.flight.holds(self.held)
+            self.held = None
 
     def was_sent(self, call: Flight) -> None:
         """An engine has seen some of it, or may have: times and phase are the call's."""
         flight = self.flight
-        flight.backend, flight.attempts = call.backend, max(flight.attempts, call.attempts)
-        flight.carried_as = call.spec.request_id
-        if flight.times.dispatched is None:
-            flight.times.dispatched = call.times.dispatched
+        flight.follows(call)
         if flight.phase is Phase.QUEUED and was_dispatched(call):
             flight.enter(Phase.CONNECTING)
             flight.enter(Phase.PREFILL)

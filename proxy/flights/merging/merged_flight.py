@@ -71,6 +71,8 @@ class MergedFlight(Flight):
     # -- fed --------------------------------------------------------------------------------------
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
+        if same:
+            self.content_events += 1
         if self.phase is not Phase.STREAMING:
             self.enter(Phase.STREAMING)
         if self.broken is not None:
@@ -91,12 +93,10 @@ class MergedFlight(Flight):
                 self._rider_broke(n, member, e)
                 continue
             if content:
-                member.content_events += 1
-                if member.times.first is None:
-                    member.times.first = self.clock()
+                member.token(self.clock())
 
     def push(self, frame: bytes) -> None:
-        self.add(frame)
+        self.add(frame, same=True)
         self.flush()
 
     def flush(self) -> None:
@@ -105,7 +105,9 @@ class MergedFlight(Flight):
             member = self.members[n]
             if member is None or member.ended:
                 continue
-            member.head, member.backend = self.head, self.backend
+            if self.head is not None and member.head is not self.head:
+                member.begins(self.head)
+                member.moves_to(self.backend)
             try:
                 if self._split.parts[n].ended:
                     self._land_rider(n, member)
@@ -171,13 +173,14 @@ class MergedFlight(Flight):
             if member is None or found is None:
                 continue
             own, usage = found
-            member.usage, member.estimated = usage if head.status == 200 else None, parts[n].estimated
-            member.backend, member.mode = self.backend, Mode.WHOLE
-            member.times.first = member.times.last = self.clock()
+            member.reports(usage if head.status == 200 else None, estimated=parts[n].estimated)
+            member.moves_to(self.backend)
+            member.is_whole()
+            now = self.clock()
             try:
-                member.piece(own)
+                member.piece(own, now)
                 self.members[n] = None
-                member.land(Head(head.status, head.headers, len(own)))
+                member.land(Head(head.status, head.headers, len(own)), last=now)
                 self._on_member(member)
             except Exception as e:  # noqa: BLE001 - as above
                 self._rider_broke(n, member, e)
@@ -194,13 +197,12 @@ class MergedFlight(Flight):
 
     def _land_rider(self, n: int, member: Flight) -> None:
         self.members[n] = None
-        member.usage, member.estimated = self._split.usage_of(n), self._split.parts[n].estimated
-        member.times.last = self.clock()
-        member.land(self.head)
+        member.reports(self._split.usage_of(n), estimated=self._split.parts[n].estimated)
+        member.land(self.head, last=self.clock())
         self._on_member(member)
 
     def _end_rider(self, n: int, member: Flight, error: GatewayError) -> None:
         self.members[n] = None
-        member.backend = self.backend
+        member.moves_to(self.backend)
         member.fail(error)
         self._on_member(member)

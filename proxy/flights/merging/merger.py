@@ -74,8 +74,6 @@ class Merger:
         now = merged.clock()
         for member, _ in members:
             member.joins(request_id, backend, now)
-            for reader in member.subscribers:
-                reader.verdict = "merged"
         self._carried.update((member, merged) for member, _ in members)  # last: from here on they wait for it
         return merged
 
@@ -121,8 +119,6 @@ class Merger:
         for member in members:
             self._carried.pop(member, None)
             member.goes_alone(refused_by)
-            for reader in member.subscribers:
-                reader.verdict = "bypass"
         return members
 
     def _left(self, member: Flight) -> None:

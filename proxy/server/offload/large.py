@@ -186,7 +186,7 @@ class LargeRequests:
         if found.fault:
             self._log.event("error", "internal error", fault=found.fault, where="fold")
         if found.refusal is None and body:
-            flight.folded = body
+            flight.keep_fold(body)
 
     def _tell(self, what: str, detail: str) -> None:
         self._log.event("warning", f"a reading process {what}", detail=detail)

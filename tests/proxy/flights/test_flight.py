@@ -49,7 +49,7 @@ def frame(n: int) -> bytes:
 
 
 def join(group: FlightGroup, flight: Flight) -> tuple[Subscriber, Sink]:
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     sink = Sink()
     reader.pipe = sink
     reader.pump()
@@ -68,7 +68,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
 ) -> None:
     group, flight = lake()
     emptied: list[Flight] = []
-    flight.on_empty = emptied.append
+    flight.on_abandoned = emptied.append
     readers: list[tuple[Subscriber, Sink]] = [join(group, flight)]
     n = 0
     for what, pick in steps:
@@ -264,10 +264,10 @@ def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -
     flight = group.launch(spec)
     sinks = []
     for usage in (True, False):
-        reader = group.attach(flight, usage=usage, whole=False, verdict="hit")
+        reader = group.attach(flight, usage=usage, whole=False)
         reader.pipe = sink = Sink()
         sinks.append(sink)
-    flight.stored(chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)))
+    flight.replay_stored(Head(200), chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)), None)
     assert flight.phase is Phase.STREAMING
     flight.land(Head())
     assert [sink.writes for sink in sinks] == [1, 1]
@@ -303,7 +303,7 @@ def test_a_log_of_any_sizes_goes_out_whole_in_bounded_writes(
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
     frames = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     sink = Slicing(full)
     reader.pipe = sink
 
@@ -343,7 +343,7 @@ def test_readers_of_one_large_body_hold_one_copy() -> None:
 
     flight.start(Head(200, (), len(piece)))
     for _ in range(3):
-        group.attach(flight, usage=True, whole=False, verdict="miss").pipe = Keeps()
+        group.attach(flight, usage=True, whole=False).pipe = Keeps()
     flight.piece(piece)
     assert [data.obj is piece for data in given if isinstance(data, memoryview)] == [True] * 3
     flight.land()
@@ -364,7 +364,7 @@ def charged(memory: Memory) -> tuple[FlightGroup, Flight]:
 def test_a_log_is_charged_in_steps_to_whoever_began_it_until_its_last_reader_has_left() -> None:
     memory = Memory(100 * STEP)
     group, flight = charged(memory)
-    readers = [group.attach(flight, usage=True, whole=True, verdict="miss") for _ in range(2)]
+    readers = [group.attach(flight, usage=True, whole=True) for _ in range(2)]
     flight.size = 10
     assert flight.grow(10**9) == 10 + STEP
     assert memory.heaviest() == [("10.0.0.7", 10 + STEP)]
@@ -392,7 +392,7 @@ def test_a_log_that_finds_no_room_ends_with_an_error_and_one_over_its_own_bound_
 def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
     group = FlightGroup(Memory(STEP // 2))
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=None))
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     reader.lagging = True
     assert flight.grow(10**9) == STEP
     flight.cancel()

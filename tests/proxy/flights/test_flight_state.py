@@ -60,7 +60,7 @@ def test_a_new_flight_has_had_nothing(storable: bool) -> None:
     assert (flight.private, made(key=None).private, flight.times.created) == (False, True, 5.0)
     unset = (flight.head, flight.error, flight.usage, flight.backend, flight.stored_at, flight.items, flight.held)
     assert unset == (None,) * 7
-    unasked = (flight.folded, flight.look, flight.shape, flight.on_empty, flight.on_end, flight.on_spoiled)
+    unasked = (flight.folded, flight.look, flight.shape, flight.on_abandoned, flight.on_end, flight.on_spoiled)
     assert unasked == (None,) * 6
     assert (flight.trace, flight.throttle, flight.started) == (None, None, False)
     reader = Subscriber(flight)
@@ -153,7 +153,7 @@ async def test_who_lags_after_a_remark_is_woken_and_one_whose_connection_broke_e
 def test_a_stored_stream_holds_its_bytes_once_for_each_view() -> None:
     one, both = made(key=b"k"), made(key=b"k", usage_added=True)
     for flight in (one, both):
-        flight.stored(b"all of it", b"all")
+        flight.replay_stored(Head(200), b"all of it", b"all", None)
         assert (flight.log, flight.size, flight.phase) == ([b"all of it"], 9, Phase.STREAMING)
         flight.land(Head(200))
         assert flight.tail == LAST_CHUNK
@@ -277,7 +277,7 @@ def test_where_the_budget_is_used_up_only_who_is_held_back_anyway_goes_on(
 def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
-    readers = [group.attach(flight, usage=True, whole=False, verdict="miss") for _ in range(3)]
+    readers = [group.attach(flight, usage=True, whole=False) for _ in range(3)]
     assert not flight.refuse(ERROR, lambda reader: True)
     assert (flight.subscribers, flight.phase) == (set(readers), Phase.QUEUED)
     readers[0].cursor = 3
@@ -317,7 +317,7 @@ def test_whose_a_reader_is_is_asked_once() -> None:
 def test_the_last_to_leave_says_so_unless_it_has_ended() -> None:
     for ended in (False, True):
         flight, empty = made(), list[Flight]()
-        flight.on_empty = empty.append
+        flight.on_abandoned = empty.append
         readers = [reading(flight, Sink()), reading(flight)]
         if ended:
             flight.cancel()

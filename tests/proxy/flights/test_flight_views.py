@@ -36,7 +36,7 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
     sinks: dict[bool, list[Sink]] = {True: [], False: []}
 
     def come(usage: bool) -> None:
-        reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
+        reader = group.attach(flight, usage=usage, whole=False)
         sinks[usage].append(Sink())
         reader.pipe = sinks[usage][-1]
         reader.pump()
@@ -62,7 +62,7 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
 def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
-    reader = group.attach(flight, usage=False, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=False, whole=False)
     sink = reader.pipe = Sink()
     flight.frames([plain(1), plain(2, '"stop"')])
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
@@ -77,7 +77,7 @@ def test_while_a_finish_waits_for_usage_what_is_like_the_frames_before_it_waits_
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     sinks: dict[bool, Sink] = {}
     for usage in (True, False):
-        reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
+        reader = group.attach(flight, usage=usage, whole=False)
         sinks[usage] = reader.pipe = Sink()
     frames = [plain(1), plain(2, '"stop"'), plain(3)]
     flight.frames(frames[:2])
@@ -136,7 +136,7 @@ def test_what_a_lagging_private_reader_was_given_is_never_given_for_what_came_af
 
 def test_a_trimmed_log_forgets_what_was_joined_of_it() -> None:
     group, flight = lake(key=None)
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     flight.frames([frame(0), frame(1)])
     sink = reader.pipe = Sink()
     reader.pump()
@@ -165,7 +165,7 @@ def test_leaving_twice_or_after_the_end_empties_nothing_again() -> None:
         group.remove(empty)
         empty.cancel()
 
-    flight.on_empty = cancel
+    flight.on_abandoned = cancel
     one, two = join(group, flight)[0], join(group, flight)[0]
     one.leave()
     one.leave()
@@ -203,7 +203,7 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
 async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
-    reader = group.attach(flight, usage=True, whole=True, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=True)
     waiting = reader.changed()
     flight.frames([frame(1)])
     assert not waiting.done()
@@ -217,7 +217,7 @@ async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
 async def test_a_reader_without_usage_is_ready_only_when_it_has_something_to_see() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
-    readers = [group.attach(flight, usage=usage, whole=False, verdict="miss") for usage in (True, False)]
+    readers = [group.attach(flight, usage=usage, whole=False) for usage in (True, False)]
     with_usage, without = (asyncio.ensure_future(reader.ready()) for reader in readers)
     flight.frames([plain(1, '"stop"')])
     await with_usage

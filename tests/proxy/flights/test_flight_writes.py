@@ -117,7 +117,7 @@ def test_a_write_has_as_many_whole_entries_as_fit_or_a_part_of_one(sizes: tuple[
 
 def test_after_a_stored_stream_nothing_is_held_back_any_more() -> None:
     flight = made(key=b"k", usage_added=True)
-    flight.stored(b"all of it", b"all")
+    flight.replay_stored(Head(200), b"all of it", b"all", None)
     flight.add(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
     assert len(flight.log) == 2
     assert flight._view is None

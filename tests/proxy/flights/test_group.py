@@ -58,7 +58,7 @@ def test_a_flight_without_a_key_is_found_by_nobody() -> None:
 def test_readers_are_counted_over_all_flights() -> None:
     group = FlightGroup()
     one, two = group.launch(spec()), group.launch(spec(key=b"other"))
-    readers = [group.attach(flight, usage=True, whole=False, verdict="miss") for flight in (one, one, two)]
+    readers = [group.attach(flight, usage=True, whole=False) for flight in (one, one, two)]
     assert group.subscribers == 3
     assert repr(group) == "<FlightGroup live=2 joinable=2>"
     for reader in readers:

@@ -50,10 +50,10 @@ def test_one_reader_that_allows_it_to_be_stored_is_enough() -> None:
     flight = group.launch(spec())
     assert flight.memory is not None
     flight.storable = False
-    reader = group.attach(flight, usage=False, whole=True, verdict="hit", owner="me", storable=False)
-    assert (reader.usage, reader.whole, reader.verdict, reader.owner) == (False, True, "hit", "me")
+    reader = group.attach(flight, usage=False, whole=True, attached=True, owner="me", storable=False)
+    assert (reader.usage, reader.whole, reader.verdict, reader.owner) == (False, True, "attached", "me")
     assert (flight.storable, flight.subscribers) == (False, {reader})
-    other = group.attach(flight, usage=True, whole=False, verdict="miss")
+    other = group.attach(flight, usage=True, whole=False)
     assert (flight.storable, other.owner) == (True, None)
     group.remove(flight)
 

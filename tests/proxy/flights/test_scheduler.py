@@ -93,7 +93,7 @@ class House:
 
     def ask(self, key: bytes | None = None) -> tuple[Flight, Subscriber]:
         flight = self.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key))
-        reader = self.group.attach(flight, usage=True, whole=False, verdict="miss")
+        reader = self.group.attach(flight, usage=True, whole=False)
         self.scheduler.submit(flight)
         return flight, reader
 
@@ -160,7 +160,7 @@ async def test_who_joined_what_has_waited_for_too_long_waits_for_its_own_time() 
     first, _ = house.ask()
     flight, early = house.ask(b"key")
     await asyncio.sleep(8.0)
-    late = house.group.attach(flight, usage=True, whole=False, verdict="attached", owner="late")
+    late = house.group.attach(flight, usage=True, whole=False, attached=True, owner="late")
     house.scheduler.promote(flight, 1, math.inf, late)
     await asyncio.sleep(3.0)
     assert early.flight.error is not None
@@ -185,11 +185,11 @@ async def test_who_joins_later_and_leaves_time_for_it_makes_what_waits_one_that_
     flight = house.group.launch(
         FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(deadline=5.0, latest=5.0)
     )
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
     for _ in range(MIN_PLACES):
         house.scheduler.queue.served(None, 60.0)
-    patient = house.group.attach(flight, usage=True, whole=False, verdict="attached")
+    patient = house.group.attach(flight, usage=True, whole=False, attached=True)
     house.scheduler.promote(flight, 1, math.inf, patient)
     house.engine.wire.head()
     house.engine.wire.body(DONE)
@@ -366,7 +366,7 @@ async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_cou
     flight = house.group.launch(
         FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(latest=5.0)
     )
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
     await house.turn()
     for _ in range(MIN_PLACES):

@@ -125,10 +125,14 @@ async def test_what_raises_as_it_is_submitted_is_let_go_and_told_to_who_asked(
     house = House(kept=3)
     monkeypatch.setattr(house.backends, "acquire", fails)
     flight = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k"))
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    house.group.attach(flight, usage=True, whole=False)
     with pytest.raises(ZeroDivisionError):
         house.scheduler.submit(flight)
-    assert (code_of(flight), flight.on_empty, house.group.find(b"k", stream=True)) == (Code.INTERNAL, None, None)
+    assert (code_of(flight), flight.on_abandoned, house.group.find(b"k", stream=True)) == (
+        Code.INTERNAL,
+        None,
+        None,
+    )
     house.left_nothing()
     await house.scheduler.close()
 

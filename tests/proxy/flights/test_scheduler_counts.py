@@ -45,7 +45,7 @@ def ask(
     house: House, key: bytes | None = None, mode: Mode = Mode.STREAM, **more: Any
 ) -> tuple[Flight, Subscriber]:
     flight = house.group.launch(*planned(b"{}", mode, key=key, **more))
-    reader = house.group.attach(flight, usage=True, whole=mode is Mode.WHOLE, verdict="miss")
+    reader = house.group.attach(flight, usage=True, whole=mode is Mode.WHOLE)
     house.scheduler.submit(flight)
     return flight, reader
 
@@ -155,7 +155,7 @@ async def test_one_more_reader_makes_what_waits_as_urgent_as_itself() -> None:
     ask(house)
     flight, _ = ask(house, key=b"k", priority=LOW, deadline=50.0, latest=50.0)
     await asyncio.sleep(3.0)
-    late = house.group.attach(flight, usage=True, whole=False, verdict="attached", owner="late")
+    late = house.group.attach(flight, usage=True, whole=False, attached=True, owner="late")
     house.scheduler.promote(flight, 1, 60.0, late)
     assert (flight.queue_state.priority, flight.queue_state.deadline, flight.queue_state.latest, late.since) == (
         1,
@@ -177,7 +177,7 @@ async def test_one_more_reader_makes_what_waits_as_urgent_as_itself() -> None:
     house.engine.wire.body(DONE)
     await house.turn()
     assert flight.phase is Phase.PREFILL
-    later = house.group.attach(flight, usage=True, whole=False, verdict="attached")
+    later = house.group.attach(flight, usage=True, whole=False, attached=True)
     house.scheduler.promote(flight, HIGH, 1.0, later)
     assert (later.since, flight.queue_state.deadline) == (-math.inf, 1.0), "it waits for no place"
     await house.scheduler.close()

@@ -34,7 +34,7 @@ def twins(house: House, count: int, *, window: float = 0.0) -> list[Flight]:
     for _ in range(count):
         spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m")
         flight = house.group.launch(spec, QueueState(merge=True))
-        house.group.attach(flight, usage=True, whole=True, verdict="miss")
+        house.group.attach(flight, usage=True, whole=True)
         scheduler.submit(flight)
         flights.append(flight)
     return flights

@@ -99,7 +99,7 @@ async def test_a_place_that_nobody_holds_comes_back_and_who_waits_gets_it() -> N
     (backend,) = house.backends.all
     Lease(backend, house.backends)  # and nobody has it
     flight = house.group.launch(spec())
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.group.attach(flight, usage=True, whole=True)
     house.scheduler.submit(flight)
     await asyncio.sleep(0)
     assert backend.inflight == 1
@@ -112,7 +112,7 @@ async def test_a_place_that_nobody_holds_comes_back_and_who_waits_gets_it() -> N
 async def test_a_flight_that_nobody_feeds_is_ended_with_a_500() -> None:
     house = House()
     flight = house.group.launch(spec())
-    reader = house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    reader = house.group.attach(flight, usage=True, whole=True)
     assert await healed_by(house) == ["flight"]
     assert flight.error is not None
     assert flight.error.code is Code.INTERNAL
@@ -123,7 +123,7 @@ async def test_a_flight_that_nobody_feeds_is_ended_with_a_500() -> None:
 async def test_a_turn_that_never_ran_is_run() -> None:
     house = House(inflight=1, kept=1)
     flight = house.group.launch(spec())
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.group.attach(flight, usage=True, whole=True)
     house.scheduler.queue.put(flight, 0.0)
     house.scheduler._turn_due = True  # as if what was called at the turn's end had been lost
     assert await healed_by(house) == ["turn"]
@@ -135,7 +135,7 @@ async def test_a_look_up_whose_reply_was_lost_has_found_nothing() -> None:
     house = House(store=True, kept=1)
     flight = Flight(FlightSpec(method="POST", path="/", body=b"{}", mode=Mode.WHOLE, request_id="r", key=b"k"))
     house.group.live.add(flight)
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.group.attach(flight, usage=True, whole=True)
     house.scheduler.submit(flight)
     await asyncio.sleep(0)
     assert house.scheduler.queue.looking(flight)

@@ -229,7 +229,7 @@ def test_a_probe_is_counted_and_not_logged() -> None:
 async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r"))
-    one = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    one = call(reader=group.attach(flight, usage=True, whole=False, attached=True))
     assert Told().of(one)[0]["token_source"] is None
     flight.content_events = 3
     facts, _ = Told().of(one)
@@ -245,7 +245,7 @@ async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
 async def test_times_are_this_clients_own_and_never_negative() -> None:
     group = FlightGroup()
     flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r"))
-    late = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    late = call(reader=group.attach(flight, usage=True, whole=False, attached=True))
     flight.times.dispatched, flight.times.first = late.began - 5, late.began - 4
     facts, _ = Told().of(late)
     assert (facts["queue_s"], facts["ttft_s"]) == (0.0, 0.0)

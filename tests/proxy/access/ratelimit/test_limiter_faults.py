@@ -222,7 +222,7 @@ async def test_who_joins_a_stored_answer_pays_a_request(followers: Followers) ->
     desk = Desk(followers=followers)
     payer, follower = desk.ask(), desk.ask()
     flight: Flight = desk.flies(payer, stored=True)
-    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     flight.usage = Usage(prompt_tokens=10, completion_tokens=20)
     flight.land()
     payer.close()
@@ -241,7 +241,7 @@ async def test_a_follower_without_tokens_gives_none_back() -> None:
     assert hold is not None
     memory.asked.pop()[1](GRANTED)
     await hold.allowed()
-    hold.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    hold.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     assert memory.given == []
     late = await entered(Desk())
     assert late.headers()[0][0] == "x-ratelimit-limit-requests"

@@ -91,7 +91,7 @@ def test_what_has_no_items_is_the_scheduler_s(fields: str) -> None:
     ask = decode("embeddings", body) if body else None
     flight = stage.group.launch(FlightSpec("POST", "/", body, Mode.WHOLE, "r", ask=ask))
     assert not stage.embedder.take(flight, b"")
-    assert (len(stage.embedder), flight.on_empty, stage.group.live) == (0, None, {flight})
+    assert (len(stage.embedder), flight.on_abandoned, stage.group.live) == (0, None, {flight})
     stage.group.remove(flight)
 
 

@@ -69,7 +69,7 @@ def test_a_request_that_another_caller_reads_too_is_not_pushed_out() -> None:
     stage.ask("first", caller="heavy")
     stage.loop.turn()
     heavy = [stage.ask(f"h{n}", caller="heavy") for n in range(3)]
-    follower = stage.group.attach(heavy[2].flight, usage=True, whole=True, verdict="attached", owner="light")
+    follower = stage.group.attach(heavy[2].flight, usage=True, whole=True, attached=True, owner="light")
     stage.embedder.joined(follower)
     stage.ask("l", caller="another")
     assert [code_of(reader) for reader in heavy] == [None, Code.QUEUE_SHARE, None]
@@ -97,7 +97,7 @@ def test_a_request_that_a_lighter_caller_joins_takes_its_turn() -> None:
     stage.ask("first")
     stage.loop.turn()
     last = [stage.ask(f"h{n}", caller="heavy") for n in range(20)][-1]
-    light = stage.group.attach(last.flight, usage=True, whole=True, verdict="attached", owner="light")
+    light = stage.group.attach(last.flight, usage=True, whole=True, attached=True, owner="light")
     stage.embedder.joined(light)
     for _ in range(3):
         stage.answer()
@@ -140,7 +140,7 @@ def test_what_the_queue_says_of_one_caller_is_not_told_to_who_wants_the_same_ite
     one = stage.ask("a", caller="heavy")
     same_item = stage.ask("a", caller="light", user="another")
     other = stage.ask("b", caller="heavy")
-    same_request = stage.group.attach(other.flight, usage=True, whole=True, verdict="attached", owner="light")
+    same_request = stage.group.attach(other.flight, usage=True, whole=True, attached=True, owner="light")
     finish(stage)
     assert [code_of(one), code_of(other)] == [Code.QUEUE_SHARE] * 2
     assert [vectors(same_item), vectors(same_request)] == [[vector("a")], [vector("b")]]
@@ -300,7 +300,7 @@ def test_whoever_comes_joins_and_leaves_everyone_has_its_vectors_or_a_refusal_of
         elif what == "join" and readers:
             of, _, given_ = readers[value % len(readers)]
             if not of.flight.ended and of in of.flight.subscribers:
-                reader = stage.group.attach(of.flight, usage=True, whole=True, verdict="attached", owner=caller)
+                reader = stage.group.attach(of.flight, usage=True, whole=True, attached=True, owner=caller)
                 stage.embedder.joined(reader)
                 readers.append((reader, caller, given_))
         elif what == "leave" and readers:

@@ -225,7 +225,7 @@ def landing(one: EmbeddingRequest) -> None:
 )
 def test_a_request_lands_with_where_its_vectors_are_from(stored: list[Any], asked: int, verdict: str) -> None:
     one = want(["a", "b"])
-    reader = Subscriber(one.flight, verdict="attached" if asked else "miss")
+    reader = Subscriber(one.flight, attached=bool(asked))
     one.flight.subscribers.add(reader)
     for each, at in zip(began(one).values(), stored, strict=True):
         each.result = result(stored_at=at)
