@@ -26,6 +26,7 @@ from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
 from proxy.errors import place_of, words_of
 from proxy.flights import (
     PATIENCE,
+    ExchangeContext,
     Flight,
     FlightGroup,
     Keyer,
@@ -34,6 +35,7 @@ from proxy.flights import (
     Scheduler,
     Shapes,
     StreamLimits,
+    Timeouts,
     Watchdog,
     hash_of_cpu,
     memory_for,
@@ -180,28 +182,33 @@ async def running(
             twin=twin_of,
             callers=callers_of,
         )
-        scheduler = Scheduler(
-            group=group,
-            request_queue=request_queue,
-            learn=ticket_factory.landed,
+        limits = StreamLimits(
+            first_token=settings.first_token_timeout,
+            token=settings.token_timeout,
+            total=settings.total_timeout,
+            frame=settings.max_frame_bytes,
+            flight=settings.max_flight_bytes,
+        )
+        exchange_context = ExchangeContext(
             backends=backends,
-            cache=cache,
-            limits=StreamLimits(
-                first_token=settings.first_token_timeout,
-                token=settings.token_timeout,
-                total=settings.total_timeout,
-                frame=settings.max_frame_bytes,
-                flight=settings.max_flight_bytes,
-            ),
+            limits=limits,
+            timeouts=Timeouts(limits, loop, containment, pulse.lost),
             metrics=metrics,
-            loop=loop,
-            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
+            later=loop.call_later,
+            fault=containment,
             retry=_retry(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=containment,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
-            lost=pulse.lost,
-            passed=shapes.passed,
+        )
+        scheduler = Scheduler(
+            exchange_context,
+            group=group,
+            request_queue=request_queue,
+            cache=cache,
+            loop=loop,
+            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end its twins
+            on_complete=ticket_factory.landed,
+            on_unknown_shape=shapes.passed,
         )
         # The embedded Redis is no other process's: its limits would be ours at the price of a round trip.
         theirs = None if settings.redis == "auto" else redis_url
@@ -225,7 +232,7 @@ async def running(
             metrics=metrics,
             memory=memory,
             promote=scheduler.promote,
-            refused=scheduler.told.refused,
+            refused=scheduler.metrics.refused,
             on_fault=containment,
         )
         close = closing(embedder, scheduler.close)
@@ -424,7 +431,7 @@ def _watchdog(
     loop: asyncio.AbstractEventLoop,
 ) -> Watchdog:
     def healed(kind: Kind, what: str) -> None:
-        scheduler.told.healed(kind)
+        scheduler.metrics.healed(kind)
         log.event("error", "watchdog healed", what=kind, detail=what)
 
     return Watchdog(

@@ -1,7 +1,7 @@
 """TODO"""
 
 from proxy.flights.cost import NO_COST, Cost, actual_cost, estimate, estimate_raw, was_dispatched
-from proxy.flights.exchange import MakeIngest
+from proxy.flights.exchange import ExchangeContext, MakeIngest
 from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
@@ -23,6 +23,7 @@ __all__ = [
     "REQUEST_ID",
     "SLICE_BYTES",
     "Cost",
+    "ExchangeContext",
     "Flight",
     "FlightGroup",
     "FlightSpec",

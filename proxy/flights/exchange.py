@@ -9,9 +9,9 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
@@ -61,30 +61,38 @@ MakeIngest = Callable[
 ]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, frozen=True)
 class ExchangeContext:
-    """What every journey needs."""
+    """What all exchanges share."""
 
     backends: Backends
     limits: StreamLimits
-    watch: Timeouts
+    timeouts: Timeouts
     metrics: Metrics
-    own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
-    arrived: Callable[[Exchange, GatewayError | None], None]
-    """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
-    later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; what it gives can be cancelled
-    fault: Fault  # is told of an error of ours
-    retry: RetryRules
-    budget: Budget
-    requeue: Callable[[Exchange], bool] = lambda exchange: False
-    """Takes a journey that has no engine for its next attempt back to the head of the queue, which calls `resume`;
-    False: there is no queue any more."""
+    later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; returns a handle with `cancel`
+    fault: Fault  # reports an error of the gateway's own
+    retry: RetryRules = field(default_factory=RetryRules)
+    budget: Budget = field(default_factory=Budget)
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
 
 
+class ExchangeOwner(Protocol):
+    """Who begins exchanges and is told of their end."""
+
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
+        """Called once an exchange. None: the Flight has landed; else it has not, and must be ended."""
+
+    def requeue(self, exchange: Exchange) -> bool:
+        """Put an exchange without an engine for its next attempt at the head of the queue, which calls `resume`.
+        False: there is no queue any more."""
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        """Keep a task, and await it at the end."""
+
+
 class Exchange:
-    """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
+    """A Flight at an engine. Ends by `ExchangeOwner.arrived`, or by `cancel`."""
 
     __slots__ = (
         "_begin",
@@ -96,6 +104,7 @@ class Exchange:
         "_judged",
         "_left",
         "_over",
+        "_owner",
         "_reused",
         "_tried",
         "_waiting",
@@ -104,11 +113,14 @@ class Exchange:
         "lease",
     )  # fmt: skip
 
-    def __init__(self, flight: Flight, lease: Lease, exchange_context: ExchangeContext) -> None:
+    def __init__(
+        self, flight: Flight, lease: Lease, exchange_context: ExchangeContext, owner: ExchangeOwner
+    ) -> None:
         self.flight = flight
         self.lease = lease
         self.ingest: Ingest | None = None
         self._context = exchange_context
+        self._owner = owner
         self._tried: set[Backend] = set()
         self._left = exchange_context.retry.retries
         self._connection: Connection | None = None
@@ -233,7 +245,7 @@ class Exchange:
             self._send(backend, connection, reused=True)
         else:
             self._connecting = task = asyncio.ensure_future(self._connect(backend))
-            self._context.own(task)
+            self._owner.own(task)
             task.add_done_callback(self._connected)
 
     async def _connect(self, backend: Backend) -> None:
@@ -262,7 +274,7 @@ class Exchange:
             self._reused = reused
             first = self._first if self.lease.probe or backend.adaptive_limit is not None else None
             self.ingest = exchange_context.ingest(
-                flight, exchange_context.limits, exchange_context.watch, self._fed, self._head, first
+                flight, exchange_context.limits, exchange_context.timeouts, self._fed, self._head, first
             )
             if backend.echoes is not False and spec.mode is not Mode.RAW:
                 self._begin = b""
@@ -439,7 +451,7 @@ class Exchange:
     def _resume(self) -> None:
         """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._context.requeue(self):
+        if not self.resume() and not self._owner.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
             self._arrive(self._error or none)
 
@@ -475,10 +487,10 @@ class Exchange:
     def _arrive(self, error: GatewayError | None) -> None:
         self._over = True
         try:
-            self._context.arrived(self, error)
+            self._owner.arrived(self, error)
         except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
             self._context.fault("the end of a journey", e)
-            self._context.arrived(self, error or internal())
+            self._owner.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:
         """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""

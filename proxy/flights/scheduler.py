@@ -12,10 +12,9 @@ from typing import Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights import stored as kept
-from proxy.flights.exchange import Exchange, ExchangeContext, MakeIngest
+from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import NOT_DONE, Merger
 from proxy.flights.phase import Phase
@@ -25,8 +24,8 @@ from proxy.flights.queue.timers import Timers
 from proxy.flights.spec import Mode
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
-from proxy.telemetry import Fault, Metrics, contained, internal, raised
-from proxy.upstream import Backend, Backends, Budget, Lease, RetryRules
+from proxy.telemetry import contained, internal
+from proxy.upstream import Backend, Lease
 
 AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
 MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise
@@ -41,62 +40,48 @@ class Scheduler:
 
     def __init__(
         self,
+        exchange_context: ExchangeContext,
         *,
         group: FlightGroup,
         request_queue: RequestQueue[Flight],
-        backends: Backends,
         cache: Cache | None,
-        limits: StreamLimits,
-        metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
-        retry: RetryRules | None = None,
-        budget: Budget | None = None,
-        on_fault: Fault = raised,
-        ingest: MakeIngest = Ingest,
-        learn: Callable[[Flight], None] = lambda flight: None,
-        lost: Callable[[float], float] = lambda since: 0.0,
-        passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
+        on_complete: Callable[[Flight], None] = lambda flight: None,
+        on_unknown_shape: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
+        """`merge_max`: choices of one merged request, 1 for none. `on_complete` is called with each answer that
+        is complete and was queued with a ticket, `on_unknown_shape` with each complete stream of an engine whose
+        streams are not known."""
         self._group = group
         self.queue = request_queue
-        self._backends = backends
+        self._context = exchange_context
+        self._backends = exchange_context.backends
         self._cache = cache
-        self._metrics = metrics
-        self.told = QueueMetrics(metrics.registry)
+        self._metrics = exchange_context.metrics
+        self.metrics = QueueMetrics(exchange_context.metrics.registry)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Exchange] = {}
-        self._on_fault = on_fault
-        self._watch = Timeouts(limits, loop, on_fault, lost)
-        self._context = ExchangeContext(
-            backends=backends,
-            limits=limits,
-            watch=self._watch,
-            metrics=metrics,
-            own=self._own,
-            arrived=self._arrived,
-            later=loop.call_later,
-            fault=on_fault,
-            retry=retry or RetryRules(),
-            budget=budget or Budget(),
-            requeue=self._requeue,
-            ingest=ingest,
-        )
+        self._on_fault = exchange_context.fault
         self._merger = Merger(
-            merge_max, limit=limits.flight, window=request_queue.window, on_member=self._member_ended
+            merge_max,
+            limit=exchange_context.limits.flight,
+            window=request_queue.window,
+            on_member=self._member_ended,
         )
-        self._learn = learn  # told of each whole answer of an engine's
-        self._passed = passed  # and of each whole stream of one whose streams are not known
+        self._on_complete = on_complete
+        self._on_unknown_shape = on_unknown_shape
         self._timers = Timers(loop, self._fault)
         self._turn_due = False
         self._turns = 0
         self._failed_turns = 0
         self._closed = False
-        request_queue.on_pushed = self._pushed
-        backends.on_release = self._released
-        backends.on_gone = partial(self._told, Exchange.engine_gone)
-        backends.on_silent = partial(self._told, Exchange.engine_silent)
+        self._backends.subscribe(
+            capacity_changed=self._capacity_changed,
+            gone=partial(self._tell_exchanges, Exchange.engine_gone),
+            silent=partial(self._tell_exchanges, Exchange.engine_silent),
+        )
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -117,7 +102,7 @@ class Scheduler:
             expects = flight.queue_state.merge and self._merger.expects(flight, now)
             if lookup or expects or self.queue.waits or not self._place(flight):
                 hold = expects and self.queue.window > 0
-                self.queue.offer(flight, now, lookup=lookup, hold=hold)
+                self.queue.offer(flight, now, lookup=lookup, hold=hold, on_pushed=self._pushed)
                 if flight.trace is not None:
                     flight.trace.event("queued")
                 if hold:
@@ -126,7 +111,7 @@ class Scheduler:
                     self._soon()
         except GatewayError as e:
             self._group.remove(flight)
-            self.told.refused(e.code.code)
+            self.metrics.refused(e.code.code)
             raise
         except Exception:
             self.abandon(flight)
@@ -157,7 +142,7 @@ class Scheduler:
                 self.queue.discard(flight)
                 self._cut(flight)
                 self._end(flight, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
-        self._watch.close()
+        self._context.timeouts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- the queue --------------------------------------------------------------------------------
@@ -168,8 +153,8 @@ class Scheduler:
             self._turn_due = True
             self._loop.call_soon(contained, self._fault, "a turn of the scheduler", self._turn)
 
-    def _released(self) -> None:
-        """A place at an engine is free."""
+    def _capacity_changed(self) -> None:
+        """An engine may have room."""
         if self.queue.waits:
             self._soon()
 
@@ -223,7 +208,7 @@ class Scheduler:
             try:
                 if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
                     self._wait_on(flight, now)  # for the readers that joined later
-                    self.told.refused(error.code.code)
+                    self.metrics.refused(error.code.code)
                 else:
                     self._refuse(flight, error)
             except Exception as e:  # noqa: BLE001 - the others are overdue too
@@ -244,7 +229,7 @@ class Scheduler:
     def _refuse(self, flight: Flight, error: GatewayError) -> None:
         """End a Flight that gets no place."""
         self._end(flight, error)
-        self.told.refused(error.code.code)
+        self.metrics.refused(error.code.code)
 
     def _take(self, flight: Flight) -> bool:
         """Give a Flight whose turn it is to an engine. True: it waits no longer."""
@@ -272,7 +257,7 @@ class Scheduler:
                 return True
         if not self._place(flight):
             return False
-        self.told.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
+        self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:
@@ -283,7 +268,7 @@ class Scheduler:
     def _pushed(self, flight: Flight, error: GatewayError) -> None:
         """It had to make room for another's."""
         self._end(flight, error)
-        self.told.refused("pushed_out")
+        self.metrics.refused("pushed_out")
 
     def promote(
         self,
@@ -301,14 +286,14 @@ class Scheduler:
                 reader.waits(self._loop.time())
                 owner = reader.caller
             if self.queue.promote(flight, priority, deadline, owner):
-                self.told.promoted()
+                self.metrics.promoted()
 
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
         if self.queue.window > 0 and deadline is not None:
             self._timers.set("window", deadline, self._turn)
 
-    def _own(self, task: asyncio.Task[None]) -> None:
+    def own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -380,7 +365,7 @@ class Scheduler:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
                     self._board(flight)
-            exchange = self._flying[flight] = Exchange(flight, lease, self._context)
+            exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
             exchange.begin()
         except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
             self._fault("sending a flight to an engine", e)
@@ -411,7 +396,7 @@ class Scheduler:
 
     # -- at the engine ----------------------------------------------------------------------------
 
-    def _arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
         flight = exchange.flight
         try:
             self._flying.pop(flight, None)
@@ -441,7 +426,7 @@ class Scheduler:
         self._fault("a place that is given back", error)
         contained(self._fault, "a place that is given back", exchange.lease.release)
 
-    def _requeue(self, exchange: Exchange) -> bool:
+    def requeue(self, exchange: Exchange) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""
         if self._closed:
             return False
@@ -449,7 +434,7 @@ class Scheduler:
         self._soon()
         return True
 
-    def _told(self, what: Callable[[Exchange], None], backend: Backend) -> None:
+    def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
         """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
         for exchange in tuple(self._flying.values()):
             if exchange.lease.backend is backend:
@@ -477,7 +462,7 @@ class Scheduler:
     def _member_ended(self, member: Flight) -> None:
         self._group.remove(member)
         if member.phase is Phase.LANDED:
-            self._learn(member)
+            self._on_complete(member)
 
     def _cut(self, flight: Flight) -> None:
         """Stop its engine, unless it is working for others too."""
@@ -502,13 +487,13 @@ class Scheduler:
             self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
         broken = ingest is None or ingest.error_frame
         if flight.queue_state.assumed and not broken:
-            self._learn(flight)
+            self._on_complete(flight)
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
         key = flight.spec.key
         if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
-            self._passed(exchange.lease.backend, flight)
+            self._on_unknown_shape(exchange.lease.backend, flight)
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)
             return

@@ -149,7 +149,7 @@ class Gateway:
                 else:
                     seconds = parse_request_timeout(given)
                     call.deadline = asyncio.get_running_loop().time() + seconds
-                    sent = await run_with_deadline(call, answer, seconds, self._scheduler.told.missed)
+                    sent = await run_with_deadline(call, answer, seconds, self._scheduler.metrics.missed)
             except GatewayError as e:
                 # A Flight's error is raised to each of its readers: its traceback would keep the Flight, and its
                 # log, alive in a circle.

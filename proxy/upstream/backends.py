@@ -101,7 +101,7 @@ class Lease:
                 self.backend.breaker.left()
             if self.backend.leaving:
                 owner.left(self.backend)
-            owner.on_release()
+            owner.capacity_changed()
 
 
 class Backends:
@@ -117,15 +117,14 @@ class Backends:
         pulse: Pulse | None = None,
     ) -> None:
         self.all = list(backends)
-        self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
         self.on_suspect: Callable[[Backend], None] = lambda backend: None
         """One caller's requests fail there: whoever takes this checks it by itself, and tells `checked`."""
-        self.on_gone: Callable[[Backend], None] = lambda backend: None
-        """It does not run any more, as looks found: told again with each look, for what is under way there."""
-        self.on_silent: Callable[[Backend], None] = lambda backend: None
-        """It has not answered looks for a while: told again with each look."""
+        self.capacity_changed: Callable[[], None] = lambda: None
+        """To be called when a queued request may find an engine: see `subscribe`."""
+        self._on_gone: Callable[[Backend], None] = lambda backend: None
+        self._on_silent: Callable[[Backend], None] = lambda backend: None
         self.on_left: Callable[[Backend], None] = lambda backend: None
         """One that was removed has nothing under way any more: nothing of it need be kept."""
         self._router = router or LeastOutstanding()
@@ -142,6 +141,18 @@ class Backends:
         self._chosen: dict[str | None, list[Backend]] = {}
         """Candidates of each model that an engine claims, and of all others by None; empty when something changed.
         Not of each name that comes: clients choose those, and their length."""
+
+    def subscribe(
+        self,
+        *,
+        capacity_changed: Callable[[], None],
+        gone: Callable[[Backend], None] = lambda backend: None,
+        silent: Callable[[Backend], None] = lambda backend: None,
+    ) -> None:
+        """Set what the scheduler is called with: `capacity_changed` when an engine may have room, `gone` when an
+        engine does not run any more, `silent` when one has not answered checks for a while. The last two are
+        called with each check, for the requests that are under way there."""
+        self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -274,7 +285,7 @@ class Backends:
         backend.inflight = max(0, backend.inflight - places)
         if backend.leaving:
             self.left(backend)
-        self.on_release()
+        self.capacity_changed()
 
     def _perhaps_back(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], now: float
@@ -328,7 +339,7 @@ class Backends:
         elif changed:
             self._closed(backend)
             return
-        self.on_release()  # who waited for what becomes of it
+        self.capacity_changed()  # who waited for what becomes of it
 
     def _opened(self, backend: Backend, why: str) -> None:
         self._tripped.add(backend)
@@ -337,7 +348,7 @@ class Backends:
     def _closed(self, backend: Backend) -> None:
         self._tripped.discard(backend)
         self.on_breaker(backend, "")
-        self.on_release()  # who waited for the probe
+        self.capacity_changed()  # who waited for the probe
 
     def seen_few(self, lease: Lease) -> None:
         """The engine answered fewer choices than it was asked for: it is asked for one by one."""
@@ -366,7 +377,7 @@ class Backends:
             self._wake(backend)
             self.on_change(backend)
             if back:
-                self.on_release()  # who waits, because it was away
+                self.capacity_changed()  # who waits, because it was away
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
         """Other engines from now on. One that is removed ends what it has under way."""
@@ -414,10 +425,10 @@ class Backends:
         backend.silent = backend.silent + 1 if silent else 0
         self._set(backend, up=not down, detail=down)
         if backend.silent >= SILENT_LOOKS:
-            self.on_silent(backend)
+            self._on_silent(backend)
         if backend.missed >= GONE_LOOKS:
             backend.pool.drop_idle()
-            self.on_gone(backend)
+            self._on_gone(backend)
 
     async def _look(self, backend: Backend) -> tuple[bool, str]:
         """Whether it is gone, and why it is down, if it is. Any answer that is not a server error shows a living

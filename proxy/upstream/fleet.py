@@ -115,7 +115,7 @@ class Fleet:
             removed=" ".join(b.name for b in removed),
         )
         await self.backends.refresh(added)
-        self.backends.on_release()  # there may be room now for who waits
+        self.backends.capacity_changed()  # there may be room now for who waits
 
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
         """This context, or this key, for what engines are asked from now on."""

@@ -53,7 +53,7 @@ def watch(
             log.event("info", "engine pace", backend=engine.name, max_inflight=limit)
 
         pace = LimitTicker(
-            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=told
+            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.capacity_changed(), on_large=told
         )
         tasks.append(("the pacers' ticks", pace.run))
     for name, run in tasks:

@@ -136,10 +136,8 @@ class Trip:
         exchange_context = ExchangeContext(
             backends=self.backends,
             limits=limits,
-            watch=self.watch,
+            timeouts=self.watch,
             metrics=self.metrics,
-            own=self.tasks.add,
-            arrived=self.arrived,
             later=loop.call_later,
             fault=self.fault,
             retry=retry or RetryRules(),
@@ -149,7 +147,14 @@ class Trip:
         self.flight = Flight(spec or FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.exchange = Exchange(self.flight, lease, exchange_context)
+        self.exchange = Exchange(self.flight, lease, exchange_context, self)
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+
+    def requeue(self, exchange: Exchange) -> bool:
+        """There is no queue."""
+        return False
 
     def fault(self, where: str, error: BaseException) -> None:
         self.faults.append(error)

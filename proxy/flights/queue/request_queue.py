@@ -53,8 +53,6 @@ class RequestQueue(Generic[T]):
         self._ticket = ticket
         self._twin = twin  # what twins have alike; None: it has none
         self._callers = callers  # who reads an item
-        self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
-        """Told of each item that had to make room for another's, and why."""
         self._lookups: LookupBatcher[T] = LookupBatcher(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
         self._back: dict[T, tuple[float, str | None]] = {}
@@ -80,15 +78,24 @@ class RequestQueue(Generic[T]):
         """Whether anything that waits for a place could have twins."""
         return bool(self._twins)
 
-    def offer(self, item: T, now: float, *, lookup: bool, hold: bool = False) -> None:
-        """Queue an item, for a look-up, or for a place, or held until `release`.
+    def offer(
+        self,
+        item: T,
+        now: float,
+        *,
+        lookup: bool,
+        hold: bool = False,
+        on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None,
+    ) -> None:
+        """Queue an item, for a look-up, or for a place, or held until `release`. `on_pushed` is called with the
+        item that leaves the queue to make room, and its error.
 
         Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
         the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
         if len(self) >= self.limit:
-            self._make_room(self._ticket_of(item))
+            on_pushed(*self._make_room(self._ticket_of(item)))
         if lookup:
             self._lookups.arrived[item] = now
         elif hold:
@@ -267,10 +274,10 @@ class RequestQueue(Generic[T]):
             ticket = replace(ticket, owner=min(callers, key=lambda one: (owned(one), one != ticket.owner)))
         return ticket
 
-    def _make_room(self, ticket: Ticket) -> None:
+    def _make_room(self, ticket: Ticket) -> tuple[T, GatewayError]:
         victim, error = self.line.shares.make_room(ticket.owner, ticket.priority, self.limit, self._callers)
         self.discard(victim)
-        self.on_pushed(victim, error)
+        return victim, error
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
         """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ async def test_a_connection_that_no_feeder_could_be_made_for_is_closed() -> None
     def fails(*given: Any) -> Any:
         raise ZeroDivisionError
 
-    trip.exchange._context.ingest = fails
+    trip.exchange._context = replace(trip.exchange._context, ingest=fails)
     wire = trip.engines[0].idle[0]
     trip.exchange.begin()
     assert [error and error.code for error in trip.arrivals] == [Code.INTERNAL]

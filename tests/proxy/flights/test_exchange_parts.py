@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.exchange import GONE_SECONDS, ID_WITHIN, Exchange, ExchangeContext
+from proxy.flights.exchange import GONE_SECONDS, ID_WITHIN, Exchange
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
@@ -236,7 +236,9 @@ async def test_back_at_the_head_of_the_queue_it_takes_a_place_or_ends_where_no_e
 
 @pytest.mark.parametrize("takes", [True, False])
 @virtual
-async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool) -> None:
+async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(
+    takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trip = Trip(retry=RetryRules(retries=1, backoff=1.0))
     queued: list[Exchange] = []
 
@@ -244,7 +246,7 @@ async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool
         queued.append(exchange)
         return takes
 
-    trip.exchange._context.requeue = requeue
+    monkeypatch.setattr(trip, "requeue", requeue)
     trip.exchange.begin()
     await trip.dialled(error=UNREACHABLE)
     trip.backends.all[0].max_inflight = 0
@@ -257,18 +259,9 @@ async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool
 
 
 @virtual
-async def test_by_itself_a_road_has_no_queue() -> None:
-    trip = Trip()
-    assert not trip.exchange._context.requeue(trip.exchange)
-    assert ExchangeContext.__dataclass_fields__["ingest"].default is not None
-    trip.cancel()
-    await trip.left_nothing()
-
-
-@virtual
-async def test_one_that_cannot_be_told_of_its_arrival_is_told_again() -> None:
+async def test_one_that_cannot_be_told_of_its_arrival_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     trip = trip_to()
-    arrived, calls = trip.exchange._context.arrived, list[GatewayError | None]()
+    arrived, calls = trip.arrived, list[GatewayError | None]()
 
     def fails(exchange: Exchange, error: GatewayError | None) -> None:
         calls.append(error)
@@ -276,7 +269,7 @@ async def test_one_that_cannot_be_told_of_its_arrival_is_told_again() -> None:
             raise ZeroDivisionError
         arrived(exchange, error)
 
-    trip.exchange._context.arrived = fails
+    monkeypatch.setattr(trip, "arrived", fails)
     answer(trip.engines[0].wire)
     assert [error and error.code for error in calls] == [None, Code.INTERNAL]
     assert [type(fault) for fault in trip.faults] == [ZeroDivisionError]

@@ -10,15 +10,17 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.exchange import ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import StreamLimits
+from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
 from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.redis.cache import Cache, Stored
+from proxy.telemetry import raised
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.pool import Pool
@@ -81,13 +83,19 @@ class House:
         self.group = FlightGroup()
         self.store = Store()
         self.metrics = Metrics()
+        limits = StreamLimits()
         self.scheduler = Scheduler(
+            ExchangeContext(
+                backends=self.backends,
+                limits=limits,
+                timeouts=Timeouts(limits, loop),
+                metrics=self.metrics,
+                later=loop.call_later,
+                fault=raised,
+            ),
             group=self.group,
             request_queue=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
-            backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
-            limits=StreamLimits(),
-            metrics=self.metrics,
             loop=loop,
         )
 

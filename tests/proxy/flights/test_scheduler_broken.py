@@ -251,9 +251,9 @@ async def test_of_an_engine_that_is_gone_every_journey_there_hears_and_no_other(
             raise ZeroDivisionError
 
     engine = house.backends.all[0]
-    house.scheduler._told(hears, engine)
+    house.scheduler._tell_exchanges(hears, engine)
     assert (heard, words) == (flights, ["an engine that is gone"])
-    house.scheduler._told(hears, Backend("e1", engine.pool, 1))
+    house.scheduler._tell_exchanges(hears, Backend("e1", engine.pool, 1))
     assert len(heard) == 3
     await house.scheduler.close()
     house.left_nothing()
@@ -326,12 +326,12 @@ async def test_after_the_end_nothing_waits_at_the_head_of_the_queue_again() -> N
     house = House(kept=1, ticket=lambda flight: Ticket())
     house.ask()
     (exchange,) = house.scheduler._flying.values()
-    assert house.scheduler._requeue(exchange)
+    assert house.scheduler.requeue(exchange)
     assert exchange.flight in house.scheduler.queue
     await house.turn()
     assert repr(house.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=1>"
     assert house.scheduler.flying == 1
     await house.scheduler.close()
-    assert not house.scheduler._requeue(exchange)
+    assert not house.scheduler.requeue(exchange)
     assert house.scheduler.queue.next_overdue() == math.inf
     house.left_nothing()

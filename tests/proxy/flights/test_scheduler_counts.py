@@ -352,8 +352,8 @@ async def test_what_is_just_as_large_as_may_be_stored_is(monkeypatch: pytest.Mon
 
 def taught(house: House, learned: list[Any], passed: list[Any]) -> Scheduler:
     scheduler = house.scheduler
-    scheduler._learn = learned.append
-    scheduler._passed = lambda engine, flight: passed.append((engine.name, flight))
+    scheduler._on_complete = learned.append
+    scheduler._on_unknown_shape = lambda engine, flight: passed.append((engine.name, flight))
     return scheduler
 
 

@@ -65,7 +65,7 @@ async def test_twins_that_wait_for_one_place_go_together_and_each_is_taught_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house, learned = House(kept=3), list[Flight]()
-    house.scheduler._learn = learned.append
+    house.scheduler._on_complete = learned.append
     _, reader = house.ask()
     flights = twins(house, 3)
     await house.turn()

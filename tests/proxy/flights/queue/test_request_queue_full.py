@@ -18,18 +18,28 @@ from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVE
 Item = tuple[str, int]
 
 
+class Pushing(RequestQueue[Item]):
+    """Keeps what is pushed out."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.pushed: list[tuple[Item, GatewayError]] = []
+
+    def offer(self, item: Item, now: float, *, lookup: bool, hold: bool = False, on_pushed: Any = None) -> None:
+        pushed = on_pushed or (lambda item, error: self.pushed.append((item, error)))
+        super().offer(item, now, lookup=lookup, hold=hold, on_pushed=pushed)
+
+
 def queue(limit: int, **more: Any) -> tuple[RequestQueue[Item], list[tuple[Item, GatewayError]]]:
     """One whose items' owner is their first letter; what is pushed out is kept."""
-    pushed: list[tuple[Item, GatewayError]] = []
     classes = {"H": HIGH, "L": LOW}
-    made: RequestQueue[Item] = RequestQueue(
+    made = Pushing(
         limit=limit,
         max_batch=9,
         ticket=lambda item: Ticket(owner=item[0][0], priority=classes.get(item[0][-1], 1)),
         **more,
     )
-    made.on_pushed = lambda item, error: pushed.append((item, error))
-    return made, pushed
+    return made, made.pushed
 
 
 def fill(request_queue: RequestQueue[Item], owner: str, count: int) -> None:
