@@ -1,6 +1,4 @@
-"""Owns how many tokens a request may cost, guessed before an engine has seen it, and what an answer did cost.
-Must not know limits, callers, Redis or HTTP: it reads an Ask, or a body that passes through, and a Flight's end.
-Called at admission, and by the limiter when a Flight has ended."""
+"""How many tokens a request may cost, estimated before an engine has seen it, and what its answer did cost."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Owns one Flight's way to an engine and back: its lease, its attempts, which failures lead to another one.
-Must not know the queue, the store or readers. No task: it moves as its connection calls it.
-Called by the scheduler, once a Flight that has been given a place."""
+"""A dispatched Flight: its lease, its attempts, and which failures lead to another attempt.
+
+No task belongs to an exchange: it advances as its connection calls it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Exchange:
 
     def begin(self) -> None:
         self._context.budget.deposit()
-        self._depart()
+        self._start_attempt()
 
     def cancel(self) -> None:
         """Nobody wants the answer: the engine is told at once, whatever it is doing."""
@@ -148,7 +148,7 @@ class Exchange:
             self._connecting.cancel()
         if self._waiting is not None:
             self._waiting.cancel()
-        self._part(content=False)
+        self._detach(content=False)
         self._over = True
         adaptive_limit, flight = self.lease.backend.adaptive_limit, self.flight
         if adaptive_limit is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
@@ -164,51 +164,51 @@ class Exchange:
             lease = exchange_context.backends.another(spec.model, frozenset(self._tried), spec.affinity)
             lease = lease or exchange_context.backends.acquire(spec.model, affinity=spec.affinity)
         except GatewayError as none:
-            self._arrive(self._error or none)
+            self._finish(self._error or none)
             return True
         if lease is None:
             return False
         self.lease = lease
-        self._depart()
+        self._start_attempt()
         return True
 
     def engine_gone(self) -> None:
         """Its engine does not run any more. Untouched, it moves to another engine that does; else it may go on
         while anything comes, and for a while without. Called again and again while the engine is gone."""
-        if self._over or self._gone is not None or self._connection is None or self._move():
+        if self._over or self._gone is not None or self._connection is None or self._move_elsewhere():
             return
         now = self.flight.clock()
-        self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
+        self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
 
     def engine_silent(self) -> None:
         """Its engine answers no looks. Untouched, it moves to one that runs; else it has the time that it has."""
         if not self._over and self._connection is not None:
-            self._move()
+            self._move_elsewhere()
 
-    def _look_again(self, since: float) -> Callable[[], None]:
-        return partial(self._safely, "an engine that is gone", partial(self._still_gone, since))
+    def _check_silence(self, since: float) -> Callable[[], None]:
+        return partial(self._safely, "an engine that is down", partial(self._still_gone, since))
 
     def _still_gone(self, since: float) -> None:
         """Has anything come in this time?"""
         self._gone = None
         ingest, backend = self.ingest, self.lease.backend
-        if self._over or ingest is None or self._connection is None or backend.up or self._move():
+        if self._over or ingest is None or self._connection is None or backend.up or self._move_elsewhere():
             return
         now = self.flight.clock()
         if ingest.last > since or ingest.held:
-            self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
+            self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
             return
         code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
-        why = f"The engine is gone ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
+        why = f"The engine is down ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
         self._context.metrics.upstream_error(backend.name, code.code)
-        self._part(content=False)
-        self._arrive(GatewayError(code, why))
+        self._detach(content=False)
+        self._finish(GatewayError(code, why))
 
-    def _move(self) -> bool:
+    def _move_elsewhere(self) -> bool:
         """To another engine that runs, where the rules allow it. True: it is on its way."""
-        return self._elsewhere() and self._again(RESET, content=False)
+        return self._has_other_engine() and self._retry(RESET, content=False)
 
-    def _elsewhere(self) -> bool:
+    def _has_other_engine(self) -> bool:
         """Whether an engine that was not tried runs, full or not."""
         here, tried = self.lease.backend, self._tried
         engines = self._context.backends.candidates(self.flight.spec.model)
@@ -216,7 +216,7 @@ class Exchange:
 
     # -- one attempt ------------------------------------------------------------------------------
 
-    def _depart(self) -> None:
+    def _start_attempt(self) -> None:
         """An attempt at the engine that there is a lease for."""
         backend = self.lease.backend
         self.flight.dispatched(backend.name, self._throttle)
@@ -252,7 +252,7 @@ class Exchange:
         try:
             connection = await backend.pool.connect()
         except GatewayError as e:
-            self._failed(e, CONNECT)
+            self._attempt_failed(e, CONNECT)
             return
         self._send(backend, connection, reused=False)
 
@@ -262,7 +262,7 @@ class Exchange:
             self._connecting = None
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._broke("connecting to an engine", error)
+            self._contain("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
         flight, spec, exchange_context = self.flight, self.flight.spec, self._context
@@ -272,42 +272,47 @@ class Exchange:
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused
-            first = self._first if self.lease.probe or backend.adaptive_limit is not None else None
+            first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
             self.ingest = exchange_context.ingest(
-                flight, exchange_context.limits, exchange_context.timeouts, self._fed, self._head, first
+                flight,
+                exchange_context.limits,
+                exchange_context.timeouts,
+                self._on_response_end,
+                self._on_head,
+                first,
             )
             if backend.echoes is not False and spec.mode is not Mode.RAW:
                 self._begin = b""
-                self.ingest.vet = self._vet
+                self.ingest.vet = self._check_id
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
-            self._arrive(e)
+            self._finish(e)
         except Exception as e:  # noqa: BLE001 - a flight whose request is not sent would wait for ever
             connection.abort()
-            self._broke("sending a request", e)
+            self._contain("sending a request", e)
 
-    def _head(self, status: int, headers: list[tuple[str, str]]) -> bool:
+    def _on_head(self, status: int, headers: list[tuple[str, str]]) -> bool:
         """The engine's answer begins. True: it is asked again, this answer is dropped."""
         if status < 429:
             return False
         try:
-            return self._refused(status, headers)
+            return self._on_refusal(status, headers)
         except Exception as e:  # noqa: BLE001 - the answer may be parted with already: nobody else would end this
-            self._broke("an engine's refusal", e)
+            self._contain("an engine's refusal", e)
             return True
 
-    def _refused(self, status: int, headers: list[tuple[str, str]]) -> bool:
+    def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
         if status in _BAD_STATUSES:
-            self._bad(f"it answered {status}")
+            self._report_failure(f"it answered {status}")
             self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
         if status not in STATUSES:
             return False
         self._error = None  # should no engine be free after a wait, that is what is said
-        return self._again(str(status), retry_after(headers, time.time))
+        return self._retry(str(status), retry_after(headers, time.time))
 
-    def _vet(self, data: bytes) -> bool:
+    def _check_id(self, data: bytes) -> bool:
         """Compare the answer's `id`, where the engine makes it from the request's, as vLLM does. On a kept
         connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
         self._begin = begin = self._begin + data if self._begin else data
@@ -325,40 +330,40 @@ class Exchange:
         elif not self._reused:
             backend.echoes = False
         elif backend.echoes:
-            self._part(content=False)
+            self._detach(content=False)
             self.flight.rewind()
             self._context.metrics.retry(STALE)
             self._attempt(backend, fresh=True)
             return True
         return False
 
-    def _first(self) -> None:
+    def _on_first_token(self) -> None:
         """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end
         of a stream what its beginning said would be old."""
         adaptive_limit, sent = self.lease.backend.adaptive_limit, self.flight.times.dispatched
         if adaptive_limit is not None and sent is not None:
             adaptive_limit.answered(sent, self.flight.clock())
         if self.lease.probe:
-            self._good()
+            self._report_success()
 
-    def _fed(self, error: GatewayError | None) -> None:
+    def _on_response_end(self, error: GatewayError | None) -> None:
         """The exchange is over."""
         try:
             connection, ingest = self._connection, self.ingest
-            self._part(content=error is None and not (ingest is not None and ingest.surplus))
+            self._detach(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
-                self._good()
-                self._arrive(None)
+                self._report_success()
+                self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
-                    self._good()
-                self._arrive(error)
+                    self._report_success()
+                self._finish(error)
             else:
-                self._lost(error, connection)
+                self._on_response_lost(error, connection)
         except Exception as e:  # noqa: BLE001 - a connection's border: the flight and its place would be left behind
-            self._broke("the end of an exchange", e)
+            self._contain("the end of an exchange", e)
 
-    def _lost(self, error: GatewayError, connection: Connection | None) -> None:
+    def _on_response_lost(self, error: GatewayError, connection: Connection | None) -> None:
         """The exchange ended without a whole answer."""
         flight = self.flight
         cause = None
@@ -375,41 +380,41 @@ class Exchange:
             cause = None if flight.divides else TRUNCATED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
-        self._failed(error, cause)
+        self._attempt_failed(error, cause)
 
     # -- its outcome ------------------------------------------------------------------------------
 
-    def _good(self) -> None:
+    def _report_success(self) -> None:
         if self._judged is None:
             self._judged = True
             self._context.backends.seen_good(self.lease)
 
-    def _bad(self, why: str) -> None:
+    def _report_failure(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
             self._context.backends.seen_bad(self.lease, why, self.flight.queue_state.resolve_owner())
 
-    def _failed(self, error: GatewayError, cause: str | None) -> None:
+    def _attempt_failed(self, error: GatewayError, cause: str | None) -> None:
         """An attempt failed: once more, where the rules allow it and nothing has gone out."""
         if error.code is Code.LOCAL_RESOURCES:
-            self._arrive(error)  # ours: it says nothing of any engine, and another one would meet it too
+            self._finish(error)  # ours: it says nothing of any engine, and another one would meet it too
             return
         backend, exchange_context = self.lease.backend, self._context
         exchange_context.metrics.upstream_error(backend.name, error.code.code)
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):
-            self._bad(error.message)
+            self._report_failure(error.message)
         if cause is CONNECT:
             exchange_context.backends.seen_down(backend, error.message)
         self._error = error
-        if cause is None or not self._again(cause):
-            self._arrive(error)
+        if cause is None or not self._retry(cause):
+            self._finish(error)
 
     @property
     def _answered(self) -> bool:
         """The engine's answer was whole as far as HTTP goes: what is wrong in it is wrong for this request."""
         return self.ingest is not None and self.ingest.answered
 
-    def _again(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
+    def _retry(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
         """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
         `content`: what is left of this answer may be read to its end, to keep the connection."""
         exchange_context, flight, spec = self._context, self.flight, self.flight.spec
@@ -425,7 +430,7 @@ class Exchange:
                 pause = exchange_context.retry.wait(flight.attempts, exchange_context.jitter(), after)
                 if pause is None:
                     return False
-            moves = cause in GONE and (other is not None or self._elsewhere())
+            moves = cause in GONE and (other is not None or self._has_other_engine())
             if not moves and not exchange_context.budget.withdraw():
                 exchange_context.metrics.retry_denied()
                 return False
@@ -433,12 +438,12 @@ class Exchange:
             exchange_context.metrics.retry(cause)
             if flight.trace is not None:
                 flight.trace.retried(cause)
-            self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
+            self._detach(content=content)  # of an answer that is dropped; else there is nothing to part with
             flight.rewind()
             self.lease.release()
             if other is not None:
                 self.lease, other = other, None
-                self._depart()
+                self._start_attempt()
             else:
                 self._waiting = exchange_context.later(
                     pause or 0.0, partial(self._safely, "another attempt", self._resume)
@@ -452,27 +457,27 @@ class Exchange:
         """A retry's wait is over. None is free: back to the head of the queue."""
         self._waiting = None
         if not self.resume() and not self._owner.requeue(self):
-            none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
-            self._arrive(self._error or none)
+            none = GatewayError(Code.NO_BACKEND, "No engine has capacity for another attempt.", retry_after=1)
+            self._finish(self._error or none)
 
     def _safely(self, where: str, step: Callable[[], None]) -> None:
         """A timer's border."""
         try:
             step()
         except Exception as e:  # noqa: BLE001 - as said: the flight would wait for ever
-            self._broke(where, e)
+            self._contain(where, e)
 
-    def _broke(self, where: str, error: BaseException) -> None:
+    def _contain(self, where: str, error: BaseException) -> None:
         """An error of ours: its connection is closed, its readers get a 500, its place goes back."""
         self._context.fault(where, error)
         if self._over:
             return
         connection = self._connection
-        steps: list[Callable[[], object]] = [partial(self._part, content=False)]
+        steps: list[Callable[[], object]] = [partial(self._detach, content=False)]
         contained(self._context.fault, where, *steps, *([connection.abort] if connection is not None else ()))
-        self._arrive(internal())
+        self._finish(internal())
 
-    def _part(self, *, content: bool) -> None:
+    def _detach(self, *, content: bool) -> None:
         """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
         ingest, connection = self.ingest, self._connection
         if self._gone is not None:
@@ -484,12 +489,12 @@ class Exchange:
                 ingest.close()
             connection.release(ingest, content=content)
 
-    def _arrive(self, error: GatewayError | None) -> None:
+    def _finish(self, error: GatewayError | None) -> None:
         self._over = True
         try:
             self._owner.arrived(self, error)
         except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
-            self._context.fault("the end of a journey", e)
+            self._context.fault("the end of an exchange", e)
             self._owner.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:

@@ -1,6 +1,7 @@
-"""Owns the Flight: one answer's append-only log, the phase it is in, its readers' cursors.
-Must not know HTTP, sockets, Redis or engines: it is fed frames and hands out bytes.
-Called by the gateway (join, leave), the scheduler (feeding, ending) and respond (reading)."""
+"""The Flight: one answer's append-only log, its phase, and its readers' cursors. Knows no HTTP, sockets or Redis.
+
+Its facts are set by its own methods, one each; nothing assigns its attributes from outside. A token takes one
+call, `append_token`."""
 
 from __future__ import annotations
 
@@ -54,11 +55,48 @@ class Flight:
     divides: ClassVar[bool] = False  # what is missing of it is asked for again in parts, not as a whole
 
     __slots__ = (
-        "_joined", "_view", "attempts", "backend", "before", "carried_as", "clock", "content_events", "ended",
-        "error", "estimated", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory",
-        "mode", "on_abandoned", "on_end", "on_spoiled", "origin", "phase", "plain", "private",
-        "queue_state", "refused_by", "replace", "shape", "size", "spec", "storable", "stored_at", "subscribers",
-        "tail", "throttle", "times", "trace", "usage",
+        "_joined",
+        "_view",
+        "attempts",
+        "backend",
+        "before",
+        "carried_as",
+        "clock",
+        "content_events",
+        "ended",
+        "error",
+        "estimated",
+        "finished",
+        "folded",
+        "folds",
+        "head",
+        "held",
+        "items",
+        "log",
+        "log_without_usage",
+        "look",
+        "memory",
+        "mode",
+        "on_abandoned",
+        "on_end",
+        "on_spoiled",
+        "origin",
+        "phase",
+        "private",
+        "queue_state",
+        "refused_by",
+        "replace",
+        "shape",
+        "size",
+        "spec",
+        "storable",
+        "stored_at",
+        "subscribers",
+        "tail",
+        "throttle",
+        "times",
+        "trace",
+        "usage",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +148,7 @@ class Flight:
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
-        self.plain: list[bytes] = [] if spec.usage_added else self.log
+        self.log_without_usage: list[bytes] = [] if spec.usage_added else self.log
         self._view = UsageStripper() if spec.usage_added else None
         self._joined = _NOTHING_JOINED
 
@@ -195,7 +233,7 @@ class Flight:
         self.mode = Mode.WHOLE
 
     def token(self, now: float) -> bool:
-        """Content has come that `push` does not count. True: the first."""
+        """Content has come that `append_token` does not count. True: the first."""
         self.content_events += 1
         if self.times.first is not None:
             return False
@@ -246,11 +284,11 @@ class Flight:
         view = self._view
         if view is not None:
             if same and not view.held:
-                self.plain.append(wired)
+                self.log_without_usage.append(wired)
             else:
-                self.plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+                self.log_without_usage.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
 
-    def push(self, frame: bytes) -> None:
+    def append_token(self, frame: bytes) -> None:
         """`add(frame, same=True)` and `flush`, for the one frame of a read that is like the one before it: what
         nearly every token takes. No call for a reader that is up to date but the write: 14 calls become 5."""
         size = len(frame)
@@ -260,7 +298,7 @@ class Flight:
             return
         self.content_events += 1
         wired = SIZES[size] + frame + b"\r\n"
-        log, plain, view = self.log, self.plain, self._view
+        log, plain, view = self.log, self.log_without_usage, self._view
         if self.private and not log:
             for reader in self.subscribers:  # its only one: there is nothing to keep for another
                 if reader.pipe is not None and not reader.lagging:
@@ -306,14 +344,14 @@ class Flight:
         """What belongs to no answer: it is for those who read along, is in no log, and is not waited for."""
         wired = chunk(frames)
         for reader in tuple(self.subscribers):
-            at = len(self.log if reader.usage else self.plain)
+            at = len(self.log if reader.usage else self.log_without_usage)
             if reader.pipe is not None and reader.sent and reader.cursor == at and not reader.lagging:
                 try:
                     reader.lagging = not reader.pipe.write(wired)
                     reader.sent += len(wired)
                     if reader.lagging:
                         reader.wake()
-                except Exception as e:  # noqa: BLE001 - as in `push`
+                except Exception as e:  # noqa: BLE001 - as in `append_token`
                     reader.broke(e)
 
     def replay_stored(self, head: Head, body: bytes, plain: bytes, shape: Shape | None) -> None:
@@ -323,7 +361,7 @@ class Flight:
         self.log.append(body)
         self.size += len(body)
         if self._view is not None:
-            self.plain.append(plain)
+            self.log_without_usage.append(plain)
             self._view = None  # nothing is held back from now on
 
     def start(self, head: Head) -> None:
@@ -332,7 +370,7 @@ class Flight:
         self.head = head
         self.flush()
 
-    def piece(self, data: bytes, now: float | None = None) -> None:
+    def append_body(self, data: bytes, now: float | None = None) -> None:
         """RAW and WHOLE: append a piece of the body. `now`: when it came, where it is part of the answer."""
         if self.times.first is None:
             self.times.first = now
@@ -387,7 +425,7 @@ class Flight:
     def grow(self, most: int) -> int | GatewayError:
         """The log has passed what it may hold: how much it may hold from now on, or the error that ends it."""
         if self.size > most:
-            return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {most} bytes.")
+            return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {most} bytes (max_flight_bytes).")
         allowed = min(most, self.size + STEP)
         if self.charge(allowed) or (self.private and any(reader.lagging for reader in self.subscribers)):
             return allowed  # an engine whose only reader lags is held back: there is no more than one step
@@ -408,7 +446,7 @@ class Flight:
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
         self.look = self.throttle = None  # no reference cycle is left
-        self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
+        self.log_without_usage.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
         self.finished = True
@@ -446,7 +484,7 @@ class Flight:
 
     def view(self, *, usage: bool) -> list[bytes]:
         """The log as a reader sees it: with the usage chunk, or as if usage had not been asked for."""
-        return self.log if usage else self.plain
+        return self.log if usage else self.log_without_usage
 
     def raw_frames(self) -> list[bytes]:
         """STREAM: the frames as they came, out of their chunks."""
@@ -465,7 +503,7 @@ class Flight:
         for subscriber in tuple(self.subscribers):
             try:
                 subscriber.pump()
-            except Exception as e:  # noqa: BLE001 - as in `push`
+            except Exception as e:  # noqa: BLE001 - as in `append_token`
                 subscriber.broke(e)
         if self.private:
             if self.mode is not Mode.WHOLE:
@@ -532,7 +570,7 @@ class Subscriber:
             if flight.ended or (flight.started and not self.whole):
                 self.wake()
             return
-        view = flight.log if self.usage else flight.plain
+        view = flight.log if self.usage else flight.log_without_usage
         start = self.cursor
         end = len(view)
         if end - start > SLICE:

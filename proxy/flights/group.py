@@ -1,6 +1,4 @@
-"""Owns the registry of live Flights, and the map by which identical requests find each other.
-Must not know HTTP, Redis or engines, nor what a Flight holds.
-Called by the gateway (find, attach, launch) and the scheduler (hide, remove)."""
+"""The registry of live Flights, and the map by which identical requests find each other."""
 
 from __future__ import annotations
 
@@ -69,14 +67,14 @@ class FlightGroup:
         """A new Flight, joinable from now on where it may be shared."""
         shared = spec.key is not None
         flight = Flight(
-            spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.hide if shared else None
+            spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.unpublish if shared else None
         )
         if spec.key is not None:
             self._map(spec)[spec.key] = flight
         self.live.add(flight)
         return flight
 
-    def hide(self, flight: Flight) -> None:
+    def unpublish(self, flight: Flight) -> None:
         """No one joins it any more. Removed only if the map still holds *this* flight."""
         key = flight.spec.key
         if key is not None:
@@ -84,13 +82,13 @@ class FlightGroup:
             if where.get(key) is flight:
                 del where[key]
 
-    def hide_all(self, begin: bytes) -> int:
+    def unpublish_all(self, begin: bytes) -> int:
         """No one joins those any more whose keys begin so. How many there were."""
         found = [
             flight for flight in self.live if flight.spec.key is not None and flight.spec.key.startswith(begin)
         ]
         for flight in found:
-            self.hide(flight)
+            self.unpublish(flight)
         return len(found)
 
     def _map(self, spec: FlightSpec) -> dict[bytes, Flight]:
@@ -98,5 +96,5 @@ class FlightGroup:
 
     def remove(self, flight: Flight) -> None:
         if flight.spec.key is not None:
-            self.hide(flight)
+            self.unpublish(flight)
         self.live.discard(flight)

@@ -1,6 +1,6 @@
-"""Owns the way from an engine's answer into a Flight: frames, the terminal, the limits, the clocks.
-Must not know connections, pools or queues: it is a Receiver that is handed bytes.
-Called by upstream (as the bytes arrive); made by the scheduler, one for each attempt."""
+"""From an engine's answer into a Flight: frames, the end of the stream, size limits and timeouts.
+
+One `Ingest` for each attempt; it is the `Receiver` that a connection calls with bytes."""
 
 from __future__ import annotations
 
@@ -221,15 +221,15 @@ class Ingest:
         if flight.mode is _STREAM:
             if data in self._twins and self._framer.clear:
                 self._last = now
-                flight.push(data)
+                flight.append_token(data)
             else:
                 self._frames(data, now)
         else:
             if self._events and data[:1] == b":" and b"\ndata" not in data:  # comments are no answer
-                flight.piece(data)
+                flight.append_body(data)
             else:
                 self._last = now
-                flight.piece(data, now)
+                flight.append_body(data, now)
         if flight.size > self._allowed and not self.done:
             self._more()
 
@@ -446,7 +446,7 @@ class Ingest:
             wait = (
                 self._last + (limits.token or float("inf")),
                 Code.UPSTREAM_TOKEN_TIMEOUT,
-                f"The engine sent nothing more for {limits.token:g} s.",
+                f"The engine sent nothing for {limits.token:g} s.",
             )
         return min(total, wait, key=lambda limit: limit[0])
 

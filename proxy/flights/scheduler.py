@@ -1,6 +1,6 @@
-"""Owns the one loop that feeds Flights: queue, store look-up, lease, attempt, landing, cancellation.
-Must not know HTTP servers, clients or sharing policy: it is given Flights and ends every one of them.
-Called by the gateway (submit) and the app (lifecycle)."""
+"""The loop that serves Flights: queue, store look-up, lease, exchange, store, cancellation.
+
+It is given Flights and ends every one of them, whatever is raised on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final
 
 from proxy.errors import Code, GatewayError
-from proxy.flights import stored as kept
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
@@ -22,6 +21,7 @@ from proxy.flights.queue.metrics import QueueMetrics
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.timers import Timers
 from proxy.flights.spec import Mode
+from proxy.flights.stored import WHOLE, replay, snapshot
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
 from proxy.telemetry import contained, internal
@@ -99,7 +99,7 @@ class Scheduler:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
             now = self._loop.time()
-            expects = flight.queue_state.merge and self._merger.expects(flight, now)
+            expects = flight.queue_state.merge and self._merger.may_have_twins(flight, now)
             if lookup or expects or self.queue.waits or not self._place(flight):
                 hold = expects and self.queue.window > 0
                 self.queue.offer(flight, now, lookup=lookup, hold=hold, on_pushed=self._pushed)
@@ -122,11 +122,11 @@ class Scheduler:
         """Let go of a Flight whose handling raised: whatever holds it lets it go, and its readers get a 500."""
         contained(
             self._fault,
-            "letting go of a flight",
-            partial(self._group.hide, flight),
+            "ending a flight",
+            partial(self._group.unpublish, flight),
             partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
-            partial(self._cut, flight),
+            partial(self._abort_upstream, flight),
             partial(self._end, flight, internal()),
         )
         self._group.remove(flight)
@@ -140,7 +140,7 @@ class Scheduler:
         for flight in tuple(self._group.live):
             if not flight.ended:
                 self.queue.discard(flight)
-                self._cut(flight)
+                self._abort_upstream(flight)
                 self._end(flight, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
         self._context.timeouts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,7 +164,7 @@ class Scheduler:
         if self._closed:
             return
         try:
-            self._go_on()
+            self._serve_queue()
         except Exception as e:  # noqa: BLE001 - the loop's border: queued flights still need a turn
             self._failed_turns += 1
             self._fault("a turn of the scheduler", e)
@@ -176,14 +176,14 @@ class Scheduler:
         else:
             self._failed_turns = 0
 
-    def _go_on(self) -> None:
+    def _serve_queue(self) -> None:
         batch = self.queue.due(self._loop.time())
         if batch:
             try:
                 self._look_up(batch)
             except Exception as e:  # noqa: BLE001 - a look-up that cannot be sent has found nothing
                 self._fault("a look-up", e)
-                self._found(batch, [None] * len(batch))
+                self._looked_up(batch, [None] * len(batch))
         else:
             self._wait_for_window()
         self._place_waiting()
@@ -197,7 +197,7 @@ class Scheduler:
     def _place_waiting(self) -> None:
         queue = self.queue
         if queue.waits:
-            queue.place(self._take, self._loop.time())
+            queue.dispatch(self._take, self._loop.time())
         if queue.waits and queue.timeout < math.inf:
             self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
@@ -207,23 +207,23 @@ class Scheduler:
         for flight, error in self.queue.overdue(now):
             try:
                 if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
-                    self._wait_on(flight, now)  # for the readers that joined later
+                    self._enqueue_again(flight, now)  # for the readers that joined later
                     self.metrics.refused(error.code.code)
                 else:
                     self._refuse(flight, error)
             except Exception as e:  # noqa: BLE001 - the others are overdue too
-                self._fault("a flight that has waited too long", e)
+                self._fault("a flight that is overdue", e)
                 self.abandon(flight)
         self._place_waiting()
 
-    def _wait_on(self, flight: Flight, now: float) -> None:
+    def _enqueue_again(self, flight: Flight, now: float) -> None:
         """Have it wait for a place anew, if it can be in time."""
         try:
-            self.queue.put(flight, now)
+            self.queue.enqueue(flight, now)
         except GatewayError as e:
             self._refuse(flight, e)
         except Exception as e:  # noqa: BLE001 - the others still want their place
-            self._fault("a flight that waits again", e)
+            self._fault("queueing a flight again", e)
             self.abandon(flight)
 
     def _refuse(self, flight: Flight, error: GatewayError) -> None:
@@ -238,7 +238,7 @@ class Scheduler:
                 return True  # it has had its place: the turn that gave it one was cut short
             return self._taken(flight)
         except Exception as e:  # noqa: BLE001 - one flight's data must not end the turn of all others
-            self._fault("giving a flight its place", e)
+            self._fault("dispatching a flight", e)
             self.abandon(flight)
             return True
 
@@ -300,27 +300,27 @@ class Scheduler:
     def _look_up(self, batch: list[Flight]) -> None:
         """One round trip for the whole batch."""
         if self._cache is None:
-            self._found(batch, [None] * len(batch))
+            self._looked_up(batch, [None] * len(batch))
             return
         keys, others = [], []  # what is of each one's own kind comes first, then the other kind
         for flight in batch:  # here and not in a function: once a request
             spec = flight.spec
             stream = key = spec.key or b""
-            whole = key + kept.WHOLE
+            whole = key + WHOLE
             streams = spec.mode is Mode.STREAM
             keys.append(stream if streams else whole)
             others.append(whole if streams else stream if spec.fold else b"")
-        self._cache.lookup(keys, partial(self._found, batch), others)
+        self._cache.lookup(keys, partial(self._looked_up, batch), others)
         self._metrics.batch(len(batch))
 
-    def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
+    def _looked_up(self, batch: list[Flight], found: list[Stored | None]) -> None:
         """Hits land; misses are given to an engine, or wait for one. May be called again where it raised."""
         misses: list[Flight] = []
         for flight, stored in zip(batch, found, strict=True):
             try:
                 if not self.queue.looking(flight) or self._served(flight):
                     continue  # its last reader left meanwhile, or it was served before this raised
-                if stored is not None and self._hit(flight, stored):
+                if stored is not None and self._answer_from_store(flight, stored):
                     continue
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
@@ -329,19 +329,19 @@ class Scheduler:
             except Exception as e:  # noqa: BLE001 - one flight's data must not end the batch
                 self._fault("a look-up's reply", e)
                 self.abandon(flight)
-        for flight, error in self.queue.looked(batch, misses, self._loop.time()):
+        for flight, error in self.queue.lookups_done(batch, misses, self._loop.time()):
             self._refuse(flight, error)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
         self._place_waiting()
 
-    def _hit(self, flight: Flight, stored: Stored) -> bool:
+    def _answer_from_store(self, flight: Flight, stored: Stored) -> bool:
         """Land a Flight from the store; False where what is stored does not serve it."""
         if not self._backends.makes(flight.spec.model, stored.build):
             self._metrics.cache("other_build")
             flight.replace_stored()
             return False
-        if not kept.land(flight, stored):
+        if not replay(flight, stored):
             return False
         self._group.remove(flight)
         self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.spec.model, None)
@@ -364,31 +364,31 @@ class Scheduler:
             if flight.queue_state.merge and self.queue.has_twins and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
-                    self._board(flight)
+                    self._merge_twins(flight)
             exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
             exchange.begin()
         except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
             self._fault("sending a flight to an engine", e)
-            self._lose(flight)
+            self._fail_all(flight)
             lease.release()
         return True
 
-    def _lose(self, flight: Flight) -> None:
+    def _fail_all(self, flight: Flight) -> None:
         """End a Flight, or a carrier and its riders, whose handling raised."""
         if isinstance(flight, MergedFlight):
             for member in flight.members:
                 if member is not None:
                     self.abandon(member)
-            contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
+            contained(self._fault, "ending a merged flight", partial(self._merger.finish, flight, internal()))
         self.abandon(flight)
 
-    def _board(self, merged: MergedFlight) -> None:
+    def _merge_twins(self, merged: MergedFlight) -> None:
         """The twins that go along have their place with that: they wait no longer."""
         trace = merged.members[0].trace if merged.members[0] is not None else None
         rest = merged.members[1:]
         contained(
             self._fault,
-            "a rider's place",
+            "dispatching the members of a merged flight",
             *([partial(trace.carries, merged)] if trace is not None else ()),
             *(partial(self._timers.drop, member) for member in rest if member is not None),
             *(partial(self.queue.grant, member) for member in rest if member is not None),
@@ -401,14 +401,14 @@ class Scheduler:
         try:
             self._flying.pop(flight, None)
             if isinstance(flight, MergedFlight):
-                self._unload(flight, error, exchange.lease)
+                self._finish_merged(flight, error, exchange.lease)
             elif error is None:
                 self._landed(exchange)
             else:
                 self._end(flight, error)
         except Exception as e:  # noqa: BLE001 - whatever an answer does here, its place goes back
             self._fault("an answer's end", e)
-            self._lose(flight)
+            self._fail_all(flight)
         finally:
             try:
                 exchange.lease.release()
@@ -423,14 +423,14 @@ class Scheduler:
 
     def _release_again(self, exchange: Exchange, error: Exception) -> None:
         """Releasing a lease raised. Once more: without effect where only telling of it failed."""
-        self._fault("a place that is given back", error)
-        contained(self._fault, "a place that is given back", exchange.lease.release)
+        self._fault("releasing a lease", error)
+        contained(self._fault, "releasing a lease", exchange.lease.release)
 
     def requeue(self, exchange: Exchange) -> bool:
         """Its next attempt has no engine: it waits at the head of the queue for one."""
         if self._closed:
             return False
-        self.queue.put_back(exchange.flight, self._loop.time())
+        self.queue.requeue(exchange.flight, self._loop.time())
         self._soon()
         return True
 
@@ -441,20 +441,20 @@ class Scheduler:
                 try:
                     what(exchange)
                 except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
-                    self._context.fault("an engine that is gone", e)
+                    self._context.fault("an engine that is down", e)
 
-    def _unload(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
+    def _finish_merged(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
         """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
         together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
         made = merged.usage.completion_tokens if merged.usage else merged.content_events
-        alone, few = self._merger.unload(merged, error)
+        alone, few = self._merger.finish(merged, error)
         if lease is not None and any(member.refused_by for member in alone):
             self._backends.seen_few(lease)
         elif few and lease is not None:
             self._backends.seen_few(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for member in alone:
-            self._wait_on(member, self._loop.time())
+            self._enqueue_again(member, self._loop.time())
             self._soon()
         outcome = _outcome(error) if error is not None else "error" if few else "landed"
         self._metrics.flight_landed(outcome, merged.spec.model, None, made)
@@ -464,12 +464,12 @@ class Scheduler:
         if member.phase is Phase.LANDED:
             self._on_complete(member)
 
-    def _cut(self, flight: Flight) -> None:
+    def _abort_upstream(self, flight: Flight) -> None:
         """Stop its engine, unless it is working for others too."""
         merged = self._merger.leave(flight)
         if merged is not None:
             self.queue.discard(merged)  # should it wait for its next attempt
-            self._cut(merged)
+            self._abort_upstream(merged)
             return
         exchange = self._flying.pop(flight, None)
         if exchange is not None:
@@ -507,8 +507,8 @@ class Scheduler:
             self._cache.skip()
             self._group.remove(flight)
             return
-        name = key if flight.mode is Mode.STREAM else key + kept.WHOLE
-        stored, began = kept.keep(flight, build), flight.times.created
+        name = key if flight.mode is Mode.STREAM else key + WHOLE
+        stored, began = snapshot(flight, build), flight.times.created
         self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
     # -- what nobody would end any more -----------------------------------------------------------
@@ -519,7 +519,7 @@ class Scheduler:
             yield Stray("turn", self._turns, self._turn)
         looking = self.queue.in_lookup()
         if looking:
-            yield Stray("lookup", looking[0], partial(self._found, looking, [None] * len(looking)))
+            yield Stray("lookup", looking[0], partial(self._looked_up, looking, [None] * len(looking)))
         yield from stray_places(self._backends, (exchange.lease for exchange in self._flying.values()))
         for flight in tuple(self._group.live):
             if flight.ended:
@@ -532,9 +532,9 @@ class Scheduler:
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
         if flight in self._flying:  # it waited for its next attempt
-            self._cut(flight)
+            self._abort_upstream(flight)
             if isinstance(flight, MergedFlight):
-                self._unload(flight, error)
+                self._finish_merged(flight, error)
                 return
         if not flight.ended:
             try:
@@ -550,11 +550,11 @@ class Scheduler:
         self._group.remove(flight)
         contained(
             self._fault,
-            "a flight that nobody reads",
+            "an abandoned flight",
             flight.cancel,
             partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
-            partial(self._cut, flight),
+            partial(self._abort_upstream, flight),
         )
         self._measure(flight, "cancelled")
 

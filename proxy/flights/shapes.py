@@ -1,6 +1,6 @@
-"""Owns how engines' answers become known: by one tiny stream and body of our own, and by streams that pass.
-Must not know clients, keys or how a Flight is fed: it is shown Flights, and tells engines' abilities.
-Called by the app (its task), the group (may one body wait for this stream?), the scheduler and the gateway."""
+"""How engines stream, learned from a tiny stream and body that we ask for, and from streams that pass.
+
+A stream may stand in for one body only where the engine's own body is known to be the fold of its stream."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ class Shapes:
             raise _Later(e.message) from None
 
     def _tell(self, engine: Backend, what: str) -> None:
-        self._log.event("info", "streams and bodies do not share", backend=engine.name, detail=what)
+        self._log.event("info", "streamed and whole answers are not shared", backend=engine.name, detail=what)
 
 
 def _some(log: list[bytes]) -> Iterable[bytes]:

@@ -1,6 +1,4 @@
-"""Owns what a Flight is for and what is known of it: its plan, its head, its times, its mode.
-Must not know how it is fed or read: plain data.
-Called by flight and by everyone who makes, feeds or renders one."""
+"""What a Flight is for (`FlightSpec`), what decides its turn (`QueueState`), and plain data about its answer."""
 
 from __future__ import annotations
 

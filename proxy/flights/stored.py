@@ -1,6 +1,4 @@
-"""Owns what the store keeps of a Flight's answer, and how a Flight lands from what was kept.
-Must not know Redis, engines, clients or the queue.
-Called by the scheduler: when a look-up has found something, and when an answer is whole."""
+"""Store entries: a Flight's answer as it is stored (`snapshot`), and Flights answered from one (`replay`)."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
-def land(flight: Flight, stored: Stored) -> bool:
+def replay(flight: Flight, stored: Stored) -> bool:
     """Land a Flight from the store; False where what is stored does not serve it. One for which there is no memory
     fails: each reader of a stored answer at its own time holds a copy."""
     ask = flight.spec.ask
@@ -55,7 +53,7 @@ def land(flight: Flight, stored: Stored) -> bool:
         if not body:
             flight.replace_stored()
             return False
-        flight.piece(body)
+        flight.append_body(body)
         head = Head(200, _JSON, len(body))
     elif stored.kind == "stream":
         return _land_stream(flight, stored)
@@ -93,7 +91,7 @@ def _has_all(stored: Stored, ask: ApiRequest) -> bool:
         return False
 
 
-def keep(flight: Flight, build: bytes) -> Stored:
+def snapshot(flight: Flight, build: bytes) -> Stored:
     """What is kept of an answer that is whole, of an engine's build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage

@@ -13,7 +13,7 @@ import msgspec
 
 from proxy.flights.flight import Flight
 from proxy.flights.spec import FlightSpec, Mode
-from proxy.flights.stored import land
+from proxy.flights.stored import replay
 from proxy.redis.cache import Reader, Stored, stream_views
 from proxy.redis.resp import Bounds, Login, ReplyError, RespConnection, WireError
 from proxy.wire.frames import UsageStripper
@@ -203,7 +203,7 @@ def _landed(found: Stored) -> None:
         body = b'{"messages":[]}'
         spec = FlightSpec("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
         flight = Flight(spec, lambda: 1.0)
-        if not land(flight, found):
+        if not replay(flight, found):
             assert not flight.ended
             continue
         assert flight.ended
@@ -212,7 +212,7 @@ def _landed(found: Stored) -> None:
             json.loads(b"".join(flight.log))
         else:
             assert b"".join(flight.log) == found.body
-            assert b"".join(flight.plain) == (
+            assert b"".join(flight.log_without_usage) == (
                 found.body if found.cut is None else found.body[: found.cut] + found.tail
             )
 

@@ -127,7 +127,7 @@ class Stage:
             flight.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "It is gone."))
             return
         status = status or (poison if POISON in items else 200)
-        flight.piece(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
+        flight.append_body(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
         flight.land(Head(status, (("content-type", "application/json"),)))
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""Owns embeddings across clients: each request taken apart into items, looked up, asked in arrays, put together.
-Must not know HTTP, clients or engines: it is given Flights, ends each, and asks by Flights of its own.
-Called by the gateway (take, joined) and the app (lifecycle)."""
+"""Embeddings across clients: each request is taken apart into items, which are looked up, sent in arrays and put
+together again.
+
+It is given Flights and ends every one of them; its arrays are Flights of its own."""
 
 from __future__ import annotations
 
@@ -401,7 +402,7 @@ class Embedder:
                 item.divided = item.divided or divided
             return
         if about_content:
-            self._counts.poison(len(items))
+            self._counts.refused(len(items))
         for want in wants:
             self._refuse(want, head, body)
 

@@ -1,6 +1,4 @@
-"""Owns an embedding item under way, the request that wants some of them, and what a request gets at its end.
-Must not know the queue, engines or Redis: it is told of results.
-Called by the embedder only."""
+"""An embedding item, the requests that want it, and the composition of a request's answer."""
 
 from __future__ import annotations
 
@@ -364,7 +362,7 @@ class EmbeddingRequest:
         slices: Iterable[list[bytes]] = ([self.body],) if self.body is not None else ()
         for pieces in slices or put_together(from_.envelope, [one.vector for one in found], tokens):
             for piece in pieces:
-                flight.piece(piece)
+                flight.append_body(piece)
             yield
         self._keep_charge()
         flight.land_composed(
@@ -377,7 +375,7 @@ class EmbeddingRequest:
 
     def refused(self, head: Head, body: bytes) -> None:
         """The engine's own refusal is the answer."""
-        self.flight.piece(body)
+        self.flight.append_body(body)
         self._keep_charge()
         self.flight.land(Head(head.status, head.headers, len(body)))
 
@@ -407,8 +405,8 @@ class EmbeddingRequest:
 def _too_large(inputs: int, limit: int) -> GatewayError:
     return GatewayError(
         Code.PROMPT_TOO_LARGE,
-        f"The answer to these {inputs} inputs would be over {limit} bytes, the most that is held of one answer; "
-        "ask for fewer inputs at once, or for encoding_format base64.",
+        f"The answer to these {inputs} inputs would exceed {limit} bytes (max_flight_bytes); "
+        "send fewer inputs in one request, or set encoding_format to base64.",
         param="input",
     )
 
@@ -418,4 +416,4 @@ def ending() -> GatewayError:
 
 
 def no_parts(why: str) -> GatewayError:
-    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {why}.")
+    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The answer cannot be split into its vectors: {why}.")

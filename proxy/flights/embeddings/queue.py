@@ -1,6 +1,4 @@
-"""Owns the embeddings that wait: whose turn each item waits in, and who makes room where too many requests wait.
-Must not know Redis, engines or results.
-Called by the embedder only."""
+"""The queue of embeddings: the turn in which each item waits, and which request makes room in a full queue."""
 
 from __future__ import annotations
 

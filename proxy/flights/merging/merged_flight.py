@@ -1,6 +1,4 @@
-"""Owns the Carrier: one request at an engine that carries several clients' sampled twins, each in its own Flight.
-Must not know the queue, leases or which requests are twins.
-Called by the scheduler (made, landed, failed, left) and, as the Flight that it is, by its feeder."""
+"""The MergedFlight: one request at an engine for several clients' sampled twins, each in a Flight of its own."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ class MergedFlight(Flight):
         try:
             given = self._split.feed(frame)
         except Unfoldable as e:
-            self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what cannot be told apart: {e}.")
+            self.broken = _unsplittable(e)
             return
         for n, own, content in given:
             member = self.members[n]
@@ -90,12 +88,12 @@ class MergedFlight(Flight):
             try:
                 member.add(own)
             except Exception as e:  # noqa: BLE001 - one rider's part must not end the others'
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
                 continue
             if content:
                 member.token(self.clock())
 
-    def push(self, frame: bytes) -> None:
+    def append_token(self, frame: bytes) -> None:
         self.add(frame, same=True)
         self.flush()
 
@@ -110,15 +108,15 @@ class MergedFlight(Flight):
                 member.moves_to(self.backend)
             try:
                 if self._split.parts[n].ended:
-                    self._land_rider(n, member)
+                    self._land_member(n, member)
                 elif (
                     member.size > self._allowed.get(n, self._free) and (error := self._more(n, member)) is not None
                 ):
-                    self._end_rider(n, member, error)
+                    self._end_member(n, member, error)
                 else:
                     member.flush()
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
 
     def _more(self, n: int, member: Flight) -> GatewayError | None:
         """A rider's log needs room for more. The error that ends it where there is none."""
@@ -136,24 +134,24 @@ class MergedFlight(Flight):
             self.add(DONE)  # which the engine's answer did not get, being not whole
             self.flush()
 
-    def untouched_riders(self) -> list[Flight]:
+    def take_untouched(self) -> list[Flight]:
         """Those that have had nothing of the answer: they may be asked for again. They are no riders any more."""
         found = [member for member in self.members if member is not None and member.phase is Phase.QUEUED]
         self.members = [None if member in found else member for member in self.members]
         return found
 
     @property
-    def few(self) -> bool:
+    def lacks_choices(self) -> bool:
         """Whether a rider has not ended though the engine reports no error: it does not do `n`."""
         return not self._split.failed and any(member is not None for member in self.members)
 
-    def fail_riders(self, error: GatewayError) -> None:
+    def fail_members(self, error: GatewayError) -> None:
         for n, member in enumerate(self.members):
             if member is not None:
                 try:
-                    self._end_rider(n, member, error)
+                    self._end_member(n, member, error)
                 except Exception as e:  # noqa: BLE001 - as above
-                    self._rider_broke(n, member, e)
+                    self._member_broke(n, member, e)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -164,7 +162,7 @@ class MergedFlight(Flight):
             try:
                 bodies = split_body(body, parts, request_id=self.spec.request_id, ids=self._ids)
             except Unfoldable as e:
-                self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
+                self.broken = _unsplittable(e)
                 return
         else:
             bodies = [(body, Usage())] * len(parts)
@@ -178,31 +176,35 @@ class MergedFlight(Flight):
             member.is_whole()
             now = self.clock()
             try:
-                member.piece(own, now)
+                member.append_body(own, now)
                 self.members[n] = None
                 member.land(Head(head.status, head.headers, len(own)), last=now)
                 self._on_member(member)
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
 
-    def _rider_broke(self, n: int, member: Flight, error: Exception) -> None:
-        raised("a rider's part of an answer", error)
+    def _member_broke(self, n: int, member: Flight, error: Exception) -> None:
+        raised("a member's part of an answer", error)
         self.members[n] = None
         if not member.finished:
             member.broke(internal())
         try:
             self._on_member(member)
         except Exception as e:  # noqa: BLE001 - it has ended; the next rider is still to be served
-            raised("a rider that has ended", e)
+            raised("a member that has ended", e)
 
-    def _land_rider(self, n: int, member: Flight) -> None:
+    def _land_member(self, n: int, member: Flight) -> None:
         self.members[n] = None
         member.reports(self._split.usage_of(n), estimated=self._split.parts[n].estimated)
         member.land(self.head, last=self.clock())
         self._on_member(member)
 
-    def _end_rider(self, n: int, member: Flight, error: GatewayError) -> None:
+    def _end_member(self, n: int, member: Flight, error: GatewayError) -> None:
         self.members[n] = None
         member.moves_to(self.backend)
         member.fail(error)
         self._on_member(member)
+
+
+def _unsplittable(error: Unfoldable) -> GatewayError:
+    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The answer cannot be split into its choices: {error}.")

@@ -1,6 +1,4 @@
-"""Owns the merging of sampled twins that wait together: who rides with whom, and who still does.
-Must not know leases, connections or the store.
-Called by the scheduler, when a Flight gets its place and when one ends."""
+"""The merging of queued sampled twins: which Flights go together, and which are still members."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ class Merger:
     def __repr__(self) -> str:
         return f"<Merger {len(self._carried)} riders>"
 
-    def expects(self, flight: Flight, now: float) -> bool:
+    def may_have_twins(self, flight: Flight, now: float) -> bool:
         """Whether twins of it may come in this turn: one was here a moment ago, or the setting says to wait."""
         ask = flight.spec.ask
         if self._most < 2 or ask is None:
@@ -54,7 +52,7 @@ class Merger:
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
         `waiting`: those of the same prompt that may merge, see `twin_of`."""
-        members = self._riders(flight, waiting)
+        members = self._members(flight, waiting)
         ask = flight.spec.ask
         if len(members) < 2 or ask is None:
             return flight
@@ -67,7 +65,7 @@ class Merger:
             replace(flight.queue_state, merge=False),
             members,
             limit=self._limit,
-            on_member=self._left,
+            on_member=self._member_ended,
             fingerprint=self._fingerprints.get(backend),
             ids=lists_ids(ask, count),
         )
@@ -85,7 +83,7 @@ class Merger:
         merged.cancel()
         return merged
 
-    def unload(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
+    def finish(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
         """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
         refused together, and those whose choices it did not complete and that have had nothing of them. True: it
         did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
@@ -102,30 +100,30 @@ class Merger:
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
             merged.finish_members()
-        few = error is None and merged.few
+        few = error is None and merged.lacks_choices
         alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(merged)
         if error is not None and not merged.ended:  # else its last rider has been let go already
             merged.fail(error)
-        lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
-        merged.fail_riders(merged.broken or error or lost)
+        lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before the last choice was complete.")
+        merged.fail_members(merged.broken or error or lost)
         return alone, few
 
     # -- inside -----------------------------------------------------------------------------------
 
     def _alone(self, merged: MergedFlight, refused_by: str = "") -> Sequence[Flight]:
-        members = merged.untouched_riders()
+        members = merged.take_untouched()
         for member in members:
             self._carried.pop(member, None)
             member.goes_alone(refused_by)
         return members
 
-    def _left(self, member: Flight) -> None:
+    def _member_ended(self, member: Flight) -> None:
         self._carried.pop(member, None)
         self._on_member(member)
 
-    def _riders(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
+    def _members(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
         ask = flight.spec.ask
         if self._most < 2 or ask is None or not mergeable(ask):
             return []

@@ -1,6 +1,6 @@
-"""Owns the queue: what waits for a look-up, for its twins, or for a place at an engine, and when a batch is due.
-Must not know Redis, engines, flights' insides or clocks: `now` is passed in, items are opaque.
-Called by the scheduler only."""
+"""The request queue: what waits for a look-up, for twins, or for capacity at an engine, and when a batch is due.
+
+Reads no clock: `now` is passed in. Items are opaque."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ class RequestQueue(Generic[T]):
             self._lookups.arrived[item] = now
         elif hold:
             self._held[item] = None
-            self._know(item)
+            self._index(item)
         else:
-            self.put(item, now)
+            self.enqueue(item, now)
 
-    def put(self, item: T, now: float) -> None:
+    def enqueue(self, item: T, now: float) -> None:
         """Have an item wait for a place, in the turn of whoever of its callers waits for least: no bound is asked.
         Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket_of(item)
         self._in_time(ticket, now)
-        self._know(item)
+        self._index(item)
         self.line.offer(item, ticket, now)
 
-    def put_back(self, item: T, now: float) -> None:
+    def requeue(self, item: T, now: float) -> None:
         """It had its turn, and its engine failed it: it goes before all that waits. No bound is asked."""
         self._back[item] = now, self._ticket(item).pool
 
@@ -132,14 +132,14 @@ class RequestQueue(Generic[T]):
         """When the oldest look-up's window closes; None when none waits."""
         return self._lookups.next_deadline()
 
-    def looked(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
+    def lookups_done(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
         """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
         and for those given back, each with its error: they cannot be in time, or cannot be queued."""
         refused = []
         for item in misses:
             if self.looking(item) and item not in self.line.entries:  # in them where this raised once
                 try:
-                    self.put(item, now)
+                    self.enqueue(item, now)
                 except GatewayError as e:
                     refused.append((item, e))
                 except Exception as e:  # noqa: BLE001 - the rest of the batch still waits for its place
@@ -152,7 +152,7 @@ class RequestQueue(Generic[T]):
         """Whether the item is still wanted from the look-up under way."""
         return item in self._lookups.looking
 
-    def place(self, take: Callable[[T], bool], now: float) -> None:
+    def dispatch(self, take: Callable[[T], bool], now: float) -> None:
         """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
         not, nothing more of that pool is offered."""
         blocked: set[str | None] = set()
@@ -168,7 +168,7 @@ class RequestQueue(Generic[T]):
             if take(item):
                 if item in line:
                     line.granted(item)
-                    self._forget(item)
+                    self._unindex(item)
                     self._placed(pool, now)
             elif item in line:
                 blocked.add(pool)
@@ -180,7 +180,7 @@ class RequestQueue(Generic[T]):
         if item in self.line:
             self.line.granted(item)
         self._held.pop(item, None)
-        self._forget(item)
+        self._unindex(item)
 
     def twins(self, item: T) -> Iterator[T]:
         """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
@@ -198,7 +198,7 @@ class RequestQueue(Generic[T]):
             del self._held[item]
         elif not self.line.discard(item):
             return False
-        self._forget(item)
+        self._unindex(item)
         return True
 
     def __contains__(self, item: T) -> bool:
@@ -213,7 +213,7 @@ class RequestQueue(Generic[T]):
         self.line = self.line.rebuilt()
         self._twins.clear()
         for item in (*self._held, *self.line):
-            self._know(item)
+            self._index(item)
 
     def clear(self) -> list[T]:
         """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""
@@ -301,7 +301,7 @@ class RequestQueue(Generic[T]):
     def _too_long(self, wait: float) -> GatewayError:
         return GatewayError(
             Code.QUEUE_TIMEOUT,
-            f"It would wait about {wait:.1f} s for an engine; requests may wait for {self.timeout:g} s.",
+            f"The estimated wait for an engine is {wait:.1f} s; the limit is {self.timeout:g} s (queue_timeout).",
             retry_after=max(1, math.ceil(wait - self.timeout)),
         )
 
@@ -311,12 +311,12 @@ class RequestQueue(Generic[T]):
         if len(places) > 4 * MIN_PLACES:
             del places[: len(places) - 4 * MIN_PLACES]
 
-    def _know(self, item: T) -> None:
+    def _index(self, item: T) -> None:
         twin = self._twin(item)
         if twin is not None:
             self._twins.setdefault(twin, {})[item] = None
 
-    def _forget(self, item: T) -> None:
+    def _unindex(self, item: T) -> None:
         twin = self._twin(item)
         if twin is not None and twin in self._twins:
             self._twins[twin].pop(item, None)
@@ -328,13 +328,15 @@ def _too_late(wait: float, takes: float, left: float) -> GatewayError:
     """Of a request that cannot be answered in the time that it has."""
     return GatewayError(
         Code.DEADLINE_UNMEETABLE,
-        f"It would wait about {wait:.1f} s for an engine and answers take {takes:.1f} s, but x-request-timeout "
-        f"leaves {max(0.0, left):.1f} s.",
+        f"The estimated wait for an engine of {wait:.1f} s and answer time of {takes:.1f} s exceed the "
+        f"{max(0.0, left):.1f} s that are left of x-request-timeout.",
         retry_after=max(1, math.ceil(wait)),
     )
 
 
 def _waited(timeout: float) -> GatewayError:
     return GatewayError(
-        Code.QUEUE_TIMEOUT, f"No engine had room for it within {timeout:g} s; try again shortly.", retry_after=1
+        Code.QUEUE_TIMEOUT,
+        f"No engine had capacity within {timeout:g} s (queue_timeout); retry shortly.",
+        retry_after=1,
     )

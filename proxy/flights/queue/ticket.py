@@ -1,6 +1,4 @@
-"""Owns what a Flight's place in the line is decided by: its ticket, its callers, and its twins.
-Must not know the line's order, engines or clocks: reads what the plan says, and what answers came to.
-Called by the app, which gives them to the batcher and to the scheduler."""
+"""What decides a Flight's turn in the queue: its ticket, its callers, and its twins."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ async def test_a_refusal_is_not_said_to_be_what_the_attempt_before_it_met() -> N
     trip.exchange.begin()
     exchange: Any = trip.exchange
     exchange._error = UNREACHABLE
-    assert not trip.exchange._refused(429, [("retry-after", "9999")])
+    assert not trip.exchange._on_refusal(429, [("retry-after", "9999")])
     assert exchange._error is None
     trip.cancel()
     await trip.left_nothing()
@@ -81,7 +81,7 @@ async def test_a_refusal_is_not_said_to_be_what_the_attempt_before_it_met() -> N
 async def test_which_statuses_speak_against_an_engine(status: int, bad: bool) -> None:
     trip = Trip(kept=1, retry=RetryRules(retries=0))
     trip.exchange.begin()
-    assert not trip.exchange._head(status, [])
+    assert not trip.exchange._on_head(status, [])
     assert ("row=1" in repr(trip.backends.all[0].breaker)) is bad
     assert trip.counted("e0") == (1, int(bad))
     trip.cancel()
@@ -151,7 +151,7 @@ async def test_what_breaks_after_its_arrival_is_told_and_nothing_more_comes_of_i
     trip.exchange.begin()
     answer(trip.engines[0].wire)
     fault = ZeroDivisionError()
-    trip.exchange._broke("late", fault)
+    trip.exchange._contain("late", fault)
     assert (trip.arrivals, trip.faults) == ([None], [fault])
     await trip.left_nothing()
 

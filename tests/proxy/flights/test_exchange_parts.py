@@ -141,7 +141,7 @@ async def test_an_engine_that_is_gone_has_so_long_and_as_long_again_where_someth
     (error,) = trip.arrivals
     assert error is not None
     assert (error.code, wire.kept) == (Code.UPSTREAM_TRUNCATED, False)
-    assert error.message == "The engine is gone (it exited) and sent nothing for 5 s."
+    assert error.message == "The engine is down (it exited) and sent nothing for 5 s."
     assert trip.counted("e0") == (1, 1)
     await trip.left_nothing()
 
@@ -276,7 +276,7 @@ async def test_one_that_cannot_be_told_of_its_arrival_is_told_again(monkeypatch:
     await trip.left_nothing()
 
 
-@pytest.mark.parametrize("what", ["_refused", "_part", "seen_good"])
+@pytest.mark.parametrize("what", ["_on_refusal", "_detach", "seen_good"])
 @virtual
 async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
     what: str, monkeypatch: pytest.MonkeyPatch
@@ -295,7 +295,7 @@ async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
         monkeypatch.setattr(trip.backends, "seen_good", fails)
     else:
         monkeypatch.setattr(Exchange, what, fails)
-    if what == "_refused":
+    if what == "_on_refusal":
         wire.head(503, [("content-type", "application/json")])
     else:
         answer(wire)
@@ -303,8 +303,8 @@ async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
     assert ours == [Code.INTERNAL]
     assert [type(fault) for fault in trip.faults] == [ZeroDivisionError]
     monkeypatch.undo()
-    if what == "_part":
-        trip.exchange._part(content=False)
+    if what == "_detach":
+        trip.exchange._detach(content=False)
     trip.watch.close()
 
 

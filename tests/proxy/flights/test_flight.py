@@ -77,7 +77,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
             flight.frames([frame(n), frame(n + 1)])
             n += 2
         elif what == "push" and n:
-            flight.push(frame(n))
+            flight.append_token(frame(n))
             n += 1
         elif what == "join" and not emptied:
             readers.append(join(group, flight))
@@ -317,7 +317,7 @@ def test_a_log_of_any_sizes_goes_out_whole_in_bounded_writes(
         raise AssertionError("it does not end")
 
     for n, data in enumerate(frames):
-        flight.push(data)
+        flight.append_token(data)
         if n >= early:
             caught_up()
     flight.land()
@@ -344,7 +344,7 @@ def test_readers_of_one_large_body_hold_one_copy() -> None:
     flight.start(Head(200, (), len(piece)))
     for _ in range(3):
         group.attach(flight, usage=True, whole=False).pipe = Keeps()
-    flight.piece(piece)
+    flight.append_body(piece)
     assert [data.obj is piece for data in given if isinstance(data, memoryview)] == [True] * 3
     flight.land()
     group.remove(flight)
@@ -401,7 +401,7 @@ def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
 
 def test_a_body_that_fails_keeps_none_of_its_pieces() -> None:
     group, flight = charged(Memory(STEP))
-    flight.piece(b"half of it")
+    flight.append_body(b"half of it")
     flight.fail(GatewayError(Code.MEMORY_FULL, "no room"))
     assert flight.log == []
     group.remove(flight)
@@ -414,7 +414,7 @@ def test_a_frame_at_the_bound_of_the_ready_sizes_goes_out_as_one_chunk(size: int
     _, sink = join(group, flight)
     long = b"data: ".ljust(size - 2, b"x") + b"\n\n"
     flight.frames([long])
-    flight.push(long)
+    flight.append_token(long)
     assert sink.got == b"%x\r\n%b\r\n" % (size, long) * 2
     group.remove(flight)
 
@@ -423,7 +423,7 @@ def test_a_shared_log_is_kept_however_its_frames_come_and_whoever_has_read_it() 
     group, flight = lake()
     _, sink = join(group, flight)
     flight.frames([frame(1)])
-    flight.push(frame(2))
+    flight.append_token(frame(2))
     flight.trim()
     _, late = join(group, flight)
     assert late.got == sink.got == chunk(frame(1)) + chunk(frame(2))
@@ -437,7 +437,7 @@ def test_what_was_joined_for_readers_is_not_kept_once_they_are_served() -> None:
     assert flight._joined[3] == b""
     join(group, flight)
     assert flight._joined[3] != b""
-    flight.push(frame(3))
+    flight.append_token(frame(3))
     assert flight._joined[3] == b""
     group.remove(flight)
 

@@ -96,7 +96,7 @@ def test_a_phase_is_remembered_with_the_one_before_it() -> None:
 
 def test_a_flight_that_is_asked_for_again_has_had_nothing_but_one_attempt_more() -> None:
     flight: Any = made(Mode.WHOLE, at=Phase.PREFILL)
-    flight.piece(b"some of it")
+    flight.append_body(b"some of it")
     flight.mode, flight.head, flight.usage = Mode.RAW, Head(), Usage(prompt_tokens=1, completion_tokens=1)
     flight.times.first, flight.content_events = 3.0, 7
     flight.rewind()
@@ -167,7 +167,7 @@ def test_the_end_of_a_body_is_its_length_or_a_last_chunk() -> None:
             flight.start(Head(201, (), length))
             flight.land()
         else:
-            flight.piece(b"abc")
+            flight.append_body(b"abc")
             flight.enter(Phase.STREAMING)
             flight.land(Head(201, (), length))
         assert (flight.tail, flight.head and flight.head.status) == (tail, 201)
@@ -184,7 +184,7 @@ def test_a_piece_is_a_chunk_only_where_no_length_is_known(mode: Mode, length: in
         flight.start(Head(200, (), length))
     else:
         flight.head = Head()
-    flight.piece(b"abc")
+    flight.append_body(b"abc")
     wired = chunk(b"abc") if framed else b"abc"
     assert (flight.log, flight.size) == ([wired], len(wired))
     assert sink.got == (wired if mode is Mode.RAW else b"")
@@ -204,7 +204,7 @@ def test_how_a_failure_ends_depends_on_what_is_read() -> None:
         if mode is Mode.STREAM:
             flight.add(frame(1))
         else:
-            flight.piece(b"abc")
+            flight.append_body(b"abc")
         flight.fail(ERROR)
         assert (flight.error, flight.phase, flight.finished) == (ERROR, Phase.FAILED, True)
         assert flight.tail.endswith(LAST_CHUNK) is (mode is Mode.STREAM)
@@ -259,7 +259,7 @@ def test_without_a_budget_nothing_is_charged_and_a_log_may_grow_by_steps_to_its_
     assert flight.held is None
     error = flight.grow(9)
     assert isinstance(error, GatewayError)
-    assert "over 9 bytes" in error.message
+    assert "exceeds 9 bytes" in error.message
 
 
 @pytest.mark.parametrize(
@@ -293,12 +293,12 @@ def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> No
 def test_readers_at_one_place_share_what_is_joined_and_others_have_their_own() -> None:
     flight = made(key=b"k", usage_added=True)
     flight.log += [b"a", b"b", b"c"]
-    flight.plain += [b"x", b"y", b"z"]
+    flight.log_without_usage += [b"x", b"y", b"z"]
     first = flight.joined(flight.log, 0, 2)
     assert (first, flight.joined(flight.log, 0, 2) is first) == (b"ab", True)
-    assert flight.joined(flight.plain, 0, 2) == b"xy"
-    assert flight.joined(flight.plain, 0, 3) == b"xyz"
-    assert flight.joined(flight.plain, 1, 3) == b"yz"
+    assert flight.joined(flight.log_without_usage, 0, 2) == b"xy"
+    assert flight.joined(flight.log_without_usage, 0, 3) == b"xyz"
+    assert flight.joined(flight.log_without_usage, 1, 3) == b"yz"
 
 
 def test_whose_a_reader_is_is_asked_once() -> None:

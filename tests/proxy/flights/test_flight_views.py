@@ -81,7 +81,7 @@ def test_while_a_finish_waits_for_usage_what_is_like_the_frames_before_it_waits_
         sinks[usage] = reader.pipe = Sink()
     frames = [plain(1), plain(2, '"stop"'), plain(3)]
     flight.frames(frames[:2])
-    flight.push(frames[2])
+    flight.append_token(frames[2])
     assert sinks[True].got == b"".join(map(chunk, frames))
     assert sinks[False].got == chunk(frames[0])
     flight.frames([DONE])
@@ -181,8 +181,8 @@ def test_a_raw_answer_of_known_length_goes_through_as_it_came() -> None:
     group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head(length=5))
     _, sink = join(group, flight)
-    flight.piece(b"ab")
-    flight.piece(b"cde")
+    flight.append_body(b"ab")
+    flight.append_body(b"cde")
     flight.land()
     assert sink.got == b"abcde"
     group.remove(flight)
@@ -192,7 +192,7 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
     group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head())
     reader, sink = join(group, flight)
-    flight.piece(b"ab")
+    flight.append_body(b"ab")
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert sink.got == b"2\r\nab\r\n"
     assert reader.done

@@ -41,7 +41,7 @@ def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
 def test_a_hidden_flight_lives_on_but_is_joined_no_more() -> None:
     group = FlightGroup()
     flight = group.launch(spec())
-    group.hide(flight)
+    group.unpublish(flight)
     assert group.find(b"k", stream=True) is None
     assert group.live == {flight}
     group.remove(flight)
@@ -89,7 +89,7 @@ def test_whoever_is_found_is_the_latest_of_its_key_and_lives(
         elif alive:
             flight = alive[pick % len(alive)]
             if what == "hide":
-                group.hide(flight)
+                group.unpublish(flight)
             else:
                 group.remove(flight)
                 alive.remove(flight)

@@ -75,10 +75,10 @@ def test_those_whose_keys_begin_alike_are_hidden_together() -> None:
         for key in (b"a1", b"b1", None)
         for mode in (Mode.STREAM, Mode.WHOLE)
     ]
-    assert group.hide_all(b"a") == 2
+    assert group.unpublish_all(b"a") == 2
     assert (group.find(b"a1", stream=True), group.find(b"a1", stream=False)) == (None, None)
     assert group.find(b"b1", stream=True) is flights[2]
-    assert (len(group), group.hide_all(b"x")) == (6, 0)
+    assert (len(group), group.unpublish_all(b"x")) == (6, 0)
     for flight in flights:
         group.remove(flight)
     assert repr(group) == "<FlightGroup live=0 joinable=0>"

@@ -425,7 +425,7 @@ async def test_time_that_our_own_process_lost_is_no_engine_s_but_the_whole_answe
     fed.ingest.look()
     assert fed.code is Code.UPSTREAM_TOKEN_TIMEOUT
     assert fed.ends[0] is not None
-    assert fed.ends[0].message == "The engine sent nothing more for 2 s."
+    assert fed.ends[0].message == "The engine sent nothing for 2 s."
 
 
 class Timers:

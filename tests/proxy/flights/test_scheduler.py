@@ -471,6 +471,6 @@ async def test_one_that_cannot_be_told_that_it_waited_too_long_keeps_it_from_no_
         Code.INTERNAL,
         Code.QUEUE_TIMEOUT,
     ]
-    assert told == ["a flight that has waited too long"]
+    assert told == ["a flight that is overdue"]
     await house.scheduler.close()
     house.left_nothing()

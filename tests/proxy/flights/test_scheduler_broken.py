@@ -102,7 +102,7 @@ async def test_who_has_its_turn_and_raises_there_ends_alone_and_the_next_has_the
     house.engine.wire.head()
     house.engine.wire.body(DONE)
     await house.turn()
-    assert (code_of(broken), other.phase, words) == (Code.INTERNAL, Phase.PREFILL, ["giving a flight its place"])
+    assert (code_of(broken), other.phase, words) == (Code.INTERNAL, Phase.PREFILL, ["dispatching a flight"])
     assert len(house.group) == 1
     await house.scheduler.close()
     house.left_nothing()
@@ -182,13 +182,13 @@ async def test_a_place_whose_giving_back_raises_is_given_back_again(monkeypatch:
     monkeypatch.setattr(Lease, "release", once(Lease.release))
     house.engine.wire.head()
     house.engine.wire.body(DONE)
-    assert words == ["a place that is given back"]
+    assert words == ["releasing a lease"]
     house.left_nothing()
     monkeypatch.setattr(Lease, "release", fails)
     house.ask()
     house.engine.wire.head()
     house.engine.wire.body(DONE)
-    assert words[1:] == ["a place that is given back"] * 2
+    assert words[1:] == ["releasing a lease"] * 2
     monkeypatch.undo()
     await house.scheduler.close()
 
@@ -252,7 +252,7 @@ async def test_of_an_engine_that_is_gone_every_journey_there_hears_and_no_other(
 
     engine = house.backends.all[0]
     house.scheduler._tell_exchanges(hears, engine)
-    assert (heard, words) == (flights, ["an engine that is gone"])
+    assert (heard, words) == (flights, ["an engine that is down"])
     house.scheduler._tell_exchanges(hears, Backend("e1", engine.pool, 1))
     assert len(heard) == 3
     await house.scheduler.close()
@@ -312,10 +312,10 @@ async def test_one_that_cannot_wait_again_ends_with_why_and_is_counted(monkeypat
         def refuses(*given: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(RequestQueue, "put", refuses)
-        house.scheduler._wait_on(flight, 0.0)
+        monkeypatch.setattr(RequestQueue, "enqueue", refuses)
+        house.scheduler._enqueue_again(flight, 0.0)
     assert [code_of(flight) for flight in flights] == [Code.DEADLINE_UNMEETABLE, Code.INTERNAL]
-    assert words == ["a flight that waits again"]
+    assert words == ["queueing a flight again"]
     assert b'why="deadline_unmeetable"} 1' in house.metrics.render("text/plain")[0]
     house.left_nothing()
     await house.scheduler.close()

@@ -229,7 +229,11 @@ async def test_what_an_engine_will_never_do_is_known_after_one_question(status: 
     assert bool(desk.log.lines) is (why is not None)
     if desk.log.lines:
         line = desk.log.lines[0]
-        assert (line["level"], line["msg"], line["backend"]) == ("info", "streams and bodies do not share", "e0")
+        assert (line["level"], line["msg"], line["backend"]) == (
+            "info",
+            "streamed and whole answers are not shared",
+            "e0",
+        )
 
 
 @pytest.mark.parametrize("owner", ["vllm", "new"])

@@ -124,7 +124,7 @@ async def test_a_turn_that_never_ran_is_run() -> None:
     house = House(inflight=1, kept=1)
     flight = house.group.launch(spec())
     house.group.attach(flight, usage=True, whole=True)
-    house.scheduler.queue.put(flight, 0.0)
+    house.scheduler.queue.enqueue(flight, 0.0)
     house.scheduler._turn_due = True  # as if what was called at the turn's end had been lost
     assert await healed_by(house) == ["turn"]
     assert house.scheduler.flying == 1

@@ -270,7 +270,7 @@ async def test_a_twin_is_attached_and_raises_the_class_of_what_it_joins() -> Non
     assert len(flight.subscribers) == 2
     ((what, promoted, priority, deadline, _),) = stage.told
     assert (what, promoted is flight, priority, deadline) == ("promoted", True, 1, 9.0)
-    flight.piece(b"{}")
+    flight.append_body(b"{}")
     flight.land()
     assert await asyncio.gather(*tasks) == [True, True]
     assert b"x-gateway-cache: miss" in first.sent
@@ -287,7 +287,7 @@ async def test_the_age_and_the_items_of_an_answer_are_told(monkeypatch: pytest.M
         await turns()
         (flight,) = stage.flights
         flight.stored_at, flight.items = stored, Items(5, 2, 0)
-        flight.piece(b"{}")
+        flight.append_body(b"{}")
         flight.land()
         await task
         assert b"x-gateway-cached-items: 2/5" in asked.sent
@@ -346,7 +346,7 @@ async def test_a_client_that_streams_gets_one_body_where_the_engine_will_not_str
     await turns()
     (flight,) = stage.flights
     flight.mode = Mode.WHOLE
-    flight.piece(b'{"a": 1}')
+    flight.append_body(b'{"a": 1}')
     flight.land()
     assert await task
     assert asked.sent.endswith(b'\r\n\r\n{"a": 1}')

@@ -166,7 +166,7 @@ async def test_what_can_have_no_body_has_none(method: str, status: int, body: bo
     flight, client = flight_of(Mode.RAW), Client(method)
     reader = reads(flight)
     flight.start(Head(status))
-    flight.piece(b"abc")
+    flight.append_body(b"abc")
     flight.land()
     await respond.stream(client.request, reader, (), client.taken)
     assert client.sent.endswith(b"\r\n\r\n") is not body or client.sent.endswith(LAST_CHUNK)
@@ -196,7 +196,7 @@ async def test_a_raw_body_of_known_length_goes_to_http_1_0_as_it_is() -> None:
     flight, client = flight_of(Mode.RAW), Client(old=True)
     reader = reads(flight)
     flight.start(Head(200, (), 4))
-    flight.piece(b"2\r\nx")
+    flight.append_body(b"2\r\nx")
     flight.land()
     await respond.stream(client.request, reader, (), client.taken)
     assert client.sent.endswith(b"\r\n\r\n2\r\nx")
@@ -214,7 +214,7 @@ async def test_where_no_clean_end_can_be_told_the_connection_is_closed(
     reader = reads(flight)
     if mode is Mode.RAW:
         flight.start(Head())
-        flight.piece(b"half")
+        flight.append_body(b"half")
     else:
         flight.frames([FRAME])
     writing = asyncio.ensure_future(respond.stream(client.request, reader, (), client.taken))

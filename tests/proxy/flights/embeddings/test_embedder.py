@@ -193,7 +193,7 @@ def test_an_array_of_several_without_its_vectors_is_an_error_and_one_s_own_answe
         stage.loop.turn()
         flight = stage.sent.pop()
         stage.group.remove(flight)
-        flight.piece(b'{"data":[]}')
+        flight.append_body(b'{"data":[]}')
         flight.land(Head(200))
         assert (reader.flight.error and reader.flight.error.code) == code
         assert (b"".join(reader.flight.log) == b'{"data":[]}') is (code is None)

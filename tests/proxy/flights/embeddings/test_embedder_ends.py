@@ -407,10 +407,10 @@ def test_a_refusal_that_is_an_answer_ends_a_request_once_and_what_has_no_parts_i
     stage.loop.turn()
     flight = stage.sent.pop()
     stage.group.remove(flight)
-    flight.piece(b"{}")
+    flight.append_body(b"{}")
     flight.land(Head(200, ()))
     assert [code_of(reader) for reader in (one, two)] == [Code.UPSTREAM_PROTOCOL] * 2
-    assert no_parts("x").message == "The engine sent what has no parts: x."
+    assert no_parts("x").message == "The answer cannot be split into its vectors: x."
     assert (ending().retry_after, FlightGroup().live) == (1, set())
     settled(stage)
 

@@ -212,7 +212,7 @@ def large(stage: Stage, count: int, size: int) -> None:
     stage.group.remove(flight)
     numbers = b"[" + b"0" * (size - 2) + b"]"
     data = b",".join(b'{"index":%d,"embedding":"%b"}' % (n, numbers) for n in range(count))
-    flight.piece(b'{"object":"list","data":[' + data + b'],"usage":{"prompt_tokens":9}}')
+    flight.append_body(b'{"object":"list","data":[' + data + b'],"usage":{"prompt_tokens":9}}')
     flight.land(Head(200))
 
 

@@ -185,7 +185,7 @@ def test_an_answer_over_its_bound_is_refused_but_not_an_engine_s_own_to_that_req
             with pytest.raises(GatewayError) as caught:
                 one.gets(a, got)
             assert (caught.value.code, caught.value.param) == (Code.PROMPT_TOO_LARGE, "input")
-            assert f"these 1 inputs would be over {limit} bytes" in caught.value.message
+            assert f"these 1 inputs would exceed {limit} bytes" in caught.value.message
             one.body = b"its own"
             one.gets(a, got)
         else:

@@ -95,12 +95,16 @@ def test_one_with_no_twin_goes_up_as_it_is() -> None:
 def test_twins_are_expected_where_one_was_here_a_moment_ago_or_there_is_a_window() -> None:
     one = flight()
     merger = Ridden().merger
-    assert [merger.expects(one, now) for now in (0.0, RECENT_SECONDS, 3 * RECENT_SECONDS)] == [False, True, False]
-    assert Ridden(window=0.1).merger.expects(one, 0.0)
-    assert not Ridden(1, window=0.1).merger.expects(one, 0.0)
-    assert not Ridden(window=0.1).merger.expects(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")), 0.0)
-    assert not Ridden(window=0.1).merger.expects(flight(10**7), 0.0)
-    assert Ridden(2, window=0.1).merger.expects(one, 0.0)
+    assert [merger.may_have_twins(one, now) for now in (0.0, RECENT_SECONDS, 3 * RECENT_SECONDS)] == [
+        False,
+        True,
+        False,
+    ]
+    assert Ridden(window=0.1).merger.may_have_twins(one, 0.0)
+    assert not Ridden(1, window=0.1).merger.may_have_twins(one, 0.0)
+    assert not Ridden(window=0.1).merger.may_have_twins(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")), 0.0)
+    assert not Ridden(window=0.1).merger.may_have_twins(flight(10**7), 0.0)
+    assert Ridden(2, window=0.1).merger.may_have_twins(one, 0.0)
 
 
 def test_the_last_to_leave_ends_the_one_request() -> None:
@@ -118,7 +122,7 @@ def test_those_refused_together_are_asked_for_one_by_one(status: int, refused_by
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
     merged.land(Head(status, JSON))
-    assert ridden.merger.unload(merged, None) == (members, False)
+    assert ridden.merger.finish(merged, None) == (members, False)
     for member in members:
         assert (member.phase, member.queue_state.merge, member.carried_as) == (Phase.QUEUED, False, "")
         assert member.refused_by == refused_by
@@ -129,9 +133,9 @@ def test_those_refused_together_are_asked_for_one_by_one(status: int, refused_by
 def test_an_engine_s_own_failure_is_every_rider_s() -> None:
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(b'{"error":{}}')
+    merged.append_body(b'{"error":{}}')
     merged.land(Head(500, JSON))
-    assert ridden.merger.unload(merged, None) == ([], False)
+    assert ridden.merger.finish(merged, None) == ([], False)
     assert [member.head and member.head.status for member in members] == [500, 500]
     assert ([member.log for member in members], ridden.ended) == ([[b'{"error":{}}']] * 2, members)
     assert ([member.usage for member in members], len(ridden.merger)) == ([None, None], 0)
@@ -149,9 +153,9 @@ def body_of(*indexes: int) -> bytes:
 def test_each_rider_gets_its_choices_and_what_lacks_is_asked_for_alone() -> None:
     ridden, members = Ridden(), [flight(), flight(2), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(body_of(0, 1, 2))
+    merged.append_body(body_of(0, 1, 2))
     merged.land(Head(200, JSON))
-    alone, few = ridden.merger.unload(merged, None)
+    alone, few = ridden.merger.finish(merged, None)
     assert (list(alone), few, ridden.ended) == ([members[2]], True, members[:2])
     said = [json.loads(b"".join(member.log)) for member in members[:2]]
     assert [[one["message"]["content"] for one in body["choices"]] for body in said] == [["c0"], ["c1", "c2"]]
@@ -167,9 +171,9 @@ def test_each_rider_gets_its_choices_and_what_lacks_is_asked_for_alone() -> None
 def test_what_cannot_be_told_apart_fails_every_rider_with_that() -> None:
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(b"no JSON")
+    merged.append_body(b"no JSON")
     merged.land(Head(200, JSON))
-    alone, _ = ridden.merger.unload(merged, None)
+    alone, _ = ridden.merger.finish(merged, None)
     assert (list(alone), len(ridden.merger)) == (members, 0)
     assert merged.broken is not None
     assert merged.broken.code is Code.UPSTREAM_PROTOCOL
@@ -190,7 +194,7 @@ def test_of_an_answer_that_was_cut_those_that_have_had_nothing_are_asked_for_alo
 ) -> None:
     ridden, members = Ridden(), [flight(stream=True), flight(stream=True)]
     merged = ridden.merged(*members, at=at)
-    left, few = ridden.merger.unload(merged, error)
+    left, few = ridden.merger.finish(merged, error)
     assert (list(left), few) == (members if alone else [], False)
     assert (merged.phase, merged.error) == (Phase.FAILED, error)
     assert [member.error for member in members] == ([None, None] if alone else [error, error])
@@ -214,11 +218,11 @@ def test_a_stream_s_riders_read_along_and_who_has_had_something_is_not_asked_aga
     first = members[0]
     assert (first.phase, first.head, first.backend, first.content_events) == (Phase.STREAMING, Head(200), "e0", 1)
     assert first.times.first is not None
-    merged.push(part(0, "", "stop"))
-    merged.push(part(1))
+    merged.append_token(part(0, "", "stop"))
+    merged.append_token(part(1))
     assert (first.phase, ridden.ended, merged.members[0]) == (Phase.LANDED, [first], None)
     assert first.times.last is not None
-    alone, few = ridden.merger.unload(merged, CUT)
+    alone, few = ridden.merger.finish(merged, CUT)
     assert (list(alone), few, members[1].error) == ([members[2]], False, CUT)
     assert ridden.ended == members[:2]
 
@@ -231,7 +235,7 @@ def test_what_it_knows_of_engines_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         merged = ridden.merged(flight(), flight())
         merged.backend = name
         merged._split.fingerprint = Raw(b'"f"')
-        ridden.merger.unload(merged, CUT)
+        ridden.merger.finish(merged, CUT)
         kept.append(sorted(ridden.merger._fingerprints))
     assert kept == [["e1"], ["e1", "e2"], ["e3"], ["e3", "e4"]]
     again = ridden.merger.merge(flight(), [flight()], "e4")
@@ -247,8 +251,8 @@ def test_a_rider_s_log_has_its_own_bound() -> None:
     assert isinstance(merged, MergedFlight)
     merged.enter(Phase.CONNECTING)
     merged.enter(Phase.PREFILL)
-    merged.push(part(0, "x" * 200))
-    merged.push(part(1))
+    merged.append_token(part(0, "x" * 200))
+    merged.append_token(part(1))
     assert members[0].error is not None
     assert (members[0].error.code, ended) == (Code.UPSTREAM_TOO_LARGE, members[:1])
     assert (members[1].error is None) is (members[1].size <= 100)

@@ -126,7 +126,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
     request_queue.offer("late", 0.0, lookup=False)  # nobody knows how long it takes
     request_queue.discard("late")
     for n in range(MIN_PLACES):  # one place a second
-        request_queue.place(one(request_queue), float(n))
+        request_queue.dispatch(one(request_queue), float(n))
     assert request_queue.wait(late, 7.0) == 0.0  # its deadline lets it go before all the others
     ticket_factory["late"] = Ticket(owner="other", priority=LOW, deadline=5.0, latest=5.0)
     with pytest.raises(GatewayError) as caught:
@@ -147,11 +147,11 @@ def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long
     for n in range(30):
         request_queue.offer(f"{n}", 0.0, lookup=False)  # nobody knows how long it takes
     for n in range(MIN_PLACES):  # one place a second
-        request_queue.place(one(request_queue), float(n))
+        request_queue.dispatch(one(request_queue), float(n))
     with pytest.raises(GatewayError) as caught:
         request_queue.offer("late", 7.0, lookup=False)
     assert (caught.value.code, caught.value.status) == (Code.QUEUE_TIMEOUT, 503)
-    assert "about 19.2 s" in caught.value.message
+    assert "is 19.2 s" in caught.value.message
     assert "for 10 s" in caught.value.message
     assert caught.value.retry_after == 10
     request_queue.offer("other", 7.0, lookup=False)  # its turn comes soon
@@ -170,13 +170,13 @@ def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[t
         for item, _ in overdue:
             del came[item]
         try:
-            request_queue.put(n, now)
+            request_queue.enqueue(n, now)
         except GatewayError as error:
             assert error.code is Code.QUEUE_TIMEOUT
             continue
         came[n] = now
         if places:
-            request_queue.place(one(request_queue), now)
+            request_queue.dispatch(one(request_queue), now)
             gone = [item for item in came if item not in request_queue.line]
             for item in gone:
                 del came[item]
@@ -204,7 +204,7 @@ def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     assert caught.value.code is Code.DEADLINE_UNMEETABLE
     late = request_queue.too_late(None, 3.9)
     assert late is not None
-    assert "answers take 4.0 s, but x-request-timeout leaves 3.9 s" in late.message
+    assert "answer time of 4.0 s exceed the 3.9 s" in late.message
     assert late.retry_after == 1
     assert request_queue.too_late(None, 4.1) is None
 
@@ -214,9 +214,9 @@ def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> N
     for n in range(20):
         request_queue.offer(n, 0.0, lookup=False)
     for n in range(10):
-        request_queue.place(one(request_queue), float(n))
+        request_queue.dispatch(one(request_queue), float(n))
     assert request_queue.wait(Ticket(), 9.0) > 0.0
-    request_queue.place(lambda item: True, 10.0)
+    request_queue.dispatch(lambda item: True, 10.0)
     assert len(request_queue) == 0
     for n in range(20):
         request_queue.offer(n, 20.0, lookup=False)
@@ -239,7 +239,7 @@ def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace
         """Ends the first items, and has no room for the others."""
         return next(left, None) is not None and request_queue.discard(item)
 
-    request_queue.place(take, 1.0)
+    request_queue.dispatch(take, 1.0)
     assert len(request_queue) == 20 - MIN_PLACES
     assert request_queue.wait(Ticket(), 2.0) == 0.0
 
@@ -252,10 +252,10 @@ def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
     for n in range(40):
         request_queue.offer(f"{n}", 0.0, lookup=False)
     for n in range(MIN_PLACES):
-        request_queue.place(one(request_queue), float(n))
+        request_queue.dispatch(one(request_queue), float(n))
     request_queue.offer("late", 7.0, lookup=True)
     batch = request_queue.due(7.0)
-    ((item, error),) = request_queue.looked(batch, batch, 7.0)
+    ((item, error),) = request_queue.lookups_done(batch, batch, 7.0)
     assert (item, error.code) == ("late", Code.DEADLINE_UNMEETABLE)
     assert not request_queue.looking("late")
     assert not request_queue.discard("late")
@@ -279,7 +279,7 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
     assert request_queue.release("a3", 0.0)
     request_queue.grant("a3")
     request_queue.discard("a1")
-    request_queue.place(lambda item: True, 0.0)
+    request_queue.dispatch(lambda item: True, 0.0)
     assert not request_queue.has_twins
     assert len(request_queue) == 0
 

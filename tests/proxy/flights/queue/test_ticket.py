@@ -141,8 +141,8 @@ def test_a_flight_is_refused_for_want_of_time_only_if_its_last_reader_s_is_too_s
     queue: RequestQueue[Flight] = RequestQueue(limit=9, max_batch=9, ticket=TicketFactory(lambda model: None, 512))
     for _ in range(MIN_PLACES):
         queue.served(None, 60.0)
-    queue.put(flight(deadline=1.0), 0.0)
-    queue.put(flight(deadline=1.0, latest=100.0), 0.0)
+    queue.enqueue(flight(deadline=1.0), 0.0)
+    queue.enqueue(flight(deadline=1.0, latest=100.0), 0.0)
     with pytest.raises(GatewayError) as caught:
-        queue.put(flight(deadline=1.0, latest=2.0), 0.0)
+        queue.enqueue(flight(deadline=1.0, latest=2.0), 0.0)
     assert caught.value.code is Code.DEADLINE_UNMEETABLE

@@ -58,7 +58,7 @@ class Asked:
             if error is not None:
                 self.flight.fail(error)
             else:
-                self.flight.piece(body)
+                self.flight.append_body(body)
                 self.flight.land(head)
         return await task
 
