@@ -482,7 +482,9 @@ class Scheduler:
         """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
         flight, ingest = exchange.flight, exchange.ingest
         if flight.queue_state.latest < math.inf and flight.times.dispatched is not None:
-            self.queue.served(self._backends.pool_of(flight.spec.model), flight.clock() - flight.times.dispatched)
+            self.queue.estimates.record_answer(
+                self._backends.pool_of(flight.spec.model), flight.clock() - flight.times.dispatched
+            )
         if flight.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
             self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
         broken = ingest is None or ingest.error_frame

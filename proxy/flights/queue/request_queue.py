@@ -11,19 +11,18 @@ from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.estimates import WaitEstimator
 from proxy.flights.queue.fair_queue import FairQueue
 from proxy.flights.queue.lookups import LookupBatcher
 from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
 
-MAX_POOLS: Final = 256  # of which it is remembered how long answers take
 PLAIN: Final = Ticket()
-MIN_PLACES: Final = 8
-"""Places from the line by which its speed is judged, answers by which their time is: of fewer nothing is said."""
-SERVED: Final = 64  # answers that are remembered
-FAST: Final = 0.1  # of them were faster: what is refused as it comes could not have made it but by luck
-USUAL: Final = 0.75  # were faster: what waited and has no more left than that mostly ends as work for nobody
+FAST: Final = 0.1
+"""Quantile of answer times by which a request is rejected on arrival: it would be in time only by luck."""
+USUAL: Final = 0.75
+"""Quantile by which a queued request is rejected at its turn: with less time left it would mostly be abandoned."""
 
 
 class RequestQueue(Generic[T]):
@@ -58,8 +57,7 @@ class RequestQueue(Generic[T]):
         self._back: dict[T, tuple[float, str | None]] = {}
         """What had a place and needs another one, with when it came back and its pool."""
         self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
-        self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
-        self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
+        self.estimates = WaitEstimator()
 
     def __len__(self) -> int:
         return len(self._lookups) + len(self._held) + len(self.line) + len(self._back)
@@ -169,11 +167,11 @@ class RequestQueue(Generic[T]):
                 if item in line:
                     line.granted(item)
                     self._unindex(item)
-                    self._placed(pool, now)
+                    self.estimates.record_dispatch(pool, now)
             elif item in line:
                 blocked.add(pool)
         if not line:
-            self._places.clear()  # what is told by waiting is told by nobody now
+            self.estimates.forget_dispatches()
 
     def grant(self, item: T) -> None:
         """It has its place along with another: its owner pays for it, and it waits no longer."""
@@ -225,30 +223,16 @@ class RequestQueue(Generic[T]):
         self.line = FairQueue(patience=self.line.patience)
         return waiting
 
-    def served(self, pool: str | None, seconds: float) -> None:
-        """An answer of that pool took so long, from its place to its end."""
-        if pool not in self._served and len(self._served) >= MAX_POOLS:
-            self._served.clear()
-        times = self._served.setdefault(pool, [])
-        times.append(seconds)
-        if len(times) > SERVED:
-            del times[0]
-
-    def takes(self, pool: str | None, share: float) -> float:
-        """Seconds that this share of the last answers did not take longer than; 0 where that is not known."""
-        times = self._served.get(pool, ())
-        return sorted(times)[int(len(times) * share)] if len(times) >= MIN_PLACES else 0.0
-
     def too_late(self, pool: str | None, left: float) -> GatewayError | None:
         """The error of an item that has its turn, but no time left to be answered in: an engine would work for
         nobody. Stricter than as it came: the earliest deadline goes first, so what waits long comes to this."""
-        takes = self.takes(pool, USUAL)
+        takes = self.estimates.answer_time(pool, USUAL)
         return _too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float:
         """Seconds that an item would wait for a place, by the pace of the last ones; 0 where that is not known."""
-        pace = self._pace(ticket.pool, now)
-        return self.line.ahead(ticket) * pace if pace else 0.0
+        interval = self.estimates.interval(ticket.pool, now)
+        return self.line.ahead(ticket) * interval if interval else 0.0
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
         """What has waited for a place as long as may be, forgotten, and its error."""
@@ -283,20 +267,15 @@ class RequestQueue(Generic[T]):
         """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would
         take longer than there is time."""
         hurried = ticket.latest < math.inf
-        if not hurried and len(self.line) * self._pace(ticket.pool, now) <= self.timeout:
+        if not hurried and len(self.line) * self.estimates.interval(ticket.pool, now) <= self.timeout:
             return  # even behind everyone else
         wait = self.wait(ticket, now)
         if wait > self.timeout:
             raise self._too_long(wait)
         if hurried:
-            takes = self.takes(ticket.pool, FAST)
+            takes = self.estimates.answer_time(ticket.pool, FAST)
             if now + wait + takes > ticket.latest:
                 raise _too_late(wait, takes, ticket.latest - now)
-
-    def _pace(self, pool: str | None, now: float) -> float:
-        """Seconds between the last places; 0 where they were too few to say."""
-        places = self._places.get(pool, ())
-        return (now - places[0]) / len(places) if len(places) >= MIN_PLACES else 0.0
 
     def _too_long(self, wait: float) -> GatewayError:
         return GatewayError(
@@ -304,12 +283,6 @@ class RequestQueue(Generic[T]):
             f"The estimated wait for an engine is {wait:.1f} s; the limit is {self.timeout:g} s (queue_timeout).",
             retry_after=max(1, math.ceil(wait - self.timeout)),
         )
-
-    def _placed(self, pool: str | None, now: float) -> None:
-        places = self._places.setdefault(pool, [])
-        places.append(now)
-        if len(places) > 4 * MIN_PLACES:
-            del places[: len(places) - 4 * MIN_PLACES]
 
     def _index(self, item: T) -> None:
         twin = self._twin(item)

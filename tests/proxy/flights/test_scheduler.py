@@ -16,7 +16,8 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.estimates import MIN_SAMPLES
+from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
 from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.redis.cache import Cache, Stored
@@ -195,8 +196,8 @@ async def test_who_joins_later_and_leaves_time_for_it_makes_what_waits_one_that_
     )
     house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
     patient = house.group.attach(flight, usage=True, whole=False, attached=True)
     house.scheduler.promote(flight, 1, math.inf, patient)
     house.engine.wire.head()
@@ -377,8 +378,8 @@ async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_cou
     house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
     await house.turn()
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
     house.store.answer()
     assert flight.error is not None
     assert flight.error.code is Code.DEADLINE_UNMEETABLE

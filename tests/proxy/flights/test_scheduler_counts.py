@@ -16,7 +16,7 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES
+from proxy.flights.queue.estimates import MIN_SAMPLES
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.spec import Mode
 from proxy.redis.cache import Stored
@@ -111,8 +111,8 @@ async def test_at_its_turn_one_that_has_no_time_left_ends_and_pays_for_nothing()
     house = House(kept=2, ticket=lambda flight: Ticket(latest=flight.queue_state.latest))
     ask(house)
     hurried, _ = ask(house, latest=5.0)
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
     patient, _ = ask(house)
     house.engine.wire.head()
     house.engine.wire.body(DONE)
@@ -384,14 +384,14 @@ async def test_what_an_answer_came_to_is_learned_where_it_waited_and_is_whole() 
 @virtual
 async def test_how_long_answers_take_is_told_of_those_that_have_little_time() -> None:
     house = House(kept=20)
-    for n in range(2 * MIN_PLACES):
+    for n in range(2 * MIN_SAMPLES):
         flight, _ = ask(house, latest=1000.0 if n % 2 else math.inf)
         sent = flight.times.dispatched
         assert sent is not None
         flight.clock = lambda sent=sent: sent + 7.0  # type: ignore[misc]
         answered(house, FRAME, DONE)
         await house.turn()
-        known = house.scheduler.queue.takes(None, 0.5)
-        assert known == (pytest.approx(7.0) if n == 2 * MIN_PLACES - 1 else 0.0)
+        known = house.scheduler.queue.estimates.answer_time(None, 0.5)
+        assert known == (pytest.approx(7.0) if n == 2 * MIN_SAMPLES - 1 else 0.0)
     await house.scheduler.close()
     house.left_nothing()

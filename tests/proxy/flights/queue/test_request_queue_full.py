@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, RequestQueue
+from proxy.flights.queue.estimates import MAX_ANSWERS, MAX_POOLS, MIN_SAMPLES
+from proxy.flights.queue.request_queue import FAST, USUAL, RequestQueue
 
 Item = tuple[str, int]
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
         request_queue.offer(f"{n}", 0.0, lookup=False)
     request_queue.offer("late", 0.0, lookup=False)  # nobody knows how long it takes
     request_queue.discard("late")
-    for n in range(MIN_PLACES):  # one place a second
+    for n in range(MIN_SAMPLES):  # one place a second
         request_queue.dispatch(one(request_queue), float(n))
     assert request_queue.wait(late, 7.0) == 0.0  # its deadline lets it go before all the others
     ticket_factory["late"] = Ticket(owner="other", priority=LOW, deadline=5.0, latest=5.0)
@@ -146,13 +147,13 @@ def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long
     )
     for n in range(30):
         request_queue.offer(f"{n}", 0.0, lookup=False)  # nobody knows how long it takes
-    for n in range(MIN_PLACES):  # one place a second
+    for n in range(MIN_SAMPLES):  # one place a second
         request_queue.dispatch(one(request_queue), float(n))
     with pytest.raises(GatewayError) as caught:
         request_queue.offer("late", 7.0, lookup=False)
     assert (caught.value.code, caught.value.status) == (Code.QUEUE_TIMEOUT, 503)
     assert "is 19.2 s" in caught.value.message
-    assert "for 10 s" in caught.value.message
+    assert "is 10 s" in caught.value.message
     assert caught.value.retry_after == 10
     request_queue.offer("other", 7.0, lookup=False)  # its turn comes soon
 
@@ -191,13 +192,15 @@ def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[t
 def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     ticket = Ticket(deadline=10.0, latest=10.0)
     request_queue: RequestQueue[str] = RequestQueue(limit=9, max_batch=9, ticket=lambda item: ticket)
-    for _ in range(MIN_PLACES - 1):
-        request_queue.served(None, 4.0)
-    assert request_queue.takes(None, FAST) == 0.0
+    for _ in range(MIN_SAMPLES - 1):
+        request_queue.estimates.record_answer(None, 4.0)
+    assert request_queue.estimates.answer_time(None, FAST) == 0.0
     request_queue.offer("a", 9.0, lookup=False)
-    request_queue.served(None, 40.0)  # one that was slow is not what is gone by
-    assert request_queue.takes(None, FAST) == request_queue.takes(None, USUAL) == 4.0
-    assert request_queue.takes("another", FAST) == 0.0
+    request_queue.estimates.record_answer(None, 40.0)  # one that was slow is not what is gone by
+    assert (
+        request_queue.estimates.answer_time(None, FAST) == request_queue.estimates.answer_time(None, USUAL) == 4.0
+    )
+    assert request_queue.estimates.answer_time("another", FAST) == 0.0
     request_queue.offer("b", 6.0, lookup=False)
     with pytest.raises(GatewayError) as caught:
         request_queue.offer("c", 6.1, lookup=False)
@@ -233,14 +236,14 @@ def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace
     request_queue: RequestQueue[int] = RequestQueue(limit=100, max_batch=9)
     for n in range(20):
         request_queue.offer(n, 0.0, lookup=False)
-    left = iter(range(MIN_PLACES))
+    left = iter(range(MIN_SAMPLES))
 
     def take(item: int) -> bool:
         """Ends the first items, and has no room for the others."""
         return next(left, None) is not None and request_queue.discard(item)
 
     request_queue.dispatch(take, 1.0)
-    assert len(request_queue) == 20 - MIN_PLACES
+    assert len(request_queue) == 20 - MIN_SAMPLES
     assert request_queue.wait(Ticket(), 2.0) == 0.0
 
 
@@ -251,7 +254,7 @@ def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
     )
     for n in range(40):
         request_queue.offer(f"{n}", 0.0, lookup=False)
-    for n in range(MIN_PLACES):
+    for n in range(MIN_SAMPLES):
         request_queue.dispatch(one(request_queue), float(n))
     request_queue.offer("late", 7.0, lookup=True)
     batch = request_queue.due(7.0)
@@ -286,19 +289,19 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
 
 def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_anew() -> None:
     request_queue: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
-    for _ in range(MIN_PLACES):
+    for _ in range(MIN_SAMPLES):
         for pool in range(MAX_POOLS):
-            request_queue.served(f"{pool}", 4.0)
-    assert {request_queue.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
-    request_queue.served("one more", 4.0)
-    assert {request_queue.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
+            request_queue.estimates.record_answer(f"{pool}", 4.0)
+    assert {request_queue.estimates.answer_time(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
+    request_queue.estimates.record_answer("one more", 4.0)
+    assert {request_queue.estimates.answer_time(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
 
 
 def test_of_so_many_last_answers_the_times_are_known() -> None:
     request_queue: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
-    request_queue.served(None, 9.0)
-    for _ in range(SERVED - 1):
-        request_queue.served(None, 1.0)
-    assert request_queue.takes(None, 1.0 - 1e-9) == 9.0
-    request_queue.served(None, 1.0)
-    assert request_queue.takes(None, 1.0 - 1e-9) == 1.0
+    request_queue.estimates.record_answer(None, 9.0)
+    for _ in range(MAX_ANSWERS - 1):
+        request_queue.estimates.record_answer(None, 1.0)
+    assert request_queue.estimates.answer_time(None, 1.0 - 1e-9) == 9.0
+    request_queue.estimates.record_answer(None, 1.0)
+    assert request_queue.estimates.answer_time(None, 1.0 - 1e-9) == 1.0

@@ -12,7 +12,8 @@ import pytest
 from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.estimates import MIN_SAMPLES
+from proxy.flights.queue.request_queue import RequestQueue
 
 
 def queue(ticket_factory: dict[str, Ticket] | None = None, **more: Any) -> RequestQueue[str]:
@@ -175,17 +176,17 @@ def test_of_fewer_places_than_some_no_pace_is_told_and_the_last_ones_tell_it() -
     request_queue = queue()
     for n in range(100):
         request_queue.enqueue(f"{n}", 0.0)
-    places(request_queue, MIN_PLACES - 1)
+    places(request_queue, MIN_SAMPLES - 1)
     assert request_queue.wait(Ticket(), 6.0) == 0.0
     places(request_queue, 1)
     request_queue.dispatch(lambda item: False, 8.0)
-    assert request_queue.wait(Ticket(), 8.0) == (100 - MIN_PLACES) * 8.0 / MIN_PLACES
+    assert request_queue.wait(Ticket(), 8.0) == (100 - MIN_SAMPLES) * 8.0 / MIN_SAMPLES
     request_queue.clear()
     for n in range(100):
         request_queue.enqueue(f"{n}", 0.0)
-    places(request_queue, 4 * MIN_PLACES + 5)
-    times = request_queue._places[None]
-    assert (times[0], len(times)) == (5.0, 4 * MIN_PLACES)
+    places(request_queue, 4 * MIN_SAMPLES + 5)
+    times = request_queue.estimates._dispatches[None]
+    assert (times[0], len(times)) == (5.0, 4 * MIN_SAMPLES)
 
 
 def paced(latest: float, timeout: float = math.inf) -> RequestQueue[str]:
@@ -193,14 +194,14 @@ def paced(latest: float, timeout: float = math.inf) -> RequestQueue[str]:
     request_queue = queue(
         {"late": Ticket(owner="z", priority=LOW, deadline=latest, latest=latest)}, timeout=timeout
     )
-    for n in range(MIN_PLACES + 10):
+    for n in range(MIN_SAMPLES + 10):
         request_queue.enqueue(f"{n}", 0.0)
-    places(request_queue, MIN_PLACES)
+    places(request_queue, MIN_SAMPLES)
     return request_queue
 
 
 def test_who_can_just_be_in_time_is_taken() -> None:
-    now = float(MIN_PLACES)
+    now = float(MIN_SAMPLES)
     request_queue = paced(now + 10.0)
     assert request_queue.wait(Ticket(owner="z", priority=LOW), now) == 10.0
     request_queue.enqueue("late", now)
@@ -214,7 +215,7 @@ def test_who_can_just_be_in_time_is_taken() -> None:
 
 
 def test_who_would_wait_for_just_as_long_as_may_be_is_taken() -> None:
-    now = float(MIN_PLACES)
+    now = float(MIN_SAMPLES)
     for timeout in (10.0, 10.5):
         paced(math.inf, timeout).enqueue("late", now)
     hurried = paced(now + 99.0, 10.0)
@@ -227,8 +228,8 @@ def test_who_would_wait_for_just_as_long_as_may_be_is_taken() -> None:
 
 def test_at_its_turn_just_enough_time_is_enough_and_none_that_is_left_is_told_as_none() -> None:
     request_queue = queue()
-    for _ in range(MIN_PLACES):
-        request_queue.served("m", 4.0)
+    for _ in range(MIN_SAMPLES):
+        request_queue.estimates.record_answer("m", 4.0)
     assert request_queue.too_late("m", 4.0) is None
     late = request_queue.too_late("m", -3.0)
     assert late is not None

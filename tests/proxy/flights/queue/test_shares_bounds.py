@@ -60,7 +60,7 @@ def test_nobody_who_has_just_a_share_makes_room() -> None:
     assert "(6 requests)" in error.message
     victim, told = shares("a1", "a2", "b1").make_room("c", NORMAL, 3, readers)
     assert (victim, told.code) == ("a2", Code.QUEUE_SHARE)
-    assert "(1 of 3 requests, 3 callers have requests queued)" in told.message
+    assert "(1 of 3 requests; 3 callers have requests queued)" in told.message
 
 
 def test_who_is_alone_is_told_that_the_queue_is_full_and_so_is_the_first_of_all() -> None:

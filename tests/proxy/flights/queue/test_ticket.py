@@ -13,7 +13,8 @@ from proxy.config.vocabulary import HIGH
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.estimates import MIN_SAMPLES
+from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.ticket import MAX_OWNERS, TicketFactory, twin_of
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.frames import Usage
@@ -139,8 +140,8 @@ def test_twins_have_their_prompt_alike_where_they_may_be_merged() -> None:
 def test_a_flight_is_refused_for_want_of_time_only_if_its_last_reader_s_is_too_short() -> None:
     """One client's deadline ends nobody else's request: a hurried one may have joined a patient one's."""
     queue: RequestQueue[Flight] = RequestQueue(limit=9, max_batch=9, ticket=TicketFactory(lambda model: None, 512))
-    for _ in range(MIN_PLACES):
-        queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        queue.estimates.record_answer(None, 60.0)
     queue.enqueue(flight(deadline=1.0), 0.0)
     queue.enqueue(flight(deadline=1.0, latest=100.0), 0.0)
     with pytest.raises(GatewayError) as caught:
