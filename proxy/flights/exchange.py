@@ -35,18 +35,18 @@ _FAULTS: Final = frozenset(
         Code.UPSTREAM_TOKEN_TIMEOUT,
     }
 )
-"""What speaks against an engine. Not what one request asked too much: its size, its whole time."""
+"""Errors that count against an engine. Limits that one request exceeds, of size or of total time, do not."""
 
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
-"""What we do not let through, have no room for, or failed at ourselves: no failure of the engine's."""
+"""Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
 
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"]*)"')
-ID_WITHIN: Final = 1024  # bytes of a body's beginning in which its id is looked for
+ID_WITHIN: Final = 1024  # bytes at the start of a body that are searched for its id
 
 GONE_SECONDS: Final = 5.0
-"""How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
+"""How long an engine that is down may be silent: in a graceful shutdown it still completes its streams."""
 
 MakeIngest = Callable[
     [
@@ -126,22 +126,22 @@ class Exchange:
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: Any = None  # the timer of a retry
-        self._gone: Any = None  # the timer of an engine that is gone
+        self._gone: Any = None  # the timer of an engine that is down
         self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
         self._begin = b""  # of the answer's body, until its id is known
-        self._judged: bool | None = None  # what has been said of this attempt's engine: that it did well, or not
+        self._judged: bool | None = None  # this attempt's outcome, as reported: success or failure
         self._over = False
 
     def __repr__(self) -> str:
-        return f"<Journey of {self.flight!r} at {self.lease.backend.name}>"
+        return f"<Exchange of {self.flight!r} at {self.lease.backend.name}>"
 
     def begin(self) -> None:
         self._context.budget.deposit()
         self._start_attempt()
 
     def cancel(self) -> None:
-        """Nobody wants the answer: the engine is told at once, whatever it is doing."""
+        """No reader is left: the engine is told at once, in every phase."""
         if self._over:
             return
         if self._connecting is not None:
@@ -157,8 +157,8 @@ class Exchange:
                 adaptive_limit.left(sent, flight.clock())  # its first token never came
 
     def resume(self) -> bool:
-        """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
-        wait any longer."""
+        """Called at the head of the queue: take a lease of an engine that was not tried yet, else of any. True: it
+        leaves the queue."""
         exchange_context, spec = self._context, self.flight.spec
         try:
             lease = exchange_context.backends.another(spec.model, frozenset(self._tried), spec.affinity)
@@ -173,15 +173,15 @@ class Exchange:
         return True
 
     def engine_gone(self) -> None:
-        """Its engine does not run any more. Untouched, it moves to another engine that does; else it may go on
-        while anything comes, and for a while without. Called again and again while the engine is gone."""
+        """Its engine is down. Before its first byte it moves to another engine; afterwards it goes on while bytes
+        come, and for GONE_SECONDS without. Called with each check while the engine is down."""
         if self._over or self._gone is not None or self._connection is None or self._move_elsewhere():
             return
         now = self.flight.clock()
         self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
 
     def engine_silent(self) -> None:
-        """Its engine answers no looks. Untouched, it moves to one that runs; else it has the time that it has."""
+        """Its engine answers no checks. Before its first byte it moves to another; else its timeouts apply."""
         if not self._over and self._connection is not None:
             self._move_elsewhere()
 
@@ -189,7 +189,7 @@ class Exchange:
         return partial(self._safely, "an engine that is down", partial(self._still_gone, since))
 
     def _still_gone(self, since: float) -> None:
-        """Has anything come in this time?"""
+        """Whether anything has come since the engine was found down."""
         self._gone = None
         ingest, backend = self.ingest, self.lease.backend
         if self._over or ingest is None or self._connection is None or backend.up or self._move_elsewhere():
@@ -205,11 +205,11 @@ class Exchange:
         self._finish(GatewayError(code, why))
 
     def _move_elsewhere(self) -> bool:
-        """To another engine that runs, where the rules allow it. True: it is on its way."""
+        """Retry at another engine that runs, where the rules allow it. True: an attempt follows."""
         return self._has_other_engine() and self._retry(RESET, content=False)
 
     def _has_other_engine(self) -> bool:
-        """Whether an engine that was not tried runs, full or not."""
+        """Whether an engine runs that was not tried, with capacity or not."""
         here, tried = self.lease.backend, self._tried
         engines = self._context.backends.candidates(self.flight.spec.model)
         return any(b.up is not False and b is not here and b not in tried for b in engines)
@@ -217,7 +217,7 @@ class Exchange:
     # -- one attempt ------------------------------------------------------------------------------
 
     def _start_attempt(self) -> None:
-        """An attempt at the engine that there is a lease for."""
+        """Begin an attempt at the leased engine."""
         backend = self.lease.backend
         self.flight.dispatched(backend.name, self._throttle)
         if self.flight.spec.usage_added:
@@ -227,11 +227,12 @@ class Exchange:
         self._judged = None
         self._context.metrics.upstream_request(backend.name)
         spec = self.flight.spec
-        # What must not be sent twice does not go where it could meet a connection that is being closed.
+        # A request that must not be sent twice gets a new connection: a kept one may be closing.
         self._attempt(backend, fresh=spec.mode is Mode.RAW and not repeatable(spec.method, spec.path))
 
     def _reshape(self, backend: Backend) -> None:
-        """A stream that may be shared is at this engine now: readers that wait for its fold may have to go."""
+        """A shared stream is at this engine now: readers that wait for its fold may have to be served
+        otherwise."""
         flight, ask = self.flight, self.flight.spec.ask
         if ask is not None:
             flight.expects(backend.abilities.shape(ask))
@@ -257,7 +258,7 @@ class Exchange:
         self._send(backend, connection, reused=False)
 
     def _connected(self, task: asyncio.Task[None]) -> None:
-        """The task that connects is over; what it raised would else be seen by nobody, and its flight wait on."""
+        """The task that connects has ended. An unexpected exception of it ends the Flight."""
         if self._connecting is task:
             self._connecting = None
         error = None if task.cancelled() else task.exception()
@@ -289,17 +290,17 @@ class Exchange:
         except GatewayError as e:  # it cannot be written
             backend.pool.give(connection)
             self._finish(e)
-        except Exception as e:  # noqa: BLE001 - a flight whose request is not sent would wait for ever
+        except Exception as e:  # noqa: BLE001 - else the flight would wait for ever
             connection.abort()
             self._contain("sending a request", e)
 
     def _on_head(self, status: int, headers: list[tuple[str, str]]) -> bool:
-        """The engine's answer begins. True: it is asked again, this answer is dropped."""
+        """The head of the answer. True: this answer is dropped, another attempt follows."""
         if status < 429:
             return False
         try:
             return self._on_refusal(status, headers)
-        except Exception as e:  # noqa: BLE001 - the answer may be parted with already: nobody else would end this
+        except Exception as e:  # noqa: BLE001 - the connection may be detached already: nothing else would end this
             self._contain("an engine's refusal", e)
             return True
 
@@ -309,12 +310,12 @@ class Exchange:
             self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
         if status not in STATUSES:
             return False
-        self._error = None  # should no engine be free after a wait, that is what is said
+        self._error = None  # if no engine is free after the backoff, that is the error
         return self._retry(str(status), retry_after(headers, time.time))
 
     def _check_id(self, data: bytes) -> bool:
-        """Compare the answer's `id`, where the engine makes it from the request's, as vLLM does. On a kept
-        connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
+        """Compare the answer's `id` with the request's, from which vLLM makes it. On a reused connection a
+        different id means a stale answer to an earlier request: it is dropped, and a new connection is used."""
         self._begin = begin = self._begin + data if self._begin else data
         found = _ID.search(begin, 0, ID_WITHIN)
         if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
@@ -338,8 +339,8 @@ class Exchange:
         return False
 
     def _on_first_token(self) -> None:
-        """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end
-        of a stream what its beginning said would be old."""
+        """The first token. It is a half-open breaker's success already, and the adaptive limit needs TTFT when it
+        happens, not at the end of the stream."""
         adaptive_limit, sent = self.lease.backend.adaptive_limit, self.flight.times.dispatched
         if adaptive_limit is not None and sent is not None:
             adaptive_limit.answered(sent, self.flight.clock())
@@ -347,7 +348,7 @@ class Exchange:
             self._report_success()
 
     def _on_response_end(self, error: GatewayError | None) -> None:
-        """The exchange is over."""
+        """The answer has ended, or the connection has."""
         try:
             connection, ingest = self._connection, self.ingest
             self._detach(content=error is None and not (ingest is not None and ingest.surplus))
@@ -360,16 +361,16 @@ class Exchange:
                 self._finish(error)
             else:
                 self._on_response_lost(error, connection)
-        except Exception as e:  # noqa: BLE001 - a connection's border: the flight and its place would be left behind
+        except Exception as e:  # noqa: BLE001 - a connection's border: flight and lease would be left behind
             self._contain("the end of an exchange", e)
 
     def _on_response_lost(self, error: GatewayError, connection: Connection | None) -> None:
-        """The exchange ended without a whole answer."""
+        """The connection ended without a complete answer."""
         flight = self.flight
         cause = None
         if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
             if self._reused and connection is not None and not connection.received:
-                # A kept connection that had died: not the engine's failure. Once, and then on a new one.
+                # A reused connection that had died: no failure of the engine. Retried once, on a new connection.
                 self._context.metrics.retry(STALE)
                 self._attempt(self.lease.backend, fresh=True)
                 return
@@ -395,9 +396,9 @@ class Exchange:
             self._context.backends.seen_bad(self.lease, why, self.flight.queue_state.resolve_owner())
 
     def _attempt_failed(self, error: GatewayError, cause: str | None) -> None:
-        """An attempt failed: once more, where the rules allow it and nothing has gone out."""
+        """An attempt failed: retry, where the rules allow it and no byte has gone to a client."""
         if error.code is Code.LOCAL_RESOURCES:
-            self._finish(error)  # ours: it says nothing of any engine, and another one would meet it too
+            self._finish(error)  # ours: at another engine it would be the same
             return
         backend, exchange_context = self.lease.backend, self._context
         exchange_context.metrics.upstream_error(backend.name, error.code.code)
@@ -411,12 +412,12 @@ class Exchange:
 
     @property
     def _answered(self) -> bool:
-        """The engine's answer was whole as far as HTTP goes: what is wrong in it is wrong for this request."""
+        """The answer was complete HTTP: an error in it concerns this request alone."""
         return self.ingest is not None and self.ingest.answered
 
     def _retry(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
-        """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
-        `content`: what is left of this answer may be read to its end, to keep the connection."""
+        """Retry: at another engine at once, else at any after a backoff. False: the rules do not allow it.
+        `content`: the rest of this answer may be read, to keep the connection."""
         exchange_context, flight, spec = self._context, self.flight, self.flight.spec
         if self._left <= 0 or cause not in exchange_context.retry.on or not flight.untouched:
             return False
@@ -438,7 +439,7 @@ class Exchange:
             exchange_context.metrics.retry(cause)
             if flight.trace is not None:
                 flight.trace.retried(cause)
-            self._detach(content=content)  # of an answer that is dropped; else there is nothing to part with
+            self._detach(content=content)
             flight.rewind()
             self.lease.release()
             if other is not None:
@@ -454,7 +455,7 @@ class Exchange:
                 other.release()
 
     def _resume(self) -> None:
-        """A retry's wait is over. None is free: back to the head of the queue."""
+        """The backoff is over. If no engine is free, it waits at the head of the queue."""
         self._waiting = None
         if not self.resume() and not self._owner.requeue(self):
             none = GatewayError(Code.NO_BACKEND, "No engine has capacity for another attempt.", retry_after=1)
@@ -464,11 +465,11 @@ class Exchange:
         """A timer's border."""
         try:
             step()
-        except Exception as e:  # noqa: BLE001 - as said: the flight would wait for ever
+        except Exception as e:  # noqa: BLE001 - else the flight would wait for ever
             self._contain(where, e)
 
     def _contain(self, where: str, error: BaseException) -> None:
-        """An error of ours: its connection is closed, its readers get a 500, its place goes back."""
+        """A bug of ours: the connection is closed, readers get a 500, the lease is released."""
         self._context.fault(where, error)
         if self._over:
             return
@@ -478,7 +479,7 @@ class Exchange:
         self._finish(internal())
 
     def _detach(self, *, content: bool) -> None:
-        """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
+        """Leave the connection. `content`: the rest of the answer may be read, to keep the connection."""
         ingest, connection = self.ingest, self._connection
         if self._gone is not None:
             self._gone.cancel()
@@ -493,12 +494,12 @@ class Exchange:
         self._over = True
         try:
             self._owner.arrived(self, error)
-        except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
+        except Exception as e:  # noqa: BLE001 - once more: else the lease would be held for ever
             self._context.fault("the end of an exchange", e)
             self._owner.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:
-        """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""
+        """Backpressure: pause reading for a private Flight whose one reader lags, and stop its timeouts."""
         if self.ingest is not None and self._connection is not None:
             self.ingest.hold(hold)
             self._connection.throttle(self.ingest, hold)

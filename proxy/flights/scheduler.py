@@ -27,15 +27,15 @@ from proxy.redis import Cache, Stored
 from proxy.telemetry import contained, internal
 from proxy.upstream import Backend, Lease
 
-AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
-MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise
+AGAIN: Final = 0.05  # seconds until the next turn after one that raised, or after a contained exception
+MAX_FAILED_TURNS: Final = 5  # in succession; then all queued flights fail, as one of them makes each turn raise
 
 
 class Scheduler:
-    """Feeds Flights until each has landed, failed or been cancelled.
+    """Serves Flights until each has landed, failed or been cancelled.
 
-    A callback here serves many Flights. What one Flight's part of it raises ends that Flight with a 500, gives its
-    place back and leaves the others alone; a turn follows each such exception, so that no wake-up is lost.
+    A callback here serves many Flights. An exception in one Flight's part of it ends that Flight with a 500 and
+    releases its lease; the others go on. A turn follows each such exception, so that no wake-up is lost.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Scheduler:
         return len(self._flying)
 
     def submit(self, flight: Flight) -> None:
-        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `offer`."""
+        """Take a new Flight. Raises GatewayError 429 or 503, and has forgotten it then: see
+        `RequestQueue.offer`."""
         spec = flight.spec
         lookup = spec.key is not None and not spec.fresh and self._cache is not None and self._cache.available
         try:
@@ -119,7 +120,7 @@ class Scheduler:
         flight.when_abandoned(self._cancel)
 
     def abandon(self, flight: Flight) -> None:
-        """Let go of a Flight whose handling raised: whatever holds it lets it go, and its readers get a 500."""
+        """End a Flight whose handling raised: queue, timers and exchange drop it, and its readers get a 500."""
         contained(
             self._fault,
             "ending a flight",
@@ -134,7 +135,7 @@ class Scheduler:
             flight.broke(internal())
 
     async def close(self) -> None:
-        """Fail what waits, cancel what flies, and wait for all of it."""
+        """Fail queued Flights, cancel dispatched ones, and await all tasks."""
         self._closed = True
         self._timers.close()
         for flight in tuple(self._group.live):
@@ -148,7 +149,7 @@ class Scheduler:
     # -- the queue --------------------------------------------------------------------------------
 
     def _soon(self) -> None:
-        """All that arrives in one turn of the loop is looked at together, at its end."""
+        """Schedule a turn at the end of this event loop iteration: all that arrives in it is one batch."""
         if not self._turn_due:
             self._turn_due = True
             self._loop.call_soon(contained, self._fault, "a turn of the scheduler", self._turn)
@@ -189,7 +190,7 @@ class Scheduler:
         self._place_waiting()
 
     def _fault(self, where: str, error: BaseException) -> None:
-        """Report what was contained. It may have cost somebody a wake-up, so a turn follows."""
+        """Report a contained exception. A wake-up may be lost with it, so a turn follows."""
         self._on_fault(where, error)
         if not self._closed:
             self._loop.call_later(AGAIN, self._turn)
@@ -202,12 +203,12 @@ class Scheduler:
             self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
     def _overdue(self) -> None:
-        """The oldest that waits may have waited for as long as it may."""
+        """The timer of the oldest queued Flight: its wait may be over."""
         now = self._loop.time()
         for flight, error in self.queue.overdue(now):
             try:
                 if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
-                    self._enqueue_again(flight, now)  # for the readers that joined later
+                    self._enqueue_again(flight, now)  # for readers that joined later
                     self.metrics.refused(error.code.code)
                 else:
                     self._refuse(flight, error)
@@ -217,7 +218,7 @@ class Scheduler:
         self._place_waiting()
 
     def _enqueue_again(self, flight: Flight, now: float) -> None:
-        """Have it wait for a place anew, if it can be in time."""
+        """Queue it anew, if it can be in time."""
         try:
             self.queue.enqueue(flight, now)
         except GatewayError as e:
@@ -227,15 +228,15 @@ class Scheduler:
             self.abandon(flight)
 
     def _refuse(self, flight: Flight, error: GatewayError) -> None:
-        """End a Flight that gets no place."""
+        """End a Flight that is rejected."""
         self._end(flight, error)
         self.metrics.refused(error.code.code)
 
     def _take(self, flight: Flight) -> bool:
-        """Give a Flight whose turn it is to an engine. True: it waits no longer."""
+        """Dispatch the Flight whose turn it is. True: it leaves the queue."""
         try:
             if self._served(flight):
-                return True  # it has had its place: the turn that gave it one was cut short
+                return True  # it was dispatched by a turn that raised afterwards
             return self._taken(flight)
         except Exception as e:  # noqa: BLE001 - one flight's data must not end the turn of all others
             self._fault("dispatching a flight", e)
@@ -243,7 +244,7 @@ class Scheduler:
             return True
 
     def _served(self, flight: Flight) -> bool:
-        """Whether it needs no place any more. A journey whose lease is released waits for its next attempt."""
+        """Whether it needs no engine any more. An exchange without a lease waits for its next attempt."""
         exchange = self._flying.get(flight)
         return flight.ended or flight in self._merger or (exchange is not None and exchange.lease.held)
 
@@ -252,7 +253,7 @@ class Scheduler:
         if latest < math.inf:
             late = self.queue.too_late(self._backends.pool_of(flight.spec.model), latest - self._loop.time())
             if late is not None:
-                self.queue.discard(flight)  # it has had no place: nobody pays for one
+                self.queue.discard(flight)  # not dispatched: its caller pays nothing
                 self._refuse(flight, late)
                 return True
         if not self._place(flight):
@@ -261,12 +262,12 @@ class Scheduler:
         return True
 
     def _unhold(self, flight: Flight) -> None:
-        """Its time to wait for twins is over."""
+        """Its time to wait for twins is up."""
         if self.queue.release(flight, self._loop.time()):
             self._soon()
 
     def _pushed(self, flight: Flight, error: GatewayError) -> None:
-        """It had to make room for another's."""
+        """It leaves the full queue for another caller's Flight."""
         self._end(flight, error)
         self.metrics.refused("pushed_out")
 
@@ -278,8 +279,8 @@ class Scheduler:
         reader: Subscriber | None = None,
         owner: Hashable = None,
     ) -> None:
-        """One more reader, or another `owner` of an array's items, who may be more urgent than those before, or
-        have its turn sooner."""
+        """A reader joins, or another `owner` of an array's items: it may be more urgent than those before, or have
+        an earlier turn."""
         flight.queue_state.promote(priority, deadline)
         if flight.phase is Phase.QUEUED:
             if reader is not None:
@@ -314,7 +315,7 @@ class Scheduler:
         self._metrics.batch(len(batch))
 
     def _looked_up(self, batch: list[Flight], found: list[Stored | None]) -> None:
-        """Hits land; misses are given to an engine, or wait for one. May be called again where it raised."""
+        """The reply: hits land, misses are dispatched or queued. May be called again after it raised."""
         misses: list[Flight] = []
         for flight, stored in zip(batch, found, strict=True):
             try:
@@ -336,7 +337,7 @@ class Scheduler:
         self._place_waiting()
 
     def _answer_from_store(self, flight: Flight, stored: Stored) -> bool:
-        """Land a Flight from the store; False where what is stored does not serve it."""
+        """Answer a Flight from the store. False: the entry does not serve it."""
         if not self._backends.makes(flight.spec.model, stored.build):
             self._metrics.cache("other_build")
             flight.replace_stored()
@@ -348,7 +349,7 @@ class Scheduler:
         return True
 
     def _place(self, flight: Flight) -> bool:
-        """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
+        """Dispatch a Flight to an engine with capacity. True: it need not be queued."""
         exchange = self._flying.get(flight)
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
@@ -367,14 +368,14 @@ class Scheduler:
                     self._merge_twins(flight)
             exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
             exchange.begin()
-        except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
+        except Exception as e:  # noqa: BLE001 - the lease is released, and only this flight fails
             self._fault("sending a flight to an engine", e)
             self._fail_all(flight)
             lease.release()
         return True
 
     def _fail_all(self, flight: Flight) -> None:
-        """End a Flight, or a carrier and its riders, whose handling raised."""
+        """End a Flight, or a merged one and its members, whose handling raised."""
         if isinstance(flight, MergedFlight):
             for member in flight.members:
                 if member is not None:
@@ -383,7 +384,7 @@ class Scheduler:
         self.abandon(flight)
 
     def _merge_twins(self, merged: MergedFlight) -> None:
-        """The twins that go along have their place with that: they wait no longer."""
+        """Its members are dispatched with it: they leave the queue."""
         trace = merged.members[0].trace if merged.members[0] is not None else None
         rest = merged.members[1:]
         contained(
@@ -406,7 +407,7 @@ class Scheduler:
                 self._landed(exchange)
             else:
                 self._end(flight, error)
-        except Exception as e:  # noqa: BLE001 - whatever an answer does here, its place goes back
+        except Exception as e:  # noqa: BLE001 - whatever is raised here, the lease is released
             self._fault("an answer's end", e)
             self._fail_all(flight)
         finally:
@@ -427,7 +428,7 @@ class Scheduler:
         contained(self._fault, "releasing a lease", exchange.lease.release)
 
     def requeue(self, exchange: Exchange) -> bool:
-        """Its next attempt has no engine: it waits at the head of the queue for one."""
+        """No engine is free for its next attempt: it waits at the head of the queue."""
         if self._closed:
             return False
         self.queue.requeue(exchange.flight, self._loop.time())
@@ -435,17 +436,17 @@ class Scheduler:
         return True
 
     def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
-        """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
+        """An engine is down, or silent: its exchanges move to another one, or end soon."""
         for exchange in tuple(self._flying.values()):
             if exchange.lease.backend is backend:
                 try:
                     what(exchange)
-                except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
+                except Exception as e:  # noqa: BLE001 - the other exchanges are told too
                     self._context.fault("an engine that is down", e)
 
     def _finish_merged(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
-        """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
-        together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
+        """End a merged Flight and its members, but for members whose request an engine refused or did not
+        complete: those are queued one by one, as `n` may be what the engine does not support."""
         made = merged.usage.completion_tokens if merged.usage else merged.content_events
         alone, few = self._merger.finish(merged, error)
         if lease is not None and any(member.refused_by for member in alone):
@@ -465,7 +466,7 @@ class Scheduler:
             self._on_complete(member)
 
     def _abort_upstream(self, flight: Flight) -> None:
-        """Stop its engine, unless it is working for others too."""
+        """Cancel its generation at the engine, unless that serves other Flights too."""
         merged = self._merger.leave(flight)
         if merged is not None:
             self.queue.discard(merged)  # should it wait for its next attempt
@@ -479,14 +480,14 @@ class Scheduler:
                 self._release(exchange)
 
     def _landed(self, exchange: Exchange) -> None:
-        """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
+        """The answer is complete: store it. The Flight can be joined until that is settled."""
         flight, ingest = exchange.flight, exchange.ingest
         if flight.queue_state.latest < math.inf and flight.times.dispatched is not None:
             self.queue.estimates.record_answer(
                 self._backends.pool_of(flight.spec.model), flight.clock() - flight.times.dispatched
             )
         if flight.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
-            self._backends.not_few(exchange.lease)  # it refuses this one alone too: that is no matter of `n`
+            self._backends.not_few(exchange.lease)  # it refuses this request alone too: `n` was not the reason
         broken = ingest is None or ingest.error_frame
         if flight.queue_state.assumed and not broken:
             self._on_complete(flight)
@@ -500,7 +501,7 @@ class Scheduler:
             self._group.remove(flight)
             return
         if flight.size > self._cache.max_entry:
-            self._cache.skip()  # and 64 MiB are not joined for nothing
+            self._cache.skip()  # before up to 64 MiB are copied
             self._group.remove(flight)
             return
         replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
@@ -513,10 +514,10 @@ class Scheduler:
         stored, began = snapshot(flight, build), flight.times.created
         self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
-    # -- what nobody would end any more -----------------------------------------------------------
+    # -- for the watchdog --------------- -----------------------------------------------------------
 
     def strays(self, known: Callable[[Flight], bool] = lambda flight: False) -> Iterator[Stray]:
-        """For the watchdog. `known`: whether somebody else feeds a Flight."""
+        """For the watchdog. `known`: whether another component feeds a Flight."""
         if self._turn_due:
             yield Stray("turn", self._turns, self._turn)
         looking = self.queue.in_lookup()
@@ -548,7 +549,7 @@ class Scheduler:
             flight.broke(error)
 
     def _cancel(self, flight: Flight) -> None:
-        """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
+        """The last reader left. In one step it cannot be joined, is not queued, and its engine stops."""
         self._group.remove(flight)
         contained(
             self._fault,
@@ -561,7 +562,7 @@ class Scheduler:
         self._measure(flight, "cancelled")
 
     def _measure(self, flight: Flight, outcome: str) -> None:
-        """Count it. What raises here changes nothing for anybody."""
+        """Count it. An exception here affects no Flight."""
         try:
             times, gap = flight.times, None
             events = flight.usage.completion_tokens if flight.usage else flight.content_events
@@ -573,5 +574,6 @@ class Scheduler:
 
 
 def _outcome(error: GatewayError) -> str:
-    """A failed Flight, as it is counted: an answer that was not whole is one that an engine called complete."""
+    """The outcome of a failed Flight, as it is counted. `error`: the engine called an incomplete answer
+    complete."""
     return "error" if error.code is Code.UPSTREAM_INCOMPLETE else "failed"

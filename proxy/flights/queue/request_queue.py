@@ -26,12 +26,11 @@ USUAL: Final = 0.75
 
 
 class RequestQueue(Generic[T]):
-    """Three lines, bounded together.
+    """Three queues within one limit: for a store look-up (a batch a round trip), for sampled twins (`held`), and
+    for capacity at an engine (`line`).
 
-    One waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
-    engine. By default (`window` 0) nobody waits for company: a batch is what arrived in the same turn of the loop,
-    or while the round trip before it was under way. Full, it holds no owner to less than its share: see `offer`.
-    """
+    By default (`window` 0) requests are never delayed to form a batch: a batch is what arrived in the same event
+    loop iteration, or during the round trip before it. A full queue leaves each owner its share: see `offer`."""
 
     def __init__(
         self,
@@ -45,18 +44,18 @@ class RequestQueue(Generic[T]):
         twin: Callable[[T], Hashable] = lambda item: None,
         callers: Callable[[T], Collection[Hashable]] = lambda item: (),
     ) -> None:
-        self.limit = limit  # items that may wait, in all lines and in a look-up under way
+        self.limit = limit  # items in all queues and in the look-up under way
         self.window = window  # seconds
         self.timeout = timeout  # seconds that an item may wait for a place
         self.line: FairQueue[T] = FairQueue(patience=patience)
         self._ticket = ticket
-        self._twin = twin  # what twins have alike; None: it has none
-        self._callers = callers  # who reads an item
+        self._twin = twin  # a key that twins have in common; None: it has no twins
+        self._callers = callers  # of an item's readers
         self._lookups: LookupBatcher[T] = LookupBatcher(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
         self._back: dict[T, tuple[float, str | None]] = {}
-        """What had a place and needs another one, with when it came back and its pool."""
-        self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
+        """Dispatched items that need another engine: when each came back, and its pool."""
+        self._twins: dict[Hashable, dict[T, None]] = {}  # of items held or in the line
         self.estimates = WaitEstimator()
 
     def __len__(self) -> int:
@@ -64,16 +63,16 @@ class RequestQueue(Generic[T]):
 
     def __repr__(self) -> str:
         arrived, looking = len(self._lookups.arrived), len(self._lookups.looking)
-        return f"<Batcher arrived={arrived} looking={looking} missed={len(self.line)}>"
+        return f"<RequestQueue arrived={arrived} looking={looking} missed={len(self.line)}>"
 
     @property
     def waits(self) -> bool:
-        """Whether anything waits for a place already: a later one must not overtake it."""
+        """Whether an item waits for an engine: a later one must not overtake it."""
         return bool(self.line.entries or self._back)
 
     @property
     def has_twins(self) -> bool:
-        """Whether anything that waits for a place could have twins."""
+        """Whether an item that waits for an engine could have twins."""
         return bool(self._twins)
 
     def offer(
@@ -85,7 +84,7 @@ class RequestQueue(Generic[T]):
         hold: bool = False,
         on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None,
     ) -> None:
-        """Queue an item, for a look-up, or for a place, or held until `release`. `on_pushed` is called with the
+        """Enqueue an item for a look-up, for an engine, or held until `release`. `on_pushed` is called with the
         item that leaves the queue to make room, and its error.
 
         Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
@@ -103,19 +102,19 @@ class RequestQueue(Generic[T]):
             self.enqueue(item, now)
 
     def enqueue(self, item: T, now: float) -> None:
-        """Have an item wait for a place, in the turn of whoever of its callers waits for least: no bound is asked.
-        Raises GatewayError 503 where it cannot be in time."""
+        """Enqueue an item for an engine, in the turn of the caller who has fewest items queued. The limit is not
+        checked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket_of(item)
         self._in_time(ticket, now)
         self._index(item)
         self.line.offer(item, ticket, now)
 
     def requeue(self, item: T, now: float) -> None:
-        """It had its turn, and its engine failed it: it goes before all that waits. No bound is asked."""
+        """It was dispatched, and its engine failed: it goes to the head of the queue. The limit is not checked."""
         self._back[item] = now, self._ticket(item).pool
 
     def release(self, item: T, now: float) -> bool:
-        """It need not be held any longer. True if it was."""
+        """Stop holding an item for twins: it waits for an engine. True if it was held."""
         if item not in self._held:
             return False
         del self._held[item]
@@ -127,12 +126,12 @@ class RequestQueue(Generic[T]):
         return self._lookups.due(now)
 
     def next_deadline(self) -> float | None:
-        """When the oldest look-up's window closes; None when none waits."""
+        """When the window of the oldest look-up closes; None if there is none."""
         return self._lookups.next_deadline()
 
     def lookups_done(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
-        """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
-        and for those given back, each with its error: they cannot be in time, or cannot be queued."""
+        """The look-up of this batch has ended: its misses wait for an engine, unless they were discarded
+        meanwhile. Returns those that cannot be in time or cannot be queued, each with its error."""
         refused = []
         for item in misses:
             if self.looking(item) and item not in self.line.entries:  # in them where this raised once
@@ -147,12 +146,12 @@ class RequestQueue(Generic[T]):
         return refused
 
     def looking(self, item: T) -> bool:
-        """Whether the item is still wanted from the look-up under way."""
+        """Whether the item is in the look-up under way and was not discarded."""
         return item in self._lookups.looking
 
     def dispatch(self, take: Callable[[T], bool], now: float) -> None:
-        """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
-        not, nothing more of that pool is offered."""
+        """Offer items to `take`, in the line's order. True: the item leaves the queue. False: its pool has no
+        capacity, and no more items of that pool are offered."""
         blocked: set[str | None] = set()
         for first, (_, pool) in tuple(self._back.items()):
             if pool not in blocked and first in self._back:
@@ -174,22 +173,22 @@ class RequestQueue(Generic[T]):
             self.estimates.forget_dispatches()
 
     def grant(self, item: T) -> None:
-        """It has its place along with another: its owner pays for it, and it waits no longer."""
+        """Dequeue an item that is dispatched together with a twin, and charge its owner."""
         if item in self.line:
             self.line.granted(item)
         self._held.pop(item, None)
         self._unindex(item)
 
     def twins(self, item: T) -> Iterator[T]:
-        """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
+        """The twins of an item, itself included, that are held or wait for an engine. In the order of arrival."""
         return iter(tuple(self._twins.get(self._twin(item), ())))
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
-        """Someone else wants it too, see `FairQueue.promote`. True if it moves."""
+        """Another caller wants it too: see `FairQueue.promote`. True if it moves."""
         return self.line.promote(item, priority, deadline, owner)
 
     def discard(self, item: T) -> bool:
-        """Forget an item whose reader left. True if it was waiting."""
+        """Remove an item. True if it was queued."""
         if self._lookups.discard(item) or self._back.pop(item, None) is not None:
             return True
         if item in self._held:
@@ -207,14 +206,14 @@ class RequestQueue(Generic[T]):
         return list(self._lookups.looking)
 
     def rebuild(self) -> None:
-        """Order the line anew, where its orders may contradict each other because something in them raised."""
+        """Rebuild the line, whose orders may be inconsistent after an exception in one of them."""
         self.line = self.line.rebuilt()
         self._twins.clear()
         for item in (*self._held, *self.line):
             self._index(item)
 
     def clear(self) -> list[T]:
-        """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""
+        """Remove and return all items, when a queue is broken beyond `rebuild`."""
         waiting = [*self._lookups.arrived, *self._lookups.looking, *self._held, *self._back, *self.line]
         self._lookups.clear()
         self._back.clear()
@@ -224,18 +223,18 @@ class RequestQueue(Generic[T]):
         return waiting
 
     def too_late(self, pool: str | None, left: float) -> GatewayError | None:
-        """The error of an item that has its turn, but no time left to be answered in: an engine would work for
-        nobody. Stricter than as it came: the earliest deadline goes first, so what waits long comes to this."""
+        """The error of an item that has its turn, but not the time left in which it would be answered. Stricter
+        than on arrival: with the earliest deadline first, items that wait long often have too little time left."""
         takes = self.estimates.answer_time(pool, USUAL)
         return _too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float:
-        """Seconds that an item would wait for a place, by the pace of the last ones; 0 where that is not known."""
+        """Seconds that an item would wait for an engine, by the pace of the last dispatches; 0: not known."""
         interval = self.estimates.interval(ticket.pool, now)
         return self.line.ahead(ticket) * interval if interval else 0.0
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
-        """What has waited for a place as long as may be, forgotten, and its error."""
+        """Remove the items that have waited for `timeout` seconds; each with its error."""
         late = [item for item, (came, _) in self._back.items() if came + self.timeout <= now]
         late += self.line.waited(self.timeout, now)
         for item in late:
@@ -243,14 +242,14 @@ class RequestQueue(Generic[T]):
         return [(item, _waited(self.timeout)) for item in late]
 
     def next_overdue(self) -> float:
-        """When the one that waits longest has waited as long as may be; inf: never."""
+        """When the oldest item will have waited for `timeout` seconds; inf: never."""
         back = next((came for came, _ in self._back.values()), math.inf)
         return min(self.line.oldest, back) + self.timeout
 
     # -- inside -----------------------------------------------------------------------------------
 
     def _ticket_of(self, item: T) -> Ticket:
-        """Its ticket; it takes the turn of whoever of its callers waits for least."""
+        """Its ticket, in the turn of the caller who has fewest items queued."""
         ticket = self._ticket(item)
         callers = self._callers(item)
         if len(callers) > 1:
@@ -264,8 +263,8 @@ class RequestQueue(Generic[T]):
         return victim, error
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
-        """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would
-        take longer than there is time."""
+        """Raises GatewayError 503 if its estimated wait exceeds `timeout`, or if wait and answer time exceed the
+        time left to its deadline."""
         hurried = ticket.latest < math.inf
         if not hurried and len(self.line) * self.estimates.interval(ticket.pool, now) <= self.timeout:
             return  # even behind everyone else
@@ -298,7 +297,7 @@ class RequestQueue(Generic[T]):
 
 
 def _too_late(wait: float, takes: float, left: float) -> GatewayError:
-    """Of a request that cannot be answered in the time that it has."""
+    """The error of a request that cannot be answered before its deadline."""
     return GatewayError(
         Code.DEADLINE_UNMEETABLE,
         f"The estimated wait for an engine of {wait:.1f} s and answer time of {takes:.1f} s exceed the "

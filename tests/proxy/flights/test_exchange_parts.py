@@ -428,7 +428,7 @@ async def test_what_may_not_be_sent_twice_goes_on_a_new_connection() -> None:
 @virtual
 async def test_its_repr_tells_where_it_is() -> None:
     trip = trip_to()
-    assert repr(trip.exchange) == f"<Journey of {trip.flight!r} at e0>"
+    assert repr(trip.exchange) == f"<Exchange of {trip.flight!r} at e0>"
     assert isinstance(trip.engines[0].wire, Wire)
     assert isinstance(trip.metrics, Metrics)
     trip.cancel()

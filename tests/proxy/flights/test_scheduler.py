@@ -113,7 +113,7 @@ class House:
     def left_nothing(self) -> None:
         assert len(self.group) == 0
         assert self.backends.all[0].inflight == 0
-        assert repr(self.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=0>"
+        assert repr(self.scheduler) == "<Scheduler <RequestQueue arrived=0 looking=0 missed=0> flying=0>"
         assert all(wire.receiver is None for wire in self.engine.wires)
 
 
@@ -281,7 +281,7 @@ async def test_a_store_that_goes_away_with_thousands_waiting_ends_every_look_up(
     house.store.answer()
     for _ in range(3000):
         await asyncio.sleep(0)
-    assert repr(house.scheduler.queue) == "<Batcher arrived=0 looking=0 missed=2999>"
+    assert repr(house.scheduler.queue) == "<RequestQueue arrived=0 looking=0 missed=2999>"
     assert flights[0].phase is Phase.CONNECTING
     await house.scheduler.close()
     house.left_nothing()

@@ -329,7 +329,7 @@ async def test_after_the_end_nothing_waits_at_the_head_of_the_queue_again() -> N
     assert house.scheduler.requeue(exchange)
     assert exchange.flight in house.scheduler.queue
     await house.turn()
-    assert repr(house.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=1>"
+    assert repr(house.scheduler) == "<Scheduler <RequestQueue arrived=0 looking=0 missed=0> flying=1>"
     assert house.scheduler.flying == 1
     await house.scheduler.close()
     assert not house.scheduler.requeue(exchange)

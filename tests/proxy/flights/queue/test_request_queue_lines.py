@@ -52,7 +52,7 @@ def test_whatever_line_an_item_is_in_it_is_here_and_counts() -> None:
     assert "another" not in request_queue
     assert len(request_queue) == 5
     assert request_queue.in_lookup() == ["looking"]
-    assert repr(request_queue) == "<Batcher arrived=1 looking=1 missed=1>"
+    assert repr(request_queue) == "<RequestQueue arrived=1 looking=1 missed=1>"
     for left, item in zip((4, 3, 2, 1, 0), ALL, strict=True):
         assert request_queue.discard(item)
         assert (item in request_queue, len(request_queue), request_queue.discard(item)) == (False, left, False)
