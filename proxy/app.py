@@ -25,6 +25,7 @@ from proxy.config import PRIORITIES, Contents, FileWatch, Settings, secrets_in
 from proxy.errors import place_of, words_of
 from proxy.flights import (
     PATIENCE,
+    ExchangeContext,
     Flight,
     FlightGroup,
     Keyer,
@@ -33,6 +34,7 @@ from proxy.flights import (
     Scheduler,
     Shapes,
     StreamLimits,
+    Timeouts,
     Watchdog,
     hash_of_cpu,
     memory_for,
@@ -164,22 +166,27 @@ async def running(
         stack.push_async_callback(large.close)
         ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
         request_queue = _request_queue(settings, ticket_factory)
-        scheduler = Scheduler(
-            group=group,
-            request_queue=request_queue,
-            learn=ticket_factory.landed,
+        limits = _stream_limits(settings)
+        exchange_context = ExchangeContext(
             backends=backends,
-            cache=cache,
-            limits=_stream_limits(settings),
+            limits=limits,
+            timeouts=Timeouts(limits, loop, containment, pulse.lost),
             metrics=metrics,
-            loop=loop,
-            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end all
+            later=loop.call_later,
+            fault=containment,
             retry=_retry_rules(settings),
             budget=Budget(settings.retry_budget / 100, settings.retry_burst),
-            on_fault=containment,
             ingest=ingest_for(settings, prepared.rules, metrics, log, large.denied),
-            lost=pulse.lost,
-            passed=shapes.passed,
+        )
+        scheduler = Scheduler(
+            exchange_context,
+            group=group,
+            request_queue=request_queue,
+            cache=cache,
+            loop=loop,
+            merge_max=1 if settings.deny_answers else settings.merge_max,  # one denied sample would end all
+            on_complete=ticket_factory.landed,
+            on_unknown_shape=shapes.passed,
         )
         # No other process uses the embedded Redis: shared limits would cost a round trip and share nothing.
         theirs = None if settings.redis == "auto" else redis_url
@@ -203,7 +210,7 @@ async def running(
             metrics=metrics,
             memory=memory,
             promote=scheduler.promote,
-            refused=scheduler.told.refused,
+            refused=scheduler.metrics.refused,
             on_fault=containment,
         )
         close = closing(embedder, scheduler.close)
@@ -444,7 +451,7 @@ def _watchdog(
     loop: asyncio.AbstractEventLoop,
 ) -> Watchdog:
     def healed(kind: Kind, what: str) -> None:
-        scheduler.told.healed(kind)
+        scheduler.metrics.healed(kind)
         log.event("error", "watchdog healed", what=kind, detail=what)
 
     return Watchdog(

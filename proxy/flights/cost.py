@@ -1,6 +1,4 @@
-"""Owns how many tokens a request may cost, guessed before an engine has seen it, and what an answer did cost.
-Must not know limits, callers, Redis or HTTP: it reads an Ask, or a body that passes through, and a Flight's end.
-Called at admission, and by the limiter when a Flight has ended."""
+"""How many tokens a request may cost, estimated before an engine has seen it, and what its answer did cost."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import msgspec
 
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.wire import BYTES_A_TOKEN, ApiRequest, RawBody, generates, integer
 
 MEDIA_TOKENS: Final = 1024

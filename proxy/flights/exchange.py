@@ -1,6 +1,6 @@
-"""Owns one Flight's way to an engine and back: its lease, its attempts, which failures lead to another one.
-Must not know the queue, the store or readers. No task: it moves as its connection calls it.
-Called by the scheduler, once a Flight that has been given a place."""
+"""A dispatched Flight: its lease, its attempts, and which failures lead to another attempt.
+
+No task belongs to an exchange: it advances as its connection calls it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
 from proxy.upstream import GONE, STATUSES, Backend, Backends, Budget, Lease, RetryRules, repeatable, retry_after
 from proxy.upstream.http import Connection
@@ -35,18 +35,18 @@ _FAULTS: Final = frozenset(
         Code.UPSTREAM_TOKEN_TIMEOUT,
     }
 )
-"""What speaks against an engine. Not what one request asked too much: its size, its whole time."""
+"""Errors that count against an engine. Limits that one request exceeds, of size or of total time, do not."""
 
 _OURS: Final = frozenset({Code.CONTENT_DENIED, Code.MEMORY_FULL, Code.INTERNAL})
-"""What we do not let through, have no room for, or failed at ourselves: no failure of the engine's."""
+"""Errors of the gateway's own: denied content, no memory, a bug. They say nothing about an engine."""
 
 _BAD_STATUSES: Final = frozenset({500, 502, 503, 504})
 
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"]*)"')
-ID_WITHIN: Final = 1024  # bytes of a body's beginning in which its id is looked for
+ID_WITHIN: Final = 1024  # bytes at the start of a body that are searched for its id
 
 GONE_SECONDS: Final = 5.0
-"""How long an engine that is gone may be silent: a graceful shutdown still ends what it has begun."""
+"""How long an engine that is down may be silent: in a graceful shutdown it still completes its streams."""
 
 MakeIngest = Callable[
     [
@@ -61,30 +61,38 @@ MakeIngest = Callable[
 ]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, frozen=True)
 class ExchangeContext:
-    """What every journey needs."""
+    """What all exchanges share."""
 
     backends: Backends
     limits: StreamLimits
-    watch: Timeouts
+    timeouts: Timeouts
     metrics: Metrics
-    own: Callable[[asyncio.Task[None]], None]  # takes a task and awaits it at the end
-    arrived: Callable[[Exchange, GatewayError | None], None]
-    """Called once a journey: with None the Flight has landed; with an error it has not, and must be ended."""
-    later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; what it gives can be cancelled
-    fault: Fault  # is told of an error of ours
-    retry: RetryRules
-    budget: Budget
-    requeue: Callable[[Exchange], bool] = lambda exchange: False
-    """Takes a journey that has no engine for its next attempt back to the head of the queue, which calls `resume`;
-    False: there is no queue any more."""
+    later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; returns a handle with `cancel`
+    fault: Fault  # reports an error of the gateway's own
+    retry: RetryRules = field(default_factory=RetryRules)
+    budget: Budget = field(default_factory=Budget)
     jitter: Callable[[], float] = random.random
     ingest: MakeIngest = Ingest
 
 
+class ExchangeOwner(Protocol):
+    """Who begins exchanges and is told of their end."""
+
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
+        """Called once an exchange. None: the Flight has landed; else it has not, and must be ended."""
+
+    def requeue(self, exchange: Exchange) -> bool:
+        """Put an exchange without an engine for its next attempt at the head of the queue, which calls `resume`.
+        False: there is no queue any more."""
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        """Keep a task, and await it at the end."""
+
+
 class Exchange:
-    """A Flight at an engine. Ends by `arrived`, or by `cancel`."""
+    """A Flight at an engine. Ends by `ExchangeOwner.arrived`, or by `cancel`."""
 
     __slots__ = (
         "_begin",
@@ -96,6 +104,7 @@ class Exchange:
         "_judged",
         "_left",
         "_over",
+        "_owner",
         "_reused",
         "_tried",
         "_waiting",
@@ -104,40 +113,42 @@ class Exchange:
         "lease",
     )  # fmt: skip
 
-    def __init__(self, flight: Flight, lease: Lease, exchange_context: ExchangeContext) -> None:
+    def __init__(
+        self, flight: Flight, lease: Lease, exchange_context: ExchangeContext, owner: ExchangeOwner
+    ) -> None:
         self.flight = flight
         self.lease = lease
         self.ingest: Ingest | None = None
         self._context = exchange_context
+        self._owner = owner
         self._tried: set[Backend] = set()
         self._left = exchange_context.retry.retries
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._waiting: Any = None  # the timer of a retry
-        self._gone: Any = None  # the timer of an engine that is gone
+        self._gone: Any = None  # the timer of an engine that is down
         self._error: GatewayError | None = None  # of the last attempt
         self._reused = False
         self._begin = b""  # of the answer's body, until its id is known
-        self._judged: bool | None = None  # what has been said of this attempt's engine: that it did well, or not
+        self._judged: bool | None = None  # this attempt's outcome, as reported: success or failure
         self._over = False
 
     def __repr__(self) -> str:
-        return f"<Journey of {self.flight!r} at {self.lease.backend.name}>"
+        return f"<Exchange of {self.flight!r} at {self.lease.backend.name}>"
 
     def begin(self) -> None:
-        self.flight.times.dispatched = self.flight.clock()
         self._context.budget.deposit()
-        self._depart()
+        self._start_attempt()
 
     def cancel(self) -> None:
-        """Nobody wants the answer: the engine is told at once, whatever it is doing."""
+        """No reader is left: the engine is told at once, in every phase."""
         if self._over:
             return
         if self._connecting is not None:
             self._connecting.cancel()
         if self._waiting is not None:
             self._waiting.cancel()
-        self._part(content=False)
+        self._detach(content=False)
         self._over = True
         adaptive_limit, flight = self.lease.backend.adaptive_limit, self.flight
         if adaptive_limit is not None and flight.mode is Mode.STREAM and flight.phase is Phase.CANCELLED:
@@ -146,84 +157,85 @@ class Exchange:
                 adaptive_limit.abandoned(sent, flight.clock())  # its first token never came
 
     def resume(self) -> bool:
-        """From the head of the queue: a place may be free. One that was not tried yet, else any. True: it need not
-        wait any longer."""
-        exchange_context, plan = self._context, self.flight.plan
+        """Called at the head of the queue: take a lease of an engine that was not tried yet, else of any. True: it
+        leaves the queue."""
+        exchange_context, spec = self._context, self.flight.spec
         try:
-            lease = exchange_context.backends.acquire_untried(plan.model, frozenset(self._tried), plan.affinity)
-            lease = lease or exchange_context.backends.acquire(plan.model, affinity=plan.affinity)
+            lease = exchange_context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
+            lease = lease or exchange_context.backends.acquire(spec.model, affinity=spec.affinity)
         except GatewayError as none:
-            self._arrive(self._error or none)
+            self._finish(self._error or none)
             return True
         if lease is None:
             return False
         self.lease = lease
-        self._depart()
+        self._start_attempt()
         return True
 
     def engine_gone(self) -> None:
-        """Its engine does not run any more. Untouched, it moves to another engine that does; else it may go on
-        while anything comes, and for a while without. Called again and again while the engine is gone."""
-        if self._over or self._gone is not None or self._connection is None or self._move():
+        """Its engine is down. Before its first byte it moves to another engine; afterwards it goes on while bytes
+        come, and for GONE_SECONDS without. Called with each check while the engine is down."""
+        if self._over or self._gone is not None or self._connection is None or self._move_elsewhere():
             return
         now = self.flight.clock()
-        self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
+        self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
 
     def engine_silent(self) -> None:
-        """Its engine answers no looks. Untouched, it moves to one that runs; else it has the time that it has."""
+        """Its engine answers no checks. Before its first byte it moves to another; else its timeouts apply."""
         if not self._over and self._connection is not None:
-            self._move()
+            self._move_elsewhere()
 
-    def _look_again(self, since: float) -> Callable[[], None]:
-        return partial(self._safely, "an engine that is gone", partial(self._still_gone, since))
+    def _check_silence(self, since: float) -> Callable[[], None]:
+        return partial(self._safely, "an engine that is down", partial(self._still_gone, since))
 
     def _still_gone(self, since: float) -> None:
-        """Has anything come in this time?"""
+        """Whether anything has come since the engine was found down."""
         self._gone = None
         ingest, backend = self.ingest, self.lease.backend
-        if self._over or ingest is None or self._connection is None or backend.up or self._move():
+        if self._over or ingest is None or self._connection is None or backend.up or self._move_elsewhere():
             return
         now = self.flight.clock()
         if ingest.last > since or ingest.held:
-            self._gone = self._context.later(GONE_SECONDS, self._look_again(now))
+            self._gone = self._context.later(GONE_SECONDS, self._check_silence(now))
             return
         code = Code.UPSTREAM_UNREACHABLE if self.flight.untouched else Code.UPSTREAM_TRUNCATED
-        why = f"The engine is gone ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
+        why = f"The engine is down ({backend.detail.rstrip('.')}) and sent nothing for {GONE_SECONDS:g} s."
         self._context.metrics.upstream_error(backend.name, code.code)
-        self._part(content=False)
-        self._arrive(GatewayError(code, why))
+        self._detach(content=False)
+        self._finish(GatewayError(code, why))
 
-    def _move(self) -> bool:
-        """To another engine that runs, where the rules allow it. True: it is on its way."""
-        return self._elsewhere() and self._again(RESET, content=False)
+    def _move_elsewhere(self) -> bool:
+        """Retry at another engine that runs, where the rules allow it. True: an attempt follows."""
+        return self._has_other_engine() and self._retry(RESET, content=False)
 
-    def _elsewhere(self) -> bool:
-        """Whether an engine that was not tried runs, full or not."""
+    def _has_other_engine(self) -> bool:
+        """Whether an engine runs that was not tried, with capacity or not."""
         here, tried = self.lease.backend, self._tried
-        engines = self._context.backends.candidates(self.flight.plan.model)
+        engines = self._context.backends.candidates(self.flight.spec.model)
         return any(b.up is not False and b is not here and b not in tried for b in engines)
 
     # -- one attempt ------------------------------------------------------------------------------
 
-    def _depart(self) -> None:
-        """An attempt at the engine that there is a lease for."""
+    def _start_attempt(self) -> None:
+        """Begin an attempt at the leased engine."""
         backend = self.lease.backend
-        self.flight.backend = backend.name
-        if self.flight.plan.usage_added:
+        self.flight.dispatched(backend.name, self._throttle)
+        if self.flight.spec.usage_added:
             self._reshape(backend)
         if self.flight.trace is not None:
             self.flight.trace.attempt(backend.name)
         self._judged = None
         self._context.metrics.upstream_request(backend.name)
-        plan = self.flight.plan
-        # What must not be sent twice does not go where it could meet a connection that is being closed.
-        self._attempt(backend, fresh=plan.mode is Mode.RAW and not repeatable(plan.method, plan.path))
+        spec = self.flight.spec
+        # A request that must not be sent twice gets a new connection: a kept one may be closing.
+        self._attempt(backend, fresh=spec.mode is Mode.RAW and not repeatable(spec.method, spec.path))
 
     def _reshape(self, backend: Backend) -> None:
-        """A stream that may be shared is at this engine now: readers that wait for its fold may have to go."""
-        flight, ask = self.flight, self.flight.plan.ask
+        """A shared stream is at this engine now: readers that wait for its fold may have to be served
+        otherwise."""
+        flight, ask = self.flight, self.flight.spec.ask
         if ask is not None:
-            flight.shape = backend.abilities.shape(ask)
+            flight.expects(backend.abilities.shape(ask))
             if flight.look is not None and not backend.abilities.folds(ask):
                 flight.unfold()
 
@@ -234,72 +246,76 @@ class Exchange:
             self._send(backend, connection, reused=True)
         else:
             self._connecting = task = asyncio.ensure_future(self._connect(backend))
-            self._context.own(task)
+            self._owner.own(task)
             task.add_done_callback(self._connected)
 
     async def _connect(self, backend: Backend) -> None:
         try:
             connection = await backend.pool.connect()
         except GatewayError as e:
-            self._failed(e, CONNECT)
+            self._attempt_failed(e, CONNECT)
             return
         self._send(backend, connection, reused=False)
 
     def _connected(self, task: asyncio.Task[None]) -> None:
-        """The task that connects is over; what it raised would else be seen by nobody, and its flight wait on."""
+        """The task that connects has ended. An unexpected exception of it ends the Flight."""
         if self._connecting is task:
             self._connecting = None
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            self._broke("connecting to an engine", error)
+            self._contain("connecting to an engine", error)
 
     def _send(self, backend: Backend, connection: Connection, *, reused: bool) -> None:
-        flight, plan, exchange_context = self.flight, self.flight.plan, self._context
+        flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
             flight.enter(Phase.PREFILL)
-            body = with_usage(plan.ask) if plan.usage_added and plan.ask is not None else plan.body
-            headers = plan.headers if flight.trace is None else flight.trace.headers(plan.headers)
-            request = backend.pool.request(plan.method, plan.path, headers, body)
+            body = with_usage(spec.ask) if spec.usage_added and spec.ask is not None else spec.body
+            headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
+            request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused
-            first = self._first if self.lease.probe or backend.adaptive_limit is not None else None
+            first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
             self.ingest = exchange_context.ingest(
-                flight, exchange_context.limits, exchange_context.watch, self._fed, self._head, first
+                flight,
+                exchange_context.limits,
+                exchange_context.timeouts,
+                self._on_response_end,
+                self._on_head,
+                first,
             )
-            flight.throttle = self._throttle
-            if backend.echoes is not False and plan.mode is not Mode.RAW:
+            if backend.echoes is not False and spec.mode is not Mode.RAW:
                 self._begin = b""
-                self.ingest.vet = self._vet
+                self.ingest.vet = self._check_id
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
             backend.pool.release(connection)
-            self._arrive(e)
-        except Exception as e:  # noqa: BLE001 - a flight whose request is not sent would wait for ever
+            self._finish(e)
+        except Exception as e:  # noqa: BLE001 - else the flight would wait for ever
             connection.abort()
-            self._broke("sending a request", e)
+            self._contain("sending a request", e)
 
-    def _head(self, status: int, headers: list[tuple[str, str]]) -> bool:
-        """The engine's answer begins. True: it is asked again, this answer is dropped."""
+    def _on_head(self, status: int, headers: list[tuple[str, str]]) -> bool:
+        """The head of the answer. True: this answer is dropped, another attempt follows."""
         if status < 429:
             return False
         try:
-            return self._refused(status, headers)
-        except Exception as e:  # noqa: BLE001 - the answer may be parted with already: nobody else would end this
-            self._broke("an engine's refusal", e)
+            return self._on_refusal(status, headers)
+        except Exception as e:  # noqa: BLE001 - the connection may be detached already: nothing else would end this
+            self._contain("an engine's refusal", e)
             return True
 
-    def _refused(self, status: int, headers: list[tuple[str, str]]) -> bool:
+    def _on_refusal(self, status: int, headers: list[tuple[str, str]]) -> bool:
         if status in _BAD_STATUSES:
-            self._bad(f"it answered {status}")
+            self._report_failure(f"it answered {status}")
             self._context.metrics.upstream_error(self.lease.backend.name, BAD_STATUS)
         if status not in STATUSES:
             return False
-        self._error = None  # should no engine be free after a wait, that is what is said
-        return self._again(str(status), retry_after(headers, time.time))
+        self._error = None  # if no engine is free after the backoff, that is the error
+        return self._retry(str(status), retry_after(headers, time.time))
 
-    def _vet(self, data: bytes) -> bool:
-        """Compare the answer's `id`, where the engine makes it from the request's, as vLLM does. On a kept
-        connection another one means an answer that nobody asked for: it is dropped, a new connection is used."""
+    def _check_id(self, data: bytes) -> bool:
+        """Compare the answer's `id` with the request's, from which vLLM makes it. On a reused connection a
+        different id means a stale answer to an earlier request: it is dropped, and a new connection is used."""
         self._begin = begin = self._begin + data if self._begin else data
         found = _ID.search(begin, 0, ID_WITHIN)
         if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
@@ -310,51 +326,51 @@ class Exchange:
             ingest.vet = None
         if found is None:
             return False
-        if b"-" + self.flight.plan.request_id.encode() in found[1]:
+        if b"-" + self.flight.spec.request_id.encode() in found[1]:
             backend.echoes = True
         elif not self._reused:
             backend.echoes = False
         elif backend.echoes:
-            self._part(content=False)
+            self._detach(content=False)
             self.flight.rewind()
             self._context.metrics.retry(STALE)
             self._attempt(backend, fresh=True)
             return True
         return False
 
-    def _first(self) -> None:
-        """A stream has begun. A probe's need not end before others may go, and a pacer is told at once: by the end
-        of a stream what its beginning said would be old."""
+    def _on_first_token(self) -> None:
+        """The first token. It is a half-open breaker's success already, and the adaptive limit needs TTFT when it
+        happens, not at the end of the stream."""
         adaptive_limit, sent = self.lease.backend.adaptive_limit, self.flight.times.dispatched
         if adaptive_limit is not None and sent is not None:
             adaptive_limit.answered(sent, self.flight.clock())
         if self.lease.probe:
-            self._good()
+            self._report_success()
 
-    def _fed(self, error: GatewayError | None) -> None:
-        """The exchange is over."""
+    def _on_response_end(self, error: GatewayError | None) -> None:
+        """The answer has ended, or the connection has."""
         try:
             connection, ingest = self._connection, self.ingest
-            self._part(content=error is None and not (ingest is not None and ingest.surplus))
+            self._detach(content=error is None and not (ingest is not None and ingest.surplus))
             if error is None:
-                self._good()
-                self._arrive(None)
+                self._report_success()
+                self._finish(None)
             elif error.code in _OURS:
                 if error.code is not Code.INTERNAL:
-                    self._good()
-                self._arrive(error)
+                    self._report_success()
+                self._finish(error)
             else:
-                self._lost(error, connection)
-        except Exception as e:  # noqa: BLE001 - a connection's border: the flight and its place would be left behind
-            self._broke("the end of an exchange", e)
+                self._on_response_lost(error, connection)
+        except Exception as e:  # noqa: BLE001 - a connection's border: flight and lease would be left behind
+            self._contain("the end of an exchange", e)
 
-    def _lost(self, error: GatewayError, connection: Connection | None) -> None:
-        """The exchange ended without a whole answer."""
+    def _on_response_lost(self, error: GatewayError, connection: Connection | None) -> None:
+        """The connection ended without a complete answer."""
         flight = self.flight
         cause = None
         if error.code is Code.UPSTREAM_UNREACHABLE and flight.head is None:
             if self._reused and connection is not None and not connection.received:
-                # A kept connection that had died: not the engine's failure. Once, and then on a new one.
+                # A reused connection that had died: no failure of the engine. Retried once, on a new connection.
                 self._context.metrics.retry(STALE)
                 self._attempt(self.lease.backend, fresh=True)
                 return
@@ -365,58 +381,57 @@ class Exchange:
             cause = None if flight.divides else TRUNCATED
         elif error.code is Code.UPSTREAM_FIRST_TOKEN_TIMEOUT:
             cause = FIRST_TOKEN
-        self._failed(error, cause)
+        self._attempt_failed(error, cause)
 
     # -- its outcome ------------------------------------------------------------------------------
 
-    def _good(self) -> None:
+    def _report_success(self) -> None:
         if self._judged is None:
             self._judged = True
             self._context.backends.record_success(self.lease)
 
-    def _bad(self, why: str) -> None:
+    def _report_failure(self, why: str) -> None:
         if self._judged is not False:  # a stream that began well may still be cut
             self._judged = False
-            owner = self.flight.plan.owner
-            self._context.backends.record_failure(self.lease, why, owner() if callable(owner) else owner)
+            self._context.backends.record_failure(self.lease, why, self.flight.queue_state.resolve_owner())
 
-    def _failed(self, error: GatewayError, cause: str | None) -> None:
-        """An attempt failed: once more, where the rules allow it and nothing has gone out."""
+    def _attempt_failed(self, error: GatewayError, cause: str | None) -> None:
+        """An attempt failed: retry, where the rules allow it and no byte has gone to a client."""
         if error.code is Code.LOCAL_RESOURCES:
-            self._arrive(error)  # ours: it says nothing of any engine, and another one would meet it too
+            self._finish(error)  # ours: at another engine it would be the same
             return
         backend, exchange_context = self.lease.backend, self._context
         exchange_context.metrics.upstream_error(backend.name, error.code.code)
         if error.code in _FAULTS and not (error.code is Code.UPSTREAM_PROTOCOL and self._answered):
-            self._bad(error.message)
+            self._report_failure(error.message)
         if cause is CONNECT:
             exchange_context.backends.record_unreachable(backend, error.message)
         self._error = error
-        if cause is None or not self._again(cause):
-            self._arrive(error)
+        if cause is None or not self._retry(cause):
+            self._finish(error)
 
     @property
     def _answered(self) -> bool:
-        """The engine's answer was whole as far as HTTP goes: what is wrong in it is wrong for this request."""
+        """The answer was complete HTTP: an error in it concerns this request alone."""
         return self.ingest is not None and self.ingest.answered
 
-    def _again(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
-        """Ask again: another engine now, else this or any one after a wait. False: by the rules it is not.
-        `content`: what is left of this answer may be read to its end, to keep the connection."""
-        exchange_context, flight, plan = self._context, self.flight, self.flight.plan
+    def _retry(self, cause: str, after: float | None = None, *, content: bool = True) -> bool:
+        """Retry: at another engine at once, else at any after a backoff. False: the rules do not allow it.
+        `content`: the rest of this answer may be read, to keep the connection."""
+        exchange_context, flight, spec = self._context, self.flight, self.flight.spec
         if self._left <= 0 or cause not in exchange_context.retry.on or not flight.untouched:
             return False
-        if cause is not CONNECT and plan.mode is Mode.RAW and not repeatable(plan.method, plan.path):
+        if cause is not CONNECT and spec.mode is Mode.RAW and not repeatable(spec.method, spec.path):
             return False
         self._tried.add(self.lease.backend)
-        other = exchange_context.backends.acquire_untried(plan.model, frozenset(self._tried), plan.affinity)
+        other = exchange_context.backends.acquire_untried(spec.model, frozenset(self._tried), spec.affinity)
         try:
             pause = None
             if other is None:
                 pause = exchange_context.retry.wait(flight.attempts, exchange_context.jitter(), after)
                 if pause is None:
                     return False
-            moves = cause in GONE and (other is not None or self._elsewhere())
+            moves = cause in GONE and (other is not None or self._has_other_engine())
             if not moves and not exchange_context.budget.withdraw():
                 exchange_context.metrics.retry_denied()
                 return False
@@ -424,12 +439,12 @@ class Exchange:
             exchange_context.metrics.retry(cause)
             if flight.trace is not None:
                 flight.trace.retried(cause)
-            self._part(content=content)  # of an answer that is dropped; else there is nothing to part with
+            self._detach(content=content)
             flight.rewind()
             self.lease.release()
             if other is not None:
                 self.lease, other = other, None
-                self._depart()
+                self._start_attempt()
             else:
                 self._waiting = exchange_context.later(
                     pause or 0.0, partial(self._safely, "another attempt", self._resume)
@@ -440,51 +455,51 @@ class Exchange:
                 other.release()
 
     def _resume(self) -> None:
-        """A retry's wait is over. None is free: back to the head of the queue."""
+        """The backoff is over. If no engine is free, it waits at the head of the queue."""
         self._waiting = None
-        if not self.resume() and not self._context.requeue(self):
-            none = GatewayError(Code.NO_BACKEND, "No engine is free for another attempt.", retry_after=1)
-            self._arrive(self._error or none)
+        if not self.resume() and not self._owner.requeue(self):
+            none = GatewayError(Code.NO_BACKEND, "No engine has capacity for another attempt.", retry_after=1)
+            self._finish(self._error or none)
 
     def _safely(self, where: str, step: Callable[[], None]) -> None:
         """A timer's border."""
         try:
             step()
-        except Exception as e:  # noqa: BLE001 - as said: the flight would wait for ever
-            self._broke(where, e)
+        except Exception as e:  # noqa: BLE001 - else the flight would wait for ever
+            self._contain(where, e)
 
-    def _broke(self, where: str, error: BaseException) -> None:
-        """An error of ours: its connection is closed, its readers get a 500, its place goes back."""
+    def _contain(self, where: str, error: BaseException) -> None:
+        """A bug of ours: the connection is closed, readers get a 500, the lease is released."""
         self._context.fault(where, error)
         if self._over:
             return
         connection = self._connection
-        steps: list[Callable[[], object]] = [partial(self._part, content=False)]
+        steps: list[Callable[[], object]] = [partial(self._detach, content=False)]
         contained(self._context.fault, where, *steps, *([connection.abort] if connection is not None else ()))
-        self._arrive(internal())
+        self._finish(internal())
 
-    def _part(self, *, content: bool) -> None:
-        """Leave the connection; `content`: nothing more is wanted of the answer, so it may be kept."""
+    def _detach(self, *, content: bool) -> None:
+        """Leave the connection. `content`: the rest of the answer may be read, to keep the connection."""
         ingest, connection = self.ingest, self._connection
-        self.flight.throttle = None
         if self._gone is not None:
             self._gone.cancel()
             self._gone = None
         self._connection = None
         if ingest is not None and connection is not None:
-            ingest.close()  # without effect where it has ended itself
+            if not ingest.done:
+                ingest.close()
             connection.release(ingest, content=content)
 
-    def _arrive(self, error: GatewayError | None) -> None:
+    def _finish(self, error: GatewayError | None) -> None:
         self._over = True
         try:
-            self._context.arrived(self, error)
-        except Exception as e:  # noqa: BLE001 - once more: who arrives nowhere keeps its place for ever
-            self._context.fault("the end of a journey", e)
-            self._context.arrived(self, error or internal())
+            self._owner.arrived(self, error)
+        except Exception as e:  # noqa: BLE001 - once more: else the lease would be held for ever
+            self._context.fault("the end of an exchange", e)
+            self._owner.arrived(self, error or internal())
 
     def _throttle(self, hold: bool) -> None:
-        """Hold the engine back for a private Flight whose one reader lags, and stop its clock meanwhile."""
+        """Backpressure: pause reading for a private Flight whose one reader lags, and stop its timeouts."""
         if self.ingest is not None and self._connection is not None:
             self.ingest.hold(hold)
             self._connection.throttle(self.ingest, hold)

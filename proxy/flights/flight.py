@@ -1,6 +1,7 @@
-"""Owns the Flight: one answer's append-only log, the phase it is in, its readers' cursors.
-Must not know HTTP, sockets, Redis or engines: it is fed frames and hands out bytes.
-Called by the gateway (join, leave), the scheduler (feeding, ending) and respond (reading)."""
+"""The Flight: one answer's append-only log, its phase, and its readers' cursors. Knows no HTTP, sockets or Redis.
+
+Its facts are set by its own methods, one each; nothing assigns its attributes from outside. A token takes one
+call, `append_token`."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Literal, Protocol
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Items, Mode, Plan, Times
+from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState, Times
 from proxy.telemetry import FlightTrace, internal, raised
 from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
 from proxy.wire.fold import Shape
@@ -31,6 +32,10 @@ STEP: Final = 256 * 1024
 
 BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
 """What ends a stream whose handling raised."""
+
+Origin = Literal["miss", "hit", "attached", "merged", "bypass"]
+"""Where an answer is from: generated and shareable, stored, generated for other requests (vectors), generated in
+one request with others, generated for one client alone."""
 
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
@@ -50,23 +55,69 @@ class Flight:
     divides: ClassVar[bool] = False  # what is missing of it is asked for again in parts, not as a whole
 
     __slots__ = (
-        "_joined", "_view", "attempts", "backend", "before", "clock", "content_events", "ended",
-        "error", "estimated", "finished", "folded", "folds", "head", "held", "items", "log", "look", "memory",
-        "mode", "on_empty", "on_end", "on_spoiled", "phase", "plain", "plan", "private", "replace", "shape",
-        "size", "storable", "stored_at", "subscribers", "tail", "throttle", "times", "trace", "usage",
+        "_joined",
+        "_view",
+        "attempts",
+        "backend",
+        "before",
+        "carried_as",
+        "clock",
+        "content_events",
+        "ended",
+        "error",
+        "estimated",
+        "finished",
+        "folded",
+        "folds",
+        "head",
+        "held",
+        "items",
+        "log",
+        "log_without_usage",
+        "look",
+        "memory",
+        "mode",
+        "on_abandoned",
+        "on_end",
+        "on_spoiled",
+        "origin",
+        "phase",
+        "private",
+        "queue_state",
+        "refused_by",
+        "replace",
+        "shape",
+        "size",
+        "spec",
+        "storable",
+        "stored_at",
+        "subscribers",
+        "tail",
+        "throttle",
+        "times",
+        "trace",
+        "usage",
     )  # fmt: skip
 
     def __init__(
-        self, plan: Plan, clock: Callable[[], float] = time.monotonic, memory: Memory | None = None
+        self,
+        spec: FlightSpec,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Memory | None = None,
+        queue_state: QueueState | None = None,
+        on_spoiled: Callable[[Flight], None] | None = None,
     ) -> None:
-        self.plan = plan
+        """`on_spoiled` is called once it is known that the answer cannot become complete."""
+        self.spec = spec
+        self.queue_state = queue_state or QueueState()
         self.memory = memory
-        self.private = plan.key is None
+        self.private = spec.key is None
         self.clock = clock  # uvloop's own time() knows whole milliseconds only
         self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
         self.ended = False
         self.finished = False  # ended, and its readers have been told
-        self.mode = plan.mode
+        self.mode = spec.mode
+        self.origin: Origin = "bypass" if spec.key is None else "miss"
         self.times = Times(created=clock())
         self.head: Head | None = None
         self.error: GatewayError | None = None
@@ -82,21 +133,23 @@ class Flight:
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
         self.items: Items | None = None  # of an embedding: where its vectors are from
         self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
-        self.storable = plan.storable  # whether a reader allows its answer to be stored
+        self.storable = spec.storable  # whether a reader allows its answer to be stored
+        self.carried_as = ""  # the id of the request that went to an engine for it and for others
+        self.refused_by = ""  # the engine that refused it together with others
         self.replace = False  # what the store holds under our key is of no use: overwrite it
         self.folded: bytes | None = None
         self.folds = True  # False: a stream that serves nobody who wants one body
         self.look: Callable[[bytes], None] | None = None  # while one waits for it: is shown what is new in a frame
         self.shape: Shape | None = None  # what is known of its engine's streams, once it has one
         self.subscribers: set[Subscriber] = set()
-        self.on_empty: Callable[[Flight], None] | None = None
-        self.on_end: Callable[[Flight], None] | None = None  # of whoever pays for it
-        self.on_spoiled: Callable[[Flight], None] | None = None  # is told once what came cannot become whole
+        self.on_abandoned: Callable[[Flight], None] | None = None
+        self.on_end: Callable[[Flight], None] | None = None
+        self.on_spoiled = on_spoiled
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
         # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
-        self.plain: list[bytes] = [] if plan.usage_added else self.log
-        self._view = UsageStripper() if plan.usage_added else None
+        self.log_without_usage: list[bytes] = [] if spec.usage_added else self.log
+        self._view = UsageStripper() if spec.usage_added else None
         self._joined = _NOTHING_JOINED
 
     def __repr__(self) -> str:
@@ -117,7 +170,88 @@ class Flight:
     @property
     def untouched(self) -> bool:
         """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
-        return self.phase in _BEFORE and self.mode is self.plan.mode
+        return self.phase in _BEFORE and self.mode is self.spec.mode
+
+    # -- what happens to it: one method a fact ------------------------------------------------------
+
+    def when_abandoned(self, then: Callable[[Flight], None] | None) -> None:
+        """Call `then` when the last reader leaves before the end."""
+        self.on_abandoned = then
+
+    def when_ended(self, then: Callable[[Flight], None] | None) -> None:
+        """Call `then` at the end, whatever the outcome: who pays for the answer does this."""
+        self.on_end = then
+
+    def allow_storing(self) -> None:
+        """A reader allows its answer to be stored."""
+        self.storable = True
+
+    def replace_stored(self) -> None:
+        """The store's entry of this key does not serve: its own answer overwrites it."""
+        self.replace = True
+
+    def traced_by(self, trace: FlightTrace) -> None:
+        self.trace = trace
+
+    def dispatched(self, backend: str, throttle: Callable[[bool], None]) -> None:
+        """An attempt at this engine begins. `throttle(True)` holds the engine back, `throttle(False)` lets it go
+        on."""
+        self.backend, self.throttle = backend, throttle
+        if self.attempts == 1:
+            self.times.dispatched = self.clock()
+
+    def joins(self, request_id: str, backend: str, now: float) -> None:
+        """It is dispatched along with others, in one request of that id."""
+        self.carried_as, self.backend, self.times.dispatched = request_id, backend, now
+        self.origin = "merged"
+
+    def follows(self, call: Flight) -> None:
+        """Some of it is asked for by this Flight, which may be at an engine: it takes over backend and times."""
+        self.backend, self.attempts = call.backend, max(self.attempts, call.attempts)
+        self.carried_as = call.spec.request_id
+        if self.times.dispatched is None:
+            self.times.dispatched = call.times.dispatched
+
+    def moves_to(self, backend: str | None) -> None:
+        """The request that it is part of is at this engine."""
+        self.backend = backend
+
+    def expects(self, shape: Shape | None) -> None:
+        """Its stream will have this shape; None: not known."""
+        self.shape = shape
+
+    def watch_frames(self, look: Callable[[bytes], None]) -> None:
+        """Show `look` each frame that is not like the one before it, while a reader waits for the fold."""
+        self.look = look
+
+    def begins(self, head: Head) -> None:
+        """The head of its stream has come; it goes out with the first frame."""
+        self.head = head
+
+    def is_whole(self) -> None:
+        """Its answer is one body, though a stream was asked for."""
+        self.mode = Mode.WHOLE
+
+    def token(self, now: float) -> bool:
+        """Content has come that `append_token` does not count. True: the first."""
+        self.content_events += 1
+        if self.times.first is not None:
+            return False
+        self.times.first = now
+        return True
+
+    def reports(self, usage: Usage | None, *, estimated: bool = False) -> None:
+        """The tokens that it took. `estimated`: its share of what several requests took together."""
+        self.usage, self.estimated = usage, estimated
+
+    def keep_fold(self, body: bytes) -> None:
+        """The stream as one body, for every reader that wants that."""
+        self.folded = body
+
+    def goes_alone(self, refused_by: str = "") -> None:
+        """The request that it was part of did not answer it: it is sent by itself. `refused_by`: the engine."""
+        self.carried_as, self.refused_by, self.origin = "", refused_by, "bypass"
+        self.queue_state.stay_alone()
 
     def unfold(self) -> None:
         """It does not fold: nobody who wants one body joins it from now on, and those who wait go at once."""
@@ -130,7 +264,7 @@ class Flight:
         """As if it had not been asked for yet: what came of it is forgotten."""
         self.enter(Phase.CONNECTING)
         self.head = self.usage = self.times.first = None
-        self.mode = self.plan.mode
+        self.mode = self.spec.mode
         self.log.clear()
         self.size = self.content_events = 0
         self.attempts += 1
@@ -139,20 +273,22 @@ class Flight:
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
         """Append one SSE frame (raw bytes), put into its HTTP chunk once, for every reader; `flush` has them
-        served. `same`: known to look the same to those who did not ask for usage."""
+        served. `same`: a token like the one before it, which looks the same to those who did not ask for usage."""
         if self.phase is not _STREAMING:
             self.enter(_STREAMING)
+        if same:
+            self.content_events += 1
         wired = chunk(frame)
         self.log.append(wired)
         self.size += len(wired)
         view = self._view
         if view is not None:
             if same and not view.held:
-                self.plain.append(wired)
+                self.log_without_usage.append(wired)
             else:
-                self.plain.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
+                self.log_without_usage.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
 
-    def push(self, frame: bytes) -> None:
+    def append_token(self, frame: bytes) -> None:
         """`add(frame, same=True)` and `flush`, for the one frame of a read that is like the one before it: what
         nearly every token takes. No call for a reader that is up to date but the write: 14 calls become 5."""
         size = len(frame)
@@ -160,8 +296,9 @@ class Flight:
             self.add(frame, same=True)
             self.flush()
             return
+        self.content_events += 1
         wired = SIZES[size] + frame + b"\r\n"
-        log, plain, view = self.log, self.plain, self._view
+        log, plain, view = self.log, self.log_without_usage, self._view
         if self.private and not log:
             for reader in self.subscribers:  # its only one: there is nothing to keep for another
                 if reader.pipe is not None and not reader.lagging:
@@ -207,23 +344,24 @@ class Flight:
         """What belongs to no answer: it is for those who read along, is in no log, and is not waited for."""
         wired = chunk(frames)
         for reader in tuple(self.subscribers):
-            at = len(self.log if reader.usage else self.plain)
+            at = len(self.log if reader.usage else self.log_without_usage)
             if reader.pipe is not None and reader.sent and reader.cursor == at and not reader.lagging:
                 try:
                     reader.lagging = not reader.pipe.write(wired)
                     reader.sent += len(wired)
                     if reader.lagging:
                         reader.wake()
-                except Exception as e:  # noqa: BLE001 - as in `push`
+                except Exception as e:  # noqa: BLE001 - as in `append_token`
                     reader.broke(e)
 
-    def stored(self, body: bytes, plain: bytes) -> None:
+    def replay_stored(self, head: Head, body: bytes, plain: bytes, shape: Shape | None) -> None:
         """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
+        self.mode, self.head, self.shape = Mode.STREAM, head, shape
         self.enter(Phase.STREAMING)
         self.log.append(body)
         self.size += len(body)
         if self._view is not None:
-            self.plain.append(plain)
+            self.log_without_usage.append(plain)
             self._view = None  # nothing is held back from now on
 
     def start(self, head: Head) -> None:
@@ -232,17 +370,43 @@ class Flight:
         self.head = head
         self.flush()
 
-    def piece(self, data: bytes) -> None:
-        """RAW and WHOLE: append a piece of the body."""
+    def append_body(self, data: bytes, now: float | None = None) -> None:
+        """RAW and WHOLE: append a piece of the body. `now`: when it came, where it is part of the answer."""
+        if self.times.first is None:
+            self.times.first = now
         framed = chunk(data) if self.mode is Mode.RAW and self.head and self.head.length is None else data
         self.log.append(framed)
         self.size += len(framed)
         if self.mode is Mode.RAW:
             self.flush()
 
-    def land(self, head: Head | None = None) -> None:
-        """The answer is whole."""
+    def land_stored(self, head: Head, created: float, usage: Usage | None) -> None:
+        """The answer is complete, from the store: it was stored at `created`, by the wall clock. Whoever reads it
+        has attached to nobody's generation."""
+        self.origin, self.stored_at = "hit", created
+        self.usage = usage or self.usage
+        self.times.first = self.clock()
+        for reader in self.subscribers:
+            reader.attached = False
+        self.land(head)
+
+    def land_composed(
+        self, head: Head, items: Items, usage: Usage | None, *, origin: Origin, stored_at: float | None = None
+    ) -> None:
+        """The answer is complete, put together from vectors. `stored_at`: of the oldest, where all are stored."""
+        self.items, self.origin = items, origin
+        self.usage = usage or self.usage
+        self.stored_at = stored_at
+        self.times.first = now = self.clock()
+        self.land(head, last=now)
+
+    def land(self, head: Head | None = None, *, last: float | None = None, usage: Usage | None = None) -> None:
+        """The answer is complete. `last`: when the last of it came."""
         self.enter(Phase.LANDED)
+        if last is not None:
+            self.times.last = last
+        if usage is not None:
+            self.usage = usage
         self.head = head or self.head
         self._finish(b"" if self.head is not None and self.head.length is not None else LAST_CHUNK)
 
@@ -261,7 +425,7 @@ class Flight:
     def grow(self, most: int) -> int | GatewayError:
         """The log has passed what it may hold: how much it may hold from now on, or the error that ends it."""
         if self.size > most:
-            return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {most} bytes.")
+            return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {most} bytes (max_flight_bytes).")
         allowed = min(most, self.size + STEP)
         if self.charge(allowed) or (self.private and any(reader.lagging for reader in self.subscribers)):
             return allowed  # an engine whose only reader lags is held back: there is no more than one step
@@ -272,14 +436,17 @@ class Flight:
         if self.memory is None:
             return True
         if self.held is None:
-            owner = self.plan.owner
-            self.held = Held(self.memory, owner() if callable(owner) else owner, "answers")
+            self.held = Held(self.memory, self.queue_state.resolve_owner(), "answers")
         return self.held.resize(max(size, self.held.size))
+
+    def holds(self, held: Held) -> None:
+        """This is charged for it, until the last reader has left."""
+        self.held = held
 
     def _finish(self, tail: bytes) -> None:
         self.times.ended = self.clock()
-        self.look = None  # a circle less
-        self.plain.extend(map(chunk, self._view.end() if self._view is not None else ()))
+        self.look = self.throttle = None  # no reference cycle is left
+        self.log_without_usage.extend(map(chunk, self._view.end() if self._view is not None else ()))
         self.tail = tail
         self.flush()
         self.finished = True
@@ -301,6 +468,7 @@ class Flight:
         self.phase, self.ended, self.finished = Phase.FAILED, True, True
         self.error = self.error or error
         self.tail = self.tail or (BROKEN if self.mode is Mode.STREAM else b"")
+        self.look = self.throttle = None
         if self.times.ended is None:
             self.times.ended = self.clock()
         for reader in tuple(self.subscribers):
@@ -316,7 +484,7 @@ class Flight:
 
     def view(self, *, usage: bool) -> list[bytes]:
         """The log as a reader sees it: with the usage chunk, or as if usage had not been asked for."""
-        return self.log if usage else self.plain
+        return self.log if usage else self.log_without_usage
 
     def raw_frames(self) -> list[bytes]:
         """STREAM: the frames as they came, out of their chunks."""
@@ -335,7 +503,7 @@ class Flight:
         for subscriber in tuple(self.subscribers):
             try:
                 subscriber.pump()
-            except Exception as e:  # noqa: BLE001 - as in `push`
+            except Exception as e:  # noqa: BLE001 - as in `append_token`
                 subscriber.broke(e)
         if self.private:
             if self.mode is not Mode.WHOLE:
@@ -369,8 +537,8 @@ class Flight:
             if self.ended:
                 if self.held is not None:
                     self.held.release()
-            elif self.on_empty is not None:
-                self.on_empty(self)
+            elif self.on_abandoned is not None:
+                self.on_abandoned(self)
 
 
 @dataclass(eq=False, slots=True)
@@ -380,7 +548,7 @@ class Subscriber:
     flight: Flight
     usage: bool = True  # wants the usage chunk
     whole: bool = False  # wants one body: woken at the end only
-    verdict: str = "miss"
+    attached: bool = False  # it joined a Flight that was under way
     cursor: int = 0
     offset: int = 0  # bytes of the entry at the cursor that are written already
     most: int = SLICE_BYTES  # bytes in one write; a pipe that needs whole chunks sets no bound
@@ -402,7 +570,7 @@ class Subscriber:
             if flight.ended or (flight.started and not self.whole):
                 self.wake()
             return
-        view = flight.log if self.usage else flight.plain
+        view = flight.log if self.usage else flight.log_without_usage
         start = self.cursor
         end = len(view)
         if end - start > SLICE:
@@ -462,6 +630,11 @@ class Subscriber:
         self.flight.leave(self)
 
     @property
+    def verdict(self) -> str:
+        """How its answer came about, for its client, the log and the metrics."""
+        return "attached" if self.attached else self.flight.origin
+
+    @property
     def caller(self) -> Hashable:
         """Its owner, looked for when it is asked."""
         if callable(self.owner):
@@ -474,7 +647,7 @@ class Subscriber:
 
     def refuse(self, error: GatewayError) -> None:
         """End this reader alone: it reads a Flight that has failed; the one it read goes on for its others."""
-        failed = Flight(self.flight.plan, self.flight.clock)
+        failed = Flight(self.flight.spec, self.flight.clock)
         self.flight.subscribers.discard(self)
         self.flight, self.cursor = failed, 0
         failed.subscribers.add(self)

@@ -1,6 +1,4 @@
-"""Owns the registry of live Flights, and the map by which identical requests find each other.
-Must not know HTTP, Redis or engines, nor what a Flight holds.
-Called by the gateway (find, attach, launch) and the scheduler (hide, remove)."""
+"""The registry of live Flights, and the map by which identical requests find each other."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from collections.abc import Callable, Hashable
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 
 
 class FlightGroup:
@@ -44,7 +42,7 @@ class FlightGroup:
             flight = self._streams.get(key)
             if flight is not None and flight.mode is Mode.STREAM and not (flight.folds and self._folds(flight)):
                 return None
-        if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.plan.fresh:
+        if fresh and flight is not None and flight.phase is Phase.QUEUED and not flight.spec.fresh:
             return None
         return flight
 
@@ -54,46 +52,49 @@ class FlightGroup:
         *,
         usage: bool,
         whole: bool,
-        verdict: str,
+        attached: bool = False,
         owner: Hashable | Callable[[], Hashable] = None,
         storable: bool = True,
     ) -> Subscriber:
         """One more reader. `storable`: as far as it is concerned, the answer may be stored."""
-        if storable:
-            flight.storable = True
-        subscriber = Subscriber(flight, usage=usage, whole=whole, verdict=verdict, owner=owner)
+        if storable and not flight.storable:
+            flight.allow_storing()
+        subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner)
         flight.subscribers.add(subscriber)
         return subscriber
 
-    def launch(self, plan: Plan) -> Flight:
+    def launch(self, spec: FlightSpec, queue_state: QueueState | None = None) -> Flight:
         """A new Flight, joinable from now on where it may be shared."""
-        flight = Flight(plan, memory=self._memory)
-        if plan.key is not None:
-            self._map(plan)[plan.key] = flight
-            flight.on_spoiled = self.hide
+        shared = spec.key is not None
+        flight = Flight(
+            spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.unpublish if shared else None
+        )
+        if spec.key is not None:
+            self._map(spec)[spec.key] = flight
         self.live.add(flight)
         return flight
 
-    def hide(self, flight: Flight) -> None:
+    def unpublish(self, flight: Flight) -> None:
         """No one joins it any more. Removed only if the map still holds *this* flight."""
-        key = flight.plan.key
+        key = flight.spec.key
         if key is not None:
-            where = self._map(flight.plan)
+            where = self._map(flight.spec)
             if where.get(key) is flight:
                 del where[key]
 
-    def hide_all(self, begin: bytes) -> int:
+    def unpublish_all(self, begin: bytes) -> int:
         """No one joins those any more whose keys begin so. How many there were."""
         found = [
-            flight for flight in self.live if flight.plan.key is not None and flight.plan.key.startswith(begin)
+            flight for flight in self.live if flight.spec.key is not None and flight.spec.key.startswith(begin)
         ]
         for flight in found:
-            self.hide(flight)
+            self.unpublish(flight)
         return len(found)
 
-    def _map(self, plan: Plan) -> dict[bytes, Flight]:
-        return self._streams if plan.mode is Mode.STREAM else self._wholes
+    def _map(self, spec: FlightSpec) -> dict[bytes, Flight]:
+        return self._streams if spec.mode is Mode.STREAM else self._wholes
 
     def remove(self, flight: Flight) -> None:
-        self.hide(flight)
+        if flight.spec.key is not None:
+            self.unpublish(flight)
         self.live.discard(flight)

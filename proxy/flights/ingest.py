@@ -1,6 +1,6 @@
-"""Owns the way from an engine's answer into a Flight: frames, the terminal, the limits, the clocks.
-Must not know connections, pools or queues: it is a Receiver that is handed bytes.
-Called by upstream (as the bytes arrive); made by the scheduler, one for each attempt."""
+"""From an engine's answer into a Flight: frames, the end of the stream, size limits and timeouts.
+
+One `Ingest` for each attempt; it is the `Receiver` that a connection calls with bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import RATE_LIMITS, Head, Mode
+from proxy.flights.spec import RATE_LIMITS, Head, Mode
 from proxy.telemetry import Fault, raised
 from proxy.upstream.http import HOP_BY_HOP, PLACES, engine_at, told
 from proxy.wire import (
@@ -21,6 +21,7 @@ from proxy.wire import (
     Framer,
     FrameTemplate,
     Lack,
+    Usage,
     asked_of,
     has_content,
     is_comment,
@@ -124,9 +125,9 @@ class Ingest:
     """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_done", "_ended", "_events", "_framer", "_head", "_last", "_limits",
-        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_watch",
-        "answered", "clean", "error_frame", "flight", "held", "surplus", "vet",
+        "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits",
+        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_usage", "_watch",
+        "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
     def __init__(
@@ -152,21 +153,22 @@ class Ingest:
         self._on_done = on_done
         self._on_head = on_head
         self._on_first = on_first
-        self._done = False
+        self.done = False
         self._limits = limits
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until it asks for more
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = FrameTemplate()
-        plan = flight.plan
-        self._asked = plan.parts  # choices or vectors; 0: nobody knows how many
-        if plan.ask is not None and not self._asked:
-            usual = plan.ask.endpoint == "chat" and "n" not in plan.ask.fields
-            self._asked = 1 if usual else asked_of(plan.ask)
+        spec = flight.spec
+        self._asked = spec.parts  # choices or vectors; 0: nobody knows how many
+        if spec.ask is not None and not self._asked:
+            usual = spec.ask.endpoint == "chat" and "n" not in spec.ask.fields
+            self._asked = 1 if usual else asked_of(spec.ask)
         self._ended: dict[int, str] = {}  # choices, and why each has ended
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
+        self._usage: Usage | None = None  # of a body
         self._events = False  # the answer is a stream of events
         watch.add(self)
 
@@ -177,7 +179,7 @@ class Ingest:
             return
         flight = self.flight
         self._last = flight.clock()
-        shared = flight.plan.many or not flight.private
+        shared = flight.spec.many or not flight.private
         chosen = shared and status < 400
         dropped = _OF_ONE_CLIENT if shared else _NOT_PASSED
         engine = None if chosen or flight.backend is None else engine_at(flight.backend)
@@ -203,37 +205,36 @@ class Ingest:
         self._head = Head(status, tuple(passed), length)
         if flight.mode is Mode.RAW:
             flight.start(self._head)
-            if flight.plan.method == "HEAD":
+            if flight.spec.method == "HEAD":
                 self._land()  # its length is that of a body which does not come
         elif flight.mode is Mode.STREAM:
             if status == 200 and self._events:
-                flight.head = self._head
+                flight.begins(self._head)
             else:
-                flight.mode = Mode.WHOLE  # an error, or an engine that will not stream: its one body as it is
+                flight.is_whole()  # an error, or an engine that will not stream: its one body as it is
 
     def body(self, data: bytes) -> None:
-        if self._done or (self.vet is not None and self.vet(data)):
+        if self.done or (self.vet is not None and self.vet(data)):
             return
         flight = self.flight
         now = flight.clock()
         if flight.mode is _STREAM:
             if data in self._twins and self._framer.clear:
                 self._last = now
-                flight.content_events += 1
-                flight.push(data)
+                flight.append_token(data)
             else:
                 self._frames(data, now)
         else:
-            if not (self._events and data[:1] == b":" and b"\ndata" not in data):  # comments are no answer
+            if self._events and data[:1] == b":" and b"\ndata" not in data:  # comments are no answer
+                flight.append_body(data)
+            else:
                 self._last = now
-                if flight.times.first is None:
-                    flight.times.first = now
-            flight.piece(data)
-        if flight.size > self._allowed and not self._done:
+                flight.append_body(data, now)
+        if flight.size > self._allowed and not self.done:
             self._more()
 
     def end(self) -> None:
-        if self._done:
+        if self.done:
             return
         self.answered = True
         flight, head = self.flight, self._head
@@ -292,7 +293,6 @@ class Ingest:
         twins = self._twins
         for frame in frames:
             if frame in twins:
-                flight.content_events += 1
                 flight.add(frame, same=True)
             elif is_done(frame):
                 self.surplus = frame is not frames[-1] or not self._framer.clear
@@ -309,7 +309,7 @@ class Ingest:
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
         """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
         elsewhere. An engine that is shut down ends like that what it has not begun."""
-        if self.flight.divides or self.flight.plan.ask is None:
+        if self.flight.divides or self.flight.spec.ask is None:
             return False
         ended: dict[int, str] = {}
         if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
@@ -321,7 +321,7 @@ class Ingest:
         """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. It
         is dropped after an error of the engine's own."""
         lack = None
-        if not self.error_frame and self.flight.plan.ask is not None:
+        if not self.error_frame and self.flight.spec.ask is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
@@ -344,23 +344,19 @@ class Ingest:
 
     def _look_at(self, frame: bytes, now: float) -> None:
         """What a frame says that is not just more of the same."""
-        flight, times = self.flight, self.flight.times
+        flight = self.flight
         if flight.trace is not None:
             flight.trace.frame(frame)
         if flight.look is not None:
             flight.look(frame)
         content = has_content(frame)
-        if content:
-            flight.content_events += 1
-            if times.first is None:
-                times.first = now
-                if self._on_first is not None:
-                    self._on_first()
+        if content and flight.token(now) and self._on_first is not None:
+            self._on_first()
         if (FINISH.search(frame) is not None or not self._asked) and not note(frame, self._ended):
             self._spoil()
         usage = usage_of(frame)
         if usage is not None:
-            flight.usage = usage
+            flight.reports(usage)
         elif is_error(frame):
             self.error_frame = True
             self._spoil()
@@ -370,28 +366,31 @@ class Ingest:
     def _read_whole(self) -> bool:
         """Whether a successful body is a whole answer; its usage is taken on the way."""
         flight = self.flight
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None:
             return True
         log = flight.log
         try:
-            flight.usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
+            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
             )
             return False
-        return lack is None or not self._lacks(lack)
+        self._usage = usage
+        if lack is None:
+            return True
+        flight.reports(usage)
+        return not self._lacks(lack)
 
     def _land(self, head: Head | None = None) -> None:
-        self.flight.times.last = self._last
         if head is not None and self.flight.mode is Mode.STREAM:
             head = Head(head.status, head.headers, None)
-        self.flight.land(head)
+        self.flight.land(head, last=self._last, usage=self._usage)
         self._close(None)
 
     def _fail(self, error: GatewayError) -> None:
-        if not self._done:
+        if not self.done:
             self._close(error)
 
     def _close(self, error: GatewayError | None) -> None:
@@ -409,8 +408,8 @@ class Ingest:
 
     def close(self) -> None:
         """No one waits for this exchange any more."""
-        if not self._done:
-            self._done = True
+        if not self.done:
+            self.done = True
             self._on_done = _nobody  # a circle less: it holds whoever holds us
             self._on_head = self._on_first = self.vet = None
             self._watch.drop(self)
@@ -447,7 +446,7 @@ class Ingest:
             wait = (
                 self._last + (limits.token or float("inf")),
                 Code.UPSTREAM_TOKEN_TIMEOUT,
-                f"The engine sent nothing more for {limits.token:g} s.",
+                f"The engine sent nothing for {limits.token:g} s.",
             )
         return min(total, wait, key=lambda limit: limit[0])
 
@@ -455,7 +454,7 @@ class Ingest:
         """End the exchange where its time is over."""
         when, code, message = self._deadline()
         now = self.flight.clock()
-        if self._done or now < when:
+        if self.done or now < when:
             return
         if code is Code.UPSTREAM_TOTAL_TIMEOUT or now >= when + self._watch.lost(max(self._began, self._last)):
             self._fail(GatewayError(code, message))

@@ -1,6 +1,4 @@
-"""Owns the RequestKey: which requests are one and the same, as a cryptographic hash.
-Must not know policy (whether to share), flights or Redis.
-Called by the gateway's handlers, once a request whose answer may be shared."""
+"""The request key: which requests are identical, as a cryptographic hash. Whether to share is not decided here."""
 
 from __future__ import annotations
 

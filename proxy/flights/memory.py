@@ -1,6 +1,6 @@
-"""Owns the memory budget: how many bytes this process may hold for its clients, and who holds them.
-Must not know sockets, flights or requests: owners are opaque, sizes are given.
-Called by whatever holds a client's bytes: uploads, waiting requests, answers, unread output."""
+"""The memory budget: how many bytes this process may hold for its clients, and who holds them.
+
+Owners are opaque; sizes are given in bytes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def refused() -> GatewayError:
     """Of a request for which there is no memory."""
     return GatewayError(
         Code.MEMORY_FULL,
-        "The gateway's memory budget is used up; try again shortly, or with a smaller request.",
+        "The gateway's memory budget is exhausted; retry shortly, or send a smaller request.",
         retry_after=1,
     )
 

@@ -1,6 +1,4 @@
-"""Owns what operators are told of the memory budget: its gauges, what was refused, and who holds most.
-Must not know what the memory is held for.
-Called by the app, once; by the budget where there is no room."""
+"""What operators see of the memory budget: gauges, refusals, and who holds most."""
 
 from __future__ import annotations
 
@@ -49,11 +47,11 @@ class MemoryWatch:
         """Have its state read at each scrape."""
         self._memory = memory
         gauge = self._metrics.gauge
-        gauge("memory_budget_bytes", "Memory for requests and answers together.", lambda: memory.budget)
+        gauge("memory_budget_bytes", "Memory budget for requests and answers.", lambda: memory.budget)
         for kind in KINDS:
             gauge(
                 "memory_held_bytes",
-                "Memory that is held, by what for.",
+                "Memory charged to the budget, by purpose.",
                 lambda kind=kind: memory.kinds.get(kind, 0),  # type: ignore[misc]
                 {"kind": kind},
             )
@@ -67,7 +65,7 @@ class MemoryWatch:
         self._told = now
         held = " ".join(f"{self._shown(owner)}={size}" for owner, size in memory.heaviest())
         self._log.event(
-            "warning", "memory budget used up", kind=kind, budget=memory.budget, held=memory.held, heaviest=held
+            "warning", "memory budget exhausted", kind=kind, budget=memory.budget, held=memory.held, heaviest=held
         )
 
     def _shown(self, owner: Hashable) -> str:

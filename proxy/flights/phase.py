@@ -1,6 +1,4 @@
-"""Owns the phases of a Flight, and which leads to which, as a table.
-Must not know what is fed or read in any of them.
-Called by the Flight, which changes phase in one place, and by everyone who asks for it."""
+"""The phases of a Flight as a state machine: TRANSITIONS says which phase leads to which."""
 
 from __future__ import annotations
 

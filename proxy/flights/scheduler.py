@@ -1,6 +1,6 @@
-"""Owns the one loop that feeds Flights: queue, store look-up, lease, attempt, landing, cancellation.
-Must not know HTTP servers, clients or sharing policy: it is given Flights and ends every one of them.
-Called by the gateway (submit) and the app (lifecycle)."""
+"""The loop that serves Flights: queue, store look-up, lease, exchange, store, cancellation.
+
+It is given Flights and ends every one of them, whatever is raised on the way."""
 
 from __future__ import annotations
 
@@ -11,92 +11,77 @@ from functools import partial
 from typing import Final
 
 from proxy.errors import Code, GatewayError
-from proxy.flights import stored as kept
-from proxy.flights.exchange import Exchange, ExchangeContext, MakeIngest
+from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import NOT_DONE, Merger
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
 from proxy.flights.queue.metrics import QueueMetrics
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.timers import Timers
+from proxy.flights.spec import Mode
+from proxy.flights.stored import WHOLE, replay, snapshot
 from proxy.flights.watchdog import Stray, stray_places
 from proxy.redis import Cache, Stored
-from proxy.telemetry import Fault, Metrics, contained, internal, raised
-from proxy.upstream import Backend, Backends, Budget, Lease, RetryRules
+from proxy.telemetry import contained, internal
+from proxy.upstream import Backend, Lease
 
-AGAIN: Final = 0.05  # seconds until a turn is tried again that raised, or that a contained exception may have lost
-MAX_FAILED_TURNS: Final = 5  # in a row; then all queued flights fail, as one of them makes every turn raise
+AGAIN: Final = 0.05  # seconds until the next turn after one that raised, or after a contained exception
+MAX_FAILED_TURNS: Final = 5  # in succession; then all queued flights fail, as one of them makes each turn raise
 
 
 class Scheduler:
-    """Feeds Flights until each has landed, failed or been cancelled.
+    """Serves Flights until each has landed, failed or been cancelled.
 
-    A callback here serves many Flights. What one Flight's part of it raises ends that Flight with a 500, gives its
-    place back and leaves the others alone; a turn follows each such exception, so that no wake-up is lost.
+    A callback here serves many Flights. An exception in one Flight's part of it ends that Flight with a 500 and
+    releases its lease; the others go on. A turn follows each such exception, so that no wake-up is lost.
     """
 
     def __init__(
         self,
+        exchange_context: ExchangeContext,
         *,
         group: FlightGroup,
         request_queue: RequestQueue[Flight],
-        backends: Backends,
         cache: Cache | None,
-        limits: StreamLimits,
-        metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
         merge_max: int = 1,
-        retry: RetryRules | None = None,
-        budget: Budget | None = None,
-        on_fault: Fault = raised,
-        ingest: MakeIngest = Ingest,
-        learn: Callable[[Flight], None] = lambda flight: None,
-        lost: Callable[[float], float] = lambda since: 0.0,
-        passed: Callable[[Backend, Flight], None] = lambda engine, flight: None,
+        on_complete: Callable[[Flight], None] = lambda flight: None,
+        on_unknown_shape: Callable[[Backend, Flight], None] = lambda engine, flight: None,
     ) -> None:
+        """`merge_max`: choices of one merged request, 1 for none. `on_complete` is called with each answer that
+        is complete and was queued with a ticket, `on_unknown_shape` with each complete stream of an engine whose
+        streams are not known."""
         self._group = group
         self.queue = request_queue
-        self._backends = backends
+        self._context = exchange_context
+        self._backends = exchange_context.backends
         self._cache = cache
-        self._metrics = metrics
-        self.told = QueueMetrics(metrics.registry)
+        self._metrics = exchange_context.metrics
+        self.metrics = QueueMetrics(exchange_context.metrics.registry)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._flying: dict[Flight, Exchange] = {}
-        self._on_fault = on_fault
-        self._watch = Timeouts(limits, loop, on_fault, lost)
-        self._context = ExchangeContext(
-            backends=backends,
-            limits=limits,
-            watch=self._watch,
-            metrics=metrics,
-            own=self._own,
-            arrived=self._arrived,
-            later=loop.call_later,
-            fault=on_fault,
-            retry=retry or RetryRules(),
-            budget=budget or Budget(),
-            requeue=self._requeue,
-            ingest=ingest,
-        )
+        self._on_fault = exchange_context.fault
         self._merger = Merger(
-            merge_max, limit=limits.flight, window=request_queue.window, on_member=self._member_ended
+            merge_max,
+            limit=exchange_context.limits.flight,
+            window=request_queue.window,
+            on_member=self._member_ended,
         )
-        self._learn = learn  # told of each whole answer of an engine's
-        self._passed = passed  # and of each whole stream of one whose streams are not known
+        self._on_complete = on_complete
+        self._on_unknown_shape = on_unknown_shape
         self._timers = Timers(loop, self._fault)
         self._turn_due = False
         self._turns = 0
         self._failed_turns = 0
         self._closed = False
-        request_queue.on_pushed = self._pushed
-        backends.on_release = self._released
-        backends.on_gone = partial(self._told, Exchange.engine_gone)
-        backends.on_silent = partial(self._told, Exchange.engine_silent)
+        self._backends.subscribe(
+            capacity_changed=self._capacity_changed,
+            gone=partial(self._tell_exchanges, Exchange.engine_gone),
+            silent=partial(self._tell_exchanges, Exchange.engine_silent),
+        )
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.queue!r} flying={len(self._flying)}>"
@@ -107,17 +92,18 @@ class Scheduler:
         return len(self._flying)
 
     def submit(self, flight: Flight) -> None:
-        """Take charge of a new Flight. Raises GatewayError 429 or 503 (and forgets it): see `offer`."""
-        plan = flight.plan
-        lookup = plan.key is not None and not plan.fresh and self._cache is not None and self._cache.available
+        """Take a new Flight. Raises GatewayError 429 or 503, and has forgotten it then: see
+        `RequestQueue.offer`."""
+        spec = flight.spec
+        lookup = spec.key is not None and not spec.fresh and self._cache is not None and self._cache.available
         try:
             if self._closed:
                 raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
             now = self._loop.time()
-            expects = plan.merge and self._merger.expects(flight, now)
+            expects = flight.queue_state.merge and self._merger.may_have_twins(flight, now)
             if lookup or expects or self.queue.waits or not self._place(flight):
                 hold = expects and self.queue.window > 0
-                self.queue.offer(flight, now, lookup=lookup, hold=hold)
+                self.queue.offer(flight, now, lookup=lookup, hold=hold, on_pushed=self._pushed)
                 if flight.trace is not None:
                     flight.trace.event("queued")
                 if hold:
@@ -126,22 +112,22 @@ class Scheduler:
                     self._soon()
         except GatewayError as e:
             self._group.remove(flight)
-            self.told.refused(e.code.code)
+            self.metrics.refused(e.code.code)
             raise
         except Exception:
             self.abandon(flight)
             raise
-        flight.on_empty = self._cancel
+        flight.when_abandoned(self._cancel)
 
     def abandon(self, flight: Flight) -> None:
-        """Let go of a Flight whose handling raised: whatever holds it lets it go, and its readers get a 500."""
+        """End a Flight whose handling raised: queue, timers and exchange drop it, and its readers get a 500."""
         contained(
             self._fault,
-            "letting go of a flight",
-            partial(self._group.hide, flight),
+            "ending a flight",
+            partial(self._group.unpublish, flight),
             partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
-            partial(self._cut, flight),
+            partial(self._abort_upstream, flight),
             partial(self._end, flight, internal()),
         )
         self._group.remove(flight)
@@ -149,27 +135,27 @@ class Scheduler:
             flight.broke(internal())
 
     async def close(self) -> None:
-        """Fail what waits, cancel what flies, and wait for all of it."""
+        """Fail queued Flights, cancel dispatched ones, and await all tasks."""
         self._closed = True
         self._timers.close()
         for flight in tuple(self._group.live):
             if not flight.ended:
                 self.queue.discard(flight)
-                self._cut(flight)
+                self._abort_upstream(flight)
                 self._end(flight, GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down."))
-        self._watch.close()
+        self._context.timeouts.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # -- the queue --------------------------------------------------------------------------------
 
     def _soon(self) -> None:
-        """All that arrives in one turn of the loop is looked at together, at its end."""
+        """Schedule a turn at the end of this event loop iteration: all that arrives in it is one batch."""
         if not self._turn_due:
             self._turn_due = True
             self._loop.call_soon(contained, self._fault, "a turn of the scheduler", self._turn)
 
-    def _released(self) -> None:
-        """A place at an engine is free."""
+    def _capacity_changed(self) -> None:
+        """An engine may have room."""
         if self.queue.waits:
             self._soon()
 
@@ -179,7 +165,7 @@ class Scheduler:
         if self._closed:
             return
         try:
-            self._go_on()
+            self._serve_queue()
         except Exception as e:  # noqa: BLE001 - the loop's border: queued flights still need a turn
             self._failed_turns += 1
             self._fault("a turn of the scheduler", e)
@@ -191,20 +177,20 @@ class Scheduler:
         else:
             self._failed_turns = 0
 
-    def _go_on(self) -> None:
+    def _serve_queue(self) -> None:
         batch = self.queue.due(self._loop.time())
         if batch:
             try:
                 self._look_up(batch)
             except Exception as e:  # noqa: BLE001 - a look-up that cannot be sent has found nothing
                 self._fault("a look-up", e)
-                self._found(batch, [None] * len(batch))
+                self._looked_up(batch, [None] * len(batch))
         else:
             self._wait_for_window()
         self._place_waiting()
 
     def _fault(self, where: str, error: BaseException) -> None:
-        """Report what was contained. It may have cost somebody a wake-up, so a turn follows."""
+        """Report a contained exception. A wake-up may be lost with it, so a turn follows."""
         self._on_fault(where, error)
         if not self._closed:
             self._loop.call_later(AGAIN, self._turn)
@@ -212,78 +198,78 @@ class Scheduler:
     def _place_waiting(self) -> None:
         queue = self.queue
         if queue.waits:
-            queue.place(self._take, self._loop.time())
+            queue.dispatch(self._take, self._loop.time())
         if queue.waits and queue.timeout < math.inf:
             self._timers.set("overdue", queue.next_overdue(), self._overdue)
 
     def _overdue(self) -> None:
-        """The oldest that waits may have waited for as long as it may."""
+        """The timer of the oldest queued Flight: its wait may be over."""
         now = self._loop.time()
         for flight, error in self.queue.overdue(now):
             try:
                 if flight.refuse(error, lambda reader: reader.since <= now - self.queue.timeout):
-                    self._wait_on(flight, now)  # for the readers that joined later
-                    self.told.refused(error.code.code)
+                    self._enqueue_again(flight, now)  # for readers that joined later
+                    self.metrics.refused(error.code.code)
                 else:
                     self._refuse(flight, error)
             except Exception as e:  # noqa: BLE001 - the others are overdue too
-                self._fault("a flight that has waited too long", e)
+                self._fault("a flight that is overdue", e)
                 self.abandon(flight)
         self._place_waiting()
 
-    def _wait_on(self, flight: Flight, now: float) -> None:
-        """Have it wait for a place anew, if it can be in time."""
+    def _enqueue_again(self, flight: Flight, now: float) -> None:
+        """Queue it anew, if it can be in time."""
         try:
-            self.queue.put(flight, now)
+            self.queue.enqueue(flight, now)
         except GatewayError as e:
             self._refuse(flight, e)
         except Exception as e:  # noqa: BLE001 - the others still want their place
-            self._fault("a flight that waits again", e)
+            self._fault("queueing a flight again", e)
             self.abandon(flight)
 
     def _refuse(self, flight: Flight, error: GatewayError) -> None:
-        """End a Flight that gets no place."""
+        """End a Flight that is rejected."""
         self._end(flight, error)
-        self.told.refused(error.code.code)
+        self.metrics.refused(error.code.code)
 
     def _take(self, flight: Flight) -> bool:
-        """Give a Flight whose turn it is to an engine. True: it waits no longer."""
+        """Dispatch the Flight whose turn it is. True: it leaves the queue."""
         try:
             if self._served(flight):
-                return True  # it has had its place: the turn that gave it one was cut short
+                return True  # it was dispatched by a turn that raised afterwards
             return self._taken(flight)
         except Exception as e:  # noqa: BLE001 - one flight's data must not end the turn of all others
-            self._fault("giving a flight its place", e)
+            self._fault("dispatching a flight", e)
             self.abandon(flight)
             return True
 
     def _served(self, flight: Flight) -> bool:
-        """Whether it needs no place any more. A journey whose lease is released waits for its next attempt."""
+        """Whether it needs no engine any more. An exchange without a lease waits for its next attempt."""
         exchange = self._flying.get(flight)
         return flight.ended or flight in self._merger or (exchange is not None and exchange.lease.held)
 
     def _taken(self, flight: Flight) -> bool:
-        plan = flight.plan
-        if plan.latest < math.inf:
-            late = self.queue.too_late(self._backends.pool_of(plan.model), plan.latest - self._loop.time())
+        latest = flight.queue_state.latest
+        if latest < math.inf:
+            late = self.queue.too_late(self._backends.pool_of(flight.spec.model), latest - self._loop.time())
             if late is not None:
-                self.queue.discard(flight)  # it has had no place: nobody pays for one
+                self.queue.discard(flight)  # not dispatched: its caller pays nothing
                 self._refuse(flight, late)
                 return True
         if not self._place(flight):
             return False
-        self.told.placed(flight.plan.priority, flight.clock() - flight.times.created)
+        self.metrics.placed(flight.queue_state.priority, flight.clock() - flight.times.created)
         return True
 
     def _unhold(self, flight: Flight) -> None:
-        """Its time to wait for twins is over."""
+        """Its time to wait for twins is up."""
         if self.queue.release(flight, self._loop.time()):
             self._soon()
 
     def _pushed(self, flight: Flight, error: GatewayError) -> None:
-        """It had to make room for another's."""
+        """It leaves the full queue for another caller's Flight."""
         self._end(flight, error)
-        self.told.refused("pushed_out")
+        self.metrics.refused("pushed_out")
 
     def promote(
         self,
@@ -293,52 +279,49 @@ class Scheduler:
         reader: Subscriber | None = None,
         owner: Hashable = None,
     ) -> None:
-        """One more reader, or another `owner` of an array's items, who may be more urgent than those before, or
-        have its turn sooner."""
-        plan = flight.plan
-        plan.latest = max(plan.latest, deadline)
-        if priority < plan.priority or deadline < plan.deadline:
-            plan.priority, plan.deadline = min(plan.priority, priority), min(plan.deadline, deadline)
+        """A reader joins, or another `owner` of an array's items: it may be more urgent than those before, or have
+        an earlier turn."""
+        flight.queue_state.promote(priority, deadline)
         if flight.phase is Phase.QUEUED:
             if reader is not None:
                 reader.waits(self._loop.time())
                 owner = reader.caller
             if self.queue.promote(flight, priority, deadline, owner):
-                self.told.promoted()
+                self.metrics.promoted()
 
     def _wait_for_window(self) -> None:
         deadline = self.queue.next_deadline()
         if self.queue.window > 0 and deadline is not None:
             self._timers.set("window", deadline, self._turn)
 
-    def _own(self, task: asyncio.Task[None]) -> None:
+    def own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _look_up(self, batch: list[Flight]) -> None:
         """One round trip for the whole batch."""
         if self._cache is None:
-            self._found(batch, [None] * len(batch))
+            self._looked_up(batch, [None] * len(batch))
             return
         keys, others = [], []  # what is of each one's own kind comes first, then the other kind
         for flight in batch:  # here and not in a function: once a request
-            plan = flight.plan
-            stream = key = plan.key or b""
-            whole = key + kept.WHOLE
-            streams = plan.mode is Mode.STREAM
+            spec = flight.spec
+            stream = key = spec.key or b""
+            whole = key + WHOLE
+            streams = spec.mode is Mode.STREAM
             keys.append(stream if streams else whole)
-            others.append(whole if streams else stream if plan.fold else b"")
-        self._cache.lookup(keys, partial(self._found, batch), others)
+            others.append(whole if streams else stream if spec.fold else b"")
+        self._cache.lookup(keys, partial(self._looked_up, batch), others)
         self._metrics.batch(len(batch))
 
-    def _found(self, batch: list[Flight], found: list[Stored | None]) -> None:
-        """Hits land; misses are given to an engine, or wait for one. May be called again where it raised."""
+    def _looked_up(self, batch: list[Flight], found: list[Stored | None]) -> None:
+        """The reply: hits land, misses are dispatched or queued. May be called again after it raised."""
         misses: list[Flight] = []
         for flight, stored in zip(batch, found, strict=True):
             try:
                 if not self.queue.looking(flight) or self._served(flight):
                     continue  # its last reader left meanwhile, or it was served before this raised
-                if stored is not None and self._hit(flight, stored):
+                if stored is not None and self._answer_from_store(flight, stored):
                     continue
                 if flight.trace is not None:
                     flight.trace.event("lookup", hit=False)
@@ -347,66 +330,66 @@ class Scheduler:
             except Exception as e:  # noqa: BLE001 - one flight's data must not end the batch
                 self._fault("a look-up's reply", e)
                 self.abandon(flight)
-        for flight, error in self.queue.looked(batch, misses, self._loop.time()):
+        for flight, error in self.queue.lookups_done(batch, misses, self._loop.time()):
             self._refuse(flight, error)
         if self.queue.next_deadline() is not None:
             self._soon()  # not at once: with the store away each look-up would end inside the one before it
         self._place_waiting()
 
-    def _hit(self, flight: Flight, stored: Stored) -> bool:
-        """Land a Flight from the store; False where what is stored does not serve it."""
-        if not self._backends.makes(flight.plan.model, stored.build):
+    def _answer_from_store(self, flight: Flight, stored: Stored) -> bool:
+        """Answer a Flight from the store. False: the entry does not serve it."""
+        if not self._backends.makes(flight.spec.model, stored.build):
             self._metrics.cache("other_build")
-            flight.replace = True
+            flight.replace_stored()
             return False
-        if not kept.land(flight, stored):
+        if not replay(flight, stored):
             return False
         self._group.remove(flight)
-        self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.plan.model, None)
+        self._metrics.flight_landed("hit" if flight.error is None else "failed", flight.spec.model, None)
         return True
 
     def _place(self, flight: Flight) -> bool:
-        """Give one waiting Flight to an engine with room. True: it need not wait any longer."""
+        """Dispatch a Flight to an engine with capacity. True: it need not be queued."""
         exchange = self._flying.get(flight)
         if exchange is not None:  # it is back for its next attempt
             return exchange.resume()
-        plan = flight.plan
+        spec = flight.spec
         try:
-            lease = self._backends.acquire(plan.model, affinity=plan.affinity)
+            lease = self._backends.acquire(spec.model, affinity=spec.affinity)
         except GatewayError as e:
             self._end(flight, e)
             return True
         if lease is None:
             return False
         try:
-            if plan.merge and self.queue.has_twins and lease.backend.merges:
+            if flight.queue_state.merge and self.queue.has_twins and lease.backend.merges:
                 flight = self._merger.merge(flight, self.queue.twins(flight), lease.backend.name)
                 if isinstance(flight, MergedFlight):
-                    self._board(flight)
-            exchange = self._flying[flight] = Exchange(flight, lease, self._context)
+                    self._merge_twins(flight)
+            exchange = self._flying[flight] = Exchange(flight, lease, self._context, self)
             exchange.begin()
-        except Exception as e:  # noqa: BLE001 - the place goes back, and only who was to have it fails
+        except Exception as e:  # noqa: BLE001 - the lease is released, and only this flight fails
             self._fault("sending a flight to an engine", e)
-            self._lose(flight)
+            self._fail_all(flight)
             lease.release()
         return True
 
-    def _lose(self, flight: Flight) -> None:
-        """End a Flight, or a carrier and its riders, whose handling raised."""
+    def _fail_all(self, flight: Flight) -> None:
+        """End a Flight, or a merged one and its members, whose handling raised."""
         if isinstance(flight, MergedFlight):
             for member in flight.members:
                 if member is not None:
                     self.abandon(member)
-            contained(self._fault, "letting go of a carrier", partial(self._merger.unload, flight, internal()))
+            contained(self._fault, "ending a merged flight", partial(self._merger.finish, flight, internal()))
         self.abandon(flight)
 
-    def _board(self, merged: MergedFlight) -> None:
-        """The twins that go along have their place with that: they wait no longer."""
+    def _merge_twins(self, merged: MergedFlight) -> None:
+        """Its members are dispatched with it: they leave the queue."""
         trace = merged.members[0].trace if merged.members[0] is not None else None
         rest = merged.members[1:]
         contained(
             self._fault,
-            "a rider's place",
+            "dispatching the members of a merged flight",
             *([partial(trace.carries, merged)] if trace is not None else ()),
             *(partial(self._timers.drop, member) for member in rest if member is not None),
             *(partial(self.queue.grant, member) for member in rest if member is not None),
@@ -414,74 +397,80 @@ class Scheduler:
 
     # -- at the engine ----------------------------------------------------------------------------
 
-    def _arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
+    def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
         flight = exchange.flight
         try:
             self._flying.pop(flight, None)
             if isinstance(flight, MergedFlight):
-                self._unload(flight, error, exchange.lease)
+                self._finish_merged(flight, error, exchange.lease)
             elif error is None:
                 self._landed(exchange)
             else:
                 self._end(flight, error)
-        except Exception as e:  # noqa: BLE001 - whatever an answer does here, its place goes back
+        except Exception as e:  # noqa: BLE001 - whatever is raised here, the lease is released
             self._fault("an answer's end", e)
-            self._lose(flight)
+            self._fail_all(flight)
         finally:
-            self._release(exchange)
+            try:
+                exchange.lease.release()
+            except Exception as e:  # noqa: BLE001 - see there
+                self._release_again(exchange, e)
 
     def _release(self, exchange: Exchange) -> None:
-        release = exchange.lease.release
         try:
-            release()
-        except Exception as e:  # noqa: BLE001 - tried once more: without effect where it was only told of in vain
-            self._fault("a place that is given back", e)
-            contained(self._fault, "a place that is given back", release)
+            exchange.lease.release()
+        except Exception as e:  # noqa: BLE001 - see there
+            self._release_again(exchange, e)
 
-    def _requeue(self, exchange: Exchange) -> bool:
-        """Its next attempt has no engine: it waits at the head of the queue for one."""
+    def _release_again(self, exchange: Exchange, error: Exception) -> None:
+        """Releasing a lease raised. Once more: without effect where only telling of it failed."""
+        self._fault("releasing a lease", error)
+        contained(self._fault, "releasing a lease", exchange.lease.release)
+
+    def requeue(self, exchange: Exchange) -> bool:
+        """No engine is free for its next attempt: it waits at the head of the queue."""
         if self._closed:
             return False
-        self.queue.put_back(exchange.flight, self._loop.time())
+        self.queue.requeue(exchange.flight, self._loop.time())
         self._soon()
         return True
 
-    def _told(self, what: Callable[[Exchange], None], backend: Backend) -> None:
-        """An engine does not run any more, or is silent: what is under way there moves, or ends soon."""
+    def _tell_exchanges(self, what: Callable[[Exchange], None], backend: Backend) -> None:
+        """An engine is down, or silent: its exchanges move to another one, or end soon."""
         for exchange in tuple(self._flying.values()):
             if exchange.lease.backend is backend:
                 try:
                     what(exchange)
-                except Exception as e:  # noqa: BLE001 - one request's fault must not keep the others there
-                    self._context.fault("an engine that is gone", e)
+                except Exception as e:  # noqa: BLE001 - the other exchanges are told too
+                    self._context.fault("an engine that is down", e)
 
-    def _unload(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
-        """A carrier has arrived, or has failed: so have its riders, but for those that an engine turned away
-        together, or did not complete. Those are asked for one by one: `n` may be what it did not like."""
+    def _finish_merged(self, merged: MergedFlight, error: GatewayError | None, lease: Lease | None = None) -> None:
+        """End a merged Flight and its members, but for members whose request an engine refused or did not
+        complete: those are queued one by one, as `n` may be what the engine does not support."""
         made = merged.usage.completion_tokens if merged.usage else merged.content_events
-        alone, few = self._merger.unload(merged, error)
-        if lease is not None and any(member.plan.refused_by for member in alone):
+        alone, few = self._merger.finish(merged, error)
+        if lease is not None and any(member.refused_by for member in alone):
             self._backends.record_too_few_choices(lease)
         elif few and lease is not None:
             self._backends.record_too_few_choices(lease)
             self._metrics.upstream_error(lease.backend.name, Code.UPSTREAM_INCOMPLETE.code)
         for member in alone:
-            self._wait_on(member, self._loop.time())
+            self._enqueue_again(member, self._loop.time())
             self._soon()
         outcome = _outcome(error) if error is not None else "error" if few else "landed"
-        self._metrics.flight_landed(outcome, merged.plan.model, None, made)
+        self._metrics.flight_landed(outcome, merged.spec.model, None, made)
 
     def _member_ended(self, member: Flight) -> None:
         self._group.remove(member)
         if member.phase is Phase.LANDED:
-            self._learn(member)
+            self._on_complete(member)
 
-    def _cut(self, flight: Flight) -> None:
-        """Stop its engine, unless it is working for others too."""
+    def _abort_upstream(self, flight: Flight) -> None:
+        """Cancel its generation at the engine, unless that serves other Flights too."""
         merged = self._merger.leave(flight)
         if merged is not None:
             self.queue.discard(merged)  # should it wait for its next attempt
-            self._cut(merged)
+            self._abort_upstream(merged)
             return
         exchange = self._flying.pop(flight, None)
         if exchange is not None:
@@ -491,49 +480,51 @@ class Scheduler:
                 self._release(exchange)
 
     def _landed(self, exchange: Exchange) -> None:
-        """The answer is whole: store it, then let the Flight go. It stays joinable until that is settled."""
+        """The answer is complete: store it. The Flight can be joined until that is settled."""
         flight, ingest = exchange.flight, exchange.ingest
-        if flight.plan.latest < math.inf and flight.times.dispatched is not None:
-            self.queue.served(self._backends.pool_of(flight.plan.model), flight.clock() - flight.times.dispatched)
-        if flight.plan.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
+        if flight.queue_state.latest < math.inf and flight.times.dispatched is not None:
+            self.queue.estimates.record_answer(
+                self._backends.pool_of(flight.spec.model), flight.clock() - flight.times.dispatched
+            )
+        if flight.refused_by == flight.backend and flight.head is not None and flight.head.status in NOT_DONE:
             self._backends.clear_too_few_choices(
                 exchange.lease
-            )  # it refuses this one alone too: that is no matter of `n`
+            )  # it refuses this request alone too: `n` was not the reason
         broken = ingest is None or ingest.error_frame
-        if flight.plan.assumed and not broken:
-            self._learn(flight)
+        if flight.queue_state.assumed and not broken:
+            self._on_complete(flight)
         self._measure(flight, "error" if broken else "landed")
         if broken and flight.backend is not None:
             self._metrics.upstream_error(flight.backend, Code.UPSTREAM_ERROR_FRAME.code)
-        key = flight.plan.key
-        if flight.shape is None and flight.plan.usage_added and ingest is not None and ingest.clean:
-            self._passed(exchange.lease.backend, flight)
+        key = flight.spec.key
+        if flight.shape is None and flight.spec.usage_added and ingest is not None and ingest.clean:
+            self._on_unknown_shape(exchange.lease.backend, flight)
         if self._cache is None or key is None or ingest is None or not ingest.clean or not flight.storable:
             self._group.remove(flight)
             return
         if flight.size > self._cache.max_entry:
-            self._cache.skip()  # and 64 MiB are not joined for nothing
+            self._cache.skip()  # before up to 64 MiB are copied
             self._group.remove(flight)
             return
-        replace = flight.mode is Mode.STREAM or flight.replace or flight.plan.fresh
-        build = self._backends.build_of(flight.backend, flight.plan.model, flight.times.dispatched)
+        replace = flight.mode is Mode.STREAM or flight.replace or flight.spec.fresh
+        build = self._backends.build_of(flight.backend, flight.spec.model, flight.times.dispatched)
         if build is None:
             self._cache.skip()
             self._group.remove(flight)
             return
-        name = key if flight.mode is Mode.STREAM else key + kept.WHOLE
-        stored, began = kept.keep(flight, build), flight.times.created
+        name = key if flight.mode is Mode.STREAM else key + WHOLE
+        stored, began = snapshot(flight, build), flight.times.created
         self._cache.store(name, stored, lambda: self._group.remove(flight), replace=replace, asked=began)
 
-    # -- what nobody would end any more -----------------------------------------------------------
+    # -- for the watchdog --------------- -----------------------------------------------------------
 
     def strays(self, known: Callable[[Flight], bool] = lambda flight: False) -> Iterator[Stray]:
-        """For the watchdog. `known`: whether somebody else feeds a Flight."""
+        """For the watchdog. `known`: whether another component feeds a Flight."""
         if self._turn_due:
             yield Stray("turn", self._turns, self._turn)
         looking = self.queue.in_lookup()
         if looking:
-            yield Stray("lookup", looking[0], partial(self._found, looking, [None] * len(looking)))
+            yield Stray("lookup", looking[0], partial(self._looked_up, looking, [None] * len(looking)))
         yield from stray_places(self._backends, (exchange.lease for exchange in self._flying.values()))
         for flight in tuple(self._group.live):
             if flight.ended:
@@ -546,9 +537,9 @@ class Scheduler:
     def _end(self, flight: Flight, error: GatewayError) -> None:
         self._group.remove(flight)
         if flight in self._flying:  # it waited for its next attempt
-            self._cut(flight)
+            self._abort_upstream(flight)
             if isinstance(flight, MergedFlight):
-                self._unload(flight, error)
+                self._finish_merged(flight, error)
                 return
         if not flight.ended:
             try:
@@ -560,30 +551,31 @@ class Scheduler:
             flight.broke(error)
 
     def _cancel(self, flight: Flight) -> None:
-        """The last reader left. In one step no one can join it, it is no longer queued, the engine is told."""
+        """The last reader left. In one step it cannot be joined, is not queued, and its engine stops."""
         self._group.remove(flight)
         contained(
             self._fault,
-            "a flight that nobody reads",
+            "an abandoned flight",
             flight.cancel,
             partial(self._timers.drop, flight),
             partial(self.queue.discard, flight),
-            partial(self._cut, flight),
+            partial(self._abort_upstream, flight),
         )
         self._measure(flight, "cancelled")
 
     def _measure(self, flight: Flight, outcome: str) -> None:
-        """Count it. What raises here changes nothing for anybody."""
+        """Count it. An exception here affects no Flight."""
         try:
             times, gap = flight.times, None
             events = flight.usage.completion_tokens if flight.usage else flight.content_events
             if times.first is not None and times.last is not None and events > 1 and flight.mode is Mode.STREAM:
                 gap = (times.last - times.first) / (events - 1)
-            self._metrics.flight_landed(outcome, flight.plan.model, gap, events)
+            self._metrics.flight_landed(outcome, flight.spec.model, gap, events)
         except Exception as e:  # noqa: BLE001 - as said
             self._fault("counting a flight", e)
 
 
 def _outcome(error: GatewayError) -> str:
-    """A failed Flight, as it is counted: an answer that was not whole is one that an engine called complete."""
+    """The outcome of a failed Flight, as it is counted. `error`: the engine called an incomplete answer
+    complete."""
     return "error" if error.code is Code.UPSTREAM_INCOMPLETE else "failed"

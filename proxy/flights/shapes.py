@@ -1,6 +1,6 @@
-"""Owns how engines' answers become known: by one tiny stream and body of our own, and by streams that pass.
-Must not know clients, keys or how a Flight is fed: it is shown Flights, and tells engines' abilities.
-Called by the app (its task), the group (may one body wait for this stream?), the scheduler and the gateway."""
+"""How engines stream, learned from a tiny stream and body that we ask for, and from streams that pass.
+
+A stream may stand in for one body only where the engine's own body is known to be the fold of its stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.errors import GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.plan import new_id
+from proxy.flights.spec import new_id
 from proxy.telemetry import Log, Metrics
 from proxy.upstream import Backend, Backends, Pulse
 from proxy.wire import PATHS, Framer, data_of, unchunks
@@ -94,7 +94,7 @@ class Shapes:
 
     def waits(self, flight: Flight) -> bool:
         """Whether a reader that wants one body may wait for this stream. From now on its frames are looked at."""
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
             return False
         if flight.ended or flight.look is not None:
@@ -118,13 +118,13 @@ class Shapes:
                 flight.unfold()
                 self.unfolded(flight, e)
 
-        flight.look = see
+        flight.watch_frames(see)
         return True
 
     def unfolded(self, flight: Flight, why: Unfoldable) -> None:
         """A stream turned out not to fold, with readers that had waited for that: for the next one nobody waits,
         unless it was this answer's alone. The engine may have changed, so it is asked anew, now and then."""
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         engine = next((backend for backend in self._backends.all if backend.name == flight.backend), None)
         if ask is None or engine is None:  # from the store: who knows which engine's it was
             return
@@ -141,7 +141,7 @@ class Shapes:
 
     def passed(self, engine: Backend, flight: Flight) -> None:
         """A stream has landed whose engine's answers are not known: its frames may tell."""
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None or len(flight.log) < 3:
             return
         try:
@@ -290,7 +290,7 @@ class Shapes:
             raise _Later(e.message) from None
 
     def _tell(self, engine: Backend, what: str) -> None:
-        self._log.event("info", "streams and bodies do not share", backend=engine.name, detail=what)
+        self._log.event("info", "streamed and whole answers are not shared", backend=engine.name, detail=what)
 
 
 def _some(log: list[bytes]) -> Iterable[bytes]:

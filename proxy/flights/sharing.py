@@ -1,6 +1,6 @@
-"""Owns the sharing decision: whose answer may be the same, and what a request's own headers change in that.
-Must not know flights, Redis or HTTP: pure functions of an Ask, a setting and header texts.
-Called by the gateway's handlers before the key is made."""
+"""The sharing decision: whether requests may have the same answer, and what a request's headers change in that.
+
+Pure functions of a request, a setting and header values."""
 
 from __future__ import annotations
 

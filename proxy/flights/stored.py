@@ -1,6 +1,4 @@
-"""Owns what the store keeps of a Flight's answer, and how a Flight lands from what was kept.
-Must not know Redis, engines, clients or the queue.
-Called by the scheduler: when a look-up has found something, and when an answer is whole."""
+"""Store entries: a Flight's answer as it is stored (`snapshot`), and Flights answered from one (`replay`)."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import msgspec
 
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.memory import refused
-from proxy.flights.plan import Head, Mode
+from proxy.flights.spec import Head, Mode
 from proxy.redis import Stored, stream_views, wall_clock
 from proxy.wire import ApiRequest, Usage, asked_of, endings, lack_of, read_body, unchunks
 from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
@@ -23,23 +21,22 @@ _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
-def land(flight: Flight, stored: Stored) -> bool:
+def replay(flight: Flight, stored: Stored) -> bool:
     """Land a Flight from the store; False where what is stored does not serve it. One for which there is no memory
     fails: each reader of a stored answer at its own time holds a copy."""
-    ask = flight.plan.ask
+    ask = flight.spec.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
-        flight.replace = True
+        flight.replace_stored()
         return False
     if len(stored.body) > FREE and not flight.charge(2 * len(stored.body)):
         flight.fail(refused())
         return True
-    if flight.plan.mode is Mode.WHOLE:
+    if flight.spec.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
         if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
             if not may_fold(stored.body, stored.shape):
                 return False
             # It lands as the stream that it is; who wants one body has it folded, as of any stream.
-            flight.mode = Mode.STREAM
             return _land_stream(flight, stored)
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
@@ -54,9 +51,9 @@ def land(flight: Flight, stored: Stored) -> bool:
             except ValueError:
                 body = b""  # whole chunks, but not ours
         if not body:
-            flight.replace = True
+            flight.replace_stored()
             return False
-        flight.piece(body)
+        flight.append_body(body)
         head = Head(200, _JSON, len(body))
     elif stored.kind == "stream":
         return _land_stream(flight, stored)
@@ -67,23 +64,17 @@ def land(flight: Flight, stored: Stored) -> bool:
 
 
 def _land_stream(flight: Flight, stored: Stored) -> bool:
-    flight.head = head = Head(200, _SSE)
+    head = Head(200, _SSE)
     plain = stored.body if stored.cut is None else stored.body[: stored.cut] + stored.tail
-    flight.shape = stored.shape
-    flight.stored(stored.body, plain)
+    flight.replay_stored(head, stored.body, plain, stored.shape)
     return _landed(flight, stored, head)
 
 
 def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
-    flight.stored_at = stored.created
+    usage = None
     if stored.prompt_tokens is not None or stored.completion_tokens is not None:
-        flight.usage = Usage(
-            prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0
-        )
-    flight.times.first = flight.clock()
-    for reader in flight.subscribers:
-        reader.verdict = "hit"
-    flight.land(head)
+        usage = Usage(prompt_tokens=stored.prompt_tokens or 0, completion_tokens=stored.completion_tokens or 0)
+    flight.land_stored(head, stored.created, usage)
     return True
 
 
@@ -100,7 +91,7 @@ def _has_all(stored: Stored, ask: ApiRequest) -> bool:
         return False
 
 
-def keep(flight: Flight, build: bytes) -> Stored:
+def snapshot(flight: Flight, build: bytes) -> Stored:
     """What is kept of an answer that is whole, of an engine's build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage

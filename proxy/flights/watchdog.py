@@ -1,6 +1,6 @@
-"""Owns the watch for what nobody will end any more: a turn that did not run, a place or a flight without a holder.
-Must not know the scheduler's or the embedder's structures: they say what is stray, and how it is mended.
-Called by the app as a task. Containment prevents all of this; what it mends is a fault of ours."""
+"""The watchdog: finds turns, look-ups, slots and flights that nothing will end any more, and ends them.
+
+Containment prevents all of this; each thing that it ends is a bug of the gateway, logged and counted."""
 
 from __future__ import annotations
 

@@ -20,12 +20,13 @@ from proxy.flights import (
     SLICE_BYTES,
     Flight,
     FlightGroup,
+    FlightSpec,
     Held,
     Keyer,
     Memory,
     Mode,
     Phase,
-    Plan,
+    QueueState,
     Scheduler,
     Sharing,
     Subscriber,
@@ -148,7 +149,7 @@ class Gateway:
                 else:
                     seconds = parse_request_timeout(given)
                     call.deadline = asyncio.get_running_loop().time() + seconds
-                    sent = await run_with_deadline(call, answer, seconds, self._scheduler.told.missed)
+                    sent = await run_with_deadline(call, answer, seconds, self._scheduler.metrics.missed)
             except GatewayError as e:
                 # A Flight's error is raised to each of its readers: its traceback would keep the Flight, and its
                 # log, alive in a circle.
@@ -298,7 +299,7 @@ class Gateway:
                     flight,
                     usage=ask.include_usage,
                     whole=not streamed,
-                    verdict="attached",
+                    attached=True,
                     owner=self._priority_policy.owner(call.caller, call.request)
                     if flight.phase is Phase.QUEUED
                     else None,
@@ -315,7 +316,7 @@ class Gateway:
             affinity = self._affinity(ask, headers) if self._affinity is not None else 0
         # An answer holds the id by which its request went up: not a client's own where others may read it.
         name = new_id() if key is not None and call.named else call.id
-        plan = Plan(
+        spec = FlightSpec(
             method="POST",
             path=PATHS[ask.endpoint],
             body=ask.body,
@@ -329,22 +330,22 @@ class Gateway:
             storable=storable,
             fold=fold,
             usage_added=streamed and key is not None,
-            merge=share.merge and ask.large is None,
             tenant=self._scope(call) if share.merge else b"",
             affinity=affinity,
-            owner=self._priority_policy.owner(call.caller, call.request),
+        )
+        owner = self._priority_policy.owner(call.caller, call.request)
+        queue_state = QueueState(
+            owner=owner,
             priority=priority,
             deadline=call.deadline,
             latest=call.deadline,
+            merge=share.merge and ask.large is None,
         )
-        flight = self._group.launch(plan)
-        verdict = "miss" if share.shared else "bypass"
+        flight = self._group.launch(spec, queue_state)
         usage = ask.include_usage or key is None
         try:
             whole = not streamed
-            reader = self._group.attach(
-                flight, usage=usage, whole=whole, verdict=verdict, owner=plan.owner, storable=storable
-            )
+            reader = self._group.attach(flight, usage=usage, whole=whole, owner=owner, storable=storable)
             call.reads(reader)
             takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
             embedder = self._embedder if takes else None
@@ -407,7 +408,7 @@ class Gateway:
     async def _through(self, call: RequestContext, path: str, body: bytes) -> respond.Sent:
         """A Flight with one reader, who gets the engine's bytes as they come."""
         request = call.request
-        plan = Plan(
+        spec = FlightSpec(
             method=request.method,
             path=path,
             body=body,
@@ -419,14 +420,17 @@ class Gateway:
             ),
             model=call.model,
             cost=call.cost,
-            owner=self._priority_policy.owner(call.caller, call.request),
+        )
+        owner = self._priority_policy.owner(call.caller, call.request)
+        queue_state = QueueState(
+            owner=owner,
             priority=self._priority_policy.priority(call.caller, call.request),
             deadline=call.deadline,
             latest=call.deadline,
         )
-        flight = self._group.launch(plan)
+        flight = self._group.launch(spec, queue_state)
         try:
-            reader = self._group.attach(flight, usage=True, whole=False, verdict="bypass", owner=plan.owner)
+            reader = self._group.attach(flight, usage=True, whole=False, owner=owner)
             call.reads(reader)
             self._scheduler.submit(flight)
         except GatewayError:

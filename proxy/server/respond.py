@@ -266,14 +266,15 @@ async def taken(request: web.BaseRequest, stall: float, held: Held | None = None
 def folded(flight: Flight) -> bytes:
     """The one body that a landed stream amounts to, made once for all who want it. Raises Unfoldable."""
     if flight.folded is None:
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
             raise Unfoldable("this endpoint does not stream")
         if flight.size > FREE and not flight.charge(FOLD_COST * flight.size):
             raise refused()
         frames = flight.raw_frames()
         forced = forces_tool(ask.fields)
-        flight.folded = fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape)
+        flight.keep_fold(fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape))
+    assert flight.folded is not None
     return flight.folded
 
 

@@ -128,7 +128,7 @@ class RequestTrace:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
         flight = reader.flight
         if flight.trace is None:
-            flight.trace = FlightSpan(self._tracing, call, flight, self.span)
+            flight.traced_by(FlightSpan(self._tracing, call, flight, self.span))
         elif isinstance(flight.trace, FlightSpan):
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
@@ -170,9 +170,9 @@ class FlightSpan:
 
     def __init__(self, tracing: Tracing, call: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
-        plan = flight.plan
-        self._kind = _OPERATIONS[plan.ask.endpoint] if plan.ask is not None else "passthrough"
-        self._asked = None if plan.model is None else clean(plan.model[:256])
+        spec = flight.spec
+        self._kind = _OPERATIONS[spec.ask.endpoint] if spec.ask is not None else "passthrough"
+        self._asked = None if spec.model is None else clean(spec.model[:256])
         self._name = f"{self._kind} {self._asked or 'unknown'}"
         self._resent = 0
         self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
@@ -238,7 +238,8 @@ class FlightSpan:
             self._resent += 1
 
     def carries(self, merged: MergedFlight) -> None:
-        merged.trace = own = FlightSpan(self._tracing, None, merged, self.span)
+        own = FlightSpan(self._tracing, None, merged, self.span)
+        merged.traced_by(own)
         own.span.set_attribute("gateway.merged", len(merged.members))
         for member in merged.members:
             if member is not None and isinstance(member.trace, FlightSpan) and member.trace is not self:
@@ -251,7 +252,7 @@ class FlightSpan:
                 self.event("lookup", hit=True)
             elif times.first is not None:
                 span.add_event("gateway.first_token", timestamp=self._time(times.first))
-            if flight.mode is Mode.WHOLE and flight.plan.ask is not None and flight.size <= MAX_BODY:
+            if flight.mode is Mode.WHOLE and flight.spec.ask is not None and flight.size <= MAX_BODY:
                 self._hear(b"".join(flight.log))
             told = _spent(flight) | self.said()
             told["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value

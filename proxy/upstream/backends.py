@@ -100,7 +100,7 @@ class Lease:
                 self.backend.breaker.abandoned()
             if self.backend.leaving:
                 owner.close_if_drained(self.backend)
-            owner.on_release()
+            owner.capacity_changed()
 
 
 class Backends:
@@ -116,15 +116,14 @@ class Backends:
         pulse: Pulse | None = None,
     ) -> None:
         self.all = list(backends)
-        self.on_release: Callable[[], None] = lambda: None
         self.on_change: Callable[[Backend], None] = lambda backend: None
         self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
         self.on_suspect: Callable[[Backend], None] = lambda backend: None
         """A single caller's requests fail there: the receiver checks the engine and reports to `checked`."""
-        self.on_gone: Callable[[Backend], None] = lambda backend: None
-        """It does not run any more, as looks found: told again with each look, for what is under way there."""
-        self.on_silent: Callable[[Backend], None] = lambda backend: None
-        """It has not answered looks for a while: told again with each look."""
+        self.capacity_changed: Callable[[], None] = lambda: None
+        """To be called when a queued request may find an engine: see `subscribe`."""
+        self._on_gone: Callable[[Backend], None] = lambda backend: None
+        self._on_silent: Callable[[Backend], None] = lambda backend: None
         self.on_left: Callable[[Backend], None] = lambda backend: None
         """A removed engine has no request in flight any more."""
         self._router = router or LeastOutstanding()
@@ -141,6 +140,18 @@ class Backends:
         self._chosen: dict[str | None, list[Backend]] = {}
         """The candidates of each model that an engine lists; by None those of all other names, which clients
         choose and which are therefore no keys here. Empty after a change."""
+
+    def subscribe(
+        self,
+        *,
+        capacity_changed: Callable[[], None],
+        gone: Callable[[Backend], None] = lambda backend: None,
+        silent: Callable[[Backend], None] = lambda backend: None,
+    ) -> None:
+        """Set what the scheduler is called with: `capacity_changed` when an engine may have room, `gone` when an
+        engine does not run any more, `silent` when one has not answered checks for a while. The last two are
+        called with each check, for the requests that are under way there."""
+        self.capacity_changed, self._on_gone, self._on_silent = capacity_changed, gone, silent
 
     def __repr__(self) -> str:
         states = " ".join(f"{b.name}={b.inflight}/{b.max_inflight}{'' if b.up else '!'}" for b in self.all)
@@ -275,7 +286,7 @@ class Backends:
         backend.inflight = max(0, backend.inflight - places)
         if backend.leaving:
             self.close_if_drained(backend)
-        self.on_release()
+        self.capacity_changed()
 
     def _perhaps_back(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], now: float
@@ -329,7 +340,7 @@ class Backends:
         elif changed:
             self._closed(backend)
             return
-        self.on_release()  # requests may have waited for the result
+        self.capacity_changed()  # requests may have waited for the result
 
     def _opened(self, backend: Backend, why: str) -> None:
         self._tripped.add(backend)
@@ -338,7 +349,7 @@ class Backends:
     def _closed(self, backend: Backend) -> None:
         self._tripped.discard(backend)
         self.on_breaker(backend, "")
-        self.on_release()  # requests may have waited for the probe
+        self.capacity_changed()  # requests may have waited for the probe
 
     def record_too_few_choices(self, lease: Lease) -> None:
         """The engine answered fewer choices than requested: it gets one at a time from now on."""
@@ -367,7 +378,7 @@ class Backends:
             self._wake(backend)
             self.on_change(backend)
             if back:
-                self.on_release()  # requests may have waited for it
+                self.capacity_changed()  # requests may have waited for it
 
     def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
         """Add and remove engines. A removed one finishes its requests in flight."""
@@ -414,10 +425,10 @@ class Backends:
         backend.silent = backend.silent + 1 if silent else 0
         self._set(backend, up=not down, detail=down)
         if backend.silent >= SILENT_LOOKS:
-            self.on_silent(backend)
+            self._on_silent(backend)
         if backend.missed >= GONE_LOOKS:
             backend.pool.drop_idle()
-            self.on_gone(backend)
+            self._on_gone(backend)
 
     async def _look(self, backend: Backend) -> tuple[bool, str]:
         """(gone, why it is down or empty). Any answer but a server error counts as healthy: an engine may have no

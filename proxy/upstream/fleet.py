@@ -126,7 +126,7 @@ class Fleet:
             removed=" ".join(b.name for b in removed),
         )
         await self.backends.refresh(added)
-        self.backends.on_release()  # there may be room for queued requests
+        self.backends.capacity_changed()  # there may be room for queued requests
 
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:
         """Use this TLS context, or this key, for new connections and requests."""

@@ -53,7 +53,10 @@ def watch(
             log.event("info", "engine limit changed", backend=engine.name, max_inflight=limit)
 
         ticker = LimitTicker(
-            lambda: backends.all, clock=time.monotonic, on_room=lambda: backends.on_release(), on_large=report
+            lambda: backends.all,
+            clock=time.monotonic,
+            on_room=lambda: backends.capacity_changed(),
+            on_large=report,
         )
         tasks.append(("the ticks of adaptive limits", ticker.run))
     for name, run in tasks:

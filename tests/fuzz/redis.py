@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
-from proxy.flights.stored import land
+from proxy.flights.spec import FlightSpec, Mode
+from proxy.flights.stored import replay
 from proxy.redis.cache import Reader, Stored, stream_views
 from proxy.redis.resp import Bounds, Login, ReplyError, RespConnection, WireError
 from proxy.wire.frames import UsageStripper
@@ -201,9 +201,9 @@ def _landed(found: Stored) -> None:
     """What lands of it is that body; nothing is raised."""
     for mode in (Mode.STREAM, Mode.WHOLE):
         body = b'{"messages":[]}'
-        plan = Plan("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
-        flight = Flight(plan, lambda: 1.0)
-        if not land(flight, found):
+        spec = FlightSpec("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
+        flight = Flight(spec, lambda: 1.0)
+        if not replay(flight, found):
             assert not flight.ended
             continue
         assert flight.ended
@@ -212,7 +212,7 @@ def _landed(found: Stored) -> None:
             json.loads(b"".join(flight.log))
         else:
             assert b"".join(flight.log) == found.body
-            assert b"".join(flight.plain) == (
+            assert b"".join(flight.log_without_usage) == (
                 found.body if found.cut is None else found.body[: found.cut] + found.tail
             )
 

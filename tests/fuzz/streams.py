@@ -15,7 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.choices import Part, StreamSplit, split_body
 from proxy.wire.fold.folding import Unfoldable, fold
 from proxy.wire.frames import FINISH, FrameTemplate, UsageStripper, has_content, is_error, usage_of
@@ -165,19 +165,21 @@ MOVED: Final = {"system_fingerprint", "timings"}
 # -- an answer into a flight ---------------------------------------------------------------------------
 
 
-def _plan(kind: int) -> tuple[Plan, int, Endpoint]:
+def _plan(kind: int) -> tuple[FlightSpec, int, Endpoint]:
     asked = kind % 3 + 1
     endpoint: Endpoint = ("chat", "completions", "embeddings")[kind // 3 % 3]
     prompt = {"chat": b'"messages":[]', "completions": b'"prompt":"x"', "embeddings": b'"input":"x"'}[endpoint]
     body = b'{"model":"m",%b,"n":%d}' % (prompt, asked)
     ask = decode(endpoint, body)
-    return Plan("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
+    return FlightSpec("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
 
 
-def fed(plan: Plan, mode: Mode, pieces: Iterable[bytes], *, closed: bool) -> tuple[Flight, Ingest, list[Any]]:
+def fed(
+    spec: FlightSpec, mode: Mode, pieces: Iterable[bytes], *, closed: bool
+) -> tuple[Flight, Ingest, list[Any]]:
     """The flight and the feeder after these reads."""
     endings: list[Any] = []
-    flight = Flight(plan, lambda: 1.0)
+    flight = Flight(spec, lambda: 1.0)
     flight.mode = mode
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
@@ -204,9 +206,9 @@ def ingest(data: bytes) -> None:
     """A stream into a flight: the same however it is cut, and whole only where its content is."""
     kind, rest = flagged(data)
     pieces, stream = parted(rest)
-    plan, asked, _ = _plan(kind % 6)
-    flight, one, (error,) = fed(plan, Mode.STREAM, [stream] if stream else [], closed=True)
-    other, two, (error_too,) = fed(plan, Mode.STREAM, pieces, closed=True)
+    spec, asked, _ = _plan(kind % 6)
+    flight, one, (error,) = fed(spec, Mode.STREAM, [stream] if stream else [], closed=True)
+    other, two, (error_too,) = fed(spec, Mode.STREAM, pieces, closed=True)
     assert one.clean == two.clean
     assert (error is None) == (error_too is None) or not one.clean
     said = _without_comments(stream)
@@ -245,9 +247,9 @@ def whole(data: bytes) -> None:
     """One body into a flight: the same however it is cut, a success only where its content is whole."""
     kind, rest = flagged(data)
     pieces, body = parted(rest)
-    plan, asked, endpoint = _plan(kind % 9)
-    flight, one, (error,) = fed(plan, Mode.WHOLE, [body] if body else [], closed=True)
-    other, two, (error_too,) = fed(plan, Mode.WHOLE, pieces, closed=True)
+    spec, asked, endpoint = _plan(kind % 9)
+    flight, one, (error,) = fed(spec, Mode.WHOLE, [body] if body else [], closed=True)
+    other, two, (error_too,) = fed(spec, Mode.WHOLE, pieces, closed=True)
     assert (error and error.code, one.clean, b"".join(flight.log)) == (
         error_too and error_too.code,
         two.clean,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 from proxy.errors import Code, GatewayError
@@ -17,7 +16,7 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.key import Keyer
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.redis.cache import Cache
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.openai import decode
@@ -84,7 +83,7 @@ class Stage:
         if self.refuses is not None:
             self.group.remove(flight)
             raise self.refuses
-        flight.on_empty = self._cancelled
+        flight.on_abandoned = self._cancelled
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         self.sent.append(flight)
@@ -96,7 +95,7 @@ class Stage:
         flight.cancel()
 
     def inputs(self, flight: Flight) -> list[Any]:
-        given_ = json.loads(flight.plan.body)["input"]
+        given_ = json.loads(flight.spec.body)["input"]
         return given_ if isinstance(given_, list) and not isinstance(given_[0], int) else [given_]
 
     def ask(
@@ -111,10 +110,11 @@ class Stage:
     ) -> Subscriber:
         body = json.dumps({"model": "m", "input": given_, **fields}).encode()
         ask = decode("embeddings", body)
-        plan = Plan("POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh)
-        plan = replace(plan, owner=caller, priority=priority)
-        flight = self.group.launch(plan)
-        reader = self.group.attach(flight, usage=True, whole=True, verdict="miss", owner=caller)
+        spec = FlightSpec(
+            "POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh
+        )
+        flight = self.group.launch(spec, QueueState(owner=caller, priority=priority))
+        reader = self.group.attach(flight, usage=True, whole=True, owner=caller)
         assert self.embedder.take(flight, scope)
         return reader
 
@@ -127,7 +127,7 @@ class Stage:
             flight.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "It is gone."))
             return
         status = status or (poison if POISON in items else 200)
-        flight.piece(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
+        flight.append_body(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
         flight.land(Head(status, (("content-type", "application/json"),)))
 
     @staticmethod

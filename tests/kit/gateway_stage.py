@@ -83,7 +83,7 @@ class Stage:
             "keyer": Keyer(),
             "metrics": self.metrics,
             "log": log,
-            "urgency": PriorityPolicy(NORMAL, lambda request: request.remote or ""),
+            "priority_policy": PriorityPolicy(NORMAL, lambda request: request.remote or ""),
             "fault": lambda where, error: self.told.append((where, error)),
         }
         self.gateway = Gateway(**(given | parts))

@@ -122,7 +122,9 @@ def mapped(e: Exception, *, begun: bool) -> GatewayError:
             return GatewayError(Code.UPSTREAM_PROTOCOL, f"Malformed HTTP response from the engine: {cause}.")
         cause = cause.__cause__ or cause.__context__
     if begun:
-        return GatewayError(Code.UPSTREAM_TRUNCATED, f"The engine closed the connection before the end of its answer ({e}).")
+        return GatewayError(
+            Code.UPSTREAM_TRUNCATED, f"The engine closed the connection before the end of its answer ({e})."
+        )
     if isinstance(e, aiohttp.ConnectionTimeoutError):
         return GatewayError(Code.UPSTREAM_CONNECT_TIMEOUT, "The engine did not take the connection.")
     return unreachable(str(e))

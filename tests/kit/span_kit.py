@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.wire.openai import ApiRequest, decode
 
 
@@ -97,12 +97,19 @@ def call_of(**more: Any) -> Any:
     return SimpleNamespace(**facts | more)
 
 
+class Flown(SimpleNamespace):
+    """What a span asks of a Flight."""
+
+    def traced_by(self, trace: Any) -> None:
+        self.trace = trace
+
+
 def flight_of(ask: ApiRequest | None = None, **more: Any) -> Any:
     times = {"created": 10.0, "dispatched": None, "first": None, "ended": None} | more.pop("times", {})
     facts: dict[str, Any] = {
-        "plan": SimpleNamespace(ask=ask, model=more.pop("model", "m1")), "clock": lambda: 10.0, "trace": None,
+        "spec": SimpleNamespace(ask=ask, model=more.pop("model", "m1")), "clock": lambda: 10.0, "trace": None,
         "times": SimpleNamespace(**times), "stored_at": None, "mode": Mode.STREAM, "size": 0, "log": [],
         "phase": Phase.LANDED, "attempts": 1, "subscribers": [1, 2], "error": None, "head": None, "usage": None,
         "content_events": 0,
     }  # fmt: skip
-    return SimpleNamespace(**facts | more)
+    return Flown(**facts | more)

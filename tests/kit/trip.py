@@ -12,7 +12,7 @@ from proxy.errors import GatewayError
 from proxy.flights.exchange import Exchange, ExchangeContext
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import StreamLimits, Timeouts
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.connection import Receiver
@@ -116,7 +116,7 @@ class Trip:
         key: bytes | None = b"k",
         retry: RetryRules | None = None,
         budget: Budget | None = None,
-        plan: Plan | None = None,
+        spec: FlightSpec | None = None,
         room: int = 1,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -136,20 +136,25 @@ class Trip:
         exchange_context = ExchangeContext(
             backends=self.backends,
             limits=limits,
-            watch=self.watch,
+            timeouts=self.watch,
             metrics=self.metrics,
-            own=self.tasks.add,
-            arrived=self.arrived,
             later=loop.call_later,
             fault=self.fault,
             retry=retry or RetryRules(),
             budget=self.budget,
             jitter=lambda: 0.5,
         )
-        self.flight = Flight(plan or Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
+        self.flight = Flight(spec or FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key), loop.time)
         lease = self.backends.acquire(None)
         assert lease is not None
-        self.exchange = Exchange(self.flight, lease, exchange_context)
+        self.exchange = Exchange(self.flight, lease, exchange_context, self)
+
+    def own(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+
+    def requeue(self, exchange: Exchange) -> bool:
+        """There is no queue."""
+        return False
 
     def fault(self, where: str, error: BaseException) -> None:
         self.faults.append(error)

@@ -236,7 +236,7 @@ async def test_what_the_watchdog_heals_is_counted_and_logged(tmp_path: Path) -> 
     healed: list[str] = []
     strays: list[Any] = []
     told = SimpleNamespace(healed=healed.append)
-    scheduler = SimpleNamespace(told=told, strays=strays.append)
+    scheduler = SimpleNamespace(metrics=told, strays=strays.append)
     log = log_to(tmp_path / "log")
     loop, settings = asyncio.get_running_loop(), Settings(redis_timeout_ms=1000)
     for embedder, found in (({"flight"}, True), (None, False)):

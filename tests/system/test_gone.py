@@ -9,7 +9,7 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import GONE_SECONDS
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.backends import Backend
 from proxy.upstream.retry import Budget, RetryRules
 from tests.kit.client import post_json, streaming
@@ -22,7 +22,7 @@ from tests.proxy.flights.test_exchange import FRAME, UNREACHABLE, answer
 
 CHAT = "/v1/chat/completions"
 JSON = [("content-type", "application/json")]
-NOT_TWICE = Plan("POST", "/v1/responses", b"{}", Mode.RAW, "r")
+NOT_TWICE = FlightSpec("POST", "/v1/responses", b"{}", Mode.RAW, "r")
 
 
 def gone(trip: Trip) -> Backend:
@@ -106,12 +106,12 @@ async def test_a_shutdown_that_streams_to_its_end_is_whole() -> None:
 
 
 @pytest.mark.parametrize("engines", [1, 2])
-@pytest.mark.parametrize("plan", [None, NOT_TWICE], ids=["stream", "not-twice"])
+@pytest.mark.parametrize("spec", [None, NOT_TWICE], ids=["stream", "not-twice"])
 @virtual
-async def test_what_cannot_move_ends_after_a_grace(engines: int, plan: Plan | None) -> None:
-    if engines == 2 and plan is None:
+async def test_what_cannot_move_ends_after_a_grace(engines: int, spec: FlightSpec | None) -> None:
+    if engines == 2 and spec is None:
         return  # it moves
-    trip = Trip(engines=engines, plan=plan)
+    trip = Trip(engines=engines, spec=spec)
     trip.exchange.begin()
     await trip.dialled(0)
     gone(trip)

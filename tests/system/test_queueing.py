@@ -12,7 +12,7 @@ import pytest
 
 from proxy.access.api_keys import hash_of
 from proxy.app import App
-from proxy.flights.queue.request_queue import MIN_PLACES
+from proxy.flights.queue.estimates import MIN_SAMPLES
 from tests.kit.client import Answer, Connection, get, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_turn import Turn
@@ -208,8 +208,8 @@ async def test_no_engine_works_for_who_cannot_be_answered_in_time(engine: Engine
         line = await waiting(stack, engine)
         late = await line.post("late", ("x-request-timeout", "30"))
         await line.post("patient")
-        for _ in range(MIN_PLACES):
-            line.app.scheduler.queue.served("m1", 60.0)
+        for _ in range(MIN_SAMPLES):
+            line.app.scheduler.queue.estimates.record_answer("m1", 60.0)
         assert await line.order() == ["patient"]
         assert error_of(await late)[:2] == (503, "deadline_unmeetable")
 

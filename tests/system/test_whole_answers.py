@@ -20,7 +20,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.breaker import State
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
@@ -399,7 +399,7 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
         loop = asyncio.get_running_loop()
         recorded = load(name)
         ask = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
-        flight = Flight(Plan("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        flight = Flight(FlightSpec("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []

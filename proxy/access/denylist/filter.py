@@ -77,7 +77,7 @@ class FilteringIngest(Ingest):
         self._checking: asyncio.Task[None] | None = None
 
     def body(self, data: bytes) -> None:
-        if self._done or self.flight.mode is not Mode.STREAM:
+        if self.done or self.flight.mode is not Mode.STREAM:
             super().body(data)
             return
         if self.vet is not None and self.vet(data):
@@ -119,7 +119,7 @@ class FilteringIngest(Ingest):
     def _step(self) -> None:
         """One turn's part."""
         turn = self._turn
-        if turn is None or self._done:
+        if turn is None or self.done:
             return
         try:
             for _ in turn:
@@ -131,11 +131,11 @@ class FilteringIngest(Ingest):
             return
         self._turn = None
         ending, self._ending = self._ending, None
-        if ending is not None and not self._done:
+        if ending is not None and not self.done:
             ending()
 
     def _looks(self) -> Iterator[None]:
-        while self._backlog and not self._done:
+        while self._backlog and not self.done:
             batch, size = [], 0
             while self._backlog and size + len(self._backlog[0]) <= AT_ONCE:
                 batch.append(self._backlog.popleft())
@@ -156,7 +156,7 @@ class FilteringIngest(Ingest):
                 scanner.feed(text[at : at + PIECE])
                 yield
             ends.append((scanner, scanner.read))
-        if self._done:
+        if self.done:
             return
         self._look_at(frame, self._last)
         self._waiting.append((frame, ends))
@@ -169,13 +169,13 @@ class FilteringIngest(Ingest):
         head = self._head
         if (
             self._check is None
-            or self._done
+            or self.done
             or self.flight.mode is not Mode.WHOLE
             or self.flight.size <= AT_ONCE
             or head is None
             or head.status != 200
-            or self.flight.plan.ask is None
-            or self.flight.plan.ask.endpoint == "embeddings"
+            or self.flight.spec.ask is None
+            or self.flight.spec.ask.endpoint == "embeddings"
         ):
             return False
         self._checking = asyncio.create_task(self._checked(self._check))
@@ -192,7 +192,7 @@ class FilteringIngest(Ingest):
             self._fail(internal())
             return
         self._checking = None
-        if self._done:
+        if self.done:
             return
         if line:
             self._refuse(line)
@@ -216,7 +216,7 @@ class FilteringIngest(Ingest):
             self._later(frames, error)
             return
         self._take_frames(frames, now)
-        if error is not None and not self._done:
+        if error is not None and not self.done:
             self._fail(error)
 
     def _take_frames(self, frames: list[bytes], now: float) -> None:
@@ -275,10 +275,11 @@ class FilteringIngest(Ingest):
     def _read_whole(self) -> bool:
         if not super()._read_whole():
             return False
-        if self.flight.plan.ask is None or self.flight.plan.ask.endpoint == "embeddings":
+        if self.flight.spec.ask is None or self.flight.spec.ask.endpoint == "embeddings":
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:
+            self.flight.reports(self._usage)  # the engine has generated it all the same
             self._refuse(line)
             return False
         return True
@@ -343,7 +344,7 @@ def ingest_for(
 
     def hit(flight: Flight, line: int) -> None:
         metrics.content_denied("answer")
-        whose = {"request_id" if flight.private else "upstream_id": flight.plan.request_id}
+        whose = {"request_id" if flight.private else "upstream_id": flight.spec.request_id}
         log.event("info", "content denied", where="answer", rule=line, **whose)
 
     def make(

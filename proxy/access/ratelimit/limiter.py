@@ -213,9 +213,9 @@ class Reservation:
         """The request reads a Flight: one of its own making, which it pays for however long it stays, or one that
         somebody else pays for."""
         flight = reader.flight
-        if reader.verdict != "attached":
+        if not reader.attached:
             self._paying = flight
-            flight.on_end = self._flight_ended
+            flight.when_ended(self._flight_ended)
             return
         self._reader = reader
         if self._limiter.followers == "generation" and self._charged:
@@ -223,7 +223,8 @@ class Reservation:
             self._give(tokens=-charged)
 
     def _flight_ended(self, flight: Flight) -> None:
-        self._paying = flight.on_end = None
+        self._paying = None
+        flight.when_ended(None)
         hit = flight.stored_at is not None
         if not hit or self._limiter.followers == "reader":
             self._spent += actual_cost(flight, self._cost)
@@ -252,7 +253,8 @@ class Reservation:
                 used += actual_cost(reader.flight, self._cost)
         own = self._paying
         if own is not None and not own.subscribers:  # never begun: one that flies is read by somebody
-            self._paying = own.on_end = None
+            self._paying = None
+            own.when_ended(None)
         paid = self._paying is None
         self._give(
             requests=0 if self._reached or not paid else -1,

@@ -1,6 +1,6 @@
-"""Owns the embedding items that wait: which of them go up together, how many calls at a time, and when.
-Must not know engines, Redis, flights or clocks: `now` is passed in; groups, callers, owners and items are opaque.
-Called by the embedder only."""
+"""Arrays of embedding items: which items go together, how many calls at a time, and when.
+
+Reads no clock: `now` is passed in. Groups, callers, owners and items are opaque."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the making of the settings' Embedder; there is none where embeddings are not to be batched.
-Must not hold any logic of a request.
-Called by the app, once."""
+"""The Embedder as the settings say; none where embeddings are not batched."""
 
 from __future__ import annotations
 
@@ -60,8 +58,8 @@ def embedder_for(
         refused=refused,
         on_fault=on_fault,
     )
-    metrics.gauge("embed_requests_waiting", "Embeddings requests that wait.", lambda: len(embedder.queue))
-    metrics.gauge("embed_items_waiting", "Inputs that wait for an engine.", lambda: len(embedder.arrays))
+    metrics.gauge("embed_requests_waiting", "Embeddings requests in the queue.", lambda: len(embedder.queue))
+    metrics.gauge("embed_items_waiting", "Embedding inputs queued for an engine.", lambda: len(embedder.arrays))
     return embedder
 
 

@@ -1,7 +1,5 @@
-"""Owns the way of vectors that have come: to each request that wants them, and from a request's last one to its
-answer. So much in a turn of the loop, the rest in the next ones.
-Must not know the queue, engines or Redis.
-Called by the embedder only."""
+"""Delivery of vectors to the requests that want them, and the composition of answers, a slice in each turn of the
+event loop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Owns embeddings across clients: each request taken apart into items, looked up, asked in arrays, put together.
-Must not know HTTP, clients or engines: it is given Flights, ends each, and asks by Flights of its own.
-Called by the gateway (take, joined) and the app (lifecycle)."""
+"""Embeddings across clients: each request is taken apart into items, which are looked up, sent in arrays and put
+together again.
+
+It is given Flights and ends every one of them; its arrays are Flights of its own."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ from proxy.flights.group import FlightGroup
 from proxy.flights.key import Keyer
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, headers_in_common
 from proxy.flights.queue.metrics import REASONS
+from proxy.flights.spec import Head, headers_in_common
 from proxy.redis import Cache
 from proxy.telemetry import Metrics, internal
 from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
@@ -143,8 +144,8 @@ class Embedder:
         Raises GatewayError 429 or 503 (and forgets it) when too many wait, when there is no memory for it, or when
         all is ending.
         """
-        plan = flight.plan
-        ask = plan.ask
+        spec = flight.spec
+        ask = spec.ask
         want = None
         try:
             inputs = None if ask is None else inputs_of(ask)
@@ -152,16 +153,17 @@ class Embedder:
                 return False
             if self._closed:
                 raise ending()
-            if callable(plan.owner):
-                plan.owner = plan.owner()
-            makes_room = self.queue.room(plan.owner, plan.priority)
+            owner = flight.queue_state.resolve_owner()
+            makes_room = self.queue.room(owner, flight.queue_state.priority)
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
-            want = EmbeddingRequest(flight, caller=plan.owner, limit=self._largest, since=self._loop.time())
+            want = EmbeddingRequest(flight, caller=owner, limit=self._largest, since=self._loop.time())
             self._wants[flight] = want
             want.charge(self._memory, inputs)
-            flight.on_empty = partial(self._faults.safely, "a request for embeddings that was left", self._left)
+            flight.when_abandoned(
+                partial(self._faults.safely, "a request for embeddings that was left", self._left)
+            )
             begin = partial(self._begin, want, ask, inputs, scope)
             if self.queue.begins(want, len(inputs.items), begin):
                 begin()
@@ -180,7 +182,7 @@ class Embedder:
 
     def _begin(self, want: EmbeddingRequest, ask: ApiRequest, inputs: Inputs, scope: bytes) -> None:
         apart = 0 if self._mixes(ask.model) else next(self._numbers)
-        headers = headers_in_common(want.flight.plan.headers)
+        headers = headers_in_common(want.flight.spec.headers)
         options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
         self._join(want, items_of(want, inputs, options, keys, apart, self._items))
         self._delivery.work()
@@ -289,7 +291,7 @@ class Embedder:
             self.arrays.ended(kind)
             return
         try:
-            plan, whole = array_of(items)
+            spec, queue_state, whole = array_of(items)
         except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
             self._faults.tell("an array of embeddings", e)
             again = halves(items, EmbeddingItem.wanted_by)
@@ -298,20 +300,22 @@ class Embedder:
             for want in () if again else wants_of(items):
                 self._fail(want, internal())
             return
-        flight = self._group.launch(plan)
-        reader = self._group.attach(flight, usage=True, whole=True, verdict="miss")
-        call = ArrayCall(kind, items, reader, whole, plan.owner, self._loop.time())
+        flight = self._group.launch(spec, queue_state)
+        reader = self._group.attach(flight, usage=True, whole=True)
+        call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
         self._calls.add(call)
-        plan.callers = call.callers
+        queue_state.read_by(call.callers)
         try:
             for item in items:
                 self.queue.sent(item)
                 item.call = call
             self._counts.array(len(items))
-            flight.on_end = partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
+            flight.when_ended(
+                partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
+            )
             self._submit(flight)
         except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
-            flight.on_end = None
+            flight.when_ended(None)
             error = self._faults.error(e, "an array of embeddings")
             self._group.remove(flight)
             if not flight.ended:
@@ -345,7 +349,8 @@ class Embedder:
         self.arrays.ended(call.kind, again)
         self._calls.discard(call)
         flight = call.reader.flight
-        flight.on_end = flight.plan.callers = None  # a circle less: both hold the call, which holds the flight
+        flight.when_ended(None)  # both hold the call, which holds the flight: no reference cycle is left
+        flight.queue_state.read_by(None)
         self._group.remove(flight)
         for item in call.items:
             item.call = None
@@ -397,7 +402,7 @@ class Embedder:
                 item.divided = item.divided or divided
             return
         if about_content:
-            self._counts.poison(len(items))
+            self._counts.refused(len(items))
         for want in wants:
             self._refuse(want, head, body)
 
@@ -439,7 +444,7 @@ class Embedder:
     def _landed(self, want: EmbeddingRequest) -> None:
         self._finish(want)
         if want.flight.stored_at is not None:
-            self._metrics.flight_landed("hit", want.flight.plan.model, None)
+            self._metrics.flight_landed("hit", want.flight.spec.model, None)
         want.clear()
 
     # -- ends -------------------------------------------------------------------------------------
@@ -501,7 +506,7 @@ class Embedder:
         want.ends()
         self._wants.pop(want.flight, None)
         self._group.remove(want.flight)
-        want.flight.on_empty = None
+        want.flight.when_abandoned(None)
         where = "a request for embeddings that is over"
         self._faults.safely(where, self.queue.ends, want)
         self._faults.safely(where, self._wants_nothing, want)

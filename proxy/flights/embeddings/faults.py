@@ -1,7 +1,5 @@
-"""Owns what is done where a part of shared work raises: it is told, its client gets an error, and what it may have
-left undone is looked for a moment later.
-Must not know what the work is.
-Called by the embedder, at the borders of what serves several requests."""
+"""Containment for the embedder: a fault is reported, its client gets an error, and what it may have left undone is
+checked a moment later."""
 
 from __future__ import annotations
 

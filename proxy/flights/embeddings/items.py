@@ -1,12 +1,10 @@
-"""Owns an embedding item under way, the request that wants some of them, and what a request gets at its end.
-Must not know the queue, engines or Redis: it is told of results.
-Called by the embedder only."""
+"""An embedding item, the requests that want it, and the composition of a request's answer."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -18,8 +16,8 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
 from proxy.flights.memory import Held, Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Items, Plan, headers_in_common
 from proxy.flights.queue.ticket import callers_of
+from proxy.flights.spec import FlightSpec, Head, Items, QueueState, headers_in_common
 from proxy.redis import Stored
 from proxy.wire import (
     LARGE,
@@ -155,17 +153,17 @@ def items_of(
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
     """A request begins: its items by key, each once, those of its kind that are `known`, and new ones."""
-    plan = want.flight.plan
-    kind = BatchKey(plan.model, options, inputs.kind, tuple(headers_in_common(plan.headers)), apart)
+    spec = want.flight.spec
+    kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
     items = []
     for key, text, weight in zip(keys, inputs.items, inputs.tokens, strict=True):
         item = mine.get(key)
         if item is None:
             item = known.get(key)
-            if item is None or item.kind != kind or (plan.fresh and not (item.fresh or item.sent)):
-                item = EmbeddingItem(key, kind, text, weight, plan.fresh, plan.storable)
-            elif plan.storable:
+            if item is None or item.kind != kind or (spec.fresh and not (item.fresh or item.sent)):
+                item = EmbeddingItem(key, kind, text, weight, spec.fresh, spec.storable)
+            elif spec.storable:
                 item.storable = True
             mine[item.key] = item
         items.append(item)
@@ -197,32 +195,33 @@ class ArrayCall:
         return again
 
 
-def array_of(items: list[EmbeddingItem]) -> tuple[Plan, EmbeddingRequest | None]:
+def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, EmbeddingRequest | None]:
     """The request to an engine for these items, and whose own it is: as the client wrote it. It takes the turn of
     the caller whose item is the first; one client's deadline ends nobody else's request."""
     wants = wants_of(items)
     whole = next((want for want in wants if want.is_all(items)), None)
-    plan = (whole or wants[0]).flight.plan
-    body = plan.body
+    spec = (whole or wants[0]).flight.spec
+    body = spec.body
     padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
-    if (whole is None or padded) and plan.ask is not None:
-        body = array_body(plan.ask, [item.text for item in items])
-    plans = [want.flight.plan for want in wants]
-    urgent, last = min(one.priority for one in plans), max(one.latest for one in plans)
-    caller = (items[0].owner or wants[0]).caller
-    plan = replace(
-        plan,
+    if (whole is None or padded) and spec.ask is not None:
+        body = array_body(spec.ask, [item.text for item in items])
+    states = [want.flight.queue_state for want in wants]
+    last = max(state.latest for state in states)
+    queue_state = QueueState(
+        owner=(items[0].owner or wants[0]).caller,
+        priority=min(state.priority for state in states),
+        deadline=last,
+        latest=last,
+    )
+    spec = msgspec.structs.replace(
+        spec,
         key=None,
         many=True,
         fresh=False,
         body=body,
-        priority=urgent,
-        deadline=last,
-        latest=last,
-        owner=caller,
         parts=len(items),
     )
-    return plan, whole
+    return spec, queue_state, whole
 
 
 def results_of(
@@ -300,7 +299,7 @@ class EmbeddingRequest:
     def charge(self, memory: Memory | None, inputs: Inputs) -> None:
         """Hold the memory that it takes while it waits. Raises GatewayError 503."""
         if memory is not None:
-            items, body = inputs.items, self.flight.plan.body
+            items, body = inputs.items, self.flight.spec.body
             size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
             self.held = memory.hold(self.caller, "embeddings", size)
 
@@ -363,39 +362,34 @@ class EmbeddingRequest:
         slices: Iterable[list[bytes]] = ([self.body],) if self.body is not None else ()
         for pieces in slices or put_together(from_.envelope, [one.vector for one in found], tokens):
             for piece in pieces:
-                flight.piece(piece)
+                flight.append_body(piece)
             yield
-        if tokens is not None:
-            flight.usage = Usage(prompt_tokens=tokens, completion_tokens=0)
-        flight.items = Items(len(items), len(stored), unpaid=(tokens or 0) - self.paid)
-        verdict = "miss" if self.asked else "attached" if made else "hit"
-        if verdict == "hit":
-            flight.stored_at = min(stored)
-        flight.times.first = flight.times.last = flight.clock()
-        self._end(Head(200, from_.head.headers, flight.size), verdict)
+        self._keep_charge()
+        flight.land_composed(
+            Head(200, from_.head.headers, flight.size),
+            Items(len(items), len(stored), unpaid=(tokens or 0) - self.paid),
+            None if tokens is None else Usage(prompt_tokens=tokens, completion_tokens=0),
+            origin="miss" if self.asked else "attached" if made else "hit",
+            stored_at=None if made else min(stored),
+        )
 
     def refused(self, head: Head, body: bytes) -> None:
         """The engine's own refusal is the answer."""
-        self.flight.piece(body)
-        self._end(Head(head.status, head.headers, len(body)), "miss")
+        self.flight.append_body(body)
+        self._keep_charge()
+        self.flight.land(Head(head.status, head.headers, len(body)))
 
-    def _end(self, head: Head, verdict: str) -> None:
-        flight = self.flight
-        for reader in flight.subscribers:
-            if reader.verdict == "miss":
-                reader.verdict = verdict
-        if self.held is not None:  # until the answer has been taken, and nothing else of the request
-            self.held.need(sum({id(piece): len(piece) for piece in flight.log}.values()))
-            flight.held, self.held = self.held, None
-        flight.land(head)
+    def _keep_charge(self) -> None:
+        """What is charged now is the answer alone, until its readers have it. Raises GatewayError 503."""
+        if self.held is not None:
+            self.held.need(sum({id(piece): len(piece) for piece in self.flight.log}.values()))
+            self.flight.holds(self.held)
+            self.held = None
 
     def was_sent(self, call: Flight) -> None:
         """An engine has seen some of it, or may have: times and phase are the call's."""
         flight = self.flight
-        flight.backend, flight.attempts = call.backend, max(flight.attempts, call.attempts)
-        flight.plan.carried_as = call.plan.request_id
-        if flight.times.dispatched is None:
-            flight.times.dispatched = call.times.dispatched
+        flight.follows(call)
         if flight.phase is Phase.QUEUED and was_dispatched(call):
             flight.enter(Phase.CONNECTING)
             flight.enter(Phase.PREFILL)
@@ -411,8 +405,8 @@ class EmbeddingRequest:
 def _too_large(inputs: int, limit: int) -> GatewayError:
     return GatewayError(
         Code.PROMPT_TOO_LARGE,
-        f"The answer to these {inputs} inputs would be over {limit} bytes, the most that is held of one answer; "
-        "ask for fewer inputs at once, or for encoding_format base64.",
+        f"The answer to these {inputs} inputs would exceed {limit} bytes (max_flight_bytes); "
+        "send fewer inputs in one request, or set encoding_format to base64.",
         param="input",
     )
 
@@ -422,4 +416,4 @@ def ending() -> GatewayError:
 
 
 def no_parts(why: str) -> GatewayError:
-    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {why}.")
+    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The answer cannot be split into its vectors: {why}.")

@@ -1,6 +1,4 @@
-"""Owns what Prometheus is told of embeddings: where items came from, how large arrays were, what was set apart.
-Must not know requests, items or engines: it is given numbers.
-Called by the embedder, once an item or an array."""
+"""Metrics of embeddings: sources of items, sizes of arrays, bisections, refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ class EmbedMetrics:
     def __init__(self, registry: Registry) -> None:
         items = Counts(
             PREFIX + "embed_items_total",
-            "Inputs of embeddings: found in the store, joined under way, asked of an engine.",
+            "Embedding inputs by source: the store, another request's call, or an engine.",
             (Label("source", SOURCES),),
             registry,
         )
@@ -25,11 +23,11 @@ class EmbedMetrics:
             PREFIX + "embed_array_items", "Inputs in one array call to an engine.", (), BATCH_BUCKETS, registry
         )
         self._split = Counts(
-            PREFIX + "embed_arrays_split_total", "Arrays refused by an engine and asked in parts.", (), registry
+            PREFIX + "embed_arrays_split_total", "Arrays refused by an engine and bisected.", (), registry
         )
-        self._poison = Counts(
+        self._refused = Counts(
             PREFIX + "embed_refused_items_total",
-            "Inputs refused by an engine, alone or with their own.",
+            "Embedding inputs refused by an engine once isolated.",
             (),
             registry,
         )
@@ -37,7 +35,7 @@ class EmbedMetrics:
         for source in SOURCES:
             items.count((source,), 0)
         self._split.count((), 0)
-        self._poison.count((), 0)
+        self._refused.count((), 0)
 
     def cached(self, count: int) -> None:
         self._sources[0].value += count
@@ -54,5 +52,5 @@ class EmbedMetrics:
     def split(self) -> None:
         self._split.count(())
 
-    def poison(self, items: int) -> None:
-        self._poison.count((), items)
+    def refused(self, items: int) -> None:
+        self._refused.count((), items)

@@ -1,6 +1,4 @@
-"""Owns the embeddings that wait: whose turn each item waits in, and who makes room where too many requests wait.
-Must not know Redis, engines or results.
-Called by the embedder only."""
+"""The queue of embeddings: the turn in which each item waits, and which request makes room in a full queue."""
 
 from __future__ import annotations
 
@@ -95,11 +93,11 @@ class EmbedQueue:
     def adds(self, want: EmbeddingRequest) -> None:
         """A request waits from now on, if anything of it does."""
         if want.unsent:
-            self._waiting.add(want, want.caller, want.flight.plan.priority)
+            self._waiting.add(want, want.caller, want.flight.queue_state.priority)
 
     def ends(self, want: EmbeddingRequest) -> None:
         """Nothing of a request waits any longer."""
-        self._waiting.drop(want, want.caller, want.flight.plan.priority)
+        self._waiting.drop(want, want.caller, want.flight.queue_state.priority)
 
     def sooner(self, caller: Hashable, than: Hashable) -> bool:
         """Whether a caller waits for less than another, even with one request more."""
@@ -186,10 +184,10 @@ class EmbedQueue:
 
     def hurry(self, calls: Iterable[ArrayCall | None], want: EmbeddingRequest, caller: Hashable) -> None:
         """These arrays are as urgent as a request, and take a caller's turn where that is sooner."""
-        plan = want.flight.plan
+        state = want.flight.queue_state
         for call in calls:
             if call is not None:
-                self._promote(call.reader.flight, plan.priority, plan.latest, None, caller)
+                self._promote(call.reader.flight, state.priority, state.latest, None, caller)
 
     def turned_away(
         self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError

@@ -1,6 +1,4 @@
-"""Owns what Redis knows of embedding items: which wait to be looked up, a batch a round trip, and stores.
-Must not know requests, arrays or engines.
-Called by the embedder. With no Redis nothing is looked up and nothing is kept."""
+"""Embedding items and Redis: look-ups, a batch a round trip, and stores. Without Redis it does nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the Carrier: one request at an engine that carries several clients' sampled twins, each in its own Flight.
-Must not know the queue, leases or which requests are twins.
-Called by the scheduler (made, landed, failed, left) and, as the Flight that it is, by its feeder."""
+"""The MergedFlight: one request at an engine for several clients' sampled twins, each in a Flight of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from msgspec import Raw
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.telemetry import internal, raised
 from proxy.wire import DONE, Part, StreamSplit, Usage, split_body
 from proxy.wire.fold import Unfoldable
@@ -30,7 +28,8 @@ class MergedFlight(Flight):
 
     def __init__(
         self,
-        plan: Plan,
+        spec: FlightSpec,
+        queue_state: QueueState,
         members: Sequence[tuple[Flight, int]],
         *,
         limit: int,
@@ -41,7 +40,7 @@ class MergedFlight(Flight):
         """`members`: each with how many choices it wants; `limit`: bytes that a member's log may hold;
         `on_member` is told of each that has ended while the merged flight goes on; `ids`: the engine is asked for
         token ids, which count the tokens of a body's choices."""
-        super().__init__(plan, memory=members[0][0].memory)
+        super().__init__(spec, memory=members[0][0].memory, queue_state=queue_state)
         self.members: list[Flight | None] = [member for member, _ in members]
         self._limit = limit
         self._ids = ids
@@ -52,10 +51,10 @@ class MergedFlight(Flight):
         self.broken: GatewayError | None = None  # what came cannot be told apart
         parts, first = [], 0
         for member, count in members:
-            usage = member.plan.ask is not None and member.plan.ask.include_usage
-            parts.append(Part(first, count, usage, member.plan.request_id))
+            usage = member.spec.ask is not None and member.spec.ask.include_usage
+            parts.append(Part(first, count, usage, member.spec.request_id))
             first += count
-        self._split = StreamSplit(parts, request_id=plan.request_id, fingerprint=fingerprint)
+        self._split = StreamSplit(parts, request_id=spec.request_id, fingerprint=fingerprint)
 
     @property
     def fingerprint(self) -> Raw | None:
@@ -70,6 +69,8 @@ class MergedFlight(Flight):
     # -- fed --------------------------------------------------------------------------------------
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
+        if same:
+            self.content_events += 1
         if self.phase is not Phase.STREAMING:
             self.enter(Phase.STREAMING)
         if self.broken is not None:
@@ -77,7 +78,7 @@ class MergedFlight(Flight):
         try:
             given = self._split.feed(frame)
         except Unfoldable as e:
-            self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what cannot be told apart: {e}.")
+            self.broken = _unsplittable(e)
             return
         for n, own, content in given:
             member = self.members[n]
@@ -87,15 +88,13 @@ class MergedFlight(Flight):
             try:
                 member.add(own)
             except Exception as e:  # noqa: BLE001 - one rider's part must not end the others'
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
                 continue
             if content:
-                member.content_events += 1
-                if member.times.first is None:
-                    member.times.first = self.clock()
+                member.token(self.clock())
 
-    def push(self, frame: bytes) -> None:
-        self.add(frame)
+    def append_token(self, frame: bytes) -> None:
+        self.add(frame, same=True)
         self.flush()
 
     def flush(self) -> None:
@@ -104,18 +103,20 @@ class MergedFlight(Flight):
             member = self.members[n]
             if member is None or member.ended:
                 continue
-            member.head, member.backend = self.head, self.backend
+            if self.head is not None and member.head is not self.head:
+                member.begins(self.head)
+                member.moves_to(self.backend)
             try:
                 if self._split.parts[n].ended:
-                    self._land_rider(n, member)
+                    self._land_member(n, member)
                 elif (
                     member.size > self._allowed.get(n, self._free) and (error := self._more(n, member)) is not None
                 ):
-                    self._end_rider(n, member, error)
+                    self._end_member(n, member, error)
                 else:
                     member.flush()
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
 
     def _more(self, n: int, member: Flight) -> GatewayError | None:
         """A rider's log needs room for more. The error that ends it where there is none."""
@@ -133,24 +134,24 @@ class MergedFlight(Flight):
             self.add(DONE)  # which the engine's answer did not get, being not whole
             self.flush()
 
-    def untouched_riders(self) -> list[Flight]:
+    def take_untouched(self) -> list[Flight]:
         """Those that have had nothing of the answer: they may be asked for again. They are no riders any more."""
         found = [member for member in self.members if member is not None and member.phase is Phase.QUEUED]
         self.members = [None if member in found else member for member in self.members]
         return found
 
     @property
-    def few(self) -> bool:
+    def lacks_choices(self) -> bool:
         """Whether a rider has not ended though the engine reports no error: it does not do `n`."""
         return not self._split.failed and any(member is not None for member in self.members)
 
-    def fail_riders(self, error: GatewayError) -> None:
+    def fail_members(self, error: GatewayError) -> None:
         for n, member in enumerate(self.members):
             if member is not None:
                 try:
-                    self._end_rider(n, member, error)
+                    self._end_member(n, member, error)
                 except Exception as e:  # noqa: BLE001 - as above
-                    self._rider_broke(n, member, e)
+                    self._member_broke(n, member, e)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -159,9 +160,9 @@ class MergedFlight(Flight):
         parts = self._split.parts
         if head.status == 200:
             try:
-                bodies = split_body(body, parts, request_id=self.plan.request_id, ids=self._ids)
+                bodies = split_body(body, parts, request_id=self.spec.request_id, ids=self._ids)
             except Unfoldable as e:
-                self.broken = GatewayError(Code.UPSTREAM_PROTOCOL, f"The engine sent what has no parts: {e}.")
+                self.broken = _unsplittable(e)
                 return
         else:
             bodies = [(body, Usage())] * len(parts)
@@ -170,36 +171,40 @@ class MergedFlight(Flight):
             if member is None or found is None:
                 continue
             own, usage = found
-            member.usage, member.estimated = usage if head.status == 200 else None, parts[n].estimated
-            member.backend, member.mode = self.backend, Mode.WHOLE
-            member.times.first = member.times.last = self.clock()
+            member.reports(usage if head.status == 200 else None, estimated=parts[n].estimated)
+            member.moves_to(self.backend)
+            member.is_whole()
+            now = self.clock()
             try:
-                member.piece(own)
+                member.append_body(own, now)
                 self.members[n] = None
-                member.land(Head(head.status, head.headers, len(own)))
+                member.land(Head(head.status, head.headers, len(own)), last=now)
                 self._on_member(member)
             except Exception as e:  # noqa: BLE001 - as above
-                self._rider_broke(n, member, e)
+                self._member_broke(n, member, e)
 
-    def _rider_broke(self, n: int, member: Flight, error: Exception) -> None:
-        raised("a rider's part of an answer", error)
+    def _member_broke(self, n: int, member: Flight, error: Exception) -> None:
+        raised("a member's part of an answer", error)
         self.members[n] = None
         if not member.finished:
             member.broke(internal())
         try:
             self._on_member(member)
         except Exception as e:  # noqa: BLE001 - it has ended; the next rider is still to be served
-            raised("a rider that has ended", e)
+            raised("a member that has ended", e)
 
-    def _land_rider(self, n: int, member: Flight) -> None:
+    def _land_member(self, n: int, member: Flight) -> None:
         self.members[n] = None
-        member.usage, member.estimated = self._split.usage_of(n), self._split.parts[n].estimated
-        member.times.last = self.clock()
-        member.land(self.head)
+        member.reports(self._split.usage_of(n), estimated=self._split.parts[n].estimated)
+        member.land(self.head, last=self.clock())
         self._on_member(member)
 
-    def _end_rider(self, n: int, member: Flight, error: GatewayError) -> None:
+    def _end_member(self, n: int, member: Flight, error: GatewayError) -> None:
         self.members[n] = None
-        member.backend = self.backend
+        member.moves_to(self.backend)
         member.fail(error)
         self._on_member(member)
+
+
+def _unsplittable(error: Unfoldable) -> GatewayError:
+    return GatewayError(Code.UPSTREAM_PROTOCOL, f"The answer cannot be split into its choices: {error}.")

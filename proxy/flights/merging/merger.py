@@ -1,21 +1,19 @@
-"""Owns the merging of sampled twins that wait together: who rides with whom, and who still does.
-Must not know leases, connections or the store.
-Called by the scheduler, when a Flight gets its place and when one ends."""
+"""The merging of queued sampled twins: which Flights go together, and which are still members."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.twins import RecentPrompts, choices_asked, lists_ids, mergeable, merged_body, twin_key
 from proxy.flights.phase import Phase
-from proxy.flights.plan import REQUEST_ID, Mode, headers_in_common, new_id
+from proxy.flights.spec import REQUEST_ID, Mode, headers_in_common, new_id
 
 NOT_DONE: Final = frozenset({400, 422})
 """How an engine refuses what it does not do: `n` may be what it did not like."""
@@ -44,9 +42,9 @@ class Merger:
     def __repr__(self) -> str:
         return f"<Merger {len(self._carried)} riders>"
 
-    def expects(self, flight: Flight, now: float) -> bool:
+    def may_have_twins(self, flight: Flight, now: float) -> bool:
         """Whether twins of it may come in this turn: one was here a moment ago, or the setting says to wait."""
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if self._most < 2 or ask is None:
             return False
         return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
@@ -54,31 +52,26 @@ class Merger:
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
         `waiting`: those of the same prompt that may merge, see `twin_of`."""
-        members = self._riders(flight, waiting)
-        ask = flight.plan.ask
+        members = self._members(flight, waiting)
+        ask = flight.spec.ask
         if len(members) < 2 or ask is None:
             return flight
         count = sum(count for _, count in members)
         body = merged_body(ask, count)
         request_id = new_id()  # one client's is in the answer's id, which all of them see
-        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.plan.headers]
+        headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.spec.headers]
         merged = MergedFlight(
-            replace(
-                flight.plan, body=body, merge=False, many=True, request_id=request_id, headers=headers, parts=count
-            ),
+            replace(flight.spec, body=body, many=True, request_id=request_id, headers=headers, parts=count),
+            replace(flight.queue_state, merge=False),
             members,
             limit=self._limit,
-            on_member=self._left,
+            on_member=self._member_ended,
             fingerprint=self._fingerprints.get(backend),
             ids=lists_ids(ask, count),
         )
         now = merged.clock()
         for member, _ in members:
-            member.plan.carried_as = request_id
-            member.times.dispatched = now
-            member.backend = backend
-            for reader in member.subscribers:
-                reader.verdict = "merged"
+            member.joins(request_id, backend, now)
         self._carried.update((member, merged) for member, _ in members)  # last: from here on they wait for it
         return merged
 
@@ -90,7 +83,7 @@ class Merger:
         merged.cancel()
         return merged
 
-    def unload(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
+    def finish(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
         """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
         refused together, and those whose choices it did not complete and that have had nothing of them. True: it
         did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
@@ -101,49 +94,44 @@ class Merger:
         alone: Sequence[Flight]
         refused = merged.head is not None and 400 <= merged.head.status < 500 and merged.mode is Mode.WHOLE
         if error is None and refused:
-            alone = self._alone(merged)
-            if merged.head is not None and merged.head.status in NOT_DONE:
-                for member in alone:
-                    member.plan.refused_by = merged.backend or ""
-            return alone, False
+            not_done = merged.head is not None and merged.head.status in NOT_DONE
+            return self._alone(merged, (merged.backend or "") if not_done else ""), False
         began = merged.phase is Phase.STREAMING
         partial = error is None or error.code is Code.UPSTREAM_INCOMPLETE
         if partial:
             merged.finish_members()
-        few = error is None and merged.few
+        few = error is None and merged.lacks_choices
         alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(merged)
         if error is not None and not merged.ended:  # else its last rider has been let go already
             merged.fail(error)
-        lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before its last choice.")
-        merged.fail_riders(merged.broken or error or lost)
+        lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before the last choice was complete.")
+        merged.fail_members(merged.broken or error or lost)
         return alone, few
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _alone(self, merged: MergedFlight) -> Sequence[Flight]:
-        members = merged.untouched_riders()
+    def _alone(self, merged: MergedFlight, refused_by: str = "") -> Sequence[Flight]:
+        members = merged.take_untouched()
         for member in members:
             self._carried.pop(member, None)
-            member.plan.merge, member.plan.carried_as = False, ""
-            for reader in member.subscribers:
-                reader.verdict = "bypass"
+            member.goes_alone(refused_by)
         return members
 
-    def _left(self, member: Flight) -> None:
+    def _member_ended(self, member: Flight) -> None:
         self._carried.pop(member, None)
         self._on_member(member)
 
-    def _riders(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
-        ask = flight.plan.ask
+    def _members(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
+        ask = flight.spec.ask
         if self._most < 2 or ask is None or not mergeable(ask):
             return []
         room = self._most - (choices_asked(ask) or 1)
         key = _key(flight)
         members = [(flight, choices_asked(ask) or 1)]
         for other in waiting:
-            theirs = other.plan.ask
+            theirs = other.spec.ask
             if other is flight or theirs is None or other in self._carried:
                 continue
             if not mergeable(theirs) or _key(other) != key:
@@ -156,7 +144,7 @@ class Merger:
 
 
 def _key(flight: Flight) -> bytes:
-    plan = flight.plan
-    if plan.ask is None:
+    spec = flight.spec
+    if spec.ask is None:
         return b""
-    return twin_key(plan.ask, tenant=plan.tenant, headers=headers_in_common(plan.headers))
+    return twin_key(spec.ask, tenant=spec.tenant, headers=headers_in_common(spec.headers))

@@ -1,6 +1,4 @@
-"""Owns which sampled requests are twins, and the one request with `n` that they become.
-Must not know flights, engines or the queue: pure functions of Asks.
-Called by the scheduler, where requests wait together."""
+"""Which sampled requests are twins, and the one request with `n` that they become. Pure functions."""
 
 from __future__ import annotations
 

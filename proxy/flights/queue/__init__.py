@@ -1,4 +1,9 @@
-"""TODO"""
+"""The request queue: what waits for a look-up, for twins, or for capacity at an engine.
+
+A `Ticket` holds what decides a request's turn. `RequestQueue` holds all that waits, within one limit. Its
+`FairQueue` orders by class, and within a class by deficit round robin between callers. `LookupBatcher` forms
+batches of look-ups, and `Shares` decides which queued request makes room in a full queue.
+"""
 
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.ticket import TicketFactory, callers_of, twin_of

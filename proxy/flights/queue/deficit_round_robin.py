@@ -1,6 +1,5 @@
-"""Owns turns: of owners that wait for the same engines in one class, and of the items of each.
-Must not know classes, engines, requests or clocks: items are opaque, each with its ticket.
-Called by the line only."""
+"""Deficit round robin between owners that wait for the same engines in one class, and the order
+of each one's items."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Owns the order in which what waits is given places: classes, fairness between owners, deadlines, age.
-Must not know engines, requests or clocks: items are opaque, each with its ticket, and `now` is passed in.
-Called by the batcher."""
+"""The order in which queued items are dispatched: classes, fairness between owners, deadlines, age.
+
+Reads no clock: `now` is passed in. Items are opaque, each with its ticket."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Owns what waits for a look-up in the store, which of it goes into the next one, and what is looked up just now.
-Must not know Redis, nor what comes of it: `now` is passed in, items are opaque.
-Called by the batcher, and by the store of embedding items."""
+"""Batches of store look-ups: which items wait for one, and which are being looked up now.
+
+Reads no clock: `now` is passed in."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns what Prometheus is told of waiting: how long for a place, by class, and who did not get one.
-Must not know requests, flights or engines: it is given numbers and names.
-Called by the scheduler and by the gateway, once a request that waits or is turned away."""
+"""Metrics of queueing: waiting time by class, rejections, promotions, missed deadlines."""
 
 from __future__ import annotations
 
@@ -31,29 +29,29 @@ class QueueMetrics:
     def __init__(self, registry: Registry) -> None:
         self._wait = Histograms(
             PREFIX + "place_wait_seconds",
-            "From a flight's making to its place at an engine, where it had to wait for one.",
+            "Queue wait of flights that were queued, from creation to dispatch.",
             (Label("priority", PRIORITIES),),
             QUEUE_BUCKETS,
             registry,
         )
         self._refused = Counts(
             PREFIX + "queue_refused_total",
-            "Flights that the queue did not take or keep.",
+            "Flights rejected by the queue or removed from it, by reason.",
             (Label("why", REASONS),),
             registry,
         )
         self._missed = Counts(
             PREFIX + "deadlines_missed_total",
-            "Requests whose x-request-timeout was over, by how far their flight was.",
+            "Requests that exceeded their x-request-timeout, by phase of their flight.",
             (Label("phase", ("arriving", *(phase.value for phase in Phase))),),
             registry,
         )
         self._promoted = Counts(
-            PREFIX + "queue_promoted_total", "Flights moved up because someone more urgent joined.", (), registry
+            PREFIX + "queue_promoted_total", "Flights promoted because a more urgent request joined.", (), registry
         )
         self._healed = Counts(
             PREFIX + "watchdog_healed_total",
-            "What nobody would have ended any more, and the watchdog did: a fault of the gateway.",
+            "Leaked turns, look-ups, slots and flights ended by the watchdog; each is a bug of the gateway.",
             (Label("what", KINDS),),
             registry,
         )

@@ -1,6 +1,6 @@
-"""Owns the queue: what waits for a look-up, for its twins, or for a place at an engine, and when a batch is due.
-Must not know Redis, engines, flights' insides or clocks: `now` is passed in, items are opaque.
-Called by the scheduler only."""
+"""The request queue: what waits for a look-up, for twins, or for capacity at an engine, and when a batch is due.
+
+Reads no clock: `now` is passed in. Items are opaque."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from typing import Final, Generic, TypeVar
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.queue.estimates import WaitEstimator
 from proxy.flights.queue.fair_queue import FairQueue
 from proxy.flights.queue.lookups import LookupBatcher
 from proxy.telemetry import internal, raised
 
 T = TypeVar("T", bound=Hashable)
 
-MAX_POOLS: Final = 256  # of which it is remembered how long answers take
 PLAIN: Final = Ticket()
-MIN_PLACES: Final = 8
-"""Places from the line by which its speed is judged, answers by which their time is: of fewer nothing is said."""
-SERVED: Final = 64  # answers that are remembered
-FAST: Final = 0.1  # of them were faster: what is refused as it comes could not have made it but by luck
-USUAL: Final = 0.75  # were faster: what waited and has no more left than that mostly ends as work for nobody
+FAST: Final = 0.1
+"""Quantile of answer times by which a request is rejected on arrival: it would be in time only by luck."""
+USUAL: Final = 0.75
+"""Quantile by which a queued request is rejected at its turn: with less time left it would mostly be abandoned."""
 
 
 class RequestQueue(Generic[T]):
-    """Three lines, bounded together.
+    """Three queues within one limit: for a store look-up (a batch a round trip), for sampled twins (`held`), and
+    for capacity at an engine (`line`).
 
-    One waits for a store look-up (a batch a round trip), `held` for sampled twins, `line` for a place at an
-    engine. By default (`window` 0) nobody waits for company: a batch is what arrived in the same turn of the loop,
-    or while the round trip before it was under way. Full, it holds no owner to less than its share: see `offer`.
-    """
+    By default (`window` 0) requests are never delayed to form a batch: a batch is what arrived in the same event
+    loop iteration, or during the round trip before it. A full queue leaves each owner its share: see `offer`."""
 
     def __init__(
         self,
@@ -46,71 +44,77 @@ class RequestQueue(Generic[T]):
         twin: Callable[[T], Hashable] = lambda item: None,
         callers: Callable[[T], Collection[Hashable]] = lambda item: (),
     ) -> None:
-        self.limit = limit  # items that may wait, in all lines and in a look-up under way
+        self.limit = limit  # items in all queues and in the look-up under way
         self.window = window  # seconds
         self.timeout = timeout  # seconds that an item may wait for a place
         self.line: FairQueue[T] = FairQueue(patience=patience)
         self._ticket = ticket
-        self._twin = twin  # what twins have alike; None: it has none
-        self._callers = callers  # who reads an item
-        self.on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None
-        """Told of each item that had to make room for another's, and why."""
+        self._twin = twin  # a key that twins have in common; None: it has no twins
+        self._callers = callers  # of an item's readers
         self._lookups: LookupBatcher[T] = LookupBatcher(max_batch=max_batch, window=window)
         self._held: dict[T, None] = {}
         self._back: dict[T, tuple[float, str | None]] = {}
-        """What had a place and needs another one, with when it came back and its pool."""
-        self._twins: dict[Hashable, dict[T, None]] = {}  # of what is held or in the line
-        self._places: dict[str | None, list[float]] = {}  # when the last places from the line were given, by pool
-        self._served: dict[str | None, list[float]] = {}  # seconds that the last answers took, by pool
+        """Dispatched items that need another engine: when each came back, and its pool."""
+        self._twins: dict[Hashable, dict[T, None]] = {}  # of items held or in the line
+        self.estimates = WaitEstimator()
 
     def __len__(self) -> int:
         return len(self._lookups) + len(self._held) + len(self.line) + len(self._back)
 
     def __repr__(self) -> str:
         arrived, looking = len(self._lookups.arrived), len(self._lookups.looking)
-        return f"<Batcher arrived={arrived} looking={looking} missed={len(self.line)}>"
+        return f"<RequestQueue arrived={arrived} looking={looking} missed={len(self.line)}>"
 
     @property
     def waits(self) -> bool:
-        """Whether anything waits for a place already: a later one must not overtake it."""
+        """Whether an item waits for an engine: a later one must not overtake it."""
         return bool(self.line.entries or self._back)
 
     @property
     def has_twins(self) -> bool:
-        """Whether anything that waits for a place could have twins."""
+        """Whether an item that waits for an engine could have twins."""
         return bool(self._twins)
 
-    def offer(self, item: T, now: float, *, lookup: bool, hold: bool = False) -> None:
-        """Queue an item, for a look-up, or for a place, or held until `release`.
+    def offer(
+        self,
+        item: T,
+        now: float,
+        *,
+        lookup: bool,
+        hold: bool = False,
+        on_pushed: Callable[[T, GatewayError], None] = lambda item, error: None,
+    ) -> None:
+        """Enqueue an item for a look-up, for an engine, or held until `release`. `on_pushed` is called with the
+        item that leaves the queue to make room, and its error.
 
         Where the queue is full: an owner that waits for less than its share of it pushes out the newest item of
         the one that waits for most; one at its share may push out an own item of a lower class, or gets 429.
         Raises GatewayError: that 429, or 503 where there is nobody to make room; both with Retry-After.
         """
         if len(self) >= self.limit:
-            self._make_room(self._ticket_of(item))
+            on_pushed(*self._make_room(self._ticket_of(item)))
         if lookup:
             self._lookups.arrived[item] = now
         elif hold:
             self._held[item] = None
-            self._know(item)
+            self._index(item)
         else:
-            self.put(item, now)
+            self.enqueue(item, now)
 
-    def put(self, item: T, now: float) -> None:
-        """Have an item wait for a place, in the turn of whoever of its callers waits for least: no bound is asked.
-        Raises GatewayError 503 where it cannot be in time."""
+    def enqueue(self, item: T, now: float) -> None:
+        """Enqueue an item for an engine, in the turn of the caller who has fewest items queued. The limit is not
+        checked. Raises GatewayError 503 where it cannot be in time."""
         ticket = self._ticket_of(item)
         self._in_time(ticket, now)
-        self._know(item)
+        self._index(item)
         self.line.offer(item, ticket, now)
 
-    def put_back(self, item: T, now: float) -> None:
-        """It had its turn, and its engine failed it: it goes before all that waits. No bound is asked."""
+    def requeue(self, item: T, now: float) -> None:
+        """It was dispatched, and its engine failed: it goes to the head of the queue. The limit is not checked."""
         self._back[item] = now, self._ticket(item).pool
 
     def release(self, item: T, now: float) -> bool:
-        """It need not be held any longer. True if it was."""
+        """Stop holding an item for twins: it waits for an engine. True if it was held."""
         if item not in self._held:
             return False
         del self._held[item]
@@ -122,17 +126,17 @@ class RequestQueue(Generic[T]):
         return self._lookups.due(now)
 
     def next_deadline(self) -> float | None:
-        """When the oldest look-up's window closes; None when none waits."""
+        """When the window of the oldest look-up closes; None if there is none."""
         return self._lookups.next_deadline()
 
-    def looked(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
-        """The look-up of this batch has ended. Its misses wait for an engine, but for those discarded meanwhile,
-        and for those given back, each with its error: they cannot be in time, or cannot be queued."""
+    def lookups_done(self, batch: Iterable[T], misses: Iterable[T], now: float) -> list[tuple[T, GatewayError]]:
+        """The look-up of this batch has ended: its misses wait for an engine, unless they were discarded
+        meanwhile. Returns those that cannot be in time or cannot be queued, each with its error."""
         refused = []
         for item in misses:
             if self.looking(item) and item not in self.line.entries:  # in them where this raised once
                 try:
-                    self.put(item, now)
+                    self.enqueue(item, now)
                 except GatewayError as e:
                     refused.append((item, e))
                 except Exception as e:  # noqa: BLE001 - the rest of the batch still waits for its place
@@ -142,12 +146,12 @@ class RequestQueue(Generic[T]):
         return refused
 
     def looking(self, item: T) -> bool:
-        """Whether the item is still wanted from the look-up under way."""
+        """Whether the item is in the look-up under way and was not discarded."""
         return item in self._lookups.looking
 
-    def place(self, take: Callable[[T], bool], now: float) -> None:
-        """Offer what waits to `take`, in the line's order; it leaves the queue where `take` says so. Where it does
-        not, nothing more of that pool is offered."""
+    def dispatch(self, take: Callable[[T], bool], now: float) -> None:
+        """Offer items to `take`, in the line's order. True: the item leaves the queue. False: its pool has no
+        capacity, and no more items of that pool are offered."""
         blocked: set[str | None] = set()
         for first, (_, pool) in tuple(self._back.items()):
             if pool not in blocked and first in self._back:
@@ -161,37 +165,37 @@ class RequestQueue(Generic[T]):
             if take(item):
                 if item in line:
                     line.granted(item)
-                    self._forget(item)
-                    self._placed(pool, now)
+                    self._unindex(item)
+                    self.estimates.record_dispatch(pool, now)
             elif item in line:
                 blocked.add(pool)
         if not line:
-            self._places.clear()  # what is told by waiting is told by nobody now
+            self.estimates.forget_dispatches()
 
     def grant(self, item: T) -> None:
-        """It has its place along with another: its owner pays for it, and it waits no longer."""
+        """Dequeue an item that is dispatched together with a twin, and charge its owner."""
         if item in self.line:
             self.line.granted(item)
         self._held.pop(item, None)
-        self._forget(item)
+        self._unindex(item)
 
     def twins(self, item: T) -> Iterator[T]:
-        """What waits for a place, or is held, and is like the item; the item too. In the order of arrival."""
+        """The twins of an item, itself included, that are held or wait for an engine. In the order of arrival."""
         return iter(tuple(self._twins.get(self._twin(item), ())))
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
-        """Someone else wants it too, see `FairQueue.promote`. True if it moves."""
+        """Another caller wants it too: see `FairQueue.promote`. True if it moves."""
         return self.line.promote(item, priority, deadline, owner)
 
     def discard(self, item: T) -> bool:
-        """Forget an item whose reader left. True if it was waiting."""
+        """Remove an item. True if it was queued."""
         if self._lookups.discard(item) or self._back.pop(item, None) is not None:
             return True
         if item in self._held:
             del self._held[item]
         elif not self.line.discard(item):
             return False
-        self._forget(item)
+        self._unindex(item)
         return True
 
     def __contains__(self, item: T) -> bool:
@@ -202,14 +206,14 @@ class RequestQueue(Generic[T]):
         return list(self._lookups.looking)
 
     def rebuild(self) -> None:
-        """Order the line anew, where its orders may contradict each other because something in them raised."""
+        """Rebuild the line, whose orders may be inconsistent after an exception in one of them."""
         self.line = self.line.rebuilt()
         self._twins.clear()
         for item in (*self._held, *self.line):
-            self._know(item)
+            self._index(item)
 
     def clear(self) -> list[T]:
-        """Everything that waits, in whatever line; the lines are empty then. For when one of them is broken."""
+        """Remove and return all items, when a queue is broken beyond `rebuild`."""
         waiting = [*self._lookups.arrived, *self._lookups.looking, *self._held, *self._back, *self.line]
         self._lookups.clear()
         self._back.clear()
@@ -218,33 +222,19 @@ class RequestQueue(Generic[T]):
         self.line = FairQueue(patience=self.line.patience)
         return waiting
 
-    def served(self, pool: str | None, seconds: float) -> None:
-        """An answer of that pool took so long, from its place to its end."""
-        if pool not in self._served and len(self._served) >= MAX_POOLS:
-            self._served.clear()
-        times = self._served.setdefault(pool, [])
-        times.append(seconds)
-        if len(times) > SERVED:
-            del times[0]
-
-    def takes(self, pool: str | None, share: float) -> float:
-        """Seconds that this share of the last answers did not take longer than; 0 where that is not known."""
-        times = self._served.get(pool, ())
-        return sorted(times)[int(len(times) * share)] if len(times) >= MIN_PLACES else 0.0
-
     def too_late(self, pool: str | None, left: float) -> GatewayError | None:
-        """The error of an item that has its turn, but no time left to be answered in: an engine would work for
-        nobody. Stricter than as it came: the earliest deadline goes first, so what waits long comes to this."""
-        takes = self.takes(pool, USUAL)
+        """The error of an item that has its turn, but not the time left in which it would be answered. Stricter
+        than on arrival: with the earliest deadline first, items that wait long often have too little time left."""
+        takes = self.estimates.answer_time(pool, USUAL)
         return _too_late(0.0, takes, left) if takes > left else None
 
     def wait(self, ticket: Ticket, now: float) -> float:
-        """Seconds that an item would wait for a place, by the pace of the last ones; 0 where that is not known."""
-        pace = self._pace(ticket.pool, now)
-        return self.line.ahead(ticket) * pace if pace else 0.0
+        """Seconds that an item would wait for an engine, by the pace of the last dispatches; 0: not known."""
+        interval = self.estimates.interval(ticket.pool, now)
+        return self.line.ahead(ticket) * interval if interval else 0.0
 
     def overdue(self, now: float) -> list[tuple[T, GatewayError]]:
-        """What has waited for a place as long as may be, forgotten, and its error."""
+        """Remove the items that have waited for `timeout` seconds; each with its error."""
         late = [item for item, (came, _) in self._back.items() if came + self.timeout <= now]
         late += self.line.waited(self.timeout, now)
         for item in late:
@@ -252,14 +242,14 @@ class RequestQueue(Generic[T]):
         return [(item, _waited(self.timeout)) for item in late]
 
     def next_overdue(self) -> float:
-        """When the one that waits longest has waited as long as may be; inf: never."""
+        """When the oldest item will have waited for `timeout` seconds; inf: never."""
         back = next((came for came, _ in self._back.values()), math.inf)
         return min(self.line.oldest, back) + self.timeout
 
     # -- inside -----------------------------------------------------------------------------------
 
     def _ticket_of(self, item: T) -> Ticket:
-        """Its ticket; it takes the turn of whoever of its callers waits for least."""
+        """Its ticket, in the turn of the caller who has fewest items queued."""
         ticket = self._ticket(item)
         callers = self._callers(item)
         if len(callers) > 1:
@@ -267,49 +257,38 @@ class RequestQueue(Generic[T]):
             ticket = replace(ticket, owner=min(callers, key=lambda one: (owned(one), one != ticket.owner)))
         return ticket
 
-    def _make_room(self, ticket: Ticket) -> None:
+    def _make_room(self, ticket: Ticket) -> tuple[T, GatewayError]:
         victim, error = self.line.shares.make_room(ticket.owner, ticket.priority, self.limit, self._callers)
         self.discard(victim)
-        self.on_pushed(victim, error)
+        return victim, error
 
     def _in_time(self, ticket: Ticket, now: float) -> None:
-        """Raises GatewayError 503 where it would wait for longer than may be, or where waiting and answering would
-        take longer than there is time."""
+        """Raises GatewayError 503 if its estimated wait exceeds `timeout`, or if wait and answer time exceed the
+        time left to its deadline."""
         hurried = ticket.latest < math.inf
-        if not hurried and len(self.line) * self._pace(ticket.pool, now) <= self.timeout:
+        if not hurried and len(self.line) * self.estimates.interval(ticket.pool, now) <= self.timeout:
             return  # even behind everyone else
         wait = self.wait(ticket, now)
         if wait > self.timeout:
             raise self._too_long(wait)
         if hurried:
-            takes = self.takes(ticket.pool, FAST)
+            takes = self.estimates.answer_time(ticket.pool, FAST)
             if now + wait + takes > ticket.latest:
                 raise _too_late(wait, takes, ticket.latest - now)
-
-    def _pace(self, pool: str | None, now: float) -> float:
-        """Seconds between the last places; 0 where they were too few to say."""
-        places = self._places.get(pool, ())
-        return (now - places[0]) / len(places) if len(places) >= MIN_PLACES else 0.0
 
     def _too_long(self, wait: float) -> GatewayError:
         return GatewayError(
             Code.QUEUE_TIMEOUT,
-            f"It would wait about {wait:.1f} s for an engine; requests may wait for {self.timeout:g} s.",
+            f"The estimated wait for an engine is {wait:.1f} s; the limit is {self.timeout:g} s (queue_timeout).",
             retry_after=max(1, math.ceil(wait - self.timeout)),
         )
 
-    def _placed(self, pool: str | None, now: float) -> None:
-        places = self._places.setdefault(pool, [])
-        places.append(now)
-        if len(places) > 4 * MIN_PLACES:
-            del places[: len(places) - 4 * MIN_PLACES]
-
-    def _know(self, item: T) -> None:
+    def _index(self, item: T) -> None:
         twin = self._twin(item)
         if twin is not None:
             self._twins.setdefault(twin, {})[item] = None
 
-    def _forget(self, item: T) -> None:
+    def _unindex(self, item: T) -> None:
         twin = self._twin(item)
         if twin is not None and twin in self._twins:
             self._twins[twin].pop(item, None)
@@ -318,16 +297,18 @@ class RequestQueue(Generic[T]):
 
 
 def _too_late(wait: float, takes: float, left: float) -> GatewayError:
-    """Of a request that cannot be answered in the time that it has."""
+    """The error of a request that cannot be answered before its deadline."""
     return GatewayError(
         Code.DEADLINE_UNMEETABLE,
-        f"It would wait about {wait:.1f} s for an engine and answers take {takes:.1f} s, but x-request-timeout "
-        f"leaves {max(0.0, left):.1f} s.",
+        f"The estimated wait for an engine of {wait:.1f} s and answer time of {takes:.1f} s exceed the "
+        f"{max(0.0, left):.1f} s that are left of x-request-timeout.",
         retry_after=max(1, math.ceil(wait)),
     )
 
 
 def _waited(timeout: float) -> GatewayError:
     return GatewayError(
-        Code.QUEUE_TIMEOUT, f"No engine had room for it within {timeout:g} s; try again shortly.", retry_after=1
+        Code.QUEUE_TIMEOUT,
+        f"No engine had capacity within {timeout:g} s (queue_timeout); retry shortly.",
+        retry_after=1,
     )

@@ -1,6 +1,4 @@
-"""Owns the law of a full queue: equal shares by caller, and which waiting request makes room for a new one.
-Must not know queues, engines or clocks: items and callers are opaque.
-Called by the line, the batcher (requests that wait for a place) and the embedder (requests for embeddings)."""
+"""Equal shares of a full queue by caller, and which queued item makes room for a new one."""
 
 from __future__ import annotations
 
@@ -101,8 +99,8 @@ def share_exceeded(limit: int, owners: int) -> GatewayError:
     """Of a request whose caller has its share of the queue, or of one that made room for another caller's."""
     return GatewayError(
         Code.QUEUE_SHARE,
-        f"You have your share of the gateway's queue ({limit // owners} of {limit} requests, "
-        f"{owners} callers wait); wait for some of them to end.",
+        f"Your share of the queue is full ({limit // owners} of {limit} requests; {owners} callers have "
+        "requests queued); retry when some of your requests have finished.",
         retry_after=1,
     )
 
@@ -111,6 +109,6 @@ def queue_full(limit: int) -> GatewayError:
     """Of a request for which there is no room, whoever it is from."""
     return GatewayError(
         Code.QUEUE_FULL,
-        f"The gateway's queue is full ({limit} requests wait); try again shortly.",
+        f"The gateway's queue is full ({limit} requests); retry shortly.",
         retry_after=1,
     )

@@ -1,6 +1,4 @@
-"""Owns what a Flight's place in the line is decided by: its ticket, its callers, and its twins.
-Must not know the line's order, engines or clocks: reads what the plan says, and what answers came to.
-Called by the app, which gives them to the batcher and to the scheduler."""
+"""What decides a Flight's turn in the queue: its ticket, its callers, and its twins."""
 
 from __future__ import annotations
 
@@ -10,8 +8,8 @@ from typing import Final
 
 from proxy.flights.cost import NO_COST, estimate
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode
 from proxy.flights.queue.deficit_round_robin import Ticket
+from proxy.flights.spec import Mode
 from proxy.wire import ApiRequest
 
 BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)
@@ -38,24 +36,24 @@ class TicketFactory:
         return f"<Tickets owners={len(self._came)}>"
 
     def __call__(self, flight: Flight) -> Ticket:
-        plan = flight.plan
-        if plan.cost is not None:
-            prompt, completion = plan.cost
-        elif plan.ask is not None:
-            prompt, completion = estimate(plan.ask, self._assumed)
+        spec = flight.spec
+        if spec.cost is not None:
+            prompt, completion = spec.cost
+        elif spec.ask is not None:
+            prompt, completion = estimate(spec.ask, self._assumed)
         else:
             prompt, completion = NO_COST
-        plan.assumed = completion
-        if callable(plan.owner):
-            plan.owner = plan.owner()  # now: when its answer has landed the client may be gone
+        state = flight.queue_state
+        state.assume(completion)
+        owner = state.resolve_owner()  # now: when its answer has landed the client may be gone
         return Ticket(
-            owner=plan.owner,
-            priority=plan.priority,
-            cost=max(1, prompt + math.ceil(completion * self.share(plan.owner))),
-            deadline=plan.deadline,
-            pool=self._pool(plan.model),
-            latest=plan.latest,
-            prefixes=_beginnings(plan.ask) if plan.ask is not None else (),
+            owner=owner,
+            priority=state.priority,
+            cost=max(1, prompt + math.ceil(completion * self.share(owner))),
+            deadline=state.deadline,
+            pool=self._pool(spec.model),
+            latest=state.latest,
+            prefixes=_beginnings(spec.ask) if spec.ask is not None else (),
         )
 
     def share(self, owner: Hashable) -> float:
@@ -65,8 +63,8 @@ class TicketFactory:
 
     def landed(self, flight: Flight) -> None:
         """It is whole. Of one that had to wait, what it came to is remembered."""
-        plan = flight.plan
-        if not plan.assumed:
+        state = flight.queue_state
+        if not state.assumed:
             return
         if flight.usage is not None:
             made = flight.usage.completion_tokens
@@ -74,10 +72,10 @@ class TicketFactory:
             made = flight.content_events
         else:
             return  # it does not say
-        came, assumed = self._came.pop(plan.owner, (0.0, 0.0))
+        came, assumed = self._came.pop(state.owner, (0.0, 0.0))
         if len(self._came) >= MAX_OWNERS:
             del self._came[next(iter(self._came))]  # who had none for longest
-        self._came[plan.owner] = (came * FADE + max(1, made), assumed * FADE + plan.assumed)
+        self._came[state.owner] = (came * FADE + max(1, made), assumed * FADE + state.assumed)
 
 
 def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
@@ -91,11 +89,11 @@ def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
 
 def callers_of(flight: Flight) -> Collection[Hashable]:
     """Whose readers a Flight has. One that joined when nobody asked whose it is counts as a caller of its own."""
-    if flight.plan.callers is not None:
-        return flight.plan.callers()
+    if flight.queue_state.callers is not None:
+        return flight.queue_state.callers()
     return {reader.caller if reader.owner is not None else reader for reader in flight.subscribers}
 
 
 def twin_of(flight: Flight) -> Hashable:
     """What a Flight's sampled twins have alike, at least; None where it has none. The merger looks closer."""
-    return flight.plan.ask.prompt if flight.plan.merge and flight.plan.ask is not None else None
+    return flight.spec.ask.prompt if flight.queue_state.merge and flight.spec.ask is not None else None

@@ -1,6 +1,4 @@
-"""Owns timers by name: each goes off once, at its time, unless it is dropped or all of them are closed.
-Must not know what they are for.
-Called by the scheduler."""
+"""Timers by name on one event loop: each fires once, unless it is dropped or all are closed."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Flush:
         result, removed, flights = "failed", 0, 0
         try:
             begin = b"" if model is None else model_tag(model)
-            flights = self._group.hide_all(begin)
+            flights = self._group.unpublish_all(begin)
             if self._cache is not None:
                 removed = await self._removed(self._cache, begin)
             result = "good"

@@ -174,7 +174,7 @@ class LargeRequests:
         return owner() if callable(owner) else owner
 
     async def _fold(self, flight: Flight) -> None:
-        ask = flight.plan.ask
+        ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
             return
         job = FoldJob(ask.endpoint, forces_tool(ask.fields), flight.shape)
@@ -186,7 +186,7 @@ class LargeRequests:
         if found.fault:
             self._log.event("error", "internal error", fault=found.fault, where="fold")
         if found.refusal is None and body:
-            flight.folded = body
+            flight.keep_fold(body)
 
     def _tell(self, what: str, detail: str) -> None:
         self._log.event("warning", f"a reading process {what}", detail=detail)

@@ -14,7 +14,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.cost import MEDIA_TOKENS, Cost, actual_cost, estimate, estimate_raw, was_dispatched
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.frames import Usage
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Endpoint, decode
@@ -158,7 +158,7 @@ def test_what_nobody_here_can_read_is_counted_by_its_size() -> None:
 
 
 def flight(*phases: Phase, mode: Mode = Mode.STREAM) -> Flight:
-    made = Flight(Plan("POST", "/", b"", mode, "r"))
+    made = Flight(FlightSpec("POST", "/", b"", mode, "r"))
     for phase in phases:
         made.enter(phase)
     return made

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.flights.cost import MAX_CHOICES, MEDIA_TOKENS, Cost, actual_cost, estimate, estimate_raw, was_dispatched
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode
+from proxy.flights.spec import Head, Mode
 from proxy.wire.frames import Usage
 from proxy.wire.http.media_type import Media
 from proxy.wire.openai import Endpoint, Large, decode

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.retry import Budget, RetryRules
 from proxy.wire.fold.shape import VLLM, Shape
 from proxy.wire.openai import decode
@@ -26,7 +27,7 @@ async def test_a_stream_that_may_be_shared_learns_what_its_engine_s_streams_are(
     usage_added: bool, known: Shape | None, folds: bool
 ) -> None:
     trip = Trip(
-        kept=1, plan=Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=usage_added)
+        kept=1, spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=usage_added)
     )
     if known is not None:
         trip.backends.all[0].abilities.learn(["m"], "chat", known)
@@ -41,7 +42,7 @@ async def test_a_stream_that_may_be_shared_learns_what_its_engine_s_streams_are(
 
 @virtual
 async def test_where_nobody_waits_for_its_fold_a_stream_stays_one_that_may_fold() -> None:
-    trip = Trip(kept=1, plan=Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=True))
+    trip = Trip(kept=1, spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=True))
     trip.exchange.begin()
     assert trip.flight.folds
     trip.cancel()
@@ -67,7 +68,7 @@ async def test_a_refusal_is_not_said_to_be_what_the_attempt_before_it_met() -> N
     trip.exchange.begin()
     exchange: Any = trip.exchange
     exchange._error = UNREACHABLE
-    assert not trip.exchange._refused(429, [("retry-after", "9999")])
+    assert not trip.exchange._on_refusal(429, [("retry-after", "9999")])
     assert exchange._error is None
     trip.cancel()
     await trip.left_nothing()
@@ -80,7 +81,7 @@ async def test_a_refusal_is_not_said_to_be_what_the_attempt_before_it_met() -> N
 async def test_which_statuses_speak_against_an_engine(status: int, bad: bool) -> None:
     trip = Trip(kept=1, retry=RetryRules(retries=0))
     trip.exchange.begin()
-    assert not trip.exchange._head(status, [])
+    assert not trip.exchange._on_head(status, [])
     assert ("row=1" in repr(trip.backends.all[0].breaker)) is bad
     assert trip.counted("e0") == (1, int(bad))
     trip.cancel()
@@ -94,7 +95,7 @@ async def test_a_connection_that_no_feeder_could_be_made_for_is_closed() -> None
     def fails(*given: Any) -> Any:
         raise ZeroDivisionError
 
-    trip.exchange._context.ingest = fails
+    trip.exchange._context = replace(trip.exchange._context, ingest=fails)
     wire = trip.engines[0].idle[0]
     trip.exchange.begin()
     assert [error and error.code for error in trip.arrivals] == [Code.INTERNAL]
@@ -150,7 +151,7 @@ async def test_what_breaks_after_its_arrival_is_told_and_nothing_more_comes_of_i
     trip.exchange.begin()
     answer(trip.engines[0].wire)
     fault = ZeroDivisionError()
-    trip.exchange._broke("late", fault)
+    trip.exchange._contain("late", fault)
     assert (trip.arrivals, trip.faults) == ([None], [fault])
     await trip.left_nothing()
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.breaker import State
 from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.retry import RetryRules
@@ -36,7 +36,7 @@ async def half_open(trip: Trip) -> None:
 @pytest.mark.parametrize(("status", "bad"), [(400, 0), (404, 0), (429, 0), (500, 1), (501, 0), (503, 1)])
 @virtual
 async def test_what_a_client_did_wrong_never_speaks_against_the_engine(status: int, bad: int) -> None:
-    trip = Trip(kept=1, retry=RetryRules(retries=0), plan=Plan("GET", "/v1/x", b"", Mode.RAW, "r"))
+    trip = Trip(kept=1, retry=RetryRules(retries=0), spec=FlightSpec("GET", "/v1/x", b"", Mode.RAW, "r"))
     trip.exchange.begin()
     wire = trip.engines[0].wire
     wire.head(status, [*JSON, ("content-length", "0")])

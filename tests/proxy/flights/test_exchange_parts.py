@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from proxy.errors import Code, GatewayError
-from proxy.flights.exchange import GONE_SECONDS, ID_WITHIN, Exchange, ExchangeContext
+from proxy.flights.exchange import GONE_SECONDS, ID_WITHIN, Exchange
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.concurrency import AdaptiveLimit
 from proxy.upstream.retry import Budget, RetryRules
@@ -115,7 +115,7 @@ async def test_comments_before_a_frame_do_not_hide_its_id_and_an_engine_that_mak
     trip.cancel()
     await trip.left_nothing()
     for echoes, mode in ((False, Mode.STREAM), (None, Mode.RAW)):
-        other = trip_to(echoes=echoes, plan=Plan("GET", "/", b"{}", mode, "r"))
+        other = trip_to(echoes=echoes, spec=FlightSpec("GET", "/", b"{}", mode, "r"))
         assert other.exchange.ingest is not None
         assert other.exchange.ingest.vet is None
         other.cancel()
@@ -141,7 +141,7 @@ async def test_an_engine_that_is_gone_has_so_long_and_as_long_again_where_someth
     (error,) = trip.arrivals
     assert error is not None
     assert (error.code, wire.kept) == (Code.UPSTREAM_TRUNCATED, False)
-    assert error.message == "The engine is gone (it exited) and sent nothing for 5 s."
+    assert error.message == "The engine is down (it exited) and sent nothing for 5 s."
     assert trip.counted("e0") == (1, 1)
     await trip.left_nothing()
 
@@ -236,7 +236,9 @@ async def test_back_at_the_head_of_the_queue_it_takes_a_place_or_ends_where_no_e
 
 @pytest.mark.parametrize("takes", [True, False])
 @virtual
-async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool) -> None:
+async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(
+    takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trip = Trip(retry=RetryRules(retries=1, backoff=1.0))
     queued: list[Exchange] = []
 
@@ -244,7 +246,7 @@ async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool
         queued.append(exchange)
         return takes
 
-    trip.exchange._context.requeue = requeue
+    monkeypatch.setattr(trip, "requeue", requeue)
     trip.exchange.begin()
     await trip.dialled(error=UNREACHABLE)
     trip.backends.all[0].max_inflight = 0
@@ -257,18 +259,9 @@ async def test_after_a_wait_with_no_engine_free_it_is_queued_or_ends(takes: bool
 
 
 @virtual
-async def test_by_itself_a_road_has_no_queue() -> None:
-    trip = Trip()
-    assert not trip.exchange._context.requeue(trip.exchange)
-    assert ExchangeContext.__dataclass_fields__["feeder"].default is not None
-    trip.cancel()
-    await trip.left_nothing()
-
-
-@virtual
-async def test_one_that_cannot_be_told_of_its_arrival_is_told_again() -> None:
+async def test_one_that_cannot_be_told_of_its_arrival_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     trip = trip_to()
-    arrived, calls = trip.exchange._context.arrived, list[GatewayError | None]()
+    arrived, calls = trip.arrived, list[GatewayError | None]()
 
     def fails(exchange: Exchange, error: GatewayError | None) -> None:
         calls.append(error)
@@ -276,14 +269,14 @@ async def test_one_that_cannot_be_told_of_its_arrival_is_told_again() -> None:
             raise ZeroDivisionError
         arrived(exchange, error)
 
-    trip.exchange._context.arrived = fails
+    monkeypatch.setattr(trip, "arrived", fails)
     answer(trip.engines[0].wire)
     assert [error and error.code for error in calls] == [None, Code.INTERNAL]
     assert [type(fault) for fault in trip.faults] == [ZeroDivisionError]
     await trip.left_nothing()
 
 
-@pytest.mark.parametrize("what", ["_refused", "_part", "record_success"])
+@pytest.mark.parametrize("what", ["_on_refusal", "_detach", "record_success"])
 @virtual
 async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
     what: str, monkeypatch: pytest.MonkeyPatch
@@ -302,7 +295,7 @@ async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
         monkeypatch.setattr(trip.backends, "record_success", fails)
     else:
         monkeypatch.setattr(Exchange, what, fails)
-    if what == "_refused":
+    if what == "_on_refusal":
         wire.head(503, [("content-type", "application/json")])
     else:
         answer(wire)
@@ -310,8 +303,8 @@ async def test_what_raises_in_an_exchange_ends_its_flight_with_a_500(
     assert ours == [Code.INTERNAL]
     assert [type(fault) for fault in trip.faults] == [ZeroDivisionError]
     monkeypatch.undo()
-    if what == "_part":
-        trip.exchange._part(content=False)
+    if what == "_detach":
+        trip.exchange._detach(content=False)
     trip.watch.close()
 
 
@@ -380,7 +373,7 @@ async def test_what_lacks_choices_is_asked_for_again_but_for_what_is_divided(
     kind: type[Flight], retried: dict[str, int]
 ) -> None:
     trip = Trip(engines=2, kept=1)
-    trip.exchange.flight = trip.flight = kind(trip.flight.plan, trip.flight.clock)
+    trip.exchange.flight = trip.flight = kind(trip.flight.spec, trip.flight.clock)
     trip.exchange.begin()
     trip.engines[0].wire.head()
     trip.engines[0].wire.lose(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
@@ -406,7 +399,7 @@ async def test_a_pacer_hears_of_first_tokens_and_of_those_that_left_without_one(
         (False, False, Mode.STREAM),
         (False, True, Mode.WHOLE),
     ):
-        trip = Trip(kept=1, plan=Plan("POST", "/", b"{}", mode, "r", key=b"k"))
+        trip = Trip(kept=1, spec=FlightSpec("POST", "/", b"{}", mode, "r", key=b"k"))
         trip.backends.all[0].adaptive_limit = Told()
         trip.exchange.begin()
         await asyncio.sleep(2.0)
@@ -423,7 +416,7 @@ async def test_a_pacer_hears_of_first_tokens_and_of_those_that_left_without_one(
 @virtual
 async def test_what_may_not_be_sent_twice_goes_on_a_new_connection() -> None:
     for method, fresh in (("POST", True), ("GET", False)):
-        trip = Trip(kept=1, plan=Plan(method, "/v1/files", b"{}", Mode.RAW, "r"))
+        trip = Trip(kept=1, spec=FlightSpec(method, "/v1/files", b"{}", Mode.RAW, "r"))
         trip.exchange.begin()
         assert len(trip.engines[0].wires) == (0 if fresh else 1)
         assert trip.flight.phase is (Phase.CONNECTING if fresh else Phase.PREFILL)
@@ -435,7 +428,7 @@ async def test_what_may_not_be_sent_twice_goes_on_a_new_connection() -> None:
 @virtual
 async def test_its_repr_tells_where_it_is() -> None:
     trip = trip_to()
-    assert repr(trip.exchange) == f"<Journey of {trip.flight!r} at e0>"
+    assert repr(trip.exchange) == f"<Exchange of {trip.flight!r} at e0>"
     assert isinstance(trip.engines[0].wire, Wire)
     assert isinstance(trip.metrics, Metrics)
     trip.cancel()

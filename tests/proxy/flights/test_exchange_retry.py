@@ -9,7 +9,7 @@ import pytest
 from proxy.config.vocabulary import RETRY_CAUSES
 from proxy.errors import Code
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.retry import Budget, RetryRules
 from tests.kit.clock import virtual
 from tests.kit.trip import Trip
@@ -21,8 +21,8 @@ EVERYTHING = RetryRules(on=frozenset(RETRY_CAUSES))
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"},"finish_reason":null}]}\n\n'
 
 
-def raw(method: str, path: str) -> Plan:
-    return Plan(method, path, b"{}", Mode.RAW, "r")
+def raw(method: str, path: str) -> FlightSpec:
+    return FlightSpec(method, path, b"{}", Mode.RAW, "r")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -170,7 +170,7 @@ async def test_a_stream_that_is_cut_before_its_first_frame_is_asked_for_elsewher
 
 @virtual
 async def test_one_body_that_is_cut_is_asked_for_elsewhere_and_nothing_of_it_stays() -> None:
-    trip = Trip(engines=2, plan=Plan("POST", "/", b"{}", Mode.WHOLE, "r", key=b"k"))
+    trip = Trip(engines=2, spec=FlightSpec("POST", "/", b"{}", Mode.WHOLE, "r", key=b"k"))
     trip.exchange.begin()
     wire = await trip.dialled(0)
     wire.head(200, JSON)
@@ -217,7 +217,7 @@ async def test_a_first_token_that_does_not_come_is_waited_for_elsewhere_only_whe
 @pytest.mark.parametrize("how", ["reset", "503", "stale"])
 @virtual
 async def test_what_must_not_be_sent_twice_is_not_once_it_was_sent(how: str) -> None:
-    trip = Trip(engines=2, kept=1, plan=raw("POST", "/v1/responses"))
+    trip = Trip(engines=2, kept=1, spec=raw("POST", "/v1/responses"))
     trip.exchange.begin()
     await trip.turn()
     assert trip.engines[0].idle  # it did not go where it could meet a connection that is being closed
@@ -236,7 +236,7 @@ async def test_what_must_not_be_sent_twice_is_not_once_it_was_sent(how: str) -> 
 
 @virtual
 async def test_what_must_not_be_sent_twice_goes_elsewhere_where_nothing_was_sent() -> None:
-    trip = Trip(engines=2, plan=raw("POST", "/v1/responses"))
+    trip = Trip(engines=2, spec=raw("POST", "/v1/responses"))
     trip.exchange.begin()
     await trip.dialled(0, error=UNREACHABLE)
     wire = await trip.dialled(1)
@@ -250,7 +250,7 @@ async def test_what_must_not_be_sent_twice_goes_elsewhere_where_nothing_was_sent
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/responses/1"), ("POST", "/tokenize")])
 @virtual
 async def test_what_only_computes_or_reads_may_be_asked_twice(method: str, path: str) -> None:
-    trip = Trip(engines=2, kept=1, plan=raw(method, path))
+    trip = Trip(engines=2, kept=1, spec=raw(method, path))
     trip.exchange.begin()
     trip.engines[0].wire.lose(UNREACHABLE)  # kept, and dead
     (await trip.dialled(0)).lose(UNREACHABLE)

@@ -15,7 +15,7 @@ from proxy.flights.flight import SLICE, SLICE_BYTES, STEP, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.memory import Memory
 from proxy.flights.phase import TRANSITIONS, Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode, QueueState
 from proxy.telemetry.trace import FlightTrace
 from proxy.wire.sse import LAST_CHUNK, SIZES, chunk
 
@@ -40,7 +40,7 @@ class Sink:
 
 def lake(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> tuple[FlightGroup, Flight]:
     group = FlightGroup()
-    flight = group.launch(Plan(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key))
+    flight = group.launch(FlightSpec(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key))
     return group, flight
 
 
@@ -49,7 +49,7 @@ def frame(n: int) -> bytes:
 
 
 def join(group: FlightGroup, flight: Flight) -> tuple[Subscriber, Sink]:
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     sink = Sink()
     reader.pipe = sink
     reader.pump()
@@ -68,7 +68,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
 ) -> None:
     group, flight = lake()
     emptied: list[Flight] = []
-    flight.on_empty = emptied.append
+    flight.on_abandoned = emptied.append
     readers: list[tuple[Subscriber, Sink]] = [join(group, flight)]
     n = 0
     for what, pick in steps:
@@ -77,7 +77,7 @@ def test_every_reader_sees_the_same_log_from_the_start_whatever_happens(
             flight.frames([frame(n), frame(n + 1)])
             n += 2
         elif what == "push" and n:
-            flight.push(frame(n))
+            flight.append_token(frame(n))
             n += 1
         elif what == "join" and not emptied:
             readers.append(join(group, flight))
@@ -260,14 +260,14 @@ def test_who_joins_while_readers_are_served_has_all_of_it_once() -> None:
 
 def test_a_stored_stream_is_one_write_and_each_reader_has_its_own_view_of_it() -> None:
     group = FlightGroup()
-    plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
-    flight = group.launch(plan)
+    spec = FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
+    flight = group.launch(spec)
     sinks = []
     for usage in (True, False):
-        reader = group.attach(flight, usage=usage, whole=False, verdict="hit")
+        reader = group.attach(flight, usage=usage, whole=False)
         reader.pipe = sink = Sink()
         sinks.append(sink)
-    flight.stored(chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)))
+    flight.replay_stored(Head(200), chunk(frame(1)) + chunk(frame(2)), chunk(frame(1)), None)
     assert flight.phase is Phase.STREAMING
     flight.land(Head())
     assert [sink.writes for sink in sinks] == [1, 1]
@@ -303,7 +303,7 @@ def test_a_log_of_any_sizes_goes_out_whole_in_bounded_writes(
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
     frames = [bytes([n % 251]) * size for n, size in enumerate(sizes)]
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     sink = Slicing(full)
     reader.pipe = sink
 
@@ -317,7 +317,7 @@ def test_a_log_of_any_sizes_goes_out_whole_in_bounded_writes(
         raise AssertionError("it does not end")
 
     for n, data in enumerate(frames):
-        flight.push(data)
+        flight.append_token(data)
         if n >= early:
             caught_up()
     flight.land()
@@ -343,8 +343,8 @@ def test_readers_of_one_large_body_hold_one_copy() -> None:
 
     flight.start(Head(200, (), len(piece)))
     for _ in range(3):
-        group.attach(flight, usage=True, whole=False, verdict="miss").pipe = Keeps()
-    flight.piece(piece)
+        group.attach(flight, usage=True, whole=False).pipe = Keeps()
+    flight.append_body(piece)
     assert [data.obj is piece for data in given if isinstance(data, memoryview)] == [True] * 3
     flight.land()
     group.remove(flight)
@@ -352,7 +352,9 @@ def test_readers_of_one_large_body_hold_one_copy() -> None:
 
 def charged(memory: Memory) -> tuple[FlightGroup, Flight]:
     group = FlightGroup(memory)
-    flight = group.launch(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", owner=lambda: "10.0.0.7"))
+    flight = group.launch(
+        FlightSpec("POST", "/", b"", Mode.WHOLE, "r", key=b"k"), QueueState(owner=lambda: "10.0.0.7")
+    )
     flight.enter(Phase.CONNECTING)
     flight.enter(Phase.PREFILL)
     flight.enter(Phase.STREAMING)
@@ -362,7 +364,7 @@ def charged(memory: Memory) -> tuple[FlightGroup, Flight]:
 def test_a_log_is_charged_in_steps_to_whoever_began_it_until_its_last_reader_has_left() -> None:
     memory = Memory(100 * STEP)
     group, flight = charged(memory)
-    readers = [group.attach(flight, usage=True, whole=True, verdict="miss") for _ in range(2)]
+    readers = [group.attach(flight, usage=True, whole=True) for _ in range(2)]
     flight.size = 10
     assert flight.grow(10**9) == 10 + STEP
     assert memory.heaviest() == [("10.0.0.7", 10 + STEP)]
@@ -389,8 +391,8 @@ def test_a_log_that_finds_no_room_ends_with_an_error_and_one_over_its_own_bound_
 
 def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
     group = FlightGroup(Memory(STEP // 2))
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=None))
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=None))
+    reader = group.attach(flight, usage=True, whole=False)
     reader.lagging = True
     assert flight.grow(10**9) == STEP
     flight.cancel()
@@ -399,7 +401,7 @@ def test_a_private_flight_whose_reader_lags_is_held_back_not_ended() -> None:
 
 def test_a_body_that_fails_keeps_none_of_its_pieces() -> None:
     group, flight = charged(Memory(STEP))
-    flight.piece(b"half of it")
+    flight.append_body(b"half of it")
     flight.fail(GatewayError(Code.MEMORY_FULL, "no room"))
     assert flight.log == []
     group.remove(flight)
@@ -412,7 +414,7 @@ def test_a_frame_at_the_bound_of_the_ready_sizes_goes_out_as_one_chunk(size: int
     _, sink = join(group, flight)
     long = b"data: ".ljust(size - 2, b"x") + b"\n\n"
     flight.frames([long])
-    flight.push(long)
+    flight.append_token(long)
     assert sink.got == b"%x\r\n%b\r\n" % (size, long) * 2
     group.remove(flight)
 
@@ -421,7 +423,7 @@ def test_a_shared_log_is_kept_however_its_frames_come_and_whoever_has_read_it() 
     group, flight = lake()
     _, sink = join(group, flight)
     flight.frames([frame(1)])
-    flight.push(frame(2))
+    flight.append_token(frame(2))
     flight.trim()
     _, late = join(group, flight)
     assert late.got == sink.got == chunk(frame(1)) + chunk(frame(2))
@@ -435,7 +437,7 @@ def test_what_was_joined_for_readers_is_not_kept_once_they_are_served() -> None:
     assert flight._joined[3] == b""
     join(group, flight)
     assert flight._joined[3] != b""
-    flight.push(frame(3))
+    flight.append_token(frame(3))
     assert flight._joined[3] == b""
     group.remove(flight)
 

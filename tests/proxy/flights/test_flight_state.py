@@ -13,10 +13,11 @@ from proxy.flights.flight import BROKEN, SLICE_BYTES, STEP, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.frames import Usage
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.kit.clock import virtual
+from tests.kit.planned import planned
 from tests.proxy.flights.test_flight import Sink, frame
 
 ERROR = GatewayError(Code.UPSTREAM_TRUNCATED, "cut")
@@ -26,7 +27,8 @@ def made(
     mode: Mode = Mode.STREAM, *, at: Phase = Phase.QUEUED, memory: Memory | None = None, **more: Any
 ) -> Flight:
     """A flight of nobody's group, at a phase."""
-    flight = Flight(Plan("POST", "/", b"", mode, "r", **more), lambda: 5.0, memory)
+    spec, state = planned(b"", mode, **more)
+    flight = Flight(spec, lambda: 5.0, memory, state)
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         if flight.phase is at:
             break
@@ -58,7 +60,7 @@ def test_a_new_flight_has_had_nothing(storable: bool) -> None:
     assert (flight.private, made(key=None).private, flight.times.created) == (False, True, 5.0)
     unset = (flight.head, flight.error, flight.usage, flight.backend, flight.stored_at, flight.items, flight.held)
     assert unset == (None,) * 7
-    unasked = (flight.folded, flight.look, flight.shape, flight.on_empty, flight.on_end, flight.on_spoiled)
+    unasked = (flight.folded, flight.look, flight.shape, flight.on_abandoned, flight.on_end, flight.on_spoiled)
     assert unasked == (None,) * 6
     assert (flight.trace, flight.throttle, flight.started) == (None, None, False)
     reader = Subscriber(flight)
@@ -94,7 +96,7 @@ def test_a_phase_is_remembered_with_the_one_before_it() -> None:
 
 def test_a_flight_that_is_asked_for_again_has_had_nothing_but_one_attempt_more() -> None:
     flight: Any = made(Mode.WHOLE, at=Phase.PREFILL)
-    flight.piece(b"some of it")
+    flight.append_body(b"some of it")
     flight.mode, flight.head, flight.usage = Mode.RAW, Head(), Usage(prompt_tokens=1, completion_tokens=1)
     flight.times.first, flight.content_events = 3.0, 7
     flight.rewind()
@@ -151,7 +153,7 @@ async def test_who_lags_after_a_remark_is_woken_and_one_whose_connection_broke_e
 def test_a_stored_stream_holds_its_bytes_once_for_each_view() -> None:
     one, both = made(key=b"k"), made(key=b"k", usage_added=True)
     for flight in (one, both):
-        flight.stored(b"all of it", b"all")
+        flight.replay_stored(Head(200), b"all of it", b"all", None)
         assert (flight.log, flight.size, flight.phase) == ([b"all of it"], 9, Phase.STREAMING)
         flight.land(Head(200))
         assert flight.tail == LAST_CHUNK
@@ -165,7 +167,7 @@ def test_the_end_of_a_body_is_its_length_or_a_last_chunk() -> None:
             flight.start(Head(201, (), length))
             flight.land()
         else:
-            flight.piece(b"abc")
+            flight.append_body(b"abc")
             flight.enter(Phase.STREAMING)
             flight.land(Head(201, (), length))
         assert (flight.tail, flight.head and flight.head.status) == (tail, 201)
@@ -182,7 +184,7 @@ def test_a_piece_is_a_chunk_only_where_no_length_is_known(mode: Mode, length: in
         flight.start(Head(200, (), length))
     else:
         flight.head = Head()
-    flight.piece(b"abc")
+    flight.append_body(b"abc")
     wired = chunk(b"abc") if framed else b"abc"
     assert (flight.log, flight.size) == ([wired], len(wired))
     assert sink.got == (wired if mode is Mode.RAW else b"")
@@ -202,7 +204,7 @@ def test_how_a_failure_ends_depends_on_what_is_read() -> None:
         if mode is Mode.STREAM:
             flight.add(frame(1))
         else:
-            flight.piece(b"abc")
+            flight.append_body(b"abc")
         flight.fail(ERROR)
         assert (flight.error, flight.phase, flight.finished) == (ERROR, Phase.FAILED, True)
         assert flight.tail.endswith(LAST_CHUNK) is (mode is Mode.STREAM)
@@ -257,7 +259,7 @@ def test_without_a_budget_nothing_is_charged_and_a_log_may_grow_by_steps_to_its_
     assert flight.held is None
     error = flight.grow(9)
     assert isinstance(error, GatewayError)
-    assert "over 9 bytes" in error.message
+    assert "exceeds 9 bytes" in error.message
 
 
 @pytest.mark.parametrize(
@@ -274,8 +276,8 @@ def test_where_the_budget_is_used_up_only_who_is_held_back_anyway_goes_on(
 
 def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
-    readers = [group.attach(flight, usage=True, whole=False, verdict="miss") for _ in range(3)]
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    readers = [group.attach(flight, usage=True, whole=False) for _ in range(3)]
     assert not flight.refuse(ERROR, lambda reader: True)
     assert (flight.subscribers, flight.phase) == (set(readers), Phase.QUEUED)
     readers[0].cursor = 3
@@ -283,7 +285,7 @@ def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> No
     assert flight.subscribers == {readers[2]}
     for reader in readers[:2]:
         assert (reader.flight.error, reader.flight.subscribers, reader.cursor) == (ERROR, {reader}, 0)
-        assert reader.flight.plan is flight.plan
+        assert reader.flight.spec is flight.spec
         assert reader.flight.clock is flight.clock
     group.remove(flight)
 
@@ -291,12 +293,12 @@ def test_some_readers_are_refused_where_another_remains_and_else_none_is() -> No
 def test_readers_at_one_place_share_what_is_joined_and_others_have_their_own() -> None:
     flight = made(key=b"k", usage_added=True)
     flight.log += [b"a", b"b", b"c"]
-    flight.plain += [b"x", b"y", b"z"]
+    flight.log_without_usage += [b"x", b"y", b"z"]
     first = flight.joined(flight.log, 0, 2)
     assert (first, flight.joined(flight.log, 0, 2) is first) == (b"ab", True)
-    assert flight.joined(flight.plain, 0, 2) == b"xy"
-    assert flight.joined(flight.plain, 0, 3) == b"xyz"
-    assert flight.joined(flight.plain, 1, 3) == b"yz"
+    assert flight.joined(flight.log_without_usage, 0, 2) == b"xy"
+    assert flight.joined(flight.log_without_usage, 0, 3) == b"xyz"
+    assert flight.joined(flight.log_without_usage, 1, 3) == b"yz"
 
 
 def test_whose_a_reader_is_is_asked_once() -> None:
@@ -315,7 +317,7 @@ def test_whose_a_reader_is_is_asked_once() -> None:
 def test_the_last_to_leave_says_so_unless_it_has_ended() -> None:
     for ended in (False, True):
         flight, empty = made(), list[Flight]()
-        flight.on_empty = empty.append
+        flight.on_abandoned = empty.append
         readers = [reading(flight, Sink()), reading(flight)]
         if ended:
             flight.cancel()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_flight import Sink, frame, join, lake, script
@@ -30,13 +30,13 @@ DONE = b"data: [DONE]\n\n"
 @given(cuts=st.lists(st.integers(0, 5), max_size=6), late=st.integers(0, 5))
 def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], late: int) -> None:
     group = FlightGroup()
-    plan = Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
-    flight = group.launch(plan)
+    spec = FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True)
+    flight = group.launch(spec)
     frames = [plain(1), plain(2), plain(3, '"stop"'), USAGE, DONE]
     sinks: dict[bool, list[Sink]] = {True: [], False: []}
 
     def come(usage: bool) -> None:
-        reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
+        reader = group.attach(flight, usage=usage, whole=False)
         sinks[usage].append(Sink())
         reader.pipe = sinks[usage][-1]
         reader.pump()
@@ -61,8 +61,8 @@ def test_usage_is_seen_by_those_who_asked_and_by_nobody_else(cuts: list[int], la
 
 def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
-    reader = group.attach(flight, usage=False, whole=False, verdict="miss")
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    reader = group.attach(flight, usage=False, whole=False)
     sink = reader.pipe = Sink()
     flight.frames([plain(1), plain(2, '"stop"')])
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
@@ -74,14 +74,14 @@ def test_a_finish_chunk_that_waits_for_usage_is_let_go_where_the_stream_fails() 
 
 def test_while_a_finish_waits_for_usage_what_is_like_the_frames_before_it_waits_behind_it() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
     sinks: dict[bool, Sink] = {}
     for usage in (True, False):
-        reader = group.attach(flight, usage=usage, whole=False, verdict="miss")
+        reader = group.attach(flight, usage=usage, whole=False)
         sinks[usage] = reader.pipe = Sink()
     frames = [plain(1), plain(2, '"stop"'), plain(3)]
     flight.frames(frames[:2])
-    flight.push(frames[2])
+    flight.append_token(frames[2])
     assert sinks[True].got == b"".join(map(chunk, frames))
     assert sinks[False].got == chunk(frames[0])
     flight.frames([DONE])
@@ -136,7 +136,7 @@ def test_what_a_lagging_private_reader_was_given_is_never_given_for_what_came_af
 
 def test_a_trimmed_log_forgets_what_was_joined_of_it() -> None:
     group, flight = lake(key=None)
-    reader = group.attach(flight, usage=True, whole=False, verdict="miss")
+    reader = group.attach(flight, usage=True, whole=False)
     flight.frames([frame(0), frame(1)])
     sink = reader.pipe = Sink()
     reader.pump()
@@ -165,7 +165,7 @@ def test_leaving_twice_or_after_the_end_empties_nothing_again() -> None:
         group.remove(empty)
         empty.cancel()
 
-    flight.on_empty = cancel
+    flight.on_abandoned = cancel
     one, two = join(group, flight)[0], join(group, flight)[0]
     one.leave()
     one.leave()
@@ -181,8 +181,8 @@ def test_a_raw_answer_of_known_length_goes_through_as_it_came() -> None:
     group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head(length=5))
     _, sink = join(group, flight)
-    flight.piece(b"ab")
-    flight.piece(b"cde")
+    flight.append_body(b"ab")
+    flight.append_body(b"cde")
     flight.land()
     assert sink.got == b"abcde"
     group.remove(flight)
@@ -192,7 +192,7 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
     group, flight = lake(key=None, mode=Mode.RAW)
     flight.start(Head())
     reader, sink = join(group, flight)
-    flight.piece(b"ab")
+    flight.append_body(b"ab")
     flight.fail(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert sink.got == b"2\r\nab\r\n"
     assert reader.done
@@ -202,8 +202,8 @@ def test_a_raw_answer_of_unknown_length_is_chunked_and_its_failure_has_no_end() 
 @virtual
 async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
-    reader = group.attach(flight, usage=True, whole=True, verdict="miss")
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    reader = group.attach(flight, usage=True, whole=True)
     waiting = reader.changed()
     flight.frames([frame(1)])
     assert not waiting.done()
@@ -216,8 +216,8 @@ async def test_a_reader_of_one_body_is_woken_at_the_end_only() -> None:
 @virtual
 async def test_a_reader_without_usage_is_ready_only_when_it_has_something_to_see() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
-    readers = [group.attach(flight, usage=usage, whole=False, verdict="miss") for usage in (True, False)]
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", usage_added=True))
+    readers = [group.attach(flight, usage=usage, whole=False) for usage in (True, False)]
     with_usage, without = (asyncio.ensure_future(reader.ready()) for reader in readers)
     flight.frames([plain(1, '"stop"')])
     await with_usage

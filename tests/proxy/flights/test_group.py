@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 
 
-def plan(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> Plan:
-    return Plan(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key)
+def spec(*, key: bytes | None = b"k", mode: Mode = Mode.STREAM) -> FlightSpec:
+    return FlightSpec(method="POST", path="/", body=b"", mode=mode, request_id="r", key=key)
 
 
 def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() -> None:
     group = FlightGroup()
-    flight = group.launch(plan(mode=Mode.WHOLE))
+    flight = group.launch(spec(mode=Mode.WHOLE))
     assert group.find(b"k", stream=True) is None
     assert group.find(b"k", stream=False) is flight
-    stream = group.launch(plan())
+    stream = group.launch(spec())
     assert group.find(b"k", stream=True) is stream
     assert group.find(b"k", stream=False) is flight  # it is just what is wanted, and began before the stream
     group.remove(flight)
@@ -31,7 +31,7 @@ def test_a_stream_is_found_by_all_and_a_whole_body_only_by_those_who_want_one() 
 
 def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
     group = FlightGroup()
-    old, new = group.launch(plan()), group.launch(plan())
+    old, new = group.launch(spec()), group.launch(spec())
     group.remove(old)
     assert group.find(b"k", stream=True) is new
     group.remove(new)
@@ -40,8 +40,8 @@ def test_removing_a_flight_leaves_the_one_that_replaced_it() -> None:
 
 def test_a_hidden_flight_lives_on_but_is_joined_no_more() -> None:
     group = FlightGroup()
-    flight = group.launch(plan())
-    group.hide(flight)
+    flight = group.launch(spec())
+    group.unpublish(flight)
     assert group.find(b"k", stream=True) is None
     assert group.live == {flight}
     group.remove(flight)
@@ -49,7 +49,7 @@ def test_a_hidden_flight_lives_on_but_is_joined_no_more() -> None:
 
 def test_a_flight_without_a_key_is_found_by_nobody() -> None:
     group = FlightGroup()
-    flight = group.launch(plan(key=None))
+    flight = group.launch(spec(key=None))
     assert repr(group) == "<FlightGroup live=1 joinable=0>"
     group.remove(flight)
     assert repr(group) == "<FlightGroup live=0 joinable=0>"
@@ -57,8 +57,8 @@ def test_a_flight_without_a_key_is_found_by_nobody() -> None:
 
 def test_readers_are_counted_over_all_flights() -> None:
     group = FlightGroup()
-    one, two = group.launch(plan()), group.launch(plan(key=b"other"))
-    readers = [group.attach(flight, usage=True, whole=False, verdict="miss") for flight in (one, one, two)]
+    one, two = group.launch(spec()), group.launch(spec(key=b"other"))
+    readers = [group.attach(flight, usage=True, whole=False) for flight in (one, one, two)]
     assert group.subscribers == 3
     assert repr(group) == "<FlightGroup live=2 joinable=2>"
     for reader in readers:
@@ -82,14 +82,14 @@ def test_whoever_is_found_is_the_latest_of_its_key_and_lives(
     joinable: dict[tuple[bytes | None, Mode], Flight] = {}  # the model
     for what, key, mode, pick in steps:
         if what == "launch":
-            flight = group.launch(plan(key=key, mode=mode))
+            flight = group.launch(spec(key=key, mode=mode))
             alive.append(flight)
             if key is not None:
                 joinable[key, mode] = flight
         elif alive:
             flight = alive[pick % len(alive)]
             if what == "hide":
-                group.hide(flight)
+                group.unpublish(flight)
             else:
                 group.remove(flight)
                 alive.remove(flight)

@@ -13,7 +13,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from tests.kit.clock import run_virtual, virtual
 
 SSE = [("content-type", "text/event-stream")]
@@ -31,7 +31,7 @@ class Exchange:
         self.over: asyncio.Future[GatewayError | None] = self.loop.create_future()
         self.endings: list[tuple[float, GatewayError | None]] = []
         self.also: Callable[[], None] = lambda: None  # done at its end
-        self.flight = Flight(Plan("POST", "/", b"", mode, "r", key=key), self.loop.time)
+        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=key), self.loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.ingest = Ingest(self.flight, limits, watch, self.ended)

@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.ingest import LATE, PUT_OFF, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.openai import decode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
@@ -49,8 +49,8 @@ class Fed:
         self.now = 0.0
         self.ends: list[GatewayError | None] = []
         ask = decode("chat", body) if body is not None else None
-        plan = Plan(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
-        self.flight = flight(plan, lambda: self.now)
+        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
+        self.flight = flight(spec, lambda: self.now)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.lost: list[float] = []
@@ -425,7 +425,7 @@ async def test_time_that_our_own_process_lost_is_no_engine_s_but_the_whole_answe
     fed.ingest.look()
     assert fed.code is Code.UPSTREAM_TOKEN_TIMEOUT
     assert fed.ends[0] is not None
-    assert fed.ends[0].message == "The engine sent nothing more for 2 s."
+    assert fed.ends[0].message == "The engine sent nothing for 2 s."
 
 
 class Timers:

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.flights.flight import FREE, STEP
 from proxy.flights.ingest import StreamLimits, Timeouts
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_ingest_answers import DONE, JSON, SSE, STOP, Fed, frame

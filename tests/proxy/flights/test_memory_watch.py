@@ -52,7 +52,7 @@ async def test_a_refusal_names_who_holds_most_and_is_told_now_and_then_only(tmp_
     assert (held["uploads"], held["unread"], held["answers"]) == (50, 20, 0)
     assert watching.metrics.samples("memory_budget_bytes") == [({}, 100)]
     told = watching.told()
-    assert [line["msg"] for line in told] == ["memory budget used up"] * 2
+    assert [line["msg"] for line in told] == ["memory budget exhausted"] * 2
     assert told[0]["heaviest"] == "10.0.0.7=50 team-a=20"
     assert (told[0]["level"], told[0]["budget"], told[0]["held"]) == ("warning", 100, 70)
 
@@ -90,7 +90,7 @@ def test_who_holds_most_is_told_once_in_a_while_to_the_second() -> None:
     for at in (100.0, 100.0 + TELL_SECONDS - 0.01, 100.0 + TELL_SECONDS):
         now[0] = at
         watch.refused("uploads")
-    line = {"level": "warning", "msg": "memory budget used up", "kind": "uploads", "budget": 1000, "held": 10}
+    line = {"level": "warning", "msg": "memory budget exhausted", "kind": "uploads", "budget": 1000, "held": 10}
     assert log.told == [line | {"heaviest": "key b=4 7=3 " + "x" * 64 + "=2"}] * 2
     counted = {labels["kind"]: n for labels, n in metrics.samples("memory_refused_total")}
     assert counted == {"early": 1, "uploads": 3}

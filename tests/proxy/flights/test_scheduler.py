@@ -10,15 +10,18 @@ from typing import Any, cast
 import pytest
 
 from proxy.errors import Code, GatewayError
+from proxy.flights.exchange import ExchangeContext
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import StreamLimits
+from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.estimates import MIN_SAMPLES
+from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.scheduler import AGAIN, MAX_FAILED_TURNS, Scheduler
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.redis.cache import Cache, Stored
+from proxy.telemetry import raised
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.pool import Pool
@@ -81,19 +84,25 @@ class House:
         self.group = FlightGroup()
         self.store = Store()
         self.metrics = Metrics()
+        limits = StreamLimits()
         self.scheduler = Scheduler(
+            ExchangeContext(
+                backends=self.backends,
+                limits=limits,
+                timeouts=Timeouts(limits, loop),
+                metrics=self.metrics,
+                later=loop.call_later,
+                fault=raised,
+            ),
             group=self.group,
             request_queue=RequestQueue(limit=limit, max_batch=batch, timeout=timeout, ticket=ticket),
-            backends=self.backends,
             cache=cast(Cache, self.store) if store else None,
-            limits=StreamLimits(),
-            metrics=self.metrics,
             loop=loop,
         )
 
     def ask(self, key: bytes | None = None) -> tuple[Flight, Subscriber]:
-        flight = self.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=key))
-        reader = self.group.attach(flight, usage=True, whole=False, verdict="miss")
+        flight = self.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=key))
+        reader = self.group.attach(flight, usage=True, whole=False)
         self.scheduler.submit(flight)
         return flight, reader
 
@@ -104,7 +113,7 @@ class House:
     def left_nothing(self) -> None:
         assert len(self.group) == 0
         assert self.backends.all[0].inflight == 0
-        assert repr(self.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=0>"
+        assert repr(self.scheduler) == "<Scheduler <RequestQueue arrived=0 looking=0 missed=0> flying=0>"
         assert all(wire.receiver is None for wire in self.engine.wires)
 
 
@@ -160,7 +169,7 @@ async def test_who_joined_what_has_waited_for_too_long_waits_for_its_own_time() 
     first, _ = house.ask()
     flight, early = house.ask(b"key")
     await asyncio.sleep(8.0)
-    late = house.group.attach(flight, usage=True, whole=False, verdict="attached", owner="late")
+    late = house.group.attach(flight, usage=True, whole=False, attached=True, owner="late")
     house.scheduler.promote(flight, 1, math.inf, late)
     await asyncio.sleep(3.0)
     assert early.flight.error is not None
@@ -182,12 +191,14 @@ async def test_who_joined_what_has_waited_for_too_long_waits_for_its_own_time() 
 async def test_who_joins_later_and_leaves_time_for_it_makes_what_waits_one_that_may_be_answered() -> None:
     house = House(kept=2)
     first, _ = house.ask()
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", deadline=5.0, latest=5.0))
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    flight = house.group.launch(
+        FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(deadline=5.0, latest=5.0)
+    )
+    house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
-    patient = house.group.attach(flight, usage=True, whole=False, verdict="attached")
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
+    patient = house.group.attach(flight, usage=True, whole=False, attached=True)
     house.scheduler.promote(flight, 1, math.inf, patient)
     house.engine.wire.head()
     house.engine.wire.body(DONE)
@@ -270,7 +281,7 @@ async def test_a_store_that_goes_away_with_thousands_waiting_ends_every_look_up(
     house.store.answer()
     for _ in range(3000):
         await asyncio.sleep(0)
-    assert repr(house.scheduler.queue) == "<Batcher arrived=0 looking=0 missed=2999>"
+    assert repr(house.scheduler.queue) == "<RequestQueue arrived=0 looking=0 missed=2999>"
     assert flights[0].phase is Phase.CONNECTING
     await house.scheduler.close()
     house.left_nothing()
@@ -358,15 +369,17 @@ async def test_the_last_reader_s_leaving_ends_a_flight_wherever_it_is(when: str)
 
 @virtual
 async def test_what_a_look_up_leaves_no_time_for_ends_with_its_reason_and_is_counted() -> None:
-    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.plan.latest))
+    house = House(kept=1, store=True, ticket=lambda flight: Ticket(latest=flight.queue_state.latest))
     house.ask()
     await house.turn()
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"key", latest=5.0))
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    flight = house.group.launch(
+        FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"key"), QueueState(latest=5.0)
+    )
+    house.group.attach(flight, usage=True, whole=False)
     house.scheduler.submit(flight)
     await house.turn()
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
     house.store.answer()
     assert flight.error is not None
     assert flight.error.code is Code.DEADLINE_UNMEETABLE
@@ -459,6 +472,6 @@ async def test_one_that_cannot_be_told_that_it_waited_too_long_keeps_it_from_no_
         Code.INTERNAL,
         Code.QUEUE_TIMEOUT,
     ]
-    assert told == ["a flight that has waited too long"]
+    assert told == ["a flight that is overdue"]
     await house.scheduler.close()
     house.left_nothing()

@@ -13,10 +13,10 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.exchange import Exchange
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
 from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.scheduler import AGAIN
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.redis.cache import Stored
 from proxy.upstream.backends import Backend, Lease
 from tests.kit.clock import virtual
@@ -102,7 +102,7 @@ async def test_who_has_its_turn_and_raises_there_ends_alone_and_the_next_has_the
     house.engine.wire.head()
     house.engine.wire.body(DONE)
     await house.turn()
-    assert (code_of(broken), other.phase, words) == (Code.INTERNAL, Phase.PREFILL, ["giving a flight its place"])
+    assert (code_of(broken), other.phase, words) == (Code.INTERNAL, Phase.PREFILL, ["dispatching a flight"])
     assert len(house.group) == 1
     await house.scheduler.close()
     house.left_nothing()
@@ -124,11 +124,15 @@ async def test_what_raises_as_it_is_submitted_is_let_go_and_told_to_who_asked(
 ) -> None:
     house = House(kept=3)
     monkeypatch.setattr(house.backends, "acquire", fails)
-    flight = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=b"k"))
-    house.group.attach(flight, usage=True, whole=False, verdict="miss")
+    flight = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k"))
+    house.group.attach(flight, usage=True, whole=False)
     with pytest.raises(ZeroDivisionError):
         house.scheduler.submit(flight)
-    assert (code_of(flight), flight.on_empty, house.group.find(b"k", stream=True)) == (Code.INTERNAL, None, None)
+    assert (code_of(flight), flight.on_abandoned, house.group.find(b"k", stream=True)) == (
+        Code.INTERNAL,
+        None,
+        None,
+    )
     house.left_nothing()
     await house.scheduler.close()
 
@@ -178,13 +182,13 @@ async def test_a_place_whose_giving_back_raises_is_given_back_again(monkeypatch:
     monkeypatch.setattr(Lease, "release", once(Lease.release))
     house.engine.wire.head()
     house.engine.wire.body(DONE)
-    assert words == ["a place that is given back"]
+    assert words == ["releasing a lease"]
     house.left_nothing()
     monkeypatch.setattr(Lease, "release", fails)
     house.ask()
     house.engine.wire.head()
     house.engine.wire.body(DONE)
-    assert words[1:] == ["a place that is given back"] * 2
+    assert words[1:] == ["releasing a lease"] * 2
     monkeypatch.undo()
     await house.scheduler.close()
 
@@ -247,9 +251,9 @@ async def test_of_an_engine_that_is_gone_every_journey_there_hears_and_no_other(
             raise ZeroDivisionError
 
     engine = house.backends.all[0]
-    house.scheduler._told(hears, engine)
-    assert (heard, words) == (flights, ["an engine that is gone"])
-    house.scheduler._told(hears, Backend("e1", engine.pool, 1))
+    house.scheduler._tell_exchanges(hears, engine)
+    assert (heard, words) == (flights, ["an engine that is down"])
+    house.scheduler._tell_exchanges(hears, Backend("e1", engine.pool, 1))
     assert len(heard) == 3
     await house.scheduler.close()
     house.left_nothing()
@@ -261,9 +265,9 @@ async def test_what_nobody_would_end_any_more_is_found_and_what_is_under_way_is_
     flying, _ = house.ask()
     looking, _ = house.ask(b"a")
     await house.turn()
-    fed = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
-    lost = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
-    over = house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    fed = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    lost = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
+    over = house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None))
     over.cancel()
     engine = house.backends.all[0]
     engine.inflight += 1
@@ -302,16 +306,16 @@ async def test_with_a_window_a_look_up_waits_for_company_until_it_closes() -> No
 async def test_one_that_cannot_wait_again_ends_with_why_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     words, house = told(), House(kept=1)
     late = GatewayError(Code.DEADLINE_UNMEETABLE, "late")
-    flights = [house.group.launch(Plan("POST", "/", b"{}", Mode.STREAM, "r", key=None)) for _ in range(2)]
+    flights = [house.group.launch(FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=None)) for _ in range(2)]
     for flight, error in zip(flights, (late, ZeroDivisionError()), strict=True):
 
         def refuses(*given: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(RequestQueue, "put", refuses)
-        house.scheduler._wait_on(flight, 0.0)
+        monkeypatch.setattr(RequestQueue, "enqueue", refuses)
+        house.scheduler._enqueue_again(flight, 0.0)
     assert [code_of(flight) for flight in flights] == [Code.DEADLINE_UNMEETABLE, Code.INTERNAL]
-    assert words == ["a flight that waits again"]
+    assert words == ["queueing a flight again"]
     assert b'why="deadline_unmeetable"} 1' in house.metrics.render("text/plain")[0]
     house.left_nothing()
     await house.scheduler.close()
@@ -322,12 +326,12 @@ async def test_after_the_end_nothing_waits_at_the_head_of_the_queue_again() -> N
     house = House(kept=1, ticket=lambda flight: Ticket())
     house.ask()
     (exchange,) = house.scheduler._flying.values()
-    assert house.scheduler._requeue(exchange)
+    assert house.scheduler.requeue(exchange)
     assert exchange.flight in house.scheduler.queue
     await house.turn()
-    assert repr(house.scheduler) == "<Scheduler <Batcher arrived=0 looking=0 missed=0> flying=1>"
+    assert repr(house.scheduler) == "<Scheduler <RequestQueue arrived=0 looking=0 missed=0> flying=1>"
     assert house.scheduler.flying == 1
     await house.scheduler.close()
-    assert not house.scheduler._requeue(exchange)
+    assert not house.scheduler.requeue(exchange)
     assert house.scheduler.queue.next_overdue() == math.inf
     house.left_nothing()

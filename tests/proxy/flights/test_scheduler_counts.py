@@ -15,14 +15,15 @@ from proxy.flights import stored as kept
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES
+from proxy.flights.queue.estimates import MIN_SAMPLES
 from proxy.flights.scheduler import Scheduler
+from proxy.flights.spec import Mode
 from proxy.redis.cache import Stored
 from proxy.wire.frames import Usage
 from proxy.wire.sse import chunk
 from tests.kit.clock import virtual
+from tests.kit.planned import planned
 from tests.proxy.flights.test_scheduler import DONE, FRAME, House
 
 LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -43,8 +44,8 @@ def landed(house: House, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...
 def ask(
     house: House, key: bytes | None = None, mode: Mode = Mode.STREAM, **more: Any
 ) -> tuple[Flight, Subscriber]:
-    flight = house.group.launch(Plan("POST", "/", b"{}", mode, "r", key=key, **more))
-    reader = house.group.attach(flight, usage=True, whole=mode is Mode.WHOLE, verdict="miss")
+    flight = house.group.launch(*planned(b"{}", mode, key=key, **more))
+    reader = house.group.attach(flight, usage=True, whole=mode is Mode.WHOLE)
     house.scheduler.submit(flight)
     return flight, reader
 
@@ -92,7 +93,7 @@ async def test_what_left_failed_or_was_not_whole_is_counted_as_that(monkeypatch:
 
 @virtual
 async def test_who_waited_for_a_place_is_counted_by_class_with_its_wait() -> None:
-    house = House(kept=2, ticket=lambda flight: Ticket(priority=flight.plan.priority))
+    house = House(kept=2, ticket=lambda flight: Ticket(priority=flight.queue_state.priority))
     ask(house)
     flight, _ = ask(house, priority=LOW)
     made = flight.times.created
@@ -107,11 +108,11 @@ async def test_who_waited_for_a_place_is_counted_by_class_with_its_wait() -> Non
 
 @virtual
 async def test_at_its_turn_one_that_has_no_time_left_ends_and_pays_for_nothing() -> None:
-    house = House(kept=2, ticket=lambda flight: Ticket(latest=flight.plan.latest))
+    house = House(kept=2, ticket=lambda flight: Ticket(latest=flight.queue_state.latest))
     ask(house)
     hurried, _ = ask(house, latest=5.0)
-    for _ in range(MIN_PLACES):
-        house.scheduler.queue.served(None, 60.0)
+    for _ in range(MIN_SAMPLES):
+        house.scheduler.queue.estimates.record_answer(None, 60.0)
     patient, _ = ask(house)
     house.engine.wire.head()
     house.engine.wire.body(DONE)
@@ -127,7 +128,7 @@ async def test_at_its_turn_one_that_has_no_time_left_ends_and_pays_for_nothing()
 
 @virtual
 async def test_what_the_queue_does_not_take_or_keep_is_counted_by_its_reason() -> None:
-    house = House(kept=1, limit=2, ticket=lambda flight: Ticket(owner=flight.plan.tenant))
+    house = House(kept=1, limit=2, ticket=lambda flight: Ticket(owner=flight.spec.tenant))
     ask(house)
     ask(house, tenant=b"a")
     pushed, _ = ask(house, tenant=b"a")
@@ -148,18 +149,27 @@ async def test_one_more_reader_makes_what_waits_as_urgent_as_itself() -> None:
     house = House(
         kept=2,
         ticket=lambda flight: Ticket(
-            owner=flight.plan.tenant, priority=flight.plan.priority, deadline=flight.plan.deadline
+            owner=flight.spec.tenant, priority=flight.queue_state.priority, deadline=flight.queue_state.deadline
         ),
     )
     ask(house)
     flight, _ = ask(house, key=b"k", priority=LOW, deadline=50.0, latest=50.0)
     await asyncio.sleep(3.0)
-    late = house.group.attach(flight, usage=True, whole=False, verdict="attached", owner="late")
+    late = house.group.attach(flight, usage=True, whole=False, attached=True, owner="late")
     house.scheduler.promote(flight, 1, 60.0, late)
-    assert (flight.plan.priority, flight.plan.deadline, flight.plan.latest, late.since) == (1, 50.0, 60.0, 3.0)
+    assert (flight.queue_state.priority, flight.queue_state.deadline, flight.queue_state.latest, late.since) == (
+        1,
+        50.0,
+        60.0,
+        3.0,
+    )
     house.scheduler.promote(flight, LOW, 40.0)
     house.scheduler.promote(flight, HIGH, 45.0)
-    assert (flight.plan.priority, flight.plan.deadline, flight.plan.latest) == (HIGH, 40.0, 60.0)
+    assert (flight.queue_state.priority, flight.queue_state.deadline, flight.queue_state.latest) == (
+        HIGH,
+        40.0,
+        60.0,
+    )
     assert line_of(house, "gateway_queue_promoted_total") == 3.0
     house.scheduler.promote(flight, HIGH, 40.0)
     assert line_of(house, "gateway_queue_promoted_total") == 3.0, "it was so already"
@@ -167,15 +177,15 @@ async def test_one_more_reader_makes_what_waits_as_urgent_as_itself() -> None:
     house.engine.wire.body(DONE)
     await house.turn()
     assert flight.phase is Phase.PREFILL
-    later = house.group.attach(flight, usage=True, whole=False, verdict="attached")
+    later = house.group.attach(flight, usage=True, whole=False, attached=True)
     house.scheduler.promote(flight, HIGH, 1.0, later)
-    assert (later.since, flight.plan.deadline) == (-math.inf, 1.0), "it waits for no place"
+    assert (later.since, flight.queue_state.deadline) == (-math.inf, 1.0), "it waits for no place"
     await house.scheduler.close()
 
 
 @virtual
 async def test_an_array_takes_the_turn_of_another_owner_that_joins() -> None:
-    house = House(kept=1, ticket=lambda flight: Ticket(owner=flight.plan.tenant))
+    house = House(kept=1, ticket=lambda flight: Ticket(owner=flight.spec.tenant))
     ask(house)
     flights = [ask(house, tenant=b"heavy")[0] for _ in range(3)]
     house.scheduler.promote(flights[2], 1, math.inf, None, b"light")
@@ -342,8 +352,8 @@ async def test_what_is_just_as_large_as_may_be_stored_is(monkeypatch: pytest.Mon
 
 def taught(house: House, learned: list[Any], passed: list[Any]) -> Scheduler:
     scheduler = house.scheduler
-    scheduler._learn = learned.append
-    scheduler._passed = lambda engine, flight: passed.append((engine.name, flight))
+    scheduler._on_complete = learned.append
+    scheduler._on_unknown_shape = lambda engine, flight: passed.append((engine.name, flight))
     return scheduler
 
 
@@ -361,7 +371,7 @@ async def test_what_an_answer_came_to_is_learned_where_it_waited_and_is_whole() 
         (9, True, b'data: {"error":{"message":"no"}}\n\n'),
     ):
         flight, _ = ask(house, usage_added=usage_added)
-        flight.plan.assumed = assumed
+        flight.queue_state.assumed = assumed
         answered(house, frame, DONE)
         await house.turn()
         flights.append(flight)
@@ -374,14 +384,14 @@ async def test_what_an_answer_came_to_is_learned_where_it_waited_and_is_whole() 
 @virtual
 async def test_how_long_answers_take_is_told_of_those_that_have_little_time() -> None:
     house = House(kept=20)
-    for n in range(2 * MIN_PLACES):
+    for n in range(2 * MIN_SAMPLES):
         flight, _ = ask(house, latest=1000.0 if n % 2 else math.inf)
         sent = flight.times.dispatched
         assert sent is not None
         flight.clock = lambda sent=sent: sent + 7.0  # type: ignore[misc]
         answered(house, FRAME, DONE)
         await house.turn()
-        known = house.scheduler.queue.takes(None, 0.5)
-        assert known == (pytest.approx(7.0) if n == 2 * MIN_PLACES - 1 else 0.0)
+        known = house.scheduler.queue.estimates.answer_time(None, 0.5)
+        assert known == (pytest.approx(7.0) if n == 2 * MIN_SAMPLES - 1 else 0.0)
     await house.scheduler.close()
     house.left_nothing()

@@ -14,8 +14,8 @@ from proxy.flights.flight import Flight
 from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import Merger
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.ticket import twin_of
+from proxy.flights.spec import FlightSpec, Mode, QueueState
 from proxy.wire.openai import decode
 from tests.kit.clock import virtual
 from tests.proxy.flights.test_scheduler import House
@@ -32,9 +32,9 @@ def twins(house: House, count: int, *, window: float = 0.0) -> list[Flight]:
     house.backends.all[0].models = [{"id": "m", "owned_by": "vllm"}]
     flights = []
     for _ in range(count):
-        plan = Plan("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m", merge=True)
-        flight = house.group.launch(plan)
-        house.group.attach(flight, usage=True, whole=True, verdict="miss")
+        spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m")
+        flight = house.group.launch(spec, QueueState(merge=True))
+        house.group.attach(flight, usage=True, whole=True)
         scheduler.submit(flight)
         flights.append(flight)
     return flights
@@ -57,7 +57,7 @@ def answered(house: House, status: int, body: bytes) -> None:
 
 def carried(house: House) -> tuple[MergedFlight, list[int]]:
     (merged,) = [flight for flight in house.scheduler._flying if isinstance(flight, MergedFlight)]
-    return merged, [json.loads(merged.plan.body)["n"]]
+    return merged, [json.loads(merged.spec.body)["n"]]
 
 
 @virtual
@@ -65,7 +65,7 @@ async def test_twins_that_wait_for_one_place_go_together_and_each_is_taught_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house, learned = House(kept=3), list[Flight]()
-    house.scheduler._learn = learned.append
+    house.scheduler._on_complete = learned.append
     _, reader = house.ask()
     flights = twins(house, 3)
     await house.turn()

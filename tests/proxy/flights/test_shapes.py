@@ -157,7 +157,7 @@ async def test_what_is_not_the_fold_of_its_stream_is_not_folded_and_told_once(
         assert await metric(app, "gateway_backend_folds") == [f'gateway_backend_folds{{backend="{engine.url}"}} 0']
         state = json.loads((await get(app.url, "/-/state")).body) if lie == "another count" else None
         assert state is None or any("chat" in what for what in state["backends"][0]["unshared"])
-    (told,) = [line for line in lines(log) if line["msg"] == "streams and bodies do not share"]
+    (told,) = [line for line in lines(log) if line["msg"] == "streamed and whole answers are not shared"]
     assert told["backend"] == engine.url
     assert told["detail"].startswith("chat: ")
 

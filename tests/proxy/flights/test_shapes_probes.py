@@ -13,8 +13,8 @@ from proxy.errors import Code, GatewayError
 from proxy.flights import shapes
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.shapes import AGAIN, EVERY, IMPATIENT, MOST_BYTES, NAME, REST, TRIES, Shapes
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.telemetry.metrics import Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.http.pool import Pool
@@ -113,7 +113,7 @@ def ask(**more: Any) -> Any:
 
 
 def flight(engine: str | None = "e0", *, at: Phase = Phase.STREAMING, **more: Any) -> Flight:
-    made = Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask(**more)))
+    made = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask(**more)))
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         if made.phase is not at:
             made.enter(phase)
@@ -229,7 +229,11 @@ async def test_what_an_engine_will_never_do_is_known_after_one_question(status: 
     assert bool(desk.log.lines) is (why is not None)
     if desk.log.lines:
         line = desk.log.lines[0]
-        assert (line["level"], line["msg"], line["backend"]) == ("info", "streams and bodies do not share", "e0")
+        assert (line["level"], line["msg"], line["backend"]) == (
+            "info",
+            "streamed and whole answers are not shared",
+            "e0",
+        )
 
 
 @pytest.mark.parametrize("owner", ["vllm", "new"])
@@ -325,10 +329,10 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     assert running.look is not None
     assert desk.shapes.waits(running), "it is looked at already"
     embeds = Flight(
-        Plan("POST", "/", b"", Mode.WHOLE, "r", ask=decode("embeddings", b'{"model":"m","input":"x"}'))
+        FlightSpec("POST", "/", b"", Mode.WHOLE, "r", ask=decode("embeddings", b'{"model":"m","input":"x"}'))
     )
     assert not desk.shapes.waits(embeds)
-    assert not desk.shapes.waits(Flight(Plan("POST", "/", b"", Mode.RAW, "r")))
+    assert not desk.shapes.waits(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")))
     over = flight()
     over.cancel()
     assert desk.shapes.waits(over)
@@ -360,7 +364,7 @@ async def test_a_stream_that_passes_tells_of_its_engine_where_its_frames_do() ->
     short.log += [chunk(frame) for frame in frames[:2]]
     wrong.log += [b"no chunk"] * 3
     told.log += [chunk(frame) for frame in frames]
-    for one in (short, wrong, Flight(Plan("POST", "/", b"", Mode.RAW, "r"))):
+    for one in (short, wrong, Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))):
         desk.shapes.passed(desk.engines[0], one)
     assert repr(desk.engines[0].abilities) == "<Abilities shapes=0 odd=0>"
     desk.shapes.passed(desk.engines[0], told)

@@ -12,7 +12,7 @@ from proxy.flights import stored as kept
 from proxy.flights.flight import FREE, Flight, Subscriber
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.redis.cache import Stored
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.frames import Usage
@@ -30,7 +30,7 @@ def flight(
     prompts: dict[str, dict[str, Any]] = {"chat": {"messages": []}, "completions": {"prompt": "x"}}
     prompt = prompts.get(str(endpoint), {"input": "x"})
     ask = None if endpoint is None else decode(endpoint, json.dumps({"model": "m", **prompt, **fields}).encode())
-    made = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 5.0, memory)
+    made = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 5.0, memory)
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -54,8 +54,11 @@ def stored(kind: Any = "stream", body: bytes = STREAM, **more: Any) -> Stored:
 def test_a_stream_lands_as_the_stream_that_it_was() -> None:
     one = flight()
     entry = stored(cut=10, tail=b"end", prompt_tokens=3, shape=VLLM)
-    one.plain, one._view = [], Flight(Plan("", "", b"", Mode.STREAM, "r", usage_added=True))._view
-    assert kept.land(one, entry)
+    one.log_without_usage, one._view = (
+        [],
+        Flight(FlightSpec("", "", b"", Mode.STREAM, "r", usage_added=True))._view,
+    )
+    assert kept.replay(one, entry)
     assert (one.phase, one.stored_at, one.times.first, one.shape) == (Phase.LANDED, 7.0, 5.0, VLLM)
     assert one.head == Head(200, SSE_HEAD)
     assert (one.view(usage=True), one.view(usage=False)) == ([STREAM], [STREAM[:10] + b"end"])
@@ -75,7 +78,7 @@ def test_a_stream_lands_as_the_stream_that_it_was() -> None:
 )
 def test_a_body_lands_with_its_length_and_its_usage(counts: dict[str, int], usage: Usage | None) -> None:
     one = flight(Mode.WHOLE)
-    assert kept.land(one, stored("whole", BODY, **counts))
+    assert kept.replay(one, stored("whole", BODY, **counts))
     assert (one.head, one.log, one.usage) == (Head(200, JSON_HEAD, len(BODY)), [BODY], usage)
     assert (one.phase, one.mode, one.replace) == (Phase.LANDED, Mode.WHOLE, False)
 
@@ -83,14 +86,14 @@ def test_a_body_lands_with_its_length_and_its_usage(counts: dict[str, int], usag
 def test_one_body_is_no_stream_and_who_waits_for_one_is_let_go() -> None:
     one: Any = flight()
     one.look = lambda frame: None
-    assert not kept.land(one, stored("whole", BODY))
+    assert not kept.replay(one, stored("whole", BODY))
     assert (one.phase, one.folds, one.look, one.replace) == (Phase.QUEUED, False, None, False)
 
 
 def test_a_short_stream_serves_one_body_as_its_fold() -> None:
     one = flight(Mode.WHOLE)
     frames = load("chat-greedy-stream-usage").frames()
-    assert kept.land(one, stored(body=b"".join(map(chunk, frames)), shape=VLLM))
+    assert kept.replay(one, stored(body=b"".join(map(chunk, frames)), shape=VLLM))
     (body,) = one.log
     assert json.loads(body)["choices"] == load("chat-greedy").json()["choices"]
     assert (one.head, one.mode) == (Head(200, JSON_HEAD, len(body)), Mode.WHOLE)
@@ -99,9 +102,9 @@ def test_a_short_stream_serves_one_body_as_its_fold() -> None:
 def test_a_long_stream_serves_one_body_as_the_stream_that_it_is() -> None:
     many = b"".join(map(chunk, [frame()] * 5000 + [frame("stop"), DONE]))
     one, unknown = flight(Mode.WHOLE), flight(Mode.WHOLE)
-    assert kept.land(one, stored(body=many, shape=VLLM))
+    assert kept.replay(one, stored(body=many, shape=VLLM))
     assert (one.mode, one.log, one.shape, one.head) == (Mode.STREAM, [many], VLLM, Head(200, SSE_HEAD))
-    assert not kept.land(unknown, stored(body=many, shape=Shape("none")))
+    assert not kept.replay(unknown, stored(body=many, shape=Shape("none")))
     assert (unknown.phase, unknown.mode, unknown.log) == (Phase.QUEUED, Mode.WHOLE, [])
 
 
@@ -111,11 +114,11 @@ def test_what_does_not_fold_serves_no_one_body_and_what_is_no_answer_is_replaced
     )
     for body, replace in ((odd, False), (b"no chunks", True)):
         one = flight(Mode.WHOLE)
-        assert not kept.land(one, stored(body=body))
+        assert not kept.replay(one, stored(body=body))
         assert (one.replace, one.phase, one.log) == (replace, Phase.QUEUED, [])
     for endpoint in ("embeddings", None):
         one = flight(Mode.WHOLE, endpoint)
-        assert not kept.land(one, stored())
+        assert not kept.replay(one, stored())
         assert one.replace, "no stream is an embedding's answer, or one that nobody can fold"
 
 
@@ -137,13 +140,13 @@ def test_what_has_fewer_choices_than_are_asked_for_is_replaced(
     kind: str, body: bytes, n: int, serves: bool
 ) -> None:
     one = flight(Mode.STREAM if kind == "stream" else Mode.WHOLE, n=n)
-    assert kept.land(one, stored(kind, body)) is serves
+    assert kept.replay(one, stored(kind, body)) is serves
     assert one.replace is not serves
 
 
 def test_of_completions_the_prompts_are_counted() -> None:
     one = flight(Mode.WHOLE, "completions", prompt=["a", "b"])
-    assert not kept.land(one, stored("whole", b'{"choices":[{"index":0,"finish_reason":"stop","text":"a"}]}'))
+    assert not kept.replay(one, stored("whole", b'{"choices":[{"index":0,"finish_reason":"stop","text":"a"}]}'))
     assert one.replace
 
 
@@ -154,7 +157,7 @@ def test_of_completions_the_prompts_are_counted() -> None:
 def test_a_large_answer_is_charged_twice_its_size_or_fails(size: int, room: int, code: Code | None) -> None:
     one = flight(Mode.WHOLE, memory=Memory(max(1, room)))
     body = BODY.ljust(size)
-    assert kept.land(one, stored("whole", body))
+    assert kept.replay(one, stored("whole", body))
     assert (one.error and one.error.code) is code
     assert one.phase is (Phase.LANDED if code is None else Phase.FAILED)
     assert (one.held.size if one.held is not None else 0) == (2 * size if size > FREE and code is None else 0)
@@ -177,11 +180,11 @@ def test_what_is_kept_is_the_answer_and_what_its_frames_do_not_tell(
     one = flight(mode)
     one.log += [b"a", b"b"]
     if mode is Mode.STREAM:
-        one.plain = [b"a", b"c"]
+        one.log_without_usage = [b"a", b"c"]
     one.shape, one.usage = shape, Usage(prompt_tokens=3, completion_tokens=4)
-    entry = kept.keep(one, b"B")
+    entry = kept.snapshot(one, b"B")
     assert (entry.kind, entry.created, entry.body) == ("stream" if mode is Mode.STREAM else "whole", 9.0, b"ab")
     assert (entry.cut, entry.tail) == ((1, b"c") if mode is Mode.STREAM else (None, b""))
     assert (entry.prompt_tokens, entry.completion_tokens, entry.shape, entry.build) == (3, 4, keeps, b"B")
     one.usage = None
-    assert (kept.keep(one, b"B").prompt_tokens, kept.keep(one, b"B").completion_tokens) == (None, None)
+    assert (kept.snapshot(one, b"B").prompt_tokens, kept.snapshot(one, b"B").completion_tokens) == (None, None)

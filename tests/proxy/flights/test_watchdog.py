@@ -12,7 +12,7 @@ from proxy.app import _watchdog
 from proxy.config.settings import Settings
 from proxy.errors import Code
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.flights.watchdog import Kind, Stray, Watchdog
 from proxy.upstream.backends import Lease
 from tests.kit.clock import virtual
@@ -72,8 +72,8 @@ def test_one_that_cannot_be_healed_harms_no_other() -> None:
     assert (healed, yard.faults, yard.dog.healed) == ([2], ["the watchdog, healing a turn"], 2)
 
 
-def plan() -> Plan:
-    return Plan(method="POST", path="/v1/chat/completions", body=b"{}", mode=Mode.WHOLE, request_id="r")
+def spec() -> FlightSpec:
+    return FlightSpec(method="POST", path="/v1/chat/completions", body=b"{}", mode=Mode.WHOLE, request_id="r")
 
 
 async def healed_by(house: House) -> list[Kind]:
@@ -98,8 +98,8 @@ async def test_a_place_that_nobody_holds_comes_back_and_who_waits_gets_it() -> N
     house = House(inflight=1, kept=1)
     (backend,) = house.backends.all
     Lease(backend, house.backends)  # and nobody has it
-    flight = house.group.launch(plan())
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    flight = house.group.launch(spec())
+    house.group.attach(flight, usage=True, whole=True)
     house.scheduler.submit(flight)
     await asyncio.sleep(0)
     assert backend.inflight == 1
@@ -111,8 +111,8 @@ async def test_a_place_that_nobody_holds_comes_back_and_who_waits_gets_it() -> N
 
 async def test_a_flight_that_nobody_feeds_is_ended_with_a_500() -> None:
     house = House()
-    flight = house.group.launch(plan())
-    reader = house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    flight = house.group.launch(spec())
+    reader = house.group.attach(flight, usage=True, whole=True)
     assert await healed_by(house) == ["flight"]
     assert flight.error is not None
     assert flight.error.code is Code.INTERNAL
@@ -122,9 +122,9 @@ async def test_a_flight_that_nobody_feeds_is_ended_with_a_500() -> None:
 
 async def test_a_turn_that_never_ran_is_run() -> None:
     house = House(inflight=1, kept=1)
-    flight = house.group.launch(plan())
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
-    house.scheduler.queue.put(flight, 0.0)
+    flight = house.group.launch(spec())
+    house.group.attach(flight, usage=True, whole=True)
+    house.scheduler.queue.enqueue(flight, 0.0)
     house.scheduler._turn_due = True  # as if what was called at the turn's end had been lost
     assert await healed_by(house) == ["turn"]
     assert house.scheduler.flying == 1
@@ -133,9 +133,9 @@ async def test_a_turn_that_never_ran_is_run() -> None:
 
 async def test_a_look_up_whose_reply_was_lost_has_found_nothing() -> None:
     house = House(store=True, kept=1)
-    flight = Flight(Plan(method="POST", path="/", body=b"{}", mode=Mode.WHOLE, request_id="r", key=b"k"))
+    flight = Flight(FlightSpec(method="POST", path="/", body=b"{}", mode=Mode.WHOLE, request_id="r", key=b"k"))
     house.group.live.add(flight)
-    house.group.attach(flight, usage=True, whole=True, verdict="miss")
+    house.group.attach(flight, usage=True, whole=True)
     house.scheduler.submit(flight)
     await asyncio.sleep(0)
     assert house.scheduler.queue.looking(flight)

@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 
 from proxy.flights import stored as kept
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
-from proxy.flights.stored import land
+from proxy.flights.spec import FlightSpec, Mode
+from proxy.flights.stored import replay
 from proxy.redis.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
@@ -352,8 +352,8 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
 ) -> None:
     mode = Mode.STREAM if stored.kind == "stream" else Mode.WHOLE
     ask = decode(endpoint, json.dumps(fields).encode())
-    flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask))
-    assert kept.land(flight, stored) is serves
+    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask))
+    assert kept.replay(flight, stored) is serves
     assert flight.replace is not serves
 
 
@@ -367,8 +367,8 @@ def test_an_entry_serves_as_many_choices_as_it_has(
     stored = Stored(kind, 1.0, frames + OVER if kind == "stream" else json.dumps({"choices": ended}).encode())
     ask = decode("chat", b'{"messages":[],"n":2}')
     mode = Mode.STREAM if kind == "stream" else Mode.WHOLE
-    flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 0.0)
-    assert kept.land(flight, stored) is serves
+    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert kept.replay(flight, stored) is serves
 
 
 @pytest.mark.parametrize(("fingerprint", "lands"), [(b"vllm-0.32.0", True), (b"another", False)])
@@ -376,8 +376,8 @@ def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes
     frame = b"data: {}\n\n"
     body = chunk(frame) * 5000 + chunk(b'data: {"system_fingerprint":"%b"}\n\n' % fingerprint)
     ask = decode("chat", b'{"messages":[]}')
-    flight = Flight(Plan("POST", "/", b"", Mode.WHOLE, "r", key=b"k", ask=ask), lambda: 0.0)
-    assert land(flight, Stored("stream", 1.0, body)) == lands
+    flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", key=b"k", ask=ask), lambda: 0.0)
+    assert replay(flight, Stored("stream", 1.0, body)) == lands
     assert flight.ended == lands
     assert (flight.mode is Mode.STREAM) == lands
 

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.context import MAX_MODEL, RequestContext, body_at_hand, read_body, request_id
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
@@ -228,8 +228,8 @@ def test_a_probe_is_counted_and_not_logged() -> None:
 @virtual
 async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
-    one = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r"))
+    one = call(reader=group.attach(flight, usage=True, whole=False, attached=True))
     assert Told().of(one)[0]["token_source"] is None
     flight.content_events = 3
     facts, _ = Told().of(one)
@@ -244,8 +244,8 @@ async def test_tokens_are_counted_from_usage_or_else_from_events() -> None:
 @virtual
 async def test_times_are_this_clients_own_and_never_negative() -> None:
     group = FlightGroup()
-    flight = group.launch(Plan("POST", "/", b"", Mode.STREAM, "r"))
-    late = call(reader=group.attach(flight, usage=True, whole=False, verdict="attached"))
+    flight = group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r"))
+    late = call(reader=group.attach(flight, usage=True, whole=False, attached=True))
     flight.times.dispatched, flight.times.first = late.began - 5, late.began - 4
     facts, _ = Told().of(late)
     assert (facts["queue_s"], facts["ttft_s"]) == (0.0, 0.0)

@@ -18,17 +18,19 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Held, Memory
-from proxy.flights.plan import Items, Mode, Plan
+from proxy.flights.spec import Items, Mode
 from proxy.server.context import BODY_COST, GRANULE, LEAST_FREE, RequestContext, body_at_hand, free_body, read_body
 from proxy.server.listener.request import AT_HAND
 from tests.kit.clock import virtual
+from tests.kit.planned import planned
 from tests.proxy.server.test_context import Body, Limits, Told, call, read
 
 ERROR = GatewayError(Code.KEY_REVOKED, "revoked")
 
 
 def reader_of(**changes: Any) -> Subscriber:
-    flight = Flight(Plan("POST", "/", b"", Mode.STREAM, "r", **changes))
+    spec, state = planned(b"", Mode.STREAM, **changes)
+    flight = Flight(spec, queue_state=state)
     reader = Subscriber(flight)
     flight.subscribers.add(reader)
     return reader
@@ -173,7 +175,7 @@ def test_a_share_of_usage_is_told_as_an_estimate() -> None:
 
 
 def test_what_is_logged_of_a_request() -> None:
-    reader = reader_of(carried_as="")
+    reader = reader_of()
     reader.flight.items, reader.flight.backend, reader.flight.attempts = Items(5, 2, 0), "e", 3
     reader.sent = 77
     hold, trace = Holds(), Holds()
@@ -197,9 +199,9 @@ def test_what_is_logged_of_a_request() -> None:
     reader.flight.times.dispatched = 1.0
     _, record = Told().of(one)
     assert (record.bytes_out, record.upstream_id) == (5, "r")
-    reader.flight.plan.carried_as = "other"
+    reader.flight.carried_as = "other"
     assert Told().of(one)[1].upstream_id == "other"
-    reader.flight.plan.carried_as = one.id
+    reader.flight.carried_as = one.id
     assert Told().of(one)[1].upstream_id is None
     one.caller = Caller(id="i")
     assert Told().of(one)[1].key is None

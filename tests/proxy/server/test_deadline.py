@@ -9,7 +9,7 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early, run_with_deadline
 from proxy.server.respond import Sent, SocketPipe
@@ -32,7 +32,7 @@ def call_of(
     *, mode: Mode = Mode.STREAM, pipe: bool = True, begun: bool = True
 ) -> tuple[RequestContext, Subscriber, Client]:
     client = Client()
-    reader = Subscriber(Flight(Plan("POST", "/", b"", mode, "r")))
+    reader = Subscriber(Flight(FlightSpec("POST", "/", b"", mode, "r")))
     if pipe:
         reader.pipe = SocketPipe(client.request, b"head")
         if begun:

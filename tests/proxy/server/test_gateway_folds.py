@@ -13,7 +13,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import SLICE_BYTES, Flight
 from proxy.flights.memory import Memory
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from tests.kit.clock import virtual
 from tests.kit.gateway_stage import BODY, CHAT, STREAM, Asked, Stage
 from tests.kit.wire_end import turns
@@ -49,11 +49,11 @@ async def test_what_does_not_fold_is_asked_for_once_more_in_one_body(early: bool
         await turns()
     assert len(stage.flights) == 2
     fresh = stage.flights[1]
-    assert (fresh.plan.mode, fresh.plan.fold) == (Mode.WHOLE, False)
+    assert (fresh.spec.mode, fresh.spec.fold) == (Mode.WHOLE, False)
     assert [reader.verdict for reader in fresh.subscribers] == ["miss"]
     assert len(flight.subscribers) == (1 if early else 0)
     assert bool(told) is not early
-    fresh.piece(b'{"own": 1}')
+    fresh.append_body(b'{"own": 1}')
     fresh.land()
     if early:
         flight.land()
@@ -135,7 +135,7 @@ async def test_a_large_stream_is_folded_elsewhere_and_a_body_is_not() -> None:
     alone, asked = Stage(large=large), Asked()
     task = alone.handle(asked)
     await turns()
-    alone.flights[0].piece(b"{}")
+    alone.flights[0].append_body(b"{}")
     alone.flights[0].land()
     await task
     assert large.told.count("folds") == 1
@@ -196,7 +196,7 @@ async def test_a_second_asking_is_not_charged_again() -> None:
     assert admits.told == ["body", "body"]
     for each in stage.flights:
         if each.mode is Mode.WHOLE:
-            each.piece(b"{}")
+            each.append_body(b"{}")
         each.land()
     await asyncio.gather(*tasks)
     stage.end()
@@ -219,7 +219,7 @@ async def test_what_is_behind_a_url_is_not_stored_and_a_fresh_answer_is_made() -
         task = stage.handle(Asked(CHAT, body, cache_control="no-cache"))
         await turns()
         (flight,) = stage.flights
-        assert (flight.plan.storable, flight.plan.fresh) == (storable, True)
+        assert (flight.spec.storable, flight.spec.fresh) == (storable, True)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         stage.end()
@@ -243,10 +243,10 @@ async def test_an_embedding_is_one_body_that_the_embedder_may_take() -> None:
         await turns()
         (flight,) = stage.group.live
         assert stage.flights == ([] if takes else [flight])
-        assert (flight.plan.mode, flight.plan.usage_added) == (Mode.WHOLE, False)
+        assert (flight.spec.mode, flight.spec.usage_added) == (Mode.WHOLE, False)
         assert told[0] == b""
         assert [reader.verdict for reader in told[1:]] == ["attached"]  # type: ignore[attr-defined]
-        flight.piece(b"{}")
+        flight.append_body(b"{}")
         flight.land()
         assert await asyncio.gather(*tasks) == [True, True]
         stage.end()
@@ -271,7 +271,7 @@ async def test_a_large_body_of_a_flight_is_charged_to_none_of_its_readers() -> N
     task = stage.handle(asked)
     await turns()
     (flight,) = stage.flights
-    flight.piece(b"x" * (SLICE_BYTES + 1))
+    flight.append_body(b"x" * (SLICE_BYTES + 1))
     flight.land()
     assert await task
     assert seen == [0, 0]

@@ -9,57 +9,64 @@ from typing import Any, cast
 import pytest
 
 from proxy.config.settings import Settings
+from proxy.flights.flight import Flight
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import Large, decode
 from tests.kit.clock import virtual
 from tests.kit.gateway_stage import BODY, CHAT, STREAM, Asked, Stage
 from tests.kit.wire_end import turns
 
 
-async def planned(stage: Stage, asked: Asked) -> Plan:
-    """The plan of the Flight that a request launches; the request is given up then."""
+async def launched(stage: Stage, asked: Asked) -> Flight:
+    """The Flight that a request launches; the request is given up then."""
     task = stage.handle(asked)
     await turns()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     flight = stage.flights.pop()
     stage.end()
-    return flight.plan
+    return flight
+
+
+async def planned(stage: Stage, asked: Asked) -> FlightSpec:
+    """What that Flight is for."""
+    return (await launched(stage, asked)).spec
 
 
 @virtual
 async def test_a_credential_goes_to_engines_only_where_that_is_set() -> None:
     for forward in (False, True):
         stage = Stage(Settings(forward_authorization=forward))
-        plan = await planned(stage, Asked(authorization="Bearer k", x_session_id="s", x_other="o"))
-        sent = dict(plan.headers)
+        spec = await planned(stage, Asked(authorization="Bearer k", x_session_id="s", x_other="o"))
+        sent = dict(spec.headers)
         assert ("authorization" in sent) is forward
         assert (sent["x-session-id"], sent["Content-Type"], "x-other" in sent) == ("s", "application/json", False)
         raw = await planned(stage, Asked("/v1/x", b"{}", authorization="Bearer k"))
         assert ("authorization" in dict(raw.headers)) is forward
         other = await planned(stage, Asked(x_session_id="t"))
-        assert other.key != plan.key
+        assert other.key != spec.key
 
 
 @virtual
 async def test_whose_turn_it_takes_and_until_when_is_planned() -> None:
-    plan = await planned(Stage(), Asked(x_request_timeout="7", x_gateway_priority="low"))
-    assert callable(plan.owner)
-    assert plan.owner() == "10.0.0.1"
-    assert (plan.deadline, plan.latest, plan.priority) == (7.0, 7.0, 2)
+    flight = await launched(Stage(), Asked(x_request_timeout="7", x_gateway_priority="low"))
+    state = flight.queue_state
+    assert callable(state.owner)
+    assert state.owner() == "10.0.0.1"
+    assert (state.deadline, state.latest, state.priority) == (7.0, 7.0, 2)
 
 
 @virtual
 async def test_samples_may_go_up_together_with_their_twins_and_are_shared_with_nobody() -> None:
     sampled = BODY.replace(b'"temperature": 0', b'"temperature": 1')
-    plan = await planned(Stage(), Asked(CHAT, sampled))
-    assert (plan.merge, plan.key) == (True, None)
-    off = await planned(Stage(), Asked(CHAT, sampled, x_gateway_share="off"))
-    assert (off.merge, off.key, off.tenant) == (False, None, b"")
-    always = await planned(Stage(Settings(share="all")), Asked(CHAT, sampled))
-    assert (always.merge, always.key is None) == (False, False)
+    flight = await launched(Stage(), Asked(CHAT, sampled))
+    assert (flight.queue_state.merge, flight.spec.key) == (True, None)
+    off = await launched(Stage(), Asked(CHAT, sampled, x_gateway_share="off"))
+    assert (off.queue_state.merge, off.spec.key, off.spec.tenant) == (False, None, b"")
+    always = await launched(Stage(Settings(share="all")), Asked(CHAT, sampled))
+    assert (always.queue_state.merge, always.spec.key is None) == (False, False)
 
 
 @pytest.mark.parametrize(("key", "refers"), [(b"k", False), (b"k", True), (None, False)])
@@ -74,8 +81,9 @@ async def test_what_a_large_request_was_found_to_be_is_its_plan(key: bytes | Non
 
     large = SimpleNamespace(inline=1, heavy=lambda body: True, ask=found, folds=lambda flight: False)
     stage = Stage(large=large, affinity=lambda ask, headers: 1)
-    plan = await planned(stage, Asked())
-    assert (plan.key, plan.affinity, plan.storable, plan.merge) == (key, 99, not refers, False)
+    flight = await launched(stage, Asked())
+    spec = flight.spec
+    assert (spec.key, spec.affinity, spec.storable, flight.queue_state.merge) == (key, 99, not refers, False)
 
 
 @virtual
@@ -136,8 +144,8 @@ async def test_the_log_probabilities_of_a_prompt_pass_through_where_they_outgrow
 
     for most, mode in ((1, Mode.RAW), (10**9, Mode.WHOLE)):
         stage = Stage(Settings(max_flight_bytes=most), admit=admit)
-        plan = await planned(stage, Asked(CHAT, body))
-        assert (plan.mode, plan.path, plan.body) == (mode, CHAT, body)
+        spec = await planned(stage, Asked(CHAT, body))
+        assert (spec.mode, spec.path, spec.body) == (mode, CHAT, body)
     assert told == [0, 0]
 
 

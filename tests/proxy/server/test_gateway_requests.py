@@ -13,7 +13,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import SLICE_BYTES
 from proxy.flights.memory import Memory
-from proxy.flights.plan import Items, Mode
+from proxy.flights.spec import Items, Mode
 from proxy.wire.sse import LAST_CHUNK
 from tests.kit.clock import virtual
 from tests.kit.gateway_stage import BODY, CHAT, STREAM, Asked, Stage, refused
@@ -227,13 +227,14 @@ async def test_a_request_becomes_a_flight_with_its_plan() -> None:
     await turns()
     whole, stream = stage.flights
     for flight in (whole, stream):
-        plan = flight.plan
-        assert (plan.method, plan.path, plan.model, plan.affinity, plan.priority) == ("POST", CHAT, "m1", 77, 2)
-        assert plan.request_id != "mine"  # others may read the answer
-        assert plan.key is not None
-        assert (plan.fresh, plan.storable, plan.fold, plan.merge) == (False, True, True, False)
-    assert (whole.plan.mode, stream.plan.mode) == (Mode.WHOLE, Mode.STREAM)
-    assert (whole.plan.usage_added, stream.plan.usage_added) == (False, True)
+        spec = flight.spec
+        assert (spec.method, spec.path, spec.model, spec.affinity) == ("POST", CHAT, "m1", 77)
+        assert spec.request_id != "mine"  # others may read the answer
+        assert spec.key is not None
+        assert (spec.fresh, spec.storable, spec.fold) == (False, True, True)
+        assert (flight.queue_state.priority, flight.queue_state.merge) == (2, False)
+    assert (whole.spec.mode, stream.spec.mode) == (Mode.WHOLE, Mode.STREAM)
+    assert (whole.spec.usage_added, stream.spec.usage_added) == (False, True)
     assert not next(iter(stream.subscribers)).usage
     assert next(iter(whole.subscribers)).whole
     for task in tasks:
@@ -248,7 +249,7 @@ async def test_what_shares_nothing_keeps_its_id_and_sees_what_the_engine_sends()
     task = stage.handle(Asked(CHAT, STREAM, x_gateway_share="off", x_request_id="mine"))
     await turns()
     (flight,) = stage.flights
-    assert (flight.plan.request_id, flight.plan.key, flight.plan.usage_added) == ("mine", None, False)
+    assert (flight.spec.request_id, flight.spec.key, flight.spec.usage_added) == ("mine", None, False)
     (reader,) = flight.subscribers
     assert (reader.usage, reader.verdict) == (True, "bypass")
     flight.frames([FRAME])
@@ -269,7 +270,7 @@ async def test_a_twin_is_attached_and_raises_the_class_of_what_it_joins() -> Non
     assert len(flight.subscribers) == 2
     ((what, promoted, priority, deadline, _),) = stage.told
     assert (what, promoted is flight, priority, deadline) == ("promoted", True, 1, 9.0)
-    flight.piece(b"{}")
+    flight.append_body(b"{}")
     flight.land()
     assert await asyncio.gather(*tasks) == [True, True]
     assert b"x-gateway-cache: miss" in first.sent
@@ -286,7 +287,7 @@ async def test_the_age_and_the_items_of_an_answer_are_told(monkeypatch: pytest.M
         await turns()
         (flight,) = stage.flights
         flight.stored_at, flight.items = stored, Items(5, 2, 0)
-        flight.piece(b"{}")
+        flight.append_body(b"{}")
         flight.land()
         await task
         assert b"x-gateway-cached-items: 2/5" in asked.sent
@@ -318,18 +319,19 @@ async def test_what_passes_through_goes_up_as_it_is() -> None:
     task = stage.handle(asked)
     await turns()
     (flight,) = stage.flights
-    plan = flight.plan
-    assert (plan.mode, plan.path, plan.body, plan.model, plan.key) == (
+    spec = flight.spec
+    assert (spec.mode, spec.path, spec.body, spec.model, spec.key) == (
         Mode.RAW,
         "/v1/x",
         b'{"model": "m2"}',
         "m2",
         None,
     )
-    assert ("authorization", "Bearer k") in plan.headers
-    assert ("X-Request-Id", plan.request_id) in plan.headers
-    assert (plan.deadline, plan.latest, plan.priority) == (9.0, 9.0, 1)
-    assert plan.cost is not None
+    assert ("authorization", "Bearer k") in spec.headers
+    assert ("X-Request-Id", spec.request_id) in spec.headers
+    state = flight.queue_state
+    assert (state.deadline, state.latest, state.priority) == (9.0, 9.0, 1)
+    assert spec.cost is not None
     (reader,) = flight.subscribers
     assert (reader.usage, reader.whole, reader.verdict) == (True, False, "bypass")
     task.cancel()
@@ -344,7 +346,7 @@ async def test_a_client_that_streams_gets_one_body_where_the_engine_will_not_str
     await turns()
     (flight,) = stage.flights
     flight.mode = Mode.WHOLE
-    flight.piece(b'{"a": 1}')
+    flight.append_body(b'{"a": 1}')
     flight.land()
     assert await task
     assert asked.sent.endswith(b'\r\n\r\n{"a": 1}')

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from proxy.flights.flight import SLICE_BYTES
-from proxy.flights.plan import Head, Mode
+from proxy.flights.spec import Head, Mode
 from proxy.server import respond
 from tests.kit.clock import virtual
 from tests.kit.wire_end import turns

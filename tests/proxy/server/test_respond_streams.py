@@ -8,11 +8,12 @@ from typing import cast
 
 import pytest
 from aiohttp import HttpVersion10, HttpVersion11, web
+from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.memory import Held, Memory
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server import respond
 from proxy.server.respond import FOLD_COST, Sent, SocketPipe
 from proxy.wire.fold.folding import Unfoldable
@@ -76,7 +77,7 @@ class Client:
 
 def flight_of(mode: Mode = Mode.STREAM, *, key: bytes | None = b"k", memory: Memory | None = None) -> Flight:
     ask = decode("chat", b'{"messages": []}')
-    return Flight(Plan("POST", "/", b"", mode, "r", key=key, ask=ask), memory=memory)
+    return Flight(FlightSpec("POST", "/", b"", mode, "r", key=key, ask=ask), memory=memory)
 
 
 def reads(flight: Flight) -> Subscriber:
@@ -165,7 +166,7 @@ async def test_what_can_have_no_body_has_none(method: str, status: int, body: bo
     flight, client = flight_of(Mode.RAW), Client(method)
     reader = reads(flight)
     flight.start(Head(status))
-    flight.piece(b"abc")
+    flight.append_body(b"abc")
     flight.land()
     await respond.stream(client.request, reader, (), client.taken)
     assert client.sent.endswith(b"\r\n\r\n") is not body or client.sent.endswith(LAST_CHUNK)
@@ -195,7 +196,7 @@ async def test_a_raw_body_of_known_length_goes_to_http_1_0_as_it_is() -> None:
     flight, client = flight_of(Mode.RAW), Client(old=True)
     reader = reads(flight)
     flight.start(Head(200, (), 4))
-    flight.piece(b"2\r\nx")
+    flight.append_body(b"2\r\nx")
     flight.land()
     await respond.stream(client.request, reader, (), client.taken)
     assert client.sent.endswith(b"\r\n\r\n2\r\nx")
@@ -213,7 +214,7 @@ async def test_where_no_clean_end_can_be_told_the_connection_is_closed(
     reader = reads(flight)
     if mode is Mode.RAW:
         flight.start(Head())
-        flight.piece(b"half")
+        flight.append_body(b"half")
     else:
         flight.frames([FRAME])
     writing = asyncio.ensure_future(respond.stream(client.request, reader, (), client.taken))
@@ -341,7 +342,8 @@ def test_one_body_has_its_status_its_headers_and_its_bytes() -> None:
 @pytest.mark.parametrize("ask", [None, "embeddings"])
 def test_what_does_not_stream_has_no_fold(ask: str | None) -> None:
     flight = flight_of()
-    flight.plan.ask = None if ask is None else decode("embeddings", b'{"input": "a"}')
+    embedding = decode("embeddings", b'{"input": "a"}')
+    flight.spec = replace(flight.spec, ask=None if ask is None else embedding)
     with pytest.raises(Unfoldable, match="does not stream"):
         respond.folded(flight)
 

@@ -11,7 +11,7 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode
+from proxy.flights.spec import Mode
 from proxy.server.context import RequestContext
 from proxy.server.tracing import (
     MAX_BODY,

@@ -106,7 +106,7 @@ def test_places_are_counted_right_however_often_they_are_given_back(ops: list[tu
     engines = [backend("a", room=1), backend("b", room=3)]
     backends = Backends(engines)
     told: list[None] = []
-    backends.on_release = lambda: told.append(None)
+    backends.subscribe(capacity_changed=lambda: told.append(None))
     leases: list[Lease] = []
     held: set[Lease] = set()
     released = 0
@@ -247,7 +247,7 @@ def test_an_engine_is_gone_only_where_two_looks_found_no_listener(answer: Any, g
         engine = backend("a", answer=answer)
         backends = Backends([engine])
         told: list[Backend] = []
-        backends.on_gone = told.append
+        backends.subscribe(capacity_changed=lambda: None, gone=told.append)
         await backends.refresh()
         assert told == []
         await backends.refresh()
@@ -265,7 +265,7 @@ async def test_a_server_that_says_twice_that_its_engine_is_broken_is_gone() -> N
     cast(Answers, engine.pool).health = 503
     backends = Backends([engine])
     told: list[Backend] = []
-    backends.on_gone = told.append
+    backends.subscribe(capacity_changed=lambda: None, gone=told.append)
     await backends.refresh()
     await backends.refresh()
     assert told == [engine]

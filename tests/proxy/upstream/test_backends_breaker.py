@@ -29,7 +29,7 @@ class House:
         self.told: list[str] = []
         self.released = 0
         self.backends.on_breaker = lambda b, why: self.told.append(f"{b.name}: {why or 'closed'}")
-        self.backends.on_release = self.count
+        self.backends.subscribe(capacity_changed=self.count)
 
     def count(self) -> None:
         self.released += 1

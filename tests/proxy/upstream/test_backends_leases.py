@@ -67,9 +67,13 @@ class House:
         ]  # fmt: skip
         self.backends = Backends(self.engines, clock=lambda: self.now, **more)
         self.told: list[str] = []
-        self.backends.on_release = lambda: self.told.append("release")
+        self.backends.subscribe(
+            capacity_changed=lambda: self.told.append("release"),
+            gone=lambda b: self.told.append(f"gone {b.name}"),
+            silent=lambda b: self.told.append(f"silent {b.name}"),
+        )
         self.backends.on_breaker = lambda b, why: self.told.append(f"breaker {b.name}: {why or 'closed'}")
-        for what in ("change", "suspect", "gone", "silent", "left"):
+        for what in ("change", "suspect", "left"):
             setattr(self.backends, f"on_{what}", lambda b, what=what: self.told.append(f"{what} {b.name}"))
 
     def heard(self) -> list[str]:

@@ -97,7 +97,9 @@ async def test_engines_that_change_are_told_and_new_ones_asked_before_anybody_wa
     house = House(A, B)
     fleet, before = house.fleet, list(house.all)
     told: list[str] = []
-    fleet.backends.on_release = lambda: told.append("".join(f"{b.name[-1]}{b.up}" for b in fleet.backends.all))
+    fleet.backends.subscribe(
+        capacity_changed=lambda: told.append("".join(f"{b.name[-1]}{b.up}" for b in fleet.backends.all))
+    )
     await fleet.change([A, B])
     assert (told, house.log.events) == ([], [])
     await fleet.change([B, C])

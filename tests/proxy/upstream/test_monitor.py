@@ -103,7 +103,10 @@ class Watched:
     async def asked(self, *, reload: bool = False) -> list[str]:
         """The names of what was begun."""
         backends: Any = SimpleNamespace(
-            watch=self.runs("engines"), all=self.all, on_release=lambda: None, started=lambda engine, at: None
+            watch=self.runs("engines"),
+            all=self.all,
+            capacity_changed=lambda: None,
+            started=lambda engine, at: None,
         )
         others = [(name, self.runs(name)) for name in ("files", "watchdog", *(["reload"] if reload else []))]
         others.append(("keys", partial(each, 5.0, lambda: self.begun.append("keys"))))

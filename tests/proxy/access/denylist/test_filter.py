@@ -20,7 +20,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import decode
 from proxy.wire.sse import unchunks
 from tests.kit.client import Answer, get, post_json, streaming
@@ -50,7 +50,7 @@ def fed(
         ends: list[GatewayError | None] = []
         hits: list[int] = []
         ask = decode("chat", b'{"messages": []}')
-        flight = Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         limits = StreamLimits()

@@ -15,7 +15,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.ingest import StreamLimits, Timeouts
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import unchunks
 from tests.kit.clock import virtual
@@ -43,7 +43,7 @@ class Guard:
         self.raised: list[str] = []
         loop.set_exception_handler(lambda _, context: self.raised.append(context["message"]))
         ask = None if endpoint is None else decode(endpoint, b'{"messages": [], "prompt": "", "input": ""}')
-        self.flight = Flight(Plan("POST", "/", b"", mode, "r", key=b"k", ask=ask), loop.time)
+        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.ends: list[GatewayError | None] = []

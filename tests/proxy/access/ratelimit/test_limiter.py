@@ -17,7 +17,7 @@ from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
 from proxy.flights.group import FlightGroup
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.frames import Usage
 
 ALICE = Caller(id="alice", rates=Rates(rps=1, burst=5, tokens_per_minute=1000, streams=3))
@@ -81,11 +81,11 @@ class Desk:
         return hold.claim.own, hold.claim.everyone
 
     def flies(self, hold: Reservation, *, stored: bool = False) -> Flight:
-        flight = self.group.launch(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
-        hold.joins(self.group.attach(flight, usage=True, whole=False, verdict="miss"))
+        flight = self.group.launch(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+        hold.joins(self.group.attach(flight, usage=True, whole=False))
         if stored:
             flight.stored_at = 1.0
-            flight.stored(b"x", b"x")
+            flight.replay_stored(Head(200), b"x", b"x", None)
         return flight
 
 
@@ -158,7 +158,7 @@ async def test_whoever_began_a_generation_pays_for_it_to_its_end_though_it_left(
     hold, follower = desk.ask(), desk.ask()
     flight = desk.flies(hold)
     at_engine(flight)
-    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     hold.close()
     assert desk.levels() == (2, 300, 1)
     flight.enter(Phase.STREAMING)
@@ -176,7 +176,7 @@ async def test_a_follower_pays_its_request_and_by_setting_its_tokens(followers: 
     hold, follower = desk.ask(), desk.ask()
     flight = desk.flies(hold)
     at_engine(flight)
-    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     assert desk.levels() == (2, 300 if followers == "generation" else 600, 2)
     flight.enter(Phase.STREAMING)
     flight.usage = Usage(prompt_tokens=100, completion_tokens=50)
@@ -191,7 +191,7 @@ async def test_a_follower_of_what_reached_no_engine_pays_nothing() -> None:
     desk = Desk()
     hold, follower = desk.ask(), desk.ask()
     flight = desk.flies(hold)
-    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     flight.fail(GatewayError(Code.QUEUE_TIMEOUT, "too long"))
     hold.close()
     follower.close()

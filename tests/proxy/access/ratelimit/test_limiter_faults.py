@@ -17,7 +17,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.cost import Cost
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Items
+from proxy.flights.spec import Items
 from proxy.wire.frames import Usage
 from tests.proxy.access.ratelimit.test_limiter import ALICE, GRANTED, Desk, Memory, at_engine, entered
 
@@ -222,7 +222,7 @@ async def test_who_joins_a_stored_answer_pays_a_request(followers: Followers) ->
     desk = Desk(followers=followers)
     payer, follower = desk.ask(), desk.ask()
     flight: Flight = desk.flies(payer, stored=True)
-    follower.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    follower.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     flight.usage = Usage(prompt_tokens=10, completion_tokens=20)
     flight.land()
     payer.close()
@@ -241,7 +241,7 @@ async def test_a_follower_without_tokens_gives_none_back() -> None:
     assert hold is not None
     memory.asked.pop()[1](GRANTED)
     await hold.allowed()
-    hold.joins(desk.group.attach(flight, usage=True, whole=False, verdict="attached"))
+    hold.joins(desk.group.attach(flight, usage=True, whole=False, attached=True))
     assert memory.given == []
     late = await entered(Desk())
     assert late.headers()[0][0] == "x-ratelimit-limit-requests"

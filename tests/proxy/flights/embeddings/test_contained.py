@@ -113,7 +113,7 @@ def load(stage: Stage, seed: int) -> list[tuple[Subscriber, list[str]]]:
             reader, wanted = readers[chance.randrange(len(readers))]
             if reader in reader.flight.subscribers and not reader.flight.ended:
                 group = stage.group
-                follower = group.attach(reader.flight, usage=True, whole=True, verdict="attached", owner="late")
+                follower = group.attach(reader.flight, usage=True, whole=True, attached=True, owner="late")
                 readers.append((follower, wanted))
                 with suppress(Boom):
                     stage.embedder.joined(follower)

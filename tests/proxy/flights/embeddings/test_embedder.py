@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.queue import ARRAYS_A_TURN
 from proxy.flights.flight import Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head
+from proxy.flights.spec import Head
 from tests.kit.embed_stage import POISON, Stage, cost, told, vector, vectors
 
 
@@ -30,7 +30,7 @@ def test_one_request_alone_goes_up_and_comes_back_as_it_is() -> None:
     stage = Stage()
     reader = stage.ask(["a", "b"], user="me")
     stage.loop.turn()
-    assert stage.sent[0].plan.body == reader.flight.plan.body
+    assert stage.sent[0].spec.body == reader.flight.spec.body
     stage.answer()
     assert b"".join(reader.flight.log) == Stage.body(["a", "b"])
 
@@ -193,7 +193,7 @@ def test_an_array_of_several_without_its_vectors_is_an_error_and_one_s_own_answe
         stage.loop.turn()
         flight = stage.sent.pop()
         stage.group.remove(flight)
-        flight.piece(b'{"data":[]}')
+        flight.append_body(b'{"data":[]}')
         flight.land(Head(200))
         assert (reader.flight.error and reader.flight.error.code) == code
         assert (b"".join(reader.flight.log) == b'{"data":[]}') is (code is None)

@@ -16,7 +16,7 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.redis.cache import Cache, Stored
 from proxy.wire.openai import decode
 from tests.kit.embed_stage import POISON, Stage, told, vector, vectors
@@ -89,9 +89,9 @@ def test_what_has_no_items_is_the_scheduler_s(fields: str) -> None:
     stage = Stage()
     body = b'{"model":"m","input":[]}' if fields == "string" else b""
     ask = decode("embeddings", body) if body else None
-    flight = stage.group.launch(Plan("POST", "/", body, Mode.WHOLE, "r", ask=ask))
+    flight = stage.group.launch(FlightSpec("POST", "/", body, Mode.WHOLE, "r", ask=ask))
     assert not stage.embedder.take(flight, b"")
-    assert (len(stage.embedder), flight.on_empty, stage.group.live) == (0, None, {flight})
+    assert (len(stage.embedder), flight.on_abandoned, stage.group.live) == (0, None, {flight})
     stage.group.remove(flight)
 
 
@@ -136,7 +136,7 @@ def test_who_it_belongs_to_is_asked_once_as_it_comes() -> None:
     stage = Stage()
     names = ["me"]
     reader = stage.ask("a", caller=cast("str", names.pop))
-    assert (reader.flight.plan.owner, names) == ("me", [])
+    assert (reader.flight.queue_state.owner, names) == ("me", [])
     settled(stage)
 
 
@@ -248,7 +248,7 @@ def test_times_and_phases_of_a_request_are_those_of_its_arrays() -> None:
     call.times.dispatched, call.backend, call.attempts = 3.0, "e0", 2
     joined = stage.ask(["a"])
     assert (joined.flight.phase, joined.flight.backend, joined.flight.attempts) == (Phase.PREFILL, "e0", 2)
-    assert (joined.flight.times.dispatched, joined.flight.plan.carried_as) == (3.0, call.plan.request_id)
+    assert (joined.flight.times.dispatched, joined.flight.carried_as) == (3.0, call.spec.request_id)
     stage.answer()
     assert (flight.phase, flight.attempts, flight.times.first) == (Phase.PREFILL, 2, None)
     stage.loop.turn()
@@ -292,7 +292,7 @@ def test_a_reader_that_joins_what_an_engine_has_hurries_nothing(monkeypatch: pyt
     stage.loop.turn()
     reader.flight.enter(Phase.CONNECTING)
     stage.embedder.joined(reader)
-    stranger = Subscriber(Flight(Plan("POST", "/", b"", Mode.WHOLE, "r")))
+    stranger = Subscriber(Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r")))
     stage.embedder.joined(stranger)
     assert [caller for _, caller in joined] == [""]
     reader.flight.enter(Phase.PREFILL)
@@ -392,13 +392,8 @@ def test_a_request_of_stored_vectors_is_a_hit_and_is_counted_as_one(monkeypatch:
     settled(stage)
     assert (some.verdict, some.flight.stored_at, some.flight.items) == ("miss", None, (2, 1, 4))
     ((entry, replace, asked),) = redis.kept
-    assert (entry.kind, entry.prompt_tokens, entry.completion_tokens, replace, asked) == (
-        "whole",
-        4,
-        0,
-        False,
-        math.inf,
-    )
+    assert (entry.kind, entry.prompt_tokens, entry.completion_tokens, replace) == ("whole", 4, 0, False)
+    assert some.flight.times.created <= asked < math.inf  # as its array was made
     assert len(landed) == 1
 
 
@@ -412,10 +407,10 @@ def test_a_refusal_that_is_an_answer_ends_a_request_once_and_what_has_no_parts_i
     stage.loop.turn()
     flight = stage.sent.pop()
     stage.group.remove(flight)
-    flight.piece(b"{}")
+    flight.append_body(b"{}")
     flight.land(Head(200, ()))
     assert [code_of(reader) for reader in (one, two)] == [Code.UPSTREAM_PROTOCOL] * 2
-    assert no_parts("x").message == "The engine sent what has no parts: x."
+    assert no_parts("x").message == "The answer cannot be split into its vectors: x."
     assert (ending().retry_after, FlightGroup().live) == (1, set())
     settled(stage)
 

@@ -12,7 +12,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import ITEM_BYTES
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Memory
-from proxy.flights.plan import Head
+from proxy.flights.spec import Head
 from proxy.wire.embeddings import MAX_ITEMS, SLICE
 from tests.kit.embed_stage import POISON, Stage, vector, vectors
 
@@ -69,7 +69,7 @@ def test_a_request_that_another_caller_reads_too_is_not_pushed_out() -> None:
     stage.ask("first", caller="heavy")
     stage.loop.turn()
     heavy = [stage.ask(f"h{n}", caller="heavy") for n in range(3)]
-    follower = stage.group.attach(heavy[2].flight, usage=True, whole=True, verdict="attached", owner="light")
+    follower = stage.group.attach(heavy[2].flight, usage=True, whole=True, attached=True, owner="light")
     stage.embedder.joined(follower)
     stage.ask("l", caller="another")
     assert [code_of(reader) for reader in heavy] == [None, Code.QUEUE_SHARE, None]
@@ -97,7 +97,7 @@ def test_a_request_that_a_lighter_caller_joins_takes_its_turn() -> None:
     stage.ask("first")
     stage.loop.turn()
     last = [stage.ask(f"h{n}", caller="heavy") for n in range(20)][-1]
-    light = stage.group.attach(last.flight, usage=True, whole=True, verdict="attached", owner="light")
+    light = stage.group.attach(last.flight, usage=True, whole=True, attached=True, owner="light")
     stage.embedder.joined(light)
     for _ in range(3):
         stage.answer()
@@ -118,8 +118,8 @@ class Choosy(Stage):
         self.offered: list[Any] = []
 
     def _submit(self, flight: Flight) -> None:
-        self.offered.append(flight.plan.owner)
-        self.refuses = GatewayError(self.code, "no") if flight.plan.owner == "heavy" else None
+        self.offered.append(flight.queue_state.owner)
+        self.refuses = GatewayError(self.code, "no") if flight.queue_state.owner == "heavy" else None
         super()._submit(flight)
 
 
@@ -140,7 +140,7 @@ def test_what_the_queue_says_of_one_caller_is_not_told_to_who_wants_the_same_ite
     one = stage.ask("a", caller="heavy")
     same_item = stage.ask("a", caller="light", user="another")
     other = stage.ask("b", caller="heavy")
-    same_request = stage.group.attach(other.flight, usage=True, whole=True, verdict="attached", owner="light")
+    same_request = stage.group.attach(other.flight, usage=True, whole=True, attached=True, owner="light")
     finish(stage)
     assert [code_of(one), code_of(other)] == [Code.QUEUE_SHARE] * 2
     assert [vectors(same_item), vectors(same_request)] == [[vector("a")], [vector("b")]]
@@ -153,10 +153,10 @@ def test_an_array_knows_whose_it_is_and_hears_of_who_joins_it() -> None:
     stage.ask("b", caller="two")
     stage.loop.turn()
     (array,) = stage.sent
-    assert array.plan.callers is not None
-    assert set(array.plan.callers()) == {"one", "two"}
+    assert array.queue_state.callers is not None
+    assert set(array.queue_state.callers()) == {"one", "two"}
     stage.ask("a", caller="three", user="x", priority=0)
-    assert set(array.plan.callers()) == {"one", "two", "three"}
+    assert set(array.queue_state.callers()) == {"one", "two", "three"}
     assert told == [(array, 0, float("inf"), None, "three")]
     stage.embedder.close()
 
@@ -212,7 +212,7 @@ def large(stage: Stage, count: int, size: int) -> None:
     stage.group.remove(flight)
     numbers = b"[" + b"0" * (size - 2) + b"]"
     data = b",".join(b'{"index":%d,"embedding":"%b"}' % (n, numbers) for n in range(count))
-    flight.piece(b'{"object":"list","data":[' + data + b'],"usage":{"prompt_tokens":9}}')
+    flight.append_body(b'{"object":"list","data":[' + data + b'],"usage":{"prompt_tokens":9}}')
     flight.land(Head(200))
 
 
@@ -300,7 +300,7 @@ def test_whoever_comes_joins_and_leaves_everyone_has_its_vectors_or_a_refusal_of
         elif what == "join" and readers:
             of, _, given_ = readers[value % len(readers)]
             if not of.flight.ended and of in of.flight.subscribers:
-                reader = stage.group.attach(of.flight, usage=True, whole=True, verdict="attached", owner=caller)
+                reader = stage.group.attach(of.flight, usage=True, whole=True, attached=True, owner=caller)
                 stage.embedder.joined(reader)
                 readers.append((reader, caller, given_))
         elif what == "leave" and readers:

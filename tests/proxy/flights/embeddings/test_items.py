@@ -6,6 +6,7 @@ import json
 from typing import Any, Literal
 
 import pytest
+from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import (
@@ -26,10 +27,11 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
 from proxy.flights.memory import Memory
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import Head, Mode
 from proxy.redis.cache import Stored
 from proxy.wire.embeddings import LARGE, SLICE, Inputs, Unsplittable, Vector, inputs_of
 from proxy.wire.openai import decode
+from tests.kit.planned import planned
 
 KIND = BatchKey("m", b"", "text", ())
 JSON = Head(200, (("content-type", "application/json"),))
@@ -37,8 +39,8 @@ JSON = Head(200, (("content-type", "application/json"),))
 
 def flight(given: Any = "a", **more: Any) -> Flight:
     body = json.dumps({"model": "m", "input": given}).encode()
-    plan = Plan("POST", "/", body, Mode.WHOLE, "r", ask=decode("embeddings", body), model="m", **more)
-    made = Flight(plan, lambda: 5.0)
+    spec, state = planned(body, Mode.WHOLE, ask=decode("embeddings", body), model="m", **more)
+    made = Flight(spec, lambda: 5.0, queue_state=state)
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -54,8 +56,8 @@ def item(key: str = "a", *, weight: int = 1, fresh: bool = False) -> EmbeddingIt
 
 
 def inputs(one: EmbeddingRequest) -> Inputs:
-    assert one.flight.plan.ask is not None
-    found = inputs_of(one.flight.plan.ask)
+    assert one.flight.spec.ask is not None
+    found = inputs_of(one.flight.spec.ask)
     assert found is not None
     return found
 
@@ -155,7 +157,7 @@ def test_what_it_gets_is_counted_by_place_and_paid_by_who_brought_it() -> None:
     one.charge(memory, inputs(one))
     assert one.held is not None
     before = one.held.size
-    assert before == len(one.flight.plan.body) + 9 + 3 * 400
+    assert before == len(one.flight.spec.body) + 9 + 3 * 400
     a.payer = one
     got = result(tokens=4)
     assert not one.gets(a, got)
@@ -183,7 +185,7 @@ def test_an_answer_over_its_bound_is_refused_but_not_an_engine_s_own_to_that_req
             with pytest.raises(GatewayError) as caught:
                 one.gets(a, got)
             assert (caught.value.code, caught.value.param) == (Code.PROMPT_TOO_LARGE, "input")
-            assert f"these 1 inputs would be over {limit} bytes" in caught.value.message
+            assert f"these 1 inputs would exceed {limit} bytes" in caught.value.message
             one.body = b"its own"
             one.gets(a, got)
         else:
@@ -223,7 +225,7 @@ def landing(one: EmbeddingRequest) -> None:
 )
 def test_a_request_lands_with_where_its_vectors_are_from(stored: list[Any], asked: int, verdict: str) -> None:
     one = want(["a", "b"])
-    reader = Subscriber(one.flight, verdict="attached" if asked else "miss")
+    reader = Subscriber(one.flight, attached=bool(asked))
     one.flight.subscribers.add(reader)
     for each, at in zip(began(one).values(), stored, strict=True):
         each.result = result(stored_at=at)
@@ -257,11 +259,10 @@ def test_a_refusal_is_the_answer_and_its_memory_is_what_it_takes() -> None:
 
 
 def test_what_an_array_went_through_is_its_requests_too() -> None:
-    call, one = flight(), want()
+    call, one = flight(request_id="call"), want()
     call.backend, call.attempts, call.times.dispatched = "e0", 3, 2.0
-    call.plan.request_id = "call"
     one.was_sent(call)
-    assert (one.flight.backend, one.flight.attempts, one.flight.plan.carried_as) == ("e0", 3, "call")
+    assert (one.flight.backend, one.flight.attempts, one.flight.carried_as) == ("e0", 3, "call")
     assert (one.flight.times.dispatched, one.flight.phase) == (2.0, Phase.QUEUED)
     call.enter(Phase.CONNECTING)
     call.enter(Phase.PREFILL)
@@ -353,21 +354,21 @@ def test_the_one_request_for_items_is_the_client_s_own_where_it_is_all_of_it() -
     a, b = began(one).values()
     known = {b.key: b}
     _, c = began(other, known).values()
-    plan, whole = array_of([a, b])
-    assert (whole, plan.body, plan.key, plan.many, plan.fresh, plan.parts) == (
+    spec, _, whole = array_of([a, b])
+    assert (whole, spec.body, spec.key, spec.many, spec.fresh, spec.parts) == (
         one,
-        one.flight.plan.body,
+        one.flight.spec.body,
         None,
         True,
         False,
         2,
     )
     c.owner = other
-    plan, whole = array_of([c, a, b])
-    assert (whole, json.loads(plan.body)["input"], plan.parts) == (None, ["c", "a", "b"], 3)
-    assert (plan.priority, plan.deadline, plan.latest, plan.owner) == (1, 9.0, 9.0, "you")
+    spec, state, whole = array_of([c, a, b])
+    assert (whole, json.loads(spec.body)["input"], spec.parts) == (None, ["c", "a", "b"], 3)
+    assert (state.priority, state.deadline, state.latest, state.owner) == (1, 9.0, 9.0, "you")
     c.owner = None
-    assert array_of([c, a])[0].owner == "you"
+    assert array_of([c, a])[1].owner == "you"
     assert wants_of([a, b, c]) == [one, other]
 
 
@@ -375,10 +376,10 @@ def test_the_one_request_for_items_is_the_client_s_own_where_it_is_all_of_it() -
 def test_a_padded_body_is_written_anew(padding: int, own: bool) -> None:
     one = want(["a"])
     (a,) = began(one).values()
-    one.flight.plan.body += b" " * padding
-    plan, whole = array_of([a])
+    one.flight.spec = replace(one.flight.spec, body=one.flight.spec.body + b" " * padding)
+    spec, _, whole = array_of([a])
     assert whole is one
-    assert (plan.body == one.flight.plan.body) is own
+    assert (spec.body == one.flight.spec.body) is own
 
 
 def test_an_array_is_asked_again_in_parts_or_without_those_who_left() -> None:

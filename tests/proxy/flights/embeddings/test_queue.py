@@ -12,7 +12,8 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import ArrayCall, BatchKey, EmbeddingItem, EmbeddingRequest
 from proxy.flights.embeddings.queue import EmbedQueue
 from proxy.flights.flight import Flight, Subscriber
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
+from tests.kit.planned import planned
 
 KIND = BatchKey("m", b"", "text", ())
 FULL = GatewayError(Code.QUEUE_FULL, "full")
@@ -36,7 +37,8 @@ class Waiting:
         self, caller: str = "me", *names: str, readers: tuple[str, ...] = (), **more: Any
     ) -> EmbeddingRequest:
         """A request that waits for these items in its own turn."""
-        flight = Flight(Plan("POST", "/", b"", Mode.WHOLE, "r", **more), lambda: 0.0)
+        spec, state = planned(b"", Mode.WHOLE, **more)
+        flight = Flight(spec, lambda: 0.0, queue_state=state)
         for owner in readers or (caller,):
             flight.subscribers.add(Subscriber(flight, owner=owner))
         made = EmbeddingRequest(flight, caller=caller)
@@ -56,7 +58,7 @@ def items_of(want: EmbeddingRequest) -> list[EmbeddingItem]:
 
 def call_of(*items: EmbeddingItem, caller: str = "me", since: float = 0.0) -> ArrayCall:
     return ArrayCall(
-        KIND, list(items), Subscriber(Flight(Plan("", "", b"", Mode.WHOLE, "call"))), None, caller, since
+        KIND, list(items), Subscriber(Flight(FlightSpec("", "", b"", Mode.WHOLE, "call"))), None, caller, since
     )
 
 
@@ -263,4 +265,4 @@ def test_that_it_has_waited_for_too_long_is_true_of_who_waited() -> None:
     assert joined.flight.subscribers == {after}
     after.since = 5.0
     assert waiting.queue.given_up(call, [joined], over) == [joined]
-    assert math.isinf(early.flight.plan.latest)
+    assert math.isinf(early.flight.queue_state.latest)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.app import App
-from proxy.flights.queue.request_queue import MIN_PLACES
+from proxy.flights.queue.estimates import MIN_SAMPLES
 from tests.kit.client import Connection, post_json, streaming
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
@@ -229,8 +229,8 @@ async def test_twins_refused_together_that_cannot_be_in_time_any_more_end_with_t
         await first.finish()
         turn = await engine.next_request()
         pool = app.backends.pool_of("m1")
-        for _ in range(MIN_PLACES):
-            app.scheduler.queue.served(pool, 600.0)
+        for _ in range(MIN_SAMPLES):
+            app.scheduler.queue.estimates.record_answer(pool, 600.0)
         await turn.respond(400, {"error": {"message": "n is too large"}})
         answers = [await post for post in posts]
         assert [answer.json()["error"]["code"] for answer in answers] == ["deadline_unmeetable"] * 2

@@ -14,7 +14,7 @@ from proxy.flights.merging.merged_flight import MergedFlight
 from proxy.flights.merging.merger import Merger
 from proxy.flights.merging.twins import RECENT_SECONDS
 from proxy.flights.phase import Phase
-from proxy.flights.plan import REQUEST_ID, Head, Mode, Plan
+from proxy.flights.spec import REQUEST_ID, FlightSpec, Head, Mode, QueueState
 from proxy.wire.openai import decode
 
 JSON = (("content-type", "application/json"),)
@@ -27,8 +27,9 @@ def flight(n: int | None = None, *, stream: bool = False, at: float = 0.0, **mor
     body = json.dumps(fields | ({"n": n} if n else {}) | ({"stream": True} if stream else {})).encode()
     mode = Mode.STREAM if stream else Mode.WHOLE
     headers = [(REQUEST_ID, "own"), ("X-Other", "o")]
-    plan = Plan("POST", "/", body, mode, "own", ask=decode("chat", body), merge=True, headers=headers, **more)
-    made = Flight(plan, lambda: at)
+    ask = decode("chat", body)
+    spec = FlightSpec("POST", "/", body, mode, "own", ask=ask, headers=headers, **more)
+    made = Flight(spec, lambda: at, queue_state=QueueState(merge=True))
     made.subscribers.add(Subscriber(made))
     return made
 
@@ -54,13 +55,13 @@ class Ridden:
 def test_the_one_request_is_for_all_of_them_under_an_id_that_is_nobody_s() -> None:
     ridden, members = Ridden(), [flight(2), flight(), flight()]
     merged = ridden.merged(*members)
-    plan = merged.plan
-    assert (plan.merge, plan.many, plan.parts, plan.key) == (False, True, 4, None)
-    assert json.loads(plan.body)["n"] == 4
-    assert plan.request_id != "own"
-    assert plan.headers == [(REQUEST_ID, plan.request_id), ("X-Other", "o")]
+    spec = merged.spec
+    assert (merged.queue_state.merge, spec.many, spec.parts, spec.key) == (False, True, 4, None)
+    assert json.loads(spec.body)["n"] == 4
+    assert spec.request_id != "own"
+    assert spec.headers == [(REQUEST_ID, spec.request_id), ("X-Other", "o")]
     for member in members:
-        assert (member.plan.carried_as, member.backend, member.plan.request_id) == (plan.request_id, "e0", "own")
+        assert (member.carried_as, member.backend, member.spec.request_id) == (spec.request_id, "e0", "own")
         assert member.times.dispatched is not None
         assert {reader.verdict for reader in member.subscribers} == {"merged"}
         assert member in ridden.merger
@@ -75,16 +76,16 @@ def test_as_many_ride_as_there_is_room_for_and_the_next_that_fits() -> None:
     assert merged.members == [first, two, one]
     full = Ridden(4)
     assert full.merger.merge(first, [first, four], "e0") is first
-    assert full.merger.merge(first, [two], "e0").plan.parts == 4
+    assert full.merger.merge(first, [two], "e0").spec.parts == 4
 
 
 def test_one_with_no_twin_goes_up_as_it_is() -> None:
     alone, other = flight(), flight(stream=True)
-    plain = Flight(Plan("POST", "/", b"", Mode.RAW, "r"))
+    plain = Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))
     for most, waiting in ((4, [alone, other, plain]), (1, [alone, flight()]), (4, [])):
         assert Ridden(most).merger.merge(alone, waiting, "e0") is alone
     assert Ridden().merger.merge(plain, [flight()], "e0") is plain
-    assert alone.plan.carried_as == ""
+    assert alone.carried_as == ""
     ridden = Ridden()
     aboard = [flight(), flight()]
     ridden.merged(*aboard)
@@ -94,12 +95,16 @@ def test_one_with_no_twin_goes_up_as_it_is() -> None:
 def test_twins_are_expected_where_one_was_here_a_moment_ago_or_there_is_a_window() -> None:
     one = flight()
     merger = Ridden().merger
-    assert [merger.expects(one, now) for now in (0.0, RECENT_SECONDS, 3 * RECENT_SECONDS)] == [False, True, False]
-    assert Ridden(window=0.1).merger.expects(one, 0.0)
-    assert not Ridden(1, window=0.1).merger.expects(one, 0.0)
-    assert not Ridden(window=0.1).merger.expects(Flight(Plan("POST", "/", b"", Mode.RAW, "r")), 0.0)
-    assert not Ridden(window=0.1).merger.expects(flight(10**7), 0.0)
-    assert Ridden(2, window=0.1).merger.expects(one, 0.0)
+    assert [merger.may_have_twins(one, now) for now in (0.0, RECENT_SECONDS, 3 * RECENT_SECONDS)] == [
+        False,
+        True,
+        False,
+    ]
+    assert Ridden(window=0.1).merger.may_have_twins(one, 0.0)
+    assert not Ridden(1, window=0.1).merger.may_have_twins(one, 0.0)
+    assert not Ridden(window=0.1).merger.may_have_twins(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")), 0.0)
+    assert not Ridden(window=0.1).merger.may_have_twins(flight(10**7), 0.0)
+    assert Ridden(2, window=0.1).merger.may_have_twins(one, 0.0)
 
 
 def test_the_last_to_leave_ends_the_one_request() -> None:
@@ -117,10 +122,10 @@ def test_those_refused_together_are_asked_for_one_by_one(status: int, refused_by
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
     merged.land(Head(status, JSON))
-    assert ridden.merger.unload(merged, None) == (members, False)
+    assert ridden.merger.finish(merged, None) == (members, False)
     for member in members:
-        assert (member.phase, member.plan.merge, member.plan.carried_as) == (Phase.QUEUED, False, "")
-        assert member.plan.refused_by == refused_by
+        assert (member.phase, member.queue_state.merge, member.carried_as) == (Phase.QUEUED, False, "")
+        assert member.refused_by == refused_by
         assert {reader.verdict for reader in member.subscribers} == {"bypass"}
     assert (len(ridden.merger), ridden.ended, merged.members) == (0, [], [None, None])
 
@@ -128,9 +133,9 @@ def test_those_refused_together_are_asked_for_one_by_one(status: int, refused_by
 def test_an_engine_s_own_failure_is_every_rider_s() -> None:
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(b'{"error":{}}')
+    merged.append_body(b'{"error":{}}')
     merged.land(Head(500, JSON))
-    assert ridden.merger.unload(merged, None) == ([], False)
+    assert ridden.merger.finish(merged, None) == ([], False)
     assert [member.head and member.head.status for member in members] == [500, 500]
     assert ([member.log for member in members], ridden.ended) == ([[b'{"error":{}}']] * 2, members)
     assert ([member.usage for member in members], len(ridden.merger)) == ([None, None], 0)
@@ -148,9 +153,9 @@ def body_of(*indexes: int) -> bytes:
 def test_each_rider_gets_its_choices_and_what_lacks_is_asked_for_alone() -> None:
     ridden, members = Ridden(), [flight(), flight(2), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(body_of(0, 1, 2))
+    merged.append_body(body_of(0, 1, 2))
     merged.land(Head(200, JSON))
-    alone, few = ridden.merger.unload(merged, None)
+    alone, few = ridden.merger.finish(merged, None)
     assert (list(alone), few, ridden.ended) == ([members[2]], True, members[:2])
     said = [json.loads(b"".join(member.log)) for member in members[:2]]
     assert [[one["message"]["content"] for one in body["choices"]] for body in said] == [["c0"], ["c1", "c2"]]
@@ -166,9 +171,9 @@ def test_each_rider_gets_its_choices_and_what_lacks_is_asked_for_alone() -> None
 def test_what_cannot_be_told_apart_fails_every_rider_with_that() -> None:
     ridden, members = Ridden(), [flight(), flight()]
     merged = ridden.merged(*members, at=Phase.STREAMING)
-    merged.piece(b"no JSON")
+    merged.append_body(b"no JSON")
     merged.land(Head(200, JSON))
-    alone, _ = ridden.merger.unload(merged, None)
+    alone, _ = ridden.merger.finish(merged, None)
     assert (list(alone), len(ridden.merger)) == (members, 0)
     assert merged.broken is not None
     assert merged.broken.code is Code.UPSTREAM_PROTOCOL
@@ -189,7 +194,7 @@ def test_of_an_answer_that_was_cut_those_that_have_had_nothing_are_asked_for_alo
 ) -> None:
     ridden, members = Ridden(), [flight(stream=True), flight(stream=True)]
     merged = ridden.merged(*members, at=at)
-    left, few = ridden.merger.unload(merged, error)
+    left, few = ridden.merger.finish(merged, error)
     assert (list(left), few) == (members if alone else [], False)
     assert (merged.phase, merged.error) == (Phase.FAILED, error)
     assert [member.error for member in members] == ([None, None] if alone else [error, error])
@@ -213,11 +218,11 @@ def test_a_stream_s_riders_read_along_and_who_has_had_something_is_not_asked_aga
     first = members[0]
     assert (first.phase, first.head, first.backend, first.content_events) == (Phase.STREAMING, Head(200), "e0", 1)
     assert first.times.first is not None
-    merged.push(part(0, "", "stop"))
-    merged.push(part(1))
+    merged.append_token(part(0, "", "stop"))
+    merged.append_token(part(1))
     assert (first.phase, ridden.ended, merged.members[0]) == (Phase.LANDED, [first], None)
     assert first.times.last is not None
-    alone, few = ridden.merger.unload(merged, CUT)
+    alone, few = ridden.merger.finish(merged, CUT)
     assert (list(alone), few, members[1].error) == ([members[2]], False, CUT)
     assert ridden.ended == members[:2]
 
@@ -230,7 +235,7 @@ def test_what_it_knows_of_engines_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
         merged = ridden.merged(flight(), flight())
         merged.backend = name
         merged._split.fingerprint = Raw(b'"f"')
-        ridden.merger.unload(merged, CUT)
+        ridden.merger.finish(merged, CUT)
         kept.append(sorted(ridden.merger._fingerprints))
     assert kept == [["e1"], ["e1", "e2"], ["e3"], ["e3", "e4"]]
     again = ridden.merger.merge(flight(), [flight()], "e4")
@@ -246,8 +251,8 @@ def test_a_rider_s_log_has_its_own_bound() -> None:
     assert isinstance(merged, MergedFlight)
     merged.enter(Phase.CONNECTING)
     merged.enter(Phase.PREFILL)
-    merged.push(part(0, "x" * 200))
-    merged.push(part(1))
+    merged.append_token(part(0, "x" * 200))
+    merged.append_token(part(1))
     assert members[0].error is not None
     assert (members[0].error.code, ended) == (Code.UPSTREAM_TOO_LARGE, members[:1])
     assert (members[1].error is None) is (members[1].size <= 100)

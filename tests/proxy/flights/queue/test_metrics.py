@@ -47,7 +47,7 @@ def test_embeddings_are_counted_by_source_and_arrays_by_size() -> None:
         fact(count)
     told.array(5)
     told.split()
-    told.poison(3)
+    told.refused(3)
     assert list(lines(metrics, "embed_items").values()) == [2.0, 4.0, 6.0]
     assert lines(metrics, "embed_arrays") == {"embed_arrays_split_total": 1.0}
     assert lines(metrics, "embed_refused") == {"embed_refused_items_total": 3.0}

@@ -67,7 +67,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
                 continue
             trip = trips.pop(argument % len(trips))
             misses = [item for at, item in enumerate(trip) if argument >> at & 1]
-            queue.looked(trip, misses, now)
+            queue.lookups_done(trip, misses, now)
             missed += [item for item in misses if item in looking]
             looking = [item for item in looking if item not in trip]
             assert not any(queue.looking(item) for item in trip)
@@ -78,7 +78,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(
                 offered.append(item)
                 return len(offered) <= room
 
-            queue.place(take, 0.0)
+            queue.dispatch(take, 0.0)
             assert offered == missed[: argument + 1]
             missed = missed[argument:]
         else:
@@ -115,9 +115,9 @@ def test_a_look_up_of_which_all_were_discarded_takes_nothing_of_the_next_one_alo
     queue.discard("left")
     queue.offer("stays", 0.0, lookup=True)
     assert queue.due(0.0) == ["stays"]
-    queue.looked(["left"], ["left"], 0.0)
+    queue.lookups_done(["left"], ["left"], 0.0)
     assert queue.looking("stays")
-    queue.looked(["stays"], ["stays"], 0.0)
+    queue.lookups_done(["stays"], ["stays"], 0.0)
     assert list(queue.line) == ["stays"]
 
 
@@ -130,7 +130,7 @@ def test_an_item_may_be_discarded_while_the_engines_are_being_offered_to_it() ->
         queue.discard(item)
         return item == "b"
 
-    queue.place(take, 0.0)
+    queue.dispatch(take, 0.0)
     assert len(queue) == 0
 
 
@@ -139,9 +139,9 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
     queue: RequestQueue[str] = RequestQueue(
         limit=2, max_batch=1, timeout=5.0, ticket=lambda item: Ticket(owner=item, pool=pools[item])
     )
-    queue.put("a", 0.0)
-    queue.put("other", 0.0)
-    queue.put_back("back", 1.0)
+    queue.enqueue("a", 0.0)
+    queue.enqueue("other", 0.0)
+    queue.requeue("back", 1.0)
     assert (len(queue), queue.waits) == (3, True), "no bound is asked"
     offered: list[str] = []
     full = {"x"}
@@ -150,18 +150,18 @@ def test_what_is_put_back_goes_first_and_blocks_no_other_pool() -> None:
         offered.append(item)
         return pools[item] not in full
 
-    queue.place(take, 1.0)
+    queue.dispatch(take, 1.0)
     assert offered == ["back", "other"], "nobody of its pool is asked before it"
     offered.clear()
     full.clear()
-    queue.place(take, 2.0)
+    queue.dispatch(take, 2.0)
     assert (offered, len(queue)) == (["back", "a"], 0)
 
 
 def test_what_is_put_back_waits_no_longer_than_others_and_can_be_discarded() -> None:
     queue: RequestQueue[str] = RequestQueue(limit=2, max_batch=1, timeout=5.0)
-    queue.put_back("one", 1.0)
-    queue.put_back("two", 2.0)
+    queue.requeue("one", 1.0)
+    queue.requeue("two", 2.0)
     assert queue.next_overdue() == 6.0
     assert [item for item, _ in queue.overdue(6.5)] == ["one"]
     assert queue.discard("two")

@@ -13,23 +13,34 @@ from hypothesis import strategies as st
 from proxy.config.vocabulary import HIGH, LOW
 from proxy.errors import Code, GatewayError
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import FAST, MAX_POOLS, MIN_PLACES, SERVED, USUAL, RequestQueue
+from proxy.flights.queue.estimates import MAX_ANSWERS, MAX_POOLS, MIN_SAMPLES
+from proxy.flights.queue.request_queue import FAST, USUAL, RequestQueue
 
 Item = tuple[str, int]
 
 
+class Pushing(RequestQueue[Item]):
+    """Keeps what is pushed out."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.pushed: list[tuple[Item, GatewayError]] = []
+
+    def offer(self, item: Item, now: float, *, lookup: bool, hold: bool = False, on_pushed: Any = None) -> None:
+        pushed = on_pushed or (lambda item, error: self.pushed.append((item, error)))
+        super().offer(item, now, lookup=lookup, hold=hold, on_pushed=pushed)
+
+
 def queue(limit: int, **more: Any) -> tuple[RequestQueue[Item], list[tuple[Item, GatewayError]]]:
     """One whose items' owner is their first letter; what is pushed out is kept."""
-    pushed: list[tuple[Item, GatewayError]] = []
     classes = {"H": HIGH, "L": LOW}
-    made: RequestQueue[Item] = RequestQueue(
+    made = Pushing(
         limit=limit,
         max_batch=9,
         ticket=lambda item: Ticket(owner=item[0][0], priority=classes.get(item[0][-1], 1)),
         **more,
     )
-    made.on_pushed = lambda item, error: pushed.append((item, error))
-    return made, pushed
+    return made, made.pushed
 
 
 def fill(request_queue: RequestQueue[Item], owner: str, count: int) -> None:
@@ -115,8 +126,8 @@ def test_what_cannot_be_in_time_is_refused_at_once_and_nothing_is_while_nothing_
         request_queue.offer(f"{n}", 0.0, lookup=False)
     request_queue.offer("late", 0.0, lookup=False)  # nobody knows how long it takes
     request_queue.discard("late")
-    for n in range(MIN_PLACES):  # one place a second
-        request_queue.place(one(request_queue), float(n))
+    for n in range(MIN_SAMPLES):  # one place a second
+        request_queue.dispatch(one(request_queue), float(n))
     assert request_queue.wait(late, 7.0) == 0.0  # its deadline lets it go before all the others
     ticket_factory["late"] = Ticket(owner="other", priority=LOW, deadline=5.0, latest=5.0)
     with pytest.raises(GatewayError) as caught:
@@ -136,13 +147,13 @@ def test_what_would_wait_for_longer_than_may_be_is_refused_at_once_with_how_long
     )
     for n in range(30):
         request_queue.offer(f"{n}", 0.0, lookup=False)  # nobody knows how long it takes
-    for n in range(MIN_PLACES):  # one place a second
-        request_queue.place(one(request_queue), float(n))
+    for n in range(MIN_SAMPLES):  # one place a second
+        request_queue.dispatch(one(request_queue), float(n))
     with pytest.raises(GatewayError) as caught:
         request_queue.offer("late", 7.0, lookup=False)
     assert (caught.value.code, caught.value.status) == (Code.QUEUE_TIMEOUT, 503)
-    assert "about 19.2 s" in caught.value.message
-    assert "for 10 s" in caught.value.message
+    assert "is 19.2 s" in caught.value.message
+    assert "is 10 s" in caught.value.message
     assert caught.value.retry_after == 10
     request_queue.offer("other", 7.0, lookup=False)  # its turn comes soon
 
@@ -160,13 +171,13 @@ def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[t
         for item, _ in overdue:
             del came[item]
         try:
-            request_queue.put(n, now)
+            request_queue.enqueue(n, now)
         except GatewayError as error:
             assert error.code is Code.QUEUE_TIMEOUT
             continue
         came[n] = now
         if places:
-            request_queue.place(one(request_queue), now)
+            request_queue.dispatch(one(request_queue), now)
             gone = [item for item in came if item not in request_queue.line]
             for item in gone:
                 del came[item]
@@ -181,20 +192,22 @@ def test_who_has_waited_as_long_as_may_be_is_given_up_oldest_first(steps: list[t
 def test_what_answers_take_counts_too_before_and_at_its_turn() -> None:
     ticket = Ticket(deadline=10.0, latest=10.0)
     request_queue: RequestQueue[str] = RequestQueue(limit=9, max_batch=9, ticket=lambda item: ticket)
-    for _ in range(MIN_PLACES - 1):
-        request_queue.served(None, 4.0)
-    assert request_queue.takes(None, FAST) == 0.0
+    for _ in range(MIN_SAMPLES - 1):
+        request_queue.estimates.record_answer(None, 4.0)
+    assert request_queue.estimates.answer_time(None, FAST) == 0.0
     request_queue.offer("a", 9.0, lookup=False)
-    request_queue.served(None, 40.0)  # one that was slow is not what is gone by
-    assert request_queue.takes(None, FAST) == request_queue.takes(None, USUAL) == 4.0
-    assert request_queue.takes("another", FAST) == 0.0
+    request_queue.estimates.record_answer(None, 40.0)  # one that was slow is not what is gone by
+    assert (
+        request_queue.estimates.answer_time(None, FAST) == request_queue.estimates.answer_time(None, USUAL) == 4.0
+    )
+    assert request_queue.estimates.answer_time("another", FAST) == 0.0
     request_queue.offer("b", 6.0, lookup=False)
     with pytest.raises(GatewayError) as caught:
         request_queue.offer("c", 6.1, lookup=False)
     assert caught.value.code is Code.DEADLINE_UNMEETABLE
     late = request_queue.too_late(None, 3.9)
     assert late is not None
-    assert "answers take 4.0 s, but x-request-timeout leaves 3.9 s" in late.message
+    assert "answer time of 4.0 s exceed the 3.9 s" in late.message
     assert late.retry_after == 1
     assert request_queue.too_late(None, 4.1) is None
 
@@ -204,9 +217,9 @@ def test_the_pace_of_a_line_that_has_emptied_says_nothing_of_the_next_one() -> N
     for n in range(20):
         request_queue.offer(n, 0.0, lookup=False)
     for n in range(10):
-        request_queue.place(one(request_queue), float(n))
+        request_queue.dispatch(one(request_queue), float(n))
     assert request_queue.wait(Ticket(), 9.0) > 0.0
-    request_queue.place(lambda item: True, 10.0)
+    request_queue.dispatch(lambda item: True, 10.0)
     assert len(request_queue) == 0
     for n in range(20):
         request_queue.offer(n, 20.0, lookup=False)
@@ -223,14 +236,14 @@ def test_who_is_ended_at_its_turn_has_had_no_place_and_tells_nothing_of_the_pace
     request_queue: RequestQueue[int] = RequestQueue(limit=100, max_batch=9)
     for n in range(20):
         request_queue.offer(n, 0.0, lookup=False)
-    left = iter(range(MIN_PLACES))
+    left = iter(range(MIN_SAMPLES))
 
     def take(item: int) -> bool:
         """Ends the first items, and has no room for the others."""
         return next(left, None) is not None and request_queue.discard(item)
 
-    request_queue.place(take, 1.0)
-    assert len(request_queue) == 20 - MIN_PLACES
+    request_queue.dispatch(take, 1.0)
+    assert len(request_queue) == 20 - MIN_SAMPLES
     assert request_queue.wait(Ticket(), 2.0) == 0.0
 
 
@@ -241,11 +254,11 @@ def test_misses_that_cannot_be_in_time_any_more_are_given_back() -> None:
     )
     for n in range(40):
         request_queue.offer(f"{n}", 0.0, lookup=False)
-    for n in range(MIN_PLACES):
-        request_queue.place(one(request_queue), float(n))
+    for n in range(MIN_SAMPLES):
+        request_queue.dispatch(one(request_queue), float(n))
     request_queue.offer("late", 7.0, lookup=True)
     batch = request_queue.due(7.0)
-    ((item, error),) = request_queue.looked(batch, batch, 7.0)
+    ((item, error),) = request_queue.lookups_done(batch, batch, 7.0)
     assert (item, error.code) == ("late", Code.DEADLINE_UNMEETABLE)
     assert not request_queue.looking("late")
     assert not request_queue.discard("late")
@@ -269,26 +282,26 @@ def test_twins_are_found_held_or_in_the_line_until_they_have_their_place() -> No
     assert request_queue.release("a3", 0.0)
     request_queue.grant("a3")
     request_queue.discard("a1")
-    request_queue.place(lambda item: True, 0.0)
+    request_queue.dispatch(lambda item: True, 0.0)
     assert not request_queue.has_twins
     assert len(request_queue) == 0
 
 
 def test_of_so_many_pools_the_times_of_answers_are_known_and_one_more_begins_anew() -> None:
     request_queue: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
-    for _ in range(MIN_PLACES):
+    for _ in range(MIN_SAMPLES):
         for pool in range(MAX_POOLS):
-            request_queue.served(f"{pool}", 4.0)
-    assert {request_queue.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
-    request_queue.served("one more", 4.0)
-    assert {request_queue.takes(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
+            request_queue.estimates.record_answer(f"{pool}", 4.0)
+    assert {request_queue.estimates.answer_time(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {4.0}
+    request_queue.estimates.record_answer("one more", 4.0)
+    assert {request_queue.estimates.answer_time(f"{pool}", USUAL) for pool in range(MAX_POOLS)} == {0.0}
 
 
 def test_of_so_many_last_answers_the_times_are_known() -> None:
     request_queue: RequestQueue[int] = RequestQueue(limit=9, max_batch=9)
-    request_queue.served(None, 9.0)
-    for _ in range(SERVED - 1):
-        request_queue.served(None, 1.0)
-    assert request_queue.takes(None, 1.0 - 1e-9) == 9.0
-    request_queue.served(None, 1.0)
-    assert request_queue.takes(None, 1.0 - 1e-9) == 1.0
+    request_queue.estimates.record_answer(None, 9.0)
+    for _ in range(MAX_ANSWERS - 1):
+        request_queue.estimates.record_answer(None, 1.0)
+    assert request_queue.estimates.answer_time(None, 1.0 - 1e-9) == 9.0
+    request_queue.estimates.record_answer(None, 1.0)
+    assert request_queue.estimates.answer_time(None, 1.0 - 1e-9) == 1.0

@@ -51,16 +51,16 @@ def test_one_who_has_just_its_share_pushes_nobody_out_and_one_below_it_does() ->
     made.add("b2", "b")
     error = refused(made, "b", 4)
     assert (error.code, error.retry_after) == (Code.QUEUE_SHARE, 1)
-    assert "(2 of 4 requests, 2 callers wait)" in error.message
+    assert "(2 of 4 requests; 2 callers have requests queued)" in error.message
 
 
 def test_nobody_who_has_just_a_share_makes_room() -> None:
     error = refused(shares("a1", "a2", "b1", "b2"), "c", 6)
     assert (error.code, error.status, error.retry_after) == (Code.QUEUE_FULL, 503, 1)
-    assert "(6 requests wait)" in error.message
+    assert "(6 requests)" in error.message
     victim, told = shares("a1", "a2", "b1").make_room("c", NORMAL, 3, readers)
     assert (victim, told.code) == ("a2", Code.QUEUE_SHARE)
-    assert "(1 of 3 requests, 3 callers wait)" in told.message
+    assert "(1 of 3 requests; 3 callers have requests queued)" in told.message
 
 
 def test_who_is_alone_is_told_that_the_queue_is_full_and_so_is_the_first_of_all() -> None:
@@ -103,6 +103,6 @@ def test_joining_all_of_a_flood_shields_nothing_once_the_reader_has_more_than_a_
 
 
 def test_what_is_told_names_the_bound() -> None:
-    assert "(3 of 10 requests, 3 callers wait)" in share_exceeded(10, 3).message
+    assert "(3 of 10 requests; 3 callers have requests queued)" in share_exceeded(10, 3).message
     assert (share_exceeded(10, 3).retry_after, queue_full(7).retry_after) == (1, 1)
-    assert "(7 requests wait)" in queue_full(7).message
+    assert "(7 requests)" in queue_full(7).message

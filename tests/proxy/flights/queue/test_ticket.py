@@ -12,19 +12,22 @@ import pytest
 from proxy.config.vocabulary import HIGH
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
 from proxy.flights.queue.deficit_round_robin import Ticket
-from proxy.flights.queue.request_queue import MIN_PLACES, RequestQueue
+from proxy.flights.queue.estimates import MIN_SAMPLES
+from proxy.flights.queue.request_queue import RequestQueue
 from proxy.flights.queue.ticket import MAX_OWNERS, TicketFactory, twin_of
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.frames import Usage
 from proxy.wire.openai import decode
+from tests.kit.planned import planned
 
 BODY = b'{"model": "m1", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100, "n": 2}'
 
 
 def flight(body: bytes = BODY, **more: Any) -> Flight:
     ask = decode("chat", body)
-    return Flight(Plan("POST", "/v1/chat/completions", body, Mode.WHOLE, "r", ask=ask, model=ask.model, **more))
+    spec, state = planned(body, Mode.WHOLE, path="/v1/chat/completions", ask=ask, model=ask.model, **more)
+    return Flight(spec, queue_state=state)
 
 
 def test_a_ticket_is_what_the_plan_says_with_the_tokens_it_may_cost() -> None:
@@ -46,7 +49,7 @@ def landed(made: TicketFactory, owner: bytes, tokens: int) -> None:
     """An answer to a request that had to wait: 100 tokens allowed, twice."""
     one = flight(owner=owner)
     made(one)
-    assert one.plan.assumed == 200
+    assert one.queue_state.assumed == 200
     one.usage = Usage(prompt_tokens=6, completion_tokens=tokens)
     made.landed(one)
 
@@ -70,7 +73,7 @@ def test_over_time_an_owner_pays_for_what_its_answers_came_to(seed: int) -> None
     for _ in range(2000):
         one = flight(BODY.replace(b"100", b"%d" % draw.randint(1, 256)))
         paid += made(one).cost - 6
-        one.usage = Usage(prompt_tokens=6, completion_tokens=draw.randint(1, one.plan.assumed))
+        one.usage = Usage(prompt_tokens=6, completion_tokens=draw.randint(1, one.queue_state.assumed))
         came += one.usage.completion_tokens
         made.landed(one)
     assert paid == pytest.approx(came, rel=0.05)
@@ -116,31 +119,31 @@ def test_prompts_that_begin_alike_are_known_by_it_as_far_as_they_do() -> None:
 
 def test_what_is_embedded_begins_like_nothing() -> None:
     ask = decode("embeddings", json.dumps({"model": "m1", "input": "x" * 5000}).encode())
-    plan = Plan("POST", "/v1/embeddings", ask.body, Mode.WHOLE, "r", ask=ask, model=ask.model)
-    assert TicketFactory(lambda model: None, 512)(Flight(plan)).prefixes == ()
+    spec = FlightSpec("POST", "/v1/embeddings", ask.body, Mode.WHOLE, "r", ask=ask, model=ask.model)
+    assert TicketFactory(lambda model: None, 512)(Flight(spec)).prefixes == ()
 
 
 def test_what_passes_through_is_guessed_by_its_size_and_costs_something() -> None:
     made = TicketFactory(lambda model: None, 512)
-    raw = Flight(Plan("POST", "/v1/responses", b"", Mode.RAW, "r", cost=(104, 512)))  # as it was read
+    raw = Flight(FlightSpec("POST", "/v1/responses", b"", Mode.RAW, "r", cost=(104, 512)))  # as it was read
     assert made(raw) == Ticket(b"", 1, 104 + 512, math.inf, None)
-    assert made(Flight(Plan("GET", "/version", b"", Mode.RAW, "r"))).cost == 1
+    assert made(Flight(FlightSpec("GET", "/version", b"", Mode.RAW, "r"))).cost == 1
 
 
 def test_twins_have_their_prompt_alike_where_they_may_be_merged() -> None:
     assert twin_of(flight()) is None
     assert twin_of(flight(merge=True)) == twin_of(flight(BODY.replace(b"100", b"99"), merge=True)) is not None
     assert twin_of(flight(merge=True)) != twin_of(flight(BODY.replace(b"hello", b"hullo"), merge=True))
-    assert twin_of(Flight(Plan("GET", "/version", b"", Mode.RAW, "r"))) is None
+    assert twin_of(Flight(FlightSpec("GET", "/version", b"", Mode.RAW, "r"))) is None
 
 
 def test_a_flight_is_refused_for_want_of_time_only_if_its_last_reader_s_is_too_short() -> None:
     """One client's deadline ends nobody else's request: a hurried one may have joined a patient one's."""
     queue: RequestQueue[Flight] = RequestQueue(limit=9, max_batch=9, ticket=TicketFactory(lambda model: None, 512))
-    for _ in range(MIN_PLACES):
-        queue.served(None, 60.0)
-    queue.put(flight(deadline=1.0), 0.0)
-    queue.put(flight(deadline=1.0, latest=100.0), 0.0)
+    for _ in range(MIN_SAMPLES):
+        queue.estimates.record_answer(None, 60.0)
+    queue.enqueue(flight(deadline=1.0), 0.0)
+    queue.enqueue(flight(deadline=1.0, latest=100.0), 0.0)
     with pytest.raises(GatewayError) as caught:
-        queue.put(flight(deadline=1.0, latest=2.0), 0.0)
+        queue.enqueue(flight(deadline=1.0, latest=2.0), 0.0)
     assert caught.value.code is Code.DEADLINE_UNMEETABLE

@@ -10,7 +10,7 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Head, Mode, Plan
+from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server.context import RequestContext
 from proxy.server.handlers.embed import EmbedHandler
 from proxy.server.handlers.embed_stub import names_model, stub_vector
@@ -24,7 +24,7 @@ class Asked:
     """One request to `/embed`, whose flight ends as a test says."""
 
     def __init__(self, *, stub: bool, refuses: GatewayError | None = None) -> None:
-        self.flight = Flight(Plan("POST", "/", b"", Mode.WHOLE, "r", ask=ASK))
+        self.flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", ask=ASK))
         self.reader = Subscriber(self.flight)
         self.flight.subscribers.add(self.reader)
         self.refuses = refuses
@@ -58,7 +58,7 @@ class Asked:
             if error is not None:
                 self.flight.fail(error)
             else:
-                self.flight.piece(body)
+                self.flight.append_body(body)
                 self.flight.land(head)
         return await task
 

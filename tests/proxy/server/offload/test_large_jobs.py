@@ -21,7 +21,7 @@ from proxy.config.loader import load
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.context import RequestContext
 from proxy.server.offload.large import INLINE, LEAST, LargeRequests
 from proxy.telemetry.log import Log
@@ -191,7 +191,7 @@ async def test_the_texts_of_an_answer_are_looked_at_elsewhere(tmp_path: Path) ->
 
 def landed(endpoint: Endpoint | None = "chat") -> Flight:
     ask = None if endpoint is None else decode(endpoint, b'{"messages":[],"input":""}')
-    flight = Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask))
+    flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask))
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         flight.enter(phase)
     flight.add(b"data: " + b"x" * MANY_BYTES + b"\n\n")

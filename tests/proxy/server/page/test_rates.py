@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.flights.flight import Flight
-from proxy.flights.plan import Mode, Plan
+from proxy.flights.spec import FlightSpec, Mode
 from proxy.server.page.rates import CounterSnapshot, quantile, rates_between, read, window
 from proxy.server.page.state import recent
 from proxy.telemetry.metrics import Metrics
@@ -87,7 +87,7 @@ def test_the_first_look_knows_no_rates_and_the_second_does() -> None:
 
 
 def test_a_flight_that_is_being_stored_is_not_counted_twice() -> None:
-    metrics, flight = Metrics(), Flight(Plan("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
+    metrics, flight = Metrics(), Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k"))
     flight.content_events = 5
     assert read(metrics, [flight], 1.0).generated == 5
     flight.frames([b"data: x\n\n"])

@@ -1,6 +1,4 @@
-"""Owns what a Flight is for and what is known of it: its plan, its head, its times, its mode.
-Must not know how it is fed or read: plain data.
-Called by flight and by everyone who makes, feeds or renders one."""
+"""What a Flight is for (`FlightSpec`), what decides its turn (`QueueState`), and plain data about its answer."""
 
 from __future__ import annotations
 
@@ -11,6 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+import msgspec
+
+from proxy.config import NORMAL
 from proxy.wire import ApiRequest
 
 
@@ -49,37 +50,64 @@ def headers_in_common(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str
     return sorted((name, value) for name, value in headers if name.lower() not in OF_ONE_REQUEST)
 
 
-@dataclass(slots=True)
-class Plan:
-    """What a Flight is for, fixed at its making."""
+class FlightSpec(msgspec.Struct, frozen=True):
+    """What a Flight is for; never changed. A Struct, as it is made once a request: a frozen dataclass takes a call
+    of Python for each field."""
 
     method: str
     path: str  # with its query, as sent to the engine
     body: bytes
     mode: Mode
-    request_id: str  # by which the engine knows it; a client's own only where nobody else sees the answer
+    request_id: str  # the engine's name for it; a client's own id only where nobody else sees the answer
     headers: Sequence[tuple[str, str]] = ()
     ask: ApiRequest | None = None
     model: str | None = None
     key: bytes | None = None  # None: shares nothing
-    fresh: bool = False  # do not look in the store, but write to it
-    storable: bool = True  # its answer may be stored, as far as its first reader is concerned
-    usage_added: bool = False  # usage was asked for by us, not by every reader
-    merge: bool = False  # it samples: it may go up together with its twins
-    many: bool = False  # its answer is taken apart for several clients
-    tenant: bytes = b""  # whose it is: twins of others are none
-    affinity: int = 0  # what belongs at the same engine has the same; 0: anywhere
-    owner: Hashable | Callable[[], Hashable] = b""  # whose turn it takes where it has to wait
-    callers: Callable[[], Collection[Hashable]] | None = None  # of a request made for several: who they are now
-    priority: int = 1  # its class, see `line.PRIORITIES`; the highest of its readers'
+    fresh: bool = False  # no look-up in the store, but the answer is written to it
+    storable: bool = True  # its first reader allows its answer to be stored
+    usage_added: bool = False  # the gateway asks for usage, though not every reader does
+    many: bool = False  # its answer is divided among several clients
+    tenant: bytes = b""  # requests of different tenants are never merged
+    affinity: int = 0  # requests with the same number go to the same engine; 0: to any
+    parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
+    cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
+    fold: bool = True  # a stored stream may answer it, where it wants one body
+
+
+class QueueState(msgspec.Struct, eq=False):
+    """What decides a Flight's turn in the queue: it changes as readers join and leave."""
+
+    owner: Hashable | Callable[[], Hashable] = b""  # the caller in whose turn it waits; see `resolve_owner`
+    priority: int = NORMAL  # its class, an index of PRIORITIES; the highest of its readers'
     deadline: float = math.inf  # by the loop's clock; the earliest of its readers'
     latest: float = math.inf  # the same, the latest
-    parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
-    carried_as: str = ""  # the id of the request that went up for it and for others
-    refused_by: str = ""  # an engine that refused it together with others
-    cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
-    fold: bool = True  # a stored stream may serve it, where it wants one body
-    assumed: int = 0  # tokens that its answer was taken for where it had to wait; 0: nobody asked
+    merge: bool = False  # it samples, and may go to an engine together with its twins
+    assumed: int = 0  # completion tokens assumed for its ticket; 0: it has had no ticket
+    callers: Callable[[], Collection[Hashable]] | None = None  # of a request for several: its callers now
+
+    def resolve_owner(self) -> Hashable:
+        """The owner, computed on first use: most Flights never wait, and finding the caller costs."""
+        if callable(self.owner):
+            self.owner = self.owner()
+        return self.owner
+
+    def promote(self, priority: int, deadline: float) -> None:
+        """One more reader waits for it."""
+        self.latest = max(self.latest, deadline)
+        self.priority = min(self.priority, priority)
+        self.deadline = min(self.deadline, deadline)
+
+    def assume(self, completion: int) -> None:
+        """Record the completion tokens that its ticket was made with."""
+        self.assumed = completion
+
+    def read_by(self, callers: Callable[[], Collection[Hashable]] | None) -> None:
+        """Its callers are not its subscribers' but these, until None is given."""
+        self.callers = callers
+
+    def stay_alone(self) -> None:
+        """It is not merged again: an engine refused it together with others."""
+        self.merge = False
 
 
 class Items(NamedTuple):
