@@ -1,6 +1,6 @@
 """Measures what sharing costs a client: a stream and bodies of one request at the same time, with the gateway and
 direct. `python -m ops.bench.vllm.modes [--engine URL] [--bodies 5]` prints for each kind of request the engine's
-generations, the seconds until the slowest body was complete, and the generations of a stream and then bodies one by
+generations, the seconds until the slowest body was complete, and the generations of a stream, then bodies one by
 one. Neither generations nor seconds may be more than direct; it exits 1 where generations are."""
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ async def known(client: aiohttp.ClientSession, gateway: str) -> None:
 
 
 async def measure(args: argparse.Namespace, urls: Mapping[str, str]) -> list[tuple[str, list[float]]]:
-    """For each kind: generations and seconds direct and through the gateway, then generations one after the other."""
+    """For each kind: generations and seconds direct and through the gateway, then of one after the other."""
     engine, gateway = urls["direct"], urls["gateway"]
     rows: list[tuple[str, list[float]]] = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE)) as client:
