@@ -189,10 +189,10 @@ async def running(
             on_unknown_shape=shapes.passed,
         )
         # No other process uses the embedded Redis: shared limits would cost a round trip and share nothing.
-        theirs = None if settings.redis == "auto" else redis_url
+        shared_redis = None if settings.redis == "auto" else redis_url
         admission = await admission_for(
             settings,
-            theirs,
+            shared_redis,
             metrics,
             log,
             stack,

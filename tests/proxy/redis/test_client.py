@@ -73,7 +73,7 @@ def test_an_address_says_where_and_not_how_to_get_in() -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("http://:secret@h", "right would be redis://HOST"),
+        ("http://:secret@h", "expected redis://HOST"),
         ("redis://:secret@h?db=x", "Invalid Redis URL"),
         ("redis://:secret@h:notaport", "Invalid Redis URL"),
         ("redis://:secret@h?colour=blue", "'colour', which is unknown"),

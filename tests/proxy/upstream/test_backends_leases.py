@@ -440,7 +440,7 @@ async def test_a_look_that_fails_in_itself_is_told_and_is_not_the_last_one() -> 
     task = asyncio.ensure_future(house.backends.watch(30.0))
     await asyncio.sleep(6.5)  # a second before each look, and one more after a fault
     assert len(pool(engine).asked) == len(faults) == 3
-    assert faults[0]["message"] == "a look at an engine"
+    assert faults[0]["message"] == "a health check"
     assert isinstance(faults[0]["exception"], ZeroDivisionError)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
