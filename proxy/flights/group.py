@@ -34,9 +34,9 @@ class FlightGroup:
         return sum(len(flight.subscribers) for flight in self.live)
 
     def find(self, key: bytes, *, stream: bool, fold: bool = True, fresh: bool = False) -> Flight | None:
-        """The Flight that a request may join. A client that wants one body may read a stream's fold, where it is
-        known that there will be one; one that streams never waits for a body: its first token would come with the
-        last. `fresh`: only one that an engine makes, not one that may still be answered from the store."""
+        """The Flight that a request may join. A client that wants one body may read a stream's fold, if it is
+        known to fold; a streaming client never joins a body, whose first token comes with its last. `fresh`: only
+        a Flight that an engine answers, not one that the store may still answer."""
         flight = self._streams.get(key) if stream else self._wholes.get(key)
         if flight is None and fold and not stream:
             flight = self._streams.get(key)

@@ -67,8 +67,8 @@ def _nobody(error: GatewayError | None) -> None:
 class Timeouts:
     """The timeouts of all exchanges, by one timer: no timer is set for a token or a request.
 
-    A pause of our own process is not an engine's silence: after one the sockets are read before any clock is
-    judged, and the time that was lost does not count."""
+    A pause of this process is not an engine's silence: after one the sockets are read before any timeout is
+    checked, and the time of the pause does not count."""
 
     def __init__(
         self,
@@ -264,9 +264,8 @@ class Ingest:
     # -- inside -----------------------------------------------------------------------------------
 
     def _said(self, frames: list[bytes], now: float) -> list[bytes]:
-        """These events without comments and those that have no data: engines send them to keep a connection open.
-        They say nothing of the answer, so no clock is set by them; who reads along gets them, once there is an
-        answer."""
+        """Remove comments and events without data, which engines send to keep a connection open. They do not reset
+        a timeout; readers get them once there is an answer."""
         said = [frame for frame in frames if not is_comment(frame)]
         if said or self._framer.speaks:
             self._last = now
@@ -307,8 +306,8 @@ class Ingest:
             self._fail(error)
 
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
-        """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
-        elsewhere. An engine that is shut down ends like that what it has not begun."""
+        """Whether the first frames have a finish reason that completes nothing, as an engine sends for requests
+        that it has not begun when it shuts down. No byte has gone out, so it may be retried."""
         if self.flight.divides or self.flight.spec.ask is None:
             return False
         ended: dict[int, str] = {}

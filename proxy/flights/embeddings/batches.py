@@ -55,10 +55,10 @@ class _Line(Generic[T]):
 class ArrayBatcher(Generic[G, T]):
     """Items of one group become arrays of at most `items` items and `tokens` tokens; one item alone may have more.
 
-    At most so many calls of a group are under way as `due` is told; what comes meanwhile goes up together. With a
+    The calls of a group under way are limited, see `due`; items that arrive meanwhile are sent together. With a
     `window` (seconds) an array that is not full also waits until its oldest item has waited so long. Callers take
-    turns, item by item, and so do each caller's owners (its requests): neither many requests nor a large one are
-    in another's way.
+    turns, item by item, and so do each caller's owners (its requests): neither many requests nor a large one delay
+    those of others.
     """
 
     def __init__(self, *, items: int, tokens: int, window: float = 0.0) -> None:
@@ -221,9 +221,9 @@ class ArrayBatcher(Generic[G, T]):
 
 
 def halves(items: Sequence[T], wanted_by: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
-    """How a refused array is asked again: in two parts, until whoever spoiled it is alone. Nothing where there is
-    nobody to keep apart: one item, or all for one owner and nobody else. An array of n items takes 2n-1 calls at
-    most; with one bad item some 2 log2(n)."""
+    """Bisect a refused array, until the request with the bad input is isolated. Empty if there is nothing to
+    isolate: one item, or all items for the same owner alone. An array of n items takes 2n-1 calls at most; with
+    one bad item about 2 log2(n)."""
     owners = [wanted_by(item) for item in items]
     if len(items) < 2 or (len(owners[0]) == 1 and all(one == owners[0] for one in owners)):
         return []

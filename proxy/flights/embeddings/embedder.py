@@ -51,9 +51,9 @@ _A_TURN: Final = "a turn of the embeddings"
 
 
 class Embedder:
-    """No item is delayed to fill an array beyond `window` seconds, 0 by default: an array is what came in one turn
-    of the loop, or while as many calls of its kind as may be were under way. What one request's part of the work
-    raises ends that request alone."""
+    """No item is delayed to fill an array beyond `window` seconds, 0 by default: an array is what arrived in one
+    event loop iteration, or while the limit of calls of its kind was under way. An exception in one request's part
+    of the work ends that request alone."""
 
     def __init__(
         self,
@@ -81,10 +81,10 @@ class Embedder:
         refused: Callable[[str], None] = lambda why: None,
         on_fault: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
-        """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines may be
-        given several clients' inputs in one; `apart`: told of one that refused that and took them in parts;
-        `limit`: requests that may wait; `largest`: bytes of an answer; `promote`: told of an array that somebody
-        more urgent waits for too; `refused`: told why a request was."""
+        """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines take
+        several clients' inputs in one array; `apart`: called with an engine that refused that and took them in
+        parts; `limit`: requests that may be queued; `largest`: bytes of an answer; `promote`: called with an array
+        that a more urgent request wants too; `refused`: called with the code of a rejection."""
         self._group = group
         self._submit = submit
         self._keyer = keyer

@@ -18,8 +18,8 @@ from proxy.wire.fold import Unfoldable
 class MergedFlight(Flight):
     """A Flight without readers: its frames go to its members at once, split by choice.
 
-    A rider ends when its own choices have; one whose client leaves drops out, and the others go on. Riders whose
-    choices did not all come, or did not end well, are left at its end: see the merger.
+    A member ends when its own choices have; one whose client leaves drops out, and the others go on. Members whose
+    choices did not all come, or did not complete, are left at its end: see `Merger.finish`.
     """
 
     divides = True
@@ -38,7 +38,7 @@ class MergedFlight(Flight):
         ids: bool = False,
     ) -> None:
         """`members`: each with how many choices it wants; `limit`: bytes that a member's log may hold;
-        `on_member` is told of each that has ended while the merged flight goes on; `ids`: the engine is asked for
+        `on_member` is called with each that has ended while the merged flight goes on; `ids`: the request asks for
         token ids, which count the tokens of a body's choices."""
         super().__init__(spec, memory=members[0][0].memory, queue_state=queue_state)
         self.members: list[Flight | None] = [member for member, _ in members]

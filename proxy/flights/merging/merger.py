@@ -84,9 +84,9 @@ class Merger:
         return merged
 
     def finish(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
-        """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
-        refused together, and those whose choices it did not complete and that have had nothing of them. True: it
-        did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
+        """End every member that has not ended. Returns the members to be requested one by one: those that the
+        engine refused together, and those without a byte whose choices it did not complete. True: it did not
+        answer all choices, so it is sent one at a time from now on."""
         if merged.fingerprint is not None and merged.backend is not None:
             if len(self._fingerprints) >= _MAX_ENGINES:
                 self._fingerprints.clear()

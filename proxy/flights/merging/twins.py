@@ -75,7 +75,7 @@ def lists_ids(ask: ApiRequest, n: int) -> bool:
 
 class RecentPrompts:
     """Which prompts came within the last second. The first of several twins is not delayed; the next one that sees
-    it here is worth a turn of the loop, in which others may come.
+    it here waits for the end of its event loop iteration, in which others may come.
 
     By Python's own hash of the prompt's bytes, keyed by the process: a collision costs one turn and no more."""
 

@@ -23,9 +23,9 @@ a flood of old requests would undo fairness; one in four costs the others a quar
 
 class FairQueue(Generic[T]):
     """Items that wait for an engine. Within a class owners take turns by tokens; one owner's items go by deadline,
-    then as they came, those that begin alike in runs. A higher class goes first, except that one place in four
-    goes to the item that has waited longest, once that is more than `patience` seconds: it is served after at most
-    four places for each one before it. Engines that are full block their own pool only."""
+    then in the order of arrival, items with the same beginning in runs. A higher class goes first, except that one
+    dispatch in four goes to the oldest item, once that has waited for more than `patience` seconds: it is served
+    after at most four dispatches for each item before it. Engines without capacity block their own pool only."""
 
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
@@ -152,9 +152,9 @@ class FairQueue(Generic[T]):
         return self.shares.owned(owner)
 
     def ahead(self, ticket: Ticket) -> int:
-        """How many items of its pool would have their place before it: those of its own that go first, as many of
-        each other owner of its class but for what a quantum buys, and every one of a higher class. Age and runs of
-        what begins alike are left out, and the others' items are taken to cost what its own do."""
+        """How many items of its pool would be dispatched before it: those of its owner that go first, as many of
+        each other owner of its class less what a quantum buys, and all of higher classes. Age and runs are left
+        out, and other owners' items are assumed to cost what its own do."""
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)

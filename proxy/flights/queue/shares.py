@@ -50,10 +50,9 @@ class Shares(Generic[T]):
     def make_room(
         self, owner: Hashable, priority: int, limit: int, callers: Callable[[T], Collection[Hashable]]
     ) -> tuple[T, GatewayError]:
-        """Which item leaves a full queue for a new one of `owner`, and the error that it gets: an owner below its
-        share pushes out the newest of the heaviest one, an owner at its share an own item of a lower class.
-        `callers`: who reads an item. Raises GatewayError 429 or 503 where nobody makes room.
-        """
+        """The item that leaves a full queue for a new one of `owner`, and its error: an owner below its share
+        pushes out the newest item of the heaviest owner, an owner at its share an item of its own of a lower
+        class. `callers`: of an item's readers. Raises GatewayError 429 or 503 if no item makes room."""
         mine = self.owned(owner)
         owners = len(self._owned) + (mine == 0)
         share = limit // owners

@@ -21,12 +21,11 @@ FADE: Final = 0.95  # for each answer: about the last twenty count
 
 
 class TicketFactory:
-    """Makes tickets. `pool`: a model to whose engines it waits for; `assumed`: tokens of an answer that may be of
-    any length. Made only for what has to wait: it costs a parse of the prompt.
+    """Makes tickets, only for requests that are queued: a ticket takes a parse of the prompt. `pool` maps a model
+    to the pool of its engines; `assumed`: tokens of an answer without a limit.
 
-    A request says how long its answer may be, hardly ever how long it will be, and turns are counted in tokens: so
-    each owner's answers are taken to come to that part of what they may be that its last ones did.
-    """
+    A request limits the length of its answer but does not say it, and turns are counted in tokens: so an owner's
+    answers are assumed to use the same part of their limits as its last ones did."""
 
     def __init__(self, pool: Callable[[str | None], str | None], assumed: int) -> None:
         self._pool = pool
