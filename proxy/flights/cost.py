@@ -13,11 +13,11 @@ from proxy.flights.spec import Mode
 from proxy.wire import BYTES_A_TOKEN, ApiRequest, RawBody, generates, integer
 
 MEDIA_TOKENS: Final = 1024
-"""For an image or a sound in a message: its bytes say nothing about its tokens."""
+"""Tokens of an image or a sound: its size in bytes says nothing about them."""
 MAX_CHOICES: Final = 128
 _ROLES: Final = frozenset({"", "system", "developer", "user", "assistant", "tool", "function"})
 _NOTHING: Final = msgspec.Raw(b"")
-_AROUND: Final = BYTES_A_TOKEN * 4  # bytes of what a template puts around a message, its role among them
+_AROUND: Final = BYTES_A_TOKEN * 4  # bytes that a chat template adds to a message, its role included
 _LONGEST: Final = 64  # bytes of a number that is read
 _ALLOWED: Final = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
@@ -25,7 +25,7 @@ _BAD: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Cost(NamedTuple):
-    """Tokens."""
+    """Tokens of a request."""
 
     prompt: int
     completion: int
@@ -40,7 +40,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One of texts only, as nearly all are."""
+    """A message of texts only, as nearly all are."""
 
     role: str = ""
     content: str | list[_Part | str] | None = None
@@ -52,7 +52,7 @@ _MESSAGES: Final = msgspec.json.Decoder(list[_Message])
 _MEMBERS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _PARTS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw] | str])
 _BESIDE: Final = ("tools", "functions", "documents", "chat_template_kwargs", "chat_template", "suffix")
-"""Members besides the prompt that reach it."""
+"""Fields besides the prompt that a template puts into it."""
 _MEDIA: Final = frozenset(
     (
         "image_url",
@@ -75,8 +75,8 @@ _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
 
 
 def estimate(ask: ApiRequest, assumed: int) -> Cost:
-    """A guess. The prompt by its bytes, or by its ids where it comes as such; the completion by what the request
-    allows, at most `assumed` tokens a choice, and `assumed` where it allows any number."""
+    """Estimate a request's tokens. The prompt by its bytes, or by its token ids; the completion by what the
+    request allows, at most `assumed` tokens a choice, and `assumed` where it sets no limit."""
     if ask.large is not None:
         return Cost(*ask.large.cost)
     fields = ask.fields
@@ -97,8 +97,8 @@ def estimate(ask: ApiRequest, assumed: int) -> Cost:
 
 
 def estimate_raw(path: str, passed: RawBody, assumed: int) -> Cost:
-    """The same of a body that passes through: the prompt by its size, files of a form as media; the completion by
-    what it allows, on every path that may generate."""
+    """Estimate the tokens of a body that passes through: the prompt by its size, files of a form as media, and the
+    completion by what it allows, on paths that generate."""
     if passed.kind == "none":
         return NO_COST
     form = passed.form
@@ -116,8 +116,8 @@ def estimate_raw(path: str, passed: RawBody, assumed: int) -> Cost:
 
 
 def actual_cost(flight: Flight, cost: Cost) -> int:
-    """What an answer did cost. By the engine's usage; without one by what was seen: the prompt where the engine
-    had begun, and a token an event. An answer that failed before its first token cost nothing."""
+    """The tokens that an answer cost: by the engine's usage, else the prompt where the engine had begun, and one
+    token for each content event. An answer that failed before its first token cost nothing."""
     if flight.usage is not None:
         return max(0, flight.usage.prompt_tokens) + max(0, flight.usage.completion_tokens)
     if flight.head is not None and flight.head.status >= 400:
@@ -125,15 +125,15 @@ def actual_cost(flight: Flight, cost: Cost) -> int:
     if flight.mode is Mode.STREAM and flight.times.first is not None:
         return cost.prompt + flight.content_events
     if flight.phase is Phase.LANDED:
-        return cost.prompt + cost.completion  # one body, or one that passes through, that does not say
+        return cost.prompt + cost.completion  # one body, or a raw answer, without usage
     if flight.phase is Phase.CANCELLED and was_dispatched(flight):
         return cost.prompt
     return 0
 
 
 def was_dispatched(flight: Flight) -> bool:
-    """Whether an engine was given the request. One that still waited for a place or for a connection, or that no
-    engine would take, cost nobody anything."""
+    """Whether the request was sent to an engine. One that was queued, that was connecting, or that no engine took,
+    cost nothing."""
     return (flight.before if flight.ended else flight.phase) in (Phase.PREFILL, Phase.STREAMING)
 
 
@@ -166,7 +166,7 @@ def _chat(fields: dict[str, msgspec.Raw]) -> int:
 
 
 def _members(raw: bytes) -> tuple[int, int]:
-    """Bytes, and media, of messages that hold more than texts: calls of tools, reasoning, pictures."""
+    """Bytes and media items of messages that hold more than texts: tool calls, reasoning, images."""
     size = media = 0
     for message in _MEMBERS.decode(raw):
         size += max(_AROUND, len(message.pop("role", _NOTHING)))
@@ -187,15 +187,15 @@ def _members(raw: bytes) -> tuple[int, int]:
 
 
 def _may_be_doubled(raw: bytes) -> bool:
-    """Whether a member may be given twice in messages: an engine may take the first where we take the last. They
-    have quotes then that their value has not, unless quotes are escaped as numbers."""
+    """Whether messages may have a duplicate member, of which an engine may take the first where we take the last.
+    Their text has more quotes than their value then, unless quotes are escaped as numbers."""
     if b"\\u0022" in raw or b"\\u005" in raw:
         return True
     return raw.count(b'"') != msgspec.json.encode(msgspec.json.decode(raw)).count(b'"')
 
 
 def _prompts(raw: bytes) -> tuple[int, int]:
-    """Tokens, and how many prompts there are."""
+    """Tokens, and the number of prompts."""
     try:
         value = _PROMPTS.decode(raw)
     except _BAD:
@@ -211,7 +211,7 @@ def _prompts(raw: bytes) -> tuple[int, int]:
 
 
 def _count(raw: msgspec.Raw | None) -> int:
-    """A whole number above 0, else 0: what else it may be is for the engine to judge."""
+    """A positive integer, else 0: the engine judges anything else."""
     text = bytes(raw) if raw is not None else b""
     return int(text) if len(text) <= 12 and text.isdigit() else 0
 

@@ -23,15 +23,15 @@ from proxy.wire.fold import Shape
 SLICE: Final = 512
 """Frames in one write at most: what a late joiner of a long log may put into its socket's buffer at once."""
 SLICE_BYTES: Final = 64 * 1024
-"""Bytes in one write at most: what one reader may hold besides the log, which all readers of an answer share."""
+"""Bytes in one write at most: what one reader may hold besides the log, which all readers share."""
 FREE: Final = 64 * 1024
-"""Bytes of a log that are not charged to the memory budget: what nearly every answer stays below."""
+"""Bytes of a log that are not charged to the memory budget: nearly every answer is smaller."""
 STEP: Final = 256 * 1024
-"""Bytes by which the charge of a larger log grows: it is asked for once in so many."""
+"""Bytes by which the charge of a larger log grows."""
 
 
 BROKEN: Final = chunk(encode(internal().json())) + LAST_CHUNK
-"""What ends a stream whose handling raised."""
+"""The end of a stream whose handling raised."""
 
 Origin = Literal["miss", "hit", "attached", "merged", "bypass"]
 """Where an answer is from: generated and shareable, stored, generated for other requests (vectors), generated in
@@ -46,13 +46,13 @@ class Pipe(Protocol):
     """Where a streaming reader's bytes go."""
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Take the bytes. False: taken, but the reader lags and wants no more until it has drained."""
+        """Write. False: written, but the reader lags: no more until it has drained (backpressure)."""
 
 
 class Flight:
-    """One answer. Fed by one feeder, read by any number of Subscribers, owned by none of them."""
+    """One answer, written by one `Ingest`, read by any number of `Subscriber`s, owned by none of them."""
 
-    divides: ClassVar[bool] = False  # what is missing of it is asked for again in parts, not as a whole
+    divides: ClassVar[bool] = False  # missing choices are requested again one by one, not all
 
     __slots__ = (
         "_joined",
@@ -112,10 +112,10 @@ class Flight:
         self.queue_state = queue_state or QueueState()
         self.memory = memory
         self.private = spec.key is None
-        self.clock = clock  # uvloop's own time() knows whole milliseconds only
+        self.clock = clock  # not the loop's: uvloop's time() has a resolution of 1 ms
         self.phase = self.before = Phase.QUEUED  # `before`: the phase that led to it
         self.ended = False
-        self.finished = False  # ended, and its readers have been told
+        self.finished = False  # ended, and its readers have been woken
         self.mode = spec.mode
         self.origin: Origin = "bypass" if spec.key is None else "miss"
         self.times = Times(created=clock())
@@ -124,30 +124,30 @@ class Flight:
         # STREAM: frames in their HTTP chunks, one or more an entry; WHOLE: the body's pieces; RAW: pieces as sent
         self.log: list[bytes] = []
         self.size = 0  # bytes that the log holds now
-        self.tail = b""  # what ends the body, known once the flight has ended
+        self.tail = b""  # the last bytes of the body, known once the flight has ended
         self.usage: Usage | None = None
-        self.estimated = False  # `usage` is a share of what several requests took together
+        self.estimated = False  # `usage` is a share of the usage of several requests
         self.content_events = 0
         self.backend: str | None = None
         self.attempts = 1
         self.stored_at: float | None = None  # wall-clock time when a hit was stored
-        self.items: Items | None = None  # of an embedding: where its vectors are from
-        self.held: Held | None = None  # what of it is charged to the memory budget, until its last reader has left
+        self.items: Items | None = None  # of embeddings: sources of its vectors
+        self.held: Held | None = None  # its charge to the memory budget, until its last reader has left
         self.storable = spec.storable  # whether a reader allows its answer to be stored
         self.carried_as = ""  # the id of the request that went to an engine for it and for others
         self.refused_by = ""  # the engine that refused it together with others
-        self.replace = False  # what the store holds under our key is of no use: overwrite it
+        self.replace = False  # overwrite the store's entry of this key
         self.folded: bytes | None = None
-        self.folds = True  # False: a stream that serves nobody who wants one body
-        self.look: Callable[[bytes], None] | None = None  # while one waits for it: is shown what is new in a frame
-        self.shape: Shape | None = None  # what is known of its engine's streams, once it has one
+        self.folds = True  # False: the stream cannot answer a client that wants one body
+        self.look: Callable[[bytes], None] | None = None  # sees new frames while a reader waits for the fold
+        self.shape: Shape | None = None  # of its engine's streams, where it is known
         self.subscribers: set[Subscriber] = set()
         self.on_abandoned: Callable[[Flight], None] | None = None
         self.on_end: Callable[[Flight], None] | None = None
         self.on_spoiled = on_spoiled
         self.trace: FlightTrace | None = None
         self.throttle: Callable[[bool], None] | None = None
-        # The log as it looks to those who did not ask for usage: the log itself where everyone sees the same.
+        # The log without the usage chunk; the log itself where all readers see the same.
         self.log_without_usage: list[bytes] = [] if spec.usage_added else self.log
         self._view = UsageStripper() if spec.usage_added else None
         self._joined = _NOTHING_JOINED
@@ -157,11 +157,11 @@ class Flight:
 
     @property
     def started(self) -> bool:
-        """Something can be answered: bytes, a head, or the reason why not."""
+        """There is something to answer with: bytes, a head, or an error."""
         return self.ended or bool(self.log) or self.head is not None
 
     def enter(self, phase: Phase) -> None:
-        """The one place where the phase changes."""
+        """The only place where the phase changes. Raises AssertionError for a transition that does not exist."""
         if phase not in self.phase.leads_to:
             raise AssertionError(f"no way from {self.phase} to {phase}")
         self.before, self.phase = self.phase, phase
@@ -169,51 +169,51 @@ class Flight:
 
     @property
     def untouched(self) -> bool:
-        """Nothing of it can have reached a reader (a whole body does at its end): it may be asked for again."""
+        """No byte has reached a reader (a whole body does at its end): it may be retried."""
         return self.phase in _BEFORE and self.mode is self.spec.mode
 
-    # -- what happens to it: one method a fact ------------------------------------------------------
+    # -- facts: one writer each ----------------------------------------------------------------------
 
     def when_abandoned(self, then: Callable[[Flight], None] | None) -> None:
         """Call `then` when the last reader leaves before the end."""
         self.on_abandoned = then
 
     def when_ended(self, then: Callable[[Flight], None] | None) -> None:
-        """Call `then` at the end, whatever the outcome: who pays for the answer does this."""
+        """Call `then` at the end, whatever the outcome. For the one that pays for the answer."""
         self.on_end = then
 
     def allow_storing(self) -> None:
-        """A reader allows its answer to be stored."""
+        """A reader allows the answer to be stored."""
         self.storable = True
 
     def replace_stored(self) -> None:
-        """The store's entry of this key does not serve: its own answer overwrites it."""
+        """The store's entry of this key does not serve: overwrite it with this answer."""
         self.replace = True
 
     def traced_by(self, trace: FlightTrace) -> None:
         self.trace = trace
 
     def dispatched(self, backend: str, throttle: Callable[[bool], None]) -> None:
-        """An attempt at this engine begins. `throttle(True)` holds the engine back, `throttle(False)` lets it go
-        on."""
+        """An attempt at this engine begins. `throttle(True)` pauses reading from it, `throttle(False)`
+        resumes."""
         self.backend, self.throttle = backend, throttle
         if self.attempts == 1:
             self.times.dispatched = self.clock()
 
     def joins(self, request_id: str, backend: str, now: float) -> None:
-        """It is dispatched along with others, in one request of that id."""
+        """It is dispatched together with others, in one request of that id."""
         self.carried_as, self.backend, self.times.dispatched = request_id, backend, now
         self.origin = "merged"
 
     def follows(self, call: Flight) -> None:
-        """Some of it is asked for by this Flight, which may be at an engine: it takes over backend and times."""
+        """This Flight asks an engine for some of it: its backend and dispatch time apply."""
         self.backend, self.attempts = call.backend, max(self.attempts, call.attempts)
         self.carried_as = call.spec.request_id
         if self.times.dispatched is None:
             self.times.dispatched = call.times.dispatched
 
     def moves_to(self, backend: str | None) -> None:
-        """The request that it is part of is at this engine."""
+        """The merged request that it is part of is at this engine."""
         self.backend = backend
 
     def expects(self, shape: Shape | None) -> None:
@@ -221,7 +221,7 @@ class Flight:
         self.shape = shape
 
     def watch_frames(self, look: Callable[[bytes], None]) -> None:
-        """Show `look` each frame that is not like the one before it, while a reader waits for the fold."""
+        """Call `look` with each frame that differs from the one before, while a reader waits for the fold."""
         self.look = look
 
     def begins(self, head: Head) -> None:
@@ -229,11 +229,11 @@ class Flight:
         self.head = head
 
     def is_whole(self) -> None:
-        """Its answer is one body, though a stream was asked for."""
+        """The answer is one body, though a stream was requested."""
         self.mode = Mode.WHOLE
 
     def token(self, now: float) -> bool:
-        """Content has come that `append_token` does not count. True: the first."""
+        """Count content that `append_token` does not count. True: it was the first."""
         self.content_events += 1
         if self.times.first is not None:
             return False
@@ -241,27 +241,27 @@ class Flight:
         return True
 
     def reports(self, usage: Usage | None, *, estimated: bool = False) -> None:
-        """The tokens that it took. `estimated`: its share of what several requests took together."""
+        """Set its usage. `estimated`: its share of the usage of several requests."""
         self.usage, self.estimated = usage, estimated
 
     def keep_fold(self, body: bytes) -> None:
-        """The stream as one body, for every reader that wants that."""
+        """Keep the stream's fold, for every reader that wants one body."""
         self.folded = body
 
     def goes_alone(self, refused_by: str = "") -> None:
-        """The request that it was part of did not answer it: it is sent by itself. `refused_by`: the engine."""
+        """The merged request did not answer it: it is sent by itself. `refused_by`: the engine that refused."""
         self.carried_as, self.refused_by, self.origin = "", refused_by, "bypass"
         self.queue_state.stay_alone()
 
     def unfold(self) -> None:
-        """It does not fold: nobody who wants one body joins it from now on, and those who wait go at once."""
+        """It does not fold: no client that wants one body joins it, and those that wait are woken."""
         self.folds, self.look = False, None
         for reader in self.subscribers:
             if reader.whole:
                 reader.wake()
 
     def rewind(self) -> None:
-        """As if it had not been asked for yet: what came of it is forgotten."""
+        """Before a retry: forget what has come, and count the attempt."""
         self.enter(Phase.CONNECTING)
         self.head = self.usage = self.times.first = None
         self.mode = self.spec.mode
@@ -272,8 +272,8 @@ class Flight:
     # -- feeding ------------------------------------------------------------------------------------
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
-        """Append one SSE frame (raw bytes), put into its HTTP chunk once, for every reader; `flush` has them
-        served. `same`: a token like the one before it, which looks the same to those who did not ask for usage."""
+        """Append one SSE frame (raw bytes), put into its HTTP chunk once for all readers; `flush` serves them.
+        `same`: a token like the one before, which looks the same with usage and without."""
         if self.phase is not _STREAMING:
             self.enter(_STREAMING)
         if same:
@@ -289,8 +289,8 @@ class Flight:
                 self.log_without_usage.extend(wired if seen is frame else chunk(seen) for seen in view.feed(frame))
 
     def append_token(self, frame: bytes) -> None:
-        """`add(frame, same=True)` and `flush`, for the one frame of a read that is like the one before it: what
-        nearly every token takes. No call for a reader that is up to date but the write: 14 calls become 5."""
+        """`add(frame, same=True)` and `flush` in one, for a read of one frame that is like the one before: nearly
+        every token. For a reader that is up to date the write is the only call: 5 calls in place of 14."""
         size = len(frame)
         if size >= len(SIZES):  # no token: it may have to be written in slices
             self.add(frame, same=True)
@@ -300,7 +300,7 @@ class Flight:
         wired = SIZES[size] + frame + b"\r\n"
         log, plain, view = self.log, self.log_without_usage, self._view
         if self.private and not log:
-            for reader in self.subscribers:  # its only one: there is nothing to keep for another
+            for reader in self.subscribers:  # its only one: nothing need be kept
                 if reader.pipe is not None and not reader.lagging:
                     reader.sent += len(wired)
                     if not reader.pipe.write(wired):
@@ -335,13 +335,13 @@ class Flight:
             self._joined = _NOTHING_JOINED
 
     def frames(self, frames: Iterable[bytes]) -> None:
-        """Append frames and have every reader served."""
+        """Append frames and serve every reader."""
         for frame in frames:
             self.add(frame)
         self.flush()
 
     def remark(self, frames: bytes) -> None:
-        """What belongs to no answer: it is for those who read along, is in no log, and is not waited for."""
+        """Write comments to readers that are up to date; they are not part of the log."""
         wired = chunk(frames)
         for reader in tuple(self.subscribers):
             at = len(self.log if reader.usage else self.log_without_usage)
@@ -355,7 +355,7 @@ class Flight:
                     reader.broke(e)
 
     def replay_stored(self, head: Head, body: bytes, plain: bytes, shape: Shape | None) -> None:
-        """A whole stream at once, in its chunks: with usage, and as if it had not been asked for."""
+        """Append a stored stream in its chunks, with usage (`body`) and without (`plain`)."""
         self.mode, self.head, self.shape = Mode.STREAM, head, shape
         self.enter(Phase.STREAMING)
         self.log.append(body)
@@ -371,7 +371,7 @@ class Flight:
         self.flush()
 
     def append_body(self, data: bytes, now: float | None = None) -> None:
-        """RAW and WHOLE: append a piece of the body. `now`: when it came, where it is part of the answer."""
+        """RAW and WHOLE: append a piece of the body. `now`: when it came; None for a piece that is no content."""
         if self.times.first is None:
             self.times.first = now
         framed = chunk(data) if self.mode is Mode.RAW and self.head and self.head.length is None else data
@@ -381,8 +381,8 @@ class Flight:
             self.flush()
 
     def land_stored(self, head: Head, created: float, usage: Usage | None) -> None:
-        """The answer is complete, from the store: it was stored at `created`, by the wall clock. Whoever reads it
-        has attached to nobody's generation."""
+        """The answer is complete, from the store, where it was put at `created` (wall clock). Its readers count as
+        hits: none has attached to a generation."""
         self.origin, self.stored_at = "hit", created
         self.usage = usage or self.usage
         self.times.first = self.clock()
@@ -411,11 +411,11 @@ class Flight:
         self._finish(b"" if self.head is not None and self.head.length is not None else LAST_CHUNK)
 
     def fail(self, error: GatewayError) -> None:
-        """The answer will not be whole. Readers that have had bytes get an error frame, the others a status."""
+        """The answer will not be complete. Readers that have had bytes get an error frame, the others a status."""
         self.enter(Phase.FAILED)
         self.error = error
         if self.mode is Mode.WHOLE:
-            self.log.clear()  # nobody reads a part of a body
+            self.log.clear()  # no reader gets part of a body
         self._finish(chunk(encode(error.json())) + LAST_CHUNK if self.mode is Mode.STREAM else b"")
 
     def cancel(self) -> None:
@@ -423,16 +423,17 @@ class Flight:
         self._finish(b"")
 
     def grow(self, most: int) -> int | GatewayError:
-        """The log has passed what it may hold: how much it may hold from now on, or the error that ends it."""
+        """The log has reached its limit: the next limit in bytes, or the error that ends the Flight."""
         if self.size > most:
             return GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {most} bytes (max_flight_bytes).")
         allowed = min(most, self.size + STEP)
         if self.charge(allowed) or (self.private and any(reader.lagging for reader in self.subscribers)):
-            return allowed  # an engine whose only reader lags is held back: there is no more than one step
+            return allowed  # backpressure bounds it: no more than one step comes
         return refused()
 
     def charge(self, size: int) -> bool:
-        """Charge so many bytes in all to the memory budget, until the last reader has left. False: it is full."""
+        """Charge `size` bytes in all to the memory budget, until the last reader has left. False: it is
+        exhausted."""
         if self.memory is None:
             return True
         if self.held is None:
@@ -440,7 +441,7 @@ class Flight:
         return self.held.resize(max(size, self.held.size))
 
     def holds(self, held: Held) -> None:
-        """This is charged for it, until the last reader has left."""
+        """Take over a charge to the memory budget, until the last reader has left."""
         self.held = held
 
     def _finish(self, tail: bytes) -> None:
@@ -464,7 +465,8 @@ class Flight:
             self.held.release()
 
     def broke(self, error: GatewayError) -> None:
-        """The last resort, where ending it raised: it has failed in whatever phase, and its readers are woken."""
+        """The last resort, after ending it raised: it has failed, whatever its phase, and its readers are
+        woken."""
         self.phase, self.ended, self.finished = Phase.FAILED, True, True
         self.error = self.error or error
         self.tail = self.tail or (BROKEN if self.mode is Mode.STREAM else b"")
@@ -483,23 +485,23 @@ class Flight:
     # -- reading ------------------------------------------------------------------------------------
 
     def view(self, *, usage: bool) -> list[bytes]:
-        """The log as a reader sees it: with the usage chunk, or as if usage had not been asked for."""
+        """The log as a reader sees it: with the usage chunk, or without."""
         return self.log if usage else self.log_without_usage
 
     def raw_frames(self) -> list[bytes]:
-        """STREAM: the frames as they came, out of their chunks."""
+        """STREAM: the raw frames, without their chunks."""
         return unchunks(b"".join(self.log))
 
     def joined(self, view: list[bytes], start: int, end: int) -> bytes:
-        """The view from `start` to `end`. Readers at the same place share one join."""
+        """The view from `start` to `end`. Readers at the same position share one join."""
         which = view is self.log
         if self._joined[:3] != (start, end, which):
             self._joined = (start, end, which, b"".join(view[start:end]))
         return self._joined[3]
 
     def flush(self) -> None:
-        """Serve every reader, at once: a read of the engine's is handled in one call, so what it brought goes out
-        in one write. Later in the turn would cost each token another round of the loop (6 µs with uvloop)."""
+        """Serve every reader now: one read from the engine is handled in one call, so it goes out in one write. A
+        later callback would cost each token another event loop iteration (6 µs with uvloop)."""
         for subscriber in tuple(self.subscribers):
             try:
                 subscriber.pump()
@@ -512,18 +514,18 @@ class Flight:
             self._joined = _NOTHING_JOINED
 
     def trim(self) -> None:
-        """A private log is dropped as its one reader has it."""
+        """Drop a private log once its one reader has it."""
         if not self.private or self.mode is Mode.WHOLE or len(self.subscribers) != 1:
             return
         (reader,) = self.subscribers
         if reader.pipe is not None and reader.cursor == len(self.log):
             self.log.clear()
-            self._joined = _NOTHING_JOINED  # places in the log mean something else from now on
+            self._joined = _NOTHING_JOINED  # positions in the log mean something else from now on
             self.size = 0
             reader.cursor = 0
 
     def refuse(self, error: GatewayError, which: Callable[[Subscriber], bool]) -> bool:
-        """Refuse these of its readers. False, and nothing has been done: no other would remain."""
+        """Refuse some of its readers. False: no other would remain, and nothing has been done."""
         refused = [reader for reader in self.subscribers if which(reader)]
         if len(refused) == len(self.subscribers):
             return False
@@ -555,17 +557,17 @@ class Subscriber:
     pipe: Pipe | None = None
     lagging: bool = False
     done: bool = False  # the tail was written too
-    broken: bool = False  # what was to be written could not be: its connection ends
+    broken: bool = False  # a write failed: its connection ends
     sent: int = 0  # bytes, framing included
-    owner: Hashable | Callable[[], Hashable] = None  # whose it is, where that was asked; None: not known
-    since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: as it was made
+    owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
+    since: float = -math.inf  # by the loop's clock, when it joined a queued Flight; -inf: at its creation
     _waiter: asyncio.Future[None] | None = field(default=None, repr=False)
 
     def pump(self) -> None:
-        """Write everything since the cursor, once; wake the reader's own task only where it must act."""
+        """Write everything since the cursor in one write; wake the reader's task only when it has to act."""
         flight = self.flight
         if self.done:
-            return  # it has the tail: once
+            return  # it has the tail
         if self.pipe is None or self.lagging:
             if flight.ended or (flight.started and not self.whole):
                 self.wake()
@@ -592,8 +594,8 @@ class Subscriber:
             self.wake()
 
     def _slice(self, view: list[bytes], start: int, end: int) -> tuple[bytes | memoryview, int]:
-        """At most `most` bytes from the cursor, and where the cursor is after them: whole entries where several
-        fit, else a part of one, which is not copied."""
+        """At most `most` bytes from the cursor, and the cursor after them: complete entries if several fit, else a
+        part of one, without a copy."""
         first, offset, most = view[start], self.offset, self.most
         if len(first) - offset > most:
             self.offset = offset + most
@@ -610,18 +612,18 @@ class Subscriber:
         return (first if end - start == 1 else self.flight.joined(view, start, end)), end
 
     def broke(self, error: Exception) -> None:
-        """Handing the answer over raised: this reader's connection ends, and no other reader is concerned."""
+        """A write raised: this reader's connection ends; other readers go on."""
         raised("a reader of an answer", error)
         self.broken = True
         self.wake()
 
     def changed(self) -> asyncio.Future[None]:
-        """Resolves when there is something for this reader's own task to do."""
+        """A future that resolves when this reader's task has something to do."""
         self._waiter = asyncio.get_running_loop().create_future()
         return self._waiter
 
     async def ready(self) -> None:
-        """Wait for the first thing that can be answered."""
+        """Wait until there is something to answer with."""
         while not self.visible:
             await self.changed()
 
@@ -636,17 +638,17 @@ class Subscriber:
 
     @property
     def caller(self) -> Hashable:
-        """Its owner, looked for when it is asked."""
+        """Its owner, computed on first use."""
         if callable(self.owner):
             self.owner = self.owner()
         return self.owner
 
     def waits(self, since: float) -> None:
-        """It has joined a Flight that waits for a place."""
+        """It has joined a queued Flight."""
         self.since = since
 
     def refuse(self, error: GatewayError) -> None:
-        """End this reader alone: it reads a Flight that has failed; the one it read goes on for its others."""
+        """End this reader alone, by giving it a failed Flight; its former Flight goes on for the others."""
         failed = Flight(self.flight.spec, self.flight.clock)
         self.flight.subscribers.discard(self)
         self.flight, self.cursor = failed, 0
@@ -655,7 +657,7 @@ class Subscriber:
 
     @property
     def visible(self) -> bool:
-        """Whether this reader can be answered with something."""
+        """Whether there is something to answer this reader with."""
         flight = self.flight
         if flight.ended or flight.mode is not Mode.STREAM:
             return flight.started

@@ -16,9 +16,9 @@ class FlightGroup:
     def __init__(
         self, memory: Memory | None = None, folds: Callable[[Flight], bool] = lambda flight: True
     ) -> None:
-        """`folds`: whether a reader that wants one body may wait for the end of this stream."""
+        """`folds`: whether a reader that wants one body may wait for the end of a stream."""
         self._folds = folds
-        self._memory = memory  # what the Flights' logs are charged to
+        self._memory = memory  # the budget that logs are charged to
         self._streams: dict[bytes, Flight] = {}
         self._wholes: dict[bytes, Flight] = {}
         self.live: set[Flight] = set()
@@ -34,9 +34,9 @@ class FlightGroup:
         return sum(len(flight.subscribers) for flight in self.live)
 
     def find(self, key: bytes, *, stream: bool, fold: bool = True, fresh: bool = False) -> Flight | None:
-        """The Flight that a request may join. A client that wants one body may read a stream's fold, where it is
-        known that there will be one; one that streams never waits for a body: its first token would come with the
-        last. `fresh`: only one that an engine makes, not one that may still be answered from the store."""
+        """The Flight that a request may join. A client that wants one body may read a stream's fold, if it is
+        known to fold; a streaming client never joins a body, whose first token comes with its last. `fresh`: only
+        a Flight that an engine answers, not one that the store may still answer."""
         flight = self._streams.get(key) if stream else self._wholes.get(key)
         if flight is None and fold and not stream:
             flight = self._streams.get(key)
@@ -56,7 +56,7 @@ class FlightGroup:
         owner: Hashable | Callable[[], Hashable] = None,
         storable: bool = True,
     ) -> Subscriber:
-        """One more reader. `storable`: as far as it is concerned, the answer may be stored."""
+        """Add a reader. `storable`: it allows the answer to be stored."""
         if storable and not flight.storable:
             flight.allow_storing()
         subscriber = Subscriber(flight, usage=usage, whole=whole, attached=attached, owner=owner)
@@ -64,7 +64,7 @@ class FlightGroup:
         return subscriber
 
     def launch(self, spec: FlightSpec, queue_state: QueueState | None = None) -> Flight:
-        """A new Flight, joinable from now on where it may be shared."""
+        """A new Flight; with a key, it can be joined from now on."""
         shared = spec.key is not None
         flight = Flight(
             spec, memory=self._memory, queue_state=queue_state, on_spoiled=self.unpublish if shared else None
@@ -75,7 +75,7 @@ class FlightGroup:
         return flight
 
     def unpublish(self, flight: Flight) -> None:
-        """No one joins it any more. Removed only if the map still holds *this* flight."""
+        """No request joins it any more. Removed from the map only if the map still holds *this* flight."""
         key = flight.spec.key
         if key is not None:
             where = self._map(flight.spec)
@@ -83,7 +83,7 @@ class FlightGroup:
                 del where[key]
 
     def unpublish_all(self, begin: bytes) -> int:
-        """No one joins those any more whose keys begin so. How many there were."""
+        """No request joins Flights any more whose keys begin with these bytes. Returns how many there were."""
         found = [
             flight for flight in self.live if flight.spec.key is not None and flight.spec.key.startswith(begin)
         ]

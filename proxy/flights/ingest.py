@@ -33,25 +33,25 @@ from proxy.wire import (
     usage_of,
 )
 
-_NOT_PASSED: Final = HOP_BY_HOP | {  # of these names ours go out
+_NOT_PASSED: Final = HOP_BY_HOP | {  # headers that the gateway sets itself
     "x-request-id", "x-gateway-cache", "age", "x-content-type-options", "cross-origin-resource-policy",
 }  # fmt: skip
-_OF_ONE_CLIENT: Final = _NOT_PASSED | {"set-cookie"}  # not passed on of an error that several clients may get
+_OF_ONE_CLIENT: Final = _NOT_PASSED | {"set-cookie"}  # headers of an error that several clients may get
 _OF_ANY_READER: Final = RATE_LIMITS | {
     "content-type", "endpoint-load-metrics", "retry-after", "retry-after-ms", "x-should-retry",
 }  # fmt: skip
-"""What is passed on of a successful answer that several clients may read."""
+"""The headers of a successful answer that several clients may read: no others are passed on."""
 _STREAM: Final = Mode.STREAM
 _PREFILL: Final = Phase.PREFILL
 
-LATE: Final = 0.1  # a tick of the clocks that is later than this is put off
+LATE: Final = 0.1  # seconds; a tick that is later than this is postponed
 PUT_OFF: Final = 0.02
 
 OnHead = Callable[[int, list[tuple[str, str]]], bool]
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
-    """What an answer may take. Seconds and bytes; 0 seconds is no limit."""
+    """Limits of an answer, in seconds (0: none) and bytes."""
 
     first_token: float = 300.0
     token: float = 60.0
@@ -61,14 +61,14 @@ class StreamLimits(msgspec.Struct, frozen=True):
 
 
 def _nobody(error: GatewayError | None) -> None:
-    """Who is told of an exchange that is over."""
+    """The handler of an exchange that has ended."""
 
 
 class Timeouts:
-    """The clocks of all exchanges by one timer: nothing is done about time for each token or each request.
+    """The timeouts of all exchanges, by one timer: no timer is set for a token or a request.
 
-    A pause of our own process is not an engine's silence: after one the sockets are read before any clock is
-    judged, and the time that was lost does not count."""
+    A pause of this process is not an engine's silence: after one the sockets are read before any timeout is
+    checked, and the time of the pause does not count."""
 
     def __init__(
         self,
@@ -77,16 +77,16 @@ class Timeouts:
         on_fault: Fault = raised,
         lost: Callable[[float], float] = lambda since: 0.0,
     ) -> None:
-        """`lost`: seconds since a moment (by the flights' clock) in which the process did not run."""
+        """`lost`: seconds since a moment (by the flights' clock) during which the process was paused."""
         bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit > 0]
-        # A limit is seen to be over at most a tenth of the smallest too late, and never more than a second.
+        # A timeout is noticed late by at most a tenth of the smallest limit, and by at most a second.
         self._every = min(1.0, min(bounds) / 10) if bounds else None
         self._loop = loop
         self._on_fault = on_fault
         self.lost = lost
         self._watched: set[Ingest] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._put_off = False  # the judgement that is due next, once already
+        self._put_off = False  # the next check, once already
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -108,7 +108,7 @@ class Timeouts:
         timer, self._timer = self._timer, None
         if timer is not None and self._loop.time() - timer.when() > LATE and not self._put_off:
             self._put_off = True
-            # Timers run before sockets are read: what came meanwhile is read now.
+            # Timers run before sockets are read: read first what came meanwhile.
             self._timer = self._loop.call_later(PUT_OFF, self._tick)
             return
         self._put_off = False
@@ -122,7 +122,7 @@ class Timeouts:
 
 
 class Ingest:
-    """Feeds one Flight from one exchange. `on_done` is called once, with None or the error that ended it."""
+    """Writes one answer into one Flight. `on_done` is called once, with None or the error that ended it."""
 
     __slots__ = (
         "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits",
@@ -139,28 +139,28 @@ class Ingest:
         on_head: OnHead | None = None,
         on_first: Callable[[], None] | None = None,
     ) -> None:
-        """`on_head` is shown each answer's head, and may say True: it will not be this one, nothing more is wanted
-        of it. `on_first` is called at the first token of a stream."""
+        """`on_head` is called with the head and returns True to drop the answer. `on_first` is called at the first
+        token of a stream."""
         self.flight = flight
-        self.clean = False  # a whole, successful answer: one that may be stored
+        self.clean = False  # a complete, successful answer: it may be stored
         self.error_frame = False
-        self.answered = False  # to the end that its framing said
+        self.answered = False  # complete as far as HTTP framing goes
         self.surplus = False  # something came after the end of the answer
         self.vet: Callable[[bytes], bool] | None = None
-        """Shown the body's first bytes, and may say True: they are no answer to this request, nothing of them is
-        wanted. Whoever sets it takes it away once it has decided."""
-        self.held = False  # the reader lags and the engine is held back: its silence is our doing
+        """Called with the body's first bytes; returns True to drop them, as no answer to this request. The
+        exchange sets it, and removes it once it has decided."""
+        self.held = False  # reading is paused for a lagging reader: the silence is ours
         self._on_done = on_done
         self._on_head = on_head
         self._on_first = on_first
         self.done = False
         self._limits = limits
-        self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until it asks for more
+        self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until `_more`
         self._watch = watch
         self._framer = Framer(limits.frame)
         self._twins = FrameTemplate()
         spec = flight.spec
-        self._asked = spec.parts  # choices or vectors; 0: nobody knows how many
+        self._asked = spec.parts  # choices or vectors; 0: not known
         if spec.ask is not None and not self._asked:
             usual = spec.ask.endpoint == "chat" and "n" not in spec.ask.fields
             self._asked = 1 if usual else asked_of(spec.ask)
@@ -206,12 +206,12 @@ class Ingest:
         if flight.mode is Mode.RAW:
             flight.start(self._head)
             if flight.spec.method == "HEAD":
-                self._land()  # its length is that of a body which does not come
+                self._land()  # its Content-Length is of a body that does not come
         elif flight.mode is Mode.STREAM:
             if status == 200 and self._events:
                 flight.begins(self._head)
             else:
-                flight.is_whole()  # an error, or an engine that will not stream: its one body as it is
+                flight.is_whole()  # an error, or an engine that does not stream
 
     def body(self, data: bytes) -> None:
         if self.done or (self.vet is not None and self.vet(data)):
@@ -254,7 +254,7 @@ class Ingest:
         self._fail(error)
 
     def _more(self) -> None:
-        """The log needs room for more."""
+        """The log has reached its limit."""
         allowed = self.flight.grow(self._limits.flight)
         if isinstance(allowed, GatewayError):
             self._fail(allowed)
@@ -264,9 +264,8 @@ class Ingest:
     # -- inside -----------------------------------------------------------------------------------
 
     def _said(self, frames: list[bytes], now: float) -> list[bytes]:
-        """These events without comments and those that have no data: engines send them to keep a connection open.
-        They say nothing of the answer, so no clock is set by them; who reads along gets them, once there is an
-        answer."""
+        """Remove comments and events without data, which engines send to keep a connection open. They do not reset
+        a timeout; readers get them once there is an answer."""
         said = [frame for frame in frames if not is_comment(frame)]
         if said or self._framer.speaks:
             self._last = now
@@ -307,8 +306,8 @@ class Ingest:
             self._fail(error)
 
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
-        """Whether the first frames have a finish that is none: nothing has gone out, so it may be asked for
-        elsewhere. An engine that is shut down ends like that what it has not begun."""
+        """Whether the first frames have a finish reason that completes nothing, as an engine sends for requests
+        that it has not begun when it shuts down. No byte has gone out, so it may be retried."""
         if self.flight.divides or self.flight.spec.ask is None:
             return False
         ended: dict[int, str] = {}
@@ -318,32 +317,32 @@ class Ingest:
         return lack is not None and self._lacks(lack)
 
     def _finish(self, done: bytes) -> None:
-        """[DONE] has come: nothing after it is read. In its place an answer that is not whole gets our error. It
-        is dropped after an error of the engine's own."""
+        """[DONE] has come; nothing after it is read. An incomplete answer gets our error in its place, and after
+        the engine's own error it is dropped."""
         lack = None
         if not self.error_frame and self.flight.spec.ask is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
         self.clean = lack is None and not self.error_frame
-        if not self.error_frame or self.flight.divides:  # who divides it tells its parts apart by that end
+        if not self.error_frame or self.flight.divides:  # a merged flight ends its parts by it
             self.flight.add(done)
         self._land(self._head)
 
     def _lacks(self, lack: Lack) -> bool:
-        """Fail an answer that is not whole. False: choices are missing, and whoever divides it asks again."""
+        """Fail an incomplete answer. False: choices are missing, which the merged flight requests again."""
         if lack.few and self.flight.divides:
             return False
         self._fail(GatewayError(Code.UPSTREAM_INCOMPLETE, lack.words))
         return True
 
     def _spoil(self) -> None:
-        """What came cannot become a whole answer: nobody joins it from now on."""
+        """The answer cannot become complete: no request joins it any more."""
         if self.flight.on_spoiled is not None:
             self.flight.on_spoiled(self.flight)
 
     def _look_at(self, frame: bytes, now: float) -> None:
-        """What a frame says that is not just more of the same."""
+        """Take the facts of a frame that differs from the one before."""
         flight = self.flight
         if flight.trace is not None:
             flight.trace.frame(frame)
@@ -364,7 +363,7 @@ class Ingest:
             self._twins.learn(frame)
 
     def _read_whole(self) -> bool:
-        """Whether a successful body is a whole answer; its usage is taken on the way."""
+        """Whether a successful body is a complete answer; takes its usage."""
         flight = self.flight
         ask = flight.spec.ask
         if ask is None:
@@ -400,32 +399,32 @@ class Ingest:
         finally:
             try:
                 on_done(error)
-            except Exception as e:  # noqa: BLE001 - once more: a journey that is not told of its end keeps its place
+            except Exception as e:  # noqa: BLE001 - once more: else the lease would be held
                 raised("the end of an exchange", e)
                 on_done(error)
 
     # -- time -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """No one waits for this exchange any more."""
+        """Take nothing more: the exchange is not waited for."""
         if not self.done:
             self.done = True
-            self._on_done = _nobody  # a circle less: it holds whoever holds us
+            self._on_done = _nobody  # no reference cycle is left
             self._on_head = self._on_first = self.vet = None
             self._watch.drop(self)
 
     @property
     def last(self) -> float:
-        """When something came last of this answer or, before that, when it was asked for."""
+        """When the last bytes of the answer came or, before the first, when it was requested."""
         return self._last
 
     def hold(self, held: bool) -> None:
-        """The reader lags and the engine is held back, or it goes on: the wait for the next token begins anew."""
+        """Reading is paused for a lagging reader, or resumed: the token timeout begins anew."""
         self.held = held
         self._last = self.flight.clock()
 
     def _deadline(self) -> tuple[float, Code, str]:
-        """What would run out next: when, as which error, and in which words."""
+        """The next timeout: when, its code, and its message."""
         limits = self._limits
         total = (
             self._total + (limits.total or float("inf")),
@@ -451,7 +450,7 @@ class Ingest:
         return min(total, wait, key=lambda limit: limit[0])
 
     def look(self) -> None:
-        """End the exchange where its time is over."""
+        """Fail the exchange if a timeout has passed."""
         when, code, message = self._deadline()
         now = self.flight.clock()
         if self.done or now < when:

@@ -15,10 +15,10 @@ from proxy.redis import TAG_BYTES
 from proxy.wire import ApiRequest, stream_extras
 
 SCHEMA: Final = "5"
-"""Raised whenever the canonical form or what is stored changes: old entries are then never found."""
+"""Increased whenever the canonical form or the stored format changes: old entries are never found then."""
 
 NAMES: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
-"""Fields that name a caller or a conversation: texts that mean nothing to an engine."""
+"""Fields that name a caller or a conversation: engines ignore them."""
 _FLAGS: Final[dict[str, frozenset[bytes]]] = {
     "store": frozenset((b"true", b"false")),
     "service_tier": frozenset((b'"auto"', b'"default"', b'"flex"', b'"scale"', b'"priority"')),
@@ -32,7 +32,7 @@ MAX_NAME: Final = 256  # characters of a `user` that every engine takes
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
 PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
 
-LONG: Final = 16_384  # bytes of a body whose values are looked at before they are taken apart
+LONG: Final = 16_384  # bytes from which on values are not parsed where that can be avoided
 
 NewHash = Callable[[bytes], Any]
 Headers = Sequence[tuple[str, str]]
@@ -51,7 +51,7 @@ _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 def model_tag(model: str | None) -> bytes:
-    """What every key of a model's answers begins with, so that they can be found. Models may share one."""
+    """The prefix of the keys of a model's answers, by which they can be found. Models may share one."""
     return zlib.crc32((model or "").encode("utf-8", "surrogatepass")).to_bytes(TAG_BYTES)
 
 
@@ -176,7 +176,7 @@ def _plain_metadata(raw: bytes) -> bool:
 
 
 def _once(raw: bytes) -> bool:
-    """Whether no member is given twice in it, by its quotes."""
+    """Whether no member is duplicate, judged by the number of quotes."""
     try:
         quotes, once = raw.count(b'"'), _ENCODE(_ANY.decode(raw)).count(b'"')
         return quotes == once or quotes + raw.count(_ESCAPED) == once

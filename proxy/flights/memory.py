@@ -11,8 +11,8 @@ from typing import Final
 from proxy.errors import Code, GatewayError
 
 RESERVE: Final = 5
-"""One part in so many of the budget is kept for owners that hold less than an equal share of it."""
-AUTO: Final = 4  # with no budget set, one part in so many of what the machine or the cgroup has
+"""One part in so many of the budget is reserved for owners below an equal share."""
+AUTO: Final = 4  # the default budget: one part in so many of the memory of machine or cgroup
 LEAST: Final = 64 * 1024 * 1024
 CGROUP_LIMITS: Final = (
     "/sys/fs/cgroup/memory.max",  # cgroup v2
@@ -21,7 +21,7 @@ CGROUP_LIMITS: Final = (
 
 
 class Held:
-    """Bytes that one request or connection holds, of one kind. Released once, however often it is asked."""
+    """Bytes that one request or connection holds, of one kind. `release` may be called again."""
 
     __slots__ = ("_memory", "kind", "owner", "size")
 
@@ -35,11 +35,11 @@ class Held:
         return f"<Held {self.size} bytes of {self.kind}>"
 
     def resize(self, size: int) -> bool:
-        """Hold so many bytes from now on. False: there is no room for more, and what is held stays as it was."""
+        """Hold so many bytes from now on. False: the budget is exhausted, and nothing has changed."""
         return self._memory.resize(self, size)
 
     def need(self, size: int) -> None:
-        """The same. Raises GatewayError 503 where there is no room."""
+        """The same, but raises GatewayError 503 if the budget is exhausted."""
         if not self._memory.resize(self, size):
             raise refused()
 

@@ -12,7 +12,7 @@ from proxy.flights.memory import Memory, budget_for
 from proxy.telemetry import Log, Metrics
 
 KINDS: Final = ("uploads", "answers", "unread", "embeddings")
-TELL_SECONDS: Final = 5.0  # between two warnings
+TELL_SECONDS: Final = 5.0  # seconds between two warnings
 
 
 def memory_for(
@@ -22,7 +22,7 @@ def memory_for(
     loop: asyncio.AbstractEventLoop,
     name: Callable[[bytes], str],
 ) -> Memory:
-    """The settings' budget, watched. `name`: of a key's tenant, as the log may show it."""
+    """The memory budget by the settings, with its metrics. `name` gives a tenant's name for the log."""
     watch = MemoryWatch(metrics, log, name, loop.time)
     memory = Memory(budget_for(settings.memory_budget), on_refused=watch.refused)
     watch.begin(memory)
@@ -30,12 +30,12 @@ def memory_for(
 
 
 class MemoryWatch:
-    """Counts what the budget refuses, and says now and then who holds it."""
+    """Counts refusals, and logs now and then who holds most."""
 
     def __init__(
         self, metrics: Metrics, log: Log, name: Callable[[bytes], str], clock: Callable[[], float]
     ) -> None:
-        """`name`: of a key's tenant, as the log may show it."""
+        """`name` gives a tenant's name for the log."""
         self._metrics = metrics
         self._log = log
         self._name = name
@@ -44,7 +44,7 @@ class MemoryWatch:
         self._told = -math.inf
 
     def begin(self, memory: Memory) -> None:
-        """Have its state read at each scrape."""
+        """Register its gauges."""
         self._memory = memory
         gauge = self._metrics.gauge
         gauge("memory_budget_bytes", "Memory budget for requests and answers.", lambda: memory.budget)
@@ -57,7 +57,7 @@ class MemoryWatch:
             )
 
     def refused(self, kind: str) -> None:
-        """Something found no room."""
+        """A charge of this kind was refused."""
         self._metrics.memory_refused(kind)
         now, memory = self._clock(), self._memory
         if memory is None or now - self._told < TELL_SECONDS:

@@ -7,16 +7,16 @@ from typing import Final
 
 
 class Phase(Enum):
-    QUEUED = "queued"  # waits for a look-up or for a place at an engine
+    QUEUED = "queued"  # for a look-up, or for an engine
     CONNECTING = "connecting"
-    PREFILL = "prefill"  # the request is at the engine, nothing came back yet
+    PREFILL = "prefill"  # sent, nothing has come back
     STREAMING = "streaming"
     LANDED = "landed"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
     leads_to: tuple[Phase, ...]
-    """Its row of TRANSITIONS: to hash an Enum member takes a call of Python, to compare two takes none."""
+    """Its row of TRANSITIONS. To hash an Enum member takes a call of Python; to compare two takes none."""
 
 
 _ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
@@ -24,7 +24,7 @@ _ENDS: Final = (Phase.LANDED, Phase.FAILED, Phase.CANCELLED)
 TRANSITIONS: Final[dict[Phase, tuple[Phase, ...]]] = {
     Phase.QUEUED: (Phase.CONNECTING, Phase.STREAMING, *_ENDS),  # STREAMING at once: a cache hit
     Phase.CONNECTING: (Phase.PREFILL, Phase.CONNECTING, *_ENDS),
-    # Back to CONNECTING: a kept-alive connection that had died is replaced before its first byte.
+    # Back to CONNECTING: a retry, or a kept-alive connection that had died.
     Phase.PREFILL: (Phase.STREAMING, Phase.CONNECTING, *_ENDS),
     Phase.STREAMING: _ENDS,
     Phase.LANDED: (),

@@ -32,7 +32,7 @@ from proxy.wire.fold import (
     shape_told,
 )
 
-EVERY: Final = 1.0  # seconds between two looks for engines whose answers are not known
+EVERY: Final = 1.0  # seconds between checks for engines whose shape is not known
 ANSWER_SECONDS: Final = 10.0  # one answer of a few tokens
 TRIES: Final = 4  # of an engine that did not answer well, or whose two answers had different texts
 MOST_MODELS: Final = 8  # of one engine that are probed: adapters answer as the model that they are for
@@ -55,15 +55,15 @@ _ABSENT: Final = frozenset({404, 405, 501})
 
 
 class _Later(Exception):
-    """The engine did not answer well; it may yet."""
+    """The probe failed, and is tried again later."""
 
 
 class _NotOffered(Unfoldable):
-    """It has no such endpoint: there is nothing to fold, and nothing to tell of it."""
+    """The engine has no such endpoint."""
 
 
 class Shapes:
-    """What is known of engines' answers, and who may wait for which stream to end."""
+    """The shapes of engines' streams, and whether a reader may wait for a stream's fold."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Shapes:
     # -- readers that want one body ---------------------------------------------------------------
 
     def waits(self, flight: Flight) -> bool:
-        """Whether a reader that wants one body may wait for this stream. From now on its frames are looked at."""
+        """Whether a reader that wants one body may wait for this stream, whose frames are checked from now on."""
         ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
             return False
@@ -122,8 +122,8 @@ class Shapes:
         return True
 
     def unfolded(self, flight: Flight, why: Unfoldable) -> None:
-        """A stream turned out not to fold, with readers that had waited for that: for the next one nobody waits,
-        unless it was this answer's alone. The engine may have changed, so it is asked anew, now and then."""
+        """A stream turned out not to fold while readers waited for that. Unless it is peculiar to this answer, no
+        reader waits for the engine's streams from now on; the engine is probed anew, as it may have changed."""
         ask = flight.spec.ask
         engine = next((backend for backend in self._backends.all if backend.name == flight.backend), None)
         if ask is None or engine is None:  # from the store: who knows which engine's it was
@@ -140,7 +140,7 @@ class Shapes:
                 self.wake()
 
     def passed(self, engine: Backend, flight: Flight) -> None:
-        """A stream has landed whose engine's answers are not known: its frames may tell."""
+        """Learn the shape from a complete stream of an engine whose shape is not known."""
         ask = flight.spec.ask
         if ask is None or len(flight.log) < 3:
             return
@@ -156,11 +156,11 @@ class Shapes:
     # -- probes -----------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """An engine has come up, or is another."""
+        """An engine has come up, or was replaced: check now."""
         self._woken.set()
 
     async def run(self) -> None:
-        """For ever: ask each engine whose answers are not known, once it has nothing else to do."""
+        """Run for ever: probe each engine whose shape is not known, once it is idle."""
         while True:
             self._woken.clear()
             engines = self._backends.all
@@ -178,13 +178,13 @@ class Shapes:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is left to ask of any engine that is up."""
+        """Whether no engine that is up is left to probe."""
         return not any(
             engine.up and _unknown(engine) and engine not in self._rests for engine in self._backends.all
         )
 
     async def _look_at(self, engine: Backend) -> bool:
-        """At most one probe of one engine. True: it went well."""
+        """At most one probe of one engine. True: it succeeded."""
         unknown = _unknown(engine)
         if not engine.up or unknown is None:
             self._since.pop(engine, None)
@@ -200,7 +200,7 @@ class Shapes:
         return _idle(engine, patient=patient) and await self._ask(engine, *unknown)
 
     async def _ask(self, engine: Backend, names: list[str | None], endpoint: Folded) -> bool:
-        """One probe. False: it has to be tried again."""
+        """One probe. False: it is to be tried again."""
         key, epoch = (engine, names[0], endpoint), engine.abilities.epoch
         self._tries[key] = tries = self._tries.get(key, 0) + 1
         try:
@@ -315,7 +315,7 @@ def _families(engine: Backend) -> list[list[str | None]]:
 
 
 def _unknown(engine: Backend) -> tuple[list[str | None], Folded] | None:
-    """The names of models, and the endpoint, whose answers are not known. None: all are."""
+    """The models and the endpoint whose shape is not known. None: all are known."""
     families = _families(engine)
     for names in families:
         for endpoint in ENDPOINTS:

@@ -18,35 +18,35 @@ from proxy.wire import ApiRequest
 class Mode(Enum):
     STREAM = "stream"  # SSE: the log holds frames, each in its HTTP chunk
     WHOLE = "whole"  # one JSON body
-    RAW = "raw"  # passed through as it comes, never shared
+    RAW = "raw"  # passed through unchanged, never shared
 
 
 @dataclass(slots=True, frozen=True)
 class Head:
-    """An answer's status and end-to-end headers, as the engine gave them."""
+    """An answer's status and end-to-end headers, as the engine sent them."""
 
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
-    length: int | None = None  # Content-Length in bytes, where the engine gave one
+    length: int | None = None  # Content-Length in bytes, where the engine sent one
 
 
 RATE_LIMITS: Final = frozenset(
     f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")
 )
-"""Headers that tell a client what it has left. The gateway's, where it limits the request, else the engine's."""
+"""Rate-limit headers: the gateway's where it limits the request, else the engine's."""
 
 REQUEST_ID: Final = "X-Request-Id"
 OF_ONE_REQUEST: Final = frozenset({"x-request-id", "content-type", "traceparent", "tracestate"})
-"""Headers in which requests that go up together may differ."""
+"""Headers that may differ between requests that are merged or share an answer."""
 
 
 def new_id() -> str:
-    """The id of a request, of our own making: it names nobody, and nobody can guess the next one."""
+    """A new request id: random, so it names no client and cannot be guessed."""
     return os.urandom(16).hex()
 
 
 def headers_in_common(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those that requests which share an answer, or go up together, must have alike, in one order."""
+    """The headers, sorted, that must be equal for requests that are merged or share an answer."""
     return sorted((name, value) for name, value in headers if name.lower() not in OF_ONE_REQUEST)
 
 
@@ -111,11 +111,11 @@ class QueueState(msgspec.Struct, eq=False):
 
 
 class Items(NamedTuple):
-    """What an answer of several inputs, each with its own vector, is made of."""
+    """Sources of the vectors of an answer to an embeddings request."""
 
     total: int
-    cached: int  # of them from the store
-    unpaid: int  # tokens of its usage that the store had, or that others pay for
+    cached: int  # vectors from the store
+    unpaid: int  # tokens of its usage that cost it nothing: stored, or paid for by others
 
     def __str__(self) -> str:
         return f"{self.cached}/{self.total}"
@@ -123,7 +123,7 @@ class Items(NamedTuple):
 
 @dataclass(slots=True)
 class Times:
-    """Times by the flight's clock, in seconds, of what happened to a Flight; None for what did not."""
+    """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
 
     created: float = 0.0
     dispatched: float | None = None  # left the queue for an engine

@@ -14,16 +14,16 @@ from proxy.wire import ApiRequest, Usage, asked_of, endings, lack_of, read_body,
 from proxy.wire.fold import LLAMA, VLLM, Unfoldable, fold, forces_tool, many_frames, may_fold
 
 WHOLE: Final = b"w"
-"""What the name of a stored body ends with: it lies beside the stream of the same key."""
+"""Suffix of a stored body's name: it is stored beside the stream of the same key."""
 TOLD: Final = (None, VLLM, LLAMA)
-"""Shapes that a stream's own frames tell."""
+"""Shapes that a stream's own frames show: they are not stored."""
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 
 def replay(flight: Flight, stored: Stored) -> bool:
-    """Land a Flight from the store; False where what is stored does not serve it. One for which there is no memory
-    fails: each reader of a stored answer at its own time holds a copy."""
+    """Answer a Flight from an entry; False if the entry does not serve it. Where the memory budget is exhausted
+    the Flight fails, as each stored answer that is being read is a copy of its own."""
     ask = flight.spec.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
         flight.replace_stored()
@@ -36,7 +36,7 @@ def replay(flight: Flight, stored: Stored) -> bool:
         if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
             if not may_fold(stored.body, stored.shape):
                 return False
-            # It lands as the stream that it is; who wants one body has it folded, as of any stream.
+            # It lands as a stream, which readers that want one body fold.
             return _land_stream(flight, stored)
         if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
             try:
@@ -49,7 +49,7 @@ def replay(flight: Flight, stored: Stored) -> bool:
             except Unfoldable:
                 return False
             except ValueError:
-                body = b""  # whole chunks, but not ours
+                body = b""  # complete chunks, but not ours
         if not body:
             flight.replace_stored()
             return False
@@ -58,7 +58,7 @@ def replay(flight: Flight, stored: Stored) -> bool:
     elif stored.kind == "stream":
         return _land_stream(flight, stored)
     else:
-        flight.unfold()  # one body is no stream, but it is there: who waits for one need not wait for the stream
+        flight.unfold()  # readers that want one body need not wait for the stream: it is in the store
         return False
     return _landed(flight, stored, head)
 
@@ -79,7 +79,7 @@ def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
 
 
 def _has_all(stored: Stored, ask: ApiRequest) -> bool:
-    """Whether an entry, which is whole in itself, has every choice that this request asks for."""
+    """Whether an entry has every choice that this request asks for."""
     asked = asked_of(ask)
     if asked < 2:
         return True
@@ -92,7 +92,7 @@ def _has_all(stored: Stored, ask: ApiRequest) -> bool:
 
 
 def snapshot(flight: Flight, build: bytes) -> Stored:
-    """What is kept of an answer that is whole, of an engine's build."""
+    """The entry of a complete answer by an engine of this build."""
     streamed = flight.mode is Mode.STREAM
     usage = flight.usage
     body, cut, tail = stream_views(flight.log, flight.view(usage=not streamed))

@@ -13,23 +13,23 @@ from typing import Final, Literal, NamedTuple
 from proxy.telemetry import Fault
 from proxy.upstream import Backends, Lease
 
-EVERY: Final = 1.0  # seconds between two looks
-PATIENCE: Final = 5.0  # seconds that something must be stray before it is mended
+EVERY: Final = 1.0  # seconds between checks
+PATIENCE: Final = 5.0  # seconds that something must be stray before it is ended
 
 Kind = Literal["turn", "lookup", "place", "flight"]
 KINDS: Final[tuple[Kind, ...]] = ("turn", "lookup", "place", "flight")
 
 
 class Stray(NamedTuple):
-    """Something that looks as if nobody would ever end it."""
+    """Something that nothing seems to end any more."""
 
     kind: Kind
-    what: Hashable  # the same thing has the same at the next look
+    what: Hashable  # equal for the same thing at the next check
     heal: Callable[[], object]
 
 
 def stray_places(backends: Backends, leases: Iterable[Lease]) -> Iterator[Stray]:
-    """Places that engines count and no lease holds. `leases`: all that there are."""
+    """Slots in use at engines that no lease holds. `leases`: all leases."""
     held = Counter(lease.backend for lease in leases if lease.held)
     for backend in backends.all:
         excess = backend.inflight - held[backend]
@@ -38,7 +38,7 @@ def stray_places(backends: Backends, leases: Iterable[Lease]) -> Iterator[Stray]
 
 
 class Watchdog:
-    """Looks once a second and mends what has been stray for `patience` seconds."""
+    """Checks once a second, and ends what has been stray for `patience` seconds."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Watchdog:
         fault: Fault,
         patience: float = PATIENCE,
     ) -> None:
-        """`on_healed` is told the kind and a description of what was mended."""
+        """`on_healed` is called with the kind and a description of what was ended."""
         self.healed = 0
         self._strays = strays
         self._clock = clock
@@ -73,16 +73,16 @@ class Watchdog:
             self.healed += 1
             try:
                 stray.heal()
-            except Exception as e:  # noqa: BLE001 - the other strays are still to be mended
+            except Exception as e:  # noqa: BLE001 - the other strays are still to be ended
                 self._fault(f"the watchdog, healing a {stray.kind}", e)
             self._on_healed(stray.kind, repr(stray.what)[:200])
         self._since = since
 
     async def run(self) -> None:
-        """For ever."""
+        """Run for ever."""
         while True:
             await asyncio.sleep(EVERY)
             try:
                 self.look()
-            except Exception as e:  # noqa: BLE001 - the next look may succeed
+            except Exception as e:  # noqa: BLE001 - the next check may succeed
                 self._fault("the watchdog", e)

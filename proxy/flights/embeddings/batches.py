@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
-G = TypeVar("G", bound=Hashable)  # what may be asked as one array
+G = TypeVar("G", bound=Hashable)  # items of one group may be in one array
 T = TypeVar("T", bound=Hashable)  # an item
 
 
@@ -39,7 +39,7 @@ class _Turn(Generic[T]):
 
 
 class _Line(Generic[T]):
-    """One group's items by caller and owner, and parts of arrays that are asked again."""
+    """One group's items by caller and owner, and parts of arrays that are requested again."""
 
     __slots__ = ("again", "callers", "count", "last", "parts", "tokens", "under_way")
 
@@ -55,10 +55,10 @@ class _Line(Generic[T]):
 class ArrayBatcher(Generic[G, T]):
     """Items of one group become arrays of at most `items` items and `tokens` tokens; one item alone may have more.
 
-    At most so many calls of a group are under way as `due` is told; what comes meanwhile goes up together. With a
+    The calls of a group under way are limited, see `due`; items that arrive meanwhile are sent together. With a
     `window` (seconds) an array that is not full also waits until its oldest item has waited so long. Callers take
-    turns, item by item, and so do each caller's owners (its requests): neither many requests nor a large one are
-    in another's way.
+    turns, item by item, and so do each caller's owners (its requests): neither many requests nor a large one delay
+    those of others.
     """
 
     def __init__(self, *, items: int, tokens: int, window: float = 0.0) -> None:
@@ -75,7 +75,7 @@ class ArrayBatcher(Generic[G, T]):
         return f"<Arrays waiting={len(self)} under_way={under_way} groups={len(self._lines)}>"
 
     def offer(self, group: G, owner: Hashable, item: T, tokens: int, now: float, caller: Hashable = None) -> None:
-        """Have an item wait in the turn of its owner, one of the caller's. `tokens` is what it weighs."""
+        """Enqueue an item in the turn of its owner, which is one of the caller's. `tokens` is its weight."""
         line = self._lines.get(group) or _Line()
         owners = line.callers.get(caller)
         turn = owners.get(owner) if owners is not None else None
@@ -93,7 +93,7 @@ class ArrayBatcher(Generic[G, T]):
         line.tokens += tokens
 
     def discard(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> None:
-        """Forget an item that nobody wants any more."""
+        """Remove an item that no request wants."""
         line = self._lines.get(group)
         if line is None:
             return
@@ -105,8 +105,8 @@ class ArrayBatcher(Generic[G, T]):
         self.leave(group, owner, item, caller)
 
     def leave(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
-        """An item waits in another turn from now on, if it waited in this one. True if so. What is to be asked
-        again waits in nobody's."""
+        """Remove an item from this turn, to be queued in another one. True if it waited in it; items to be
+        requested again wait in no turn."""
         line = self._lines.get(group)
         if line is None:
             return False
@@ -116,7 +116,7 @@ class ArrayBatcher(Generic[G, T]):
         return waited is not None
 
     def waits(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
-        """Whether it waits in that turn, or as part of an array that is asked again."""
+        """Whether it waits in that turn, or is part of an array to be requested again."""
         line = self._lines.get(group)
         if line is None:
             return False
@@ -125,8 +125,8 @@ class ArrayBatcher(Generic[G, T]):
         return item in line.parts or (turn is not None and item in turn.live)
 
     def due(self, now: float, calls: Callable[[G], int], most: int = 1 << 30) -> list[tuple[G, list[T]]]:
-        """The arrays that go up now, at most so many, and are under way from now on; `calls` says how many of a
-        group may be."""
+        """The arrays to send now, at most `most`; they count as under way. `calls` says how many of a group may be
+        under way."""
         found: list[tuple[G, list[T]]] = []
         try:
             for group, line in self._lines.items():
@@ -140,13 +140,13 @@ class ArrayBatcher(Generic[G, T]):
                     room -= 1
                     self._take(line, array)
         except BaseException:
-            for group, array in found:  # nothing of it goes up now, and nothing is lost
+            for group, array in found:  # none is sent now, and no item is lost
                 self.ended(group, [array])
             raise
         return found
 
     def ended(self, group: G, again: Iterable[list[T]] = ()) -> None:
-        """A call of this group is over. `again`: parts of it that are to be asked by themselves, first of all."""
+        """A call of this group has ended. `again`: parts of it to be requested by themselves, before others."""
         line = self._lines[group]
         line.under_way -= 1
         for array in again:
@@ -184,7 +184,7 @@ class ArrayBatcher(Generic[G, T]):
             for item in part:
                 del line.parts[item]
             if array:
-                return  # else everyone left who wanted it
+                return  # else all who wanted it have left
         tokens = 0
         while line.callers and len(array) < self.items:
             caller, owners = next(iter(line.callers.items()))
@@ -221,15 +221,15 @@ class ArrayBatcher(Generic[G, T]):
 
 
 def halves(items: Sequence[T], wanted_by: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
-    """How a refused array is asked again: in two parts, until whoever spoiled it is alone. Nothing where there is
-    nobody to keep apart: one item, or all for one owner and nobody else. An array of n items takes 2n-1 calls at
-    most; with one bad item some 2 log2(n)."""
+    """Bisect a refused array, until the request with the bad input is isolated. Empty if there is nothing to
+    isolate: one item, or all items for the same owner alone. An array of n items takes 2n-1 calls at most; with
+    one bad item about 2 log2(n)."""
     owners = [wanted_by(item) for item in items]
     if len(items) < 2 or (len(owners[0]) == 1 and all(one == owners[0] for one in owners)):
         return []
     first: dict[frozenset[Hashable], list[T]] = {}
     for item, who in zip(items, owners, strict=True):
-        first.setdefault(who, []).append(item)  # an owner's items side by side: fewer cuts through them
+        first.setdefault(who, []).append(item)  # an owner's items side by side: bisection separates owners sooner
     sorted_ = [item for mine in first.values() for item in mine]
     middle = len(sorted_) // 2
     return [sorted_[:middle], sorted_[middle:]]

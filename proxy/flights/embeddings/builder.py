@@ -31,7 +31,7 @@ def embedder_for(
     refused: Callable[[str], None],
     on_fault: Callable[[str, BaseException], None],
 ) -> Embedder | None:
-    """None with `embed_batch_items` 1: a request then goes to the engine as it came, and is stored whole."""
+    """None with `embed_batch_items` 1: requests then go to engines as they are, and are stored as one answer."""
     if settings.embed_batch_items < 2:
         return None
     embedder = Embedder(
@@ -71,7 +71,7 @@ def mixes(backend: Backend) -> bool:
 
 
 def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """To close the Embedder, where there is one, and then what it submits to."""
+    """A coroutine function that closes the Embedder, if there is one, and then the scheduler."""
 
     async def both() -> None:
         if embedder is not None:

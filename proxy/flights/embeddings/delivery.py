@@ -10,11 +10,11 @@ from proxy.flights.embeddings.items import EmbeddingItem, EmbeddingRequest
 from proxy.wire import SLICE
 
 BYTES_A_UNIT = 16 * 1024
-"""Of a vector that is stored: copying it takes as long as handing out an item."""
+"""Bytes of a stored vector whose copying takes as long as handing out one item."""
 
 
 class Delivery:
-    """What one request's part of it raises ends that request: the others have theirs."""
+    """An exception in one request's part ends that request; the others get theirs."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Delivery:
         self._handed_out = handed_out
         self._come: deque[EmbeddingItem] = deque()
         self._landing: deque[tuple[EmbeddingRequest, Iterator[None]]] = deque()
-        self._left = SLICE  # units of work that this turn may do
+        self._left = SLICE  # units of work left in this turn
         self._working = False
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class Delivery:
         return f"<Delivery items={len(self._come)} answers={len(self._landing)}>"
 
     def add(self, item: EmbeddingItem) -> None:
-        """Its vector is there."""
+        """The vector of an item has come."""
         self._come.append(item)
 
     def clear(self) -> None:
@@ -52,12 +52,12 @@ class Delivery:
         self._landing.clear()
 
     def turn(self) -> None:
-        """A new turn of the loop."""
+        """Begin a new turn."""
         self._left = SLICE
         self.work()
 
     def work(self) -> None:
-        """As much as this turn may do."""
+        """Do as much as this turn may do."""
         if self._working:
             return
         self._working = True
@@ -76,7 +76,7 @@ class Delivery:
     # -- inside -----------------------------------------------------------------------------------
 
     def _give(self) -> None:
-        """One item to one request."""
+        """Hand one item to one request."""
         item, want = self._come[0], None
         try:
             want = item.first()
@@ -98,14 +98,14 @@ class Delivery:
                 self._lost(item, e)
 
     def _over(self, item: EmbeddingItem) -> None:
-        first = item.owner is not None  # one that is joined later is handed out again, but not stored
+        first = item.owner is not None  # an item joined later is handed out again, but not stored again
         item.owner = item.payer = None
         if first and item.result is not None and item.result.stored_at is None:
             self._left -= item.result.vector.size // BYTES_A_UNIT
             self._handed_out(item)
 
     def _compose(self) -> None:
-        """A slice of one answer."""
+        """Compose a slice of one answer."""
         want, steps = self._landing[0]
         try:
             if not want.over:  # else it has left, or has failed

@@ -44,16 +44,16 @@ from proxy.telemetry import Metrics, internal
 from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
 
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
-"""Refusals that one item may have brought on all: an engine says 500 to an input that it cannot compute. What else
-it says is about all of them."""
+"""Refusals that a single item may have caused: an engine answers 500 to an input that it cannot compute. Any other
+status concerns the whole array."""
 
 _A_TURN: Final = "a turn of the embeddings"
 
 
 class Embedder:
-    """Nothing waits longer for company than `window` seconds, 0 by default: an array is what came in one turn of
-    the loop, or while as many calls of its kind as may be were under way. What one request's part of the work
-    raises ends that request alone."""
+    """No item is delayed to fill an array beyond `window` seconds, 0 by default: an array is what arrived in one
+    event loop iteration, or while the limit of calls of its kind was under way. An exception in one request's part
+    of the work ends that request alone."""
 
     def __init__(
         self,
@@ -81,10 +81,10 @@ class Embedder:
         refused: Callable[[str], None] = lambda why: None,
         on_fault: Callable[[str, BaseException], None] = lambda where, error: None,
     ) -> None:
-        """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines may be
-        given several clients' inputs in one; `apart`: told of one that refused that and took them in parts;
-        `limit`: requests that may wait; `largest`: bytes of an answer; `promote`: told of an array that somebody
-        more urgent waits for too; `refused`: told why a request was."""
+        """`calls`: how many arrays of one kind may be under way for a model; `mixes`: whether its engines take
+        several clients' inputs in one array; `apart`: called with an engine that refused that and took them in
+        parts; `limit`: requests that may be queued; `largest`: bytes of an answer; `promote`: called with an array
+        that a more urgent request wants too; `refused`: called with the code of a rejection."""
         self._group = group
         self._submit = submit
         self._keyer = keyer
@@ -114,7 +114,7 @@ class Embedder:
             items=items, tokens=tokens, window=window, limit=limit, clock=loop.time, promote=promote
         )
         self.arrays = self.queue.arrays
-        self._items: dict[bytes, EmbeddingItem] = {}  # that a request may join
+        self._items: dict[bytes, EmbeddingItem] = {}  # items that a request may join
         self._wants: dict[Flight, EmbeddingRequest] = {}
         self._calls: set[ArrayCall] = set()
         self._delivery = Delivery(
@@ -135,11 +135,11 @@ class Embedder:
         return len(self._wants) + len(self._items) + len(self._calls) + len(self._delivery)
 
     def __contains__(self, flight: Flight) -> bool:
-        """Whether it is a request that this feeds."""
+        """Whether it is a request that is served here."""
         return flight in self._wants
 
     def take(self, flight: Flight, scope: bytes) -> bool:
-        """Take charge of a request. False where its items cannot be told apart: it is the scheduler's.
+        """Take a request. False if its items cannot be told apart: the scheduler takes it.
 
         Raises GatewayError 429 or 503 (and forgets it) when too many wait, when there is no memory for it, or when
         all is ending.
@@ -188,14 +188,14 @@ class Embedder:
         self._delivery.work()
 
     def joined(self, reader: Subscriber) -> None:
-        """One more reads a request: what it waits for is as urgent as that one, and takes its turn where that is
-        sooner."""
+        """A reader joins a request: its items become as urgent as the reader, and wait in its turn where that
+        comes earlier."""
         want = self._wants.get(reader.flight)
         if want is not None and reader.flight.phase is Phase.QUEUED:
             self._faults.safely("a request for embeddings that is joined", self.queue.joined, want, reader.caller)
 
     def close(self) -> None:
-        """Fail every request, and have every engine stop."""
+        """Fail every request, and cancel every call."""
         self._closed = True
         if self._window is not None:
             self._window.cancel()
@@ -204,7 +204,7 @@ class Embedder:
         self._delivery.clear()
 
     def _join(self, want: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
-        """Its items: those under way are joined, the others begin."""
+        """Join the items that are under way, and begin the others."""
         joined = 0
         calls: set[ArrayCall | None] = set()
         for key, item in mine.items():
@@ -230,7 +230,7 @@ class Embedder:
         self.queue.hurry(calls, want, want.caller)
 
     def _soon(self) -> None:
-        """All that arrives in one turn of the loop is looked at together, at its end."""
+        """Schedule a turn at the end of this event loop iteration: all that arrives in it is one batch."""
         if not self._turn_due:
             self._turn_due = True
             self._loop.call_soon(partial(self._faults.safely, _A_TURN, self._turn))
@@ -269,7 +269,7 @@ class Embedder:
         self._turn()
 
     def _found(self, item: EmbeddingItem, result: Result | None) -> None:
-        """Its look-up is over."""
+        """The look-up of an item has ended."""
         if result is None:
             self.queue.offer(item)
             return
@@ -285,9 +285,9 @@ class Embedder:
     # -- at the engine ----------------------------------------------------------------------------
 
     def _send(self, kind: BatchKey, items: list[EmbeddingItem]) -> None:
-        """One array goes up. What its making raises is looked for in halves, as what an engine refuses is."""
+        """Send one array. An exception while it is built is isolated by bisection, like a refusal of an engine."""
         items = [item for item in items if item.wants is not None]
-        if not items:  # an array before this one failed, and with it all that these are for
+        if not items:  # an array before this one failed, and with it all requests of these
             self.arrays.ended(kind)
             return
         try:
@@ -324,7 +324,7 @@ class Embedder:
             self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
 
     def _give_up(self, kind: BatchKey, items: list[EmbeddingItem], error: GatewayError) -> None:
-        """Of an array that could not be sent."""
+        """End an array that could not be sent."""
         call = next((item.call for item in items if item.call is not None), None)
         if call in self._calls:
             self._over(call)
@@ -336,7 +336,7 @@ class Embedder:
     def _part_with(
         self, call: ArrayCall, wants: list[EmbeddingRequest], blamed: list[EmbeddingRequest], error: GatewayError
     ) -> None:
-        """A call is over: these requests fail with it, and what the others want is asked again."""
+        """End a call: the blamed requests fail with it, and the items of the others are requested again."""
         gone = set(blamed)
         rest = []
         if len(gone) < len(wants):
@@ -358,7 +358,7 @@ class Embedder:
         self._faults.safely("the end of an array of embeddings", call.reader.leave)
 
     def _ended(self, call: ArrayCall, flight: Flight) -> None:
-        """A call is over, however: its flight has ended."""
+        """The Flight of a call has ended, with any outcome."""
         try:
             self._settle(call)
         except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
@@ -437,7 +437,7 @@ class Embedder:
         self._delivery.add(item)
 
     def _handed_out(self, item: EmbeddingItem) -> None:
-        """It is joinable until it is known to be stored, or that it will not be."""
+        """Store an item. It can be joined until that is settled."""
         if item.result is not None:
             self.store.keep(item, item.result, partial(self._forget, item))
 
@@ -469,7 +469,7 @@ class Embedder:
         self._soon()
 
     def _lost(self, item: EmbeddingItem, e: Exception) -> None:
-        """An item that cannot be had: who wants it fails."""
+        """An item failed: the requests that want it fail."""
         error = self._faults.error(e, "an embedding")
         for want in item.wanted:
             self._fail(want, error)
@@ -502,7 +502,7 @@ class Embedder:
             want.clear()
 
     def _finish(self, want: EmbeddingRequest) -> None:
-        """It wants nothing any more: what nobody else wants is dropped, at the engine too."""
+        """It is over: drop the items that no other request wants, at the engine too."""
         want.ends()
         self._wants.pop(want.flight, None)
         self._group.remove(want.flight)
@@ -526,7 +526,7 @@ class Embedder:
                 self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
     def _unwanted(self, item: EmbeddingItem, want: EmbeddingRequest) -> ArrayCall | None:
-        """One request does not want it any more. The call that it is in, where nobody else does."""
+        """A request does not want an item any more. Returns its call, if no other request wants the item."""
         item.drop(want)
         heir = item.first()
         if item.result is not None:

@@ -9,11 +9,11 @@ from typing import Any, Final
 from proxy.errors import GatewayError
 from proxy.telemetry import Fault, internal
 
-AGAIN: Final = 0.1  # seconds until what a fault may have left is looked for
+AGAIN: Final = 0.1  # seconds until the check after a fault
 
 
 class EmbedFaults:
-    """Contains what is raised. `later` is given the seconds and what is called then."""
+    """Contains exceptions. `later` is called with seconds and a callback; `heal` is the check."""
 
     def __init__(
         self,
@@ -30,24 +30,24 @@ class EmbedFaults:
         return f"<EmbedFaults{' healing' if self._due else ''}>"
 
     def tell(self, where: str, e: BaseException) -> None:
-        """Something raised that should not have."""
+        """Report an unexpected exception."""
         if not self._due:
             self._due = True
             self._later(AGAIN, self._now)
         self._told(where, e)
 
     def error(self, e: Exception, where: str) -> GatewayError:
-        """What the client is told: what it is, where it is an error for clients."""
+        """The error for the client: itself if it is one, else an internal error, reported."""
         if isinstance(e, GatewayError):
             return e
         self.tell(where, e)
         return internal()
 
     def safely(self, where: str, act: Callable[..., object], *given: Any) -> None:
-        """Call something whose fault is nobody else's."""
+        """Call `act`; contain and report its exception."""
         try:
             act(*given)
-        except Exception as e:  # noqa: BLE001 - the rest is to be done whatever a part of it raises
+        except Exception as e:  # noqa: BLE001 - the rest goes on
             self.tell(where, e)
 
     def _now(self) -> None:

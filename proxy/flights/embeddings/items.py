@@ -34,18 +34,18 @@ from proxy.wire import (
 
 _JSON: Final = Head(200, (("content-type", "application/json"),))
 ITEM_BYTES: Final = 400
-"""What an input that waits takes in memory beside its text: 344 bytes measured with tracemalloc for 2,048 short
-texts, 246 where another request waits for the same."""
-RESULT_BYTES: Final = 320  # the same of a vector that has come, beside its bytes
-MAX_TOKENS: Final = 1 << 53  # more than that is no count
+"""Memory of a queued input beside its text: 344 bytes measured with tracemalloc for 2,048 short texts, 246 where
+another request wants the same."""
+RESULT_BYTES: Final = 320  # memory of a vector beside its bytes
+MAX_TOKENS: Final = 1 << 53  # a larger number is no count
 STEP: Final = 1 << 18  # bytes by which the charge of a request grows
 
 
 class Origin(NamedTuple):
-    """Where an array's answer is from."""
+    """Which engine answered an array, and when."""
 
     backend: str | None
-    created: float  # when its Flight was made, by the clock of flights
+    created: float  # when its Flight was created, by the clock of flights
     sent: float | None  # when it was sent to the engine
 
 
@@ -55,9 +55,9 @@ class Result(NamedTuple):
     envelope: bytes  # the answer that it came in, without vectors
     vector: Vector
     tokens: int | None
-    stored_at: float | None = None  # wall-clock seconds, where it is from the store
+    stored_at: float | None = None  # wall-clock seconds; None: not from the store
     head: Head = _JSON
-    origin: Origin | None = None  # None: of the store
+    origin: Origin | None = None  # None: from the store
 
     @classmethod
     def of(cls, stored: Stored) -> Result:
@@ -66,7 +66,7 @@ class Result(NamedTuple):
         return cls(envelope_of(parts), Vector.of(parts.data[0]), parts.tokens, stored.created)
 
     def alone(self) -> bytes:
-        """The answer to a request for this item alone: what is stored."""
+        """The answer to a request for this item alone, as it is stored."""
         return b"".join(b"".join(pieces) for pieces in put_together(self.envelope, [self.vector], self.tokens))
 
 
@@ -74,52 +74,52 @@ class BatchKey(NamedTuple):
     """What requests of one array have in common."""
 
     model: str | None
-    options: bytes  # a digest of every other field, and of whose it is
+    options: bytes  # a digest of every other field, and of the tenant
     inputs: Literal["text", "ids"]
     headers: tuple[tuple[str, str], ...]
-    apart: int = 0  # a number of the request's own, where no two of them may be one array
+    apart: int = 0  # a number of the request, where requests may not share arrays
 
 
 @dataclass(eq=False, slots=True)
 class Divided:
-    """An array that an engine refused, so that its items are asked for in parts."""
+    """An array that an engine refused, so that its items are requested in parts."""
 
     backend: str | None
-    left: int  # items that have not come yet
+    left: int  # items that have not come
 
     def came(self) -> bool:
-        """One more has. True: all have, so it was no item that the engine did not like."""
+        """One more has come. True: all have, so no item was the reason for the refusal."""
         self.left -= 1
         return self.left == 0
 
 
 class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
-    """One text or list of ids, asked once however many requests want it. Not looked at by the garbage collector,
-    which would take half a second for a million of them: `EmbeddingRequest.clear` leaves no circle."""
+    """One text or list of ids, requested once for all that want it. The garbage collector does not track it, which
+    would take half a second for a million of them: `EmbeddingRequest.clear` leaves no reference cycle."""
 
     key: bytes
     kind: BatchKey
     text: bytes  # as JSON
-    weight: int  # tokens, as far as they can be told beforehand: ids are counted, texts guessed
+    weight: int  # tokens: ids are counted, texts estimated
     fresh: bool  # not to be looked up
     storable: bool = True  # a request that wants it allows its vector to be stored
     owner: EmbeddingRequest | None = None  # in whose turn it waits
     payer: EmbeddingRequest | None = None  # whose tokens it costs
-    replace: bool = False  # what is stored of it is of no use
+    replace: bool = False  # its entry in the store does not serve
     sent: bool = False
     result: Result | None = None
     call: ArrayCall | None = None  # the array that it is in
-    divided: Divided | None = None  # the largest that it was in, of those refused
-    wants: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # who waits for it: mostly one
+    divided: Divided | None = None  # the largest refused array that it was in
+    wants: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # mostly one
 
     @property
     def wanted(self) -> Iterable[EmbeddingRequest]:
-        """Who waits for it, in the order in which they came."""
+        """The requests that want it, in the order of arrival."""
         wants = self.wants
         return () if not wants else tuple(wants) if isinstance(wants, dict) else (wants,)
 
     def first(self) -> EmbeddingRequest | None:
-        """Who has waited for it longest."""
+        """The request that has wanted it for longest."""
         return next(iter(self.wants), None) if isinstance(self.wants, dict) else self.wants
 
     def add(self, want: EmbeddingRequest) -> None:
@@ -129,7 +129,7 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
             self.wants = want if self.wants is None else {self.wants: None, want: None}
 
     def drop(self, want: EmbeddingRequest) -> bool:
-        """True if it waited for it."""
+        """Remove a request. True if it wanted the item."""
         if self.wants is want:
             self.wants = None
             return True
@@ -152,7 +152,7 @@ def items_of(
     apart: int,
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
-    """A request begins: its items by key, each once, those of its kind that are `known`, and new ones."""
+    """Begin a request: its items by key, each once; those in `known` of the same kind, and new ones."""
     spec = want.flight.spec
     kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
@@ -177,27 +177,27 @@ class ArrayCall:
 
     kind: BatchKey
     items: list[EmbeddingItem]
-    reader: Subscriber  # ours, of the Flight that carries it
-    whole: EmbeddingRequest | None  # whose own body it is, as the client wrote it
+    reader: Subscriber  # our own, of its Flight
+    whole: EmbeddingRequest | None  # the request whose body is sent, as the client wrote it
     caller: Hashable  # in whose turn it waits for a place
     since: float  # by the loop's clock, when it was made
 
     def callers(self) -> Collection[Hashable]:
-        """Who waits for it now."""
+        """The callers that want its items now."""
         return {caller for want in wants_of(self.items) for caller in want.callers()}
 
     def parts(self) -> list[list[EmbeddingItem]]:
-        """How it is asked again where an engine did not like something in it."""
+        """The parts in which it is requested again, after a refusal for its content."""
         items = [item for item in self.items if item.wants is not None]
         again = halves(items, EmbeddingItem.wanted_by)
         if not again and 0 < len(items) < len(self.items):
-            return [items]  # whoever spoiled it may have left
+            return [items]  # the bad input may have left
         return again
 
 
 def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, EmbeddingRequest | None]:
-    """The request to an engine for these items, and whose own it is: as the client wrote it. It takes the turn of
-    the caller whose item is the first; one client's deadline ends nobody else's request."""
+    """The request to an engine for these items, its queue state, and the client's request that it is a copy of, if
+    any. It waits in the turn of the first item's caller, with the latest deadline of all."""
     wants = wants_of(items)
     whole = next((want for want in wants if want.is_all(items)), None)
     spec = (whole or wants[0]).flight.spec
@@ -256,12 +256,12 @@ def results_of(
 
 
 def wants_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
-    """Whose these are, in order, each once."""
+    """The requests that want these items, in order, each once."""
     return list(dict.fromkeys(want for item in items for want in item.wanted))
 
 
 class EmbeddingRequest:
-    """One client's request, as its items: it lands when the last one is there."""
+    """One client's request, as its items: it lands when the last one has come."""
 
     __slots__ = (
         "_charge", "_items", "_limit", "_places", "asked", "body", "caller", "flight", "held", "lacks",
@@ -280,50 +280,50 @@ class EmbeddingRequest:
         """`limit`: bytes that the answer may have."""
         self.flight = flight
         self.caller = caller  # in whose turn its items wait
-        self.held: Held | None = None  # what of it is charged to the memory budget
+        self.held: Held | None = None  # its charge to the memory budget
         self.since = since  # by the loop's clock, when it came
         self._limit = limit
-        self._items: list[EmbeddingItem] = []  # by place: the same one at several places is asked once
-        self._places: Counter[EmbeddingItem] | None = None  # where one is at several
+        self._items: list[EmbeddingItem] = []  # by position; an item may be at several
+        self._places: Counter[EmbeddingItem] | None = None  # where an item is at several positions
         self.lacks = 0  # items that have not come
         self.unsent = 0  # items in its turn that wait to be looked up or sent
         self.over = False
-        self.asked = self.paid = 0  # items that were asked for this request, and their tokens
+        self.asked = self.paid = 0  # items requested from an engine for this request, and their tokens
         self.size = 0  # bytes of the answer, as far as it has come
         self._charge = 0  # bytes that are held of it
-        self.body: bytes | None = None  # an engine's answer to this very request
+        self.body: bytes | None = None  # an engine's answer to exactly this request
 
     def __repr__(self) -> str:
-        return f"<Want {len(self._items)} places, lacks {self.lacks}>"
+        return f"<EmbeddingRequest {len(self._items)} places, lacks {self.lacks}>"
 
     def charge(self, memory: Memory | None, inputs: Inputs) -> None:
-        """Hold the memory that it takes while it waits. Raises GatewayError 503."""
+        """Charge the memory that it takes while it is queued. Raises GatewayError 503."""
         if memory is not None:
             items, body = inputs.items, self.flight.spec.body
             size = len(body) + sum(map(len, items)) + len(items) * ITEM_BYTES
             self.held = memory.hold(self.caller, "embeddings", size)
 
     def begins(self, items: list[EmbeddingItem]) -> None:
-        """These are its items."""
+        """Set its items."""
         places = Counter(items)
         self._items, self.lacks = items, len(places)
         self._places = places if len(places) < len(items) else None
 
     def is_all(self, items: list[EmbeddingItem]) -> bool:
-        """Whether these items, in this order, are the request: then it can go up as the client wrote it."""
+        """Whether these items, in this order, are the whole request: it can be sent as the client wrote it."""
         return self._items == items
 
     def callers(self) -> Collection[Hashable]:
-        """Who reads it."""
+        """The callers that read it."""
         return callers_of(self.flight)
 
     def missing(self) -> Iterator[EmbeddingItem]:
-        """What it waits for, each once."""
+        """The items that it waits for, each once."""
         return iter(dict.fromkeys(item for item in self._items if item.result is None or item.wants is not None))
 
     @property
     def step(self) -> int:
-        """How much work a slice of its answer is, in items."""
+        """The work of one slice of its answer, in items."""
         return min(len(self._items), SLICE)
 
     def changes_to(self, caller: Hashable) -> None:
@@ -331,7 +331,7 @@ class EmbeddingRequest:
         self.caller = caller
 
     def ends(self) -> None:
-        """It has its answer, or will not have one."""
+        """It is over: answered or failed."""
         self.over = True
 
     def gets(self, item: EmbeddingItem, result: Result) -> bool:
@@ -380,14 +380,14 @@ class EmbeddingRequest:
         self.flight.land(Head(head.status, head.headers, len(body)))
 
     def _keep_charge(self) -> None:
-        """What is charged now is the answer alone, until its readers have it. Raises GatewayError 503."""
+        """Charge the answer alone from now on, until its readers have it. Raises GatewayError 503."""
         if self.held is not None:
             self.held.need(sum({id(piece): len(piece) for piece in self.flight.log}.values()))
             self.flight.holds(self.held)
             self.held = None
 
     def was_sent(self, call: Flight) -> None:
-        """An engine has seen some of it, or may have: times and phase are the call's."""
+        """A call has been sent with some of its items: it takes over times and phase."""
         flight = self.flight
         flight.follows(call)
         if flight.phase is Phase.QUEUED and was_dispatched(call):
@@ -395,7 +395,7 @@ class EmbeddingRequest:
             flight.enter(Phase.PREFILL)
 
     def clear(self) -> None:
-        """It is over: nothing is kept in a circle, and nothing charged but what its Flight holds."""
+        """Release its items and its charge, so that no reference cycle is left."""
         self._items, self._places = [], None
         if self.held is not None:
             self.held.release()

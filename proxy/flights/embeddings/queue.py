@@ -14,15 +14,15 @@ from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.queue.shares import Shares
 from proxy.wire import SLICE
 
-ARRAYS_A_TURN: Final = 16  # of the loop
+ARRAYS_A_TURN: Final = 16  # of the event loop
 _ABOUT_CALLER: Final = frozenset(
     {Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT, Code.DEADLINE_UNMEETABLE, Code.MEMORY_FULL}
 )
-"""Refusals that are about the caller in whose turn an array was to wait for a place."""
+"""Refusals that concern the caller in whose turn an array was to be queued."""
 
 
 class EmbedQueue:
-    """At most `limit` requests wait; one does until all items that are in its turn have been sent."""
+    """At most `limit` requests are queued; a request is, until all items in its turn have been sent."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class EmbedQueue:
         clock: Callable[[], float],
         promote: Callable[[Flight, int, float, Subscriber | None, Hashable], None],
     ) -> None:
-        """`promote` is told of an array that somebody more urgent waits for too."""
+        """`promote` is called with an array that a more urgent request wants too."""
         self.arrays: ArrayBatcher[BatchKey, EmbeddingItem] = ArrayBatcher(
             items=items, tokens=tokens, window=window
         )
@@ -52,15 +52,15 @@ class EmbedQueue:
         return sum(self._waiting.lengths())
 
     def room(self, caller: Hashable, priority: int) -> tuple[EmbeddingRequest, GatewayError] | None:
-        """For a new request of this caller: which one makes room for it, and the error that it gets; None where
-        nobody has to. Raises GatewayError 429 or 503 where nobody does."""
+        """The request that makes room for a new one of this caller, and its error; None if there is room. Raises
+        GatewayError 429 or 503 if none makes room."""
         if len(self) < self._limit:
             return None
         return self._waiting.make_room(caller, priority, self._limit, EmbeddingRequest.callers)
 
     def begins(self, want: EmbeddingRequest, inputs: int, begin: Callable[[], None]) -> bool:
-        """Whether a request begins at once. One large request does in a turn of the loop, the next ones in later
-        turns: see `arrived`."""
+        """Whether a request begins at once. One large request does in a turn, the next ones in later turns: see
+        `arrived`."""
         if inputs <= SLICE:
             return True
         if self._begun:
@@ -73,11 +73,11 @@ class EmbedQueue:
 
     @property
     def crowded(self) -> bool:
-        """Whether large requests wait for a turn of the loop to begin in."""
+        """Whether large requests wait for a turn to begin in."""
         return bool(self._arriving)
 
     def arrived(self) -> Iterator[tuple[EmbeddingRequest, Callable[[], None]]]:
-        """A new turn of the loop: the large request that begins in it, if there is one."""
+        """A new turn: the large request that begins in it, if there is one."""
         self._begun = False
         while self._arriving and not self._begun:
             want, begin = self._arriving.popleft()
@@ -91,26 +91,26 @@ class EmbedQueue:
         begin()
 
     def adds(self, want: EmbeddingRequest) -> None:
-        """A request waits from now on, if anything of it does."""
+        """Count a request as queued, if any of its items is."""
         if want.unsent:
             self._waiting.add(want, want.caller, want.flight.queue_state.priority)
 
     def ends(self, want: EmbeddingRequest) -> None:
-        """Nothing of a request waits any longer."""
+        """No item of a request is queued any more."""
         self._waiting.drop(want, want.caller, want.flight.queue_state.priority)
 
     def sooner(self, caller: Hashable, than: Hashable) -> bool:
-        """Whether a caller waits for less than another, even with one request more."""
+        """Whether a caller has fewer requests queued than another, even with one more."""
         return self._waiting.owned(caller) + 1 < self._waiting.owned(than)
 
     def offer(self, item: EmbeddingItem) -> None:
-        """An item waits for its array."""
+        """Enqueue an item for an array."""
         owner = item.owner
         if owner is not None:
             self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
 
     def discard(self, item: EmbeddingItem) -> None:
-        """Nobody wants it."""
+        """Remove an item that no request wants."""
         owner = item.owner
         if owner is not None:
             self.arrays.discard(item.kind, owner, item, owner.caller)
@@ -120,7 +120,7 @@ class EmbedQueue:
         return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
 
     def recount(self, wants: Iterable[EmbeddingRequest], items: Iterable[EmbeddingItem]) -> None:
-        """Which requests wait, and for what, is counted anew."""
+        """Count anew which requests are queued, and for how many items."""
         for item in items:
             for want in item.wanted:
                 if want.over:
@@ -131,7 +131,7 @@ class EmbedQueue:
             self.adds(want)
 
     def offer_again(self, item: EmbeddingItem) -> None:
-        """It was lost: it waits for its array, in the turn of who wants it."""
+        """Enqueue an item that was lost, in the turn of a request that wants it."""
         item.call = None
         if item.owner is None or item.owner.over:
             item.owner = item.first()
@@ -142,7 +142,7 @@ class EmbedQueue:
         return self.arrays.due(self._clock(), calls, ARRAYS_A_TURN)
 
     def sent(self, item: EmbeddingItem) -> None:
-        """It does not wait for its array, or for a look-up, any longer."""
+        """It is not queued for an array or a look-up any more."""
         owner = item.owner
         if owner is not None and not item.sent:
             item.sent = True
@@ -151,7 +151,7 @@ class EmbedQueue:
                 self.ends(owner)
 
     def take_over(self, item: EmbeddingItem, want: EmbeddingRequest) -> None:
-        """An item waits in another request's turn."""
+        """Move an item to another request's turn."""
         owner = item.owner
         if owner is None or item.sent:
             item.owner = want
@@ -167,7 +167,7 @@ class EmbedQueue:
             self.offer(item)
 
     def change_turn(self, want: EmbeddingRequest, caller: Hashable) -> None:
-        """What waits of a request does so in another caller's turn."""
+        """Move a request's queued items to another caller's turn."""
         mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
         waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
         self.ends(want)
@@ -177,13 +177,13 @@ class EmbedQueue:
             self.offer(item)
 
     def joined(self, want: EmbeddingRequest, caller: Hashable) -> None:
-        """One more caller reads a request."""
+        """Another caller reads a request."""
         if self.sooner(caller, want.caller):
             self.change_turn(want, caller)
         self.hurry({item.call for item in want.missing()}, want, caller)
 
     def hurry(self, calls: Iterable[ArrayCall | None], want: EmbeddingRequest, caller: Hashable) -> None:
-        """These arrays are as urgent as a request, and take a caller's turn where that is sooner."""
+        """Make arrays as urgent as a request, and move them to a caller's turn where that comes earlier."""
         state = want.flight.queue_state
         for call in calls:
             if call is not None:
@@ -192,8 +192,8 @@ class EmbedQueue:
     def turned_away(
         self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
     ) -> list[EmbeddingRequest]:
-        """Whom a refusal of an array is about, as it was to wait for a place: where it is about one caller, that
-        one's requests, but for those that go on for readers of other callers."""
+        """The requests that fail with an array that the request queue rejected. If the rejection concerns one
+        caller: its requests, but for those that have readers of other callers."""
         mine = [want for want in wants if want.caller == call.caller]
         if error.code not in _ABOUT_CALLER or not mine:
             return wants
@@ -202,7 +202,7 @@ class EmbedQueue:
     def given_up(
         self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
     ) -> list[EmbeddingRequest]:
-        """Whom the failure of an array is about: that it has waited for too long is not true of who came later."""
+        """The requests that fail with an array. A queue timeout does not concern requests that came later."""
         if error.code is not Code.QUEUE_TIMEOUT:
             return wants
         since = call.since

@@ -16,7 +16,7 @@ _UNKNOWN: Final = Origin(None, math.inf, None)
 
 
 class ItemStore:
-    """An entry is the answer to a request for one item alone, in the engine's bytes."""
+    """An entry is the answer to a request for one item alone, in the engine's own bytes."""
 
     def __init__(
         self,
@@ -50,22 +50,22 @@ class ItemStore:
         return f"<ItemStore arrived={len(self._lookups.arrived)} looking={len(self._lookups.looking)}>"
 
     def add(self, item: EmbeddingItem) -> bool:
-        """Have an item looked up. False: there is nowhere to look, or it is wanted anew."""
+        """Queue an item for a look-up. False: there is no store, or the item must be fresh."""
         if self._cache is None or item.fresh or not self._cache.available:
             return False
-        self._lookups.arrived[item] = 0.0  # nobody waits for company here
+        self._lookups.arrived[item] = 0.0  # without a window
         return True
 
     def waits(self, item: EmbeddingItem) -> bool:
-        """Whether it waits for a look-up, or is looked up just now."""
+        """Whether it waits for a look-up, or is being looked up."""
         return item in self._lookups.arrived or item in self._lookups.looking
 
     def discard(self, item: EmbeddingItem) -> bool:
-        """Forget an item that nobody wants. True if it was here."""
+        """Remove an item that no request wants. True if it was here."""
         return self._lookups.discard(item)
 
     def look(self) -> None:
-        """One round trip for all that wait, of however many requests; none while one is under way."""
+        """One round trip for all items that wait; none while one is under way."""
         batch = self._lookups.due(0.0)
         if not batch or self._cache is None:
             return
@@ -77,7 +77,7 @@ class ItemStore:
             self._found(batch, ())
 
     def _found(self, batch: Sequence[EmbeddingItem], found: Sequence[Stored | None]) -> None:
-        """What is told of less than the batch has found nothing of the rest."""
+        """The reply; a short one has nothing for the rest of the batch."""
         try:
             for item, stored in zip_longest(batch, found[: len(batch)]):
                 try:
@@ -124,6 +124,6 @@ class ItemStore:
             )
             replace = item.fresh or item.replace
             self._cache.store(item.key, stored, settled, replace=replace, asked=created)
-        except Exception as e:  # noqa: BLE001 - it is served, if not stored
+        except Exception as e:  # noqa: BLE001 - it is served all the same
             self._on_fault("the store of an embedding", e)
             settled()

@@ -16,10 +16,10 @@ from proxy.wire.fold import Unfoldable
 
 
 class MergedFlight(Flight):
-    """A Flight without readers: what it is fed goes to its riders at once, taken apart by choice.
+    """A Flight without readers: its frames go to its members at once, split by choice.
 
-    A rider ends when its own choices have; one whose client leaves drops out, and the others go on. Riders whose
-    choices did not all come, or did not end well, are left at its end: see the merger.
+    A member ends when its own choices have; one whose client leaves drops out, and the others go on. Members whose
+    choices did not all come, or did not complete, are left at its end: see `Merger.finish`.
     """
 
     divides = True
@@ -38,17 +38,17 @@ class MergedFlight(Flight):
         ids: bool = False,
     ) -> None:
         """`members`: each with how many choices it wants; `limit`: bytes that a member's log may hold;
-        `on_member` is told of each that has ended while the merged flight goes on; `ids`: the engine is asked for
+        `on_member` is called with each that has ended while the merged flight goes on; `ids`: the request asks for
         token ids, which count the tokens of a body's choices."""
         super().__init__(spec, memory=members[0][0].memory, queue_state=queue_state)
         self.members: list[Flight | None] = [member for member, _ in members]
         self._limit = limit
         self._ids = ids
         self._free = min(FREE, limit)
-        self._allowed: dict[int, int] = {}  # bytes of riders' logs that have passed what is free
+        self._allowed: dict[int, int] = {}  # limits of members' logs that have reached FREE
         self._on_member = on_member
         self._touched: set[int] = set()
-        self.broken: GatewayError | None = None  # what came cannot be told apart
+        self.broken: GatewayError | None = None  # the answer cannot be split
         parts, first = [], 0
         for member, count in members:
             usage = member.spec.ask is not None and member.spec.ask.include_usage
@@ -58,15 +58,15 @@ class MergedFlight(Flight):
 
     @property
     def fingerprint(self) -> Raw | None:
-        """The engine's, once it has told it."""
+        """The engine's `system_fingerprint`, once it has come."""
         return self._split.fingerprint
 
     def drop(self, member: Flight) -> bool:
-        """Its client has left. True: it was the last one."""
+        """A member's client has left. True: it was the last one."""
         self.members = [None if one is member else one for one in self.members]
         return not any(self.members)
 
-    # -- fed --------------------------------------------------------------------------------------
+    # -- writing ----------------------------------------------------------------------------------
 
     def add(self, frame: bytes, *, same: bool = False) -> None:
         if same:
@@ -87,7 +87,7 @@ class MergedFlight(Flight):
             self._touched.add(n)
             try:
                 member.add(own)
-            except Exception as e:  # noqa: BLE001 - one rider's part must not end the others'
+            except Exception as e:  # noqa: BLE001 - the other members go on
                 self._member_broke(n, member, e)
                 continue
             if content:
@@ -119,7 +119,7 @@ class MergedFlight(Flight):
                 self._member_broke(n, member, e)
 
     def _more(self, n: int, member: Flight) -> GatewayError | None:
-        """A rider's log needs room for more. The error that ends it where there is none."""
+        """A member's log has reached its limit. Returns the error that ends it, where it may not grow."""
         allowed = member.grow(self._limit)
         if isinstance(allowed, GatewayError):
             return allowed
@@ -127,22 +127,22 @@ class MergedFlight(Flight):
         return None
 
     def finish_members(self) -> None:
-        """No more comes: land each rider whose choices are all there and whole."""
+        """The answer has ended: land each member whose choices are all complete."""
         if self.mode is Mode.WHOLE:
             self._land_bodies()
         elif self.phase is Phase.STREAMING:
-            self.add(DONE)  # which the engine's answer did not get, being not whole
+            self.add(DONE)  # an incomplete answer came without it
             self.flush()
 
     def take_untouched(self) -> list[Flight]:
-        """Those that have had nothing of the answer: they may be asked for again. They are no riders any more."""
+        """Remove and return the members that have had nothing of the answer: they may be retried."""
         found = [member for member in self.members if member is not None and member.phase is Phase.QUEUED]
         self.members = [None if member in found else member for member in self.members]
         return found
 
     @property
     def lacks_choices(self) -> bool:
-        """Whether a rider has not ended though the engine reports no error: it does not do `n`."""
+        """Whether a member has not ended though the engine reports no error: it does not support `n`."""
         return not self._split.failed and any(member is not None for member in self.members)
 
     def fail_members(self, error: GatewayError) -> None:
@@ -190,7 +190,7 @@ class MergedFlight(Flight):
             member.broke(internal())
         try:
             self._on_member(member)
-        except Exception as e:  # noqa: BLE001 - it has ended; the next rider is still to be served
+        except Exception as e:  # noqa: BLE001 - it has ended; the next member is still to be served
             raised("a member that has ended", e)
 
     def _land_member(self, n: int, member: Flight) -> None:

@@ -16,13 +16,13 @@ from proxy.flights.phase import Phase
 from proxy.flights.spec import REQUEST_ID, Mode, headers_in_common, new_id
 
 NOT_DONE: Final = frozenset({400, 422})
-"""How an engine refuses what it does not do: `n` may be what it did not like."""
+"""Statuses by which an engine refuses what it does not support: it may be `n`."""
 _MAX_ENGINES: Final = 256
 
 
 class Merger:
-    """Finds twins among what waits and sends them up as one request. None waits longer for that than its turn of
-    the loop, or `window` seconds where that is set."""
+    """Finds twins in the queue and makes one request of them. No request is delayed for that beyond its event loop
+    iteration, or `window` seconds where that is set."""
 
     def __init__(self, most: int, *, limit: int, window: float, on_member: Callable[[Flight], None]) -> None:
         self.window = window
@@ -40,25 +40,25 @@ class Merger:
         return member in self._carried
 
     def __repr__(self) -> str:
-        return f"<Merger {len(self._carried)} riders>"
+        return f"<Merger {len(self._carried)} members>"
 
     def may_have_twins(self, flight: Flight, now: float) -> bool:
-        """Whether twins of it may come in this turn: one was here a moment ago, or the setting says to wait."""
+        """Whether twins may arrive in this iteration: one came within a second, or `window` is set."""
         ask = flight.spec.ask
         if self._most < 2 or ask is None:
             return False
         return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
 
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
-        """The Flight that goes up: a carrier with all its twins aboard, or the Flight itself where it has none.
-        `waiting`: those of the same prompt that may merge, see `twin_of`."""
+        """The Flight to dispatch: a merged one with all its twins, or the Flight itself where it has none.
+        `waiting`: queued Flights with the same prompt that may merge, see `twin_of`."""
         members = self._members(flight, waiting)
         ask = flight.spec.ask
         if len(members) < 2 or ask is None:
             return flight
         count = sum(count for _, count in members)
         body = merged_body(ask, count)
-        request_id = new_id()  # one client's is in the answer's id, which all of them see
+        request_id = new_id()  # not a client's own: the answer's id contains it, which all members see
         headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.spec.headers]
         merged = MergedFlight(
             replace(flight.spec, body=body, many=True, request_id=request_id, headers=headers, parts=count),
@@ -72,11 +72,11 @@ class Merger:
         now = merged.clock()
         for member, _ in members:
             member.joins(request_id, backend, now)
-        self._carried.update((member, merged) for member, _ in members)  # last: from here on they wait for it
+        self._carried.update((member, merged) for member, _ in members)  # last: from here on they are its members
         return merged
 
     def leave(self, member: Flight) -> MergedFlight | None:
-        """A client has left. The carrier, where that was its last one: nobody wants the answer any more."""
+        """A member's client has left. Returns the merged Flight, cancelled, where that was its last member."""
         merged = self._carried.pop(member, None)
         if merged is None or not merged.drop(member):
             return None
@@ -84,9 +84,9 @@ class Merger:
         return merged
 
     def finish(self, merged: MergedFlight, error: GatewayError | None) -> tuple[Sequence[Flight], bool]:
-        """End every rider that has not ended. Given back, to be asked for one by one, are those that the engine
-        refused together, and those whose choices it did not complete and that have had nothing of them. True: it
-        did not answer the choices that it was asked for, so it should be asked for one by one from now on."""
+        """End every member that has not ended. Returns the members to be requested one by one: those that the
+        engine refused together, and those without a byte whose choices it did not complete. True: it did not
+        answer all choices, so it is sent one at a time from now on."""
         if merged.fingerprint is not None and merged.backend is not None:
             if len(self._fingerprints) >= _MAX_ENGINES:
                 self._fingerprints.clear()
@@ -104,7 +104,7 @@ class Merger:
         alone = ()
         if partial or (began and error is not None and error.code is Code.UPSTREAM_TRUNCATED):
             alone = self._alone(merged)
-        if error is not None and not merged.ended:  # else its last rider has been let go already
+        if error is not None and not merged.ended:  # else its last member has left already
             merged.fail(error)
         lost = GatewayError(Code.UPSTREAM_TRUNCATED, "The engine ended before the last choice was complete.")
         merged.fail_members(merged.broken or error or lost)

@@ -16,12 +16,12 @@ _ENCODE: Final = msgspec.json.Encoder().encode
 _NOT_SAMPLED_APART: Final = frozenset({"seed", "priority"})
 _MAX_RECENT: Final = 512
 MAX_IDS: Final = 1024 * 1024
-"""Bytes of a prompt times choices: some 1.5 times as much comes back as token ids of the prompt."""
+"""Bytes of a prompt times choices; about 1.5 times as many bytes come back as token ids of the prompt."""
 RECENT_SECONDS: Final = 1.0
 
 
 def choices_asked(ask: ApiRequest) -> int | None:
-    """`n`, 1 where it is not given; None where it is no whole number above 0."""
+    """`n`, 1 by default; None if it is no positive integer."""
     raw = bytes(ask.fields.get("n", b"1"))
     if raw == b"null":
         return 1
@@ -29,8 +29,8 @@ def choices_asked(ask: ApiRequest) -> int | None:
 
 
 def mergeable(ask: ApiRequest) -> bool:
-    """Whether this request and its twins may be one request with `n`: it samples, nothing in it is a matter of
-    the whole answer rather than of a choice, and every field of it is known to be so."""
+    """Whether this request and its twins may be one request with `n`: it samples, and every field of it is known
+    to concern each choice by itself."""
     if ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None:
         return False
     fields = ask.fields
@@ -38,15 +38,15 @@ def mergeable(ask: ApiRequest) -> bool:
     if not fields.keys() <= known or choices_asked(ask) is None:
         return False
     if ask.endpoint == "completions" and not bytes(fields.get("prompt", b"")).startswith(b'"'):
-        return False  # a list of prompts has choices of each
+        return False  # a list of prompts has choices for each
     for name in UNKEYED:
         if name in fields and not ordinary(ask, name):
-            return False  # an engine may refuse it: its refusal is no twin's
+            return False  # an engine may refuse it, which must not end its twins
     return not stream_extras(ask)
 
 
 def twin_key(ask: ApiRequest, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """The same for requests that differ in nothing but `n`, who asks, and whether usage is wanted.
+    """A key that is equal for requests that differ only in `n`, in the caller, and in whether usage is wanted.
 
     It is the request itself and no hash of it: two that are not the same cannot meet under one key.
     """
@@ -57,8 +57,8 @@ def twin_key(ask: ApiRequest, *, tenant: bytes, headers: Iterable[tuple[str, str
 
 
 def merged_body(ask: ApiRequest, n: int) -> bytes:
-    """The request for all: `n` choices, and what tells the tokens of each: in a stream its usage as it grows, in a
-    body its token ids."""
+    """The merged request: `n` choices, and fields by which the tokens of each choice are counted: continuous usage
+    in a stream, token ids in a body."""
     members: dict[str, object] = {**ask.fields, "n": n}
     if ask.stream:
         members["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
@@ -68,17 +68,16 @@ def merged_body(ask: ApiRequest, n: int) -> bytes:
 
 
 def lists_ids(ask: ApiRequest, n: int) -> bool:
-    """Whether the merged request asks for token ids: not where the prompt's own, which come with each choice of a
-    completion, are long."""
+    """Whether the merged request asks for token ids: not for a long prompt, whose own ids come with each choice of
+    a completion."""
     return not ask.stream and len(ask.prompt) * n <= MAX_IDS
 
 
 class RecentPrompts:
-    """Which prompts came a moment ago. The first of several twins waits for nobody; the next one that sees it
-    here is worth a turn of the loop, in which others may come.
+    """Which prompts came within the last second. The first of several twins is not delayed; the next one that sees
+    it here waits for the end of its event loop iteration, in which others may come.
 
-    By Python's own hash of the prompt's bytes, keyed by the process: a collision costs one turn and no more.
-    """
+    By Python's own hash of the prompt's bytes, keyed by the process: a collision costs one turn and no more."""
 
     __slots__ = ("_seen",)
 
@@ -89,7 +88,7 @@ class RecentPrompts:
         return len(self._seen)
 
     def seen(self, prompt: bytes, now: float) -> bool:
-        """Whether it came within the last second; from now on it has."""
+        """Whether it came within the last second. Records it."""
         mark = hash(prompt)
         before = self._seen.pop(mark, None)
         self._seen[mark] = now

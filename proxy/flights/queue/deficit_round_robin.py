@@ -12,8 +12,8 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 QUANTUM: Final = 64
-"""Tokens an owner may have before the next one's turn: less than most requests take, so that turns alternate. With
-1,024 a caller of 130 tokens a request had seven in a row, and a light one beside it waited for them."""
+"""Tokens of an owner's turn: fewer than most requests cost, so that turns alternate. With 1,024 a caller of 130
+tokens a request had seven in succession, and a light caller beside it waited for them."""
 
 RUN: Final = 16
 """At least one in so many places of an owner goes to its oldest item, whatever that begins with: 15 of 16 prompts
@@ -23,15 +23,15 @@ with a deadline go first and are not counted."""
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What an item's place in the line is decided by."""
+    """What decides an item's turn."""
 
-    owner: Hashable = b""  # whose turn it takes
-    priority: int = 1  # its class, see `line.PRIORITIES`
+    owner: Hashable = b""  # in whose turn it waits
+    priority: int = 1  # its class, an index of PRIORITIES
     cost: int = 1  # tokens
     deadline: float = math.inf  # by the clock of `now`
     pool: str | None = None  # items of one pool wait for the same engines
-    latest: float = math.inf  # when the last one who wants it gives up; `deadline` is the first one's
-    prefixes: tuple[int, ...] = ()  # what its beginning is known by, of growing lengths
+    latest: float = math.inf  # the latest deadline of its readers; `deadline` is the earliest
+    prefixes: tuple[int, ...] = ()  # hashes of its beginning, of growing lengths
 
 
 @dataclass(slots=True, eq=False)
@@ -42,21 +42,21 @@ class Entry(Generic[T]):
     arrived: float
     priority: int
     deadline: float
-    at: tuple[float, int, Entry[T]] | None = None  # its place in its owner's heap; None: it has left
+    at: tuple[float, int, Entry[T]] | None = None  # its entry in its owner's heap; None: it has left
 
 
 @dataclass(slots=True, eq=False)
 class _Owner(Generic[T]):
-    """One owner's items of one class and pool: earliest deadline first; those without one as they came, but for
-    runs of such as begin alike."""
+    """One owner's items of one class and pool: earliest deadline first, then in the order of arrival, but for runs
+    of items with the same beginning."""
 
     heap: list[tuple[float, int, Entry[T]]] = field(default_factory=list)
     live: int = 0
-    deficit: int = 0  # tokens it may still take before the next one's turn
-    turn: bool = False  # it has been given the quantum of its turn
-    alike: dict[int, dict[Entry[T], None]] = field(default_factory=dict)  # by what they begin with, as they came
-    last: tuple[int, ...] = ()  # what its last item began with
-    overtakes: int = 0  # times that the oldest without a deadline was passed over since one last had its place
+    deficit: int = 0  # tokens left of its turn
+    turn: bool = False  # the quantum of this turn has been added
+    alike: dict[int, dict[Entry[T], None]] = field(default_factory=dict)  # by beginning, in the order of arrival
+    last: tuple[int, ...] = ()  # the beginning of its last item
+    overtakes: int = 0  # times that its oldest item without a deadline was passed over
 
     def push(self, entry: Entry[T]) -> None:
         at = (entry.deadline, entry.number, entry)
@@ -70,7 +70,7 @@ class _Owner(Generic[T]):
     def drop(self, entry: Entry[T]) -> None:
         entry.at = None
         self.live -= 1
-        if len(self.heap) > 2 * self.live + 16:  # who leaves must not stay in memory until its turn would come
+        if len(self.heap) > 2 * self.live + 16:  # items that left must not stay in memory until their turn
             self.heap = [at for at in self.heap if at[2].at is at]
             heapq.heapify(self.heap)
         if entry.deadline == math.inf:
@@ -91,7 +91,7 @@ class _Owner(Generic[T]):
         return oldest
 
     def served(self, entry: Entry[T]) -> None:
-        """It has its place; the next had best begin like it."""
+        """It was dispatched; the next item should begin like it."""
         if entry.deadline == math.inf:
             self.overtakes = 0 if entry.at is self.heap[0] else self.overtakes + 1
         self.last = entry.ticket.prefixes
@@ -117,10 +117,10 @@ class DeficitRoundRobin(Generic[T]):
             return  # it has not come that far
         owner.drop(entry)
         if not owner.live:
-            del self.owners[name]  # and its deficit: who has nothing to send saves nothing up
+            del self.owners[name]  # and its deficit: an owner without items saves nothing up
 
     def head(self) -> Entry[T]:
-        """Whose turn it is. Turns pass on only as far as the deficits ask for it."""
+        """The next item. Turns pass on only as far as deficits require."""
         owners = self.owners
         if len(owners) == 1:
             (owner,) = owners.values()
@@ -138,11 +138,11 @@ class DeficitRoundRobin(Generic[T]):
                 short = min(short, entry.ticket.cost - owner.deficit)
                 owner.turn = False
                 owners[name] = owners.pop(name)
-            for owner in owners.values():  # as many rounds as nobody could take anything in, all at once
+            for owner in owners.values():  # all rounds in which no owner could take anything, at once
                 owner.deficit += (math.ceil(short / self._quantum) - 1) * self._quantum
 
     def served(self, entry: Entry[T]) -> None:
-        """It has its place, and its owner pays for it, where another one waits: alone there are no turns."""
+        """Charge its owner for a dispatched item, if another owner waits: alone it has no turns."""
         owner = self.owners[entry.ticket.owner]
         owner.served(entry)
         if len(self.owners) > 1:

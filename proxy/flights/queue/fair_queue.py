@@ -17,23 +17,23 @@ from proxy.flights.queue.shares import Shares
 T = TypeVar("T", bound=Hashable)
 
 AGED_TURN: Final = 4
-"""Of so many places one goes to who has waited longest, once that is over the bound. More often, and a flood of
-old requests would undo fairness; with one in four it costs the others a quarter at most."""
+"""One of so many dispatches goes to the oldest item, once that has waited longer than `patience`. More often, and
+a flood of old requests would undo fairness; one in four costs the others a quarter at most."""
 
 
 class FairQueue(Generic[T]):
-    """What waits for a place. Within a class owners take turns by tokens; one owner's items go by deadline, then
-    as they came, those that begin alike in runs. A higher class goes first, except that one place in four goes to
-    the item that has waited longest, once that is more than `patience` seconds: it is served after at most four
-    places for each one before it. Engines that are full block their own pool only."""
+    """Items that wait for an engine. Within a class owners take turns by tokens; one owner's items go by deadline,
+    then in the order of arrival, items with the same beginning in runs. A higher class goes first, except that one
+    dispatch in four goes to the oldest item, once that has waited for more than `patience` seconds: it is served
+    after at most four dispatches for each item before it. Engines without capacity block their own pool only."""
 
     def __init__(self, *, patience: float = math.inf, quantum: int = QUANTUM) -> None:
         self.patience = patience
         self._quantum = quantum
-        self.entries: dict[T, Entry[T]] = {}  # queued items, in the order of arrival; only the line changes it
+        self.entries: dict[T, Entry[T]] = {}  # queued items, in the order of arrival; written here only
         self._rings: list[dict[str | None, DeficitRoundRobin[T]]] = [{} for _ in PRIORITIES]
         self._ages: dict[str | None, dict[T, None]] = {}  # of each pool, in the order of arrival
-        self.shares: Shares[T] = Shares()  # the same by owner and class
+        self.shares: Shares[T] = Shares()  # the items by owner and class
         self._number = 0
         self._grants = 0
 
@@ -48,7 +48,7 @@ class FairQueue(Generic[T]):
         return iter(self.entries)
 
     def __repr__(self) -> str:
-        return f"<Line {'/'.join(map(str, self.lengths()))} owners={len(self.shares)}>"
+        return f"<FairQueue {'/'.join(map(str, self.lengths()))} owners={len(self.shares)}>"
 
     def lengths(self) -> tuple[int, int, int]:
         """Items of each class."""
@@ -63,11 +63,11 @@ class FairQueue(Generic[T]):
         try:
             self._enter(entry)
         except Exception:
-            self.discard(item)  # what is in some of the orders only would never be served
+            self.discard(item)  # an item in only some of the orders would never be served
             raise
 
     def rebuilt(self) -> FairQueue[T]:
-        """A new line with the same items, in the order of arrival."""
+        """A new queue with the same items, in the order of arrival."""
         line: FairQueue[T] = FairQueue(patience=self.patience, quantum=self._quantum)
         for item, entry in self.entries.items():
             ticket = replace(entry.ticket, priority=entry.priority, deadline=entry.deadline)
@@ -75,7 +75,7 @@ class FairQueue(Generic[T]):
         return line
 
     def discard(self, item: T) -> bool:
-        """It waits no longer. True if it did."""
+        """Remove an item. True if it was queued."""
         entry = self.entries.pop(item, None)
         if entry is None:
             return False
@@ -89,7 +89,7 @@ class FairQueue(Generic[T]):
         return True
 
     def next(self, now: float, blocked: Container[str | None] = ()) -> T | None:
-        """Whose turn it is among the pools that are not blocked; it stays in the line until it is `granted`."""
+        """The next item of a pool that is not blocked; it stays queued until it is `granted`."""
         if self._grants % AGED_TURN == AGED_TURN - 1:
             oldest = self._oldest(blocked)
             if oldest is not None and now - oldest.arrived >= self.patience:
@@ -101,10 +101,10 @@ class FairQueue(Generic[T]):
         return None
 
     def granted(self, item: T) -> None:
-        """It has its place: it leaves the line, and its owner's turn pays for it."""
+        """Dequeue a dispatched item, and charge its owner's turn."""
         entry = self.entries.get(item)
         if entry is None:
-            return  # it left while it was given its place
+            return  # it left while it was dispatched
         self._grants += 1
         rings, pool = self._rings[entry.priority], entry.ticket.pool
         rings[pool].served(entry)
@@ -113,8 +113,8 @@ class FairQueue(Generic[T]):
             rings[pool] = rings.pop(pool)  # pools of the same engines take turns
 
     def promote(self, item: T, priority: int, deadline: float, owner: Hashable = None) -> bool:
-        """Someone else wants it too: it moves to the higher class, to the earlier deadline, and into the turn of
-        whichever owner waits for less. True if it moves."""
+        """Another caller wants it too: it moves to the higher class, the earlier deadline, and the turn of the
+        owner with fewer items queued. True if it moves."""
         entry = self.entries.get(item)
         if entry is None:
             return False
@@ -134,11 +134,11 @@ class FairQueue(Generic[T]):
 
     @property
     def oldest(self) -> float:
-        """When the one that waits longest arrived; inf where nothing waits."""
+        """When the oldest item arrived; inf if none is queued."""
         return next((entry.arrived for entry in self.entries.values()), math.inf)
 
     def waited(self, seconds: float, now: float) -> list[T]:
-        """What has waited for so long, the oldest first."""
+        """Items that have waited for so many seconds, the oldest first."""
         entries = takewhile(lambda entry: entry.arrived + seconds <= now, self.entries.values())
         return [entry.item for entry in entries]
 
@@ -152,9 +152,9 @@ class FairQueue(Generic[T]):
         return self.shares.owned(owner)
 
     def ahead(self, ticket: Ticket) -> int:
-        """How many items of its pool would have their place before it: those of its own that go first, as many of
-        each other owner of its class but for what a quantum buys, and every one of a higher class. Age and runs of
-        what begins alike are left out, and the others' items are taken to cost what its own do."""
+        """How many items of its pool would be dispatched before it: those of its owner that go first, as many of
+        each other owner of its class less what a quantum buys, and all of higher classes. Age and runs are left
+        out, and other owners' items are assumed to cost what its own do."""
         count = 0
         for rings in self._rings[: ticket.priority]:
             ring = rings.get(ticket.pool)

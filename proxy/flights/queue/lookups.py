@@ -12,11 +12,11 @@ T = TypeVar("T", bound=Hashable)
 
 
 class LookupBatcher(Generic[T]):
-    """A batch a round trip, and one round trip at a time: what comes meanwhile is the next batch."""
+    """One round trip at a time, a batch each: items that arrive meanwhile are the next batch."""
 
     def __init__(self, *, max_batch: int, window: float = 0.0) -> None:
         self.max_batch = max_batch
-        self.window = window  # seconds that an item waits for company
+        self.window = window  # seconds that an item waits for others
         self.arrived: dict[T, float] = {}
         self.looking: dict[T, None] = {}
 
@@ -40,13 +40,13 @@ class LookupBatcher(Generic[T]):
         return batch
 
     def next_deadline(self) -> float | None:
-        """When the oldest arrival's window closes; None when nothing waits."""
+        """When the window of the oldest item closes; None if there is none."""
         oldest = next(iter(self.arrived.values()), None)
         return None if oldest is None else oldest + self.window
 
     def over(self, batch: Iterable[T]) -> None:
-        """These have been looked up. Only these: where all of a batch was discarded while it was looked up, the
-        next is under way already."""
+        """The look-up of these items has ended. Only of these: if all of a batch was discarded meanwhile, the next
+        look-up is under way already."""
         for item in batch:
             self.looking.pop(item, None)
 
@@ -55,11 +55,11 @@ class LookupBatcher(Generic[T]):
         self.looking.clear()
 
     def looked(self, item: T) -> bool:
-        """This one has been looked up. True if it was still wanted."""
+        """The look-up of this item has ended. True if it was not discarded."""
         return self.looking.pop(item, self) is None
 
     def discard(self, item: T) -> bool:
-        """Forget an item that nobody wants. True if it was here."""
+        """Remove an item. True if it was here."""
         for line in (self.arrived, self.looking):
             if item in line:
                 del line[item]

@@ -23,7 +23,7 @@ class Shares(Generic[T]):
         return f"<Shares of {len(self._owned)} owners>"
 
     def __len__(self) -> int:
-        """How many callers own something that waits."""
+        """How many callers have items queued."""
         return len(self._owned)
 
     def add(self, item: T, owner: Hashable, priority: int = 1) -> None:
@@ -33,7 +33,7 @@ class Shares(Generic[T]):
         owned[priority][item] = None
 
     def drop(self, item: T, owner: Hashable, priority: int = 1) -> None:
-        """It waits no longer, or it was not here."""
+        """Remove an item, if it is here."""
         owned = self._owned.get(owner)
         if owned is not None:
             owned[priority].pop(item, None)
@@ -50,10 +50,9 @@ class Shares(Generic[T]):
     def make_room(
         self, owner: Hashable, priority: int, limit: int, callers: Callable[[T], Collection[Hashable]]
     ) -> tuple[T, GatewayError]:
-        """Which item leaves a full queue for a new one of `owner`, and the error that it gets: an owner below its
-        share pushes out the newest of the heaviest one, an owner at its share an own item of a lower class.
-        `callers`: who reads an item. Raises GatewayError 429 or 503 where nobody makes room.
-        """
+        """The item that leaves a full queue for a new one of `owner`, and its error: an owner below its share
+        pushes out the newest item of the heaviest owner, an owner at its share an item of its own of a lower
+        class. `callers`: of an item's readers. Raises GatewayError 429 or 503 if no item makes room."""
         mine = self.owned(owner)
         owners = len(self._owned) + (mine == 0)
         share = limit // owners
@@ -75,8 +74,8 @@ class Shares(Generic[T]):
     def _victim(
         self, owner: Hashable, below: int, limit: int, callers: Callable[[T], Collection[Hashable]]
     ) -> T | None:
-        """The newest item of the lowest class under `below` (-1: any) that nobody else reads. Where others read
-        all of them: one whose readers each read more than a share, so that joining does not shield a flood."""
+        """The newest item of the lowest class under `below` (-1: any) that no other caller reads. If all have
+        other readers: one whose readers each have more than a share, so that joining does not protect a flood."""
         joined: list[tuple[T, set[Hashable]]] = []
         for item in self._newest_first(owner, below):
             others = {caller for caller in callers(item) if caller != owner}
@@ -96,7 +95,7 @@ class Shares(Generic[T]):
 
 
 def share_exceeded(limit: int, owners: int) -> GatewayError:
-    """Of a request whose caller has its share of the queue, or of one that made room for another caller's."""
+    """The error of a request whose caller has its share of the queue, or that makes room for another caller."""
     return GatewayError(
         Code.QUEUE_SHARE,
         f"Your share of the queue is full ({limit // owners} of {limit} requests; {owners} callers have "
@@ -106,7 +105,7 @@ def share_exceeded(limit: int, owners: int) -> GatewayError:
 
 
 def queue_full(limit: int) -> GatewayError:
-    """Of a request for which there is no room, whoever it is from."""
+    """The error of a request of any caller in a full queue."""
     return GatewayError(
         Code.QUEUE_FULL,
         f"The gateway's queue is full ({limit} requests); retry shortly.",

@@ -13,27 +13,29 @@ from proxy.flights.spec import Mode
 from proxy.wire import ApiRequest
 
 BEGINNINGS: Final = (1024, 4096, 16_384, 65_536)
-"""Bytes of a prompt that are looked at. A shorter one is 256 tokens or so: an engine has them again soon."""
+"""Lengths in bytes at which prompts are compared. A shorter prompt, about 256 tokens, is cheap to prefill
+again."""
 
-MAX_OWNERS: Final = 1024  # of which it is remembered what their answers come to
-FADE: Final = 0.95  # an answer: the last twenty or so decide
+MAX_OWNERS: Final = 1024  # whose answer lengths are remembered
+FADE: Final = 0.95  # for each answer: about the last twenty count
 
 
 class TicketFactory:
-    """Makes tickets. `pool`: a model to whose engines it waits for; `assumed`: tokens of an answer that may be of
-    any length. Made only for what has to wait: it costs a parse of the prompt.
+    """Makes tickets, only for requests that are queued: a ticket takes a parse of the prompt. `pool` maps a model
+    to the pool of its engines; `assumed`: tokens of an answer without a limit.
 
-    A request says how long its answer may be, hardly ever how long it will be, and turns are counted in tokens: so
-    each owner's answers are taken to come to that part of what they may be that its last ones did.
-    """
+    A request limits the length of its answer but does not say it, and turns are counted in tokens: so an owner's
+    answers are assumed to use the same part of their limits as its last ones did."""
 
     def __init__(self, pool: Callable[[str | None], str | None], assumed: int) -> None:
         self._pool = pool
         self._assumed = assumed
-        self._came: dict[Hashable, tuple[float, float]] = {}  # of each owner: tokens that came, that were assumed
+        self._came: dict[
+            Hashable, tuple[float, float]
+        ] = {}  # of each owner: tokens that came, tokens that were assumed
 
     def __repr__(self) -> str:
-        return f"<Tickets owners={len(self._came)}>"
+        return f"<TicketFactory owners={len(self._came)}>"
 
     def __call__(self, flight: Flight) -> Ticket:
         spec = flight.spec
@@ -57,12 +59,12 @@ class TicketFactory:
         )
 
     def share(self, owner: Hashable) -> float:
-        """Of what an owner's answers may be, the part that they come to; 1 where none is known."""
+        """The ratio of actual to assumed tokens of an owner's answers; 1 where none is known."""
         came, assumed = self._came.get(owner, (1.0, 1.0))
         return came / assumed
 
     def landed(self, flight: Flight) -> None:
-        """It is whole. Of one that had to wait, what it came to is remembered."""
+        """Record the length of a complete answer, if it was queued with a ticket."""
         state = flight.queue_state
         if not state.assumed:
             return
@@ -71,15 +73,15 @@ class TicketFactory:
         elif flight.mode is Mode.STREAM:
             made = flight.content_events
         else:
-            return  # it does not say
+            return  # not known
         came, assumed = self._came.pop(state.owner, (0.0, 0.0))
         if len(self._came) >= MAX_OWNERS:
-            del self._came[next(iter(self._came))]  # who had none for longest
+            del self._came[next(iter(self._came))]  # the one without an answer for longest
         self._came[state.owner] = (came * FADE + max(1, made), assumed * FADE + state.assumed)
 
 
 def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
-    """What a prompt's beginning is known by, in this process. Tools are put before the messages by templates."""
+    """Hashes of a prompt's beginning, valid in this process. Templates put tools before the messages."""
     prompt = ask.prompt
     if ask.endpoint == "embeddings" or len(prompt) < BEGINNINGS[0]:
         return ()
@@ -88,12 +90,12 @@ def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
 
 
 def callers_of(flight: Flight) -> Collection[Hashable]:
-    """Whose readers a Flight has. One that joined when nobody asked whose it is counts as a caller of its own."""
+    """The callers that read a Flight. A reader whose caller is not known counts as a caller by itself."""
     if flight.queue_state.callers is not None:
         return flight.queue_state.callers()
     return {reader.caller if reader.owner is not None else reader for reader in flight.subscribers}
 
 
 def twin_of(flight: Flight) -> Hashable:
-    """What a Flight's sampled twins have alike, at least; None where it has none. The merger looks closer."""
+    """A key that sampled twins have in common; None for a Flight without twins. The merger compares further."""
     return flight.spec.ask.prompt if flight.queue_state.merge and flight.spec.ask is not None else None

@@ -9,7 +9,8 @@ from proxy.telemetry import Fault, raised
 
 
 class Timers:
-    """Of one loop; times are that loop's. What a callback raises is reported, and is nobody else's."""
+    """Timers of one event loop, by its clock. An exception in a callback is reported and affects no other
+    timer."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_fault: Fault = raised) -> None:
         self._loop = loop
@@ -20,9 +21,9 @@ class Timers:
         return len(self._set)
 
     def set(self, name: Hashable, when: float, then: Callable[[], None]) -> None:
-        """Call `then` at that time. One of this name that has been set already stays as it is."""
+        """Call `then` at that time. A timer of this name that is set already stays as it is."""
         handle = self._set.get(name)
-        if handle is None or handle.when() < self._loop.time():  # the second: it is late, or did not go off
+        if handle is None or handle.when() < self._loop.time():  # overdue: it is late, or was lost
             self.drop(name)
             self._set[name] = self._loop.call_at(when, self._go, name, then)
 
@@ -36,7 +37,7 @@ class Timers:
             self.drop(name)
 
     def _go(self, name: Hashable, then: Callable[[], None]) -> None:
-        self._set.pop(name, None)  # before, so that it may set itself anew
+        self._set.pop(name, None)  # before, so that the callback may set it anew
         try:
             then()
         except Exception as e:  # noqa: BLE001 - a timer's border: what it raises would end in the loop's handler

@@ -139,7 +139,7 @@ def test_a_request_joins_what_is_under_way_where_it_is_of_its_kind_and_new_enoug
 def test_a_request_knows_what_it_lacks_and_what_it_is() -> None:
     one = want(["a", "b", "a"])
     a, b = began(one).values()
-    assert (one.step, repr(one)) == (3, "<Want 3 places, lacks 2>")
+    assert (one.step, repr(one)) == (3, "<EmbeddingRequest 3 places, lacks 2>")
     assert (one.is_all([a, b, a]), one.is_all([a, b])) == (True, False)
     assert list(one.missing()) == [a, b]
     a.result = result()

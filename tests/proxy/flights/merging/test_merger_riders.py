@@ -65,7 +65,7 @@ def test_the_one_request_is_for_all_of_them_under_an_id_that_is_nobody_s() -> No
         assert member.times.dispatched is not None
         assert {reader.verdict for reader in member.subscribers} == {"merged"}
         assert member in ridden.merger
-    assert (len(ridden.merger), repr(ridden.merger)) == (3, "<Merger 3 riders>")
+    assert (len(ridden.merger), repr(ridden.merger)) == (3, "<Merger 3 members>")
     assert flight() not in ridden.merger
 
 

@@ -76,7 +76,7 @@ def test_nothing_is_lost_or_served_twice_whatever_happens(ops: list[tuple[str, A
         assert line.owners == len(owners)
         assert {owner: line.owned(owner) for owner in owners} == owners
     assert sorted(drained(line, now)) == sorted(waits)
-    assert repr(line) == "<Line 0/0/0 owners=0>"
+    assert repr(line) == "<FairQueue 0/0/0 owners=0>"
 
 
 @given(st.lists(st.integers(1, 9000), max_size=40))

@@ -26,7 +26,7 @@ def test_a_line_made_anew_keeps_items_classes_deadlines_ages_and_settings() -> N
         ("c", HIGH, 2.0, 2.0, 5),
     ]
     assert (again.patience, again._quantum, again.lengths()) == (3.0, 7, (1, 2, 0))
-    assert repr(again) == "<Line 1/2/0 owners=1>"
+    assert repr(again) == "<FairQueue 1/2/0 owners=1>"
     assert drained(again) == ["c", "b", "a"]
 
 

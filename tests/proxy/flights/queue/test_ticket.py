@@ -96,7 +96,7 @@ def test_owners_that_are_remembered_are_bounded_and_the_idle_go_first() -> None:
     landed(made, b"first", 20)
     for n in range(MAX_OWNERS - 1):
         landed(made, b"%d" % n, 20)
-    assert repr(made) == f"<Tickets owners={MAX_OWNERS}>"
+    assert repr(made) == f"<TicketFactory owners={MAX_OWNERS}>"
     assert made.share(b"idle") == 1.0
     assert made.share(b"first") == 0.1
 

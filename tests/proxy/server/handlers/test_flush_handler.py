@@ -34,7 +34,7 @@ class House:
             routes=SimpleNamespace(serve=lambda *route: self.served.append(route)),
             taken=lambda call: ("taken", call),
         )
-        group: Any = SimpleNamespace(hide_all=self.hide)
+        group: Any = SimpleNamespace(unpublish_all=self.hide)
         store: Any = SimpleNamespace(flush=self.flush) if cache else None
         audit: Any = SimpleNamespace(acted=lambda *words, **fields: self.acted.append((*words, fields)))
         self.handler = Flush(gateway, group, store, audit, lambda call: "10.0.0.1")
