@@ -238,7 +238,7 @@ async def running(
             metrics=metrics,
             log=log,
             affinity=affinity(settings.routing),
-            admit=admission,
+            admission=admission,
             access_policy=access_policy,
             priority_policy=priority_policy,
             embedder=embedder,

@@ -55,6 +55,10 @@ class PriorityPolicy:
         """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
+    def owner_now(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
+        """The same, looked up at once."""
+        return caller.tenant if caller is not None else self._address(request)
+
 
 def parse_request_timeout(given: str | None) -> float:
     """Seconds that the client gives its request (`x-request-timeout`), from when it came; inf where it does not

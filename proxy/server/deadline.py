@@ -45,7 +45,7 @@ def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
         reader.pipe = None  # nothing more is written to it
     if not call.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
         raise error
-    call.error = error.code.code
+    call.failed(error.code.code)
     if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
         raise ConnectionResetError("ended early, in the middle of a body")
     if not reader.done:
@@ -53,5 +53,6 @@ def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
         reader.done = True
-    call.status, call.bytes_out = 200, pipe.sent
+    call.begin_response(200)
+    call.end_response(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

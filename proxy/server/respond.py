@@ -173,10 +173,10 @@ def write(
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
+    protocol: ClientConnection = request.protocol  # type: ignore[assignment]  # a cast is a Python call
     keep = keep and request.keep_alive
     if keep and request.version < HttpVersion11:
         headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
-    protocol = cast(ClientConnection, request.protocol)
     left: Left | None = None
     size = later = 0
     if status in (204, 304):

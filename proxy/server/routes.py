@@ -74,7 +74,7 @@ class Routes:
         request = call.request
         path, method = request.path, request.method
         if method in _NOWHERE:
-            call.allow = ALLOWED
+            call.allows(ALLOWED)
             raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
         if method == "GET" and asks_for_websocket(request.headers):
             raise GatewayError(
@@ -85,13 +85,14 @@ class Routes:
             route = ("GET", "models", self._plain.model)
         if route is None:
             if path == "*":
-                call.endpoint = "server"
+                call.routed("server")
                 return self._plain.server
             if call.admin or not is_allowed(path):
                 raise not_found(path)
-            call.endpoint = "passthrough"
+            call.routed("passthrough")
             return self._passed
-        takes, call.endpoint, handler = route
+        takes, endpoint, handler = route
+        call.routed(endpoint)
         if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
         if self._access_policy is not None and call.endpoint in OPERATING:

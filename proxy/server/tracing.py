@@ -78,7 +78,7 @@ class Tracing:
                 "gateway.endpoint": call.endpoint,
             },
         )
-        call.trace = RequestTrace(self, span)
+        call.traced(RequestTrace(self, span))
 
     def asked(self, call: RequestContext) -> dict[str, Any]:
         """What was asked for, by its usual names."""

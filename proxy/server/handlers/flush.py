@@ -9,14 +9,12 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qsl
 
-import msgspec
-
 from proxy.errors import Code, GatewayError
 from proxy.flights import FlightGroup, model_tag
 from proxy.redis import Cache, WireError
-from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
+from proxy.server.respond import Sent
 from proxy.telemetry import Audit
 
 PATH: Final = "/-/cache"
@@ -33,7 +31,7 @@ class Flush:
         audit: Audit,
         address: Callable[[RequestContext], str],
     ) -> None:
-        self._gateway = gateway
+        self._responder = gateway.responder
         self._group = group
         self._cache = cache
         self._audit = audit
@@ -41,7 +39,7 @@ class Flush:
         self._busy = False
         gateway.routes.serve(PATH, "DELETE", "cache", self.handle)
 
-    async def handle(self, call: RequestContext) -> respond.Sent:
+    async def handle(self, call: RequestContext) -> Sent:
         """Raises GatewayError 400 or 503."""
         model = _model_of(call)
         if self._busy:
@@ -69,13 +67,7 @@ class Flush:
                 flights=flights,
             )
         answer = {"object": "cache.flush", "model": model, "removed": removed, "flights": flights}
-        headers = [("content-type", "application/json"), *call.headers()]
-        call.status = 200
-        sent, left = respond.write(call.request, 200, headers, msgspec.json.encode(answer))
-        call.bytes_out = sent.bytes
-        if left is not None:
-            await respond.rest(call.request, left, lambda: self._gateway.taken(call))
-        return sent
+        return await self._responder.reply(call, 200, answer)
 
     async def _removed(self, cache: Cache, begin: bytes) -> int:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.upstream.http import HOP_BY_HOP
 from proxy.wire import COUNTS
@@ -58,6 +59,11 @@ _OF_CONTENT: Final = {"content-type", "content-encoding"}
 _DECODED: Final = 3  # times that a server behind another may decode a path
 
 
+def passed_on(settings: Settings) -> tuple[str, ...]:
+    """The client headers that are sent to an engine along with a request that may be shared."""
+    return (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+
+
 def is_allowed(path: str) -> bool:
     """Whether a path, in its normal form, goes to the engine. Nothing in it may be another path to a server that
     decodes it once more, or drops parameters after a semicolon."""
@@ -103,7 +109,10 @@ def engine_headers(headers: Mapping[str, str], names: Sequence[str]) -> list[tup
 
     Raises GatewayError 400 where one of the others is not printable ASCII.
     """
-    found = [(name, headers[name]) for name in names if name in headers]
+    found = []
+    for name in names:  # a comprehension is a Python call until 3.12
+        if name in headers:
+            found.append((name, headers[name]))
     return _fit(headers, found) if found else found
 
 

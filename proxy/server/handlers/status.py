@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from proxy.access import AccessPolicy
+from proxy.access.ratelimit import Admission
 from proxy.errors import Code, GatewayError
-from proxy.server import respond
 from proxy.server.context import RequestContext
+from proxy.server.respond import Sent
+from proxy.server.responder import Responder
 from proxy.telemetry import Metrics
 from proxy.upstream import Backends
 
@@ -20,24 +22,28 @@ ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _NAME_CHARS: Final = 200  # of a model that is not there, as its error tells it
 _METHOD_CHARS: Final = 16  # the same of a method
 
-Reply = Callable[[RequestContext, int, object], Awaitable[respond.Sent]]
-Send = Callable[[RequestContext, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
-
 
 class StatusHandlers:
     """One method an endpoint."""
 
     def __init__(
-        self, backends: Backends, metrics: Metrics, access_policy: AccessPolicy | None, reply: Reply, send: Send
+        self,
+        backends: Backends,
+        metrics: Metrics,
+        access_policy: AccessPolicy | None,
+        admission: Admission | None,
+        responder: Responder,
     ) -> None:
         self._backends = backends
         self._metrics = metrics
         self._access_policy = access_policy
-        self._reply = reply
-        self._send = send
+        self._admission = admission
+        self._responder = responder
 
-    async def models(self, call: RequestContext) -> respond.Sent:
-        return await self._reply(call, 200, {"object": "list", "data": self._visible(call)})
+    async def models(self, call: RequestContext) -> Sent:
+        if self._admission is not None:
+            await self._admission(call)
+        return await self._responder.reply(call, 200, {"object": "list", "data": self._visible(call)})
 
     def _visible(self, call: RequestContext) -> list[dict[str, Any]]:
         if not self._backends.ready:
@@ -45,7 +51,7 @@ class StatusHandlers:
         models = self._backends.models()
         return models if self._access_policy is None else self._access_policy.visible(call, models)
 
-    async def model(self, call: RequestContext) -> respond.Sent:
+    async def model(self, call: RequestContext) -> Sent:
         """One of them: the rest of the path is its id, slashes and all."""
         name = call.request.path.removeprefix("/v1/models/")
         models = self._visible(call)
@@ -54,31 +60,32 @@ class StatusHandlers:
             raise GatewayError(
                 Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
             )
-        return await self._reply(call, 200, found)
+        return await self._responder.reply(call, 200, found)
 
-    async def health(self, call: RequestContext) -> respond.Sent:
-        return await self._reply(call, 200, {"status": "ok"})
+    async def health(self, call: RequestContext) -> Sent:
+        return await self._responder.reply(call, 200, {"status": "ok"})
 
-    async def ready(self, call: RequestContext) -> respond.Sent:
+    async def ready(self, call: RequestContext) -> Sent:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
-        return await self._reply(call, 200, {"status": "ready"})
+        return await self._responder.reply(call, 200, {"status": "ready"})
 
-    def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[respond.Sent]]:
+    def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
         """Who answers a method that a path does not take. Raises GatewayError 405."""
         request = call.request
-        call.allow = f"{takes}, HEAD" if takes.startswith("GET") else takes
+        call.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
         words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
-    async def server(self, call: RequestContext) -> respond.Sent:
+    async def server(self, call: RequestContext) -> Sent:
         """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
-        call.allow = call.allow or ALLOWED
-        return await self._send(call, 204, call.headers(), b"")
+        if call.allow is None:
+            call.allows(ALLOWED)
+        return await self._responder.send(call, 204, call.headers(), b"")
 
-    async def metrics(self, call: RequestContext) -> respond.Sent:
+    async def metrics(self, call: RequestContext) -> Sent:
         body, kind = self._metrics.render(call.request.headers.get("accept", ""))
-        return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
+        return await self._responder.send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)

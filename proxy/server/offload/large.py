@@ -27,7 +27,7 @@ from proxy.config import Settings
 from proxy.errors import GatewayError
 from proxy.flights import Flight, headers_in_common
 from proxy.server.context import RequestContext
-from proxy.server.handlers.relay import ACTED_ON, engine_headers
+from proxy.server.handlers.relay import engine_headers, passed_on
 from proxy.server.offload.pool import Offload
 from proxy.telemetry import Log
 from proxy.wire import ApiRequest, Endpoint
@@ -58,7 +58,7 @@ class LargeRequests:
         self._log = log
         self._scope = scope
         self._owner = owner
-        self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+        self._passed_on = passed_on(settings)
         self._folds: dict[Flight, asyncio.Task[None]] = {}
         self._deny: DenyList | None = None
         self._terms: Terms | None = None
@@ -94,7 +94,8 @@ class LargeRequests:
         job = RawJob(call.request.path, media.kind, media.boundary)
         found, sent = await self.pool.do(job, body, self._whose(call))
         self._told(found, call)
-        call.model, call.cost = found.model, found.cost
+        call.describe(found.model)
+        call.price(found.cost)
         if self._access_policy is not None:
             self._access_policy.judge(call, found, raw=True)
         if found.refusal is not None:
@@ -157,12 +158,13 @@ class LargeRequests:
 
     def _asked(self, call: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
         self._told(found, call)
-        call.model, call.stream = found.model, found.stream
+        call.describe(found.model, stream=found.stream)
         if self._access_policy is not None:
             self._access_policy.judge(call, found)
         if found.refusal is not None:
             raise found.refusal.error()
-        call.ask = ask = found.ask(endpoint, body)
+        ask = found.ask(endpoint, body)
+        call.accept(ask)
         return ask
 
     def _told(self, found: Found, call: RequestContext) -> None:

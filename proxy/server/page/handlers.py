@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -47,6 +46,7 @@ class Page:
     ) -> None:
         """`every`: seconds between two looks at the state, for those that watch it."""
         self._gateway = gateway
+        self._responder = gateway.responder
         self._sources = sources
         self._access_policy = access_policy
         self._log = log
@@ -67,7 +67,8 @@ class Page:
         self._closing.set()
 
     async def page(self, call: RequestContext) -> respond.Sent:
-        return await self._send(call, self._shell.html, [*self._shell.headers, *call.headers()])
+        headers = [*self._shell.headers, *call.headers()]
+        return await self._responder.send(call, 200, headers, self._shell.html, shared=True)
 
     async def state(self, call: RequestContext) -> respond.Sent:
         """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
@@ -75,8 +76,8 @@ class Page:
         view = StateView(self._sources, self._visible(call))
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
-            kind = [("content-type", "application/json"), ("cache-control", "no-store")]
-            return await self._send(call, msgspec.json.encode(view.look()), [*kind, *call.headers()])
+            headers = [("content-type", "application/json"), ("cache-control", "no-store"), *call.headers()]
+            return await self._responder.send(call, 200, headers, msgspec.json.encode(view.look()))
         if self.watchers >= MAX_WATCHERS:
             raise _full(MAX_WATCHERS, "watch already")
         self.watchers += 1
@@ -87,7 +88,7 @@ class Page:
 
     async def _watch(self, call: RequestContext, view: StateView) -> respond.Sent:
         stream = EventStream(call.request, call.headers(), self._stall)
-        call.status = 200
+        call.begin_response(200)
         try:
             while not self._closing.is_set():
                 stream.put(msgspec.json.encode(view.look()))
@@ -101,19 +102,19 @@ class Page:
         except asyncio.CancelledError:
             return self._cut(call, stream)
         finally:
-            call.bytes_out = stream.sent
+            call.end_response(stream.sent)
 
     def _cut(self, call: RequestContext, stream: EventStream) -> respond.Sent:
         """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
         if call.ending is None or call.request.task.uncancel():
             raise asyncio.CancelledError
-        call.error = call.ending.code.code
+        call.failed(call.ending.code.code)
         stream.put(call.ending.json())
         return stream.end()._replace(keep_alive=False)
 
     async def readers(self, call: RequestContext) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
-        body = await self._gateway.body(call, json=True)
+        body = await self._gateway.bodies.read(call, json=True)
         if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
         if self.boards >= MAX_BOARDS:
@@ -131,14 +132,15 @@ class Page:
                 model=model[:256],
             )
             stream = EventStream(call.request, call.headers(), self._stall)
-            call.status, call.stream = 200, True
+            call.begin_response(200)
+            call.describe(None, stream=True)
             try:
                 board = Playground(stream, call)
-                await board.run(self._gateway, self._log, read, delays)
+                await board.run(self._gateway, read, delays)
                 stream.put(b'{"done":true}')
                 return stream.end()
             finally:
-                call.bytes_out = stream.sent
+                call.end_response(stream.sent)
         except asyncio.CancelledError:
             if stream is None:
                 raise
@@ -153,7 +155,7 @@ class Page:
         if large is None or len(body) <= large.inline or not large.heavy(body):
             found = wanted(body)
             try:
-                return await self._gateway.read(each, "chat", bytes(found.request)), found.delays_ms
+                return await self._gateway.generation.read(each, "chat", bytes(found.request)), found.delays_ms
             except GatewayError as e:
                 return e, found.delays_ms  # each reader's own answer
         ask, delays = await large.page(each, body)
@@ -172,14 +174,6 @@ class Page:
             if access_policy is None
             else (lambda models: access_policy.visible(call, models))
         )
-
-    async def _send(self, call: RequestContext, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
-        call.status = 200
-        sent, left = respond.write(call.request, 200, headers, body)
-        call.bytes_out = sent.bytes
-        if left is not None:
-            await respond.rest(call.request, left, partial(self._gateway.taken, call))
-        return sent
 
 
 def _full(most: int, what: str) -> GatewayError:

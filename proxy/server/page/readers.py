@@ -12,13 +12,12 @@ from typing import Any
 
 import msgspec
 
-from proxy.errors import Code, GatewayError, place_of, words_of
+from proxy.errors import GatewayError
 from proxy.flights import Mode, Subscriber
 from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
 from proxy.server.page.event_stream import EventStream
-from proxy.telemetry import Log
 from proxy.wire import LAST_CHUNK, ApiRequest, unchunks
 
 Read = ApiRequest | GatewayError
@@ -86,11 +85,11 @@ class Playground:
         ms = (time.monotonic() - self._began) * 1000  # uvloop's own time() knows whole milliseconds only
         self.stream.put(b'{"reader":%d,"ms":%.1f,%b}' % (number, ms, b",".join(members)))
 
-    async def run(self, gateway: Gateway, log: Log, request: Read, delays: Sequence[float]) -> None:
+    async def run(self, gateway: Gateway, request: Read, delays: Sequence[float]) -> None:
         """All readers, each from its time to its end. Cancelled, all of them leave."""
         self._began = time.monotonic()
         tasks = [
-            asyncio.create_task(self._read(gateway, log, request, number, delay / 1000))
+            asyncio.create_task(self._read(gateway, request, number, delay / 1000))
             for number, delay in enumerate(delays)
         ]
         try:
@@ -100,7 +99,7 @@ class Playground:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, gateway: Gateway, log: Log, asked: Read, number: int, delay: float) -> None:
+    async def _read(self, gateway: Gateway, asked: Read, number: int, delay: float) -> None:
         """One reader: what `Gateway.handle` does for a request of its own."""
         if delay:
             await asyncio.sleep(delay)
@@ -112,34 +111,26 @@ class Playground:
         if gateway.tracing is not None:
             gateway.tracing.begin(call, inside=page)
         try:
-            if isinstance(asked, GatewayError):
-                raise asked
-            call.ask, call.model, call.stream = asked, asked.model, asked.stream
-            reader = await gateway.joined(call, asked)
-            self.tell(number, b'"behind":%d' % reader.flight.content_events)
-            refusal = await self._follow(call, reader, number)
-        except GatewayError as e:
-            refusal = e.with_traceback(None)  # see `Gateway.handle`
-        except TimeoutError:
-            call.error = "client_stalled"
-            call.client_left = True
-            raise ConnectionResetError("the client took nothing for too long") from None
+            try:
+                if isinstance(asked, GatewayError):
+                    raise asked
+                call.accept(asked)
+                reader = await gateway.generation.join(call, asked)
+                self.tell(number, b'"behind":%d' % reader.flight.content_events)
+                await self._follow(call, reader, number)
+            except Exception as e:  # noqa: BLE001 - the border of one request: its reader is shown an error
+                refusal = gateway.outcomes.error_of(call, e)
+                call.begin_response(refusal.status)
+                call.refused(refusal)
         except (asyncio.CancelledError, ConnectionError):
-            call.client_left = True
+            gateway.outcomes.disconnected(call)
             raise
-        except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
-            at = place_of(e)
-            log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
-            refusal = GatewayError(Code.INTERNAL, "The gateway failed; its log has the reason.")
         finally:
-            if refusal is not None:
-                call.status, call.error = refusal.status, refusal.code.code
-            call.close()
-            gateway.record(call)
+            gateway.outcomes.finish(call)
         self.tell(number, b'"end":' + msgspec.json.encode(self._end(call, refusal)))
 
-    async def _follow(self, call: RequestContext, reader: Subscriber, number: int) -> GatewayError | None:
-        """Until its answer ends. What ended it early, where bytes had gone out already. Raises GatewayError."""
+    async def _follow(self, call: RequestContext, reader: Subscriber, number: int) -> None:
+        """Until its answer ends. Raises GatewayError."""
         if not reader.visible:
             await reader.ready()
         flight = reader.flight
@@ -147,17 +138,17 @@ class Playground:
             while not flight.ended:
                 reader.whole = True
                 await reader.changed()
-            call.status, _, answer = respond.whole(flight)
+            status, _, answer = respond.whole(flight)
+            call.begin_response(status)
             text = (answer if isinstance(answer, bytes) else b"".join(answer)).decode("utf-8", "replace")
             self.tell(number, b'"body":' + msgspec.json.encode(text))
-            return None
+            return
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
         reader.most = sys.maxsize  # frames are taken out of whole chunks
         reader.pipe = ReaderPipe(self, number, call)
         reader.pump()
         await respond.follow(reader, self.stream.taken)
-        return None
 
     def _end(self, call: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
         flight = call.reader.flight if call.reader is not None else None

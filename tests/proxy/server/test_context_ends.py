@@ -19,7 +19,8 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Held, Memory
 from proxy.flights.plan import Items, Mode, Plan
-from proxy.server.context import BODY_COST, GRANULE, LEAST_FREE, RequestContext, body_at_hand, free_body, read_body
+from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_at_hand, free_body, read_body
+from proxy.server.context import RequestContext
 from proxy.server.listener.request import AT_HAND
 from tests.kit.clock import virtual
 from tests.proxy.server.test_context import Body, Limits, Told, call, read
@@ -88,9 +89,12 @@ class Holds:
 def test_who_reads_a_flight_is_told_to_the_limits_and_to_the_trace() -> None:
     hold, trace, reader = Holds(), Holds(), reader_of()
     one = call(hold=cast(Reservation, hold), trace=trace)
-    assert one.reads(reader) is reader is one.reader
+    one.attach_reader(reader)
+    assert one.reader is reader
     assert (hold.told, trace.told) == ([reader], [(one, reader)])
-    assert call().reads(reader) is reader
+    bare = call()
+    bare.attach_reader(reader)
+    assert bare.reader is reader
 
 
 def test_every_answer_says_its_id_and_what_is_left() -> None:
@@ -212,8 +216,8 @@ def test_the_log_is_told_whose_line_it_is_where_that_is_known() -> None:
     metrics = SimpleNamespace(request=lambda *facts: None)
     log = SimpleNamespace(request=lambda *line: lines.append(line))
     one = call()
-    one.tell(cast(Any, metrics), cast(Any, log), show_prompt=False)
-    one.tell(cast(Any, metrics), cast(Any, log), show_prompt=False, who=lambda: "w")
+    one.record_outcome(cast(Any, metrics), cast(Any, log), show_prompt=False)
+    one.record_outcome(cast(Any, metrics), cast(Any, log), show_prompt=False, owner=lambda: "w")
     assert [len(line) for line in lines] == [1, 2]
 
 

@@ -20,12 +20,12 @@ class Answers:
         self.told: list[tuple[Any, ...]] = []
         backends = SimpleNamespace(ready=ready, models=lambda: [{"id": "m1"}, {"id": "org/m2"}])
         metrics = SimpleNamespace(render=lambda accept: (accept.encode(), "kind"))
-        self.plain = StatusHandlers(
-            cast(Any, backends), cast(Any, metrics), access_policy, cast(Any, self.reply), cast(Any, self.reply)
-        )
+        self.plain = StatusHandlers(cast(Any, backends), cast(Any, metrics), access_policy, None, cast(Any, self))
 
     async def reply(self, *facts: Any) -> None:
         self.told.append(facts[1:])
+
+    send = reply
 
 
 def call_of(path: str = "/x", method: str = "GET", **headers: str) -> RequestContext:
