@@ -51,11 +51,11 @@ class PriorityPolicy:
         """Where it is from, if no key says who it is."""
         return None if caller is not None else self._address(request)
 
-    def owner(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
+    def fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
         """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
-    def owner_now(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
+    def current_fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
         """The same, looked up at once."""
         return caller.tenant if caller is not None else self._address(request)
 

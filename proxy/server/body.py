@@ -17,7 +17,7 @@ from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights import Held, Memory
 from proxy.server.context import RequestContext
-from proxy.server.listener.request import AT_HAND, at_hand
+from proxy.server.listener.request import AT_HAND, buffered_body
 from proxy.wire.http import require_json, require_plain
 
 BODY_COST: Final = 2
@@ -44,7 +44,7 @@ class BodyReader:
 
     async def read(self, context: RequestContext, *, json: bool, limit: int = 0) -> bytes:
         """The body, buffered or received. `limit` replaces `max_body_bytes`. Raises GatewayError."""
-        body = body_at_hand(context.request, self._settings, json=json, most=self.free, limit=limit)
+        body = body_if_buffered(context.request, self._settings, json=json, most=self.free, limit=limit)
         return await self.receive(context, limit) if body is None else body
 
     async def receive(self, context: RequestContext, limit: int = 0) -> bytes:
@@ -53,7 +53,7 @@ class BodyReader:
             await self._admission.head(context)
         held = None
         if self._memory is not None:
-            owner = self._priority_policy.owner_now(context.caller, context.request)
+            owner = self._priority_policy.current_fairness_key(context.caller, context.request)
             held = context.charge_upload(Held(self._memory, owner, "uploads"))
         return await read_body(context.request, self._settings, held, limit)
 
@@ -63,7 +63,7 @@ def free_body(budget: int, max_connections: int) -> int:
     return min(AT_HAND, max(LEAST_FREE, budget // 4 // max_connections))
 
 
-def body_at_hand(
+def body_if_buffered(
     request: web.BaseRequest, settings: Settings, *, json: bool, most: int = AT_HAND, limit: int = 0
 ) -> bytes | None:
     """The body, where it came with its head, as small ones do. None: it has to be awaited, see `read_body`.
@@ -80,7 +80,7 @@ def body_at_hand(
         raise _too_large(largest)
     if length > most:
         return None
-    body = at_hand(request.content, most)
+    body = buffered_body(request.content, most)
     if body is None:
         return None
     if len(body) > largest:

@@ -15,7 +15,7 @@ from proxy.wire import LAST_CHUNK, chunk, encode
 
 
 async def run_with_deadline(
-    call: RequestContext,
+    context: RequestContext,
     answer: Callable[[RequestContext], Awaitable[respond.Sent]],
     seconds: float,
     missed: Callable[[str], None],
@@ -27,25 +27,25 @@ async def run_with_deadline(
     """
     try:
         async with asyncio.timeout(seconds) as limit:
-            return await answer(call)
+            return await answer(context)
     except TimeoutError:
         if not limit.expired():
             raise  # another time limit's
     error = GatewayError(Code.DEADLINE_EXCEEDED, f"The {seconds:g} s of x-request-timeout are over.")
-    missed(call.reader.flight.phase.value if call.reader is not None else "arriving")
-    return end_early(call, error)
+    missed(context.reader.flight.phase.value if context.reader is not None else "arriving")
+    return end_early(context, error)
 
 
-def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
+def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
     """End a request that is being answered, with this error. Raises it where nothing has gone out, and
     ConnectionResetError where only the end of the connection says that the answer is not whole."""
-    reader = call.reader
+    reader = context.reader
     pipe = reader.pipe if reader is not None else None
     if reader is not None:
         reader.pipe = None  # nothing more is written to it
-    if not call.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
+    if not context.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
         raise error
-    call.failed(error.code.code)
+    context.failed(error.code.code)
     if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
         raise ConnectionResetError("ended early, in the middle of a body")
     if not reader.done:
@@ -53,6 +53,6 @@ def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
         reader.done = True
-    call.begin_response(200)
-    call.end_response(pipe.sent)
+    context.begin_response(200)
+    context.end_response(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

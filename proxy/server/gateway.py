@@ -120,7 +120,7 @@ class Gateway:
             "/ready": ("GET", "ready", status.ready),
         }
         self.routes = Routes(public, status, access_policy, passthrough, admin=settings.admin_port != 0)
-        self.routes.serve("/metrics", "GET", "metrics", status.metrics)
+        self.routes.add_route("/metrics", "GET", "metrics", status.metrics)
 
     def enter(self, stage: Stage) -> None:
         """Answer fewer requests from now on."""
@@ -143,7 +143,7 @@ class Gateway:
                 if self.tracing is not None:
                     self.tracing.begin(context)
                 if self._access_policy is not None:
-                    self._access_policy.enter(context)
+                    self._access_policy.authenticate(context)
                 headers = request.headers
                 if context.caller is None and ("sec-fetch-site" in headers or "origin" in headers):
                     self._origins.check(headers, request.method, opens=context.endpoint != "passthrough")

@@ -60,7 +60,7 @@ class Outcomes:
                 self._metrics,
                 self._log if logged else None,
                 show_prompt=self._show_prompt,
-                owner=partial(self._priority_policy.owner_now, context.caller, context.request),
+                owner=partial(self._priority_policy.current_fairness_key, context.caller, context.request),
             )
         except Exception as e:  # noqa: BLE001 - a fault of the metrics or the log must not reach the client
             self._fault("the record of a request", e)

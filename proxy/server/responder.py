@@ -17,7 +17,7 @@ from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.deadline import end_early
 from proxy.server.offload.large import LargeRequests
-from proxy.server.respond import Body, Headers, Left, Sent
+from proxy.server.respond import Body, Headers, Remainder, Sent
 
 
 class Responder:
@@ -81,7 +81,7 @@ class Responder:
             await self._rest(context, left, 0 if shared else len(body))
         return sent
 
-    async def _rest(self, context: RequestContext, left: Left, size: int) -> None:
+    async def _rest(self, context: RequestContext, left: Remainder, size: int) -> None:
         """The rest of a body, `size` bytes of which are in memory for this request alone."""
         own = None
         if size > SLICE_BYTES and self._memory is not None:
@@ -90,7 +90,7 @@ class Responder:
                 context.request.transport.abort()
                 raise ConnectionResetError("no memory is left for an answer that the client does not take")
         try:
-            await respond.rest(context.request, left, partial(self.wait_writable, context))
+            await respond.write_rest(context.request, left, partial(self.wait_writable, context))
         finally:
             if own is not None:
                 own.release()
@@ -118,7 +118,7 @@ class Responder:
             await reader.changed()
         if self._large is not None and flight.mode is Mode.STREAM and self._large.folds(flight):
             await self._large.fold(flight)
-        status, headers, body = respond.whole(flight, limited=context.hold is not None)
+        status, headers, body = respond.json_response(flight, limited=context.hold is not None)
         return await self.send(context, status, [*headers, *self._headers(context, reader)], body, shared=True)
 
     def _headers(self, context: RequestContext, reader: Subscriber) -> list[tuple[str, str]]:
@@ -136,7 +136,7 @@ class Responder:
         Raises TimeoutError where it takes nothing for too long."""
         if context.unread is None and self._memory is not None:
             context.charge_unread(Held(self._memory, self._owner(context), "unread"))
-        await respond.taken(context.request, self._stall, context.unread)
+        await respond.wait_writable(context.request, self._stall, context.unread)
 
     def _owner(self, context: RequestContext) -> object:
-        return self._priority_policy.owner_now(context.caller, context.request)
+        return self._priority_policy.current_fairness_key(context.caller, context.request)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from proxy.access.denylist.normalize import form
+from proxy.access.denylist.normalize import normalize
 from proxy.errors import SettingsError
 
 MAX_LITERAL: Final = 1000  # characters
@@ -109,7 +109,7 @@ class DenyList:
 
     def find(self, text: str) -> int | None:
         """The line of a rule that the text breaks."""
-        formed = form(text)
+        formed = normalize(text)
         line = self.find_literal(formed)
         if line is None and self.patterns:
             data = formed.encode("utf-8", "replace")  # once, not once for each pattern
@@ -164,7 +164,7 @@ def read_deny_list(text: str, path: str) -> DenyList:
 
 
 def _literal(text: str) -> str:
-    formed = form(text).strip()
+    formed = normalize(text).strip()
     if not formed:
         raise ValueError("a text of no characters would deny everything")
     if len(formed) > MAX_LITERAL:

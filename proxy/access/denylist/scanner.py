@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from proxy.access.denylist.normalize import StreamNormalizer, seen
+from proxy.access.denylist.normalize import StreamNormalizer, visible_length
 from proxy.access.denylist.rules import DenyList
 
 
@@ -41,7 +41,7 @@ class Scanner:
     def feed(self, text: str) -> None:
         if self.hit is not None or not text:
             return
-        self.read += seen(text)
+        self.read += visible_length(text)
         self._take(self._former.feed(text), last=False)
         self._settle()
 

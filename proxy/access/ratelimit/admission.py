@@ -27,29 +27,29 @@ class Admission:
         self._identify = identify
         self._assumed = assumed  # tokens of an answer that may be of any length
 
-    async def __call__(self, call: AccessContext, passed: RawBody = NONE) -> None:
+    async def __call__(self, context: AccessContext, passed: RawBody = NONE) -> None:
         """Let the request go on, or raise GatewayError 429 or 503. `passed`: of one that passes through."""
 
         def cost() -> Cost:
-            if call.cost is not None:
-                return Cost(*call.cost)
-            if call.ask is not None:
-                return estimate(call.ask, self._assumed)
-            return estimate_raw(call.request.path, passed, self._assumed)
+            if context.cost is not None:
+                return Cost(*context.cost)
+            if context.ask is not None:
+                return estimate(context.ask, self._assumed)
+            return estimate_raw(context.request.path, passed, self._assumed)
 
-        hold = call.hold
+        hold = context.hold
         if hold is not None:  # let in by its head
             await hold.spends(cost)
             return
-        hold = self.limiter.ask(call.caller or self._identify(call.request), cost)
-        call.reserves(hold)
+        hold = self.limiter.ask(context.caller or self._identify(context.request), cost)
+        context.reserves(hold)
         if hold is not None:
             await hold.allowed()
 
-    async def head(self, call: AccessContext) -> None:
+    async def head(self, context: AccessContext) -> None:
         """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
-        hold = self.limiter.ask(call.caller or self._identify(call.request), lambda: NO_COST)
-        call.reserves(hold)
+        hold = self.limiter.ask(context.caller or self._identify(context.request), lambda: NO_COST)
+        context.reserves(hold)
         if hold is not None:
             await hold.allowed()
 

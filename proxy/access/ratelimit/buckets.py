@@ -184,7 +184,7 @@ class LocalLimits:
         """Requests under way."""
         return self._everyone.streams
 
-    def take(self, claim: Claim, now: float, *, force: bool = False) -> Decision:
+    def acquire(self, claim: Claim, now: float, *, force: bool = False) -> Decision:
         """Decide, and take where nothing is over. `force`: it was decided elsewhere."""
         own = self._bucket(claim.caller, now)
         claim.spilled = own is self._spill
@@ -203,7 +203,7 @@ class LocalLimits:
         claim.permitted = claim.permitted or bool(claim.asked)
         return Decision(None, own.read(), self._everyone.read())
 
-    def give(
+    def refund(
         self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False
     ) -> None:
         """Correct what was taken: numbers below 0 are given back, above 0 are charged, over the ceiling too: the

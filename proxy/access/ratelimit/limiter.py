@@ -65,9 +65,9 @@ class Limiter:
         shared = self.shared
         try:
             if shared is None:
-                hold.decided(self.local.take(claim, self.clock()))
+                hold.decided(self.local.acquire(claim, self.clock()))
             else:
-                shared.take(claim, hold.answered)
+                shared.acquire(claim, hold.answered)
         except Exception:
             hold.close()  # nobody else has it
             raise
@@ -137,9 +137,9 @@ class Reservation:
         self.claim = claim = replace(claim, tokens=tokens, asked=0)
         self.decision = None
         if limiter.shared is None or not self._in_redis:
-            self._spent_on(limiter.local.take(claim, limiter.clock()))
+            self._spent_on(limiter.local.acquire(claim, limiter.clock()))
         else:
-            limiter.shared.take(claim, self._spending)
+            limiter.shared.acquire(claim, self._spending)
         await self.allowed()
 
     def _spending(self, decision: Decision | None) -> None:
@@ -147,10 +147,10 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()
-            decision = limiter.local.take(claim, limiter.clock())
+            decision = limiter.local.acquire(claim, limiter.clock())
             self._in_redis = False  # nothing of these tokens is to be given back there
         elif decision.over is None:
-            limiter.local.take(claim, limiter.clock(), force=True)
+            limiter.local.acquire(claim, limiter.clock(), force=True)
         self._spent_on(decision)
 
     def _spent_on(self, decision: Decision) -> None:
@@ -180,10 +180,10 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()
-            decision = limiter.local.take(claim, limiter.clock())
+            decision = limiter.local.acquire(claim, limiter.clock())
         elif decision.over is None:
             self._in_redis = True
-            limiter.local.take(claim, limiter.clock(), force=True)
+            limiter.local.acquire(claim, limiter.clock(), force=True)
         if decision.over is None and limiter.shared is not None:
             limiter.shared.hold(claim)
         self.decided(decision)
@@ -264,7 +264,7 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if limiter.shared is not None:  # first: what is permitted here still is given back again where this raises
             if self._in_redis:
-                limiter.shared.give(claim, requests=requests, tokens=tokens, stream=stream)
+                limiter.shared.refund(claim, requests=requests, tokens=tokens, stream=stream)
             else:
-                limiter.shared.give(claim, stream=stream)
-        limiter.local.give(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)
+                limiter.shared.refund(claim, stream=stream)
+        limiter.local.refund(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)

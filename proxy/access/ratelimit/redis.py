@@ -192,7 +192,7 @@ class RedisLimits:
 
     # -- what a request asks ------------------------------------------------------------------------
 
-    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+    def acquire(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
         """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
         if self.breaker.open:
             done(None)
@@ -215,7 +215,7 @@ class RedisLimits:
         if claim.own.streams is not None or claim.everyone.streams is not None:
             self._held[claim.permit] = claim
 
-    def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+    def refund(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
         """Correct what was taken, and end the permit where `stream` says so. Nobody waits for it."""
         permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
         if self.breaker.open or not (requests or tokens or permit):

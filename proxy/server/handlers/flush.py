@@ -37,11 +37,11 @@ class Flush:
         self._audit = audit
         self._address = address
         self._busy = False
-        gateway.routes.serve(PATH, "DELETE", "cache", self.handle)
+        gateway.routes.add_route(PATH, "DELETE", "cache", self.handle)
 
-    async def handle(self, call: RequestContext) -> Sent:
+    async def handle(self, context: RequestContext) -> Sent:
         """Raises GatewayError 400 or 503."""
-        model = _model_of(call)
+        model = _model_of(context)
         if self._busy:
             raise GatewayError(Code.QUEUE_FULL, "A flush is under way already; try again later.", retry_after=1)
         self._busy = True
@@ -59,15 +59,15 @@ class Flush:
             self._busy = False
             self._audit.acted(
                 "cache flushed",
-                call.caller.name if call.caller is not None else "",
-                self._address(call),
+                context.caller.name if context.caller is not None else "",
+                self._address(context),
                 result=result,
                 what="all models" if model is None else model[:256],
                 removed=removed,
                 flights=flights,
             )
         answer = {"object": "cache.flush", "model": model, "removed": removed, "flights": flights}
-        return await self._responder.reply(call, 200, answer)
+        return await self._responder.reply(context, 200, answer)
 
     async def _removed(self, cache: Cache, begin: bytes) -> int:
         try:
@@ -80,9 +80,9 @@ class Flush:
             ) from None
 
 
-def _model_of(call: RequestContext) -> str | None:
+def _model_of(context: RequestContext) -> str | None:
     """The one parameter there is. Raises GatewayError 400."""
-    query = parse_qsl(call.request.raw_path.partition("?")[2], keep_blank_values=True)
+    query = parse_qsl(context.request.raw_path.partition("?")[2], keep_blank_values=True)
     unknown = next((name for name, _ in query if name != "model"), None)
     models = [value for _, value in query]
     if unknown is not None or len(models) > 1 or models == [""]:

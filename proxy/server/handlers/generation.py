@@ -24,7 +24,7 @@ from proxy.flights import (
     sharing_of,
 )
 from proxy.flights.embeddings import Embedder
-from proxy.server.body import BodyReader, body_at_hand
+from proxy.server.body import BodyReader, body_if_buffered
 from proxy.server.context import RequestContext
 from proxy.server.handlers.passthrough import PassThrough
 from proxy.server.handlers.relay import engine_headers, passed_on
@@ -84,7 +84,7 @@ class Generation:
         """The handler of one endpoint, whichever path it is reached by."""
 
         async def handle(context: RequestContext) -> Sent:
-            body = body_at_hand(context.request, self._settings, json=True, most=self._bodies.free)
+            body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
             if body is None:
                 body = await self._bodies.receive(context)
             large = self._large
@@ -141,7 +141,7 @@ class Generation:
         ask = decode(endpoint, body)
         if self._access_policy is not None:
             context.describe(ask.model, stream=ask.stream)
-            ask = self._access_policy.admit(context, ask)
+            ask = self._access_policy.check(context, ask)
         context.accept(ask)
         return ask
 
@@ -173,7 +173,7 @@ class Generation:
                     usage=ask.include_usage,
                     whole=not streamed,
                     verdict="attached",
-                    owner=self._priority_policy.owner(context.caller, request)
+                    owner=self._priority_policy.fairness_key(context.caller, request)
                     if flight.phase is Phase.QUEUED
                     else None,
                     storable=storable,
@@ -206,7 +206,7 @@ class Generation:
             merge=share.merge and ask.large is None,
             tenant=self._scope(context) if share.merge else b"",
             affinity=affinity,
-            owner=self._priority_policy.owner(context.caller, request),
+            owner=self._priority_policy.fairness_key(context.caller, request),
             priority=priority,
             deadline=context.deadline,
             latest=context.deadline,

@@ -62,7 +62,7 @@ class PassThrough:
             ),
             model=context.model,
             cost=context.cost,
-            owner=self._priority_policy.owner(context.caller, request),
+            owner=self._priority_policy.fairness_key(context.caller, request),
             priority=self._priority_policy.priority(context.caller, request),
             deadline=context.deadline,
             latest=context.deadline,
@@ -97,7 +97,7 @@ class PassThrough:
         passed = read_passed(media, body)
         context.describe(passed.model)
         if self._access_policy is not None:
-            passed = self._access_policy.admit_raw(context, passed)
+            passed = self._access_policy.check_raw(context, passed)
         context.price(estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens))
         if self._admission is not None:
             await self._admission(context, passed)

@@ -40,52 +40,54 @@ class StatusHandlers:
         self._admission = admission
         self._responder = responder
 
-    async def models(self, call: RequestContext) -> Sent:
+    async def models(self, context: RequestContext) -> Sent:
         if self._admission is not None:
-            await self._admission(call)
-        return await self._responder.reply(call, 200, {"object": "list", "data": self._visible(call)})
+            await self._admission(context)
+        return await self._responder.reply(context, 200, {"object": "list", "data": self._visible(context)})
 
-    def _visible(self, call: RequestContext) -> list[dict[str, Any]]:
+    def _visible(self, context: RequestContext) -> list[dict[str, Any]]:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
         models = self._backends.models()
-        return models if self._access_policy is None else self._access_policy.visible(call, models)
+        return models if self._access_policy is None else self._access_policy.visible_models(context, models)
 
-    async def model(self, call: RequestContext) -> Sent:
+    async def model(self, context: RequestContext) -> Sent:
         """One of them: the rest of the path is its id, slashes and all."""
-        name = call.request.path.removeprefix("/v1/models/")
-        models = self._visible(call)
+        name = context.request.path.removeprefix("/v1/models/")
+        models = self._visible(context)
         found = next((model for model in models if model.get("id") == name), None)
         if found is None:
             raise GatewayError(
                 Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
             )
-        return await self._responder.reply(call, 200, found)
+        return await self._responder.reply(context, 200, found)
 
-    async def health(self, call: RequestContext) -> Sent:
-        return await self._responder.reply(call, 200, {"status": "ok"})
+    async def health(self, context: RequestContext) -> Sent:
+        return await self._responder.reply(context, 200, {"status": "ok"})
 
-    async def ready(self, call: RequestContext) -> Sent:
+    async def ready(self, context: RequestContext) -> Sent:
         if not self._backends.ready:
             raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
-        return await self._responder.reply(call, 200, {"status": "ready"})
+        return await self._responder.reply(context, 200, {"status": "ready"})
 
-    def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
+    def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
         """Who answers a method that a path does not take. Raises GatewayError 405."""
-        request = call.request
-        call.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
+        request = context.request
+        context.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
         words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
-    async def server(self, call: RequestContext) -> Sent:
+    async def server(self, context: RequestContext) -> Sent:
         """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
-        if call.allow is None:
-            call.allows(ALLOWED)
-        return await self._responder.send(call, 204, call.headers(), b"")
+        if context.allow is None:
+            context.allows(ALLOWED)
+        return await self._responder.send(context, 204, context.headers(), b"")
 
-    async def metrics(self, call: RequestContext) -> Sent:
-        body, kind = self._metrics.render(call.request.headers.get("accept", ""))
-        return await self._responder.send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
+    async def metrics(self, context: RequestContext) -> Sent:
+        body, kind = self._metrics.render(context.request.headers.get("accept", ""))
+        return await self._responder.send(
+            context, 200, [("content-type", kind), ("x-request-id", context.id)], body
+        )

@@ -21,7 +21,7 @@ from proxy.server.listener.head import read_head
 from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
 from proxy.server.listener.request import Request, head_bytes
 from proxy.server.listener.timeouts import Over, Times, Watched
-from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
+from proxy.server.listener.unreadable import HeadTooLarge, error_for, final_response
 from proxy.telemetry import raised, unawaited
 from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds
@@ -52,7 +52,7 @@ class ClientConnection(RequestHandler):
     `tests/proxy/server/listener/test_listener.py` guards them.
     """
 
-    lags = False  # the client takes less than it is sent
+    write_paused = False  # the client takes less than it is sent
     leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     max_head = 0  # bytes
     stalled = False  # closed because the client took nothing for too long
@@ -79,11 +79,11 @@ class ClientConnection(RequestHandler):
         self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
-        self.lags = True
+        self.write_paused = True
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self.lags = False
+        self.write_paused = False
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -243,7 +243,7 @@ class ClientConnection(RequestHandler):
                 target, host = read_head(message)
             except GatewayError as e:
                 self._tell(e)
-                await self._be_heard()
+                await self._linger()
                 break
             # No name for the task: a traceback would keep it, and all its frames hold, alive in a circle.
             request = Request(
@@ -271,7 +271,7 @@ class ClientConnection(RequestHandler):
                 # Whether a body follows that was to wait for a 100, nobody knows.
                 keep = keep and "expect" not in message.headers and await self._rest(payload)
                 if not keep:
-                    await self._be_heard()
+                    await self._linger()
                     break
             self._keepalive = keep = keep and not self._upgraded
             if not keep or self._close or self.leaving or self._force_close:
@@ -347,7 +347,7 @@ class ClientConnection(RequestHandler):
             return
         manager.on_refused()
         words = f"The gateway has {manager.limit.most} connections already."
-        transport.write(closing(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
+        transport.write(final_response(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
@@ -360,7 +360,7 @@ class ClientConnection(RequestHandler):
             return False  # it does not end, or its chunks cannot be read: what follows it is no request
         return True
 
-    async def _be_heard(self) -> None:
+    async def _linger(self) -> None:
         """To close with bytes unread resets the connection, and the client would not read its answer. So it is
         told that no more comes, and what it still sends is dropped, for a while (RFC 9112 9.6)."""
         self._close, self._late = True, b""
@@ -383,7 +383,7 @@ class ClientConnection(RequestHandler):
             cast(Listener, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
-            answer = closing(error)
+            answer = final_response(error)
             self.written += len(answer)
             transport.write(answer)
 

@@ -64,7 +64,7 @@ def head_bytes(message: RawRequestMessage) -> int:
     return len(message.method) + len(message.path) + 12 + fields
 
 
-def at_hand(content: StreamReader, most: int = AT_HAND) -> bytes | None:
+def buffered_body(content: StreamReader, most: int = AT_HAND) -> bytes | None:
     """A request's body where all of it has come; None where more is to come, or it is over `most` bytes.
 
     Nine calls less than by the public way where it is one small piece, as nearly always; what lies there is

@@ -54,7 +54,7 @@ class Watched:
         closing: bool,
     ) -> Over | None:
         """Which time is over. `asked`: requests so far; `waits`: for the next one, of whose head a part may have
-        come (`partial`); `unread`: bytes that wait for the client; `taken`: bytes that it took so far."""
+        come (`partial`); `unread`: bytes that wait for the client; `wait_writable`: bytes that it took so far."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken

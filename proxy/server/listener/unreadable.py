@@ -38,7 +38,7 @@ def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
     return GatewayError(Code.INVALID_VALUE, why)
 
 
-def closing(error: GatewayError) -> bytes:
+def final_response(error: GatewayError) -> bytes:
     """A whole response that ends its connection."""
     body = msgspec.json.encode(error.body())
     retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after is not None else ""

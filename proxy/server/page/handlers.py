@@ -58,41 +58,41 @@ class Page:
         self._closing = asyncio.Event()
         self.watchers = 0
         self.boards = 0
-        gateway.routes.serve("/", "GET", "page", self.page)
-        gateway.routes.serve("/-/state", "GET", "state", self.state)
-        gateway.routes.serve("/-/readers", "POST", "readers", self.readers)
+        gateway.routes.add_route("/", "GET", "page", self.page)
+        gateway.routes.add_route("/-/state", "GET", "state", self.state)
+        gateway.routes.add_route("/-/readers", "POST", "readers", self.readers)
 
     def close(self) -> None:
         """The process ends: who watches is sent away, so that the drain waits for answers only."""
         self._closing.set()
 
-    async def page(self, call: RequestContext) -> respond.Sent:
-        headers = [*self._shell.headers, *call.headers()]
-        return await self._responder.send(call, 200, headers, self._shell.html, shared=True)
+    async def page(self, context: RequestContext) -> respond.Sent:
+        headers = [*self._shell.headers, *context.headers()]
+        return await self._responder.send(context, 200, headers, self._shell.html, shared=True)
 
-    async def state(self, call: RequestContext) -> respond.Sent:
+    async def state(self, context: RequestContext) -> respond.Sent:
         """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
-        request = call.request
-        view = StateView(self._sources, self._visible(call))
+        request = context.request
+        view = StateView(self._sources, self._visible(context))
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
-            headers = [("content-type", "application/json"), ("cache-control", "no-store"), *call.headers()]
-            return await self._responder.send(call, 200, headers, msgspec.json.encode(view.look()))
+            headers = [("content-type", "application/json"), ("cache-control", "no-store"), *context.headers()]
+            return await self._responder.send(context, 200, headers, msgspec.json.encode(view.look()))
         if self.watchers >= MAX_WATCHERS:
             raise _full(MAX_WATCHERS, "watch already")
         self.watchers += 1
         try:
-            return await self._watch(call, view)
+            return await self._watch(context, view)
         finally:
             self.watchers -= 1
 
-    async def _watch(self, call: RequestContext, view: StateView) -> respond.Sent:
-        stream = EventStream(call.request, call.headers(), self._stall)
-        call.begin_response(200)
+    async def _watch(self, context: RequestContext, view: StateView) -> respond.Sent:
+        stream = EventStream(context.request, context.headers(), self._stall)
+        context.begin_response(200)
         try:
             while not self._closing.is_set():
                 stream.put(msgspec.json.encode(view.look()))
-                await stream.taken()
+                await stream.wait_writable()
                 try:
                     async with asyncio.timeout(self._every):
                         await self._closing.wait()
@@ -100,58 +100,61 @@ class Page:
                     pass
             return stream.end()
         except asyncio.CancelledError:
-            return self._cut(call, stream)
+            return self._cut(context, stream)
         finally:
-            call.end_response(stream.sent)
+            context.end_response(stream.sent)
 
-    def _cut(self, call: RequestContext, stream: EventStream) -> respond.Sent:
+    def _cut(self, context: RequestContext, stream: EventStream) -> respond.Sent:
         """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
-        if call.ending is None or call.request.task.uncancel():
+        if context.ending is None or context.request.task.uncancel():
             raise asyncio.CancelledError
-        call.failed(call.ending.code.code)
-        stream.put(call.ending.json())
+        context.failed(context.ending.code.code)
+        stream.put(context.ending.json())
         return stream.end()._replace(keep_alive=False)
 
-    async def readers(self, call: RequestContext) -> respond.Sent:
+    async def readers(self, context: RequestContext) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
-        body = await self._gateway.bodies.read(call, json=True)
-        if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
+        body = await self._gateway.bodies.read(context, json=True)
+        if context.request.headers.get("content-type") is None or context.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
         if self.boards >= MAX_BOARDS:
             raise _full(MAX_BOARDS, "play already")
         self.boards += 1
         stream: EventStream | None = None
         try:
-            read, delays = await self._read(call, body)
-            who, model = call.caller.name if call.caller is not None else "", getattr(read, "model", None) or ""
+            read, delays = await self._read(context, body)
+            who, model = (
+                context.caller.name if context.caller is not None else "",
+                getattr(read, "model", None) or "",
+            )
             self._audit.acted(
                 "playground used",
                 who,
-                self._address(call.request),
+                self._address(context.request),
                 what=f"{len(delays)} readers",
                 model=model[:256],
             )
-            stream = EventStream(call.request, call.headers(), self._stall)
-            call.begin_response(200)
-            call.describe(None, stream=True)
+            stream = EventStream(context.request, context.headers(), self._stall)
+            context.begin_response(200)
+            context.describe(None, stream=True)
             try:
-                board = Playground(stream, call)
+                board = Playground(stream, context)
                 await board.run(self._gateway, read, delays)
                 stream.put(b'{"done":true}')
                 return stream.end()
             finally:
-                call.end_response(stream.sent)
+                context.end_response(stream.sent)
         except asyncio.CancelledError:
             if stream is None:
                 raise
-            return self._cut(call, stream)
+            return self._cut(context, stream)
         finally:
             self.boards -= 1
 
-    async def _read(self, call: RequestContext, body: bytes) -> tuple[Read, list[float]]:
+    async def _read(self, context: RequestContext, body: bytes) -> tuple[Read, list[float]]:
         """One reading of the request for all readers, and when each of them asks. Raises GatewayError."""
         large = self._gateway.large
-        each = RequestContext(request=call.request, id=call.id, endpoint="chat", caller=call.caller)
+        each = RequestContext(request=context.request, id=context.id, endpoint="chat", caller=context.caller)
         if large is None or len(body) <= large.inline or not large.heavy(body):
             found = wanted(body)
             try:
@@ -167,12 +170,12 @@ class Page:
             )
         return ask, delays
 
-    def _visible(self, call: RequestContext) -> Visible:
+    def _visible(self, context: RequestContext) -> Visible:
         access_policy = self._access_policy
         return (
             (lambda models: models)
             if access_policy is None
-            else (lambda models: access_policy.visible(call, models))
+            else (lambda models: access_policy.visible_models(context, models))
         )
 
 

@@ -29,10 +29,10 @@ class ReaderPipe:
 
     __slots__ = ("_board", "_call", "_number", "_told")
 
-    def __init__(self, board: Playground, number: int, call: RequestContext) -> None:
+    def __init__(self, board: Playground, number: int, context: RequestContext) -> None:
         self._board = board
         self._number = number
-        self._call = call
+        self._call = context
         self._told = False
 
     def write(self, data: bytes | memoryview) -> bool:
@@ -40,7 +40,7 @@ class ReaderPipe:
         if frames:
             self._board.tell(self._number, *([] if self._told else [self._head()]), b'"frames":' + frames)
             self._told = True
-        return not self._board.stream.lags
+        return not self._board.stream.write_paused
 
     def _head(self) -> bytes:
         """What the headers of an answer of its own would have said, and which of the generations it reads."""
@@ -53,9 +53,9 @@ class ReaderPipe:
 class Playground:
     """The events of all readers of one page: one stream, frames put into JSON once for all who get the same."""
 
-    def __init__(self, stream: EventStream, call: RequestContext) -> None:
+    def __init__(self, stream: EventStream, context: RequestContext) -> None:
         self.stream = stream
-        self._call = call
+        self._call = context
         self._began = 0.0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._flights: dict[int, int] = {}
@@ -104,32 +104,32 @@ class Playground:
         if delay:
             await asyncio.sleep(delay)
         page = self._call
-        call = RequestContext(
+        context = RequestContext(
             request=page.request, id=f"{page.id[:120]}-{number}", endpoint="chat", caller=page.caller, status=200
         )
         refusal: GatewayError | None = None
         if gateway.tracing is not None:
-            gateway.tracing.begin(call, inside=page)
+            gateway.tracing.begin(context, inside=page)
         try:
             try:
                 if isinstance(asked, GatewayError):
                     raise asked
-                call.accept(asked)
-                reader = await gateway.generation.join(call, asked)
+                context.accept(asked)
+                reader = await gateway.generation.join(context, asked)
                 self.tell(number, b'"behind":%d' % reader.flight.content_events)
-                await self._follow(call, reader, number)
+                await self._follow(context, reader, number)
             except Exception as e:  # noqa: BLE001 - the border of one request: its reader is shown an error
-                refusal = gateway.outcomes.error_of(call, e)
-                call.begin_response(refusal.status)
-                call.refused(refusal)
+                refusal = gateway.outcomes.error_of(context, e)
+                context.begin_response(refusal.status)
+                context.refused(refusal)
         except (asyncio.CancelledError, ConnectionError):
-            gateway.outcomes.disconnected(call)
+            gateway.outcomes.disconnected(context)
             raise
         finally:
-            gateway.outcomes.finish(call)
-        self.tell(number, b'"end":' + msgspec.json.encode(self._end(call, refusal)))
+            gateway.outcomes.finish(context)
+        self.tell(number, b'"end":' + msgspec.json.encode(self._end(context, refusal)))
 
-    async def _follow(self, call: RequestContext, reader: Subscriber, number: int) -> None:
+    async def _follow(self, context: RequestContext, reader: Subscriber, number: int) -> None:
         """Until its answer ends. Raises GatewayError."""
         if not reader.visible:
             await reader.ready()
@@ -138,26 +138,26 @@ class Playground:
             while not flight.ended:
                 reader.whole = True
                 await reader.changed()
-            status, _, answer = respond.whole(flight)
-            call.begin_response(status)
+            status, _, answer = respond.json_response(flight)
+            context.begin_response(status)
             text = (answer if isinstance(answer, bytes) else b"".join(answer)).decode("utf-8", "replace")
             self.tell(number, b'"body":' + msgspec.json.encode(text))
             return
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
         reader.most = sys.maxsize  # frames are taken out of whole chunks
-        reader.pipe = ReaderPipe(self, number, call)
+        reader.pipe = ReaderPipe(self, number, context)
         reader.pump()
-        await respond.follow(reader, self.stream.taken)
+        await respond.write_until_done(reader, self.stream.wait_writable)
 
-    def _end(self, call: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
-        flight = call.reader.flight if call.reader is not None else None
+    def _end(self, context: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
+        flight = context.reader.flight if context.reader is not None else None
         usage = flight.usage if flight is not None else None
         error = refusal or (flight.error if flight is not None else None)
         return {
-            "status": call.status,
-            "verdict": call.verdict,
-            "ttft_ms": call.ttft_ms,
+            "status": context.status,
+            "verdict": context.verdict,
+            "ttft_ms": context.ttft_ms,
             "tokens": usage.completion_tokens if usage is not None else None,
             "error": None if error is None else error.body()["error"],
         }

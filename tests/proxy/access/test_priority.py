@@ -56,8 +56,8 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
         return "192.0.2.1"
 
     known = PriorityPolicy(NORMAL, address)
-    assert known.owner(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
-    owner = known.owner(*call())
+    assert known.fairness_key(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
+    owner = known.fairness_key(*call())
     assert asked == []
     assert callable(owner)
     assert owner() == "192.0.2.1"

@@ -19,7 +19,7 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
 from proxy.flights.plan import Mode, Plan
-from proxy.server.body import body_at_hand, read_body
+from proxy.server.body import body_if_buffered, read_body
 from proxy.server.context import MAX_MODEL, RequestContext, request_id
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
@@ -89,7 +89,7 @@ class Body:
 
 async def read(body: Body, *, json: bool = True) -> bytes:
     request, limits = cast(web.BaseRequest, body), cast(Settings, Limits())
-    at_hand = body_at_hand(request, limits, json=json)
+    at_hand = body_if_buffered(request, limits, json=json)
     return at_hand if at_hand is not None else await read_body(request, limits)
 
 

@@ -19,7 +19,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Held, Memory
 from proxy.flights.plan import Items, Mode, Plan
-from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_at_hand, free_body, read_body
+from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_if_buffered, free_body, read_body
 from proxy.server.context import RequestContext
 from proxy.server.listener.request import AT_HAND
 from tests.kit.clock import virtual
@@ -243,7 +243,7 @@ def test_a_quarter_of_the_budget_is_free_for_small_bodies(budget: int, most: int
 def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found: bool) -> None:
     for length in (size, None):
         body = Body(b"x" * size, complete=True, length=length)
-        at_hand = body_at_hand(
+        at_hand = body_if_buffered(
             cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, most=most, limit=limit
         )
         assert at_hand == (b"x" * size if found else None)
@@ -253,7 +253,7 @@ def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found:
 def test_a_bound_of_its_own_is_told_where_a_body_is_over_it(length: int | None) -> None:
     body = Body(b"x" * 13, complete=True, length=length)
     with pytest.raises(GatewayError, match="12 bytes"):
-        body_at_hand(cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, limit=12)
+        body_if_buffered(cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, limit=12)
 
 
 @virtual

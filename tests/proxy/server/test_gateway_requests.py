@@ -368,7 +368,7 @@ async def test_a_large_body_is_charged_to_its_reader_where_it_is_its_own() -> No
             seen.append(memory.kinds.get("answers", 0))
 
         asked.drain = drain  # type: ignore[method-assign]
-        asked.lags = True
+        asked.write_paused = True
         call = RequestContext(request=cast(Any, asked), id="r")
         await stage.gateway.responder.send(call, 200, [], b"x" * size, shared=shared)
         assert seen[:1] == [charged]

@@ -27,7 +27,7 @@ class House:
         self.go = asyncio.Event()
         self.go.set()
         gateway: Any = SimpleNamespace(
-            routes=SimpleNamespace(serve=lambda *route: self.served.append(route)),
+            routes=SimpleNamespace(add_route=lambda *route: self.served.append(route)),
             responder=SimpleNamespace(reply=self.replied),
         )
         group: Any = SimpleNamespace(hide_all=self.hide)

@@ -34,7 +34,7 @@ def call_of(path: str = "/x", method: str = "GET", **headers: str) -> RequestCon
 
 @virtual
 async def test_models_are_those_that_the_caller_sees() -> None:
-    access_policy = SimpleNamespace(visible=lambda call, models: models[1:])
+    access_policy = SimpleNamespace(visible_models=lambda call, models: models[1:])
     for given, names in ((None, ["m1", "org/m2"]), (access_policy, ["org/m2"])):
         answers = Answers(access_policy=given)
         await answers.plain.models(call_of())

@@ -8,7 +8,7 @@ import pytest
 from aiohttp.http_exceptions import BadHttpMessage, BadStatusLine, LineTooLong
 
 from proxy.errors import Code, GatewayError
-from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
+from proxy.server.listener.unreadable import HeadTooLarge, error_for, final_response
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_proxy_protocol_head_from_nobody_we_trust_is_named() -> None:
 
 
 def test_the_last_answer_is_whole_and_says_so() -> None:
-    head, _, body = closing(GatewayError(Code.QUEUE_FULL, "full", retry_after=3)).partition(b"\r\n\r\n")
+    head, _, body = final_response(GatewayError(Code.QUEUE_FULL, "full", retry_after=3)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nconnection: close\r\n" in head
     assert b"\r\nretry-after: 3\r\n" in head
