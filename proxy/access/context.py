@@ -1,6 +1,5 @@
-"""Owns what access control reads of a request under way, and what it tells it.
-Must not know how a request is answered.
-Called by the access policy, admission and revocation; a request's own facts are `context.py`'s."""
+"""The protocol by which access control reads a request under way and acts on it. The server's RequestContext
+has it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the way from a request to its Caller: the API key it shows or, without keys, the address it is from.
-Must not know what a caller may do, nor how limits are counted.
-Called by the gate, and by whoever counts by caller, once a request."""
+"""Authentication: from a request to its Caller, by API key or, without keys, by client address."""
 
 from __future__ import annotations
 

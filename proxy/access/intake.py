@@ -1,6 +1,5 @@
-"""Owns the whole reading of one request: decoded, checked, its sizes, its denied texts, its cost, its key.
-Must not know where it runs, HTTP or flights: pure functions of bytes and of terms, with results that are data.
-Called by the gate (denied texts), by the process that reads what is large, and by large.py (the estimate)."""
+"""All checks of one request as pure functions of bytes and terms: decode, size limits, deny list, cost, key. A
+child process runs them for large requests; results are data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what stands before a generation: who asks, for which model, how much, and whether it may be said here.
-Must not know flights, engines or sockets. There is none where none of it is set.
-Called by the gateway, once or twice a request."""
+"""Access policy: authenticates a request and checks its model, its size and its content. There is none where no
+setting asks for it."""
 
 from __future__ import annotations
 
@@ -124,7 +123,7 @@ class AccessPolicy:
         if self._answers and not reads and not returns_no_text(request.path):
             raise GatewayError(
                 Code.NOT_FOUND,
-                "Answers are checked here, and of this path they cannot be: use /v1/chat/completions.",
+                "Answers are checked against the deny list, impossible for this path: use /v1/chat/completions.",
             )
 
     def share_scope(self, context: AccessContext) -> bytes:
@@ -150,11 +149,11 @@ class AccessPolicy:
     def _denied(self, context: AccessContext, line: int) -> GatewayError:
         self._metrics.content_denied("prompt")
         self._log.event("info", "content denied", context.whose, where="prompt", rule=line, request_id=context.id)
-        return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
+        return GatewayError(Code.CONTENT_DENIED, "The prompt contains denied content.")
 
 
 def not_found(path: str) -> GatewayError:
-    return GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
+    return GatewayError(Code.NOT_FOUND, f"The path {path[:200]!r} does not exist. The API is under /v1.")
 
 
 def _may_use(caller: Caller, model: str | None) -> bool:
@@ -164,7 +163,9 @@ def _may_use(caller: Caller, model: str | None) -> bool:
 def _no_model(model: str | None) -> GatewayError:
     if model is None:
         return GatewayError(
-            Code.MISSING_FIELD, "The field 'model' is missing; this key is for some models only.", param="model"
+            Code.MISSING_FIELD,
+            "The field 'model' is missing, and this key is limited to certain models.",
+            param="model",
         )
     return GatewayError(
         Code.MODEL_NOT_FOUND,

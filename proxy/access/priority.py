@@ -1,6 +1,4 @@
-"""Owns how urgent a request is: its class, its deadline, and whose turn it takes.
-Must not know the queue, engines or flights.
-Called by the gateway, once a request."""
+"""A request's priority class, its timeout and its fairness key."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ class PriorityPolicy:
         if asked < caller.top_priority:
             raise GatewayError(
                 Code.INVALID_HEADER,
-                f"x-gateway-priority: {name} is above what you may ask for, {PRIORITIES[caller.top_priority]}.",
+                f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
             )
         return asked
 
@@ -70,6 +68,6 @@ def parse_request_timeout(given: str | None) -> float:
     if not 0 < seconds <= MAX_TIMEOUT:
         raise GatewayError(
             Code.INVALID_HEADER,
-            f"x-request-timeout must be a number of seconds over 0, up to {MAX_TIMEOUT:g}, not {given[:64]!r}.",
+            f"x-request-timeout must be a number of seconds above 0, at most {MAX_TIMEOUT:g}, not {given[:64]!r}.",
         )
     return seconds

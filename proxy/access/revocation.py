@@ -1,6 +1,5 @@
-"""Owns the requests under way of callers with a key, and their end when the key ends: removed, or expired.
-Must not know how a request is answered or ended: it cancels the request's task, which says the rest.
-Called by the gate as a request comes, once a second, and when the keys file was read again."""
+"""Requests under way of callers with an API key, cancelled when the key is removed or expires. The request
+itself tells its client why."""
 
 from __future__ import annotations
 

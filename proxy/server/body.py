@@ -115,9 +115,9 @@ async def read_body(
             Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
         ) from None
     except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError) as e:
-        raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
+        raise GatewayError(Code.INVALID_VALUE, f"The body is malformed: {type(e).__name__}.") from None
     return body.getvalue()
 
 
 def _too_large(largest: int) -> GatewayError:
-    return GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {largest} bytes.")
+    return GatewayError(Code.BODY_TOO_LARGE, f"The body exceeds the limit of {largest} bytes.")

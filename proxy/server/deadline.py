@@ -1,6 +1,5 @@
-"""Owns the early end of a request, its time over or its key ended: an error, or an honest end of what has begun.
-Must not know queues, engines or flights' phases: the generation goes on for its other readers, if there are any.
-Called by the gateway, for a request that came with `x-request-timeout`, and for one that is cut short."""
+"""The early end of a request whose deadline has passed or whose key has ended: an error, or an honest end of a
+stream. The generation goes on for other readers, if there are any."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ async def run_with_deadline(
     except TimeoutError:
         if not limit.expired():
             raise  # another time limit's
-    error = GatewayError(Code.DEADLINE_EXCEEDED, f"The {seconds:g} s of x-request-timeout are over.")
+    error = GatewayError(Code.DEADLINE_EXCEEDED, f"The deadline of x-request-timeout ({seconds:g} s) has passed.")
     missed(context.reader.flight.phase.value if context.reader is not None else "arriving")
     return end_early(context, error)
 

@@ -1,6 +1,4 @@
-"""Owns the end: what is still answered, how long those under way may take, and how they are ended after that.
-Must not know settings' names, flights or engines: it is given the door, the gateway and what ends generations.
-Called by the app, as the last thing it starts and so the first it stops."""
+"""The shutdown: which requests are still answered, how long those under way may take, and how they are ended."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the gauges of the gateway's state: what is read when it is asked for, and costs nothing otherwise.
-Must not know how any of it comes about.
-Called by the app, once."""
+"""Gauges of the gateway's state. They are read when /metrics is scraped and cost nothing otherwise."""
 
 from __future__ import annotations
 

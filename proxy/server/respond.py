@@ -1,6 +1,4 @@
-"""Owns the way from a Subscriber to bytes on the client's socket: heads, chunks, folds, slow readers, errors.
-Must not know engines, Redis, the queue or policy.
-Called by the gateway's handlers, once a request."""
+"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure."""
 
 from __future__ import annotations
 

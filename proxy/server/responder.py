@@ -88,7 +88,7 @@ class Responder:
             own = Held(self._memory, self._owner(context), "answers")
             if not own.resize(size) and context.request.transport is not None:
                 context.request.transport.abort()
-                raise ConnectionResetError("no memory is left for an answer that the client does not take")
+                raise ConnectionResetError("no memory is left for an answer that the client does not read")
         try:
             await respond.write_rest(context.request, left, partial(self.wait_writable, context))
         finally:

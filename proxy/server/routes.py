@@ -1,6 +1,5 @@
-"""Owns which handler answers a request, by its path and method: the API's, operators', and what passes through.
-Must not know what handlers do, nor engines.
-Called by the gateway for each request, and at the start by what has paths to offer."""
+"""Which handler answers a request, by path and method: the API, the operators' paths, and what is passed
+through."""
 
 from __future__ import annotations
 
@@ -75,10 +74,10 @@ class Routes:
         path, method = request.path, request.method
         if method in _NOWHERE:
             context.allows(ALLOWED)
-            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
+            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not supported.")
         if method == "GET" and asks_for_websocket(request.headers):
             raise GatewayError(
-                Code.UPGRADE_NOT_SUPPORTED, "There are no websockets here: answers stream over HTTP."
+                Code.UPGRADE_NOT_SUPPORTED, "WebSockets are not supported: answers stream over HTTP."
             )
         route = (self._admin if context.admin else self._public).get(path)
         if route is None and path.startswith("/v1/models/") and not context.admin:

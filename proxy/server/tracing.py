@@ -1,6 +1,5 @@
-"""Owns the spans: which there are, how they hang together, and what stands in them. OTel's `gen_ai.*` names.
-Must not know how they are sent. No prompt and no key is in them, but where the setting asks for prompts.
-Called by the gateway (a request begins), by Call (it reads, it ends) and by what feeds Flights (FlightTrace)."""
+"""Spans: which exist, how they are nested and linked, and their attributes. OTel's `gen_ai.*` names are used
+where there are any. No prompt and no key is in a span, unless a setting asks for prompts."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ async def test_ping_takes_post_too_with_and_without_a_body_and_nothing_else(engi
             assert (answer.status, answer.json()) == (200, {"status": "ok"})
         put, health = await call(app.url, "PUT", "/ping"), await call(app.url, "POST", "/health")
         assert (put.status, put.head["allow"]) == (405, "GET, POST, HEAD")
-        assert "takes GET and POST, not PUT" in put.json()["error"]["message"]
+        assert "accepts GET and POST, not PUT" in put.json()["error"]["message"]
         assert (health.status, health.head["allow"]) == (405, "GET, HEAD")
 
 

@@ -1,6 +1,4 @@
-"""Owns the one form in which texts are compared with the deny list, whole or piece by piece.
-Must not know lists or matches: text in, text out.
-Called by deny (rules, prompts) and by scan (answers)."""
+"""The normal form in which texts are compared with the deny list, whole or piece by piece. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the deny list: its file's form, its rules, and whether a text breaks one.
-Must not know requests, answers or HTTP. Patterns run on RE2: linear in the text, whatever the pattern.
-Called by prepare (reading), the gate (prompts) and scan (answers)."""
+"""The deny list: its file, its rules, and whether a text breaks one. Patterns run on RE2, which is linear in
+the text whatever the pattern."""
 
 from __future__ import annotations
 

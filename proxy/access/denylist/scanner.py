@@ -1,6 +1,5 @@
-"""Owns the search of a text that comes in pieces: the same verdict for any pieces, and how much of it is safe.
-Must not know frames, choices or flights: text in, a verdict and a count out.
-Called by the guarded feeder, one for each text of each choice."""
+"""Search of a text that arrives in pieces: the same verdict however it is cut, and how much of it is already
+safe."""
 
 from __future__ import annotations
 

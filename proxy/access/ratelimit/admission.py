@@ -1,6 +1,4 @@
-"""Owns admission: who a request is from, what it may cost, whether it may go on; and makes the settings' limiter.
-Must not know how limits are counted or told.
-Called by the gateway once a request is decoded, and by the app."""
+"""Admission control: the caller of a request, its estimated cost, and whether it may go on."""
 
 from __future__ import annotations
 

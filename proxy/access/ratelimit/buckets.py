@@ -1,6 +1,5 @@
-"""Owns the arithmetic of limits: meters that leak, permits, what a request takes and gives back; a bounded table.
-Must not know Redis, HTTP, flights or clocks: `now` is passed in, in seconds of any clock that does not go back.
-Called by the limiter; the same sums run inside Redis (`redis.py`)."""
+"""The arithmetic of rate limits: leaky buckets, permits, and a bounded table of callers. `now` is an argument,
+in seconds of any monotonic clock. Redis runs the same sums (`redis.py`)."""
 
 from __future__ import annotations
 

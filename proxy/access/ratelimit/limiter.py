@@ -1,6 +1,5 @@
-"""Owns what one request has of the limits until all of it is settled (Hold), and who decides (Limiter).
-Must not know HTTP, settings' names or how a limit is counted.
-Called by admission (ask), by Call (joins, close) and by the Flights that a request pays for, at their end."""
+"""What one request holds of its limits until it is settled (`Reservation`), and which store decides
+(`Limiter`)."""
 
 from __future__ import annotations
 

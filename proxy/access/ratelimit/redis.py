@@ -1,6 +1,5 @@
-"""Owns the limits that all processes share: one atomic script a request, permits with deadlines, and the breaker.
-Must not know flights, HTTP or settings: it is given Claims and calls back with Decisions. No error leaves it.
-Called by the limiter (take, give) and the app (lifecycle)."""
+"""Limits that all processes share in Redis: one atomic script a request, permits with deadlines, a circuit
+breaker. Takes Claims and calls back with Decisions; no error leaves it."""
 
 from __future__ import annotations
 

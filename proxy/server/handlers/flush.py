@@ -1,6 +1,4 @@
-"""Owns the flush of stored answers: the request, the removal and its audit line.
-Must not know Redis' commands: the cache removes what begins with a model's tag.
-Called by the gateway, for `DELETE /-/cache`."""
+"""`DELETE /-/cache`: removes stored answers, of one model or of all, and writes an audit line."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ class Flush:
         """Raises GatewayError 400 or 503."""
         model = _model_of(context)
         if self._busy:
-            raise GatewayError(Code.QUEUE_FULL, "A flush is under way already; try again later.", retry_after=1)
+            raise GatewayError(Code.QUEUE_FULL, "Another flush is running; try again later.", retry_after=1)
         self._busy = True
         result, removed, flights = "failed", 0, 0
         try:
@@ -75,7 +73,7 @@ class Flush:
         except (WireError, TimeoutError) as e:
             raise GatewayError(
                 Code.CACHE_UNAVAILABLE,
-                f"Redis did not remove all of them ({str(e) or type(e).__name__}); ask again.",
+                f"Redis did not remove all answers ({str(e) or type(e).__name__}); send the request again.",
                 retry_after=1,
             ) from None
 
@@ -88,7 +86,7 @@ def _model_of(context: RequestContext) -> str | None:
     if unknown is not None or len(models) > 1 or models == [""]:
         raise GatewayError(
             Code.INVALID_VALUE,
-            "Name one model, ?model=NAME, or leave it out to flush the answers of all.",
+            "Name one model (?model=NAME), or leave the parameter out to flush the answers of all models.",
             param="model" if unknown is None else unknown[:64],
         )
     return models[0] if models else None

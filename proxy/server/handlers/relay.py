@@ -1,6 +1,5 @@
-"""Owns what may be passed through to an engine as it is: which paths, and which of a client's headers.
-Must not know flights or sockets: pure functions of texts.
-Called by the gateway's handlers."""
+"""What may be passed through to an engine: which paths, and which of a client's headers. Pure functions of
+texts."""
 
 from __future__ import annotations
 
@@ -129,7 +128,7 @@ def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple
             continue
         if not _PRINTABLE.fullmatch(value):
             raise GatewayError(
-                Code.INVALID_HEADER, f"{name} must be printable ASCII, as it goes to the engine.", param=name
+                Code.INVALID_HEADER, f"{name} must be printable ASCII: it is sent to the engine.", param=name
             )
         fit.append((name, value))
     return fit

@@ -1,6 +1,4 @@
-"""Owns the short answers that need no flight: the models, whether it lives, whether it can serve, its metrics.
-Must not know generations, limits or keys.
-Called by the gateway, once a request for one of them."""
+"""The short answers that need no Flight: models, health, readiness, metrics, OPTIONS."""
 
 from __future__ import annotations
 
@@ -47,7 +45,7 @@ class StatusHandlers:
 
     def _visible(self, context: RequestContext) -> list[dict[str, Any]]:
         if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
+            raise GatewayError(Code.NO_BACKEND, "No engine is available, so no model is served.", retry_after=1)
         models = self._backends.models()
         return models if self._access_policy is None else self._access_policy.visible_models(context, models)
 
@@ -58,7 +56,8 @@ class StatusHandlers:
         found = next((model for model in models if model.get("id") == name), None)
         if found is None:
             raise GatewayError(
-                Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
+                Code.MODEL_NOT_FOUND,
+                f"The model {name[:_NAME_CHARS]!r} does not exist or you do not have access to it.",
             )
         return await self._responder.reply(context, 200, found)
 
@@ -67,7 +66,7 @@ class StatusHandlers:
 
     async def ready(self, context: RequestContext) -> Sent:
         if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
+            raise GatewayError(Code.NO_BACKEND, "No engine is available.", retry_after=1)
         return await self._responder.reply(context, 200, {"status": "ready"})
 
     def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
@@ -77,7 +76,7 @@ class StatusHandlers:
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
-        words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
+        words = f"{request.path} accepts {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
     async def server(self, context: RequestContext) -> Sent:

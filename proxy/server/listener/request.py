@@ -1,6 +1,4 @@
-"""Owns a client's request as its handlers see it: aiohttp's, with what our one reading of its head says.
-Must not know endpoints, connections or settings.
-Made by the door, one for each request."""
+"""A client's request as handlers see it: aiohttp's, with the target and host of the one reading of its head."""
 
 from __future__ import annotations
 

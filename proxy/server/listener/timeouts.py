@@ -1,6 +1,5 @@
-"""Owns what a client connection may take its time for: its next head, the bytes that wait for it, its closing.
-Must not know sockets or HTTP: it is told facts and the time, and says which time is over.
-Called by the door, once a second for each connection."""
+"""Timeouts of a client connection: for its next head, for bytes it does not read, for its close. Told facts and
+the time, it says which timeout has passed; no clock."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what is done with a request or a stream that is too large for the loop: read, checked or folded elsewhere.
-Must not know processes or sockets: jobs go to the pool, and what was found becomes what the gateway takes.
-Called by the gateway and by the page, only above a size; a small request costs one comparison."""
+"""Requests and streams that are too large for the event loop: parsed, checked or folded in a child process. A
+small request pays one comparison for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns one event stream of the page's: its head, its events joined into one write a turn, its end.
-Must not know what the events say.
-Called by the page's handlers."""
+"""One server-sent event stream of the page: its head, its events joined into one write per event loop
+iteration."""
 
 from __future__ import annotations
 

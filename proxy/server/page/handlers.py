@@ -1,6 +1,4 @@
-"""Owns the page's paths: `/`, `/-/state`, `/-/readers`, and how many may look at a time.
-Must not know how state is read or readers are fed.
-Called by the gateway, which is told of these paths by the app."""
+"""The page's paths: `/`, `/-/state` and `/-/readers`, and how many clients may use each at a time."""
 
 from __future__ import annotations
 
@@ -116,7 +114,7 @@ class Page:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
         body = await self._gateway.bodies.read(context, json=True)
         if context.request.headers.get("content-type") is None or context.request.version < HttpVersion11:
-            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
+            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json over HTTP/1.1.")
         if self.boards >= MAX_BOARDS:
             raise _full(MAX_BOARDS, "play already")
         self.boards += 1
@@ -165,8 +163,8 @@ class Page:
         if ask.large is not None and ask.large.key is None and len(ask.body) * len(delays) > MAX_SENT:
             raise GatewayError(
                 Code.BODY_TOO_LARGE,
-                f"{len(delays)} readers that share nothing would send {len(ask.body) * len(delays)} bytes; at most"
-                f" {MAX_SENT} are sent. Take fewer readers, or temperature 0.",
+                f"{len(delays)} readers without sharing would send {len(ask.body) * len(delays)} bytes; at most"
+                f" {MAX_SENT} are allowed. Use fewer readers or temperature 0.",
             )
         return ask, delays
 

@@ -1,6 +1,5 @@
-"""Owns the playground's readers: N requests of a page, each through the gateway's own road, over one connection.
-Must not know engines or how requests find each other: each is a Call with a place at a Flight, like any other.
-Called by the page's handlers. A browser has six connections to a host: twenty readers cannot be twenty."""
+"""The playground's readers: many requests of one page over one connection, as browsers open only six to a host.
+Each has a RequestContext and reads a Flight like any other request."""
 
 from __future__ import annotations
 

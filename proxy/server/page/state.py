@@ -1,6 +1,5 @@
-"""Owns the state that the page shows: what is under way, what there is to do it, and what has lately happened.
-Must not know HTTP. No prompt, no key and no secret of a URL is in it.
-Called by the page's handlers, when somebody looks."""
+"""The state that the page shows: flights, queue, engines, rates. No prompt, no key and no secret of a URL is in
+it."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_long_model_and_a_long_path_are_told_by_their_beginning(tmp_path: Path
     with pytest.raises(GatewayError) as e:
         Desk(tmp_path).access_policy.check(call(caller=USER, model="m" * 300), chat())
     assert e.value.message == f"The model {'m' * 200!r} does not exist or you do not have access to it."
-    assert not_found("/" * 300).message == f"There is no {'/' * 200!r} here. The API is under /v1."
+    assert not_found("/" * 300).message == f"The path {'/' * 200!r} does not exist. The API is under /v1."
 
 
 def test_a_denied_prompt_is_told_by_its_rule_alone(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_class_that_is_none_or_above_what_is_allowed_is_named() -> None:
     assert unknown.value.message == f"x-gateway-priority must be one of high, normal, low, not {'x' * 64!r}."
     with pytest.raises(GatewayError) as above:
         priority_policy(LOW).priority(*call("normal"))
-    assert above.value.message == "x-gateway-priority: normal is above what you may ask for, low."
+    assert above.value.message == "x-gateway-priority: normal exceeds your highest priority, low."
 
 
 def test_an_address_is_told_where_no_key_is() -> None:

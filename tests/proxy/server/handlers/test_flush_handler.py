@@ -92,7 +92,7 @@ async def test_a_flush_of_one_model_and_one_without_a_store() -> None:
 async def test_a_store_that_does_not_answer_is_a_503_and_in_the_audit(error: Exception, words: str) -> None:
     house = House()
     house.reply = error
-    with pytest.raises(GatewayError, match=f"all of them \\({words}\\); ask again") as caught:
+    with pytest.raises(GatewayError, match=f"all answers \\({words}\\); send the request again") as caught:
         await house.handler.handle(call_of())
     assert (caught.value.code, caught.value.retry_after) == (Code.CACHE_UNAVAILABLE, 1)
     assert house.acts() == [{"result": "failed", "what": "all models", "removed": 0, "flights": 3}]

@@ -68,7 +68,7 @@ async def test_another_method_is_told_which_there_are() -> None:
         assert answers.plain.other(asked, takes) == answers.plain.server
         assert asked.allow == allowed
         other = call_of(method="P" * 20)
-        with pytest.raises(GatewayError, match=f"^/x takes {takes}, not {'P' * 16}[.]$") as caught:
+        with pytest.raises(GatewayError, match=f"^/x accepts {takes}, not {'P' * 16}[.]$") as caught:
             answers.plain.other(other, takes)
         assert (caught.value.code, other.allow) == (Code.METHOD_NOT_ALLOWED, allowed)
     await answers.plain.server(asked)

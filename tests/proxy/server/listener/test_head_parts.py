@@ -58,8 +58,8 @@ def message(
     ("given", "code", "words"),
     [
         (message(version=HttpVersion(0, 9)), Code.INVALID_VALUE, "must end with HTTP/1.1"),
-        (message(version=HttpVersion(1, 2)), Code.HTTP_VERSION, "HTTP/1.2 is not spoken here"),
-        (message(version=HttpVersion(2, 0)), Code.HTTP_VERSION, "HTTP/2.0 is not spoken here"),
+        (message(version=HttpVersion(1, 2)), Code.HTTP_VERSION, "HTTP/1.2 is not supported"),
+        (message(version=HttpVersion(2, 0)), Code.HTTP_VERSION, "HTTP/2.0 is not supported"),
         (message("GET", "*"), Code.INVALID_VALUE, "is for OPTIONS only"),
         (message("CONNECT", "/x"), Code.INVALID_VALUE, "Host"),
         (message(host=None), Code.INVALID_VALUE, "must have a Host"),

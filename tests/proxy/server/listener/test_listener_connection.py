@@ -307,8 +307,7 @@ async def test_an_opening_in_pieces_is_put_together_and_a_bad_one_is_told_once()
         assert handler._dropped == len(GET)
     (only,) = told
     assert only[0] == "10.1.2.3"
-    assert only[1].startswith("From a trusted proxy: ")
-    assert only[1].endswith("and proxy_protocol is on.")
+    assert only[1].startswith("From a trusted proxy with proxy_protocol on: ")
 
 
 # -- one request after the other
