@@ -78,7 +78,7 @@ class AccessPolicy:
         if context.caller is not None and not _may_use(context.caller, context.model):
             raise _no_model(context.model)
         if self._sizes:
-            ask = self._sizes.admit(ask)
+            ask = self._sizes.check(ask)
         deny = self._rules.deny
         if deny is not None:
             line = denied_in(deny, ask)
@@ -91,7 +91,7 @@ class AccessPolicy:
         self._admit_path(context)
         path, deny = context.request.path, self._rules.deny
         if self._sizes:
-            passed = self._sizes.admit_raw(path, passed)
+            passed = self._sizes.check_raw(path, passed)
         if deny is None or passed.kind == "none":
             return passed
         if passed.kind == "other":

@@ -68,6 +68,6 @@ def parse_request_timeout(given: str | None) -> float:
     if not 0 < seconds <= MAX_TIMEOUT:
         raise GatewayError(
             Code.INVALID_HEADER,
-            f"x-request-timeout must be a number of seconds above 0, at most {MAX_TIMEOUT:g}, not {given[:64]!r}.",
+            f"x-request-timeout must be a number of seconds above 0, up to {MAX_TIMEOUT:g}, not {given[:64]!r}.",
         )
     return seconds

@@ -51,7 +51,7 @@ class RequestLimits:
     def __bool__(self) -> bool:
         return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
 
-    def admit(self, ask: ApiRequest) -> ApiRequest:
+    def check(self, ask: ApiRequest) -> ApiRequest:
         """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
         fields = ask.fields
         self._count("n", fields, self.n)
@@ -73,7 +73,7 @@ class RequestLimits:
                 return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
         return ask
 
-    def admit_raw(self, path: str, passed: RawBody) -> RawBody:
+    def check_raw(self, path: str, passed: RawBody) -> RawBody:
         """The same for a body that is passed through. Raises GatewayError 400, 413 or 415."""
         if passed.kind == "none":
             return passed

@@ -107,7 +107,7 @@ class Stage:
                 await found
             return Sent(200, True, 1)
 
-        self.gateway.routes.find = lambda call: handler  # type: ignore[method-assign]
+        self.gateway.routes.find = lambda context: handler  # type: ignore[method-assign]
 
     def end(self) -> None:
         """Nothing is left behind."""

@@ -211,8 +211,8 @@ def test_what_cannot_be_checked_is_not_there_where_answers_are(
 ) -> None:
     asked = call(path=path, method=method)
     checked = Desk(tmp_path, "--deny-answers", "--deny-file", "x", deny=DENY).access_policy
-    assert code_of(lambda: checked.admit_raw(asked, NONE)) is code
-    assert code_of(lambda: checked.judge(asked, Found(model="m"), raw=True)) is code
+    assert code_of(lambda: checked.check_raw(asked, NONE)) is code
+    assert code_of(lambda: checked.check_found(asked, Found(model="m"), raw=True)) is code
     assert code_of(lambda: Desk(tmp_path, deny=DENY).access_policy.check_raw(asked, NONE)) is None
 
 

@@ -91,6 +91,6 @@ def test_a_timeout_that_is_no_number_of_seconds_in_its_bounds_is_refused(given: 
     with pytest.raises(GatewayError) as caught:
         parse_request_timeout(given)
     assert caught.value.code is Code.INVALID_HEADER
-    assert caught.value.message.endswith(f"over 0, up to 86400, not {given[:64]!r}.")
+    assert caught.value.message.endswith(f"above 0, up to 86400, not {given[:64]!r}.")
     assert parse_request_timeout("0.000000001") == 1e-9
     assert parse_request_timeout("86400") == MAX_TIMEOUT

@@ -22,7 +22,7 @@ def passed(**members: Any) -> RawBody:
 
 def refused(sizes: RequestLimits, endpoint: Endpoint = "chat", **fields: Any) -> GatewayError:
     with pytest.raises(GatewayError) as e:
-        sizes.admit(decode(endpoint, json.dumps({"messages": [], **fields}).encode()))
+        sizes.check(decode(endpoint, json.dumps({"messages": [], **fields}).encode()))
     return e.value
 
 
@@ -101,19 +101,19 @@ def test_a_number_that_nobody_can_read_is_refused_as_none() -> None:
     for broken in (b"{", b'"\xff"', b"[" * 100_000):
         ask = decode("chat", b'{"messages":[]}')
         ask = msgspec.structs.replace(ask, fields={**ask.fields, "n": msgspec.Raw(broken)})
-        with pytest.raises(GatewayError, match="n must be a whole number"):
-            RequestLimits(n=5).admit(ask)
+        with pytest.raises(GatewayError, match="n must be a non-negative integer"):
+            RequestLimits(n=5).check(ask)
 
 
 def test_what_is_just_as_much_as_may_be_goes_on_untouched() -> None:
     sizes = RequestLimits(max_tokens=5, messages=2, n=2, best_of=2, prompt_chars=2)
     body = passed(messages=["a", "b"], n=2, best_of=2, max_tokens=5)
-    assert sizes.admit_raw("/v1/a/b", body) is body
+    assert sizes.check_raw("/v1/a/b", body) is body
     ask = decode("chat", b'{"messages":[{"content":"a"},{"content":"b"}],"n":0,"max_tokens":5}')
-    assert sizes.admit(ask) is ask
+    assert sizes.check(ask) is ask
     vectors = decode("embeddings", b'{"input":"ab"}')
-    assert sizes.admit(vectors) is vectors  # nothing is generated: no cap
-    assert RequestLimits(prompt_chars=2).admit_raw("/tokenize", body) is body
+    assert sizes.check(vectors) is vectors  # nothing is generated: no cap
+    assert RequestLimits(prompt_chars=2).check_raw("/tokenize", body) is body
     assert not RequestLimits()
     assert all(
         (
@@ -132,16 +132,16 @@ def test_what_is_just_as_much_as_may_be_goes_on_untouched() -> None:
 def test_bodies_that_pass_through_have_each_limit(members: dict[str, Any], param: str) -> None:
     sizes = RequestLimits(n=2, best_of=2, messages=2)
     with pytest.raises(GatewayError) as e:
-        sizes.admit_raw("/v1/a/b", passed(**members))
+        sizes.check_raw("/v1/a/b", passed(**members))
     assert e.value.param == param
     counted = passed(**members)
-    assert sizes.admit_raw("/tokenize", counted) is counted  # which generates nothing
-    assert RequestLimits(max_tokens=9).admit_raw("/v1/a/b", counted) is counted
+    assert sizes.check_raw("/tokenize", counted) is counted  # which generates nothing
+    assert RequestLimits(max_tokens=9).check_raw("/v1/a/b", counted) is counted
 
 
 def test_a_body_that_is_no_object_has_no_number_to_lower() -> None:
     listed = read_passed(Media("json"), b'["a"]')
-    assert RequestLimits(max_tokens=5).admit_raw("/v1/responses", listed) is listed
+    assert RequestLimits(max_tokens=5).check_raw("/v1/responses", listed) is listed
 
 
 # What passes through

@@ -90,11 +90,11 @@ def test_only_characters_of_some_width_count(text: str) -> None:
 def test_marks_without_end_are_normalised_in_pieces(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def normalize(kind: Literal["NFKC"], text: str) -> str:
+    def measured(kind: Literal["NFKC"], text: str) -> str:
         sizes.append(len(text))
         return unicodedata.normalize(kind, text)
 
-    monkeypatch.setattr(text_form, "unicodedata", SimpleNamespace(normalize=normalize))
+    monkeypatch.setattr(text_form, "unicodedata", SimpleNamespace(normalize=measured))
     assert normalize("bad" + mark * 5000 + "bad").endswith("bad")
     assert max(sizes) <= MAX_PENDING + 4
     assert len(sizes) > 100

@@ -64,7 +64,8 @@ def call_of(query: str = "", name: str | None = "op") -> Any:
 async def test_a_flush_answers_what_went_and_is_in_the_audit() -> None:
     house = House()
     assert house.served == [(PATH, "DELETE", "cache", house.handler.handle)]
-    assert await house.handler.handle(call_of()) == "sent"
+    sent: object = await house.handler.handle(call_of())
+    assert sent == "sent"
     told = {"object": "cache.flush", "model": None, "removed": 7, "flights": 3}
     assert house.replies == [(200, told)]
     assert (house.hidden, house.asked) == ([b""], [b""])

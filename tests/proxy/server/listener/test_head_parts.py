@@ -161,11 +161,11 @@ def test_an_opening_may_be_as_long_as_it_is_specified() -> None:
     head = V2 + b"\x21\x31" + (MAX_V2 - 16).to_bytes(2, "big")
     assert parse_proxy_header(head + bytes(MAX_V2 - 16)) == ProxyHeader("", MAX_V2)
     assert parse_proxy_header(head + bytes(MAX_V2 - 17)) is None
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="malformed"):
         parse_proxy_header(V2 + b"\x21\x31" + (MAX_V2 - 15).to_bytes(2, "big"))
     assert parse_proxy_header(b"PROXY TCP4 1.2.3.4 1.2.3.4 00080 1\r\n") == ProxyHeader("1.2.3.4", 36)
     for ports in ("000080 1", "1 65536", "1 \u00b2"):
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="malformed"):
             parse_proxy_header(f"PROXY TCP4 1.2.3.4 1.2.3.4 {ports}\r\n".encode())
 
 
