@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the limiter reads a context too
 
 
 class AccessContext(Protocol):
-    """One request, from when its head was read until it is closed."""
+    """One request, from its head until it is closed."""
 
     @property
     def request(self) -> web.BaseRequest: ...
@@ -40,24 +40,24 @@ class AccessContext(Protocol):
 
     @property
     def caller(self) -> Caller | None:
-        """None: no key was asked for."""
+        """None: no key was required."""
 
     @property
     def hold(self) -> Reservation | None:
-        """What it has of the limits."""
+        """Its part of the rate limits."""
 
     @property
     def ending(self) -> GatewayError | None:
-        """Why it is cut short."""
+        """Why it is ended early."""
 
     def identified(self, caller: Caller) -> None:
-        """It is from this caller."""
+        """Authentication succeeded."""
 
     def reserves(self, hold: Reservation | None) -> None:
-        """It has this of the limits until it is closed."""
+        """It holds this until it is closed."""
 
     def when_closed(self, forget: Callable[[], None]) -> None:
-        """Call this once it is over."""
+        """Call this when it is closed."""
 
     def cut(self, error: GatewayError) -> bool:
         """End it with this error. False: it is being ended already."""

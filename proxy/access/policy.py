@@ -21,13 +21,13 @@ from proxy.wire import ApiRequest, RawBody, generates
 from proxy.wire.http import unread
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
-"""What is answered to the end."""
+"""Endpoints that are answered without a key, and while the gateway drains."""
 OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
-"""What operators alone see and do, where there are keys."""
+"""Endpoints for operators' keys only, where there are keys."""
 
 
 class AccessPolicy:
-    """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
+    """Authenticates and checks requests by the rules now in force."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class AccessPolicy:
         self._answers = settings.deny_answers
 
     def authenticate(self, context: AccessContext) -> None:
-        """Who is it? Raises GatewayError 401, or 404 where it is not to know of what it asks for."""
+        """Identify the caller. Raises GatewayError 401, or 404 for an endpoint that the caller may not know of."""
         if self._rules.identity.ring is not None and context.endpoint not in self._open:
             self._identify(context)
 
@@ -74,7 +74,7 @@ class AccessPolicy:
         self.keyed.add(context)
 
     def check(self, context: AccessContext, ask: ApiRequest) -> ApiRequest:
-        """The request as it may go on. Raises GatewayError 400, 404 or 413."""
+        """The request, lowered to the limits. Raises GatewayError 400, 404 or 413."""
         if context.caller is not None and not _may_use(context.caller, context.model):
             raise _no_model(context.model)
         if self._sizes:
@@ -87,7 +87,7 @@ class AccessPolicy:
         return ask
 
     def check_raw(self, context: AccessContext, passed: RawBody) -> RawBody:
-        """The same for what is passed through: its model, its strings, its numbers."""
+        """The same for a body that is passed through."""
         self._admit_path(context)
         path, deny = context.request.path, self._rules.deny
         if self._sizes:
@@ -102,7 +102,7 @@ class AccessPolicy:
         return passed
 
     def check_found(self, context: AccessContext, found: Found, *, raw: bool = False) -> None:
-        """The same of a request that was read elsewhere: what was found there. Raises GatewayError."""
+        """The same for a request that a child process parsed and checked. Raises GatewayError."""
         if raw:
             if found.refusal is not None and found.model is None:
                 raise found.refusal.error()  # it could not be read
@@ -115,7 +115,7 @@ class AccessPolicy:
             raise self._denied(context, found.denied)
 
     def _admit_path(self, context: AccessContext) -> None:
-        """What passes through, by its path and its model. Raises GatewayError 404."""
+        """Check the path and the model of a request that is passed through. Raises GatewayError 404."""
         request = context.request
         reads = request.method in ("GET", "HEAD")
         if context.caller is not None and not reads and not _may_use(context.caller, context.model):
@@ -127,7 +127,7 @@ class AccessPolicy:
             )
 
     def share_scope(self, context: AccessContext) -> bytes:
-        """Whose answers these are: requests of different scopes share nothing."""
+        """The sharing scope, hashed: requests of different scopes share nothing."""
         parts = []
         if not self._global:
             parts.append(
@@ -186,14 +186,14 @@ def sizes_of(settings: Settings) -> RequestLimits:
 
 
 def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
-    """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
+    """The function that gives a request's sharing scope: nothing is shared or merged across scopes."""
     return access_policy.share_scope if access_policy is not None else lambda context: tenant(context.request)
 
 
 def access_policy_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, audit: Audit
 ) -> AccessPolicy | None:
-    """None where there is nothing to ask: a request then pays nothing."""
+    """The settings' policy; None where nothing is checked, so that requests pay nothing."""
     sizes = sizes_of(settings)
     wanted = (
         rules.identity.ring is not None

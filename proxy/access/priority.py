@@ -46,21 +46,21 @@ class PriorityPolicy:
         return asked
 
     def address(self, caller: Caller | None, request: web.BaseRequest) -> str | None:
-        """Where it is from, if no key says who it is."""
+        """The client's address, where no key identifies the caller."""
         return None if caller is not None else self._address(request)
 
     def fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
-        """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
+        """The owner under which the queue schedules a request: a key's tenant or, without keys, a function that
+        returns the address."""
         return caller.tenant if caller is not None else partial(self._address, request)
 
     def current_fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
-        """The same, looked up at once."""
+        """The same, resolved."""
         return caller.tenant if caller is not None else self._address(request)
 
 
 def parse_request_timeout(given: str | None) -> float:
-    """Seconds that the client gives its request (`x-request-timeout`), from when it came; inf where it does not
-    say. Raises GatewayError 400."""
+    """Seconds of `x-request-timeout`, from the request's arrival; inf without it. Raises GatewayError 400."""
     if given is None:
         return math.inf
     text = given.strip()

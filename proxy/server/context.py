@@ -51,12 +51,12 @@ class RequestContext:
     model: str | None = None
     stream: bool = False
     ask: ApiRequest | None = None
-    caller: Caller | None = None  # where somebody has to know
+    caller: Caller | None = None  # None: no key was required
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
-    hold: Reservation | None = None  # what it has of the limits
+    hold: Reservation | None = None  # its part of the rate limits
     reader: Subscriber | None = None
-    held: Held | None = None  # what its body holds of the memory budget
-    unread: Held | None = None  # what of its answer waits for the client, as far as it is no other's too
+    held: Held | None = None  # memory charged for its body
+    unread: Held | None = None  # memory charged for its unread answer, unless others share it
     status: int = 0
     error: str | None = None
     allow: str | None = None
@@ -66,9 +66,9 @@ class RequestContext:
     client: str | None = None  # its address, where it was refused
     named: bool = True  # its id may be the client's own
     trace: Traced | None = None
-    admin: bool = False  # it came by the listener for operators
-    forget: Callable[[], None] | None = None  # called once it is over
-    ending: GatewayError | None = None  # why it is cut short
+    admin: bool = False  # it came through the operators' listener
+    forget: Callable[[], None] | None = None  # called when it is closed
+    ending: GatewayError | None = None  # why it is ended early
     began: float = field(default_factory=time.monotonic)
 
     def cut(self, error: GatewayError) -> bool:

@@ -19,8 +19,8 @@ async def run_with_deadline(
     seconds: float,
     missed: Callable[[str], None],
 ) -> respond.Sent:
-    """What `answer` sends, within so many seconds from the request's coming. A stream that has begun ends with an
-    error frame; what cannot be ended honestly is cut. `missed` is told where it was.
+    """What `answer` sends, within so many seconds. A stream that has begun ends with an
+    error frame; other answers are cut. `missed` is called with the phase that it had reached.
 
     Raises GatewayError 504 where nothing has gone out.
     """

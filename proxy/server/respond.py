@@ -21,15 +21,15 @@ from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
 Body = bytes | Sequence[bytes]
-"""All of a body: at once, or in pieces, which may be shared with other readers and are not copied."""
+"""A complete body: bytes, or pieces that may be shared with other readers and are not copied."""
 WaitWritable = Callable[[], Awaitable[None]]
 """Waits until the client has taken what was written."""
 Remainder = Iterator[bytes | memoryview]
-"""What is left to write of a response, slice by slice."""
+"""The rest of a response, slice by slice."""
 
 FOLD_COST: Final = 4
-"""What folding a stream holds at its peak: so many times its log, which is one of them."""
-_DATES: Final = 2  # seconds whose text is kept
+"""Peak memory of folding a stream, in multiples of its log (the log included)."""
+_DATES: Final = 2  # cached texts, one a second
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -66,7 +66,7 @@ class SocketPipe:
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
         if transport.is_closing():
-            return True  # the client has left, its handler will hear of it: uvloop's write would raise
+            return True  # the client has left, and its handler will be cancelled: uvloop's write would raise
         if not self._plain:
             if self._mute:
                 data = b""
@@ -150,7 +150,7 @@ async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> N
 
 
 def _writes_rest(reader: Subscriber) -> bool:
-    """What a reader still lacks of a flight that has ended: mostly nothing, but the end may have raised."""
+    """Write what a reader lacks of a flight that has ended: mostly nothing, but its end may have raised."""
     reader.pump()
     return reader.done or reader.lagging
 
@@ -225,7 +225,7 @@ def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
 
 
 async def write_rest(request: web.BaseRequest, left: Remainder, wait_writable: WaitWritable) -> None:
-    """Write what is left, each slice once the client has taken the one before. Raises ConnectionResetError."""
+    """Write the rest, each slice once the client has taken the one before. Raises ConnectionResetError."""
     protocol = cast(ClientConnection, request.protocol)
     await wait_writable()
     for data in left:
@@ -269,7 +269,7 @@ async def wait_writable(request: web.BaseRequest, stall: float, held: Held | Non
 
 
 def folded_body(flight: Flight) -> bytes:
-    """The one body that a landed stream amounts to, made once for all who want it. Raises Unfoldable."""
+    """The JSON body of a landed stream, folded once for all readers. Raises Unfoldable."""
     if flight.folded is None:
         ask = flight.plan.ask
         if ask is None or ask.endpoint == "embeddings":
@@ -292,7 +292,7 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
 
 
 def body_framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
-    """How the body's end is told."""
+    """The header that delimits the body."""
     head = flight.head
     if head is not None and flight.mode is Mode.RAW:
         if head.status == 204:
@@ -305,8 +305,8 @@ def body_framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
 
 
 def response_headers(flight: Flight, limited: bool) -> Headers:
-    """The engine's headers as far as they are passed on. `limited`: the client is told our rate limits, and not
-    the engine's."""
+    """The engine's headers that are passed on. `limited`: without its rate limits, as the client gets the
+    gateway's."""
     if flight.head is None:
         return _SSE
     return without_rates(flight.head.headers) if limited else flight.head.headers
@@ -317,7 +317,7 @@ def without_rates(headers: Headers) -> list[tuple[str, str]]:
 
 
 def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
-    """Status line and headers. Values were parsed or made by us, so they hold no line breaks: made sure of."""
+    """Status line and headers. A line break in a value raises AssertionError."""
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
     dated = False
     for name, value in headers:
@@ -335,7 +335,7 @@ def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
 
 
 def dechunk(data: bytes) -> bytes:
-    """Chunks of our own making, taken off, for a client of HTTP/1.0."""
+    """The content of the gateway's own chunks, for a client of HTTP/1.0."""
     pieces, at = [], 0
     while at < len(data):
         line = data.index(b"\r\n", at)

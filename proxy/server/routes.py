@@ -37,7 +37,7 @@ _NOWHERE: Final = frozenset(
         "TEARDOWN",
     )
 )
-"""Methods that are for no resource here: of proxies, and of the other protocols that the parser knows."""
+"""Methods without a resource here: for proxies, and of other protocols that the parser accepts."""
 
 
 class Routes:
@@ -60,7 +60,7 @@ class Routes:
         self._passed = passed
 
     def add_route(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
-        """One path more for operators."""
+        """Add a path for operators."""
         self._admin[path] = (method, endpoint, handler)
 
     @property
@@ -95,5 +95,5 @@ class Routes:
         if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
         if self._access_policy is not None and context.endpoint in OPERATING:
-            self._access_policy.authenticate(context)  # only an operator is told what is there
+            self._access_policy.authenticate(context)  # only an operator may learn which methods exist
         return self._plain.other(context, takes)

@@ -18,7 +18,7 @@ from proxy.wire import NONE, RawBody
 
 
 class Admission:
-    """Asked once a request. What it lets through is given back by `Call.close`."""
+    """Admits or refuses each request once. `RequestContext.close` gives a reservation back."""
 
     def __init__(self, limiter: Limiter, identify: Identify, *, assumed: int) -> None:
         self.limiter = limiter
@@ -36,7 +36,7 @@ class Admission:
             return estimate_raw(context.request.path, passed, self._assumed)
 
         hold = context.hold
-        if hold is not None:  # let in by its head
+        if hold is not None:  # admitted by its head
             await hold.spends(cost)
             return
         hold = self.limiter.ask(context.caller or self._identify(context.request), cost)
@@ -45,7 +45,7 @@ class Admission:
             await hold.allowed()
 
     async def head(self, context: AccessContext) -> None:
-        """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
+        """Before a large or slow body is read: every limit but tokens, which are acquired after it."""
         hold = self.limiter.ask(context.caller or self._identify(context.request), lambda: NO_COST)
         context.reserves(hold)
         if hold is not None:
@@ -62,7 +62,7 @@ async def admission_for(
     identify: Identify,
     keyed: bool = False,
 ) -> Admission | None:
-    """What the settings ask for; None where nothing is limited, so that nothing is paid for. `redis_url`: one that
+    """The settings' admission control; None without limits, so that requests pay nothing. `redis_url`: one that
     other processes have too. `keyed`: callers may bring limits of their own."""
     default = Rates(
         rps=settings.rate_limit_rps,
@@ -105,12 +105,12 @@ async def admission_for(
         on_refused=metrics.rate_limited,
         on_fallback=metrics.limit_fallback,
     )
-    metrics.gauge("limited_requests", "Requests under way that limits count.", lambda: limiter.local.streams)
-    metrics.gauge("limited_callers", "Callers whose limits this process keeps.", lambda: len(limiter.local))
+    metrics.gauge("limited_requests", "Requests under way that rate limits count.", lambda: limiter.local.streams)
+    metrics.gauge("limited_callers", "Callers whose limits this process tracks.", lambda: len(limiter.local))
     if shared is not None:
         metrics.gauge(
             "limits_local",
-            "1 where Redis is away and each process limits alone.",
+            "1 while Redis is unavailable and each process limits by itself.",
             lambda: int(not shared.available),
         )
     return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

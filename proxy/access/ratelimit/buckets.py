@@ -17,7 +17,7 @@ SLACK: Final = 1e-6
 ROOM: Final = 65_536
 """Callers that are kept apart. Clients make callers up, so there is an end to it."""
 STREAM_WAIT: Final = 1.0
-"""Seconds after which to ask again for a place among one's own streams: when one ends, nobody knows."""
+"""Retry-After for the limit of requests under way, in seconds: their ends are unknown."""
 
 Kind = Literal["requests", "tokens", "streams"]
 Whose = Literal["caller", "global"]

@@ -19,7 +19,7 @@ from proxy.flights import NO_COST, Cost, Flight, Subscriber, actual_cost, was_di
 from proxy.telemetry import internal
 
 Followers = Literal["generation", "reader"]
-"""Who pays for tokens: whoever began the generation, once; or every reader of it, hits too."""
+"""Who pays for tokens: the request that started the generation, or every reader of it, cache hits too."""
 
 
 class Limiter:
@@ -79,7 +79,7 @@ def _priced(own: Limits, everyone: Limits, estimate: Callable[[], Cost]) -> tupl
     if not sizes:
         return NO_COST, 0
     cost = estimate()
-    # A guess at the answer's length alone refuses nobody for ever.
+    # The estimate of an answer's length alone must not refuse a request for ever.
     return cost, cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt))
 
 
@@ -195,7 +195,7 @@ class Reservation:
             self._end()
 
     def headers(self) -> list[tuple[str, str]]:
-        """What the client is told of its limits."""
+        """The rate-limit headers."""
         return headers(self.claim, self.decision) if self.decision is not None else []
 
     @property

@@ -46,7 +46,7 @@ _NOT_FORWARDED: Final = (
         "x-api-key",
         "cookie",
         "forwarded",
-        "x-real-ip",  # as X-Forwarded-*: nobody vouches for it
+        "x-real-ip",  # as X-Forwarded-*: set by anyone
         "x-request-id",  # written anew
         "x-gateway-share",
     }

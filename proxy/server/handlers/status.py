@@ -15,9 +15,9 @@ from proxy.telemetry import Metrics
 from proxy.upstream import Backends
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-"""What the paths here take together, for `OPTIONS *` and methods that none of them takes."""
+"""All methods of all paths, for `OPTIONS *` and for unsupported methods."""
 
-_NAME_CHARS: Final = 200  # of a model that is not there, as its error tells it
+_NAME_CHARS: Final = 200  # of an unknown model's name, in its error
 _METHOD_CHARS: Final = 16  # the same of a method
 
 
@@ -70,7 +70,7 @@ class StatusHandlers:
         return await self._responder.reply(context, 200, {"status": "ready"})
 
     def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
-        """Who answers a method that a path does not take. Raises GatewayError 405."""
+        """The handler for a method that a path does not accept. Raises GatewayError 405."""
         request = context.request
         context.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
         if request.method == "OPTIONS":

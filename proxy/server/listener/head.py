@@ -63,7 +63,7 @@ def read_head(message: RawRequestMessage) -> tuple[Target, str]:
 
 
 def _check_coding(message: RawRequestMessage) -> None:
-    """How long a chunked body is, nobody may read in two ways (RFC 9112 6.1, 6.3). Raises Malformed."""
+    """Refuse framing of a body that can be read in two ways (RFC 9112 6.1, 6.3). Raises Malformed."""
     codings = message.headers.getall("transfer-encoding", ())
     if len(codings) != 1 or codings[0].lower() != "chunked" or not message.chunked:
         raise Malformed("Transfer-Encoding must be 'chunked' and nothing else, or not there.")

@@ -44,11 +44,11 @@ from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds
 
 KEEPALIVE_SECONDS = 75.0
-LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
-HEARD_SECONDS = 1.0  # without a byte, for a client that still sent to read why it was refused
+LINGERING_SECONDS = 10.0  # for the rest of a body that is not read
+HEARD_SECONDS = 1.0  # without a byte, for a client that is still sending to read its error
 
 TURN_BYTES = 16 * 1024
-"""Of uploads, handled in one turn of the loop for all clients: 30 ms where each byte is a chunk of its own."""
+"""Of uploads, handled in one event loop iteration for all clients: 30 ms where each byte is its own chunk."""
 SLICE_BYTES = 8 * 1024  # of one client at a time
 READ_BYTES = (
     32 * 1024
@@ -69,14 +69,14 @@ class ClientConnection(RequestHandler):
     `tests/proxy/server/listener/test_listener.py` guards them.
     """
 
-    write_paused = False  # the client takes less than it is sent
+    write_paused = False  # backpressure: the client reads less than it is sent
     leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     max_head = 0  # bytes
     stalled = False  # closed because the client took nothing for too long
     evicted = False  # closed in favour of a new connection
     written = 0  # bytes given to the transport: less what waits there, they are what the client took
     times = Watched(0.0)
-    source = ""  # whose connection a balancer brings, by the PROXY protocol
+    source = ""  # the client of a balancer's connection, by its PROXY protocol header
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
     _opened_with_proxy = False  # by one who may not
@@ -84,7 +84,7 @@ class ClientConnection(RequestHandler):
     _late = b""  # read, and not handled yet: nothing more is read until it is
     _fed = b""  # the end of what the parser was given
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
-    _left = 0  # bytes that are to come of a body whose length is known
+    _left = 0  # bytes still expected of a body of known length
     _chunks: ChunkEnds | None = None  # of a body that comes in chunks
     _dropped = 0  # bytes that came after the last answer
     _sliced = False  # a slice of that is being handled
@@ -281,11 +281,11 @@ class ClientConnection(RequestHandler):
             finally:
                 self._current_request = None
                 self._request_in_progress = False
-                request._task = nobody  # a circle less for the collector
+                request._task = nobody  # one reference cycle less
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
             if not payload.is_eof():
-                # Whether a body follows that was to wait for a 100, nobody knows.
+                # A client that waited for a 100 may or may not send its body now.
                 keep = keep and "expect" not in message.headers and await self._rest(payload)
                 if not keep:
                     await self._linger()
@@ -368,7 +368,7 @@ class ClientConnection(RequestHandler):
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
-        """Take what is left of a body that nobody wanted, for a while: the client then reads its answer."""
+        """Discard the rest of an unread body for a while, so that the client reads its answer."""
         try:
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof():
@@ -443,9 +443,9 @@ class Listener(web.Server):
         self._sweeper: asyncio.TimerHandle | None = None
         connections = cast("Collection[Evictable]", self._connections)
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
-        self._proxies = proxies  # whose connections open with the PROXY protocol
+        self._proxies = proxies  # their connections begin with a PROXY protocol header
         self.on_refused = on_refused
-        self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
+        self.on_unreadable = on_unreadable  # called with the peer and the reason for a malformed request
 
     def __call__(self) -> RequestHandler:
         handler = ClientConnection(self, loop=self._loop, **self._limits)
@@ -472,7 +472,7 @@ class Listener(web.Server):
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         try:
             self._welcome(cast(ClientConnection, handler), transport)
-        except Exception as e:  # noqa: BLE001 - a connection that nobody looks after would stay open for ever
+        except Exception as e:  # noqa: BLE001 - a connection without its task would stay open for ever
             raised("a connection that begins", e)
             transport.abort()
 
@@ -516,6 +516,6 @@ class Listener(web.Server):
 
 
 def source_of(request: web.BaseRequest) -> str:
-    """The client's address as a balancer told it by the PROXY protocol; empty: none did."""
+    """The client's address in the PROXY protocol header; empty without one."""
     protocol = request.protocol
     return protocol.source if isinstance(protocol, ClientConnection) else ""

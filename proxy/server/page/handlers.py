@@ -29,7 +29,7 @@ MAX_BOARDS: Final = 8
 
 
 class Page:
-    """The handlers. Nothing of it runs while nobody looks."""
+    """The handlers. Nothing runs while the page is closed."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Page:
         *,
         every: float = 1.0,
     ) -> None:
-        """`every`: seconds between two looks at the state, for those that watch it."""
+        """`every`: seconds between two states of an event stream."""
         self._gateway = gateway
         self._responder = gateway.responder
         self._sources = sources
@@ -61,7 +61,7 @@ class Page:
         gateway.routes.add_route("/-/readers", "POST", "readers", self.readers)
 
     def close(self) -> None:
-        """The process ends: who watches is sent away, so that the drain waits for answers only."""
+        """End the event streams of the state, so that the drain waits for answers only."""
         self._closing.set()
 
     async def page(self, context: RequestContext) -> respond.Sent:
@@ -69,7 +69,7 @@ class Page:
         return await self._responder.send(context, 200, headers, self._shell.html, shared=True)
 
     async def state(self, context: RequestContext) -> respond.Sent:
-        """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
+        """Once as JSON, or every second to a client that accepts an event stream. Raises GatewayError 503."""
         request = context.request
         view = StateView(self._sources, self._visible(context))
         events = "text/event-stream" in request.headers.get("accept", "")
@@ -77,7 +77,7 @@ class Page:
             headers = [("content-type", "application/json"), ("cache-control", "no-store"), *context.headers()]
             return await self._responder.send(context, 200, headers, msgspec.json.encode(view.look()))
         if self.watchers >= MAX_WATCHERS:
-            raise _full(MAX_WATCHERS, "watch already")
+            raise _full(MAX_WATCHERS, "watchers")
         self.watchers += 1
         try:
             return await self._watch(context, view)
@@ -103,7 +103,7 @@ class Page:
             context.end_response(stream.sent)
 
     def _cut(self, context: RequestContext, stream: EventStream) -> respond.Sent:
-        """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
+        """Its key has ended: the last event is the error. Raises CancelledError where the client has left."""
         if context.ending is None or context.request.task.uncancel():
             raise asyncio.CancelledError
         context.failed(context.ending.code.code)
@@ -116,7 +116,7 @@ class Page:
         if context.request.headers.get("content-type") is None or context.request.version < HttpVersion11:
             raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json over HTTP/1.1.")
         if self.boards >= MAX_BOARDS:
-            raise _full(MAX_BOARDS, "play already")
+            raise _full(MAX_BOARDS, "playgrounds")
         self.boards += 1
         stream: EventStream | None = None
         try:
@@ -150,7 +150,7 @@ class Page:
             self.boards -= 1
 
     async def _read(self, context: RequestContext, body: bytes) -> tuple[Read, list[float]]:
-        """One reading of the request for all readers, and when each of them asks. Raises GatewayError."""
+        """The request, decoded once for all readers, and the delay of each. Raises GatewayError."""
         large = self._gateway.large
         each = RequestContext(request=context.request, id=context.id, endpoint="chat", caller=context.caller)
         if large is None or len(body) <= large.inline or not large.heavy(body):
@@ -178,4 +178,4 @@ class Page:
 
 
 def _full(most: int, what: str) -> GatewayError:
-    return GatewayError(Code.QUEUE_FULL, f"{most} {what}; try again later.", retry_after=5)
+    return GatewayError(Code.QUEUE_FULL, f"Too many {what} (limit {most}); try again later.", retry_after=5)

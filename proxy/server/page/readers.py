@@ -20,7 +20,7 @@ from proxy.server.page.event_stream import EventStream
 from proxy.wire import LAST_CHUNK, ApiRequest, unchunks
 
 Read = ApiRequest | GatewayError
-"""The request of all readers, read once; or why none of them is answered."""
+"""The request of all readers, decoded once, or the error that all of them get."""
 
 
 class ReaderPipe:
@@ -42,7 +42,7 @@ class ReaderPipe:
         return not self._board.stream.write_paused
 
     def _head(self) -> bytes:
-        """What the headers of an answer of its own would have said, and which of the generations it reads."""
+        """What a response's headers would say, and which of the generations it reads."""
         reader = self._call.reader
         assert reader is not None
         flight, ask = self._board.place_of(reader)
@@ -99,7 +99,7 @@ class Playground:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, gateway: Gateway, asked: Read, number: int, delay: float) -> None:
-        """One reader: what `Gateway.handle` does for a request of its own."""
+        """One reader, from its delay to its end, as `Gateway.handle` does for a request."""
         if delay:
             await asyncio.sleep(delay)
         page = self._call

@@ -25,7 +25,7 @@ Visible = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What is looked at."""
+    """Where the state is read from."""
 
     settings: Settings
     metrics: Metrics
@@ -39,7 +39,7 @@ class Sources:
 
 
 class StateView:
-    """What one watcher sees. It keeps the readings of the last seconds: nobody looks, nothing is kept."""
+    """The state for one watcher, with the counter snapshots of the last seconds."""
 
     def __init__(self, sources: Sources, visible: Visible) -> None:
         self._sources = sources
@@ -72,7 +72,7 @@ def recent(readings: Sequence[CounterSnapshot]) -> dict[str, Any]:
 
 
 def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
-    """What is there and under way."""
+    """What exists and what is under way."""
     backends = of.backends
     return {
         "version": VERSION,
@@ -91,7 +91,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
 
 
 def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
-    """One engine, as far as a person is interested."""
+    """One engine, as the page shows it."""
     breaker, report = backend.breaker, backend.report
     retry = max(0.0, breaker.until - now) if breaker.state is State.OPEN else None
     return {
