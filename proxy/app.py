@@ -161,7 +161,7 @@ async def running(
             access_policy,
             log,
             scope=scope_of(access_policy),
-            owner=lambda call: priority_policy.owner(call.caller, call.request),
+            owner=lambda call: priority_policy.fairness_key(call.caller, call.request),
         )
         stack.push_async_callback(large.close)
         ticket_factory = TicketFactory(backends.pool_of, settings.rate_limit_assumed_tokens)
@@ -223,7 +223,7 @@ async def running(
             metrics=metrics,
             log=log,
             affinity=affinity(settings.routing),
-            admit=admission,
+            admission=admission,
             access_policy=access_policy,
             priority_policy=priority_policy,
             embedder=embedder,

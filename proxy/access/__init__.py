@@ -1,4 +1,20 @@
-"""TODO"""
+"""Access control: who sends a request, what it may ask for, how much, and what it may be answered. No HTTP
+server.
+
+A `Caller` is the owner of an API key or, without keys, a client address. `Authenticator` finds it: from the key
+by `api_keys`, from the address by `client_ip`, which knows trusted proxies. `PriorityPolicy` reads a request's
+priority class and deadline, and the fairness key under which the queue schedules it.
+
+`AccessPolicy` authenticates a request, then checks its model, its `RequestLimits` and the deny list. The rules
+that it applies, keys and deny list, are `AccessRules` and can be reloaded. `KeyedCalls` end requests whose key
+has ended. `Hosts` and `Origins` protect a gateway on loopback or without keys from web pages of other origins.
+
+`ratelimit` is admission control by rate: a `Reservation` holds what one request uses of its caller's limits.
+`denylist` searches prompts and answers for denied texts. `intake` applies all of these to a large request in a
+child process, as pure functions of bytes and terms.
+
+The room reads a request through the protocol `AccessContext`; the server room implements it.
+"""
 
 from proxy.access.api_keys import hash_of, read_keys
 from proxy.access.caller import Caller

@@ -1,6 +1,4 @@
-"""Owns the keys file: its form, its errors, and who a presented key belongs to.
-Must not know HTTP, where the file is, or how a limit is counted. It holds hashes only.
-Called by prepare (reading) and by identity (looking up)."""
+"""The API keys file: how it is parsed, its errors, and which key a caller presents. Only hashes are kept."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns who a request is from, once that is known: the name to log, the tenant, and what this caller may do.
-Must not know where keys are kept, HTTP, or how a limit is counted.
-Called by the gateway and by everything that decides by caller: sharing, limits, models."""
+"""Who sends a request: the name to log, the tenant, and what this caller may do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns which addresses are one caller, where no key says who a request is from.
-Must not know limits, keys or settings, nor which address it is (`identity.py`).
-Called by what the app gives to admission as `identify`."""
+"""Which addresses count as one caller where no API keys are set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns which address a request is from, where proxies stand before the gateway.
-Must not know HTTP servers or sockets: a pure function of the peer's address and the header's texts.
-Called by identity."""
+"""The client's address behind trusted proxies, from the peer's address and X-Forwarded-For. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what access control reads of a request under way, and what it tells it.
-Must not know how a request is answered.
-Called by the access policy, admission and revocation; a request's own facts are `context.py`'s."""
+"""The protocol by which access control reads a request under way and acts on it. The server's RequestContext
+has it."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:  # the limiter reads a context too
 
 
 class AccessContext(Protocol):
-    """One request, from when its head was read until it is closed."""
+    """One request, from its head until it is closed."""
 
     @property
     def request(self) -> web.BaseRequest: ...
@@ -41,24 +40,24 @@ class AccessContext(Protocol):
 
     @property
     def caller(self) -> Caller | None:
-        """None: no key was asked for."""
+        """None: no key was required."""
 
     @property
     def hold(self) -> Reservation | None:
-        """What it has of the limits."""
+        """Its part of the rate limits."""
 
     @property
     def ending(self) -> GatewayError | None:
-        """Why it is cut short."""
+        """Why it is ended early."""
 
     def identified(self, caller: Caller) -> None:
-        """It is from this caller."""
+        """Authentication succeeded."""
 
     def reserves(self, reserve: Callable[[], Reservation | None]) -> Reservation | None:
-        """It has what `reserve` returns of the limits until it is closed."""
+        """Holds what `reserve` returns until it is closed."""
 
     def when_closed(self, forget: Callable[[], None]) -> None:
-        """Call this once it is over."""
+        """Call this when it is closed."""
 
     def cut(self, error: GatewayError) -> bool:
         """End it with this error. False: it is being ended already."""

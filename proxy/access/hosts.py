@@ -1,6 +1,4 @@
-"""Owns which hosts a request may be for: on loopback, names of loopback only, against DNS rebinding.
-Must not know HTTP servers, requests or endpoints.
-Made by the app; asked by the gateway for a host that it does not know yet."""
+"""Which hosts a request may be addressed to: on loopback only names of loopback, against DNS rebinding."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ class Hosts:
         if not (self.open or host in self._names or is_loopback(host) or host.endswith(self._below)):
             raise GatewayError(
                 Code.HOST_NOT_ALLOWED,
-                f"This gateway is not known as {host[:SHOWN]!r}. Ask for it by the address that it listens on, or "
+                f"The host {host[:SHOWN]!r} is not allowed. Use the address that the gateway listens on, or "
                 "add this host to the gateway's allowed_hosts.",
             )
         if len(self.known) >= KEPT:

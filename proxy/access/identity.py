@@ -1,6 +1,4 @@
-"""Owns the way from a request to its Caller: the API key it shows or, without keys, the address it is from.
-Must not know what a caller may do, nor how limits are counted.
-Called by the gate, and by whoever counts by caller, once a request."""
+"""Authentication: from a request to its Caller, by API key or, without keys, by client address."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from proxy.access.caller import Caller
 from proxy.access.client_ip import UNIX, TrustedProxies, client_address
 from proxy.errors import Code, GatewayError
 
-MAX_KEY = 512  # characters of a key that are looked at: more is none of ours
+MAX_KEY = 512  # characters; no key is longer
 
 
 class Authenticator:
@@ -28,7 +26,7 @@ class Authenticator:
         source: Callable[[web.BaseRequest], str] = lambda request: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`source`: the address that a balancer told by the PROXY protocol; empty: none did."""
+        """`source`: the client's address in a PROXY protocol header; empty without one."""
         self.ring = ring
         self._source = source
         self._trusted = trusted
@@ -38,7 +36,7 @@ class Authenticator:
         return f"<Identity by {self.ring!r}>" if self.ring is not None else "<Identity by address>"
 
     def renew(self, ring: KeyRing) -> None:
-        """From now on these keys."""
+        """Replace the keys."""
         self.ring = ring
 
     def name_of(self, tenant: bytes) -> str:
@@ -46,7 +44,7 @@ class Authenticator:
         return self.ring.name_of(tenant) if self.ring is not None else "a key that was removed"
 
     def identify(self, request: web.BaseRequest) -> Caller:
-        """Who sends the request. Raises GatewayError 401 where a key is wanted and none, or a wrong one, shown."""
+        """The request's caller. Raises GatewayError 401 for a missing or wrong key."""
         if self.ring is None:
             return Caller(id=self.address(request), tenant=tenant(request))
         given = request.headers.getall("authorization", ())
@@ -64,7 +62,7 @@ class Authenticator:
         return caller
 
     def ended(self, caller: Caller, *, operating: bool = False) -> GatewayError | None:
-        """Why a key that was let in is let in no more; None: it still is. `operating`: as an operator's."""
+        """The error where a key that was valid is not any more, else None. `operating`: as an operator's key."""
         now = self.ring.get(caller.id) if self.ring is not None else caller
         if now is None or (operating and not now.operator):
             return GatewayError(Code.KEY_REVOKED, "This API key has been revoked.")
@@ -85,6 +83,6 @@ def expired() -> GatewayError:
 
 
 def tenant(request: web.BaseRequest) -> bytes:
-    """Whose answers these are. Without keys of our own, a caller's credential, hashed, keeps answers apart."""
+    """The tenant, whose answers are shared with no other: without API keys, the hashed credential."""
     credential = request.headers.get("authorization")
     return hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest() if credential else b""

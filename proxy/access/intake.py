@@ -1,6 +1,5 @@
-"""Owns the whole reading of one request: decoded, checked, its sizes, its denied texts, its cost, its key.
-Must not know where it runs, HTTP or flights: pure functions of bytes and of terms, with results that are data.
-Called by the gate (denied texts), by the process that reads what is large, and by large.py (the estimate)."""
+"""All checks of one request as pure functions of bytes and terms: decode, size limits, deny list, cost, key. A
+child process runs them for large requests; results are data."""
 
 from __future__ import annotations
 
@@ -204,7 +203,7 @@ def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keye
         ask = decode(job.endpoint, body)
         found.model, found.stream = ask.model and ask.model[:MODEL_CHARS], ask.stream
         if terms.sizes:
-            ask = terms.sizes.admit(ask)
+            ask = terms.sizes.check(ask)
         if deny is not None and (line := denied_in(deny, ask)) is not None:
             found.denied = line
             return found, b""
@@ -240,7 +239,7 @@ def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> t
         found.model = passed.model and passed.model[:MODEL_CHARS]
         found.cost = estimate_raw(job.path, passed, terms.assumed)
         if terms.sizes:
-            passed = terms.sizes.admit_raw(job.path, passed)
+            passed = terms.sizes.check_raw(job.path, passed)
         if deny is not None:
             found.denied = denied_in_passed(deny, job.path, passed) or 0
     except GatewayError as e:

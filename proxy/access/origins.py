@@ -1,6 +1,5 @@
-"""Owns which web pages may send requests where no key is asked for: the gateway's own, and a list of origins.
-Must not know endpoints or keys: it reads headers that browsers set and that no script can change.
-Called by the gateway, for requests that come from a browser."""
+"""Which web pages may send requests where no API keys are set: the gateway's own and a list of origins. Reads
+headers that browsers set and no script can change."""
 
 from __future__ import annotations
 
@@ -41,8 +40,8 @@ class Origins:
             return
         raise GatewayError(
             Code.ORIGIN_NOT_ALLOWED,
-            f"A web page of another origin{f' ({origin[:_SHOWN]!r})' if origin else ''} sent this, and no key is "
-            "asked for here. Without keys only the gateway's own page may send requests from a browser.",
+            f"A web page of another origin{f' ({origin[:_SHOWN]!r})' if origin else ''} sent this request, "
+            "and no API keys are set. Without keys only the gateway's own page may send requests from a browser.",
         )
 
 

@@ -1,6 +1,5 @@
-"""Owns what stands before a generation: who asks, for which model, how much, and whether it may be said here.
-Must not know flights, engines or sockets. There is none where none of it is set.
-Called by the gateway, once or twice a request."""
+"""Access policy: authenticates a request and checks its model, its size and its content. There is none where no
+setting asks for it."""
 
 from __future__ import annotations
 
@@ -22,13 +21,13 @@ from proxy.wire import ApiRequest, RawBody, generates
 from proxy.wire.http import unread
 
 OPEN: Final = frozenset({"health", "ready", "metrics"})
-"""What is answered to the end."""
+"""Endpoints that are answered without a key, and while the gateway drains."""
 OPERATING: Final = frozenset({"page", "state", "readers", "metrics", "cache"})
-"""What operators alone see and do, where there are keys."""
+"""Endpoints for operators' keys only, where there are keys."""
 
 
 class AccessPolicy:
-    """Lets requests in. Keys and deny list are looked at as they are now: they may be read again."""
+    """Authenticates and checks requests by the rules now in force."""
 
     def __init__(
         self,
@@ -50,107 +49,111 @@ class AccessPolicy:
         self._forwards = settings.forward_authorization
         self._answers = settings.deny_answers
 
-    def enter(self, call: AccessContext) -> None:
-        """Who is it? Raises GatewayError 401, or 404 where it is not to know of what it asks for."""
-        if self._rules.identity.ring is not None and call.endpoint not in self._open:
-            self._identify(call)
+    def authenticate(self, context: AccessContext) -> None:
+        """Identify the caller. Raises GatewayError 401, or 404 for an endpoint that the caller may not know of."""
+        if self._rules.identity.ring is not None and context.endpoint not in self._open:
+            self._identify(context)
 
-    def _identify(self, call: AccessContext) -> None:
-        identity, request = self._rules.identity, call.request
+    def _identify(self, context: AccessContext) -> None:
+        identity, request = self._rules.identity, context.request
         shown = "authorization" in request.headers
-        if call.endpoint == "page" and not shown:
+        if context.endpoint == "page" and not shown:
             return  # a form without data, in which an operator gives the key: a browser sends none by itself
         try:
             caller = identity.identify(request)
-            call.identified(caller)
+            context.identified(caller)
         except GatewayError as e:
             reason: Refusal = "expired" if e.code is Code.KEY_EXPIRED else "unknown" if shown else "missing"
-            self._audit.refused(reason, identity.address(request), endpoint=call.endpoint)
+            self._audit.refused(reason, identity.address(request), endpoint=context.endpoint)
             raise
-        if call.endpoint in OPERATING and not caller.operator:
-            self._audit.refused("not_operator", identity.address(request), key=caller.name, endpoint=call.endpoint)
+        if context.endpoint in OPERATING and not caller.operator:
+            self._audit.refused(
+                "not_operator", identity.address(request), key=caller.name, endpoint=context.endpoint
+            )
             raise not_found(request.path)
-        self.keyed.add(call)
+        self.keyed.add(context)
 
-    def admit(self, call: AccessContext, ask: ApiRequest) -> ApiRequest:
-        """The request as it may go on. Raises GatewayError 400, 404 or 413."""
-        if call.caller is not None and not _may_use(call.caller, call.model):
-            raise _no_model(call.model)
+    def check(self, context: AccessContext, ask: ApiRequest) -> ApiRequest:
+        """The request, lowered to the limits. Raises GatewayError 400, 404 or 413."""
+        if context.caller is not None and not _may_use(context.caller, context.model):
+            raise _no_model(context.model)
         if self._sizes:
-            ask = self._sizes.admit(ask)
+            ask = self._sizes.check(ask)
         deny = self._rules.deny
         if deny is not None:
             line = denied_in(deny, ask)
             if line is not None:
-                raise self._denied(call, line)
+                raise self._denied(context, line)
         return ask
 
-    def admit_raw(self, call: AccessContext, passed: RawBody) -> RawBody:
-        """The same for what is passed through: its model, its strings, its numbers."""
-        self._admit_path(call)
-        path, deny = call.request.path, self._rules.deny
+    def check_raw(self, context: AccessContext, passed: RawBody) -> RawBody:
+        """The same for a body that is passed through."""
+        self._admit_path(context)
+        path, deny = context.request.path, self._rules.deny
         if self._sizes:
-            passed = self._sizes.admit_raw(path, passed)
+            passed = self._sizes.check_raw(path, passed)
         if deny is None or passed.kind == "none":
             return passed
         if passed.kind == "other":
             raise unread(path)
         line = denied_in_passed(deny, path, passed)
         if line is not None:
-            raise self._denied(call, line)
+            raise self._denied(context, line)
         return passed
 
-    def judge(self, call: AccessContext, found: Found, *, raw: bool = False) -> None:
-        """The same of a request that was read elsewhere: what was found there. Raises GatewayError."""
+    def check_found(self, context: AccessContext, found: Found, *, raw: bool = False) -> None:
+        """The same for a request that a child process parsed and checked. Raises GatewayError."""
         if raw:
             if found.refusal is not None and found.model is None:
                 raise found.refusal.error()  # it could not be read
-            self._admit_path(call)
-        elif call.caller is not None and not _may_use(call.caller, call.model):
-            raise _no_model(call.model)
+            self._admit_path(context)
+        elif context.caller is not None and not _may_use(context.caller, context.model):
+            raise _no_model(context.model)
         if found.refusal is not None:
             raise found.refusal.error()
         if found.denied:
-            raise self._denied(call, found.denied)
+            raise self._denied(context, found.denied)
 
-    def _admit_path(self, call: AccessContext) -> None:
-        """What passes through, by its path and its model. Raises GatewayError 404."""
-        request = call.request
+    def _admit_path(self, context: AccessContext) -> None:
+        """Check the path and the model of a request that is passed through. Raises GatewayError 404."""
+        request = context.request
         reads = request.method in ("GET", "HEAD")
-        if call.caller is not None and not reads and not _may_use(call.caller, call.model):
-            raise _no_model(call.model)
+        if context.caller is not None and not reads and not _may_use(context.caller, context.model):
+            raise _no_model(context.model)
         if self._answers and not reads and not returns_no_text(request.path):
             raise GatewayError(
                 Code.NOT_FOUND,
-                "Answers are checked here, and of this path they cannot be: use /v1/chat/completions.",
+                "Answers are checked against the deny list, impossible for this path: use /v1/chat/completions.",
             )
 
-    def scope(self, call: AccessContext) -> bytes:
-        """Whose answers these are: requests of different scopes share nothing."""
+    def share_scope(self, context: AccessContext) -> bytes:
+        """The sharing scope, hashed: requests of different scopes share nothing."""
         parts = []
         if not self._global:
-            parts.append(b"caller" + call.caller.tenant if call.caller is not None else tenant(call.request))
+            parts.append(
+                b"caller" + context.caller.tenant if context.caller is not None else tenant(context.request)
+            )
         if self._forwards:  # the engine may answer each credential otherwise
-            parts.append(b"credential" + tenant(call.request))
+            parts.append(b"credential" + tenant(context.request))
         if self._answers and self._rules.deny is not None:
             parts.append(b"deny" + self._rules.deny.digest)  # what another list let through was another answer
         if not any(parts):
             return b""
         return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
-    def visible(self, call: AccessContext, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def visible_models(self, context: AccessContext, models: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The models that this caller may name."""
-        caller = call.caller
+        caller = context.caller
         return [model for model in models if caller is None or _may_use(caller, str(model.get("id")))]
 
-    def _denied(self, call: AccessContext, line: int) -> GatewayError:
+    def _denied(self, context: AccessContext, line: int) -> GatewayError:
         self._metrics.content_denied("prompt")
-        self._log.event("info", "content denied", call.whose, where="prompt", rule=line, request_id=call.id)
-        return GatewayError(Code.CONTENT_DENIED, "The prompt holds something that may not be sent here.")
+        self._log.event("info", "content denied", context.whose, where="prompt", rule=line, request_id=context.id)
+        return GatewayError(Code.CONTENT_DENIED, "The prompt contains denied content.")
 
 
 def not_found(path: str) -> GatewayError:
-    return GatewayError(Code.NOT_FOUND, f"There is no {path[:200]!r} here. The API is under /v1.")
+    return GatewayError(Code.NOT_FOUND, f"The path {path[:200]!r} does not exist. The API is under /v1.")
 
 
 def _may_use(caller: Caller, model: str | None) -> bool:
@@ -160,7 +163,9 @@ def _may_use(caller: Caller, model: str | None) -> bool:
 def _no_model(model: str | None) -> GatewayError:
     if model is None:
         return GatewayError(
-            Code.MISSING_FIELD, "The field 'model' is missing; this key is for some models only.", param="model"
+            Code.MISSING_FIELD,
+            "The field 'model' is missing, and this key is limited to certain models.",
+            param="model",
         )
     return GatewayError(
         Code.MODEL_NOT_FOUND,
@@ -181,14 +186,14 @@ def sizes_of(settings: Settings) -> RequestLimits:
 
 
 def scope_of(access_policy: AccessPolicy | None) -> Callable[[AccessContext], bytes]:
-    """Whose answers a call's are: nothing is shared, and nothing merged, across scopes."""
-    return access_policy.scope if access_policy is not None else lambda call: tenant(call.request)
+    """The function that gives a request's sharing scope: nothing is shared or merged across scopes."""
+    return access_policy.share_scope if access_policy is not None else lambda context: tenant(context.request)
 
 
 def access_policy_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, audit: Audit
 ) -> AccessPolicy | None:
-    """None where there is nothing to ask: a request then pays nothing."""
+    """The settings' policy; None where nothing is checked, so that requests pay nothing."""
     sizes = sizes_of(settings)
     wanted = (
         rules.identity.ring is not None

@@ -1,6 +1,4 @@
-"""Owns how urgent a request is: its class, its deadline, and whose turn it takes.
-Must not know the queue, engines or flights.
-Called by the gateway, once a request."""
+"""A request's priority class, its timeout and its fairness key."""
 
 from __future__ import annotations
 
@@ -43,22 +41,26 @@ class PriorityPolicy:
         if asked < caller.top_priority:
             raise GatewayError(
                 Code.INVALID_HEADER,
-                f"x-gateway-priority: {name} is above what you may ask for, {PRIORITIES[caller.top_priority]}.",
+                f"x-gateway-priority: {name} exceeds your highest priority, {PRIORITIES[caller.top_priority]}.",
             )
         return asked
 
     def address(self, caller: Caller | None, request: web.BaseRequest) -> str | None:
-        """Where it is from, if no key says who it is."""
+        """The client's address, where no key identifies the caller."""
         return None if caller is not None else self._address(request)
 
-    def owner(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
-        """Whose turn its requests take: a key's tenant or, without keys, an address, looked for if it is asked."""
+    def fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable | Callable[[], Hashable]:
+        """The owner under which the queue schedules a request: a key's tenant or, without keys, a function that
+        returns the address."""
         return caller.tenant if caller is not None else partial(self._address, request)
+
+    def current_fairness_key(self, caller: Caller | None, request: web.BaseRequest) -> Hashable:
+        """The same, resolved."""
+        return caller.tenant if caller is not None else self._address(request)
 
 
 def parse_request_timeout(given: str | None) -> float:
-    """Seconds that the client gives its request (`x-request-timeout`), from when it came; inf where it does not
-    say. Raises GatewayError 400."""
+    """Seconds of `x-request-timeout`, from the request's arrival; inf without it. Raises GatewayError 400."""
     if given is None:
         return math.inf
     text = given.strip()
@@ -66,6 +68,6 @@ def parse_request_timeout(given: str | None) -> float:
     if not 0 < seconds <= MAX_TIMEOUT:
         raise GatewayError(
             Code.INVALID_HEADER,
-            f"x-request-timeout must be a number of seconds over 0, up to {MAX_TIMEOUT:g}, not {given[:64]!r}.",
+            f"x-request-timeout must be a number of seconds above 0, up to {MAX_TIMEOUT:g}, not {given[:64]!r}.",
         )
     return seconds

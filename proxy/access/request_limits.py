@@ -1,6 +1,5 @@
-"""Owns how large a request may be: tokens asked for, messages, characters, choices; what is lowered, what refused.
-Must not know who asks, HTTP or engines: pure functions of an Ask, or of a body that is passed through.
-Called by the gate, where any of these limits is set."""
+"""Limits on one request: tokens, messages, characters, choices; what is lowered to the limit and what is
+refused. Pure."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ class RequestLimits:
     def __bool__(self) -> bool:
         return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
 
-    def admit(self, ask: ApiRequest) -> ApiRequest:
+    def check(self, ask: ApiRequest) -> ApiRequest:
         """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
         fields = ask.fields
         self._count("n", fields, self.n)
@@ -63,7 +62,7 @@ class RequestLimits:
             if self.messages and prompt.items > self.messages:
                 raise GatewayError(
                     Code.INVALID_VALUE,
-                    f"There are {prompt.items} {many}; at most {self.messages} are taken.",
+                    f"The request has {prompt.items} {many}; at most {self.messages} are allowed.",
                     param=name,
                 )
             self._chars(prompt.chars, name)
@@ -74,7 +73,7 @@ class RequestLimits:
                 return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
         return ask
 
-    def admit_raw(self, path: str, passed: RawBody) -> RawBody:
+    def check_raw(self, path: str, passed: RawBody) -> RawBody:
         """The same for a body that is passed through. Raises GatewayError 400, 413 or 415."""
         if passed.kind == "none":
             return passed
@@ -92,7 +91,7 @@ class RequestLimits:
             if isinstance(items, list) and len(items) > self.messages:
                 raise GatewayError(
                     Code.INVALID_VALUE,
-                    f"There are {len(items)} {name}; at most {self.messages} are taken.",
+                    f"The request has {len(items)} {name}; at most {self.messages} are allowed.",
                     param=name,
                 )
         if not self.max_tokens or (passed.kind == "json" and not isinstance(passed.value, dict)):
@@ -124,13 +123,13 @@ class RequestLimits:
             if value > cap:
                 if self.action == "refuse":
                     raise GatewayError(
-                        Code.INVALID_VALUE, f"{name} is {value}; at most {cap} are given.", param=name
+                        Code.INVALID_VALUE, f"{name} is {value}; at most {cap} is allowed.", param=name
                     )
                 changed[name] = cap
         if not named:
             if self.action == "refuse":
                 raise GatewayError(
-                    Code.MISSING_FIELD, f"The field {names[0]!r} is missing; name at most {cap}.", param=names[0]
+                    Code.MISSING_FIELD, f"The field {names[0]!r} is missing; send at most {cap}.", param=names[0]
                 )
             changed[names[0]] = cap
         return changed
@@ -138,13 +137,13 @@ class RequestLimits:
     def _count(self, name: str, fields: Mapping[str, Any], limit: int) -> None:
         value = _number(name, fields) if limit else None
         if value is not None and value > limit:
-            raise GatewayError(Code.INVALID_VALUE, f"{name} is {value}; it may be {limit} at most.", param=name)
+            raise GatewayError(Code.INVALID_VALUE, f"{name} is {value}; at most {limit} is allowed.", param=name)
 
     def _chars(self, chars: int, param: str | None) -> None:
         if self.prompt_chars and chars > self.prompt_chars:
             raise GatewayError(
                 Code.PROMPT_TOO_LARGE,
-                f"The prompt has {chars} characters; at most {self.prompt_chars} are taken.",
+                f"The prompt has {chars} characters; at most {self.prompt_chars} are allowed.",
                 param=param,
             )
 
@@ -161,5 +160,5 @@ def _number(name: str, fields: Mapping[str, Any]) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise GatewayError(Code.INVALID_VALUE, f"{name} must be a whole number of at least 0.", param=name)
+        raise GatewayError(Code.INVALID_VALUE, f"{name} must be a non-negative integer.", param=name)
     return value

@@ -1,6 +1,5 @@
-"""Owns the requests under way of callers with a key, and their end when the key ends: removed, or expired.
-Must not know how a request is answered or ended: it cancels the request's task, which says the rest.
-Called by the gate as a request comes, once a second, and when the keys file was read again."""
+"""Requests under way of callers with an API key, cancelled when the key is removed or expires. The request
+itself tells its client why."""
 
 from __future__ import annotations
 
@@ -44,10 +43,10 @@ class KeyedCalls:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def add(self, call: AccessContext) -> None:
+    def add(self, context: AccessContext) -> None:
         """It is under way until `Call.close`."""
-        self._calls.add(call)
-        call.when_closed(partial(self._calls.discard, call))
+        self._calls.add(context)
+        context.when_closed(partial(self._calls.discard, context))
 
     def look(self) -> None:
         """End those whose key has expired; costs a comparison while none has."""
@@ -60,13 +59,13 @@ class KeyedCalls:
         identity = self._identity
         found: dict[str, Counter[str]] = {}
         idle = not self._ending
-        for call in self._calls:
-            caller = call.caller
-            if caller is None or call in self._ending or call.ending is not None:
+        for context in self._calls:
+            caller = context.caller
+            if caller is None or context in self._ending or context.ending is not None:
                 continue
-            error = identity.ended(caller, operating=call.endpoint in self._operating)
+            error = identity.ended(caller, operating=context.endpoint in self._operating)
             if error is not None:
-                self._ending[call] = error
+                self._ending[context] = error
                 found.setdefault(error.code.code, Counter())[caller.name] += 1
         for reason, names in found.items():
             self._audit.ended(names, reason)
@@ -77,9 +76,9 @@ class KeyedCalls:
 
     def _cut(self) -> None:
         """A few of them: each answers in its own task, in this turn."""
-        for call in tuple(islice(self._ending, AT_ONCE)):
-            error = self._ending.pop(call)
-            if call in self._calls:  # else it has ended by itself
-                call.cut(error)
+        for context in tuple(islice(self._ending, AT_ONCE)):
+            error = self._ending.pop(context)
+            if context in self._calls:  # else it has ended by itself
+                context.cut(error)
         if self._ending:
             asyncio.get_running_loop().call_soon(self._cut)

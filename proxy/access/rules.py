@@ -1,6 +1,4 @@
-"""Owns the access rules in force: whose keys are valid, and which texts are denied.
-Must not know files or settings: whoever reads them again says what is in force now.
-Called by the access policy and the answers' filter, which look at them as they are at that moment."""
+"""The access rules in force, keys and deny list. A reload replaces them; readers look at them anew each time."""
 
 from __future__ import annotations
 

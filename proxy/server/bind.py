@@ -1,6 +1,4 @@
-"""Owns the binding of the public listener and of the operators' one, and the hosts by which each may be asked for.
-Must not know requests or engines.
-Called by the app, at the start."""
+"""Binds the public listener and the operators' listener. Computes the hosts under which each may be addressed."""
 
 from __future__ import annotations
 

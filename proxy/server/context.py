@@ -1,11 +1,8 @@
-"""Owns one client request's facts while it is answered: its id, its body, and what is logged and counted.
-Must not know flights' insides, engines or Redis.
-Called by the gateway."""
+"""One client request while it is answered: its sender, its demands, its resources, and what is logged."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 import os
 import re
@@ -14,27 +11,17 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from aiohttp import ClientPayloadError, web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_writer import HttpVersion11
-from aiohttp.web_exceptions import HTTPException
+from aiohttp import web
 
 from proxy.access import Caller
 from proxy.access.ratelimit import Reservation
-from proxy.config import Settings
-from proxy.errors import Code, GatewayError
+from proxy.errors import GatewayError
 from proxy.flights import Held, Subscriber
-from proxy.server.listener.request import AT_HAND, at_hand
 from proxy.telemetry import Log, Metrics, RequestRecord
 from proxy.wire import ApiRequest
-from proxy.wire.http import require_json, require_plain
 
 MAX_MODEL: Final = 256  # characters of a model's name that are logged
 MAX_METHOD: Final = 16  # the same of a method
-BODY_COST: Final = 2
-"""What a body holds of memory until its request has ended: itself, and the request that is made of it."""
-GRANULE: Final = 256 * 1024  # bytes by which the charge of a body of unknown length grows
-LEAST_FREE: Final = 4 * 1024
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=@-]{0,127}")
 
 
@@ -49,9 +36,9 @@ class Traced(Protocol):
     @property
     def id(self) -> str | None: ...
 
-    def reads(self, call: RequestContext, reader: Subscriber) -> None: ...
+    def reads(self, context: RequestContext, reader: Subscriber) -> None: ...
 
-    def ended(self, call: RequestContext) -> None: ...
+    def ended(self, context: RequestContext) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -64,12 +51,12 @@ class RequestContext:
     model: str | None = None
     stream: bool = False
     ask: ApiRequest | None = None
-    caller: Caller | None = None  # where somebody has to know
+    caller: Caller | None = None  # None: no key was required
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
-    hold: Reservation | None = None  # what it has of the limits
+    hold: Reservation | None = None  # its part of the rate limits
     reader: Subscriber | None = None
-    held: Held | None = None  # what its body holds of the memory budget
-    unread: Held | None = None  # what of its answer waits for the client, as far as it is no other's too
+    held: Held | None = None  # memory charged for its body
+    unread: Held | None = None  # memory charged for its unread answer, unless others share it
     status: int = 0
     error: str | None = None
     allow: str | None = None
@@ -79,9 +66,9 @@ class RequestContext:
     client: str | None = None  # its address, where it was refused
     named: bool = True  # its id may be the client's own
     trace: Traced | None = None
-    admin: bool = False  # it came by the listener for operators
-    forget: Callable[[], None] | None = None  # called once it is over
-    ending: GatewayError | None = None  # why it is cut short
+    admin: bool = False  # it came through the operators' listener
+    forget: Callable[[], None] | None = None  # called when it is closed
+    ending: GatewayError | None = None  # why it is ended early
     began: float = field(default_factory=time.monotonic)
 
     def cut(self, error: GatewayError) -> bool:
@@ -93,37 +80,100 @@ class RequestContext:
         task.cancel()
         return True
 
+    # -- what becomes known of it -----------------------------------------------------------------
+
+    def routed(self, endpoint: str) -> None:
+        """The endpoint's label is known."""
+        self.endpoint = endpoint
+
+    def allows(self, methods: str) -> None:
+        """The response has this `Allow` header."""
+        self.allow = methods
+
     def identified(self, caller: Caller) -> None:
-        """It is from this caller."""
+        """Authentication succeeded."""
         self.caller = caller
 
+    def within(self, seconds: float) -> None:
+        """The client's own deadline, in seconds from now."""
+        self.deadline = asyncio.get_running_loop().time() + seconds
+
+    def describe(self, model: str | None, *, stream: bool = False) -> None:
+        """The body is decoded; it is not checked yet."""
+        self.model, self.stream = model, stream
+
+    def accept(self, request: ApiRequest) -> None:
+        """The body is decoded and checked, and possibly lowered in its demands."""
+        self.ask, self.model, self.stream = request, request.model, request.stream
+
+    def price(self, cost: tuple[int, int]) -> None:
+        """Tokens of the prompt and of the completion, as rate limits estimate them."""
+        self.cost = cost
+
+    def traced(self, trace: Traced) -> None:
+        """It has a span."""
+        self.trace = trace
+
+    # -- resources it holds until it is closed ----------------------------------------------------
+
+    def charge_upload(self, held: Held) -> Held:
+        """The body's part of the memory budget."""
+        self.held = held
+        return held
+
+    def charge_unread(self, held: Held) -> None:
+        """The part of the memory budget for bytes that the client has not taken."""
+        self.unread = held
+
     def reserves(self, reserve: Callable[[], Reservation | None]) -> Reservation | None:
-        """It has what `reserve` returns of the limits until it is closed. Nothing can fail between the two."""
+        """Hold what `reserve` returns of the rate limits. Nothing can fail between the two."""
         self.hold = hold = reserve()
         return hold
 
     def when_closed(self, forget: Callable[[], None]) -> None:
-        """Call this once it is over."""
+        """Call this when it is closed."""
         self.forget = forget
 
-    def reads(self, reader: Subscriber) -> Subscriber:
-        """It has its place at a Flight, of its own making or another's."""
+    def attach_reader(self, reader: Subscriber) -> None:
+        """It reads a Flight, its own or another request's."""
         self.reader = reader
         if self.hold is not None:
             self.hold.joins(reader)
         if self.trace is not None:
             self.trace.reads(self, reader)
-        return reader
+
+    # -- its response -----------------------------------------------------------------------------
+
+    def begin_response(self, status: int) -> None:
+        self.status = status
+
+    def end_response(self, sent: int) -> None:
+        """So many bytes were written, framing included."""
+        self.bytes_out = sent
+
+    def refused(self, error: GatewayError, client: str | None = None) -> None:
+        """The response is this error. `client`: the address to log."""
+        self.error, self.client = error.code.code, client
+
+    def failed(self, code: str) -> None:
+        """The answer ended with this error, possibly after a part of it had been sent."""
+        self.error = code
+
+    def disconnected(self, *, stalled: bool = False) -> None:
+        """The client left, or (`stalled`) was disconnected because it took nothing for too long."""
+        self.client_left = True
+        if stalled and self.error is None:
+            self.error = "client_stalled"
 
     def headers(self) -> list[tuple[str, str]]:
-        """What every answer says, a refusal too."""
+        """The gateway's own headers of every response."""
         ours = [("x-request-id", self.id)]
         if self.allow is not None:
             ours.append(("allow", self.allow))
         return ours if self.hold is None else ours + self.hold.headers()
 
     def close(self) -> None:
-        """It is over, however: its place is free, and what it had of memory and of the limits goes back."""
+        """Leave the Flight and give memory and unused quota back. Safe after any outcome, and to call again."""
         if self.forget is not None:
             self.forget()
         try:
@@ -140,16 +190,16 @@ class RequestContext:
                     self.hold.close(answered=0 < self.status < 400)
 
     def whose(self) -> str:
-        """The key's, or the connection's peer's."""
+        """The key's id, or the address of the connection's peer."""
         return self.caller.id if self.caller is not None else self.request.remote or ""
 
     @property
     def ttft_ms(self) -> float | None:
         """To the first token, as this client saw it."""
-        first = self._times()[1]
+        first = self._durations()[1]
         return None if first is None else round(first * 1000, 3)
 
-    def _times(self) -> tuple[float, float | None, float]:
+    def _durations(self) -> tuple[float, float | None, float]:
         """Seconds in the queue, to the first token (as this client saw it), and in all."""
         total = time.monotonic() - self.began
         if self.reader is None:
@@ -181,20 +231,22 @@ class RequestContext:
             return self.reader.flight.error.code.code
         return self.error
 
-    def tell(
-        self, metrics: Metrics, log: Log | None, *, show_prompt: bool, who: Callable[[], Hashable] | None = None
+    def record_outcome(
+        self, metrics: Metrics, log: Log | None, *, show_prompt: bool, owner: Callable[[], Hashable] | None = None
     ) -> None:
-        """One count, and one line where `log` is given, of the request, after all is said. `who`: whose it is."""
-        queue, ttft, total = self._times()
+        """Count the request and, where `log` is given, log it. The log shares its buffer fairly among owners."""
+        queue, ttft, total = self._durations()
         prompt, completion, source = self._tokens()
         status = 499 if self.client_left else self.status
         model = self.model
         if model is not None and len(model) > MAX_MODEL:
             model = model[:MAX_MODEL] + "…"
-        reader, verdict = self.reader, "bypass"
-        items, sent_as = None, self.id
+        reader, error = self.reader, self.error
+        verdict, items, sent_as = "bypass", None, self.id  # not by the properties: two Python calls less
         if reader is not None:
             verdict = reader.verdict
+            if error is None and reader.flight.error is not None:
+                error = reader.flight.error.code.code
             items, spec = reader.flight.items, reader.flight.spec
             if reader.flight.times.dispatched is not None:
                 sent_as = reader.flight.carried_as or spec.request_id
@@ -221,7 +273,7 @@ class RequestContext:
             completion,
             source,
             reader.flight.backend if reader is not None else None,
-            self.failure(),
+            error,
             self.caller.name or None if self.caller is not None else None,
             self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
             reader.flight.attempts if reader is not None else 1,
@@ -232,72 +284,7 @@ class RequestContext:
             self.hold.limit if self.hold is not None else None,
             sent_as if sent_as != self.id else None,
         )
-        if who is None:
+        if owner is None:
             log.request(record)
         else:
-            log.request(record, who)
-
-
-def free_body(budget: int, max_connections: int) -> int:
-    """Bytes of a body that are not charged to the memory budget: of all connections together a quarter of it."""
-    return min(AT_HAND, max(LEAST_FREE, budget // 4 // max_connections))
-
-
-def body_at_hand(
-    request: web.BaseRequest, settings: Settings, *, json: bool, most: int = AT_HAND, limit: int = 0
-) -> bytes | None:
-    """The body, where it came with its head, as small ones do: nothing to wait for. None: `read_body` reads it.
-    `limit`: its own, in the place of `max_body_bytes`. Raises GatewayError 413 or 415."""
-    headers = request.headers
-    if json:
-        if headers.get("content-type") != "application/json":
-            require_json(headers)
-        if "content-encoding" in headers:
-            require_plain(headers)
-    length = request.content_length or 0
-    largest = limit or settings.max_body_bytes
-    if length > largest:
-        raise _too_large(largest)
-    if length > most:
-        return None
-    body = at_hand(request.content, most)
-    if body is None:
-        return None
-    if len(body) > largest:
-        raise _too_large(largest)
-    return body
-
-
-async def read_body(
-    request: web.BaseRequest, settings: Settings, held: Held | None = None, limit: int = 0
-) -> bytes:
-    """The whole body, within its bounds of bytes and seconds, charged to `held` before it is read. Raises
-    GatewayError 400, 408, 413 or 503."""
-    largest = limit or settings.max_body_bytes
-    if held is not None:
-        held.need(BODY_COST * (request.content_length or GRANULE))
-    expects = request.headers.get("expect", "").lower() == "100-continue" and request.version >= HttpVersion11
-    if expects and request.transport is not None:  # RFC 9110 10.1.1: HTTP/1.0 has no 100
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    body = io.BytesIO()  # its value is taken without a copy, and its growth is the system's: no pieces to join
-    size = 0
-    try:
-        async with asyncio.timeout(settings.body_timeout or None):
-            while piece := await request.content.readany():
-                size += len(piece)
-                if size > largest:
-                    raise _too_large(largest)
-                if held is not None and BODY_COST * size > held.size:
-                    held.need(BODY_COST * (size + GRANULE))
-                body.write(piece)
-    except TimeoutError:
-        raise GatewayError(
-            Code.BODY_TIMEOUT, f"The body did not arrive within {settings.body_timeout:g} s."
-        ) from None
-    except (HttpProcessingError, HTTPException, ClientPayloadError, web.RequestPayloadError, ValueError) as e:
-        raise GatewayError(Code.INVALID_VALUE, f"The body cannot be read: {type(e).__name__}.") from None
-    return body.getvalue()
-
-
-def _too_large(largest: int) -> GatewayError:
-    return GatewayError(Code.BODY_TOO_LARGE, f"The body is over the limit of {largest} bytes.")
+            log.request(record, owner)

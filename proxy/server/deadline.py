@@ -1,6 +1,5 @@
-"""Owns the early end of a request, its time over or its key ended: an error, or an honest end of what has begun.
-Must not know queues, engines or flights' phases: the generation goes on for its other readers, if there are any.
-Called by the gateway, for a request that came with `x-request-timeout`, and for one that is cut short."""
+"""The early end of a request whose deadline has passed or whose key has ended: an error, or an honest end of a
+stream. The generation goes on for other readers, if there are any."""
 
 from __future__ import annotations
 
@@ -15,37 +14,37 @@ from proxy.wire import LAST_CHUNK, chunk, encode
 
 
 async def run_with_deadline(
-    call: RequestContext,
+    context: RequestContext,
     answer: Callable[[RequestContext], Awaitable[respond.Sent]],
     seconds: float,
     missed: Callable[[str], None],
 ) -> respond.Sent:
-    """What `answer` sends, within so many seconds from the request's coming. A stream that has begun ends with an
-    error frame; what cannot be ended honestly is cut. `missed` is told where it was.
+    """What `answer` sends, within so many seconds. A stream that has begun ends with an
+    error frame; other answers are cut. `missed` is called with the phase that it had reached.
 
     Raises GatewayError 504 where nothing has gone out.
     """
     try:
         async with asyncio.timeout(seconds) as limit:
-            return await answer(call)
+            return await answer(context)
     except TimeoutError:
         if not limit.expired():
             raise  # another time limit's
-    error = GatewayError(Code.DEADLINE_EXCEEDED, f"The {seconds:g} s of x-request-timeout are over.")
-    missed(call.reader.flight.phase.value if call.reader is not None else "arriving")
-    return end_early(call, error)
+    error = GatewayError(Code.DEADLINE_EXCEEDED, f"The deadline of x-request-timeout ({seconds:g} s) has passed.")
+    missed(context.reader.flight.phase.value if context.reader is not None else "arriving")
+    return end_early(context, error)
 
 
-def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
+def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
     """End a request that is being answered, with this error. Raises it where nothing has gone out, and
     ConnectionResetError where only the end of the connection says that the answer is not whole."""
-    reader = call.reader
+    reader = context.reader
     pipe = reader.pipe if reader is not None else None
     if reader is not None:
         reader.pipe = None  # nothing more is written to it
-    if not call.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
+    if not context.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
         raise error
-    call.error = error.code.code
+    context.failed(error.code.code)
     if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
         raise ConnectionResetError("ended early, in the middle of a body")
     if not reader.done:
@@ -53,5 +52,6 @@ def end_early(call: RequestContext, error: GatewayError) -> respond.Sent:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
         reader.done = True
-    call.status, call.bytes_out = 200, pipe.sent
+    context.begin_response(200)
+    context.end_response(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

@@ -1,6 +1,4 @@
-"""Owns the end: what is still answered, how long those under way may take, and how they are ended after that.
-Must not know settings' names, flights or engines: it is given the door, the gateway and what ends generations.
-Called by the app, as the last thing it starts and so the first it stops."""
+"""The shutdown: which requests are still answered, how long those under way may take, and how they are ended."""
 
 from __future__ import annotations
 
@@ -10,12 +8,8 @@ from typing import Final
 
 from aiohttp import web
 
-from proxy.access import OPEN
-from proxy.errors import Code, GatewayError
-from proxy.server.context import RequestContext
-from proxy.server.gateway import Gateway
+from proxy.server.gateway import Gateway, Stage
 from proxy.server.listener.listener import Listener
-from proxy.server.routes import Handler
 from proxy.telemetry import Log
 
 FLUSH_SECONDS: Final = 2.0  # for the error frames of those that were cut to be written
@@ -66,7 +60,7 @@ class Drain:
             self._log.event("warning" if cut else "info", "drained", cut=cut)
 
     async def _leave(self) -> None:
-        self._refuse(frozenset({"ready"}), keep=True)
+        self._gateway.enter(Stage.NOT_READY)
         if self._delay:
             await asyncio.sleep(self._delay)
         await self._stop_listening()
@@ -76,16 +70,4 @@ class Drain:
     async def _stop_listening(self) -> None:
         for site in self._runner.sites:
             await site.stop()
-        self._refuse(OPEN - {"ready"}, keep=False)
-
-    def _refuse(self, endpoints: frozenset[str], *, keep: bool) -> None:
-        """Refuse these, or (`keep` is False) all but these."""
-        find = self._gateway.routes.find
-
-        def turn_away(call: RequestContext) -> Handler:
-            handler = find(call)
-            if (call.endpoint in endpoints) is keep:
-                raise GatewayError(Code.SHUTTING_DOWN, "The gateway is shutting down.", retry_after=1)
-            return handler
-
-        self._gateway.find = turn_away
+        self._gateway.enter(Stage.DRAINING)

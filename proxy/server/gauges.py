@@ -1,6 +1,4 @@
-"""Owns the gauges of the gateway's state: what is read when it is asked for, and costs nothing otherwise.
-Must not know how any of it comes about.
-Called by the app, once."""
+"""Gauges of the gateway's state. They are read when /metrics is scraped and cost nothing otherwise."""
 
 from __future__ import annotations
 
@@ -23,26 +21,30 @@ def state_gauges(
     log: Log,
     cache: Cache | None,
 ) -> None:
-    """Have them read at each scrape."""
-    metrics.gauge("flights", "Generations and other answers in the making.", lambda: len(group))
-    metrics.gauge("subscribers", "Clients reading a flight.", lambda: group.subscribers)
-    metrics.gauge("queue_depth", "Flights that wait for a look-up or for an engine.", lambda: len(request_queue))
+    """Register the gauges; each is read at a scrape."""
+    metrics.gauge("flights", "Flights under way: generations and other answers.", lambda: len(group))
+    metrics.gauge("subscribers", "Requests that read a flight.", lambda: group.subscribers)
+    metrics.gauge("queue_depth", "Flights queued for a look-up or an engine.", lambda: len(request_queue))
     for at, name in enumerate(PRIORITIES):
         metrics.gauge(
             "queue_waiting",
-            "Flights that wait for a place at an engine.",
+            "Flights queued for an engine, by priority.",
             lambda at=at: request_queue.line.lengths()[at],  # type: ignore[misc]
             {"priority": name},
         )
-    metrics.gauge("queue_owners", "Callers whose flights wait for a place.", lambda: request_queue.line.owners)
+    metrics.gauge("queue_owners", "Callers with flights in the queue.", lambda: request_queue.line.owners)
     metrics.gauge("client_connections", "Open client connections.", lambda: len(listener.connections))
     metrics.counter(
-        "log_lines_dropped_total", "Log lines lost to a reader that does not keep up.", lambda: log.dropped
+        "log_lines_dropped_total", "Log lines dropped because their reader was too slow.", lambda: log.dropped
     )
     if cache is not None:
-        metrics.gauge("cache_available", "1 where Redis is asked.", lambda: int(cache.available))
-    metrics.gauge("tasks", "Tasks of the event loop that have not ended.", lambda: len(asyncio.all_tasks()))
+        metrics.gauge(
+            "cache_available",
+            "1 while Redis is in use, 0 while its circuit breaker is open.",
+            lambda: int(cache.available),
+        )
+    metrics.gauge("tasks", "Unfinished event loop tasks.", lambda: len(asyncio.all_tasks()))
     # What an alert sets the others against.
-    metrics.gauge("queue_limit", "Flights that may wait; one more is answered 503.", lambda: request_queue.limit)
+    metrics.gauge("queue_limit", "Queue capacity; requests beyond it get 503.", lambda: request_queue.limit)
     started = time.time()
-    metrics.gauge("start_time_seconds", "When this process began to serve, Unix time.", lambda: started)
+    metrics.gauge("start_time_seconds", "When this process started to serve, Unix time.", lambda: started)

@@ -1,6 +1,4 @@
-"""Owns the way from a Subscriber to bytes on the client's socket: heads, chunks, folds, slow readers, errors.
-Must not know engines, Redis, the queue or policy.
-Called by the gateway's handlers, once a request."""
+"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure."""
 
 from __future__ import annotations
 
@@ -23,15 +21,15 @@ from proxy.wire.fold import Unfoldable, fold, forces_tool
 
 Headers = Iterable[tuple[str, str]]
 Body = bytes | Sequence[bytes]
-"""All of a body: at once, or in pieces, which may be shared with other readers and are not copied."""
-Taken = Callable[[], Awaitable[None]]
+"""A complete body: bytes, or pieces that may be shared with other readers and are not copied."""
+WaitWritable = Callable[[], Awaitable[None]]
 """Waits until the client has taken what was written."""
-Left = Iterator[bytes | memoryview]
-"""What is left to write of a response, slice by slice."""
+Remainder = Iterator[bytes | memoryview]
+"""The rest of a response, slice by slice."""
 
 FOLD_COST: Final = 4
-"""What folding a stream holds at its peak: so many times its log, which is one of them."""
-_DATES: Final = 2  # seconds whose text is kept
+"""Peak memory of folding a stream, in multiples of its log (the log included)."""
+_DATES: Final = 2  # cached texts, one a second
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _JSON: Final = (("content-type", "application/json"),)
 _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
@@ -68,7 +66,7 @@ class SocketPipe:
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
         if transport.is_closing():
-            return True  # the client has left, its handler will hear of it: uvloop's write would raise
+            return True  # the client has left, and its handler will be cancelled: uvloop's write would raise
         if not self._plain:
             if self._mute:
                 data = b""
@@ -82,11 +80,16 @@ class SocketPipe:
         protocol = self._protocol
         protocol.written += size
         transport.write(data)
-        return not protocol.lags
+        return not protocol.write_paused
 
 
 async def stream(
-    request: web.BaseRequest, reader: Subscriber, headers: Headers, taken: Taken, *, limited: bool = False
+    request: web.BaseRequest,
+    reader: Subscriber,
+    headers: Headers,
+    wait_writable: WaitWritable,
+    *,
+    limited: bool = False,
 ) -> Sent:
     """Write a Flight that can be answered to the client, as it grows, and no faster than the client takes it.
     `limited`: `headers` tell the client's rate limits.
@@ -99,7 +102,9 @@ async def stream(
     chunks = request.version >= HttpVersion11
     keep = request.keep_alive and chunks
     status = flight.head.status if flight.head else 200
-    head = write_head(status, [*framing(flight, chunks), *passed(flight, limited), *headers], keep_alive=keep)
+    head = write_head(
+        status, [*body_framing(flight, chunks), *response_headers(flight, limited), *headers], keep_alive=keep
+    )
     length = flight.head.length if flight.head and flight.mode is Mode.RAW else None
     pipe = SocketPipe(
         request,
@@ -113,7 +118,7 @@ async def stream(
     reader.pump()
     if pipe.head and flight.mode is Mode.RAW:
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
-    await follow(reader, taken)
+    await write_until_done(reader, wait_writable)
     if flight.phase is Phase.FAILED and (flight.mode is Mode.RAW or not chunks):
         keep = False  # no clean end: the client must see that the answer is not whole
         if request.transport is not None:
@@ -121,8 +126,8 @@ async def stream(
     return Sent(status, keep, pipe.sent)
 
 
-async def follow(reader: Subscriber, taken: Taken) -> None:
-    """Wait until all is written. Where the reader lags, its own task writes, at its own pace: after `taken`."""
+async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> None:
+    """Write a Flight until its end. A reader that lags is written to by its own task, after `wait_writable`."""
     flight = reader.flight
     while not reader.done:
         if reader.broken or (flight.ended and not reader.lagging and not _writes_rest(reader)):
@@ -133,7 +138,7 @@ async def follow(reader: Subscriber, taken: Taken) -> None:
             continue
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
-        await taken()
+        await wait_writable()
         reader.lagging = False
         reader.pump()
         if reader.lagging:
@@ -145,12 +150,12 @@ async def follow(reader: Subscriber, taken: Taken) -> None:
 
 
 def _writes_rest(reader: Subscriber) -> bool:
-    """What a reader still lacks of a flight that has ended: mostly nothing, but the end may have raised."""
+    """Write what a reader lacks of a flight that has ended: mostly nothing, but its end may have raised."""
     reader.pump()
     return reader.done or reader.lagging
 
 
-def whole(flight: Flight, *, limited: bool = False) -> tuple[int, Headers, Body]:
+def json_response(flight: Flight, *, limited: bool = False) -> tuple[int, Headers, Body]:
     """Status, headers and body of a Flight that has ended. Raises the Flight's GatewayError; Unfoldable where a
     stream's frames hold something that only the engine can put into a body."""
     if flight.error is not None:
@@ -160,24 +165,24 @@ def whole(flight: Flight, *, limited: bool = False) -> tuple[int, Headers, Body]
     if limited:
         headers = without_rates(headers)
     if flight.mode is Mode.STREAM:
-        return 200, [*_JSON, *(header for header in headers if header[0] != "content-type")], folded(flight)
+        return 200, [*_JSON, *(header for header in headers if header[0] != "content-type")], folded_body(flight)
     log = flight.log
     return head.status if head is not None else 200, headers, log[0] if len(log) == 1 else log
 
 
 def write(
     request: web.BaseRequest, status: int, headers: Headers, body: Body, *, keep: bool = True
-) -> tuple[Sent, Left | None]:
-    """Write a response: all of a small one at once, the first slice of another. What is left of it is for `rest`;
-    None: nothing is, and the client has taken it. ConnectionResetError: it has left."""
+) -> tuple[Sent, Remainder | None]:
+    """Write a response: a small one at once, of a large one its first slice. Returns the rest, for `write_rest`;
+    None: there is none, and the client takes what is written. Raises ConnectionResetError where it has left."""
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client has left")
+    protocol: ClientConnection = request.protocol  # type: ignore[assignment]  # a cast is a Python call
     keep = keep and request.keep_alive
     if keep and request.version < HttpVersion11:
         headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
-    protocol = cast(ClientConnection, request.protocol)
-    left: Left | None = None
+    left: Remainder | None = None
     size = later = 0
     if status in (204, 304):
         data = write_head(status, headers, keep_alive=keep)
@@ -195,7 +200,7 @@ def write(
     size = len(data)
     protocol.written += size
     transport.write(data)
-    if left is None and protocol.lags:
+    if left is None and protocol.write_paused:
         left = iter(())
     return Sent(status, keep, size + later), left
 
@@ -219,10 +224,10 @@ def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
         yield b"".join(small)
 
 
-async def rest(request: web.BaseRequest, left: Left, taken: Taken) -> None:
-    """Write what is left, each slice once the client has taken the one before. Raises ConnectionResetError."""
+async def write_rest(request: web.BaseRequest, left: Remainder, wait_writable: WaitWritable) -> None:
+    """Write the rest, each slice once the client has taken the one before. Raises ConnectionResetError."""
     protocol = cast(ClientConnection, request.protocol)
-    await taken()
+    await wait_writable()
     for data in left:
         transport = request.transport
         if transport is None or transport.is_closing():
@@ -230,16 +235,16 @@ async def rest(request: web.BaseRequest, left: Left, taken: Taken) -> None:
         protocol.written += len(data)
         transport.write(data)
         await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
-        await taken()
+        await wait_writable()
 
 
-async def taken(request: web.BaseRequest, stall: float, held: Held | None = None) -> None:
+async def wait_writable(request: web.BaseRequest, stall: float, held: Held | None = None) -> None:
     """Wait until the client has taken what was written. TimeoutError where it takes nothing for `stall` seconds;
     0 is no limit. What waits is charged to `held`: ConnectionResetError where there is no room, the client is cut.
     """
     protocol = cast(ClientConnection, request.protocol)
     transport = request.transport
-    if not protocol.lags or transport is None:
+    if not protocol.write_paused or transport is None:
         await request.writer.drain()  # raises where the client has left
         return
     unread = transport.get_write_buffer_size()
@@ -263,8 +268,8 @@ async def taken(request: web.BaseRequest, stall: float, held: Held | None = None
             held.release()
 
 
-def folded(flight: Flight) -> bytes:
-    """The one body that a landed stream amounts to, made once for all who want it. Raises Unfoldable."""
+def folded_body(flight: Flight) -> bytes:
+    """The JSON body of a landed stream, folded once for all readers. Raises Unfoldable."""
     if flight.folded is None:
         ask = flight.spec.ask
         if ask is None or ask.endpoint == "embeddings":
@@ -287,8 +292,8 @@ def error_headers(error: GatewayError) -> list[tuple[str, str]]:
     return headers
 
 
-def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
-    """How the body's end is told."""
+def body_framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
+    """The header that delimits the body."""
     head = flight.head
     if head is not None and flight.mode is Mode.RAW:
         if head.status == 204:
@@ -300,9 +305,9 @@ def framing(flight: Flight, chunks: bool) -> list[tuple[str, str]]:
     return [("transfer-encoding", "chunked")] if chunks else []
 
 
-def passed(flight: Flight, limited: bool) -> Headers:
-    """The engine's headers as far as they are passed on. `limited`: the client is told our rate limits, and not
-    the engine's."""
+def response_headers(flight: Flight, limited: bool) -> Headers:
+    """The engine's headers that are passed on. `limited`: without its rate limits, as the client gets the
+    gateway's."""
     if flight.head is None:
         return _SSE
     return without_rates(flight.head.headers) if limited else flight.head.headers
@@ -313,7 +318,7 @@ def without_rates(headers: Headers) -> list[tuple[str, str]]:
 
 
 def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
-    """Status line and headers. Values were parsed or made by us, so they hold no line breaks: made sure of."""
+    """Status line and headers. A line break in a value raises AssertionError."""
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}"]
     dated = False
     for name, value in headers:
@@ -331,7 +336,7 @@ def write_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
 
 
 def dechunk(data: bytes) -> bytes:
-    """Chunks of our own making, taken off, for a client of HTTP/1.0."""
+    """The content of the gateway's own chunks, for a client of HTTP/1.0."""
     pieces, at = [], 0
     while at < len(data):
         line = data.index(b"\r\n", at)

@@ -1,6 +1,5 @@
-"""Owns which handler answers a request, by its path and method: the API's, operators', and what passes through.
-Must not know what handlers do, nor engines.
-Called by the gateway for each request, and at the start by what has paths to offer."""
+"""Which handler answers a request, by path and method: the API, the operators' paths, and what is passed
+through."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ _NOWHERE: Final = frozenset(
         "TEARDOWN",
     )
 )
-"""Methods that are for no resource here: of proxies, and of the other protocols that the parser knows."""
+"""Methods without a resource here: for proxies, and of other protocols that the parser accepts."""
 
 
 class Routes:
@@ -53,15 +52,15 @@ class Routes:
         *,
         admin: bool,
     ) -> None:
-        """`passed`: for paths of the engines; `admin`: operators have a listener, which alone has their paths."""
+        """`passed`: answers engine paths. `admin`: operators have a listener, the only one with their paths."""
         self._public = public
         self._admin = {path: public[path] for path in ("/health", "/ready")} if admin else public
         self._plain = plain
         self._access_policy = access_policy
         self._passed = passed
 
-    def serve(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
-        """One path more for operators."""
+    def add_route(self, path: str, method: str, endpoint: str, handler: Handler) -> None:
+        """Add a path for operators."""
         self._admin[path] = (method, endpoint, handler)
 
     @property
@@ -69,31 +68,32 @@ class Routes:
         """Every path that is not passed through, and its method."""
         return [(path, method) for path, (method, _, _) in (self._public | self._admin).items()]
 
-    def find(self, call: RequestContext) -> Handler:
-        """The handler; `call` has its endpoint then. Raises GatewayError 404, 405 or 501."""
-        request = call.request
+    def find(self, context: RequestContext) -> Handler:
+        """The handler; `context` has its endpoint then. Raises GatewayError 404, 405 or 501."""
+        request = context.request
         path, method = request.path, request.method
         if method in _NOWHERE:
-            call.allow = ALLOWED
-            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not answered here.")
+            context.allows(ALLOWED)
+            raise GatewayError(Code.METHOD_NOT_ALLOWED, f"{method} is not supported.")
         if method == "GET" and asks_for_websocket(request.headers):
             raise GatewayError(
-                Code.UPGRADE_NOT_SUPPORTED, "There are no websockets here: answers stream over HTTP."
+                Code.UPGRADE_NOT_SUPPORTED, "WebSockets are not supported: answers stream over HTTP."
             )
-        route = (self._admin if call.admin else self._public).get(path)
-        if route is None and path.startswith("/v1/models/") and not call.admin:
+        route = (self._admin if context.admin else self._public).get(path)
+        if route is None and path.startswith("/v1/models/") and not context.admin:
             route = ("GET", "models", self._plain.model)
         if route is None:
             if path == "*":
-                call.endpoint = "server"
+                context.routed("server")
                 return self._plain.server
-            if call.admin or not is_allowed(path):
+            if context.admin or not is_allowed(path):
                 raise not_found(path)
-            call.endpoint = "passthrough"
+            context.routed("passthrough")
             return self._passed
-        takes, call.endpoint, handler = route
+        takes, endpoint, handler = route
+        context.routed(endpoint)
         if method == takes or method in (f"{takes}, HEAD" if takes[:3] == "GET" else takes).split(", "):
             return handler
-        if self._access_policy is not None and call.endpoint in OPERATING:
-            self._access_policy.enter(call)  # only an operator is told what is there
-        return self._plain.other(call, takes)
+        if self._access_policy is not None and context.endpoint in OPERATING:
+            self._access_policy.authenticate(context)  # only an operator may learn which methods exist
+        return self._plain.other(context, takes)

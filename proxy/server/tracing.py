@@ -1,6 +1,5 @@
-"""Owns the spans: which there are, how they hang together, and what stands in them. OTel's `gen_ai.*` names.
-Must not know how they are sent. No prompt and no key is in them, but where the setting asks for prompts.
-Called by the gateway (a request begins), by Call (it reads, it ends) and by what feeds Flights (FlightTrace)."""
+"""Spans: which exist, how they are nested and linked, and their attributes. OTel's `gen_ai.*` names are used
+where there are any. No prompt and no key is in a span, unless a setting asks for prompts."""
 
 from __future__ import annotations
 
@@ -53,38 +52,36 @@ class Tracing:
         self.otel = otel
         self._prompts = prompts
 
-    def begin(self, call: RequestContext, *, inside: RequestContext | None = None) -> None:
+    def begin(self, context: RequestContext, *, inside: RequestContext | None = None) -> None:
         """A request begins: part of the trace that its client brought, or of the request it is `inside` of."""
-        if call.endpoint in UNTRACED:
+        if context.endpoint in UNTRACED:
             return
-        otel, request = self.otel, call.request
+        otel, request = self.otel, context.request
         if inside is not None and isinstance(inside.trace, RequestTrace):
-            context = otel.within(inside.trace.span)
+            parent = otel.within(inside.trace.span)
         else:
             headers = request.headers
-            context = otel.incoming(
-                list(headers.getall("traceparent", ())), list(headers.getall("tracestate", ()))
-            )
-        route = request.path if call.endpoint != "passthrough" else "{vllm}"
+            parent = otel.incoming(list(headers.getall("traceparent", ())), list(headers.getall("tracestate", ())))
+        route = request.path if context.endpoint != "passthrough" else "{vllm}"
         span = otel.tracer.start_span(
             f"{request.method[:16]} {route}",
-            context=context,
+            context=parent,
             kind=otel.api.SpanKind.SERVER,
             attributes={
                 "http.request.method": request.method,
                 "http.route": route,
                 "url.path": clean(request.path[:512]),
-                "gateway.request_id": call.id,
-                "gateway.endpoint": call.endpoint,
+                "gateway.request_id": context.id,
+                "gateway.endpoint": context.endpoint,
             },
         )
-        call.trace = RequestTrace(self, span)
+        context.traced(RequestTrace(self, span))
 
-    def asked(self, call: RequestContext) -> dict[str, Any]:
+    def asked(self, context: RequestContext) -> dict[str, Any]:
         """What was asked for, by its usual names."""
-        ask = call.ask
+        ask = context.ask
         if ask is None:
-            return {"gen_ai.request.model": clean(call.model[:256])} if call.model else {}
+            return {"gen_ai.request.model": clean(context.model[:256])} if context.model else {}
         told: dict[str, Any] = {
             "gen_ai.operation.name": _OPERATIONS[ask.endpoint],
             "gen_ai.provider.name": "openai",  # whose form of API it is
@@ -121,40 +118,40 @@ class RequestTrace:
     @property
     def id(self) -> str | None:
         """The trace's, as log lines show it."""
-        context = self.span.get_span_context()
-        return f"{context.trace_id:032x}" if context.is_valid else None
+        parent = self.span.get_span_context()
+        return f"{parent.trace_id:032x}" if parent.is_valid else None
 
-    def reads(self, call: RequestContext, reader: Subscriber) -> None:
+    def reads(self, context: RequestContext, reader: Subscriber) -> None:
         """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
         flight = reader.flight
         if flight.trace is None:
-            flight.traced_by(FlightSpan(self._tracing, call, flight, self.span))
+            flight.traced_by(FlightSpan(self._tracing, context, flight, self.span))
         elif isinstance(flight.trace, FlightSpan):
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
-    def ended(self, call: RequestContext) -> None:
+    def ended(self, context: RequestContext) -> None:
         """The request is over, in whatever way."""
         span, otel = self.span, self._tracing.otel
         if span.is_recording():
-            told = self._tracing.asked(call)
-            told["gateway.verdict"] = call.verdict
-            if call.status:
-                told["http.response.status_code"] = call.status
-            if call.client_left:
+            told = self._tracing.asked(context)
+            told["gateway.verdict"] = context.verdict
+            if context.status:
+                told["http.response.status_code"] = context.status
+            if context.client_left:
                 told["gateway.client_left"] = True
-            if call.caller is not None and call.caller.name:
-                told["gateway.key_name"] = call.caller.name
-            first = call.ttft_ms
+            if context.caller is not None and context.caller.name:
+                told["gateway.key_name"] = context.caller.name
+            first = context.ttft_ms
             if first is not None:
                 told["gen_ai.response.time_to_first_chunk"] = first / 1000
-            if call.reader is not None:
-                told |= _spent(call.reader.flight)
-                if isinstance(call.reader.flight.trace, FlightSpan):
-                    told |= call.reader.flight.trace.said()
+            if context.reader is not None:
+                told |= _spent(context.reader.flight)
+                if isinstance(context.reader.flight.trace, FlightSpan):
+                    told |= context.reader.flight.trace.said()
             span.set_attributes(told)
-            failure = call.failure()
-            if call.status >= 500 or (failure is not None and call.status < 400):
-                otel.failed(span, failure or str(call.status))
+            failure = context.failure()
+            if context.status >= 500 or (failure is not None and context.status < 400):
+                otel.failed(span, failure or str(context.status))
             elif failure is not None:
                 span.set_attribute("error.type", failure)  # the client's own: the span of a server stays unset
         span.end()
@@ -168,7 +165,7 @@ class FlightSpan:
         "span",
     )  # fmt: skip
 
-    def __init__(self, tracing: Tracing, call: RequestContext | None, flight: Flight, parent: Any) -> None:
+    def __init__(self, tracing: Tracing, context: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         spec = flight.spec
         self._kind = _OPERATIONS[spec.ask.endpoint] if spec.ask is not None else "passthrough"
@@ -181,7 +178,7 @@ class FlightSpan:
         self._model: str | None = None
         self._id: str | None = None
         otel = tracing.otel
-        told = tracing.asked(call) if call is not None else {}
+        told = tracing.asked(context) if context is not None else {}
         told.pop("gateway.prompt", None)
         self.span = otel.tracer.start_span(
             f"flight {self._name}",

@@ -10,7 +10,7 @@ import tomllib
 from typing import Any, Final
 
 from proxy.access.api_keys import read_keys
-from proxy.access.denylist.normalize import _UNSEEN, StreamNormalizer, form
+from proxy.access.denylist.normalize import _UNSEEN, StreamNormalizer, normalize
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.access.denylist.scanner import Scanner
 from proxy.config.loader import load
@@ -103,7 +103,7 @@ def texts(data: bytes) -> None:
     step = max(1, len(text) // max(1, len(pieces)))
     former = StreamNormalizer()
     formed = "".join(former.feed(text[at : at + step]) for at in range(0, len(text), step)) + former.end()
-    assert formed == form(text)
+    assert formed == normalize(text)
 
 
 def _loaded(text: str) -> Settings:

@@ -72,7 +72,7 @@ def _on(ask: ApiRequest, given: dict[str, Any]) -> None:
     asked_of(ask)
     try:
         prompt = prompt_of(ask)
-        capped = SIZES.admit(ask)
+        capped = SIZES.check(ask)
     except GatewayError as e:
         assert e.status in (400, 413)
         return
@@ -105,7 +105,7 @@ def intake(data: bytes) -> None:
         assert found.refusal.error().status in (400, 413)
         assert not sent
         return
-    ask = SIZES.admit(decode(endpoint, body))
+    ask = SIZES.check(decode(endpoint, body))
     assert (found.model, found.stream) == (ask.model, ask.stream)
     if sent:
         right = with_usage(ask) if endpoint != "embeddings" and ask.stream else ask.body

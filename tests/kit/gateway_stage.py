@@ -65,12 +65,13 @@ class Stage:
         self.records: list[RequestRecord] = []
         self.group = FlightGroup()
         self.metrics = Metrics()
-        scheduler = SimpleNamespace(
+        self.scheduler: Any = SimpleNamespace(
             submit=self.flights.append,
             abandon=lambda flight: self.told.append(("abandoned", flight)),
             promote=lambda *facts: self.told.append(("promoted", *facts)),
             told=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
         )
+        self.backends = SimpleNamespace(ready=True, models=lambda: [{"id": "m1"}])
         log = SimpleNamespace(
             request=lambda record, who=None: self.records.append(record),
             often=lambda *facts, **more: self.told.append((*facts, more)),
@@ -78,8 +79,8 @@ class Stage:
         given: dict[str, Any] = {
             "settings": settings or Settings(),
             "group": self.group,
-            "scheduler": scheduler,
-            "backends": SimpleNamespace(ready=True, models=lambda: [{"id": "m1"}]),
+            "scheduler": self.scheduler,
+            "backends": self.backends,
             "keyer": Keyer(),
             "metrics": self.metrics,
             "log": log,
@@ -106,7 +107,7 @@ class Stage:
                 await found
             return Sent(200, True, 1)
 
-        self.gateway.find = lambda call: handler
+        self.gateway.routes.find = lambda context: handler  # type: ignore[method-assign]
 
     def end(self) -> None:
         """Nothing is left behind."""

@@ -94,7 +94,9 @@ def call_of(**more: Any) -> Any:
         "trace": None, "status": 200, "client_left": False, "caller": None, "ttft_ms": None, "reader": None,
         "failure": lambda: None,
     }  # fmt: skip
-    return SimpleNamespace(**facts | more)
+    made = SimpleNamespace(**facts | more)
+    made.traced = lambda trace: setattr(made, "trace", trace)
+    return made
 
 
 class Flown(SimpleNamespace):

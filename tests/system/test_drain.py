@@ -6,7 +6,6 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,6 +15,7 @@ from proxy.server.drain import FLUSH_SECONDS, Drain
 from tests.kit.client import Connection, IncompleteBody, streaming
 from tests.kit.clock import virtual
 from tests.kit.engine import Engine
+from tests.kit.gateway_stage import Stage as GatewayStage
 from tests.kit.running import HELLO, HELLO_STREAM, gateway, lines, until
 
 CHAT = "/v1/chat/completions"
@@ -29,14 +29,11 @@ class Stage:
         self.busy = 1 if takes else 0
         self._takes = takes
         self.sites = [self]
-        self.routes = SimpleNamespace(find=self.route)
-        self.find = self.route
+        self.gateway = GatewayStage().gateway
+        self.enter = self.gateway.enter
 
     def say(self, what: str) -> None:
         self.told.append((asyncio.get_running_loop().time(), what))
-
-    def route(self, call: Any) -> str:
-        return "answered"
 
     async def finish(self, seconds: float) -> None:
         self.say(f"finish {seconds:g}")
@@ -65,9 +62,8 @@ class Stage:
     def answers(self) -> dict[str, bool]:
         found = {}
         for endpoint in ("ready", "health", "metrics", "chat"):
-            call = type("Call", (), {"endpoint": endpoint})()
             try:
-                self.find(call)
+                self.gateway._check_stage(endpoint)
                 found[endpoint] = True
             except GatewayError as e:
                 assert e.code is Code.SHUTTING_DOWN

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.app import App
 from proxy.flights.memory import Held
-from proxy.server.context import BODY_COST
+from proxy.server.body import BODY_COST
 from tests.kit.client import Connection, get, post_json, request_bytes
 from tests.kit.engine import Engine, Turn
 from tests.kit.engine_scripts import echo_script

@@ -232,6 +232,13 @@ async def test_a_body_delimited_by_close_is_whole_when_it_closes(engine: Engine)
         assert (await call(app.url, "GET", "/v1/x")).body == b"abc"
 
 
+def passthrough(settings: Settings, read: Any, **parts: Any) -> PassThrough:
+    """The handler, of which a test calls `read` only."""
+    others = ("responder", "group", "scheduler", "priority_policy", "access_policy", "admission", "large")
+    given: dict[str, Any] = dict.fromkeys(others) | parts
+    return PassThrough(settings, bodies=cast(Any, SimpleNamespace(read=read)), **given)
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "model", "cost"),
     [
@@ -253,8 +260,9 @@ async def test_a_body_s_model_and_cost_are_known_once_it_is_read(
         return body
 
     settings = Settings()
+    step = passthrough(settings, read)
     found = RequestContext(request=cast(web.BaseRequest, request), id="r")
-    assert await PassThrough(settings, read, None, None, None).read(found) == body
+    assert await step.read(found) == body
     assert (found.model, found.cost) == (model, cost)
     assert limits == [settings.max_upload_bytes if kind == FORM_TYPE[1] else 0]
 
@@ -295,7 +303,7 @@ async def test_ping_takes_post_too_with_and_without_a_body_and_nothing_else(engi
             assert (answer.status, answer.json()) == (200, {"status": "ok"})
         put, health = await call(app.url, "PUT", "/ping"), await call(app.url, "POST", "/health")
         assert (put.status, put.head["allow"]) == (405, "GET, POST, HEAD")
-        assert "takes GET and POST, not PUT" in put.json()["error"]["message"]
+        assert "accepts GET and POST, not PUT" in put.json()["error"]["message"]
         assert (health.status, health.head["allow"]) == (405, "GET, HEAD")
 
 
@@ -355,7 +363,7 @@ async def test_a_body_is_read_elsewhere_where_it_is_large_and_can_be_read(
         admitted.append(len(passed))
 
     found = RequestContext(request=cast(web.BaseRequest, request), id="r")
-    step = PassThrough(Settings(), read, None, cast(Any, admit) if limited else None, cast(Any, large))
+    step = passthrough(Settings(), read, admission=admit if limited else None, large=large)
     assert await step.read(found) == (body + b"!" if away else body)
     assert len(large.told) == away
     assert admitted == ([0 if away else 1] if limited else [])

@@ -91,11 +91,11 @@ async def test_a_more_urgent_class_goes_first(engine: Engine) -> None:
     [
         (("x-gateway-priority", "urgent"), "must be one of high, normal, low"),
         (("x-gateway-priority", "0"), "must be one of high, normal, low"),
-        (("x-gateway-priority", "high"), "above what you may ask for, normal"),
-        (("x-request-timeout", "0"), "a number of seconds over 0"),
-        (("x-request-timeout", "-1"), "a number of seconds over 0"),
-        (("x-request-timeout", "nan"), "a number of seconds over 0"),
-        (("x-request-timeout", "1e3"), "a number of seconds over 0"),
+        (("x-gateway-priority", "high"), "exceeds your highest priority, normal"),
+        (("x-request-timeout", "0"), "a number of seconds above 0"),
+        (("x-request-timeout", "-1"), "a number of seconds above 0"),
+        (("x-request-timeout", "nan"), "a number of seconds above 0"),
+        (("x-request-timeout", "1e3"), "a number of seconds above 0"),
         (("x-request-timeout", "86401"), "up to 86400"),
     ],
 )

@@ -1,6 +1,5 @@
-"""Owns the feeding of answers that are checked against the deny list: frames wait until their text is safe.
-Must not know requests or readers: it is a Feeder that may end its answer with an error of its own.
-Called by journeys in the place of a Feeder, only where answers are to be checked."""
+"""Filtering of answers by the deny list: an Ingest that holds frames back until no rule can match their text
+any more, and ends the answer with an error where one does."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ _KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"}
 
 def denied() -> GatewayError:
     """Of an answer; what it held is not repeated."""
-    return GatewayError(Code.CONTENT_DENIED, "The answer held something that may not be passed on here.")
+    return GatewayError(Code.CONTENT_DENIED, "The answer contains denied content.")
 
 
 class FilteringIngest(Ingest):
@@ -84,7 +83,7 @@ class FilteringIngest(Ingest):
             return
         self._frames(data, self.flight.clock())
         if self.flight.size + self._waiting_bytes > self._limits.flight:
-            self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer is over {self._limits.flight} bytes."))
+            self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {self._limits.flight} bytes."))
 
     def end(self) -> None:
         if self._turn is not None:

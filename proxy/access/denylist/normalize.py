@@ -1,6 +1,4 @@
-"""Owns the one form in which texts are compared with the deny list, whole or piece by piece.
-Must not know lists or matches: text in, text out.
-Called by deny (rules, prompts) and by scan (answers)."""
+"""The normal form in which texts are compared with the deny list, whole or piece by piece. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ MAX_PENDING: Final = 64
 """Characters that may wait for what they combine with; a longer run of marks is no text and is not waited for."""
 
 
-def form(text: str) -> str:
+def normalize(text: str) -> str:
     """Without characters of no width, in Unicode's NFKC, case folded, every run of white space one space. In time
     linear in the text, whatever it is."""
     text = _seen(text)
@@ -71,7 +69,7 @@ def _spaced(text: str, spaces: str) -> str:
 
 
 class StreamNormalizer:
-    """The same, of a text that comes in pieces: what `feed` and `end` return, joined, is `form` of the whole.
+    """The same, of a text that comes in pieces: what `feed` and `end` return, joined, is `normalize` of the whole.
 
     A piece's last character may combine with the next piece's first, so it waits for it.
     """
@@ -92,15 +90,15 @@ class StreamNormalizer:
         if len(text) - cut > MAX_PENDING:
             cut = len(text)
         self.pending = text[cut:]
-        return self._spaces(form(text[:cut]))
+        return self._spaces(normalize(text[:cut]))
 
     def end(self) -> str:
         text, self.pending = self.pending, ""
-        return self._spaces(form(text))
+        return self._spaces(normalize(text))
 
     def peek(self) -> str:
         """What waits, in its form, were nothing to combine with it."""
-        text = form(self.pending)
+        text = normalize(self.pending)
         return text[1:] if self._spaced and text.startswith(" ") else text
 
     def _spaces(self, text: str) -> str:
@@ -113,7 +111,7 @@ class StreamNormalizer:
         return text
 
 
-def seen(text: str) -> int:
+def visible_length(text: str) -> int:
     """How many characters of a text count: those of no width do not."""
     return len(_seen(text))
 

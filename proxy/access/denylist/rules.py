@@ -1,6 +1,5 @@
-"""Owns the deny list: its file's form, its rules, and whether a text breaks one.
-Must not know requests, answers or HTTP. Patterns run on RE2: linear in the text, whatever the pattern.
-Called by prepare (reading), the gate (prompts) and scan (answers)."""
+"""The deny list: its file, its rules, and whether a text breaks one. Patterns run on RE2, which is linear in
+the text whatever the pattern."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from proxy.access.denylist.normalize import form
+from proxy.access.denylist.normalize import normalize
 from proxy.errors import SettingsError
 
 MAX_LITERAL: Final = 1000  # characters
@@ -109,7 +108,7 @@ class DenyList:
 
     def find(self, text: str) -> int | None:
         """The line of a rule that the text breaks."""
-        formed = form(text)
+        formed = normalize(text)
         line = self.find_literal(formed)
         if line is None and self.patterns:
             data = formed.encode("utf-8", "replace")  # once, not once for each pattern
@@ -164,7 +163,7 @@ def read_deny_list(text: str, path: str) -> DenyList:
 
 
 def _literal(text: str) -> str:
-    formed = form(text).strip()
+    formed = normalize(text).strip()
     if not formed:
         raise ValueError("a text of no characters would deny everything")
     if len(formed) > MAX_LITERAL:

@@ -1,12 +1,11 @@
-"""Owns the search of a text that comes in pieces: the same verdict for any pieces, and how much of it is safe.
-Must not know frames, choices or flights: text in, a verdict and a count out.
-Called by the guarded feeder, one for each text of each choice."""
+"""Search of a text that arrives in pieces: the same verdict however it is cut, and how much of it is already
+safe."""
 
 from __future__ import annotations
 
 from collections import deque
 
-from proxy.access.denylist.normalize import StreamNormalizer, seen
+from proxy.access.denylist.normalize import StreamNormalizer, visible_length
 from proxy.access.denylist.rules import DenyList
 
 
@@ -41,7 +40,7 @@ class Scanner:
     def feed(self, text: str) -> None:
         if self.hit is not None or not text:
             return
-        self.read += seen(text)
+        self.read += visible_length(text)
         self._take(self._former.feed(text), last=False)
         self._settle()
 

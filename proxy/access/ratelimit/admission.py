@@ -1,6 +1,4 @@
-"""Owns admission: who a request is from, what it may cost, whether it may go on; and makes the settings' limiter.
-Must not know how limits are counted or told.
-Called by the gateway once a request is decoded, and by the app."""
+"""Admission control: the caller of a request, its estimated cost, and whether it may go on."""
 
 from __future__ import annotations
 
@@ -20,36 +18,36 @@ from proxy.wire import NONE, RawBody
 
 
 class Admission:
-    """Asked once a request. What it lets through is given back by `Call.close`."""
+    """Admits or refuses each request once. `RequestContext.close` gives a reservation back."""
 
     def __init__(self, limiter: Limiter, identify: Identify, *, assumed: int) -> None:
         self.limiter = limiter
         self._identify = identify
         self._assumed = assumed  # tokens of an answer that may be of any length
 
-    async def __call__(self, call: AccessContext, passed: RawBody = NONE) -> None:
+    async def __call__(self, context: AccessContext, passed: RawBody = NONE) -> None:
         """Let the request go on, or raise GatewayError 429 or 503. `passed`: of one that passes through."""
 
         def cost() -> Cost:
-            if call.cost is not None:
-                return Cost(*call.cost)
-            if call.ask is not None:
-                return estimate(call.ask, self._assumed)
-            return estimate_raw(call.request.path, passed, self._assumed)
+            if context.cost is not None:
+                return Cost(*context.cost)
+            if context.ask is not None:
+                return estimate(context.ask, self._assumed)
+            return estimate_raw(context.request.path, passed, self._assumed)
 
-        hold = call.hold
-        if hold is not None:  # let in by its head
+        hold = context.hold
+        if hold is not None:  # admitted by its head
             await hold.spends(cost)
             return
-        caller = call.caller or self._identify(call.request)
-        hold = call.reserves(lambda: self.limiter.ask(caller, cost))
+        caller = context.caller or self._identify(context.request)
+        hold = context.reserves(lambda: self.limiter.ask(caller, cost))
         if hold is not None:
             await hold.allowed()
 
-    async def head(self, call: AccessContext) -> None:
-        """Before a body is read that is large or slow: everything but its tokens, which are asked for after it."""
-        caller = call.caller or self._identify(call.request)
-        hold = call.reserves(lambda: self.limiter.ask(caller, lambda: NO_COST))
+    async def head(self, context: AccessContext) -> None:
+        """Before a large or slow body is read: every limit but tokens, which are acquired after it."""
+        caller = context.caller or self._identify(context.request)
+        hold = context.reserves(lambda: self.limiter.ask(caller, lambda: NO_COST))
         if hold is not None:
             await hold.allowed()
 
@@ -64,7 +62,7 @@ async def admission_for(
     identify: Identify,
     keyed: bool = False,
 ) -> Admission | None:
-    """What the settings ask for; None where nothing is limited, so that nothing is paid for. `redis_url`: one that
+    """The settings' admission control; None without limits, so that requests pay nothing. `redis_url`: one that
     other processes have too. `keyed`: callers may bring limits of their own."""
     default = Rates(
         rps=settings.rate_limit_rps,
@@ -107,12 +105,12 @@ async def admission_for(
         on_refused=metrics.rate_limited,
         on_fallback=metrics.limit_fallback,
     )
-    metrics.gauge("limited_requests", "Requests under way that limits count.", lambda: limiter.local.streams)
-    metrics.gauge("limited_callers", "Callers whose limits this process keeps.", lambda: len(limiter.local))
+    metrics.gauge("limited_requests", "Requests under way that rate limits count.", lambda: limiter.local.streams)
+    metrics.gauge("limited_callers", "Callers whose limits this process tracks.", lambda: len(limiter.local))
     if shared is not None:
         metrics.gauge(
             "limits_local",
-            "1 where Redis is away and each process limits alone.",
+            "1 while Redis is unavailable and each process limits by itself.",
             lambda: int(not shared.available),
         )
     return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

@@ -1,6 +1,5 @@
-"""Owns the arithmetic of limits: meters that leak, permits, what a request takes and gives back; a bounded table.
-Must not know Redis, HTTP, flights or clocks: `now` is passed in, in seconds of any clock that does not go back.
-Called by the limiter; the same sums run inside Redis (`redis.py`)."""
+"""The arithmetic of rate limits: leaky buckets, permits, and a bounded table of callers. `now` is an argument,
+in seconds of any monotonic clock. Redis runs the same sums (`redis.py`)."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ SLACK: Final = 1e-6
 ROOM: Final = 65_536
 """Callers that are kept apart. Clients make callers up, so there is an end to it."""
 STREAM_WAIT: Final = 1.0
-"""Seconds after which to ask again for a place among one's own streams: when one ends, nobody knows."""
+"""Retry-After for the limit of requests under way, in seconds: their ends are unknown."""
 
 Kind = Literal["requests", "tokens", "streams"]
 Whose = Literal["caller", "global"]
@@ -184,7 +183,7 @@ class LocalLimits:
         """Requests under way."""
         return self._everyone.streams
 
-    def take(self, claim: Claim, now: float, *, force: bool = False) -> Decision:
+    def acquire(self, claim: Claim, now: float, *, force: bool = False) -> Decision:
         """Decide, and take where nothing is over. `force`: it was decided elsewhere."""
         own = self._bucket(claim.caller, now)
         claim.spilled = own is self._spill
@@ -203,7 +202,7 @@ class LocalLimits:
         claim.permitted = claim.permitted or bool(claim.asked)
         return Decision(None, own.read(), self._everyone.read())
 
-    def give(
+    def refund(
         self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False
     ) -> None:
         """Correct what was taken: numbers below 0 are given back, above 0 are charged, over the ceiling too: the

@@ -1,6 +1,4 @@
-"""Owns how a limit is told to a client: OpenAI's headers and durations, and the error of a refusal.
-Must not know how limits are counted, Redis or HTTP servers.
-Called by the limiter, which hands it a Claim and its Decision."""
+"""Rate limits as a client sees them: OpenAI's headers and durations, and the error of a refusal."""
 
 from __future__ import annotations
 
@@ -75,7 +73,9 @@ def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     retry = None if math.isinf(seconds) else math.ceil(seconds)
     # Only tokens that are more than a meter holds can never pass, whichever ceiling was met first.
     again = (
-        "That can never pass: send a shorter prompt." if retry is None else f"Try again in {duration(seconds)}."
+        "The request can never pass: send a shorter prompt."
+        if retry is None
+        else f"Try again in {duration(seconds)}."
     )
     if kind == "requests" and bounds.requests is not None:
         text = (
@@ -87,8 +87,8 @@ def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
     else:
         text = f"limit {counted(bounds.streams or 0, 'request')} under way at a time"
         if retry is not None:
-            again = f"Wait for one to end, or try again in {duration(seconds)}."
+            again = f"Wait until one has finished, or try again in {duration(seconds)}."
     if whose == "caller" or retry is None:
         return GatewayError(Code.RATE_LIMITED, f"Rate limit reached: {text}. {again}", retry_after=retry)
-    message = f"The gateway is at its ceiling for all clients together: {text}. {again}"
+    message = f"The gateway has reached its limit for all clients together: {text}. {again}"
     return GatewayError(Code.CEILING_REACHED, message, retry_after=retry)

@@ -1,6 +1,5 @@
-"""Owns what one request has of the limits until all of it is settled (Hold), and who decides (Limiter).
-Must not know HTTP, settings' names or how a limit is counted.
-Called by admission (ask), by Call (joins, close) and by the Flights that a request pays for, at their end."""
+"""What one request holds of its limits until it is settled (`Reservation`), and which store decides
+(`Limiter`)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from proxy.flights import NO_COST, Cost, Flight, Subscriber, actual_cost, was_di
 from proxy.telemetry import internal
 
 Followers = Literal["generation", "reader"]
-"""Who pays for tokens: whoever began the generation, once; or every reader of it, hits too."""
+"""Who pays for tokens: the request that started the generation, or every reader of it, cache hits too."""
 
 
 class Limiter:
@@ -65,9 +64,9 @@ class Limiter:
         shared = self.shared
         try:
             if shared is None:
-                hold.decided(self.local.take(claim, self.clock()))
+                hold.decided(self.local.acquire(claim, self.clock()))
             else:
-                shared.take(claim, hold.answered)
+                shared.acquire(claim, hold.answered)
         except Exception:
             hold.close()  # nobody else has it
             raise
@@ -80,7 +79,7 @@ def _priced(own: Limits, everyone: Limits, estimate: Callable[[], Cost]) -> tupl
     if not sizes:
         return NO_COST, 0
     cost = estimate()
-    # A guess at the answer's length alone refuses nobody for ever.
+    # The estimate of an answer's length alone must not refuse a request for ever.
     return cost, cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt))
 
 
@@ -137,9 +136,9 @@ class Reservation:
         self.claim = claim = replace(claim, tokens=tokens, asked=0)
         self.decision = None
         if limiter.shared is None or not self._in_redis:
-            self._spent_on(limiter.local.take(claim, limiter.clock()))
+            self._spent_on(limiter.local.acquire(claim, limiter.clock()))
         else:
-            limiter.shared.take(claim, self._spending)
+            limiter.shared.acquire(claim, self._spending)
         await self.allowed()
 
     def _spending(self, decision: Decision | None) -> None:
@@ -147,10 +146,10 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()
-            decision = limiter.local.take(claim, limiter.clock())
+            decision = limiter.local.acquire(claim, limiter.clock())
             self._in_redis = False  # nothing of these tokens is to be given back there
         elif decision.over is None:
-            limiter.local.take(claim, limiter.clock(), force=True)
+            limiter.local.acquire(claim, limiter.clock(), force=True)
         self._spent_on(decision)
 
     def _spent_on(self, decision: Decision) -> None:
@@ -180,10 +179,10 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()
-            decision = limiter.local.take(claim, limiter.clock())
+            decision = limiter.local.acquire(claim, limiter.clock())
         elif decision.over is None:
             self._in_redis = True
-            limiter.local.take(claim, limiter.clock(), force=True)
+            limiter.local.acquire(claim, limiter.clock(), force=True)
         if decision.over is None and limiter.shared is not None:
             limiter.shared.hold(claim)
         self.decided(decision)
@@ -196,7 +195,7 @@ class Reservation:
             self._end()
 
     def headers(self) -> list[tuple[str, str]]:
-        """What the client is told of its limits."""
+        """The rate-limit headers."""
         return headers(self.claim, self.decision) if self.decision is not None else []
 
     @property
@@ -266,7 +265,7 @@ class Reservation:
         limiter, claim = self._limiter, self.claim
         if limiter.shared is not None:  # first: what is permitted here still is given back again where this raises
             if self._in_redis:
-                limiter.shared.give(claim, requests=requests, tokens=tokens, stream=stream)
+                limiter.shared.refund(claim, requests=requests, tokens=tokens, stream=stream)
             else:
-                limiter.shared.give(claim, stream=stream)
-        limiter.local.give(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)
+                limiter.shared.refund(claim, stream=stream)
+        limiter.local.refund(claim, limiter.clock(), requests=requests, tokens=tokens, stream=stream)

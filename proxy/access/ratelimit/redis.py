@@ -1,6 +1,5 @@
-"""Owns the limits that all processes share: one atomic script a request, permits with deadlines, and the breaker.
-Must not know flights, HTTP or settings: it is given Claims and calls back with Decisions. No error leaves it.
-Called by the limiter (take, give) and the app (lifecycle)."""
+"""Limits that all processes share in Redis: one atomic script a request, permits with deadlines, a circuit
+breaker. Takes Claims and calls back with Decisions; no error leaves it."""
 
 from __future__ import annotations
 
@@ -186,7 +185,7 @@ class RedisLimits:
 
     # -- what a request asks ------------------------------------------------------------------------
 
-    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+    def acquire(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
         """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
         if self.availability.open:
             done(None)
@@ -209,7 +208,7 @@ class RedisLimits:
         if claim.own.streams is not None or claim.everyone.streams is not None:
             self._held[claim.permit] = claim
 
-    def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+    def refund(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
         """Correct what was taken, and end the permit where `stream` says so. Nobody waits for it."""
         permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
         if self.availability.open or not (requests or tokens or permit):

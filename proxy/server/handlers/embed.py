@@ -1,53 +1,49 @@
-"""Owns the handler of `/embed`: `/v1/embeddings` under a short name, and a marked stub where that is wanted.
-Must not know how a request is read, joined or sent: it is given the steps.
-Called by the gateway, once a request to that path."""
+"""`/embed`: `/v1/embeddings` under a short name, and a marked stub where the setting allows one."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final
 
+from proxy.access.ratelimit import Admission
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights import Subscriber
-from proxy.server import respond
+from proxy.flights import sharing_of
+from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
 from proxy.server.handlers.embed_stub import CANNOT_EMBED, names_model, stub_vector
-from proxy.wire import ApiRequest
-
-
-class Reply(Protocol):
-    """Answers with a JSON value of ours."""
-
-    def __call__(
-        self, call: RequestContext, status: int, answer: object, headers: respond.Headers = ()
-    ) -> Awaitable[respond.Sent]: ...
-
+from proxy.server.handlers.generation import Generation
+from proxy.server.respond import Sent
+from proxy.server.responder import Responder
 
 _BUSY: Final = frozenset({Code.QUEUE_FULL, Code.QUEUE_SHARE, Code.QUEUE_TIMEOUT, Code.DEADLINE_UNMEETABLE})
-"""There are engines, but not now: what a stub is not for."""
+"""Engines exist but are busy: never a reason for a stub."""
 
 
 class EmbedHandler:
-    """Where no engine can embed it answers a stub, if the setting says so."""
+    """The handler. With the setting `embed_stub` it answers a stub where no engine can embed."""
 
     def __init__(
         self,
-        stub: bool,
-        ask: Callable[[RequestContext], Awaitable[ApiRequest]],
-        join: Callable[[RequestContext, ApiRequest], Subscriber],
-        body: Callable[[RequestContext, Subscriber], Awaitable[respond.Sent]],
-        reply: Reply,
+        settings: Settings,
+        bodies: BodyReader,
+        generation: Generation,
+        admission: Admission | None,
+        responder: Responder,
     ) -> None:
-        self._stub = stub
-        self._ask = ask
-        self._join = join
-        self._body = body
-        self._reply = reply
+        self._stub = settings.embed_stub
+        self._share = settings.share
+        self._bodies = bodies
+        self._generation = generation
+        self._admission = admission
+        self._responder = responder
 
-    async def __call__(self, call: RequestContext) -> respond.Sent:
-        ask = await self._ask(call)
+    async def __call__(self, context: RequestContext) -> Sent:
+        body = await self._bodies.read(context, json=True)
+        ask = await self._generation.read(context, "embeddings", body)
+        if self._admission is not None:
+            await self._admission(context)
         try:
-            reader = self._join(call, ask)
+            reader = self._generation.attach(context, ask, sharing_of(ask, self._share))
             reader.whole = True
             while not reader.flight.ended:
                 await reader.changed()
@@ -55,7 +51,7 @@ class EmbedHandler:
             if reader.flight.error is not None:
                 raise reader.flight.error
             if head is None or head.status not in CANNOT_EMBED or names_model(reader.flight.log):
-                return await self._body(call, reader)
+                return await self._responder.body(context, reader)
             if not self._stub:
                 raise GatewayError(
                     Code.EMBEDDINGS_UNAVAILABLE,
@@ -64,4 +60,4 @@ class EmbedHandler:
         except GatewayError as e:
             if not self._stub or e.code in _BUSY:
                 raise
-        return await self._reply(call, 200, stub_vector(ask), [("x-gateway-stub", "1")])
+        return await self._responder.reply(context, 200, stub_vector(ask), [("x-gateway-stub", "1")])

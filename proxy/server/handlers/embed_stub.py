@@ -1,6 +1,4 @@
-"""Owns what `/embed` is more than `/v1/embeddings`: when an engine's answer says it cannot embed, and the stub.
-Must not know flights, engines or HTTP servers: it reads statuses and bodies.
-Called by the handler of `/embed`."""
+"""The stub answer of `/embed`, and the statuses by which an engine says that it cannot embed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the flush of stored answers: the request, the removal and its audit line.
-Must not know Redis' commands: the cache removes what begins with a model's tag.
-Called by the gateway, for `DELETE /-/cache`."""
+"""`DELETE /-/cache`: removes stored answers, of one model or of all, and writes an audit line."""
 
 from __future__ import annotations
 
@@ -9,14 +7,12 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qsl
 
-import msgspec
-
 from proxy.errors import Code, GatewayError
 from proxy.flights import FlightGroup, model_tag
 from proxy.redis import Cache, WireError
-from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
+from proxy.server.respond import Sent
 from proxy.telemetry import Audit
 
 PATH: Final = "/-/cache"
@@ -33,19 +29,19 @@ class Flush:
         audit: Audit,
         address: Callable[[RequestContext], str],
     ) -> None:
-        self._gateway = gateway
+        self._responder = gateway.responder
         self._group = group
         self._cache = cache
         self._audit = audit
         self._address = address
         self._busy = False
-        gateway.routes.serve(PATH, "DELETE", "cache", self.handle)
+        gateway.routes.add_route(PATH, "DELETE", "cache", self.handle)
 
-    async def handle(self, call: RequestContext) -> respond.Sent:
+    async def handle(self, context: RequestContext) -> Sent:
         """Raises GatewayError 400 or 503."""
-        model = _model_of(call)
+        model = _model_of(context)
         if self._busy:
-            raise GatewayError(Code.QUEUE_FULL, "A flush is under way already; try again later.", retry_after=1)
+            raise GatewayError(Code.QUEUE_FULL, "Another flush is running; try again later.", retry_after=1)
         self._busy = True
         result, removed, flights = "failed", 0, 0
         try:
@@ -61,21 +57,15 @@ class Flush:
             self._busy = False
             self._audit.acted(
                 "cache flushed",
-                call.caller.name if call.caller is not None else "",
-                self._address(call),
+                context.caller.name if context.caller is not None else "",
+                self._address(context),
                 result=result,
                 what="all models" if model is None else model[:256],
                 removed=removed,
                 flights=flights,
             )
         answer = {"object": "cache.flush", "model": model, "removed": removed, "flights": flights}
-        headers = [("content-type", "application/json"), *call.headers()]
-        call.status = 200
-        sent, left = respond.write(call.request, 200, headers, msgspec.json.encode(answer))
-        call.bytes_out = sent.bytes
-        if left is not None:
-            await respond.rest(call.request, left, lambda: self._gateway.taken(call))
-        return sent
+        return await self._responder.reply(context, 200, answer)
 
     async def _removed(self, cache: Cache, begin: bytes) -> int:
         try:
@@ -83,20 +73,20 @@ class Flush:
         except (WireError, TimeoutError) as e:
             raise GatewayError(
                 Code.CACHE_UNAVAILABLE,
-                f"Redis did not remove all of them ({str(e) or type(e).__name__}); ask again.",
+                f"Redis did not remove all answers ({str(e) or type(e).__name__}); send the request again.",
                 retry_after=1,
             ) from None
 
 
-def _model_of(call: RequestContext) -> str | None:
+def _model_of(context: RequestContext) -> str | None:
     """The one parameter there is. Raises GatewayError 400."""
-    query = parse_qsl(call.request.raw_path.partition("?")[2], keep_blank_values=True)
+    query = parse_qsl(context.request.raw_path.partition("?")[2], keep_blank_values=True)
     unknown = next((name for name, _ in query if name != "model"), None)
     models = [value for _, value in query]
     if unknown is not None or len(models) > 1 or models == [""]:
         raise GatewayError(
             Code.INVALID_VALUE,
-            "Name one model, ?model=NAME, or leave it out to flush the answers of all.",
+            "Name one model (?model=NAME), or leave the parameter out to flush the answers of all models.",
             param="model" if unknown is None else unknown[:64],
         )
     return models[0] if models else None

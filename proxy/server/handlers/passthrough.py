@@ -1,76 +1,112 @@
-"""Owns how a body that passes through is let in: by its head, read once, checked, charged; what is sent comes out.
-Must not know flights, engines or sockets: it is given the step that reads the bytes.
-Called by the gateway, once a request to a path that is passed through."""
+"""Every other path of vLLM: the body is checked and charged, then a Flight with one reader relays the bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Protocol
-
-from proxy.access import AccessPolicy
+from proxy.access import AccessPolicy, PriorityPolicy
+from proxy.access.ratelimit import Admission
 from proxy.config import Settings
-from proxy.flights import estimate_raw
+from proxy.errors import GatewayError
+from proxy.flights import FlightGroup, FlightSpec, Mode, QueueState, Scheduler, estimate_raw
+from proxy.server.body import BodyReader
 from proxy.server.context import RequestContext
+from proxy.server.handlers.relay import end_to_end_headers
 from proxy.server.offload.large import LargeRequests
-from proxy.wire import NONE, RawBody, read_passed, takes_json_only
+from proxy.server.respond import Sent
+from proxy.server.responder import Responder
+from proxy.wire import read_passed, takes_json_only
 from proxy.wire.http import Media, media_of
 
 
-class Admit(Protocol):
-    """Lets requests on, or raises GatewayError 429 or 503."""
-
-    async def __call__(self, call: RequestContext, passed: RawBody = NONE) -> None:
-        """Asked once the body is read."""
-
-    async def head(self, call: RequestContext) -> None:
-        """Asked before a body is read that is large or slow to come: all but what its tokens cost."""
-
-
-class ReadBody(Protocol):
-    def __call__(self, call: RequestContext, *, json: bool, limit: int = 0) -> Awaitable[bytes]: ...
-
-
 class PassThrough:
-    """One for a gateway."""
+    """The handler. One for a gateway."""
 
     def __init__(
         self,
         settings: Settings,
-        body: ReadBody,
+        *,
+        bodies: BodyReader,
+        responder: Responder,
+        group: FlightGroup,
+        scheduler: Scheduler,
+        priority_policy: PriorityPolicy,
         access_policy: AccessPolicy | None,
-        admit: Admit | None,
+        admission: Admission | None,
         large: LargeRequests | None,
     ) -> None:
         self._settings = settings
-        self._body = body
+        self._bodies = bodies
+        self._responder = responder
+        self._group = group
+        self._scheduler = scheduler
+        self._priority_policy = priority_policy
         self._access_policy = access_policy
-        self._admit = admit
+        self._admission = admission
         self._large = large
 
-    async def read(self, call: RequestContext) -> bytes:
-        """The body as it goes up. Its model and its cost are the call's from now on. Raises GatewayError."""
-        request = call.request
+    async def __call__(self, context: RequestContext) -> Sent:
+        body = await self.read(context)
+        return await self.forward(context, context.request.raw_path, body)
+
+    async def forward(self, context: RequestContext, path: str, body: bytes) -> Sent:
+        """Relay a request that is admitted. It shares nothing. Raises GatewayError."""
+        request = context.request
+        spec = FlightSpec(
+            method=request.method,
+            path=path,
+            body=body,
+            mode=Mode.RAW,
+            request_id=context.id,
+            headers=(
+                *end_to_end_headers(request.raw_headers, authorization=self._settings.forward_authorization),
+                ("X-Request-Id", context.id),
+            ),
+            model=context.model,
+            cost=context.cost,
+        )
+        owner = self._priority_policy.fairness_key(context.caller, request)
+        queue_state = QueueState(
+            owner=owner,
+            priority=self._priority_policy.priority(context.caller, request),
+            deadline=context.deadline,
+            latest=context.deadline,
+        )
+        flight = self._group.launch(spec, queue_state)
+        try:
+            reader = self._group.attach(flight, usage=True, whole=False, owner=owner)
+            context.attach_reader(reader)
+            self._scheduler.submit(flight)
+        except GatewayError:
+            raise
+        except Exception:
+            self._scheduler.abandon(flight)
+            raise
+        return await self._responder.stream(context, reader)
+
+    async def read(self, context: RequestContext) -> bytes:
+        """The body as it is sent to the engine. Sets the context's model and cost. Raises GatewayError."""
+        request = context.request
         media = None
         if request.body_exists:
             media = media_of(request.headers, json_only=takes_json_only(request.path))
         upload = media is not None and media.kind == "form"
-        body = await self._body(call, json=False, limit=self._settings.max_upload_bytes if upload else 0)
-        if media is not None and self._elsewhere(media, body):
+        limit = self._settings.max_upload_bytes if upload else 0
+        body = await self._bodies.read(context, json=False, limit=limit)
+        if media is not None and self._offloaded(media, body):
             assert self._large is not None
-            body = await self._large.raw(call, media, body)
-            if self._admit is not None:
-                await self._admit(call)
+            body = await self._large.raw(context, media, body)
+            if self._admission is not None:
+                await self._admission(context)
             return body
         passed = read_passed(media, body)
-        call.model = passed.model
+        context.describe(passed.model)
         if self._access_policy is not None:
-            passed = self._access_policy.admit_raw(call, passed)
-        call.cost = estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens)
-        if self._admit is not None:
-            await self._admit(call, passed)
+            passed = self._access_policy.check_raw(context, passed)
+        context.price(estimate_raw(request.path, passed, self._settings.rate_limit_assumed_tokens))
+        if self._admission is not None:
+            await self._admission(context, passed)
         return passed.body
 
-    def _elsewhere(self, media: Media, body: bytes) -> bool:
-        """Whether it is too large to be read here."""
+    def _offloaded(self, media: Media, body: bytes) -> bool:
+        """Whether the body is too large to be read on the event loop."""
         large = self._large
         return media.kind != "other" and large is not None and len(body) > large.inline and large.heavy(body)

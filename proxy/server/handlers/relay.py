@@ -1,6 +1,5 @@
-"""Owns what may be passed through to an engine as it is: which paths, and which of a client's headers.
-Must not know flights or sockets: pure functions of texts.
-Called by the gateway's handlers."""
+"""What may be passed through to an engine: which paths, and which of a client's headers. Pure functions of
+texts."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote
 
+from proxy.config import Settings
 from proxy.errors import Code, GatewayError
 from proxy.upstream.http import HOP_BY_HOP
 from proxy.wire import COUNTS
@@ -46,7 +46,7 @@ _NOT_FORWARDED: Final = (
         "x-api-key",
         "cookie",
         "forwarded",
-        "x-real-ip",  # as X-Forwarded-*: nobody vouches for it
+        "x-real-ip",  # as X-Forwarded-*: set by anyone
         "x-request-id",  # written anew
         "x-gateway-share",
     }
@@ -56,6 +56,11 @@ _NOT_FORWARDED: Final = (
 _OF_CONTENT: Final = {"content-type", "content-encoding"}
 """They say what the body is, as it was read here: no `Connection` header may name them (RFC 9110 7.6.1)."""
 _DECODED: Final = 3  # times that a server behind another may decode a path
+
+
+def passed_on(settings: Settings) -> tuple[str, ...]:
+    """The client headers that are sent to an engine along with a request that may be shared."""
+    return (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
 
 
 def is_allowed(path: str) -> bool:
@@ -103,7 +108,10 @@ def engine_headers(headers: Mapping[str, str], names: Sequence[str]) -> list[tup
 
     Raises GatewayError 400 where one of the others is not printable ASCII.
     """
-    found = [(name, headers[name]) for name in names if name in headers]
+    found = []
+    for name in names:  # a comprehension is a Python call until 3.12
+        if name in headers:
+            found.append((name, headers[name]))
     return _fit(headers, found) if found else found
 
 
@@ -120,7 +128,7 @@ def _fit(headers: Mapping[str, str], found: list[tuple[str, str]]) -> list[tuple
             continue
         if not _PRINTABLE.fullmatch(value):
             raise GatewayError(
-                Code.INVALID_HEADER, f"{name} must be printable ASCII, as it goes to the engine.", param=name
+                Code.INVALID_HEADER, f"{name} must be printable ASCII: it is sent to the engine.", param=name
             )
         fit.append((name, value))
     return fit

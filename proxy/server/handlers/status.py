@@ -1,6 +1,4 @@
-"""Owns the short answers that need no flight: the models, whether it lives, whether it can serve, its metrics.
-Must not know generations, limits or keys.
-Called by the gateway, once a request for one of them."""
+"""The short answers that need no Flight: models, health, readiness, metrics, OPTIONS."""
 
 from __future__ import annotations
 
@@ -8,77 +6,87 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from proxy.access import AccessPolicy
+from proxy.access.ratelimit import Admission
 from proxy.errors import Code, GatewayError
-from proxy.server import respond
 from proxy.server.context import RequestContext
+from proxy.server.respond import Sent
+from proxy.server.responder import Responder
 from proxy.telemetry import Metrics
 from proxy.upstream import Backends
 
 ALLOWED: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-"""What the paths here take together, for `OPTIONS *` and methods that none of them takes."""
+"""All methods of all paths, for `OPTIONS *` and for unsupported methods."""
 
-_NAME_CHARS: Final = 200  # of a model that is not there, as its error tells it
+_NAME_CHARS: Final = 200  # of an unknown model's name, in its error
 _METHOD_CHARS: Final = 16  # the same of a method
-
-Reply = Callable[[RequestContext, int, object], Awaitable[respond.Sent]]
-Send = Callable[[RequestContext, int, list[tuple[str, str]], bytes], Awaitable[respond.Sent]]
 
 
 class StatusHandlers:
     """One method an endpoint."""
 
     def __init__(
-        self, backends: Backends, metrics: Metrics, access_policy: AccessPolicy | None, reply: Reply, send: Send
+        self,
+        backends: Backends,
+        metrics: Metrics,
+        access_policy: AccessPolicy | None,
+        admission: Admission | None,
+        responder: Responder,
     ) -> None:
         self._backends = backends
         self._metrics = metrics
         self._access_policy = access_policy
-        self._reply = reply
-        self._send = send
+        self._admission = admission
+        self._responder = responder
 
-    async def models(self, call: RequestContext) -> respond.Sent:
-        return await self._reply(call, 200, {"object": "list", "data": self._visible(call)})
+    async def models(self, context: RequestContext) -> Sent:
+        if self._admission is not None:
+            await self._admission(context)
+        return await self._responder.reply(context, 200, {"object": "list", "data": self._visible(context)})
 
-    def _visible(self, call: RequestContext) -> list[dict[str, Any]]:
+    def _visible(self, context: RequestContext) -> list[dict[str, Any]]:
         if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers, so no model is served.", retry_after=1)
+            raise GatewayError(Code.NO_BACKEND, "No engine is available, so no model is served.", retry_after=1)
         models = self._backends.models()
-        return models if self._access_policy is None else self._access_policy.visible(call, models)
+        return models if self._access_policy is None else self._access_policy.visible_models(context, models)
 
-    async def model(self, call: RequestContext) -> respond.Sent:
+    async def model(self, context: RequestContext) -> Sent:
         """One of them: the rest of the path is its id, slashes and all."""
-        name = call.request.path.removeprefix("/v1/models/")
-        models = self._visible(call)
+        name = context.request.path.removeprefix("/v1/models/")
+        models = self._visible(context)
         found = next((model for model in models if model.get("id") == name), None)
         if found is None:
             raise GatewayError(
-                Code.MODEL_NOT_FOUND, f"The model {name[:_NAME_CHARS]!r} does not exist or is not yours."
+                Code.MODEL_NOT_FOUND,
+                f"The model {name[:_NAME_CHARS]!r} does not exist or you do not have access to it.",
             )
-        return await self._reply(call, 200, found)
+        return await self._responder.reply(context, 200, found)
 
-    async def health(self, call: RequestContext) -> respond.Sent:
-        return await self._reply(call, 200, {"status": "ok"})
+    async def health(self, context: RequestContext) -> Sent:
+        return await self._responder.reply(context, 200, {"status": "ok"})
 
-    async def ready(self, call: RequestContext) -> respond.Sent:
+    async def ready(self, context: RequestContext) -> Sent:
         if not self._backends.ready:
-            raise GatewayError(Code.NO_BACKEND, "No engine answers.", retry_after=1)
-        return await self._reply(call, 200, {"status": "ready"})
+            raise GatewayError(Code.NO_BACKEND, "No engine is available.", retry_after=1)
+        return await self._responder.reply(context, 200, {"status": "ready"})
 
-    def other(self, call: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[respond.Sent]]:
-        """Who answers a method that a path does not take. Raises GatewayError 405."""
-        request = call.request
-        call.allow = f"{takes}, HEAD" if takes.startswith("GET") else takes
+    def other(self, context: RequestContext, takes: str) -> Callable[[RequestContext], Awaitable[Sent]]:
+        """The handler for a method that a path does not accept. Raises GatewayError 405."""
+        request = context.request
+        context.allows(f"{takes}, HEAD" if takes.startswith("GET") else takes)
         if request.method == "OPTIONS":
             return self.server
         methods = takes.replace(", ", " and ")
-        words = f"{request.path} takes {methods}, not {request.method[:_METHOD_CHARS]}."
+        words = f"{request.path} accepts {methods}, not {request.method[:_METHOD_CHARS]}."
         raise GatewayError(Code.METHOD_NOT_ALLOWED, words)
 
-    async def server(self, call: RequestContext) -> respond.Sent:
+    async def server(self, context: RequestContext) -> Sent:
         """`OPTIONS`: of one path here, or `*`, the server as a whole (RFC 9110 9.3.7)."""
-        call.allow = call.allow or ALLOWED
-        return await self._send(call, 204, call.headers(), b"")
+        if context.allow is None:
+            context.allows(ALLOWED)
+        return await self._responder.send(context, 204, context.headers(), b"")
 
-    async def metrics(self, call: RequestContext) -> respond.Sent:
-        body, kind = self._metrics.render(call.request.headers.get("accept", ""))
-        return await self._send(call, 200, [("content-type", kind), ("x-request-id", call.id)], body)
+    async def metrics(self, context: RequestContext) -> Sent:
+        body, kind = self._metrics.render(context.request.headers.get("accept", ""))
+        return await self._responder.send(
+            context, 200, [("content-type", kind), ("x-request-id", context.id)], body
+        )

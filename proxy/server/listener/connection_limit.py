@@ -1,6 +1,4 @@
-"""Owns which connection closes when there are more than the limit allows.
-Must not know HTTP: it is given connections that tell whether they are idle, and since when.
-Called by the door for each new connection."""
+"""Which connection closes when there are more than the limit: the one that has been idle for longest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the process's file descriptors: the soft limit raised, and how many clients leave room for engines.
-Must not know sockets: numbers in, numbers and one sentence out.
-Called by `__main__` (raise the limit) and by the app, before it listens."""
+"""File descriptors of the process: raises the soft limit, and divides it between clients and engines."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the one reading of a request's head: what it is for, and that no other server could read it differently.
-Must not know endpoints, connections or settings: a pure function of what aiohttp's parser found.
-Called by the door, once a request, before its handler."""
+"""The one reading of a request's head: target, host and framing, refusing what another server could read
+differently. Pure, given what aiohttp's parser found."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def read_head(message: RawRequestMessage) -> tuple[Target, str]:
     if version < HttpVersion10:
         raise GatewayError(Code.INVALID_VALUE, "The request line must end with HTTP/1.1.")
     if version not in _VERSIONS:
-        words = f"HTTP/{version.major}.{version.minor} is not spoken here: send HTTP/1.1."
+        words = f"HTTP/{version.major}.{version.minor} is not supported: send HTTP/1.1."
         raise GatewayError(Code.HTTP_VERSION, words)
     try:
         if message.method == "CONNECT":
@@ -57,14 +56,14 @@ def read_head(message: RawRequestMessage) -> tuple[Target, str]:
         if message.method == "TRACE" and (message.chunked or length not in (None, "0")):
             raise Malformed("A TRACE request must not have a body (RFC 9110 9.3.8).")
         if "expect" in headers and version is HttpVersion11 and headers["expect"].lower() != "100-continue":
-            raise GatewayError(Code.EXPECTATION_FAILED, "The only expectation met here is 100-continue.")
+            raise GatewayError(Code.EXPECTATION_FAILED, "The only supported expectation is 100-continue.")
     except Malformed as e:
         raise GatewayError(Code.INVALID_VALUE, str(e)) from None
     return target, host
 
 
 def _check_coding(message: RawRequestMessage) -> None:
-    """How long a chunked body is, nobody may read in two ways (RFC 9112 6.1, 6.3). Raises Malformed."""
+    """Refuse framing of a body that can be read in two ways (RFC 9112 6.1, 6.3). Raises Malformed."""
     codings = message.headers.getall("transfer-encoding", ())
     if len(codings) != 1 or codings[0].lower() != "chunked" or not message.chunked:
         raise Malformed("Transfer-Encoding must be 'chunked' and nothing else, or not there.")

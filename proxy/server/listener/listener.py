@@ -1,6 +1,23 @@
-"""Owns the listening side of aiohttp: its server with our error bodies, cancellation and bounds.
-Must not know endpoints, flights or settings' names: it is given a handler and bounds.
-Called by the app."""
+"""The listener: aiohttp's server with OpenAI's error bodies, cancellation, and bounds on heads, connections and
+times.
+
+This is the only module that uses private names of aiohttp. `ClientConnection.start` replaces
+`RequestHandler.start`, which makes a task, a response object and two event loop iterations more for each
+request (9 µs of 40); the connection's reading, closing and timeouts reach into the same state. What it relies
+on: `_messages`, `_waiter`, `_parser`, `_task_handler`, `_handler_waiter`, `_current_request`,
+`_request_in_progress`, `_request_count`, `_manager`, `_loop`; `_close`, `_force_close`, `_upgraded`; the
+`_keepalive` and `_lingering` names; `_reading_paused`, `_buffer_paused` and their methods; `_ErrInfo`, and
+`BaseRequest._task`. `tests/proxy/server/listener/test_listener.py` checks that each name exists, pins the
+source of the replaced method by its hash, and says what to compare when aiohttp changes.
+
+To leave them, write the server's half of what `proxy/upstream/http/` is on the client's side: an
+asyncio.Protocol with httptools' request parser that queues heads, feeds one body at a time with flow control,
+and calls the same `Handler` with a `Request` of its own. uvicorn's `httptools_impl.py` does this in 577 lines.
+The handlers use of a request: method, path, raw_path, headers, raw_headers, version, host, remote, content,
+content_length, body_exists, keep_alive, transport, protocol, task and writer.drain(). `Listener`, timeouts, the
+connection limit, the PROXY protocol and head reading stay as they are. Reason enough: a release of aiohttp that
+changes `start`.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +38,17 @@ from proxy.server.listener.head import read_head
 from proxy.server.listener.proxy_protocol import V2, parse_proxy_header
 from proxy.server.listener.request import Request, head_bytes
 from proxy.server.listener.timeouts import Over, Times, Watched
-from proxy.server.listener.unreadable import HeadTooLarge, closing, error_for
+from proxy.server.listener.unreadable import HeadTooLarge, error_for, final_response
 from proxy.telemetry import raised, unawaited
 from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds
 
 KEEPALIVE_SECONDS = 75.0
-LINGERING_SECONDS = 10.0  # for the rest of a body that nobody wanted
-HEARD_SECONDS = 1.0  # without a byte, for a client that still sent to read why it was refused
+LINGERING_SECONDS = 10.0  # for the rest of a body that is not read
+HEARD_SECONDS = 1.0  # without a byte, for a client that is still sending to read its error
 
 TURN_BYTES = 16 * 1024
-"""Of uploads, handled in one turn of the loop for all clients: 30 ms where each byte is a chunk of its own."""
+"""Of uploads, handled in one event loop iteration for all clients: 30 ms where each byte is its own chunk."""
 SLICE_BYTES = 8 * 1024  # of one client at a time
 READ_BYTES = (
     32 * 1024
@@ -52,14 +69,14 @@ class ClientConnection(RequestHandler):
     `tests/proxy/server/listener/test_listener.py` guards them.
     """
 
-    lags = False  # the client takes less than it is sent
+    write_paused = False  # backpressure: the client reads less than it is sent
     leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
     max_head = 0  # bytes
     stalled = False  # closed because the client took nothing for too long
     evicted = False  # closed in favour of a new connection
     written = 0  # bytes given to the transport: less what waits there, they are what the client took
     times = Watched(0.0)
-    source = ""  # whose connection a balancer brings, by the PROXY protocol
+    source = ""  # the client of a balancer's connection, by its PROXY protocol header
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
     _opened_with_proxy = False  # by one who may not
@@ -67,7 +84,7 @@ class ClientConnection(RequestHandler):
     _late = b""  # read, and not handled yet: nothing more is read until it is
     _fed = b""  # the end of what the parser was given
     _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
-    _left = 0  # bytes that are to come of a body whose length is known
+    _left = 0  # bytes still expected of a body of known length
     _chunks: ChunkEnds | None = None  # of a body that comes in chunks
     _dropped = 0  # bytes that came after the last answer
     _sliced = False  # a slice of that is being handled
@@ -79,11 +96,11 @@ class ClientConnection(RequestHandler):
         self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
 
     def pause_writing(self) -> None:
-        self.lags = True
+        self.write_paused = True
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self.lags = False
+        self.write_paused = False
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -208,7 +225,7 @@ class ClientConnection(RequestHandler):
             self.opening = b""
             self._close = True  # whatever comes on is dropped
             if self.transport is not None:
-                error = GatewayError(Code.INVALID_VALUE, f"From a trusted proxy: {e}, and proxy_protocol is on.")
+                error = GatewayError(Code.INVALID_VALUE, f"From a trusted proxy with proxy_protocol on: {e}.")
                 self._tell(error)
                 self.transport.close()
             return b""
@@ -243,7 +260,7 @@ class ClientConnection(RequestHandler):
                 target, host = read_head(message)
             except GatewayError as e:
                 self._tell(e)
-                await self._be_heard()
+                await self._linger()
                 break
             # No name for the task: a traceback would keep it, and all its frames hold, alive in a circle.
             request = Request(
@@ -264,14 +281,14 @@ class ClientConnection(RequestHandler):
             finally:
                 self._current_request = None
                 self._request_in_progress = False
-                request._task = nobody  # a circle less for the collector
+                request._task = nobody  # one reference cycle less
                 if self._handler_waiter is not None:
                     self._handler_waiter.set_result(None)
             if not payload.is_eof():
-                # Whether a body follows that was to wait for a 100, nobody knows.
+                # A client that waited for a 100 may or may not send its body now.
                 keep = keep and "expect" not in message.headers and await self._rest(payload)
                 if not keep:
-                    await self._be_heard()
+                    await self._linger()
                     break
             self._keepalive = keep = keep and not self._upgraded
             if not keep or self._close or self.leaving or self._force_close:
@@ -347,11 +364,11 @@ class ClientConnection(RequestHandler):
             return
         manager.on_refused()
         words = f"The gateway has {manager.limit.most} connections already."
-        transport.write(closing(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
+        transport.write(final_response(GatewayError(Code.QUEUE_FULL, words, retry_after=1)))
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
-        """Take what is left of a body that nobody wanted, for a while: the client then reads its answer."""
+        """Discard the rest of an unread body for a while, so that the client reads its answer."""
         try:
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof():
@@ -360,7 +377,7 @@ class ClientConnection(RequestHandler):
             return False  # it does not end, or its chunks cannot be read: what follows it is no request
         return True
 
-    async def _be_heard(self) -> None:
+    async def _linger(self) -> None:
         """To close with bytes unread resets the connection, and the client would not read its answer. So it is
         told that no more comes, and what it still sends is dropped, for a while (RFC 9112 9.6)."""
         self._close, self._late = True, b""
@@ -383,7 +400,7 @@ class ClientConnection(RequestHandler):
             cast(Listener, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
-            answer = closing(error)
+            answer = final_response(error)
             self.written += len(answer)
             transport.write(answer)
 
@@ -426,9 +443,9 @@ class Listener(web.Server):
         self._sweeper: asyncio.TimerHandle | None = None
         connections = cast("Collection[Evictable]", self._connections)
         self.limit = ConnectionLimit(max_connections, connections, self._loop)
-        self._proxies = proxies  # whose connections open with the PROXY protocol
+        self._proxies = proxies  # their connections begin with a PROXY protocol header
         self.on_refused = on_refused
-        self.on_unreadable = on_unreadable  # told of the peer and the reason, where no request could be read
+        self.on_unreadable = on_unreadable  # called with the peer and the reason for a malformed request
 
     def __call__(self) -> RequestHandler:
         handler = ClientConnection(self, loop=self._loop, **self._limits)
@@ -455,7 +472,7 @@ class Listener(web.Server):
     def connection_made(self, handler: RequestHandler, transport: Any) -> None:
         try:
             self._welcome(cast(ClientConnection, handler), transport)
-        except Exception as e:  # noqa: BLE001 - a connection that nobody looks after would stay open for ever
+        except Exception as e:  # noqa: BLE001 - a connection without its task would stay open for ever
             raised("a connection that begins", e)
             transport.abort()
 
@@ -499,6 +516,6 @@ class Listener(web.Server):
 
 
 def source_of(request: web.BaseRequest) -> str:
-    """The client's address as a balancer told it by the PROXY protocol; empty: none did."""
+    """The client's address in the PROXY protocol header; empty without one."""
     protocol = request.protocol
     return protocol.source if isinstance(protocol, ClientConnection) else ""

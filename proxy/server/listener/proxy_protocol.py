@@ -1,6 +1,4 @@
-"""Owns the PROXY protocol, versions 1 and 2: the bytes in which an L4 balancer says whose connection it brings.
-Must not know sockets, HTTP or who is trusted: bytes in, an address and a length out.
-Called by the door, for the first bytes of a trusted balancer's connection."""
+"""The PROXY protocol header, versions 1 and 2, in which an L4 balancer names the client of a connection. Pure."""
 
 from __future__ import annotations
 
@@ -34,19 +32,19 @@ def parse_proxy_header(data: bytes) -> ProxyHeader | None:
         return _version_1(data)
     if V2.startswith(data) or b"PROXY ".startswith(data):
         return None
-    raise ValueError("the connection does not open with the PROXY protocol")
+    raise ValueError("the connection does not begin with a PROXY protocol header")
 
 
 def _version_1(data: bytes) -> ProxyHeader | None:
     end = data.find(b"\r\n", 0, MAX_V1)
     if end < 0:
         if len(data) >= MAX_V1:
-            raise ValueError("the line of the PROXY protocol does not end")
+            raise ValueError("the PROXY protocol line does not end")
         return None
     words = data[:end].decode("ascii", "replace").split(" ")
     if words[1] == "UNKNOWN":
         return ProxyHeader("", end + 2)
-    wrong = ValueError("the line of the PROXY protocol cannot be read")
+    wrong = ValueError("the PROXY protocol line is malformed")
     if words[1] not in ("TCP4", "TCP6") or len(words) != 6:
         raise wrong
     address = IPv4Address if words[1] == "TCP4" else IPv6Address
@@ -65,7 +63,7 @@ def _version_2(data: bytes) -> ProxyHeader | None:
         return None
     length = 16 + int.from_bytes(data[14:16], "big")
     if data[12] not in (0x20, 0x21) or length > MAX_V2:
-        raise ValueError("the head of the PROXY protocol cannot be read")
+        raise ValueError("the PROXY protocol header is malformed")
     if len(data) < length:
         return None
     family, block = data[13], data[16:length]
@@ -73,5 +71,5 @@ def _version_2(data: bytes) -> ProxyHeader | None:
         return ProxyHeader("", length)
     size, address = (4, IPv4Address) if family == _TCP4 else (16, IPv6Address)
     if len(block) < 2 * size + 4:
-        raise ValueError("the addresses of the PROXY protocol are cut")
+        raise ValueError("the addresses in the PROXY protocol header are truncated")
     return ProxyHeader(str(address(block[:size])), length)

@@ -1,6 +1,4 @@
-"""Owns a client's request as its handlers see it: aiohttp's, with what our one reading of its head says.
-Must not know endpoints, connections or settings.
-Made by the door, one for each request."""
+"""A client's request as handlers see it: aiohttp's, with the target and host of the one reading of its head."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def head_bytes(message: RawRequestMessage) -> int:
     return len(message.method) + len(message.path) + 12 + fields
 
 
-def at_hand(content: StreamReader, most: int = AT_HAND) -> bytes | None:
+def buffered_body(content: StreamReader, most: int = AT_HAND) -> bytes | None:
     """A request's body where all of it has come; None where more is to come, or it is over `most` bytes.
 
     Nine calls less than by the public way where it is one small piece, as nearly always; what lies there is

@@ -1,6 +1,4 @@
-"""Owns where the door listens: an address or a bound socket, with or without TLS, whose handshake has its time.
-Must not know requests or settings' names.
-Called by the app, once."""
+"""Where the listener listens: an address or a bound socket, with or without TLS and its handshake timeout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns what a client connection may take its time for: its next head, the bytes that wait for it, its closing.
-Must not know sockets or HTTP: it is told facts and the time, and says which time is over.
-Called by the door, once a second for each connection."""
+"""Timeouts of a client connection: for its next head, for bytes it does not read, for its close. Told facts and
+the time, it says which timeout has passed; no clock."""
 
 from __future__ import annotations
 
@@ -54,7 +53,7 @@ class Watched:
         closing: bool,
     ) -> Over | None:
         """Which time is over. `asked`: requests so far; `waits`: for the next one, of whose head a part may have
-        come (`partial`); `unread`: bytes that wait for the client; `taken`: bytes that it took so far."""
+        come (`partial`); `unread`: bytes that wait for the client; `wait_writable`: bytes that it took so far."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken

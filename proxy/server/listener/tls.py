@@ -1,6 +1,4 @@
-"""Owns the TLS that clients meet: the context, its certificate and their change, what is wrong with one.
-Must not know sockets or requests.
-Called by prepare at the start, and by the reloads."""
+"""TLS for clients: the context, its certificate, and the replacement of both at a reload."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the Unix socket to listen on: who may use it, what lies at its path before, and that nothing does after.
-Must not know HTTP.
-Called by the app."""
+"""The Unix socket to listen on: its mode, a stale file at its path, and its removal at the end."""
 
 from __future__ import annotations
 

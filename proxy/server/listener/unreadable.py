@@ -1,6 +1,4 @@
-"""Owns what a client is told whose request cannot be read: the error, and the bytes that end its connection.
-Must not know connections or endpoints: pure functions.
-Called by the door."""
+"""The error for a request that cannot be parsed, and the final response of its connection. Pure."""
 
 from __future__ import annotations
 
@@ -23,22 +21,20 @@ class HeadTooLarge(BadHttpMessage):
 def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
     """The error for what aiohttp's parser could not read. `proxied`: it began as a PROXY protocol head does."""
     if isinstance(exc, HeadTooLarge):
-        return GatewayError(
-            Code.HEADERS_TOO_LARGE, f"The request line and headers are over {most} bytes together."
-        )
+        return GatewayError(Code.HEADERS_TOO_LARGE, f"The request line and headers exceed {most} bytes.")
     if isinstance(exc, LineTooLong):
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request line or a header is too long.")
     if "Too many headers" in str(exc):
         return GatewayError(Code.HEADERS_TOO_LARGE, "The request has too many header fields.")
     if "Invalid HTTP version" in str(exc) and "HTTP/1." in str(exc):
-        return GatewayError(Code.HTTP_VERSION, "Send HTTP/1.1: no other version but 1.0 is spoken here.")
-    why = "This is not a request of HTTP/1.1 that can be read."
+        return GatewayError(Code.HTTP_VERSION, "Only HTTP/1.1 and HTTP/1.0 are supported: send HTTP/1.1.")
+    why = "Malformed HTTP/1.1 request."
     if proxied:
-        why = "A PROXY protocol head, but its sender is none of trusted_proxies, or proxy_protocol is off."
+        why = "PROXY protocol header from a peer that is not in trusted_proxies, or proxy_protocol is off."
     return GatewayError(Code.INVALID_VALUE, why)
 
 
-def closing(error: GatewayError) -> bytes:
+def final_response(error: GatewayError) -> bytes:
     """A whole response that ends its connection."""
     body = msgspec.json.encode(error.body())
     retry = f"retry-after: {error.retry_after}\r\n" if error.retry_after is not None else ""

@@ -1,6 +1,6 @@
-"""Owns the child process that reads what is large: jobs in over a socket, results out, one after the other.
-Must not know HTTP, flights or who asks. It holds nothing between two jobs but its terms.
-Called as `python -m proxy.server.offload.child PARENT_PID` by offload, with the socket as its standard input."""
+"""The child process that parses large requests: jobs in over a socket, results out, one after the other. It
+keeps nothing between two jobs but its terms. Run as `python -m proxy.server.offload.child PARENT_PID`, the
+socket as its stdin."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Reader:
         except Unfoldable as e:
             return Found(refusal=Refusal(Code.INTERNAL.name, str(e)[:200])), b""
         except MemoryError:
-            words = "This request takes more memory to read than there is; send it in fewer parts."
+            words = "This request needs more memory to parse than is available; send fewer parts."
             return Found(refusal=Refusal(Code.LOCAL_RESOURCES.name, words)), b""
         except Exception as e:  # noqa: BLE001 - one request's fault is told to the parent, the next is served
             words = "Internal error of the gateway; see its log."

@@ -1,6 +1,5 @@
-"""Owns what is done with a request or a stream that is too large for the loop: read, checked or folded elsewhere.
-Must not know processes or sockets: jobs go to the pool, and what was found becomes what the gateway takes.
-Called by the gateway and by the page, only above a size; a small request costs one comparison."""
+"""Requests and streams that are too large for the event loop: parsed, checked or folded in a child process. A
+small request pays one comparison for it."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ from proxy.config import Settings
 from proxy.errors import GatewayError
 from proxy.flights import Flight, headers_in_common
 from proxy.server.context import RequestContext
-from proxy.server.handlers.relay import ACTED_ON, engine_headers
+from proxy.server.handlers.relay import engine_headers, passed_on
 from proxy.server.offload.pool import Offload
 from proxy.telemetry import Log
 from proxy.wire import ApiRequest, Endpoint
@@ -58,7 +57,7 @@ class LargeRequests:
         self._log = log
         self._scope = scope
         self._owner = owner
-        self._passed_on = (*ACTED_ON, "authorization") if settings.forward_authorization else ACTED_ON
+        self._passed_on = passed_on(settings)
         self._folds: dict[Flight, asyncio.Task[None]] = {}
         self._deny: DenyList | None = None
         self._terms: Terms | None = None
@@ -78,25 +77,26 @@ class LargeRequests:
         """Whether the reading of a body would hold the loop for too long. Asked only above `inline`."""
         return work(body, None if self._deny is None else self._deny.weight) > BUDGET
 
-    async def ask(self, call: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
+    async def ask(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """A request, decoded and checked. Raises GatewayError."""
-        found, sent = await self.pool.do(self._job(call, endpoint), body, self._whose(call))
-        return self._asked(call, endpoint, found, sent or body)
+        found, sent = await self.pool.do(self._job(context, endpoint), body, self._whose(context))
+        return self._asked(context, endpoint, found, sent or body)
 
-    async def page(self, call: RequestContext, body: bytes) -> tuple[ApiRequest, list[float]]:
+    async def page(self, context: RequestContext, body: bytes) -> tuple[ApiRequest, list[float]]:
         """A request for many readers: what each of them asks, and when. Raises GatewayError."""
-        found, sent = await self.pool.do(PageJob(self._job(call, "chat")), body, self._whose(call))
-        return self._asked(call, "chat", found, sent), found.delays
+        found, sent = await self.pool.do(PageJob(self._job(context, "chat")), body, self._whose(context))
+        return self._asked(context, "chat", found, sent), found.delays
 
-    async def raw(self, call: RequestContext, media: Media, body: bytes) -> bytes:
+    async def raw(self, context: RequestContext, media: Media, body: bytes) -> bytes:
         """The body of a request that passes through, checked; its model and its cost are the call's from now on.
         Raises GatewayError."""
-        job = RawJob(call.request.path, media.kind, media.boundary)
-        found, sent = await self.pool.do(job, body, self._whose(call))
-        self._told(found, call)
-        call.model, call.cost = found.model, found.cost
+        job = RawJob(context.request.path, media.kind, media.boundary)
+        found, sent = await self.pool.do(job, body, self._whose(context))
+        self._told(found, context)
+        context.describe(found.model)
+        context.price(found.cost)
         if self._access_policy is not None:
-            self._access_policy.judge(call, found, raw=True)
+            self._access_policy.check_found(context, found, raw=True)
         if found.refusal is not None:
             raise found.refusal.error()
         return sent or body
@@ -141,13 +141,13 @@ class LargeRequests:
             self.inline = INLINE if deny is None else max(LEAST, min(INLINE, int(5e6 / (400 + 6 * deny.weight))))
         return self._terms
 
-    def _job(self, call: RequestContext, endpoint: Endpoint) -> AskJob:
-        headers = call.request.headers
+    def _job(self, context: RequestContext, endpoint: Endpoint) -> AskJob:
+        headers = context.request.headers
         return AskJob(
             endpoint,
             headers.get("cache-control", ""),
             headers.get("x-gateway-share", ""),
-            self._scope(call),
+            self._scope(context),
             headers.get("x-session-id", ""),
             tuple(
                 (name, value.encode("utf-8", "surrogateescape").decode("latin-1"))
@@ -155,22 +155,23 @@ class LargeRequests:
             ),
         )
 
-    def _asked(self, call: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
-        self._told(found, call)
-        call.model, call.stream = found.model, found.stream
+    def _asked(self, context: RequestContext, endpoint: Endpoint, found: Found, body: bytes) -> ApiRequest:
+        self._told(found, context)
+        context.describe(found.model, stream=found.stream)
         if self._access_policy is not None:
-            self._access_policy.judge(call, found)
+            self._access_policy.check_found(context, found)
         if found.refusal is not None:
             raise found.refusal.error()
-        call.ask = ask = found.ask(endpoint, body)
+        ask = found.ask(endpoint, body)
+        context.accept(ask)
         return ask
 
-    def _told(self, found: Found, call: RequestContext) -> None:
+    def _told(self, found: Found, context: RequestContext) -> None:
         if found.fault:
-            self._log.event("error", "internal error", request_id=call.id, fault=found.fault, where="reading")
+            self._log.event("error", "internal error", request_id=context.id, fault=found.fault, where="reading")
 
-    def _whose(self, call: RequestContext) -> Hashable:
-        owner = self._owner(call)
+    def _whose(self, context: RequestContext) -> Hashable:
+        owner = self._owner(context)
         return owner() if callable(owner) else owner
 
     async def _fold(self, flight: Flight) -> None:

@@ -1,6 +1,5 @@
-"""Owns the pool of child processes for work that would hold the loop: started when it is needed, bounded, fair.
-Must not know what the work is: a job and a body in, what was found and another body out.
-Called by large.py. A thread would hold the loop as long: decoding does not give up the interpreter's lock."""
+"""The pool of child processes for work that would block the event loop: started on demand, bounded, fair to
+callers. Not threads: decoding holds the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -163,7 +162,7 @@ class Offload:
         ):
             raise GatewayError(
                 Code.QUEUE_FULL,
-                "Too many large requests wait to be read; try again shortly, or with a smaller request.",
+                "Too many large requests are waiting to be parsed; try again shortly or send a smaller request.",
                 retry_after=1,
             )
         waiting = _Waiting(job, body, owner, asyncio.get_running_loop().create_future())
@@ -313,12 +312,10 @@ def _fail(waiting: _Waiting, error: GatewayError) -> None:
 def _away() -> GatewayError:
     return GatewayError(
         Code.LOCAL_RESOURCES,
-        "The gateway could not read this large request just now; try again, or with a smaller one.",
+        "The gateway could not parse this large request; try again or send a smaller one.",
         retry_after=1,
     )
 
 
 def _too_much() -> GatewayError:
-    return GatewayError(
-        Code.LOCAL_RESOURCES, "This request took too long to read; send it in fewer or plainer parts."
-    )
+    return GatewayError(Code.LOCAL_RESOURCES, "This request took too long to parse; send fewer or simpler parts.")

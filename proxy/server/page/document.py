@@ -1,6 +1,5 @@
-"""Owns the page itself: one HTML document with its style and its script inside, and the headers it goes out with.
-Must not know what the page shows: it holds no data and no secret, so it needs no key.
-Called by the page's handlers, once at the start."""
+"""The page's HTML document with its style and script inlined, and its headers. It holds no data and needs no
+key."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns one event stream of the page's: its head, its events joined into one write a turn, its end.
-Must not know what the events say.
-Called by the page's handlers."""
+"""One server-sent event stream of the page: its head, its events joined into one write per event loop
+iteration."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Final, cast
 from aiohttp import web
 
 from proxy.server.listener.listener import ClientConnection
-from proxy.server.respond import Headers, Sent, taken, write_head
+from proxy.server.respond import Headers, Sent, wait_writable, write_head
 from proxy.wire import LAST_CHUNK, chunk
 
 MAX_PENDING: Final = 256 * 1024  # bytes of one turn after which whoever writes is to wait
@@ -45,9 +44,9 @@ class EventStream:
         self._write(head)
 
     @property
-    def lags(self) -> bool:
-        """The client takes less than it is sent: `taken` before more is written."""
-        return self._protocol.lags or self._size > MAX_PENDING
+    def write_paused(self) -> bool:
+        """The client takes less than it is sent: `wait_writable` before more is written."""
+        return self._protocol.write_paused or self._size > MAX_PENDING
 
     def put(self, json: bytes) -> None:
         """One event, at the end of this turn."""
@@ -56,11 +55,11 @@ class EventStream:
         if self._due is None:
             self._due = self._loop.call_soon(self._flush)
 
-    async def taken(self) -> None:
+    async def wait_writable(self) -> None:
         """Wait until the client has taken what was written. Raises TimeoutError."""
         self._flush()
         async with self._draining:
-            await taken(self._request, self._stall)
+            await wait_writable(self._request, self._stall)
 
     def end(self) -> Sent:
         """It is whole."""

@@ -1,12 +1,9 @@
-"""Owns the page's paths: `/`, `/-/state`, `/-/readers`, and how many may look at a time.
-Must not know how state is read or readers are fed.
-Called by the gateway, which is told of these paths by the app."""
+"""The page's paths: `/`, `/-/state` and `/-/readers`, and how many clients may use each at a time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -32,7 +29,7 @@ MAX_BOARDS: Final = 8
 
 
 class Page:
-    """The handlers. Nothing of it runs while nobody looks."""
+    """The handlers. Nothing runs while the page is closed."""
 
     def __init__(
         self,
@@ -45,8 +42,9 @@ class Page:
         *,
         every: float = 1.0,
     ) -> None:
-        """`every`: seconds between two looks at the state, for those that watch it."""
+        """`every`: seconds between two states of an event stream."""
         self._gateway = gateway
+        self._responder = gateway.responder
         self._sources = sources
         self._access_policy = access_policy
         self._log = log
@@ -58,40 +56,41 @@ class Page:
         self._closing = asyncio.Event()
         self.watchers = 0
         self.boards = 0
-        gateway.routes.serve("/", "GET", "page", self.page)
-        gateway.routes.serve("/-/state", "GET", "state", self.state)
-        gateway.routes.serve("/-/readers", "POST", "readers", self.readers)
+        gateway.routes.add_route("/", "GET", "page", self.page)
+        gateway.routes.add_route("/-/state", "GET", "state", self.state)
+        gateway.routes.add_route("/-/readers", "POST", "readers", self.readers)
 
     def close(self) -> None:
-        """The process ends: who watches is sent away, so that the drain waits for answers only."""
+        """End the event streams of the state, so that the drain waits for answers only."""
         self._closing.set()
 
-    async def page(self, call: RequestContext) -> respond.Sent:
-        return await self._send(call, self._shell.html, [*self._shell.headers, *call.headers()])
+    async def page(self, context: RequestContext) -> respond.Sent:
+        headers = [*self._shell.headers, *context.headers()]
+        return await self._responder.send(context, 200, headers, self._shell.html, shared=True)
 
-    async def state(self, call: RequestContext) -> respond.Sent:
-        """Once, as JSON; or each second, where an event stream is asked for. Raises GatewayError 503."""
-        request = call.request
-        view = StateView(self._sources, self._visible(call))
+    async def state(self, context: RequestContext) -> respond.Sent:
+        """Once as JSON, or every second to a client that accepts an event stream. Raises GatewayError 503."""
+        request = context.request
+        view = StateView(self._sources, self._visible(context))
         events = "text/event-stream" in request.headers.get("accept", "")
         if not events or request.method == "HEAD" or request.version < HttpVersion11:
-            kind = [("content-type", "application/json"), ("cache-control", "no-store")]
-            return await self._send(call, msgspec.json.encode(view.look()), [*kind, *call.headers()])
+            headers = [("content-type", "application/json"), ("cache-control", "no-store"), *context.headers()]
+            return await self._responder.send(context, 200, headers, msgspec.json.encode(view.look()))
         if self.watchers >= MAX_WATCHERS:
-            raise _full(MAX_WATCHERS, "watch already")
+            raise _full(MAX_WATCHERS, "watchers")
         self.watchers += 1
         try:
-            return await self._watch(call, view)
+            return await self._watch(context, view)
         finally:
             self.watchers -= 1
 
-    async def _watch(self, call: RequestContext, view: StateView) -> respond.Sent:
-        stream = EventStream(call.request, call.headers(), self._stall)
-        call.status = 200
+    async def _watch(self, context: RequestContext, view: StateView) -> respond.Sent:
+        stream = EventStream(context.request, context.headers(), self._stall)
+        context.begin_response(200)
         try:
             while not self._closing.is_set():
                 stream.put(msgspec.json.encode(view.look()))
-                await stream.taken()
+                await stream.wait_writable()
                 try:
                     async with asyncio.timeout(self._every):
                         await self._closing.wait()
@@ -99,88 +98,84 @@ class Page:
                     pass
             return stream.end()
         except asyncio.CancelledError:
-            return self._cut(call, stream)
+            return self._cut(context, stream)
         finally:
-            call.bytes_out = stream.sent
+            context.end_response(stream.sent)
 
-    def _cut(self, call: RequestContext, stream: EventStream) -> respond.Sent:
-        """Its key has ended: the last event says so. Raises CancelledError where the client has left."""
-        if call.ending is None or call.request.task.uncancel():
+    def _cut(self, context: RequestContext, stream: EventStream) -> respond.Sent:
+        """Its key has ended: the last event is the error. Raises CancelledError where the client has left."""
+        if context.ending is None or context.request.task.uncancel():
             raise asyncio.CancelledError
-        call.error = call.ending.code.code
-        stream.put(call.ending.json())
+        context.failed(context.ending.code.code)
+        stream.put(context.ending.json())
         return stream.end()._replace(keep_alive=False)
 
-    async def readers(self, call: RequestContext) -> respond.Sent:
+    async def readers(self, context: RequestContext) -> respond.Sent:
         """One prompt, N readers, one event stream of all of them. Raises GatewayError 400 or 503."""
-        body = await self._gateway.body(call, json=True)
-        if call.request.headers.get("content-type") is None or call.request.version < HttpVersion11:
-            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json, by HTTP/1.1.")
+        body = await self._gateway.bodies.read(context, json=True)
+        if context.request.headers.get("content-type") is None or context.request.version < HttpVersion11:
+            raise GatewayError(Code.UNSUPPORTED_MEDIA_TYPE, "Send application/json over HTTP/1.1.")
         if self.boards >= MAX_BOARDS:
-            raise _full(MAX_BOARDS, "play already")
+            raise _full(MAX_BOARDS, "playgrounds")
         self.boards += 1
         stream: EventStream | None = None
         try:
-            read, delays = await self._read(call, body)
-            who, model = call.caller.name if call.caller is not None else "", getattr(read, "model", None) or ""
+            read, delays = await self._read(context, body)
+            who, model = (
+                context.caller.name if context.caller is not None else "",
+                getattr(read, "model", None) or "",
+            )
             self._audit.acted(
                 "playground used",
                 who,
-                self._address(call.request),
+                self._address(context.request),
                 what=f"{len(delays)} readers",
                 model=model[:256],
             )
-            stream = EventStream(call.request, call.headers(), self._stall)
-            call.status, call.stream = 200, True
+            stream = EventStream(context.request, context.headers(), self._stall)
+            context.begin_response(200)
+            context.describe(None, stream=True)
             try:
-                board = Playground(stream, call)
-                await board.run(self._gateway, self._log, read, delays)
+                board = Playground(stream, context)
+                await board.run(self._gateway, read, delays)
                 stream.put(b'{"done":true}')
                 return stream.end()
             finally:
-                call.bytes_out = stream.sent
+                context.end_response(stream.sent)
         except asyncio.CancelledError:
             if stream is None:
                 raise
-            return self._cut(call, stream)
+            return self._cut(context, stream)
         finally:
             self.boards -= 1
 
-    async def _read(self, call: RequestContext, body: bytes) -> tuple[Read, list[float]]:
-        """One reading of the request for all readers, and when each of them asks. Raises GatewayError."""
+    async def _read(self, context: RequestContext, body: bytes) -> tuple[Read, list[float]]:
+        """The request, decoded once for all readers, and the delay of each. Raises GatewayError."""
         large = self._gateway.large
-        each = RequestContext(request=call.request, id=call.id, endpoint="chat", caller=call.caller)
+        each = RequestContext(request=context.request, id=context.id, endpoint="chat", caller=context.caller)
         if large is None or len(body) <= large.inline or not large.heavy(body):
             found = wanted(body)
             try:
-                return await self._gateway.read(each, "chat", bytes(found.request)), found.delays_ms
+                return await self._gateway.generation.read(each, "chat", bytes(found.request)), found.delays_ms
             except GatewayError as e:
                 return e, found.delays_ms  # each reader's own answer
         ask, delays = await large.page(each, body)
         if ask.large is not None and ask.large.key is None and len(ask.body) * len(delays) > MAX_SENT:
             raise GatewayError(
                 Code.BODY_TOO_LARGE,
-                f"{len(delays)} readers that share nothing would send {len(ask.body) * len(delays)} bytes; at most"
-                f" {MAX_SENT} are sent. Take fewer readers, or temperature 0.",
+                f"{len(delays)} readers without sharing would send {len(ask.body) * len(delays)} bytes; at most"
+                f" {MAX_SENT} are allowed. Use fewer readers or temperature 0.",
             )
         return ask, delays
 
-    def _visible(self, call: RequestContext) -> Visible:
+    def _visible(self, context: RequestContext) -> Visible:
         access_policy = self._access_policy
         return (
             (lambda models: models)
             if access_policy is None
-            else (lambda models: access_policy.visible(call, models))
+            else (lambda models: access_policy.visible_models(context, models))
         )
-
-    async def _send(self, call: RequestContext, body: bytes, headers: list[tuple[str, str]]) -> respond.Sent:
-        call.status = 200
-        sent, left = respond.write(call.request, 200, headers, body)
-        call.bytes_out = sent.bytes
-        if left is not None:
-            await respond.rest(call.request, left, partial(self._gateway.taken, call))
-        return sent
 
 
 def _full(most: int, what: str) -> GatewayError:
-    return GatewayError(Code.QUEUE_FULL, f"{most} {what}; try again later.", retry_after=5)
+    return GatewayError(Code.QUEUE_FULL, f"Too many {what} (limit {most}); try again later.", retry_after=5)

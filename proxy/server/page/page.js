@@ -49,7 +49,7 @@ function refusesKey(error) { return error.status === 401 || (error.status === 40
 
 function askForKey(wrong) {
   $("keyform").hidden = false;
-  put("keyhint", wrong ? "That key is not an operator's." : "Kept in this page's memory only: a reload forgets it.");
+  put("keyhint", wrong ? "That key is not an operator's." : "The key stays in this page's memory only: a reload deletes it.");
   if (!wrong) $("key").focus();
 }
 $("keyform").addEventListener("submit", (event) => {
@@ -147,12 +147,12 @@ function engines(list) {
   list.forEach((engine, n) => {
     const [name, served, load, word] = ul.childNodes[n].childNodes;
     name.textContent = engine.name;
-    served.textContent = engine.models.join(", ") || engine.detail || "serves nothing yet";
+    served.textContent = engine.models.join(", ") || engine.detail || "no models yet";
     load.firstChild.style.width = 100 * engine.inflight / engine.max_inflight + "%";
-    const state = engine.breaker === "open" ? `given up, tried again in ${engine.retry_s} s`
-      : engine.breaker === "half_open" ? "being tried" : engine.up ? "up" : engine.up == null ? "not asked yet" : "down";
-    word.textContent = `${engine.inflight} of ${engine.max_inflight}` + (engine.waiting ? `, ${engine.waiting} wait there` : "")
-      + (engine.unshared.length ? ", streams and bodies do not all share" : "") + `, ${state}`;
+    const state = engine.breaker === "open" ? `circuit open, next attempt in ${engine.retry_s} s`
+      : engine.breaker === "half_open" ? "half-open" : engine.up ? "up" : engine.up == null ? "not checked yet" : "down";
+    word.textContent = `${engine.inflight} of ${engine.max_inflight}` + (engine.waiting ? `, ${engine.waiting} queued there` : "")
+      + (engine.unshared.length ? ", some streams and JSON bodies are not shared" : "") + `, ${state}`;
     word.title = engine.unshared.join("\n");
     word.className = "pill " + (engine.up && engine.breaker === "closed" ? "good" : engine.up == null ? "" : "bad");
   });
@@ -194,7 +194,7 @@ async function play() {
   const mine = run = { control: new AbortController(), lanes: delays.map((d, i) => lane(i, d)), began: performance.now(), joins: 0, open: true };
   const temperature = Number($("temperature").value), most = Number($("most").value);
   put("problem", "");
-  put("said", `Asked by ${many(n, "reader")}.`);
+  put("said", `Sent by ${many(n, "reader")}.`);
   $("lanes").replaceChildren(...mine.lanes.map((one) => one.li));
   $("start").disabled = true;
   $("stop").disabled = false;
@@ -211,7 +211,7 @@ async function play() {
       }),
     }, (event) => take(mine, event));
     const bad = mine.lanes.filter((one) => one.failed).length;
-    put("said", `${many(n - bad, "reader")} of ${n} have the whole answer. ${$("tally").textContent}`);
+    put("said", `${many(n - bad, "reader")} of ${n} have the complete answer. ${$("tally").textContent}`);
   } catch (error) {
     if (mine.control.signal.aborted) put("said", "Stopped.");
     else {

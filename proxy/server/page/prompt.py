@@ -1,6 +1,4 @@
-"""Owns what the playground asks for: one chat completion, and when each of its readers asks for it.
-Must not know requests, readers or HTTP: a body in, a checked value out.
-Called by the page's handlers and, for what is large, by the child process that reads it."""
+"""The body of `POST /-/readers`: one chat completion, and the time at which each reader sends it. Pure."""
 
 from __future__ import annotations
 
@@ -29,17 +27,19 @@ def wanted(body: bytes) -> Wanted:
     try:
         found = msgspec.json.decode(body, type=Wanted)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        words = f"This takes {{request, delays_ms}}: {e}"
+        words = f"The body must be {{request, delays_ms}}: {e}"
         raise GatewayError(Code.INVALID_VALUE, words[:400]) from None
     delays = found.delays_ms
     if not 1 <= len(delays) <= MAX_READERS:
         raise GatewayError(
-            Code.INVALID_VALUE, f"1 to {MAX_READERS} readers; got {len(delays)}.", param="delays_ms"
+            Code.INVALID_VALUE,
+            f"delays_ms must have 1 to {MAX_READERS} items, not {len(delays)}.",
+            param="delays_ms",
         )
     if not all(0 <= delay <= MAX_DELAY for delay in delays):
         raise GatewayError(
-            Code.INVALID_VALUE, f"Each delay is 0 to {MAX_DELAY:g} milliseconds.", param="delays_ms"
+            Code.INVALID_VALUE, f"Each delay must be between 0 and {MAX_DELAY:g} milliseconds.", param="delays_ms"
         )
     if not decode("chat", bytes(found.request)).stream:
-        raise GatewayError(Code.INVALID_VALUE, 'The request must say "stream": true.', param="request")
+        raise GatewayError(Code.INVALID_VALUE, 'The request must have "stream": true.', param="request")
     return found

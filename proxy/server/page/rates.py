@@ -1,6 +1,4 @@
-"""Owns what the page tells of the recent past: counters read at two moments, and what lies between them.
-Must not know requests, sockets or who watches. `rates_between` is pure; `read` looks at what /metrics shows too.
-Called by `state.py`, once a second for each watcher and never otherwise."""
+"""Rates and quantiles of the recent past, from two snapshots of the counters that /metrics shows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Owns the playground's readers: N requests of a page, each through the gateway's own road, over one connection.
-Must not know engines or how requests find each other: each is a Call with a place at a Flight, like any other.
-Called by the page's handlers. A browser has six connections to a host: twenty readers cannot be twenty."""
+"""The playground's readers: many requests of one page over one connection, as browsers open only six to a host.
+Each has a RequestContext and reads a Flight like any other request."""
 
 from __future__ import annotations
 
@@ -12,17 +11,16 @@ from typing import Any
 
 import msgspec
 
-from proxy.errors import Code, GatewayError, place_of, words_of
+from proxy.errors import GatewayError
 from proxy.flights import Mode, Subscriber
 from proxy.server import respond
 from proxy.server.context import RequestContext
 from proxy.server.gateway import Gateway
 from proxy.server.page.event_stream import EventStream
-from proxy.telemetry import Log
 from proxy.wire import LAST_CHUNK, ApiRequest, unchunks
 
 Read = ApiRequest | GatewayError
-"""The request of all readers, read once; or why none of them is answered."""
+"""The request of all readers, decoded once, or the error that all of them get."""
 
 
 class ReaderPipe:
@@ -30,10 +28,10 @@ class ReaderPipe:
 
     __slots__ = ("_board", "_call", "_number", "_told")
 
-    def __init__(self, board: Playground, number: int, call: RequestContext) -> None:
+    def __init__(self, board: Playground, number: int, context: RequestContext) -> None:
         self._board = board
         self._number = number
-        self._call = call
+        self._call = context
         self._told = False
 
     def write(self, data: bytes | memoryview) -> bool:
@@ -41,10 +39,10 @@ class ReaderPipe:
         if frames:
             self._board.tell(self._number, *([] if self._told else [self._head()]), b'"frames":' + frames)
             self._told = True
-        return not self._board.stream.lags
+        return not self._board.stream.write_paused
 
     def _head(self) -> bytes:
-        """What the headers of an answer of its own would have said, and which of the generations it reads."""
+        """What a response's headers would say, and which of the generations it reads."""
         reader = self._call.reader
         assert reader is not None
         flight, ask = self._board.place_of(reader)
@@ -54,9 +52,9 @@ class ReaderPipe:
 class Playground:
     """The events of all readers of one page: one stream, frames put into JSON once for all who get the same."""
 
-    def __init__(self, stream: EventStream, call: RequestContext) -> None:
+    def __init__(self, stream: EventStream, context: RequestContext) -> None:
         self.stream = stream
-        self._call = call
+        self._call = context
         self._began = 0.0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._flights: dict[int, int] = {}
@@ -86,11 +84,11 @@ class Playground:
         ms = (time.monotonic() - self._began) * 1000  # uvloop's own time() knows whole milliseconds only
         self.stream.put(b'{"reader":%d,"ms":%.1f,%b}' % (number, ms, b",".join(members)))
 
-    async def run(self, gateway: Gateway, log: Log, request: Read, delays: Sequence[float]) -> None:
+    async def run(self, gateway: Gateway, request: Read, delays: Sequence[float]) -> None:
         """All readers, each from its time to its end. Cancelled, all of them leave."""
         self._began = time.monotonic()
         tasks = [
-            asyncio.create_task(self._read(gateway, log, request, number, delay / 1000))
+            asyncio.create_task(self._read(gateway, request, number, delay / 1000))
             for number, delay in enumerate(delays)
         ]
         try:
@@ -100,46 +98,38 @@ class Playground:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, gateway: Gateway, log: Log, asked: Read, number: int, delay: float) -> None:
-        """One reader: what `Gateway.handle` does for a request of its own."""
+    async def _read(self, gateway: Gateway, asked: Read, number: int, delay: float) -> None:
+        """One reader, from its delay to its end, as `Gateway.handle` does for a request."""
         if delay:
             await asyncio.sleep(delay)
         page = self._call
-        call = RequestContext(
+        context = RequestContext(
             request=page.request, id=f"{page.id[:120]}-{number}", endpoint="chat", caller=page.caller, status=200
         )
         refusal: GatewayError | None = None
         if gateway.tracing is not None:
-            gateway.tracing.begin(call, inside=page)
+            gateway.tracing.begin(context, inside=page)
         try:
-            if isinstance(asked, GatewayError):
-                raise asked
-            call.ask, call.model, call.stream = asked, asked.model, asked.stream
-            reader = await gateway.joined(call, asked)
-            self.tell(number, b'"behind":%d' % reader.flight.content_events)
-            refusal = await self._follow(call, reader, number)
-        except GatewayError as e:
-            refusal = e.with_traceback(None)  # see `Gateway.handle`
-        except TimeoutError:
-            call.error = "client_stalled"
-            call.client_left = True
-            raise ConnectionResetError("the client took nothing for too long") from None
+            try:
+                if isinstance(asked, GatewayError):
+                    raise asked
+                context.accept(asked)
+                reader = await gateway.generation.join(context, asked)
+                self.tell(number, b'"behind":%d' % reader.flight.content_events)
+                await self._follow(context, reader, number)
+            except Exception as e:  # noqa: BLE001 - the border of one request: its reader is shown an error
+                refusal = gateway.outcomes.error_of(context, e)
+                context.begin_response(refusal.status)
+                context.refused(refusal)
         except (asyncio.CancelledError, ConnectionError):
-            call.client_left = True
+            gateway.outcomes.disconnected(context)
             raise
-        except Exception as e:  # noqa: BLE001 - as at the door: a fault of ours is told to the log
-            at = place_of(e)
-            log.often("error", "internal error", at, request_id=call.id, fault=words_of(e), where=at)
-            refusal = GatewayError(Code.INTERNAL, "Internal error of the gateway; see its log.")
         finally:
-            if refusal is not None:
-                call.status, call.error = refusal.status, refusal.code.code
-            call.close()
-            gateway.record(call)
-        self.tell(number, b'"end":' + msgspec.json.encode(self._end(call, refusal)))
+            gateway.outcomes.finish(context)
+        self.tell(number, b'"end":' + msgspec.json.encode(self._end(context, refusal)))
 
-    async def _follow(self, call: RequestContext, reader: Subscriber, number: int) -> GatewayError | None:
-        """Until its answer ends. What ended it early, where bytes had gone out already. Raises GatewayError."""
+    async def _follow(self, context: RequestContext, reader: Subscriber, number: int) -> None:
+        """Until its answer ends. Raises GatewayError."""
         if not reader.visible:
             await reader.ready()
         flight = reader.flight
@@ -147,26 +137,26 @@ class Playground:
             while not flight.ended:
                 reader.whole = True
                 await reader.changed()
-            call.status, _, answer = respond.whole(flight)
+            status, _, answer = respond.json_response(flight)
+            context.begin_response(status)
             text = (answer if isinstance(answer, bytes) else b"".join(answer)).decode("utf-8", "replace")
             self.tell(number, b'"body":' + msgspec.json.encode(text))
-            return None
+            return
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
         reader.most = sys.maxsize  # frames are taken out of whole chunks
-        reader.pipe = ReaderPipe(self, number, call)
+        reader.pipe = ReaderPipe(self, number, context)
         reader.pump()
-        await respond.follow(reader, self.stream.taken)
-        return None
+        await respond.write_until_done(reader, self.stream.wait_writable)
 
-    def _end(self, call: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
-        flight = call.reader.flight if call.reader is not None else None
+    def _end(self, context: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:
+        flight = context.reader.flight if context.reader is not None else None
         usage = flight.usage if flight is not None else None
         error = refusal or (flight.error if flight is not None else None)
         return {
-            "status": call.status,
-            "verdict": call.verdict,
-            "ttft_ms": call.ttft_ms,
+            "status": context.status,
+            "verdict": context.verdict,
+            "ttft_ms": context.ttft_ms,
             "tokens": usage.completion_tokens if usage is not None else None,
             "error": None if error is None else error.body()["error"],
         }

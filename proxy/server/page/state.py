@@ -1,6 +1,5 @@
-"""Owns the state that the page shows: what is under way, what there is to do it, and what has lately happened.
-Must not know HTTP. No prompt, no key and no secret of a URL is in it.
-Called by the page's handlers, when somebody looks."""
+"""The state that the page shows: flights, queue, engines, rates. No prompt, no key and no secret of a URL is in
+it."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ Visible = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What is looked at."""
+    """Where the state is read from."""
 
     settings: Settings
     metrics: Metrics
@@ -40,7 +39,7 @@ class Sources:
 
 
 class StateView:
-    """What one watcher sees. It keeps the readings of the last seconds: nobody looks, nothing is kept."""
+    """The state for one watcher, with the counter snapshots of the last seconds."""
 
     def __init__(self, sources: Sources, visible: Visible) -> None:
         self._sources = sources
@@ -73,7 +72,7 @@ def recent(readings: Sequence[CounterSnapshot]) -> dict[str, Any]:
 
 
 def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
-    """What is there and under way."""
+    """What exists and what is under way."""
     backends = of.backends
     return {
         "version": VERSION,
@@ -92,7 +91,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
 
 
 def engine(backend: Backend, visible: Visible, now: float) -> dict[str, Any]:
-    """One engine, as far as a person is interested."""
+    """One engine, as the page shows it."""
     breaker, report = backend.breaker, backend.report
     retry = max(0.0, breaker.until - now) if breaker.state is State.OPEN else None
     return {

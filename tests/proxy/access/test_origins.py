@@ -177,7 +177,7 @@ async def test_no_get_and_no_head_changes_anything(engine: Engine) -> None:
                 async with await Connection.open(app.url) as client:
                     await client.request(asked, path)
                     head = await client.read_head()
-                if method == "GET":
+                if "GET" in method:
                     assert head.status in (200, 404), (asked, path)
                 else:
                     assert (head.status, head["allow"]) == (405, method), (asked, path)

@@ -103,7 +103,7 @@ def test_who_is_let_in_where(
 ) -> None:
     desk = Desk(tmp_path)
     asked = call(endpoint, key)
-    assert code_of(lambda: desk.access_policy.enter(asked)) is code
+    assert code_of(lambda: desk.access_policy.authenticate(asked)) is code
     assert asked.caller is caller
     assert len(desk.access_policy.keyed) == (code is None and caller is not None)
     reason = {Code.INVALID_API_KEY: "unknown" if key else "missing", Code.NOT_FOUND: "not_operator", None: ""}[
@@ -115,15 +115,15 @@ def test_who_is_let_in_where(
 
 
 def test_metrics_may_be_open_and_without_keys_nobody_is_asked(tmp_path: Path) -> None:
-    assert code_of(lambda: Desk(tmp_path, "--no-metrics-key").access_policy.enter(call("metrics"))) is None
+    assert code_of(lambda: Desk(tmp_path, "--no-metrics-key").access_policy.authenticate(call("metrics"))) is None
     open_ = Desk(tmp_path, ring=None)
-    open_.access_policy.enter(asked := call("state"))
+    open_.access_policy.authenticate(asked := call("state"))
     assert asked.caller is None
 
 
 def test_an_expired_key_is_told_as_such(tmp_path: Path) -> None:
     desk = Desk(tmp_path, ring=KeyRing({hash_of("old"): Caller(id="x", name="x", expires=1.0)}))
-    assert code_of(lambda: desk.access_policy.enter(call(key="old"))) is Code.KEY_EXPIRED
+    assert code_of(lambda: desk.access_policy.authenticate(call(key="old"))) is Code.KEY_EXPIRED
     assert [line["reason"] for line in desk.lines()] == ["expired"]
 
 
@@ -147,36 +147,36 @@ def test_a_key_names_its_models_alone(
 ) -> None:
     access_policy = Desk(tmp_path).access_policy
     asked = call(caller=caller, model=model)
-    assert code_of(lambda: access_policy.admit(asked, chat())) is code
-    assert code_of(lambda: access_policy.admit_raw(asked, NONE)) is code
-    assert code_of(lambda: access_policy.judge(asked, Found())) is code
-    assert code_of(lambda: access_policy.judge(asked, Found(model=model), raw=True)) is code
+    assert code_of(lambda: access_policy.check(asked, chat())) is code
+    assert code_of(lambda: access_policy.check_raw(asked, NONE)) is code
+    assert code_of(lambda: access_policy.check_found(asked, Found())) is code
+    assert code_of(lambda: access_policy.check_found(asked, Found(model=model), raw=True)) is code
     reads = call(caller=caller, model=model, method="GET")
-    assert code_of(lambda: access_policy.admit_raw(reads, NONE)) is None
+    assert code_of(lambda: access_policy.check_raw(reads, NONE)) is None
     models = [{"id": "m1"}, {"id": "m9"}, {}]
-    assert access_policy.visible(asked, models) == ([models[0]] if caller is USER else models)
+    assert access_policy.visible_models(asked, models) == ([models[0]] if caller is USER else models)
 
 
 def test_a_long_model_and_a_long_path_are_told_by_their_beginning(tmp_path: Path) -> None:
     with pytest.raises(GatewayError) as e:
-        Desk(tmp_path).access_policy.admit(call(caller=USER, model="m" * 300), chat())
+        Desk(tmp_path).access_policy.check(call(caller=USER, model="m" * 300), chat())
     assert e.value.message == f"The model {'m' * 200!r} does not exist or you do not have access to it."
-    assert not_found("/" * 300).message == f"There is no {'/' * 200!r} here. The API is under /v1."
+    assert not_found("/" * 300).message == f"The path {'/' * 200!r} does not exist. The API is under /v1."
 
 
 def test_a_denied_prompt_is_told_by_its_rule_alone(tmp_path: Path) -> None:
     desk = Desk(tmp_path, deny=DENY)
     asked = call()
-    assert code_of(lambda: desk.access_policy.admit(asked, chat("so bad"))) is Code.CONTENT_DENIED
+    assert code_of(lambda: desk.access_policy.check(asked, chat("so bad"))) is Code.CONTENT_DENIED
     ask = chat()
-    assert desk.access_policy.admit(asked, ask) is ask
+    assert desk.access_policy.check(asked, ask) is ask
     bad, fine = (read_passed(Media("json"), b'{"input":"%b"}' % text) for text in (b"bad", b"fine"))
-    assert code_of(lambda: desk.access_policy.admit_raw(asked, bad)) is Code.CONTENT_DENIED
-    assert desk.access_policy.admit_raw(asked, fine) is fine
-    assert desk.access_policy.admit_raw(asked, NONE) is NONE
+    assert code_of(lambda: desk.access_policy.check_raw(asked, bad)) is Code.CONTENT_DENIED
+    assert desk.access_policy.check_raw(asked, fine) is fine
+    assert desk.access_policy.check_raw(asked, NONE) is NONE
     unread = read_passed(Media("other"), b"x")
-    assert code_of(lambda: desk.access_policy.admit_raw(asked, unread)) is Code.UNSUPPORTED_MEDIA_TYPE
-    assert code_of(lambda: desk.access_policy.judge(asked, Found(denied=1))) is Code.CONTENT_DENIED
+    assert code_of(lambda: desk.access_policy.check_raw(asked, unread)) is Code.UNSUPPORTED_MEDIA_TYPE
+    assert code_of(lambda: desk.access_policy.check_found(asked, Found(denied=1))) is Code.CONTENT_DENIED
     assert [(line["msg"], line["where"], line["rule"]) for line in desk.lines()] == [
         ("content denied", "prompt", 1)
     ] * 3
@@ -188,12 +188,12 @@ def test_a_refusal_that_was_found_elsewhere_is_the_gate_s(tmp_path: Path, raw: b
     access_policy = Desk(tmp_path).access_policy
     refusal = Refusal(Code.INVALID_JSON.name, "no")
     unnamed, named = Found(refusal=refusal), Found(model="m9", refusal=refusal)
-    assert code_of(lambda: access_policy.judge(call(), unnamed, raw=raw)) is Code.INVALID_JSON
+    assert code_of(lambda: access_policy.check_found(call(), unnamed, raw=raw)) is Code.INVALID_JSON
     stranger = call(caller=USER, model="m9")
-    assert code_of(lambda: access_policy.judge(stranger, named, raw=raw)) is Code.MODEL_NOT_FOUND
+    assert code_of(lambda: access_policy.check_found(stranger, named, raw=raw)) is Code.MODEL_NOT_FOUND
     # What could not be read names no model: that is told first where a body passes through.
     first = Code.INVALID_JSON if raw else Code.MODEL_NOT_FOUND
-    assert code_of(lambda: access_policy.judge(stranger, unnamed, raw=raw)) is first
+    assert code_of(lambda: access_policy.check_found(stranger, unnamed, raw=raw)) is first
 
 
 @pytest.mark.parametrize(
@@ -211,22 +211,22 @@ def test_what_cannot_be_checked_is_not_there_where_answers_are(
 ) -> None:
     asked = call(path=path, method=method)
     checked = Desk(tmp_path, "--deny-answers", "--deny-file", "x", deny=DENY).access_policy
-    assert code_of(lambda: checked.admit_raw(asked, NONE)) is code
-    assert code_of(lambda: checked.judge(asked, Found(model="m"), raw=True)) is code
-    assert code_of(lambda: Desk(tmp_path, deny=DENY).access_policy.admit_raw(asked, NONE)) is None
+    assert code_of(lambda: checked.check_raw(asked, NONE)) is code
+    assert code_of(lambda: checked.check_found(asked, Found(model="m"), raw=True)) is code
+    assert code_of(lambda: Desk(tmp_path, deny=DENY).access_policy.check_raw(asked, NONE)) is None
 
 
 def test_sizes_hold_at_the_gate(tmp_path: Path) -> None:
     access_policy = Desk(tmp_path, "--max-tokens-cap", "5").access_policy
-    assert b'"max_tokens":5' in access_policy.admit(call(), chat()).body
+    assert b'"max_tokens":5' in access_policy.check(call(), chat()).body
     passed = read_passed(Media("json"), b'{"input":"a"}')
-    assert access_policy.admit_raw(call(path="/v1/responses"), passed).members["max_output_tokens"] == 5
+    assert access_policy.check_raw(call(path="/v1/responses"), passed).members["max_output_tokens"] == 5
     ask = chat()
-    assert Desk(tmp_path).access_policy.admit(call(), ask) is ask
+    assert Desk(tmp_path).access_policy.check(call(), ask) is ask
 
 
 def scopes(desk: Desk, *calls: RequestContext) -> Sequence[bytes]:
-    return [desk.access_policy.scope(each) for each in calls]
+    return [desk.access_policy.share_scope(each) for each in calls]
 
 
 def test_whose_answers_are_whose(tmp_path: Path) -> None:
@@ -234,14 +234,14 @@ def test_whose_answers_are_whose(tmp_path: Path) -> None:
     plain = Desk(tmp_path)
     found = scopes(plain, known, other, credential)
     assert len(set(found)) == 3
-    assert plain.access_policy.scope(stranger) == b""
+    assert plain.access_policy.share_scope(stranger) == b""
     assert all(len(each) == 32 for each in found)
     everyone = Desk(tmp_path, "--share-scope", "global")
     assert scopes(everyone, known, other, stranger, credential) == [b""] * 4
     forwards = Desk(tmp_path, "--share-scope", "global", "--forward-authorization")
     one, two = scopes(forwards, known, credential)
     assert one != two
-    assert forwards.access_policy.scope(call(key="a", caller=USER)) == two
+    assert forwards.access_policy.share_scope(call(key="a", caller=USER)) == two
     assert scope_of(None)(credential) == tenant(credential.request)
     assert scope_of(plain.access_policy)(known) == found[0]
 
@@ -249,12 +249,14 @@ def test_whose_answers_are_whose(tmp_path: Path) -> None:
 def test_under_another_list_answers_are_another_s(tmp_path: Path) -> None:
     flags = ("--deny-answers", "--deny-file", "x")
     first, second = (Desk(tmp_path, *flags, deny=read_deny_list(text, "d")) for text in ("a", "b"))
-    assert len({desk.access_policy.scope(call(caller=USER)) for desk in (first, second, Desk(tmp_path))}) == 3
+    assert (
+        len({desk.access_policy.share_scope(call(caller=USER)) for desk in (first, second, Desk(tmp_path))}) == 3
+    )
     unchecked = (
-        Desk(tmp_path, deny=read_deny_list(text, "d")).access_policy.scope(call(caller=USER))
+        Desk(tmp_path, deny=read_deny_list(text, "d")).access_policy.share_scope(call(caller=USER))
         for text in ("a", "b")
     )
-    assert len({*unchecked, Desk(tmp_path).access_policy.scope(call(caller=USER))}) == 1
+    assert len({*unchecked, Desk(tmp_path).access_policy.share_scope(call(caller=USER))}) == 1
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_whose_turn_it_takes_is_a_key_s_tenant_or_an_address_that_is_looked_for_
         return "192.0.2.1"
 
     known = PriorityPolicy(NORMAL, address)
-    assert known.owner(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
-    owner = known.owner(*call())
+    assert known.fairness_key(*call(caller=Caller(id="k", tenant=b"t"))) == b"t"
+    owner = known.fairness_key(*call())
     assert asked == []
     assert callable(owner)
     assert owner() == "192.0.2.1"
@@ -76,7 +76,7 @@ def test_a_class_that_is_none_or_above_what_is_allowed_is_named() -> None:
     assert unknown.value.message == f"x-gateway-priority must be one of high, normal, low, not {'x' * 64!r}."
     with pytest.raises(GatewayError) as above:
         priority_policy(LOW).priority(*call("normal"))
-    assert above.value.message == "x-gateway-priority: normal is above what you may ask for, low."
+    assert above.value.message == "x-gateway-priority: normal exceeds your highest priority, low."
 
 
 def test_an_address_is_told_where_no_key_is() -> None:
@@ -91,6 +91,6 @@ def test_a_timeout_that_is_no_number_of_seconds_in_its_bounds_is_refused(given: 
     with pytest.raises(GatewayError) as caught:
         parse_request_timeout(given)
     assert caught.value.code is Code.INVALID_HEADER
-    assert caught.value.message.endswith(f"over 0, up to 86400, not {given[:64]!r}.")
+    assert caught.value.message.endswith(f"above 0, up to 86400, not {given[:64]!r}.")
     assert parse_request_timeout("0.000000001") == 1e-9
     assert parse_request_timeout("86400") == MAX_TIMEOUT

@@ -27,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 def admitted(sizes: RequestLimits, **fields: Any) -> dict[str, Any]:
     ask = decode("chat", msgspec.json.encode({"messages": [], **fields}))
-    done = sizes.admit(ask)
+    done = sizes.check(ask)
     body: dict[str, Any] = json.loads(done.body)
     assert body == {name: json.loads(bytes(raw)) for name, raw in done.fields.items()}
     return body
@@ -109,12 +109,12 @@ def test_what_is_too_much_is_refused_and_named(
 )
 def test_what_is_within_its_limits_goes_on_as_the_client_wrote_it(sizes: RequestLimits) -> None:
     body = b'{ "messages" : [{"content":"abcd"}], "n": 2, "best_of":2,"max_tokens": 9 ,"x":1.50}'
-    assert sizes.admit(decode("chat", body)).body == body
+    assert sizes.check(decode("chat", body)).body == body
 
 
 def test_a_completion_may_ask_for_no_token() -> None:
     body = b'{"prompt": "a", "echo": true, "max_tokens": 0}'
-    assert RequestLimits(max_tokens=10).admit(decode("completions", body)).body == body
+    assert RequestLimits(max_tokens=10).check(decode("completions", body)).body == body
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/a/b"])
@@ -122,17 +122,17 @@ def test_a_completion_may_ask_for_no_token() -> None:
 def test_no_token_at_all_is_no_cap_of_what_passes_through(path: str, name: str) -> None:
     passed = read_passed(Media("json"), b'{"%b": 0}' % name.encode())
     with pytest.raises(GatewayError) as e:
-        RequestLimits(max_tokens=10).admit_raw(path, passed)
+        RequestLimits(max_tokens=10).check_raw(path, passed)
     assert e.value.param == name
 
 
 def test_a_cap_that_is_added_leaves_every_byte_before_it() -> None:
     body = b'{ "messages" : [ ], "x" : 1.50 } '
     assert (
-        RequestLimits(max_tokens=7).admit(decode("chat", body)).body
+        RequestLimits(max_tokens=7).check(decode("chat", body)).body
         == b'{ "messages" : [ ], "x" : 1.50 ,"max_tokens":7}'
     )
-    lowered = RequestLimits(max_tokens=7).admit(
+    lowered = RequestLimits(max_tokens=7).check(
         decode("chat", b'{ "messages" : [ ], "x" : 1.50, "max_tokens": 8}')
     )
     assert lowered.body == b'{"messages":[ ],"x":1.50,"max_tokens":7}'
@@ -168,7 +168,7 @@ def test_no_number_over_the_cap_ever_goes_up_and_one_always_does(cap: int, field
     ],
 )
 def test_what_is_passed_through_is_capped_where_it_generates(path: str, body: Any, sent: Any) -> None:
-    passed = RequestLimits(max_tokens=5).admit_raw(path, read_passed(Media("json"), json.dumps(body).encode()))
+    passed = RequestLimits(max_tokens=5).check_raw(path, read_passed(Media("json"), json.dumps(body).encode()))
     assert json.loads(passed.body) == passed.value == sent
 
 
@@ -183,24 +183,24 @@ def test_what_is_passed_through_is_capped_where_it_generates(path: str, body: An
 def test_a_form_s_numbers_are_capped_too(given: dict[str, str], sent: dict[str, str]) -> None:
     media = Media("form", b"x")
     passed = read_passed(media, form_of(b"x", {"model": "m"} | given))
-    capped = RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+    capped = RequestLimits(max_tokens=5).check_raw("/v1/audio/transcriptions", passed)
     assert capped.form is not None
     assert {name: capped.form.text(name) for name in sent} == sent
     assert read_passed(media, capped.body).model == "m"
     with pytest.raises(GatewayError):
-        RequestLimits(max_tokens=5, action="refuse").admit_raw("/v1/audio/transcriptions", passed)
+        RequestLimits(max_tokens=5, action="refuse").check_raw("/v1/audio/transcriptions", passed)
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "5.0", " 5", "0x5", "\u0665", ""])
 def test_a_number_of_a_form_is_plain_digits(number: str) -> None:
     passed = read_passed(Media("form", b"x"), form_of(b"x", {"max_completion_tokens": number}))
     if not number:
-        capped = RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+        capped = RequestLimits(max_tokens=5).check_raw("/v1/audio/transcriptions", passed)
         assert capped.form is not None
         assert capped.form.text("max_completion_tokens") == "5"
         return
     with pytest.raises(GatewayError) as e:
-        RequestLimits(max_tokens=5).admit_raw("/v1/audio/transcriptions", passed)
+        RequestLimits(max_tokens=5).check_raw("/v1/audio/transcriptions", passed)
     assert (e.value.status, e.value.param) == (400, "max_completion_tokens")
 
 
@@ -217,15 +217,15 @@ def test_what_is_passed_through_has_the_other_limits_too(
     sizes: RequestLimits, body: Any, param: str | None
 ) -> None:
     with pytest.raises(GatewayError) as e:
-        sizes.admit_raw("/v1/a/b", read_passed(Media("json"), json.dumps(body).encode()))
+        sizes.check_raw("/v1/a/b", read_passed(Media("json"), json.dumps(body).encode()))
     assert e.value.param == param
 
 
 def test_what_cannot_be_read_is_refused_where_there_is_a_limit() -> None:
     with pytest.raises(GatewayError) as e:
-        RequestLimits(n=2).admit_raw("/v1/a/b", read_passed(Media("other"), b"x"))
+        RequestLimits(n=2).check_raw("/v1/a/b", read_passed(Media("other"), b"x"))
     assert e.value.status == 415
-    assert RequestLimits(n=2).admit_raw("/v1/a/b", read_passed(None, b"")).kind == "none"
+    assert RequestLimits(n=2).check_raw("/v1/a/b", read_passed(None, b"")).kind == "none"
 
 
 # -- over loopback

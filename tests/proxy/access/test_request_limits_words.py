@@ -22,7 +22,7 @@ def passed(**members: Any) -> RawBody:
 
 def refused(sizes: RequestLimits, endpoint: Endpoint = "chat", **fields: Any) -> GatewayError:
     with pytest.raises(GatewayError) as e:
-        sizes.admit(decode(endpoint, json.dumps({"messages": [], **fields}).encode()))
+        sizes.check(decode(endpoint, json.dumps({"messages": [], **fields}).encode()))
     return e.value
 
 
@@ -34,50 +34,50 @@ def refused(sizes: RequestLimits, endpoint: Endpoint = "chat", **fields: Any) ->
             "chat",
             {"messages": [{}, {}]},
             "messages",
-            "There are 2 messages; at most 1 are taken.",
+            "The request has 2 messages; at most 1 are allowed.",
         ),
         (
             RequestLimits(messages=1),
             "completions",
             {"prompt": ["a", "b"]},
             "prompt",
-            "There are 2 prompts; at most 1 are taken.",
+            "The request has 2 prompts; at most 1 are allowed.",
         ),
         (
             RequestLimits(messages=1),
             "embeddings",
             {"input": ["a", "b"]},
             "input",
-            "There are 2 inputs; at most 1 are taken.",
+            "The request has 2 inputs; at most 1 are allowed.",
         ),
         (
             RequestLimits(prompt_chars=1),
             "completions",
             {"prompt": "ab"},
             "prompt",
-            "has 2 characters; at most 1 are taken.",
+            "has 2 characters; at most 1 are allowed.",
         ),
-        (RequestLimits(n=1), "chat", {"n": 2}, "n", "n is 2; it may be 1 at most."),
+        (RequestLimits(n=1), "chat", {"n": 2}, "n", "n is 2; at most 1 is allowed."),
         (
             RequestLimits(best_of=1),
             "completions",
             {"prompt": "", "best_of": 2},
             "best_of",
-            "best_of is 2; it may be 1 at most.",
+            "best_of is 2; at most 1 is allowed.",
         ),
         (
             RequestLimits(max_tokens=5, action="refuse"),
             "chat",
             {"n_predict": 6},
             "n_predict",
-            "n_predict is 6; at most 5 are given.",
+            "n_predict is 6; at most 5 is allowed.",
         ),
         (
             RequestLimits(max_tokens=5, action="refuse"),
             "chat",
             {},
             "max_tokens",
-            "'max_tokens' is missing; name at most 5.",
+            "'max_tokens' is missing; send at most 5.",
         ),
         (RequestLimits(max_tokens=5), "chat", {"max_tokens": 0}, "max_tokens", "max_tokens must be at least 1."),
         (
@@ -87,7 +87,7 @@ def refused(sizes: RequestLimits, endpoint: Endpoint = "chat", **fields: Any) ->
             "n_predict",
             "must be at least 1.",
         ),
-        (RequestLimits(n=1), "chat", {"n": -1}, "n", "n must be a whole number of at least 0."),
+        (RequestLimits(n=1), "chat", {"n": -1}, "n", "n must be a non-negative integer."),
     ],
 )
 def test_what_is_too_much_is_told(
@@ -101,19 +101,19 @@ def test_a_number_that_nobody_can_read_is_refused_as_none() -> None:
     for broken in (b"{", b'"\xff"', b"[" * 100_000):
         ask = decode("chat", b'{"messages":[]}')
         ask = msgspec.structs.replace(ask, fields={**ask.fields, "n": msgspec.Raw(broken)})
-        with pytest.raises(GatewayError, match="n must be a whole number"):
-            RequestLimits(n=5).admit(ask)
+        with pytest.raises(GatewayError, match="n must be a non-negative integer"):
+            RequestLimits(n=5).check(ask)
 
 
 def test_what_is_just_as_much_as_may_be_goes_on_untouched() -> None:
     sizes = RequestLimits(max_tokens=5, messages=2, n=2, best_of=2, prompt_chars=2)
     body = passed(messages=["a", "b"], n=2, best_of=2, max_tokens=5)
-    assert sizes.admit_raw("/v1/a/b", body) is body
+    assert sizes.check_raw("/v1/a/b", body) is body
     ask = decode("chat", b'{"messages":[{"content":"a"},{"content":"b"}],"n":0,"max_tokens":5}')
-    assert sizes.admit(ask) is ask
+    assert sizes.check(ask) is ask
     vectors = decode("embeddings", b'{"input":"ab"}')
-    assert sizes.admit(vectors) is vectors  # nothing is generated: no cap
-    assert RequestLimits(prompt_chars=2).admit_raw("/tokenize", body) is body
+    assert sizes.check(vectors) is vectors  # nothing is generated: no cap
+    assert RequestLimits(prompt_chars=2).check_raw("/tokenize", body) is body
     assert not RequestLimits()
     assert all(
         (
@@ -132,16 +132,16 @@ def test_what_is_just_as_much_as_may_be_goes_on_untouched() -> None:
 def test_bodies_that_pass_through_have_each_limit(members: dict[str, Any], param: str) -> None:
     sizes = RequestLimits(n=2, best_of=2, messages=2)
     with pytest.raises(GatewayError) as e:
-        sizes.admit_raw("/v1/a/b", passed(**members))
+        sizes.check_raw("/v1/a/b", passed(**members))
     assert e.value.param == param
     counted = passed(**members)
-    assert sizes.admit_raw("/tokenize", counted) is counted  # which generates nothing
-    assert RequestLimits(max_tokens=9).admit_raw("/v1/a/b", counted) is counted
+    assert sizes.check_raw("/tokenize", counted) is counted  # which generates nothing
+    assert RequestLimits(max_tokens=9).check_raw("/v1/a/b", counted) is counted
 
 
 def test_a_body_that_is_no_object_has_no_number_to_lower() -> None:
     listed = read_passed(Media("json"), b'["a"]')
-    assert RequestLimits(max_tokens=5).admit_raw("/v1/responses", listed) is listed
+    assert RequestLimits(max_tokens=5).check_raw("/v1/responses", listed) is listed
 
 
 # What passes through

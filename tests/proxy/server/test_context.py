@@ -19,7 +19,8 @@ from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.group import FlightGroup
 from proxy.flights.spec import FlightSpec, Mode
-from proxy.server.context import MAX_MODEL, RequestContext, body_at_hand, read_body, request_id
+from proxy.server.body import body_if_buffered, read_body
+from proxy.server.context import MAX_MODEL, RequestContext, request_id
 from proxy.telemetry.log import Log, RequestRecord
 from proxy.telemetry.metrics import Metrics
 from proxy.wire.frames import Usage
@@ -88,7 +89,7 @@ class Body:
 
 async def read(body: Body, *, json: bool = True) -> bytes:
     request, limits = cast(web.BaseRequest, body), cast(Settings, Limits())
-    at_hand = body_at_hand(request, limits, json=json)
+    at_hand = body_if_buffered(request, limits, json=json)
     return at_hand if at_hand is not None else await read_body(request, limits)
 
 
@@ -181,7 +182,7 @@ class Told:
         self.logged: list[RequestRecord] = []
 
     def of(self, call: RequestContext, *, show_prompt: bool = False) -> tuple[dict[str, Any], RequestRecord]:
-        call.tell(cast(Metrics, self._counting()), cast(Log, self._logging()), show_prompt=show_prompt)
+        call.record_outcome(cast(Metrics, self._counting()), cast(Log, self._logging()), show_prompt=show_prompt)
         return self.counted[-1], self.logged[-1]
 
     def _counting(self) -> SimpleNamespace:
@@ -221,7 +222,7 @@ def test_the_prompt_is_recorded_only_where_it_was_asked_for() -> None:
 
 def test_a_probe_is_counted_and_not_logged() -> None:
     told = Told()
-    call().tell(cast(Metrics, told._counting()), None, show_prompt=False)
+    call().record_outcome(cast(Metrics, told._counting()), None, show_prompt=False)
     assert (len(told.counted), told.logged) == (1, [])
 
 

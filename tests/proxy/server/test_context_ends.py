@@ -19,7 +19,8 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.memory import Held, Memory
 from proxy.flights.spec import Items, Mode
-from proxy.server.context import BODY_COST, GRANULE, LEAST_FREE, RequestContext, body_at_hand, free_body, read_body
+from proxy.server.body import BODY_COST, GRANULE, LEAST_FREE, body_if_buffered, free_body, read_body
+from proxy.server.context import RequestContext
 from proxy.server.listener.request import AT_HAND
 from tests.kit.clock import virtual
 from tests.kit.planned import planned
@@ -90,9 +91,12 @@ class Holds:
 def test_who_reads_a_flight_is_told_to_the_limits_and_to_the_trace() -> None:
     hold, trace, reader = Holds(), Holds(), reader_of()
     one = call(hold=cast(Reservation, hold), trace=trace)
-    assert one.reads(reader) is reader is one.reader
+    one.attach_reader(reader)
+    assert one.reader is reader
     assert (hold.told, trace.told) == ([reader], [(one, reader)])
-    assert call().reads(reader) is reader
+    bare = call()
+    bare.attach_reader(reader)
+    assert bare.reader is reader
 
 
 def test_every_answer_says_its_id_and_what_is_left() -> None:
@@ -214,8 +218,8 @@ def test_the_log_is_told_whose_line_it_is_where_that_is_known() -> None:
     metrics = SimpleNamespace(request=lambda *facts: None)
     log = SimpleNamespace(request=lambda *line: lines.append(line))
     one = call()
-    one.tell(cast(Any, metrics), cast(Any, log), show_prompt=False)
-    one.tell(cast(Any, metrics), cast(Any, log), show_prompt=False, who=lambda: "w")
+    one.record_outcome(cast(Any, metrics), cast(Any, log), show_prompt=False)
+    one.record_outcome(cast(Any, metrics), cast(Any, log), show_prompt=False, owner=lambda: "w")
     assert [len(line) for line in lines] == [1, 2]
 
 
@@ -241,7 +245,7 @@ def test_a_quarter_of_the_budget_is_free_for_small_bodies(budget: int, most: int
 def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found: bool) -> None:
     for length in (size, None):
         body = Body(b"x" * size, complete=True, length=length)
-        at_hand = body_at_hand(
+        at_hand = body_if_buffered(
             cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, most=most, limit=limit
         )
         assert at_hand == (b"x" * size if found else None)
@@ -251,7 +255,7 @@ def test_a_body_is_at_hand_up_to_a_size(size: int, most: int, limit: int, found:
 def test_a_bound_of_its_own_is_told_where_a_body_is_over_it(length: int | None) -> None:
     body = Body(b"x" * 13, complete=True, length=length)
     with pytest.raises(GatewayError, match="12 bytes"):
-        body_at_hand(cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, limit=12)
+        body_if_buffered(cast(web.BaseRequest, body), cast(Settings, Limits()), json=True, limit=12)
 
 
 @virtual
@@ -294,7 +298,7 @@ async def test_a_body_may_be_as_large_as_is_allowed_and_has_its_time() -> None:
 @pytest.mark.parametrize("fault", [HTTPBadRequest(), ValueError("x"), web.RequestPayloadError("x")])
 @virtual
 async def test_a_body_that_cannot_be_read_is_the_client_s_mistake(fault: Exception) -> None:
-    with pytest.raises(GatewayError, match=f"cannot be read: {type(fault).__name__}") as refused:
+    with pytest.raises(GatewayError, match=f"is malformed: {type(fault).__name__}") as refused:
         await read(Body(b"a", fault))
     assert refused.value.code is Code.INVALID_VALUE
 

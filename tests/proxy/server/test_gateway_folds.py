@@ -159,7 +159,7 @@ class Admits:
 async def test_limits_are_asked_once_and_before_a_body_that_has_not_come() -> None:
     for slow in (False, True):
         admits, memory = Admits(), Memory(10**7)
-        stage, asked = Stage(admit=admits, memory=memory), Asked(CHAT, STREAM)
+        stage, asked = Stage(admission=admits, memory=memory), Asked(CHAT, STREAM)
         held: list[int] = []
         if slow:
             pieces = [STREAM, b""]
@@ -188,7 +188,7 @@ async def test_limits_are_asked_once_and_before_a_body_that_has_not_come() -> No
 @virtual
 async def test_a_second_asking_is_not_charged_again() -> None:
     admits = Admits()
-    stage = Stage(admit=admits)
+    stage = Stage(admission=admits)
     flight, tasks, _, _ = await waiting(stage)
     flight.frames([ODD])
     flight.unfold()
@@ -205,7 +205,7 @@ async def test_a_second_asking_is_not_charged_again() -> None:
 @virtual
 async def test_models_are_limited_too_and_health_is_not() -> None:
     admits = Admits()
-    stage = Stage(admit=admits)
+    stage = Stage(admission=admits)
     for path in ("/health", "/ready", "/v1/models"):
         await stage.answered(Asked(path, b"", "GET"))
     assert admits.told == ["body"]

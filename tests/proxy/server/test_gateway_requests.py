@@ -14,6 +14,7 @@ from proxy.errors import Code, GatewayError
 from proxy.flights.flight import SLICE_BYTES
 from proxy.flights.memory import Memory
 from proxy.flights.spec import Items, Mode
+from proxy.server.context import RequestContext
 from proxy.wire.sse import LAST_CHUNK
 from tests.kit.clock import virtual
 from tests.kit.gateway_stage import BODY, CHAT, STREAM, Asked, Stage, refused
@@ -152,7 +153,7 @@ async def test_a_client_that_stalls_is_cut_and_logged_as_one_that_stalled() -> N
 
 @virtual
 async def test_a_client_that_leaves_is_logged_as_one_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.server.gateway.ClientConnection", Asked)
+    monkeypatch.setattr("proxy.server.outcome.ClientConnection", Asked)
     for error in (ConnectionResetError(), asyncio.CancelledError()):
         for stalled in (False, True):
             stage, asked = Stage(), Asked()
@@ -209,7 +210,7 @@ async def test_what_raises_at_the_end_of_a_request_is_told_and_changes_no_answer
         call.held = SimpleNamespace(release=fails)
 
     stage.answers(answer)
-    stage.gateway.record = lambda call: 1 / 0  # type: ignore[method-assign,assignment]
+    stage.metrics.request = lambda *facts: 1 / 0  # type: ignore[method-assign,assignment]
     assert await stage.answered(asked)
     assert [where for where, _ in stage.told] == ["the end of a request"] * 2 + ["the record of a request"]
     assert len(closes) == 2
@@ -280,7 +281,7 @@ async def test_a_twin_is_attached_and_raises_the_class_of_what_it_joins() -> Non
 
 @virtual
 async def test_the_age_and_the_items_of_an_answer_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("proxy.server.gateway.time.time", lambda: 1000.9)
+    monkeypatch.setattr("proxy.server.responder.time.time", lambda: 1000.9)
     for stored, told in ((990.0, b"age: 10\r\n"), (2000.0, b"age: 0\r\n"), (None, None)):
         stage, asked = Stage(), Asked()
         task = stage.handle(asked)
@@ -305,7 +306,7 @@ async def test_a_flight_that_cannot_be_submitted_leaves_nobody_waiting() -> None
             def fails(flight: Any, error: Exception = error) -> None:
                 raise error
 
-            cast(Any, stage.gateway._scheduler).submit = fails
+            stage.scheduler.submit = fails
             await stage.answered(asked)
             assert (b" 503 " in asked.sent) is not bool(abandoned)
             assert [what for what, *_ in stage.told if what == "abandoned"] == ["abandoned"] * abandoned
@@ -369,9 +370,9 @@ async def test_a_large_body_is_charged_to_its_reader_where_it_is_its_own() -> No
             seen.append(memory.kinds.get("answers", 0))
 
         asked.drain = drain  # type: ignore[method-assign]
-        asked.lags = True
-        call = SimpleNamespace(request=asked, status=0, bytes_out=0, unread=None, caller=None)
-        await stage.gateway._send(cast(Any, call), 200, [], b"x" * size, shared=shared)
+        asked.write_paused = True
+        call = RequestContext(request=cast(Any, asked), id="r")
+        await stage.gateway.responder.send(call, 200, [], b"x" * size, shared=shared)
         assert seen[:1] == [charged]
         assert memory.held == 0
         assert call.bytes_out == len(asked.sent)
@@ -380,9 +381,9 @@ async def test_a_large_body_is_charged_to_its_reader_where_it_is_its_own() -> No
 @virtual
 async def test_a_body_for_which_there_is_no_memory_ends_its_connection() -> None:
     stage, asked = Stage(memory=Memory(SLICE_BYTES)), Asked()
-    call = SimpleNamespace(request=asked, status=0, bytes_out=0, unread=None, caller=None)
+    call = RequestContext(request=cast(Any, asked), id="r")
     with pytest.raises(ConnectionResetError, match="no memory"):
-        await stage.gateway._send(cast(Any, call), 200, [], b"x" * (SLICE_BYTES + 1))
+        await stage.gateway.responder.send(call, 200, [], b"x" * (SLICE_BYTES + 1))
     assert asked.aborted
 
 
@@ -417,6 +418,6 @@ async def test_looks_of_machines_are_no_lines_of_the_log(path: str, status: int,
     await stage.answered(asked)
     assert f" {status} ".encode() in asked.sent
     assert len(stage.records) == logged
-    stage.gateway._backends.ready = False  # type: ignore[misc]
+    stage.backends.ready = False
     await stage.answered(Asked("/ready", b"", "GET"))
     assert stage.records[-1].error == "no_backend"

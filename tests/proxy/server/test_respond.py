@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
-from proxy.server.respond import SocketPipe, dechunk, error_headers, taken, write, write_head
+from proxy.server.respond import SocketPipe, dechunk, error_headers, wait_writable, write, write_head
 from proxy.wire.sse import LAST_CHUNK, chunk
 from tests.kit.clock import virtual
 
@@ -102,7 +102,7 @@ def test_a_client_that_has_left_is_not_written_to_and_nobody_else_hears_of_it(
 class Slow:
     """A connection whose client takes `every` seconds for each of the `bytes` that wait for it."""
 
-    lags = True
+    write_paused = True
     written = 10
 
     def __init__(self, size: int, every: float) -> None:
@@ -136,10 +136,10 @@ async def test_a_client_may_take_its_time_as_long_as_it_takes_something(
     takes = asyncio.create_task(slow.takes())
     if after is None:
         with pytest.raises(TimeoutError):
-            await taken(slow.request, stall)
+            await wait_writable(slow.request, stall)
         assert loop.time() == pytest.approx(5.0)
     else:
-        await taken(slow.request, stall)
+        await wait_writable(slow.request, stall)
         assert loop.time() == pytest.approx(after)
     takes.cancel()
 
@@ -148,7 +148,7 @@ async def test_a_client_may_take_its_time_as_long_as_it_takes_something(
 def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> None:
     written: list[bytes] = []
     transport = SimpleNamespace(write=written.append)
-    protocol = SimpleNamespace(written=0, lags=False)
+    protocol = SimpleNamespace(written=0, write_paused=False)
     request = SimpleNamespace(
         transport=transport, protocol=protocol, keep_alive=True, method="GET", version=HttpVersion11
     )

@@ -18,10 +18,10 @@ def test_a_stream_that_was_folded_is_one_json_body_whatever_its_head_says() -> N
     flight = flight_of()
     flight.folded = b"{}"
     json = ("content-type", "application/json")
-    assert respond.whole(flight) == (200, [json], b"{}")
+    assert respond.json_response(flight) == (200, [json], b"{}")
     flight.head = Head(201, (("content-type", "text/event-stream"), RATE, ("x-a", "b")))
-    assert respond.whole(flight) == (200, [json, RATE, ("x-a", "b")], b"{}")
-    assert respond.whole(flight, limited=True) == (200, [json, ("x-a", "b")], b"{}")
+    assert respond.json_response(flight) == (200, [json, RATE, ("x-a", "b")], b"{}")
+    assert respond.json_response(flight, limited=True) == (200, [json, ("x-a", "b")], b"{}")
 
 
 @pytest.mark.parametrize(("given", "kept"), [({}, True), ({"keep": True}, True), ({"keep": False}, False)])

@@ -29,7 +29,7 @@ RATE = ("x-ratelimit-limit-requests", "engine")
 
 
 class Client:
-    """A request whose client takes what it is sent, at once unless it `lags`."""
+    """A request whose client takes what it is sent, at once unless it `write_paused`."""
 
     def __init__(self, method: str = "GET", *, old: bool = False, keep: bool = True) -> None:
         self.method = method
@@ -37,7 +37,7 @@ class Client:
         self.keep_alive = keep
         self.transport: Client | None = self
         self.protocol = self.writer = self
-        self.lags = self.closed = self.aborted = False
+        self.write_paused = self.closed = self.aborted = False
         self.written = self.unread = self.drains = 0
         self.writes: list[bytes] = []
 
@@ -72,7 +72,7 @@ class Client:
     async def taken(self) -> None:
         """What `respond.taken` is to those who wait."""
         self.drains += 1
-        self.lags = False
+        self.write_paused = False
 
 
 def flight_of(mode: Mode = Mode.STREAM, *, key: bytes | None = b"k", memory: Memory | None = None) -> Flight:
@@ -106,7 +106,7 @@ def test_the_head_goes_out_with_the_first_bytes_and_all_is_counted(
     assert (pipe.write(chunk(b"a")), pipe.write(memoryview(chunk(b"b")))) == (True, True)
     assert client.writes == [first, second]
     assert pipe.sent == client.written == len(first + second)
-    client.lags = True
+    client.write_paused = True
     assert pipe.write(chunk(b"c")) is False
 
 
@@ -248,7 +248,7 @@ async def test_our_rate_limits_take_the_place_of_the_engine_s() -> None:
         assert (b"engine" in client.sent, b"x-a: b" in client.sent) == (not limited, True)
         whole = flight_of(Mode.WHOLE)
         whole.head = Head(200, engine)
-        assert (engine[0] in list(respond.whole(whole, limited=limited)[1])) is not limited
+        assert (engine[0] in list(respond.json_response(whole, limited=limited)[1])) is not limited
 
 
 # -- who lags
@@ -263,7 +263,7 @@ async def test_a_reader_that_lags_is_written_to_as_it_takes_and_holds_its_engine
     flight.frames([FRAME])
     writing = asyncio.ensure_future(respond.stream(client.request, reader, (), client.taken))
     await asyncio.sleep(0)
-    client.lags = True
+    client.write_paused = True
     flight.frames([b"data: " + b"y" * 9 + b"\n\n"])
     assert reader.lagging
     await asyncio.sleep(0)
@@ -330,13 +330,13 @@ async def test_the_rest_of_a_flight_whose_end_raised_is_written_or_the_connectio
 def test_one_body_has_its_status_its_headers_and_its_bytes() -> None:
     flight = flight_of(Mode.WHOLE)
     flight.log.append(b"{}")
-    assert respond.whole(flight) == (200, (), b"{}")
+    assert respond.json_response(flight) == (200, (), b"{}")
     flight.log.append(b"x")
     flight.head = Head(418, (RATE, ("x-a", "b")))
-    assert respond.whole(flight) == (418, (RATE, ("x-a", "b")), [b"{}", b"x"])
+    assert respond.json_response(flight) == (418, (RATE, ("x-a", "b")), [b"{}", b"x"])
     flight.error = ERROR
     with pytest.raises(GatewayError, match="cut"):
-        respond.whole(flight)
+        respond.json_response(flight)
 
 
 @pytest.mark.parametrize("ask", [None, "embeddings"])
@@ -345,7 +345,7 @@ def test_what_does_not_stream_has_no_fold(ask: str | None) -> None:
     embedding = decode("embeddings", b'{"input": "a"}')
     flight.spec = replace(flight.spec, ask=None if ask is None else embedding)
     with pytest.raises(Unfoldable, match="does not stream"):
-        respond.folded(flight)
+        respond.folded_body(flight)
 
 
 def test_the_fold_of_a_large_stream_is_charged_and_refused_where_there_is_no_room() -> None:
@@ -355,7 +355,7 @@ def test_the_fold_of_a_large_stream_is_charged_and_refused_where_there_is_no_roo
         flight.size = size
         flight.folded = None
         try:
-            respond.folded(flight)
+            respond.folded_body(flight)
         except Unfoldable:
             assert room  # of no frames there is none
             assert memory.held == (FOLD_COST * size if size > FREE else 0)
@@ -393,14 +393,14 @@ async def test_of_a_larger_body_the_rest_follows_as_the_client_takes_it(body: re
     sent, left = respond.write(client.request, 200, (), body)
     assert left is not None
     assert client.sent.endswith(b"\r\n\r\n" + b"x" * SLICE_BYTES)
-    await respond.rest(client.request, left, client.taken)
+    await respond.write_rest(client.request, left, client.taken)
     assert (len(client.writes), client.drains) == (2, 2)
     assert sent.bytes == client.written == len(client.sent)
 
 
 def test_a_client_that_lags_is_waited_for_though_all_is_written() -> None:
     client = Client()
-    client.lags = True
+    client.write_paused = True
     _, left = respond.write(client.request, 200, (), b"x")
     assert left is not None
     assert list(left) == []
@@ -418,7 +418,7 @@ async def test_the_rest_of_a_body_is_written_to_nobody_who_has_left(gone: str) -
     else:
         client.transport = None
     with pytest.raises(ConnectionResetError, match="has left"):
-        await respond.rest(client.request, iter([b"x"]), client.taken)
+        await respond.write_rest(client.request, iter([b"x"]), client.taken)
     assert client.writes == []
 
 
@@ -451,24 +451,24 @@ async def test_what_the_client_has_not_taken_is_charged_while_it_is_waited_for()
 
     client.drain = drain  # type: ignore[method-assign]
     client.unread = 100
-    await respond.taken(client.request, 5.0, held)  # nobody waits: nothing is charged
-    client.lags = True
-    await respond.taken(client.request, 5.0, held)
-    await respond.taken(client.request, 5.0)
+    await respond.wait_writable(client.request, 5.0, held)  # nobody waits: nothing is charged
+    client.write_paused = True
+    await respond.wait_writable(client.request, 5.0, held)
+    await respond.wait_writable(client.request, 5.0)
     assert (charged, memory.held) == ([0, 100, 0], 0)
     client.unread = 501
     with pytest.raises(ConnectionResetError, match="no memory"):
-        await respond.taken(client.request, 5.0, held)
+        await respond.wait_writable(client.request, 5.0, held)
     assert (client.aborted, memory.held, len(charged)) == (True, 0, 3)
 
 
 @virtual
 async def test_a_client_that_has_left_is_found_out_by_the_drain() -> None:
     client = Client()
-    client.lags = client.closed = True
+    client.write_paused = client.closed = True
     client.transport = None
     with pytest.raises(ConnectionResetError):
-        await respond.taken(client.request, 5.0)
+        await respond.wait_writable(client.request, 5.0)
     assert client.drains == 1
 
 

@@ -34,7 +34,7 @@ def routes(*, admin: bool) -> tuple[Routes, FakePlain]:
     public: Any = {path: ("GET", path[1:], path) for path in ("/health", "/ready")}
     public["/chat"] = ("POST", "chat", "chat")
     made = Routes(public, cast(StatusHandlers, plain), None, cast(Any, "passed"), admin=admin)
-    made.serve("/metrics", "GET", "metrics", cast(Any, "metrics"))
+    made.add_route("/metrics", "GET", "metrics", cast(Any, "metrics"))
     return made, plain
 
 
@@ -90,7 +90,7 @@ def test_operators_with_a_listener_have_their_paths_there_alone() -> None:
 def test_what_operators_alone_may_know_of_is_asked_for_before_another_method_is_told() -> None:
     made, _ = routes(admin=False)
     entered: list[str] = []
-    made._access_policy = cast(Any, SimpleNamespace(enter=lambda call: entered.append(call.endpoint)))
+    made._access_policy = cast(Any, SimpleNamespace(authenticate=lambda call: entered.append(call.endpoint)))
     assert found(made, "PUT", "/metrics") == "other than GET"
     assert entered == ["metrics"]
     assert found(made, "PUT", "/chat") == "other than POST"

@@ -83,7 +83,7 @@ async def test_what_waits_counts_towards_the_bytes_of_an_answer() -> None:
         guard.ingest.body(frame("ba", 1))
         assert (guard.out, guard.code) == ([], code)
         if code is not None:
-            assert f"over {limit} bytes" in str(guard.ends[0])
+            assert f"exceeds {limit} bytes" in str(guard.ends[0])
         guard.watch.close()
 
 

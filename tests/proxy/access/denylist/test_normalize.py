@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.access.denylist import normalize as text_form
-from proxy.access.denylist.normalize import MAX_PENDING, StreamNormalizer, form, seen
+from proxy.access.denylist.normalize import MAX_PENDING, StreamNormalizer, normalize, visible_length
 
 # Letters that combine, Hangul in parts, ligatures, wide forms, case that grows, spaces, characters of no width.
 ODD = st.text(
@@ -60,7 +60,7 @@ ODD = st.text(
     ],
 )
 def test_what_looks_alike_has_one_form(one: str, other: str) -> None:
-    assert form(one) == form(other)
+    assert normalize(one) == normalize(other)
 
 
 @given(ODD | st.text(), st.data())
@@ -71,7 +71,7 @@ def test_a_text_in_pieces_has_the_form_of_the_whole(text: str, data: st.DataObje
         out += former.feed(text[at : at + size])
         at += size
         assert len(former.pending) <= MAX_PENDING
-    assert out + former.end() == form(text)
+    assert out + former.end() == normalize(text)
 
 
 def test_marks_without_end_are_not_waited_for() -> None:
@@ -82,20 +82,20 @@ def test_marks_without_end_are_not_waited_for() -> None:
 
 @given(st.text())
 def test_only_characters_of_some_width_count(text: str) -> None:
-    assert seen(text) <= len(text)
-    assert seen(text + "\u200b") == seen(text)
+    assert visible_length(text) <= len(text)
+    assert visible_length(text + "\u200b") == visible_length(text)
 
 
 @pytest.mark.parametrize("mark", ["\u0316\u0300", "\uff9e\u0334"])
 def test_marks_without_end_are_normalised_in_pieces(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def normalize(kind: Literal["NFKC"], text: str) -> str:
+    def measured(kind: Literal["NFKC"], text: str) -> str:
         sizes.append(len(text))
         return unicodedata.normalize(kind, text)
 
-    monkeypatch.setattr(text_form, "unicodedata", SimpleNamespace(normalize=normalize))
-    assert form("bad" + mark * 5000 + "bad").endswith("bad")
+    monkeypatch.setattr(text_form, "unicodedata", SimpleNamespace(normalize=measured))
+    assert normalize("bad" + mark * 5000 + "bad").endswith("bad")
     assert max(sizes) <= MAX_PENDING + 4
     assert len(sizes) > 100
 
@@ -103,4 +103,4 @@ def test_marks_without_end_are_normalised_in_pieces(mark: str, monkeypatch: pyte
 @given(ODD | st.text())
 def test_the_form_is_what_the_standard_library_makes_of_it(text: str) -> None:
     unseen = text.translate(text_form._UNSEEN)
-    assert form(text) == re.sub(r"\s+", " ", unicodedata.normalize("NFKC", unseen).casefold())
+    assert normalize(text) == re.sub(r"\s+", " ", unicodedata.normalize("NFKC", unseen).casefold())

@@ -6,22 +6,22 @@ import unicodedata
 
 import pytest
 
-from proxy.access.denylist.normalize import MAX_PENDING, StreamNormalizer, form, seen
+from proxy.access.denylist.normalize import MAX_PENDING, StreamNormalizer, normalize, visible_length
 
 
 @pytest.mark.parametrize("char", ["\ufdfa", "\ufdfb"])
 def test_the_two_characters_that_become_many_do_so(char: str) -> None:
-    assert form(f"a{char}b") == unicodedata.normalize("NFKC", f"a{char}b").casefold()
-    assert form(char * 3) == form(char) * 3
+    assert normalize(f"a{char}b") == unicodedata.normalize("NFKC", f"a{char}b").casefold()
+    assert normalize(char * 3) == normalize(char) * 3
 
 
 @pytest.mark.parametrize("size", [64, 65, 66, 128, 129, 130, 200])
 def test_a_run_of_marks_of_any_length_is_the_same_as_pieces_of_it(size: int) -> None:
     marks = "\u0301" * size
-    assert form("a" + marks).startswith("á")
-    assert len(form("a" + marks)) == size
-    assert form(marks + "ab").endswith("ab")
-    assert form("x" * 63 + marks + "y").endswith("y")
+    assert normalize("a" + marks).startswith("á")
+    assert len(normalize("a" + marks)) == size
+    assert normalize(marks + "ab").endswith("ab")
+    assert normalize("x" * 63 + marks + "y").endswith("y")
 
 
 def fed(*pieces: str) -> tuple[list[str], StreamNormalizer]:
@@ -43,7 +43,7 @@ def test_so_many_characters_wait_and_no_more() -> None:
     assert (out, len(former.pending)) == (["x"], MAX_PENDING)
     out, former = fed("xa" + most + "\u0301")
     assert former.pending == ""
-    assert out == [form("xa" + most + "\u0301")]
+    assert out == [normalize("xa" + most + "\u0301")]
 
 
 def test_spaces_at_the_seams_of_pieces_are_one_space() -> None:
@@ -89,8 +89,8 @@ def test_what_may_combine_with_what_is_before_it_is_waited_for(first: str, waits
 
 
 def test_a_character_of_no_width_counts_for_nothing() -> None:
-    assert seen("a\u200bb\x00") == 2
+    assert visible_length("a\u200bb\x00") == 2
     assert fed("xa\u1160")[0] == ["x"]  # nothing came after `a`
-    assert seen("\u2800") == 1
-    assert form("\u200b") == ""
-    assert form("a\x7fb\x1fc") == "ab c"
+    assert visible_length("\u2800") == 1
+    assert normalize("\u200b") == ""
+    assert normalize("a\x7fb\x1fc") == "ab c"

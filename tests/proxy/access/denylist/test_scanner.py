@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.access.denylist.normalize import form, seen
+from proxy.access.denylist.normalize import normalize, visible_length
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.access.denylist.scanner import Scanner
 
@@ -32,9 +32,9 @@ def scanned(deny: DenyList, pieces: list[str], window: int = WINDOW) -> tuple[Sc
         text += piece
         if scanner.hit is not None:
             return scanner, out
-        assert seen(out) <= scanner.safe <= seen(text), "what was safe stays so"
+        assert visible_length(out) <= scanner.safe <= visible_length(text), "what was safe stays so"
         out = text
-        while seen(out) > scanner.safe:
+        while visible_length(out) > scanner.safe:
             out = out[:-1]
     scanner.end()
     return scanner, out
@@ -78,10 +78,10 @@ def test_what_was_let_out_holds_nothing_of_the_first_match(
     scanner, out = scanned(deny, pieces)
     if scanner.hit is None:
         return
-    formed = form(out)
+    formed = normalize(out)
     for literal in literals:
-        whole = form("".join(pieces))
-        at = whole.find(form(literal))
+        whole = normalize("".join(pieces))
+        at = whole.find(normalize(literal))
         if at >= 0 and whole.startswith(formed):
             assert len(formed) <= at, (out, literal)
 

@@ -75,91 +75,91 @@ def test_what_is_over_and_how_long_it_has_to_wait(
 def test_a_burst_passes_at_once_and_then_one_in_each_interval() -> None:
     local = LocalLimits(0.0)
     ask = claim(rps(2, 3))
-    assert [local.take(ask, 0.0).over for _ in range(4)] == [None, None, None, ("caller", "requests")]
-    assert local.take(ask, 0.4999).over is not None
-    assert local.take(ask, 0.5).over is None
-    assert local.take(ask, 0.5).over is not None
-    assert [local.take(ask, 100.0).over for _ in range(4)].count(None) == 3
+    assert [local.acquire(ask, 0.0).over for _ in range(4)] == [None, None, None, ("caller", "requests")]
+    assert local.acquire(ask, 0.4999).over is not None
+    assert local.acquire(ask, 0.5).over is None
+    assert local.acquire(ask, 0.5).over is not None
+    assert [local.acquire(ask, 100.0).over for _ in range(4)].count(None) == 3
 
 
 def test_a_refused_request_has_taken_nothing_anywhere() -> None:
     """Complaint: a call rejected by one limit kept what it had taken of another (LiteLLM 27955)."""
     local = LocalLimits(0.0)
     full = claim(Limits(Limit(1, 5), Limit(1, 100)), Limits(streams=1), tokens=10)
-    assert local.take(full, 0.0).over is None
-    levels = local.take(full, 0.0)
+    assert local.acquire(full, 0.0).over is None
+    levels = local.acquire(full, 0.0)
     assert levels.over == ("global", "streams")
     assert (levels.own, levels.everyone) == (Levels(1, 10, 1), Levels(0, 0, 1))
-    assert local.take(full, 0.0) == levels
+    assert local.acquire(full, 0.0) == levels
 
 
 def test_everyone_s_ceiling_holds_whoever_comes_and_one_s_own_is_told_first() -> None:
     local = LocalLimits(0.0)
     everyone = rps(1, 2)
-    assert local.take(claim(rps(1, 1), everyone, caller="a"), 0.0).over is None
-    assert local.take(claim(rps(1, 1), everyone, caller="a"), 0.0).over == ("caller", "requests")
-    assert local.take(claim(rps(1, 1), everyone, caller="b"), 0.0).over is None
-    assert local.take(claim(rps(1, 1), everyone, caller="c"), 0.0).over == ("global", "requests")
+    assert local.acquire(claim(rps(1, 1), everyone, caller="a"), 0.0).over is None
+    assert local.acquire(claim(rps(1, 1), everyone, caller="a"), 0.0).over == ("caller", "requests")
+    assert local.acquire(claim(rps(1, 1), everyone, caller="b"), 0.0).over is None
+    assert local.acquire(claim(rps(1, 1), everyone, caller="c"), 0.0).over == ("global", "requests")
 
 
 def test_a_correction_above_the_ceiling_is_a_debt_that_leaks_away_first() -> None:
     local = LocalLimits(0.0)
     bounds = Limits(tokens=Limit(10, 600))
     first = claim(bounds, tokens=100)
-    assert local.take(first, 0.0).over is None
-    local.give(first, 0.0, tokens=900, stream=True)
-    decision = local.take(claim(bounds, tokens=100), 0.0)
+    assert local.acquire(first, 0.0).over is None
+    local.refund(first, 0.0, tokens=900, stream=True)
+    decision = local.acquire(claim(bounds, tokens=100), 0.0)
     assert decision.over == ("caller", "tokens")
     assert wait(bounds, decision.own, 100) == 50.0
-    assert local.take(claim(bounds, tokens=100), 49.9).over is not None
-    assert local.take(claim(bounds, tokens=100), 50.0).over is None
+    assert local.acquire(claim(bounds, tokens=100), 49.9).over is not None
+    assert local.acquire(claim(bounds, tokens=100), 50.0).over is None
 
 
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:
     local = LocalLimits(100.0)
     ask = claim(rps(1, 1))
-    assert local.take(ask, 100.0).over is None
-    assert local.take(ask, 50.0).over is not None
-    assert local.take(ask, 50.9).over is not None
+    assert local.acquire(ask, 100.0).over is None
+    assert local.acquire(ask, 50.0).over is not None
+    assert local.acquire(ask, 50.9).over is not None
 
 
 def test_a_permit_given_back_twice_is_a_fault_of_ours() -> None:
     local = LocalLimits(0.0)
     ask = claim(Limits(streams=1))
-    local.take(ask, 0.0)
-    local.give(ask, 0.0, stream=True)
+    local.acquire(ask, 0.0)
+    local.refund(ask, 0.0, stream=True)
     with pytest.raises(AssertionError, match="twice"):
-        local.give(ask, 0.0, stream=True)
+        local.refund(ask, 0.0, stream=True)
 
 
 def test_a_caller_whose_meters_are_empty_is_forgotten_and_no_other() -> None:
     local = LocalLimits(0.0, room=100)
     for n in range(10_000):  # a new caller each tenth of a second, each forgotten after two
-        local.take(c := claim(rps(1, 2), caller=f"c{n}"), n / 10)
-        local.give(c, n / 10, stream=True)
+        local.acquire(c := claim(rps(1, 2), caller=f"c{n}"), n / 10)
+        local.refund(c, n / 10, stream=True)
         assert len(local) <= 30
-    assert local.take(claim(rps(1, 2), caller="c9999"), 999.9).own.requests == pytest.approx(2)
+    assert local.acquire(claim(rps(1, 2), caller="c9999"), 999.9).own.requests == pytest.approx(2)
 
 
 def test_making_callers_up_resets_nobody_s_limit_and_takes_no_more_room() -> None:
     local = LocalLimits(0.0, room=50)
     mine = claim(rps(0.001, 2), caller="mine")
-    assert [local.take(mine, 0.0).over is None for _ in range(3)] == [True, True, False]
-    passed = sum(local.take(claim(rps(0.001, 2), caller=f"made up {n}"), 0.0).over is None for n in range(1000))
+    assert [local.acquire(mine, 0.0).over is None for _ in range(3)] == [True, True, False]
+    passed = sum(local.acquire(claim(rps(0.001, 2), caller=f"made up {n}"), 0.0).over is None for n in range(1000))
     assert len(local) == 50
     assert passed == 49 * 1 + 2  # each one known once, and one burst for all who share what is left
-    assert local.take(mine, 0.0).over is not None
+    assert local.acquire(mine, 0.0).over is not None
 
 
 def test_a_caller_without_room_ends_its_permit_where_it_took_it() -> None:
     local = LocalLimits(0.0, room=1)
     kept, spilled = claim(Limits(streams=1), caller="a"), claim(Limits(streams=1), caller="b")
-    assert local.take(kept, 0.0).over is None
-    assert local.take(spilled, 0.0).over is None
+    assert local.acquire(kept, 0.0).over is None
+    assert local.acquire(spilled, 0.0).over is None
     assert spilled.spilled
-    assert local.take(claim(Limits(streams=1), caller="c"), 0.0).over == ("caller", "streams")
-    local.give(kept, 0.0, stream=True)
-    local.give(spilled, 0.0, stream=True)
+    assert local.acquire(claim(Limits(streams=1), caller="c"), 0.0).over == ("caller", "streams")
+    local.refund(kept, 0.0, stream=True)
+    local.refund(spilled, 0.0, stream=True)
     assert local.streams == 0
 
 
@@ -173,7 +173,7 @@ def test_in_no_stretch_of_time_more_passes_than_the_burst_and_what_leaked(
     local, now, passed = LocalLimits(0.0), 0.0, []
     for gap in gaps:
         now += gap
-        if local.take(claim(rps(rate, burst)), now).over is None:
+        if local.acquire(claim(rps(rate, burst)), now).over is None:
             passed.append(now)
     for i, start in enumerate(passed):
         for j in range(i, len(passed)):
@@ -185,7 +185,7 @@ def test_whoever_keeps_to_the_rate_is_never_refused(gaps: list[float], rate: flo
     local, now = LocalLimits(0.0), 0.0
     for gap in gaps:
         now += max(gap, 1 / rate)
-        assert local.take(claim(rps(rate, burst)), now).over is None
+        assert local.acquire(claim(rps(rate, burst)), now).over is None
 
 
 events = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 400), st.integers(0, 400)), min_size=1, max_size=40)
@@ -201,9 +201,9 @@ def test_charges_less_refunds_keep_to_the_rate_in_any_stretch(
     for gap, tokens, unused in events:
         now += gap
         ask = claim(bounds, tokens=tokens)
-        if local.take(ask, now).over is None:
+        if local.acquire(ask, now).over is None:
             back = min(unused, tokens)
-            local.give(ask, now, tokens=-back, stream=True)
+            local.refund(ask, now, tokens=-back, stream=True)
             moved.append((now, tokens - back))
     for i, (start, _) in enumerate(moved):
         total = 0
@@ -217,12 +217,12 @@ def test_a_refund_is_exact(before: float, tokens: int) -> None:
     local = LocalLimits(0.0)
     bounds = Limits(Limit(1, 1000), Limit(10, 1000))
     ask = claim(bounds, bounds, tokens=1)
-    local.take(ask, 0.0)
-    local.give(ask, 0.0, tokens=before, stream=True)
-    was = local.take(claim(bounds, bounds, tokens=0, caller="a"), 1.0, force=True)
-    local.take(ask2 := claim(bounds, bounds, tokens=tokens), 1.0, force=True)
-    local.give(ask2, 1.0, requests=-1, tokens=-tokens, stream=True)
-    now = local.take(claim(bounds, bounds), 1.0, force=True)
+    local.acquire(ask, 0.0)
+    local.refund(ask, 0.0, tokens=before, stream=True)
+    was = local.acquire(claim(bounds, bounds, tokens=0, caller="a"), 1.0, force=True)
+    local.acquire(ask2 := claim(bounds, bounds, tokens=tokens), 1.0, force=True)
+    local.refund(ask2, 1.0, requests=-1, tokens=-tokens, stream=True)
+    now = local.acquire(claim(bounds, bounds), 1.0, force=True)
     assert now.own.requests == was.own.requests + 1
     assert now.own.tokens == pytest.approx(was.own.tokens)
     assert now.everyone.tokens == pytest.approx(was.everyone.tokens)
@@ -241,14 +241,14 @@ class Permits(RuleBasedStateMachine):
     def take(self, caller: str, most: int, gap: float) -> None:
         self.now += gap
         ask = claim(Limits(Limit(1, 2), streams=most), Limits(streams=5), caller=caller)
-        if self.local.take(ask, self.now).over is None:
+        if self.local.acquire(ask, self.now).over is None:
             self.open.append(ask)
 
     @rule(which=st.integers(0, 10), back=st.booleans())
     def end(self, which: int, back: bool) -> None:
         if self.open:
             ask = self.open.pop(which % len(self.open))
-            self.local.give(ask, self.now, requests=-1 if back else 0, stream=True)
+            self.local.refund(ask, self.now, requests=-1 if back else 0, stream=True)
 
     @invariant()
     def permits_are_those_that_are_open(self) -> None:
@@ -257,7 +257,7 @@ class Permits(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for ask in self.open:
-            self.local.give(ask, self.now, stream=True)
+            self.local.refund(ask, self.now, stream=True)
         assert self.local.streams == 0
 
 

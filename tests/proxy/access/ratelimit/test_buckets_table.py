@@ -75,17 +75,17 @@ def test_a_meter_with_anything_in_it_is_not_idle_until_it_has_leaked(
 
 def test_a_meter_that_nothing_bounds_counts_nothing() -> None:
     local = LocalLimits(0.0)
-    assert local.take(claim(TOKENS, tokens=5), 0.0).own == Levels(0.0, 5.0, 1)
-    assert local.take(claim(rps(1, 5), tokens=5), 0.0).own == Levels(1.0, 0.0, 2)
-    assert local.take(claim(NONE, tokens=5), 0.0).own == Levels(0.0, 0.0, 3)
+    assert local.acquire(claim(TOKENS, tokens=5), 0.0).own == Levels(0.0, 5.0, 1)
+    assert local.acquire(claim(rps(1, 5), tokens=5), 0.0).own == Levels(1.0, 0.0, 2)
+    assert local.acquire(claim(NONE, tokens=5), 0.0).own == Levels(0.0, 0.0, 3)
 
 
 def test_what_is_charged_late_is_charged_to_a_meter_that_has_leaked_until_then() -> None:
     local = LocalLimits(0.0)
     ask = claim(TOKENS, TOKENS, tokens=100)
-    local.take(ask, 0.0)
-    local.give(ask, 20.0, tokens=50, stream=True)
-    found = local.take(claim(TOKENS, TOKENS), 20.0)
+    local.acquire(ask, 0.0)
+    local.refund(ask, 20.0, tokens=50, stream=True)
+    found = local.acquire(claim(TOKENS, TOKENS), 20.0)
     assert (found.own.tokens, found.everyone.tokens) == (50.0, 50.0)
 
 
@@ -93,19 +93,19 @@ def test_more_given_back_than_was_taken_leaves_nothing() -> None:
     local = LocalLimits(0.0)
     bounds = Limits(Limit(1, 5), Limit(1, 5))
     ask = claim(bounds, tokens=1)
-    local.take(ask, 0.0)
-    local.give(ask, 0.0, requests=-3, tokens=-3)
-    assert local.take(claim(bounds), 0.0).own == Levels(1.0, 0.0, 2)
+    local.acquire(ask, 0.0)
+    local.refund(ask, 0.0, requests=-3, tokens=-3)
+    assert local.acquire(claim(bounds), 0.0).own == Levels(1.0, 0.0, 2)
 
 
 def test_tokens_alone_take_no_request_and_no_place() -> None:
     local = LocalLimits(0.0)
     bounds = Limits(Limit(1, 5), Limit(1, 50), 5)
     alone = Claim("p", "a", bounds, NONE, 7, asked=0)
-    assert local.take(alone, 0.0).own == Levels(0.0, 7.0, 0)
+    assert local.acquire(alone, 0.0).own == Levels(0.0, 7.0, 0)
     assert not alone.permitted
     held = Claim("p", "a", bounds, NONE, 7, asked=0, permitted=True)
-    local.take(held, 0.0)
+    local.acquire(held, 0.0)
     assert held.permitted
 
 
@@ -114,17 +114,17 @@ def filled(room: int, callers: str, bounds: Limits = rps(1, 5)) -> LocalLimits: 
     local = LocalLimits(0.0, room=room)
     for caller in callers:
         ask = claim(bounds, caller=caller)
-        local.take(ask, 0.0)
-        local.give(ask, 0.0, stream=True)
+        local.acquire(ask, 0.0)
+        local.refund(ask, 0.0, stream=True)
     return local
 
 
 def test_for_each_caller_that_comes_two_are_looked_at_and_forgotten_where_they_are_idle() -> None:
     local = filled(9, "abcde")
     assert len(local) == 5
-    local.take(claim(rps(1, 5), caller="f"), 0.5)
+    local.acquire(claim(rps(1, 5), caller="f"), 0.5)
     assert len(local) == 6
-    local.take(claim(rps(1, 5), caller="g"), 10.0)
+    local.acquire(claim(rps(1, 5), caller="g"), 10.0)
     assert len(local) == 5
 
 
@@ -132,26 +132,26 @@ def test_whoever_is_not_idle_makes_room_for_a_look_at_others() -> None:
     local = LocalLimits(0.0, room=4)
     for caller, rate in (("a", 0.001), ("b", 1), ("c", 0.001), ("d", 1)):  # then c and a are the oldest
         ask = claim(rps(rate, 5), caller=caller)
-        local.take(ask, 0.0)
-        local.give(ask, 0.0, stream=True)
+        local.acquire(ask, 0.0)
+        local.refund(ask, 0.0, stream=True)
     first, second = claim(rps(1, 5), caller="e"), claim(rps(1, 5), caller="f")
-    local.take(first, 10.0)
-    local.take(second, 10.0)
+    local.acquire(first, 10.0)
+    local.acquire(second, 10.0)
     assert (first.spilled, second.spilled) == (True, False)
     assert len(local) == 3
 
 
 def test_who_comes_again_is_looked_at_last() -> None:
     local = filled(2, "ab")
-    local.take(claim(rps(0.001, 5), caller="a"), 0.0)  # under way: not idle, and now behind b
-    local.take(c := claim(rps(1, 5), caller="c"), 10.0)
+    local.acquire(claim(rps(0.001, 5), caller="a"), 0.0)  # under way: not idle, and now behind b
+    local.acquire(c := claim(rps(1, 5), caller="c"), 10.0)
     assert not c.spilled
-    assert local.take(claim(rps(0.001, 5), caller="a"), 10.0).own.streams == 2
+    assert local.acquire(claim(rps(0.001, 5), caller="a"), 10.0).own.streams == 2
 
 
 def test_a_table_may_be_full_to_its_last_place() -> None:
     local = filled(2, "a")
     kept, spilled = claim(rps(1, 5), caller="b"), claim(rps(1, 5), caller="c")
-    local.take(kept, 0.0)
-    local.take(spilled, 0.0)
+    local.acquire(kept, 0.0)
+    local.acquire(spilled, 0.0)
     assert (kept.spilled, spilled.spilled, len(local)) == (False, True, 2)

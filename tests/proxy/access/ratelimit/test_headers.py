@@ -94,7 +94,7 @@ def test_without_a_ceiling_of_one_s_own_the_headers_tell_of_everyone_s() -> None
             Levels(0, 0, 3),
             0,
             1,
-            "limit 3 requests under way at a time. Wait for one to end, or try again in 1s.",
+            "limit 3 requests under way at a time. Wait until one has finished, or try again in 1s.",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_what_can_never_pass_is_told_so_whichever_ceiling_is_met_first(kind: Kin
     ask, decision = claim(everyone=Limits(tokens=Limit(1, 60)), tokens=61), decided(("caller", kind), full)
     error = rate_limit_error(ask, decision)
     assert (error.code, error.retry_after) == (Code.RATE_LIMITED, None)
-    assert error.message.endswith("That can never pass: send a shorter prompt.")
+    assert error.message.endswith("The request can never pass: send a shorter prompt.")
     assert dict(headers(ask, decision))["x-should-retry"] == "false"
 
 

@@ -32,13 +32,13 @@ class Memory:
         self.held: list[str] = []
         self.given: list[tuple[int, float, bool]] = []
 
-    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+    def acquire(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
         self.asked.append((claim, done))
 
     def hold(self, claim: Claim) -> None:
         self.held.append(claim.permit)
 
-    def give(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
+    def refund(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
         self.given.append((requests, tokens, stream))
 
 
@@ -70,8 +70,8 @@ class Desk:
     def levels(self) -> tuple[float, float, int]:
         """As they are, asked without taking."""
         peek = Claim("peek", "alice", *self._bounds(), 0)
-        taken = self.local.take(peek, 0.0, force=True)
-        self.local.give(peek, 0.0, requests=-1, stream=True)
+        taken = self.local.acquire(peek, 0.0, force=True)
+        self.local.refund(peek, 0.0, requests=-1, stream=True)
         return taken.own.requests - 1, taken.own.tokens, taken.own.streams - 1
 
     def _bounds(self) -> tuple[Limits, Limits]:

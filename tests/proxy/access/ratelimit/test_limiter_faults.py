@@ -29,8 +29,8 @@ class Failing(Memory):
         super().__init__()
         self.at_once = at_once
 
-    def take(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
-        super().take(claim, done)
+    def acquire(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
+        super().acquire(claim, done)
         if self.at_once:
             done(None)
 

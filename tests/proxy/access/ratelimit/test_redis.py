@@ -31,7 +31,7 @@ def claim(permit: str, own: Limits = BOUNDS, everyone: Limits = UNBOUNDED, *, to
 async def ask(shared: RedisLimits, wanted: Claim) -> Decision | None:
     """One decision; where it is granted the permit is held, as the limiter does."""
     told: asyncio.Future[Decision | None] = asyncio.get_running_loop().create_future()
-    shared.take(wanted, told.set_result)
+    shared.acquire(wanted, told.set_result)
     decision = await told
     if decision is not None and decision.over is None:
         shared.hold(wanted)
@@ -123,7 +123,7 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
             for n, (what, tokens, which) in enumerate(steps):
                 if what in ("take", "spend"):
                     wanted = Claim(f"{n}", "ab"[which % 2], bounds, all_, tokens, asked=int(what == "take"))
-                    here, there = local.take(wanted, 0.0), await ask(shared, wanted)
+                    here, there = local.acquire(wanted, 0.0), await ask(shared, wanted)
                     assert there is not None
                     assert there.over == here.over
                     assert there.own == pytest.approx(here.own, abs=0.01)
@@ -133,8 +133,10 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
                 elif held:
                     wanted = held.pop(which % len(held))
                     back = what == "refund"
-                    local.give(wanted, 0.0, requests=-back, tokens=-wanted.tokens if back else tokens, stream=True)
-                    shared.give(wanted, requests=-back, tokens=-wanted.tokens if back else tokens, stream=True)
+                    local.refund(
+                        wanted, 0.0, requests=-back, tokens=-wanted.tokens if back else tokens, stream=True
+                    )
+                    shared.refund(wanted, requests=-back, tokens=-wanted.tokens if back else tokens, stream=True)
 
     asyncio.run(play())
 
@@ -206,7 +208,7 @@ async def test_a_permit_that_ended_is_free_at_once() -> None:
             decision = await ask(shared, taken)
             assert decision is not None
             assert decision.over is None
-            shared.give(taken, stream=True)
+            shared.refund(taken, stream=True)
         assert await redis_says(path, "EXISTS", "gateway:limit:s:a") in (0, 1)
 
 
@@ -215,11 +217,11 @@ async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
         bounds = Limits(streams=1, tokens=Limit(0.0001, 100))
         taken = claim("1", bounds, tokens=10)
         assert await ask(shared, taken) is not None
-        shared.give(taken, tokens=-5)
+        shared.refund(taken, tokens=-5)
         refused = await ask(shared, claim("2", bounds))
         assert refused is not None
         assert (refused.over, round(refused.own.tokens)) == (("caller", "streams"), 5)
-        shared.give(taken, stream=True)
+        shared.refund(taken, stream=True)
         again = await ask(shared, claim("3", bounds))
         assert again is not None
         assert again.over is None
@@ -266,7 +268,7 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
         assert not shared.available
         assert shared.availability.pause <= 1.0, "fifty that are lost together are one loss"
         now: list[Decision | None] = []
-        shared.take(claim("x"), now.append)
+        shared.acquire(claim("x"), now.append)
         assert now == [None]  # without a turn of the loop
         os.kill(redis.pid, signal.SIGCONT)
         await until(lambda: shared.available)
@@ -285,7 +287,7 @@ async def test_without_any_redis_it_starts_and_cannot_tell() -> None:
     async with shared_limits("/nowhere/at/all") as shared:
         assert not shared.available
         assert await ask(shared, claim("1")) is None
-        shared.give(claim("1"), requests=-1, stream=True)
+        shared.refund(claim("1"), requests=-1, stream=True)
         first = shared.availability.pause
         await until(
             lambda: shared.availability.pause > first
@@ -301,7 +303,7 @@ async def test_fleets_with_a_namespace_each_have_limits_of_their_own() -> None:
                 decision = await ask(fleet, claim(f"p{number}"))
                 assert decision is not None
                 assert (decision.over is None) is (number < 2)
-        fleets[0].give(claim("p0"), stream=True)
+        fleets[0].refund(claim("p0"), stream=True)
         taken = await ask(fleets[1], claim("p3"))
         assert taken is not None
         assert taken.over is not None

@@ -64,7 +64,7 @@ class Desk:
     def take(self, permit: str = "p", reply: Any = None, **more: Any) -> Claim:
         """Ask, and answer at once where a reply is given."""
         asked = claim(permit, **more)
-        self.shared.take(asked, self.decisions.append)
+        self.shared.acquire(asked, self.decisions.append)
         if reply is not None:
             self.link.sent[-1][2](reply)
         return asked
@@ -121,7 +121,7 @@ def test_while_it_is_away_nothing_is_asked() -> None:
     assert desk.decisions == [None, None]
     assert (len(desk.link.sent), desk.shared.available) == (1, False)
     assert desk.told == [(True, "gone")]
-    desk.shared.give(claim(), requests=-1)
+    desk.shared.refund(claim(), requests=-1)
     assert len(desk.link.sent) == 1
     assert repr(desk.shared).startswith("<RedisLimits open permits=0 ")
 
@@ -150,7 +150,7 @@ def test_one_loss_is_told_once_however_much_it_took_along() -> None:
     desk = Desk()
     loss = Lost("gone")
     for _ in range(2):
-        desk.shared.take(claim(), desk.decisions.append)
+        desk.shared.acquire(claim(), desk.decisions.append)
     for _, _, done in tuple(desk.link.sent):
         done(loss)
     assert desk.told == [(True, "gone")]
@@ -177,13 +177,13 @@ def test_what_is_given_back_is_sent_with_the_rates_it_leaks_by() -> None:
     desk = Desk()
     held = claim(everyone=Limits(tokens=Limit(4, 8)))
     desk.shared.hold(held)
-    desk.shared.give(held, requests=-1, tokens=-3.5, stream=True)
+    desk.shared.refund(held, requests=-1, tokens=-3.5, stream=True)
     words, timeout, done = desk.link.sent[0]
     assert words == ("EVALSHA", GIVE.sha, 4, *KEYS, "p", -1, -3.5, 2, 5, "", 4)
     assert timeout == 0.5
     done(1)
     assert desk.told == []
-    desk.shared.give(held, tokens=2)
+    desk.shared.refund(held, tokens=2)
     assert desk.link.sent[1][0][7:10] == ("", 0, 2)  # its permit has ended
     desk.link.sent[1][2](Lost("gone"))
     assert desk.told == [(True, "gone")]
@@ -192,12 +192,12 @@ def test_what_is_given_back_is_sent_with_the_rates_it_leaks_by() -> None:
 def test_nothing_to_give_back_is_not_sent() -> None:
     desk = Desk()
     held = claim()
-    desk.shared.give(held)
-    desk.shared.give(held, stream=True)
+    desk.shared.refund(held)
+    desk.shared.refund(held, stream=True)
     desk.shared.hold(held)
-    desk.shared.give(held)
+    desk.shared.refund(held)
     assert desk.link.sent == []
-    desk.shared.give(held, stream=True)
+    desk.shared.refund(held, stream=True)
     assert desk.link.sent[0][0][7:10] == ("p", 0, 0)
 
 
@@ -276,7 +276,7 @@ async def test_a_loss_on_the_way_is_noticed_at_once_and_one_at_the_end_is_none()
     desk.take(reply=Lost("gone"))
     await asyncio.sleep(0.3)
     assert [away for away, _ in desk.told] == [True, False]
-    desk.shared.take(claim(), desk.decisions.append)
+    desk.shared.acquire(claim(), desk.decisions.append)
     await desk.shared.stop()
     desk.link.sent[-1][2](Lost("the gateway is shutting down"))
     assert [away for away, _ in desk.told] == [True, False]
@@ -299,7 +299,7 @@ def test_without_a_hook_a_loss_is_a_loss() -> None:
     shared = RedisLimits("redis://h", timeout=0.5)
     (link,) = FakeLink.made
     decisions: list[Decision | None] = []
-    shared.take(claim(), decisions.append)
+    shared.acquire(claim(), decisions.append)
     assert link.sent[0][0][3:5] == ("gateway:limit:m:alice", "gateway:limit:s:alice")
     link.sent[0][2](Lost("gone"))
     assert decisions == [None]

@@ -7,9 +7,11 @@ from typing import Any, cast
 
 import pytest
 
+from proxy.config.settings import Settings
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.phase import Phase
+from proxy.flights.sharing import Sharing
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server.context import RequestContext
 from proxy.server.handlers.embed import EmbedHandler
@@ -29,20 +31,21 @@ class Asked:
         self.flight.subscribers.add(self.reader)
         self.refuses = refuses
         self.replies: list[tuple[int, Any, Any]] = []
-        self.handler = EmbedHandler(stub, self._ask, self._join, self._body, self._reply)
+        me = cast(Any, self)  # body reader, generation and responder in one
+        self.handler = EmbedHandler(Settings(embed_stub=stub), me, me, None, me)
 
-    async def _ask(self, call: RequestContext) -> ApiRequest:
-        return ASK
+    async def read(self, *facts: Any, json: bool = True) -> Any:
+        return ASK if len(facts) == 3 else b""
 
-    def _join(self, call: RequestContext, ask: ApiRequest) -> Subscriber:
+    def attach(self, context: RequestContext, ask: ApiRequest, share: Sharing) -> Subscriber:
         if self.refuses is not None:
             raise self.refuses
         return self.reader
 
-    async def _body(self, call: RequestContext, reader: Subscriber) -> Any:
+    async def body(self, call: RequestContext, reader: Subscriber) -> Any:
         return "the engine's"
 
-    async def _reply(self, call: RequestContext, status: int, answer: object, headers: Any = ()) -> Any:
+    async def reply(self, call: RequestContext, status: int, answer: object, headers: Any = ()) -> Any:
         self.replies.append((status, answer, headers))
         return "ours"
 

@@ -20,12 +20,12 @@ class Answers:
         self.told: list[tuple[Any, ...]] = []
         backends = SimpleNamespace(ready=ready, models=lambda: [{"id": "m1"}, {"id": "org/m2"}])
         metrics = SimpleNamespace(render=lambda accept: (accept.encode(), "kind"))
-        self.plain = StatusHandlers(
-            cast(Any, backends), cast(Any, metrics), access_policy, cast(Any, self.reply), cast(Any, self.reply)
-        )
+        self.plain = StatusHandlers(cast(Any, backends), cast(Any, metrics), access_policy, None, cast(Any, self))
 
     async def reply(self, *facts: Any) -> None:
         self.told.append(facts[1:])
+
+    send = reply
 
 
 def call_of(path: str = "/x", method: str = "GET", **headers: str) -> RequestContext:
@@ -34,7 +34,7 @@ def call_of(path: str = "/x", method: str = "GET", **headers: str) -> RequestCon
 
 @virtual
 async def test_models_are_those_that_the_caller_sees() -> None:
-    access_policy = SimpleNamespace(visible=lambda call, models: models[1:])
+    access_policy = SimpleNamespace(visible_models=lambda call, models: models[1:])
     for given, names in ((None, ["m1", "org/m2"]), (access_policy, ["org/m2"])):
         answers = Answers(access_policy=given)
         await answers.plain.models(call_of())
@@ -68,7 +68,7 @@ async def test_another_method_is_told_which_there_are() -> None:
         assert answers.plain.other(asked, takes) == answers.plain.server
         assert asked.allow == allowed
         other = call_of(method="P" * 20)
-        with pytest.raises(GatewayError, match=f"^/x takes {takes}, not {'P' * 16}[.]$") as caught:
+        with pytest.raises(GatewayError, match=f"^/x accepts {takes}, not {'P' * 16}[.]$") as caught:
             answers.plain.other(other, takes)
         assert (caught.value.code, other.allow) == (Code.METHOD_NOT_ALLOWED, allowed)
     await answers.plain.server(asked)

@@ -19,7 +19,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from proxy.server import respond
 from proxy.server.listener.listener import ClientConnection, Listener
-from proxy.server.listener.request import at_hand
+from proxy.server.listener.request import buffered_body
 from tests.kit.client import Answer, Connection, get, request_bytes
 from tests.kit.engine_turn import PATIENCE
 from tests.kit.running import until
@@ -407,7 +407,7 @@ async def test_a_body_at_hand_is_all_of_it_or_nothing() -> None:
     bodies: list[bytes | None] = []
 
     async def looks(request: web.BaseRequest) -> bool:
-        bodies.append(at_hand(request.content))
+        bodies.append(buffered_body(request.content))
         return await hello(request)
 
     async with serving(looks) as (url, _), await Connection.open(url) as connection:

@@ -34,7 +34,7 @@ def test_a_slice_is_a_part_of_a_turn_and_a_turn_less_than_what_pauses_the_readin
 async def test_a_connection_begins_with_nothing_known_of_it() -> None:
     async with client() as (handler, _):
         known = (
-            "lags",
+            "write_paused",
             "leaving",
             "stalled",
             "evicted",
@@ -58,9 +58,9 @@ async def test_a_connection_begins_with_nothing_known_of_it() -> None:
 async def test_whether_the_client_lags_is_known_and_waited_for() -> None:
     async with client() as (handler, _):
         handler.pause_writing()
-        assert (handler.lags, handler.writing_paused) == (True, True)
+        assert (handler.write_paused, handler.writing_paused) == (True, True)
         handler.resume_writing()
-        assert (handler.lags, handler.writing_paused) == (False, False)
+        assert (handler.write_paused, handler.writing_paused) == (False, False)
 
 
 @virtual
@@ -307,8 +307,7 @@ async def test_an_opening_in_pieces_is_put_together_and_a_bad_one_is_told_once()
         assert handler._dropped == len(GET)
     (only,) = told
     assert only[0] == "10.1.2.3"
-    assert only[1].startswith("From a trusted proxy: ")
-    assert only[1].endswith("and proxy_protocol is on.")
+    assert only[1].startswith("From a trusted proxy with proxy_protocol on: ")
 
 
 # -- one request after the other
@@ -432,10 +431,10 @@ async def test_who_has_left_is_not_waited_for_to_be_heard() -> None:
     loop = asyncio.get_running_loop()
     async with client() as (handler, wire):
         wire.closed = True
-        await handler._be_heard()
+        await handler._linger()
         assert (loop.time(), wire.eof) == (0.0, False)
         handler.transport = None
-        await handler._be_heard()
+        await handler._linger()
         assert loop.time() == 0.0
         handler._tell(GatewayError(Code.QUEUE_FULL, "full"))
         assert handler.written == 0

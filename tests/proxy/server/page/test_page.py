@@ -290,8 +290,8 @@ async def test_a_head_of_the_page_has_its_headers_and_no_body(engine: Engine) ->
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "This takes"),
-        (b"[]", "This takes"),
+        (b"", "The body must be"),
+        (b"[]", "The body must be"),
         (b'{"request": {}, "delays_ms": [0], "more": 1}', "more"),
         (b'{"request": {}, "delays_ms": []}', "1 to 50"),
         (json.dumps({"request": HELLO_STREAM, "delays_ms": [0] * (MAX_READERS + 1)}).encode(), "51"),

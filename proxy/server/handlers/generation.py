@@ -1,0 +1,233 @@
+"""The generating endpoints: decode a request, check it, admit it, attach it to a Flight, answer from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from proxy.access import AccessPolicy, PriorityPolicy, scope_of
+from proxy.access.ratelimit import Admission
+from proxy.config import Settings
+from proxy.errors import GatewayError
+from proxy.flights import (
+    REQUEST_ID,
+    Flight,
+    FlightGroup,
+    FlightSpec,
+    Keyer,
+    Mode,
+    Phase,
+    QueueState,
+    Scheduler,
+    Sharing,
+    Subscriber,
+    headers_in_common,
+    new_id,
+    sharing_of,
+)
+from proxy.flights.embeddings import Embedder
+from proxy.server.body import BodyReader, body_if_buffered
+from proxy.server.context import RequestContext
+from proxy.server.handlers.passthrough import PassThrough
+from proxy.server.handlers.relay import engine_headers, passed_on
+from proxy.server.offload.large import LargeRequests
+from proxy.server.respond import Sent
+from proxy.server.responder import Responder
+from proxy.server.routes import Handler
+from proxy.telemetry import Metrics
+from proxy.wire import PATHS, ApiRequest, Endpoint, decode, outgrows, refers
+from proxy.wire.fold import Unfoldable, foldable
+
+Affinity = Callable[[ApiRequest, Mapping[str, str]], int]
+
+
+class Generation:
+    """Chat, completions and embeddings. `/embed` and the page use its steps `read`, `join` and `attach`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        bodies: BodyReader,
+        responder: Responder,
+        passthrough: PassThrough,
+        group: FlightGroup,
+        scheduler: Scheduler,
+        keyer: Keyer,
+        metrics: Metrics,
+        priority_policy: PriorityPolicy,
+        access_policy: AccessPolicy | None,
+        admission: Admission | None,
+        affinity: Affinity | None,
+        embedder: Embedder | None,
+        large: LargeRequests | None,
+        unfolded: Callable[[Flight, Unfoldable], None],
+    ) -> None:
+        """`unfolded` is called with a stream that did not fold although readers had waited for its fold."""
+        self._settings = settings
+        self._bodies = bodies
+        self._responder = responder
+        self._passthrough = passthrough
+        self._group = group
+        self._scheduler = scheduler
+        self._keyer = keyer
+        self._metrics = metrics
+        self._priority_policy = priority_policy
+        self._access_policy = access_policy
+        self._admission = admission
+        self._affinity = affinity
+        self._embedder = embedder
+        self._large = large
+        self._unfolded = unfolded
+        self._passed_on = passed_on(settings)
+        self._scope = scope_of(access_policy)
+
+    def handler(self, endpoint: Endpoint) -> Handler:
+        """The handler of one endpoint, whichever path it is reached by."""
+
+        async def handle(context: RequestContext) -> Sent:
+            body = body_if_buffered(context.request, self._settings, json=True, most=self._bodies.free)
+            if body is None:
+                body = await self._bodies.receive(context)
+            large = self._large
+            if large is not None and len(body) > large.inline:
+                ask = await self.read(context, endpoint, body)
+            else:
+                ask = self._decode(context, endpoint, body)
+            if "prompt_logprobs" in ask.fields and outgrows(ask, self._settings.max_flight_bytes):
+                if self._admission is not None:
+                    await self._admission(context)
+                return await self._passthrough.forward(context, PATHS[endpoint], ask.body)
+            reader = await self.join(context, ask)
+            if context.stream and endpoint != "embeddings":
+                return await self._responder.stream(context, reader)
+            while not reader.flight.ended and reader.flight.folds:
+                await reader.changed()
+            if reader.flight.folds:
+                try:
+                    return await self._responder.body(context, reader)
+                except Unfoldable as e:
+                    self._unfolded(reader.flight, e)
+            # Only the engine can make one body of this stream. Nothing has been sent: the engine is asked for the
+            # body, once for all readers that waited.
+            assert context.ask is not None  # it led to this stream
+            fresh = await self.join(context, context.ask, again=True)
+            reader.leave()
+            return await self._responder.body(context, fresh)
+
+        return handle
+
+    async def read(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
+        """Steps 1 and 2: the request, decoded and checked; in another process where it is large. Raises
+        GatewayError."""
+        large = self._large
+        if large is not None and len(body) > large.inline and large.heavy(body):
+            return await large.ask(context, endpoint, body)
+        return self._decode(context, endpoint, body)
+
+    async def join(self, context: RequestContext, ask: ApiRequest, *, again: bool = False) -> Subscriber:
+        """Steps 3 to 5: rate limits, key, Flight. `again`: it was admitted before and has read a stream that does
+        not fold. Raises GatewayError."""
+        headers = context.request.headers
+        share = sharing_of(
+            ask,
+            self._settings.share,
+            cache_control=headers.get("cache-control", ""),
+            override=headers.get("x-gateway-share", ""),
+        )
+        if self._admission is not None and not again:
+            await self._admission(context)
+        return self.attach(context, ask, share, fold=not again)
+
+    def _decode(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
+        ask = decode(endpoint, body)
+        if self._access_policy is not None:
+            context.describe(ask.model, stream=ask.stream)
+            ask = self._access_policy.check(context, ask)
+        context.accept(ask)
+        return ask
+
+    def attach(self, context: RequestContext, ask: ApiRequest, share: Sharing, *, fold: bool = True) -> Subscriber:
+        """Steps 4 and 5: a reader of a Flight that is under way, or of a new one. `fold`: a request for one body
+        may read a stream. Raises GatewayError."""
+        streamed = ask.stream and ask.endpoint != "embeddings"
+        request = context.request
+        priority = self._priority_policy.priority(context.caller, request)
+        headers = request.headers
+        sent = engine_headers(headers, self._passed_on)
+        key, storable = None, share.storable
+        if share.shared:
+            if storable and (refers(ask) if ask.large is None else ask.large.refers):
+                storable = False  # the image behind a URL may be another one tomorrow
+            if ask.large is not None:
+                key = ask.large.key
+            else:
+                both = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                common = headers_in_common(sent) if sent else ()
+                key = self._keyer.key(ask, tenant=self._scope(context), fold=both, headers=common)
+            flight = None
+            if key is not None:
+                flight = self._group.find(key, stream=streamed, fold=fold, fresh=share.fresh)
+            if flight is not None:
+                self._metrics.coalesced(ask.endpoint)
+                reader = self._group.attach(
+                    flight,
+                    usage=ask.include_usage,
+                    whole=not streamed,
+                    attached=True,
+                    owner=self._priority_policy.fairness_key(context.caller, request)
+                    if flight.phase is Phase.QUEUED
+                    else None,
+                    storable=storable,
+                )
+                context.attach_reader(reader)
+                self._scheduler.promote(flight, priority, context.deadline, reader)
+                if self._embedder is not None and ask.endpoint == "embeddings":
+                    self._embedder.joined(reader)
+                return reader
+        if ask.large is not None:
+            affinity = ask.large.affinity
+        else:
+            affinity = self._affinity(ask, headers) if self._affinity is not None else 0
+        # The answer holds the id under which its request was sent: a client's own id must not reach other readers.
+        name = new_id() if key is not None and context.named else context.id
+        spec = FlightSpec(
+            method="POST",
+            path=PATHS[ask.endpoint],
+            body=ask.body,
+            mode=Mode.STREAM if streamed else Mode.WHOLE,
+            request_id=name,
+            headers=[("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
+            ask=ask,
+            model=ask.model,
+            key=key,
+            fresh=share.fresh,
+            storable=storable,
+            fold=fold,
+            usage_added=streamed and key is not None,
+            tenant=self._scope(context) if share.merge else b"",
+            affinity=affinity,
+        )
+        owner = self._priority_policy.fairness_key(context.caller, request)
+        queue_state = QueueState(
+            owner=owner,
+            priority=priority,
+            deadline=context.deadline,
+            latest=context.deadline,
+            merge=share.merge and ask.large is None,
+        )
+        flight = self._group.launch(spec, queue_state)
+        usage = ask.include_usage or key is None
+        try:
+            whole = not streamed
+            reader = self._group.attach(flight, usage=usage, whole=whole, owner=owner, storable=storable)
+            context.attach_reader(reader)
+            takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
+            embedder = self._embedder if takes else None
+            if embedder is None or not embedder.take(flight, self._scope(context)):
+                self._scheduler.submit(flight)
+        except GatewayError:
+            raise
+        except Exception:
+            self._scheduler.abandon(flight)  # other readers must not wait for a Flight that nothing feeds
+            raise
+        return reader

@@ -1,0 +1,142 @@
+"""Writes the responses of all handlers: JSON of the gateway's own, errors, and a Flight as a stream or one body.
+Whatever a slow client has not taken yet is charged to the memory budget."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+
+import msgspec
+
+from proxy.access import PriorityPolicy
+from proxy.config import Settings
+from proxy.errors import Code, GatewayError
+from proxy.flights import SLICE_BYTES, Held, Memory, Mode, Subscriber
+from proxy.server import respond
+from proxy.server.context import RequestContext
+from proxy.server.deadline import end_early
+from proxy.server.offload.large import LargeRequests
+from proxy.server.respond import Body, Headers, Remainder, Sent
+
+
+class Responder:
+    """One for a gateway. Each method writes one response and records it in the request's context."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        priority_policy: PriorityPolicy,
+        memory: Memory | None,
+        large: LargeRequests | None,
+    ) -> None:
+        self._stall = settings.client_stall_timeout
+        self._priority_policy = priority_policy
+        self._memory = memory
+        self._large = large
+
+    # -- answers of the gateway's own -------------------------------------------------------------
+
+    async def reply(self, context: RequestContext, status: int, answer: object, headers: Headers = ()) -> Sent:
+        """A JSON value."""
+        ours = [("content-type", "application/json"), *headers, *context.headers()]
+        return await self.send(context, status, ours, msgspec.json.encode(answer))
+
+    async def refuse(self, context: RequestContext, error: GatewayError) -> Sent:
+        """An error in OpenAI's form."""
+        context.refused(error, self._priority_policy.address(context.caller, context.request))
+        headers = [*respond.error_headers(error), *context.headers()]
+        request = context.request
+        # A client that waits for a 100 may or may not send its body after this: the connection cannot be kept.
+        expects = "expect" in request.headers and not request.content.is_eof()
+        last = expects or request.method == "CONNECT" or error.code in (Code.SHUTTING_DOWN, Code.BODY_TIMEOUT)
+        return await self.send(context, error.status, headers, error.json(), keep=not last)
+
+    async def end_early(self, context: RequestContext, error: GatewayError) -> Sent:
+        """The end of a request whose task the gateway cancelled: the client gets the error. Raises CancelledError
+        where the client left at the same time."""
+        if context.request.task.uncancel():
+            raise asyncio.CancelledError
+        try:
+            return end_early(context, error)
+        except GatewayError as e:
+            return await self.refuse(context, e.with_traceback(None))
+
+    async def send(
+        self,
+        context: RequestContext,
+        status: int,
+        headers: Headers,
+        body: Body,
+        *,
+        keep: bool = True,
+        shared: bool = False,
+    ) -> Sent:
+        """`keep`: the connection may be kept. `shared`: the body belongs to a Flight or to the process, so this
+        request does not pay for its memory."""
+        context.begin_response(status)
+        sent, left = respond.write(context.request, status, headers, body, keep=keep)
+        context.end_response(sent.bytes)
+        if left is not None:
+            await self._rest(context, left, 0 if shared else len(body))
+        return sent
+
+    async def _rest(self, context: RequestContext, left: Remainder, size: int) -> None:
+        """The rest of a body, `size` bytes of which are in memory for this request alone."""
+        own = None
+        if size > SLICE_BYTES and self._memory is not None:
+            own = Held(self._memory, self._owner(context), "answers")
+            if not own.resize(size) and context.request.transport is not None:
+                context.request.transport.abort()
+                raise ConnectionResetError("no memory is left for an answer that the client does not read")
+        try:
+            await respond.write_rest(context.request, left, partial(self.wait_writable, context))
+        finally:
+            if own is not None:
+                own.release()
+
+    # -- answers of a Flight ----------------------------------------------------------------------
+
+    async def stream(self, context: RequestContext, reader: Subscriber) -> Sent:
+        """A Flight's frames or bytes as they arrive. Raises the Flight's GatewayError where nothing was sent."""
+        if not reader.visible:
+            await reader.ready()
+        if reader.flight.mode is Mode.WHOLE:  # an error, or an engine that does not stream
+            return await self.body(context, reader)
+        headers, limited = self._headers(context, reader), context.hold is not None
+        writable = partial(self.wait_writable, context)
+        sent = await respond.stream(context.request, reader, headers, writable, limited=limited)
+        context.begin_response(sent.status)
+        context.end_response(sent.bytes)
+        return sent
+
+    async def body(self, context: RequestContext, reader: Subscriber) -> Sent:
+        """A Flight as one JSON body, once it has ended. Raises the Flight's GatewayError, or Unfoldable."""
+        flight = reader.flight
+        while not flight.ended:
+            reader.whole = True
+            await reader.changed()
+        if self._large is not None and flight.mode is Mode.STREAM and self._large.folds(flight):
+            await self._large.fold(flight)
+        status, headers, body = respond.json_response(flight, limited=context.hold is not None)
+        return await self.send(context, status, [*headers, *self._headers(context, reader)], body, shared=True)
+
+    def _headers(self, context: RequestContext, reader: Subscriber) -> list[tuple[str, str]]:
+        headers = [*context.headers(), ("x-gateway-cache", reader.verdict)]
+        if reader.flight.items is not None:
+            headers.append(("x-gateway-cached-items", str(reader.flight.items)))
+        if reader.flight.stored_at is not None:
+            headers.append(("age", str(max(0, int(time.time() - reader.flight.stored_at)))))
+        return headers
+
+    # -- backpressure -----------------------------------------------------------------------------
+
+    async def wait_writable(self, context: RequestContext) -> None:
+        """Wait until the client has taken what was written, which is charged to the memory budget meanwhile.
+        Raises TimeoutError where it takes nothing for too long."""
+        if context.unread is None and self._memory is not None:
+            context.charge_unread(Held(self._memory, self._owner(context), "unread"))
+        await respond.wait_writable(context.request, self._stall, context.unread)
+
+    def _owner(self, context: RequestContext) -> object:
+        return self._priority_policy.current_fairness_key(context.caller, context.request)
