@@ -69,7 +69,7 @@ class Stage:
             submit=self.flights.append,
             abandon=lambda flight: self.told.append(("abandoned", flight)),
             promote=lambda *facts: self.told.append(("promoted", *facts)),
-            told=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
+            metrics=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
         )
         self.backends = SimpleNamespace(ready=True, models=lambda: [{"id": "m1"}])
         log = SimpleNamespace(

@@ -204,7 +204,7 @@ def test_files_are_read_of_audio_alone_and_by_one_name() -> None:
     plain = read_passed(Media("form", b"x"), joined(b"x", part("a", b"b")))
     assert "b" in plain.texts("/v1/x")
     for form, path in ((audio, "/v1/x"), (other, "/v1/audio/transcriptions")):
-        with pytest.raises(GatewayError, match="only the field 'file' of audio") as e:
+        with pytest.raises(GatewayError, match="only 'file' of audio may be a file") as e:
             form.texts(path)
         assert e.value.code is Code.INVALID_VALUE
 
