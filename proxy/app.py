@@ -296,7 +296,7 @@ async def running(
                 clock=loop.time,
             )
             stack.callback(
-                Page(gateway, sources, access_policy, log, audit, prepared.rules.identity.address).close
+                Page(gateway, sources, access_policy, audit, prepared.rules.identity.address).close
             )  # before the drain
         state_gauges(metrics, group, request_queue, listener, log, cache)
         yield App(

@@ -29,13 +29,13 @@ MAX_OPERATORS: Final = 64  # connections to their listener
 
 
 async def hosts_of(listens: str, allowed: Sequence[str]) -> Hosts:
-    """The hosts by which a listener at this address may be asked for."""
+    """The hosts under which a listener at this address may be addressed."""
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(listens, None, type=socket.SOCK_STREAM)
+        addresses = await loop.getaddrinfo(listens, None, type=socket.SOCK_STREAM)
     except OSError:
-        found = []  # listening there will say so
-    return Hosts(listens, allowed, [str(address[0]) for *_, address in found])
+        addresses = []  # binding will report it
+    return Hosts(listens, allowed, [str(address[0]) for *_, address in addresses])
 
 
 async def listen(
@@ -48,7 +48,7 @@ async def listen(
     stack: AsyncExitStack,
     room: Places,
 ) -> tuple[str, int]:
-    """Bind; how it all ends is the Drain's. The socket's path, or the address and the port."""
+    """Bind, and register the Drain for the end. Returns the socket's path and 0, or the address and the port."""
     sock = None
     if settings.listen_unix:
         sock = stack.enter_context(unix_socket(settings.listen_unix, int(settings.listen_unix_mode, 8)))
@@ -78,7 +78,7 @@ async def listen(
 async def listen_for_operators(
     gateway: Gateway, settings: Settings, tls: ServerTls | None, log: Log, stack: AsyncExitStack
 ) -> str:
-    """Bind the port of their own, where there is one: its URL. It is closed after all else has been drained."""
+    """Bind the operators' port, where one is set, and return its URL. It closes last, after the drain."""
     if not settings.admin_port:
         return ""
     listener = Listener(

@@ -19,13 +19,13 @@ CLOSE_SECONDS: Final = 0.5  # for connections that do not even take these
 class Drain:
     """The end, in its order.
 
-    1. `/ready` says 503; all else is answered for `delay` seconds more: a load balancer goes on sending until it
-       has noticed.
-    2. The listener is closed. A connection that is open is answered 503 `shutting_down` and closed. What is under
-       way has `timeout` seconds.
-    3. What is left is ended: a stream by an error frame and no [DONE], others by a 503. The engines are told.
+    1. `/ready` answers 503 and all else is served for `delay` seconds more: a load balancer sends requests until
+       it has noticed.
+    2. The listener is closed. A connection that is open is answered 503 `shutting_down` and closed. Requests
+       under way have `timeout` seconds.
+    3. The rest is ended: a stream by an error frame without [DONE], others by a 503. Engines are told.
 
-    Left by an exception, so by a second signal, it begins with the third.
+    An exception, and so a second signal, skips to the third step.
     """
 
     def __init__(

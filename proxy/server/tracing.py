@@ -38,7 +38,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Said(msgspec.Struct):
-    """What of an answer stands in its span."""
+    """The members of an answer that its span has."""
 
     id: str | None = None
     model: str | None = None
@@ -78,7 +78,7 @@ class Tracing:
         context.traced(RequestTrace(self, span))
 
     def asked(self, context: RequestContext) -> dict[str, Any]:
-        """What was asked for, by its usual names."""
+        """Attributes of the request, by OTel's names."""
         ask = context.ask
         if ask is None:
             return {"gen_ai.request.model": clean(context.model[:256])} if context.model else {}
@@ -117,12 +117,12 @@ class RequestTrace:
 
     @property
     def id(self) -> str | None:
-        """The trace's, as log lines show it."""
+        """The trace id, as log lines have it."""
         parent = self.span.get_span_context()
         return f"{parent.trace_id:032x}" if parent.is_valid else None
 
     def reads(self, context: RequestContext, reader: Subscriber) -> None:
-        """It has its place at a Flight. The Flight it began is a part of it; to another's it has a link."""
+        """The request reads a Flight: a child span of the request that started it, a link for the others."""
         flight = reader.flight
         if flight.trace is None:
             flight.traced_by(FlightSpan(self._tracing, context, flight, self.span))
@@ -130,7 +130,7 @@ class RequestTrace:
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
     def ended(self, context: RequestContext) -> None:
-        """The request is over, in whatever way."""
+        """The request has ended, with any outcome."""
         span, otel = self.span, self._tracing.otel
         if span.is_recording():
             told = self._tracing.asked(context)
@@ -266,7 +266,7 @@ class FlightSpan:
     # -- inside -----------------------------------------------------------------------------------
 
     def said(self) -> dict[str, Any]:
-        """What the engine said of its answer."""
+        """Attributes of the engine's answer."""
         told: dict[str, Any] = {}
         if self._model is not None:
             told["gen_ai.response.model"] = self._model
@@ -318,7 +318,7 @@ def clean(text: str) -> str:
 
 
 def _spent(flight: Flight) -> dict[str, Any]:
-    """Tokens, as far as the engine told them."""
+    """Token counts, where the engine reported them."""
     usage = flight.usage
     if usage is None:
         return {"gateway.content_events": flight.content_events} if flight.content_events else {}

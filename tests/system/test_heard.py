@@ -216,7 +216,7 @@ async def test_a_websocket_s_handshake_is_refused_at_once_in_clear_words(
         await client.send(ask + after)
         answer = await client.read()
         assert (answer.status, answer.json()["error"]["code"]) == (501, "upgrade_not_supported")
-        assert "websocket" in answer.json()["error"]["message"]
+        assert "WebSocket" in answer.json()["error"]["message"]
         if after:
             assert (await client.read()).json() == {"status": "ok"}
     assert engine.requests == []

@@ -23,7 +23,7 @@ from proxy.wire import data_of, is_done, strings
 Channel = tuple[object, ...]
 Check = Callable[[Flight, bytes], Awaitable[int]]
 AT_ONCE: Final = 16_384
-"""Bytes of an answer that are looked at in one turn of the loop."""
+"""Bytes of an answer that are searched in one event loop iteration."""
 PIECE: Final = 4096  # characters of a long text: each may become eighteen
 NOTHING: Final = DenyList((), (), "")  # of a body that is known to hold nothing denied
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -31,12 +31,12 @@ _KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"}
 
 
 def denied() -> GatewayError:
-    """Of an answer; what it held is not repeated."""
+    """The error of an answer, without the denied text."""
     return GatewayError(Code.CONTENT_DENIED, "The answer contains denied content.")
 
 
 class FilteringIngest(Ingest):
-    """A Feeder that lets no frame out before its text is known to be no part of anything denied.
+    """An Ingest that passes a frame on only once its text cannot be part of a denied text.
 
     It sits here, before the Flight, and not with each reader: one look for all of them, and what is denied is in
     no log, for no late joiner and for no store. Its readers get an error frame, the generation is cancelled.
@@ -61,7 +61,7 @@ class FilteringIngest(Ingest):
         on_hit: Callable[[Flight, int], None],
         check: Check | None = None,
     ) -> None:
-        """`check`: looks at a long body off the loop."""
+        """`check` searches a long body in a child process."""
         super().__init__(flight, limits, watch, on_done, on_head, on_first)
         self._deny = deny
         self._window = window
@@ -164,7 +164,7 @@ class FilteringIngest(Ingest):
             self.flight.flush()
 
     def _check_later(self) -> bool:
-        """Whether a body is looked at off the loop; its end comes afterwards."""
+        """Whether a body is searched in a child process, before its end is passed on."""
         head = self._head
         if (
             self._check is None
@@ -337,7 +337,7 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
 def ingest_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, check: Check | None = None
 ) -> MakeIngest:
-    """A plain Feeder, unless answers are to be checked. Each exchange takes the list as it is when it begins."""
+    """A plain Ingest, unless answers are checked. Each exchange uses the list in force when it begins."""
     if rules.deny is None or not settings.deny_answers:
         return Ingest
 

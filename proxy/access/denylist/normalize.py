@@ -97,7 +97,7 @@ class StreamNormalizer:
         return self._spaces(normalize(text))
 
     def peek(self) -> str:
-        """What waits, in its form, were nothing to combine with it."""
+        """The pending characters, normalised as if nothing combined with them."""
         text = normalize(self.pending)
         return text[1:] if self._spaced and text.startswith(" ") else text
 
@@ -112,7 +112,7 @@ class StreamNormalizer:
 
 
 def visible_length(text: str) -> int:
-    """How many characters of a text count: those of no width do not."""
+    """Number of characters, without those of no width."""
     return len(_seen(text))
 
 

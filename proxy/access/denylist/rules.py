@@ -15,7 +15,7 @@ from proxy.errors import SettingsError
 MAX_LITERAL: Final = 1000  # characters
 MAX_RULES: Final = 100_000
 _FEW: Final = 64
-"""Texts that are looked for one by one; for more, one walk for all of them is cheaper."""
+"""Number of texts that are searched one by one; for more, one walk of the automaton is cheaper."""
 
 
 class Pattern(Protocol):
@@ -81,7 +81,7 @@ class AhoCorasick:
 
 
 class DenyList:
-    """Rules, each known by its line. Texts are compared in the form of `text_form.form`."""
+    """Rules, each known by its line. Texts are compared in their normal form (`normalize`)."""
 
     def __init__(
         self, literals: Sequence[tuple[str, int]], patterns: Sequence[tuple[Any, int]], source: str

@@ -53,13 +53,13 @@ class StatusHandlers:
         """One of them: the rest of the path is its id, slashes and all."""
         name = context.request.path.removeprefix("/v1/models/")
         models = self._visible(context)
-        found = next((model for model in models if model.get("id") == name), None)
-        if found is None:
+        entry = next((model for model in models if model.get("id") == name), None)
+        if entry is None:
             raise GatewayError(
                 Code.MODEL_NOT_FOUND,
                 f"The model {name[:_NAME_CHARS]!r} does not exist or you do not have access to it.",
             )
-        return await self._responder.reply(context, 200, found)
+        return await self._responder.reply(context, 200, entry)
 
     async def health(self, context: RequestContext) -> Sent:
         return await self._responder.reply(context, 200, {"status": "ok"})

@@ -19,7 +19,7 @@ class Evictable(Protocol):
 
     @property
     def closing(self) -> bool:
-        """Whether it is closed, or has made way already."""
+        """Whether it is closed or being evicted."""
 
     @property
     def asks(self) -> bool:
@@ -34,7 +34,7 @@ class Evictable(Protocol):
         """Seconds of the loop's clock."""
 
     def make_way(self) -> None:
-        """Close: a new connection takes its place."""
+        """Evict it: a new connection replaces it."""
 
     def refuse_full(self) -> None:
         """Answer that the limit is reached, and close."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 CLOSING_SECONDS: Final = 60.0
-"""From the close of a connection until it is aborted, with what its client has not taken."""
+"""From the close of a connection until it is aborted with its unread bytes."""
 
 Over = Literal["head", "stall", "closing"]
-"""Which time is over: for a head to arrive, for the client to take bytes, for the connection to close."""
+"""The timeout that has passed: for a head to arrive, for the client to read, for the connection to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class Times:
 
     @property
     def every(self) -> float:
-        """How often to look, so that nothing ends much too late."""
+        """Seconds between two checks, a fraction of the shortest timeout."""
         return min(1.0, self.head / 4, self.stall / 4, self.closing / 4)
 
 
 class Watched:
-    """One connection, from one look to the next."""
+    """The state of one connection between two checks."""
 
     __slots__ = ("_asked", "_closing", "_head", "_opened", "_taken", "_took")
 
@@ -52,8 +52,8 @@ class Watched:
         taken: int,
         closing: bool,
     ) -> Over | None:
-        """Which time is over. `asked`: requests so far; `waits`: for the next one, of whose head a part may have
-        come (`partial`); `unread`: bytes that wait for the client; `wait_writable`: bytes that it took so far."""
+        """The timeout that passed, if any. `asked`: requests so far; `waits` for the next one, a `partial` head of
+        which may have come; `unread`: bytes that wait for the client; `taken`: bytes that it read so far."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken

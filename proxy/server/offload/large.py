@@ -34,12 +34,12 @@ from proxy.wire.fold import Unfoldable, forces_tool, many_frames
 from proxy.wire.http import Media
 
 INLINE: Final = 16_384
-"""Bytes up to which a body is read on the loop without an estimate: 17 ms of the worst that is known."""
+"""Bytes up to which a body is parsed on the event loop without an estimate: 17 ms in the worst known case."""
 LEAST: Final = 1024  # the same, at least, however costly the deny list is
 
 
 class LargeRequests:
-    """One for a gateway. `inline`: up to so many bytes a body is surely read on the loop."""
+    """One for a gateway. Bodies of up to `inline` bytes are parsed on the loop."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class LargeRequests:
         await asyncio.gather(*self._folds.values(), return_exceptions=True)
 
     def renew(self) -> None:
-        """The deny list may be another."""
+        """Use the deny list now in force."""
         self._in_force()
 
     def heavy(self, body: bytes) -> bool:
-        """Whether the reading of a body would hold the loop for too long. Asked only above `inline`."""
+        """Whether parsing a body would block the loop for too long. Called only above `inline`."""
         return work(body, None if self._deny is None else self._deny.weight) > BUDGET
 
     async def ask(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
@@ -83,12 +83,12 @@ class LargeRequests:
         return self._asked(context, endpoint, found, sent or body)
 
     async def page(self, context: RequestContext, body: bytes) -> tuple[ApiRequest, list[float]]:
-        """A request for many readers: what each of them asks, and when. Raises GatewayError."""
+        """A request for many readers, and the delay of each. Raises GatewayError."""
         found, sent = await self.pool.do(PageJob(self._job(context, "chat")), body, self._whose(context))
         return self._asked(context, "chat", found, sent), found.delays
 
     async def raw(self, context: RequestContext, media: Media, body: bytes) -> bytes:
-        """The body of a request that passes through, checked; its model and its cost are the call's from now on.
+        """The body of a request that passes through, checked. Sets the context's model and cost.
         Raises GatewayError."""
         job = RawJob(context.request.path, media.kind, media.boundary)
         found, sent = await self.pool.do(job, body, self._whose(context))
@@ -109,11 +109,11 @@ class LargeRequests:
         return found.denied
 
     def folds(self, flight: Flight) -> bool:
-        """Whether a stream has to be folded here: it has landed, and its fold would hold the loop for too long."""
+        """Whether a landed stream is so long that its fold would block the loop."""
         return flight.folded is None and flight.error is None and many_frames(flight.log)
 
     async def fold(self, flight: Flight) -> None:
-        """Make the one body of a stream that has landed, once for all who want it. Raises Unfoldable."""
+        """Fold a landed stream into one body, once for all readers. Raises Unfoldable."""
         task = self._folds.get(flight)
         if task is None:
             task = self._folds[flight] = asyncio.create_task(self._fold(flight))
@@ -125,7 +125,7 @@ class LargeRequests:
     # -- inside -----------------------------------------------------------------------------------
 
     def _in_force(self) -> Terms:
-        """The terms of now: the same object until the deny list is another."""
+        """The terms in force: the same object until the deny list changes."""
         deny = self._rules.deny
         if self._terms is None or deny is not self._deny:
             settings = self._settings

@@ -20,10 +20,10 @@ from proxy.errors import Code, GatewayError, place_of
 
 CHILDREN: Final = 2
 JOB_SECONDS: Final = 30.0
-"""For one job. The dearest of 16 MiB that is known takes some ten on a slow machine."""
+"""Seconds for one job. The most expensive known 16 MiB take about ten on a slow machine."""
 IDLE_SECONDS: Final = 60.0  # without a job, after which a child ends: what it has of memory goes back
 WAITING_BYTES: Final = 256 << 20
-"""Of bodies that wait; of one caller's, half of it."""
+"""Bytes of queued bodies; one caller may use half of it."""
 WAITING_JOBS: Final = 256
 PAUSE: Final = 1.0  # seconds after a child could not be started, in which none is tried
 
@@ -193,7 +193,7 @@ class Offload:
     # -- inside -----------------------------------------------------------------------------------
 
     def _drop(self, waiting: _Waiting) -> None:
-        """It waits no more: its client has left, or it is taken."""
+        """Dequeue a job: its client has left, or a child takes it."""
         queue = self._queues.get(waiting.owner)
         if queue is None or waiting not in queue:
             return
@@ -207,7 +207,7 @@ class Offload:
             del self._owed[waiting.owner]
 
     def _next(self) -> _Waiting | None:
-        """The first of the caller whose turn it is. No caller has every child: the next one waits for no job."""
+        """The next job, round robin by caller. No caller occupies every child."""
         most = max(1, self._most - 1)
         owner = next((each for each in self._queues if self._running.get(each, 0) < most), None)
         if owner is None:
@@ -219,7 +219,7 @@ class Offload:
         return waiting
 
     async def _serve(self) -> None:
-        """One child after the other, as long as there is work."""
+        """Run children one after the other, as long as there is work."""
         child: _Child | None = None
         try:
             while True:
@@ -253,7 +253,7 @@ class Offload:
                 await self._end(child)
 
     async def _wait(self) -> bool:
-        """Until there may be a job; False after a time without one."""
+        """Wait for a job; False after the idle timeout."""
         self._idle += 1
         self._work.clear()
         try:

@@ -12,7 +12,7 @@ from proxy.server.listener.listener import ClientConnection
 from proxy.server.respond import Headers, Sent, wait_writable, write_head
 from proxy.wire import LAST_CHUNK, chunk
 
-MAX_PENDING: Final = 256 * 1024  # bytes of one turn after which whoever writes is to wait
+MAX_PENDING: Final = 256 * 1024  # bytes of one event loop iteration after which writers wait
 
 _HEAD: Final = (
     ("content-type", "text/event-stream"),
@@ -23,11 +23,10 @@ _HEAD: Final = (
 
 
 class EventStream:
-    """Events to one client. Many may write to it: what comes in one turn of the loop goes out in one write."""
+    """Events to one client. All events of one event loop iteration go out in one write."""
 
     def __init__(self, request: web.BaseRequest, headers: Headers, stall: float) -> None:
-        """`stall`: seconds that the client may take nothing while bytes wait for it. ConnectionResetError: it has
-        left."""
+        """`stall`: seconds that bytes may stay unread. Raises ConnectionResetError where the client has left."""
         if request.transport is None:
             raise ConnectionResetError("the client has left")
         self._request = request
@@ -45,11 +44,11 @@ class EventStream:
 
     @property
     def write_paused(self) -> bool:
-        """The client takes less than it is sent: `wait_writable` before more is written."""
+        """Backpressure: call `wait_writable` before the next `put`."""
         return self._protocol.write_paused or self._size > MAX_PENDING
 
     def put(self, json: bytes) -> None:
-        """One event, at the end of this turn."""
+        """Queue one event for the end of this event loop iteration."""
         self._pending += (b"data: ", json, b"\n\n")
         self._size += len(json)
         if self._due is None:
@@ -62,7 +61,7 @@ class EventStream:
             await wait_writable(self._request, self._stall)
 
     def end(self) -> Sent:
-        """It is whole."""
+        """Write the end of the stream."""
         self._flush()
         self._write(LAST_CHUNK)
         return Sent(200, self._request.keep_alive, self.sent)

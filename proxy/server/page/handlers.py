@@ -19,7 +19,7 @@ from proxy.server.page.event_stream import EventStream
 from proxy.server.page.prompt import wanted
 from proxy.server.page.readers import Playground, Read
 from proxy.server.page.state import Sources, StateView, Visible
-from proxy.telemetry import Audit, Log
+from proxy.telemetry import Audit
 
 MAX_WATCHERS: Final = 32
 MAX_SENT: Final = 64 * 1024 * 1024
@@ -36,7 +36,6 @@ class Page:
         gateway: Gateway,
         sources: Sources,
         access_policy: AccessPolicy | None,
-        log: Log,
         audit: Audit,
         address: Callable[[web.BaseRequest], str],
         *,
@@ -47,7 +46,6 @@ class Page:
         self._responder = gateway.responder
         self._sources = sources
         self._access_policy = access_policy
-        self._log = log
         self._audit = audit
         self._address = address
         self._every = every
@@ -154,11 +152,11 @@ class Page:
         large = self._gateway.large
         each = RequestContext(request=context.request, id=context.id, endpoint="chat", caller=context.caller)
         if large is None or len(body) <= large.inline or not large.heavy(body):
-            found = wanted(body)
+            board = wanted(body)
             try:
-                return await self._gateway.generation.read(each, "chat", bytes(found.request)), found.delays_ms
+                return await self._gateway.generation.read(each, "chat", bytes(board.request)), board.delays_ms
             except GatewayError as e:
-                return e, found.delays_ms  # each reader's own answer
+                return e, board.delays_ms  # each reader's own answer
         ask, delays = await large.page(each, body)
         if ask.large is not None and ask.large.key is None and len(ask.body) * len(delays) > MAX_SENT:
             raise GatewayError(

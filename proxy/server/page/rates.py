@@ -24,13 +24,13 @@ class CounterSnapshot:
     refused: float = 0.0  # 4xx
     failed: float = 0.0  # 5xx
     left: float = 0.0  # the client did
-    generated: float = 0.0  # tokens, each once however many read it
-    delivered: float = 0.0  # tokens, each as often as it was given to a client
+    generated: float = 0.0  # tokens, each counted once
+    delivered: float = 0.0  # tokens, counted for each client
     ttft: Mapping[float, float] = field(default_factory=dict)  # upper bound in seconds: how many not over it
 
 
 def read(metrics: Metrics, flights: Collection[Flight], now: float) -> CounterSnapshot:
-    """The counters as they are, and what flights under way have come to: those count when they end."""
+    """The counters, plus the tokens of flights under way, which the counters get at their end."""
     verdicts = dict.fromkeys(VERDICTS, 0.0)
     refused = failed = left = 0.0
     for labels, count in metrics.samples("requests_total"):
@@ -86,7 +86,7 @@ def quantile(counts: Mapping[float, float], q: float) -> float | None:
 
 
 def rates_between(before: CounterSnapshot, after: CounterSnapshot) -> dict[str, Any]:
-    """What happened between two readings: requests, shares, tokens a second, quantiles of TTFT in ms."""
+    """Between two snapshots: requests, verdicts, tokens a second, quantiles of TTFT in ms."""
     seconds = max(after.at - before.at, 1e-9)
     counts = {name: max(0.0, n - before.verdicts.get(name, 0.0)) for name, n in after.verdicts.items()}
     answered = sum(counts.values())
@@ -108,7 +108,7 @@ def rates_between(before: CounterSnapshot, after: CounterSnapshot) -> dict[str, 
 
 
 def window(readings: Sequence[CounterSnapshot], seconds: float) -> CounterSnapshot:
-    """The reading that the last `seconds` begin with: the latest that is old enough, else the first."""
+    """The snapshot at the start of the last `seconds`: the latest that is old enough, else the first."""
     newest = readings[-1].at
     old = [reading for reading in readings if newest - reading.at >= seconds]
     return old[-1] if old else readings[0]

@@ -29,7 +29,7 @@ RATE = ("x-ratelimit-limit-requests", "engine")
 
 
 class Client:
-    """A request whose client takes what it is sent, at once unless it `write_paused`."""
+    """A request whose client takes what it is sent, at once unless `write_paused` is set."""
 
     def __init__(self, method: str = "GET", *, old: bool = False, keep: bool = True) -> None:
         self.method = method
