@@ -69,7 +69,7 @@ class Stage:
             submit=self.flights.append,
             abandon=lambda flight: self.told.append(("abandoned", flight)),
             promote=lambda *facts: self.told.append(("promoted", *facts)),
-            told=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
+            metrics=SimpleNamespace(missed=lambda phase: self.told.append(("missed", phase))),
         )
         log = SimpleNamespace(
             request=lambda record, who=None: self.records.append(record),
