@@ -94,10 +94,10 @@ async def test_a_fault_that_is_contained_is_a_line_of_the_log(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     given = Given()
-    given.watch(monkeypatch, wiring, "Gateway", "Scheduler")
+    given.watch(monkeypatch, wiring, "Gateway", "ExchangeContext")
     async with gateway(engine, log_to=tmp_path / "log"):
         fault = given["Gateway"]["fault"]
-        assert fault is given["Scheduler"]["on_fault"]
+        assert fault is given["ExchangeContext"]["fault"]
         fault("a turn", ValueError("odd"))
     (line,) = [line for line in lines(tmp_path / "log") if line["msg"] == "internal error"]
     assert (line["level"], line["where"]) == ("error", "a turn")

@@ -158,18 +158,9 @@ async def test_a_post_that_may_do_something_is_not_sent_twice() -> None:
 
 
 async def test_engines_are_chosen_by_what_they_report_of_their_load() -> None:
-    reports: dict[str, bytes] = {}
-
-    async def script(turn: Turn) -> None:
-        if turn.path == "/metrics":
-            port = int(turn.headers["host"].rpartition(":")[2])
-            await turn.respond(200, reports.get(f"http://127.0.0.1:{port}", b""))
-        else:
-            await echo_script()(turn)
-
-    async with Engine(script) as busy_one, Engine(script) as idle:
-        reports[busy_one.url] = b'vllm:num_requests_running{model_name="m1"} 40\nvllm:num_requests_waiting 9\n'
-        reports[idle.url] = b"vllm:num_requests_running 0\n"
+    async with Engine(echo_script()) as busy_one, Engine(echo_script()) as idle:
+        busy_one.metrics = b'vllm:num_requests_running{model_name="m1"} 40\nvllm:num_requests_waiting 9\n'
+        idle.metrics = b"vllm:num_requests_running 0\n"
         async with gateway(busy_one, idle, load_seconds=0.01) as app:
             await until(lambda: app.backends.all[0].reported > 0)
             for _ in range(10):
