@@ -321,7 +321,7 @@ async def test_an_answer_larger_than_an_entry_is_never_put_together_for_the_stor
     redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []
-    monkeypatch.setattr("proxy.flights.scheduler.kept.keep", kept.append)
+    monkeypatch.setattr("proxy.flights.scheduler.snapshot", kept.append)
     async with (
         Engine(body({"choices": [WHOLE], "pad": "x" * 5000})) as engine,
         gateway(engine, redis=redis, cache_max_entry_bytes=4096) as app,
