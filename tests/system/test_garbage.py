@@ -90,7 +90,7 @@ async def _left_by(work: Any) -> dict[str, int]:
         await work()
         gc.collect()
         kinds = Counter(type(one).__qualname__ for one in gc.garbage if type(one).__module__.startswith("proxy."))
-        kinds.pop("DoorHandler", None)  # aiohttp's own circle, of a connection with its parser
+        kinds.pop("ClientConnection", None)  # aiohttp's own circle, of a connection with its parser
         return {kind: count for kind, count in kinds.items() if count >= ROUNDS}
     finally:
         gc.set_debug(0)

@@ -70,9 +70,10 @@ class Merger:
             ids=lists_ids(ask, count),
         )
         now = merged.clock()
-        for member, _ in members:
+        flights = [member for member, _ in members]
+        for member in flights:
             member.joins(request_id, backend, now)
-        self._carried.update((member, merged) for member, _ in members)  # last: from here on they are its members
+        self._carried |= dict.fromkeys(flights, merged)  # last, and all of them or none: now they are its members
         return merged
 
     def leave(self, member: Flight) -> MergedFlight | None:
