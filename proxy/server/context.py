@@ -242,9 +242,9 @@ class RequestContext:
         if model is not None and len(model) > MAX_MODEL:
             model = model[:MAX_MODEL] + "…"
         reader, error = self.reader, self.error
-        verdict, items, sent_as = "bypass", None, self.id  # not by the properties: two Python calls less
+        verdict, items, sent_as = "bypass", None, self.id  # not by the properties: three Python calls less
         if reader is not None:
-            verdict = reader.verdict
+            verdict = "attached" if reader.attached else reader.flight.origin
             if error is None and reader.flight.error is not None:
                 error = reader.flight.error.code.code
             items, spec = reader.flight.items, reader.flight.spec
