@@ -1,6 +1,5 @@
 """Owns the program: `list`, `stats`, `compose`, `documents`, `verify`, `calibrate`.
-Must not know how anything is composed or measured.
-Called as `python -m corpus`. Data goes to stdout or a file, tables and words to stderr where data has stdout."""
+Data goes to stdout or a file, tables and words to stderr where data has stdout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns when requests arrive: point processes whose rate, gap CV and dispersion are those of published traces.
-Must not know what arrives, and reads no clock: it returns seconds from 0.
-Called by `compose` and by the presets."""
+"""Owns when requests arrive: point processes whose rate, gap CV and dispersion are those of published traces."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns composed text: sentences of our own writing, filled and joined by chance, to any length.
-Must not know prompts, requests or tokenizers.
-Called by the documents, by the blocks of traces, and by the load generator's synthesised prompts."""
+"""Owns composed text: sentences of our own writing, filled and joined by chance, to any length."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns prompts as chains of cache blocks: which blocks requests share, and the text that blocks stand for.
-Must not know arrivals or answers.
-Called by `compose` for the Mooncake presets, and by the load generator to replay Mooncake's traces."""
+"""Owns prompts as chains of cache blocks: which blocks requests share, and the text that blocks stand for."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the manifest's making: files counted and hashed, tokens counted by a server's `/tokenize`.
-Must not know which server that is: llama.cpp's form, with vLLM's as the second try; the gateway passes both on.
-Called as `python -m corpus calibrate`, by whoever changes a set."""
+"""Owns the manifest's making: files counted and hashed, tokens counted by a server's `/tokenize`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Owns workloads: prompts, twins, shared prefixes, lengths and arrival times joined into requests.
-Must not know how a workload is measured, written or sent.
-Called by the program. Everything follows from the plan and its seed: twice the same plan, twice the same bytes."""
+Everything follows from the plan and its seed: twice the same plan, twice the same bytes."""
 
 from __future__ import annotations
 

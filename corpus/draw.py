@@ -1,6 +1,4 @@
-"""Owns seeded chance: every draw that the corpus makes, the same on every machine and Python version.
-Must not know what is drawn for.
-Called by whatever composes texts, lengths, mixes or arrival times."""
+"""Owns seeded chance: every draw that the corpus makes, the same on every machine and Python version."""
 
 from __future__ import annotations
 

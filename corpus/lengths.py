@@ -1,7 +1,6 @@
 """Owns how long prompts and answers are: distributions of token counts, by chance or by quantile.
-Must not know texts, arrivals or requests.
-Called by `compose` and by the presets. Input and output are drawn apart: in the published traces their logarithms
-hardly correlate (Azure 2023: 0.09 and -0.01)."""
+Input and output are drawn apart: in the published traces their logarithms hardly correlate (Azure
+2023: 0.09 and -0.01)."""
 
 from __future__ import annotations
 

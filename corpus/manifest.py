@@ -1,6 +1,4 @@
-"""Owns the prompt sets as files: the manifest, reading a set, and holding the two to each other.
-Must not know how workloads are made of them.
-Called by the program, by `sources.py`, and by the tests."""
+"""Owns the prompt sets as files: the manifest, reading a set, and holding the two to each other."""
 
 from __future__ import annotations
 

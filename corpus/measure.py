@@ -1,6 +1,4 @@
-"""Owns the statistics of requests as they were composed or sent: twins, shared prefixes, arrivals, lengths.
-Must not know how they were made, nor what was asked of them.
-Called by the table of `compose` and by the load generator's `describe`."""
+"""Owns the statistics of requests as they were composed or sent: twins, shared prefixes, arrivals, lengths."""
 
 from __future__ import annotations
 

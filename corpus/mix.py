@@ -1,6 +1,4 @@
-"""Owns which requests are twins: a stated share of duplicates, their popularity by Zipf's law.
-Must not know prompts: it deals in their numbers.
-Called by `compose` and by the load generator's workloads."""
+"""Owns which requests are twins: a stated share of duplicates, their popularity by Zipf's law."""
 
 from __future__ import annotations
 

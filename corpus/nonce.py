@@ -1,6 +1,4 @@
-"""Owns the nonce: what makes a prompt share no cached prefix with any other.
-Must not know workloads or caches.
-Called by `compose --unique` and by the load generator, for `--unique` and for every warm-up."""
+"""Owns the nonce: what makes a prompt share no cached prefix with any other."""
 
 from __future__ import annotations
 

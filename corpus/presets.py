@@ -1,6 +1,4 @@
-"""Owns what is published of real traces, and the models that imitate it.
-Must not know how a workload is written.
-Called by `compose`, whose table puts what came out beside these figures."""
+"""Owns what is published of real traces, and the models that imitate it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns distinct prompts without end: the hand-written ones first, then variants of them, each a different text.
-Must not know arrivals, duplicates or HTTP.
-Called by `compose` and by the load generator's corpus workload."""
+"""Owns distinct prompts without end: the hand-written ones first, then variants of them, each a different text."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Owns the words about a workload: what was asked, what is published, what came out, side by side.
-Must not know how a workload was made.
-Called by the program."""
+"""Owns the words about a workload: what was asked, what is published, what came out, side by side."""
 
 from __future__ import annotations
 
