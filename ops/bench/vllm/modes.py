@@ -163,7 +163,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the prompts: another one is found in no store")
     parser.add_argument("--only", action="append", choices=KINDS, help="this kind of request (again for others)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ways(args, Path(folder), {"gateway": Gateway()}) as (_, urls):
+    gateways = {"gateway": Gateway(flags=("--redis", "auto"))}
+    with tempfile.TemporaryDirectory() as folder, ways(args, Path(folder), gateways) as (_, urls):
         rows = asyncio.run(measure(args, urls))
     print(table(rows, args.bodies))
     worse = [kind for kind, (direct, _, made, _, _) in rows if made > direct]
