@@ -15,8 +15,7 @@ from corpus.bank import BYTES_PER_TOKEN, block
 from corpus.blocks import Sharing, block_prompt
 from corpus.draw import Draw
 from corpus.lengths import Lengths
-from corpus.mix import Zipf, mixed
-from corpus.nonce import nonce, with_nonce
+from corpus.mix import Zipf, mixed, nonce, with_nonce
 from corpus.sources import Endpoint, Made, Sets, as_fields, text_of
 
 _LEAST_OWN = 16  # tokens that a prompt has behind a shared prefix

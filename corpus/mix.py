@@ -1,9 +1,12 @@
-"""Owns which requests are twins: a stated share of duplicates, their popularity by Zipf's law."""
+"""Which requests are alike: a stated share of duplicates with popularity by Zipf's law, and the nonce that makes a
+prompt share no cached prefix with any other."""
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_right
 from itertools import accumulate
+from typing import Any
 
 from corpus.draw import Draw
 
@@ -39,3 +42,34 @@ def mixed(count: int, duplicates: float, zipf: float, chance: Draw) -> list[int]
     chance.shuffle(drawn)
     order: dict[int, int] = {}
     return [order.setdefault(number, len(order)) for number in drawn]
+
+
+def nonce(salt: str, *names: object) -> str:
+    """Sixteen hex digits: two nonces nearly always differ from their first character on."""
+    text = "\x1f".join([salt, *map(str, names)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_nonce(fields: dict[str, Any], nonce: str) -> dict[str, Any]:
+    """A copy with the nonce at the very front of the prompt, where prefix caches begin.
+
+    What a chat template puts before the first message is the engine's, and stays in common: with vLLM's blocks of
+    16 tokens a long default system prompt can still hit.
+    """
+    front = f"{nonce} "
+    if "messages" in fields:
+        first, *rest = fields["messages"]
+        return {**fields, "messages": [{**first, "content": _before(front, first.get("content"))}, *rest]}
+    name = "prompt" if "prompt" in fields else "input"
+    value = fields[name]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return {**fields, name: [front + item for item in value]}
+    if not isinstance(value, str):
+        raise ValueError(f"a {name} of token ids cannot carry a nonce; give text")
+    return {**fields, name: front + value}
+
+
+def _before(front: str, content: Any) -> Any:
+    if isinstance(content, list):
+        return [{"type": "text", "text": front}, *content]
+    return front + (content or "")

@@ -132,7 +132,6 @@ def test_no_folder_holds_more_than_can_be_looked_over() -> None:
         path.parent.relative_to(ROOT).as_posix()
         for package in (*PACKAGES, "ops")
         for path in (ROOT / package).rglob("*.py")
-        if path.name != "__init__.py"
     )
     assert {folder: count for folder, count in folders.items() if count > MOST_MODULES} == {}
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 from corpus.draw import Draw
 from corpus.manifest import CorpusError
 from corpus.measure import Prefixes, Twins, prompt_bytes
-from corpus.mix import mixed
-from corpus.nonce import nonce, with_nonce
+from corpus.mix import mixed, nonce, with_nonce
 from loadgen.errors import WorkloadError
 from loadgen.workload.datasets import Corpus, OnePrompt, RandomWords, RepeatedPrefixes
 from loadgen.workload.files import custom, sharegpt

@@ -22,8 +22,7 @@ from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.group import FlightGroup
 from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
 from proxy.flights.key import Keyer, hash_of_cpu, model_tag
-from proxy.flights.memory import Held, Memory, available, refused
-from proxy.flights.memory_watch import memory_for
+from proxy.flights.memory import Held, Memory, available, memory_for, refused
 from proxy.flights.phase import Phase
 from proxy.flights.scheduler import Scheduler
 from proxy.flights.shapes import Shapes

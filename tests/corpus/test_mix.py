@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from corpus.draw import Draw
 from corpus.measure import prompt_bytes, zipf_exponent
-from corpus.mix import Zipf, mixed
-from corpus.nonce import nonce, with_nonce
+from corpus.mix import Zipf, mixed, nonce, with_nonce
 
 
 @given(st.integers(1, 400), st.floats(0, 0.999), st.floats(0, 3), st.integers())

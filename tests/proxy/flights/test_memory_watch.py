@@ -11,8 +11,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.errors import GatewayError
-from proxy.flights.memory import Memory
-from proxy.flights.memory_watch import KINDS, TELL_SECONDS, MemoryWatch, memory_for
+from proxy.flights.memory import KINDS, TELL_SECONDS, Memory, MemoryWatch, memory_for
 from proxy.resources import prepare
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Metrics
