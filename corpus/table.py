@@ -1,4 +1,4 @@
-"""Owns the words about a workload: what was asked, what is published, what came out, side by side."""
+"""Tables about a workload: requested, published and achieved figures side by side."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Watch:
 def table(
     seen: Seen, asked: Mapping[str, float], published: Mapping[str, float], notes: Sequence[str] = ()
 ) -> str:
-    """Markdown. `off` compares what came out with what was asked for, or else with what is published."""
+    """Markdown. `off` compares the achieved figure with the requested one, else with the published one."""
     rows = [["", "asked", "published", "achieved", "off"]]
     for name, value in seen.figures.items():
         target = asked.get(name, published.get(name))

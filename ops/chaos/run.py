@@ -147,7 +147,7 @@ async def _scene(
 
 
 def _conclude(row: Row, results: list[Result], on: Stage, folder: Path, options: Options) -> None:
-    """Assess and count the results, however the scenario ended."""
+    """Assess and count the results, whether or not the scenario failed."""
     assess(results, on.faults, generations(folder), options.engines, options.bound)
     _count(row, results)
     if options.out is not None:

@@ -29,7 +29,7 @@ CHECK_SECONDS: Final = 0.02  # seconds between two checks
 
 
 def tied(*words: str) -> list[str]:
-    """The command wrapped so that its process ends with this one, however that ends."""
+    """The command wrapped so that its process ends with this one, killed or not."""
     return [sys.executable, "-m", "proxy.embedded.launch", str(os.getpid()), *words]
 
 

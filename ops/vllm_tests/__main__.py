@@ -54,7 +54,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 class Engines:
-    """The command that serves a demand, by ops/vllm.py; its process ends with this one, however that ends."""
+    """The command that serves a demand, by ops/vllm.py; its process ends with this one, killed or not."""
 
     def __init__(
         self, home: Path, release: str, suite: Suite, environment: Mapping[str, str], *, together: bool

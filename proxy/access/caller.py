@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Ceilings of one caller; None is no ceiling of its own (the setting's default then holds)."""
+    """Ceilings of one caller; None: the default of the settings applies."""
 
     rps: float | None = None
     """Requests a second, on average."""

@@ -52,5 +52,5 @@ def _is_of(origin: str, host: str) -> bool:
 
 
 def _opened_by_person(headers: Mapping[str, str]) -> bool:
-    """A page of its own, in a tab: not a frame, an image or a script of another page."""
+    """A top-level page in a tab: not a frame, an image or a script of another page."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"

@@ -78,7 +78,7 @@ class ExchangeContext:
 
 
 class ExchangeOwner(Protocol):
-    """Who begins exchanges and is told of their end."""
+    """Starts exchanges and is called when they end."""
 
     def arrived(self, exchange: Exchange, error: GatewayError | None) -> None:
         """Called once an exchange. None: the Flight has landed; else it has not, and must be ended."""

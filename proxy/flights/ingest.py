@@ -108,7 +108,7 @@ class Timeouts:
         timer, self._timer = self._timer, None
         if timer is not None and self._loop.time() - timer.when() > LATE and not self._put_off:
             self._put_off = True
-            # Timers run before sockets are read: read first what came meanwhile.
+            # Timers run before sockets are read: first read the bytes that have arrived.
             self._timer = self._loop.call_later(PUT_OFF, self._tick)
             return
         self._put_off = False

@@ -23,7 +23,7 @@ class Sharing:
     what is stored.
     `storable`: its answer may be stored; not with `no-store`. A reader of the same generation may still have it
     stored, since the answer is the same.
-    `merge`: it samples, so an answer of its own is owed to it; but it may go to the engine with its twins.
+    `merge`: it samples, so it gets a separate answer; it may be sent to the engine together with its twins.
     """
 
     shared: bool

@@ -23,7 +23,7 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 
 def replay(flight: Flight, stored: Stored) -> bool:
     """Answer a Flight from an entry; False if the entry does not serve it. Where the memory budget is exhausted
-    the Flight fails, as each stored answer that is being read is a copy of its own."""
+    the Flight fails, as each stored answer that is being read is a separate copy."""
     ask = flight.spec.ask
     if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
         flight.replace_stored()

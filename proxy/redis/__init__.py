@@ -1,4 +1,4 @@
-"""One Redis: a client over a protocol implementation of its own, the answer cache, and the rule for a Redis
+"""One Redis: a client over the gateway's own protocol implementation, the answer cache, and the rule for a Redis
 that is unavailable.
 
 A reader meets, in this order:
@@ -6,7 +6,7 @@ A reader meets, in this order:
 - `RedisAddress` is where a Redis is and how to log in, read from a URL by `address`.
 - `RedisClient` sends commands over one connection and opens a new one after each loss; its connection is a
   `RespConnection` (`resp`). A reply or a `WireError` comes back within the timeout of the command.
-- `WireError` is what came in place of a reply: `ReplyError` (Redis answered with an error), `Lost` (no reply
+- `WireError` stands for a reply that failed: `ReplyError` (Redis answered with an error), `Lost` (no reply
   will come), `TooManyPending` (not sent) or `Unhandled` (the receiver raised).
 - `Availability` is the circuit breaker: the first loss opens it, a probe closes it. While it is open no request
   waits for Redis.

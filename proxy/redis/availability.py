@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from proxy.redis.resp import ReplyError, TooManyPending, Unhandled, WireError
+from proxy.telemetry import raised
 
 AWAY: Final = frozenset({"LOADING", "NOAUTH"})
 """Error codes that every command gets until something changes at the server. A Redis that is full (OOM), read-only
@@ -93,6 +94,9 @@ class Availability:
                 try:
                     await self._probe()
                 except WireError:
+                    self._failure()
+                except Exception as e:  # noqa: BLE001 - else the breaker would stay open for ever
+                    raised("the probe of Redis", e)
                     self._failure()
                 else:
                     self.open = False

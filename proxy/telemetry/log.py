@@ -285,7 +285,7 @@ class Log:
         return self._json_line(_head(level, msg, fields), _json(fields))
 
     def _write(self, data: bytes) -> bool:
-        """Write all of it, however long that takes. False: the reader is gone or the disk full."""
+        """Write all of it, without a time limit. False: the reader is gone or the disk is full."""
         if self._torn:
             data = b"\n" + data
         rest = memoryview(data)

@@ -26,7 +26,7 @@ _LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 class Framer:
     """Cuts a byte stream into raw events. The frames that `feed` returned, joined, and `rest` are all bytes fed.
 
-    The same bytes give the same frames under any split. Each byte is searched once, however small the pieces.
+    The same bytes give the same frames under any split. Each byte is searched once, for pieces of any size.
     Measured (CPython 3.11, one EPYC core, events of 223 B): 0.19 µs for a feed of one event, 0.17 µs each for 40
     in a feed, 2.3 µs for an event in two halves, 1.5 µs for one whose lines end in CRLF.
     """

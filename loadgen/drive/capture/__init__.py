@@ -1,1 +1,1 @@
-"""One request on the wire: sockets, event loop and protocol that take time stamps, and decoding of what came."""
+"""One request on the wire: sockets, event loop and protocol with time stamps, and decoding of the bytes."""

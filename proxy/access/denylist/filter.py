@@ -71,7 +71,7 @@ class FilteringIngest(Ingest):
         self._waiting_bytes = 0
         self._backlog: deque[bytes] = deque()  # frames that are not looked at yet: too much for one turn
         self._turn: Iterator[None] | None = None  # of the backlog: what is looked at in one turn of the loop each
-        self._ending: Callable[[], None] | None = None  # what came after the backlog
+        self._ending: Callable[[], None] | None = None  # the end of the answer, after the backlog
         self._check = check
         self._checking: asyncio.Task[None] | None = None
 
@@ -298,7 +298,7 @@ def denied_in_body(deny: DenyList, body: bytes) -> int | None:
 
 def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
     """The generated texts of a frame or of a whole body, each with the choice and the member that it continues.
-    What cannot be read is one text of its own: it may be one to the client."""
+    An event that is not JSON is searched as one text: a client may read it as one."""
     data = data_of(frame)
     if data is None:
         return

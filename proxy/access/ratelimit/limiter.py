@@ -156,7 +156,7 @@ class Reservation:
         self.decision = decision
         if decision.over is None:
             self._charged = self.claim.tokens
-            if self._closed:  # whoever asked has left meanwhile: the rest went back then
+            if self._closed:  # the request has ended meanwhile: the rest was refunded then
                 self._give(tokens=-self._charged)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

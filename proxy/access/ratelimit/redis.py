@@ -204,7 +204,7 @@ class RedisLimits:
         self._run(TAKE, self._keys(claim), words, read)
 
     def hold(self, claim: Claim) -> None:
-        """The permit lives from now on, whoever gave it: one given while Redis was away is made known to it."""
+        """Renew the permit from now on. One granted while Redis was away is reported to Redis."""
         if claim.own.streams is not None or claim.everyone.streams is not None:
             self._held[claim.permit] = claim
 

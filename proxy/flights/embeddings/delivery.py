@@ -25,8 +25,9 @@ class Delivery:
         lost: Callable[[EmbeddingItem, Exception], None],
         handed_out: Callable[[EmbeddingItem], None],
     ) -> None:
-        """`soon` asks for another turn; `landed` is told of a request that has its answer, `failed` of one that
-        will not; `handed_out` of an item that all who wanted it have, once; `lost` of one that nobody can have."""
+        """`soon` requests another turn. `landed` is called with a request that has its answer, `failed` with one
+        that cannot get one, `handed_out` with an item once all its requests have it, `lost` with one that none
+        can get."""
         self._soon = soon
         self._landed = landed
         self._failed = failed

@@ -1,7 +1,7 @@
 """Embeddings across clients: each request is taken apart into items, which are looked up, sent in arrays and put
 together again.
 
-It is given Flights and ends every one of them; its arrays are Flights of its own."""
+It is given Flights and ends every one of them; its arrays are separate Flights."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ItemStore:
         lost: Callable[[EmbeddingItem, Exception], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        """`makes`, `build_of`: see Backends. `found` is told of each item still wanted; `looked`, after it,
+        """`makes`, `build_of`: see Backends. `found` is called with each item still wanted; `looked`, after it,
         that the round trip is over; `lost` of one whose look-up has failed here."""
         self._cache = cache
         self._makes = makes

@@ -1,4 +1,4 @@
-"""The request queue: what waits for a look-up, for twins, or for capacity at an engine.
+"""The request queue: Flights that wait for a look-up, for twins, or for capacity at an engine.
 
 A `Ticket` holds what decides a request's turn. `RequestQueue` holds all that waits, within one limit. Its
 `FairQueue` orders by class, and within a class by deficit round robin between callers. `LookupBatcher` forms

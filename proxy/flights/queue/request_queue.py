@@ -1,4 +1,4 @@
-"""The request queue: what waits for a look-up, for twins, or for capacity at an engine, and when a batch is due.
+"""The request queue: items that wait for a look-up, twins or an engine, and when a batch is due.
 
 Reads no clock: `now` is passed in. Items are opaque."""
 

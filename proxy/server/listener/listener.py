@@ -74,7 +74,7 @@ class ClientConnection(RequestHandler):
     max_head = 0  # bytes
     stalled = False  # closed because the client took nothing for too long
     evicted = False  # closed in favour of a new connection
-    written = 0  # bytes given to the transport: less what waits there, they are what the client took
+    written = 0  # bytes given to the transport: less its write buffer: what the client has read
     times = Watched(0.0)
     source = ""  # the client of a balancer's connection, by its PROXY protocol header
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
@@ -156,7 +156,7 @@ class ClientConnection(RequestHandler):
             if message is not None:
                 if isinstance(message, _ErrInfo):
                     if not self._body.is_eof():
-                        # aiohttp tells the next request only: who waits for this body would wait on.
+                        # aiohttp tells the next request only: a reader of this body would wait for ever.
                         self._body.set_exception(RequestPayloadError("The body's chunks cannot be read."))
                     return  # no request begins after it
                 self._body = self._messages[-1][1]
@@ -207,7 +207,7 @@ class ClientConnection(RequestHandler):
         if messages:
             first = messages[0][0]
             if isinstance(first, _ErrInfo) or head_bytes(first) <= most:
-                return  # what came after it is its body, or the next
+                return  # the bytes after it are its body, or the next request
             messages.clear()
         error = _ErrInfo(
             status=Code.HEADERS_TOO_LARGE.status, exc=HeadTooLarge("The head is too large."), message=""

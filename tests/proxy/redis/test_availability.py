@@ -14,7 +14,7 @@ from tests.kit.clock import virtual
 class Redis:
     """Probes fail as long as the list has errors."""
 
-    def __init__(self, *errors: WireError) -> None:
+    def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.probes: list[float] = []
         self.changes: list[tuple[bool, str]] = []
@@ -97,3 +97,16 @@ async def test_after_its_end_it_probes_no_more_and_an_error_is_none() -> None:
     await other.stop()
     assert not other.failed(Lost("the gateway is shutting down"))
     assert not other.open
+
+
+@virtual
+async def test_a_fault_in_the_probe_does_not_leave_redis_alone_for_ever() -> None:
+    redis = Redis(ValueError("odd"))
+    availability = Availability(redis.probe, redis.changed)
+    availability.start()
+    availability.failed(Lost("gone"))
+    await asyncio.sleep(5.0)
+    assert len(redis.probes) == 2
+    assert not availability.open
+    assert [away for away, _ in redis.changes] == [True, False]
+    await availability.stop()
