@@ -70,9 +70,7 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
     async def script(turn: Turn) -> None:
         """Answers the rest when both readers have the first word."""
         await turn.send(words[0])
-        await until(
-            lambda: all((tmp_path / name).is_file() and (tmp_path / name).stat().st_size for name in READERS)
-        )
+        await until(lambda: all(path.is_file() and path.stat().st_size for path in bodies))
         await turn.send(*words[1:])
         await turn.finish(reason="length", prompt_tokens=34, completion_tokens=TOKENS)
 
