@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_line_that_is_not_printed_is_found() -> None:
 
 @pytest.mark.e2e
 async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
-    for program, package in (("redis-server", "redis-server"), ("curl", "curl"), ("openssl", "openssl")):
+    for program, package in (("redis-cli", "redis-server"), ("curl", "curl"), ("openssl", "openssl")):
         tool(program, f"apt-get install --no-install-recommends {package}")
     bodies = [tmp_path / "one.body", tmp_path / "two.body"]
     words = [f"word{n} " for n in range(TOKENS)]
@@ -86,9 +87,15 @@ async def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", f"{cleanup}\n{text}", cwd=tmp_path, env={"PATH": path, "PYTHONPATH": str(ROOT)},
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
-        async with asyncio.timeout(SECONDS):
-            output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(SECONDS):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGTERM)  # the trap stops Redis, which is a daemon
+                await process.communicate()
     assert not_printed(output.decode()) == [], output.decode()
     assert process.returncode == 0
     assert output.decode().splitlines().count("smollm2") == 2, "one by curl, one by OpenAI's client"

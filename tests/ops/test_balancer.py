@@ -1,0 +1,122 @@
+"""nginx and HAProxy with the files of `ops/balancer/`: identical requests meet at one gateway, another takes over
+where one is gone, and what is each gateway's own is not reached through them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from proxy.app import App
+from tests.kit.client import get, post_json
+from tests.kit.engine import Engine, Turn
+from tests.kit.redis_server import free_port
+from tests.kit.running import HELLO, gateway, until
+from tests.ops.kit import OPS, tool
+
+PROMPTS, CLIENTS = 12, 3
+BALANCERS = ("nginx.conf", "haproxy.cfg")
+
+
+def command(file: str, config: Path, folder: Path) -> list[str]:
+    how = "apt-get install --no-install-recommends nginx-light haproxy"
+    if file == "haproxy.cfg":
+        return [tool("haproxy", how), "-db", "-f", str(config)]
+    main = f"daemon off; pid {folder}/nginx.pid; error_log stderr;"
+    return [tool("nginx", how), "-c", str(config), "-e", "stderr", "-g", main]
+
+
+@asynccontextmanager
+async def balancer(file: str, folder: Path, *apps: App) -> AsyncIterator[str]:
+    """The program with the file of this name, in front of these gateways. Gives its URL."""
+    port = free_port()
+    text = (OPS / "balancer" / file).read_text()
+    for old, new in zip((8080, 8081, 8082), (port, *(app.port for app in apps)), strict=True):
+        assert f"127.0.0.1:{old}" in text
+        text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    if file == "nginx.conf":
+        text = text.replace("http {", f"http {{\n access_log off; client_body_temp_path {folder};")
+    config = folder / file
+    config.write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        *command(file, config, folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                assert process.returncode is None, f"{file}: exit {process.returncode}"
+                continue
+            writer.close()
+            break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def prompts(turns: list[Turn]) -> Counter[str]:
+    return Counter(turn.json()["messages"][0]["content"] for turn in turns)
+
+
+def readers(*apps: App) -> list[int]:
+    return [app.group.subscribers for app in apps]
+
+
+@pytest.mark.parametrize("file", BALANCERS)
+async def test_identical_requests_meet_at_one_gateway(file: str, tmp_path: Path) -> None:
+    everyone = asyncio.Event()
+
+    async def script(turn: Turn) -> None:
+        await everyone.wait()
+        await turn.answer("one")
+
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(script))
+        one, two = [await stack.enter_async_context(gateway(engine)) for _ in range(2)]
+        url = await stack.enter_async_context(balancer(file, tmp_path, one, two))
+        answers = [
+            asyncio.create_task(
+                post_json(url, "/v1/chat/completions", HELLO | {"messages": [{"role": "user", "content": f"{n}"}]})
+            )
+            for n in range(PROMPTS)
+            for _ in range(CLIENTS)
+        ]
+        await until(lambda: sum(readers(one, two)) == PROMPTS * CLIENTS)
+        assert min(readers(one, two)) >= CLIENTS, "all are at one gateway"
+        everyone.set()
+        assert {answer.status for answer in await asyncio.gather(*answers)} == {200}
+        assert prompts(engine.requests) == {f"{n}": 1 for n in range(PROMPTS)}
+
+
+@pytest.mark.parametrize("file", BALANCERS)
+async def test_a_gateway_that_is_gone_is_replaced_by_the_other(file: str, tmp_path: Path) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.answer("one")
+
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(script))
+        one = await stack.enter_async_context(gateway(engine))
+        first = AsyncExitStack()
+        two = await first.enter_async_context(gateway(engine))
+        url = await stack.enter_async_context(balancer(file, tmp_path, one, two))
+        await first.aclose()
+        for n in range(PROMPTS):
+            body = HELLO | {"messages": [{"role": "user", "content": f"{n}"}]}
+            assert (await post_json(url, "/v1/chat/completions", body)).status == 200
+        assert sum(prompts(engine.requests).values()) == PROMPTS
+
+
+@pytest.mark.parametrize("file", BALANCERS)
+async def test_paths_of_one_gateway_are_not_offered(file: str, tmp_path: Path) -> None:
+    async with Engine() as engine, gateway(engine) as one, balancer(file, tmp_path, one, one) as url:
+        assert (await get(url, "/v1/models")).status == 200
+        for path in ("/metrics", "/-/state"):
+            assert (await get(one.url, path)).status == 200
+            assert (await get(url, path)).status == 404
