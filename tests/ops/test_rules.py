@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,17 @@ def promtool(*words: str) -> str:
 def test_prometheus_takes_the_configuration_and_its_rules() -> None:
     said = promtool("check", "config", str(FOLDER / "prometheus.yml"))
     assert said.count("rules found") == len(list((FOLDER / "rules").glob("*.yml"))) == 2
+
+
+def test_prometheus_takes_the_configuration_for_kubernetes(tmp_path: Path) -> None:
+    """Debian's promtool does not know Kubernetes, so it gets a target in place of the discovery."""
+    text = (FOLDER / "kubernetes.yml").read_text()
+    discovery = re.compile(r"    kubernetes_sd_configs:\n      - role: pod\n        namespaces: .*\n")
+    assert len(discovery.findall(text)) == 1
+    assert re.findall(r"- job_name: (\w+)", text) == ["gateway"], "the rules look for this job"
+    copy = tmp_path / "kubernetes.yml"
+    copy.write_text(discovery.sub("    static_configs: [{ targets: [pod] }]\n", text))
+    assert "is valid" in promtool("check", "config", str(copy))
 
 
 @pytest.mark.parametrize("path", sorted((FOLDER / "tests").glob("*.yml")), ids=lambda path: path.stem)
