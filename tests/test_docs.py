@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.config.settings import options
+from proxy.errors import Code
+
 ROOT = Path(__file__).parent.parent
 DECISIONS = ROOT / "ops" / "docs" / "decisions"
 INDEX = DECISIONS / "README.md"
@@ -20,6 +23,12 @@ PATHS = re.compile(r"`((?:[\w.-]+/)+(?:[\w-]+\.(?:py|md|toml|yaml|yml|json|env|s
 LATER = re.compile(r"^(out/|ops/\.env$)")  # written by programs or by the reader
 TESTS = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)(?:::(test_\w+)(…?))?`")
 METRICS = re.compile(r"\bgateway_[a-z0-9_]+[a-z0-9]\b")
+FLAGS = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+[a-z0-9](?![\w-])")
+ERRORS = re.compile(r"\b([45]\d\d)\s`(\w+)`")
+OTHER_PROGRAMS = {  # flags of vLLM, Docker, kubectl, curl and Redis
+    *("--fingerprint-mode", "--sse-keep-alive-interval", "--build", "--build-arg", "--cacert", "--daemonize"),
+    *("--dry-run", "--from-file", "--overwrite"),
+}
 
 
 def pages() -> list[Path]:
@@ -104,6 +113,31 @@ def unknown_metrics(text: str) -> list[str]:
     return sorted(names - strings_of_the_gateway())
 
 
+@cache
+def flags() -> frozenset[str]:
+    """Of the settings, and those in the sources."""
+    sources = (
+        path for folder in ("proxy", "loadgen", "corpus", "ops", "tests") for path in (ROOT / folder).rglob("*.py")
+    )
+    named = {flag for path in sources if path != Path(__file__) for flag in FLAGS.findall(path.read_text("utf-8"))}
+    own = {flag for option in options() for flag in (option.flag, option.flag.replace("--", "--no-", 1))}
+    return frozenset(named | own | OTHER_PROGRAMS)
+
+
+def unknown_flags(text: str) -> list[str]:
+    return sorted(set(FLAGS.findall(text)) - flags())
+
+
+def unknown_errors(text: str) -> list[str]:
+    known = {(str(code.status), code.code) for code in Code}
+    named = {pair for pair in ERRORS.findall(text) if any(pair[1] == code for _, code in known)}
+    return sorted(f"{status} {code}" for status, code in named - known)
+
+
+def unknown_events(text: str) -> list[str]:
+    return sorted(set(re.findall(r'"msg": ?"([^"…]+)"', text)) - strings_of_the_gateway())
+
+
 def records() -> list[tuple[int, str, Path, list[str]]]:
     """Number, title, page and lines of each decision."""
     found = []
@@ -129,6 +163,9 @@ def test_a_page_names_what_exists(name: str) -> None:
     assert page == HISTORY or unknown_paths(text, page) == []
     assert unknown_tests(text) == []
     assert unknown_metrics(text) == []
+    assert unknown_flags(text) == []
+    assert unknown_errors(text) == []
+    assert unknown_events(text) == []
 
 
 def test_each_check_finds_what_does_not_exist() -> None:
@@ -147,6 +184,12 @@ def test_each_check_finds_what_does_not_exist() -> None:
     named = "`test_no.py`, `tests/test_docs.py`, `test_docs.py::test_a_page_…`, `test_docs.py::test_a_page`"
     assert unknown_tests(named) == ["test_no.py", "test_docs.py::test_a_page"]
     assert unknown_metrics("gateway_flights, gateway_no_such_total, job:gateway_x:y") == ["no_such_total"]
+    assert unknown_flags("`--backend URL`, `--no-page`, `--beckend`, `--queue-timeouts`") == [
+        "--beckend",
+        "--queue-timeouts",
+    ]
+    assert unknown_errors("503 `queue_full`, 429 `queue_full`, 503 `other`") == ["429 queue_full"]
+    assert unknown_events('{"msg":"engine up"} {"msg":"engine gone"}') == ["engine gone"]
 
 
 def test_the_readme_is_one_page() -> None:
