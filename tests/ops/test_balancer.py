@@ -4,6 +4,7 @@ where one is gone, and what is each gateway's own is not reached through them.""
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,14 +21,17 @@ from tests.ops.kit import OPS, tool
 
 PROMPTS, CLIENTS = 12, 3
 BALANCERS = ("nginx.conf", "haproxy.cfg")
+TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")  # folders that only root can make where they are
 
 
 def command(file: str, config: Path, folder: Path) -> list[str]:
     how = "apt-get install --no-install-recommends nginx-light haproxy"
+    name = file.partition(".")[0]
+    program = tool(shutil.which(name) or f"/usr/sbin/{name}", how)  # where users have no /usr/sbin in their PATH
     if file == "haproxy.cfg":
-        return [tool("haproxy", how), "-db", "-f", str(config)]
+        return [program, "-db", "-f", str(config)]
     main = f"daemon off; pid {folder}/nginx.pid; error_log stderr;"
-    return [tool("nginx", how), "-c", str(config), "-e", "stderr", "-g", main]
+    return [program, "-c", str(config), "-e", "stderr", "-g", main]
 
 
 @asynccontextmanager
@@ -39,7 +43,8 @@ async def balancer(file: str, folder: Path, *apps: App) -> AsyncIterator[str]:
         assert f"127.0.0.1:{old}" in text
         text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
     if file == "nginx.conf":
-        text = text.replace("http {", f"http {{\n access_log off; client_body_temp_path {folder};")
+        temporary = "".join(f"{name}_temp_path {folder}/{name}; " for name in TEMPORARY)
+        text = text.replace("http {", f"http {{\n access_log off; {temporary}")
     config = folder / file
     config.write_text(text)
     process = await asyncio.create_subprocess_exec(
