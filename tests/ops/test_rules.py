@@ -14,7 +14,7 @@ from tests.ops.kit import DEBIAN, tool
 def promtool(*words: str) -> str:
     ran = run_process([tool("promtool", DEBIAN), *words], capture_output=True, text=True, seconds=50)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+    return f"{ran.stdout}{ran.stderr}"
 
 
 def test_prometheus_takes_the_configuration_and_its_rules() -> None:

@@ -21,8 +21,8 @@ FLAGS = [
 
 def browse(page: Path, home: Path, *flags: str) -> str:
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={home}", *flags, page.as_uri()]
-    done = run_process(command, capture_output=True, text=True, seconds=50, check=True)
-    return done.stdout
+    dom: str = run_process(command, capture_output=True, text=True, seconds=50, check=True).stdout
+    return dom
 
 
 @pytest.mark.skipif(BROWSER is None or not plots_available(), reason="needs Chromium and the extra plots")
