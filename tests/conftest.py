@@ -1,16 +1,19 @@
-"""Owns what every test gets: Hypothesis profiles, the leak check, the choice of markers, the fake engine."""
+"""What every test gets: Hypothesis profiles, time limit, leak check, choice of markers, scripted engine."""
 
 from __future__ import annotations
 
 import inspect
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_timeout
 from hypothesis import settings
 
 from tests.kit.engine import Engine
 from tests.kit.leaks import check_groups, check_tasks, recorded_groups
+from tests.kit.patience import Alarm
 
 # HYPOTHESIS_PROFILE=deep is the nightly look; `fast` keeps the pure tests under seconds.
 settings.register_profile("fast", deadline=None, max_examples=60)
@@ -29,6 +32,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in items if item.get_closest_marker("vllm") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+_alarm = pytest.StashKey[Alarm]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
+    """The time limit of a test is patience (`tests.kit.patience`), except in a thread: there the clock decides."""
+    if settings.method != "signal" or threading.current_thread() is not threading.main_thread():
+        return None
+    item.stash[_alarm] = Alarm(settings.timeout, lambda: pytest_timeout.timeout_sigalrm(item, settings))
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> bool | None:
+    alarm = item.stash.get(_alarm, None)
+    if alarm is None:
+        return None
+    alarm.cancel()
+    return True
 
 
 @pytest.fixture(autouse=True)

@@ -86,6 +86,7 @@ _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PAIRS: Final = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, value: kind(value))
 _ENCODE: Final = msgspec.json.Encoder().encode
 _COMPACT: Final = -1  # of `msgspec.json.format`: without white space
+_NULL: Final = msgspec.Raw(b"null")
 _USAGE: Final = b',"stream_options":{"include_usage":true}}'
 _WHERE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -270,13 +271,14 @@ def with_fields(ask: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
 
 def stream_extras(ask: ApiRequest) -> dict[str, msgspec.Raw]:
     """Members of `stream_options` that may change the frames: all but `include_usage`, and
-    `continuous_usage_stats` where it is false. An unknown member counts whatever its value."""
+    `continuous_usage_stats` where it is false. An unknown member counts whatever its value. Usage in every frame
+    that is requested without `include_usage`, and so not sent, is null here: such a stream has other frames."""
     options = ask.fields.get("stream_options")
     if options is None:
         return {}
     members = msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {}
     return {
-        name: raw
+        name: _NULL if name == "continuous_usage_stats" and not ask.include_usage else raw
         for name, raw in members.items()
         if name != "include_usage" and not (name == "continuous_usage_stats" and bytes(raw) in (b"null", b"false"))
     }

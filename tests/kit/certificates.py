@@ -5,9 +5,10 @@ Must not know TLS contexts of the proxy, nor which test uses what. Called by tes
 from __future__ import annotations
 
 import ssl
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.kit.patience import run_process
 
 EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
@@ -58,4 +59,4 @@ def server_context(issued: Issued, *, clients_of: Path | None = None) -> ssl.SSL
 
 
 def _openssl(*args: object) -> None:
-    subprocess.run(["openssl", *map(str, args)], check=True, capture_output=True, timeout=30)
+    run_process(["openssl", *map(str, args)], check=True, capture_output=True, seconds=30)

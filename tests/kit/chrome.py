@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.kit.patience import patience
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 55.0  # seconds for an answer of the browser's
 FLAGS = [
@@ -39,7 +41,7 @@ class Chrome:
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert self._process.stderr is not None
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             async for line in self._process.stderr:
                 if line.startswith(b"DevTools listening on "):
                     break
@@ -72,7 +74,7 @@ class Chrome:
         number = next(self._ids)
         message = {"id": number, "method": method, "params": params}
         await self._socket.send_json(message | ({"sessionId": self._session} if self._session else {}))
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             while True:
                 said = json.loads(await self._socket.receive_str())
                 if said.get("id") == number:

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.kit.patience import patience
+
 PATIENCE = 30.0  # seconds without a byte after which a test fails with a reason
 Headers = Iterable[tuple[str, str]]
 
@@ -126,7 +128,7 @@ class Connection:
     @classmethod
     async def open(cls, url: str) -> Connection:
         parts = urlsplit(url)
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             return cls(*await asyncio.open_connection(parts.hostname, parts.port, limit=2**26))
 
     async def __aenter__(self) -> Connection:
@@ -175,7 +177,7 @@ class Connection:
         """The next final head; interim 1xx answers are passed over."""
         while True:
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with patience(PATIENCE):
                     data = await self.reader.readuntil(b"\r\n\r\n")
             except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise NoAnswer(f"no answer: {error!r}") from error
@@ -251,7 +253,7 @@ class Connection:
     async def at_eof(self) -> bool:
         """True once the server has closed; an AssertionError if it says something instead."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 data = await self.reader.read(1000)
         except ConnectionError:
             return True
@@ -260,7 +262,7 @@ class Connection:
 
     async def _line(self) -> bytes:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 data = await self.reader.readuntil(b"\r\n")
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise IncompleteBody(b"") from error
@@ -269,7 +271,7 @@ class Connection:
 
     async def _exactly(self, size: int) -> bytes:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 data = await self.reader.readexactly(size)
         except asyncio.IncompleteReadError as error:
             raise IncompleteBody(error.partial) from error
@@ -280,7 +282,7 @@ class Connection:
 
     async def _some(self, size: int, *, until_close: bool = False) -> bytes:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 data = await self.reader.read(size)
         except ConnectionError as error:
             raise IncompleteBody(b"") from error

@@ -15,6 +15,7 @@ from types import TracebackType
 from tests.kit.engine_turn import PATIENCE, ClientGone, Connection, Turn
 from tests.kit.engine_wire import Request, models_body
 from tests.kit.leaks import settle
+from tests.kit.patience import patience
 
 __all__ = ["ClientGone", "Engine", "Script", "Turn", "full_backlog"]
 
@@ -99,7 +100,7 @@ class Engine:
 
     async def next_request(self) -> Turn:
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 return await self._queue.get()
         except TimeoutError:
             raise AssertionError(f"{self!r}: no request came within {PATIENCE} s") from None
@@ -107,7 +108,7 @@ class Engine:
     async def until(self, fact: Callable[[], bool]) -> None:
         """Waits for a fact about this engine; looks again at every connection, request, poll and close."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 while not fact():
                     self._changed.clear()
                     await self._changed.wait()

@@ -24,6 +24,7 @@ from tests.kit.engine_wire import (
     head,
     http_chunk,
 )
+from tests.kit.patience import patience
 
 PATIENCE = 5.0  # seconds that a test waits for a fact before it fails with a readable reason
 
@@ -260,7 +261,7 @@ class Turn:
         """Waits until the client has closed the connection before the answer's end."""
         assert not self.done, f"{self!r} was answered to its end: it can no longer be cancelled"
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 await asyncio.shield(self._connection.lost)
         except TimeoutError:
             raise AssertionError(f"{self!r}: the client did not leave within {PATIENCE} s") from None

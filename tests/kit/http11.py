@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httptools
 
+from tests.kit.patience import patience
+
 TABLE = Path(__file__).parents[1] / "corpus" / "http11.toml"
 QUIET = 1.0  # seconds without a byte after which nothing more is expected
 _REPEAT = re.compile(r"<<(.*?)\*(\d+)>>", re.DOTALL)
@@ -71,7 +73,7 @@ async def play(case: Case, host: str, port: int) -> str:
                 await writer.drain()
             while not ended and (number == len(steps) or answers.whole == whole):
                 try:
-                    async with asyncio.timeout(QUIET):
+                    async with patience(QUIET):
                         data = await reader.read(65536)
                 except TimeoutError:
                     break

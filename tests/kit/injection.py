@@ -22,6 +22,7 @@ from tests.kit.client import Connection, IncompleteBody, NoAnswer, call, post_js
 from tests.kit.engine import Engine, Script, Turn
 from tests.kit.engine_scripts import echo_script, text_of
 from tests.kit.engine_wire import error_body
+from tests.kit.patience import Patience, patience
 
 HOME: Final = str(Path(proxy.__file__).parent) + "/"
 CHAT: Final = "/v1/chat/completions"
@@ -195,7 +196,7 @@ def load(url: str, number: int) -> list[Request]:
 
 async def bounded(request: Callable[[], Awaitable[str]]) -> str:
     try:
-        async with asyncio.timeout(BOUND):
+        async with patience(BOUND):
             return await request()
     except TimeoutError:
         return "HUNG"
@@ -230,13 +231,13 @@ def held(app: App) -> dict[str, int]:
 
 async def settled(app: App, before: dict[str, int] | None = None, seconds: float = 2.0) -> dict[str, int]:
     """What is still held, and was not `before`, once everything should have been given back."""
-    deadline = time.monotonic() + seconds
+    waiting = Patience(seconds)
     while True:
         try:
             left = {name: count for name, count in held(app).items() if count > (before or {}).get(name, 0)}
         except Injected:
             left = {"looked at": 1}  # it was this look that met the fault
-        if not left or time.monotonic() > deadline:
+        if not left or not waiting.left:
             return left
         await asyncio.sleep(0)
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.kit.engine_turn import PATIENCE
+from tests.kit.patience import patience
 
 
 class Peer:
@@ -24,7 +25,7 @@ class Peer:
 
     async def request(self) -> bytes:
         """One whole request: its head, and its body by its length."""
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             head = await self._reader.readuntil(b"\r\n\r\n")
             length = 0
             for line in head.lower().split(b"\r\n"):
@@ -34,7 +35,7 @@ class Peer:
 
     async def head(self) -> bytes:
         """A request's head alone; its body is left where it is."""
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             return await self._reader.readuntil(b"\r\n\r\n")
 
     async def send(self, data: bytes, step: int = 0) -> None:
@@ -61,7 +62,7 @@ class Peer:
 
     async def gone(self) -> bytes:
         """Until the client has closed: what it sent before."""
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             try:
                 return await self._reader.read()
             except ConnectionError:
@@ -107,5 +108,5 @@ class RawServer:
 
     async def peer(self) -> Peer:
         """The next connection that was made."""
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             return await self._peers.get()

@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from pathlib import Path
 from proxy.embedded.redis import server_binary
 from proxy.embedded.supervise import Child
 from proxy.redis.cache import Cache, Stored
+from tests.kit.patience import run_process
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ class Certificate:
             "2",
         ]
         names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        subprocess.run([*new, *names, "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=20)
+        run_process([*new, *names, "-keyout", key, "-out", cert], check=True, capture_output=True, seconds=20)
         return cls(cert, key)
 
     @property
@@ -87,7 +87,7 @@ def server_with_tls() -> Path | None:
     for folder in dict.fromkeys([*os.environ["PATH"].split(os.pathsep), "/usr/bin"]):
         binary = Path(folder) / "redis-server"
         if binary.is_file():
-            linked = subprocess.run(["ldd", binary], capture_output=True, text=True, timeout=10)
+            linked = run_process(["ldd", binary], capture_output=True, text=True, seconds=10)
             if "libssl" in linked.stdout:
                 return binary
     return None

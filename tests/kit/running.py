@@ -20,14 +20,21 @@ from tests.kit.engine import Engine
 
 HELLO = {"model": "m1", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 HELLO_STREAM = HELLO | {"stream": True}
+DEFAULTS: dict[str, Any] = {
+    "port": 0,
+    "redis": "off",
+    "redis_timeout_ms": 5000,  # on a busy machine a look-up may take longer than the default, and is a miss then
+    "drain_timeout": 1.0,
+    "probe": "off",
+}
 
 
 @asynccontextmanager
 async def gateway(*engines: Engine | str, log_to: Path | None = None, **changes: Any) -> AsyncIterator[App]:
     """The gateway on a free port of loopback, without Redis unless told. `changes` are settings."""
     urls = tuple(engine if isinstance(engine, str) else engine.url for engine in engines)
-    chosen: dict[str, Any] = {"backends": urls, "port": 0, "redis": "off", "drain_timeout": 1.0, "probe": "off"}
-    settings = Settings(**(chosen | changes))
+    chosen = DEFAULTS | {"backends": urls} | changes
+    settings = Settings(**chosen)
     fd = os.open(log_to or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log = Log(fd, settings.log_format, settings.log_level)
     try:

@@ -8,6 +8,7 @@ import asyncio
 
 from proxy.errors import GatewayError
 from tests.kit.engine_turn import PATIENCE
+from tests.kit.patience import patience
 
 
 class Taker:
@@ -44,13 +45,13 @@ class Taker:
         self._changed.set()
 
     async def until(self, data: bytes) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             while not self.data.endswith(data) or not self.status:
                 self._changed.clear()
                 await self._changed.wait()
 
     async def ended(self) -> GatewayError | None:
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             while not self.endings:
                 self._changed.clear()
                 await self._changed.wait()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def run_pytest(folder: Path, *options: str) -> list[str]:
     case.write_text(CASES)
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c"]
     command += [str(ROOT / "setup.cfg"), "--rootdir", str(ROOT), "-q", "-rA", "--tb=no", *options, str(case)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=50)
+    done = run_process(command, cwd=ROOT, capture_output=True, text=True, seconds=50)
     lines = done.stdout.splitlines()
     assert lines, done.stderr
     outcomes = [line.split(" ")[:2] for line in lines if line.startswith(("PASSED", "FAILED", "ERROR"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from proxy.config.loader import load
 from proxy.errors import SettingsError
 from proxy.resources import prepare
+from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parent.parent.parent
 OPS = ROOT / "ops"
@@ -51,8 +51,8 @@ def tool(name: str, how: str = WHEELS) -> str:
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ran:
     """Run the command to its end. `env` is its whole environment; None: ours."""
-    done = subprocess.run(
-        [str(part) for part in command], env=env, cwd=cwd, capture_output=True, text=True, timeout=SECONDS
+    done = run_process(
+        [str(part) for part in command], env=env, cwd=cwd, capture_output=True, text=True, seconds=SECONDS
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from ops.drill.faults import FAULTS
 from ops.drill.report import Row, markdown
 from ops.drill.rules import alerts
+from tests.kit.patience import run_process
 
 
 def test_every_alert_has_one_fault_that_is_made_for_it() -> None:
@@ -24,7 +24,7 @@ def test_a_silent_alert_is_told_as_silent_and_not_counted() -> None:
 
 def test_a_word_that_is_in_no_fault_is_refused_with_the_alerts_that_there_are() -> None:
     words = [sys.executable, "-m", "ops.drill", "--only", "nonsense", "--prometheus", sys.executable]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    ran = run_process(words, capture_output=True, text=True, seconds=30)
     assert ran.returncode == 2
     assert "no fault contains 'nonsense'" in ran.stderr
     assert "GatewayRedisAway" in ran.stderr
@@ -32,6 +32,6 @@ def test_a_word_that_is_in_no_fault_is_refused_with_the_alerts_that_there_are() 
 
 def test_without_prometheus_it_says_what_to_install() -> None:
     words = [sys.executable, "-m", "ops.drill", "--prometheus", "no-such-program"]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    ran = run_process(words, capture_output=True, text=True, seconds=30)
     assert ran.returncode == 2
     assert "apt-get install --no-install-recommends prometheus" in ran.stderr

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from ops.drill.rules import FOLDER, alerts, scaled, sections
+from tests.kit.patience import run_process
 from tests.ops.kit import DEBIAN, tool
 
 
 def promtool(*words: str) -> str:
-    ran = subprocess.run([tool("promtool", DEBIAN), *words], capture_output=True, text=True, timeout=50)
+    ran = run_process([tool("promtool", DEBIAN), *words], capture_output=True, text=True, seconds=50)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+    return f"{ran.stdout}{ran.stderr}"
 
 
 def test_prometheus_takes_the_configuration_and_its_rules() -> None:

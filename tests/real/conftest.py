@@ -19,6 +19,7 @@ import pytest
 
 from ops.bench.subjects import free_port
 from tests.kit.client import get
+from tests.kit.patience import patience
 
 PROGRAM = Path(__file__).parents[2] / "ops" / "vllm.py"
 
@@ -62,7 +63,7 @@ async def engine(vllm: str) -> str:
 
 
 async def up(url: str) -> str:
-    async with asyncio.timeout(400):
+    async with patience(400):
         while True:
             try:
                 if (await get(url, "/health")).status == 200:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from ops.chaos.run import SCENARIOS, SOAK, WEIGHTS
 from ops.chaos.stage import REMOVED, Fault
 from ops.chaos.verdict import Verdict
 from ops.chaos.wire import Ask
+from tests.kit.patience import run_process
 
 SHORT = {
     "everything at once": ["--events", "20", "--seconds", "10", "--only", "everything"],
@@ -31,11 +31,11 @@ SHORT = {
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_run_ends_and_leaves_no_process(tmp_path: Path, name: str) -> None:
     words = [*SHORT[name], "--clients", "12", "--hung", "10"]
-    ran = subprocess.run(
+    ran = run_process(
         [sys.executable, "-m", "ops.chaos", *words, "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=140,
+        seconds=140,
         env={**os.environ, "CHAOS_TEST": str(tmp_path)},
     )
     assert ran.returncode in (0, 1), ran.stderr
@@ -58,8 +58,8 @@ def environment(pid: str) -> bytes:
 
 
 def test_a_word_that_is_in_no_scenario_is_refused_with_those_there_are() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "ops.chaos", "--only", "nonsense"], capture_output=True, text=True, timeout=30
+    ran = run_process(
+        [sys.executable, "-m", "ops.chaos", "--only", "nonsense"], capture_output=True, text=True, seconds=30
     )
     assert ran.returncode == 2
     assert "everything at once" in ran.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -16,6 +15,7 @@ from tests.fuzz import seeds as making
 from tests.fuzz.__main__ import table
 from tests.fuzz.inputs import inputs
 from tests.fuzz.targets import CORPUS, TARGETS, seeds
+from tests.kit.patience import run_process
 
 MEMORY = 200  # bytes for each byte of an input: JSON's smallest values, as Python's objects
 SPARE = 4_000_000
@@ -88,11 +88,11 @@ def test_the_table_has_a_row_for_each_target_and_marks_the_one_that_fails() -> N
 
 @pytest.mark.parametrize("words", [["nonsense"], ["sse", "--seconds", "1"]])
 def test_the_command_fuzzes_a_target_and_knows_no_other(words: list[str], tmp_path: Path) -> None:
-    ran = subprocess.run(
+    ran = run_process(
         [sys.executable, "-m", "tests.fuzz", *words, "--found", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=50,
+        seconds=50,
     )
     if words == ["nonsense"]:
         assert ran.returncode == 2

@@ -16,6 +16,7 @@ from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, NoAnswer, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.patience import patience
 from tests.kit.running import HELLO
 from tests.proxy.telemetry.test_terminal import fill
 
@@ -51,7 +52,7 @@ async def program(*flags: str, out: int, err: int) -> AsyncIterator[tuple[asynci
 
 
 async def serves(process: asyncio.subprocess.Process, url: str) -> None:
-    async with asyncio.timeout(PATIENCE):
+    async with patience(PATIENCE):
         while process.returncode is None:
             try:
                 assert (await get(url, "/health")).status == 200
@@ -62,7 +63,7 @@ async def serves(process: asyncio.subprocess.Process, url: str) -> None:
 
 
 async def ends(process: asyncio.subprocess.Process) -> int:
-    async with asyncio.timeout(END):
+    async with patience(END):
         return await process.wait()
 
 
@@ -101,9 +102,8 @@ async def test_the_embedded_engine_and_redis_run_though_nobody_reads_the_gateway
 
 @pytest.mark.parametrize("flags", [("--port", "x"), ("--backend", "http://127.0.0.1:1", "--host", "256.0.0.1")])
 async def test_with_full_pipes_it_ends_where_it_cannot_start(full: int, flags: tuple[str, ...]) -> None:
-    async with program("--redis", "off", *flags, out=full, err=full) as (process, _):
-        async with asyncio.timeout(PATIENCE):
-            assert await process.wait() == 2
+    async with program("--redis", "off", *flags, out=full, err=full) as (process, _), patience(PATIENCE):
+        assert await process.wait() == 2
 
 
 async def test_a_second_signal_ends_it_at_once_though_nobody_reads(engine: Engine, full: int) -> None:

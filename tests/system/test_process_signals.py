@@ -15,6 +15,7 @@ import pytest
 from proxy.embedded.engine import free_port
 from tests.kit.client import get
 from tests.kit.engine import Engine
+from tests.kit.patience import patience
 from tests.kit.running import until
 
 PATIENCE = 60.0
@@ -35,7 +36,7 @@ async def starting(*flags: str) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         start_new_session=True,
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             await until(
                 lambda: (
                     holds(process.pid, "SigIgn", signal.SIGHUP) and holds(process.pid, "SigCgt", signal.SIGTERM)
@@ -70,7 +71,7 @@ def session(pid: int) -> list[int]:
 
 async def ended(process: asyncio.subprocess.Process, seconds: float) -> bool:
     try:
-        async with asyncio.timeout(seconds):
+        async with patience(seconds):
             await process.wait()
     except TimeoutError:
         return False
@@ -81,7 +82,7 @@ async def test_hang_ups_at_any_moment_of_the_start_end_nothing(engine: Engine) -
     async with starting("--backend", engine.url, "--redis", "off") as (process, url):
         sent = 0
         serves = False
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             while not serves:
                 process.send_signal(signal.SIGHUP)
                 sent += 1
@@ -104,9 +105,9 @@ async def test_an_end_at_any_moment_of_the_start_is_clean_and_leaves_nothing(
         await ended(process, moment)
         process.send_signal(number)
         assert process.stderr is not None
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             _, err = await process.communicate()
         assert process.returncode == 0, err
         assert b"Traceback" not in err
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             await until(lambda: not session(process.pid))

@@ -16,6 +16,7 @@ from proxy.embedded.engine import free_port
 from tests.kit.client import Connection, call, get, post_json
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
+from tests.kit.patience import patience
 from tests.kit.running import HELLO, HELLO_STREAM, until
 
 CANARY = "Canary-7f3a91"
@@ -80,7 +81,7 @@ async def test_nothing_that_it_says_holds_a_secret(fmt: str, well: bool, tmp_pat
             env=env,
         )
         try:
-            async with asyncio.timeout(60):
+            async with patience(60):
                 while process.returncode is None:
                     try:
                         await get(url, "/health")
@@ -105,7 +106,7 @@ async def test_nothing_that_it_says_holds_a_secret(fmt: str, well: bool, tmp_pat
                 said += answer.body + str(answer.head.headers).encode()
             argv = command_line(process.pid)
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(30):
+            async with patience(30):
                 out, err = await process.communicate()
         finally:
             if process.returncode is None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.kit.engine_turn import PATIENCE
 from tests.kit.fault_cases import OK, Case, Outcome, Whole, broken_cases, surplus_cases, whole_cases
+from tests.kit.patience import patience
 from tests.kit.raw_server import Peer, RawServer
 from tests.kit.reference import Ours, Reference, Upstream
 from tests.kit.taker import Taker
@@ -43,7 +44,7 @@ async def play(server: RawServer, upstream: Upstream, case: Case, step: int) -> 
         if case.seen:  # what was sent before a reset may be lost with it
             await taker.until(case.seen)
         peer.reset()
-    async with asyncio.timeout(PATIENCE):
+    async with patience(PATIENCE):
         await task
     error = await taker.ended()
     kept = await _asked_again(server, upstream, peer)
@@ -63,7 +64,7 @@ async def _asked_again(server: RawServer, upstream: Upstream, first: Peer) -> bo
         peer = await new
         await peer.request()
         await peer.send(NEXT)
-    async with asyncio.timeout(PATIENCE):
+    async with patience(PATIENCE):
         await asking
     for waiting in (old, new):
         waiting.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 
 import msgspec
@@ -14,6 +13,7 @@ from loadgen.drive.capture.exchange import Exchange
 from loadgen.drive.progress import Progress
 from loadgen.record import Record
 from loadgen.snapshot import Snapshot, merged
+from tests.kit.patience import run_process
 
 SNAPSHOT = Snapshot(
     stage="rate=8",
@@ -67,8 +67,8 @@ def test_no_terminal_gets_lines_and_quiet_gets_nothing() -> None:
 
 def test_the_drawing_process_draws_what_it_is_fed_and_ends_with_its_input() -> None:
     fed = msgspec.json.encode(SNAPSHOT) + b"\nnonsense\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "loadgen.cli.terminal.live"], input=fed, capture_output=True, timeout=30, check=True
+    done = run_process(
+        [sys.executable, "-m", "loadgen.cli.terminal.live"], input=fed, capture_output=True, seconds=30, check=True
     )
     assert b"Traceback" not in done.stderr
 

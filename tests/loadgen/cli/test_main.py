@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
 
 from loadgen.cli.main import COMMANDS
+from tests.kit.patience import run_process
 
 
 def imported_by(code: str) -> set[str]:
     """The modules that a fresh interpreter has after running `code`."""
     script = f"{code}\nimport sys\nprint(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    found = run_process([sys.executable, "-c", script], capture_output=True, text=True, seconds=60, check=True)
     return set(found.stdout.split())
 
 

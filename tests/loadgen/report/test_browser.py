@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from loadgen.report.plots import plots_available
+from tests.kit.patience import run_process
 from tests.loadgen.report.test_report import HOSTILE, Page, hostile, reports
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -21,8 +21,8 @@ FLAGS = [
 
 def browse(page: Path, home: Path, *flags: str) -> str:
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={home}", *flags, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
-    return done.stdout
+    dom: str = run_process(command, capture_output=True, text=True, seconds=50, check=True).stdout
+    return dom
 
 
 @pytest.mark.skipif(BROWSER is None or not plots_available(), reason="needs Chromium and the extra plots")

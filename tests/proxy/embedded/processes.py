@@ -9,6 +9,8 @@ import os
 import select
 from collections.abc import Callable
 
+from tests.kit.patience import Patience, patience
+
 DEADLINE = 20.0  # seconds: a loaded machine is slow, and a fact that never comes is a failure
 
 
@@ -21,7 +23,9 @@ class Watched:
     def gone(self, seconds: float = DEADLINE) -> bool:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        ended = bool(poll.poll(seconds * 1000))
+        waiting = Patience(seconds)
+        while not (ended := bool(poll.poll(waiting.left * 1000))) and waiting.left:
+            pass
         os.close(self._fd)
         return ended
 
@@ -41,7 +45,7 @@ class Events:
         return [detail for name, detail in self.told if name == event]
 
     async def until(self, fact: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE):
+        async with patience(DEADLINE):
             while not fact():
                 self._more.clear()
                 await self._more.wait()

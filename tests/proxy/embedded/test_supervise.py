@@ -15,6 +15,7 @@ import uvloop
 
 from proxy.embedded import supervise
 from proxy.embedded.supervise import Child, ChildFailed
+from tests.kit.patience import run_process
 from tests.proxy.embedded.processes import DEADLINE, Events, Watched
 
 Serves = Callable[[], Awaitable[bool]]
@@ -206,7 +207,7 @@ def test_a_killed_parent_takes_its_child_along(loop: str) -> None:
 
 def test_the_launcher_starts_nothing_for_a_parent_that_is_gone() -> None:
     launch = [sys.executable, "-m", "proxy.embedded.launch", "1", "echo", "started"]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = run_process(launch, capture_output=True, text=True, seconds=DEADLINE)
     assert (done.returncode, done.stdout) == (1, "")
 
 

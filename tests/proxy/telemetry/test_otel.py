@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from proxy.errors import SettingsError
 from proxy.resources import prepare
 from proxy.telemetry import otel
 from proxy.telemetry.log import Log
+from tests.kit.patience import run_process
 from tests.kit.running import lines
 
 
@@ -36,7 +36,7 @@ def test_another_protocol_is_refused_by_its_name(name: str) -> None:
 def test_the_program_ends_with_2_before_it_starts_anything() -> None:
     environ = os.environ | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "GATEWAY_TRACE": "otlp"}
     command = [sys.executable, "-m", "proxy", "--backend", "http://127.0.0.1:9", "--check-config"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=50)
+    done = run_process(command, env=environ, capture_output=True, text=True, seconds=50)
     assert done.returncode == 2
     assert "http/protobuf only" in done.stderr
 

@@ -12,6 +12,7 @@ import pytest
 
 from loadgen.cli.terminal.streams import Stream as LoadgenStream
 from proxy.telemetry.streams import GONE, Stream, run
+from tests.kit.patience import patience
 from tests.proxy.telemetry.test_terminal import fill
 
 PATIENCE = 60.0
@@ -121,7 +122,7 @@ async def ends(words: tuple[str, ...], close: str = "", **files: int) -> tuple[i
         **files,  # type: ignore[arg-type]
     )
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             out, err = await process.communicate()
     finally:
         if process.returncode is None:

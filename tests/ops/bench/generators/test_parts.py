@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from ops.bench.generators.tools import TOOLS, Homes, Said, guidellm_result, vllm
 from ops.bench.generators.truth import Reported, absolute_ms, compare, cpu_at, truth_ns
 from ops.bench.generators.workloads import GROUPS, WARM_UPS, WORKLOADS, Workload, chosen
 from ops.bench.peers.base import Command
+from tests.kit.patience import run_process
 from tests.loadgen.kit.running import on_our_loop, sent
 
 MS = 1_000_000
@@ -223,7 +223,7 @@ print(asyncio.run(main()))
 def hogged(hog: str) -> float:
     """Seconds that four iterations of another program's event loop took."""
     env = {**os.environ, "PYTHONPATH": str(HOG), "HOG": hog}
-    said = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, check=True, timeout=50)
+    said = run_process([sys.executable, "-c", PROGRAM], env=env, capture_output=True, check=True, seconds=50)
     return float(said.stdout)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +10,14 @@ import pytest
 
 from ops.bench.hostile.attacks import ATTACKS
 from ops.bench.hostile.pressure import Row, markdown, megabytes
+from tests.kit.patience import run_process
 
 
 @pytest.mark.timeout(150)
 def test_an_attack_is_measured_and_ends_in_its_time(tmp_path: Path) -> None:
     words = ["--only", "f", "--out", str(tmp_path)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "ops.bench.hostile.pressure", *words], capture_output=True, text=True, timeout=140
+    ran = run_process(
+        [sys.executable, "-m", "ops.bench.hostile.pressure", *words], capture_output=True, text=True, seconds=140
     )
     assert ran.returncode == 0, ran.stderr
     (row,) = json.loads((tmp_path / "pressure.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from ops.bench.vllm.admission import summed
 from ops.bench.vllm.prefixes import table as prefix_table
 from ops.bench.vllm.tables import admission_picture, admission_table, percentile
+from tests.kit.patience import run_process
 
 ROOT = Path(__file__).parents[4]
 SAMPLE = ROOT / "out" / "sample"
@@ -119,7 +119,7 @@ def test_both_run_on_a_fake_engine(program: str, flags: list[str], tmp_path: Pat
     """Run the commands: processes, tables, plots."""
     small = ["--toy", "--engine-flags=--prefill 0.01 --step 0.001", "--rounds", "1", "--out", str(tmp_path)]
     argv = [sys.executable, "-m", f"ops.bench.vllm.{program}", *small, *flags]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=55)
+    done = run_process(argv, cwd=ROOT, capture_output=True, text=True, seconds=55)
     assert done.returncode == 0, done.stderr[-2000:]
     table = (tmp_path / f"{program}.md").read_text()
     assert table.strip() == done.stdout.strip()

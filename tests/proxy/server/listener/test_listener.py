@@ -22,6 +22,7 @@ from proxy.server.listener.listener import ClientConnection, Listener
 from proxy.server.listener.request import buffered_body
 from tests.kit.client import Answer, Connection, get, request_bytes
 from tests.kit.engine_turn import PATIENCE
+from tests.kit.patience import patience
 from tests.kit.running import until
 
 # -- what it leans on
@@ -156,7 +157,7 @@ async def test_a_body_whose_chunks_cannot_be_read_ends_the_connection_and_nothin
             await client.send(b"POST /one HTTP/1.1\r\nHost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
             assert (await client.read()).body == b"/one"
             await client.send(rest + request_bytes("GET", "/two"))
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 left = await client.reader.read()
             assert b"/two" not in left
         await until(lambda: not listener.connections)
@@ -300,7 +301,7 @@ async def test_a_client_that_leaves_in_mid_answer_cancels_its_handler(
         left = getattr(client, how)()
         if inspect.isawaitable(left):
             await left
-        async with asyncio.timeout(PATIENCE):
+        async with patience(PATIENCE):
             await cancelled.wait()
         await until(lambda: not listener.connections)
     assert caplog.records == []
@@ -339,7 +340,7 @@ async def test_closing_waits_for_the_answer_under_way() -> None:
         assert (await client.read()).body == b"/one"
         assert await client.at_eof()
         assert await idle.at_eof()
-        async with asyncio.timeout(PATIENCE):  # and no longer than for that
+        async with patience(PATIENCE):  # and no longer than for that
             await closing
 
 

@@ -18,6 +18,7 @@ from proxy.server.listener.listener import SLICE_BYTES as READ_SLICE
 from proxy.server.listener.listener import TURN_BYTES, ClientConnection, Listener
 from proxy.server.listener.timeouts import Times
 from tests.kit.client import Connection, get, request_bytes
+from tests.kit.patience import patience
 from tests.kit.running import until
 from tests.proxy.server.listener.test_listener import error_of, hello, serving
 
@@ -107,7 +108,7 @@ async def test_a_client_that_takes_nothing_is_closed_with_its_bytes_whatever_it_
     async with serving(handler, times=times) as (url, listener):
         sock = await small(url, sent)
         await until(lambda: bool(listener.connections))
-        async with asyncio.timeout(10):
+        async with patience(10):
             await until(lambda: not listener.connections)
         sock.close()
 

@@ -17,6 +17,7 @@ from tests.kit.client import Connection
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import echo_script
 from tests.kit.engine_turn import PATIENCE
+from tests.kit.patience import patience
 from tests.kit.running import HELLO, gateway
 from tests.system.test_life import started
 
@@ -125,7 +126,7 @@ async def test_a_handshake_that_never_comes_is_bounded_as_a_head_is(engine: Engi
         for part in (b"", b"\x16\x03\x01"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(part)
-            async with asyncio.timeout(PATIENCE):
+            async with patience(PATIENCE):
                 assert await reader.read() == b""
             writer.close()
         secured = await connected(port, trusting(authority))  # a handshake, and then no head

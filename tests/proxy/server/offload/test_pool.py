@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
 import sys
 from typing import Any
 
@@ -19,6 +18,7 @@ from proxy.flights.key import Keyer, hash_of_cpu
 from proxy.server.offload import pool as offload
 from proxy.server.offload.child import Reader
 from proxy.server.offload.pool import Offload, start_child
+from tests.kit.patience import run_process
 from tests.kit.running import until
 
 TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=9))
@@ -181,7 +181,7 @@ def test_a_process_whose_parent_is_another_ends_at_once() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-m", "proxy.server.offload.child", str(os.getppid())]
-        assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 1
+        assert run_process(command, stdin=theirs.fileno(), seconds=30).returncode == 1
 
 
 def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
@@ -189,4 +189,4 @@ def test_a_process_ends_when_nobody_can_ask_it_any_more() -> None:
     with theirs:
         ours.close()
         command = [sys.executable, "-m", "proxy.server.offload.child", str(os.getpid())]
-        assert subprocess.run(command, stdin=theirs.fileno(), timeout=30, check=False).returncode == 0
+        assert run_process(command, stdin=theirs.fileno(), seconds=30).returncode == 0

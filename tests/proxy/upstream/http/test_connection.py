@@ -15,6 +15,7 @@ from proxy.upstream.http.pool import Pool
 from proxy.upstream.http.response import MAX_HEAD
 from tests.kit.engine import Engine
 from tests.kit.engine_turn import PATIENCE
+from tests.kit.patience import patience
 from tests.kit.raw_server import RawServer
 from tests.kit.running import until
 from tests.kit.taker import Taker
@@ -165,7 +166,7 @@ async def test_a_drain_that_is_through_leaves_its_timer_without_teeth(engine: En
     drain = connection._answer
     assert drain is not None
     await turn.end()
-    async with asyncio.timeout(PATIENCE):
+    async with patience(PATIENCE):
         while (again := pool.take()) is None:
             await asyncio.wrap_future(asyncio.get_running_loop().run_in_executor(None, lambda: None))
     assert again is connection
