@@ -6,11 +6,13 @@ from typing import Final
 
 import msgspec
 
+from proxy.wire import loose
 from proxy.wire.openai import ApiRequest
 
 BYTES_A_CANDIDATE: Final = 100
 """Bytes of JSON: an id, a log probability of 17 digits, a rank, the token's text."""
 BYTES_A_TOKEN: Final = 3  # of a prompt, at least, except for rare scripts
+VOCABULARY: Final = 262_144  # tokens of the largest common one (Gemma 3); Qwen 2.5 has 151,936, SmolLM2 49,152
 
 
 def outgrows(ask: ApiRequest, bound: int) -> bool:
@@ -19,11 +21,11 @@ def outgrows(ask: ApiRequest, bound: int) -> bool:
     if ask.stream:
         return False  # vLLM refuses it
     try:
-        candidates = msgspec.json.decode(ask.fields["prompt_logprobs"], type=int | None)
+        candidates = loose.integer(msgspec.json.decode(ask.fields["prompt_logprobs"]))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False  # the engine refuses it
     if candidates is None or candidates < -1:
         return False
     tokens = len(ask.body) // BYTES_A_TOKEN
-    each = tokens if candidates == -1 else candidates + 1  # -1: the whole vocabulary
+    each = VOCABULARY if candidates == -1 else candidates + 1
     return tokens * each * BYTES_A_CANDIDATE > bound
