@@ -58,7 +58,7 @@ class Terms(msgspec.Struct, frozen=True, tag="terms"):
     deny: str | None = None  # the deny list's text
 
 
-class AskJob(msgspec.Struct, frozen=True, tag="ask"):
+class ApiRequestJob(msgspec.Struct, frozen=True, tag="ask"):
     """A request to one of the generating endpoints; its body comes beside it."""
 
     endpoint: Endpoint
@@ -80,7 +80,7 @@ class RawJob(msgspec.Struct, frozen=True, tag="raw"):
 class PageJob(msgspec.Struct, frozen=True, tag="page"):
     """A request for many readers; the one that each of them makes is inside."""
 
-    ask: AskJob
+    api_request: ApiRequestJob
 
 
 class TextsJob(msgspec.Struct, frozen=True, tag="texts"):
@@ -95,7 +95,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     shape: Shape | None = None
 
 
-Job = AskJob | RawJob | PageJob | TextsJob | FoldJob
+Job = ApiRequestJob | RawJob | PageJob | TextsJob | FoldJob
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -132,7 +132,7 @@ class Found(msgspec.Struct):
     delays: list[float] = []  # of many readers
     fault: str = ""  # of ours, for the log
 
-    def ask(self, endpoint: Endpoint, body: bytes) -> ApiRequest:
+    def api_request(self, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """The request as it goes on."""
         return ApiRequest(
             endpoint,
@@ -167,13 +167,13 @@ def work(body: bytes, weight: float | None) -> float:
     return found
 
 
-def denied_in(deny: DenyList, ask: ApiRequest) -> int | None:
+def denied_in(deny: DenyList, api_request: ApiRequest) -> int | None:
     """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
-    members = read(ask.body)
+    members = read(api_request.body)
     refuse_template(members)
     refuse_ids(members)
-    given = members.get(PROMPT_FIELD[ask.endpoint])
-    prompt = prompt_in(ask.endpoint, given).parts
+    given = members.get(PROMPT_FIELD[api_request.endpoint])
+    prompt = prompt_in(api_request.endpoint, given).parts
     return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS), joined(given))
 
 
@@ -195,39 +195,46 @@ def _find(deny: DenyList, prompt: list[list[str]], texts: list[str], joins: list
     return deny.find("\n".join(text for text in dict.fromkeys(texts) if text not in seen))
 
 
-def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer) -> tuple[Found, bytes]:
+def read_api_request(
+    job: ApiRequestJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer
+) -> tuple[Found, bytes]:
     """A large request, in the order in which a small one is read; and the body that goes up, empty where that is
     the one that came."""
     found = Found()
     try:
-        ask = decode(job.endpoint, body)
-        found.model, found.stream = ask.model and ask.model[:MODEL_CHARS], ask.stream
+        api_request = decode(job.endpoint, body)
+        found.model, found.stream = api_request.model and api_request.model[:MODEL_CHARS], api_request.stream
         if terms.sizes:
-            ask = terms.sizes.check(ask)
-        if deny is not None and (line := denied_in(deny, ask)) is not None:
+            api_request = terms.sizes.check(api_request)
+        if deny is not None and (line := denied_in(deny, api_request)) is not None:
             found.denied = line
             return found, b""
-        share = sharing_of(ask, terms.share, cache_control=job.cache_control, override=job.override)
-        found.cost = estimate(ask, terms.assumed)
+        share = sharing_of(api_request, terms.share, cache_control=job.cache_control, override=job.override)
+        found.cost = estimate(api_request, terms.assumed)
         keep_by = affinity(terms.routing)
         if keep_by is not None:
-            found.affinity = keep_by(ask, {"x-session-id": job.session} if job.session else {})
+            found.affinity = keep_by(api_request, {"x-session-id": job.session} if job.session else {})
         if share.shared:
-            found.refers = refers(ask)
-            fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            found.key = keyer.key(ask, tenant=job.tenant, fold=fold, headers=job.headers)
+            found.refers = refers(api_request)
+            fold = api_request.endpoint == "embeddings" or foldable(api_request.endpoint, api_request.fields)
+            found.key = keyer.key(api_request, tenant=job.tenant, fold=fold, headers=job.headers)
     except GatewayError as e:
         found.refusal = refusal(e)
         return found, b""
-    found.include_usage, found.temperature = ask.include_usage, ask.temperature
-    found.seed = None if ask.seed is None else max(-(2**63), min(ask.seed, 2**63 - 1))  # as far as it fits
+    found.include_usage, found.temperature = api_request.include_usage, api_request.temperature
+    if api_request.seed is not None:
+        found.seed = max(-(2**63), min(api_request.seed, 2**63 - 1))  # as far as it fits
     prompt = PROMPT_FIELD[job.endpoint]
     found.fields = {
         name: bytes(memoryview(raw)[: PROMPT_BYTES if name == prompt else MEMBER_BYTES])
-        for name, raw in ask.fields.items()
+        for name, raw in api_request.fields.items()
         if len(name) <= MEMBER_BYTES
     }
-    sent = with_usage(ask) if found.key is not None and ask.stream and job.endpoint != "embeddings" else ask.body
+    sent = (
+        with_usage(api_request)
+        if found.key is not None and api_request.stream and job.endpoint != "embeddings"
+        else api_request.body
+    )
     return found, b"" if sent is body else sent
 
 

@@ -233,10 +233,10 @@ class Exchange:
     def _reshape(self, backend: Backend) -> None:
         """A shared stream is at this engine now: readers that wait for its fold may have to be served
         otherwise."""
-        flight, ask = self.flight, self.flight.spec.ask
-        if ask is not None:
-            flight.expects(backend.abilities.shape(ask))
-            if flight.look is not None and not backend.abilities.folds(ask):
+        flight, api_request = self.flight, self.flight.spec.api_request
+        if api_request is not None:
+            flight.expects(backend.abilities.shape(api_request))
+            if flight.look is not None and not backend.abilities.folds(api_request):
                 flight.unfold()
 
     def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
@@ -269,7 +269,7 @@ class Exchange:
         flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
             flight.enter(Phase.PREFILL)
-            body = with_usage(spec.ask) if spec.usage_added and spec.ask is not None else spec.body
+            body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused

@@ -161,9 +161,9 @@ class Ingest:
         self._twins = FrameTemplate()
         spec = flight.spec
         self._asked = spec.parts  # choices or vectors; 0: not known
-        if spec.ask is not None and not self._asked:
-            usual = spec.ask.endpoint == "chat" and "n" not in spec.ask.fields
-            self._asked = 1 if usual else asked_of(spec.ask)
+        if spec.api_request is not None and not self._asked:
+            usual = spec.api_request.endpoint == "chat" and "n" not in spec.api_request.fields
+            self._asked = 1 if usual else asked_of(spec.api_request)
         self._ended: dict[int, str] = {}  # choices, and why each has ended
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
@@ -308,7 +308,7 @@ class Ingest:
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
         """Whether the first frames have a finish reason that completes nothing, as an engine sends for requests
         that it has not begun when it shuts down. No byte has gone out, so it may be retried."""
-        if self.flight.divides or self.flight.spec.ask is None:
+        if self.flight.divides or self.flight.spec.api_request is None:
             return False
         ended: dict[int, str] = {}
         if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
@@ -320,7 +320,7 @@ class Ingest:
         """[DONE] has come; nothing after it is read. An incomplete answer gets our error in its place, and after
         the engine's own error it is dropped."""
         lack = None
-        if not self.error_frame and self.flight.spec.ask is not None:
+        if not self.error_frame and self.flight.spec.api_request is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
@@ -365,12 +365,12 @@ class Ingest:
     def _read_whole(self) -> bool:
         """Whether a successful body is a complete answer; takes its usage."""
         flight = self.flight
-        ask = flight.spec.ask
-        if ask is None:
+        api_request = flight.spec.api_request
+        if api_request is None:
             return True
         log = flight.log
         try:
-            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
+            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), api_request.endpoint, self._asked)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")

@@ -78,16 +78,18 @@ class Keyer:
     def __init__(self, new_hash: NewHash = hashlib.sha256) -> None:
         self._new = new_hash
 
-    def key(self, ask: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
+    def key(
+        self, api_request: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()
+    ) -> bytes:
         """The model's tag and a hash, 36 bytes. With `fold` the key is common to streaming and not; without, each
         mode has its own. `headers`: those that go up and on which an engine acts.
 
         Raises GatewayError 400 where a field cannot be read.
         """
-        fields, body = ask.fields, ask.body
-        generates = ask.endpoint != "embeddings"
-        mode = "both" if fold else "stream" if ask.stream else "whole"
-        extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
+        fields, body = api_request.fields, api_request.body
+        generates = api_request.endpoint != "embeddings"
+        mode = "both" if fold else "stream" if api_request.stream else "whole"
+        extras = dict(sorted(stream_extras(api_request).items())) if "stream_options" in fields else None
         elsewhere = -_OURS  # quotes of the body outside keyed fields, less those of the key outside them
         value, messages = (_long_value, _long_messages) if len(body) > LONG else (_ANY.decode, _messages)
         name = ""
@@ -100,14 +102,22 @@ class Keyer:
                     keyed[name] = value(fields[name])
                 elif name == "stream" and generates:
                     elsewhere += 2
-                elif ordinary(ask, name):
+                elif ordinary(api_request, name):
                     raw = bytes(fields[name])
                     elsewhere += 2 + raw.count(b'"') + raw.count(_ESCAPED)
                 else:
                     keyed[name] = value(fields[name])
             if extras:
                 elsewhere -= _ENCODE(extras).count(b'"')
-            parts: tuple[object, ...] = ("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed)
+            parts: tuple[object, ...] = (
+                "gateway",
+                SCHEMA,
+                tenant,
+                api_request.endpoint,
+                mode,
+                extras or None,
+                keyed,
+            )
             # One JSON value: no two lists of parts give the same bytes.
             text = _ENCODE(parts)
             # An engine may refuse a body for how it is written, though it says what others say: it is padded to
@@ -122,33 +132,33 @@ class Keyer:
             raise GatewayError(
                 Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
             ) from None
-        result: bytes = model_tag(ask.model) + self._new(text).digest()
+        result: bytes = model_tag(api_request.model) + self._new(text).digest()
         return result
 
     def items(
-        self, ask: ApiRequest, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
+        self, api_request: ApiRequest, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
     ) -> tuple[bytes, list[bytes]]:
         """Of a request for embeddings: what it shares with all that may be one array, and the key of each item.
 
         Raises GatewayError 400 where a field cannot be read.
         """
-        options = {name: raw for name, raw in ask.fields.items() if name != "input"}
-        shared = msgspec.structs.replace(ask, fields=options, body=_ENCODE(options))
+        options = {name: raw for name, raw in api_request.fields.items() if name != "input"}
+        shared = msgspec.structs.replace(api_request, fields=options, body=_ENCODE(options))
         common = self.key(shared, tenant=tenant, headers=headers)
         new, start, tag = self._new, b"item" + common, common[:TAG_BYTES]
         return common, [tag + new(start + item).digest() for item in items]
 
 
-def ordinary(ask: ApiRequest, name: str) -> bool:
+def ordinary(api_request: ApiRequest, name: str) -> bool:
     """Whether a field that is not keyed is as every engine takes it. What is not is keyed all the same: an engine
     may refuse it, and the first one's body goes up, so its refusal is for those alone who sent the same."""
-    raw = bytes(ask.fields[name])
+    raw = bytes(api_request.fields[name])
     if raw == b"null":
         return True
     if name == "stream":  # a boolean, as our decoder has seen; for embeddings it means nothing
-        return ask.endpoint != "embeddings" or raw == b"false"
+        return api_request.endpoint != "embeddings" or raw == b"false"
     if name == "stream_options":
-        return ask.stream and ask.endpoint != "embeddings" and _once(raw)
+        return api_request.stream and api_request.endpoint != "embeddings" and _once(raw)
     try:
         if name in NAMES:
             if len(raw) > 12 * MAX_NAME:  # of six characters at most for each of two units

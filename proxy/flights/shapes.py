@@ -94,14 +94,14 @@ class Shapes:
 
     def waits(self, flight: Flight) -> bool:
         """Whether a reader that wants one body may wait for this stream, whose frames are checked from now on."""
-        ask = flight.spec.ask
-        if ask is None or ask.endpoint == "embeddings":
+        api_request = flight.spec.api_request
+        if api_request is None or api_request.endpoint == "embeddings":
             return False
         if flight.ended or flight.look is not None:
             return True  # what has ended folds at once, or not
-        if not self._backends.folds(ask, flight.backend):
+        if not self._backends.folds(api_request, flight.backend):
             return False
-        view = partial(look, endpoint=ask.endpoint, forced_tool=forces_tool(ask.fields))
+        view = partial(look, endpoint=api_request.endpoint, forced_tool=forces_tool(api_request.fields))
         try:
             if flight.shape is not None:
                 for frame in _some(flight.log):
@@ -124,25 +124,25 @@ class Shapes:
     def unfolded(self, flight: Flight, why: Unfoldable) -> None:
         """A stream turned out not to fold while readers waited for that. Unless it is peculiar to this answer, no
         reader waits for the engine's streams from now on; the engine is probed anew, as it may have changed."""
-        ask = flight.spec.ask
+        api_request = flight.spec.api_request
         engine = next((backend for backend in self._backends.all if backend.name == flight.backend), None)
-        if ask is None or engine is None:  # from the store: who knows which engine's it was
+        if api_request is None or engine is None:  # from the store: who knows which engine's it was
             return
         self._metrics.unfolded(engine.name)
-        if isinstance(why, Odd) or not engine.abilities.spoil(ask, str(why)):
+        if isinstance(why, Odd) or not engine.abilities.spoil(api_request, str(why)):
             return
-        self._tell(engine, f"{ask.endpoint}: {why}")
+        self._tell(engine, f"{api_request.endpoint}: {why}")
         if self._probe:
             now = self._clock()
             if now - self._doubted.get(engine, -math.inf) > AGAIN:
                 self._doubted[engine] = now
-                engine.abilities.doubt(ask)
+                engine.abilities.doubt(api_request)
                 self.wake()
 
     def passed(self, engine: Backend, flight: Flight) -> None:
         """Learn the shape from a complete stream of an engine whose shape is not known."""
-        ask = flight.spec.ask
-        if ask is None or len(flight.log) < 3:
+        api_request = flight.spec.api_request
+        if api_request is None or len(flight.log) < 3:
             return
         try:
             (first, *_), (last, *_) = unchunks(flight.log[0]), unchunks(flight.log[-2])
@@ -151,7 +151,7 @@ class Shapes:
         shape = shape_told(data_of(first) or b"", data_of(last) or b"")
         if shape is not None:
             for endpoint in ENDPOINTS:
-                engine.abilities.learn([ask.model], endpoint, shape)
+                engine.abilities.learn([api_request.model], endpoint, shape)
 
     # -- probes -----------------------------------------------------------------------------------
 

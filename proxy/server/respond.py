@@ -271,14 +271,14 @@ async def wait_writable(request: web.BaseRequest, stall: float, held: Held | Non
 def folded_body(flight: Flight) -> bytes:
     """The JSON body of a landed stream, folded once for all readers. Raises Unfoldable."""
     if flight.folded is None:
-        ask = flight.spec.ask
-        if ask is None or ask.endpoint == "embeddings":
+        api_request = flight.spec.api_request
+        if api_request is None or api_request.endpoint == "embeddings":
             raise Unfoldable("this endpoint does not stream")
         if flight.size > FREE and not flight.charge(FOLD_COST * flight.size):
             raise refused()
         frames = flight.raw_frames()
-        forced = forces_tool(ask.fields)
-        flight.keep_fold(fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape))
+        forced = forces_tool(api_request.fields)
+        flight.keep_fold(fold(frames, api_request.endpoint, forced_tool=forced, shape=flight.shape))
     assert flight.folded is not None
     return flight.folded
 

@@ -79,22 +79,22 @@ class Tracing:
 
     def asked(self, context: RequestContext) -> dict[str, Any]:
         """Attributes of the request, by OTel's names."""
-        ask = context.ask
-        if ask is None:
+        api_request = context.api_request
+        if api_request is None:
             return {"gen_ai.request.model": clean(context.model[:256])} if context.model else {}
         told: dict[str, Any] = {
-            "gen_ai.operation.name": _OPERATIONS[ask.endpoint],
+            "gen_ai.operation.name": _OPERATIONS[api_request.endpoint],
             "gen_ai.provider.name": "openai",  # whose form of API it is
-            "gen_ai.request.stream": ask.stream,
+            "gen_ai.request.stream": api_request.stream,
         }
-        if ask.model is not None:
-            told["gen_ai.request.model"] = clean(ask.model[:256])
-        if ask.temperature is not None:
-            told["gen_ai.request.temperature"] = ask.temperature
-        if ask.seed is not None and fits(ask.seed):
-            told["gen_ai.request.seed"] = ask.seed
+        if api_request.model is not None:
+            told["gen_ai.request.model"] = clean(api_request.model[:256])
+        if api_request.temperature is not None:
+            told["gen_ai.request.temperature"] = api_request.temperature
+        if api_request.seed is not None and fits(api_request.seed):
+            told["gen_ai.request.seed"] = api_request.seed
         for field, name, kind in _ASKED:
-            raw = ask.fields.get(field)
+            raw = api_request.fields.get(field)
             try:
                 value = None if raw is None else msgspec.json.decode(raw, type=kind | None)
             except msgspec.MsgspecError:
@@ -102,7 +102,7 @@ class Tracing:
             if value is not None and fits(value):
                 told[name] = value
         if self._prompts:
-            told["gateway.prompt"] = ask.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
+            told["gateway.prompt"] = api_request.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
         return told
 
 
@@ -168,7 +168,7 @@ class FlightSpan:
     def __init__(self, tracing: Tracing, context: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         spec = flight.spec
-        self._kind = _OPERATIONS[spec.ask.endpoint] if spec.ask is not None else "passthrough"
+        self._kind = _OPERATIONS[spec.api_request.endpoint] if spec.api_request is not None else "passthrough"
         self._asked = None if spec.model is None else clean(spec.model[:256])
         self._name = f"{self._kind} {self._asked or 'unknown'}"
         self._resent = 0
@@ -249,7 +249,7 @@ class FlightSpan:
                 self.event("lookup", hit=True)
             elif times.first is not None:
                 span.add_event("gateway.first_token", timestamp=self._time(times.first))
-            if flight.mode is Mode.WHOLE and flight.spec.ask is not None and flight.size <= MAX_BODY:
+            if flight.mode is Mode.WHOLE and flight.spec.api_request is not None and flight.size <= MAX_BODY:
                 self._hear(b"".join(flight.log))
             told = _spent(flight) | self.said()
             told["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value

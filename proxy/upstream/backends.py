@@ -217,14 +217,14 @@ class Backends:
         except GatewayError:
             return None
 
-    def folds(self, ask: ApiRequest, name: str | None) -> bool:
+    def folds(self, api_request: ApiRequest, name: str | None) -> bool:
         """Whether a stream for this request certainly folds: at the engine of this name, or (None) at all
         candidates."""
         if name is None:
-            engines = self._chosen.get(ask.model) or self.candidates(ask.model)
+            engines = self._chosen.get(api_request.model) or self.candidates(api_request.model)
         else:
             engines = [self._named[name]] if name in self._named else []
-        return bool(engines) and all(backend.abilities.folds(ask) for backend in engines)
+        return bool(engines) and all(backend.abilities.folds(api_request) for backend in engines)
 
     def makes(self, model: str | None, build: bytes) -> bool:
         """Whether an answer of this build is what an engine that serves the model gives now; with no build known,

@@ -13,17 +13,17 @@ BYTES_A_CANDIDATE: Final = 100
 BYTES_A_TOKEN: Final = 3  # of a prompt, at least, except for rare scripts
 
 
-def outgrows(ask: ApiRequest, bound: int) -> bool:
+def outgrows(api_request: ApiRequest, bound: int) -> bool:
     """Whether the answer may exceed `bound` bytes: it lists candidates for every token of the prompt. Such an
     answer is passed through without being held, so it is not shared."""
-    if ask.stream:
+    if api_request.stream:
         return False  # vLLM refuses it
     try:
-        candidates = msgspec.json.decode(ask.fields["prompt_logprobs"], type=int | None)
+        candidates = msgspec.json.decode(api_request.fields["prompt_logprobs"], type=int | None)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False  # the engine refuses it
     if candidates is None or candidates < -1:
         return False
-    tokens = len(ask.body) // BYTES_A_TOKEN
+    tokens = len(api_request.body) // BYTES_A_TOKEN
     each = tokens if candidates == -1 else candidates + 1  # -1: the whole vocabulary
     return tokens * each * BYTES_A_CANDIDATE > bound

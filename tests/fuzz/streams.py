@@ -170,8 +170,8 @@ def _plan(kind: int) -> tuple[FlightSpec, int, Endpoint]:
     endpoint: Endpoint = ("chat", "completions", "embeddings")[kind // 3 % 3]
     prompt = {"chat": b'"messages":[]', "completions": b'"prompt":"x"', "embeddings": b'"input":"x"'}[endpoint]
     body = b'{"model":"m",%b,"n":%d}' % (prompt, asked)
-    ask = decode(endpoint, body)
-    return FlightSpec("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
+    api_request = decode(endpoint, body)
+    return FlightSpec("POST", "/", body, Mode.STREAM, "r", key=b"k", api_request=api_request), asked, endpoint
 
 
 def fed(

@@ -398,8 +398,10 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
     async def feed() -> tuple[GatewayError | None, bool, bytes]:
         loop = asyncio.get_running_loop()
         recorded = load(name)
-        ask = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
-        flight = Flight(FlightSpec("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        api_request = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
+        flight = Flight(
+            FlightSpec("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", api_request=api_request), loop.time
+        )
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []

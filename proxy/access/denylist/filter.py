@@ -173,8 +173,8 @@ class FilteringIngest(Ingest):
             or self.flight.size <= AT_ONCE
             or head is None
             or head.status != 200
-            or self.flight.spec.ask is None
-            or self.flight.spec.ask.endpoint == "embeddings"
+            or self.flight.spec.api_request is None
+            or self.flight.spec.api_request.endpoint == "embeddings"
         ):
             return False
         self._checking = asyncio.create_task(self._checked(self._check))
@@ -274,7 +274,7 @@ class FilteringIngest(Ingest):
     def _read_whole(self) -> bool:
         if not super()._read_whole():
             return False
-        if self.flight.spec.ask is None or self.flight.spec.ask.endpoint == "embeddings":
+        if self.flight.spec.api_request is None or self.flight.spec.api_request.endpoint == "embeddings":
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:

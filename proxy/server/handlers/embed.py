@@ -39,11 +39,11 @@ class EmbedHandler:
 
     async def __call__(self, context: RequestContext) -> Sent:
         body = await self._bodies.read(context, json=True)
-        ask = await self._generation.read(context, "embeddings", body)
+        api_request = await self._generation.read(context, "embeddings", body)
         if self._admission is not None:
             await self._admission(context)
         try:
-            reader = self._generation.attach(context, ask, sharing_of(ask, self._share))
+            reader = self._generation.attach(context, api_request, sharing_of(api_request, self._share))
             reader.whole = True
             while not reader.flight.ended:
                 await reader.changed()
@@ -60,4 +60,4 @@ class EmbedHandler:
         except GatewayError as e:
             if not self._stub or e.code in _BUSY:
                 raise
-        return await self._responder.reply(context, 200, stub_vector(ask), [("x-gateway-stub", "1")])
+        return await self._responder.reply(context, 200, stub_vector(api_request), [("x-gateway-stub", "1")])

@@ -45,8 +45,8 @@ class ReaderPipe:
         """What a response's headers would say, and which of the generations it reads."""
         reader = self._call.reader
         assert reader is not None
-        flight, ask = self._board.place_of(reader)
-        return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": ask})[1:-1]
+        flight, engine_request = self._board.place_of(reader)
+        return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": engine_request})[1:-1]
 
 
 class Playground:

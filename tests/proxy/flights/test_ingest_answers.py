@@ -48,8 +48,8 @@ class Fed:
     ) -> None:
         self.now = 0.0
         self.ends: list[GatewayError | None] = []
-        ask = decode("chat", body) if body is not None else None
-        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
+        api_request = decode("chat", body) if body is not None else None
+        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "ask": api_request} | more)
         self.flight = flight(spec, lambda: self.now)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)

@@ -76,8 +76,8 @@ class Client:
 
 
 def flight_of(mode: Mode = Mode.STREAM, *, key: bytes | None = b"k", memory: Memory | None = None) -> Flight:
-    ask = decode("chat", b'{"messages": []}')
-    return Flight(FlightSpec("POST", "/", b"", mode, "r", key=key, ask=ask), memory=memory)
+    api_request = decode("chat", b'{"messages": []}')
+    return Flight(FlightSpec("POST", "/", b"", mode, "r", key=key, api_request=api_request), memory=memory)
 
 
 def reads(flight: Flight) -> Subscriber:
@@ -343,7 +343,7 @@ def test_one_body_has_its_status_its_headers_and_its_bytes() -> None:
 def test_what_does_not_stream_has_no_fold(ask: str | None) -> None:
     flight = flight_of()
     embedding = decode("embeddings", b'{"input": "a"}')
-    flight.spec = replace(flight.spec, ask=None if ask is None else embedding)
+    flight.spec = replace(flight.spec, api_request=None if ask is None else embedding)
     with pytest.raises(Unfoldable, match="does not stream"):
         respond.folded_body(flight)
 

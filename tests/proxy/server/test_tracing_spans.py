@@ -110,7 +110,7 @@ def test_what_looks_at_the_gateway_itself_is_not_traced(endpoint: str) -> None:
 def test_what_was_asked_for_stands_in_the_span_as_far_as_it_can_be_sent(
     asked: dict[str, Any], told: dict[str, Any]
 ) -> None:
-    found = House().tracing.asked(call_of(ask=chat(**asked)))
+    found = House().tracing.asked(call_of(api_request=chat(**asked)))
     assert found == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
@@ -123,8 +123,10 @@ def test_of_a_request_without_a_reading_the_model_is_told_where_it_is_known() ->
     tracing = House().tracing
     assert tracing.asked(call_of()) == {}
     assert tracing.asked(call_of(model="é" * 300)) == {"gen_ai.request.model": "é" * 256}
-    assert "gen_ai.request.model" not in tracing.asked(call_of(ask=decode("chat", b'{"messages": []}')))
-    prompt = House(prompts=True).tracing.asked(call_of(ask=chat(messages=["x" * MAX_PROMPT])))["gateway.prompt"]
+    assert "gen_ai.request.model" not in tracing.asked(call_of(api_request=decode("chat", b'{"messages": []}')))
+    prompt = House(prompts=True).tracing.asked(call_of(api_request=chat(messages=["x" * MAX_PROMPT])))[
+        "gateway.prompt"
+    ]
     assert (len(prompt), prompt[:4]) == (MAX_PROMPT, '["xx')
 
 
@@ -212,7 +214,7 @@ def test_the_first_reader_s_flight_is_part_of_it_and_to_another_s_it_has_a_link(
     ],
 )
 def test_a_flight_s_span_is_named_by_what_is_done(flight: Any, name: str) -> None:
-    made = House(prompts=True).flight(flight, call_of(ask=chat(seed=7)))
+    made = House(prompts=True).flight(flight, call_of(api_request=chat(seed=7)))
     assert (made.span.name, made.span.kind) == (name, "internal")
     assert made.span.attributes["gen_ai.request.seed"] == 7
     assert "gateway.prompt" not in made.span.attributes, "it stands in the request's"
@@ -384,7 +386,7 @@ def test_what_no_engine_says_is_left_out(data: bytes) -> None:
     [
         ({}, True),
         ({"mode": Mode.STREAM}, False),
-        ({"ask": None}, False),
+        ({"api_request": None}, False),
         ({"size": 1_000_000}, True),
         ({"size": MAX_BODY}, True),
         ({"size": MAX_BODY + 1}, False),
@@ -392,7 +394,7 @@ def test_what_no_engine_says_is_left_out(data: bytes) -> None:
 )
 def test_a_whole_answer_is_looked_into_where_it_is_not_too_large(facts: dict[str, Any], heard: bool) -> None:
     log = [b'{"id":"i","model":"m9",', b'"choices":[]}']
-    told = House().ended(**{"ask": chat(), "mode": Mode.WHOLE, "log": log} | facts)
+    told = House().ended(**{"api_request": chat(), "mode": Mode.WHOLE, "log": log} | facts)
     assert ("gen_ai.response.model" in told) is heard
 
 

@@ -184,8 +184,8 @@ class Folding:
     def __init__(self, folds: bool) -> None:
         self._folds = folds
 
-    def folds(self, ask: ApiRequest) -> bool:
-        return self._folds and ask is ASK
+    def folds(self, api_request: ApiRequest) -> bool:
+        return self._folds and api_request is ASK
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,10 @@ def fed(
         loop = asyncio.get_running_loop()
         ends: list[GatewayError | None] = []
         hits: list[int] = []
-        ask = decode("chat", b'{"messages": []}')
-        flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        api_request = decode("chat", b'{"messages": []}')
+        flight = Flight(
+            FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", api_request=api_request), loop.time
+        )
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         limits = StreamLimits()

@@ -42,8 +42,10 @@ class Guard:
         loop = asyncio.get_running_loop()
         self.raised: list[str] = []
         loop.set_exception_handler(lambda _, context: self.raised.append(context["message"]))
-        ask = None if endpoint is None else decode(endpoint, b'{"messages": [], "prompt": "", "input": ""}')
-        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), loop.time)
+        api_request = (
+            None if endpoint is None else decode(endpoint, b'{"messages": [], "prompt": "", "input": ""}')
+        )
+        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", api_request=api_request), loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.ends: list[GatewayError | None] = []
