@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -556,7 +557,7 @@ class Subscriber:
     most: int = SLICE_BYTES  # bytes in one write; a pipe that needs whole chunks sets no bound
     pipe: Pipe | None = None
     lagging: bool = False
-    done: bool = False  # the tail was written too
+    done: bool = False  # the tail was written too, or nothing more is to be written
     broken: bool = False  # a write failed: its connection ends
     sent: int = 0  # bytes, framing included
     owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
@@ -626,6 +627,31 @@ class Subscriber:
         """Wait until there is something to answer with."""
         while not self.visible:
             await self.changed()
+
+    async def complete(self) -> None:
+        """Wait until the answer has ended; nothing that comes before wakes the reader's task."""
+        self.whole = True
+        while not self.flight.ended:
+            await self.changed()
+
+    def write_to(self, pipe: Pipe, *, whole_chunks: bool = False) -> None:
+        """Write what there is to this pipe, and from now on what comes. `whole_chunks`: it takes no part of
+        an HTTP chunk, so that a write has no bound."""
+        self.pipe = pipe
+        if whole_chunks:
+            self.most = sys.maxsize
+        self.pump()
+
+    def resume(self) -> None:
+        """The client has taken what was written: write what it lacks."""
+        self.lagging = False
+        self.pump()
+
+    def end_writing(self) -> Pipe | None:
+        """Write nothing more. Returns the pipe, to which the caller may write the end."""
+        self.done = True
+        pipe, self.pipe = self.pipe, None
+        return pipe
 
     def leave(self) -> None:
         self.pipe = None

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http_writer import StreamWriter
@@ -61,6 +61,14 @@ Handler = Callable[[Request], Awaitable[bool]]
 """Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
 
 
+class Counted(Protocol):
+    """A writer that counts its bytes itself: a stream's bytes cost no call each to count."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes given to the transport."""
+
+
 class ClientConnection(RequestHandler):
     """One client connection. What aiohttp itself must refuse is refused in OpenAI's form.
 
@@ -74,11 +82,12 @@ class ClientConnection(RequestHandler):
     max_head = 0  # bytes
     stalled = False  # closed because the client took nothing for too long
     evicted = False  # closed in favour of a new connection
-    written = 0  # bytes given to the transport: less its write buffer: what the client has read
     times = Watched(0.0)
     source = ""  # the client of a balancer's connection, by its PROXY protocol header
     opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
     _payload: StreamReader | None = None  # the body of the latest request
+    _written = 0  # bytes given to the transport, but for those that `_stream` counts
+    _stream: Counted | None = None  # the latest answer that is a stream
     _opened_with_proxy = False  # by one who may not
     _head = 0  # bytes that have come of a head that is not whole
     _late = b""  # read, and not handled yet: nothing more is read until it is
@@ -94,6 +103,20 @@ class ClientConnection(RequestHandler):
         assert self._task_handler is not None
         abort = cast(asyncio.Transport, transport).abort
         self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Write to the transport, which is there."""
+        self._written += len(data)
+        self.transport.write(data)  # type: ignore[union-attr]
+
+    def count(self, stream: Counted) -> None:
+        """Count what this stream writes to the transport, by its own count."""
+        self._written, self._stream = self.written, stream
+
+    @property
+    def written(self) -> int:
+        """Bytes given to the transport; less its write buffer, what the client has read."""
+        return self._written + (self._stream.sent if self._stream is not None else 0)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -346,6 +369,25 @@ class ClientConnection(RequestHandler):
     def asked(self) -> bool:
         return bool(self._request_count)
 
+    def watch(self, now: float) -> None:
+        """Its times begin."""
+        self.times = Watched(now)
+
+    def expect_proxy_header(self) -> None:
+        """Its first bytes are the PROXY protocol's header of a trusted proxy."""
+        self.opening = b""
+
+    def finish(self) -> asyncio.Future[None]:
+        """The answer under way is the connection's last. Resolves at its end."""
+        self.leaving = True
+        self._handler_waiter = waiter = self._loop.create_future()
+        return waiter
+
+    def forget(self) -> None:
+        """The connection is closed: drop what aiohttp's handler, which is in a reference cycle, would keep."""
+        self._written, self._stream = self.written, None
+        self.times = ClientConnection.times
+
     @property
     def closing(self) -> bool:
         return self.evicted or self._manager is None
@@ -400,9 +442,7 @@ class ClientConnection(RequestHandler):
             cast(Listener, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
-            answer = final_response(error)
-            self.written += len(answer)
-            transport.write(answer)
+            self.send(final_response(error))
 
 
 class Listener(web.Server):
@@ -463,9 +503,7 @@ class Listener(web.Server):
         waiters = []
         for handler in self.connections:
             if handler._request_in_progress:
-                cast(ClientConnection, handler).leaving = True
-                handler._handler_waiter = waiter = self._loop.create_future()
-                waiters.append(waiter)
+                waiters.append(cast(ClientConnection, handler).finish())
         if waiters and seconds > 0:
             await asyncio.wait(waiters, timeout=seconds)
 
@@ -478,7 +516,7 @@ class Listener(web.Server):
 
     def _welcome(self, ours: ClientConnection, transport: Any) -> None:
         super().connection_made(ours, transport)
-        ours.times = Watched(self._loop.time())
+        ours.watch(self._loop.time())
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if not self.limit.admit(ours):
@@ -487,12 +525,12 @@ class Listener(web.Server):
             peer = transport.get_extra_info("peername")
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
             if self._proxies.trusts(name):
-                ours.opening = b""
+                ours.expect_proxy_header()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         ours = cast(ClientConnection, handler)
         self.reading.drop(ours)
-        ours.times = ClientConnection.times  # aiohttp's handler is in a circle, which would keep it
+        ours.forget()
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:

@@ -46,7 +46,7 @@ def completion(prompt: Any, **fields: Any) -> ApiRequest:
 
 
 @pytest.mark.parametrize(
-    ("ask", "count"),
+    ("api_request", "count"),
     [
         (chat(), 1),
         (chat(n=None), 1),
