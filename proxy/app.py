@@ -169,7 +169,6 @@ async def running(
         limits = _stream_limits(settings)
         exchange_context = ExchangeContext(
             backends=backends,
-            limits=limits,
             timeouts=Timeouts(limits, loop, containment, pulse.lost),
             metrics=metrics,
             later=loop.call_later,

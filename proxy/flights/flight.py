@@ -642,10 +642,11 @@ class Subscriber:
             self.most = sys.maxsize
         self.pump()
 
-    def resume(self) -> None:
-        """The client has taken what was written: write what it lacks."""
+    def resume(self) -> bool:
+        """The client has taken what was written: write what it lacks. False: it lags again."""
         self.lagging = False
         self.pump()
+        return not self.lagging
 
     def end_writing(self) -> Pipe | None:
         """Write nothing more. Returns the pipe, to which the caller may write the end."""

@@ -133,13 +133,12 @@ async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> N
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
         await wait_writable()
-        reader.resume()
-        if reader.lagging:
+        if not reader.resume():
             await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
-        else:
-            flight.trim()
-            if flight.throttle is not None and flight.private:
-                flight.throttle(False)
+            continue
+        flight.trim()
+        if flight.throttle is not None and flight.private:
+            flight.throttle(False)
 
 
 def _writes_rest(reader: Subscriber) -> bool:

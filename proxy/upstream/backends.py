@@ -52,7 +52,7 @@ class Backend:
     seed: int = 0
     adaptive_limit: AdaptiveLimit | None = None  # adapts `max_inflight`; None: configured
     reached: bool = False  # the limit was reached since the last tick of `adaptive_limit`
-    echoes: bool | None = None  # its answers' `id` holds the request's id; None: not known. Exchanges learn it
+    echoes: bool | None = None  # its answers' `id` holds the request's id; None: not known
     missed: int = 0  # consecutive health checks that found it gone
     silent: int = 0  # consecutive health checks that timed out
     checked_at: float = -math.inf  # end of the last check-up for its breaker
@@ -61,6 +61,10 @@ class Backend:
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
+
+    def learn_echo(self, *, echoes: bool) -> None:
+        """Whether the `id` of its answers holds the request's id."""
+        self.echoes = echoes
 
     @property
     def served(self) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.choices import Part, StreamSplit, split_body
@@ -191,7 +191,7 @@ def fed(
         if error is not None:
             flight.fail(error)
 
-    ingest = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
+    ingest = Ingest(flight, Timeouts(limits, StillLoop().loop), Callbacks(on_done))
     ingest.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
     for piece in pieces:
         ingest.body(piece)

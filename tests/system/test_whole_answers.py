@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from proxy.app import App
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.breaker import State
@@ -406,7 +406,7 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []
         watch = Timeouts(StreamLimits(), loop)
-        ingest = Ingest(flight, StreamLimits(), watch, ends.append)
+        ingest = Ingest(flight, watch, Callbacks(ends.append))
         ingest.head(200, [("content-type", "text/event-stream")])
         at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
         for start, end in pairwise(at):

@@ -16,7 +16,7 @@ from proxy.access.denylist.scanner import Scanner
 from proxy.access.rules import AccessRules
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights import Flight, Ingest, MakeIngest, Mode, OnHead, Phase, StreamLimits, Timeouts
+from proxy.flights import Callbacks, Flight, Ingest, MakeIngest, Mode, Timeouts
 from proxy.telemetry import Log, Metrics, internal, raised
 from proxy.wire import data_of, is_done, strings
 
@@ -50,11 +50,8 @@ class FilteringIngest(Ingest):
     def __init__(
         self,
         flight: Flight,
-        limits: StreamLimits,
-        watch: Timeouts,
-        on_done: Callable[[GatewayError | None], None],
-        on_head: OnHead | None = None,
-        on_first: Callable[[], None] | None = None,
+        timeouts: Timeouts,
+        callbacks: Callbacks,
         *,
         deny: DenyList,
         window: int,
@@ -62,7 +59,7 @@ class FilteringIngest(Ingest):
         check: Check | None = None,
     ) -> None:
         """`check` searches a long body in a child process."""
-        super().__init__(flight, limits, watch, on_done, on_head, on_first)
+        super().__init__(flight, timeouts, callbacks)
         self._deny = deny
         self._window = window
         self._on_hit = on_hit
@@ -79,8 +76,12 @@ class FilteringIngest(Ingest):
         if self.done or self.flight.mode is not Mode.STREAM:
             super().body(data)
             return
-        if self.vet is not None and self.vet(data):
-            return
+        if self.vet is not None:
+            stale = self.vet(data)
+            if stale:
+                return
+            if stale is False:
+                self.vet = None
         self._frames(data, self.flight.clock())
         if self.flight.size + self._waiting_bytes > self._limits.flight:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {self._limits.flight} bytes."))
@@ -105,10 +106,8 @@ class FilteringIngest(Ingest):
 
     # -- much at once -----------------------------------------------------------------------------
 
-    def _later(self, frames: list[bytes], error: GatewayError | None) -> None:
+    def _later(self, frames: list[bytes]) -> None:
         """Frames that come many at a time, or long: looked at in as many turns of the loop as it takes."""
-        if error is not None:
-            self._ending = self._ending or partial(self._fail, error)
         self._backlog.extend(frames)
         self._waiting_bytes += sum(map(len, frames))
         if self._turn is None:
@@ -202,21 +201,11 @@ class FilteringIngest(Ingest):
 
     # -- the rest ---------------------------------------------------------------------------------
 
-    def _frames(self, data: bytes, now: float) -> None:
-        error: GatewayError | None = None
-        try:
-            frames = self._framer.feed(data)
-        except GatewayError as e:
-            frames, error = [], e
-        frames = self._said(frames, now)
-        if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
-            return
+    def _pass_on(self, frames: list[bytes], now: float) -> None:
         if self._turn is not None or sum(map(len, frames)) > AT_ONCE:
-            self._later(frames, error)
-            return
-        self._take_frames(frames, now)
-        if error is not None and not self.done:
-            self._fail(error)
+            self._later(frames)
+        else:
+            self._take_frames(frames, now)
 
     def _take_frames(self, frames: list[bytes], now: float) -> None:
         for frame in frames:
@@ -346,23 +335,13 @@ def ingest_for(
         whose = {"request_id" if flight.private else "upstream_id": flight.spec.request_id}
         log.event("info", "content denied", where="answer", rule=line, **whose)
 
-    def make(
-        flight: Flight,
-        limits: StreamLimits,
-        watch: Timeouts,
-        on_done: Callable[[GatewayError | None], None],
-        on_head: OnHead | None = None,
-        on_first: Callable[[], None] | None = None,
-    ) -> Ingest:
+    def make(flight: Flight, timeouts: Timeouts, callbacks: Callbacks) -> Ingest:
         if rules.deny is None or flight.mode is Mode.RAW:
-            return Ingest(flight, limits, watch, on_done, on_head, on_first)
+            return Ingest(flight, timeouts, callbacks)
         return FilteringIngest(
             flight,
-            limits,
-            watch,
-            on_done,
-            on_head,
-            on_first,
+            timeouts,
+            callbacks,
             deny=rules.deny,
             window=settings.deny_window,
             on_hit=hit,
