@@ -73,7 +73,7 @@ def read(pieces: Iterable[bytes], *, bodiless: bool) -> Read:
         left = left.strip(b"\r\n")  # llhttp passes over line ends after the last chunk
     surplus = bool(left) or answer.surplus
     until = answer.until_close
-    answer.close()
+    answer.close(taken)
     return Read(refused, ended, until, taken.status, tuple(taken.headers), taken.data, surplus)
 
 

@@ -111,8 +111,7 @@ class Pool:
         if self._closed or len(self._idle) >= self._max_idle:
             connection.abort()
             return
-        connection.resume()
-        connection.idle_since = self.loop.time()
+        connection.rest(self.loop.time())
         self._idle[connection] = None
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(IDLE_SECONDS, self._sweep)
