@@ -16,7 +16,7 @@ from typing import ClassVar, Final, Literal, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
-from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState, Times
+from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState
 from proxy.telemetry import FlightTrace, internal, raised
 from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
 from proxy.wire.fold import Shape
@@ -41,6 +41,17 @@ one request with others, generated for one client alone."""
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
 _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
+
+
+@dataclass(slots=True)
+class Times:
+    """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
+
+    created: float = 0.0
+    dispatched: float | None = None  # left the queue for an engine
+    first: float | None = None  # first frame with content (role chunks do not count)
+    last: float | None = None
+    ended: float | None = None
 
 
 class Pipe(Protocol):

@@ -119,14 +119,3 @@ class Items(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.cached}/{self.total}"
-
-
-@dataclass(slots=True)
-class Times:
-    """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
-
-    created: float = 0.0
-    dispatched: float | None = None  # left the queue for an engine
-    first: float | None = None  # first frame with content (role chunks do not count)
-    last: float | None = None
-    ended: float | None = None

@@ -89,8 +89,7 @@ class Reader:
         asked = wanted(body)
         request = bytes(asked.request)
         found, sent = read_api_request(job.api_request, request, terms, self.deny, self.keyer)
-        found.delays = asked.delays_ms
-        return found, sent or request
+        return msgspec.structs.replace(found, delays=asked.delays_ms), sent or request
 
 
 def serve(sock: socket.socket, reader: Reader) -> None:
