@@ -1,4 +1,5 @@
-"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure."""
+"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure for
+a slow reader (`write_until_done`, `wait_writable`)."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ from proxy.wire import data_of, is_done, strings
 Channel = tuple[object, ...]
 Check = Callable[[Flight, bytes], Awaitable[int]]
 AT_ONCE: Final = 16_384
-"""Bytes of an answer that are searched in one event loop iteration."""
-PIECE: Final = 4096  # characters of a long text: each may become eighteen
-NOTHING: Final = DenyList((), (), "")  # of a body that is known to hold nothing denied
+"""Bytes of an answer that are searched in one event-loop iteration."""
+PIECE: Final = 4096  # characters of a long text searched at a time: normalisation may make eighteen of each
+NOTHING: Final = DenyList((), (), "")  # for a body that has been searched
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"})
 
@@ -38,8 +38,8 @@ def denied() -> GatewayError:
 class FilteringIngest(Ingest):
     """An Ingest that passes a frame on only once its text cannot be part of a denied text.
 
-    It sits here, before the Flight, and not with each reader: one look for all of them, and what is denied is in
-    no log, for no late joiner and for no store. Its readers get an error frame, the generation is cancelled.
+    It filters before the Flight, so an answer is searched once for all readers, and denied text reaches neither
+    the log nor the store. Readers get an error frame, and the generation is cancelled.
     """
 
     __slots__ = (
@@ -66,9 +66,9 @@ class FilteringIngest(Ingest):
         self._scanners: dict[Channel, Scanner] = {}
         self._waiting: deque[tuple[bytes, list[tuple[Scanner, int]]]] = deque()
         self._waiting_bytes = 0
-        self._backlog: deque[bytes] = deque()  # frames that are not looked at yet: too much for one turn
-        self._turn: Iterator[None] | None = None  # of the backlog: what is looked at in one turn of the loop each
-        self._ending: Callable[[], None] | None = None  # the end of the answer, after the backlog
+        self._backlog: deque[bytes] = deque()  # frames not searched yet: too many for one iteration
+        self._turn: Iterator[None] | None = None  # searches the backlog, a part in each event-loop iteration
+        self._ending: Callable[[], None] | None = None  # the end of the answer, called after the backlog
         self._check = check
         self._checking: asyncio.Task[None] | None = None
 
@@ -104,10 +104,10 @@ class FilteringIngest(Ingest):
         if self._checking is not None:
             self._checking.cancel()
 
-    # -- much at once -----------------------------------------------------------------------------
+    # -- long answers -----------------------------------------------------------------------------
 
     def _later(self, frames: list[bytes]) -> None:
-        """Frames that come many at a time, or long: looked at in as many turns of the loop as it takes."""
+        """Queue frames that are too long for one event-loop iteration."""
         self._backlog.extend(frames)
         self._waiting_bytes += sum(map(len, frames))
         if self._turn is None:
@@ -115,7 +115,7 @@ class FilteringIngest(Ingest):
             asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
-        """One turn's part."""
+        """Search the part of one iteration."""
         turn = self._turn
         if turn is None or self.done:
             return
@@ -146,7 +146,7 @@ class FilteringIngest(Ingest):
             yield
 
     def _look_long(self, frame: bytes) -> Iterator[None]:
-        """One frame that is too long for a turn."""
+        """Search one frame that is too long for an iteration."""
         ends: list[tuple[Scanner, int]] = []
         for channel, text in texts_of(frame):
             scanner = self._scanner(channel)
@@ -163,7 +163,7 @@ class FilteringIngest(Ingest):
             self.flight.flush()
 
     def _check_later(self) -> bool:
-        """Whether a body is searched in a child process, before its end is passed on."""
+        """Whether a body is searched in a child process, and ends after that."""
         head = self._head
         if (
             self._check is None
@@ -195,7 +195,7 @@ class FilteringIngest(Ingest):
         if line:
             self._refuse(line)
             return
-        self._check = None  # it is looked at
+        self._check = None  # it has been searched
         self._deny = NOTHING
         super().end()
 
@@ -241,7 +241,7 @@ class FilteringIngest(Ingest):
         return scanner
 
     def _release(self) -> None:
-        """In their order: a frame of one choice waits behind another's."""
+        """Pass on, in their order, the frames that are safe: a frame of one choice waits behind another's."""
         waiting = self._waiting
         while waiting and all(scanner.safe >= end for scanner, end in waiting[0][1]):
             frame, _ = waiting.popleft()
@@ -267,7 +267,7 @@ class FilteringIngest(Ingest):
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:
-            self.flight.reports(self._usage)  # the engine has generated it all the same
+            self.flight.reports(self._usage)  # the tokens were generated all the same
             self._refuse(line)
             return False
         return True
@@ -278,8 +278,8 @@ def denied_in_body(deny: DenyList, body: bytes) -> int | None:
     texts: dict[Channel, list[str]] = {}
     for channel, text in texts_of(b"data: " + body.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"):
         texts.setdefault(channel, []).append(text)
-    for found in texts.values():
-        line = deny.find("".join(found))
+    for parts in texts.values():
+        line = deny.find("".join(parts))
         if line is not None:
             return line
     return None
@@ -287,7 +287,7 @@ def denied_in_body(deny: DenyList, body: bytes) -> int | None:
 
 def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
     """The generated texts of a frame or of a whole body, each with the choice and the member that it continues.
-    An event that is not JSON is searched as one text: a client may read it as one."""
+    An event that is not JSON is searched as one text."""
     data = data_of(frame)
     if data is None:
         return
@@ -326,7 +326,8 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
 def ingest_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, check: Check | None = None
 ) -> MakeIngest:
-    """A plain Ingest, unless answers are checked. Each exchange uses the list in force when it begins."""
+    """Makes an Ingest, or a FilteringIngest where the settings filter answers, with the deny list in force when
+    the exchange begins."""
     if rules.deny is None or not settings.deny_answers:
         return Ingest
 

@@ -1,5 +1,5 @@
-"""Timeouts of a client connection: for its next head, for bytes it does not read, for its close. Told facts and
-the time, it says which timeout has passed; no clock."""
+"""Timeouts of a client connection: for its next head, for a client that does not read (a slow reader), for its
+close. Reads no clock: facts and the time are arguments."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Watched:
         taken: int,
         closing: bool,
     ) -> Over | None:
-        """The timeout that passed, if any. `asked`: requests so far; `waits` for the next one, a `partial` head of
-        which may have come; `unread`: bytes that wait for the client; `taken`: bytes that it read so far."""
+        """The timeout that has passed, if any. `asked`: requests so far; `waits`: for the next one; `partial`: a
+        part of its head has come; `unread`: bytes in the write buffer; `taken`: bytes that the client has read."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken
