@@ -341,7 +341,7 @@ class ClientConnection(RequestHandler):
         over: Over | None = self.times.look(
             now,
             times,
-            asked=self._request_count,
+            requests=self._request_count,
             waits=self._waiter is not None and not self._messages,
             partial=bool(self._head or self.opening),
             unread=unread,

@@ -31,12 +31,12 @@ class Times:
 class Watched:
     """The state of one connection between two checks."""
 
-    __slots__ = ("_asked", "_closing", "_head", "_opened", "_taken", "_took")
+    __slots__ = ("_requests", "_closing", "_head", "_opened", "_taken", "_took")
 
     def __init__(self, now: float) -> None:
         self._opened = self._took = now
         self._head: float | None = None  # when a part of the next head was there
-        self._asked = 0
+        self._requests = 0
         self._taken = 0
         self._closing: float | None = None  # when it was seen to close
 
@@ -45,14 +45,14 @@ class Watched:
         now: float,
         times: Times,
         *,
-        asked: int,
+        requests: int,
         waits: bool,
         partial: bool,
         unread: int,
         taken: int,
         closing: bool,
     ) -> Over | None:
-        """The timeout that has passed, if any. `asked`: requests so far; `waits`: for the next one; `partial`: a
+        """The timeout that has passed, if any. `requests`: requests so far; `waits`: for the next one; `partial`: a
         part of its head has come; `unread`: bytes in the write buffer; `taken`: bytes that the client has read."""
         if not unread or taken > self._taken:
             self._took = now
@@ -65,10 +65,10 @@ class Watched:
             return "closing" if now - self._closing >= times.closing else None
         if not waits:
             return None
-        if not asked:
+        if not requests:
             return "head" if now - self._opened >= times.head else None
-        if asked != self._asked or not partial:
-            self._asked, self._head = asked, None
+        if requests != self._requests or not partial:
+            self._requests, self._head = requests, None
         if not partial:
             return None  # idle, between two requests
         if self._head is None:
