@@ -31,7 +31,7 @@ class Times:
 class Watched:
     """The state of one connection between two checks."""
 
-    __slots__ = ("_requests", "_closing", "_head", "_opened", "_taken", "_took")
+    __slots__ = ("_closing", "_head", "_opened", "_requests", "_taken", "_took")
 
     def __init__(self, now: float) -> None:
         self._opened = self._took = now
@@ -52,8 +52,9 @@ class Watched:
         taken: int,
         closing: bool,
     ) -> Over | None:
-        """The timeout that has passed, if any. `requests`: requests so far; `waits`: for the next one; `partial`: a
-        part of its head has come; `unread`: bytes in the write buffer; `taken`: bytes that the client has read."""
+        """The timeout that has passed, if any. `requests`: their number so far; `waits`: for the next one;
+        `partial`: a part of its head has come; `unread`: bytes in the write buffer; `taken`: bytes that the client
+        has read."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken
