@@ -169,7 +169,6 @@ async def running(
         limits = _stream_limits(settings)
         exchange_context = ExchangeContext(
             backends=backends,
-            limits=limits,
             timeouts=Timeouts(limits, loop, containment, pulse.lost),
             metrics=metrics,
             later=loop.call_later,
@@ -235,7 +234,7 @@ async def running(
             admin_hosts=await hosts_of(settings.admin_host, settings.allowed_hosts),
             unfolded=shapes.unfolded,
         )
-        await first_look(backends)
+        await first_look(fleet.health_checks)
         reload = (
             EngineReload(settings, reread, fleet.change, log) if reread is not None and settings.config else None
         )
@@ -267,7 +266,7 @@ async def running(
             tasks.append(("the reload of engines", reload.run))
         if access_policy is not None:
             tasks.append(("the check for expired keys", partial(each, revocation.EVERY, access_policy.keyed.look)))
-        watch(settings, backends, tasks, loop, log, containment, stack)
+        watch(settings, backends, fleet.health_checks, tasks, loop, log, containment, stack)
         stack.push_async_callback(close)
         room = places(
             limit(),

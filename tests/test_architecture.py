@@ -23,6 +23,17 @@ TOP = {"proxy": {"__main__", "app", "resources", "keys", "probe", "__init__"}, "
 COMPOSE = ("proxy.app", "proxy.resources", "proxy.__main__", "loadgen.__main__")
 MOST_MODULES = 15
 PURE = {"wire": {"asyncio", "aiohttp", "socket"}, "config": {"aiohttp", "socket"}}
+# Attributes that a module sets at objects of other modules' classes, and why no method does it.
+SET_FROM_OUTSIDE = {
+    ("proxy.server.listener.listener", "requests_count"): "aiohttp's own loop counts there too",
+    ("proxy.server.listener.tls", "sni_callback"): "of ssl, which has no other way",
+    ("proxy.upstream.http.dial", "check_hostname verify_mode"): "of ssl, which has no other way",
+    ("proxy.telemetry.otel", "propagate"): "of logging, which has no other way",
+    ("proxy.telemetry.faults", "excepthook unraisablehook"): "hooks of the interpreter",
+    ("proxy.telemetry.streams", "stdout stderr"): "of the interpreter",
+    ("proxy.embedded.engine_child", "path poll"): "parameters of llama.cpp",
+    ("proxy.telemetry.metrics", "value"): "four counts a request: a method would be a Python call for each",
+}
 MACHINE = re.compile(r"(?<![\w./-])/(?:" + "|".join(("tmp", "root", "work", "home")) + r")/[\w.-]")
 
 
@@ -134,6 +145,50 @@ def test_no_folder_holds_more_than_can_be_looked_over() -> None:
         for path in (ROOT / package).rglob("*.py")
     )
     assert {folder: count for folder, count in folders.items() if count > MOST_MODULES} == {}
+
+
+def written(tree: ast.AST) -> Iterator[ast.Attribute]:
+    """Each attribute that is set or deleted, as a whole or in one item."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load):
+            target: ast.expr = node
+            while isinstance(target, ast.Subscript):
+                target = target.value
+            if isinstance(target, ast.Attribute):
+                yield target
+
+
+def set_from_outside(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of each attribute that is set at an object that is neither `self` nor made in the same
+    function, where no class of this module has such an attribute."""
+    own: set[str] = set()
+    for cls in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        own |= {node.attr for node in written(cls) if ast.unparse(node.value) == "self"}
+        own |= {ast.unparse(node.target) for node in ast.walk(cls) if isinstance(node, ast.AnnAssign)}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+        made = {
+            ast.unparse(target)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+            and ast.unparse(node.value.func).rpartition(".")[2].lstrip("_")[:1].isupper()
+            for target in node.targets
+        } | {"self", "cls"}  # fmt: skip
+        for node in written(function):
+            if node.attr not in own and ast.unparse(node.value) not in made:
+                yield node.lineno, node.attr
+
+
+def test_only_its_own_module_sets_an_object_s_attributes() -> None:
+    """Others call a method, or pass a value to the constructor."""
+    allowed = {(module, name) for module, names in SET_FROM_OUTSIDE for name in names.split()}
+    found = {
+        (module, name): f"{module}:{line}: {name}"
+        for module, text in sources("proxy").items()
+        for line, name in set_from_outside(ast.parse(text))
+        if not module.startswith("proxy.flights.embeddings")
+    }
+    assert sorted(found[key] for key in found.keys() - allowed) == []
+    assert allowed - found.keys() == set(), "an exception that nothing needs"
 
 
 def test_every_room_teaches_its_nouns() -> None:

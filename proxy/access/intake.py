@@ -34,31 +34,31 @@ from proxy.wire.fold import Folded, Shape, foldable
 from proxy.wire.http import Media
 
 BUDGET: Final = 20e6
-"""Nanoseconds that the reading of a request may take on the loop, by the estimate below."""
+"""Nanoseconds that a request may take to parse on the event loop, by the estimate below."""
 _SIMPLE: Final = 2 * 1024 * 1024
-"""Bytes over which a body is not looked at for an estimate: the look itself takes its time."""
+"""Bytes over which a body's work is not estimated: the estimate itself would take long."""
 _TEXT: Final = 12.0  # nanoseconds a byte, at most, of a text with escapes; 4 without
-_PART: Final = 900.0  # nanoseconds, at most, of a value, by the marks before it: `,`, `[` and `{`
-_ODD: Final = 400.0  # nanoseconds a byte of the form of a text that is not ASCII
-_GROWS: Final = 6  # characters of that form a byte: U+FDFA has three bytes and becomes eighteen characters
+_PART: Final = 900.0  # nanoseconds a value, at most; values are counted by `,`, `[` and `{`
+_ODD: Final = 400.0  # nanoseconds a byte to normalise a text that is not ASCII
+_GROWS: Final = 6  # characters a byte after normalisation: U+FDFA has three bytes and becomes eighteen characters
 
 PROMPT_BYTES: Final = 65_536
-"""Of a large prompt's beginning that is kept: for the log, and for what keeps like prompts together."""
-MEMBER_BYTES: Final = 1024  # the same of each other member
-MODEL_CHARS: Final = 65_536  # of a model's name that are told: no engine serves one of a longer name
+"""Bytes kept of a large prompt, from its beginning: for the log, and for routing and queueing by prefix."""
+MEMBER_BYTES: Final = 1024  # bytes kept of each other member
+MODEL_CHARS: Final = 65_536  # characters kept of a model's name: no engine serves a longer one
 
 
 class Terms(msgspec.Struct, frozen=True, tag="terms"):
-    """What is the same for all requests."""
+    """The settings that all requests are read by."""
 
     share: Share
     routing: str
-    assumed: int  # tokens of an answer that may be of any length
+    assumed: int  # tokens charged for an answer without a limit of its length
     sizes: RequestLimits
     deny: str | None = None  # the deny list's text
 
 
-class AskJob(msgspec.Struct, frozen=True, tag="ask"):
+class ApiRequestJob(msgspec.Struct, frozen=True, tag="ask"):
     """A request to one of the generating endpoints; its body comes beside it."""
 
     endpoint: Endpoint
@@ -80,7 +80,7 @@ class RawJob(msgspec.Struct, frozen=True, tag="raw"):
 class PageJob(msgspec.Struct, frozen=True, tag="page"):
     """A request for many readers; the one that each of them makes is inside."""
 
-    ask: AskJob
+    api_request: ApiRequestJob
 
 
 class TextsJob(msgspec.Struct, frozen=True, tag="texts"):
@@ -95,7 +95,7 @@ class FoldJob(msgspec.Struct, frozen=True, tag="fold"):
     shape: Shape | None = None
 
 
-Job = AskJob | RawJob | PageJob | TextsJob | FoldJob
+Job = ApiRequestJob | RawJob | PageJob | TextsJob | FoldJob
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -132,7 +132,7 @@ class Found(msgspec.Struct):
     delays: list[float] = []  # of many readers
     fault: str = ""  # of ours, for the log
 
-    def ask(self, endpoint: Endpoint, body: bytes) -> ApiRequest:
+    def api_request(self, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """The request as it goes on."""
         return ApiRequest(
             endpoint,
@@ -148,43 +148,45 @@ class Found(msgspec.Struct):
 
 
 def work(body: bytes, weight: float | None) -> float:
-    """Nanoseconds that the reading of a body takes at most, about. `weight`: of a character in the search for what
-    is denied, None where there is no deny list."""
+    """An estimate of the nanoseconds that a body takes to read, at most. `weight`: nanoseconds a character in the
+    search for denied texts; None: there is no deny list."""
     size = len(body)
     if size > _SIMPLE:
         return 2 * BUDGET
     escapes = b"\\" in body
-    found = size * (_TEXT if escapes else _TEXT / 3)
+    nanoseconds = size * (_TEXT if escapes else _TEXT / 3)
     odd = not body.isascii()
     if odd:
-        found += size * _TEXT
+        nanoseconds += size * _TEXT
     if weight is not None:
-        found += size * (_ODD + _GROWS * weight) if odd or (escapes and b"\\u" in body) else size * 2 * weight
+        nanoseconds += (
+            size * (_ODD + _GROWS * weight) if odd or (escapes and b"\\u" in body) else size * 2 * weight
+        )
     for mark in b",", b"[", b"{":
-        if found > BUDGET:
+        if nanoseconds > BUDGET:
             break
-        found += body.count(mark) * (_PART if weight is None else 3 * _PART)
-    return found
+        nanoseconds += body.count(mark) * (_PART if weight is None else 3 * _PART)
+    return nanoseconds
 
 
-def denied_in(deny: DenyList, ask: ApiRequest) -> int | None:
-    """The line of a rule that a request breaks. Raises GatewayError 400 where it cannot be told."""
-    members = read(ask.body)
+def denied_in(deny: DenyList, api_request: ApiRequest) -> int | None:
+    """The line of the rule that a request breaks. Raises GatewayError 400 where the request cannot be searched."""
+    members = read(api_request.body)
     refuse_template(members)
     refuse_ids(members)
-    given = members.get(PROMPT_FIELD[ask.endpoint])
-    prompt = prompt_in(ask.endpoint, given).parts
-    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS), joined(given))
+    value = members.get(PROMPT_FIELD[api_request.endpoint])
+    prompt = prompt_in(api_request.endpoint, value).parts
+    return _find(deny, prompt, everything(members, but=NO_TEXT_FIELDS), joined(value))
 
 
 def denied_in_passed(deny: DenyList, path: str, passed: RawBody) -> int | None:
-    """The same of a body that passes through."""
+    """`denied_in` for a body that is passed through."""
     return _find(deny, [passed.prompt()], passed.texts(path), joined(passed.value))
 
 
 def _find(deny: DenyList, prompt: list[list[str]], texts: list[str], joins: list[list[str]]) -> int | None:
-    """In the prompt, across its parts; then in every other text and name, each once. `joins`: parts as an engine
-    joins them, whatever else lies between."""
+    """Search the prompt across its parts, then every other text and name once. `joins`: lists of parts that an
+    engine joins, though other members lie between them."""
     line = deny.find_in_prompt(prompt)
     if line is not None:
         return line
@@ -195,54 +197,61 @@ def _find(deny: DenyList, prompt: list[list[str]], texts: list[str], joins: list
     return deny.find("\n".join(text for text in dict.fromkeys(texts) if text not in seen))
 
 
-def read_ask(job: AskJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer) -> tuple[Found, bytes]:
-    """A large request, in the order in which a small one is read; and the body that goes up, empty where that is
-    the one that came."""
-    found = Found()
+def read_api_request(
+    job: ApiRequestJob, body: bytes, terms: Terms, deny: DenyList | None, keyer: Keyer
+) -> tuple[Found, bytes]:
+    """Read a large request, by the same steps as a small one. Returns also the body to send to the engine; empty:
+    the client's own."""
+    result = Found()
     try:
-        ask = decode(job.endpoint, body)
-        found.model, found.stream = ask.model and ask.model[:MODEL_CHARS], ask.stream
+        api_request = decode(job.endpoint, body)
+        result.model, result.stream = api_request.model and api_request.model[:MODEL_CHARS], api_request.stream
         if terms.sizes:
-            ask = terms.sizes.check(ask)
-        if deny is not None and (line := denied_in(deny, ask)) is not None:
-            found.denied = line
-            return found, b""
-        share = sharing_of(ask, terms.share, cache_control=job.cache_control, override=job.override)
-        found.cost = estimate(ask, terms.assumed)
+            api_request = terms.sizes.check(api_request)
+        if deny is not None and (line := denied_in(deny, api_request)) is not None:
+            result.denied = line
+            return result, b""
+        share = sharing_of(api_request, terms.share, cache_control=job.cache_control, override=job.override)
+        result.cost = estimate(api_request, terms.assumed)
         keep_by = affinity(terms.routing)
         if keep_by is not None:
-            found.affinity = keep_by(ask, {"x-session-id": job.session} if job.session else {})
+            result.affinity = keep_by(api_request, {"x-session-id": job.session} if job.session else {})
         if share.shared:
-            found.refers = refers(ask)
-            fold = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
-            found.key = keyer.key(ask, tenant=job.tenant, fold=fold, headers=job.headers)
+            result.refers = refers(api_request)
+            fold = api_request.endpoint == "embeddings" or foldable(api_request.endpoint, api_request.fields)
+            result.key = keyer.key(api_request, tenant=job.tenant, fold=fold, headers=job.headers)
     except GatewayError as e:
-        found.refusal = refusal(e)
-        return found, b""
-    found.include_usage, found.temperature = ask.include_usage, ask.temperature
-    found.seed = None if ask.seed is None else max(-(2**63), min(ask.seed, 2**63 - 1))  # as far as it fits
+        result.refusal = refusal(e)
+        return result, b""
+    result.include_usage, result.temperature = api_request.include_usage, api_request.temperature
+    if api_request.seed is not None:
+        result.seed = max(-(2**63), min(api_request.seed, 2**63 - 1))  # as far as it fits
     prompt = PROMPT_FIELD[job.endpoint]
-    found.fields = {
+    result.fields = {
         name: bytes(memoryview(raw)[: PROMPT_BYTES if name == prompt else MEMBER_BYTES])
-        for name, raw in ask.fields.items()
+        for name, raw in api_request.fields.items()
         if len(name) <= MEMBER_BYTES
     }
-    sent = with_usage(ask) if found.key is not None and ask.stream and job.endpoint != "embeddings" else ask.body
-    return found, b"" if sent is body else sent
+    sent = (
+        with_usage(api_request)
+        if result.key is not None and api_request.stream and job.endpoint != "embeddings"
+        else api_request.body
+    )
+    return result, b"" if sent is body else sent
 
 
 def read_raw(job: RawJob, body: bytes, terms: Terms, deny: DenyList | None) -> tuple[Found, bytes]:
-    """The same of what passes through."""
-    found = Found()
+    """`read_api_request` for a request that is passed through."""
+    result = Found()
     try:
         passed = read_passed(Media(job.kind, job.boundary), body)
-        found.model = passed.model and passed.model[:MODEL_CHARS]
-        found.cost = estimate_raw(job.path, passed, terms.assumed)
+        result.model = passed.model and passed.model[:MODEL_CHARS]
+        result.cost = estimate_raw(job.path, passed, terms.assumed)
         if terms.sizes:
             passed = terms.sizes.check_raw(job.path, passed)
         if deny is not None:
-            found.denied = denied_in_passed(deny, job.path, passed) or 0
+            result.denied = denied_in_passed(deny, job.path, passed) or 0
     except GatewayError as e:
-        found.refusal = refusal(e)
-        return found, b""
-    return found, b"" if passed.body is body else passed.body
+        result.refusal = refusal(e)
+        return result, b""
+    return result, b"" if passed.body is body else passed.body

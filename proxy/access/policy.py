@@ -73,18 +73,18 @@ class AccessPolicy:
             raise not_found(request.path)
         self.keyed.add(context)
 
-    def check(self, context: AccessContext, ask: ApiRequest) -> ApiRequest:
+    def check(self, context: AccessContext, api_request: ApiRequest) -> ApiRequest:
         """The request, lowered to the limits. Raises GatewayError 400, 404 or 413."""
         if context.caller is not None and not _may_use(context.caller, context.model):
             raise _no_model(context.model)
         if self._sizes:
-            ask = self._sizes.check(ask)
+            api_request = self._sizes.check(api_request)
         deny = self._rules.deny
         if deny is not None:
-            line = denied_in(deny, ask)
+            line = denied_in(deny, api_request)
             if line is not None:
                 raise self._denied(context, line)
-        return ask
+        return api_request
 
     def check_raw(self, context: AccessContext, passed: RawBody) -> RawBody:
         """The same for a body that is passed through."""

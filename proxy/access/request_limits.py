@@ -51,14 +51,14 @@ class RequestLimits:
     def __bool__(self) -> bool:
         return any((self.max_tokens, self.messages, self.prompt_chars, self.n, self.best_of))
 
-    def check(self, ask: ApiRequest) -> ApiRequest:
+    def check(self, api_request: ApiRequest) -> ApiRequest:
         """The request as it may go on: what is sent and keyed from now on. Raises GatewayError 400 or 413."""
-        fields = ask.fields
+        fields = api_request.fields
         self._count("n", fields, self.n)
         self._count("best_of", fields, self.best_of)
         if self.messages or self.prompt_chars:
-            prompt = prompt_of(ask)
-            name, many = _ITEMS[ask.endpoint]
+            prompt = prompt_of(api_request)
+            name, many = _ITEMS[api_request.endpoint]
             if self.messages and prompt.items > self.messages:
                 raise GatewayError(
                     Code.INVALID_VALUE,
@@ -66,12 +66,12 @@ class RequestLimits:
                     param=name,
                 )
             self._chars(prompt.chars, name)
-        if self.max_tokens and ask.endpoint != "embeddings":
-            echoes = ask.endpoint == "completions"
+        if self.max_tokens and api_request.endpoint != "embeddings":
+            echoes = api_request.endpoint == "completions"
             changed = self._capped(fields, _TOKEN_FIELDS, _TOKEN_FIELDS, least=0 if echoes else 1)
             if changed:
-                return with_fields(ask, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
-        return ask
+                return with_fields(api_request, {name: msgspec.Raw(b"%d" % cap) for name, cap in changed.items()})
+        return api_request
 
     def check_raw(self, path: str, passed: RawBody) -> RawBody:
         """The same for a body that is passed through. Raises GatewayError 400, 413 or 415."""

@@ -20,7 +20,7 @@ from proxy.flights.cost import NO_COST, Cost, actual_cost, estimate, estimate_ra
 from proxy.flights.exchange import ExchangeContext, MakeIngest
 from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.group import FlightGroup
-from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.key import Keyer, hash_of_cpu, model_tag
 from proxy.flights.memory import Held, Memory, available, memory_for, refused
 from proxy.flights.phase import Phase
@@ -37,6 +37,7 @@ __all__ = [
     "RATE_LIMITS",
     "REQUEST_ID",
     "SLICE_BYTES",
+    "Callbacks",
     "Cost",
     "ExchangeContext",
     "Flight",
@@ -49,7 +50,6 @@ __all__ = [
     "MakeIngest",
     "Memory",
     "Mode",
-    "OnHead",
     "Phase",
     "QueueState",
     "Scheduler",

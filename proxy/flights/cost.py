@@ -74,22 +74,22 @@ _MEDIA: Final = frozenset(
 _PROMPTS: Final = msgspec.json.Decoder(str | list[Any])
 
 
-def estimate(ask: ApiRequest, assumed: int) -> Cost:
+def estimate(api_request: ApiRequest, assumed: int) -> Cost:
     """Estimate a request's tokens. The prompt by its bytes, or by its token ids; the completion by what the
     request allows, at most `assumed` tokens a choice, and `assumed` where it sets no limit."""
-    if ask.large is not None:
-        return Cost(*ask.large.cost)
-    fields = ask.fields
-    if ask.endpoint == "chat":
+    if api_request.large is not None:
+        return Cost(*api_request.large.cost)
+    fields = api_request.fields
+    if api_request.endpoint == "chat":
         prompt, prompts = _chat(fields), 1
     else:
-        prompt, prompts = _prompts(ask.prompt)
+        prompt, prompts = _prompts(api_request.prompt)
         if "prompt_embeds" in fields:
             prompt += MEDIA_TOKENS
     for name in _BESIDE:
         if name in fields:
             prompt += math.ceil(len(bytes(fields[name])) / BYTES_A_TOKEN)
-    if ask.endpoint == "embeddings":
+    if api_request.endpoint == "embeddings":
         return Cost(prompt, 0)
     allowed = _count(fields.get("max_completion_tokens")) or _count(fields.get("max_tokens")) or assumed
     choices = max(_choices(fields.get("n")), _choices(fields.get("best_of"))) * prompts

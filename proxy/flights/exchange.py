@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from proxy.config import CONNECT, FIRST_TOKEN, RESET, STALE, TRUNCATED
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, OnHead, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Mode
 from proxy.telemetry import BAD_STATUS, Fault, Metrics, contained, internal
@@ -48,17 +48,7 @@ ID_WITHIN: Final = 1024  # bytes at the start of a body that are searched for it
 GONE_SECONDS: Final = 5.0
 """How long an engine that is down may be silent: in a graceful shutdown it still completes its streams."""
 
-MakeIngest = Callable[
-    [
-        Flight,
-        StreamLimits,
-        Timeouts,
-        Callable[[GatewayError | None], None],
-        OnHead | None,
-        Callable[[], None] | None,
-    ],
-    Ingest,
-]
+MakeIngest = Callable[[Flight, Timeouts, Callbacks], Ingest]
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -66,7 +56,6 @@ class ExchangeContext:
     """What all exchanges share."""
 
     backends: Backends
-    limits: StreamLimits
     timeouts: Timeouts
     metrics: Metrics
     later: Callable[[float, Callable[[], None]], Any]  # calls back after seconds; returns a handle with `cancel`
@@ -233,10 +222,10 @@ class Exchange:
     def _reshape(self, backend: Backend) -> None:
         """A shared stream is at this engine now: readers that wait for its fold may have to be served
         otherwise."""
-        flight, ask = self.flight, self.flight.spec.ask
-        if ask is not None:
-            flight.expects(backend.abilities.shape(ask))
-            if flight.look is not None and not backend.abilities.folds(ask):
+        flight, api_request = self.flight, self.flight.spec.api_request
+        if api_request is not None:
+            flight.expects(backend.abilities.shape(api_request))
+            if flight.look is not None and not backend.abilities.folds(api_request):
                 flight.unfold()
 
     def _attempt(self, backend: Backend, *, fresh: bool = False) -> None:
@@ -269,22 +258,15 @@ class Exchange:
         flight, spec, exchange_context = self.flight, self.flight.spec, self._context
         try:
             flight.enter(Phase.PREFILL)
-            body = with_usage(spec.ask) if spec.usage_added and spec.ask is not None else spec.body
+            body = with_usage(spec.api_request) if spec.usage_added and spec.api_request is not None else spec.body
             headers = spec.headers if flight.trace is None else flight.trace.headers(spec.headers)
             request = backend.pool.request(spec.method, spec.path, headers, body)
             self._reused = reused
             first = self._on_first_token if self.lease.probe or backend.adaptive_limit is not None else None
-            self.ingest = exchange_context.ingest(
-                flight,
-                exchange_context.limits,
-                exchange_context.timeouts,
-                self._on_response_end,
-                self._on_head,
-                first,
-            )
-            if backend.echoes is not False and spec.mode is not Mode.RAW:
-                self._begin = b""
-                self.ingest.vet = self._check_id
+            self._begin = b""
+            vet = self._check_id if backend.echoes is not False and spec.mode is not Mode.RAW else None
+            callbacks = Callbacks(self._on_response_end, self._on_head, first, vet)
+            self.ingest = exchange_context.ingest(flight, exchange_context.timeouts, callbacks)
             self._connection = connection
             connection.send(request, self.ingest)
         except GatewayError as e:  # it cannot be written
@@ -313,23 +295,23 @@ class Exchange:
         self._error = None  # if no engine is free after the backoff, that is the error
         return self._retry(str(status), retry_after(headers, time.time))
 
-    def _check_id(self, data: bytes) -> bool:
+    def _check_id(self, data: bytes) -> bool | None:
         """Compare the answer's `id` with the request's, from which vLLM makes it. On a reused connection a
-        different id means a stale answer to an earlier request: it is dropped, and a new connection is used."""
+        different id means a stale answer to an earlier request: it is dropped (True), and a new connection is
+        used. None: the id is still to come."""
         self._begin = begin = self._begin + data if self._begin else data
         found = _ID.search(begin, 0, ID_WITHIN)
         if found is None and len(begin) < ID_WITHIN and (b"\n\n" not in begin or b"data:" not in begin):
-            return False  # it is still to come
-        ingest, backend = self.ingest, self.lease.backend
+            return None
+        backend = self.lease.backend
         self._begin = b""
-        if ingest is not None:
-            ingest.vet = None
         if found is None:
             return False
         if b"-" + self.flight.spec.request_id.encode() in found[1]:
-            backend.echoes = True
+            if not backend.echoes:
+                backend.learn_echo(echoes=True)
         elif not self._reused:
-            backend.echoes = False
+            backend.learn_echo(echoes=False)
         elif backend.echoes:
             self._detach(content=False)
             self.flight.rewind()

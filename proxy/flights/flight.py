@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import ClassVar, Final, Literal, Protocol
 from proxy.errors import Code, GatewayError
 from proxy.flights.memory import Held, Memory, refused
 from proxy.flights.phase import Phase
-from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState, Times
+from proxy.flights.spec import FlightSpec, Head, Items, Mode, QueueState
 from proxy.telemetry import FlightTrace, internal, raised
 from proxy.wire import LAST_CHUNK, SIZES, Usage, UsageStripper, chunk, encode, unchunks
 from proxy.wire.fold import Shape
@@ -40,6 +41,17 @@ one request with others, generated for one client alone."""
 _NOTHING_JOINED: Final = (0, 0, False, b"")
 _BEFORE: Final = (Phase.CONNECTING, Phase.PREFILL)
 _STREAMING: Final = Phase.STREAMING  # a global is cheaper to look up than a member of a class
+
+
+@dataclass(slots=True)
+class Times:
+    """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
+
+    created: float = 0.0
+    dispatched: float | None = None  # left the queue for an engine
+    first: float | None = None  # first frame with content (role chunks do not count)
+    last: float | None = None
+    ended: float | None = None
 
 
 class Pipe(Protocol):
@@ -556,7 +568,7 @@ class Subscriber:
     most: int = SLICE_BYTES  # bytes in one write; a pipe that needs whole chunks sets no bound
     pipe: Pipe | None = None
     lagging: bool = False
-    done: bool = False  # the tail was written too
+    done: bool = False  # the tail was written too, or nothing more is to be written
     broken: bool = False  # a write failed: its connection ends
     sent: int = 0  # bytes, framing included
     owner: Hashable | Callable[[], Hashable] = None  # the caller; None: not known
@@ -626,6 +638,32 @@ class Subscriber:
         """Wait until there is something to answer with."""
         while not self.visible:
             await self.changed()
+
+    async def complete(self) -> None:
+        """Wait until the answer has ended; nothing that comes before wakes the reader's task."""
+        self.whole = True
+        while not self.flight.ended:
+            await self.changed()
+
+    def write_to(self, pipe: Pipe, *, whole_chunks: bool = False) -> None:
+        """Write what there is to this pipe, and from now on what comes. `whole_chunks`: it takes no part of
+        an HTTP chunk, so that a write has no bound."""
+        self.pipe = pipe
+        if whole_chunks:
+            self.most = sys.maxsize
+        self.pump()
+
+    def resume(self) -> bool:
+        """The client has taken what was written: write what it lacks. False: it lags again."""
+        self.lagging = False
+        self.pump()
+        return not self.lagging
+
+    def end_writing(self) -> Pipe | None:
+        """Write nothing more. Returns the pipe, to which the caller may write the end."""
+        self.done = True
+        pipe, self.pipe = self.pipe, None
+        return pipe
 
     def leave(self) -> None:
         self.pipe = None

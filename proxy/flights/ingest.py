@@ -47,7 +47,19 @@ _PREFILL: Final = Phase.PREFILL
 LATE: Final = 0.1  # seconds; a tick that is later than this is postponed
 PUT_OFF: Final = 0.02
 
-OnHead = Callable[[int, list[tuple[str, str]]], bool]
+
+class Callbacks(msgspec.Struct, frozen=True):
+    """What an `Ingest` calls at the exchange that it belongs to. A struct of msgspec: no Python call makes it."""
+
+    done: Callable[[GatewayError | None], None]
+    """Called once, at the end: with None, or the error."""
+    head: Callable[[int, list[tuple[str, str]]], bool] | None = None
+    """Called with status and headers. True: drop the answer."""
+    first: Callable[[], None] | None = None
+    """Called at the first token of a stream."""
+    vet: Callable[[bytes], bool | None] | None = None
+    """Called with the body's bytes until it has decided. True: drop the answer, it is to another request; False:
+    it is to this one; None: not decided, the body goes on."""
 
 
 class StreamLimits(msgspec.Struct, frozen=True):
@@ -81,6 +93,7 @@ class Timeouts:
         bounds = [limit for limit in (limits.first_token, limits.token, limits.total) if limit > 0]
         # A timeout is noticed late by at most a tenth of the smallest limit, and by at most a second.
         self._every = min(1.0, min(bounds) / 10) if bounds else None
+        self.limits = limits
         self._loop = loop
         self._on_fault = on_fault
         self.lost = lost
@@ -122,55 +135,49 @@ class Timeouts:
 
 
 class Ingest:
-    """Writes one answer into one Flight. `on_done` is called once, with None or the error that ended it."""
+    """Writes one answer into one Flight."""
 
     __slots__ = (
-        "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits",
-        "_on_done", "_on_first", "_on_head", "_total", "_twins", "_usage", "_watch",
+        "_allowed", "_asked", "_began", "_ended", "_events", "_framer", "_head", "_last", "_limits", "_on_done",
+        "_on_first", "_on_head", "_timeouts", "_total", "_twins", "_usage",
         "answered", "clean", "done", "error_frame", "flight", "held", "surplus", "vet",
     )  # fmt: skip
 
     def __init__(
         self,
         flight: Flight,
-        limits: StreamLimits,
-        watch: Timeouts,
-        on_done: Callable[[GatewayError | None], None],
-        on_head: OnHead | None = None,
-        on_first: Callable[[], None] | None = None,
+        timeouts: Timeouts,
+        callbacks: Callbacks,
     ) -> None:
-        """`on_head` is called with the head and returns True to drop the answer. `on_first` is called at the first
-        token of a stream."""
+        """`timeouts` check its times until it ends, and hold the limits of its size."""
         self.flight = flight
         self.clean = False  # a complete, successful answer: it may be stored
         self.error_frame = False
         self.answered = False  # complete as far as HTTP framing goes
         self.surplus = False  # something came after the end of the answer
-        self.vet: Callable[[bytes], bool] | None = None
-        """Called with the body's first bytes; returns True to drop them, as no answer to this request. The
-        exchange sets it, and removes it once it has decided."""
+        self.vet = callbacks.vet  # None: decided
         self.held = False  # reading is paused for a lagging reader: the silence is ours
-        self._on_done = on_done
-        self._on_head = on_head
-        self._on_first = on_first
+        self._on_done = callbacks.done
+        self._on_head = callbacks.head
+        self._on_first = callbacks.first
         self.done = False
-        self._limits = limits
+        self._limits = limits = timeouts.limits
         self._allowed = FREE if limits.flight > FREE else limits.flight  # bytes of the log, until `_more`
-        self._watch = watch
+        self._timeouts = timeouts
         self._framer = Framer(limits.frame)
         self._twins = FrameTemplate()
         spec = flight.spec
         self._asked = spec.parts  # choices or vectors; 0: not known
-        if spec.ask is not None and not self._asked:
-            usual = spec.ask.endpoint == "chat" and "n" not in spec.ask.fields
-            self._asked = 1 if usual else asked_of(spec.ask)
+        if spec.api_request is not None and not self._asked:
+            usual = spec.api_request.endpoint == "chat" and "n" not in spec.api_request.fields
+            self._asked = 1 if usual else asked_of(spec.api_request)
         self._ended: dict[int, str] = {}  # choices, and why each has ended
         self._began = self._last = now = flight.clock()
         self._total = now if flight.times.dispatched is None else flight.times.dispatched  # of all attempts
         self._head: Head | None = None
         self._usage: Usage | None = None  # of a body
         self._events = False  # the answer is a stream of events
-        watch.add(self)
+        timeouts.add(self)
 
     # -- Receiver ---------------------------------------------------------------------------------
 
@@ -214,8 +221,14 @@ class Ingest:
                 flight.is_whole()  # an error, or an engine that does not stream
 
     def body(self, data: bytes) -> None:
-        if self.done or (self.vet is not None and self.vet(data)):
+        if self.done:
             return
+        if self.vet is not None:
+            stale = self.vet(data)
+            if stale:
+                return
+            if stale is False:
+                self.vet = None
         flight = self.flight
         now = flight.clock()
         if flight.mode is _STREAM:
@@ -274,12 +287,11 @@ class Ingest:
         return said
 
     def _frames(self, data: bytes, now: float) -> None:
-        flight = self.flight
-        error: GatewayError | None = None
         try:
             frames = self._framer.feed(data)
         except GatewayError as e:
-            frames, error = [], e
+            self.lost(e)
+            return
         for frame in frames:
             if frame[:5] != b"data:":
                 frames = self._said(frames, now)
@@ -287,9 +299,12 @@ class Ingest:
         else:
             if frames or self._framer.speaks:
                 self._last = now
-        if flight.phase is _PREFILL and FINISH.search(data) is not None and self._spoiled_at_once(frames):
-            return
-        twins = self._twins
+        if self.flight.phase is not _PREFILL or not self._spoiled_at_once(frames):
+            self._pass_on(frames, now)
+
+    def _pass_on(self, frames: list[bytes], now: float) -> None:
+        """Append frames without comments to the flight."""
+        flight, twins = self.flight, self._twins
         for frame in frames:
             if frame in twins:
                 flight.add(frame, same=True)
@@ -302,13 +317,11 @@ class Ingest:
                 flight.add(frame)
         if frames:
             flight.flush()
-        if error is not None:
-            self._fail(error)
 
     def _spoiled_at_once(self, frames: Iterable[bytes]) -> bool:
         """Whether the first frames have a finish reason that completes nothing, as an engine sends for requests
         that it has not begun when it shuts down. No byte has gone out, so it may be retried."""
-        if self.flight.divides or self.flight.spec.ask is None:
+        if self.flight.divides or self.flight.spec.api_request is None:
             return False
         ended: dict[int, str] = {}
         if all(note(frame, ended) for frame in frames if FINISH.search(frame) is not None):
@@ -320,7 +333,7 @@ class Ingest:
         """[DONE] has come; nothing after it is read. An incomplete answer gets our error in its place, and after
         the engine's own error it is dropped."""
         lack = None
-        if not self.error_frame and self.flight.spec.ask is not None:
+        if not self.error_frame and self.flight.spec.api_request is not None:
             lack = lack_of(self._ended, self._asked)
             if lack is not None and self._lacks(lack):
                 return
@@ -365,12 +378,12 @@ class Ingest:
     def _read_whole(self) -> bool:
         """Whether a successful body is a complete answer; takes its usage."""
         flight = self.flight
-        ask = flight.spec.ask
-        if ask is None:
+        api_request = flight.spec.api_request
+        if api_request is None:
             return True
         log = flight.log
         try:
-            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), ask.endpoint, self._asked)
+            usage, lack = read_body(log[0] if len(log) == 1 else b"".join(log), api_request.endpoint, self._asked)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self._fail(
                 GatewayError(Code.UPSTREAM_PROTOCOL, "The engine answered 200 with a body that is not JSON.")
@@ -411,7 +424,7 @@ class Ingest:
             self.done = True
             self._on_done = _nobody  # no reference cycle is left
             self._on_head = self._on_first = self.vet = None
-            self._watch.drop(self)
+            self._timeouts.drop(self)
 
     @property
     def last(self) -> float:
@@ -455,5 +468,5 @@ class Ingest:
         now = self.flight.clock()
         if self.done or now < when:
             return
-        if code is Code.UPSTREAM_TOTAL_TIMEOUT or now >= when + self._watch.lost(max(self._began, self._last)):
+        if code is Code.UPSTREAM_TOTAL_TIMEOUT or now >= when + self._timeouts.lost(max(self._began, self._last)):
             self._fail(GatewayError(code, message))

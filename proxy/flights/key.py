@@ -1,4 +1,5 @@
-"""The request key: which requests are identical, as a cryptographic hash. Whether to share is not decided here."""
+"""The request key: a cryptographic hash that identical requests have in common. Whether they share is not decided
+here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from proxy.redis import TAG_BYTES
 from proxy.wire import ApiRequest, stream_extras
 
 SCHEMA: Final = "5"
-"""Increased whenever the canonical form or the stored format changes: old entries are never found then."""
+"""Increased when the canonical form or the stored format changes, so that old entries no longer match."""
 
 NAMES: Final = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 """Fields that name a caller or a conversation: engines ignore them."""
@@ -25,14 +26,14 @@ _FLAGS: Final[dict[str, frozenset[bytes]]] = {
 }
 """Fields of OpenAI's own service, and the values that it documents."""
 UNKEYED: Final = frozenset({"stream", "stream_options", "metadata"}) | NAMES | _FLAGS.keys()
-"""The fields that cannot change the generated tokens. Every other field is keyed, known to us or not; so is one of
-these where it is not `ordinary`."""
+"""The fields that cannot change the generated tokens. Every other field is keyed, known or unknown, and each of
+these whose value is not `ordinary`."""
 
-MAX_NAME: Final = 256  # characters of a `user` that every engine takes
+MAX_NAME: Final = 256  # characters of a `user` that every engine accepts
 MAX_METADATA: Final = (16, 64, 512)  # members, characters of a name and of a value: OpenAI's own bounds
-PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times what it says
+PADDING: Final = 64 * 1024  # bytes that a body may have beyond four times its canonical form
 
-LONG: Final = 16_384  # bytes from which on values are not parsed where that can be avoided
+LONG: Final = 16_384  # bytes over which values are only parsed where necessary
 
 NewHash = Callable[[bytes], Any]
 Headers = Sequence[tuple[str, str]]
@@ -51,7 +52,7 @@ _SORTED: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 def model_tag(model: str | None) -> bytes:
-    """The prefix of the keys of a model's answers, by which they can be found. Models may share one."""
+    """The prefix of the keys of a model's answers, for their removal. Models may share one."""
     return zlib.crc32((model or "").encode("utf-8", "surrogatepass")).to_bytes(TAG_BYTES)
 
 
@@ -78,16 +79,18 @@ class Keyer:
     def __init__(self, new_hash: NewHash = hashlib.sha256) -> None:
         self._new = new_hash
 
-    def key(self, ask: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()) -> bytes:
+    def key(
+        self, api_request: ApiRequest, *, tenant: bytes = b"", fold: bool = True, headers: Headers = ()
+    ) -> bytes:
         """The model's tag and a hash, 36 bytes. With `fold` the key is common to streaming and not; without, each
         mode has its own. `headers`: those that go up and on which an engine acts.
 
         Raises GatewayError 400 where a field cannot be read.
         """
-        fields, body = ask.fields, ask.body
-        generates = ask.endpoint != "embeddings"
-        mode = "both" if fold else "stream" if ask.stream else "whole"
-        extras = dict(sorted(stream_extras(ask).items())) if "stream_options" in fields else None
+        fields, body = api_request.fields, api_request.body
+        generates = api_request.endpoint != "embeddings"
+        mode = "both" if fold else "stream" if api_request.stream else "whole"
+        extras = dict(sorted(stream_extras(api_request).items())) if "stream_options" in fields else None
         elsewhere = -_OURS  # quotes of the body outside keyed fields, less those of the key outside them
         value, messages = (_long_value, _long_messages) if len(body) > LONG else (_ANY.decode, _messages)
         name = ""
@@ -100,19 +103,27 @@ class Keyer:
                     keyed[name] = value(fields[name])
                 elif name == "stream" and generates:
                     elsewhere += 2
-                elif ordinary(ask, name):
+                elif ordinary(api_request, name):
                     raw = bytes(fields[name])
                     elsewhere += 2 + raw.count(b'"') + raw.count(_ESCAPED)
                 else:
                     keyed[name] = value(fields[name])
             if extras:
                 elsewhere -= _ENCODE(extras).count(b'"')
-            parts: tuple[object, ...] = ("gateway", SCHEMA, tenant, ask.endpoint, mode, extras or None, keyed)
+            parts: tuple[object, ...] = (
+                "gateway",
+                SCHEMA,
+                tenant,
+                api_request.endpoint,
+                mode,
+                extras or None,
+                keyed,
+            )
             # One JSON value: no two lists of parts give the same bytes.
             text = _ENCODE(parts)
-            # An engine may refuse a body for how it is written, though it says what others say: it is padded to
-            # many times its size, or a member inside a field is given twice, which shows in the number of quotes.
-            # It then shares with those written the same, byte by byte.
+            # An engine may refuse a body for its spelling, though its canonical form equals that of others: it is
+            # padded to many times its size, or a field holds a duplicate member, which the number of quotes shows.
+            # It then shares only with requests of the same bytes.
             quotes, due = body.count(b'"'), text.count(b'"') + elsewhere
             odd = len(body) > 4 * len(text) + PADDING or (quotes != due and quotes + body.count(_ESCAPED) != due)
             if headers or odd:
@@ -122,33 +133,33 @@ class Keyer:
             raise GatewayError(
                 Code.INVALID_JSON, f"The field {name[:64]!r} is not valid JSON: {e}.", param=name[:64]
             ) from None
-        result: bytes = model_tag(ask.model) + self._new(text).digest()
+        result: bytes = model_tag(api_request.model) + self._new(text).digest()
         return result
 
     def items(
-        self, ask: ApiRequest, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
+        self, api_request: ApiRequest, items: Sequence[bytes], *, tenant: bytes = b"", headers: Headers = ()
     ) -> tuple[bytes, list[bytes]]:
-        """Of a request for embeddings: what it shares with all that may be one array, and the key of each item.
+        """For a request for embeddings: the key common to all requests that may be one array, and each item's key.
 
         Raises GatewayError 400 where a field cannot be read.
         """
-        options = {name: raw for name, raw in ask.fields.items() if name != "input"}
-        shared = msgspec.structs.replace(ask, fields=options, body=_ENCODE(options))
+        options = {name: raw for name, raw in api_request.fields.items() if name != "input"}
+        shared = msgspec.structs.replace(api_request, fields=options, body=_ENCODE(options))
         common = self.key(shared, tenant=tenant, headers=headers)
         new, start, tag = self._new, b"item" + common, common[:TAG_BYTES]
         return common, [tag + new(start + item).digest() for item in items]
 
 
-def ordinary(ask: ApiRequest, name: str) -> bool:
-    """Whether a field that is not keyed is as every engine takes it. What is not is keyed all the same: an engine
-    may refuse it, and the first one's body goes up, so its refusal is for those alone who sent the same."""
-    raw = bytes(ask.fields[name])
+def ordinary(api_request: ApiRequest, name: str) -> bool:
+    """Whether every engine accepts this value of an unkeyed field. Other values are keyed: an engine may refuse
+    them, and only requests with the same value may share the refusal."""
+    raw = bytes(api_request.fields[name])
     if raw == b"null":
         return True
     if name == "stream":  # a boolean, as our decoder has seen; for embeddings it means nothing
-        return ask.endpoint != "embeddings" or raw == b"false"
+        return api_request.endpoint != "embeddings" or raw == b"false"
     if name == "stream_options":
-        return ask.stream and ask.endpoint != "embeddings" and _once(raw)
+        return api_request.stream and api_request.endpoint != "embeddings" and _once(raw)
     try:
         if name in NAMES:
             if len(raw) > 12 * MAX_NAME:  # of six characters at most for each of two units
@@ -185,10 +196,9 @@ def _once(raw: bytes) -> bool:
 
 
 def _messages(raw: msgspec.Raw) -> object:
-    """The messages in one spelling: the order of a message's own members means nothing to the engine.
+    """The messages in canonical form: the order of a message's own members means nothing to the engine.
 
-    Deeper order is kept: tool definitions and JSON schemas reach the model, or the grammar, in the order in which
-    they are written.
+    Deeper order is kept: tool definitions and JSON schemas reach the model, or the grammar, in their order.
     """
     try:
         return msgspec.Raw(_SORTED(_FLAT.decode(raw)))  # nothing in it is deeper: 0.9 µs for two, else 2.4
@@ -201,8 +211,8 @@ def _messages(raw: msgspec.Raw) -> object:
 
 
 def _plain(data: bytes) -> bool:
-    """Whether one spelling of a value is its own text less the white space: it holds no escape, and no -0, which
-    is 0. A call of Python for each number, and an object for each part, are then saved."""
+    """Whether the canonical form of a value is its text without white space: it has no escape, and no -0, which
+    equals 0. That saves a Python call for each number, and an object for each part."""
     return b"\\" not in data and b"-0" not in data
 
 

@@ -66,7 +66,7 @@ class Scheduler:
         self._on_fault = exchange_context.fault
         self._merger = Merger(
             merge_max,
-            limit=exchange_context.limits.flight,
+            limit=exchange_context.timeouts.limits.flight,
             window=request_queue.window,
             on_member=self._member_ended,
         )

@@ -1,6 +1,6 @@
-"""How engines stream, learned from a tiny stream and body that we ask for, and from streams that pass.
+"""The shapes of engines' streams, learned by probes (one tiny stream and one tiny body) and from clients' streams.
 
-A stream may stand in for one body only where the engine's own body is known to be the fold of its stream."""
+A stream is folded for a client that wants one body only where the engine's own body is known to equal the fold."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from proxy.wire.fold import (
 
 EVERY: Final = 1.0  # seconds between checks for engines whose shape is not known
 ANSWER_SECONDS: Final = 10.0  # one answer of a few tokens
-TRIES: Final = 4  # of an engine that did not answer well, or whose two answers had different texts
-MOST_MODELS: Final = 8  # of one engine that are probed: adapters answer as the model that they are for
-REST: Final = 15.0  # seconds, times its tries, that an engine is left alone that did not answer well
+TRIES: Final = 4  # probes of an engine that failed, or whose stream and body had different texts
+MOST_MODELS: Final = 8  # models of one engine that are probed: adapters answer as their base model does
+REST: Final = 15.0  # seconds, times the tries, before an engine whose probes failed is probed again
 MOST_REST: Final = 3600.0
-AGAIN: Final = 60.0  # seconds between two times that an engine whose answers have changed is asked anew
-IMPATIENT: Final = 60.0  # seconds after which an engine that is never idle is probed at half of its places
-MOST_CHECKED: Final = 2048  # frames of a running stream that are looked at before somebody waits for its fold
-MOST_BYTES: Final = 64 * 1024  # of an answer of a few tokens
-MOST_FRAME: Final = 16 * 1024  # bytes of a frame of a long log that is looked at
+AGAIN: Final = 60.0  # seconds between two probes of an engine whose answers have changed
+IMPATIENT: Final = 60.0  # seconds after which an engine that is never idle is probed at half of its limit
+MOST_CHECKED: Final = 2048  # frames of a running stream that are checked before a reader waits for its fold
+MOST_BYTES: Final = 64 * 1024  # of the answer to a probe
+MOST_FRAME: Final = 16 * 1024  # bytes; larger frames of a long log are not checked
 TOKENS: Final = 4
 LLAMA_CPP: Final = "llamacpp"
 ENDPOINTS: Final[tuple[Folded, ...]] = ("chat", "completions")
 NAME: Final = "gateway-probe-"
-"""What the ids of these requests begin with, in an engine's own log."""
+"""The prefix of the probes' request ids, for the engine's log."""
 _TEXTS: Final = ("Count on: one, two,", "The colours are red,")
 _ENCODE: Final = msgspec.json.Encoder().encode
 _REFUSED: Final = frozenset({400, 401, 403, 415, 422})
@@ -81,9 +81,9 @@ class Shapes:
         self._log = log
         self._metrics = metrics
         self._clock = clock
-        self._since: dict[Backend, float] = {}  # when one was first found unknown
-        self._rests: dict[Backend, float] = {}  # until when one is left alone that did not answer well
-        self._doubted: dict[Backend, float] = {}  # when one was last asked anew
+        self._since: dict[Backend, float] = {}  # when an engine was first seen with an unknown shape
+        self._rests: dict[Backend, float] = {}  # when an engine whose probes failed is probed again
+        self._doubted: dict[Backend, float] = {}  # when an engine's answers were last seen to have changed
         self._tries: dict[tuple[Backend, str | None, Folded], int] = {}
         self._woken = asyncio.Event()
 
@@ -94,14 +94,14 @@ class Shapes:
 
     def waits(self, flight: Flight) -> bool:
         """Whether a reader that wants one body may wait for this stream, whose frames are checked from now on."""
-        ask = flight.spec.ask
-        if ask is None or ask.endpoint == "embeddings":
+        api_request = flight.spec.api_request
+        if api_request is None or api_request.endpoint == "embeddings":
             return False
         if flight.ended or flight.look is not None:
-            return True  # what has ended folds at once, or not
-        if not self._backends.folds(ask, flight.backend):
+            return True  # a flight that has ended folds at once, or raises
+        if not self._backends.folds(api_request, flight.backend):
             return False
-        view = partial(look, endpoint=ask.endpoint, forced_tool=forces_tool(ask.fields))
+        view = partial(look, endpoint=api_request.endpoint, forced_tool=forces_tool(api_request.fields))
         try:
             if flight.shape is not None:
                 for frame in _some(flight.log):
@@ -124,25 +124,25 @@ class Shapes:
     def unfolded(self, flight: Flight, why: Unfoldable) -> None:
         """A stream turned out not to fold while readers waited for that. Unless it is peculiar to this answer, no
         reader waits for the engine's streams from now on; the engine is probed anew, as it may have changed."""
-        ask = flight.spec.ask
+        api_request = flight.spec.api_request
         engine = next((backend for backend in self._backends.all if backend.name == flight.backend), None)
-        if ask is None or engine is None:  # from the store: who knows which engine's it was
+        if api_request is None or engine is None:  # from the store: its engine is not known
             return
         self._metrics.unfolded(engine.name)
-        if isinstance(why, Odd) or not engine.abilities.spoil(ask, str(why)):
+        if isinstance(why, Odd) or not engine.abilities.spoil(api_request, str(why)):
             return
-        self._tell(engine, f"{ask.endpoint}: {why}")
+        self._tell(engine, f"{api_request.endpoint}: {why}")
         if self._probe:
             now = self._clock()
             if now - self._doubted.get(engine, -math.inf) > AGAIN:
                 self._doubted[engine] = now
-                engine.abilities.doubt(ask)
+                engine.abilities.doubt(api_request)
                 self.wake()
 
     def passed(self, engine: Backend, flight: Flight) -> None:
         """Learn the shape from a complete stream of an engine whose shape is not known."""
-        ask = flight.spec.ask
-        if ask is None or len(flight.log) < 3:
+        api_request = flight.spec.api_request
+        if api_request is None or len(flight.log) < 3:
             return
         try:
             (first, *_), (last, *_) = unchunks(flight.log[0]), unchunks(flight.log[-2])
@@ -151,7 +151,7 @@ class Shapes:
         shape = shape_told(data_of(first) or b"", data_of(last) or b"")
         if shape is not None:
             for endpoint in ENDPOINTS:
-                engine.abilities.learn([ask.model], endpoint, shape)
+                engine.abilities.learn([api_request.model], endpoint, shape)
 
     # -- probes -----------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Shapes:
             self._woken.clear()
             engines = self._backends.all
             if any(await asyncio.gather(*map(self._look_at, engines))):
-                continue  # there may be more to ask
+                continue  # more may be unknown
             self._since = {engine: at for engine, at in self._since.items() if engine in engines}
             self._rests = {engine: until for engine, until in self._rests.items() if engine in engines}
             self._doubted = {engine: at for engine, at in self._doubted.items() if engine in engines}
@@ -193,26 +193,26 @@ class Shapes:
         if self._clock() < self._rests.get(engine, -math.inf):
             return False
         if all(model.get("owned_by") == LLAMA_CPP for model in engine.models):
-            for endpoint in ENDPOINTS:  # it names itself in every frame, and its bodies are known
+            for endpoint in ENDPOINTS:  # llama.cpp's format is known
                 engine.abilities.learn([*unknown[0], None], endpoint, LLAMA)
             return True
         patient = self._clock() - self._since.setdefault(engine, self._clock()) < IMPATIENT
         return _idle(engine, patient=patient) and await self._ask(engine, *unknown)
 
     async def _ask(self, engine: Backend, names: list[str | None], endpoint: Folded) -> bool:
-        """One probe. False: it is to be tried again."""
+        """One probe. False: it failed and is tried again."""
         key, epoch = (engine, names[0], endpoint), engine.abilities.epoch
         self._tries[key] = tries = self._tries.get(key, 0) + 1
         try:
             shape = await self._seen(engine, names[0] or "", endpoint)
         except _Later as e:
             self._metrics.probed(engine.name, "again")
-            if tries >= TRIES and tries & (tries - 1) == 0:  # it rests for longer and longer
+            if tries >= TRIES and tries & (tries - 1) == 0:  # with growing pauses
                 self._rests[engine] = self._clock() + min(REST * tries, MOST_REST)
                 self._tell(engine, f"{endpoint}: {e}")
             return False
         except Unfoldable as e:
-            if tries < TRIES and "own body" in str(e):  # texts differ from answer to answer where numbers tie
+            if tries < TRIES and "own body" in str(e):  # texts differ between answers where logits tie
                 self._metrics.probed(engine.name, "again")
                 return False
             shape = Shape("none", why="" if isinstance(e, _NotOffered) else str(e))
@@ -250,12 +250,11 @@ class Shapes:
         self, engine: Backend, model: str, endpoint: Folded, which: int, *, stream: bool = False
     ) -> bytes:
         text = _TEXTS[which]
-        asked: dict[str, object] = {"model": model, "max_tokens": TOKENS, "temperature": 0, "seed": 1}
-        asked |= {"messages": [{"role": "user", "content": text}]} if endpoint == "chat" else {"prompt": text}
+        request: dict[str, object] = {"model": model, "max_tokens": TOKENS, "temperature": 0, "seed": 1}
+        request |= {"messages": [{"role": "user", "content": text}]} if endpoint == "chat" else {"prompt": text}
         if stream:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}}
-
-        status, answer = await self._asked(engine, "POST", PATHS[endpoint], _ENCODE(asked))
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
+        status, answer = await self._request(engine, "POST", PATHS[endpoint], _ENCODE(request))
         if status in _ABSENT:
             raise _NotOffered(f"it answers {status}")
         if status in _REFUSED:
@@ -267,17 +266,17 @@ class Shapes:
         return answer
 
     async def _offered(self, engine: Backend, endpoint: Folded) -> bool:
-        """Whether the engine has the endpoint, as far as that shows without asking for tokens: vLLM answers a GET
-        with 405 where there is such a path, and with 404 where an engine only embeds."""
+        """Whether the engine has the endpoint, as far as a GET shows: vLLM answers 405 where the path exists, and
+        404 where the engine only embeds."""
         if not any(model.get("owned_by") == "vllm" for model in engine.models):
             return True
-        status, version = await self._asked(engine, "GET", "/version")
+        status, version = await self._request(engine, "GET", "/version")
         if status != 200 or b'"version"' not in version:
             return True
-        status, _ = await self._asked(engine, "GET", PATHS[endpoint])
+        status, _ = await self._request(engine, "GET", PATHS[endpoint])
         return status != 404
 
-    async def _asked(self, engine: Backend, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    async def _request(self, engine: Backend, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         async def attempt() -> tuple[int, bytes]:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await engine.pool.ask(method, path, body, fresh=True, name=NAME + new_id())
@@ -302,8 +301,8 @@ def _some(log: list[bytes]) -> Iterable[bytes]:
 
 
 def _families(engine: Backend) -> list[list[str | None]]:
-    """The engine's models by which one answers for which: the first of each is asked. Adapters (`parent`) answer
-    as their model does, and several names of one model (`root`) alike."""
+    """The engine's models, grouped by equal behaviour: the first of each group is probed. Adapters (`parent`)
+    answer as their base model does, and all names of one model (`root`) alike."""
     families: dict[str, list[str | None]] = {}
     keys: dict[str, str] = {}
     for model in sorted(engine.models, key=lambda model: isinstance(model.get("parent"), str)):
@@ -315,7 +314,7 @@ def _families(engine: Backend) -> list[list[str | None]]:
 
 
 def _unknown(engine: Backend) -> tuple[list[str | None], Folded] | None:
-    """The models and the endpoint whose shape is not known. None: all are known."""
+    """The models and the endpoint of an unknown shape. None: all are known."""
     families = _families(engine)
     for names in families:
         for endpoint in ENDPOINTS:

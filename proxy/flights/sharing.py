@@ -37,7 +37,7 @@ _SAMPLED: Final = Sharing(shared=False, merge=True)
 SHARED: Final = Sharing(shared=True)
 
 
-def sharing_of(ask: ApiRequest, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
+def sharing_of(api_request: ApiRequest, default: Share, *, cache_control: str = "", override: str = "") -> Sharing:
     """Decide. `cache_control` and `override` are the values of `Cache-Control` and `x-gateway-share`.
 
     Raises GatewayError 400 for a mode that does not exist. Unknown Cache-Control directives are ignored, as
@@ -46,7 +46,7 @@ def sharing_of(ask: ApiRequest, default: Share, *, cache_control: str = "", over
     """
     if not override and not cache_control:
         if default == "auto":
-            return SHARED if deterministic(ask) else _SAMPLED
+            return SHARED if deterministic(api_request) else _SAMPLED
         return SHARED if default == "all" else PRIVATE
     mode: str = override.strip().lower() or default
     if mode not in SHARES:
@@ -58,14 +58,18 @@ def sharing_of(ask: ApiRequest, default: Share, *, cache_control: str = "", over
     directives = {part.partition("=")[0].strip().lower() for part in cache_control.split(",")}
     if mode == "off":
         return PRIVATE
-    if mode == "auto" and not deterministic(ask):
+    if mode == "auto" and not deterministic(api_request):
         return _SAMPLED
     return Sharing(shared=True, fresh="no-cache" in directives, storable="no-store" not in directives)
 
 
-def deterministic(ask: ApiRequest) -> bool:
+def deterministic(api_request: ApiRequest) -> bool:
     """True where asking twice gives the same answer: temperature 0 said outright, a seed, or an embedding.
 
     A temperature left out is the engine's default, which samples. A negative seed is none: vLLM 0.32 takes -1 so.
     """
-    return ask.endpoint == "embeddings" or ask.temperature == 0 or (ask.seed is not None and ask.seed >= 0)
+    return (
+        api_request.endpoint == "embeddings"
+        or api_request.temperature == 0
+        or (api_request.seed is not None and api_request.seed >= 0)
+    )

@@ -60,7 +60,7 @@ class FlightSpec(msgspec.Struct, frozen=True):
     mode: Mode
     request_id: str  # the engine's name for it; a client's own id only where nobody else sees the answer
     headers: Sequence[tuple[str, str]] = ()
-    ask: ApiRequest | None = None
+    api_request: ApiRequest | None = None
     model: str | None = None
     key: bytes | None = None  # None: shares nothing
     fresh: bool = False  # no look-up in the store, but the answer is written to it
@@ -69,7 +69,7 @@ class FlightSpec(msgspec.Struct, frozen=True):
     many: bool = False  # its answer is divided among several clients
     tenant: bytes = b""  # requests of different tenants are never merged
     affinity: int = 0  # requests with the same number go to the same engine; 0: to any
-    parts: int = 0  # choices or vectors that its body asks for; 0: as many as `ask` does
+    parts: int = 0  # choices or vectors that its body asks for; 0: as many as `api_request` does
     cost: tuple[int, int] | None = None  # its tokens, prompt and completion, where they are known
     fold: bool = True  # a stored stream may answer it, where it wants one body
 
@@ -119,14 +119,3 @@ class Items(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.cached}/{self.total}"
-
-
-@dataclass(slots=True)
-class Times:
-    """Times of a Flight's events, in seconds by its clock; None for events that have not happened."""
-
-    created: float = 0.0
-    dispatched: float | None = None  # left the queue for an engine
-    first: float | None = None  # first frame with content (role chunks do not count)
-    last: float | None = None
-    ended: float | None = None

@@ -24,8 +24,12 @@ _SSE: Final = (("content-type", "text/event-stream; charset=utf-8"),)
 def replay(flight: Flight, stored: Stored) -> bool:
     """Answer a Flight from an entry; False if the entry does not serve it. Where the memory budget is exhausted
     the Flight fails, as each stored answer that is being read is a separate copy."""
-    ask = flight.spec.ask
-    if ask is not None and (ask.endpoint == "completions" or "n" in ask.fields) and not _has_all(stored, ask):
+    api_request = flight.spec.api_request
+    if (
+        api_request is not None
+        and (api_request.endpoint == "completions" or "n" in api_request.fields)
+        and not _has_all(stored, api_request)
+    ):
         flight.replace_stored()
         return False
     if len(stored.body) > FREE and not flight.charge(2 * len(stored.body)):
@@ -33,17 +37,17 @@ def replay(flight: Flight, stored: Stored) -> bool:
         return True
     if flight.spec.mode is Mode.WHOLE:
         body = stored.body if stored.kind == "whole" else b""
-        if stored.kind == "stream" and ask is not None and many_frames((stored.body,)):
+        if stored.kind == "stream" and api_request is not None and many_frames((stored.body,)):
             if not may_fold(stored.body, stored.shape):
                 return False
             # It lands as a stream, which readers that want one body fold.
             return _land_stream(flight, stored)
-        if stored.kind == "stream" and ask is not None and ask.endpoint != "embeddings":
+        if stored.kind == "stream" and api_request is not None and api_request.endpoint != "embeddings":
             try:
                 body = fold(
                     unchunks(stored.body),
-                    ask.endpoint,
-                    forced_tool=forces_tool(ask.fields),
+                    api_request.endpoint,
+                    forced_tool=forces_tool(api_request.fields),
                     shape=stored.shape,
                 )
             except Unfoldable:
@@ -78,15 +82,15 @@ def _landed(flight: Flight, stored: Stored, head: Head) -> bool:
     return True
 
 
-def _has_all(stored: Stored, ask: ApiRequest) -> bool:
+def _has_all(stored: Stored, api_request: ApiRequest) -> bool:
     """Whether an entry has every choice that this request asks for."""
-    asked = asked_of(ask)
+    asked = asked_of(api_request)
     if asked < 2:
         return True
     try:
         if stored.kind == "stream":
             return lack_of(endings(unchunks(stored.body)), asked) is None
-        return read_body(stored.body, ask.endpoint, asked)[1] is None
+        return read_body(stored.body, api_request.endpoint, asked)[1] is None
     except (ValueError, msgspec.MsgspecError, RecursionError):
         return False
 

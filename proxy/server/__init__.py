@@ -1,7 +1,8 @@
 """The client's side of a request: accept, parse, route, respond, drain, and the page.
 
-A `Listener` accepts connections. Each is a `ClientConnection`, which parses requests one after the other and
-closes a client that is too slow. Each request is given to `Gateway.handle`.
+A `Listener` accepts connections. Each is a `ClientConnection`, which parses requests one after the other. Each
+request is given to `Gateway.handle`. A client that leaves cancels its handler: `listener/listener.py`, then
+`Outcomes.disconnected`.
 
 The gateway makes a `RequestContext`: the caller, the body, the resources that the request holds until it is
 closed, and what is logged of it. `Routes` find the handler by path and method. `BodyReader` reads the body
@@ -9,9 +10,9 @@ within its bounds. The handlers are in `handlers`: `Generation` attaches the req
 relays other paths of vLLM, `StatusHandlers` answer health, readiness, models and metrics.
 
 A handler answers through the `Responder`: JSON of the gateway's own, an error, or a Flight as a stream or as
-one body. `respond` turns these into bytes and applies backpressure: a client that does not read holds up nobody
-else. `Outcomes` end a request: an exception becomes the client's error, resources are released, one line is
-logged.
+one body. `respond` turns these into bytes. A slow reader is written to no faster than it reads
+(`respond.write_until_done`), and is disconnected after `client_stall_timeout`. `Outcomes` end a request: an
+exception becomes the client's error, resources are released, one line is logged.
 
 `LargeRequests` parse bodies that would block the event loop in child processes (`offload`). `Drain` ends the
 process in order. `Page` is the page at `/` with its state and its playground.

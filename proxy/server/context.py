@@ -50,7 +50,7 @@ class RequestContext:
     endpoint: str = "unknown"
     model: str | None = None
     stream: bool = False
-    ask: ApiRequest | None = None
+    api_request: ApiRequest | None = None
     caller: Caller | None = None  # None: no key was required
     cost: tuple[int, int] | None = None  # tokens of the prompt and of the completion, where they are known
     hold: Reservation | None = None  # its part of the rate limits
@@ -104,7 +104,7 @@ class RequestContext:
 
     def accept(self, request: ApiRequest) -> None:
         """The body is decoded and checked, and possibly lowered in its demands."""
-        self.ask, self.model, self.stream = request, request.model, request.stream
+        self.api_request, self.model, self.stream = request, request.model, request.stream
 
     def price(self, cost: tuple[int, int]) -> None:
         """Tokens of the prompt and of the completion, as rate limits estimate them."""
@@ -275,7 +275,9 @@ class RequestContext:
             reader.flight.backend if reader is not None else None,
             error,
             self.caller.name or None if self.caller is not None else None,
-            self.ask.prompt.decode("utf-8", "replace") if show_prompt and self.ask is not None else None,
+            self.api_request.prompt.decode("utf-8", "replace")
+            if show_prompt and self.api_request is not None
+            else None,
             reader.flight.attempts if reader is not None else 1,
             items.total if items is not None else None,
             items.cached if items is not None else None,

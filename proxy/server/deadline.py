@@ -39,19 +39,17 @@ def end_early(context: RequestContext, error: GatewayError) -> respond.Sent:
     """End a request that is being answered, with this error. Raises it where nothing has gone out, and
     ConnectionResetError where only the end of the connection says that the answer is not whole."""
     reader = context.reader
-    pipe = reader.pipe if reader is not None else None
-    if reader is not None:
-        reader.pipe = None  # nothing more is written to it
+    ended = reader is not None and reader.done  # with the flight's own end
+    pipe = reader.end_writing() if reader is not None else None
     if not context.status and not (isinstance(pipe, respond.SocketPipe) and not pipe.head):
         raise error
     context.failed(error.code.code)
     if reader is None or not isinstance(pipe, respond.SocketPipe) or reader.flight.mode is not Mode.STREAM:
         raise ConnectionResetError("ended early, in the middle of a body")
-    if not reader.done:
+    if not ended:
         if reader.offset:
             raise ConnectionResetError("ended early, in the middle of a chunk")
         pipe.write(chunk(encode(error.json())) + LAST_CHUNK)
-        reader.done = True
     context.begin_response(200)
     context.end_response(pipe.sent)
     return respond.Sent(200, False, pipe.sent)

@@ -1,5 +1,5 @@
-"""How a request ends, whatever its handler raised: the client's error, the resources, the count and the log line.
-The gateway and the page's readers share it."""
+"""How a request ends: the error that its handler raised, or a client that leaves (`disconnected`); the resources,
+the count and the log line. The gateway and the page's readers share it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure."""
+"""Turns a Subscriber into bytes on the client's socket: heads, chunks, one JSON body, errors, and backpressure for
+a slow reader (`write_until_done`, `wait_writable`)."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import formatdate
@@ -62,6 +62,7 @@ class SocketPipe:
         self._bare = bare  # HTTP/1.0: no chunks
         self._plain = False  # the head is out, and what follows goes out as it is
         self._mute = mute  # HEAD, 204, 304: no body at all
+        self._protocol.count(self)
 
     def write(self, data: bytes | memoryview) -> bool:
         transport = self._transport
@@ -75,12 +76,9 @@ class SocketPipe:
             if self.head:
                 data, self.head = self.head + data, b""
             self._plain = not (self._mute or self._bare)
-        size = len(data)
-        self.sent += size
-        protocol = self._protocol
-        protocol.written += size
+        self.sent += len(data)
         transport.write(data)
-        return not protocol.write_paused
+        return not self._protocol.write_paused
 
 
 async def stream(
@@ -112,10 +110,7 @@ async def stream(
         bare=not chunks and length is None,
         mute=request.method == "HEAD" or status in (204, 304),
     )
-    if not chunks:
-        reader.most = sys.maxsize  # `dechunk` takes whole chunks
-    reader.pipe = pipe
-    reader.pump()
+    reader.write_to(pipe, whole_chunks=not chunks)  # `dechunk` takes whole ones
     if pipe.head and flight.mode is Mode.RAW:
         pipe.write(b"")  # no body yet, or none at all: the head is an answer in itself
     await write_until_done(reader, wait_writable)
@@ -139,14 +134,12 @@ async def write_until_done(reader: Subscriber, wait_writable: WaitWritable) -> N
         if flight.throttle is not None and flight.private:
             flight.throttle(True)
         await wait_writable()
-        reader.lagging = False
-        reader.pump()
-        if reader.lagging:
+        if not reader.resume():
             await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
-        else:
-            flight.trim()
-            if flight.throttle is not None and flight.private:
-                flight.throttle(False)
+            continue
+        flight.trim()
+        if flight.throttle is not None and flight.private:
+            flight.throttle(False)
 
 
 def _writes_rest(reader: Subscriber) -> bool:
@@ -175,10 +168,9 @@ def write(
 ) -> tuple[Sent, Remainder | None]:
     """Write a response: a small one at once, of a large one its first slice. Returns the rest, for `write_rest`;
     None: there is none, and the client takes what is written. Raises ConnectionResetError where it has left."""
-    transport = request.transport
-    if transport is None:
+    protocol: ClientConnection | None = request.protocol  # type: ignore[assignment]  # a cast is a Python call
+    if protocol is None or protocol.transport is None:
         raise ConnectionResetError("the client has left")
-    protocol: ClientConnection = request.protocol  # type: ignore[assignment]  # a cast is a Python call
     keep = keep and request.keep_alive
     if keep and request.version < HttpVersion11:
         headers = (*headers, ("connection", "keep-alive"))  # else a client of HTTP/1.0 waits for the close
@@ -197,12 +189,10 @@ def write(
                 data += first
             else:
                 data += body if body.__class__ is bytes else b"".join(cast(Sequence[bytes], body))
-    size = len(data)
-    protocol.written += size
-    transport.write(data)
+    protocol.send(data)
     if left is None and protocol.write_paused:
         left = iter(())
-    return Sent(status, keep, size + later), left
+    return Sent(status, keep, len(data) + later), left
 
 
 def slices(pieces: Iterable[bytes]) -> Iterator[bytes | memoryview]:
@@ -232,8 +222,7 @@ async def write_rest(request: web.BaseRequest, left: Remainder, wait_writable: W
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has left")
-        protocol.written += len(data)
-        transport.write(data)
+        protocol.send(data)
         await asyncio.sleep(0)  # a client that takes all at once does not keep the others waiting
         await wait_writable()
 
@@ -271,14 +260,14 @@ async def wait_writable(request: web.BaseRequest, stall: float, held: Held | Non
 def folded_body(flight: Flight) -> bytes:
     """The JSON body of a landed stream, folded once for all readers. Raises Unfoldable."""
     if flight.folded is None:
-        ask = flight.spec.ask
-        if ask is None or ask.endpoint == "embeddings":
+        api_request = flight.spec.api_request
+        if api_request is None or api_request.endpoint == "embeddings":
             raise Unfoldable("this endpoint does not stream")
         if flight.size > FREE and not flight.charge(FOLD_COST * flight.size):
             raise refused()
         frames = flight.raw_frames()
-        forced = forces_tool(ask.fields)
-        flight.keep_fold(fold(frames, ask.endpoint, forced_tool=forced, shape=flight.shape))
+        forced = forces_tool(api_request.fields)
+        flight.keep_fold(fold(frames, api_request.endpoint, forced_tool=forced, shape=flight.shape))
     assert flight.folded is not None
     return flight.folded
 

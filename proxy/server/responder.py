@@ -112,10 +112,9 @@ class Responder:
 
     async def body(self, context: RequestContext, reader: Subscriber) -> Sent:
         """A Flight as one JSON body, once it has ended. Raises the Flight's GatewayError, or Unfoldable."""
+        if not reader.flight.ended:
+            await reader.complete()
         flight = reader.flight
-        while not flight.ended:
-            reader.whole = True
-            await reader.changed()
         if self._large is not None and flight.mode is Mode.STREAM and self._large.folds(flight):
             await self._large.fold(flight)
         status, headers, body = respond.json_response(flight, limited=context.hold is not None)

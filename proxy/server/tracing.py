@@ -1,5 +1,5 @@
-"""Spans: which exist, how they are nested and linked, and their attributes. OTel's `gen_ai.*` names are used
-where there are any. No prompt and no key is in a span, unless a setting asks for prompts."""
+"""Spans: which exist, how they are nested and linked, and their attributes, by OTel's `gen_ai.*` names where it
+has one. A span holds no key, and a prompt only with the setting for it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from proxy.server.context import RequestContext
 from proxy.telemetry import Otel
 
 UNTRACED: Final = frozenset({"health", "ready", "metrics", "page", "state"})
-MAX_BODY: Final = 1024 * 1024  # bytes of a whole answer that are looked into
+MAX_BODY: Final = 1024 * 1024  # bytes of a JSON answer that is parsed for attributes
 MAX_PROMPT: Final = 64 * 1024  # characters; a longer one is cut
 MAX_REASONS: Final = 64  # of the choices of one answer
 
 _OPERATIONS: Final = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
-_ASKED: Final = (
+_PARAMETERS: Final = (
     ("max_tokens", "gen_ai.request.max_tokens", int),
     ("max_completion_tokens", "gen_ai.request.max_tokens", int),
     ("top_p", "gen_ai.request.top_p", float),
@@ -37,8 +37,8 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _Said(msgspec.Struct):
-    """The members of an answer that its span has."""
+class _Answer(msgspec.Struct):
+    """The members of an answer that are attributes of its span."""
 
     id: str | None = None
     model: str | None = None
@@ -53,7 +53,7 @@ class Tracing:
         self._prompts = prompts
 
     def begin(self, context: RequestContext, *, inside: RequestContext | None = None) -> None:
-        """A request begins: part of the trace that its client brought, or of the request it is `inside` of."""
+        """Begin the span of a request: a child of the span `inside`, else of the one in the client's headers."""
         if context.endpoint in UNTRACED:
             return
         otel, request = self.otel, context.request
@@ -77,33 +77,33 @@ class Tracing:
         )
         context.traced(RequestTrace(self, span))
 
-    def asked(self, context: RequestContext) -> dict[str, Any]:
+    def request_attributes(self, context: RequestContext) -> dict[str, Any]:
         """Attributes of the request, by OTel's names."""
-        ask = context.ask
-        if ask is None:
+        api_request = context.api_request
+        if api_request is None:
             return {"gen_ai.request.model": clean(context.model[:256])} if context.model else {}
-        told: dict[str, Any] = {
-            "gen_ai.operation.name": _OPERATIONS[ask.endpoint],
-            "gen_ai.provider.name": "openai",  # whose form of API it is
-            "gen_ai.request.stream": ask.stream,
+        attributes: dict[str, Any] = {
+            "gen_ai.operation.name": _OPERATIONS[api_request.endpoint],
+            "gen_ai.provider.name": "openai",  # by the API's format
+            "gen_ai.request.stream": api_request.stream,
         }
-        if ask.model is not None:
-            told["gen_ai.request.model"] = clean(ask.model[:256])
-        if ask.temperature is not None:
-            told["gen_ai.request.temperature"] = ask.temperature
-        if ask.seed is not None and fits(ask.seed):
-            told["gen_ai.request.seed"] = ask.seed
-        for field, name, kind in _ASKED:
-            raw = ask.fields.get(field)
+        if api_request.model is not None:
+            attributes["gen_ai.request.model"] = clean(api_request.model[:256])
+        if api_request.temperature is not None:
+            attributes["gen_ai.request.temperature"] = api_request.temperature
+        if api_request.seed is not None and fits(api_request.seed):
+            attributes["gen_ai.request.seed"] = api_request.seed
+        for field, name, kind in _PARAMETERS:
+            raw = api_request.fields.get(field)
             try:
                 value = None if raw is None else msgspec.json.decode(raw, type=kind | None)
             except msgspec.MsgspecError:
-                continue  # the engine will say what is wrong with it
+                continue  # the engine reports the error
             if value is not None and fits(value):
-                told[name] = value
+                attributes[name] = value
         if self._prompts:
-            told["gateway.prompt"] = ask.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
-        return told
+            attributes["gateway.prompt"] = api_request.prompt.decode("utf-8", "replace")[:MAX_PROMPT]
+        return attributes
 
 
 class RequestTrace:
@@ -122,7 +122,7 @@ class RequestTrace:
         return f"{parent.trace_id:032x}" if parent.is_valid else None
 
     def reads(self, context: RequestContext, reader: Subscriber) -> None:
-        """The request reads a Flight: a child span of the request that started it, a link for the others."""
+        """The request reads a Flight, whose span is a child of the first reader's; other readers get a link."""
         flight = reader.flight
         if flight.trace is None:
             flight.traced_by(FlightSpan(self._tracing, context, flight, self.span))
@@ -130,30 +130,32 @@ class RequestTrace:
             self.span.add_link(flight.trace.span.get_span_context(), {"gateway.link": "reads"})
 
     def ended(self, context: RequestContext) -> None:
-        """The request has ended, with any outcome."""
+        """End the span, with the outcome of the request."""
         span, otel = self.span, self._tracing.otel
         if span.is_recording():
-            told = self._tracing.asked(context)
-            told["gateway.verdict"] = context.verdict
+            attributes = self._tracing.request_attributes(context)
+            attributes["gateway.verdict"] = context.verdict
             if context.status:
-                told["http.response.status_code"] = context.status
+                attributes["http.response.status_code"] = context.status
             if context.client_left:
-                told["gateway.client_left"] = True
+                attributes["gateway.client_left"] = True
             if context.caller is not None and context.caller.name:
-                told["gateway.key_name"] = context.caller.name
+                attributes["gateway.key_name"] = context.caller.name
             first = context.ttft_ms
             if first is not None:
-                told["gen_ai.response.time_to_first_chunk"] = first / 1000
+                attributes["gen_ai.response.time_to_first_chunk"] = first / 1000
             if context.reader is not None:
-                told |= _spent(context.reader.flight)
+                attributes |= _spent(context.reader.flight)
                 if isinstance(context.reader.flight.trace, FlightSpan):
-                    told |= context.reader.flight.trace.said()
-            span.set_attributes(told)
+                    attributes |= context.reader.flight.trace.answer_attributes()
+            span.set_attributes(attributes)
             failure = context.failure()
             if context.status >= 500 or (failure is not None and context.status < 400):
                 otel.failed(span, failure or str(context.status))
             elif failure is not None:
-                span.set_attribute("error.type", failure)  # the client's own: the span of a server stays unset
+                span.set_attribute(
+                    "error.type", failure
+                )  # a client error: OTel leaves a server's span status unset
         span.end()
 
 
@@ -161,30 +163,30 @@ class FlightSpan:
     """The span of one Flight, and of each attempt at an engine inside it."""
 
     __slots__ = (
-        "_asked", "_attempt", "_clock", "_id", "_kind", "_model", "_name", "_reasons", "_resent", "_tracing",
-        "span",
+        "_attempt", "_clock", "_id", "_kind", "_model", "_name", "_reasons", "_requested_model", "_resent",
+        "_tracing", "span",
     )  # fmt: skip
 
     def __init__(self, tracing: Tracing, context: RequestContext | None, flight: Flight, parent: Any) -> None:
         self._tracing = tracing
         spec = flight.spec
-        self._kind = _OPERATIONS[spec.ask.endpoint] if spec.ask is not None else "passthrough"
-        self._asked = None if spec.model is None else clean(spec.model[:256])
-        self._name = f"{self._kind} {self._asked or 'unknown'}"
+        self._kind = _OPERATIONS[spec.api_request.endpoint] if spec.api_request is not None else "passthrough"
+        self._requested_model = None if spec.model is None else clean(spec.model[:256])
+        self._name = f"{self._kind} {self._requested_model or 'unknown'}"
         self._resent = 0
-        self._clock = time.time_ns() - round(flight.clock() * 1e9)  # from the flight's clock to the world's
+        self._clock = time.time_ns() - round(flight.clock() * 1e9)  # wall-clock time less the flight's clock
         self._attempt: Any = None
         self._reasons: list[str] = []
         self._model: str | None = None
         self._id: str | None = None
         otel = tracing.otel
-        told = tracing.asked(context) if context is not None else {}
-        told.pop("gateway.prompt", None)
+        attributes = tracing.request_attributes(context) if context is not None else {}
+        attributes.pop("gateway.prompt", None)
         self.span = otel.tracer.start_span(
             f"flight {self._name}",
             context=otel.within(parent),
             kind=otel.api.SpanKind.INTERNAL,
-            attributes=told,
+            attributes=attributes,
             start_time=self._time(flight.times.created),
         )
 
@@ -197,8 +199,8 @@ class FlightSpan:
         otel = self._tracing.otel
         parts = urlsplit(backend)
         where: dict[str, Any] = {"gen_ai.operation.name": self._kind, "gen_ai.provider.name": "openai"}
-        if self._asked is not None:
-            where["gen_ai.request.model"] = self._asked
+        if self._requested_model is not None:
+            where["gen_ai.request.model"] = self._requested_model
         if self._resent:
             where["http.request.resend_count"] = self._resent
         if parts.hostname is not None:
@@ -215,7 +217,7 @@ class FlightSpan:
         span = self._attempt if self._attempt is not None else self.span
         ours = self._tracing.otel.outgoing(span)
         if not ours:
-            return list(headers)  # by the environment there are no spans: as if tracing were off
+            return list(headers)  # OTel's environment variables switch tracing off
         return [*(header for header in headers if header[0].lower() not in _OURS), *ours]
 
     def frame(self, frame: bytes) -> None:
@@ -223,7 +225,7 @@ class FlightSpan:
             return
         for line in frame.splitlines():
             if line.startswith(b"data:"):
-                self._hear(line[5:])
+                self._read_answer(line[5:])
 
     def retried(self, cause: str) -> None:
         if self._attempt is not None:
@@ -249,13 +251,13 @@ class FlightSpan:
                 self.event("lookup", hit=True)
             elif times.first is not None:
                 span.add_event("gateway.first_token", timestamp=self._time(times.first))
-            if flight.mode is Mode.WHOLE and flight.spec.ask is not None and flight.size <= MAX_BODY:
-                self._hear(b"".join(flight.log))
-            told = _spent(flight) | self.said()
-            told["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value
-            told["gateway.attempts"] = flight.attempts
-            told["gateway.readers"] = len(flight.subscribers)
-            span.set_attributes(told)
+            if flight.mode is Mode.WHOLE and flight.spec.api_request is not None and flight.size <= MAX_BODY:
+                self._read_answer(b"".join(flight.log))
+            attributes = _spent(flight) | self.answer_attributes()
+            attributes["gateway.outcome"] = "hit" if flight.stored_at is not None else flight.phase.value
+            attributes["gateway.attempts"] = flight.attempts
+            attributes["gateway.readers"] = len(flight.subscribers)
+            span.set_attributes(attributes)
             if flight.error is not None:
                 self._tracing.otel.failed(span, flight.error.code.code, flight.error.message)
         end = self._time(times.ended) if times.ended is not None else None
@@ -265,21 +267,21 @@ class FlightSpan:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def said(self) -> dict[str, Any]:
+    def answer_attributes(self) -> dict[str, Any]:
         """Attributes of the engine's answer."""
-        told: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
         if self._model is not None:
-            told["gen_ai.response.model"] = self._model
+            attributes["gen_ai.response.model"] = self._model
         if self._id is not None:
-            told["gen_ai.response.id"] = self._id
+            attributes["gen_ai.response.id"] = self._id
         if self._reasons:
-            told["gen_ai.response.finish_reasons"] = self._reasons
-        return told
+            attributes["gen_ai.response.finish_reasons"] = self._reasons
+        return attributes
 
     def _end_attempt(self, flight: Flight, end: int | None) -> None:
         attempt, times = self._attempt, flight.times
         self._attempt = None
-        attempt.set_attributes(_spent(flight) | self.said())
+        attempt.set_attributes(_spent(flight) | self.answer_attributes())
         if times.first is not None and times.dispatched is not None:
             attempt.set_attribute("gen_ai.response.time_to_first_chunk", times.first - times.dispatched)
         if flight.head is not None:
@@ -292,28 +294,28 @@ class FlightSpan:
             self._tracing.otel.failed(attempt, str(flight.head.status))
         attempt.end(end_time=end)
 
-    def _hear(self, json: bytes) -> None:
+    def _read_answer(self, json: bytes) -> None:
         try:
-            said = msgspec.json.decode(json, type=_Said)
+            answer = msgspec.json.decode(json, type=_Answer)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return  # [DONE], an error, or nothing that an engine of ours says
-        self._model = self._model or (said.model[:256] if said.model else None)
-        self._id = self._id or (said.id[:256] if said.id else None)
-        reasons = [choice.finish_reason[:32] for choice in said.choices if choice.finish_reason]
+            return  # [DONE], an error, or no answer in OpenAI's format
+        self._model = self._model or (answer.model[:256] if answer.model else None)
+        self._id = self._id or (answer.id[:256] if answer.id else None)
+        reasons = [choice.finish_reason[:32] for choice in answer.choices if choice.finish_reason]
         self._reasons += reasons[: MAX_REASONS - len(self._reasons)]
 
     def _time(self, moment: float) -> int:
-        """Of the flight's clock, in nanoseconds since the epoch."""
+        """A moment of the flight's clock, in nanoseconds since the epoch."""
         return self._clock + round(moment * 1e9)
 
 
 def fits(number: Any) -> bool:
-    """Whether it is a number that can be sent: for one that cannot be, the exporter writes a traceback."""
+    """Whether OTLP can encode the number; where it cannot, the exporter writes a traceback."""
     return isinstance(number, float) or -(2**63) <= number < 2**63
 
 
 def clean(text: str) -> str:
-    """The text as one that can be sent: a span's name that cannot be takes its whole batch of spans with it."""
+    """The text without lone surrogates: OTLP cannot encode them, and the exporter would drop the whole batch."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -13,6 +13,7 @@ A reader meets, in this order:
 - `AdaptiveLimit` finds an engine's concurrency limit, from a `LoadReport` or from TTFT; `LimitTicker` and
   `LoadPoller` run it.
 - `Build` and `Abilities` are what an engine is and what it was seen to do.
+- `HealthChecks` ask each engine every few seconds whether it is up and what it serves.
 - `Fleet` makes the engines from settings and changes them; `watch` runs the tasks that observe them.
 - `Pulse` notices pauses of this process, so that no engine is blamed for them.
 
@@ -23,6 +24,7 @@ from proxy.upstream.backends import Backend, Backends, Lease
 from proxy.upstream.breaker import State
 from proxy.upstream.concurrency import MOST
 from proxy.upstream.fleet import Fleet
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.monitor import Task, each, first_look, watch
 from proxy.upstream.pulse import Pulse
 from proxy.upstream.retry import GONE, STATUSES, Budget, RetryRules, repeatable, retry_after
@@ -36,6 +38,7 @@ __all__ = [
     "Backends",
     "Budget",
     "Fleet",
+    "HealthChecks",
     "Lease",
     "Pulse",
     "RetryRules",

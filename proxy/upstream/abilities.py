@@ -38,18 +38,18 @@ class Abilities:
         self._odd.clear()
         self._doubted.clear()
 
-    def shape(self, ask: ApiRequest) -> Shape | None:
+    def shape(self, api_request: ApiRequest) -> Shape | None:
         """The shape of its streams for such a request; None: not known."""
-        known = self._shapes.get((ask.model, ask.endpoint))
-        return known or self._shapes.get((None, ask.endpoint))
+        known = self._shapes.get((api_request.model, api_request.endpoint))
+        return known or self._shapes.get((None, api_request.endpoint))
 
-    def folds(self, ask: ApiRequest) -> bool:
+    def folds(self, api_request: ApiRequest) -> bool:
         """Whether a stream for this request certainly folds, so that a client can wait for one body."""
-        shape = self.shape(ask)
+        shape = self.shape(api_request)
         if shape is None:
             return False
-        features = features_of(ask.fields)
-        return folds_ahead(shape, features) and (ask.endpoint, features) not in self._odd
+        features = features_of(api_request.fields)
+        return folds_ahead(shape, features) and (api_request.endpoint, features) not in self._odd
 
     def knows(self, model: str | None, endpoint: Endpoint) -> bool:
         """Whether the shape of this model's answers is known."""
@@ -63,9 +63,9 @@ class Abilities:
         if self._doubted.pop(endpoint, shape) != shape:
             self._odd = {kind: why for kind, why in self._odd.items() if kind[0] != endpoint}
 
-    def spoil(self, ask: ApiRequest, why: str) -> bool:
+    def spoil(self, api_request: ApiRequest, why: str) -> bool:
         """A stream for such a request did not fold: do not expect the next one to. True: that is new."""
-        kind = (ask.endpoint, features_of(ask.fields))
+        kind = (api_request.endpoint, features_of(api_request.fields))
         new = kind not in self._odd
         self._odd[kind] = why
         return new
@@ -74,11 +74,11 @@ class Abilities:
         """It refused an array of several clients' inputs but accepted its parts: send it no more of these."""
         self.mixes = False
 
-    def doubt(self, ask: ApiRequest) -> None:
+    def doubt(self, api_request: ApiRequest) -> None:
         """Its answers may have changed: forget the shapes, until `learn`. A new shape clears the failed folds
         too."""
-        self._doubted[ask.endpoint] = self.shape(ask)
-        self._shapes = {key: shape for key, shape in self._shapes.items() if key[1] != ask.endpoint}
+        self._doubted[api_request.endpoint] = self.shape(api_request)
+        self._shapes = {key: shape for key, shape in self._shapes.items() if key[1] != api_request.endpoint}
 
     @property
     def fold(self) -> bool | None:

@@ -1,5 +1,5 @@
-"""The engines: which there are, what they serve, whether they are healthy, and leases on their capacity.
-Choosing an engine is synchronous; health checks run in tasks."""
+"""The engines: which there are, what they serve, whether they are up, and leases on their capacity. No I/O:
+`health_checks` reports to them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from proxy.errors import Code, GatewayError
 from proxy.upstream.abilities import Abilities
 from proxy.upstream.breaker import Breaker, State
 from proxy.upstream.builds import Build, in_common
 from proxy.upstream.concurrency import AdaptiveLimit
-from proxy.upstream.http.dial import ConnectionRefused
 from proxy.upstream.http.pool import Pool
 from proxy.upstream.load import LoadReport
-from proxy.upstream.pulse import Pulse
 from proxy.upstream.routing import LeastOutstanding, Router, key_of
 from proxy.wire import ApiRequest
 
@@ -41,7 +37,7 @@ class Backend:
     pool: Pool
     max_inflight: int
     inflight: int = 0
-    up: bool | None = None  # None: not checked yet. Only `Backends` changes this and `models`
+    up: bool | None = None  # None: not checked yet
     models: list[dict[str, Any]] = field(default_factory=list)
     detail: str = ""  # why it is down
     breaker: Breaker = field(default_factory=Breaker)
@@ -52,15 +48,33 @@ class Backend:
     seed: int = 0
     adaptive_limit: AdaptiveLimit | None = None  # adapts `max_inflight`; None: configured
     reached: bool = False  # the limit was reached since the last tick of `adaptive_limit`
-    echoes: bool | None = None  # its answers' `id` holds the request's id; None: not known. Exchanges learn it
+    echoes: bool | None = None  # its answers' `id` holds the request's id; None: not known
     missed: int = 0  # consecutive health checks that found it gone
     silent: int = 0  # consecutive health checks that timed out
     checked_at: float = -math.inf  # end of the last check-up for its breaker
+    check_soon: asyncio.Event = field(default_factory=asyncio.Event)  # its next health check is due
     abilities: Abilities = field(default_factory=Abilities)
     build: Build = field(default_factory=Build)
 
     def __post_init__(self) -> None:
         self.seed = key_of(self.name.encode())
+
+    def report_load(self, report: LoadReport | None, besides: float = 0.0) -> None:
+        """The load that it reports; None: it reports none. `besides`: of others, in requests."""
+        self.report, self.reported = report, besides
+
+    def take_reached(self) -> bool:
+        """Whether its limit was reached since the last call."""
+        reached, self.reached = self.reached or self.inflight >= self.max_inflight, False
+        return reached
+
+    def limit(self, most: int) -> None:
+        """Set its concurrency limit."""
+        self.max_inflight = most
+
+    def learn_echo(self, *, echoes: bool) -> None:
+        """Whether the `id` of its answers holds the request's id."""
+        self.echoes = echoes
 
     @property
     def served(self) -> set[str]:
@@ -104,39 +118,40 @@ class Lease:
 
 
 class Backends:
-    """All engines. Choosing one does no I/O; `refresh` checks their health."""
+    """All engines."""
 
     def __init__(
         self,
         backends: Sequence[Backend],
         *,
         router: Router | None = None,
-        refresh_timeout: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        pulse: Pulse | None = None,
+        on_change: Callable[[Backend], None] = lambda backend: None,
+        on_breaker: Callable[[Backend, str], None] = lambda backend, why: None,
+        on_suspect: Callable[[Backend], None] = lambda backend: None,
+        on_left: Callable[[Backend], None] = lambda backend: None,
+        on_restart: Callable[[Backend], None] = lambda backend: None,
     ) -> None:
+        """Called with an engine: `on_change` when it comes up or goes down; `on_breaker` when its breaker opens
+        (and why) or closes (an empty text); `on_suspect` when a single caller's requests fail there: the receiver
+        checks it and reports to `checked`; `on_left` when it is removed and has no request in flight any more;
+        `on_restart` when its process has restarted, though no health check found it down."""
         self.all = list(backends)
-        self.on_change: Callable[[Backend], None] = lambda backend: None
-        self.on_breaker: Callable[[Backend, str], None] = lambda backend, why: None  # it opened (why), or closed
-        self.on_suspect: Callable[[Backend], None] = lambda backend: None
-        """A single caller's requests fail there: the receiver checks the engine and reports to `checked`."""
+        self._on_change = on_change
+        self._on_breaker = on_breaker
+        self._on_suspect = on_suspect
+        self._on_left = on_left
+        self._on_restart = on_restart
         self.capacity_changed: Callable[[], None] = lambda: None
         """To be called when a queued request may find an engine: see `subscribe`."""
         self._on_gone: Callable[[Backend], None] = lambda backend: None
         self._on_silent: Callable[[Backend], None] = lambda backend: None
-        self.on_left: Callable[[Backend], None] = lambda backend: None
-        """A removed engine has no request in flight any more."""
         self._router = router or LeastOutstanding()
         self._clock = clock
         self._tripped: set[Backend] = set()  # engines whose breaker is not closed
-        self._refresh_timeout = refresh_timeout
-        self._pulse = pulse
-        self.on_restart: Callable[[Backend], None] = lambda backend: None
-        """Its process has restarted, though no health check found it down."""
         self._named = {backend.name: backend for backend in self.all}
         self._builds: dict[str | None, frozenset[bytes]] = {}  # builds that answer for each model now
-        self._woken: dict[Backend, asyncio.Event] = {}  # wakes the health check of each engine
-        self._changed = asyncio.Event()  # the set of engines has changed
+        self.changed = asyncio.Event()  # the set of engines has changed
         self._chosen: dict[str | None, list[Backend]] = {}
         """The candidates of each model that an engine lists; by None those of all other names, which clients
         choose and which are therefore no keys here. Empty after a change."""
@@ -217,14 +232,14 @@ class Backends:
         except GatewayError:
             return None
 
-    def folds(self, ask: ApiRequest, name: str | None) -> bool:
+    def folds(self, api_request: ApiRequest, name: str | None) -> bool:
         """Whether a stream for this request certainly folds: at the engine of this name, or (None) at all
         candidates."""
         if name is None:
-            engines = self._chosen.get(ask.model) or self.candidates(ask.model)
+            engines = self._chosen.get(api_request.model) or self.candidates(api_request.model)
         else:
             engines = [self._named[name]] if name in self._named else []
-        return bool(engines) and all(backend.abilities.folds(ask) for backend in engines)
+        return bool(engines) and all(backend.abilities.folds(api_request) for backend in engines)
 
     def makes(self, model: str | None, build: bytes) -> bool:
         """Whether an answer of this build is what an engine that serves the model gives now; with no build known,
@@ -243,19 +258,13 @@ class Backends:
         """It reports that its process started at `at` (Unix time). A restarted engine is checked soon."""
         if not backend.leaving and backend.build.began(at, self._clock()):
             self._anew(backend)
-            self._wake(backend)
-            self.on_restart(backend)
+            backend.check_soon.set()
+            self._on_restart(backend)
 
     def _anew(self, backend: Backend) -> None:
         """It may be another engine or version: forget what it was seen to do."""
         backend.few = False
         backend.abilities.forget()
-
-    def _wake(self, backend: Backend) -> None:
-        """Check its health soon."""
-        woken = self._woken.get(backend)
-        if woken is not None:
-            woken.set()
 
     def _acquire_guarded(
         self, model: str | None, candidates: list[Backend], exclude: frozenset[Backend], affinity: int
@@ -328,11 +337,12 @@ class Backends:
         if opened:
             self._opened(backend, why)
         elif backend.breaker.suspect:
-            self.on_suspect(backend)
+            self._on_suspect(backend)
 
     def checked(self, backend: Backend, good: bool | None, why: str, *, silent: bool = False) -> None:
         """The result of a check-up of a suspect engine; see `Breaker.checked`."""
-        changed = backend.breaker.checked(self._clock(), good, silent=silent)
+        backend.checked_at = now = self._clock()
+        changed = backend.breaker.checked(now, good, silent=silent)
         if backend.leaving:
             return
         if changed and backend.breaker.state is State.OPEN:
@@ -344,11 +354,11 @@ class Backends:
 
     def _opened(self, backend: Backend, why: str) -> None:
         self._tripped.add(backend)
-        self.on_breaker(backend, why)
+        self._on_breaker(backend, why)
 
     def _closed(self, backend: Backend) -> None:
         self._tripped.discard(backend)
-        self.on_breaker(backend, "")
+        self._on_breaker(backend, "")
         self.capacity_changed()  # requests may have waited for the probe
 
     def record_too_few_choices(self, lease: Lease) -> None:
@@ -375,49 +385,22 @@ class Backends:
             backend.breaker.half_open()  # it is back: a request may probe it now
             self._anew(backend)
         if changed:
-            self._wake(backend)
-            self.on_change(backend)
+            backend.check_soon.set()
+            self._on_change(backend)
             if back:
                 self.capacity_changed()  # requests may have waited for it
 
-    def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
-        """Add and remove engines. A removed one finishes its requests in flight."""
-        gone = list(removed)
-        self.all = [*(b for b in self.all if b not in gone), *added]
-        self._named = {backend.name: backend for backend in self.all}
+    def record_models(self, backend: Backend, models: list[dict[str, Any]]) -> None:
+        """The models that it lists."""
+        backend.models = models
+
+    def record_build(self) -> None:
+        """The build of an engine has changed."""
         self._builds = in_common(backend.build for backend in self.all)
-        self._chosen = {}
-        for backend in gone:
-            backend.leaving = True
-            self._tripped.discard(backend)
-            self.close_if_drained(backend)
-        self._changed.set()
 
-    def close_if_drained(self, backend: Backend) -> None:
-        """Close a leaving engine's pool once it has no request in flight."""
-        if backend.inflight == 0:
-            backend.pool.close()
-            self.on_left(backend)
-
-    async def refresh(self, backends: Iterable[Backend] | None = None) -> None:
-        """Check the health and the models of all engines, or of these, concurrently. Never raises."""
-        await asyncio.gather(*(self._refresh(backend) for backend in (self.all if backends is None else backends)))
-
-    async def _refresh(self, backend: Backend) -> None:
-        gone = silent = False
-        try:
-            if self._pulse is None:
-                gone, down = await self._look(backend)
-            else:
-                gone, down = await self._pulse.patiently(lambda: self._look(backend))
-        except TimeoutError as e:
-            silent, down = True, f"no answer to {e} in {self._refresh_timeout:g} s"
-        except ConnectionRefused as e:
-            gone, down = True, str(e)
-        except (GatewayError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            if isinstance(e, GatewayError) and e.code is Code.LOCAL_RESOURCES:
-                return  # our own shortage says nothing of the engine
-            down = str(e)
+    def record_health(self, backend: Backend, *, down: str, gone: bool = False, silent: bool = False) -> None:
+        """The result of a health check. `down`: why it is down, empty where it is up; `gone`: no listener, or it
+        says that it is broken; `silent`: it did not answer in time."""
         if not gone:
             backend.missed = 0
         elif not backend.leaving:
@@ -430,66 +413,21 @@ class Backends:
             backend.pool.drop_idle()
             self._on_gone(backend)
 
-    async def _look(self, backend: Backend) -> tuple[bool, str]:
-        """(gone, why it is down or empty). Any answer but a server error counts as healthy: an engine may have no
-        /health, or list no models."""
-        path = "/health"
-        try:
-            async with asyncio.timeout(self._refresh_timeout):
-                # By a new connection: an engine that accepts none any more may still serve the old ones.
-                status, body = await backend.pool.get(path, fresh=True)
-                if status >= 500:  # vLLM's API server outlives its engine core
-                    return True, f"{path}: {status}"
-                path = "/v1/models"
-                status, body = await backend.pool.get(path)
-        except TimeoutError:
-            raise TimeoutError(path) from None
-        if status == 200:
-            listed = msgspec.json.decode(body, type=dict[str, Any]).get("data") or []
-            listed = listed if isinstance(listed, list) else []
-            backend.models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
-            if await backend.build.look(backend.pool, backend.models, away=backend.up is False, clock=self._clock):
-                self._builds = in_common(each.build for each in self.all)
-        return False, "" if status < 500 else f"{path}: {status}"
+    def change(self, added: Iterable[Backend], removed: Iterable[Backend]) -> None:
+        """Add and remove engines. A removed one finishes its requests in flight."""
+        gone = list(removed)
+        self.all = [*(b for b in self.all if b not in gone), *added]
+        self._named = {backend.name: backend for backend in self.all}
+        self._builds = in_common(backend.build for backend in self.all)
+        self._chosen = {}
+        for backend in gone:
+            backend.leaving = True
+            self._tripped.discard(backend)
+            self.close_if_drained(backend)
+        self.changed.set()
 
-    async def watch(self, every: float) -> None:
-        """Check the health of every engine until cancelled, each in its own task: a slow one delays no other."""
-        tasks: dict[Backend, asyncio.Task[None]] = {}
-        try:
-            while True:
-                self._changed.clear()
-                self._watch_all(tasks, every)
-                await self._changed.wait()
-        finally:
-            self._woken.clear()
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
-
-    def _watch_all(self, tasks: dict[Backend, asyncio.Task[None]], every: float) -> None:
-        for backend in self.all:
-            if backend not in tasks:
-                self._woken[backend] = asyncio.Event()
-                tasks[backend] = asyncio.ensure_future(self._watch(backend, every))
-        for backend in [backend for backend in tasks if backend.leaving]:
-            tasks.pop(backend).cancel()
-            del self._woken[backend]
-
-    async def _watch(self, backend: Backend, every: float) -> None:
-        """Check one engine every `every` seconds, or each second while it is down, or soon when woken."""
-        woken = self._woken[backend]
-        while True:
-            if backend.up:
-                try:
-                    async with asyncio.timeout(every):
-                        await woken.wait()
-                except TimeoutError:
-                    pass
-            if not backend.up:
-                await asyncio.sleep(min(every, 1.0))
-            try:
-                await self._refresh(backend)
-            except Exception as e:  # noqa: BLE001 - the health checks must go on
-                asyncio.get_running_loop().call_exception_handler({"message": "a health check", "exception": e})
-                await asyncio.sleep(1.0)
-            woken.clear()  # this check may have set it
+    def close_if_drained(self, backend: Backend) -> None:
+        """Close a leaving engine's pool once it has no request in flight."""
+        if backend.inflight == 0:
+            backend.pool.close()
+            self._on_left(backend)

@@ -13,8 +13,8 @@ from proxy.config import Settings
 from proxy.telemetry import Log, Metrics
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.breaker import Breaker, BreakerRules
-from proxy.upstream.checkup import Checkup
 from proxy.upstream.concurrency import AdaptiveLimit
+from proxy.upstream.health_checks import Checkup, HealthChecks
 from proxy.upstream.http.pool import MAX_IDLE, Pool
 from proxy.upstream.http.read_budget import ReadBudget
 from proxy.upstream.pulse import Pulse
@@ -93,14 +93,14 @@ class Fleet:
             [self._make(url) for url in urls],
             router=router(settings.routing),
             clock=loop.time,
-            pulse=self._pulse,
+            on_change=self._tell_change,
+            on_breaker=self._tell_breaker,
+            on_suspect=lambda backend: self.checkup.begin(backend),
+            on_left=self._forget,
+            on_restart=self._tell_restart,
         )
+        self.health_checks = HealthChecks(self.backends, pulse=self._pulse, clock=loop.time)
         self.checkup = Checkup(self.backends, self._pulse, clock=loop.time)
-        self.backends.on_suspect = self.checkup.begin
-        self.backends.on_left = self._forget
-        self.backends.on_change = self._tell_change
-        self.backends.on_breaker = self._tell_breaker
-        self.backends.on_restart = self._tell_restart
 
     def __repr__(self) -> str:
         return f"<Fleet {self.backends!r} leaving={len(self._leaving)}>"
@@ -125,7 +125,7 @@ class Fleet:
             added=" ".join(b.name for b in added),
             removed=" ".join(b.name for b in removed),
         )
-        await self.backends.refresh(added)
+        await self.health_checks.check(added)
         self.backends.capacity_changed()  # there may be room for queued requests
 
     def renew(self, *, tls: ssl.SSLContext | None = None, api_key: str | None = None) -> None:

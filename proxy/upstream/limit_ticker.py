@@ -47,10 +47,9 @@ class LimitTicker:
         for engine in engines:
             if engine.adaptive_limit is None or engine.up is False:
                 continue
-            reached, engine.reached = engine.reached or engine.inflight >= engine.max_inflight, False
-            limit = engine.adaptive_limit.tick(self._clock(), reached=reached, report=engine.report)
+            limit = engine.adaptive_limit.tick(self._clock(), reached=engine.take_reached(), report=engine.report)
             room = room or limit > engine.max_inflight
-            engine.max_inflight = limit
+            engine.limit(limit)
             logged = self._logged.setdefault(engine, limit)
             if limit >= logged * LOGGED or limit * LOGGED <= logged:
                 self._logged[engine] = limit

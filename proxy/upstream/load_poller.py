@@ -63,7 +63,7 @@ class LoadPoller:
 
     async def _ask(self, engine: Backend) -> None:
         if engine.up is False:
-            engine.report, engine.reported = None, 0.0
+            engine.report_load(None)
             self._silent.pop(engine, None)  # it may come back as another engine
             return
         if self._clock() < self._silent.get(engine, 0.0):
@@ -79,7 +79,6 @@ class LoadPoller:
                 self._silent[engine] = math.inf if status in ABSENT else self._clock() + SILENT
         except (GatewayError, TimeoutError):
             pass  # no report means no load here: the health check judges the engine
-        engine.report = report
-        engine.reported = weigh(report, ours, self._weight) if report is not None else 0.0
+        engine.report_load(report, weigh(report, ours, self._weight) if report is not None else 0.0)
         if report is not None and report.started is not None:
             self._on_start(engine, report.started)

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from proxy.config import Settings
 from proxy.telemetry import Fault, Log
 from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.limit_ticker import LimitTicker
 from proxy.upstream.load_poller import LoadPoller
 
@@ -26,6 +27,7 @@ RESTART_SECONDS = 1.0  # before a task that raised is restarted
 def watch(
     settings: Settings,
     backends: Backends,
+    health_checks: HealthChecks,
     others: Iterable[Task],
     loop: asyncio.AbstractEventLoop,
     log: Log,
@@ -43,7 +45,7 @@ def watch(
         clock=loop.time,
     )
     tasks: list[Task] = [
-        ("the health checks of engines", lambda: backends.watch(settings.refresh_seconds)),
+        ("the health checks of engines", lambda: health_checks.run(settings.refresh_seconds)),
         ("the polls of engines' load", load.run),
         *others,
     ]
@@ -80,10 +82,10 @@ async def each(seconds: float, look: Callable[[], None]) -> None:
         await asyncio.sleep(seconds)
 
 
-async def first_look(backends: Backends) -> None:
+async def first_look(health_checks: HealthChecks) -> None:
     try:
         async with asyncio.timeout(FIRST_LOOK_SECONDS):
-            await backends.refresh()
+            await health_checks.check()
     except TimeoutError:
         pass  # the health checks go on; until then engines are tried unchecked
 

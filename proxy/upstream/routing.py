@@ -160,22 +160,22 @@ def affinity(policy: str) -> Callable[[ApiRequest, Mapping[str, str]], int] | No
     return {"hash": by_session, "prefix": by_prefix}.get(policy)
 
 
-def by_session(ask: ApiRequest, headers: Mapping[str, str]) -> int:
+def by_session(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
     """The session (`x-session-id`), else the field `user`, else the prompt."""
     session = headers.get("x-session-id")
     if session:
         return key_of(b"session", session.encode("utf-8", "surrogateescape"))
-    user = ask.fields.get("user")
+    user = api_request.fields.get("user")
     if user is not None and bytes(user) not in (b"null", b'""'):
         return key_of(b"user", bytes(user))
-    return key_of(b"prompt", (ask.model or "").encode(), ask.prompt)
+    return key_of(b"prompt", (api_request.model or "").encode(), api_request.prompt)
 
 
-def by_prefix(ask: ApiRequest, headers: Mapping[str, str]) -> int:
+def by_prefix(api_request: ApiRequest, headers: Mapping[str, str]) -> int:
     """The model and the beginning of the prompt. In a chat that is everything up to the first user message,
     which is the same in each turn of a conversation; at most 4 KiB of it, which are the same for all questions
     about one long text."""
-    return key_of((ask.model or "").encode(), beginning(ask)[:PREFIX_BYTES])
+    return key_of((api_request.model or "").encode(), beginning(api_request)[:PREFIX_BYTES])
 
 
 class _Message(msgspec.Struct):
@@ -185,10 +185,10 @@ class _Message(msgspec.Struct):
 _ROLE: Final = msgspec.json.Decoder(_Message)
 
 
-def beginning(ask: ApiRequest) -> bytes:
+def beginning(api_request: ApiRequest) -> bytes:
     """The part of a prompt that further turns do not change."""
-    prompt = ask.prompt
-    if ask.endpoint != "chat":
+    prompt = api_request.prompt
+    if api_request.endpoint != "chat":
         return prompt
     first = []
     try:

@@ -58,12 +58,12 @@ class Parts(NamedTuple):
     tokens: int | None
 
 
-def inputs_of(ask: ApiRequest) -> Inputs | None:
+def inputs_of(api_request: ApiRequest) -> Inputs | None:
     """A request's items; None where they, or their vectors, cannot be separated: it goes to the engine as it
     is."""
-    if bytes(ask.fields.get("encoding_format", b"null")) not in _JSON_FORMATS:
+    if bytes(api_request.fields.get("encoding_format", b"null")) not in _JSON_FORMATS:
         return None
-    raw = bytes(ask.fields["input"])
+    raw = bytes(api_request.fields["input"])
     try:
         value = _TEXTS.decode(raw)
     except msgspec.ValidationError:
@@ -91,9 +91,9 @@ def _ids(raw: bytes) -> Inputs | None:
     return Inputs("ids", [_ENCODE(ids) for ids in lists], [len(ids) for ids in lists])
 
 
-def array_body(ask: ApiRequest, items: Sequence[bytes]) -> bytes:
-    """The body of one request for all items, with the options of `ask`, which they share."""
-    options = {name: raw for name, raw in ask.fields.items() if name not in _OF_ONE_CLIENT}
+def array_body(api_request: ApiRequest, items: Sequence[bytes]) -> bytes:
+    """The body of one request for all items, with the options of `api_request`, which they share."""
+    options = {name: raw for name, raw in api_request.fields.items() if name not in _OF_ONE_CLIENT}
     return _ENCODE({**options, "input": [Raw(item) for item in items]})
 
 

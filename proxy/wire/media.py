@@ -14,9 +14,9 @@ _MAYBE: Final = re.compile(rb"_url|\\u00(?:5[fF]|7[25]|6[cC])").search
 _SUFFIX: Final = "_url"  # image_url, audio_url, video_url; engines add more
 
 
-def refers(ask: ApiRequest) -> bool:
+def refers(api_request: ApiRequest) -> bool:
     """Whether the prompt has a URL, other than `data:`, where vLLM fetches media."""
-    raw = ask.fields.get(PROMPT_FIELD[ask.endpoint], b"")
+    raw = api_request.fields.get(PROMPT_FIELD[api_request.endpoint], b"")
     if _MAYBE(raw) is None:
         return False
     try:

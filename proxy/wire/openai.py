@@ -238,47 +238,47 @@ def _refuse_twice(body: bytes) -> None:
         seen.add(name)
 
 
-def with_usage(ask: ApiRequest) -> bytes:
+def with_usage(api_request: ApiRequest) -> bytes:
     """The body that requests usage in a stream. All other members stay as the client wrote them, except for
     `continuous_usage_stats`, which has no meaning where the client did not request usage."""
-    if ask.include_usage or ask.large is not None:
-        return ask.body
-    options = ask.fields.get("stream_options")
-    if options is None and ask.fields:
-        return ask.body.rstrip()[:-1] + _USAGE
+    if api_request.include_usage or api_request.large is not None:
+        return api_request.body
+    options = api_request.fields.get("stream_options")
+    if options is None and api_request.fields:
+        return api_request.body.rstrip()[:-1] + _USAGE
     members: dict[str, Any] = (
         msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {} if options else {}
     )
     members.pop("continuous_usage_stats", None)
     members["include_usage"] = True
-    return msgspec.json.encode({**ask.fields, "stream_options": members})
+    return msgspec.json.encode({**api_request.fields, "stream_options": members})
 
 
-def with_fields(ask: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
+def with_fields(api_request: ApiRequest, changed: dict[str, msgspec.Raw]) -> ApiRequest:
     """The request with these fields changed; all other members stay as the client wrote them. Where all are new
     they are appended to the body."""
-    fields = {**ask.fields, **changed}
-    if ask.fields and not any(name in ask.fields for name in changed):
+    fields = {**api_request.fields, **changed}
+    if api_request.fields and not any(name in api_request.fields for name in changed):
         body = (
-            ask.body.rstrip()[:-1]
+            api_request.body.rstrip()[:-1]
             + b"".join(b",%b:%b" % (_ENCODE(name), bytes(raw)) for name, raw in changed.items())
             + b"}"
         )
     else:
         body = _ENCODE(fields)
-    return msgspec.structs.replace(ask, fields=fields, body=body)
+    return msgspec.structs.replace(api_request, fields=fields, body=body)
 
 
-def stream_extras(ask: ApiRequest) -> dict[str, msgspec.Raw]:
+def stream_extras(api_request: ApiRequest) -> dict[str, msgspec.Raw]:
     """Members of `stream_options` that may change the frames: all but `include_usage`, and
     `continuous_usage_stats` where it is false. An unknown member counts whatever its value. Usage in every frame
     that is requested without `include_usage`, and so not sent, is null here: such a stream has other frames."""
-    options = ask.fields.get("stream_options")
+    options = api_request.fields.get("stream_options")
     if options is None:
         return {}
     members = msgspec.json.decode(options, type=dict[str, msgspec.Raw] | None) or {}
     return {
-        name: _NULL if name == "continuous_usage_stats" and not ask.include_usage else raw
+        name: _NULL if name == "continuous_usage_stats" and not api_request.include_usage else raw
         for name, raw in members.items()
         if name != "include_usage" and not (name == "continuous_usage_stats" and bytes(raw) in (b"null", b"false"))
     }

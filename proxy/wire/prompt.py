@@ -65,12 +65,12 @@ class Prompt(NamedTuple):
         return sum(len(text) for texts in self.parts for text in texts) + self.ids
 
 
-def prompt_of(ask: ApiRequest) -> Prompt:
+def prompt_of(api_request: ApiRequest) -> Prompt:
     """The prompt's texts. Raises GatewayError 400 where it cannot be read."""
-    name = PROMPT_FIELD[ask.endpoint]
-    if name not in ask.fields:
+    name = PROMPT_FIELD[api_request.endpoint]
+    if name not in api_request.fields:
         return Prompt([], 0, 0)  # prompt_embeds
-    return prompt_in(ask.endpoint, read(bytes(ask.fields[name]), f"The field {name!r}", name))
+    return prompt_in(api_request.endpoint, read(bytes(api_request.fields[name]), f"The field {name!r}", name))
 
 
 def prompt_in(endpoint: Endpoint, value: Any) -> Prompt:

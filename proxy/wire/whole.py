@@ -81,14 +81,14 @@ _LIST: Final = msgspec.json.Decoder(list[Raw])
 # -- the request ---------------------------------------------------------------------------------------
 
 
-def asked_of(ask: ApiRequest) -> int:
+def asked_of(api_request: ApiRequest) -> int:
     """The number of choices, or vectors, that a request asks for; 0: not known."""
-    fields = ask.fields
-    if ask.endpoint == "embeddings":
+    fields = api_request.fields
+    if api_request.endpoint == "embeddings":
         return _items(fields.get("input", _NULL))
     n = bytes(fields.get("n", b"1"))
     count = 1 if n == b"null" else int(n) if n.isdigit() and len(n) < 6 else 0
-    if ask.endpoint == "chat" or not count:
+    if api_request.endpoint == "chat" or not count:
         return count
     if bytes(fields.get("prompt_embeds", _NULL)) != b"null":
         return 0

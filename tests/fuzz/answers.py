@@ -73,7 +73,7 @@ def read(pieces: Iterable[bytes], *, bodiless: bool) -> Read:
         left = left.strip(b"\r\n")  # llhttp passes over line ends after the last chunk
     surplus = bool(left) or answer.surplus
     until = answer.until_close
-    answer.close()
+    answer.close(taken)
     return Read(refused, ended, until, taken.status, tuple(taken.headers), taken.data, surplus)
 
 
@@ -156,17 +156,17 @@ def inputs(data: bytes) -> None:
     if set(given) != {"model", "user", "input"}:
         return
     try:
-        ask = decode("embeddings", body)
+        api_request = decode("embeddings", body)
     except Exception:  # noqa: BLE001 - what `decode` refuses is for the target of requests
         return
-    found = inputs_of(ask)
+    found = inputs_of(api_request)
     if found is None:
         return
     value = given["input"]
     items = value if isinstance(value, list) and not (value and isinstance(value[0], int)) else [value]
     assert [json.loads(item) for item in found.items] == items
     assert len(found.tokens) == len(items)
-    array = json.loads(array_body(ask, found.items))
+    array = json.loads(array_body(api_request, found.items))
     assert array == {"model": "m", "input": items}
 
 

@@ -201,7 +201,9 @@ def _landed(found: Stored) -> None:
     """What lands of it is that body; nothing is raised."""
     for mode in (Mode.STREAM, Mode.WHOLE):
         body = b'{"messages":[]}'
-        spec = FlightSpec("POST", "/", body, mode, "r", key=b"k", ask=decode("chat", body), usage_added=True)
+        spec = FlightSpec(
+            "POST", "/", body, mode, "r", key=b"k", api_request=decode("chat", body), usage_added=True
+        )
         flight = Flight(spec, lambda: 1.0)
         if not replay(flight, found):
             assert not flight.ended

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from pydantic import TypeAdapter
 
-from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw, work
+from proxy.access.intake import ApiRequestJob, RawJob, Terms, read_api_request, read_raw, work
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.cost import estimate_raw
@@ -38,7 +38,7 @@ def request(data: bytes) -> None:
     kind, body = flagged(data)
     endpoint = ENDPOINTS[kind % 3]
     try:
-        ask = decode(endpoint, body)
+        api_request = decode(endpoint, body)
     except GatewayError as e:
         assert e.status in (400, 413)
         assert e.message
@@ -49,35 +49,35 @@ def request(data: bytes) -> None:
     assert isinstance(given, dict)
     pairs = json.loads(body, object_pairs_hook=list)
     assert len(pairs) == len(given), "a member twice"
-    assert list(ask.fields) == list(given)
-    assert {name: strict_json(bytes(raw), once=False) for name, raw in ask.fields.items()} == given
-    assert ask.model == given.get("model")
-    assert ask.stream == (_LAX.validate_python(given.get("stream")) is True)
+    assert list(api_request.fields) == list(given)
+    assert {name: strict_json(bytes(raw), once=False) for name, raw in api_request.fields.items()} == given
+    assert api_request.model == given.get("model")
+    assert api_request.stream == (_LAX.validate_python(given.get("stream")) is True)
     assert PROMPT_FIELD[endpoint] in given or "prompt_embeds" in given
     options = given.get("stream_options") or {}
-    assert ask.include_usage == (_LAX.validate_python(options.get("include_usage")) is True)
-    sent = strict_json(with_usage(ask), once=False)
-    wanted = {**options, "include_usage": options.get("include_usage") if ask.include_usage else True}
-    if not ask.include_usage:
+    assert api_request.include_usage == (_LAX.validate_python(options.get("include_usage")) is True)
+    sent = strict_json(with_usage(api_request), once=False)
+    wanted = {**options, "include_usage": options.get("include_usage") if api_request.include_usage else True}
+    if not api_request.include_usage:
         wanted.pop("continuous_usage_stats", None)
     assert sent == {**given, "stream_options": wanted}
-    stream_extras(ask)
-    _on(ask, given)
+    stream_extras(api_request)
+    _on(api_request, given)
 
 
-def _on(ask: ApiRequest, given: dict[str, Any]) -> None:
+def _on(api_request: ApiRequest, given: dict[str, Any]) -> None:
     """What the gateway goes on to do with it raises nothing but a refusal, and its caps hold."""
-    changed = with_fields(ask, {"user": ask.fields.get("model", KNOWN["user"])})
+    changed = with_fields(api_request, {"user": api_request.fields.get("model", KNOWN["user"])})
     assert strict_json(changed.body, once=False) == {**given, "user": given.get("model", "u")}
-    asked_of(ask)
+    asked_of(api_request)
     try:
-        prompt = prompt_of(ask)
-        capped = SIZES.check(ask)
+        prompt = prompt_of(api_request)
+        capped = SIZES.check(api_request)
     except GatewayError as e:
         assert e.status in (400, 413)
         return
     assert prompt.chars <= 2000
-    if ask.endpoint != "embeddings":
+    if api_request.endpoint != "embeddings":
         told = strict_json(capped.body, once=False)
         named = [told[name] for name in _TOKENS[:3] if told.get(name) is not None]
         assert named
@@ -99,18 +99,18 @@ def intake(data: bytes) -> None:
     space between members changes no key."""
     kind, body = flagged(data)
     endpoint = ENDPOINTS[kind % 3]
-    found, sent = read_ask(AskJob(endpoint), body, TERMS, None, KEYER)
+    found, sent = read_api_request(ApiRequestJob(endpoint), body, TERMS, None, KEYER)
     assert work(body, 10.0) >= work(body, None) >= 0
     if found.refusal is not None:
         assert found.refusal.error().status in (400, 413)
         assert not sent
         return
-    ask = SIZES.check(decode(endpoint, body))
-    assert (found.model, found.stream) == (ask.model, ask.stream)
+    api_request = SIZES.check(decode(endpoint, body))
+    assert (found.model, found.stream) == (api_request.model, api_request.stream)
     if sent:
-        right = with_usage(ask) if endpoint != "embeddings" and ask.stream else ask.body
+        right = with_usage(api_request) if endpoint != "embeddings" and api_request.stream else api_request.body
         assert strict_json(sent, once=False) == strict_json(right, once=False)
-    spaced, _ = read_ask(AskJob(endpoint), msgspec.json.format(body, indent=3), TERMS, None, KEYER)
+    spaced, _ = read_api_request(ApiRequestJob(endpoint), msgspec.json.format(body, indent=3), TERMS, None, KEYER)
     assert (spaced.key, spaced.model, spaced.stream) == (found.key, found.model, found.stream)
 
 

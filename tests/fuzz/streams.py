@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.choices import Part, StreamSplit, split_body
@@ -170,8 +170,8 @@ def _plan(kind: int) -> tuple[FlightSpec, int, Endpoint]:
     endpoint: Endpoint = ("chat", "completions", "embeddings")[kind // 3 % 3]
     prompt = {"chat": b'"messages":[]', "completions": b'"prompt":"x"', "embeddings": b'"input":"x"'}[endpoint]
     body = b'{"model":"m",%b,"n":%d}' % (prompt, asked)
-    ask = decode(endpoint, body)
-    return FlightSpec("POST", "/", body, Mode.STREAM, "r", key=b"k", ask=ask), asked, endpoint
+    api_request = decode(endpoint, body)
+    return FlightSpec("POST", "/", body, Mode.STREAM, "r", key=b"k", api_request=api_request), asked, endpoint
 
 
 def fed(
@@ -191,7 +191,7 @@ def fed(
         if error is not None:
             flight.fail(error)
 
-    ingest = Ingest(flight, limits, Timeouts(limits, StillLoop().loop), on_done)
+    ingest = Ingest(flight, Timeouts(limits, StillLoop().loop), Callbacks(on_done))
     ingest.head(200, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
     for piece in pieces:
         ingest.body(piece)

@@ -109,9 +109,17 @@ class Stage:
         **fields: Any,
     ) -> Subscriber:
         body = json.dumps({"model": "m", "input": given_, **fields}).encode()
-        ask = decode("embeddings", body)
+        api_request = decode("embeddings", body)
         spec = FlightSpec(
-            "POST", "/v1/embeddings", body, Mode.WHOLE, "r", ask=ask, model="m", key=None, fresh=fresh
+            "POST",
+            "/v1/embeddings",
+            body,
+            Mode.WHOLE,
+            "r",
+            api_request=api_request,
+            model="m",
+            key=None,
+            fresh=fresh,
         )
         flight = self.group.launch(spec, QueueState(owner=caller, priority=priority))
         reader = self.group.attach(flight, usage=True, whole=True, owner=caller)

@@ -90,7 +90,7 @@ def chat(**more: Any) -> ApiRequest:
 def call_of(**more: Any) -> Any:
     request = SimpleNamespace(path="/v1/chat/completions", method="POST", headers=Headers(traceparent=["00"]))
     facts: dict[str, Any] = {
-        "endpoint": "chat", "request": request, "id": "r", "ask": None, "model": None, "verdict": "miss",
+        "endpoint": "chat", "request": request, "id": "r", "api_request": None, "model": None, "verdict": "miss",
         "trace": None, "status": 200, "client_left": False, "caller": None, "ttft_ms": None, "reader": None,
         "failure": lambda: None,
     }  # fmt: skip
@@ -106,10 +106,11 @@ class Flown(SimpleNamespace):
         self.trace = trace
 
 
-def flight_of(ask: ApiRequest | None = None, **more: Any) -> Any:
+def flight_of(api_request: ApiRequest | None = None, **more: Any) -> Any:
     times = {"created": 10.0, "dispatched": None, "first": None, "ended": None} | more.pop("times", {})
     facts: dict[str, Any] = {
-        "spec": SimpleNamespace(ask=ask, model=more.pop("model", "m1")), "clock": lambda: 10.0, "trace": None,
+        "spec": SimpleNamespace(api_request=api_request, model=more.pop("model", "m1")),
+        "clock": lambda: 10.0, "trace": None,
         "times": SimpleNamespace(**times), "stored_at": None, "mode": Mode.STREAM, "size": 0, "log": [],
         "phase": Phase.LANDED, "attempts": 1, "subscribers": [1, 2], "error": None, "head": None, "usage": None,
         "content_events": 0,

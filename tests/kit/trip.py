@@ -135,7 +135,6 @@ class Trip:
         self.budget = budget or Budget()
         exchange_context = ExchangeContext(
             backends=self.backends,
-            limits=limits,
             timeouts=self.watch,
             metrics=self.metrics,
             later=loop.call_later,

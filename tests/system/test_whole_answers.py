@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from proxy.app import App
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.upstream.breaker import State
@@ -398,13 +398,15 @@ def judged(name: str, body: bytes, cuts: list[int]) -> tuple[GatewayError | None
     async def feed() -> tuple[GatewayError | None, bool, bytes]:
         loop = asyncio.get_running_loop()
         recorded = load(name)
-        ask = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
-        flight = Flight(FlightSpec("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        api_request = decode("chat" if recorded.path == CHAT else "completions", recorded.request_body)
+        flight = Flight(
+            FlightSpec("POST", recorded.path, b"", Mode.STREAM, "r", key=b"k", api_request=api_request), loop.time
+        )
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         ends: list[GatewayError | None] = []
         watch = Timeouts(StreamLimits(), loop)
-        ingest = Ingest(flight, StreamLimits(), watch, ends.append)
+        ingest = Ingest(flight, watch, Callbacks(ends.append))
         ingest.head(200, [("content-type", "text/event-stream")])
         at = [0, *sorted({cut % len(body) for cut in cuts}), len(body)]
         for start, end in pairwise(at):

@@ -16,7 +16,7 @@ import pytest
 from ops.bench.hostile.blocking import chunk, stream
 from ops.bench.hostile.requests import CASES, Case, chat, listed, readers, rules, text
 from proxy.access.denylist.rules import read_deny_list
-from proxy.access.intake import AskJob, RawJob, Terms, read_ask, read_raw
+from proxy.access.intake import ApiRequestJob, RawJob, Terms, read_api_request, read_raw
 from proxy.access.request_limits import RequestLimits
 from proxy.app import App
 from proxy.flights.key import Keyer
@@ -49,7 +49,7 @@ def calls(case: Case, size: int) -> int:
     sys.setprofile(count_call)
     try:
         if case.path in ENDPOINTS:
-            read_ask(AskJob(ENDPOINTS[case.path]), body, TERMS, deny, Keyer())
+            read_api_request(ApiRequestJob(ENDPOINTS[case.path]), body, TERMS, deny, Keyer())
         elif case.path == "/-/readers":
             wanted(body)
         else:

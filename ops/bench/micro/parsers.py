@@ -81,7 +81,7 @@ def answer(to: LastBytes) -> Feed:
 def one_answer() -> None:
     ours = ResponseParser(LastBytes(), bodiless=False)
     ours.feed(HEAD)
-    ours.close()
+    ours.close(LastBytes())
 
 
 def before(to: LastBytes) -> Feed:

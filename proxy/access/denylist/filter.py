@@ -16,16 +16,16 @@ from proxy.access.denylist.scanner import Scanner
 from proxy.access.rules import AccessRules
 from proxy.config import Settings
 from proxy.errors import Code, GatewayError
-from proxy.flights import Flight, Ingest, MakeIngest, Mode, OnHead, Phase, StreamLimits, Timeouts
+from proxy.flights import Callbacks, Flight, Ingest, MakeIngest, Mode, Timeouts
 from proxy.telemetry import Log, Metrics, internal, raised
 from proxy.wire import data_of, is_done, strings
 
 Channel = tuple[object, ...]
 Check = Callable[[Flight, bytes], Awaitable[int]]
 AT_ONCE: Final = 16_384
-"""Bytes of an answer that are searched in one event loop iteration."""
-PIECE: Final = 4096  # characters of a long text: each may become eighteen
-NOTHING: Final = DenyList((), (), "")  # of a body that is known to hold nothing denied
+"""Bytes of an answer that are searched in one event-loop iteration."""
+PIECE: Final = 4096  # characters of a long text searched at a time: normalisation may make eighteen of each
+NOTHING: Final = DenyList((), (), "")  # for a body that has been searched
 _BROKEN: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _KINDS: Final = frozenset({"role", "type", "id", "finish_reason", "stop_reason"})
 
@@ -38,8 +38,8 @@ def denied() -> GatewayError:
 class FilteringIngest(Ingest):
     """An Ingest that passes a frame on only once its text cannot be part of a denied text.
 
-    It sits here, before the Flight, and not with each reader: one look for all of them, and what is denied is in
-    no log, for no late joiner and for no store. Its readers get an error frame, the generation is cancelled.
+    It filters before the Flight, so an answer is searched once for all readers, and denied text reaches neither
+    the log nor the store. Readers get an error frame, and the generation is cancelled.
     """
 
     __slots__ = (
@@ -50,11 +50,8 @@ class FilteringIngest(Ingest):
     def __init__(
         self,
         flight: Flight,
-        limits: StreamLimits,
-        watch: Timeouts,
-        on_done: Callable[[GatewayError | None], None],
-        on_head: OnHead | None = None,
-        on_first: Callable[[], None] | None = None,
+        timeouts: Timeouts,
+        callbacks: Callbacks,
         *,
         deny: DenyList,
         window: int,
@@ -62,16 +59,16 @@ class FilteringIngest(Ingest):
         check: Check | None = None,
     ) -> None:
         """`check` searches a long body in a child process."""
-        super().__init__(flight, limits, watch, on_done, on_head, on_first)
+        super().__init__(flight, timeouts, callbacks)
         self._deny = deny
         self._window = window
         self._on_hit = on_hit
         self._scanners: dict[Channel, Scanner] = {}
         self._waiting: deque[tuple[bytes, list[tuple[Scanner, int]]]] = deque()
         self._waiting_bytes = 0
-        self._backlog: deque[bytes] = deque()  # frames that are not looked at yet: too much for one turn
-        self._turn: Iterator[None] | None = None  # of the backlog: what is looked at in one turn of the loop each
-        self._ending: Callable[[], None] | None = None  # the end of the answer, after the backlog
+        self._backlog: deque[bytes] = deque()  # frames not searched yet: too many for one iteration
+        self._turn: Iterator[None] | None = None  # searches the backlog, a part in each event-loop iteration
+        self._ending: Callable[[], None] | None = None  # the end of the answer, called after the backlog
         self._check = check
         self._checking: asyncio.Task[None] | None = None
 
@@ -79,8 +76,12 @@ class FilteringIngest(Ingest):
         if self.done or self.flight.mode is not Mode.STREAM:
             super().body(data)
             return
-        if self.vet is not None and self.vet(data):
-            return
+        if self.vet is not None:
+            stale = self.vet(data)
+            if stale:
+                return
+            if stale is False:
+                self.vet = None
         self._frames(data, self.flight.clock())
         if self.flight.size + self._waiting_bytes > self._limits.flight:
             self._fail(GatewayError(Code.UPSTREAM_TOO_LARGE, f"The answer exceeds {self._limits.flight} bytes."))
@@ -103,12 +104,10 @@ class FilteringIngest(Ingest):
         if self._checking is not None:
             self._checking.cancel()
 
-    # -- much at once -----------------------------------------------------------------------------
+    # -- long answers -----------------------------------------------------------------------------
 
-    def _later(self, frames: list[bytes], error: GatewayError | None) -> None:
-        """Frames that come many at a time, or long: looked at in as many turns of the loop as it takes."""
-        if error is not None:
-            self._ending = self._ending or partial(self._fail, error)
+    def _later(self, frames: list[bytes]) -> None:
+        """Queue frames that are too long for one event-loop iteration."""
         self._backlog.extend(frames)
         self._waiting_bytes += sum(map(len, frames))
         if self._turn is None:
@@ -116,7 +115,7 @@ class FilteringIngest(Ingest):
             asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
-        """One turn's part."""
+        """Search the part of one iteration."""
         turn = self._turn
         if turn is None or self.done:
             return
@@ -147,7 +146,7 @@ class FilteringIngest(Ingest):
             yield
 
     def _look_long(self, frame: bytes) -> Iterator[None]:
-        """One frame that is too long for a turn."""
+        """Search one frame that is too long for an iteration."""
         ends: list[tuple[Scanner, int]] = []
         for channel, text in texts_of(frame):
             scanner = self._scanner(channel)
@@ -164,7 +163,7 @@ class FilteringIngest(Ingest):
             self.flight.flush()
 
     def _check_later(self) -> bool:
-        """Whether a body is searched in a child process, before its end is passed on."""
+        """Whether a body is searched in a child process, and ends after that."""
         head = self._head
         if (
             self._check is None
@@ -173,8 +172,8 @@ class FilteringIngest(Ingest):
             or self.flight.size <= AT_ONCE
             or head is None
             or head.status != 200
-            or self.flight.spec.ask is None
-            or self.flight.spec.ask.endpoint == "embeddings"
+            or self.flight.spec.api_request is None
+            or self.flight.spec.api_request.endpoint == "embeddings"
         ):
             return False
         self._checking = asyncio.create_task(self._checked(self._check))
@@ -196,27 +195,17 @@ class FilteringIngest(Ingest):
         if line:
             self._refuse(line)
             return
-        self._check = None  # it is looked at
+        self._check = None  # it has been searched
         self._deny = NOTHING
         super().end()
 
     # -- the rest ---------------------------------------------------------------------------------
 
-    def _frames(self, data: bytes, now: float) -> None:
-        error: GatewayError | None = None
-        try:
-            frames = self._framer.feed(data)
-        except GatewayError as e:
-            frames, error = [], e
-        frames = self._said(frames, now)
-        if self.flight.phase is Phase.PREFILL and self._spoiled_at_once(frames):
-            return
+    def _pass_on(self, frames: list[bytes], now: float) -> None:
         if self._turn is not None or sum(map(len, frames)) > AT_ONCE:
-            self._later(frames, error)
-            return
-        self._take_frames(frames, now)
-        if error is not None and not self.done:
-            self._fail(error)
+            self._later(frames)
+        else:
+            self._take_frames(frames, now)
 
     def _take_frames(self, frames: list[bytes], now: float) -> None:
         for frame in frames:
@@ -252,7 +241,7 @@ class FilteringIngest(Ingest):
         return scanner
 
     def _release(self) -> None:
-        """In their order: a frame of one choice waits behind another's."""
+        """Pass on, in their order, the frames that are safe: a frame of one choice waits behind another's."""
         waiting = self._waiting
         while waiting and all(scanner.safe >= end for scanner, end in waiting[0][1]):
             frame, _ = waiting.popleft()
@@ -274,11 +263,11 @@ class FilteringIngest(Ingest):
     def _read_whole(self) -> bool:
         if not super()._read_whole():
             return False
-        if self.flight.spec.ask is None or self.flight.spec.ask.endpoint == "embeddings":
+        if self.flight.spec.api_request is None or self.flight.spec.api_request.endpoint == "embeddings":
             return True
         line = denied_in_body(self._deny, b"".join(self.flight.log)) if self._deny is not NOTHING else None
         if line is not None:
-            self.flight.reports(self._usage)  # the engine has generated it all the same
+            self.flight.reports(self._usage)  # the tokens were generated all the same
             self._refuse(line)
             return False
         return True
@@ -289,8 +278,8 @@ def denied_in_body(deny: DenyList, body: bytes) -> int | None:
     texts: dict[Channel, list[str]] = {}
     for channel, text in texts_of(b"data: " + body.replace(b"\n", b" ").replace(b"\r", b" ") + b"\n\n"):
         texts.setdefault(channel, []).append(text)
-    for found in texts.values():
-        line = deny.find("".join(found))
+    for parts in texts.values():
+        line = deny.find("".join(parts))
         if line is not None:
             return line
     return None
@@ -298,7 +287,7 @@ def denied_in_body(deny: DenyList, body: bytes) -> int | None:
 
 def texts_of(frame: bytes) -> Iterator[tuple[Channel, str]]:
     """The generated texts of a frame or of a whole body, each with the choice and the member that it continues.
-    An event that is not JSON is searched as one text: a client may read it as one."""
+    An event that is not JSON is searched as one text."""
     data = data_of(frame)
     if data is None:
         return
@@ -337,7 +326,8 @@ def _members(at: Channel, name: str, value: Any) -> Iterator[tuple[Channel, str]
 def ingest_for(
     settings: Settings, rules: AccessRules, metrics: Metrics, log: Log, check: Check | None = None
 ) -> MakeIngest:
-    """A plain Ingest, unless answers are checked. Each exchange uses the list in force when it begins."""
+    """Makes an Ingest, or a FilteringIngest where the settings filter answers, with the deny list in force when
+    the exchange begins."""
     if rules.deny is None or not settings.deny_answers:
         return Ingest
 
@@ -346,23 +336,13 @@ def ingest_for(
         whose = {"request_id" if flight.private else "upstream_id": flight.spec.request_id}
         log.event("info", "content denied", where="answer", rule=line, **whose)
 
-    def make(
-        flight: Flight,
-        limits: StreamLimits,
-        watch: Timeouts,
-        on_done: Callable[[GatewayError | None], None],
-        on_head: OnHead | None = None,
-        on_first: Callable[[], None] | None = None,
-    ) -> Ingest:
+    def make(flight: Flight, timeouts: Timeouts, callbacks: Callbacks) -> Ingest:
         if rules.deny is None or flight.mode is Mode.RAW:
-            return Ingest(flight, limits, watch, on_done, on_head, on_first)
+            return Ingest(flight, timeouts, callbacks)
         return FilteringIngest(
             flight,
-            limits,
-            watch,
-            on_done,
-            on_head,
-            on_first,
+            timeouts,
+            callbacks,
             deny=rules.deny,
             window=settings.deny_window,
             on_hit=hit,

@@ -31,8 +31,8 @@ class Admission:
         def cost() -> Cost:
             if context.cost is not None:
                 return Cost(*context.cost)
-            if context.ask is not None:
-                return estimate(context.ask, self._assumed)
+            if context.api_request is not None:
+                return estimate(context.api_request, self._assumed)
             return estimate_raw(context.request.path, passed, self._assumed)
 
         hold = context.hold

@@ -1,5 +1,5 @@
-"""The arithmetic of rate limits: leaky buckets, permits, and a bounded table of callers. `now` is an argument,
-in seconds of any monotonic clock. Redis runs the same sums (`redis.py`)."""
+"""The arithmetic of rate limits: leaky buckets, permits, and a bounded table of callers. `now` is an argument, in
+seconds of any monotonic clock. The scripts in `redis.py` compute the same."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Final, Literal, NamedTuple
 from proxy.access.caller import Rates
 
 SLACK: Final = 1e-6
-"""Units by which a meter may be over: what rounding in many small steps adds up to."""
+"""Units by which a meter may exceed its size: the sum of rounding errors."""
 ROOM: Final = 65_536
-"""Callers that are kept apart. Clients make callers up, so there is an end to it."""
+"""Callers with a bucket each. Bounded, as clients can invent callers (addresses)."""
 STREAM_WAIT: Final = 1.0
 """Retry-After for the limit of requests under way, in seconds: their ends are unknown."""
 
@@ -24,14 +24,14 @@ Whose = Literal["caller", "global"]
 
 
 class Limit(NamedTuple):
-    """Of one meter: what leaks away, and what it holds."""
+    """The limit of one meter: its leak rate and its size."""
 
     rate: float  # units a second, above 0
-    size: float  # units that may come at once
+    size: float  # units of a burst
 
 
 class Limits(NamedTuple):
-    """All that bounds one caller, or everyone together. None is no bound."""
+    """The limits of one caller, or of all callers together. None: no limit."""
 
     requests: Limit | None = None
     tokens: Limit | None = None
@@ -43,7 +43,7 @@ class Limits(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """How full the meters are, and how many requests are under way."""
+    """The levels of the meters, and the number of requests under way."""
 
     requests: float = 0.0
     tokens: float = 0.0
@@ -54,12 +54,11 @@ UNBOUNDED: Final = Limits()
 NO_RATES: Final = Rates()
 
 
-@lru_cache(maxsize=1024)  # of keys there are few: rates are not made up by clients
+@lru_cache(maxsize=1024)  # few distinct rates: they come from the keys file
 def limits_of(rates: Rates, default: Rates) -> Limits:
-    """A caller's own rates, and where it has none those of the settings. 0 is no limit.
+    """The limits by a caller's own rates, else by those of the settings. 0: no limit.
 
-    Without a burst, what comes in one second may come at once, and one request at least. A minute's tokens may
-    come at once.
+    Without a configured burst, the burst is the requests of one second, at least 1. That of tokens is a minute's.
     """
     rps = default.rps if rates.rps is None else rates.rps
     burst = default.burst if rates.burst is None else rates.burst
@@ -72,19 +71,19 @@ def limits_of(rates: Rates, default: Rates) -> Limits:
     )
 
 
-def over(bounds: Limits, levels: Levels, tokens: float, asked: int = 1) -> Kind | None:
-    """The first ceiling that one more request, of so many tokens, would pass. `asked` is 0 for tokens alone."""
-    if asked and bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
+def over(bounds: Limits, levels: Levels, tokens: float, requests: int = 1) -> Kind | None:
+    """The first limit that a request of so many tokens would exceed. `requests`: 0 to check its tokens alone."""
+    if requests and bounds.requests is not None and levels.requests + 1 > bounds.requests.size + SLACK:
         return "requests"
     if bounds.tokens is not None and tokens > 0 and levels.tokens + tokens > bounds.tokens.size + SLACK:
         return "tokens"
-    if asked and bounds.streams is not None and levels.streams >= bounds.streams:
+    if requests and bounds.streams is not None and levels.streams >= bounds.streams:
         return "streams"
     return None
 
 
 def wait(bounds: Limits, levels: Levels, tokens: float) -> float:
-    """Seconds until such a request could pass, if nothing else came; infinite where it never can."""
+    """Seconds until a request of so many tokens is within the limits, if no other comes; infinite: never."""
     longest = 0.0
     if bounds.requests is not None:
         longest = max(longest, (levels.requests + 1 - bounds.requests.size) / bounds.requests.rate)
@@ -98,7 +97,7 @@ def wait(bounds: Limits, levels: Levels, tokens: float) -> float:
 
 
 class Decision(NamedTuple):
-    """What was decided, and the levels after it. Refused, a request has taken nothing."""
+    """The limit that refused a request (None: admitted), and the levels afterwards. A refusal charges nothing."""
 
     over: tuple[Whose, Kind] | None
     own: Levels
@@ -107,21 +106,21 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """What one request wants."""
+    """What one request is to be charged."""
 
-    permit: str  # its name among the requests under way, everywhere
+    permit: str  # its id among the requests under way, in all processes
     caller: str
     own: Limits
     everyone: Limits
     tokens: int
-    asked: int = 1  # requests that are asked for: 0 where it was let in before, and asks for its tokens
-    spilled: bool = False  # counted with others in the bucket of those for whom the table had no room
-    permitted: bool = False  # its permit has been taken and not given back
+    requests: int = 1  # 0: it is admitted already, and claims its tokens
+    spilled: bool = False  # charged to the bucket that callers share while the table is full
+    permitted: bool = False  # it holds its permit
 
 
 class Bucket:
-    """The meters of one caller, or of everyone. GCRA in its form as a leaky bucket (ITU-T I.371 has both, and they
-    decide alike): what one takes is counted as itself, so no rounding of times adds up."""
+    """The meters of one caller, or of all. GCRA in its leaky-bucket form (ITU-T I.371: both forms decide alike):
+    it counts units instead of times, so rounding errors of times do not add up."""
 
     __slots__ = ("at", "bounds", "requests", "streams", "tokens")
 
@@ -135,35 +134,35 @@ class Bucket:
         return f"<Bucket requests={self.requests:g} tokens={self.tokens:g} streams={self.streams}>"
 
     def levels(self, bounds: Limits, now: float) -> Levels:
-        """The meters as they have leaked until now. A clock that went back leaks nothing."""
+        """The levels now, after the leak since the last call. A clock that runs backwards leaks nothing."""
         past, self.at, self.bounds = max(0.0, now - self.at), now, bounds
-        # A meter that nothing bounds counts nothing.
+        # A meter without a limit counts nothing.
         self.requests = max(0.0, self.requests - bounds.requests.rate * past) if bounds.requests else 0.0
         self.tokens = max(0.0, self.tokens - bounds.tokens.rate * past) if bounds.tokens else 0.0
         return self.read()
 
     def read(self) -> Levels:
-        """As they were looked at last."""
+        """The levels at the last update."""
         return Levels(self.requests, self.tokens, self.streams)
 
     def add(self, requests: float, tokens: float) -> None:
-        """Charge, or give back: a meter never says less than nothing."""
+        """Charge; negative numbers refund. A level is never below 0."""
         if self.bounds.requests is not None:
             self.requests = max(0.0, self.requests + requests)
         if self.bounds.tokens is not None:
             self.tokens = max(0.0, self.tokens + tokens)
 
     def idle(self, now: float) -> bool:
-        """Whether it says the same as a new one."""
+        """Whether it equals a new one."""
         return not self.streams and not any(self.levels(self.bounds, now))
 
 
 class LocalLimits:
-    """The limits as one process knows them: decides alone where there is no Redis, or none that answers.
+    """The limits of one process: they decide where there is no Redis, or where it does not answer.
 
-    In any stretch of time what was charged, less what was given back, is at most the burst and what leaked. A
-    bucket is forgotten only when it says nothing any more, so nobody resets his own by making callers up: those
-    who come while the table is full share one bucket.
+    In any interval the charges less the refunds are at most the burst and the leak. A bucket is removed only when
+    it is empty, so that no caller resets its own by inventing others: callers that come while the table is full
+    share one bucket.
     """
 
     def __init__(self, now: float, *, room: int = ROOM) -> None:
@@ -184,36 +183,36 @@ class LocalLimits:
         return self._everyone.streams
 
     def acquire(self, claim: Claim, now: float, *, force: bool = False) -> Decision:
-        """Decide, and take where nothing is over. `force`: it was decided elsewhere."""
+        """Decide, and charge where no limit is exceeded. `force`: charge, as Redis has decided."""
         own = self._bucket(claim.caller, now)
         claim.spilled = own is self._spill
-        mine, all_ = own.levels(claim.own, now), self._everyone.levels(claim.everyone, now)
+        caller_levels, global_levels = own.levels(claim.own, now), self._everyone.levels(claim.everyone, now)
         if not force:
-            kind = over(claim.own, mine, claim.tokens, claim.asked)
+            kind = over(claim.own, caller_levels, claim.tokens, claim.requests)
             if kind is not None:
-                return Decision(("caller", kind), mine, all_)
-            kind = over(claim.everyone, all_, claim.tokens, claim.asked)
+                return Decision(("caller", kind), caller_levels, global_levels)
+            kind = over(claim.everyone, global_levels, claim.tokens, claim.requests)
             if kind is not None:
-                return Decision(("global", kind), mine, all_)
+                return Decision(("global", kind), caller_levels, global_levels)
         for bucket in (own, self._everyone):
-            bucket.add(claim.asked, claim.tokens)
-        own.streams += claim.asked
-        self._everyone.streams += claim.asked
-        claim.permitted = claim.permitted or bool(claim.asked)
+            bucket.add(claim.requests, claim.tokens)
+        own.streams += claim.requests
+        self._everyone.streams += claim.requests
+        claim.permitted = claim.permitted or bool(claim.requests)
         return Decision(None, own.read(), self._everyone.read())
 
     def refund(
         self, claim: Claim, now: float, *, requests: int = 0, tokens: float = 0, stream: bool = False
     ) -> None:
-        """Correct what was taken: numbers below 0 are given back, above 0 are charged, over the ceiling too: the
-        debt has to leak away first. `stream`: its permit ends."""
+        """Correct a charge: negative numbers refund, positive ones charge, also beyond the limit: that debt leaks
+        away first. `stream`: end its permit."""
         own = self._spill if claim.spilled else self._bucket(claim.caller, now)
         for bucket, bounds in ((own, claim.own), (self._everyone, claim.everyone)):
             bucket.levels(bounds, now)
             bucket.add(requests, tokens)
         if stream:
             if not claim.permitted:
-                raise AssertionError("a permit was given back twice")
+                raise AssertionError("a permit was returned twice")
             claim.permitted = False
             own.streams -= 1
             self._everyone.streams -= 1
@@ -223,7 +222,7 @@ class LocalLimits:
         if bucket is not None:
             self._buckets.move_to_end(caller)
             return bucket
-        for name, old in self._oldest(2):  # two looked at for each one made: the table holds what lives
+        for name, old in self._oldest(2):  # two checks for each new one keep the table clean
             if old.idle(now):
                 del self._buckets[name]
             else:

@@ -1,4 +1,4 @@
-"""Rate limits as a client sees them: OpenAI's headers and durations, and the error of a refusal."""
+"""Rate limits in answers: OpenAI's headers and durations, and the error of a refusal."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def duration(seconds: float) -> str:
 
 
 def headers(claim: Claim, decision: Decision) -> list[tuple[str, str]]:
-    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`: of the caller's own ceilings, and where it has none
-    of everyone's. Reset is the time until the meter is empty again. A refusal says when to come again, too."""
-    told: list[tuple[str, str]] = []
-    for kind, mine, everyone, level, all_ in (
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`: of the caller's own limits, else of the global
+    ones. Reset is the time until the meter is empty. A refusal has a header for the retry, too."""
+    result: list[tuple[str, str]] = []
+    for kind, own, everyone, own_level, global_level in (
         ("requests", claim.own.requests, claim.everyone.requests, decision.own[0], decision.everyone[0]),
         ("tokens", claim.own.tokens, claim.everyone.tokens, decision.own[1], decision.everyone[1]),
     ):
-        if mine is not None:
-            told += _meter(kind, mine, level)
+        if own is not None:
+            result += _meter(kind, own, own_level)
         elif everyone is not None:
-            told += _meter(kind, everyone, all_)
+            result += _meter(kind, everyone, global_level)
     if decision.over is not None:
         seconds = pause(claim, decision)
         if math.isinf(seconds):
-            told.append(("x-should-retry", "false"))  # OpenAI's clients ask again after any 429 but this
+            result.append(("x-should-retry", "false"))  # OpenAI's clients retry after any other 429
         else:
-            told.append(("retry-after-ms", str(math.ceil(seconds * 1000))))
-    return told
+            result.append(("retry-after-ms", str(math.ceil(seconds * 1000))))
+    return result
 
 
 def _meter(kind: str, ceiling: Limit, level: float) -> list[tuple[str, str]]:
@@ -53,7 +53,7 @@ def _meter(kind: str, ceiling: Limit, level: float) -> list[tuple[str, str]]:
 
 
 def pause(claim: Claim, decision: Decision) -> float:
-    """Seconds until a refused request may pass; infinite where it never will."""
+    """Seconds until a refused request is within its limits; infinite: never."""
     return max(
         wait(claim.own, decision.own, claim.tokens), wait(claim.everyone, decision.everyone, claim.tokens), 0.001
     )
@@ -65,13 +65,13 @@ def counted(number: float, what: str) -> str:
 
 
 def rate_limit_error(claim: Claim, decision: Decision) -> GatewayError:
-    """The error of a refusal: 429 for one's own share, 503 where everyone together has no more."""
+    """The error of a refusal: 429 for the caller's own limit, 503 for the global one."""
     assert decision.over is not None
     whose, kind = decision.over
     bounds, levels = (claim.own, decision.own) if whose == "caller" else (claim.everyone, decision.everyone)
     seconds = pause(claim, decision)
     retry = None if math.isinf(seconds) else math.ceil(seconds)
-    # Only tokens that are more than a meter holds can never pass, whichever ceiling was met first.
+    # Only more tokens than a meter's size can never pass, whichever limit was exceeded first.
     again = (
         "The request can never pass: send a shorter prompt."
         if retry is None

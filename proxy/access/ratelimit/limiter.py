@@ -1,5 +1,5 @@
-"""What one request holds of its limits until it is settled (`Reservation`), and which store decides
-(`Limiter`)."""
+"""The limiter, which decides here or in Redis, and the `Reservation`: what one request has been charged, until
+it is settled."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Followers = Literal["generation", "reader"]
 
 
 class Limiter:
-    """Decides, here or in Redis. What Redis lets through is counted here too, so that where Redis goes away each
-    process goes on from what it had let through itself."""
+    """Decides here or in Redis. What Redis admits is charged here too, so that each process continues from its own
+    charges where Redis fails."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Limiter:
         return f"<Limiter {self.local!r} {self.shared!r}>"
 
     def ask(self, caller: Caller, estimate: Callable[[], Cost]) -> Reservation | None:
-        """Ask for one request. None where nothing limits this caller. The Hold is the caller's to close, whatever
-        becomes of it: close it in a `finally` that covers the waiting for its answer."""
+        """Reserve for one request; None where no limit applies to this caller. Close the Reservation in a
+        `finally` that covers the waiting for its decision."""
         own, everyone = limits_of(caller.rates, self._default), self._everyone
         if not own.any and not everyone.any:
             return None
@@ -68,25 +68,24 @@ class Limiter:
             else:
                 shared.acquire(claim, hold.answered)
         except Exception:
-            hold.close()  # nobody else has it
+            hold.close()
             raise
         return hold
 
 
 def _priced(own: Limits, everyone: Limits, estimate: Callable[[], Cost]) -> tuple[Cost, int]:
-    """What a request costs, and the tokens to ask for; nothing where no tokens are counted."""
+    """A request's estimated cost, and the tokens to charge; 0 where there is no limit of tokens."""
     sizes = [bounds.tokens.size for bounds in (own, everyone) if bounds.tokens is not None]
     if not sizes:
         return NO_COST, 0
     cost = estimate()
-    # The estimate of an answer's length alone must not refuse a request for ever.
+    # The estimated length of an answer must not make a request unservable.
     return cost, cost.prompt + min(cost.completion, max(0, int(min(sizes)) - cost.prompt))
 
 
 class Reservation:
-    """What one request has taken. Each part goes back at its time: the permit when the request ends, the tokens
-    that were not used when the generation ends that it pays for, all of it where nobody answered and no engine was
-    asked."""
+    """The charges of one request. The permit is returned when the request ends, unused tokens when the generation
+    ends that it pays for, and everything where it got no answer and was sent to no engine."""
 
     __slots__ = (
         "_broken", "_charged", "_closed", "_cost", "_in_redis", "_limiter", "_paying", "_reached", "_reader",
@@ -98,18 +97,18 @@ class Reservation:
         self.decision: Decision | None = None
         self._limiter = limiter
         self._cost = cost
-        self._charged = claim.tokens  # what the meters hold of us
-        self._spent = 0  # what is known to be used
-        self._paying: Flight | None = None  # that we pay for and that has not ended
-        self._reader: Subscriber | None = None  # of a Flight that others pay for
-        self._reached = False  # something was answered, or an engine was asked
-        self._in_redis = False  # the meters there were charged
+        self._charged = claim.tokens  # tokens
+        self._spent = 0  # tokens known to be used
+        self._paying: Flight | None = None  # the running Flight that it pays for
+        self._reader: Subscriber | None = None  # its reader of a Flight that another request pays for
+        self._reached = False  # it was answered, or sent to an engine
+        self._in_redis = False  # the meters there are charged
         self._closed = False
         self._broken = False  # its decision raised
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Hold {self.claim.caller} {self.decision} closed={self._closed}>"
+        return f"<Reservation {self.claim.caller} {self.decision} closed={self._closed}>"
 
     # -- asking -------------------------------------------------------------------------------------
 
@@ -127,13 +126,13 @@ class Reservation:
             raise rate_limit_error(self.claim, self.decision)
 
     async def spends(self, estimate: Callable[[], Cost]) -> None:
-        """Ask for the tokens of a request that was let in before they were known. Raises GatewayError 429 or 503;
-        the rest of what it has goes back when it is closed."""
+        """Claim the tokens of a request that was admitted before they were known. Raises GatewayError 429 or 503;
+        `close` returns its other charges."""
         limiter, claim = self._limiter, self.claim
         self._cost, tokens = _priced(claim.own, claim.everyone, estimate)
         if not tokens:
             return
-        self.claim = claim = replace(claim, tokens=tokens, asked=0)
+        self.claim = claim = replace(claim, tokens=tokens, requests=0)
         self.decision = None
         if limiter.shared is None or not self._in_redis:
             self._spent_on(limiter.local.acquire(claim, limiter.clock()))
@@ -142,12 +141,12 @@ class Reservation:
         await self.allowed()
 
     def _spending(self, decision: Decision | None) -> None:
-        """Redis decided on the tokens, or cannot tell."""
+        """Redis' decision on the tokens; None: it did not decide."""
         limiter, claim = self._limiter, self.claim
         if decision is None:
             limiter.on_fallback()
             decision = limiter.local.acquire(claim, limiter.clock())
-            self._in_redis = False  # nothing of these tokens is to be given back there
+            self._in_redis = False  # these tokens are not refunded there
         elif decision.over is None:
             limiter.local.acquire(claim, limiter.clock(), force=True)
         self._spent_on(decision)
@@ -162,13 +161,13 @@ class Reservation:
             self._waiter.set_result(None)
 
     def answered(self, decision: Decision | None) -> None:
-        """Redis decided, or cannot tell. Whoever asked may have left meanwhile: then it goes straight back."""
+        """Redis' decision; None: it did not decide. Where the request has ended meanwhile, it is refunded."""
         if self._broken:
             return
         try:
             self._settle(decision)
         except Exception:
-            self._broken = True  # what was taken may be taken: it is not taken twice
+            self._broken = True  # it may be charged: it is not charged again
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(internal())
             if self._closed:
@@ -200,7 +199,7 @@ class Reservation:
 
     @property
     def limit(self) -> str | None:
-        """Which limit refused it, as the log says it."""
+        """The name of the limit that refused it, for the log."""
         if self.decision is None or self.decision.over is None:
             return None
         whose, kind = self.decision.over
@@ -209,8 +208,8 @@ class Reservation:
     # -- using --------------------------------------------------------------------------------------
 
     def joins(self, reader: Subscriber) -> None:
-        """The request reads a Flight: one of its own making, which it pays for however long it stays, or one that
-        somebody else pays for."""
+        """The request reads a Flight: its own, for which it pays even if it leaves, or one that another request
+        pays for."""
         flight = reader.flight
         if not reader.attached:
             self._paying = flight
@@ -236,7 +235,7 @@ class Reservation:
     # -- ending -------------------------------------------------------------------------------------
 
     def close(self, *, answered: bool = False) -> None:
-        """The request has ended, in whatever way. `answered`: with what it asked for. May be called again."""
+        """The request has ended. `answered`: successfully. May be called again."""
         self._closed = True
         self._reached = self._reached or answered
         if self.claim.permitted:
@@ -244,14 +243,14 @@ class Reservation:
 
     def _end(self) -> None:
         if not self.claim.permitted:
-            return  # refused: it took nothing
+            return  # refused: nothing is charged
         reader, used = self._reader, self._spent
         if reader is not None:
             self._reached = self._reached or was_dispatched(reader.flight) or reader.flight.stored_at is not None
             if self._limiter.followers == "reader":
                 used += actual_cost(reader.flight, self._cost)
         own = self._paying
-        if own is not None and not own.subscribers:  # never begun: one that flies is read by somebody
+        if own is not None and not own.subscribers:  # never begun: a running one has a reader
             self._paying = None
             own.when_ended(None)
         paid = self._paying is None
@@ -263,7 +262,7 @@ class Reservation:
 
     def _give(self, *, requests: int = 0, tokens: int = 0, stream: bool = False) -> None:
         limiter, claim = self._limiter, self.claim
-        if limiter.shared is not None:  # first: what is permitted here still is given back again where this raises
+        if limiter.shared is not None:  # first: where this raises, a second call still finds the local permit
             if self._in_redis:
                 limiter.shared.refund(claim, requests=requests, tokens=tokens, stream=stream)
             else:

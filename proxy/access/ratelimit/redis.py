@@ -1,5 +1,5 @@
 """Limits that all processes share in Redis: one atomic script a request, permits with deadlines, a circuit
-breaker. Takes Claims and calls back with Decisions; no error leaves it."""
+breaker. Takes Claims and calls back with Decisions; it raises nothing."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from proxy.redis import (
 )
 
 LEASE: Final = 30.0
-"""Seconds that a permit lives in Redis without being renewed; it is renewed three times in them. For so long a
-crashed process's streams count on."""
+"""Seconds until a permit in Redis expires; it is renewed three times in them. The streams of a crashed process
+count for so long."""
 BATCH: Final = 256  # permits renewed by one script: others wait while it runs
 _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("caller", "requests"), ("caller", "tokens"), ("caller", "streams"),
     ("global", "requests"), ("global", "tokens"), ("global", "streams"),
 )  # fmt: skip
 
-# The clock is Redis' own: replicas whose clocks differ would refuse, or let through, by the difference. From
-# Redis 5 on a script's effects are replicated, so TIME may be asked before writing. Levels are units, not times,
-# so what a double can hold is exact; they go out as text: an integer reply would cut them.
+# The clock is Redis' own: gateways whose clocks differ would decide by the difference. Since Redis 5 a script's
+# effects are replicated, so it may call TIME before it writes. Levels are units, not times, so a double holds them
+# exactly; they are returned as text, as an integer reply would cut them.
 _LEAK: Final = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -65,7 +65,7 @@ class Script:
 TAKE: Final = Script(
     _LEAK
     + """
-local id, lease, tokens, asked = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[14])
+local id, lease, tokens, requests = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[14])
 local by, r, k, n, b = 0, {}, {}, {}, {}
 for s = 1, 2 do
   local a = 5 * s - 2
@@ -79,19 +79,19 @@ for s = 1, 2 do
     n[s] = redis.call('ZCARD', KEYS[2 * s])
   end
   if by == 0 then
-    if asked > 0 and rps and r[s] + 1 > burst + 0.000001 then by = 3 * s - 2
+    if requests > 0 and rps and r[s] + 1 > burst + 0.000001 then by = 3 * s - 2
     elseif tps and tokens > 0 and k[s] + tokens > size + 0.000001 then by = 3 * s - 1
-    elseif asked > 0 and most and n[s] >= most then by = 3 * s end
+    elseif requests > 0 and most and n[s] >= most then by = 3 * s end
   end
 end
 if by == 0 then
   for s = 1, 2 do
     local rps, tps = b[s][1], b[s][3]
     if rps or tps then
-      r[s], k[s] = rps and r[s] + asked or 0, tps and k[s] + tokens or 0
+      r[s], k[s] = rps and r[s] + requests or 0, tps and k[s] + tokens or 0
       keep(KEYS[2 * s - 1], rps, tps, r[s], k[s])
     end
-    if asked > 0 and b[s][5] then
+    if requests > 0 and b[s][5] then
       redis.call('ZADD', KEYS[2 * s], string.format('%.0f', now + lease * 1000), id)
       redis.call('PEXPIRE', KEYS[2 * s], string.format('%.0f', lease))
       n[s] = n[s] + 1
@@ -131,10 +131,11 @@ return 1
 
 
 class RedisLimits:
-    """Asks Redis, bounded in time and without a task: what is asked in one turn of the loop goes out in one write.
+    """Decisions of Redis, bounded in time and without a task: the claims of one event-loop iteration go out in one
+    write.
 
-    Where Redis is away nothing is asked until a probe is answered. Nothing is sent twice, and what was lost may
-    have been carried out: its permit then expires, its charge leaks away.
+    While Redis is away nothing is sent until a probe is answered. Nothing is sent twice, and a lost command may
+    have run: its permit then expires, its charge leaks away.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class RedisLimits:
         self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
         self.availability = Availability(self._load, self._changed)
-        self._held: dict[str, Claim] = {}  # permits that live, to be renewed
+        self._held: dict[str, Claim] = {}  # live permits, to be renewed
         self._refused = False  # Redis answers, but with an error
         self._renewal: asyncio.TimerHandle | None = None
 
@@ -161,7 +162,7 @@ class RedisLimits:
         return f"<RedisLimits {state} permits={len(self._held)} {self._link!r}>"
 
     def renew(self, where: RedisAddress) -> None:
-        """For connections from now on."""
+        """Use this address for new connections."""
         self._link.renew(where)
 
     @property
@@ -169,7 +170,7 @@ class RedisLimits:
         return not self.availability.open
 
     async def start(self) -> None:
-        """Find out whether it answers, and have the permits renewed from now on."""
+        """Check whether it answers, and renew permits from now on."""
         try:
             await self._load()
         except WireError as e:
@@ -183,10 +184,10 @@ class RedisLimits:
             self._renewal.cancel()
         await self._link.close()
 
-    # -- what a request asks ------------------------------------------------------------------------
+    # -- a request's claims -------------------------------------------------------------------------
 
     def acquire(self, claim: Claim, done: Callable[[Decision | None], None]) -> None:
-        """Have `done` called, once, with the decision, or with None where Redis cannot tell; perhaps at once."""
+        """Call `done` once with the decision, or with None where Redis does not decide; perhaps at once."""
         if self.availability.open:
             done(None)
             return
@@ -200,7 +201,7 @@ class RedisLimits:
             done(decision)
 
         bounds = [*_numbers(claim.own), *_numbers(claim.everyone)]
-        words = (claim.permit, _ms(self._lease), claim.tokens, *bounds, claim.asked)
+        words = (claim.permit, _ms(self._lease), claim.tokens, *bounds, claim.requests)
         self._run(TAKE, self._keys(claim), words, read)
 
     def hold(self, claim: Claim) -> None:
@@ -209,7 +210,7 @@ class RedisLimits:
             self._held[claim.permit] = claim
 
     def refund(self, claim: Claim, *, requests: int = 0, tokens: float = 0, stream: bool = False) -> None:
-        """Correct what was taken, and end the permit where `stream` says so. Nobody waits for it."""
+        """Correct a charge, and end the permit where `stream` is set. Returns before Redis answers."""
         permit = claim.permit if stream and self._held.pop(claim.permit, None) is not None else ""
         if self.availability.open or not (requests or tokens or permit):
             return
@@ -224,7 +225,9 @@ class RedisLimits:
 
     def _run(self, script: Script, keys: list[str], words: tuple[Word, ...], done: Callable[[Any], None]) -> None:
         def answered(reply: Any) -> None:
-            if isinstance(reply, ReplyError) and reply.code == "NOSCRIPT":  # it was restarted, or flushed
+            if (
+                isinstance(reply, ReplyError) and reply.code == "NOSCRIPT"
+            ):  # Redis was restarted, or its scripts flushed
                 self._link.send(("EVAL", script.text, len(keys), *keys, *words), self._timeout, done)
             else:
                 done(reply)
@@ -237,14 +240,14 @@ class RedisLimits:
         known = not self.availability.failed(e)
         if known or self._refused or not isinstance(e, ReplyError) or is_away(e):
             return
-        # It answers, so it costs no time to ask: it is full, read-only, or one of our keys is of another type.
+        # It answers, so requests lose no time: it is full, read-only, or a key has another type.
         self._refused = True
         self._on_change(True, str(e))
 
     def _changed(self, away: bool, why: str) -> None:
         self._on_change(away, why)
         if not away:
-            self._renew()  # it may have been restarted, or have let the permits expire
+            self._renew()  # it may have been restarted, or the permits may have expired
 
     def _renew_later(self) -> None:
         if self._renewal is not None:
@@ -252,13 +255,13 @@ class RedisLimits:
         self._renewal = asyncio.get_running_loop().call_later(self._lease / 3, self._renew)
 
     async def _load(self) -> None:
-        """Whether it answers; and it knows our scripts from now on. One that must first be sent comes later than
-        what was asked after it."""
+        """Load the scripts, which shows whether it answers. Else a script would be sent again after NOSCRIPT, and
+        run after commands that were sent later."""
         for script in (TAKE, GIVE, RENEW):
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
 
     def _renew(self) -> None:
-        """Renew the permits that live, unless Redis is away, and again after a third of the lease."""
+        """Renew the live permits, unless Redis is away, and again after a third of the lease."""
         self._renew_later()
         if self.availability.open:
             return
@@ -275,13 +278,13 @@ class RedisLimits:
             self._run(RENEW, list(keys), tuple(words), self._settled)
 
     def _keys(self, claim: Claim) -> list[str]:
-        """Meter and streams of the caller, then of everyone."""
+        """The keys of the meters and the streams: of the caller, then of all callers."""
         prefix, caller = self._prefix, claim.caller
         return [f"{prefix}m:{caller}", f"{prefix}s:{caller}", f"{prefix}all:m", f"{prefix}all:s"]
 
 
 def _numbers(bounds: Limits) -> tuple[Word, ...]:
-    """As the script reads them: nothing is no bound."""
+    """The arguments of the script; an empty text is no limit."""
     return (
         *(bounds.requests or ("", "")),
         *(bounds.tokens or ("", "")),
@@ -294,7 +297,7 @@ def _ms(seconds: float) -> int:
 
 
 def _decision(reply: Any) -> Decision | None:
-    """What the script answered; None for anything else."""
+    """The decision in a script's reply; None for any other reply."""
     try:
         by, r, k, n, all_r, all_k, all_n = reply
         if not 0 <= by <= len(_WHERE):

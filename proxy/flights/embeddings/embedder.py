@@ -145,11 +145,11 @@ class Embedder:
         all is ending.
         """
         spec = flight.spec
-        ask = spec.ask
+        api_request = spec.api_request
         want = None
         try:
-            inputs = None if ask is None else inputs_of(ask)
-            if inputs is None or ask is None:
+            inputs = None if api_request is None else inputs_of(api_request)
+            if inputs is None or api_request is None:
                 return False
             if self._closed:
                 raise ending()
@@ -164,7 +164,7 @@ class Embedder:
             flight.when_abandoned(
                 partial(self._faults.safely, "a request for embeddings that was left", self._left)
             )
-            begin = partial(self._begin, want, ask, inputs, scope)
+            begin = partial(self._begin, want, api_request, inputs, scope)
             if self.queue.begins(want, len(inputs.items), begin):
                 begin()
             self._soon()
@@ -180,10 +180,10 @@ class Embedder:
             raise
         return True
 
-    def _begin(self, want: EmbeddingRequest, ask: ApiRequest, inputs: Inputs, scope: bytes) -> None:
-        apart = 0 if self._mixes(ask.model) else next(self._numbers)
+    def _begin(self, want: EmbeddingRequest, api_request: ApiRequest, inputs: Inputs, scope: bytes) -> None:
+        apart = 0 if self._mixes(api_request.model) else next(self._numbers)
         headers = headers_in_common(want.flight.spec.headers)
-        options, keys = self._keyer.items(ask, inputs.items, tenant=scope, headers=headers)
+        options, keys = self._keyer.items(api_request, inputs.items, tenant=scope, headers=headers)
         self._join(want, items_of(want, inputs, options, keys, apart, self._items))
         self._delivery.work()
 

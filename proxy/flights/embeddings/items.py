@@ -203,8 +203,8 @@ def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, Embedd
     spec = (whole or wants[0]).flight.spec
     body = spec.body
     padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
-    if (whole is None or padded) and spec.ask is not None:
-        body = array_body(spec.ask, [item.text for item in items])
+    if (whole is None or padded) and spec.api_request is not None:
+        body = array_body(spec.api_request, [item.text for item in items])
     states = [want.flight.queue_state for want in wants]
     last = max(state.latest for state in states)
     queue_state = QueueState(

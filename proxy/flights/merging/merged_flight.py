@@ -51,7 +51,7 @@ class MergedFlight(Flight):
         self.broken: GatewayError | None = None  # the answer cannot be split
         parts, first = [], 0
         for member, count in members:
-            usage = member.spec.ask is not None and member.spec.ask.include_usage
+            usage = member.spec.api_request is not None and member.spec.api_request.include_usage
             parts.append(Part(first, count, usage, member.spec.request_id))
             first += count
         self._split = StreamSplit(parts, request_id=spec.request_id, fingerprint=fingerprint)

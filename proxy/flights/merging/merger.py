@@ -44,20 +44,20 @@ class Merger:
 
     def may_have_twins(self, flight: Flight, now: float) -> bool:
         """Whether twins may arrive in this iteration: one came within a second, or `window` is set."""
-        ask = flight.spec.ask
-        if self._most < 2 or ask is None:
+        api_request = flight.spec.api_request
+        if self._most < 2 or api_request is None:
             return False
-        return (self._recent.seen(ask.prompt, now) or self.window > 0) and mergeable(ask)
+        return (self._recent.seen(api_request.prompt, now) or self.window > 0) and mergeable(api_request)
 
     def merge(self, flight: Flight, waiting: Iterable[Flight], backend: str) -> Flight:
         """The Flight to dispatch: a merged one with all its twins, or the Flight itself where it has none.
         `waiting`: queued Flights with the same prompt that may merge, see `twin_of`."""
         members = self._members(flight, waiting)
-        ask = flight.spec.ask
-        if len(members) < 2 or ask is None:
+        api_request = flight.spec.api_request
+        if len(members) < 2 or api_request is None:
             return flight
         count = sum(count for _, count in members)
-        body = merged_body(ask, count)
+        body = merged_body(api_request, count)
         request_id = new_id()  # not a client's own: the answer's id contains it, which all members see
         headers = [(name, request_id if name == REQUEST_ID else value) for name, value in flight.spec.headers]
         merged = MergedFlight(
@@ -67,7 +67,7 @@ class Merger:
             limit=self._limit,
             on_member=self._member_ended,
             fingerprint=self._fingerprints.get(backend),
-            ids=lists_ids(ask, count),
+            ids=lists_ids(api_request, count),
         )
         now = merged.clock()
         flights = [member for member, _ in members]
@@ -125,14 +125,14 @@ class Merger:
         self._on_member(member)
 
     def _members(self, flight: Flight, waiting: Iterable[Flight]) -> list[tuple[Flight, int]]:
-        ask = flight.spec.ask
-        if self._most < 2 or ask is None or not mergeable(ask):
+        api_request = flight.spec.api_request
+        if self._most < 2 or api_request is None or not mergeable(api_request):
             return []
-        room = self._most - (choices_asked(ask) or 1)
+        room = self._most - (choices_asked(api_request) or 1)
         key = _key(flight)
-        members = [(flight, choices_asked(ask) or 1)]
+        members = [(flight, choices_asked(api_request) or 1)]
         for other in waiting:
-            theirs = other.spec.ask
+            theirs = other.spec.api_request
             if other is flight or theirs is None or other in self._carried:
                 continue
             if not mergeable(theirs) or _key(other) != key:
@@ -146,6 +146,6 @@ class Merger:
 
 def _key(flight: Flight) -> bytes:
     spec = flight.spec
-    if spec.ask is None:
+    if spec.api_request is None:
         return b""
-    return twin_key(spec.ask, tenant=spec.tenant, headers=headers_in_common(spec.headers))
+    return twin_key(spec.api_request, tenant=spec.tenant, headers=headers_in_common(spec.headers))

@@ -20,57 +20,57 @@ MAX_IDS: Final = 1024 * 1024
 RECENT_SECONDS: Final = 1.0
 
 
-def choices_asked(ask: ApiRequest) -> int | None:
+def choices_asked(api_request: ApiRequest) -> int | None:
     """`n`, 1 by default; None if it is no positive integer."""
-    raw = bytes(ask.fields.get("n", b"1"))
+    raw = bytes(api_request.fields.get("n", b"1"))
     if raw == b"null":
         return 1
     return int(raw) if raw.isdigit() and len(raw) < 6 and int(raw) > 0 else None
 
 
-def mergeable(ask: ApiRequest) -> bool:
+def mergeable(api_request: ApiRequest) -> bool:
     """Whether this request and its twins may be one request with `n`: it samples, and every field of it is known
     to concern each choice by itself."""
-    if ask.endpoint == "embeddings" or ask.temperature == 0 or ask.seed is not None:
+    if api_request.endpoint == "embeddings" or api_request.temperature == 0 or api_request.seed is not None:
         return False
-    fields = ask.fields
-    known = FOLDABLE_FIELDS[ask.endpoint] - _NOT_SAMPLED_APART
-    if not fields.keys() <= known or choices_asked(ask) is None:
+    fields = api_request.fields
+    known = FOLDABLE_FIELDS[api_request.endpoint] - _NOT_SAMPLED_APART
+    if not fields.keys() <= known or choices_asked(api_request) is None:
         return False
-    if ask.endpoint == "completions" and not bytes(fields.get("prompt", b"")).startswith(b'"'):
+    if api_request.endpoint == "completions" and not bytes(fields.get("prompt", b"")).startswith(b'"'):
         return False  # a list of prompts has choices for each
     for name in UNKEYED:
-        if name in fields and not ordinary(ask, name):
+        if name in fields and not ordinary(api_request, name):
             return False  # an engine may refuse it, which must not end its twins
-    return not stream_extras(ask)
+    return not stream_extras(api_request)
 
 
-def twin_key(ask: ApiRequest, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
+def twin_key(api_request: ApiRequest, *, tenant: bytes, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """A key that is equal for requests that differ only in `n`, in the caller, and in whether usage is wanted.
 
     It is the request itself and no hash of it: two that are not the same cannot meet under one key.
     """
-    fields = ask.fields
+    fields = api_request.fields
     same = {name: fields[name] for name in sorted(fields) if name not in UNKEYED and name != "n"}
     sent = [(name, value.encode("utf-8", "surrogateescape")) for name, value in sorted(headers)]
-    return _ENCODE((ask.endpoint, ask.stream, tenant, sent, same))
+    return _ENCODE((api_request.endpoint, api_request.stream, tenant, sent, same))
 
 
-def merged_body(ask: ApiRequest, n: int) -> bytes:
+def merged_body(api_request: ApiRequest, n: int) -> bytes:
     """The merged request: `n` choices, and fields by which the tokens of each choice are counted: continuous usage
     in a stream, token ids in a body."""
-    members: dict[str, object] = {**ask.fields, "n": n}
-    if ask.stream:
+    members: dict[str, object] = {**api_request.fields, "n": n}
+    if api_request.stream:
         members["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-    elif lists_ids(ask, n):
+    elif lists_ids(api_request, n):
         members["return_token_ids"] = True
     return _ENCODE(members)
 
 
-def lists_ids(ask: ApiRequest, n: int) -> bool:
+def lists_ids(api_request: ApiRequest, n: int) -> bool:
     """Whether the merged request asks for token ids: not for a long prompt, whose own ids come with each choice of
     a completion."""
-    return not ask.stream and len(ask.prompt) * n <= MAX_IDS
+    return not api_request.stream and len(api_request.prompt) * n <= MAX_IDS
 
 
 class RecentPrompts:

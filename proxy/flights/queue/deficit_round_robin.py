@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -43,6 +43,14 @@ class Entry(Generic[T]):
     priority: int
     deadline: float
     at: tuple[float, int, Entry[T]] | None = None  # its entry in its owner's heap; None: it has left
+
+    def promote(self, priority: int, deadline: float, owner: Hashable | None) -> None:
+        """Move to the higher class and the earlier deadline, and to this owner's turn unless it is None. Only for
+        one that is in no ring."""
+        self.priority = min(self.priority, priority)
+        self.deadline = min(self.deadline, deadline)
+        if owner is not None:
+            self.ticket = replace(self.ticket, owner=owner)
 
 
 @dataclass(slots=True, eq=False)

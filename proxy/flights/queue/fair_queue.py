@@ -122,10 +122,7 @@ class FairQueue(Generic[T]):
         if not lighter and priority >= entry.priority and deadline >= entry.deadline:
             return False
         self._exit(entry)
-        entry.priority = min(entry.priority, priority)
-        entry.deadline = min(entry.deadline, deadline)
-        if lighter:
-            entry.ticket = replace(entry.ticket, owner=owner)
+        entry.promote(priority, deadline, owner if lighter else None)
         self._enter(entry)
         return True
 

@@ -26,6 +26,10 @@ class LookupBatcher(Generic[T]):
     def __contains__(self, item: T) -> bool:
         return item in self.arrived or item in self.looking
 
+    def add(self, item: T, now: float) -> None:
+        """Look the item up with the next batch."""
+        self.arrived[item] = now
+
     def due(self, now: float) -> list[T]:
         """The next batch: at most `max_batch`, empty while one is under way or the window is open."""
         if self.looking or not self.arrived:

@@ -94,7 +94,7 @@ class RequestQueue(Generic[T]):
         if len(self) >= self.limit:
             on_pushed(*self._make_room(self._ticket_of(item)))
         if lookup:
-            self._lookups.arrived[item] = now
+            self._lookups.add(item, now)
         elif hold:
             self._held[item] = None
             self._index(item)

@@ -41,8 +41,8 @@ class TicketFactory:
         spec = flight.spec
         if spec.cost is not None:
             prompt, completion = spec.cost
-        elif spec.ask is not None:
-            prompt, completion = estimate(spec.ask, self._assumed)
+        elif spec.api_request is not None:
+            prompt, completion = estimate(spec.api_request, self._assumed)
         else:
             prompt, completion = NO_COST
         state = flight.queue_state
@@ -55,7 +55,7 @@ class TicketFactory:
             deadline=state.deadline,
             pool=self._pool(spec.model),
             latest=state.latest,
-            prefixes=_beginnings(spec.ask) if spec.ask is not None else (),
+            prefixes=_beginnings(spec.api_request) if spec.api_request is not None else (),
         )
 
     def share(self, owner: Hashable) -> float:
@@ -80,12 +80,12 @@ class TicketFactory:
         self._came[state.owner] = (came * FADE + max(1, made), assumed * FADE + state.assumed)
 
 
-def _beginnings(ask: ApiRequest) -> tuple[int, ...]:
+def _beginnings(api_request: ApiRequest) -> tuple[int, ...]:
     """Hashes of a prompt's beginning, valid in this process. Templates put tools before the messages."""
-    prompt = ask.prompt
-    if ask.endpoint == "embeddings" or len(prompt) < BEGINNINGS[0]:
+    prompt = api_request.prompt
+    if api_request.endpoint == "embeddings" or len(prompt) < BEGINNINGS[0]:
         return ()
-    before = (ask.model, bytes(ask.fields.get("tools", b"")))
+    before = (api_request.model, bytes(api_request.fields.get("tools", b"")))
     return tuple(hash((before, prompt[:size])) for size in BEGINNINGS if size <= len(prompt))
 
 
@@ -98,4 +98,8 @@ def callers_of(flight: Flight) -> Collection[Hashable]:
 
 def twin_of(flight: Flight) -> Hashable:
     """A key that sampled twins have in common; None for a Flight without twins. The merger compares further."""
-    return flight.spec.ask.prompt if flight.queue_state.merge and flight.spec.ask is not None else None
+    return (
+        flight.spec.api_request.prompt
+        if flight.queue_state.merge and flight.spec.api_request is not None
+        else None
+    )

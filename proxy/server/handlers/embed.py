@@ -39,14 +39,12 @@ class EmbedHandler:
 
     async def __call__(self, context: RequestContext) -> Sent:
         body = await self._bodies.read(context, json=True)
-        ask = await self._generation.read(context, "embeddings", body)
+        api_request = await self._generation.read(context, "embeddings", body)
         if self._admission is not None:
             await self._admission(context)
         try:
-            reader = self._generation.attach(context, ask, sharing_of(ask, self._share))
-            reader.whole = True
-            while not reader.flight.ended:
-                await reader.changed()
+            reader = self._generation.attach(context, api_request, sharing_of(api_request, self._share))
+            await reader.complete()
             head = reader.flight.head
             if reader.flight.error is not None:
                 raise reader.flight.error
@@ -60,4 +58,4 @@ class EmbedHandler:
         except GatewayError as e:
             if not self._stub or e.code in _BUSY:
                 raise
-        return await self._responder.reply(context, 200, stub_vector(ask), [("x-gateway-stub", "1")])
+        return await self._responder.reply(context, 200, stub_vector(api_request), [("x-gateway-stub", "1")])

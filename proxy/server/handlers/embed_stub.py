@@ -25,12 +25,12 @@ def names_model(log: list[bytes]) -> bool:
     return error is not None and error.get("param") == "model"
 
 
-def stub_vector(ask: ApiRequest) -> dict[str, object]:
+def stub_vector(api_request: ApiRequest) -> dict[str, object]:
     """A vector that says it is none: zeros, marked, for clients that only need the shape."""
     return {
         "object": "list",
         "stub": True,
-        "model": ask.model,
+        "model": api_request.model,
         "data": [{"object": "embedding", "index": 0, "embedding": [0.0] * 8}],
         "usage": {"prompt_tokens": 0, "total_tokens": 0},
     }

@@ -90,14 +90,14 @@ class Generation:
                 body = await self._bodies.receive(context)
             large = self._large
             if large is not None and len(body) > large.inline:
-                ask = await self.read(context, endpoint, body)
+                api_request = await self.read(context, endpoint, body)
             else:
-                ask = self._decode(context, endpoint, body)
-            if "prompt_logprobs" in ask.fields and outgrows(ask, self._settings.max_flight_bytes):
+                api_request = self._decode(context, endpoint, body)
+            if "prompt_logprobs" in api_request.fields and outgrows(api_request, self._settings.max_flight_bytes):
                 if self._admission is not None:
                     await self._admission(context)
-                return await self._passthrough.forward(context, PATHS[endpoint], ask.body)
-            reader = await self.join(context, ask)
+                return await self._passthrough.forward(context, PATHS[endpoint], api_request.body)
+            reader = await self.join(context, api_request)
             if context.stream and endpoint != "embeddings":
                 return await self._responder.stream(context, reader)
             while not reader.flight.ended and reader.flight.folds:
@@ -109,8 +109,8 @@ class Generation:
                     self._unfolded(reader.flight, e)
             # Only the engine can make one body of this stream. Nothing has been sent: the engine is asked for the
             # body, once for all readers that waited.
-            assert context.ask is not None  # it led to this stream
-            fresh = await self.join(context, context.ask, again=True)
+            assert context.api_request is not None  # it led to this stream
+            fresh = await self.join(context, context.api_request, again=True)
             reader.leave()
             return await self._responder.body(context, fresh)
 
@@ -121,57 +121,59 @@ class Generation:
         GatewayError."""
         large = self._large
         if large is not None and len(body) > large.inline and large.heavy(body):
-            return await large.ask(context, endpoint, body)
+            return await large.read(context, endpoint, body)
         return self._decode(context, endpoint, body)
 
-    async def join(self, context: RequestContext, ask: ApiRequest, *, again: bool = False) -> Subscriber:
+    async def join(self, context: RequestContext, api_request: ApiRequest, *, again: bool = False) -> Subscriber:
         """Steps 3 to 5: rate limits, key, Flight. `again`: it was admitted before and has read a stream that does
         not fold. Raises GatewayError."""
         headers = context.request.headers
         share = sharing_of(
-            ask,
+            api_request,
             self._settings.share,
             cache_control=headers.get("cache-control", ""),
             override=headers.get("x-gateway-share", ""),
         )
         if self._admission is not None and not again:
             await self._admission(context)
-        return self.attach(context, ask, share, fold=not again)
+        return self.attach(context, api_request, share, fold=not again)
 
     def _decode(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
-        ask = decode(endpoint, body)
+        api_request = decode(endpoint, body)
         if self._access_policy is not None:
-            context.describe(ask.model, stream=ask.stream)
-            ask = self._access_policy.check(context, ask)
-        context.accept(ask)
-        return ask
+            context.describe(api_request.model, stream=api_request.stream)
+            api_request = self._access_policy.check(context, api_request)
+        context.accept(api_request)
+        return api_request
 
-    def attach(self, context: RequestContext, ask: ApiRequest, share: Sharing, *, fold: bool = True) -> Subscriber:
+    def attach(
+        self, context: RequestContext, api_request: ApiRequest, share: Sharing, *, fold: bool = True
+    ) -> Subscriber:
         """Steps 4 and 5: a reader of a Flight that is under way, or of a new one. `fold`: a request for one body
         may read a stream. Raises GatewayError."""
-        streamed = ask.stream and ask.endpoint != "embeddings"
+        streamed = api_request.stream and api_request.endpoint != "embeddings"
         request = context.request
         priority = self._priority_policy.priority(context.caller, request)
         headers = request.headers
         sent = engine_headers(headers, self._passed_on)
         key, storable = None, share.storable
         if share.shared:
-            if storable and (refers(ask) if ask.large is None else ask.large.refers):
+            if storable and (refers(api_request) if api_request.large is None else api_request.large.refers):
                 storable = False  # the image behind a URL may be another one tomorrow
-            if ask.large is not None:
-                key = ask.large.key
+            if api_request.large is not None:
+                key = api_request.large.key
             else:
-                both = ask.endpoint == "embeddings" or foldable(ask.endpoint, ask.fields)
+                both = api_request.endpoint == "embeddings" or foldable(api_request.endpoint, api_request.fields)
                 common = headers_in_common(sent) if sent else ()
-                key = self._keyer.key(ask, tenant=self._scope(context), fold=both, headers=common)
+                key = self._keyer.key(api_request, tenant=self._scope(context), fold=both, headers=common)
             flight = None
             if key is not None:
                 flight = self._group.find(key, stream=streamed, fold=fold, fresh=share.fresh)
             if flight is not None:
-                self._metrics.coalesced(ask.endpoint)
+                self._metrics.coalesced(api_request.endpoint)
                 reader = self._group.attach(
                     flight,
-                    usage=ask.include_usage,
+                    usage=api_request.include_usage,
                     whole=not streamed,
                     attached=True,
                     owner=self._priority_policy.fairness_key(context.caller, request)
@@ -181,24 +183,24 @@ class Generation:
                 )
                 context.attach_reader(reader)
                 self._scheduler.promote(flight, priority, context.deadline, reader)
-                if self._embedder is not None and ask.endpoint == "embeddings":
+                if self._embedder is not None and api_request.endpoint == "embeddings":
                     self._embedder.joined(reader)
                 return reader
-        if ask.large is not None:
-            affinity = ask.large.affinity
+        if api_request.large is not None:
+            affinity = api_request.large.affinity
         else:
-            affinity = self._affinity(ask, headers) if self._affinity is not None else 0
+            affinity = self._affinity(api_request, headers) if self._affinity is not None else 0
         # The answer holds the id under which its request was sent: a client's own id must not reach other readers.
         name = new_id() if key is not None and context.named else context.id
         spec = FlightSpec(
             method="POST",
-            path=PATHS[ask.endpoint],
-            body=ask.body,
+            path=PATHS[api_request.endpoint],
+            body=api_request.body,
             mode=Mode.STREAM if streamed else Mode.WHOLE,
             request_id=name,
             headers=[("Content-Type", "application/json"), (REQUEST_ID, name), *sent],
-            ask=ask,
-            model=ask.model,
+            api_request=api_request,
+            model=api_request.model,
             key=key,
             fresh=share.fresh,
             storable=storable,
@@ -213,15 +215,15 @@ class Generation:
             priority=priority,
             deadline=context.deadline,
             latest=context.deadline,
-            merge=share.merge and ask.large is None,
+            merge=share.merge and api_request.large is None,
         )
         flight = self._group.launch(spec, queue_state)
-        usage = ask.include_usage or key is None
+        usage = api_request.include_usage or key is None
         try:
             whole = not streamed
             reader = self._group.attach(flight, usage=usage, whole=whole, owner=owner, storable=storable)
             context.attach_reader(reader)
-            takes = ask.endpoint == "embeddings" and key is not None and ask.large is None
+            takes = api_request.endpoint == "embeddings" and key is not None and api_request.large is None
             embedder = self._embedder if takes else None
             if embedder is None or not embedder.take(flight, self._scope(context)):
                 self._scheduler.submit(flight)

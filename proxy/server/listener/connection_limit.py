@@ -1,4 +1,4 @@
-"""Which connection closes when there are more than the limit: the one that has been idle for longest."""
+"""The limit of client connections: over it, the connection that has been idle for longest is closed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from proxy.telemetry import raised
 
-GRACE_SECONDS: Final = 0.005  # for what a new connection has sent already to be read
+GRACE_SECONDS: Final = 0.005  # for the first bytes of a new connection to be read
 SEARCH_SECONDS: Final = 0.02  # between two searches for idle connections, where there were none
 UNDECIDED: Final = 128  # connections over the limit at one time that may wait for the grace to pass
 
@@ -41,17 +41,17 @@ class Evictable(Protocol):
 
 
 class ConnectionLimit:
-    """The idle connection that has been silent for longest closes for a new one, those first that never had a
-    request. A new one is refused where all others have a request.
+    """Over the limit, a new connection replaces the one that has been idle for longest, first of those that never
+    had a request. It is refused where all others have one.
 
-    Connections that came in the same turn of the loop are not told apart by their silence: up to `UNDECIDED` of
-    them stay over the limit until the grace has passed."""
+    Connections of the same event-loop iteration have not been idle for different times: up to `UNDECIDED` of them
+    stay over the limit until the grace has passed."""
 
     def __init__(self, most: int, connections: Collection[Evictable], loop: asyncio.AbstractEventLoop) -> None:
         self.most = most
         self._connections = connections
         self._loop = loop
-        self._idle: deque[tuple[float, Evictable]] = deque()  # found by the latest search
+        self._idle: deque[tuple[float, Evictable]] = deque()  # results of the latest search
         self._search_from = 0.0
         self._young = False  # the latest search found connections without a request yet, all within their grace
         self._undecided: list[Evictable] = []

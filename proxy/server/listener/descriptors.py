@@ -10,13 +10,13 @@ from typing import Final
 RESERVE: Final = 64  # for Redis, polls, the log, files; besides one for each engine
 BACKLOG: Final = 1024
 LEAST_BACKLOG: Final = 8
-"""Connections that wait in the listener's queue are accepted in one turn, before one over the limit can be closed:
-each needs a descriptor."""
+"""The connections of the listener's backlog are accepted in one event-loop iteration, before any over the limit is
+closed: each needs a descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What fits."""
+    """The numbers for which there are descriptors."""
 
     clients: int  # connections
     backlog: int  # of the listener
@@ -31,17 +31,17 @@ def raise_limit() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):
-        pass  # a system that has a lower bound than it says (macOS); the limit stays, and is warned of
+        pass  # macOS allows less than its hard limit; the limit stays, and a warning is logged
 
 
 def limit() -> int:
-    """Descriptors that this process may have; a large number where there is no limit."""
+    """The limit of descriptors of this process; a large number where there is none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft >= 0 else 2**31
 
 
 def in_use() -> int:
-    """Descriptors that are open now."""
+    """The number of open descriptors."""
     try:
         return len(os.listdir("/dev/fd"))
     except OSError:
@@ -49,8 +49,8 @@ def in_use() -> int:
 
 
 def places(limit: int, used: int, *, clients: int, engines: int, inflight: int) -> Places:
-    """How many of `clients` connections may be open, so that each can have one to an engine besides: at most
-    `inflight` to each of so many engines. No engine connection is in use without a client's."""
+    """How many of `clients` connections may be open, so that each can also have one to an engine: at most
+    `inflight` to each engine. Each engine connection in use belongs to a client's."""
     upstream = min(clients, engines * inflight)
     reserve = RESERVE + engines
     if used + clients + upstream + reserve <= limit:

@@ -1,5 +1,5 @@
-"""The one reading of a request's head: target, host and framing, refusing what another server could read
-differently. Pure, given what aiohttp's parser found."""
+"""Validates a request's head, as aiohttp's parser returns it: target, host and framing. Refuses a head that
+another server could interpret differently. Pure."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 
 
 def read_head(message: RawRequestMessage) -> tuple[Target, str]:
-    """The target, and the host it is asked for (empty: HTTP/1.0 without one). Raises GatewayError: the connection
-    ends then, for where the next request would begin is not certain."""
+    """The target, and the host that the request is for (empty: HTTP/1.0 without one). Raises GatewayError: the
+    connection then ends, as the begin of the next request is not certain."""
     headers, raw = message.headers, message.path
     version = message.version
     if version < HttpVersion10:
@@ -39,9 +39,9 @@ def read_head(message: RawRequestMessage) -> tuple[Target, str]:
             target = known_target(raw) if len(raw) <= KEPT_LENGTH else read_target(raw)
             if target is ASTERISK and message.method != "OPTIONS":
                 raise Malformed("The request target '*' is for OPTIONS only.")
-        given = headers.get("host")
-        if given is not None:
-            host = known_host(given) if len(given) <= KEPT_LENGTH else read_host(given)
+        value = headers.get("host")
+        if value is not None:
+            host = known_host(value) if len(value) <= KEPT_LENGTH else read_host(value)
         elif version is HttpVersion11:
             raise Malformed("A request of HTTP/1.1 must have a Host.")
         else:

@@ -1,5 +1,5 @@
-"""The listener: aiohttp's server with OpenAI's error bodies, cancellation, and bounds on heads, connections and
-times.
+"""The listener: aiohttp's server with OpenAI's error bodies, and bounds on heads, connections and times. A client
+that leaves (disconnects) cancels the handler of its request, here and nowhere else.
 
 This is the only module that uses private names of aiohttp. `ClientConnection.start` replaces
 `RequestHandler.start`, which makes a task, a response object and two event loop iterations more for each
@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http_writer import StreamWriter
@@ -44,56 +44,73 @@ from proxy.upstream.http import ReadBudget
 from proxy.wire.http import ChunkEnds
 
 KEEPALIVE_SECONDS = 75.0
-LINGERING_SECONDS = 10.0  # for the rest of a body that is not read
-HEARD_SECONDS = 1.0  # without a byte, for a client that is still sending to read its error
+LINGERING_SECONDS = 10.0  # for discarding the rest of an unread body
+HEARD_SECONDS = 1.0  # a client that still sends has read its error once nothing came for so long
 
 TURN_BYTES = 16 * 1024
-"""Of uploads, handled in one event loop iteration for all clients: 30 ms where each byte is its own chunk."""
-SLICE_BYTES = 8 * 1024  # of one client at a time
-READ_BYTES = (
-    32 * 1024
-)  # of a body in aiohttp's buffer after twice which, or as many chunks / 16, reading is paused
-AT_ONCE = 4 * 1024  # a read below this is handled as it comes: nearly every request
+"""Bytes of uploads handled in one event-loop iteration for all clients: 30 ms where each byte is a chunk."""
+SLICE_BYTES = 8 * 1024  # handled at a time for one client
+READ_BYTES = 32 * 1024
+"""aiohttp pauses reading when its buffer of a body holds twice as many bytes, or a sixteenth as many chunks."""
+AT_ONCE = 4 * 1024  # bytes; a smaller read is handled at once: nearly every request
 
 BLANK = b"\r\n\r\n"
 
 Handler = Callable[[Request], Awaitable[bool]]
-"""Answers a request, all of it; True where the connection may be kept. A client that leaves cancels it."""
+"""Answers a request completely. True: the connection may be kept. It is cancelled where the client leaves."""
+
+
+class Counted(Protocol):
+    """A writer that counts its bytes itself: a stream's bytes cost no call each to count."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes given to the transport."""
 
 
 class ClientConnection(RequestHandler):
-    """One client connection. What aiohttp itself must refuse is refused in OpenAI's form.
+    """One client connection. A request that aiohttp's parser refuses gets an error in OpenAI's format."""
 
-    `start` takes the place of aiohttp's own loop: a task, a response object and two turns of the event loop less
-    for each request (9 µs of 40). It uses private names of aiohttp 3.14:
-    `tests/proxy/server/listener/test_listener.py` guards them.
-    """
-
-    write_paused = False  # backpressure: the client reads less than it is sent
-    leaving = False  # the present answer is the last (aiohttp's own `close` would drop the rest of its body)
+    write_paused = False  # backpressure: the client is a slow reader
+    leaving = False  # the answer under way is the last (aiohttp's `close` would drop the rest of its body)
     max_head = 0  # bytes
-    stalled = False  # closed because the client took nothing for too long
+    stalled = False  # closed because the client read nothing for too long
     evicted = False  # closed in favour of a new connection
-    written = 0  # bytes given to the transport: less its write buffer: what the client has read
     times = Watched(0.0)
-    source = ""  # the client of a balancer's connection, by its PROXY protocol header
-    opening: bytes | None = None  # what has come of that protocol's head; None: no more is to come
+    source = ""  # the client's address in the PROXY protocol header
+    opening: bytes | None = None  # the part of that header that has come; None: none is expected
     _payload: StreamReader | None = None  # the body of the latest request
-    _opened_with_proxy = False  # by one who may not
-    _head = 0  # bytes that have come of a head that is not whole
-    _late = b""  # read, and not handled yet: nothing more is read until it is
-    _fed = b""  # the end of what the parser was given
-    _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was read
-    _left = 0  # bytes still expected of a body of known length
-    _chunks: ChunkEnds | None = None  # of a body that comes in chunks
-    _dropped = 0  # bytes that came after the last answer
-    _sliced = False  # a slice of that is being handled
+    _written = 0  # bytes given to the transport, but for those that `_stream` counts
+    _stream: Counted | None = None  # the latest answer that is a stream
+    _opened_with_proxy = False  # an untrusted peer sent a PROXY protocol header
+    _head = 0  # bytes of an incomplete head
+    _late = b""  # bytes read but not handled yet: reading is paused until they are
+    _fed = b""  # the last bytes given to the parser
+    _body: StreamReader = EMPTY_PAYLOAD  # of the latest request that was parsed
+    _left = 0  # bytes to come of a body with Content-Length
+    _chunks: ChunkEnds | None = None  # of a chunked body
+    _dropped = 0  # bytes discarded after the last answer
+    _sliced = False  # a slice of `_late` is being handled
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._task_handler is not None
         abort = cast(asyncio.Transport, transport).abort
         self._task_handler.add_done_callback(partial(unawaited, "a connection", abort))
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Write to the transport, which is there."""
+        self._written += len(data)
+        self.transport.write(data)  # type: ignore[union-attr]
+
+    def count(self, stream: Counted) -> None:
+        """Count what this stream writes to the transport, by its own count."""
+        self._written, self._stream = self.written, stream
+
+    @property
+    def written(self) -> int:
+        """Bytes given to the transport; less its write buffer, what the client has read."""
+        return self._written + (self._stream.sent if self._stream is not None else 0)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -129,9 +146,9 @@ class ClientConnection(RequestHandler):
             self._bound(size)
 
     def _feed(self, data: bytes) -> None:
-        """Give the parser each request by itself. It drops what comes after one that offers to upgrade, or takes
-        it for the other protocol's (no offer is accepted here, RFC 9110 7.8); and of requests before one that it
-        cannot read, in the same bytes, it tells nothing."""
+        """Give the parser each request by itself. It drops the bytes after a request with an Upgrade header, or
+        takes them for the other protocol (no upgrade is accepted here, RFC 9110 7.8); and it loses the requests
+        before a malformed one in the same bytes."""
         while True:
             if data and (self._reading_paused or self._buffer_paused):
                 self._late = data + self._late
@@ -156,7 +173,7 @@ class ClientConnection(RequestHandler):
             if message is not None:
                 if isinstance(message, _ErrInfo):
                     if not self._body.is_eof():
-                        # aiohttp tells the next request only: a reader of this body would wait for ever.
+                        # aiohttp reports it to the next request only: this body's reader would wait for ever.
                         self._body.set_exception(RequestPayloadError("The body's chunks cannot be read."))
                     return  # no request begins after it
                 self._body = self._messages[-1][1]
@@ -169,14 +186,14 @@ class ClientConnection(RequestHandler):
                 return
 
     def deliver(self) -> int:
-        """Handle a slice of what was read. The bytes of it."""
+        """Handle a slice of the bytes read. Returns its size."""
         data, self._late = self._late[:SLICE_BYTES], self._late[SLICE_BYTES:]
         if self._manager is None:
             return 0  # the client has left
         self._sliced = True
         try:
             self.data_received(data)
-        except Exception as e:  # noqa: BLE001 - others wait for this turn too: only this connection ends
+        except Exception as e:  # noqa: BLE001 - the slice is one of many clients': only this connection ends
             self._loop.call_exception_handler({"message": "what a client sent", "exception": e})
             self.abort()
         finally:
@@ -196,7 +213,7 @@ class ClientConnection(RequestHandler):
             super()._resume_transport_reading()
 
     def _bound(self, size: int) -> None:
-        """aiohttp bounds each line of a head, and their number; a head as a whole is bounded here."""
+        """Bound the size of a head. aiohttp bounds each line of it, and their number."""
         messages = self._messages
         head = self._head + size
         most = self.max_head
@@ -217,30 +234,30 @@ class ClientConnection(RequestHandler):
             self._waiter.set_result(None)
 
     def _open(self, data: bytes) -> bytes:
-        """What follows the PROXY protocol's head; nothing while that is not whole, or if it cannot be read."""
+        """The bytes after the PROXY protocol header; none while it is incomplete, or if it is malformed."""
         data = cast(bytes, self.opening) + data
         try:
-            found = parse_proxy_header(data)
+            header = parse_proxy_header(data)
         except ValueError as e:
             self.opening = b""
-            self._close = True  # whatever comes on is dropped
+            self._close = True  # what follows is dropped
             if self.transport is not None:
                 error = GatewayError(Code.INVALID_VALUE, f"From a trusted proxy with proxy_protocol on: {e}.")
                 self._tell(error)
                 self.transport.close()
             return b""
-        if found is None:
+        if header is None:
             self.opening = data
             return b""
-        self.opening, self.source = None, found.source
-        return data[found.length :]
+        self.opening, self.source = None, header.source
+        return data[header.length :]
 
     async def start(self) -> None:
         loop = self._loop
         manager = cast(Listener, self._manager)
         handler = manager.handler
         nobody = cast(Any, None)
-        while True:  # a client that leaves cancels it, wherever it is
+        while True:  # a client that leaves cancels it, at any `await`
             if not self._messages:
                 self._waiter = loop.create_future()
                 try:
@@ -255,14 +272,14 @@ class ClientConnection(RequestHandler):
                 self._resume_reading_if_drained()
             manager.requests_count += 1
             try:
-                if isinstance(message, _ErrInfo):  # what aiohttp's parser could not read
+                if isinstance(message, _ErrInfo):  # aiohttp's parser refused it
                     raise error_for(message.exc, self.max_head, proxied=self._opened_with_proxy)
                 target, host = read_head(message)
             except GatewayError as e:
                 self._tell(e)
                 await self._linger()
                 break
-            # No name for the task: a traceback would keep it, and all its frames hold, alive in a circle.
+            # No local name for the task: a traceback would keep it, and what its frames hold, in a cycle.
             request = Request(
                 message, payload, self, StreamWriter(self, loop), self._task_handler, loop, target, host
             )
@@ -274,8 +291,8 @@ class ClientConnection(RequestHandler):
                 self.abort()
                 break
             except ConnectionError:
-                break  # the client has left, or must see that its answer is not whole
-            except Exception:  # noqa: BLE001 - the handler maps its errors itself: this is a fault in that mapping
+                break  # the client has left, or must see that its answer is incomplete
+            except Exception:  # noqa: BLE001 - the handler maps its errors itself: this is a fault of that mapping
                 self.log_exception("the handler failed")
                 break
             finally:
@@ -302,7 +319,7 @@ class ClientConnection(RequestHandler):
                 self.transport.close()
 
     def abort(self) -> None:
-        """Close at once; what the client has not taken is dropped. `close` would wait until it has taken it."""
+        """Close at once; unread bytes are dropped. `close` would wait until the client has read them."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -317,14 +334,14 @@ class ClientConnection(RequestHandler):
         return self._next_keepalive_close_time - self._keepalive_timeout
 
     def look(self, transport: asyncio.Transport, now: float, times: Times) -> None:
-        """Close it where a time is over."""
+        """Close the connection where a timeout has passed: of a head, or of a slow reader."""
         if self._manager is None:
-            return  # it is gone
+            return  # closed
         unread = transport.get_write_buffer_size()
         over: Over | None = self.times.look(
             now,
             times,
-            asked=self._request_count,
+            requests=self._request_count,
             waits=self._waiter is not None and not self._messages,
             partial=bool(self._head or self.opening),
             unread=unread,
@@ -345,6 +362,25 @@ class ClientConnection(RequestHandler):
     @property
     def asked(self) -> bool:
         return bool(self._request_count)
+
+    def watch(self, now: float) -> None:
+        """Its times begin."""
+        self.times = Watched(now)
+
+    def expect_proxy_header(self) -> None:
+        """Its first bytes are the PROXY protocol's header of a trusted proxy."""
+        self.opening = b""
+
+    def finish(self) -> asyncio.Future[None]:
+        """The answer under way is the connection's last. Resolves at its end."""
+        self.leaving = True
+        self._handler_waiter = waiter = self._loop.create_future()
+        return waiter
+
+    def forget(self) -> None:
+        """The connection is closed: drop what aiohttp's handler, which is in a reference cycle, would keep."""
+        self._written, self._stream = self.written, None
+        self.times = ClientConnection.times
 
     @property
     def closing(self) -> bool:
@@ -368,18 +404,18 @@ class ClientConnection(RequestHandler):
         transport.close()
 
     async def _rest(self, payload: StreamReader) -> bool:
-        """Discard the rest of an unread body for a while, so that the client reads its answer."""
+        """Discard the rest of an unread body, for a while, so that the client reads its answer."""
         try:
             async with asyncio.timeout(self._lingering_time):
                 while not payload.is_eof():
                     await payload.readany()
         except (TimeoutError, ConnectionError, RequestPayloadError):
-            return False  # it does not end, or its chunks cannot be read: what follows it is no request
+            return False  # it does not end, or its chunks are malformed: no request can follow
         return True
 
     async def _linger(self) -> None:
-        """To close with bytes unread resets the connection, and the client would not read its answer. So it is
-        told that no more comes, and what it still sends is dropped, for a while (RFC 9112 9.6)."""
+        """Close for writing, and discard for a while what the client still sends (RFC 9112 9.6): a close with
+        unread bytes resets the connection, and the client would not read its answer."""
         self._close, self._late = True, b""
         transport = self.transport
         if transport is None or transport.is_closing():
@@ -393,22 +429,20 @@ class ClientConnection(RequestHandler):
             await asyncio.sleep(HEARD_SECONDS)  # cancelled as the client closes
 
     def _tell(self, error: GatewayError) -> None:
-        """The client, and the log."""
+        """Send the error to the client, and report it for the log."""
         transport = self.transport
         if transport is not None:
             peer = transport.get_extra_info("peername")
             cast(Listener, self._manager).on_unreadable(
                 str(peer[0]) if isinstance(peer, tuple) else UNIX, error.message
             )
-            answer = final_response(error)
-            self.written += len(answer)
-            transport.write(answer)
+            self.send(final_response(error))
 
 
 class Listener(web.Server):
-    """aiohttp's low-level server: no router, no middleware; every request goes to the one handler.
+    """aiohttp's low-level server: no router, no middleware; every request goes to one handler.
 
-    A client that leaves cancels its handler (`run_app` and `AppRunner` leave that off).
+    `handler_cancellation` cancels the handler of a client that leaves (`run_app` and `AppRunner` leave it off).
     """
 
     def __init__(
@@ -458,14 +492,12 @@ class Listener(web.Server):
         return sum(handler._request_in_progress for handler in self.connections)
 
     async def finish(self, seconds: float) -> None:
-        """Wait for the requests under way, at most so long; each one's connection is closed after its answer.
-        One that has none stays, so that what a client sends on it just now is still answered, if only by a no."""
+        """Wait for the requests under way, at most so many seconds; each connection is closed after its answer.
+        Idle connections stay open, so that a request that a client is sending on one is still answered, by 503."""
         waiters = []
         for handler in self.connections:
             if handler._request_in_progress:
-                cast(ClientConnection, handler).leaving = True
-                handler._handler_waiter = waiter = self._loop.create_future()
-                waiters.append(waiter)
+                waiters.append(cast(ClientConnection, handler).finish())
         if waiters and seconds > 0:
             await asyncio.wait(waiters, timeout=seconds)
 
@@ -478,7 +510,7 @@ class Listener(web.Server):
 
     def _welcome(self, ours: ClientConnection, transport: Any) -> None:
         super().connection_made(ours, transport)
-        ours.times = Watched(self._loop.time())
+        ours.watch(self._loop.time())
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._times.every, self._sweep)
         if not self.limit.admit(ours):
@@ -487,12 +519,12 @@ class Listener(web.Server):
             peer = transport.get_extra_info("peername")
             name = str(peer[0]) if isinstance(peer, tuple) and peer else UNIX
             if self._proxies.trusts(name):
-                ours.opening = b""
+                ours.expect_proxy_header()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         ours = cast(ClientConnection, handler)
         self.reading.drop(ours)
-        ours.times = ClientConnection.times  # aiohttp's handler is in a circle, which would keep it
+        ours.forget()
         super().connection_lost(handler, exc)
 
     async def shutdown(self, timeout: float | None = None) -> None:
@@ -503,12 +535,12 @@ class Listener(web.Server):
         self.limit.close()
 
     def _sweep(self) -> None:
-        """Look at every connection: one timer for all of their times."""
+        """Check the timeouts of all connections, by one timer."""
         now = self._loop.time()
         for handler, transport in tuple(self._connections.items()):
             try:
                 cast(ClientConnection, handler).look(transport, now, self._times)
-            except Exception as e:  # noqa: BLE001 - one connection's fault must not stop the others' clocks
+            except Exception as e:  # noqa: BLE001 - one connection's fault must not stop the others' timeouts
                 words = {"message": "the clock of a client connection", "exception": e}
                 self._loop.call_exception_handler(words)
         left = bool(self._connections)

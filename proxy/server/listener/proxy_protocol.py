@@ -8,21 +8,21 @@ from typing import Final, NamedTuple
 V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 MAX_V1: Final = 107  # bytes, by the specification
 MAX_V2: Final = 16 + 2048
-"""The specification allows 64 KiB of extensions; those of the balancers we know take less than 300 bytes."""
+"""The specification allows 64 KiB of extensions; those of common balancers take less than 300 bytes."""
 
 _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 
 
 class ProxyHeader(NamedTuple):
-    """What a connection opened with."""
+    """The header at the beginning of a connection."""
 
-    source: str  # the client's address; empty where the balancer speaks for itself or does not know
-    length: int  # bytes of it; HTTP begins after them
+    source: str  # the client's address; empty: a connection of the balancer's own, or an unknown address
+    length: int  # bytes of the header; HTTP begins after them
 
 
 def parse_proxy_header(data: bytes) -> ProxyHeader | None:
-    """The opening of a connection; None while it is not whole. Raises ValueError where it is none.
+    """The header at the beginning of these bytes; None: incomplete. Raises ValueError where there is none.
 
     Source: "The PROXY protocol, Versions 1 & 2", HAProxy Technologies, sections 2.1 and 2.2.
     """
@@ -67,7 +67,10 @@ def _version_2(data: bytes) -> ProxyHeader | None:
     if len(data) < length:
         return None
     family, block = data[13], data[16:length]
-    if data[12] == 0x20 or family not in (_TCP4, _TCP6):  # LOCAL: its own look at us. Others: it cannot say
+    if data[12] == 0x20 or family not in (
+        _TCP4,
+        _TCP6,
+    ):  # LOCAL: a health check of the balancer. Others: unknown address
         return ProxyHeader("", length)
     size, address = (4, IPv4Address) if family == _TCP4 else (16, IPv6Address)
     if len(block) < 2 * size + 4:

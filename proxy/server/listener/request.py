@@ -1,4 +1,4 @@
-"""A client's request as handlers see it: aiohttp's, with the target and host of the one reading of its head."""
+"""A client's request as handlers get it: aiohttp's, with the validated target and host of its head."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-SHUTDOWN_SECONDS: Final = 5.0  # for the end of a TLS connection to be answered
+SHUTDOWN_SECONDS: Final = 5.0  # for the client's answer to the end of a TLS connection
 
 
 class Site(web.BaseSite):
-    """Where the door listens: an address, or a socket that is bound. A TLS handshake is bounded as a head is."""
+    """An address, or a bound socket, that the listener accepts from. `handshake`: seconds for a TLS handshake."""
 
     def __init__(
         self,

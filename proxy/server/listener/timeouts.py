@@ -1,5 +1,5 @@
-"""Timeouts of a client connection: for its next head, for bytes it does not read, for its close. Told facts and
-the time, it says which timeout has passed; no clock."""
+"""Timeouts of a client connection: for its next head, for a client that does not read (a slow reader), for its
+close. Reads no clock: facts and the time are arguments."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Times:
 class Watched:
     """The state of one connection between two checks."""
 
-    __slots__ = ("_asked", "_closing", "_head", "_opened", "_taken", "_took")
+    __slots__ = ("_closing", "_head", "_opened", "_requests", "_taken", "_took")
 
     def __init__(self, now: float) -> None:
         self._opened = self._took = now
         self._head: float | None = None  # when a part of the next head was there
-        self._asked = 0
+        self._requests = 0
         self._taken = 0
         self._closing: float | None = None  # when it was seen to close
 
@@ -45,15 +45,16 @@ class Watched:
         now: float,
         times: Times,
         *,
-        asked: int,
+        requests: int,
         waits: bool,
         partial: bool,
         unread: int,
         taken: int,
         closing: bool,
     ) -> Over | None:
-        """The timeout that passed, if any. `asked`: requests so far; `waits` for the next one, a `partial` head of
-        which may have come; `unread`: bytes that wait for the client; `taken`: bytes that it read so far."""
+        """The timeout that has passed, if any. `requests`: their number so far; `waits`: for the next one;
+        `partial`: a part of its head has come; `unread`: bytes in the write buffer; `taken`: bytes that the client
+        has read."""
         if not unread or taken > self._taken:
             self._took = now
         self._taken = taken
@@ -65,10 +66,10 @@ class Watched:
             return "closing" if now - self._closing >= times.closing else None
         if not waits:
             return None
-        if not asked:
+        if not requests:
             return "head" if now - self._opened >= times.head else None
-        if asked != self._asked or not partial:
-            self._asked, self._head = asked, None
+        if requests != self._requests or not partial:
+            self._requests, self._head = requests, None
         if not partial:
             return None  # idle, between two requests
         if self._head is None:

@@ -12,21 +12,21 @@ from typing import Final
 
 from proxy.errors import SettingsError
 
-MOST_BYTES: Final = 107  # of a path: the system takes no more
-PROBE_SECONDS: Final = 1.0  # for a socket that is there already to take a connection
+MOST_BYTES: Final = 107  # of a path, by the system
+PROBE_SECONDS: Final = 1.0  # for an existing socket to accept a connection
 
 
 @contextmanager
 def unix_socket(path: str, mode: int) -> Iterator[socket.socket]:
-    """A socket bound to the path, with that mode from its first moment. A socket that nobody listens on any more
-    is replaced, anything else at the path is left alone. At the end the path is taken away, if it is still ours.
-    Raises SettingsError."""
+    """A socket bound to the path, with that mode from its creation. A stale socket at the path is replaced;
+    anything else there is left alone. At the end the path is removed, if it still is this socket. Raises
+    SettingsError."""
     if len(os.fsencode(path)) > MOST_BYTES:
         raise SettingsError(f"listen_unix = {path!r}: the system takes no path over {MOST_BYTES} bytes")
     _clear(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        before = os.umask(0o777 & ~mode)  # not bound first and closed after: it would be open to all in between
+        before = os.umask(0o777 & ~mode)  # a later chmod alone would leave it open to all until then
         try:
             sock.bind(path)
         except OSError as e:
@@ -68,7 +68,7 @@ def _clear(path: str) -> None:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

@@ -11,7 +11,7 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from proxy.errors import Code, GatewayError
 
 GUARDS: Final = "x-content-type-options: nosniff\r\ncross-origin-resource-policy: same-origin\r\n"
-"""On every answer: browsers take none for a script or a picture, and give none to a page of another origin."""
+"""Headers of every answer: browsers load it neither as a script or picture, nor for a page of another origin."""
 
 
 class HeadTooLarge(BadHttpMessage):
@@ -19,7 +19,7 @@ class HeadTooLarge(BadHttpMessage):
 
 
 def error_for(exc: BaseException, most: int, *, proxied: bool) -> GatewayError:
-    """The error for what aiohttp's parser could not read. `proxied`: it began as a PROXY protocol head does."""
+    """The error for a request that aiohttp's parser refused. `proxied`: it began like a PROXY protocol header."""
     if isinstance(exc, HeadTooLarge):
         return GatewayError(Code.HEADERS_TOO_LARGE, f"The request line and headers exceed {most} bytes.")
     if isinstance(exc, LineTooLong):

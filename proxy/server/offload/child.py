@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from proxy.access import (
-    AskJob,
+    ApiRequestJob,
     Found,
     Job,
     PageJob,
@@ -25,7 +25,7 @@ from proxy.access import (
     Refusal,
     Terms,
     TextsJob,
-    read_ask,
+    read_api_request,
     read_raw,
     refusal,
 )
@@ -63,8 +63,8 @@ class Reader:
         """One job. An error that its client may see is data; any other is a fault of ours, told as such."""
         assert self.terms is not None
         try:
-            if isinstance(job, AskJob):
-                return read_ask(job, body, self.terms, self.deny, self.keyer)
+            if isinstance(job, ApiRequestJob):
+                return read_api_request(job, body, self.terms, self.deny, self.keyer)
             if isinstance(job, RawJob):
                 return read_raw(job, body, self.terms, self.deny)
             if isinstance(job, PageJob):
@@ -88,9 +88,8 @@ class Reader:
     def _page(self, job: PageJob, body: bytes, terms: Terms) -> tuple[Found, bytes]:
         asked = wanted(body)
         request = bytes(asked.request)
-        found, sent = read_ask(job.ask, request, terms, self.deny, self.keyer)
-        found.delays = asked.delays_ms
-        return found, sent or request
+        found, sent = read_api_request(job.api_request, request, terms, self.deny, self.keyer)
+        return msgspec.structs.replace(found, delays=asked.delays_ms), sent or request
 
 
 def serve(sock: socket.socket, reader: Reader) -> None:

@@ -11,7 +11,7 @@ from proxy.access import (
     BUDGET,
     AccessPolicy,
     AccessRules,
-    AskJob,
+    ApiRequestJob,
     FoldJob,
     Found,
     PageJob,
@@ -77,7 +77,7 @@ class LargeRequests:
         """Whether parsing a body would block the loop for too long. Called only above `inline`."""
         return work(body, None if self._deny is None else self._deny.weight) > BUDGET
 
-    async def ask(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
+    async def read(self, context: RequestContext, endpoint: Endpoint, body: bytes) -> ApiRequest:
         """A request, decoded and checked. Raises GatewayError."""
         found, sent = await self.pool.do(self._job(context, endpoint), body, self._whose(context))
         return self._asked(context, endpoint, found, sent or body)
@@ -141,9 +141,9 @@ class LargeRequests:
             self.inline = INLINE if deny is None else max(LEAST, min(INLINE, int(5e6 / (400 + 6 * deny.weight))))
         return self._terms
 
-    def _job(self, context: RequestContext, endpoint: Endpoint) -> AskJob:
+    def _job(self, context: RequestContext, endpoint: Endpoint) -> ApiRequestJob:
         headers = context.request.headers
-        return AskJob(
+        return ApiRequestJob(
             endpoint,
             headers.get("cache-control", ""),
             headers.get("x-gateway-share", ""),
@@ -162,9 +162,9 @@ class LargeRequests:
             self._access_policy.check_found(context, found)
         if found.refusal is not None:
             raise found.refusal.error()
-        ask = found.ask(endpoint, body)
-        context.accept(ask)
-        return ask
+        api_request = found.api_request(endpoint, body)
+        context.accept(api_request)
+        return api_request
 
     def _told(self, found: Found, context: RequestContext) -> None:
         if found.fault:
@@ -175,10 +175,10 @@ class LargeRequests:
         return owner() if callable(owner) else owner
 
     async def _fold(self, flight: Flight) -> None:
-        ask = flight.spec.ask
-        if ask is None or ask.endpoint == "embeddings":
+        api_request = flight.spec.api_request
+        if api_request is None or api_request.endpoint == "embeddings":
             return
-        job = FoldJob(ask.endpoint, forces_tool(ask.fields), flight.shape)
+        job = FoldJob(api_request.endpoint, forces_tool(api_request.fields), flight.shape)
         try:
             found, body = await self.pool.do(job, b"".join(flight.log), ("fold", id(flight)))
         except GatewayError as e:

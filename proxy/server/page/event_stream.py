@@ -39,6 +39,7 @@ class EventStream:
         self._due: asyncio.Handle | None = None
         self._draining = asyncio.Lock()  # aiohttp has one waiter: it is not to be cancelled by one of many
         self.sent = 0  # bytes
+        cast(ClientConnection, request.protocol).count(self)
         head = write_head(200, [*_HEAD, *headers], keep_alive=request.keep_alive)
         self._write(head)
 
@@ -80,4 +81,3 @@ class EventStream:
         if not self._transport.is_closing():
             self._transport.write(data)
             self.sent += len(data)
-            self._protocol.written += len(data)

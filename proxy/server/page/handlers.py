@@ -157,14 +157,15 @@ class Page:
                 return await self._gateway.generation.read(each, "chat", bytes(board.request)), board.delays_ms
             except GatewayError as e:
                 return e, board.delays_ms  # each reader's own answer
-        ask, delays = await large.page(each, body)
-        if ask.large is not None and ask.large.key is None and len(ask.body) * len(delays) > MAX_SENT:
+        api_request, delays = await large.page(each, body)
+        size = len(api_request.body) * len(delays)
+        if size > MAX_SENT and api_request.large is not None and api_request.large.key is None:
             raise GatewayError(
                 Code.BODY_TOO_LARGE,
-                f"{len(delays)} readers without sharing would send {len(ask.body) * len(delays)} bytes; at most"
+                f"{len(delays)} readers without sharing would send {size} bytes; at most"
                 f" {MAX_SENT} are allowed. Use fewer readers or temperature 0.",
             )
-        return ask, delays
+        return api_request, delays
 
     def _visible(self, context: RequestContext) -> Visible:
         access_policy = self._access_policy

@@ -4,7 +4,6 @@ Each has a RequestContext and reads a Flight like any other request."""
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -45,8 +44,8 @@ class ReaderPipe:
         """What a response's headers would say, and which of the generations it reads."""
         reader = self._call.reader
         assert reader is not None
-        flight, ask = self._board.place_of(reader)
-        return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": ask})[1:-1]
+        flight, engine_request = self._board.place_of(reader)
+        return msgspec.json.encode({"verdict": reader.verdict, "flight": flight, "ask": engine_request})[1:-1]
 
 
 class Playground:
@@ -132,21 +131,17 @@ class Playground:
         """Until its answer ends. Raises GatewayError."""
         if not reader.visible:
             await reader.ready()
-        flight = reader.flight
-        if flight.mode is Mode.WHOLE:  # an error of the engine's
-            while not flight.ended:
-                reader.whole = True
-                await reader.changed()
-            status, _, answer = respond.json_response(flight)
+        if reader.flight.mode is Mode.WHOLE:  # an error of the engine's
+            await reader.complete()
+            status, _, answer = respond.json_response(reader.flight)
             context.begin_response(status)
             text = (answer if isinstance(answer, bytes) else b"".join(answer)).decode("utf-8", "replace")
             self.tell(number, b'"body":' + msgspec.json.encode(text))
             return
+        flight = reader.flight
         if flight.error is not None and not flight.view(usage=reader.usage):
             raise flight.error
-        reader.most = sys.maxsize  # frames are taken out of whole chunks
-        reader.pipe = ReaderPipe(self, number, context)
-        reader.pump()
+        reader.write_to(ReaderPipe(self, number, context), whole_chunks=True)
         await respond.write_until_done(reader, self.stream.wait_writable)
 
     def _end(self, context: RequestContext, refusal: GatewayError | None) -> dict[str, Any]:

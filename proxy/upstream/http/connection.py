@@ -120,7 +120,8 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._receiver = _NOBODY
-        answer.to = self if answer.status < 400 else _NOBODY  # an error may be released before its body has come
+        # An error may be released before its body has come.
+        answer.hand_to(self if answer.status < 400 else _NOBODY)
         self._drain = self._pool.loop.call_later(DRAIN_SECONDS, self._abort_if, answer)
         self.resume()
 
@@ -149,6 +150,12 @@ class Connection(asyncio.Protocol):
     # -- for the pool -----------------------------------------------------------------------------
 
     def resume(self) -> None:
+        self._held = False
+        self._steer()
+
+    def rest(self, now: float) -> None:
+        """It is idle from now on."""
+        self.idle_since = now
         self._held = False
         self._steer()
 
@@ -316,9 +323,8 @@ class Connection(asyncio.Protocol):
         answer, receiver = self._answer, self._receiver
         self._answer, self._receiver = None, _NOBODY
         if answer is not None:
-            answer.to = _NOBODY
             try:
-                answer.close()
+                answer.close(_NOBODY)
             except Exception as e:  # noqa: BLE001 - the receiver must be called all the same
                 raised("the end of an exchange", e)
         if self._drain is not None:

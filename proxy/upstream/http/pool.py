@@ -111,8 +111,7 @@ class Pool:
         if self._closed or len(self._idle) >= self._max_idle:
             connection.abort()
             return
-        connection.resume()
-        connection.idle_since = self.loop.time()
+        connection.rest(self.loop.time())
         self._idle[connection] = None
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(IDLE_SECONDS, self._sweep)
@@ -136,7 +135,9 @@ class Pool:
 
     def request(self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
         """The bytes of a request. Raises GatewayError 400 for a header that contains a line break."""
-        lines = [f"{name}: {value}\r\n" for name, value in headers]
+        lines = []
+        for name, value in headers:  # a comprehension would be a Python call more
+            lines.append(f"{name}: {value}\r\n")
         if body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             lines.append(f"Content-Length: {len(body)}\r\n")
         text = f"{method} {self.address.base}{path}{self._head}{''.join(lines)}\r\n"

@@ -108,8 +108,13 @@ class ResponseParser:
         self.to.body(data)  # ends with the connection
         return False
 
-    def close(self) -> None:
-        """Release the parser, to break the reference cycle with it."""
+    def hand_to(self, to: Sink) -> None:
+        """Hand out what follows to another sink."""
+        self.to = to
+
+    def close(self, to: Sink) -> None:
+        """Release the parser, to break the reference cycle with it. A read under way is handed out to `to`."""
+        self.to = to
         self._parser = None
         self._parse = _ignore
 

@@ -9,7 +9,17 @@ import pytest
 
 from ops.bench.hostile.requests import CASES, Case
 from proxy.access.denylist.rules import read_deny_list
-from proxy.access.intake import BUDGET, MEMBER_BYTES, PROMPT_BYTES, AskJob, RawJob, Terms, read_ask, read_raw, work
+from proxy.access.intake import (
+    BUDGET,
+    MEMBER_BYTES,
+    PROMPT_BYTES,
+    ApiRequestJob,
+    RawJob,
+    Terms,
+    read_api_request,
+    read_raw,
+    work,
+)
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import GatewayError
 from proxy.flights.cost import estimate
@@ -28,31 +38,36 @@ HELLO: dict[str, Any] = {"model": "m1", "messages": [{"role": "user", "content":
 @pytest.mark.parametrize("case", [case for case in CASES if case.path in ENDPOINTS], ids=lambda case: case.name)
 def test_what_is_found_elsewhere_is_what_is_found_here(case: Case) -> None:
     body, endpoint = case.build(2000), ENDPOINTS[case.path]
-    found, sent = read_ask(AskJob(endpoint, tenant=b"t"), body, TERMS, None, Keyer())
+    found, sent = read_api_request(ApiRequestJob(endpoint, tenant=b"t"), body, TERMS, None, Keyer())
     try:
-        ask = decode(endpoint, body)
-        fold = endpoint == "embeddings" or foldable(endpoint, ask.fields)
-        key = Keyer().key(ask, tenant=b"t", fold=fold)
+        api_request = decode(endpoint, body)
+        fold = endpoint == "embeddings" or foldable(endpoint, api_request.fields)
+        key = Keyer().key(api_request, tenant=b"t", fold=fold)
     except GatewayError as e:
         assert found.refusal is not None
         assert found.refusal.error().body() == e.body()
         return
-    assert (found.refusal, found.key, found.cost, sent) == (None, key, tuple(estimate(ask, 500)), b"")
-    large = found.ask(endpoint, body)
-    assert (large.model, large.stream, large.seed, large.body) == (ask.model, ask.stream, ask.seed, body)
-    assert estimate(large, 500) == estimate(ask, 500)
+    assert (found.refusal, found.key, found.cost, sent) == (None, key, tuple(estimate(api_request, 500)), b"")
+    large = found.api_request(endpoint, body)
+    assert (large.model, large.stream, large.seed, large.body) == (
+        api_request.model,
+        api_request.stream,
+        api_request.seed,
+        body,
+    )
+    assert estimate(large, 500) == estimate(api_request, 500)
 
 
 def test_a_stream_that_may_be_shared_asks_for_usage_already() -> None:
     body = json.dumps(HELLO | {"stream": True, "stream_options": {"x": 1}}).encode()
-    found, sent = read_ask(AskJob("chat"), body, TERMS, None, Keyer())
+    found, sent = read_api_request(ApiRequestJob("chat"), body, TERMS, None, Keyer())
     assert sent == with_usage(decode("chat", body))
-    assert with_usage(found.ask("chat", sent)) == sent
+    assert with_usage(found.api_request("chat", sent)) == sent
 
 
 def test_of_a_long_member_only_the_beginning_is_kept() -> None:
     body = json.dumps(HELLO | {"messages": [{"role": "user", "content": "x" * 200_000}], "tools": ["y" * 5000]})
-    found, _ = read_ask(AskJob("chat"), body.encode(), TERMS, None, Keyer())
+    found, _ = read_api_request(ApiRequestJob("chat"), body.encode(), TERMS, None, Keyer())
     assert len(found.fields["messages"]) == PROMPT_BYTES
     assert len(found.fields["tools"]) == MEMBER_BYTES
 
@@ -60,18 +75,20 @@ def test_of_a_long_member_only_the_beginning_is_kept() -> None:
 def test_a_cap_changes_the_body_and_a_denied_text_is_told_by_its_line() -> None:
     body = json.dumps(HELLO | {"max_tokens": 500}).encode()
     terms = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=5))
-    found, sent = read_ask(AskJob("chat"), body, terms, None, Keyer())
+    found, sent = read_api_request(ApiRequestJob("chat"), body, terms, None, Keyer())
     assert json.loads(sent)["max_tokens"] == 5
     assert found.affinity != 0
     deny = read_deny_list("other\nhéllo", "x")
-    assert read_ask(AskJob("chat"), body, terms, deny, Keyer())[0].denied == 2
+    assert read_api_request(ApiRequestJob("chat"), body, terms, deny, Keyer())[0].denied == 2
     found, sent = read_raw(RawJob("/v1/responses"), body, terms, deny)
     assert (found.denied, found.model, json.loads(sent)["max_output_tokens"]) == (2, "m1", 5)
 
 
 @pytest.mark.parametrize("seed", [10**30, -(10**30), -1, 7])
 def test_a_seed_of_any_size_is_one(seed: int) -> None:
-    found, _ = read_ask(AskJob("chat"), json.dumps(HELLO | {"seed": seed}).encode(), TERMS, None, Keyer())
+    found, _ = read_api_request(
+        ApiRequestJob("chat"), json.dumps(HELLO | {"seed": seed}).encode(), TERMS, None, Keyer()
+    )
     assert found.seed is not None
     assert (found.seed >= 0) == (seed >= 0)
 
@@ -103,7 +120,7 @@ async def test_a_model_of_megabytes_costs_no_reading_process(engine: Engine) -> 
 def test_a_request_that_is_refused_says_why_and_goes_nowhere(body: bytes) -> None:
     with pytest.raises(GatewayError) as refused:
         decode("chat", body)
-    found, sent = read_ask(AskJob("chat"), body, TERMS, None, Keyer())
+    found, sent = read_api_request(ApiRequestJob("chat"), body, TERMS, None, Keyer())
     assert found.refusal is not None
     assert found.refusal.error().body() == refused.value.body()
     assert (found.key, sent) == (None, b"")

@@ -17,13 +17,13 @@ from proxy.access.intake import (
     BUDGET,
     MEMBER_BYTES,
     MODEL_CHARS,
-    AskJob,
+    ApiRequestJob,
     Found,
     RawJob,
     Refusal,
     Terms,
     denied_in,
-    read_ask,
+    read_api_request,
     read_raw,
     work,
 )
@@ -67,7 +67,7 @@ def test_the_budget_is_for_bodies_of_a_few_megabytes() -> None:
 
 def asked(**changes: Any) -> Found:
     body = json.dumps(HELLO | changes).encode()
-    return read_ask(AskJob("chat"), body, TERMS, None, Keyer())[0]
+    return read_api_request(ApiRequestJob("chat"), body, TERMS, None, Keyer())[0]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,14 @@ def test_members_of_long_names_are_left_out_and_long_models_cut() -> None:
 
 def test_what_is_asked_of_sharing_is_heeded() -> None:
     body = json.dumps(HELLO).encode()
-    found, _ = read_ask(AskJob("chat"), body, TERMS, None, Keyer())
+    found, _ = read_api_request(ApiRequestJob("chat"), body, TERMS, None, Keyer())
     assert found.key is not None
-    off, _ = read_ask(AskJob("chat", override="off"), body, TERMS, None, Keyer())
+    off, _ = read_api_request(ApiRequestJob("chat", override="off"), body, TERMS, None, Keyer())
     assert (off.key, off.refers) == (None, False)
-    other, _ = read_ask(AskJob("chat", tenant=b"t"), body, TERMS, None, Keyer())
-    acted, _ = read_ask(AskJob("chat", headers=(("x-session-id", "1"),)), body, TERMS, None, Keyer())
+    other, _ = read_api_request(ApiRequestJob("chat", tenant=b"t"), body, TERMS, None, Keyer())
+    acted, _ = read_api_request(
+        ApiRequestJob("chat", headers=(("x-session-id", "1"),)), body, TERMS, None, Keyer()
+    )
     assert len({found.key, other.key, acted.key}) == 3
     content = [{"type": "image_url", "image_url": {"url": "http://h/x.png"}}]
     assert asked(messages=[{"role": "user", "content": content}]).refers
@@ -117,7 +119,7 @@ def test_what_keeps_requests_together_is_their_session_or_their_beginning() -> N
     terms = Terms(share="auto", routing="hash", assumed=500, sizes=RequestLimits())
 
     def place(session: str, terms: Terms = terms) -> int:
-        return read_ask(AskJob("chat", session=session), body, terms, None, Keyer())[0].affinity
+        return read_api_request(ApiRequestJob("chat", session=session), body, terms, None, Keyer())[0].affinity
 
     assert place("") == place("") != 0
     assert place("a") == place("a") != place("b")
@@ -127,11 +129,11 @@ def test_what_keeps_requests_together_is_their_session_or_their_beginning() -> N
 
 def test_a_stream_of_an_endpoint_that_does_not_stream_is_sent_as_it_came() -> None:
     body = b'{"model": "m", "input": "a", "stream": true}'
-    found, sent = read_ask(AskJob("embeddings"), body, TERMS, None, Keyer())
+    found, sent = read_api_request(ApiRequestJob("embeddings"), body, TERMS, None, Keyer())
     assert (found.key is not None, sent) == (True, b"")
     off = json.dumps(HELLO | {"stream": True, "temperature": 1}).encode()
     terms = Terms(share="off", routing="hash", assumed=500, sizes=RequestLimits())
-    assert read_ask(AskJob("chat"), off, terms, None, Keyer())[1] == b""
+    assert read_api_request(ApiRequestJob("chat"), off, terms, None, Keyer())[1] == b""
 
 
 def test_a_denied_text_is_found_wherever_it_is() -> None:
@@ -144,7 +146,7 @@ def test_a_denied_text_is_found_wherever_it_is() -> None:
     ):
         body = json.dumps(HELLO | {"messages": messages}).encode()
         assert denied_in(deny, decode("chat", body)) == found
-        told = read_ask(AskJob("chat"), body, TERMS, deny, Keyer())[0]
+        told = read_api_request(ApiRequestJob("chat"), body, TERMS, deny, Keyer())[0]
         assert (told.denied, told.key is None) == (found or 0, found is not None)
         assert read_raw(RawJob("/v1/responses"), body, TERMS, deny)[0].denied == (found or 0)
 
@@ -153,7 +155,7 @@ def test_a_refusal_is_the_same_as_data() -> None:
     refusal = Refusal("QUEUE_FULL", "full", "n", 3)
     error = refusal.error()
     assert (error.code.name, error.message, error.param, error.retry_after) == ("QUEUE_FULL", "full", "n", 3)
-    assert Found().ask("chat", b"x").large is not None
+    assert Found().api_request("chat", b"x").large is not None
     fresh = Found()
     assert (fresh.stream, fresh.include_usage, fresh.refers, fresh.denied) == (False, False, False, 0)
 

@@ -26,8 +26,8 @@ CHAT = "/v1/chat/completions"
 
 
 def admitted(sizes: RequestLimits, **fields: Any) -> dict[str, Any]:
-    ask = decode("chat", msgspec.json.encode({"messages": [], **fields}))
-    done = sizes.check(ask)
+    api_request = decode("chat", msgspec.json.encode({"messages": [], **fields}))
+    done = sizes.check(api_request)
     body: dict[str, Any] = json.loads(done.body)
     assert body == {name: json.loads(bytes(raw)) for name, raw in done.fields.items()}
     return body

@@ -99,18 +99,18 @@ def test_what_is_too_much_is_told(
 
 def test_a_number_that_nobody_can_read_is_refused_as_none() -> None:
     for broken in (b"{", b'"\xff"', b"[" * 100_000):
-        ask = decode("chat", b'{"messages":[]}')
-        ask = msgspec.structs.replace(ask, fields={**ask.fields, "n": msgspec.Raw(broken)})
+        api_request = decode("chat", b'{"messages":[]}')
+        api_request = msgspec.structs.replace(api_request, fields={**api_request.fields, "n": msgspec.Raw(broken)})
         with pytest.raises(GatewayError, match="n must be a non-negative integer"):
-            RequestLimits(n=5).check(ask)
+            RequestLimits(n=5).check(api_request)
 
 
 def test_what_is_just_as_much_as_may_be_goes_on_untouched() -> None:
     sizes = RequestLimits(max_tokens=5, messages=2, n=2, best_of=2, prompt_chars=2)
     body = passed(messages=["a", "b"], n=2, best_of=2, max_tokens=5)
     assert sizes.check_raw("/v1/a/b", body) is body
-    ask = decode("chat", b'{"messages":[{"content":"a"},{"content":"b"}],"n":0,"max_tokens":5}')
-    assert sizes.check(ask) is ask
+    api_request = decode("chat", b'{"messages":[{"content":"a"},{"content":"b"}],"n":0,"max_tokens":5}')
+    assert sizes.check(api_request) is api_request
     vectors = decode("embeddings", b'{"input":"ab"}')
     assert sizes.check(vectors) is vectors  # nothing is generated: no cap
     assert RequestLimits(prompt_chars=2).check_raw("/tokenize", body) is body

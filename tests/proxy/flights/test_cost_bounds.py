@@ -55,9 +55,9 @@ def test_the_tokens_of_messages(messages: list[Any], tokens: int) -> None:
 
 @pytest.mark.parametrize("raw", [b'[{"role":', b"[5]", b'["\xff"]', b"[" * 100_000, b'[{"content":[5]}]'])
 def test_what_is_for_the_engine_to_judge_is_counted_by_its_bytes(raw: bytes) -> None:
-    ask = decode("chat", b'{"messages":[]}')
-    ask = msgspec.structs.replace(ask, fields={"messages": msgspec.Raw(raw)})
-    assert estimate(ask, ASSUMED).prompt == -(-len(raw) // 4)
+    api_request = decode("chat", b'{"messages":[]}')
+    api_request = msgspec.structs.replace(api_request, fields={"messages": msgspec.Raw(raw)})
+    assert estimate(api_request, ASSUMED).prompt == -(-len(raw) // 4)
 
 
 @pytest.mark.parametrize("escape", ["\\u0022", "\\u005c"])
@@ -105,14 +105,14 @@ def test_what_a_request_allows_is_charged(fields: dict[str, Any], completion: in
 
 @pytest.mark.parametrize("raw", [b"[", b'"\xff"', b"[" * 60])
 def test_choices_that_nobody_can_read_are_one(raw: bytes) -> None:
-    ask = decode("chat", b'{"messages":[],"max_tokens":3}')
-    ask = msgspec.structs.replace(ask, fields={**ask.fields, "n": msgspec.Raw(raw)})
-    assert estimate(ask, ASSUMED).completion == 3
+    api_request = decode("chat", b'{"messages":[],"max_tokens":3}')
+    api_request = msgspec.structs.replace(api_request, fields={**api_request.fields, "n": msgspec.Raw(raw)})
+    assert estimate(api_request, ASSUMED).completion == 3
 
 
 def test_a_request_that_was_read_elsewhere_costs_what_was_found_there() -> None:
-    ask = msgspec.structs.replace(decode("chat", b'{"messages":[]}'), large=Large((7, 9), None, 0, False))
-    assert estimate(ask, ASSUMED) == Cost(7, 9)
+    api_request = msgspec.structs.replace(decode("chat", b'{"messages":[]}'), large=Large((7, 9), None, 0, False))
+    assert estimate(api_request, ASSUMED) == Cost(7, 9)
 
 
 @pytest.mark.parametrize(

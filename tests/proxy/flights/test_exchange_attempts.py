@@ -27,7 +27,8 @@ async def test_a_stream_that_may_be_shared_learns_what_its_engine_s_streams_are(
     usage_added: bool, known: Shape | None, folds: bool
 ) -> None:
     trip = Trip(
-        kept=1, spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=usage_added)
+        kept=1,
+        spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", api_request=ASK, usage_added=usage_added),
     )
     if known is not None:
         trip.backends.all[0].abilities.learn(["m"], "chat", known)
@@ -42,7 +43,9 @@ async def test_a_stream_that_may_be_shared_learns_what_its_engine_s_streams_are(
 
 @virtual
 async def test_where_nobody_waits_for_its_fold_a_stream_stays_one_that_may_fold() -> None:
-    trip = Trip(kept=1, spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", ask=ASK, usage_added=True))
+    trip = Trip(
+        kept=1, spec=FlightSpec("POST", "/", b"{}", Mode.STREAM, "r", key=b"k", api_request=ASK, usage_added=True)
+    )
     trip.exchange.begin()
     assert trip.flight.folds
     trip.cancel()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from tests.kit.clock import run_virtual, virtual
@@ -24,9 +24,7 @@ DONE = b"data: [DONE]\n\n"
 class Exchange:
     """A feeder that is watched, and when it ended as what."""
 
-    def __init__(
-        self, watch: Timeouts, limits: StreamLimits, *, mode: Mode = Mode.STREAM, key: bytes | None = b"k"
-    ) -> None:
+    def __init__(self, watch: Timeouts, *, mode: Mode = Mode.STREAM, key: bytes | None = b"k") -> None:
         self.loop = asyncio.get_running_loop()
         self.over: asyncio.Future[GatewayError | None] = self.loop.create_future()
         self.endings: list[tuple[float, GatewayError | None]] = []
@@ -34,7 +32,7 @@ class Exchange:
         self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=key), self.loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
-        self.ingest = Ingest(self.flight, limits, watch, self.ended)
+        self.ingest = Ingest(self.flight, watch, Callbacks(self.ended))
 
     def ended(self, error: GatewayError | None) -> None:
         self.endings.append((self.loop.time(), error))
@@ -72,7 +70,7 @@ def in_time(when: float, due: float, limits: StreamLimits) -> bool:
 @virtual
 async def test_no_first_token_is_seen_in_time(limits: StreamLimits, head: bool) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     if head:
         exchange.ingest.head(200, SSE)
     when, code = await exchange.at()
@@ -85,7 +83,7 @@ async def test_no_first_token_is_seen_in_time(limits: StreamLimits, head: bool) 
 @virtual
 async def test_no_further_token_is_seen_in_time(limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     exchange.ingest.head(200, SSE)
     for _ in range(2):
         await asyncio.sleep(limits.token * 0.8)
@@ -100,7 +98,7 @@ async def test_no_further_token_is_seen_in_time(limits: StreamLimits) -> None:
 @virtual
 async def test_an_answer_that_never_ends_is_seen_in_time(limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     exchange.ingest.head(200, SSE)
     while not exchange.over.done():
         exchange.ingest.body(FRAME)
@@ -115,7 +113,7 @@ async def test_an_answer_that_never_ends_is_seen_in_time(limits: StreamLimits) -
 async def test_one_body_is_as_late_as_its_last_token_may_be() -> None:
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits, mode=Mode.WHOLE)
+    exchange = Exchange(watch, mode=Mode.WHOLE)
     when, code = await exchange.at()
     assert code is Code.UPSTREAM_TOTAL_TIMEOUT
     assert in_time(when, 60.0, limits)
@@ -126,7 +124,7 @@ def lagging() -> tuple[StreamLimits, Timeouts, Exchange]:
     """An exchange that has had a frame and is held back, as its reader lags."""
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits, key=None)
+    exchange = Exchange(watch, key=None)
     exchange.ingest.head(200, SSE)
     exchange.ingest.body(FRAME)
     exchange.ingest.hold(True)
@@ -158,7 +156,7 @@ async def test_held_or_not_the_whole_answer_has_its_limit() -> None:
 async def test_a_limit_of_nothing_is_none() -> None:
     limits = StreamLimits(first_token=0.0, token=2.0, total=0.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     await asyncio.sleep(10_000.0)
     exchange.ingest.head(200, SSE)
     exchange.ingest.body(FRAME)
@@ -194,7 +192,7 @@ def counted(limits: StreamLimits) -> tuple[Timeouts, Counting]:
 async def test_with_no_limit_at_all_there_is_no_timer() -> None:
     limits = StreamLimits(first_token=0.0, token=0.0, total=0.0)
     watch, counting = counted(limits)
-    Exchange(watch, limits).ingest.close()
+    Exchange(watch).ingest.close()
     assert counting.timers == []
 
 
@@ -202,7 +200,7 @@ async def test_with_no_limit_at_all_there_is_no_timer() -> None:
 async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched() -> None:
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch, counting = counted(limits)
-    exchanges = [Exchange(watch, limits) for _ in range(20)]
+    exchanges = [Exchange(watch) for _ in range(20)]
     for _ in range(10):
         assert counting.waiting() == 1
         await asyncio.sleep(0.2001)
@@ -213,7 +211,7 @@ async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched(
     before = len(counting.timers)
     await asyncio.sleep(100.0)
     assert (counting.waiting(), len(counting.timers)) == (0, before)
-    again = Exchange(watch, limits)
+    again = Exchange(watch)
     assert counting.waiting() == 1
     again.ingest.close()
     watch.close()
@@ -223,7 +221,7 @@ async def test_many_are_watched_by_one_timer_which_stops_when_nobody_is_watched(
 async def test_a_watch_that_is_closed_leaves_no_timer() -> None:
     limits = StreamLimits()
     watch, counting = counted(limits)
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     watch.close()
     assert counting.waiting() == 0
     exchange.ingest.close()
@@ -236,7 +234,7 @@ async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.M
     watch = Timeouts(limits, asyncio.get_running_loop())
     looked: list[Ingest] = []
     monkeypatch.setattr(Ingest, "look", lambda ingest: looked.append(ingest))
-    one, other = Exchange(watch, limits), Exchange(watch, limits)
+    one, other = Exchange(watch), Exchange(watch)
     one.ingest.head(200, SSE)
     if how == "landed":
         one.ingest.body(FRAME + DONE)
@@ -254,7 +252,7 @@ async def test_what_has_ended_is_never_looked_at(how: str, monkeypatch: pytest.M
 async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchanges = [Exchange(watch, limits) for _ in range(3)]
+    exchanges = [Exchange(watch) for _ in range(3)]
 
     def all_close() -> None:
         for exchange in exchanges:
@@ -270,7 +268,7 @@ async def test_one_whose_end_ends_another_is_the_only_one_to_fail() -> None:
 
 async def pace(gaps: list[float], limits: StreamLimits) -> None:
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits)
+    exchange = Exchange(watch)
     exchange.ingest.head(200, SSE)
     due, last = limits.first_token, 0.0
     for gap in gaps:
@@ -299,7 +297,7 @@ async def test_an_error_in_one_exchange_s_clock_is_told_and_stops_no_other_s(
     limits = StreamLimits(first_token=5.0, token=2.0, total=60.0)
     faults: list[BaseException] = []
     watch = Timeouts(limits, asyncio.get_running_loop(), lambda where, error: faults.append(error))
-    broken, fine = Exchange(watch, limits), Exchange(watch, limits)
+    broken, fine = Exchange(watch), Exchange(watch)
     look, fault = Ingest.look, RuntimeError("ours")
 
     def looks(ingest: Ingest) -> None:
@@ -321,12 +319,12 @@ async def test_an_error_in_one_exchange_s_clock_is_told_and_stops_no_other_s(
 async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> None:
     limits = StreamLimits(first_token=0.0, token=0.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    first = Exchange(watch, limits)
+    first = Exchange(watch)
     first.flight.times.dispatched = asyncio.get_running_loop().time()
     await asyncio.sleep(50.0)
     first.ingest.close()
     over: asyncio.Future[GatewayError | None] = asyncio.get_running_loop().create_future()
-    Ingest(first.flight, limits, watch, over.set_result)
+    Ingest(first.flight, watch, Callbacks(over.set_result))
     error = await over
     assert error is not None
     assert error.code is Code.UPSTREAM_TOTAL_TIMEOUT
@@ -338,7 +336,7 @@ async def test_the_limit_of_the_whole_answer_is_over_all_attempts_at_it() -> Non
 async def test_the_clock_of_a_passed_through_body_begins_with_its_head() -> None:
     limits = StreamLimits(first_token=50.0, token=2.0, total=60.0)
     watch = Timeouts(limits, asyncio.get_running_loop())
-    exchange = Exchange(watch, limits, mode=Mode.RAW)
+    exchange = Exchange(watch, mode=Mode.RAW)
     await asyncio.sleep(10.0)
     exchange.ingest.head(200, [("content-type", "text/plain")])
     when, code = await exchange.at()

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import FREE, Flight, Subscriber
-from proxy.flights.ingest import LATE, PUT_OFF, Ingest, StreamLimits, Timeouts
+from proxy.flights.ingest import LATE, PUT_OFF, Callbacks, Ingest, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.wire.openai import decode
@@ -44,19 +44,20 @@ class Fed:
         method: str = "POST",
         on_head: Any = None,
         on_first: Any = None,
+        vet: Any = None,
         **more: Any,
     ) -> None:
         self.now = 0.0
         self.ends: list[GatewayError | None] = []
-        ask = decode("chat", body) if body is not None else None
-        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "ask": ask} | more)
+        api_request = decode("chat", body) if body is not None else None
+        spec = FlightSpec(method, "/", b"", mode, "r", **{"key": b"k", "api_request": api_request} | more)
         self.flight = flight(spec, lambda: self.now)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.lost: list[float] = []
         limits = limits or StreamLimits(first_token=5.0, token=2.0, total=60.0)
         self.watch = Timeouts(limits, asyncio.get_running_loop())
-        self.ingest = Ingest(self.flight, limits, self.watch, self.ends.append, on_head, on_first)
+        self.ingest = Ingest(self.flight, self.watch, Callbacks(self.ends.append, on_head, on_first, vet))
         self.watch.close()
 
     @property
@@ -297,8 +298,7 @@ async def test_what_no_answer_is_goes_no_further() -> None:
         vetted.append(data)
         return data == b"no"
 
-    fed = Fed(Mode.RAW)
-    fed.ingest.vet = vet
+    fed = Fed(Mode.RAW, vet=vet)
     fed.ingest.head(200, JSON)
     fed.ingest.body(b"no")
     assert fed.flight.size == 0
@@ -377,7 +377,7 @@ async def test_one_who_cannot_be_told_of_the_end_is_told_again() -> None:
         if len(told) == 1:
             raise ZeroDivisionError
 
-    fed.ingest = Ingest(fed.flight, StreamLimits(), fed.watch, on_done)
+    fed.ingest = Ingest(fed.flight, fed.watch, Callbacks(on_done))
     fed.ingest.lost(GatewayError(Code.UPSTREAM_TRUNCATED, "cut"))
     assert (len(told), told[0] is told[1], words) == (2, True, ["the end of an exchange"])
     fed.watch.close()

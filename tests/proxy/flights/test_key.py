@@ -43,9 +43,9 @@ def raw(name: str, text: str) -> bytes:
 
 
 def test_a_key_is_a_tag_and_thirty_two_bytes_whichever_hash_is_chosen() -> None:
-    ask = decode("chat", json.dumps(CHAT).encode())
+    api_request = decode("chat", json.dumps(CHAT).encode())
     for cpuinfo in ("flags: sse sha_ni", "Features: sha2", "flags: sse"):
-        assert len(Keyer(hash_for(cpuinfo)).key(ask)) == KEY_BYTES == 36
+        assert len(Keyer(hash_for(cpuinfo)).key(api_request)) == KEY_BYTES == 36
 
 
 def test_sha256_is_taken_only_where_the_processor_has_it() -> None:
@@ -176,8 +176,8 @@ def test_headers_on_which_an_engine_acts_are_keyed() -> None:
     keys = [key(CHAT, headers=headers) for headers in ((), SENT[:1], SENT[1:], SENT, [(SENT[0][0], "2")])]
     assert len(set(keys)) == len(keys)
     assert key(CHAT, headers=SENT[::-1]) == key(CHAT, headers=SENT)
-    ask = decode("embeddings", b'{"input":["a"]}')
-    items = [Keyer().items(ask, [b'"a"'], headers=headers) for headers in ((), SENT)]
+    api_request = decode("embeddings", b'{"input":["a"]}')
+    items = [Keyer().items(api_request, [b'"a"'], headers=headers) for headers in ((), SENT)]
     assert items[0][0] != items[1][0]
     assert items[0][1] != items[1][1]
 

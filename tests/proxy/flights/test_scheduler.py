@@ -88,7 +88,6 @@ class House:
         self.scheduler = Scheduler(
             ExchangeContext(
                 backends=self.backends,
-                limits=limits,
                 timeouts=Timeouts(limits, loop),
                 metrics=self.metrics,
                 later=loop.call_later,

@@ -32,7 +32,7 @@ def twins(house: House, count: int, *, window: float = 0.0) -> list[Flight]:
     house.backends.all[0].models = [{"id": "m", "owned_by": "vllm"}]
     flights = []
     for _ in range(count):
-        spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", ask=decode("chat", BODY), model="m")
+        spec = FlightSpec("POST", "/", BODY, Mode.WHOLE, "r", api_request=decode("chat", BODY), model="m")
         flight = house.group.launch(spec, QueueState(merge=True))
         house.group.attach(flight, usage=True, whole=True)
         scheduler.submit(flight)

@@ -108,12 +108,12 @@ class Desk:
         return sum(method == "POST" for method, _, _ in self.pools[engine].asked)
 
 
-def ask(**more: Any) -> Any:
+def api_request(**more: Any) -> Any:
     return decode("chat", json.dumps({"model": "m", "messages": [], "stream": True, **more}).encode())
 
 
 def flight(engine: str | None = "e0", *, at: Phase = Phase.STREAMING, **more: Any) -> Flight:
-    made = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask(**more)))
+    made = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", api_request=api_request(**more)))
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         if made.phase is not at:
             made.enter(phase)
@@ -134,7 +134,7 @@ async def test_an_engine_is_asked_one_stream_and_one_body_by_a_name_of_ours() ->
     assert all(name.startswith(NAME) for name in desk.pools[0].names)
     assert (desk.pools[0].fresh, desk.probed) == ({True}, [("e0", "known")])
     assert (desk.shapes.settled, desk.log.lines) == (True, [])
-    assert desk.backends.folds(ask(), "e0")
+    assert desk.backends.folds(api_request(), "e0")
 
 
 @virtual
@@ -143,7 +143,7 @@ async def test_llama_cpp_is_known_without_a_question() -> None:
     await desk.run(0.5)
     assert (desk.pools[0].asked, desk.shapes.settled) == ([], True)
     for name in ("m", "another"):
-        assert desk.engines[0].abilities.shape(ask(model=name)) == LLAMA
+        assert desk.engines[0].abilities.shape(api_request(model=name)) == LLAMA
 
 
 @pytest.mark.parametrize("busy", ["inflight", "running", "waiting"])
@@ -222,7 +222,7 @@ async def test_what_is_known_of_an_engine_that_was_removed_is_dropped() -> None:
 async def test_what_an_engine_will_never_do_is_known_after_one_question(status: int, why: str | None) -> None:
     desk = Desk(lambda asked: (status, b"x" * (MOST_BYTES + 1)) if asked[0] == "POST" else fine(asked))
     await desk.run(0.9)
-    shape = desk.engines[0].abilities.shape(ask())
+    shape = desk.engines[0].abilities.shape(api_request())
     assert shape is not None
     assert (shape.dialect, desk.probed[0]) == ("none", ("e0", "unknown"))
     assert (desk.log.lines[0]["detail"] if desk.log.lines else "").startswith(why or "")
@@ -287,7 +287,7 @@ async def test_a_question_that_goes_wrong_is_asked_again(how: str) -> None:
     desk = Desk(answers)
     await desk.run(0.5)
     assert desk.probed == ([] if how == "away" else [("e0", "again")])
-    assert desk.engines[0].abilities.shape(ask()) is None
+    assert desk.engines[0].abilities.shape(api_request()) is None
     await desk.run(2.0)
     assert desk.probed[-1] == ("e0", "known")
 
@@ -329,7 +329,9 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     assert running.look is not None
     assert desk.shapes.waits(running), "it is looked at already"
     embeds = Flight(
-        FlightSpec("POST", "/", b"", Mode.WHOLE, "r", ask=decode("embeddings", b'{"model":"m","input":"x"}'))
+        FlightSpec(
+            "POST", "/", b"", Mode.WHOLE, "r", api_request=decode("embeddings", b'{"model":"m","input":"x"}')
+        )
     )
     assert not desk.shapes.waits(embeds)
     assert not desk.shapes.waits(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")))

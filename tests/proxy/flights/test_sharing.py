@@ -18,7 +18,7 @@ SHARED, FRESH = Sharing(shared=True), Sharing(shared=True, fresh=True)
 MERGED = Sharing(shared=False, merge=True)
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
+def api_request(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     return decode(endpoint, json.dumps({"model": "m1", prompt: [], **fields}).encode())
 
@@ -40,7 +40,7 @@ def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
 def test_asking_twice_gives_the_same_only_where_it_was_said(
     endpoint: Endpoint, fields: dict[str, Any], same: bool
 ) -> None:
-    assert deterministic(ask(endpoint, **fields)) is same
+    assert deterministic(api_request(endpoint, **fields)) is same
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,14 @@ def test_asking_twice_gives_the_same_only_where_it_was_said(
 def test_the_setting_the_headers_and_the_request_decide_together(
     default: Share, temperature: float, cache_control: str, override: str, decision: Sharing
 ) -> None:
-    request = ask(temperature=temperature)
+    request = api_request(temperature=temperature)
     assert sharing_of(request, default, cache_control=cache_control, override=override) == decision
 
 
 @pytest.mark.parametrize("override", ["yes", "auto,all", "x" * 1000])
 def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: str) -> None:
     with pytest.raises(GatewayError, match="auto, all, off") as caught:
-        sharing_of(ask(), "auto", override=override)
+        sharing_of(api_request(), "auto", override=override)
     assert caught.value.code is Code.INVALID_HEADER
     assert caught.value.param == "x-gateway-share"
     assert len(caught.value.message) < 200
@@ -90,7 +90,7 @@ def test_a_mode_that_does_not_exist_is_refused_with_the_ones_that_do(override: s
 def test_no_bytes_of_a_header_raise_but_a_refusal(cache_control: bytes, override: bytes) -> None:
     said = [value.decode("utf-8", "surrogateescape") for value in (cache_control, override)]
     try:
-        sharing_of(ask(temperature=0), "auto", cache_control=said[0], override=said[1])
+        sharing_of(api_request(temperature=0), "auto", cache_control=said[0], override=said[1])
     except GatewayError as e:
         assert e.code is Code.INVALID_HEADER
         assert e.message.isascii() or e.message.isprintable()
@@ -99,12 +99,12 @@ def test_no_bytes_of_a_header_raise_but_a_refusal(cache_control: bytes, override
 
 def test_a_mode_that_does_not_exist_is_told_by_its_beginning() -> None:
     with pytest.raises(GatewayError, match=f"got {'x' * 32!r}"):
-        sharing_of(ask(), "auto", override=" " + "x" * 40)
+        sharing_of(api_request(), "auto", override=" " + "x" * 40)
 
 
 @pytest.mark.parametrize(("seed", "same"), [(-1, False), (0, True), (1, True)])
 def test_a_seed_below_0_is_none(seed: int, same: bool) -> None:
-    assert deterministic(ask(seed=seed)) is same
+    assert deterministic(api_request(seed=seed)) is same
 
 
 def test_without_a_word_of_it_a_request_may_be_stored_and_is_its_own() -> None:

@@ -29,8 +29,10 @@ def flight(
 ) -> Flight:
     prompts: dict[str, dict[str, Any]] = {"chat": {"messages": []}, "completions": {"prompt": "x"}}
     prompt = prompts.get(str(endpoint), {"input": "x"})
-    ask = None if endpoint is None else decode(endpoint, json.dumps({"model": "m", **prompt, **fields}).encode())
-    made = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 5.0, memory)
+    api_request = (
+        None if endpoint is None else decode(endpoint, json.dumps({"model": "m", **prompt, **fields}).encode())
+    )
+    made = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", api_request=api_request), lambda: 5.0, memory)
     made.subscribers.add(Subscriber(made))
     return made
 

@@ -351,8 +351,8 @@ async def test_an_entry_with_fewer_choices_than_a_request_asks_for_does_not_serv
     endpoint: Endpoint, fields: dict[str, Any], serves: bool, stored: Stored
 ) -> None:
     mode = Mode.STREAM if stored.kind == "stream" else Mode.WHOLE
-    ask = decode(endpoint, json.dumps(fields).encode())
-    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask))
+    api_request = decode(endpoint, json.dumps(fields).encode())
+    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", api_request=api_request))
     assert kept.replay(flight, stored) is serves
     assert flight.replace is not serves
 
@@ -365,9 +365,9 @@ def test_an_entry_serves_as_many_choices_as_it_has(
     ended = [{"index": n, "finish_reason": "stop"} for n in range(choices)]
     frames = b"".join(chunk(b"data: %b\n\n" % json.dumps({"choices": [one]}).encode()) for one in ended)
     stored = Stored(kind, 1.0, frames + OVER if kind == "stream" else json.dumps({"choices": ended}).encode())
-    ask = decode("chat", b'{"messages":[],"n":2}')
+    api_request = decode("chat", b'{"messages":[],"n":2}')
     mode = Mode.STREAM if kind == "stream" else Mode.WHOLE
-    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), lambda: 0.0)
+    flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", api_request=api_request), lambda: 0.0)
     assert kept.replay(flight, stored) is serves
 
 
@@ -375,8 +375,8 @@ def test_an_entry_serves_as_many_choices_as_it_has(
 def test_a_long_stream_lands_as_a_stream_for_who_wants_a_body(fingerprint: bytes, lands: bool) -> None:
     frame = b"data: {}\n\n"
     body = chunk(frame) * 5000 + chunk(b'data: {"system_fingerprint":"%b"}\n\n' % fingerprint)
-    ask = decode("chat", b'{"messages":[]}')
-    flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", key=b"k", ask=ask), lambda: 0.0)
+    api_request = decode("chat", b'{"messages":[]}')
+    flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", key=b"k", api_request=api_request), lambda: 0.0)
     assert replay(flight, Stored("stream", 1.0, body)) == lands
     assert flight.ended == lands
     assert (flight.mode is Mode.STREAM) == lands

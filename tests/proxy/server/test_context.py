@@ -215,7 +215,7 @@ def test_a_client_that_left_is_counted_as_such_whatever_was_sent() -> None:
 
 
 def test_the_prompt_is_recorded_only_where_it_was_asked_for() -> None:
-    asked = call(ask=decode("chat", b'{"messages": [1]}'))
+    asked = call(api_request=decode("chat", b'{"messages": [1]}'))
     assert Told().of(asked, show_prompt=True)[1].prompt == "[1]"
     assert Told().of(asked)[1].prompt is None
 

@@ -90,7 +90,7 @@ class Large:
         self.told.append("heavy")
         return self._heavy
 
-    async def ask(self, call: Any, endpoint: str, body: bytes) -> Any:
+    async def read(self, call: Any, endpoint: str, body: bytes) -> Any:
         self.told.append(endpoint)
         raise GatewayError(Code.NOT_FOUND, "read elsewhere")
 

@@ -73,15 +73,15 @@ async def test_samples_may_go_up_together_with_their_twins_and_are_shared_with_n
 @pytest.mark.parametrize(("key", "refers"), [(b"k", False), (b"k", True), (None, False)])
 @virtual
 async def test_what_a_large_request_was_found_to_be_is_its_plan(key: bytes | None, refers: bool) -> None:
-    ask = decode("chat", BODY)
-    ask.large = Large((5, 6), key, 99, refers)
+    api_request = decode("chat", BODY)
+    api_request.large = Large((5, 6), key, 99, refers)
 
     async def found(call: Any, endpoint: str, body: bytes) -> Any:
-        call.ask = ask
-        return ask
+        call.api_request = api_request
+        return api_request
 
-    large = SimpleNamespace(inline=1, heavy=lambda body: True, ask=found, folds=lambda flight: False)
-    stage = Stage(large=large, affinity=lambda ask, headers: 1)
+    large = SimpleNamespace(inline=1, heavy=lambda body: True, read=found, folds=lambda flight: False)
+    stage = Stage(large=large, affinity=lambda api_request, headers: 1)
     flight = await launched(stage, Asked())
     spec = flight.spec
     assert (spec.key, spec.affinity, spec.storable, flight.queue_state.merge) == (key, 99, not refers, False)
@@ -89,13 +89,13 @@ async def test_what_a_large_request_was_found_to_be_is_its_plan(key: bytes | Non
 
 @virtual
 async def test_a_large_embedding_goes_to_an_engine_as_it_came() -> None:
-    ask = decode("embeddings", b'{"model": "m", "input": "a"}')
-    ask.large = Large((5, 6), b"k", 99, False)
+    api_request = decode("embeddings", b'{"model": "m", "input": "a"}')
+    api_request.large = Large((5, 6), b"k", 99, False)
 
     async def found(call: Any, endpoint: str, body: bytes) -> Any:
-        return ask
+        return api_request
 
-    large = SimpleNamespace(inline=1, heavy=lambda body: True, ask=found, folds=lambda flight: False)
+    large = SimpleNamespace(inline=1, heavy=lambda body: True, read=found, folds=lambda flight: False)
     stage = Stage(large=large, embedder=SimpleNamespace(take=None, joined=None))
     assert (await planned(stage, Asked("/v1/embeddings", b'{"input": "a"}'))).affinity == 99
 

@@ -85,7 +85,7 @@ def test_a_client_that_has_left_is_not_written_to_and_nobody_else_hears_of_it(
 
         server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", 0)
         _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        request = SimpleNamespace(transport=await made, protocol=SimpleNamespace(writing_paused=False))
+        request = SimpleNamespace(transport=await made, protocol=SimpleNamespace(count=lambda stream: None))
         pipe = SocketPipe(cast(web.BaseRequest, request), b"head")
         writer.close()
         await gone.wait()
@@ -147,15 +147,12 @@ async def test_a_client_may_take_its_time_as_long_as_it_takes_something(
 @pytest.mark.parametrize("status", [200, 204, 304, 303])
 def test_an_answer_that_can_have_no_body_has_no_length_either(status: int) -> None:
     written: list[bytes] = []
-    transport = SimpleNamespace(write=written.append)
-    protocol = SimpleNamespace(written=0, write_paused=False)
-    request = SimpleNamespace(
-        transport=transport, protocol=protocol, keep_alive=True, method="GET", version=HttpVersion11
-    )
+    protocol = SimpleNamespace(transport=True, send=written.append, write_paused=False)
+    request = SimpleNamespace(protocol=protocol, keep_alive=True, method="GET", version=HttpVersion11)
     sent, left = write(cast(web.BaseRequest, request), status, [("etag", "x")], b"body")
     none = status in (204, 304)
     assert (b"content-length: 4\r\n" in written[0], written[0].endswith(b"body")) == (not none, not none)
-    assert (sent.status, left, protocol.written) == (status, None, len(written[0]))
+    assert (sent.status, left, sent.bytes) == (status, None, len(written[0]))
 
 
 def test_to_a_client_that_has_left_nothing_is_begun() -> None:

@@ -15,6 +15,7 @@ from proxy.flights.flight import FREE, SLICE_BYTES, Flight, Subscriber
 from proxy.flights.memory import Held, Memory
 from proxy.flights.spec import FlightSpec, Head, Mode
 from proxy.server import respond
+from proxy.server.listener.listener import Counted
 from proxy.server.respond import FOLD_COST, Sent, SocketPipe
 from proxy.wire.fold.folding import Unfoldable
 from proxy.wire.openai import decode
@@ -38,8 +39,9 @@ class Client:
         self.transport: Client | None = self
         self.protocol = self.writer = self
         self.write_paused = self.closed = self.aborted = False
-        self.written = self.unread = self.drains = 0
+        self.unread = self.drains = 0
         self.writes: list[bytes] = []
+        self._written, self._streams = 0, list[Counted]()
 
     @property
     def request(self) -> web.BaseRequest:
@@ -51,6 +53,17 @@ class Client:
 
     def write(self, data: bytes | memoryview) -> None:
         self.writes.append(bytes(data))
+
+    def send(self, data: bytes | memoryview) -> None:
+        self._written += len(data)
+        self.write(data)
+
+    def count(self, stream: Counted) -> None:
+        self._streams.append(stream)
+
+    @property
+    def written(self) -> int:
+        return self._written + sum(stream.sent for stream in self._streams)
 
     def is_closing(self) -> bool:
         return self.closed
@@ -76,8 +89,8 @@ class Client:
 
 
 def flight_of(mode: Mode = Mode.STREAM, *, key: bytes | None = b"k", memory: Memory | None = None) -> Flight:
-    ask = decode("chat", b'{"messages": []}')
-    return Flight(FlightSpec("POST", "/", b"", mode, "r", key=key, ask=ask), memory=memory)
+    api_request = decode("chat", b'{"messages": []}')
+    return Flight(FlightSpec("POST", "/", b"", mode, "r", key=key, api_request=api_request), memory=memory)
 
 
 def reads(flight: Flight) -> Subscriber:
@@ -343,7 +356,7 @@ def test_one_body_has_its_status_its_headers_and_its_bytes() -> None:
 def test_what_does_not_stream_has_no_fold(ask: str | None) -> None:
     flight = flight_of()
     embedding = decode("embeddings", b'{"input": "a"}')
-    flight.spec = replace(flight.spec, ask=None if ask is None else embedding)
+    flight.spec = replace(flight.spec, api_request=None if ask is None else embedding)
     with pytest.raises(Unfoldable, match="does not stream"):
         respond.folded_body(flight)
 

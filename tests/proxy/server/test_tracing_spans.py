@@ -110,7 +110,7 @@ def test_what_looks_at_the_gateway_itself_is_not_traced(endpoint: str) -> None:
 def test_what_was_asked_for_stands_in_the_span_as_far_as_it_can_be_sent(
     asked: dict[str, Any], told: dict[str, Any]
 ) -> None:
-    found = House().tracing.asked(call_of(ask=chat(**asked)))
+    found = House().tracing.request_attributes(call_of(api_request=chat(**asked)))
     assert found == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
@@ -121,10 +121,14 @@ def test_what_was_asked_for_stands_in_the_span_as_far_as_it_can_be_sent(
 
 def test_of_a_request_without_a_reading_the_model_is_told_where_it_is_known() -> None:
     tracing = House().tracing
-    assert tracing.asked(call_of()) == {}
-    assert tracing.asked(call_of(model="é" * 300)) == {"gen_ai.request.model": "é" * 256}
-    assert "gen_ai.request.model" not in tracing.asked(call_of(ask=decode("chat", b'{"messages": []}')))
-    prompt = House(prompts=True).tracing.asked(call_of(ask=chat(messages=["x" * MAX_PROMPT])))["gateway.prompt"]
+    assert tracing.request_attributes(call_of()) == {}
+    assert tracing.request_attributes(call_of(model="é" * 300)) == {"gen_ai.request.model": "é" * 256}
+    assert "gen_ai.request.model" not in tracing.request_attributes(
+        call_of(api_request=decode("chat", b'{"messages": []}'))
+    )
+    prompt = House(prompts=True).tracing.request_attributes(
+        call_of(api_request=chat(messages=["x" * MAX_PROMPT]))
+    )["gateway.prompt"]
     assert (len(prompt), prompt[:4]) == (MAX_PROMPT, '["xx')
 
 
@@ -212,7 +216,7 @@ def test_the_first_reader_s_flight_is_part_of_it_and_to_another_s_it_has_a_link(
     ],
 )
 def test_a_flight_s_span_is_named_by_what_is_done(flight: Any, name: str) -> None:
-    made = House(prompts=True).flight(flight, call_of(ask=chat(seed=7)))
+    made = House(prompts=True).flight(flight, call_of(api_request=chat(seed=7)))
     assert (made.span.name, made.span.kind) == (name, "internal")
     assert made.span.attributes["gen_ai.request.seed"] == 7
     assert "gateway.prompt" not in made.span.attributes, "it stands in the request's"
@@ -347,36 +351,40 @@ def test_the_end_of_an_attempt(facts: dict[str, Any], status: int | None, failed
 
 def test_a_frame_is_read_until_the_model_is_known_and_where_a_choice_ends() -> None:
     made = House().flight(flight_of())
-    assert made.said() == {}
+    assert made.answer_attributes() == {}
     made.frame(b": comment\ndata: [DONE]\n\n")
     made.frame(b'data: {"id":"' + b"i" * 300 + b'","model":"' + b"m" * 300 + b'","choices":[]}\n\n')
     made.frame(b'data: {"id":"other","model":"other","choices":[{"finish_reason":null}]}\n\n')
     made.frame(b'data: {"choices":[{"finish_reason": "' + b"s" * 40 + b'"},{"finish_reason":""}]}\n\n')
     made.frame(FINISH.replace(b'reason":', b'reason" : ') % b"stop")
-    assert made.said() == {
+    assert made.answer_attributes() == {
         "gen_ai.response.model": "m" * 256,
         "gen_ai.response.id": "i" * 256,
         "gen_ai.response.finish_reasons": ["s" * 32, "stop"],
     }
     for _ in range(2 * MAX_REASONS):
         made.frame(FINISH % b"length")
-    assert made.said()["gen_ai.response.finish_reasons"] == ["s" * 32, "stop", *["length"] * (MAX_REASONS - 2)]
+    assert made.answer_attributes()["gen_ai.response.finish_reasons"] == [
+        "s" * 32,
+        "stop",
+        *["length"] * (MAX_REASONS - 2),
+    ]
 
 
 def test_once_the_model_is_known_only_the_end_of_a_choice_is_read() -> None:
     made = House().flight(flight_of())
     made.frame(b'data:{"model":"m1","choices":[]}\n\n')
     made.frame(b'data:{"id":"late","model":"other","choices":[]}\n\n')
-    assert made.said() == {"gen_ai.response.model": "m1"}
+    assert made.answer_attributes() == {"gen_ai.response.model": "m1"}
     made.frame(FINISH % b"stop")
-    assert made.said()["gen_ai.response.id"] == "i"
+    assert made.answer_attributes()["gen_ai.response.id"] == "i"
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"{", b'{"model": 1}', b"[" * 100_000, b'{"model": "\xff"}'])
 def test_what_no_engine_says_is_left_out(data: bytes) -> None:
     made = House().flight(flight_of())
     made.frame(b"data:" + data + b"\n\n")
-    assert made.said() == {}
+    assert made.answer_attributes() == {}
 
 
 @pytest.mark.parametrize(
@@ -384,7 +392,7 @@ def test_what_no_engine_says_is_left_out(data: bytes) -> None:
     [
         ({}, True),
         ({"mode": Mode.STREAM}, False),
-        ({"ask": None}, False),
+        ({"api_request": None}, False),
         ({"size": 1_000_000}, True),
         ({"size": MAX_BODY}, True),
         ({"size": MAX_BODY + 1}, False),
@@ -392,7 +400,7 @@ def test_what_no_engine_says_is_left_out(data: bytes) -> None:
 )
 def test_a_whole_answer_is_looked_into_where_it_is_not_too_large(facts: dict[str, Any], heard: bool) -> None:
     log = [b'{"id":"i","model":"m9",', b'"choices":[]}']
-    told = House().ended(**{"ask": chat(), "mode": Mode.WHOLE, "log": log} | facts)
+    told = House().ended(**{"api_request": chat(), "mode": Mode.WHOLE, "log": log} | facts)
     assert ("gen_ai.response.model" in told) is heard
 
 

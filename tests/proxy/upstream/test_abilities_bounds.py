@@ -5,7 +5,7 @@ from __future__ import annotations
 from proxy.upstream.abilities import MOST_MODELS, Abilities
 from proxy.wire.fold.shape import LLAMA, VLLM, Shape
 from proxy.wire.openai import decode
-from tests.proxy.upstream.test_abilities import ask
+from tests.proxy.upstream.test_abilities import api_request
 
 COMPLETION = decode("completions", b'{"model":"m","prompt":"x"}')
 
@@ -13,8 +13,8 @@ COMPLETION = decode("completions", b'{"model":"m","prompt":"x"}')
 def test_what_is_forgotten_is_told_by_the_epoch_and_nothing_of_it_comes_back() -> None:
     abilities = Abilities()
     abilities.learn(["m"], "chat", VLLM)
-    abilities.spoil(ask(), "new")
-    abilities.doubt(ask())
+    abilities.spoil(api_request(), "new")
+    abilities.doubt(api_request())
     assert (abilities.epoch, repr(abilities)) == (0, "<Abilities shapes=0 odd=1>")
     abilities.forget()
     assert (abilities.epoch, repr(abilities), abilities.fold, abilities.told()) == (
@@ -24,7 +24,7 @@ def test_what_is_forgotten_is_told_by_the_epoch_and_nothing_of_it_comes_back() -
         [],
     )
     abilities.learn(["m"], "chat", VLLM)
-    assert abilities.spoil(ask(), "again")
+    assert abilities.spoil(api_request(), "again")
     abilities.learn(["m"], "chat", LLAMA)
     assert abilities.told() == ["chat: again"], "nothing was doubted of this engine"
     abilities.forget()
@@ -35,9 +35,9 @@ def test_a_doubt_is_of_one_endpoint_and_what_is_odd_there_goes_with_another_shap
     abilities = Abilities()
     for endpoint in ("chat", "completions"):
         abilities.learn(["m", None], endpoint, VLLM)
-    abilities.spoil(ask(), "a")
+    abilities.spoil(api_request(), "a")
     abilities.spoil(COMPLETION, "b")
-    abilities.doubt(ask())
+    abilities.doubt(api_request())
     assert (abilities.knows("m", "chat"), abilities.knows(None, "chat")) == (False, False)
     assert (abilities.knows("m", "completions"), abilities.knows("m2", "completions")) == (True, False)
     abilities.learn(["m"], "chat", LLAMA)
@@ -52,7 +52,7 @@ def test_as_many_models_are_known_as_may_be_and_a_known_one_may_change() -> None
     abilities.learn(["one more"], "chat", VLLM)
     abilities.learn(["0"], "chat", LLAMA)
     assert [abilities.knows(name, "chat") for name in ("511", "one more")] == [True, False]
-    assert abilities.shape(ask("0")) == LLAMA
+    assert abilities.shape(api_request("0")) == LLAMA
 
 
 def test_whether_streams_fold_and_why_not_is_told() -> None:
@@ -65,5 +65,5 @@ def test_whether_streams_fold_and_why_not_is_told() -> None:
     assert (abilities.fold, abilities.told()) == (False, ["completions: odd"])
     abilities.learn(["e"], "completions", VLLM)
     assert abilities.fold is True
-    abilities.spoil(ask(n=2, logprobs=True), "new")
+    abilities.spoil(api_request(n=2, logprobs=True), "new")
     assert (abilities.fold, abilities.told()) == (False, ["chat with logprobs with n: new"])

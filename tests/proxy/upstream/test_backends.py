@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends, Lease
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.dial import ConnectionRefused
 from proxy.upstream.http.pool import Pool
 from tests.kit.clock import virtual
@@ -134,9 +135,8 @@ def test_the_models_are_the_union_of_what_the_living_serve() -> None:
 
 def test_it_is_ready_where_one_engine_lives_and_changes_are_told_once() -> None:
     one, two = backend("a"), backend("b")
-    backends = Backends([one, two])
     told: list[Backend] = []
-    backends.on_change = told.append
+    backends = Backends([one, two], on_change=told.append)
     for engine in (one, one, two):
         assert backends.ready
         backends.record_unreachable(engine, "why")
@@ -169,7 +169,7 @@ def test_what_a_poll_says_of_an_engine(answer: Any, up: bool, served: set[str]) 
     @virtual
     async def poll() -> None:
         engine, other = backend("a", "old", up=None, answer=answer), backend("b", answer=(200, b'{"data": []}'))
-        await Backends([engine, other]).refresh()
+        await HealthChecks(Backends([engine, other])).check()
         assert (engine.up, engine.served) == (up, served)
         assert bool(engine.detail) is not up
         assert other.up is True
@@ -184,7 +184,7 @@ def looks(engine: Backend) -> list[float]:
 
 @contextlib.asynccontextmanager
 async def watched(backends: Backends, every: float) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(backends.watch(every))
+    task = asyncio.ensure_future(HealthChecks(backends).run(every))
     try:
         yield
     finally:
@@ -233,7 +233,6 @@ async def test_an_engine_that_is_added_is_watched_and_one_that_is_removed_is_not
         backends.change([two], [one])
         await asyncio.sleep(5.0)
         assert (two.up, looks(one), looks(two)) == (True, [], [2.0, 5.0])
-        assert backends._woken.keys() == {two}
 
 
 REFUSED = ConnectionRefused(Code.UPSTREAM_UNREACHABLE, "refused")
@@ -248,12 +247,12 @@ def test_an_engine_is_gone_only_where_two_looks_found_no_listener(answer: Any, g
         backends = Backends([engine])
         told: list[Backend] = []
         backends.subscribe(capacity_changed=lambda: None, gone=told.append)
-        await backends.refresh()
+        await HealthChecks(backends).check()
         assert told == []
-        await backends.refresh()
+        await HealthChecks(backends).check()
         assert bool(told) is gone
         cast(Answers, engine.pool).answer = (200, b"{}")
-        await backends.refresh()
+        await HealthChecks(backends).check()
         assert engine.missed == 0
 
     run()
@@ -266,8 +265,8 @@ async def test_a_server_that_says_twice_that_its_engine_is_broken_is_gone() -> N
     backends = Backends([engine])
     told: list[Backend] = []
     backends.subscribe(capacity_changed=lambda: None, gone=told.append)
-    await backends.refresh()
-    await backends.refresh()
+    await HealthChecks(backends).check()
+    await HealthChecks(backends).check()
     assert told == [engine]
 
 
@@ -278,7 +277,7 @@ async def test_a_server_that_says_twice_that_its_engine_is_broken_is_gone() -> N
 async def test_an_answer_is_an_engine_s_failure_from_500_on(health: int, models: int, up: bool) -> None:
     engine = backend("a", answer=(models, b"{}"))
     cast(Answers, engine.pool).health = health
-    await Backends([engine]).refresh()
+    await HealthChecks(Backends([engine])).check()
     assert engine.up is up
 
 
@@ -286,7 +285,7 @@ async def test_an_answer_is_an_engine_s_failure_from_500_on(health: int, models:
 async def test_our_own_shortage_says_nothing_of_an_engine() -> None:
     short = GatewayError(Code.LOCAL_RESOURCES, "no descriptors")
     up, down = backend("a", answer=short), backend("b", up=False, answer=short)
-    await Backends([up, down]).refresh()
+    await HealthChecks(Backends([up, down])).check()
     assert (up.up, down.up) == (True, False)
 
 
@@ -294,10 +293,10 @@ async def test_our_own_shortage_says_nothing_of_an_engine() -> None:
 async def test_an_engine_whose_health_is_an_error_is_down_though_it_lists_models() -> None:
     engine = backend("a", "old", answer=(200, b'{"data": []}'))
     cast(Answers, engine.pool).health = 503
-    await Backends([engine]).refresh()
+    await HealthChecks(Backends([engine])).check()
     assert (engine.up, engine.detail, engine.served) == (False, "/health: 503", {"old"})
     cast(Answers, engine.pool).health = 404  # it has none
-    await Backends([engine]).refresh()
+    await HealthChecks(Backends([engine])).check()
     assert engine.up is True
 
 
@@ -305,14 +304,14 @@ async def test_an_engine_that_stops_and_comes_back_is_seen_to(engine: Engine) ->
     pool = Pool(engine.url, connect_timeout=5, loop=asyncio.get_running_loop())
     one = Backend(engine.url, pool, 1)
     backends = Backends([one])
-    await backends.refresh()
+    await HealthChecks(backends).check()
     assert (one.up, one.served) == (True, {"m1"})
     engine.stop_listening()
     await engine.drop_connections(reset=True)
-    await backends.refresh()
+    await HealthChecks(backends).check()
     assert one.up is False
     await engine.listen()
-    await backends.refresh()
+    await HealthChecks(backends).check()
     assert (one.up, one.detail) == (True, "")
     pool.close()
 

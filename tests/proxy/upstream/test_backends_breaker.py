@@ -25,10 +25,15 @@ class House:
             Backend(chr(97 + n), cast(Pool, MemoryEngine()), room, up=True, breaker=Breaker(RULES, lambda: 0.0))
             for n in range(count)
         ]
-        self.backends = Backends(self.engines, clock=lambda: self.now)
         self.told: list[str] = []
+        self.changed: list[Backend] = []
+        self.backends = Backends(
+            self.engines,
+            clock=lambda: self.now,
+            on_breaker=lambda b, why: self.told.append(f"{b.name}: {why or 'closed'}"),
+            on_change=self.changed.append,
+        )
         self.released = 0
-        self.backends.on_breaker = lambda b, why: self.told.append(f"{b.name}: {why or 'closed'}")
         self.backends.subscribe(capacity_changed=self.count)
 
     def count(self) -> None:
@@ -140,12 +145,10 @@ def test_one_that_is_idle_closes_at_once_and_what_is_seen_of_it_later_is_not_tol
     house = House()
     gone = house.engines[0]
     house.trip(gone)
-    told: list[Backend] = []
-    house.backends.on_change = told.append
     house.backends.change([], [gone])
     assert cast(MemoryEngine, gone.pool).closed
     house.backends.record_unreachable(gone, "its pool was closed")
-    assert told == []
+    assert house.changed == []
     assert house.backends._tripped == set()
 
 

@@ -14,6 +14,7 @@ from proxy.flights.watchdog import stray_places
 from proxy.upstream.abilities import Abilities
 from proxy.upstream.backends import GONE_LOOKS, SILENT_LOOKS, Backend, Backends, Lease
 from proxy.upstream.breaker import Breaker, BreakerRules, State
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.dial import ConnectionRefused
 from proxy.upstream.http.pool import Pool
 from proxy.upstream.routing import LeastOutstanding, key_of
@@ -56,7 +57,15 @@ class Engine:
 class House:
     """Engines of one name each, a clock that the test sets, and all that is told of them, in order."""
 
-    def __init__(self, names: str = "ab", room: int = 3, models: Iterable[str] = ("x",), **more: Any) -> None:
+    def __init__(
+        self,
+        names: str = "ab",
+        room: int = 3,
+        models: Iterable[str] = ("x",),
+        *,
+        timeout: float = 5.0,
+        **more: Any,
+    ) -> None:
         self.now = 0.0
         self.engines = [
             Backend(
@@ -65,16 +74,22 @@ class House:
             )
             for name in names
         ]  # fmt: skip
-        self.backends = Backends(self.engines, clock=lambda: self.now, **more)
         self.told: list[str] = []
+        self.backends = Backends(
+            self.engines,
+            clock=lambda: self.now,
+            on_breaker=lambda b, why: self.told.append(f"breaker {b.name}: {why or 'closed'}"),
+            on_change=lambda b: self.told.append(f"change {b.name}"),
+            on_suspect=lambda b: self.told.append(f"suspect {b.name}"),
+            on_left=lambda b: self.told.append(f"left {b.name}"),
+            **more,
+        )
+        self.health_checks = HealthChecks(self.backends, clock=lambda: self.now, timeout=timeout)
         self.backends.subscribe(
             capacity_changed=lambda: self.told.append("release"),
             gone=lambda b: self.told.append(f"gone {b.name}"),
             silent=lambda b: self.told.append(f"silent {b.name}"),
         )
-        self.backends.on_breaker = lambda b, why: self.told.append(f"breaker {b.name}: {why or 'closed'}")
-        for what in ("change", "suspect", "left"):
-            setattr(self.backends, f"on_{what}", lambda b, what=what: self.told.append(f"{what} {b.name}"))
 
     def heard(self) -> list[str]:
         """What was told since the last time."""
@@ -184,8 +199,8 @@ class Folding:
     def __init__(self, folds: bool) -> None:
         self._folds = folds
 
-    def folds(self, ask: ApiRequest) -> bool:
-        return self._folds and ask is ASK
+    def folds(self, api_request: ApiRequest) -> bool:
+        return self._folds and api_request is ASK
 
 
 @pytest.mark.parametrize(
@@ -374,14 +389,14 @@ def _released(house: House, engine: Backend) -> list[Lease]:
 async def test_an_engine_that_comes_back_may_be_another_one_and_who_waits_is_looked_at() -> None:
     house = House("a")
     (engine,) = house.engines
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert (house.heard(), engine.abilities.epoch) == ([], 0)
     house.backends.record_unreachable(engine, "gone")
     assert house.heard() == ["change a"]
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert (house.heard(), engine.abilities.epoch) == (["change a", "release"], 1)
     engine.up = None
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert (house.heard(), engine.abilities.epoch) == (["change a"], 1)
     assert pool(engine).asked == [("/health", True), ("/v1/models", False)] * 3
 
@@ -392,30 +407,30 @@ async def test_looks_without_a_listener_are_counted_in_succession_and_old_connec
     (engine,) = house.engines
     pool(engine).health = REFUSED
     for looks in range(1, GONE_LOOKS + 2):
-        await house.backends.refresh()
+        await house.health_checks.check()
         assert engine.missed == looks
         assert ("gone a" in house.heard()) is (looks >= GONE_LOOKS)
     assert pool(engine).calls == ["drop_idle"] * 2
     pool(engine).health = None
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert (engine.missed, house.heard()) == (0, [])
     pool(engine).health = REFUSED
     house.backends.change([], [engine])
-    await house.backends.refresh([engine])
+    await house.health_checks.check([engine])
     assert engine.missed == 0
 
 
 @virtual
 async def test_looks_without_an_answer_are_counted_in_succession() -> None:
-    house = House("a", refresh_timeout=2.0)
+    house = House("a", timeout=2.0)
     (engine,) = house.engines
     for looks in range(1, SILENT_LOOKS + 2):
         pool(engine).health = None
-        await house.backends.refresh()
+        await house.health_checks.check()
         assert (engine.silent, engine.detail) == (looks, "no answer to /health in 2 s")
         assert ("silent a" in house.heard()) is (looks >= SILENT_LOOKS)
     pool(engine).health = 200
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert engine.silent == 0
     assert "silent a" not in house.heard()
 
@@ -437,7 +452,7 @@ async def test_a_look_that_fails_in_itself_is_told_and_is_not_the_last_one() -> 
     loop = asyncio.get_running_loop()
     faults: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: faults.append(context))
-    task = asyncio.ensure_future(house.backends.watch(30.0))
+    task = asyncio.ensure_future(house.health_checks.run(30.0))
     await asyncio.sleep(6.5)  # a second before each look, and one more after a fault
     assert len(pool(engine).asked) == len(faults) == 3
     assert faults[0]["message"] == "a health check"
@@ -445,7 +460,6 @@ async def test_a_look_that_fails_in_itself_is_told_and_is_not_the_last_one() -> 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert asyncio.all_tasks() == {asyncio.current_task()}, "the watch waits for its tasks' end"
-    assert not house.backends._woken
 
 
 # -- what holds where nothing else is said ------------------------------------------------------------
@@ -462,7 +476,7 @@ async def test_a_look_has_five_seconds() -> None:
     house = House("a")
     (engine,) = house.engines
     pool(engine).health = None
-    await house.backends.refresh()
+    await house.health_checks.check()
     assert (engine.detail, asyncio.get_running_loop().time()) == ("no answer to /health in 5 s", 5.0)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends
 from proxy.upstream.builds import MAX_STARTS, VERSION_SECONDS, Build, digests_of, in_common, version_in, version_of
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.pool import Pool
 from tests.kit.clock import virtual
 
@@ -157,13 +158,13 @@ async def test_a_version_is_asked_for_where_there_is_one(
 async def test_an_engine_is_asked_for_its_version_once_and_again_after_it_was_away() -> None:
     backend, told = vllm()
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
+    await HealthChecks(engines, clock=clock).check()
     assert told.asked.count("/version") == 1
     first = backend.build.digests["m"]
     engines.record_unreachable(backend, "refused")
     told.answers["/version"] = 200, b'{"version":"0.33.0"}'
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     assert told.asked.count("/version") == 2
     assert not engines.makes("m", first)
     assert engines.makes("m", backend.build.digests["m"])
@@ -174,12 +175,12 @@ async def test_a_version_that_cannot_be_had_now_is_asked_for_with_the_next_look(
     backend, told = vllm()
     told.answers["/version"] = 503, b""
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     assert backend.up
     assert backend.build.digests == {}
     assert engines.makes("m", b"anything")  # nothing is known
     told.answers["/version"] = 404, b""
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     assert not engines.makes("m", b"anything")
 
 
@@ -187,7 +188,7 @@ async def test_a_version_that_cannot_be_had_now_is_asked_for_with_the_next_look(
 async def test_while_two_builds_serve_a_model_the_answers_of_both_are_good() -> None:
     (old, _), (new, _) = vllm("1", "a"), vllm("2", "b")
     engines = Backends([old, new], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     of_old, of_new = (engines.build_of(name, "m", clock()) for name in ("a", "b"))
     assert of_old != of_new
     assert of_old
@@ -203,7 +204,7 @@ async def test_while_two_builds_serve_a_model_the_answers_of_both_are_good() -> 
 async def test_replicas_that_are_alike_have_one_build() -> None:
     (one, _), (other, _) = vllm("1", "a", created=1), vllm("1", "b", created=2)
     engines = Backends([one, other], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     assert engines.build_of("a", "m", clock()) == engines.build_of("b", "m", clock())
     assert {len(builds) for builds in in_common([one.build, other.build]).values()} == {1}
 
@@ -212,7 +213,7 @@ async def test_replicas_that_are_alike_have_one_build() -> None:
 async def test_an_engine_that_is_down_keeps_its_build_and_what_it_ends_meanwhile_is_not_stored() -> None:
     backend, _ = vllm()
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     build = engines.build_of("a", "m", clock())
     assert build
     engines.record_unreachable(backend, "refused")
@@ -224,13 +225,13 @@ async def test_an_engine_that_is_down_keeps_its_build_and_what_it_ends_meanwhile
 async def test_an_answer_asked_for_before_its_engine_s_build_changed_is_of_nobody_s() -> None:
     backend, told = vllm()
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     await asyncio.sleep(1.0)
     asked = clock()
     assert engines.build_of("a", "m", asked) is not None
     await asyncio.sleep(1.0)
     told.answers["/model"] = MODEL | {"root": "org/m-v2"}
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     assert engines.build_of("a", "m", asked) is None
     assert engines.build_of("a", "m", clock()) is not None
     assert engines.build_of("unknown", "m", clock()) is None
@@ -242,7 +243,7 @@ async def test_an_answer_asked_for_before_its_engine_s_build_changed_is_of_nobod
 async def test_a_model_that_nobody_lists_is_of_all_models_build() -> None:
     backend, _ = vllm()
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     build = engines.build_of("a", "unlisted", clock())
     assert build == backend.build.digests[None]
     assert engines.makes(None, build or b"")
@@ -255,12 +256,11 @@ async def test_a_model_that_nobody_lists_is_of_all_models_build() -> None:
 @virtual
 async def test_a_restart_forgets_what_was_seen_and_has_the_engine_looked_at_soon() -> None:
     backend, told = vllm()
-    engines = Backends([backend], clock=clock)
     restarted: list[Backend] = []
-    engines.on_restart = restarted.append
-    watch = asyncio.ensure_future(engines.watch(1000.0))
+    engines = Backends([backend], clock=clock, on_restart=restarted.append)
+    watch = asyncio.ensure_future(HealthChecks(engines, clock=clock).run(1000.0))
     await asyncio.sleep(0.1)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     engines.started(backend, 1.0)
     engines.started(backend, 1.0)
     backend.few = True
@@ -281,10 +281,10 @@ async def test_a_restart_forgets_what_was_seen_and_has_the_engine_looked_at_soon
 async def test_the_first_start_reported_after_an_engine_was_away_is_no_restart_unheard_of() -> None:
     backend, _ = vllm()
     engines = Backends([backend], clock=clock)
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     engines.started(backend, 1.0)
     engines.record_unreachable(backend, "refused")
-    await engines.refresh()
+    await HealthChecks(engines, clock=clock).check()
     epoch = backend.abilities.epoch
     engines.started(backend, 2.0)
     assert backend.abilities.epoch == epoch

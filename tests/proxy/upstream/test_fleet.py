@@ -25,7 +25,7 @@ CHAT = "/v1/chat/completions"
 def fleet_of(app: App) -> Fleet:
     """The fleet that the app's engines tell their changes to."""
     backends: Backends = app.backends
-    fleet = getattr(backends.on_change, "__self__", None)
+    fleet = getattr(backends._on_change, "__self__", None)
     assert isinstance(fleet, Fleet)
     return fleet
 
@@ -119,7 +119,7 @@ async def test_engines_that_were_removed_leave_nothing_behind_however_often_they
         assert 'backend="http://the.next"' in page, "there is room for its name"
         gc.collect()
         assert sum(ref() is not None for ref in kept) == 0
-        assert (fleet._leaving, app.backends._tripped, len(app.backends._woken)) == ([], set(), 1)
+        assert (fleet._leaving, app.backends._tripped) == ([], set())
 
 
 async def test_one_that_is_removed_under_way_is_freed_when_that_has_ended(engine: Engine) -> None:

@@ -160,8 +160,8 @@ async def test_what_becomes_of_an_engine_is_told(monkeypatch: pytest.MonkeyPatch
     fleet.on_news(lambda: woken.append(1))
     fleet.backends._set(engine, up=True)
     fleet.backends.record_unreachable(engine, "refused")
-    fleet.backends.on_breaker(engine, "it broke")
-    fleet.backends.on_breaker(engine, "")
+    fleet.backends._on_breaker(engine, "it broke")
+    fleet.backends._on_breaker(engine, "")
     assert house.log.events == [
         ("info", "engine up", {"backend": A, "detail": ""}),
         ("warning", "engine down", {"backend": A, "detail": "refused"}),

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.config.settings import Settings
 from proxy.upstream import monitor as watches
-from proxy.upstream.backends import Backends
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.monitor import FIRST_LOOK_SECONDS, each, first_look, for_ever, watch
 from tests.kit.clock import run_virtual, virtual
 
@@ -59,7 +59,7 @@ class Slow:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.done = seconds, False
 
-    async def refresh(self) -> None:
+    async def check(self) -> None:
         await passed(self.seconds)
         self.done = True
 
@@ -69,7 +69,7 @@ def test_starting_waits_for_a_first_look_and_not_for_long(seconds: float, waited
     @virtual
     async def run() -> None:
         engines = Slow(seconds)
-        await first_look(cast(Backends, engines))
+        await first_look(cast(HealthChecks, engines))
         assert (asyncio.get_running_loop().time(), engines.done) == (waited, done)
 
     run()
@@ -81,6 +81,9 @@ class Down:
     name = "e"
     adaptive_limit = None
     up = False
+
+    def report_load(self, report: None) -> None:
+        """It reports none."""
 
 
 class Watched:
@@ -103,17 +106,17 @@ class Watched:
     async def asked(self, *, reload: bool = False) -> list[str]:
         """The names of what was begun."""
         backends: Any = SimpleNamespace(
-            watch=self.runs("engines"),
             all=self.all,
             capacity_changed=lambda: None,
             started=lambda engine, at: None,
         )
+        health_checks: Any = SimpleNamespace(run=self.runs("engines"))
         others = [(name, self.runs(name)) for name in ("files", "watchdog", *(["reload"] if reload else []))]
         others.append(("keys", partial(each, 5.0, lambda: self.begun.append("keys"))))
         log: Any = SimpleNamespace(event=lambda *words, **fields: self.events.append((*words, fields)))
         async with AsyncExitStack() as stack:
             watch(
-                self.settings, backends, others, asyncio.get_running_loop(), log,
+                self.settings, backends, health_checks, others, asyncio.get_running_loop(), log,
                 lambda where, e: self.begun.append(f"fault {where}"), stack,
             )  # fmt: skip
             await passed(12.0)

@@ -189,9 +189,9 @@ def test_questions_to_one_long_text_begin_alike() -> None:
     ],
 )
 def test_of_other_prompts_the_beginning_is_their_beginning(endpoint: Any, body: bytes) -> None:
-    ask = decode(endpoint, body)
-    assert beginning(ask) == ask.prompt
-    assert by_prefix(ask, {}) > 0
+    api_request = decode(endpoint, body)
+    assert beginning(api_request) == api_request.prompt
+    assert by_prefix(api_request, {}) > 0
 
 
 def test_a_session_is_told_by_its_header_else_by_the_user_else_by_the_prompt() -> None:

@@ -119,30 +119,32 @@ def test_loose_types_are_read_within_bounds(reader: Reader, value: Any, read_as:
 
 def test_a_request_without_a_prompt_or_with_one_that_nobody_reads_refers_to_nothing_or_to_all() -> None:
     assert not refers(decode("completions", b'{"prompt_embeds":"a"}'))
-    ask = decode("chat", b'{"messages":[]}')
+    api_request = decode("chat", b'{"messages":[]}')
     for broken in (b'[{"image_url":', b'[{"image_url":"\xff"}]', b'{"image_url":' + b"[" * 100_000):
-        assert refers(msgspec.structs.replace(ask, fields={"messages": Raw(broken)}))
+        assert refers(msgspec.structs.replace(api_request, fields={"messages": Raw(broken)}))
     for plain in (
         b'[{"image_url":5}]',
         b'["image_url"]',
         b'[{"image_url":{"url":5}}]',
         b'[{"x_url":{"x":"http://a"}}]',
     ):
-        assert not refers(msgspec.structs.replace(ask, fields={"messages": Raw(plain)}))
-    assert refers(msgspec.structs.replace(ask, fields={"messages": Raw(b'[{"a":{"b":[{"c_url":"dat:"}]}}]')}))
+        assert not refers(msgspec.structs.replace(api_request, fields={"messages": Raw(plain)}))
+    assert refers(
+        msgspec.structs.replace(api_request, fields={"messages": Raw(b'[{"a":{"b":[{"c_url":"dat:"}]}}]')})
+    )
 
 
 @pytest.mark.parametrize(("candidates", "each"), [(0, 1), (4, 5), (-1, None)])
 def test_an_answer_may_have_just_so_many_bytes(candidates: int, each: int | None) -> None:
     body = b'{"prompt":"","prompt_logprobs":%d' % candidates
-    ask = decode("completions", body + b" " * (-(len(body) + 1) % BYTES_A_TOKEN + 300) + b"}")
-    tokens = len(ask.body) // BYTES_A_TOKEN
+    api_request = decode("completions", body + b" " * (-(len(body) + 1) % BYTES_A_TOKEN + 300) + b"}")
+    tokens = len(api_request.body) // BYTES_A_TOKEN
     bound = tokens * (each or tokens) * BYTES_A_CANDIDATE
-    assert not outgrows(ask, bound)
-    assert outgrows(ask, bound - 1)
+    assert not outgrows(api_request, bound)
+    assert outgrows(api_request, bound - 1)
 
 
 @pytest.mark.parametrize("given", [b"-2", b"null", b'"a"', b"1.5", b"[", b'"\xff"'])
 def test_candidates_that_are_no_number_are_for_the_engine_to_judge(given: bytes) -> None:
-    ask = decode("completions", b'{"prompt":""}')
-    assert not outgrows(msgspec.structs.replace(ask, fields={"prompt_logprobs": Raw(given)}), 0)
+    api_request = decode("completions", b'{"prompt":""}')
+    assert not outgrows(msgspec.structs.replace(api_request, fields={"prompt_logprobs": Raw(given)}), 0)

@@ -31,7 +31,7 @@ def whole(parts: Parts, tokens: int | None, only: slice = slice(None)) -> bytes:
     return b"".join(piece for pieces in slices for piece in pieces)
 
 
-def ask(**fields: Any) -> Any:
+def api_request(**fields: Any) -> Any:
     return decode("embeddings", json.dumps({"model": "m", **fields}).encode())
 
 
@@ -46,7 +46,7 @@ def ask(**fields: Any) -> Any:
     ],
 )
 def test_a_text_a_list_of_texts_ids_and_lists_of_ids_are_items(given_: Any, items: list[bytes]) -> None:
-    found = inputs_of(ask(input=given_))
+    found = inputs_of(api_request(input=given_))
     assert found is not None
     assert found.items == items
 
@@ -64,7 +64,7 @@ def test_a_text_a_list_of_texts_ids_and_lists_of_ids_are_items(given_: Any, item
     ],
 )
 def test_what_cannot_be_told_apart_goes_up_as_it_is(fields: dict[str, Any]) -> None:
-    assert inputs_of(ask(**fields)) is None
+    assert inputs_of(api_request(**fields)) is None
 
 
 def test_one_text_in_two_spellings_is_one_item() -> None:
@@ -75,14 +75,14 @@ def test_one_text_in_two_spellings_is_one_item() -> None:
 
 
 def test_ids_are_counted_and_texts_guessed() -> None:
-    assert inputs_of(ask(input=[[7, 8, 9], [1]])) == Inputs("ids", [b"[7,8,9]", b"[1]"], [3, 1])
-    guessed = inputs_of(ask(input=["x" * 40]))
+    assert inputs_of(api_request(input=[[7, 8, 9], [1]])) == Inputs("ids", [b"[7,8,9]", b"[1]"], [3, 1])
+    guessed = inputs_of(api_request(input=["x" * 40]))
     assert guessed is not None
     assert guessed.tokens == [12]
 
 
 def test_an_array_has_the_options_of_all_and_nothing_of_one_client() -> None:
-    one = ask(input="a", user="me", metadata={"a": 1}, dimensions=8, encoding_format="base64", extra=1.50)
+    one = api_request(input="a", user="me", metadata={"a": 1}, dimensions=8, encoding_format="base64", extra=1.50)
     assert json.loads(array_body(one, [b'"a"', b'"b"'])) == {
         "model": "m", "dimensions": 8, "encoding_format": "base64", "extra": 1.5, "input": ["a", "b"],
     }  # fmt: skip

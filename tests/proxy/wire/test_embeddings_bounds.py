@@ -25,27 +25,27 @@ from proxy.wire.embeddings import (
 from proxy.wire.openai import ApiRequest, decode
 
 
-def ask(given: bytes) -> ApiRequest:
+def api_request(given: bytes) -> ApiRequest:
     return msgspec.structs.replace(decode("embeddings", b'{"input":""}'), fields={"input": Raw(given)})
 
 
 @pytest.mark.parametrize("item", [b'"a"', b"[1]"])
 def test_an_array_may_have_so_many_items(item: bytes) -> None:
     for count in (MAX_ITEMS, MAX_ITEMS + 1):
-        found = inputs_of(ask(b"[" + b",".join([item] * count) + b"]"))
+        found = inputs_of(api_request(b"[" + b",".join([item] * count) + b"]"))
         assert (len(found.items) if found is not None else 0) == (count if count == MAX_ITEMS else 0)
 
 
 @pytest.mark.parametrize("given", [b"[", b'["a"', b"[1", b"[[1],", b"[" * 100_000, b'"\xff"', b"[1.0]", b"[1e2]", b"[1E2]", b"[[1.0]]", b"[[1e2]]", b"[[2E1]]", b"{}", b"5", b"[]"])  # fmt: skip  # noqa: E501
 def test_what_is_no_list_of_texts_or_ids_is_no_items(given: bytes) -> None:
-    assert inputs_of(ask(given)) is None
+    assert inputs_of(api_request(given)) is None
 
 
 @pytest.mark.parametrize(
     ("text", "tokens"), [("", 2), ("abc", 2), ("abcd", 3), ("abcdefg", 3), ("abcdefgh", 4), ("語" * 4, 5)]
 )
 def test_the_tokens_of_a_text_are_guessed_by_its_bytes(text: str, tokens: int) -> None:
-    found = inputs_of(ask(json.dumps(text, ensure_ascii=False).encode()))
+    found = inputs_of(api_request(json.dumps(text, ensure_ascii=False).encode()))
     assert found is not None
     assert (found.kind, found.tokens) == ("text", [tokens])
 
@@ -57,7 +57,7 @@ def test_formats_that_are_json_are_taken_apart(form: str) -> None:
 
 def test_an_array_has_no_field_of_one_client() -> None:
     names = ["user", "metadata", "stream", "stream_options", "safety_identifier", "prompt_cache_key", "store", "service_tier"]  # fmt: skip  # noqa: E501
-    one = ask(b'"a"')
+    one = api_request(b'"a"')
     fields = {**one.fields, **dict.fromkeys(names, Raw(b"null")), "dimensions": Raw(b"3")}
     assert array_body(msgspec.structs.replace(one, fields=fields), [b'"b"']) == b'{"dimensions":3,"input":["b"]}'
 

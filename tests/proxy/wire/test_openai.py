@@ -19,11 +19,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 def test_a_request_is_read_for_what_the_gateway_acts_on() -> None:
     body = CHAT[:-1] + b', "stream": true, "stream_options": {"include_usage": true}, "temperature": 0, "seed": 7}'
-    ask = decode("chat", body)
-    assert (ask.endpoint, ask.model, ask.stream, ask.include_usage) == ("chat", "m1", True, True)
-    assert (ask.temperature, ask.seed, ask.body) == (0, 7, body)
-    assert list(ask.fields) == ["model", "messages", "stream", "stream_options", "temperature", "seed"]
-    assert ask.prompt == b'[{"role": "user", "content": "hi"}]'
+    api_request = decode("chat", body)
+    assert (api_request.endpoint, api_request.model, api_request.stream, api_request.include_usage) == (
+        "chat",
+        "m1",
+        True,
+        True,
+    )
+    assert (api_request.temperature, api_request.seed, api_request.body) == (0, 7, body)
+    assert list(api_request.fields) == ["model", "messages", "stream", "stream_options", "temperature", "seed"]
+    assert api_request.prompt == b'[{"role": "user", "content": "hi"}]'
 
 
 @pytest.mark.parametrize(
@@ -45,10 +50,10 @@ def test_a_request_is_read_for_what_the_gateway_acts_on() -> None:
     ],
 )
 def test_a_body_that_the_engine_might_take_is_passed_on(endpoint: Endpoint, body: bytes) -> None:
-    ask = decode(endpoint, body)
-    assert ask.body == body
-    assert ask.stream is False
-    assert ask.fields.keys() == json.loads(body).keys()
+    api_request = decode(endpoint, body)
+    assert api_request.body == body
+    assert api_request.stream is False
+    assert api_request.fields.keys() == json.loads(body).keys()
 
 
 @pytest.mark.parametrize(
@@ -140,10 +145,12 @@ def test_asking_for_usage_keeps_every_other_member_as_it_was_written(extras: dic
     body = json.dumps(
         {**extras, "messages": [{"content": "é", "role": "user"}], "stream": True}, indent=1
     ).encode()
-    ask = decode("chat", body)
-    asked = msgspec.json.decode(with_usage(ask), type=dict[str, msgspec.Raw])
+    api_request = decode("chat", body)
+    asked = msgspec.json.decode(with_usage(api_request), type=dict[str, msgspec.Raw])
     assert json.loads(bytes(asked.pop("stream_options"))) == {"include_usage": True}
-    assert {name: bytes(raw) for name, raw in asked.items()} == {n: bytes(raw) for n, raw in ask.fields.items()}
+    assert {name: bytes(raw) for name, raw in asked.items()} == {
+        n: bytes(raw) for n, raw in api_request.fields.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -160,8 +167,8 @@ def test_asking_for_usage_keeps_every_other_member_as_it_was_written(extras: dic
     ],
 )
 def test_asking_for_usage_keeps_the_other_stream_options(options: str, asked: str) -> None:
-    ask = decode("chat", f'{{"messages": [], "stream": true, "stream_options": {options}}}'.encode())
-    assert with_usage(ask).decode() == f'{{"messages":[],"stream":true,"stream_options":{asked}}}'
+    api_request = decode("chat", f'{{"messages": [], "stream": true, "stream_options": {options}}}'.encode())
+    assert with_usage(api_request).decode() == f'{{"messages":[],"stream":true,"stream_options":{asked}}}'
 
 
 @pytest.mark.parametrize(
@@ -178,9 +185,9 @@ def test_loose_types_are_read_as_vllm_reads_them_and_sent_as_they_came(
     members: str, read: tuple[bool, bool, float | None, int | None]
 ) -> None:
     body = f'{{"messages": [], {members}}}'.encode()
-    ask = decode("chat", body)
-    assert (ask.stream, ask.include_usage, ask.temperature, ask.seed) == read
-    assert ask.body == body
+    api_request = decode("chat", body)
+    assert (api_request.stream, api_request.include_usage, api_request.temperature, api_request.seed) == read
+    assert api_request.body == body
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ def test_options_of_a_loose_type_are_read_or_refused(body: bytes, read: tuple[bo
     if read is None:
         assert refused(body).code is Code.INVALID_VALUE
     else:
-        ask = decode("chat", body)
-        assert (ask.stream, ask.include_usage) == read
+        api_request = decode("chat", body)
+        assert (api_request.stream, api_request.include_usage) == read
 
 
 def test_streaming_options_of_an_embedding_are_for_the_engine_to_judge() -> None:
-    ask = decode("embeddings", b'{"input":"a","stream_options":{"include_usage":true}}')
-    assert ask.include_usage
+    api_request = decode("embeddings", b'{"input":"a","stream_options":{"include_usage":true}}')
+    assert api_request.include_usage
 
 
 def ask_of(body: bytes) -> ApiRequest:
@@ -122,26 +122,30 @@ def ask_of(body: bytes) -> ApiRequest:
 
 
 def test_other_values_of_fields_that_are_there_are_put_in_their_place() -> None:
-    ask = with_fields(ask_of(b'{ "n": 1, "messages": [] }'), {"n": Raw(b"2"), "x": Raw(b"3")})
-    assert ask.body == b'{"n":2,"messages":[],"x":3}'
-    assert {name: bytes(raw) for name, raw in ask.fields.items()} == {"n": b"2", "messages": b"[]", "x": b"3"}
+    api_request = with_fields(ask_of(b'{ "n": 1, "messages": [] }'), {"n": Raw(b"2"), "x": Raw(b"3")})
+    assert api_request.body == b'{"n":2,"messages":[],"x":3}'
+    assert {name: bytes(raw) for name, raw in api_request.fields.items()} == {
+        "n": b"2",
+        "messages": b"[]",
+        "x": b"3",
+    }
 
 
 def test_fields_that_are_new_are_put_at_the_end_of_what_the_client_wrote() -> None:
-    ask = with_fields(ask_of(b'{ "messages": [] } \n'), {"n": Raw(b"2"), 'a"': Raw(b"null")})
-    assert ask.body == b'{ "messages": [] ,"n":2,"a\\"":null}'
-    assert decode("chat", ask.body).fields.keys() == ask.fields.keys()
-    empty = msgspec.structs.replace(ask, fields={}, body=b"{}")
+    api_request = with_fields(ask_of(b'{ "messages": [] } \n'), {"n": Raw(b"2"), 'a"': Raw(b"null")})
+    assert api_request.body == b'{ "messages": [] ,"n":2,"a\\"":null}'
+    assert decode("chat", api_request.body).fields.keys() == api_request.fields.keys()
+    empty = msgspec.structs.replace(api_request, fields={}, body=b"{}")
     assert with_fields(empty, {"n": Raw(b"2")}).body == b'{"n":2}'
 
 
 def test_usage_is_asked_for_in_a_request_without_fields_and_in_no_large_one() -> None:
-    ask = ask_of(b'{"messages":[],"stream":true}')
-    bare = msgspec.structs.replace(ask, fields={}, body=b"{}")
+    api_request = ask_of(b'{"messages":[],"stream":true}')
+    bare = msgspec.structs.replace(api_request, fields={}, body=b"{}")
     assert with_usage(bare) == b'{"stream_options":{"include_usage":true}}'
-    large = msgspec.structs.replace(ask, large=Large((1, 1), None, 0, False))
-    assert with_usage(large) is ask.body
-    assert with_usage(ask) == b'{"messages":[],"stream":true,"stream_options":{"include_usage":true}}'
+    large = msgspec.structs.replace(api_request, large=Large((1, 1), None, 0, False))
+    assert with_usage(large) is api_request.body
+    assert with_usage(api_request) == b'{"messages":[],"stream":true,"stream_options":{"include_usage":true}}'
 
 
 def test_a_prompt_that_is_not_there_is_null() -> None:

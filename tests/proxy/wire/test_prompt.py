@@ -173,10 +173,10 @@ def test_however_deep_a_value_is_its_strings_are_found() -> None:
 
 
 def test_a_field_that_is_no_json_is_refused() -> None:
-    ask = decode("chat", b'{"messages": [], "temperature": 0}')
-    ask.fields["messages"] = msgspec.Raw(b"[" * 5000 + b"]" * 5000)
+    api_request = decode("chat", b'{"messages": [], "temperature": 0}')
+    api_request.fields["messages"] = msgspec.Raw(b"[" * 5000 + b"]" * 5000)
     with pytest.raises(GatewayError) as e:
-        prompt_of(ask)
+        prompt_of(api_request)
     assert e.value.code is Code.INVALID_JSON
 
 

@@ -46,7 +46,7 @@ def completion(prompt: Any, **fields: Any) -> ApiRequest:
 
 
 @pytest.mark.parametrize(
-    ("ask", "count"),
+    ("api_request", "count"),
     [
         (chat(), 1),
         (chat(n=None), 1),
@@ -68,8 +68,8 @@ def completion(prompt: Any, **fields: Any) -> ApiRequest:
         (decode("embeddings", b'{"input":"a", "n": 7}'), 1),
     ],
 )
-def test_how_many_are_asked_for(ask: ApiRequest, count: int) -> None:
-    assert asked_of(ask) == count
+def test_how_many_are_asked_for(api_request: ApiRequest, count: int) -> None:
+    assert asked_of(api_request) == count
 
 
 RECORDED = [name for name in names() if load(name).path in PATHS.values() and load(name).status == 200]

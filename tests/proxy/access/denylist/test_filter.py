@@ -18,7 +18,7 @@ from proxy.access.denylist.filter import FilteringIngest, texts_of
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import decode
@@ -49,14 +49,21 @@ def fed(
         loop = asyncio.get_running_loop()
         ends: list[GatewayError | None] = []
         hits: list[int] = []
-        ask = decode("chat", b'{"messages": []}')
-        flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask), loop.time)
+        api_request = decode("chat", b'{"messages": []}')
+        flight = Flight(
+            FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", api_request=api_request), loop.time
+        )
         flight.enter(Phase.CONNECTING)
         flight.enter(Phase.PREFILL)
         limits = StreamLimits()
         watch = Timeouts(limits, loop)
         ingest = FilteringIngest(
-            flight, limits, watch, ends.append, deny=deny, window=window, on_hit=lambda _, line: hits.append(line)
+            flight,
+            watch,
+            Callbacks(ends.append),
+            deny=deny,
+            window=window,
+            on_hit=lambda _, line: hits.append(line),
         )
         ingest.head(200, SSE)
         for piece in data:

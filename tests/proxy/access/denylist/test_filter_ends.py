@@ -13,7 +13,7 @@ from proxy.access.denylist.filter import AT_ONCE, NOTHING, FilteringIngest, deni
 from proxy.access.denylist.rules import DenyList, read_deny_list
 from proxy.errors import Code, GatewayError
 from proxy.flights.flight import Flight
-from proxy.flights.ingest import StreamLimits, Timeouts
+from proxy.flights.ingest import Callbacks, StreamLimits, Timeouts
 from proxy.flights.phase import Phase
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.wire.openai import Endpoint, decode
@@ -37,13 +37,16 @@ class Guard:
         limits: StreamLimits | None = None,
         on_hit: Callable[[int], None] = lambda line: None,
         check: Any = None,
+        vet: Any = None,
         status: int = 200,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.raised: list[str] = []
         loop.set_exception_handler(lambda _, context: self.raised.append(context["message"]))
-        ask = None if endpoint is None else decode(endpoint, b'{"messages": [], "prompt": "", "input": ""}')
-        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", ask=ask), loop.time)
+        api_request = (
+            None if endpoint is None else decode(endpoint, b'{"messages": [], "prompt": "", "input": ""}')
+        )
+        self.flight = Flight(FlightSpec("POST", "/", b"", mode, "r", key=b"k", api_request=api_request), loop.time)
         self.flight.enter(Phase.CONNECTING)
         self.flight.enter(Phase.PREFILL)
         self.ends: list[GatewayError | None] = []
@@ -56,7 +59,13 @@ class Guard:
             on_hit(line)
 
         self.ingest = FilteringIngest(
-            self.flight, limits, self.watch, self.ends.append, deny=deny, window=16, on_hit=hit, check=check
+            self.flight,
+            self.watch,
+            Callbacks(self.ends.append, vet=vet),
+            deny=deny,
+            window=16,
+            on_hit=hit,
+            check=check,
         )
         self.ingest.head(status, SSE if mode is Mode.STREAM else [("content-type", "application/json")])
 
@@ -132,8 +141,7 @@ async def test_after_its_end_nothing_of_an_answer_is_taken() -> None:
 
 @virtual
 async def test_bytes_that_are_no_answer_to_this_request_are_not_taken() -> None:
-    guard = Guard()
-    guard.ingest.vet = lambda data: data == b"no"
+    guard = Guard(vet=lambda data: data == b"no")
     guard.ingest.body(b"no")
     guard.ingest.body(frame("a") + ENDS[0] + DONE)
     assert guard.out == [frame("a"), ENDS[0], DONE]

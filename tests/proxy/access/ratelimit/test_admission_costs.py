@@ -44,8 +44,8 @@ BODY = read_passed(Media("json"), b'{"max_tokens":9}')
 @pytest.mark.parametrize(
     ("asked", "tokens"),
     [
-        (call(cost=(3, 4), ask=ASK), 7),
-        (call(ask=ASK), 5 + 7),
+        (call(cost=(3, 4), api_request=ASK), 7),
+        (call(api_request=ASK), 5 + 7),
         (call(), 4 + 9),
         (call("/tokenize"), 4),
     ],
@@ -61,7 +61,7 @@ async def test_a_request_is_charged_by_what_is_known_of_it(asked: RequestContext
 
 async def test_a_request_let_in_by_its_head_is_charged_after_it() -> None:
     under_test = admission()
-    asked = call(ask=ASK)
+    asked = call(api_request=ASK)
     await under_test.head(asked)
     first = asked.hold
     assert first is not None

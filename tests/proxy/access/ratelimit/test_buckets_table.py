@@ -101,10 +101,10 @@ def test_more_given_back_than_was_taken_leaves_nothing() -> None:
 def test_tokens_alone_take_no_request_and_no_place() -> None:
     local = LocalLimits(0.0)
     bounds = Limits(Limit(1, 5), Limit(1, 50), 5)
-    alone = Claim("p", "a", bounds, NONE, 7, asked=0)
+    alone = Claim("p", "a", bounds, NONE, 7, requests=0)
     assert local.acquire(alone, 0.0).own == Levels(0.0, 7.0, 0)
     assert not alone.permitted
-    held = Claim("p", "a", bounds, NONE, 7, asked=0, permitted=True)
+    held = Claim("p", "a", bounds, NONE, 7, requests=0, permitted=True)
     local.acquire(held, 0.0)
     assert held.permitted
 

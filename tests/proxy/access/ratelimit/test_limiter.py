@@ -366,7 +366,7 @@ async def test_redis_is_asked_twice_and_the_second_time_for_tokens_alone() -> No
     desk = Desk(memory)
     hold, spending = await asks_redis(memory, desk)
     claim, done = memory.asked.pop()
-    assert (claim.asked, claim.tokens, claim.permit) == (0, 300, memory.held[0])
+    assert (claim.requests, claim.tokens, claim.permit) == (0, 300, memory.held[0])
     done(Decision(None, Levels(1, 300, 1), Levels()))
     await spending
     hold.close()

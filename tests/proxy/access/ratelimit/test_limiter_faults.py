@@ -155,7 +155,7 @@ async def test_a_request_without_tokens_is_not_asked_for_twice() -> None:
     decision = hold.decision
     await hold.spends(lambda: Cost(9, 9))
     assert hold.decision is decision
-    assert hold.claim.asked == 1
+    assert hold.claim.requests == 1
 
 
 async def test_what_redis_refuses_of_the_tokens_is_charged_nowhere() -> None:

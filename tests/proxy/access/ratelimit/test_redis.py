@@ -122,14 +122,14 @@ def test_the_script_and_the_arithmetic_agree_step_by_step(
             local, held = LocalLimits(0.0), []
             for n, (what, tokens, which) in enumerate(steps):
                 if what in ("take", "spend"):
-                    wanted = Claim(f"{n}", "ab"[which % 2], bounds, all_, tokens, asked=int(what == "take"))
+                    wanted = Claim(f"{n}", "ab"[which % 2], bounds, all_, tokens, requests=int(what == "take"))
                     here, there = local.acquire(wanted, 0.0), await ask(shared, wanted)
                     assert there is not None
                     assert there.over == here.over
                     assert there.own == pytest.approx(here.own, abs=0.01)
                     if everyone:
                         assert there.everyone == pytest.approx(here.everyone, abs=0.01)
-                    held += [wanted] if here.over is None and wanted.asked else []
+                    held += [wanted] if here.over is None and wanted.requests else []
                 elif held:
                     wanted = held.pop(which % len(held))
                     back = what == "refund"

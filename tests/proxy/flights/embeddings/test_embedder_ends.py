@@ -88,8 +88,8 @@ def test_items_and_arrays_are_counted_by_where_they_are_from_and_what_became_of_
 def test_what_has_no_items_is_the_scheduler_s(fields: str) -> None:
     stage = Stage()
     body = b'{"model":"m","input":[]}' if fields == "string" else b""
-    ask = decode("embeddings", body) if body else None
-    flight = stage.group.launch(FlightSpec("POST", "/", body, Mode.WHOLE, "r", ask=ask))
+    api_request = decode("embeddings", body) if body else None
+    flight = stage.group.launch(FlightSpec("POST", "/", body, Mode.WHOLE, "r", api_request=api_request))
     assert not stage.embedder.take(flight, b"")
     assert (len(stage.embedder), flight.on_abandoned, stage.group.live) == (0, None, {flight})
     stage.group.remove(flight)

@@ -39,7 +39,7 @@ JSON = Head(200, (("content-type", "application/json"),))
 
 def flight(given: Any = "a", **more: Any) -> Flight:
     body = json.dumps({"model": "m", "input": given}).encode()
-    spec, state = planned(body, Mode.WHOLE, ask=decode("embeddings", body), model="m", **more)
+    spec, state = planned(body, Mode.WHOLE, api_request=decode("embeddings", body), model="m", **more)
     made = Flight(spec, lambda: 5.0, queue_state=state)
     made.subscribers.add(Subscriber(made))
     return made
@@ -56,8 +56,8 @@ def item(key: str = "a", *, weight: int = 1, fresh: bool = False) -> EmbeddingIt
 
 
 def inputs(one: EmbeddingRequest) -> Inputs:
-    assert one.flight.spec.ask is not None
-    found = inputs_of(one.flight.spec.ask)
+    assert one.flight.spec.api_request is not None
+    found = inputs_of(one.flight.spec.api_request)
     assert found is not None
     return found
 

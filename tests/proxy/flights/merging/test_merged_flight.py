@@ -25,8 +25,8 @@ def member(
     mode: Mode = Mode.STREAM, *, usage: bool = False, memory: Memory | None = None, kind: type[Flight] = Flight
 ) -> Flight:
     options = b',"stream":true,"stream_options":{"include_usage":true}' if usage else b""
-    ask = decode("chat", b'{"messages":[]%b}' % options)
-    made = kind(FlightSpec("POST", "/", b"", mode, "own", ask=ask), lambda: 4.0, memory)
+    api_request = decode("chat", b'{"messages":[]%b}' % options)
+    made = kind(FlightSpec("POST", "/", b"", mode, "own", api_request=api_request), lambda: 4.0, memory)
     made.subscribers.add(Subscriber(made))
     return made
 

@@ -27,8 +27,8 @@ def flight(n: int | None = None, *, stream: bool = False, at: float = 0.0, **mor
     body = json.dumps(fields | ({"n": n} if n else {}) | ({"stream": True} if stream else {})).encode()
     mode = Mode.STREAM if stream else Mode.WHOLE
     headers = [(REQUEST_ID, "own"), ("X-Other", "o")]
-    ask = decode("chat", body)
-    spec = FlightSpec("POST", "/", body, mode, "own", ask=ask, headers=headers, **more)
+    api_request = decode("chat", body)
+    spec = FlightSpec("POST", "/", body, mode, "own", api_request=api_request, headers=headers, **more)
     made = Flight(spec, lambda: at, queue_state=QueueState(merge=True))
     made.subscribers.add(Subscriber(made))
     return made

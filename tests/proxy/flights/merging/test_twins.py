@@ -22,7 +22,7 @@ from proxy.flights.merging.twins import (
 from proxy.wire.openai import ApiRequest, Endpoint, decode
 
 
-def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
+def api_request(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
     prompt = {"chat": "messages", "completions": "prompt", "embeddings": "input"}[endpoint]
     hi: object = [{"role": "user", "content": "hi"}] if endpoint == "chat" else "hi"
     return decode(endpoint, json.dumps({"model": "m1", prompt: hi, **fields}).encode())
@@ -58,34 +58,34 @@ def ask(endpoint: Endpoint = "chat", **fields: Any) -> ApiRequest:
 def test_what_samples_and_is_known_field_by_field_may_be_merged(
     endpoint: Endpoint, fields: dict[str, Any], answer: bool
 ) -> None:
-    assert mergeable(ask(endpoint, **fields)) is answer
+    assert mergeable(api_request(endpoint, **fields)) is answer
 
 
 @pytest.mark.parametrize(("n", "count"), [(None, 1), (1, 1), (16, 16), (True, None), (1.0, None), (10**9, None)])
 def test_n_is_a_whole_number_above_zero_or_nothing(n: object, count: int | None) -> None:
-    assert choices_asked(ask(n=n)) == count
+    assert choices_asked(api_request(n=n)) == count
 
 
 def test_twins_may_differ_in_n_in_usage_and_in_who_asks_and_in_nothing_else() -> None:
-    key = twin_key(ask(temperature=1), tenant=b"")
-    assert twin_key(ask(n=3, temperature=1, user="me", metadata={"a": "1"}), tenant=b"") == key
+    key = twin_key(api_request(temperature=1), tenant=b"")
+    assert twin_key(api_request(n=3, temperature=1, user="me", metadata={"a": "1"}), tenant=b"") == key
     others = [
-        twin_key(ask(temperature=1), tenant=b"another"),
-        twin_key(ask(temperature=1.0), tenant=b""),
-        twin_key(ask(temperature=1, stream=True), tenant=b""),
-        twin_key(ask(temperature=1, stop=["."]), tenant=b""),
-        twin_key(ask(temperature=1), tenant=b"", headers=[("x-session-id", "s")]),
-        twin_key(ask("completions", temperature=1), tenant=b""),
+        twin_key(api_request(temperature=1), tenant=b"another"),
+        twin_key(api_request(temperature=1.0), tenant=b""),
+        twin_key(api_request(temperature=1, stream=True), tenant=b""),
+        twin_key(api_request(temperature=1, stop=["."]), tenant=b""),
+        twin_key(api_request(temperature=1), tenant=b"", headers=[("x-session-id", "s")]),
+        twin_key(api_request("completions", temperature=1), tenant=b""),
     ]
     assert len({key, *others}) == len(others) + 1
 
 
 def test_the_request_for_all_is_the_first_ones_with_n_and_each_choices_usage() -> None:
-    streamed = json.loads(merged_body(ask(stream=True, n=2, stop=["."]), 5))
+    streamed = json.loads(merged_body(api_request(stream=True, n=2, stop=["."]), 5))
     assert streamed["n"] == 5
     assert streamed["stop"] == ["."]
     assert streamed["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
-    assert "stream_options" not in json.loads(merged_body(ask(), 2))
+    assert "stream_options" not in json.loads(merged_body(api_request(), 2))
 
 
 def test_a_prompt_is_remembered_for_a_second_and_no_more_than_so_many_are() -> None:
@@ -101,7 +101,11 @@ def test_a_prompt_is_remembered_for_a_second_and_no_more_than_so_many_are() -> N
 @given(st.lists(st.binary(max_size=6), max_size=2), st.lists(st.binary(max_size=6), max_size=2))
 def test_twins_have_the_same_bytes_in_their_headers(one: list[bytes], other: list[bytes]) -> None:
     keys = [
-        twin_key(ask(), tenant=b"", headers=[("x", value.decode("utf-8", "surrogateescape")) for value in values])
+        twin_key(
+            api_request(),
+            tenant=b"",
+            headers=[("x", value.decode("utf-8", "surrogateescape")) for value in values],
+        )
         for values in (one, other)
     ]
     assert (keys[0] == keys[1]) is (sorted(one) == sorted(other))
@@ -118,24 +122,28 @@ def test_a_prompt_that_is_forgotten_for_others_was_the_oldest() -> None:
 
 @pytest.mark.parametrize("n", [99_999, 100_000])
 def test_n_has_five_digits_at_most(n: int) -> None:
-    assert choices_asked(ask(n=n)) == (n if n < 100_000 else None)
+    assert choices_asked(api_request(n=n)) == (n if n < 100_000 else None)
 
 
 def test_ids_of_a_body_are_asked_for_where_the_prompt_is_not_too_long() -> None:
-    short = ask(model="m")
+    short = api_request(model="m")
     most = MAX_IDS // len(short.prompt)
-    assert (lists_ids(short, most), lists_ids(short, most + 1), lists_ids(ask(stream=True), 1)) == (
+    assert (lists_ids(short, most), lists_ids(short, most + 1), lists_ids(api_request(stream=True), 1)) == (
         True,
         False,
         False,
     )
     assert json.loads(merged_body(short, 2))["return_token_ids"] is True
     assert "return_token_ids" not in json.loads(merged_body(short, most + 1))
-    assert "return_token_ids" not in json.loads(merged_body(ask(stream=True), 2))
+    assert "return_token_ids" not in json.loads(merged_body(api_request(stream=True), 2))
 
 
 def test_who_asks_is_part_of_what_twins_have_alike_whatever_their_headers_order() -> None:
     headers = [("b", "2"), ("a", "1")]
-    assert twin_key(ask(), tenant=b"t", headers=headers) == twin_key(ask(), tenant=b"t", headers=headers[::-1])
-    assert twin_key(ask(), tenant=b"t", headers=headers) != twin_key(ask(), tenant=b"t", headers=headers[:1])
-    assert twin_key(ask(), tenant=b"t") == twin_key(ask(), tenant=b"t", headers=())
+    assert twin_key(api_request(), tenant=b"t", headers=headers) == twin_key(
+        api_request(), tenant=b"t", headers=headers[::-1]
+    )
+    assert twin_key(api_request(), tenant=b"t", headers=headers) != twin_key(
+        api_request(), tenant=b"t", headers=headers[:1]
+    )
+    assert twin_key(api_request(), tenant=b"t") == twin_key(api_request(), tenant=b"t", headers=())

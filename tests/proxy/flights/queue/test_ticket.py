@@ -25,8 +25,10 @@ BODY = b'{"model": "m1", "messages": [{"role": "user", "content": "hello"}], "ma
 
 
 def flight(body: bytes = BODY, **more: Any) -> Flight:
-    ask = decode("chat", body)
-    spec, state = planned(body, Mode.WHOLE, path="/v1/chat/completions", ask=ask, model=ask.model, **more)
+    api_request = decode("chat", body)
+    spec, state = planned(
+        body, Mode.WHOLE, path="/v1/chat/completions", api_request=api_request, model=api_request.model, **more
+    )
     return Flight(spec, queue_state=state)
 
 
@@ -118,8 +120,16 @@ def test_prompts_that_begin_alike_are_known_by_it_as_far_as_they_do() -> None:
 
 
 def test_what_is_embedded_begins_like_nothing() -> None:
-    ask = decode("embeddings", json.dumps({"model": "m1", "input": "x" * 5000}).encode())
-    spec = FlightSpec("POST", "/v1/embeddings", ask.body, Mode.WHOLE, "r", ask=ask, model=ask.model)
+    api_request = decode("embeddings", json.dumps({"model": "m1", "input": "x" * 5000}).encode())
+    spec = FlightSpec(
+        "POST",
+        "/v1/embeddings",
+        api_request.body,
+        Mode.WHOLE,
+        "r",
+        api_request=api_request,
+        model=api_request.model,
+    )
     assert TicketFactory(lambda model: None, 512)(Flight(spec)).prefixes == ()
 
 

@@ -26,7 +26,7 @@ class Asked:
     """One request to `/embed`, whose flight ends as a test says."""
 
     def __init__(self, *, stub: bool, refuses: GatewayError | None = None) -> None:
-        self.flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", ask=ASK))
+        self.flight = Flight(FlightSpec("POST", "/", b"", Mode.WHOLE, "r", api_request=ASK))
         self.reader = Subscriber(self.flight)
         self.flight.subscribers.add(self.reader)
         self.refuses = refuses
@@ -37,7 +37,7 @@ class Asked:
     async def read(self, *facts: Any, json: bool = True) -> Any:
         return ASK if len(facts) == 3 else b""
 
-    def attach(self, context: RequestContext, ask: ApiRequest, share: Sharing) -> Subscriber:
+    def attach(self, context: RequestContext, api_request: ApiRequest, share: Sharing) -> Subscriber:
         if self.refuses is not None:
             raise self.refuses
         return self.reader

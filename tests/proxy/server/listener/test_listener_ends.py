@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -58,7 +59,7 @@ async def test_a_client_that_takes_nothing_is_cut_and_one_that_takes_something_i
         async with client(times=Times(head=100.0, stall=4.0)) as (handler, wire):
             handler.data_received(GET)
             await turns()
-            handler.written += 10_000
+            handler.count(SimpleNamespace(sent=10_000))
             wire.unread = 10_000
             for _ in range(12):
                 await asyncio.sleep(0.5)
@@ -69,7 +70,8 @@ async def test_a_client_that_takes_nothing_is_cut_and_one_that_takes_something_i
 @virtual
 async def test_a_connection_that_closes_is_cut_in_its_time_though_its_client_takes_bytes() -> None:
     async with client(times=Times(head=100.0, closing=4.0)) as (handler, wire):
-        handler.written = wire.unread = 10_000
+        handler.count(SimpleNamespace(sent=10_000))
+        wire.unread = 10_000
         wire.close()
         for _ in range(12):
             await asyncio.sleep(0.5)

@@ -16,14 +16,14 @@ def looks(*facts: tuple[float, dict[str, Any]], times: Times = TIMES) -> list[Ov
     """What is over at each look, of a connection that was accepted at 0."""
     watched = Watched(0.0)
     usual: dict[str, Any] = {
-        "asked": 1, "waits": True, "partial": False, "unread": 0, "taken": 0, "closing": False,
+        "requests": 1, "waits": True, "partial": False, "unread": 0, "taken": 0, "closing": False,
     }  # fmt: skip
     return [watched.look(now, times, **(usual | changes)) for now, changes in facts]
 
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_the_first_head_has_its_time_from_the_accept(partial: bool) -> None:
-    facts = {"asked": 0, "partial": partial}
+    facts = {"requests": 0, "partial": partial}
     assert looks((1, facts), (14.9, facts), (15, facts)) == [None, None, "head"]
 
 
@@ -34,14 +34,14 @@ def test_a_kept_connection_may_be_idle_and_the_next_head_has_its_time_from_its_f
 
 
 def test_another_request_begins_the_time_anew() -> None:
-    assert looks((10, {"partial": True}), (26, {"partial": True, "asked": 2})) == [None, None]
+    assert looks((10, {"partial": True}), (26, {"partial": True, "requests": 2})) == [None, None]
 
 
 def test_a_request_under_way_has_no_time_for_a_head() -> None:
-    assert looks((99, {"waits": False, "asked": 0}), (999, {"waits": False, "partial": True})) == [None, None]
+    assert looks((99, {"waits": False, "requests": 0}), (999, {"waits": False, "partial": True})) == [None, None]
 
 
-@pytest.mark.parametrize("state", [{}, {"waits": False}, {"closing": True}, {"asked": 0, "waits": False}])
+@pytest.mark.parametrize("state", [{}, {"waits": False}, {"closing": True}, {"requests": 0, "waits": False}])
 def test_bytes_that_the_client_does_not_take_end_it_in_every_state(state: dict[str, Any]) -> None:
     stuck = {"unread": 100, "taken": 7} | state
     times = Times(head=15, stall=60, closing=math.inf)

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from proxy.access.client_ip import TrustedProxies
 from proxy.access.denylist.rules import read_deny_list
 from proxy.access.identity import Authenticator
-from proxy.access.intake import AskJob, FoldJob, Found, PageJob, RawJob, Refusal, TextsJob
+from proxy.access.intake import ApiRequestJob, FoldJob, Found, PageJob, RawJob, Refusal, TextsJob
 from proxy.access.rules import AccessRules
 from proxy.config.loader import load
 from proxy.errors import Code, GatewayError
@@ -113,24 +113,24 @@ async def test_a_request_is_read_elsewhere_and_its_call_told(tmp_path: Path) -> 
     desk = Desk(tmp_path, owner=lambda: "late")
     asked = call(cache_control="no-cache", x_gateway_share="all", x_session_id="s", authorization="Bearer k")
     desk.pool.answer = Found(model="m", stream=True, cost=(3, 4)), b""
-    ask = await desk.large.ask(asked, "chat", b"body")
+    ask = await desk.large.read(asked, "chat", b"body")
     ((job, body, owner),) = desk.pool.asked
-    assert isinstance(job, AskJob)
+    assert isinstance(job, ApiRequestJob)
     assert (job.endpoint, job.cache_control, job.override, job.tenant, job.session) == (
         "chat", "no-cache", "all", b"scope", "s",
     )  # fmt: skip
     assert "authorization" not in dict(job.headers)
     assert (body, owner) == (b"body", "late")
-    assert (asked.model, asked.stream, asked.ask) == ("m", True, ask)
+    assert (asked.model, asked.stream, asked.api_request) == ("m", True, ask)
     assert (ask.body, ask.large is not None and ask.large.cost) == (b"body", (3, 4))
     desk.pool.answer = Found(model="m"), b"sent"
-    assert (await desk.large.ask(call(), "chat", b"body")).body == b"sent"
+    assert (await desk.large.read(call(), "chat", b"body")).body == b"sent"
 
 
 @virtual
 async def test_a_credential_that_goes_up_is_a_part_of_the_job(tmp_path: Path) -> None:
     desk = Desk(tmp_path, "--forward-authorization")
-    await desk.large.ask(call(authorization="Bearer k"), "chat", b"{}")
+    await desk.large.read(call(authorization="Bearer k"), "chat", b"{}")
     assert dict(desk.pool.asked[0][0].headers)["authorization"] == "Bearer k"
 
 
@@ -161,7 +161,7 @@ async def test_a_refusal_that_was_found_is_raised_and_a_fault_of_ours_is_logged(
     desk.pool.answer = REFUSED, b""
     flight = landed()
     for act in (
-        desk.large.ask(call(), "chat", b"{}"),
+        desk.large.read(call(), "chat", b"{}"),
         desk.large.raw(call(), Media("json"), b"{}"),
         desk.large.denied(flight, b"{}"),
     ):
@@ -170,7 +170,7 @@ async def test_a_refusal_that_was_found_is_raised_and_a_fault_of_ours_is_logged(
         assert e.value.code is Code.INVALID_VALUE
     desk.pool.answer = Found(fault="ZeroDivisionError at x"), b""
     await desk.large.raw(call(), Media("json"), b"{}")
-    await desk.large.ask(call(), "chat", b"{}")
+    await desk.large.read(call(), "chat", b"{}")
     desk.pool.on_event("failed", "why")
     told = [(line["level"], line["msg"], line.get("fault"), line.get("where")) for line in desk.lines()]
     fault = ("error", "internal error", "ZeroDivisionError at x", "reading")
@@ -190,8 +190,8 @@ async def test_the_texts_of_an_answer_are_looked_at_elsewhere(tmp_path: Path) ->
 
 
 def landed(endpoint: Endpoint | None = "chat") -> Flight:
-    ask = None if endpoint is None else decode(endpoint, b'{"messages":[],"input":""}')
-    flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", ask=ask))
+    api_request = None if endpoint is None else decode(endpoint, b'{"messages":[],"input":""}')
+    flight = Flight(FlightSpec("POST", "/", b"", Mode.STREAM, "r", key=b"k", api_request=api_request))
     for phase in (Phase.CONNECTING, Phase.PREFILL, Phase.STREAMING):
         flight.enter(phase)
     flight.add(b"data: " + b"x" * MANY_BYTES + b"\n\n")

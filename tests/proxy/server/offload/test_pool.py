@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ops.bench.hostile.requests import text
-from proxy.access.intake import AskJob, FoldJob, Terms, read_ask
+from proxy.access.intake import ApiRequestJob, FoldJob, Terms, read_api_request
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.flights.key import Keyer, hash_of_cpu
@@ -22,7 +22,7 @@ from tests.kit.patience import run_process
 from tests.kit.running import until
 
 TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits(max_tokens=9))
-JOB = AskJob("chat")
+JOB = ApiRequestJob("chat")
 HEAVY = text("x", 100) + b" " * 8_000_000  # of a kind that takes a moment
 
 
@@ -40,7 +40,7 @@ async def test_a_job_comes_to_what_it_comes_to_here() -> None:
     under_test = pool()
     body = text("hello", 1000)
     found, sent = await under_test.do(JOB, body, "a")
-    assert (found, sent) == read_ask(JOB, body, TERMS, None, Keyer(hash_of_cpu()))
+    assert (found, sent) == read_api_request(JOB, body, TERMS, None, Keyer(hash_of_cpu()))
     assert len(under_test.pids) == 1
     await under_test.close()
     assert (under_test.pids, len(under_test), under_test.busy) == (set(), 0, 0)
@@ -163,7 +163,7 @@ async def test_at_the_end_what_waits_is_told() -> None:
 def test_a_fault_of_ours_in_a_job_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader()
     reader.take(TERMS)
-    monkeypatch.setattr("proxy.server.offload.child.read_ask", lambda *_: 1 / 0)
+    monkeypatch.setattr("proxy.server.offload.child.read_api_request", lambda *_: 1 / 0)
     found, sent = reader.do(JOB, b"{}")
     assert (found.refusal is not None and found.refusal.code, sent) == ("INTERNAL", b"")
     assert found.fault.startswith("ZeroDivisionError")

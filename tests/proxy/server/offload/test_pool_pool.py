@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.access.intake import AskJob, FoldJob, Found, Job, PageJob, RawJob, Refusal, Terms, TextsJob
+from proxy.access.intake import ApiRequestJob, FoldJob, Found, Job, PageJob, RawJob, Refusal, Terms, TextsJob
 from proxy.access.request_limits import RequestLimits
 from proxy.errors import Code, GatewayError
 from proxy.server.offload import pool as offload
@@ -21,7 +21,7 @@ from tests.kit.running import until
 from tests.proxy.wire.fold.test_fold import frames_of, llama_chunks
 
 TERMS = Terms(share="auto", routing="prefix", assumed=500, sizes=RequestLimits())
-JOB = AskJob("chat")
+JOB = ApiRequestJob("chat")
 _MESSAGE: Any = msgspec.msgpack.Decoder(Terms | Job)
 
 

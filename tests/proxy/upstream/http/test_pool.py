@@ -8,6 +8,7 @@ import pytest
 
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.connection import Connection
 from proxy.upstream.http.pool import IDLE_SECONDS, MAX_IDLE, MAX_POLL, Pool
 from tests.kit.clock import virtual
@@ -231,8 +232,8 @@ async def test_a_slow_head_is_bounded_by_who_asks(engine: Engine) -> None:
     """The connection has no clock of its own: the feeder's timers bound an exchange, the backends' a poll."""
     pool = pool_of(engine.url)
     engine.take("/v1/models")
-    backends = Backends([Backend(engine.url, pool, 1)], refresh_timeout=0.05)
-    refreshing = asyncio.ensure_future(backends.refresh())
+    backends = Backends([Backend(engine.url, pool, 1)])
+    refreshing = asyncio.ensure_future(HealthChecks(backends, timeout=0.05).check())
     turn = await engine.next_request()
     await turn.raw(b"HTTP/1.1 200 OK\r\nX: ")
     await refreshing

@@ -208,6 +208,6 @@ def test_an_answer_that_is_let_go_of_hands_nothing_out() -> None:
     taker = Taker()
     answer = ResponseParser(taker, bodiless=False)
     answer.feed(CHUNKED)
-    answer.close()
+    answer.close(Taker())
     answer.feed(b"1\r\na\r\n")
     assert taker.data == b""

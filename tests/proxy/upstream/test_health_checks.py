@@ -12,7 +12,7 @@ import pytest
 from proxy.errors import Code, GatewayError
 from proxy.upstream.backends import Backend, Backends, Lease
 from proxy.upstream.breaker import Breaker, BreakerRules, State
-from proxy.upstream.checkup import EVERY, Checkup
+from proxy.upstream.health_checks import EVERY, Checkup
 from proxy.upstream.http.pool import Pool
 from proxy.upstream.pulse import Pulse
 from tests.kit.clock import virtual
@@ -52,11 +52,14 @@ class Ward:
         breaker = Breaker(BreakerRules(failures=2, span=1.0), lambda: 0.0)
         self.backend = Backend("a", cast(Pool, self.pool), 9, up=True, breaker=breaker)
         self.backend.models = [{"id": "m1"}] if models is None else models
-        self.backends = Backends([self.backend], clock=loop.time)
-        self.checkup = Checkup(self.backends, Pulse(loop), clock=loop.time)
-        self.backends.on_suspect = self.checkup.begin
         self.told: list[str] = []
-        self.backends.on_breaker = lambda backend, why: self.told.append(why)
+        self.backends = Backends(
+            [self.backend],
+            clock=loop.time,
+            on_suspect=lambda backend: self.checkup.begin(backend),
+            on_breaker=lambda backend, why: self.told.append(why),
+        )
+        self.checkup = Checkup(self.backends, Pulse(loop), clock=loop.time)
 
     def fail(self, who: str = "a", times: int = 2) -> None:
         for _ in range(times):
@@ -203,7 +206,13 @@ def test_what_a_check_tells(answers: dict[str, Any], good: bool | None, why: str
     async def run() -> None:
         ward = Ward(**answers)
         told: list[Any] = []
-        ward.backends.checked = lambda *seen, **more: told.append((*seen[1:], more["silent"]))  # type: ignore[method-assign]
+        record = ward.backends.checked
+
+        def checked(backend: Backend, good: bool | None, why: str, *, silent: bool = False) -> None:
+            told.append((good, why, silent))
+            record(backend, good, why, silent=silent)
+
+        ward.backends.checked = checked  # type: ignore[method-assign]
         ward.checkup.begin(ward.backend)
         ward.checkup.begin(ward.backend)
         await asyncio.sleep(20.0)

@@ -6,6 +6,7 @@ import asyncio
 from typing import cast
 
 from proxy.upstream.backends import Backend, Backends
+from proxy.upstream.health_checks import HealthChecks
 from proxy.upstream.http.pool import Pool
 from tests.kit.clock import virtual
 
@@ -41,8 +42,8 @@ def engine(name: str, slow: float = 0.0) -> tuple[Backend, Engine]:
 @virtual
 async def test_the_watch_ends_when_all_its_looks_have_ended() -> None:
     (one, quick), (other, slow) = engine("a"), engine("b", 3.0)
-    backends = Backends([one, other], refresh_timeout=60.0)
-    task = asyncio.ensure_future(backends.watch(1.0))
+    backends = Backends([one, other])
+    task = asyncio.ensure_future(HealthChecks(backends, timeout=60.0).run(1.0))
     await asyncio.sleep(1.5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -55,7 +56,7 @@ async def test_the_watch_ends_when_all_its_looks_have_ended() -> None:
 async def test_an_engine_that_stays_is_watched_once_when_others_come() -> None:
     (one, first), (other, second) = engine("a"), engine("b")
     backends = Backends([one])
-    task = asyncio.ensure_future(backends.watch(2.0))
+    task = asyncio.ensure_future(HealthChecks(backends).run(2.0))
     await asyncio.sleep(1.0)
     backends.change([other], [])
     await asyncio.sleep(4.5)
