@@ -71,11 +71,13 @@ def mixes(backend: Backend) -> bool:
 
 
 def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """A coroutine function that closes the Embedder, if there is one, and then the scheduler."""
+    """A coroutine function that closes the Embedder, if there is one, and the scheduler."""
 
     async def both() -> None:
         if embedder is not None:
             embedder.close()
-        await close()
+        await close()  # which ends every Flight, also one whose cancellation raised
+        if embedder is not None:
+            await embedder.wait_closed()
 
     return both

@@ -99,8 +99,7 @@ class Delivery:
                 self._lost(item, e)
 
     def _over(self, item: EmbeddingItem) -> None:
-        first = item.owner is not None  # an item joined later is handed out again, but not stored again
-        item.owner = item.payer = None
+        first = item.disown()  # an item joined later is handed out again, but not stored again
         if first and item.result is not None and item.result.stored_at is None:
             self._left -= item.result.vector.size // BYTES_A_UNIT
             self._handed_out(item)

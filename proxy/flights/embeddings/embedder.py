@@ -43,11 +43,15 @@ from proxy.redis import Cache
 from proxy.telemetry import Metrics, internal
 from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
 
+Parts = list[list[EmbeddingItem]]
+"""The parts of an array that are requested again, each by itself."""
+
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that a single item may have caused: an engine answers 500 to an input that it cannot compute. Any other
 status concerns the whole array."""
 
 _A_TURN: Final = "a turn of the embeddings"
+_ARRAY: Final = "an array of embeddings"
 
 
 class Embedder:
@@ -116,7 +120,7 @@ class Embedder:
         self.arrays = self.queue.arrays
         self._items: dict[bytes, EmbeddingItem] = {}  # items that a request may join
         self._wants: dict[Flight, EmbeddingRequest] = {}
-        self._calls: set[ArrayCall] = set()
+        self._tasks: dict[asyncio.Task[Parts], tuple[BatchKey, list[EmbeddingItem]]] = {}  # one for each array
         self._delivery = Delivery(
             soon=self._soon,
             landed=self._landed,
@@ -132,7 +136,7 @@ class Embedder:
         return f"<Embedder {len(self._wants)} requests, {self.arrays!r}>"
 
     def __len__(self) -> int:
-        return len(self._wants) + len(self._items) + len(self._calls) + len(self._delivery)
+        return len(self._wants) + len(self._items) + len(self._tasks) + len(self._delivery)
 
     def __contains__(self, flight: Flight) -> bool:
         """Whether it is a request that is served here."""
@@ -195,7 +199,7 @@ class Embedder:
             self._faults.safely("a request for embeddings that is joined", self.queue.joined, want, reader.caller)
 
     def close(self) -> None:
-        """Fail every request, and cancel every call."""
+        """Fail every request, so that every array is cancelled at its engine."""
         self._closed = True
         if self._window is not None:
             self._window.cancel()
@@ -203,16 +207,19 @@ class Embedder:
             self._fail(want, ending())
         self._delivery.clear()
 
+    async def wait_closed(self) -> None:
+        """Wait for the end of every array. Each ends with its Flight."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _join(self, want: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
         """Join the items that are under way, and begin the others."""
         joined = 0
         calls: set[ArrayCall | None] = set()
         for key, item in mine.items():
             if item.owner is None and item.result is None:
-                item.add(want)
-                item.owner = item.payer = want
+                item.begin(want)
                 self._items[key] = item
-                want.unsent += 1
+                want.enqueue()
                 if not self.store.add(item):
                     self.queue.offer(item)
                 continue
@@ -221,7 +228,7 @@ class Embedder:
             if item.result is not None:
                 self._delivery.add(item)
             elif item.call is not None:
-                want.was_sent(item.call.reader.flight)
+                want.was_sent(item.call.flight)
                 calls.add(item.call)
             elif item.owner is not None and self.queue.sooner(want.caller, item.owner.caller):
                 self.queue.take_over(item, want)
@@ -249,10 +256,9 @@ class Embedder:
             self.store.look()
             due = self.queue.due(self._room)
             for kind, items in due:
-                try:
-                    self._send(kind, items)
-                except Exception as e:  # noqa: BLE001 - the arrays after it go up
-                    self._give_up(kind, items, self._faults.error(e, "an array of embeddings"))
+                task = self._loop.create_task(self._run(kind, items))
+                self._tasks[task] = kind, items
+                task.add_done_callback(partial(self._faults.safely, _ARRAY, self._ended))
             if len(due) == ARRAYS_A_TURN or self.queue.crowded:
                 self._soon()
             if self.arrays.window > 0:
@@ -282,134 +288,108 @@ class Embedder:
         if self._items.get(item.key) is item:
             del self._items[item.key]
 
-    # -- at the engine ----------------------------------------------------------------------------
+    # -- an array ---------------------------------------------------------------------------------
 
-    def _send(self, kind: BatchKey, items: list[EmbeddingItem]) -> None:
-        """Send one array. An exception while it is built is isolated by bisection, like a refusal of an engine."""
+    async def _run(self, kind: BatchKey, items: list[EmbeddingItem]) -> Parts:
+        """One array, from its items to their vectors. Returns the parts that are to be requested again.
+
+        With the last request for its items its reader leaves, which cancels it at the engine at once."""
         items = [item for item in items if item.wants is not None]
-        if not items:  # an array before this one failed, and with it all requests of these
-            self.arrays.ended(kind)
-            return
+        if not items:
+            return []  # an array before this one failed, and with it all requests for these
         try:
             spec, queue_state, whole = array_of(items)
-        except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
-            self._faults.tell("an array of embeddings", e)
-            again = halves(items, EmbeddingItem.wanted_by)
-            self.arrays.ended(kind, again)
-            self._soon()
-            for want in () if again else wants_of(items):
-                self._fail(want, internal())
-            return
+        except Exception as e:  # noqa: BLE001 - isolated by bisection, like a refusal of an engine
+            return self._isolate(items, e)
         flight = self._group.launch(spec, queue_state)
         reader = self._group.attach(flight, usage=True, whole=True)
         call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
-        self._calls.add(call)
-        queue_state.read_by(call.callers)
+        refusal = None
         try:
+            call.begin()
             for item in items:
                 self.queue.sent(item)
-                item.call = call
             self._counts.array(len(items))
-            flight.when_ended(
-                partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
-            )
-            self._submit(flight)
-        except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
-            flight.when_ended(None)
-            error = self._faults.error(e, "an array of embeddings")
+            try:
+                self._submit(flight)
+            except GatewayError as e:
+                refusal = e
+            else:
+                await call.ended()
+        finally:
             self._group.remove(flight)
-            if not flight.ended:
-                self._faults.safely("an array of embeddings", flight.fail, error)
-            wants = wants_of(items)
-            self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
+            self._faults.safely(_ARRAY, reader.leave)
+            call.release()
+        if refusal is not None:
+            return self._blame(items, self.queue.turned_away(call, wants_of(items), refusal), refusal)
+        return self._settle(call)
 
-    def _give_up(self, kind: BatchKey, items: list[EmbeddingItem], error: GatewayError) -> None:
-        """End an array that could not be sent."""
-        call = next((item.call for item in items if item.call is not None), None)
-        if call in self._calls:
-            self._over(call)
-        else:
-            self.arrays.ended(kind)
-        for want in wants_of(items):
-            self._fail(want, error)
+    def _isolate(self, items: list[EmbeddingItem], e: Exception) -> Parts:
+        """Bisect an array that cannot be built, until one request's part is left, which fails."""
+        self._faults.tell(_ARRAY, e)
+        parts = halves(items, EmbeddingItem.wanted_by)
+        return parts or self._blame(items, wants_of(items), internal())
 
-    def _part_with(
-        self, call: ArrayCall, wants: list[EmbeddingRequest], blamed: list[EmbeddingRequest], error: GatewayError
-    ) -> None:
-        """End a call: the blamed requests fail with it, and the items of the others are requested again."""
-        gone = set(blamed)
-        rest = []
-        if len(gone) < len(wants):
-            rest = [item for item in call.items if not gone.issuperset(item.wanted)]
-        self._over(call, [rest])
+    def _blame(self, items: Iterable[EmbeddingItem], blamed: list[EmbeddingRequest], error: GatewayError) -> Parts:
+        """The blamed requests fail with their array; the items of the others are to be requested again."""
+        failed = set(blamed)
+        rest = [item for item in items if not failed.issuperset(item.wanted)]
         for want in blamed:
             self._fail(want, error)
+        return [rest]
 
-    def _over(self, call: ArrayCall, again: Iterable[list[EmbeddingItem]] = ()) -> None:
-        self.arrays.ended(call.kind, again)
-        self._calls.discard(call)
-        flight = call.reader.flight
-        flight.when_ended(None)  # both hold the call, which holds the flight: no reference cycle is left
-        flight.queue_state.read_by(None)
-        self._group.remove(flight)
-        for item in call.items:
-            item.call = None
-        self._soon()
-        self._faults.safely("the end of an array of embeddings", call.reader.leave)
-
-    def _ended(self, call: ArrayCall, flight: Flight) -> None:
-        """The Flight of a call has ended, with any outcome."""
-        try:
-            self._settle(call)
-        except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
-            self._faults.tell("the answer to an array of embeddings", e)
-            if call in self._calls:
-                self._over(call)
-            for want in wants_of(item for item in call.items if item.result is None):
-                self._fail(want, internal())
-
-    def _settle(self, call: ArrayCall) -> None:
-        flight = call.reader.flight
+    def _settle(self, call: ArrayCall) -> Parts:
+        """An array's Flight has ended, with any outcome: hand out the answer, or say what is requested again."""
+        flight = call.flight
         items = [item for item in call.items if item.wants is not None]
         wants = wants_of(items)
         for want in wants:
-            self._faults.safely("an array of embeddings", want.was_sent, flight)
-        head, error = flight.head or Head(), flight.error
-        if error is not None and error.code is Code.UPSTREAM_INCOMPLETE:
-            again = halves(items, EmbeddingItem.wanted_by)
-            if again:
-                self._over(call, again)
-                self._counts.split()  # one item's vector is missing: the others' need not be
-                return
-        if error is not None or flight.phase is Phase.CANCELLED:
-            error = error or ending()
-            self._part_with(call, wants, self.queue.given_up(call, wants, error), error)
-            return
-        body = b"".join(flight.log)
+            self._faults.safely(_ARRAY, want.was_sent, flight)
+        error = ending() if flight.phase is Phase.CANCELLED else flight.error
+        head, body = flight.head or Head(), b"".join(flight.log)
+        if error is not None:
+            parts = halves(items, EmbeddingItem.wanted_by) if error.code is Code.UPSTREAM_INCOMPLETE else []
+            if not parts:
+                return self._blame(items, self.queue.given_up(call, wants, error), error)
+            self._counts.split()  # the vector of one item is missing, perhaps not those of the others
+            return parts
         if head.status == 200:
-            self._over(call)
             self._answered(call, wants, head, body)
-            return
-        about_content = head.status in _ABOUT_CONTENT
-        again = call.parts() if about_content else []
-        self._over(call, again)
-        if again:
+            return []
+        parts = call.parts() if head.status in _ABOUT_CONTENT else []
+        if parts:
             self._counts.split()
-            divided = Divided(
-                flight.backend, len(call.items)
-            )  # of one who left too: that may have been the bad one
+            # The items that were given up count too: one of them may have been the reason.
+            divided = Divided(flight.backend, len(call.items))
             for item in items:
-                item.divided = item.divided or divided
-            return
-        if about_content:
+                item.divide(divided)
+            return parts
+        if head.status in _ABOUT_CONTENT:
             self._counts.refused(len(items))
         for want in wants:
             self._refuse(want, head, body)
+        return []
+
+    def _ended(self, task: asyncio.Task[Parts]) -> None:
+        """An array is over: its place is free. What it has raised ends its requests, and nothing else."""
+        if task not in self._tasks:
+            return  # `_heal` was sooner
+        kind, items = self._tasks[task]
+        parts: Parts = []
+        try:
+            parts = task.result()
+        except Exception as e:  # noqa: BLE001 - the other arrays go on
+            error = self._faults.error(e, _ARRAY)
+            for want in wants_of(item for item in items if item.result is None):
+                self._fail(want, error)
+        self.arrays.ended(kind, parts)
+        del self._tasks[task]
+        self._soon()
 
     def _answered(self, call: ArrayCall, wants: Iterable[EmbeddingRequest], head: Head, body: bytes) -> None:
         whole = call.whole
         if whole is not None:
-            whole.body = body
+            whole.answered_by(body)
         try:
             results = results_of(call, head, body, self._faults.tell)
         except Unsplittable as e:
@@ -430,7 +410,7 @@ class Embedder:
         self._delivery.work()
 
     def _comes(self, item: EmbeddingItem, result: Result) -> None:
-        item.result = result
+        item.arrive(result)
         if item.divided is not None and item.divided.came():
             self._apart(item.divided.backend)
         self.queue.sent(item)
@@ -450,15 +430,16 @@ class Embedder:
     # -- ends -------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        """Queue wanted items that are in no queue, forget items without a request, end calls whose flight has
-        ended."""
-        for call in [call for call in self._calls if call.reader.flight.ended]:
-            self._ended(call, call.reader.flight)
+        """Queue wanted items that are in no queue, forget items without a request, and end arrays whose task is
+        done."""
+        for task in [task for task in self._tasks if task.done()]:
+            self._ended(task)
+        under_way = {item for _, items in self._tasks.values() for item in items}
         self.queue.recount(self._wants.values(), self._items.values())
         for item in [item for want in self._wants.values() for item in want.missing()]:
             if item.result is not None:
                 self._delivery.add(item)
-            elif item.call not in self._calls and not self.store.waits(item) and not self.queue.waits(item):
+            elif item not in under_way and not self.store.waits(item) and not self.queue.waits(item):
                 self.queue.offer_again(item)
         for item in [item for item in self._items.values() if item.wants is None and item.result is None]:
             self._forget(item)
@@ -494,7 +475,7 @@ class Embedder:
         try:
             for call in {item.call for item in want.missing()}:
                 if call is not None:
-                    want.was_sent(call.reader.flight)
+                    want.was_sent(call.flight)
         finally:
             self._finish(want)
             if not flight.ended:
@@ -522,7 +503,7 @@ class Embedder:
             if call is not None:
                 calls.add(call)
         for call in calls:
-            if call in self._calls and not any(item.wants is not None for item in call.items):
+            if not any(item.wants is not None for item in call.items):
                 self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
     def _unwanted(self, item: EmbeddingItem, want: EmbeddingRequest) -> ArrayCall | None:
@@ -534,7 +515,7 @@ class Embedder:
         if heir is not None:
             if item.call is None:
                 if item.payer is want:
-                    item.payer = heir
+                    item.charge_to(heir)
                 if item.owner is want:
                     self.queue.take_over(item, heir)
             return None

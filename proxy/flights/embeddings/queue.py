@@ -1,4 +1,4 @@
-"""The queue of embeddings: the turn in which each item waits, and which request makes room in a full queue."""
+"""The queue of embeddings: the turn in which each item is queued, and which request makes room in a full queue."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class EmbedQueue:
         if inputs <= SLICE:
             return True
         if self._begun:
-            want.unsent = 1  # it waits
+            want.set_unsent(1)  # so that it counts as queued
             self.adds(want)
             self._arriving.append((want, partial(self._begin, want, begin)))
             return False
@@ -73,7 +73,7 @@ class EmbedQueue:
 
     @property
     def crowded(self) -> bool:
-        """Whether large requests wait for a turn to begin in."""
+        """Whether large requests have not begun yet."""
         return bool(self._arriving)
 
     def arrived(self) -> Iterator[tuple[EmbeddingRequest, Callable[[], None]]]:
@@ -86,7 +86,7 @@ class EmbedQueue:
                 yield want, begin
 
     def _begin(self, want: EmbeddingRequest, begin: Callable[[], None]) -> None:
-        want.unsent = 0
+        want.set_unsent(0)
         self.ends(want)
         begin()
 
@@ -127,14 +127,14 @@ class EmbedQueue:
                     item.drop(want)
         self._waiting = Shares()
         for want in wants:
-            want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
+            want.set_unsent(sum(item.owner is want and not item.sent for item in want.missing()))
             self.adds(want)
 
     def offer_again(self, item: EmbeddingItem) -> None:
         """Enqueue an item that was lost, in the turn of a request that wants it."""
-        item.call = None
+        item.put_in(None)
         if item.owner is None or item.owner.over:
-            item.owner = item.first()
+            item.move_to(item.first())
         self.offer(item)
 
     def due(self, calls: Callable[[BatchKey], int]) -> list[tuple[BatchKey, list[EmbeddingItem]]]:
@@ -144,36 +144,32 @@ class EmbedQueue:
     def sent(self, item: EmbeddingItem) -> None:
         """It is not queued for an array or a look-up any more."""
         owner = item.owner
-        if owner is not None and not item.sent:
-            item.sent = True
-            owner.unsent -= 1
-            if owner.unsent <= 0:
-                self.ends(owner)
+        if owner is not None and item.mark_sent() and owner.dequeue():
+            self.ends(owner)
 
     def take_over(self, item: EmbeddingItem, want: EmbeddingRequest) -> None:
         """Move an item to another request's turn."""
         owner = item.owner
         if owner is None or item.sent:
-            item.owner = want
+            item.move_to(want)
             return
-        waited = self.arrays.leave(item.kind, owner, item, owner.caller)
-        owner.unsent -= 1
-        want.unsent += 1
-        if owner.unsent <= 0:
+        queued = self.arrays.leave(item.kind, owner, item, owner.caller)
+        want.enqueue()
+        if owner.dequeue():
             self.ends(owner)
         self.adds(want)
-        item.owner = want
-        if waited:
+        item.move_to(want)
+        if queued:
             self.offer(item)
 
     def change_turn(self, want: EmbeddingRequest, caller: Hashable) -> None:
         """Move a request's queued items to another caller's turn."""
         mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
-        waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
+        queued = [item for item in mine if leave(item.kind, want, item, want.caller)]
         self.ends(want)
         want.changes_to(caller)
         self.adds(want)
-        for item in waited:
+        for item in queued:
             self.offer(item)
 
     def joined(self, want: EmbeddingRequest, caller: Hashable) -> None:
@@ -187,7 +183,7 @@ class EmbedQueue:
         state = want.flight.queue_state
         for call in calls:
             if call is not None:
-                self._promote(call.reader.flight, state.priority, state.latest, None, caller)
+                self._promote(call.flight, state.priority, state.latest, None, caller)
 
     def turned_away(
         self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError

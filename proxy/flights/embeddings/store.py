@@ -92,7 +92,7 @@ class ItemStore:
         if stored is None:
             return None
         if not self._makes(item.kind.model, stored.build):
-            item.replace = True
+            item.replace_stored()
             return None
         try:
             return Result.of(stored)
@@ -100,7 +100,7 @@ class ItemStore:
             pass
         except Exception as e:  # noqa: BLE001 - one entry must not end the look-up of the others
             self._on_fault("a stored embedding", e)
-        item.replace = True
+        item.replace_stored()
         return None
 
     def keep(self, item: EmbeddingItem, result: Result, settled: Callable[[], None]) -> None:

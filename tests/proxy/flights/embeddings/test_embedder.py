@@ -92,7 +92,7 @@ def test_other_options_and_other_owners_never_share_an_array(one: Any, other: An
     stage.ask("a", **other)
     stage.loop.turn()
     assert stage.arrays == [["a"], ["b", "a"]]
-    stage.embedder.close()
+    stage.close()
 
 
 def test_texts_and_ids_never_share_an_array() -> None:
@@ -119,7 +119,7 @@ def test_a_new_one_joins_what_an_engine_makes_and_others_join_it() -> None:
     stage.ask("b", fresh=True)
     stage.loop.turn()
     assert stage.arrays == [["a"], ["b"]]
-    stage.embedder.close()
+    stage.close()
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
@@ -195,6 +195,7 @@ def test_an_array_of_several_without_its_vectors_is_an_error_and_one_s_own_answe
         stage.group.remove(flight)
         flight.append_body(b'{"data":[]}')
         flight.land(Head(200))
+        stage.loop.step()
         assert (reader.flight.error and reader.flight.error.code) == code
         assert (b"".join(reader.flight.log) == b'{"data":[]}') is (code is None)
 
@@ -220,14 +221,14 @@ def test_more_than_may_wait_are_refused() -> None:
         stage.ask("c")
     stage.loop.turn()
     stage.ask("d")  # those are at the engine now, and do not wait any more
-    stage.embedder.close()
+    stage.close()
 
 
 def test_closing_fails_everyone_and_stops_the_engine() -> None:
     stage = Stage(items=1)
     readers = [stage.ask(text) for text in "abc"]
     stage.loop.turn()
-    stage.embedder.close()
+    stage.close()
     assert {reader.flight.error.code for reader in readers if reader.flight.error} == {Code.SHUTTING_DOWN}
     assert (len(stage.sent), len(stage.group)) == (0, 0)
     with pytest.raises(GatewayError, match="shutting down"):
@@ -328,4 +329,4 @@ def test_what_a_turn_that_raises_has_lost_is_looked_for_again(lost: str, monkeyp
     stage.answer()
     stage.loop.turn()
     assert vectors(reader) == [vector("a")]
-    stage.embedder.close()
+    stage.close()

@@ -108,7 +108,7 @@ def test_what_is_refused_is_told_by_its_reason_and_forgotten() -> None:
     with pytest.raises(GatewayError):
         stage.ask("b", caller="x")
     assert (why, len(stage.group), len(stage.embedder.queue)) == (["queue_full"], 1, 1)
-    stage.embedder.close()
+    stage.close()
     error = refused(stage, "c")
     assert (error.code, error.retry_after, why[1:]) == (Code.SHUTTING_DOWN, 1, ["shutting_down"])
     assert (len(stage.group), len(stage.embedder), stage.faults) == (0, 0, [])
@@ -222,6 +222,7 @@ def test_a_missing_vector_is_looked_for_in_halves_and_a_cancelled_array_ends_its
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.fail(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
+    stage.loop.step()
     settled(stage)
     assert [vectors(reader) for reader in readers] == [[vector("a")], [vector("b")]]
     assert counted(stage)["arrays_split_total"] == 1.0
@@ -230,11 +231,13 @@ def test_a_missing_vector_is_looked_for_in_halves_and_a_cancelled_array_ends_its
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.fail(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
+    stage.loop.step()
     gone = stage.ask("d")
     stage.loop.turn()
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.cancel()
+    stage.loop.step()
     assert (code_of(alone), code_of(gone)) == (Code.UPSTREAM_INCOMPLETE, Code.SHUTTING_DOWN)
     settled(stage)
 
@@ -320,6 +323,7 @@ def test_with_a_window_the_turn_comes_as_it_closes() -> None:
     assert ([when for when, _ in timers], stage.sent) == ([2.0], [])
     stage.loop.now = 2.0
     timers[0][1]()
+    stage.loop.step()
     assert stage.arrays == [["a", "b"]]
     stage.answer()
     stage.loop.turn()
@@ -331,14 +335,14 @@ def test_with_a_window_the_turn_comes_as_it_closes() -> None:
     assert cancelled == [1]
     stage.loop.turn()
     assert len(timers) == 3, "the turn opens it again"
-    stage.embedder.close()
+    stage.close()
     assert cancelled == [1, 1]
 
 
 def test_after_the_end_no_turn_does_anything() -> None:
     stage = Stage()
     reader = stage.ask("a")
-    stage.embedder.close()
+    stage.close()
     stage.loop.turn()
     assert (stage.arrays, code_of(reader), len(stage.embedder)) == ([], Code.SHUTTING_DOWN, 0)
 
@@ -349,6 +353,7 @@ def test_a_turn_is_asked_for_once_and_again_while_arrays_are_left() -> None:
         stage.ask(f"{n}")
     assert len(stage.loop.soon) == 1
     stage.loop.soon.pop(0)()
+    stage.loop.step()
     assert (len(stage.sent), len(stage.loop.soon)) == (ARRAYS_A_TURN, 1)
     stage.loop.soon.pop(0)()
     assert stage.loop.soon == []
@@ -409,6 +414,7 @@ def test_a_refusal_that_is_an_answer_ends_a_request_once_and_what_has_no_parts_i
     stage.group.remove(flight)
     flight.append_body(b"{}")
     flight.land(Head(200, ()))
+    stage.loop.step()
     assert [code_of(reader) for reader in (one, two)] == [Code.UPSTREAM_PROTOCOL] * 2
     assert no_parts("x").message == "The answer cannot be split into its vectors: x."
     assert (ending().retry_after, FlightGroup().live) == (1, set())
@@ -454,7 +460,7 @@ def test_what_ends_all_leaves_no_vector_on_its_way() -> None:
     (item,) = stage.embedder._items.values()
     stage.embedder._delivery.add(item)
     assert len(stage.embedder) == 4
-    stage.embedder.close()
+    stage.close()
     assert len(stage.embedder) == 0
     stage.embedder._turn()
     assert stage.sent == []
