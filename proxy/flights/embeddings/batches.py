@@ -220,11 +220,11 @@ class ArrayBatcher(Generic[G, T]):
         return line.count >= self.items or line.tokens >= self.tokens
 
 
-def halves(items: Sequence[T], wanted_by: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
+def halves(items: Sequence[T], owners_of: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
     """Bisect a refused array, until the request with the bad input is isolated. Empty if there is nothing to
     isolate: one item, or all items for the same owner alone. An array of n items takes 2n-1 calls at most; with
     one bad item about 2 log2(n)."""
-    owners = [wanted_by(item) for item in items]
+    owners = [owners_of(item) for item in items]
     if len(items) < 2 or (len(owners[0]) == 1 and all(one == owners[0] for one in owners)):
         return []
     first: dict[frozenset[Hashable], list[T]] = {}

@@ -78,20 +78,20 @@ class Delivery:
 
     def _give(self) -> None:
         """Hand one item to one request."""
-        item, want = self._come[0], None
+        item, request = self._come[0], None
         try:
-            want = item.first()
-            if want is not None and item.result is not None:
-                item.drop(want)
-                if want.gets(item, item.result):
-                    self._landing.append((want, want.land()))
+            request = item.first()
+            if request is not None and item.result is not None:
+                item.drop(request)
+                if request.gets(item, item.result):
+                    self._landing.append((request, request.land()))
         except Exception as e:  # noqa: BLE001 - one request's part must not end the others'
-            if want is not None:
-                self._failed(want, e)
-                item.drop(want)
+            if request is not None:
+                self._failed(request, e)
+                item.drop(request)
             else:
                 self._lost(item, e)
-        if item.wants is None or item.result is None:
+        if item.waiting is None or item.result is None:
             self._come.popleft()
             try:
                 self._over(item)
@@ -106,13 +106,13 @@ class Delivery:
 
     def _compose(self) -> None:
         """Compose a slice of one answer."""
-        want, steps = self._landing[0]
+        request, steps = self._landing[0]
         try:
-            if not want.over:  # else it has left, or has failed
-                self._left -= want.step
+            if not request.over:  # else it has left, or has failed
+                self._left -= request.step
                 if next(steps, self) is None:
                     return
-                self._landed(want)
+                self._landed(request)
         except Exception as e:  # noqa: BLE001 - an answer that cannot be put together is one request's failure
-            self._failed(want, e)
+            self._failed(request, e)
         self._landing.popleft()

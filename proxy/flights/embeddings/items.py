@@ -111,22 +111,22 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
     result: Result | None = None
     call: ArrayCall | None = None  # the array that it is in
     divided: Divided | None = None  # the largest refused array that it was in
-    wants: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # mostly one
+    waiting: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # the requests for it, mostly one
 
     @property
-    def wanted(self) -> Iterable[EmbeddingRequest]:
+    def requests(self) -> Iterable[EmbeddingRequest]:
         """The requests that want it, in the order of arrival."""
-        wants = self.wants
-        return () if not wants else tuple(wants) if isinstance(wants, dict) else (wants,)
+        requests = self.waiting
+        return () if not requests else tuple(requests) if isinstance(requests, dict) else (requests,)
 
     def first(self) -> EmbeddingRequest | None:
         """The request that has wanted it for longest."""
-        return next(iter(self.wants), None) if isinstance(self.wants, dict) else self.wants
+        return next(iter(self.waiting), None) if isinstance(self.waiting, dict) else self.waiting
 
-    def begin(self, want: EmbeddingRequest) -> None:
+    def begin(self, request: EmbeddingRequest) -> None:
         """It is new: the request that brings it owns it and pays for it."""
-        self.owner = self.payer = want
-        self.add(want)
+        self.owner = self.payer = request
+        self.add(request)
 
     def move_to(self, owner: EmbeddingRequest | None) -> None:
         """Queue it in this request's turn from now on."""
@@ -167,30 +167,25 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
         """The store's entry does not serve: overwrite it."""
         self.replace = True
 
-    def add(self, want: EmbeddingRequest) -> None:
-        if isinstance(self.wants, dict):
-            self.wants[want] = None
+    def add(self, request: EmbeddingRequest) -> None:
+        if isinstance(self.waiting, dict):
+            self.waiting[request] = None
         else:
-            self.wants = want if self.wants is None else {self.wants: None, want: None}
+            self.waiting = request if self.waiting is None else {self.waiting: None, request: None}
 
-    def drop(self, want: EmbeddingRequest) -> bool:
-        """Remove a request. True if it wanted the item."""
-        if self.wants is want:
-            self.wants = None
-            return True
-        if not isinstance(self.wants, dict) or want not in self.wants:
-            return False
-        del self.wants[want]
-        if not self.wants:
-            self.wants = None
-        return True
+    def drop(self, request: EmbeddingRequest) -> None:
+        """This request does not want it any more."""
+        if isinstance(self.waiting, dict):
+            self.waiting.pop(request, None)
+        if self.waiting is request or not self.waiting:
+            self.waiting = None
 
-    def wanted_by(self) -> frozenset[Hashable]:
-        return frozenset(self.wanted)
+    def request_set(self) -> frozenset[Hashable]:
+        return frozenset(self.requests)
 
 
 def items_of(
-    want: EmbeddingRequest,
+    request: EmbeddingRequest,
     inputs: Inputs,
     options: bytes,
     keys: Sequence[bytes],
@@ -198,7 +193,7 @@ def items_of(
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
     """Begin a request: its items by key, each once; those in `known` of the same kind, and new ones."""
-    spec = want.flight.spec
+    spec = request.flight.spec
     kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
     items = []
@@ -212,7 +207,7 @@ def items_of(
                 item.allow_storing()
             mine[item.key] = item
         items.append(item)
-    want.begins(items)
+    request.begins(items)
     return mine
 
 
@@ -233,7 +228,7 @@ class ArrayCall:
 
     def callers(self) -> Collection[Hashable]:
         """The callers that want its items now."""
-        return {caller for want in wants_of(self.items) for caller in want.callers()}
+        return {caller for request in requests_of(self.items) for caller in request.callers()}
 
     def begin(self) -> None:
         """Its items are in it from now on, and its Flight knows the callers that want them."""
@@ -257,8 +252,8 @@ class ArrayCall:
 
     def parts(self) -> list[list[EmbeddingItem]]:
         """The parts in which it is requested again, after a refusal for its content."""
-        items = [item for item in self.items if item.wants is not None]
-        again = halves(items, EmbeddingItem.wanted_by)
+        items = [item for item in self.items if item.waiting is not None]
+        again = halves(items, EmbeddingItem.request_set)
         if not again and 0 < len(items) < len(self.items):
             return [items]  # the bad input may be one that was given up meanwhile
         return again
@@ -267,17 +262,17 @@ class ArrayCall:
 def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, EmbeddingRequest | None]:
     """The request to an engine for these items, its queue state, and the client's request that it is a copy of, if
     any. It is queued in the turn of the first item's caller, with the latest deadline of all."""
-    wants = wants_of(items)
-    whole = next((want for want in wants if want.is_all(items)), None)
-    spec = (whole or wants[0]).flight.spec
+    requests = requests_of(items)
+    whole = next((request for request in requests if request.is_all(items)), None)
+    spec = (whole or requests[0]).flight.spec
     body = spec.body
     padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
     if (whole is None or padded) and spec.ask is not None:
         body = array_body(spec.ask, [item.text for item in items])
-    states = [want.flight.queue_state for want in wants]
+    states = [request.flight.queue_state for request in requests]
     last = max(state.latest for state in states)
     queue_state = QueueState(
-        owner=(items[0].owner or wants[0]).caller,
+        owner=(items[0].owner or requests[0]).caller,
         priority=min(state.priority for state in states),
         deadline=last,
         latest=last,
@@ -324,9 +319,9 @@ def results_of(
     return results
 
 
-def wants_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
+def requests_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
     """The requests that want these items, in order, each once."""
-    return list(dict.fromkeys(want for item in items for want in item.wanted))
+    return list(dict.fromkeys(request for item in items for request in item.requests))
 
 
 class EmbeddingRequest:
@@ -388,7 +383,7 @@ class EmbeddingRequest:
 
     def missing(self) -> Iterator[EmbeddingItem]:
         """The items that have not come, each once."""
-        return iter(dict.fromkeys(item for item in self._items if item.result is None or item.wants is not None))
+        return iter(dict.fromkeys(item for item in self._items if item.result is None or item.waiting is not None))
 
     @property
     def step(self) -> int:

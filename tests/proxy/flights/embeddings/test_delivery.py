@@ -66,7 +66,7 @@ def test_who_wants_it_has_it_and_it_is_handed_out_once() -> None:
     assert (len(desk.delivery), repr(desk.delivery)) == (1, "<Delivery items=1 answers=0>")
     desk.delivery.work()
     assert desk.log == [("landed", "one"), ("out", b"a")]
-    assert (item.owner, item.payer, item.wants, len(desk.delivery), desk.turns) == (None, None, None, 0, 0)
+    assert (item.owner, item.payer, item.waiting, len(desk.delivery), desk.turns) == (None, None, None, 0, 0)
     again = desk.item(b"a", wants[1], owner=False)
     desk.delivery.add(again)
     desk.delivery.work()

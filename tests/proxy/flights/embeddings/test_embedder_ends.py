@@ -425,7 +425,7 @@ def test_who_joins_what_has_come_has_it_at_once() -> None:
     stage = Stage(memory=Memory(1 << 30))
     first = stage.ask(["a", "b"])
     stage.loop.turn()
-    (item_a, item_b) = stage.embedder._wants[first.flight].missing()
+    (item_a, item_b) = stage.embedder._requests[first.flight].missing()
     stage.embedder._comes(item_a, Result.of(Stored(kind="whole", created=1.0, body=Stage.body(["a"]))))
     late = stage.ask("a", caller="late")
     stage.embedder._delivery.turn()
@@ -445,7 +445,7 @@ def test_of_items_that_are_given_up_one_that_raises_keeps_no_other(monkeypatch: 
     busy = stage.ask("x")
     stage.loop.turn()
     reader = stage.ask(["a", "b", "c"])
-    monkeypatch.setattr(stage.embedder, "_unwanted", once(stage.embedder._unwanted))
+    monkeypatch.setattr(stage.embedder, "_drop_item", once(stage.embedder._drop_item))
     reader.leave()
     assert len(stage.embedder.arrays) == 1, "the others wait no longer"
     assert stage.faults == ["an embedding that is given up: ZeroDivisionError()"]

@@ -20,8 +20,8 @@ from proxy.flights.embeddings.items import (
     Result,
     array_of,
     items_of,
+    requests_of,
     results_of,
-    wants_of,
 )
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
@@ -88,23 +88,31 @@ def result(text: str = "v", tokens: int | None = 3, **more: Any) -> Result:
 def test_a_new_item_has_been_given_nothing() -> None:
     one = item()
     assert (one.storable, one.replace, one.sent, one.result, one.call) == (True, False, False, None, None)
-    assert (one.owner, one.payer, one.wants, one.first(), list(one.wanted)) == (None, None, None, None, [])
+    assert (one.owner, one.payer, one.waiting, one.first(), list(one.requests)) == (None, None, None, None, [])
     assert (BatchKey("m", b"", "ids", ()).apart, one != item(), len({one, item()})) == (0, True, 2)
 
 
-def test_who_wants_an_item_is_known_in_their_order() -> None:
-    one, wants = item(), [want() for _ in range(3)]
-    assert not one.drop(wants[0])
-    for n, each in enumerate(wants):
+def test_the_requests_for_an_item_are_known_in_their_order() -> None:
+    one, requests = item(), [want() for _ in range(3)]
+    one.drop(requests[0])
+    assert (one.waiting, one.first()) == (None, None)
+    for n, each in enumerate(requests):
         one.add(each)
-        assert (list(one.wanted), one.first()) == (wants[: n + 1], wants[0])
-    assert one.wanted_by() == frozenset(wants)
-    assert [one.drop(wants[0]), one.drop(wants[0])] == [True, False]
-    assert one.first() is wants[1]
-    assert [one.drop(wants[1]), one.drop(wants[2]), one.wants] == [True, True, None]
-    one.add(wants[0])
-    assert not one.drop(wants[1])
-    assert [one.drop(wants[0]), one.wants] == [True, None]
+        assert (list(one.requests), one.first()) == (requests[: n + 1], requests[0])
+    assert one.request_set() == frozenset(requests)
+    for _ in range(2):
+        one.drop(requests[0])
+        assert list(one.requests) == requests[1:]
+    assert one.first() is requests[1]
+    one.drop(requests[1])
+    assert list(one.requests) == [requests[2]]
+    one.drop(requests[2])
+    assert one.waiting is None
+    one.add(requests[0])
+    one.drop(requests[1])
+    assert list(one.requests) == [requests[0]]
+    one.drop(requests[0])
+    assert one.waiting is None
 
 
 def test_a_request_joins_what_is_under_way_where_it_is_of_its_kind_and_new_enough() -> None:
@@ -369,7 +377,7 @@ def test_the_one_request_for_items_is_the_client_s_own_where_it_is_all_of_it() -
     assert (state.priority, state.deadline, state.latest, state.owner) == (1, 9.0, 9.0, "you")
     c.owner = None
     assert array_of([c, a])[1].owner == "you"
-    assert wants_of([a, b, c]) == [one, other]
+    assert requests_of([a, b, c]) == [one, other]
 
 
 @pytest.mark.parametrize(("padding", "own"), [(0, True), (2 * PADDING, False)])

@@ -204,7 +204,7 @@ def test_who_waits_is_counted_anew_and_who_is_over_wants_nothing() -> None:
     over.ends()
     one.unsent = 9
     waiting.queue.recount([one], [a, b, d])
-    assert (one.unsent, len(waiting.queue), list(d.wanted)) == (1, 1, [one])
+    assert (one.unsent, len(waiting.queue), list(d.requests)) == (1, 1, [one])
     assert (waiting.queue._waiting.owned("me"), waiting.queue._waiting.owned("you")) == (1, 0)
 
 
