@@ -198,6 +198,18 @@ async def test_one_that_does_not_answer_well_is_tried_some_times_and_rests_for_l
 
 
 @virtual
+async def test_a_model_whose_adapter_is_loaded_meanwhile_has_had_its_tries() -> None:
+    desk = Desk(lambda asked: (503, b""))
+    engine = desk.engines[0]
+    engine.models = [{"id": "m", "owned_by": "vllm"}, {"id": "other", "owned_by": "vllm"}]
+    await desk.run((TRIES - 1) * EVERY - 0.5)
+    assert len(desk.probed) == TRIES - 1
+    engine.models = [*engine.models, {"id": "adapter", "owned_by": "vllm", "parent": "m"}]
+    await desk.run(3 * EVERY)
+    assert (len(desk.probed), len(desk.log.lines)) == (TRIES, 1)
+
+
+@virtual
 async def test_what_is_known_of_an_engine_that_was_removed_is_dropped() -> None:
     desk = Desk(lambda asked: (503, b""), count=2)
     await desk.run(TRIES * EVERY + 0.5)
