@@ -62,11 +62,12 @@ class Loop:
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         raise AssertionError(context)
 
-    def step(self) -> None:
-        """Run the tasks until each waits."""
+    def step(self, most: int = 1000) -> None:
+        """Run the tasks until each waits, or so many of their steps."""
         asyncio._set_running_loop(cast("Any", self))
         try:
-            while self.steps:
+            while self.steps and most > 0:
+                most -= 1
                 self.steps.popleft()()
         finally:
             asyncio._set_running_loop(None)
