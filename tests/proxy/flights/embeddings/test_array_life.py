@@ -144,7 +144,8 @@ def test_an_array_that_is_over_keeps_nothing_and_its_flight_tells_it_nothing() -
     assert (item.call is not None, flight.on_end is not None, len(flight.subscribers)) == (True, True, 1)
     assert flight.queue_state.callers is not None
     stage.answer()
-    assert (item.call, flight.on_end, flight.queue_state.callers, flight.subscribers) == (None, None, None, set())
+    kept: list[Any] = [item.call, flight.on_end, flight.queue_state.callers, flight.subscribers]
+    assert kept == [None, None, None, set()]
     assert vectors(reader) == [vector("a")]
     over(stage)
 
@@ -227,7 +228,10 @@ def test_closing_waits_for_every_array_also_one_whose_cancellation_raised(raises
         if not flight.ended:
             flight.fail(GatewayError(Code.SHUTTING_DOWN, "closed"))
 
-    task = stage.loop.create_task(closing(stage.embedder, close)())
+    async def closed() -> None:
+        await closing(stage.embedder, close)()
+
+    task = stage.loop.create_task(closed())
     stage.loop.step()
     assert (task.done(), ended) == (True, [(not raises, True)])
     assert len(stage.embedder) == 0
