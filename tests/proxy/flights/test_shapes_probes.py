@@ -94,8 +94,7 @@ class Desk:
             pulse=Pulse(loop),
             log=cast(Any, self.log),
             metrics=self.metrics,
-            clock=loop.time,
-            **more,
+            **({"clock": loop.time} | more),
         )
 
     async def run(self, seconds: float) -> None:
@@ -135,6 +134,85 @@ async def test_an_engine_is_asked_one_stream_and_one_body_by_a_name_of_ours() ->
     assert (desk.pools[0].fresh, desk.probed) == ({True}, [("e0", "known")])
     assert (desk.shapes.settled, desk.log.lines) == (True, [])
     assert desk.backends.folds(ask(), "e0")
+
+
+@virtual
+async def test_each_endpoint_is_asked_in_its_own_words_and_what_one_shows_is_not_taken_for_the_other() -> None:
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        return (400, b"") if asked[0] == "POST" else fine(asked)
+
+    desk = Desk(answers)
+    await desk.run(0.9)
+    bodies = {path: json.loads(body) for method, path, body in desk.pools[0].asked if method == "POST"}
+    prompts = {path: sorted(body.keys() & {"messages", "prompt"}) for path, body in bodies.items()}
+    assert prompts == {"/v1/chat/completions": ["messages"], "/v1/completions": ["prompt"]}
+    assert bodies["/v1/chat/completions"]["messages"] == [
+        {"role": "user", "content": bodies["/v1/completions"]["prompt"]}
+    ]
+    assert desk.probed == [("e0", "unknown")] * 2
+
+
+@virtual
+async def test_where_two_answers_have_different_texts_a_few_more_are_asked_for() -> None:
+    texts = iter(range(100))
+
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        status, body = fine(asked)
+        if asked[0] == "POST" and not json.loads(asked[2]).get("stream"):
+            body = body.replace(b'"content":"', b'"content":"%d' % next(texts))
+        return status, body
+
+    desk = Desk(answers)
+    await desk.run(TRIES * EVERY + 0.5)
+    assert desk.probed[:TRIES] == [("e0", "again")] * (TRIES - 1) + [("e0", "unknown")]
+    assert "own body" in desk.log.lines[0]["detail"]
+    assert not any(key[2] == "chat" for key in desk.shapes._tries)
+
+
+@virtual
+async def test_an_answer_may_have_so_many_bytes_and_no_more() -> None:
+    size = [MOST_BYTES]
+    desk = Desk(lambda asked: (200, b"x" * size[0]))
+    engine = desk.engines[0]
+    assert len(await desk.shapes._answer(engine, "m", "chat", 0)) == MOST_BYTES
+    size[0] += 1
+    with pytest.raises(Unfoldable, match="a few tokens take it"):
+        await desk.shapes._answer(engine, "m", "chat", 0)
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(IMPATIENT - 1.0, False), (IMPATIENT, True)])
+@virtual
+async def test_patience_ends_to_the_second(seconds: float, asked: bool) -> None:
+    now = [0.0]
+    desk = Desk(clock=lambda: now[0])
+    desk.engines[0].inflight = 2
+    assert not await desk.shapes._look_at(desk.engines[0])
+    now[0] = seconds
+    assert await desk.shapes._look_at(desk.engines[0]) is asked
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(REST * TRIES - 1.0, 0), (REST * TRIES, 1)])
+@virtual
+async def test_a_rest_ends_to_the_second(seconds: float, more: int) -> None:
+    now = [0.0]
+    desk = Desk(lambda asked: (503, b""), clock=lambda: now[0])
+    for _ in range(TRIES):
+        await desk.shapes._look_at(desk.engines[0])
+    now[0] = seconds
+    await desk.shapes._look_at(desk.engines[0])
+    assert len(desk.probed) == TRIES + more
+
+
+@pytest.mark.parametrize(("seconds", "anew"), [(AGAIN, False), (AGAIN + 1.0, True)])
+@virtual
+async def test_a_changed_engine_is_doubted_again_after_a_while(seconds: float, anew: bool) -> None:
+    now = [0.0]
+    desk = Desk(clock=lambda: now[0])
+    for n in (1, 2):
+        desk.engines[0].abilities.learn(["m", None], "chat", VLLM)
+        desk.shapes.unfolded(flight(n=n), Unfoldable("new"))
+        now[0] = seconds
+    assert desk.engines[0].abilities.knows("m", "chat") is not anew
 
 
 @virtual
@@ -368,20 +446,39 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     assert unknown.folds
 
 
+@pytest.mark.parametrize(
+    ("entries", "known"),
+    [
+        ([0, 13, 14], True),
+        (list(range(15)), True),
+        ([0, 14], False),
+        ([13, 14], False),
+        ([1, 2, 3], False),
+        ([], False),
+    ],
+)
 @virtual
-async def test_a_stream_that_passes_tells_of_its_engine_where_its_frames_do() -> None:
-    desk = Desk(probe=False)
-    short, wrong, told = flight(), flight(), flight()
+async def test_a_stream_that_passes_shows_the_shape_of_its_engine(entries: list[int], known: bool) -> None:
+    desk, passed = Desk(probe=False), flight()
     frames = STREAM.frames()
-    short.log += [chunk(frame) for frame in frames[:2]]
-    wrong.log += [b"no chunk"] * 3
-    told.log += [chunk(frame) for frame in frames]
-    for one in (short, wrong, Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))):
+    passed.log += [chunk(frames[n]) for n in entries]
+    desk.shapes.passed(desk.engines[0], passed)
+    abilities = desk.engines[0].abilities
+    assert [abilities.knows("m", endpoint) for endpoint in shapes.ENDPOINTS] == [known] * 2
+    assert not abilities.knows("another", "chat")
+    if known:
+        assert abilities.shape(ask()) == VLLM
+
+
+@virtual
+async def test_a_stream_that_passes_shows_nothing_where_it_is_unreadable_or_nobody_asked_for_it() -> None:
+    desk, unreadable = Desk(probe=False), flight()
+    unreadable.log += [b"no chunk"] * 3
+    raw = Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))
+    raw.log += [chunk(frame) for frame in STREAM.frames()]
+    for one in (unreadable, raw):
         desk.shapes.passed(desk.engines[0], one)
     assert repr(desk.engines[0].abilities) == "<Abilities shapes=0 odd=0>"
-    desk.shapes.passed(desk.engines[0], told)
-    known = [desk.engines[0].abilities.knows("m", endpoint) for endpoint in shapes.ENDPOINTS]
-    assert known in ([True, True], [False, False])
 
 
 def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
@@ -392,8 +489,9 @@ def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
         {"id": "alias", "root": "/m"},
         {"id": "own"},
         {"id": "orphan", "parent": "gone"},
+        {"id": "odd", "parent": ["base"], "root": ["/m"]},
     ]
-    assert shapes._families(engine) == [["base", "alias", "lora"], ["own"], ["orphan"]]
+    assert shapes._families(engine) == [["base", "alias", "lora"], ["own"], ["odd"], ["orphan"]]
     engine.models = [{"id": f"{n}"} for n in range(20)]
     assert len(shapes._families(engine)) == shapes.MOST_MODELS
     assert shapes._unknown(engine) == (["0"], "chat")
