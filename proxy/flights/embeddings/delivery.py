@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from proxy.flights.embeddings.items import EmbeddingItem, EmbeddingRequest
+from proxy.flights.embeddings.items import EmbeddingItem, EmbeddingRequest, Result
 from proxy.wire import SLICE
 
 BYTES_A_UNIT = 16 * 1024
@@ -14,7 +14,7 @@ BYTES_A_UNIT = 16 * 1024
 
 
 class Delivery:
-    """An exception in one request's part ends that request; the others get theirs."""
+    """Hands out vectors and composes answers. An exception in one request's part ends that request alone."""
 
     def __init__(
         self,
@@ -23,11 +23,11 @@ class Delivery:
         landed: Callable[[EmbeddingRequest], None],
         failed: Callable[[EmbeddingRequest, Exception], None],
         lost: Callable[[EmbeddingItem, Exception], None],
-        handed_out: Callable[[EmbeddingItem], None],
+        handed_out: Callable[[EmbeddingItem, Result], None],
     ) -> None:
         """`soon` requests another turn. `landed` is called with a request that has its answer, `failed` with one
-        that cannot get one, `handed_out` with an item once all its requests have it, `lost` with one that none
-        can get."""
+        that cannot have one; `handed_out` with an item and its result once all its requests have it, `lost` with
+        an item that none can have."""
         self._soon = soon
         self._landed = landed
         self._failed = failed
@@ -53,7 +53,7 @@ class Delivery:
         self._landing.clear()
 
     def turn(self) -> None:
-        """Begin a new turn."""
+        """Begin a turn of the event loop."""
         self._left = SLICE
         self.work()
 
@@ -95,24 +95,24 @@ class Delivery:
             self._come.popleft()
             try:
                 self._over(item)
-            except Exception as e:  # noqa: BLE001 - everyone has it, if it is not stored
+            except Exception as e:  # noqa: BLE001 - its requests have it, though it is not stored
                 self._lost(item, e)
 
     def _over(self, item: EmbeddingItem) -> None:
         first = item.disown()  # an item joined later is handed out again, but not stored again
         if first and item.result is not None and item.result.stored_at is None:
             self._left -= item.result.vector.size // BYTES_A_UNIT
-            self._handed_out(item)
+            self._handed_out(item, item.result)
 
     def _compose(self) -> None:
         """Compose a slice of one answer."""
         request, steps = self._landing[0]
         try:
-            if not request.over:  # else it has left, or has failed
+            if not request.over:  # it may have left, or failed, meanwhile
                 self._left -= request.step
                 if next(steps, self) is None:
                     return
                 self._landed(request)
-        except Exception as e:  # noqa: BLE001 - an answer that cannot be put together is one request's failure
+        except Exception as e:  # noqa: BLE001 - the failure of one request
             self._failed(request, e)
         self._landing.popleft()

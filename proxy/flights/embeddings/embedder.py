@@ -420,10 +420,9 @@ class Embedder:
         self.queue.sent(item)
         self._delivery.add(item)
 
-    def _handed_out(self, item: EmbeddingItem) -> None:
+    def _handed_out(self, item: EmbeddingItem, result: Result) -> None:
         """Store an item. It can be joined until that is settled."""
-        if item.result is not None:
-            self.store.keep(item, item.result, partial(self._forget, item))
+        self.store.keep(item, result, partial(self._forget, item))
 
     def _landed(self, request: EmbeddingRequest) -> None:
         self._finish(request)

@@ -110,7 +110,7 @@ class EmbedQueue:
             self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
 
     def discard(self, item: EmbeddingItem) -> None:
-        """Remove an item that no request wants."""
+        """Remove an item."""
         owner = item.owner
         if owner is not None:
             self.arrays.discard(item.kind, owner, item, owner.caller)
@@ -210,8 +210,8 @@ class EmbedQueue:
 
     def _goes_on(self, request: EmbeddingRequest, error: GatewayError) -> bool:
         mine = request.caller
-        others = [caller for caller in request.callers() if caller != mine]
+        others = {*request.callers()} - {mine}
         if not others or not request.flight.refuse(error, lambda reader: reader.caller == mine):
             return False
-        self.change_turn(request, others[0])
+        self.change_turn(request, others.pop())
         return True

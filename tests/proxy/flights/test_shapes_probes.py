@@ -410,6 +410,11 @@ async def test_a_stream_that_does_not_fold_is_told_once_and_its_engine_asked_ane
 async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() -> None:
     desk = Desk()
     assert not desk.shapes.waits(flight()), "nothing is known"
+    over, watched = flight(), flight()
+    over.cancel()
+    watched.watch_frames(lambda frame: None)
+    assert desk.shapes.waits(over)
+    assert desk.shapes.waits(watched)
     desk.engines[0].abilities.learn(["m", None], "chat", VLLM)
     running: Any = flight()
     running.shape = VLLM
@@ -423,9 +428,6 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     )
     assert not desk.shapes.waits(embeds)
     assert not desk.shapes.waits(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")))
-    over = flight()
-    over.cancel()
-    assert desk.shapes.waits(over)
     reader = Subscriber(running, whole=True)
     running.subscribers.add(reader)
     woken = reader.changed()
@@ -507,6 +509,7 @@ def test_of_a_long_log_the_first_and_the_last_are_looked_at(monkeypatch: pytest.
     monkeypatch.setattr(shapes, "MOST_CHECKED", 4)
     monkeypatch.setattr(shapes, "MOST_FRAME", 20)
     log = [chunk(b"%d" % n) for n in range(5)]
+    assert list(shapes._some(log[:3])) == [b"0", b"1", b"2"]
     assert list(shapes._some(log[:4])) == [b"0", b"1", b"2", b"3"]
     assert list(shapes._some(log)) == [b"0", b"1", b"3", b"4"]
     sized = [chunk(b"x" * n) for n in (10, 14, 15, 16)]

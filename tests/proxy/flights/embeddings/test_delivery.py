@@ -42,7 +42,7 @@ class Desk:
             landed=lambda want: self.log.append(("landed", cast(Any, want).name)),
             failed=lambda want, e: self.log.append(("failed", cast(Any, want).name)),
             lost=lambda item, e: self.log.append(("lost", item.key)),
-            handed_out=lambda item: self.log.append(("out", item.key)),
+            handed_out=lambda item, result: self.log.append(("out", item.key)),
         )
 
     def _soon(self) -> None:

@@ -170,6 +170,7 @@ def test_a_refusal_that_is_about_no_input_is_everyones(status: int) -> None:
     stage.loop.turn()
     assert [reader.flight.head.status for reader in readers if reader.flight.head] == [status] * 3
     assert not stage.sent
+    assert b"gateway_embed_refused_items_total 0" in stage.metrics.render("text/plain")[0].replace(b"{}", b"")
 
 
 def test_an_engine_that_fails_fails_everyone_and_the_next_are_asked() -> None:
@@ -304,6 +305,7 @@ def test_more_arrays_than_one_turn_sends_go_up_in_the_turns_after_it() -> None:
         stage.answer()
     stage.loop.turn()
     assert [vectors(reader) for reader in readers] == [[vector(f"{n}")] for n in range(len(readers))]
+    assert stage.faults == [], "without a window no timer is set, which this loop could not"
 
 
 @pytest.mark.parametrize("lost", ["what is to be sent", "what has come"])

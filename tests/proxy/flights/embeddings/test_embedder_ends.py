@@ -114,6 +114,19 @@ def test_what_is_refused_is_told_by_its_reason_and_forgotten() -> None:
     assert (len(stage.group), len(stage.embedder), stage.faults) == (0, 0, [])
 
 
+def test_a_request_that_is_invalid_is_not_counted_as_rejected_by_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def invalid(*given: Any, **more: Any) -> Any:
+        raise GatewayError(Code.INVALID_JSON, "no")
+
+    why: list[str] = []
+    stage = Stage(refused=why.append)
+    monkeypatch.setattr(stage.embedder._keyer, "items", invalid)
+    assert refused(stage, "a").code is Code.INVALID_JSON
+    assert (why, stage.faults, len(stage.group), len(stage.embedder)) == ([], [], 0, 0)
+
+
 def test_what_raises_as_it_is_taken_is_let_go_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(memory=Memory(1 << 30))
     monkeypatch.setattr(stage.embedder.queue, "begins", once(stage.embedder.queue.begins))

@@ -107,6 +107,7 @@ def test_one_large_request_begins_in_a_turn_and_small_ones_at_once(monkeypatch: 
     for want, begin in waiting.queue.arrived():
         assert want is wants["third"]
         begin()
+        assert len(waiting.queue) == 2, "it is not queued any more, but as its items are"
     assert (begun, wants["third"].unsent, waiting.queue.crowded) == (["third"], 0, True)
     assert not waiting.queue.begins(wants["small"], 3, lambda: None), "one has begun in this turn"
     assert [want for want, _ in waiting.queue.arrived()] == [wants["left"]]
