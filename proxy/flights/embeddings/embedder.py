@@ -481,8 +481,7 @@ class Embedder:
                     request.was_sent(call.flight)
         finally:
             self._finish(request)
-            if not flight.ended:
-                flight.cancel()
+            flight.cancel()
             request.clear()
 
     def _finish(self, request: EmbeddingRequest) -> None:
@@ -510,15 +509,15 @@ class Embedder:
                 self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
     def _drop_item(self, item: EmbeddingItem, request: EmbeddingRequest) -> ArrayCall | None:
-        """A request does not want an item any more. Returns its call, if no other request wants the item."""
+        """A request does not want an item any more. Returns its call, if no other request wants the item. The
+        oldest request that does is its heir: it pays for the item, unless that has been sent."""
         item.drop(request)
         heir = item.first()
         if item.result is not None:
             return None
         if heir is not None:
             if item.call is None:
-                if item.payer is request:
-                    item.charge_to(heir)
+                item.charge_to(heir)
                 if item.owner is request:
                     self.queue.take_over(item, heir)
             return None

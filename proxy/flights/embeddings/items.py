@@ -133,6 +133,7 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
         self.owner = owner
 
     def charge_to(self, payer: EmbeddingRequest) -> None:
+        """Let this request pay its tokens from now on."""
         self.payer = payer
 
     def mark_sent(self) -> bool:

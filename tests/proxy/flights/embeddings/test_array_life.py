@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from proxy.flights.embeddings.items import EmbeddingRequest
 from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Head
+from proxy.redis.cache import Cache
 from tests.kit.embed_stage import Stage, vector, vectors
 
 JSON = (("content-type", "application/json"),)
@@ -170,6 +172,55 @@ def test_where_its_place_cannot_be_given_back_it_is_a_moment_later(monkeypatch: 
     stage.loop.turn()
     assert (len(calls), len(stage.embedder), calls[0]) == (2, 0, calls[1])
     stage.faults.clear()
+    over(stage)
+
+
+def test_the_check_doubles_nothing() -> None:
+    stage = Stage(items=1)
+    readers = [stage.ask(name) for name in "ab"]
+    stage.loop.turn()
+    readers.append(stage.ask("c"))
+    begun_, queued = stage.arrays[:], len(stage.embedder.arrays)
+    stage.embedder._heal()
+    assert (begun_, len(stage.embedder.arrays), queued) == ([["a"]], 2, 2)
+    for _ in readers:
+        stage.answer()
+        stage.loop.turn()
+    assert stage.arrays == [["a"], ["b"], ["c"]]
+    assert [vectors(reader) for reader in readers] == [[vector(name)] for name in "abc"]
+    over(stage)
+
+
+class Slow:
+    """A store that answers when it is told to."""
+
+    available = True
+
+    def __init__(self) -> None:
+        self.replies: list[Callable[[list[Any]], None]] = []
+
+    def lookup(self, keys: Sequence[bytes], done: Callable[[list[Any]], None]) -> None:
+        self.replies.append(done)
+
+    def store(self, key: bytes, stored: Any, settled: Callable[[], None], **more: Any) -> None:
+        settled()
+
+
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_the_check_sends_nothing_that_is_to_be_looked_up(looked_up: bool) -> None:
+    store = Slow()
+    stage = Stage(cache=cast("Cache", store))
+    reader = stage.ask("a")
+    if looked_up:
+        stage.loop.turn()
+    assert len(store.replies) == looked_up
+    stage.embedder._heal()
+    stage.loop.turn()
+    assert (stage.arrays, len(stage.embedder.arrays), len(store.replies)) == ([], 0, 1)
+    store.replies.pop()([None])
+    stage.loop.turn()
+    stage.answer()
+    assert (stage.arrays, vectors(reader)) == ([["a"]], [vector("a")])
     over(stage)
 
 

@@ -67,6 +67,31 @@ def test_who_pays_leaves_before_it_is_sent_and_another_does() -> None:
     assert (joined.verdict, joined.flight.items.unpaid) == ("miss", 0)  # type: ignore[union-attr]
 
 
+def test_who_pays_leaves_after_it_is_sent_and_nobody_else_pays() -> None:
+    stage = Stage()
+    brought = stage.ask("a")
+    joined, third = stage.ask("a"), stage.ask("a")
+    stage.loop.turn()
+    brought.leave()
+    stage.answer()
+    assert [(reader.verdict, reader.flight.items.unpaid) for reader in (joined, third)] == [  # type: ignore[union-attr]
+        ("attached", cost("a"))
+    ] * 2
+
+
+def test_one_who_joined_leaves_before_it_is_sent_and_who_brought_it_pays() -> None:
+    stage = Stage(items=1)
+    stage.ask("x")
+    stage.loop.turn()
+    brought, joined, third = (stage.ask("a") for _ in range(3))
+    joined.leave()
+    for _ in range(2):
+        stage.answer()
+        stage.loop.turn()
+    unpaid = [reader.flight.items.unpaid for reader in (brought, third)]  # type: ignore[union-attr]
+    assert unpaid == [0, cost("a")]
+
+
 def test_all_joined_is_attached() -> None:
     stage = Stage()
     stage.ask("a")
