@@ -92,6 +92,21 @@ def test_an_item_that_a_lighter_caller_wants_too_takes_its_turn() -> None:
     stage.close()
 
 
+def test_one_who_leaves_an_item_that_waits_in_another_s_turn_changes_no_turn() -> None:
+    stage = Stage(items=1)
+    stage.ask("first")
+    stage.loop.turn()
+    for n in range(20):
+        stage.ask(f"h{n}", caller="heavy")
+    light = stage.ask("h19", caller="light")
+    stage.ask("h19", caller="third").leave()
+    for _ in range(3):
+        stage.answer()
+        stage.loop.turn()
+    assert vectors(light) == [vector("h19")]
+    stage.close()
+
+
 def test_a_request_that_a_lighter_caller_joins_takes_its_turn() -> None:
     stage = Stage(items=1)
     stage.ask("first")
