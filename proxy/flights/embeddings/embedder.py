@@ -246,8 +246,6 @@ class Embedder:
 
     def _turn(self) -> None:
         self._turn_due = False
-        if self._closed:
-            return
         try:
             self._delivery.turn()
             for request, begin in self.queue.arrived():

@@ -203,6 +203,19 @@ async def test_a_rest_ends_to_the_second(seconds: float, more: int) -> None:
     assert len(desk.probed) == TRIES + more
 
 
+@virtual
+async def test_an_engine_whose_stream_did_not_fold_is_asked_anew_at_once() -> None:
+    desk = Desk()
+    task = asyncio.ensure_future(desk.shapes.run())
+    await asyncio.sleep(EVERY / 2)
+    assert desk.posts() == 2
+    desk.shapes.unfolded(flight(), Unfoldable("new"))
+    await asyncio.sleep(EVERY / 10)
+    assert desk.posts() == 4
+    task.cancel()
+    await asyncio.wait([task])
+
+
 @pytest.mark.parametrize(("seconds", "anew"), [(AGAIN, False), (AGAIN + 1.0, True)])
 @virtual
 async def test_a_changed_engine_is_doubted_again_after_a_while(seconds: float, anew: bool) -> None:
@@ -440,6 +453,13 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     odd.log.append(b"no chunk")
     assert not desk.shapes.waits(odd)
     assert not odd.folds
+    begun_oddly = flight()
+    begun_oddly.shape = VLLM
+    begun_oddly.log.append(
+        chunk(b'data: {"id":"i","choices":[{"index":0,"delta":{"odd":1},"finish_reason":null}]}\n\n')
+    )
+    assert not desk.shapes.waits(begun_oddly)
+    assert (begun_oddly.folds, begun_oddly.look) == (False, None)
     unknown = flight()
     unknown.log.append(b"no chunk")
     assert desk.shapes.waits(unknown)
@@ -476,11 +496,17 @@ async def test_a_stream_that_passes_shows_the_shape_of_its_engine(entries: list[
 async def test_a_stream_that_passes_shows_nothing_where_it_is_unreadable_or_nobody_asked_for_it() -> None:
     desk, unreadable = Desk(probe=False), flight()
     unreadable.log += [b"no chunk"] * 3
+    comments = flight()
+    comments.log += [chunk(b": hi\n\n")] * 3
     raw = Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))
     raw.log += [chunk(frame) for frame in STREAM.frames()]
-    for one in (unreadable, raw):
+    for one in (unreadable, comments, raw):
         desk.shapes.passed(desk.engines[0], one)
     assert repr(desk.engines[0].abilities) == "<Abilities shapes=0 odd=0>"
+    llama = flight()
+    llama.log += [chunk(b'data: {"system_fingerprint":"b1"}\n\n'), chunk(b'data: {"timings":{}}\n\n'), b""]
+    desk.shapes.passed(desk.engines[0], llama)
+    assert desk.engines[0].abilities.shape(ask()) == LLAMA
 
 
 def test_names_of_one_model_and_its_adapters_are_one_family() -> None:

@@ -108,6 +108,7 @@ def test_a_large_vector_and_a_slice_of_an_answer_are_work_too(monkeypatch: pytes
     desk.delivery.turn()
     assert (desk.log[2:], repr(desk.delivery)) == ([("out", b"c")], "<Delivery items=0 answers=1>")
     desk.delivery.turn()
+    assert desk.log[3:] == []
     desk.delivery.turn()
     assert desk.log[3:] == [("landed", "long")]
 
@@ -127,6 +128,21 @@ def test_who_is_over_meanwhile_gets_no_answer_and_what_raises_costs_its_own() ->
     desk.delivery.work()
     assert sorted(desk.log) == [("failed", "slow"), ("landed", "broken"), ("out", b"b")]
     assert len(desk.delivery) == 0
+
+
+def test_a_request_whose_hand_over_raises_is_not_served_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, drop, calls = Desk(), EmbeddingItem.drop, list[int]()
+
+    def fails_once(item: EmbeddingItem, request: EmbeddingRequest) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        drop(item, request)
+
+    monkeypatch.setattr(EmbeddingItem, "drop", fails_once)
+    desk.delivery.add(desk.item(b"a", Wanted("one"), Wanted("two")))
+    desk.delivery.work()
+    assert desk.log == [("failed", "one"), ("out", b"a"), ("landed", "two")]
 
 
 def test_an_item_that_cannot_be_looked_at_or_stored_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
