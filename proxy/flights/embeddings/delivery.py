@@ -34,15 +34,15 @@ class Delivery:
         self._lost = lost
         self._handed_out = handed_out
         self._come: deque[EmbeddingItem] = deque()
-        self._landing: deque[tuple[EmbeddingRequest, Iterator[None]]] = deque()
+        self._landing: tuple[EmbeddingRequest, Iterator[None]] | None = None  # the answer under composition
         self._left = SLICE  # units of work left in this turn
         self._working = False
 
     def __len__(self) -> int:
-        return len(self._come) + len(self._landing)
+        return len(self._come) + (self._landing is not None)
 
     def __repr__(self) -> str:
-        return f"<Delivery items={len(self._come)} answers={len(self._landing)}>"
+        return f"<Delivery items={len(self._come)} answers={int(self._landing is not None)}>"
 
     def add(self, item: EmbeddingItem) -> None:
         """The vector of an item has come."""
@@ -50,7 +50,7 @@ class Delivery:
 
     def clear(self) -> None:
         self._come.clear()
-        self._landing.clear()
+        self._landing = None
 
     def turn(self) -> None:
         """Begin a turn of the event loop."""
@@ -65,8 +65,8 @@ class Delivery:
         try:
             while self._left > 0 and (self._landing or self._come):
                 self._left -= 1
-                if self._landing:
-                    self._compose()
+                if self._landing is not None:
+                    self._compose(*self._landing)
                 else:
                     self._give()
         finally:
@@ -84,7 +84,7 @@ class Delivery:
             if request is not None and item.result is not None:
                 item.drop(request)
                 if request.gets(item, item.result):
-                    self._landing.append((request, request.land()))
+                    self._landing = request, request.land()
         except Exception as e:  # noqa: BLE001 - one request's part must not end the others'
             if request is not None:
                 self._failed(request, e)
@@ -104,15 +104,14 @@ class Delivery:
             self._left -= item.result.vector.size // BYTES_A_UNIT
             self._handed_out(item, item.result)
 
-    def _compose(self) -> None:
+    def _compose(self, request: EmbeddingRequest, slices: Iterator[None]) -> None:
         """Compose a slice of one answer."""
-        request, steps = self._landing[0]
         try:
             if not request.over:  # it may have left, or failed, meanwhile
                 self._left -= request.step
-                if next(steps, self) is None:
+                if next(slices, self) is None:
                     return
                 self._landed(request)
         except Exception as e:  # noqa: BLE001 - the failure of one request
             self._failed(request, e)
-        self._landing.popleft()
+        self._landing = None

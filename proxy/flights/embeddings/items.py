@@ -29,7 +29,7 @@ from proxy.wire import (
     array_body,
     envelope_of,
     put_together,
-    shares_beside,
+    shares,
     take_apart,
 )
 
@@ -38,7 +38,6 @@ ITEM_BYTES: Final = 400
 """Memory of a queued input beside its text: 344 bytes measured with tracemalloc for 2,048 short texts, 246 where
 another request wants the same."""
 RESULT_BYTES: Final = 320  # memory of a vector beside its bytes
-MAX_TOKENS: Final = 1 << 53  # a larger number is no count
 STEP: Final = 1 << 18  # bytes by which the charge of a request grows
 
 
@@ -294,17 +293,15 @@ def results_of(
 ) -> list[Result | None]:
     """Each item's result from an engine's answer to an array; None where it cannot be read. Raises Unsplittable.
 
-    Engines count tokens for the array only: a list of ids has as many as it has ids, a text alone has all, and
-    each of several texts has its share of the rest.
+    Engines count tokens for the array only. Each item has its share of them by its weight, which for a list of ids
+    is exact.
     """
     items = call.items
     parts = take_apart(body, len(items))
-    counts: list[int | None] = [None] * len(items)
-    if parts.tokens is not None and parts.tokens < MAX_TOKENS:
-        exact = call.kind.inputs == "ids"
-        known = [item.weight if exact else None for item in items]
+    counts: Sequence[int | None] = [None] * len(items)
+    if parts.tokens is not None:
         try:
-            counts = [*shares_beside(parts.tokens, [item.weight for item in items], known)]
+            counts = shares(parts.tokens, [item.weight for item in items])
         except Exception as e:  # noqa: BLE001 - their vectors are known without their tokens
             on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)

@@ -163,7 +163,9 @@ async def test_where_two_answers_have_different_texts_a_few_more_are_asked_for()
         return status, body
 
     desk = Desk(answers)
-    await desk.run(TRIES * EVERY + 0.5)
+    await desk.run(EVERY / 2)
+    assert desk.probed == [("e0", "again")], "the next one after a pause"
+    await desk.run((TRIES - 1) * EVERY)
     assert desk.probed[:TRIES] == [("e0", "again")] * (TRIES - 1) + [("e0", "unknown")]
     assert "own body" in desk.log.lines[0]["detail"]
     assert not any(key[2] == "chat" for key in desk.shapes._tries)
@@ -235,6 +237,10 @@ async def test_llama_cpp_is_known_without_a_question() -> None:
     assert (desk.pools[0].asked, desk.shapes.settled) == ([], True)
     for name in ("m", "another"):
         assert desk.engines[0].abilities.shape(ask(model=name)) == LLAMA
+    desk.engines[0].abilities.forget()
+    desk.engines[0].models = [{"id": name, "owned_by": "llamacpp"} for name in ("m", "n", "o")]
+    await desk.run(EVERY / 2)
+    assert desk.shapes.settled, "one model after the other, without a pause"
 
 
 @pytest.mark.parametrize("busy", ["inflight", "running", "waiting"])

@@ -15,7 +15,7 @@ from proxy.flights.flight import Flight
 from proxy.flights.phase import Phase
 from proxy.flights.spec import Head
 from proxy.redis.cache import Cache
-from tests.kit.embed_stage import Stage, vector, vectors
+from tests.kit.embed_stage import POISON, Stage, vector, vectors
 
 JSON = (("content-type", "application/json"),)
 
@@ -188,6 +188,25 @@ def test_the_check_doubles_nothing() -> None:
         stage.loop.turn()
     assert stage.arrays == [["a"], ["b"], ["c"]]
     assert [vectors(reader) for reader in readers] == [[vector(name)] for name in "abc"]
+    over(stage)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_an_engine_whose_parts_all_come_after_a_refusal_takes_no_more_arrays_of_several(good: bool) -> None:
+    apart: list[str | None] = []
+    stage = Stage(items=8, apart=apart.append)
+    names = ["a", "b", "c", "d" if good else POISON]
+    readers = [stage.ask(name, caller=name) for name in names]
+    stage.loop.turn()
+    stage.sent[0].backend = "e0"
+    while stage.sent:
+        assert apart == []
+        stage.answer(400 if len(stage.inputs(stage.sent[0])) > 1 else None)
+        stage.loop.turn()
+    assert [reader.flight.head and reader.flight.head.status for reader in readers] == [200] * 3 + [
+        200 if good else 400
+    ]
+    assert apart == (["e0"] if good else [])
     over(stage)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.flights.embeddings.batches import ArrayBatcher, halves
+from proxy.flights.embeddings.batches import ArrayBatcher, _Turn, _Waiting, halves
 
 GONE = "<Arrays waiting=0 under_way=0 groups=0>"
 
@@ -15,6 +15,21 @@ def one(group: str) -> int:
 
 def arrays(items: int = 4, tokens: int = 100, window: float = 0.0) -> ArrayBatcher[str, str]:
     return ArrayBatcher(items=items, tokens=tokens, window=window)
+
+
+def test_a_turn_forgets_removed_items_once_they_are_the_most() -> None:
+    turn = _Turn[str]()
+    for n in range(40):
+        turn.order.append(f"{n}")
+        turn.live[f"{n}"] = _Waiting(1, 0.0)
+    for n in range(20, 38):
+        turn.drop(f"{n}")
+    for n in range(10):
+        assert turn.drop(f"{n}") == _Waiting(1, 0.0)
+    assert (len(turn.live), len(turn.order)) == (12, 40)
+    turn.drop("39")
+    assert [*turn.order] == [*turn.live] == [*map(str, range(10, 20)), "38"]
+    assert turn.head() == ("10", _Waiting(1, 0.0))
 
 
 def test_what_waits_and_what_is_under_way_is_told() -> None:

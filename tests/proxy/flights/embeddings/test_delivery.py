@@ -107,10 +107,12 @@ def test_a_large_vector_and_a_slice_of_an_answer_are_work_too(monkeypatch: pytes
     desk.delivery.add(desk.item(b"c", long))
     desk.delivery.turn()
     assert (desk.log[2:], repr(desk.delivery)) == ([("out", b"c")], "<Delivery items=0 answers=1>")
+    desk.delivery.add(desk.item(b"d", Wanted("w", lacks=9)))
+    assert len(desk.delivery) == 2
     desk.delivery.turn()
     assert desk.log[3:] == []
     desk.delivery.turn()
-    assert desk.log[3:] == [("landed", "long")]
+    assert desk.log[3:] == [("landed", "long"), ("out", b"d")]
 
 
 def test_who_is_over_meanwhile_gets_no_answer_and_what_raises_costs_its_own() -> None:
@@ -176,6 +178,6 @@ def test_it_is_not_entered_twice_and_may_be_cleared() -> None:
     desk.delivery.work()
     assert len(desk.delivery) == 0
     desk.delivery.add(desk.item(b"c", one))
-    desk.delivery._landing.append((cast(EmbeddingRequest, one), iter(())))
+    desk.delivery._landing = cast(EmbeddingRequest, one), iter(())
     desk.delivery.clear()
     assert (len(desk.delivery), repr(desk.delivery)) == (0, "<Delivery items=0 answers=0>")

@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import (
-    MAX_TOKENS,
     RESULT_BYTES,
     STEP,
     ArrayCall,
@@ -217,6 +216,20 @@ def test_a_large_vector_is_charged_once_and_its_request_grows_by_steps(size: int
     assert getattr(one, "held") is None  # noqa: B009 - narrowed above
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_charge_grows_once_it_is_exceeded(more: int) -> None:
+    memory = Memory(1 << 30)
+    one = want()
+    (a,) = began(one).values()
+    one.charge(memory, inputs(one))
+    held = memory.held
+    size = (held - RESULT_BYTES) // 2 + more
+    one._charge = (held - RESULT_BYTES) % 2
+    one.gets(a, result()._replace(vector=Vector(b"x" * size, b"")))
+    assert memory.held == (held if not more else one._charge + STEP)
+    one.clear()
+
+
 def landing(one: EmbeddingRequest) -> None:
     for _ in one.land():
         pass
@@ -298,7 +311,7 @@ def body_of(count: int, tokens: int | None, bad: int | None = None) -> bytes:
         ("text", [1, 3], 8, [2, 6]),
         ("ids", [1, 3], 4, [1, 3]),
         ("text", [1, 1], None, [None, None]),
-        ("text", [1, 1], MAX_TOKENS, [None, None]),
+        ("text", [1, 1], 1 << 53, [None, None]),
         ("text", [5], 7, [7]),
     ],
 )
@@ -335,7 +348,7 @@ def test_of_an_answer_s_parts_what_raises_costs_its_own(monkeypatch: pytest.Monk
             calls += 1
             return fails() if calls == 1 else Vector.of(datum)
 
-    monkeypatch.setattr(embed_item, "shares_beside", fails)
+    monkeypatch.setattr(embed_item, "shares", fails)
     monkeypatch.setattr(embed_item, "Vector", Broken)
     found = results_of(call_of(items), JSON, body_of(2, 8), lambda where, e: faults.append(where))
     assert (found[0], found[1] and found[1].tokens) == (None, None)
@@ -380,11 +393,13 @@ def test_the_one_request_for_items_is_the_client_s_own_where_it_is_all_of_it() -
     assert requests_of([a, b, c]) == [one, other]
 
 
-@pytest.mark.parametrize(("padding", "own"), [(0, True), (2 * PADDING, False)])
-def test_a_padded_body_is_written_anew(padding: int, own: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "own"), [(0, True), (4 * 3 + PADDING, True), (4 * 3 + PADDING + 1, False), (9 * PADDING, False)]
+)
+def test_a_padded_body_is_written_anew(size: int, own: bool) -> None:
     one = want(["a"])
     (a,) = began(one).values()
-    one.flight.spec = replace(one.flight.spec, body=one.flight.spec.body + b" " * padding)
+    one.flight.spec = replace(one.flight.spec, body=one.flight.spec.body.ljust(size))
     spec, _, whole = array_of([a])
     assert whole is one
     assert (spec.body == one.flight.spec.body) is own
