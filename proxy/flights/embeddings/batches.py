@@ -151,10 +151,9 @@ class ArrayBatcher(Generic[G, T]):
         line.under_way -= 1
         for array in again:
             part = dict.fromkeys(array)
-            if part:
-                line.again.append(part)
-                for item in part:
-                    line.parts[item] = part
+            line.again.append(part)
+            for item in part:
+                line.parts[item] = part
         if not (line.callers or line.parts or line.under_way):
             del self._lines[group]
 

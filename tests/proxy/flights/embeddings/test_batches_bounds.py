@@ -32,6 +32,15 @@ def test_a_turn_forgets_removed_items_once_they_are_the_most() -> None:
     assert turn.head() == ("10", _Waiting(1, 0.0))
 
 
+def test_items_that_weigh_the_same_and_come_together_share_a_record() -> None:
+    made = arrays(items=9)
+    for item, tokens, now in (("a", 1, 0.0), ("b", 1, 0.0), ("c", 2, 0.0), ("d", 2, 1.0), ("e", 2, 1.0)):
+        made.offer("g", "o", item, tokens, now)
+    live = made._lines["g"].callers[None]["o"].live
+    assert [live[item] for item in "abcde"] == [(1, 0.0), (1, 0.0), (2, 0.0), (2, 1.0), (2, 1.0)]
+    assert (live["a"] is live["b"], live["d"] is live["e"]) == (True, True)
+
+
 def test_what_waits_and_what_is_under_way_is_told() -> None:
     made = ArrayBatcher[str, str](items=4, tokens=100)
     made.offer("g", "o", "a", 1, 0.0)
