@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def shares(total: int, weights: Sequence[int]) -> list[int]:
+def shares_of(total: int, weights: Sequence[int]) -> list[int]:
     """`total` in whole parts in proportion to the weights; in equal parts where all weights are 0."""
     whole = sum(weights)
     if not whole:

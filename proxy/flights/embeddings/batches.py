@@ -130,8 +130,6 @@ class ArrayBatcher(Generic[G, T]):
         arrays: list[tuple[G, list[T]]] = []
         try:
             for group, line in self._lines.items():
-                if not line.callers and not line.parts:
-                    continue
                 room = calls(group) - line.under_way
                 while room > 0 and len(arrays) < most and self._ready(line, now):
                     array: list[T] = []

@@ -520,6 +520,6 @@ class Embedder:
                     self.queue.take_over(item, heir)
             return None
         self._forget(item)
-        if item.call is None and not self.store.discard(item):
+        if not self.store.discard(item):
             self.queue.discard(item)
         return item.call

@@ -29,7 +29,7 @@ from proxy.wire import (
     array_body,
     envelope_of,
     put_together,
-    shares,
+    shares_of,
     take_apart,
 )
 
@@ -301,7 +301,7 @@ def results_of(
     counts: Sequence[int | None] = [None] * len(items)
     if parts.tokens is not None:
         try:
-            counts = shares(parts.tokens, [item.weight for item in items])
+            counts = shares_of(parts.tokens, [item.weight for item in items])
         except Exception as e:  # noqa: BLE001 - their vectors are known without their tokens
             on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)

@@ -128,6 +128,7 @@ async def test_an_engine_is_asked_one_stream_and_one_body_by_a_name_of_ours() ->
     bodies = [json.loads(body) for method, _, body in desk.pools[0].asked if method == "POST"]
     assert [body.get("stream", False) for body in bodies] == [True, False]
     assert bodies[0]["stream_options"] == {"include_usage": True}
+    assert bodies[0]["messages"] == bodies[1]["messages"]
     for body in bodies:
         assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("m", 4, 0, 1)
     assert all(name.startswith(NAME) for name in desk.pools[0].names)
@@ -185,11 +186,11 @@ async def test_an_answer_may_have_so_many_bytes_and_no_more() -> None:
 @pytest.mark.parametrize(("seconds", "asked"), [(IMPATIENT - 1.0, False), (IMPATIENT, True)])
 @virtual
 async def test_patience_ends_to_the_second(seconds: float, asked: bool) -> None:
-    now = [0.0]
+    now = [100.0]
     desk = Desk(clock=lambda: now[0])
     desk.engines[0].inflight = 2
     assert not await desk.shapes._look_at(desk.engines[0])
-    now[0] = seconds
+    now[0] += seconds
     assert await desk.shapes._look_at(desk.engines[0]) is asked
 
 
@@ -260,6 +261,55 @@ async def test_an_engine_at_work_is_asked_at_half_of_its_places_once_it_has_neve
     engine.abilities.forget()
     await desk.run(IMPATIENT + 5.0)
     assert desk.posts() == (0 if busy == "waiting" else 2), "more than half of its places are taken"
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "asked"), [(0.0, 0.0, True), (1.0, 0.0, False), (0.0, 1.0, False), (1.0, 1.0, False)]
+)
+@virtual
+async def test_an_engine_that_reports_no_request_is_idle(running: float, waiting: float, asked: bool) -> None:
+    desk = Desk()
+    desk.engines[0].report = LoadReport(running, waiting, 0.1)
+    assert await desk.shapes._look_at(desk.engines[0]) is asked
+
+
+@virtual
+async def test_what_is_known_of_the_other_endpoint_is_kept() -> None:
+    desk, none = Desk(), Shape("none")
+    abilities = desk.engines[0].abilities
+    abilities.learn(["m"], "completions", none)
+    await desk.run(0.5)
+    assert abilities.knows("m", "chat")
+    whole = decode("completions", b'{"model":"m","prompt":"x"}')
+    assert abilities.shape(whole) == none
+
+
+@virtual
+async def test_what_one_body_does_not_prove_is_asked_with_another_text() -> None:
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        status, body = fine(asked)
+        if asked[0] == "POST" and not json.loads(asked[2]).get("stream"):
+            body = body.replace(b"{", b'{"site":"x",', 1)
+        return status, body
+
+    desk = Desk(answers)
+    await desk.run(0.5)
+    posts = [json.loads(body) for method, path, body in desk.pools[0].asked if method == "POST" and "chat" in path]
+    said = [body["messages"][0]["content"] for body in posts]
+    assert (len(said), said[0] == said[1], said[0] == said[2]) == (3, True, False)
+    known = desk.engines[0].abilities.shape(ask())
+    assert known is not None
+    assert known.dialect == "learned"
+
+
+@virtual
+async def test_an_engine_of_models_of_several_kinds_is_asked_like_an_unknown_one() -> None:
+    desk = Desk()
+    engine = desk.engines[0]
+    engine.models = [{"id": "m", "owned_by": "llamacpp"}, {"id": "n", "owned_by": "vllm"}]
+    await desk.run(0.5)
+    assert desk.posts() > 0
+    assert engine.abilities.shape(ask()) == VLLM
 
 
 @virtual
@@ -345,7 +395,7 @@ async def test_what_an_engine_will_never_do_is_known_after_one_question(status: 
         )
 
 
-@pytest.mark.parametrize("owner", ["vllm", "new"])
+@pytest.mark.parametrize("owner", ["vllm", "new", "both"])
 @virtual
 async def test_an_engine_that_only_embeds_is_asked_for_no_token(owner: str) -> None:
     def embeds(asked: Asked) -> tuple[int, bytes]:
@@ -353,9 +403,11 @@ async def test_an_engine_that_only_embeds_is_asked_for_no_token(owner: str) -> N
             return fine(asked)
         return 404, b""
 
-    desk = Desk(embeds, owner=owner)
+    desk = Desk(embeds, owner="new" if owner == "new" else "vllm")
+    if owner == "both":
+        desk.engines[0].models = [*desk.engines[0].models, {"id": "n", "owned_by": "new"}]
     await desk.run(3.0)
-    assert desk.posts() == (0 if owner == "vllm" else 2)
+    assert desk.posts() == (2 if owner == "new" else 0)
     assert (desk.log.lines, desk.shapes.settled) == ([], True)
 
 
@@ -529,6 +581,11 @@ def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
     engine.models = [{"id": f"{n}"} for n in range(20)]
     assert len(shapes._families(engine)) == shapes.MOST_MODELS
     assert shapes._unknown(engine) == (["0"], "chat")
+    engine.models = [{"id": "base", "root": "/m"}, {"id": "alias", "root": "/m"}, {"id": "own"}]
+    assert shapes._unknown(engine) == (["base", "alias"], "chat")
+    for endpoint in shapes.ENDPOINTS:
+        engine.abilities.learn(["base"], endpoint, Shape("none"))
+    assert shapes._unknown(engine) == (["own"], "chat")
     engine.models = [{"id": "one"}]
     assert shapes._unknown(engine) == (["one", None], "chat")
     engine.abilities.learn(["one"], "chat", Shape("none"))

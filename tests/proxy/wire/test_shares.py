@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.wire.shares import shares
+from proxy.wire.shares import shares_of
 
 
 @given(weights=st.lists(st.integers(0, 1000), min_size=1, max_size=16).filter(any))
 def test_weights_that_are_counts_and_add_up_are_the_shares(weights: list[int]) -> None:
-    assert shares(sum(weights), weights) == weights
+    assert shares_of(sum(weights), weights) == weights
 
 
 @given(total=st.integers(0, 10_000), weights=st.lists(st.integers(0, 1000), min_size=1, max_size=16))
 def test_shares_are_in_proportion_within_one_and_add_up(total: int, weights: list[int]) -> None:
-    found = shares(total, weights)
+    found = shares_of(total, weights)
     assert sum(found) == total
     whole = sum(weights) or len(weights)
     for share, weight in zip(found, weights if sum(weights) else [1] * len(weights), strict=True):
@@ -36,4 +36,4 @@ def test_shares_are_in_proportion_within_one_and_add_up(total: int, weights: lis
     ],
 )
 def test_what_is_over_goes_to_the_largest_remainder(total: int, weights: list[int], found: list[int]) -> None:
-    assert shares(total, weights) == found
+    assert shares_of(total, weights) == found

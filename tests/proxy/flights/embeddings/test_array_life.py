@@ -183,11 +183,13 @@ def test_the_check_doubles_nothing() -> None:
     begun_, queued = stage.arrays[:], len(stage.embedder.arrays)
     stage.embedder._heal()
     assert (begun_, len(stage.embedder.arrays), queued) == ([["a"]], 2, 2)
+    joins = [stage.ask(name, caller="another") for name in "ab"]
+    assert len(stage.embedder.arrays) == 2, "what is wanted can still be joined"
     for _ in readers:
         stage.answer()
         stage.loop.turn()
-    assert stage.arrays == [["a"], ["b"], ["c"]]
-    assert [vectors(reader) for reader in readers] == [[vector(name)] for name in "abc"]
+    assert sorted(stage.arrays) == [["a"], ["b"], ["c"]]
+    assert [vectors(reader) for reader in readers + joins] == [[vector(name)] for name in "abcab"]
     over(stage)
 
 

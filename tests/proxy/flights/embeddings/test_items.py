@@ -348,7 +348,7 @@ def test_of_an_answer_s_parts_what_raises_costs_its_own(monkeypatch: pytest.Monk
             calls += 1
             return fails() if calls == 1 else Vector.of(datum)
 
-    monkeypatch.setattr(embed_item, "shares", fails)
+    monkeypatch.setattr(embed_item, "shares_of", fails)
     monkeypatch.setattr(embed_item, "Vector", Broken)
     found = results_of(call_of(items), JSON, body_of(2, 8), lambda where, e: faults.append(where))
     assert (found[0], found[1] and found[1].tokens) == (None, None)
