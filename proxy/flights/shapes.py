@@ -233,18 +233,15 @@ class Shapes:
             raise _NotOffered("it does not generate")
         stream = await self._answer(engine, model, endpoint, 0, stream=True)
         answer = await self._answer(engine, model, endpoint, 0)
-        framer = Framer(MOST_BYTES)
+        framer = Framer(MOST_BYTES)  # no event can be larger: the answer is not
+        frames = framer.feed(stream)
+        if not framer.clear:
+            raise _Later("it ended a stream before it was complete")
         try:
-            frames = framer.feed(stream)
-            if not framer.clear:
-                raise _Later("it ended a stream before it was complete")
-            try:
-                return shape_seen(frames, answer, endpoint)
-            except Unproven:
-                second = await self._answer(engine, model, endpoint, 1)
-                return shape_seen(frames, answer, endpoint, second)
-        except GatewayError as e:
-            raise Unfoldable(e.message) from None
+            return shape_seen(frames, answer, endpoint)
+        except Unproven:
+            second = await self._answer(engine, model, endpoint, 1)
+            return shape_seen(frames, answer, endpoint, second)
 
     async def _answer(
         self, engine: Backend, model: str, endpoint: Folded, which: int, *, stream: bool = False

@@ -69,7 +69,7 @@ from proxy.wire.prompt import (
 )
 from proxy.wire.prompt_logprobs import outgrows
 from proxy.wire.raw_body import COUNTS, NONE, RawBody, generates, read_passed, takes_json_only
-from proxy.wire.shares import shares_beside
+from proxy.wire.shares import shares_of
 from proxy.wire.sse import (
     DONE,
     LAST_CHUNK,
@@ -145,7 +145,7 @@ __all__ = [
     "refers",
     "refuse_ids",
     "refuse_template",
-    "shares_beside",
+    "shares_of",
     "split_body",
     "stream_extras",
     "strings",

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from proxy.wire.fold.known import Unfoldable
 from proxy.wire.frames import Usage, has_content, is_error, usage_from
-from proxy.wire.shares import shares
+from proxy.wire.shares import shares_of
 from proxy.wire.sse import DONE, data_of, encode, is_done
 from proxy.wire.whole import REASONS
 
@@ -188,7 +188,7 @@ class StreamSplit:
         if counted is None:
             return part.content_events
         total = counted.completion_tokens
-        return shares(total, [one.content_events for one in self.parts])[n]
+        return shares_of(total, [one.content_events for one in self.parts])[n]
 
 
 def split_body(
@@ -260,7 +260,7 @@ def _tokens(total: int, mine: Sequence[Sequence[dict[str, Raw]]]) -> tuple[list[
     known = [[count for count in own if count is not None] for own in counts]
     if all(len(k) == len(own) for k, own in zip(known, counts, strict=True)) and sum(map(sum, known)) == total:
         return [sum(own) for own in known], False
-    return shares(
+    return shares_of(
         total, [sum(len(bytes(c.get("message", c.get("text", b"")))) for c in own) for own in mine]
     ), True
 

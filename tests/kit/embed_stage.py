@@ -4,8 +4,12 @@ Called by the tests of the embedder."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from functools import partial
 from typing import Any, cast
 
 from proxy.errors import Code, GatewayError
@@ -25,10 +29,11 @@ POISON = "poison"
 
 
 class Loop:
-    """Turns when it is told to."""
+    """Turns when it is told to. It runs tasks too: the steps that they are ready for are in `steps`."""
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.steps: deque[Callable[[], None]] = deque()
         self.now = 0.0
         self.later: list[Callable[[], None]] = []
 
@@ -38,12 +43,40 @@ class Loop:
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         self.later.append(call)
 
-    def call_soon(self, call: Callable[[], None]) -> None:
-        self.soon.append(call)
+    def call_soon(self, call: Callable[..., None], *given: Any, context: Context | None = None) -> None:
+        """A task gives its context."""
+        if context is None:
+            self.soon.append(call)
+        else:
+            self.steps.append(partial(context.run, call, *given))
+
+    def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return asyncio.Task(coroutine, loop=cast("Any", self))
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=cast("Any", self))
+
+    def get_debug(self) -> bool:
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        raise AssertionError(context)
+
+    def step(self, most: int = 1000) -> None:
+        """Run the tasks until each waits, or so many of their steps."""
+        asyncio._set_running_loop(cast("Any", self))
+        try:
+            while self.steps and most > 0:
+                most -= 1
+                self.steps.popleft()()
+        finally:
+            asyncio._set_running_loop(None)
 
     def turn(self) -> None:
+        self.step()
         while self.soon:
             self.soon.pop(0)()
+            self.step()
         self.soon, self.later = self.later, []
 
 
@@ -133,10 +166,16 @@ class Stage:
         self.group.remove(flight)
         if status == 0:
             flight.fail(GatewayError(Code.UPSTREAM_UNREACHABLE, "It is gone."))
-            return
-        status = status or (poison if POISON in items else 200)
-        flight.append_body(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
-        flight.land(Head(status, (("content-type", "application/json"),)))
+        else:
+            status = status or (poison if POISON in items else 200)
+            flight.append_body(self.body(items) if status == 200 else b'{"error":{"message":"no"}}')
+            flight.land(Head(status, (("content-type", "application/json"),)))
+        self.loop.step()
+
+    def close(self) -> None:
+        """Close the embedder, and let its arrays end."""
+        self.embedder.close()
+        self.loop.step()
 
     @staticmethod
     def body(items: list[Any]) -> bytes:

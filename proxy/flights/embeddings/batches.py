@@ -18,7 +18,7 @@ class _Waiting(NamedTuple):
 
 
 class _Turn(Generic[T]):
-    """One owner's items in the order of arrival. An item that has left stays in `order` until that is rebuilt."""
+    """One owner's items in the order of arrival. A removed item stays in `order` until that is rebuilt."""
 
     __slots__ = ("live", "order")
 
@@ -93,7 +93,7 @@ class ArrayBatcher(Generic[G, T]):
         line.tokens += tokens
 
     def discard(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> None:
-        """Remove an item that no request wants."""
+        """Remove an item."""
         line = self._lines.get(group)
         if line is None:
             return
@@ -105,8 +105,8 @@ class ArrayBatcher(Generic[G, T]):
         self.leave(group, owner, item, caller)
 
     def leave(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
-        """Remove an item from this turn, to be queued in another one. True if it waited in it; items to be
-        requested again wait in no turn."""
+        """Remove an item from this turn, to be queued in another one. True if it was in it; an item that is
+        requested again is in no turn."""
         line = self._lines.get(group)
         if line is None:
             return False
@@ -116,7 +116,7 @@ class ArrayBatcher(Generic[G, T]):
         return waited is not None
 
     def waits(self, group: G, owner: Hashable, item: T, caller: Hashable = None) -> bool:
-        """Whether it waits in that turn, or is part of an array to be requested again."""
+        """Whether it is queued in that turn, or in a part to be requested again."""
         line = self._lines.get(group)
         if line is None:
             return False
@@ -127,23 +127,21 @@ class ArrayBatcher(Generic[G, T]):
     def due(self, now: float, calls: Callable[[G], int], most: int = 1 << 30) -> list[tuple[G, list[T]]]:
         """The arrays to send now, at most `most`; they count as under way. `calls` says how many of a group may be
         under way."""
-        found: list[tuple[G, list[T]]] = []
+        arrays: list[tuple[G, list[T]]] = []
         try:
             for group, line in self._lines.items():
-                if not line.callers and not line.parts:
-                    continue
                 room = calls(group) - line.under_way
-                while room > 0 and len(found) < most and self._ready(line, now):
+                while room > 0 and len(arrays) < most and self._ready(line, now):
                     array: list[T] = []
-                    found.append((group, array))
+                    arrays.append((group, array))
                     line.under_way += 1
                     room -= 1
                     self._take(line, array)
         except BaseException:
-            for group, array in found:  # none is sent now, and no item is lost
+            for group, array in arrays:  # they are queued again, so that no item is lost
                 self.ended(group, [array])
             raise
-        return found
+        return arrays
 
     def ended(self, group: G, again: Iterable[list[T]] = ()) -> None:
         """A call of this group has ended. `again`: parts of it to be requested by themselves, before others."""
@@ -151,10 +149,9 @@ class ArrayBatcher(Generic[G, T]):
         line.under_way -= 1
         for array in again:
             part = dict.fromkeys(array)
-            if part:
-                line.again.append(part)
-                for item in part:
-                    line.parts[item] = part
+            line.again.append(part)
+            for item in part:
+                line.parts[item] = part
         if not (line.callers or line.parts or line.under_way):
             del self._lines[group]
 
@@ -184,7 +181,7 @@ class ArrayBatcher(Generic[G, T]):
             for item in part:
                 del line.parts[item]
             if array:
-                return  # else all who wanted it have left
+                return  # a part may be empty by now
         tokens = 0
         while line.callers and len(array) < self.items:
             caller, owners = next(iter(line.callers.items()))
@@ -220,11 +217,11 @@ class ArrayBatcher(Generic[G, T]):
         return line.count >= self.items or line.tokens >= self.tokens
 
 
-def halves(items: Sequence[T], wanted_by: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
+def halves(items: Sequence[T], owners_of: Callable[[T], frozenset[Hashable]]) -> list[list[T]]:
     """Bisect a refused array, until the request with the bad input is isolated. Empty if there is nothing to
     isolate: one item, or all items for the same owner alone. An array of n items takes 2n-1 calls at most; with
     one bad item about 2 log2(n)."""
-    owners = [wanted_by(item) for item in items]
+    owners = [owners_of(item) for item in items]
     if len(items) < 2 or (len(owners[0]) == 1 and all(one == owners[0] for one in owners)):
         return []
     first: dict[frozenset[Hashable], list[T]] = {}

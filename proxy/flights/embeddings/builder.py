@@ -64,18 +64,20 @@ def embedder_for(
 
 
 def mixes(backend: Backend) -> bool:
-    """Whether an engine may be given inputs of several clients in one array. Not one that refused that, and not
-    llama.cpp: an input that is too long ends an array there with a 500, the engine's own failure by its looks, so
-    nobody can be set apart, and the breaker would count it."""
+    """Whether an engine may get inputs of several clients in one array. Not one that refused that, and not
+    llama.cpp: it answers an array that has one input too long with 500, as if the engine had failed, so no request
+    can be isolated, and the breaker would count it."""
     return backend.abilities.mixes and not any(model.get("owned_by") == "llamacpp" for model in backend.models)
 
 
 def closing(embedder: Embedder | None, close: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-    """A coroutine function that closes the Embedder, if there is one, and then the scheduler."""
+    """A coroutine function that closes the Embedder, if there is one, and the scheduler."""
 
     async def both() -> None:
         if embedder is not None:
             embedder.close()
-        await close()
+        await close()  # which ends every Flight, also one whose cancellation raised
+        if embedder is not None:
+            await embedder.wait_closed()
 
     return both

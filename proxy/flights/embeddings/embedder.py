@@ -1,7 +1,7 @@
 """Embeddings across clients: each request is taken apart into items, which are looked up, sent in arrays and put
 together again.
 
-It is given Flights and ends every one of them; its arrays are separate Flights."""
+It is given Flights and ends every one of them. Its arrays are separate Flights; `_run` is the life of one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from proxy.flights.embeddings.items import (
     ending,
     items_of,
     no_parts,
+    requests_of,
     results_of,
-    wants_of,
 )  # fmt: skip
 from proxy.flights.embeddings.metrics import EmbedMetrics
 from proxy.flights.embeddings.queue import ARRAYS_A_TURN, EmbedQueue
@@ -43,17 +43,21 @@ from proxy.redis import Cache
 from proxy.telemetry import Metrics, internal
 from proxy.wire import ApiRequest, Inputs, Unsplittable, inputs_of
 
+Parts = list[list[EmbeddingItem]]
+"""The parts of an array that are requested again, each by itself."""
+
 _ABOUT_CONTENT: Final = frozenset({400, 413, 422, 500})
 """Refusals that a single item may have caused: an engine answers 500 to an input that it cannot compute. Any other
 status concerns the whole array."""
 
 _A_TURN: Final = "a turn of the embeddings"
+_ARRAY: Final = "an array of embeddings"
 
 
 class Embedder:
-    """No item is delayed to fill an array beyond `window` seconds, 0 by default: an array is what arrived in one
-    event loop iteration, or while the limit of calls of its kind was under way. An exception in one request's part
-    of the work ends that request alone."""
+    """Serves requests for embeddings by arrays. No item is delayed to fill an array beyond `window` seconds, 0 by
+    default: an array holds the items that arrived in one event loop iteration, or while as many arrays of its kind
+    were under way as may be. An exception in one request's part of the work ends that request alone."""
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Embedder:
             max_batch=max_batch,
             on_batch=metrics.batch,
             found=self._found,
-            looked=self._soon,  # asks for a turn: with the store away each look-up would else end inside the last
+            looked=self._soon,  # the next look-up is in a later turn: without a store it would end inside this one
             lost=self._lost,
             on_fault=self._faults.tell,
         )
@@ -115,12 +119,12 @@ class Embedder:
         )
         self.arrays = self.queue.arrays
         self._items: dict[bytes, EmbeddingItem] = {}  # items that a request may join
-        self._wants: dict[Flight, EmbeddingRequest] = {}
-        self._calls: set[ArrayCall] = set()
+        self._requests: dict[Flight, EmbeddingRequest] = {}
+        self._tasks: dict[asyncio.Task[Parts], tuple[BatchKey, list[EmbeddingItem]]] = {}  # one for each array
         self._delivery = Delivery(
             soon=self._soon,
             landed=self._landed,
-            failed=lambda want, e: self._fail(want, self._faults.error(e, "an answer of embeddings")),
+            failed=lambda request, e: self._fail(request, self._faults.error(e, "an answer of embeddings")),
             lost=self._lost,
             handed_out=self._handed_out,
         )
@@ -129,24 +133,24 @@ class Embedder:
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"<Embedder {len(self._wants)} requests, {self.arrays!r}>"
+        return f"<Embedder {len(self._requests)} requests, {self.arrays!r}>"
 
     def __len__(self) -> int:
-        return len(self._wants) + len(self._items) + len(self._calls) + len(self._delivery)
+        return len(self._requests) + len(self._items) + len(self._tasks) + len(self._delivery)
 
     def __contains__(self, flight: Flight) -> bool:
-        """Whether it is a request that is served here."""
-        return flight in self._wants
+        """Whether it is a request that the embedder serves."""
+        return flight in self._requests
 
     def take(self, flight: Flight, scope: bytes) -> bool:
         """Take a request. False if its items cannot be told apart: the scheduler takes it.
 
-        Raises GatewayError 429 or 503 (and forgets it) when too many wait, when there is no memory for it, or when
-        all is ending.
+        Raises GatewayError 429 or 503, and has forgotten it then: the queue is full, there is no memory for it, or
+        the gateway is shutting down.
         """
         spec = flight.spec
         api_request = spec.api_request
-        want = None
+        request = None
         try:
             inputs = None if api_request is None else inputs_of(api_request)
             if inputs is None or api_request is None:
@@ -158,21 +162,21 @@ class Embedder:
             if makes_room is not None:
                 self._refused("pushed_out")
                 self._fail(*makes_room)
-            want = EmbeddingRequest(flight, caller=owner, limit=self._largest, since=self._loop.time())
-            self._wants[flight] = want
-            want.charge(self._memory, inputs)
+            request = EmbeddingRequest(flight, caller=owner, limit=self._largest, since=self._loop.time())
+            self._requests[flight] = request
+            request.charge(self._memory, inputs)
             flight.when_abandoned(
                 partial(self._faults.safely, "a request for embeddings that was left", self._left)
             )
-            begin = partial(self._begin, want, api_request, inputs, scope)
-            if self.queue.begins(want, len(inputs.items), begin):
+            begin = partial(self._begin, request, api_request, inputs, scope)
+            if self.queue.begins(request, len(inputs.items), begin):
                 begin()
             self._soon()
         except BaseException as e:
             self._group.remove(flight)
-            if want is not None:
-                self._finish(want)
-                want.clear()
+            if request is not None:
+                self._finish(request)
+                request.clear()
             if not isinstance(e, GatewayError):
                 self._faults.tell("a request for embeddings", e)
             elif e.code.code in REASONS:
@@ -180,54 +184,59 @@ class Embedder:
             raise
         return True
 
-    def _begin(self, want: EmbeddingRequest, api_request: ApiRequest, inputs: Inputs, scope: bytes) -> None:
+    def _begin(self, request: EmbeddingRequest, api_request: ApiRequest, inputs: Inputs, scope: bytes) -> None:
         apart = 0 if self._mixes(api_request.model) else next(self._numbers)
-        headers = headers_in_common(want.flight.spec.headers)
+        headers = headers_in_common(request.flight.spec.headers)
         options, keys = self._keyer.items(api_request, inputs.items, tenant=scope, headers=headers)
-        self._join(want, items_of(want, inputs, options, keys, apart, self._items))
+        self._join(request, items_of(request, inputs, options, keys, apart, self._items))
         self._delivery.work()
 
     def joined(self, reader: Subscriber) -> None:
-        """A reader joins a request: its items become as urgent as the reader, and wait in its turn where that
-        comes earlier."""
-        want = self._wants.get(reader.flight)
-        if want is not None and reader.flight.phase is Phase.QUEUED:
-            self._faults.safely("a request for embeddings that is joined", self.queue.joined, want, reader.caller)
+        """A reader joins a request: its items become as urgent as the reader, and are queued in the reader's turn
+        where that comes earlier."""
+        request = self._requests.get(reader.flight)
+        if request is not None and reader.flight.phase is Phase.QUEUED:
+            self._faults.safely(
+                "a request for embeddings that is joined", self.queue.joined, request, reader.caller
+            )
 
     def close(self) -> None:
-        """Fail every request, and cancel every call."""
+        """Fail every request, so that every array is cancelled at its engine."""
         self._closed = True
         if self._window is not None:
             self._window.cancel()
-        for want in tuple(self._wants.values()):
-            self._fail(want, ending())
+        for request in tuple(self._requests.values()):
+            self._fail(request, ending())
         self._delivery.clear()
 
-    def _join(self, want: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
+    async def wait_closed(self) -> None:
+        """Wait for the end of every array. Each ends with its Flight."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _join(self, request: EmbeddingRequest, mine: dict[bytes, EmbeddingItem]) -> None:
         """Join the items that are under way, and begin the others."""
         joined = 0
         calls: set[ArrayCall | None] = set()
         for key, item in mine.items():
             if item.owner is None and item.result is None:
-                item.add(want)
-                item.owner = item.payer = want
+                item.begin(request)
                 self._items[key] = item
-                want.unsent += 1
+                request.enqueue()
                 if not self.store.add(item):
                     self.queue.offer(item)
                 continue
             joined += 1
-            item.add(want)
+            item.add(request)
             if item.result is not None:
                 self._delivery.add(item)
             elif item.call is not None:
-                want.was_sent(item.call.reader.flight)
+                request.was_sent(item.call.flight)
                 calls.add(item.call)
-            elif item.owner is not None and self.queue.sooner(want.caller, item.owner.caller):
-                self.queue.take_over(item, want)
+            elif item.owner is not None and self.queue.sooner(request.caller, item.owner.caller):
+                self.queue.take_over(item, request)
         self._counts.joined(joined)
-        self.queue.adds(want)
-        self.queue.hurry(calls, want, want.caller)
+        self.queue.adds(request)
+        self.queue.hurry(calls, request, request.caller)
 
     def _soon(self) -> None:
         """Schedule a turn at the end of this event loop iteration: all that arrives in it is one batch."""
@@ -237,22 +246,19 @@ class Embedder:
 
     def _turn(self) -> None:
         self._turn_due = False
-        if self._closed:
-            return
         try:
             self._delivery.turn()
-            for want, begin in self.queue.arrived():
+            for request, begin in self.queue.arrived():
                 try:
                     begin()
-                except Exception as e:  # noqa: BLE001 - those after it begin
-                    self._fail(want, self._faults.error(e, "a request for embeddings"))
+                except Exception as e:  # noqa: BLE001 - the requests after it begin
+                    self._fail(request, self._faults.error(e, "a request for embeddings"))
             self.store.look()
             due = self.queue.due(self._room)
             for kind, items in due:
-                try:
-                    self._send(kind, items)
-                except Exception as e:  # noqa: BLE001 - the arrays after it go up
-                    self._give_up(kind, items, self._faults.error(e, "an array of embeddings"))
+                task = self._loop.create_task(self._run(kind, items))
+                self._tasks[task] = kind, items
+                task.add_done_callback(partial(self._faults.safely, _ARRAY, self._ended))
             if len(due) == ARRAYS_A_TURN or self.queue.crowded:
                 self._soon()
             if self.arrays.window > 0:
@@ -261,8 +267,8 @@ class Embedder:
                     self._window = self._loop.call_at(
                         deadline, partial(self._faults.safely, _A_TURN, self._window_closed)
                     )
-        except Exception as e:  # noqa: BLE001 - queued items are looked at again, see _heal
-            self._faults.tell(_A_TURN, e)  # and there is another one
+        except Exception as e:  # noqa: BLE001 - `_heal` checks the queued items, and another turn follows
+            self._faults.tell(_A_TURN, e)
 
     def _window_closed(self) -> None:
         self._window = None
@@ -282,142 +288,118 @@ class Embedder:
         if self._items.get(item.key) is item:
             del self._items[item.key]
 
-    # -- at the engine ----------------------------------------------------------------------------
+    # -- an array ---------------------------------------------------------------------------------
 
-    def _send(self, kind: BatchKey, items: list[EmbeddingItem]) -> None:
-        """Send one array. An exception while it is built is isolated by bisection, like a refusal of an engine."""
-        items = [item for item in items if item.wants is not None]
-        if not items:  # an array before this one failed, and with it all requests of these
-            self.arrays.ended(kind)
-            return
+    async def _run(self, kind: BatchKey, items: list[EmbeddingItem]) -> Parts:
+        """The life of one array, from its items to their vectors. Returns the parts to be requested again.
+
+        When no request wants its items any more, its reader leaves, which cancels it at the engine at once: see
+        `_drop_items`."""
+        items = [item for item in items if item.waiting is not None]
+        if not items:
+            return []  # all requests for them have ended
         try:
             spec, queue_state, whole = array_of(items)
-        except Exception as e:  # noqa: BLE001 - one request's part of an array must not end the others'
-            self._faults.tell("an array of embeddings", e)
-            again = halves(items, EmbeddingItem.wanted_by)
-            self.arrays.ended(kind, again)
-            self._soon()
-            for want in () if again else wants_of(items):
-                self._fail(want, internal())
-            return
+        except Exception as e:  # noqa: BLE001 - isolated by bisection, like a refusal of an engine
+            return self._isolate(items, e)
         flight = self._group.launch(spec, queue_state)
         reader = self._group.attach(flight, usage=True, whole=True)
         call = ArrayCall(kind, items, reader, whole, queue_state.owner, self._loop.time())
-        self._calls.add(call)
-        queue_state.read_by(call.callers)
+        refusal = None
         try:
+            call.begin()
             for item in items:
                 self.queue.sent(item)
-                item.call = call
             self._counts.array(len(items))
-            flight.when_ended(
-                partial(self._faults.safely, "the answer to an array of embeddings", self._ended, call)
-            )
-            self._submit(flight)
-        except Exception as e:  # noqa: BLE001 - the queue's refusal, or a fault of ours: it has not gone up
-            flight.when_ended(None)
-            error = self._faults.error(e, "an array of embeddings")
+            try:
+                self._submit(flight)
+            except GatewayError as e:
+                refusal = e
+            else:
+                await call.ended()
+        finally:
             self._group.remove(flight)
-            if not flight.ended:
-                self._faults.safely("an array of embeddings", flight.fail, error)
-            wants = wants_of(items)
-            self._part_with(call, wants, self.queue.turned_away(call, wants, error), error)
+            self._faults.safely(_ARRAY, reader.leave)
+            call.release()
+        if refusal is not None:
+            return self._blame(items, self.queue.turned_away(call, requests_of(items), refusal), refusal)
+        return self._settle(call)
 
-    def _give_up(self, kind: BatchKey, items: list[EmbeddingItem], error: GatewayError) -> None:
-        """End an array that could not be sent."""
-        call = next((item.call for item in items if item.call is not None), None)
-        if call in self._calls:
-            self._over(call)
-        else:
-            self.arrays.ended(kind)
-        for want in wants_of(items):
-            self._fail(want, error)
-
-    def _part_with(
-        self, call: ArrayCall, wants: list[EmbeddingRequest], blamed: list[EmbeddingRequest], error: GatewayError
-    ) -> None:
-        """End a call: the blamed requests fail with it, and the items of the others are requested again."""
-        gone = set(blamed)
-        rest = []
-        if len(gone) < len(wants):
-            rest = [item for item in call.items if not gone.issuperset(item.wanted)]
-        self._over(call, [rest])
-        for want in blamed:
-            self._fail(want, error)
-
-    def _over(self, call: ArrayCall, again: Iterable[list[EmbeddingItem]] = ()) -> None:
-        self.arrays.ended(call.kind, again)
-        self._calls.discard(call)
-        flight = call.reader.flight
-        flight.when_ended(None)  # both hold the call, which holds the flight: no reference cycle is left
-        flight.queue_state.read_by(None)
-        self._group.remove(flight)
-        for item in call.items:
-            item.call = None
-        self._soon()
-        self._faults.safely("the end of an array of embeddings", call.reader.leave)
-
-    def _ended(self, call: ArrayCall, flight: Flight) -> None:
-        """The Flight of a call has ended, with any outcome."""
+    def _ended(self, task: asyncio.Task[Parts]) -> None:
+        """An array is over: its place is free. An exception of it ends its requests, and nothing else."""
+        if task not in self._tasks:
+            return  # `_heal` has done it
+        kind, items = self._tasks[task]
+        parts: Parts = []
         try:
-            self._settle(call)
-        except Exception as e:  # noqa: BLE001 - what an array's answer raises ends its requests, and nothing else
-            self._faults.tell("the answer to an array of embeddings", e)
-            if call in self._calls:
-                self._over(call)
-            for want in wants_of(item for item in call.items if item.result is None):
-                self._fail(want, internal())
+            parts = task.result()
+        except Exception as e:  # noqa: BLE001 - the other arrays go on
+            error = self._faults.error(e, _ARRAY)
+            for request in requests_of(item for item in items if item.result is None):
+                self._fail(request, error)
+        self.arrays.ended(kind, [[item for item in part if item.waiting is not None] for part in parts])
+        del self._tasks[task]
+        self._soon()
 
-    def _settle(self, call: ArrayCall) -> None:
-        flight = call.reader.flight
-        items = [item for item in call.items if item.wants is not None]
-        wants = wants_of(items)
-        for want in wants:
-            self._faults.safely("an array of embeddings", want.was_sent, flight)
-        head, error = flight.head or Head(), flight.error
-        if error is not None and error.code is Code.UPSTREAM_INCOMPLETE:
-            again = halves(items, EmbeddingItem.wanted_by)
-            if again:
-                self._over(call, again)
-                self._counts.split()  # one item's vector is missing: the others' need not be
-                return
-        if error is not None or flight.phase is Phase.CANCELLED:
-            error = error or ending()
-            self._part_with(call, wants, self.queue.given_up(call, wants, error), error)
-            return
-        body = b"".join(flight.log)
+    def _isolate(self, items: list[EmbeddingItem], e: Exception) -> Parts:
+        """Bisect an array that cannot be built. One request's part, once isolated, fails."""
+        self._faults.tell(_ARRAY, e)
+        parts = halves(items, EmbeddingItem.request_set)
+        return parts or self._blame(items, requests_of(items), internal())
+
+    def _blame(self, items: Iterable[EmbeddingItem], blamed: list[EmbeddingRequest], error: GatewayError) -> Parts:
+        """Fail the blamed requests of an array. Returns the items of the others, to be requested again."""
+        failed = set(blamed)
+        rest = [item for item in items if not failed.issuperset(item.requests)]
+        for request in blamed:
+            self._fail(request, error)
+        return [rest]
+
+    def _settle(self, call: ArrayCall) -> Parts:
+        """An array's Flight has ended, with any outcome: hand out its answer, or return the parts to be requested
+        again."""
+        flight = call.flight
+        items = [item for item in call.items if item.waiting is not None]
+        requests = requests_of(items)
+        for request in requests:
+            self._faults.safely(_ARRAY, request.was_sent, flight)
+        error = ending() if flight.phase is Phase.CANCELLED else flight.error
+        head, body = flight.head or Head(), b"".join(flight.log)
+        if error is not None:
+            parts = halves(items, EmbeddingItem.request_set) if error.code is Code.UPSTREAM_INCOMPLETE else []
+            if not parts:
+                return self._blame(items, self.queue.given_up(call, requests, error), error)
+            self._counts.split()  # the vector of one item is missing, perhaps not those of the others
+            return parts
         if head.status == 200:
-            self._over(call)
-            self._answered(call, wants, head, body)
-            return
-        about_content = head.status in _ABOUT_CONTENT
-        again = call.parts() if about_content else []
-        self._over(call, again)
-        if again:
+            self._answered(call, requests, head, body)
+            return []
+        parts = call.parts() if head.status in _ABOUT_CONTENT else []
+        if parts:
             self._counts.split()
-            divided = Divided(
-                flight.backend, len(call.items)
-            )  # of one who left too: that may have been the bad one
+            # The items that were given up count too: one of them may have been the reason.
+            divided = Divided(flight.backend, len(call.items))
             for item in items:
-                item.divided = item.divided or divided
-            return
-        if about_content:
+                item.divide(divided)
+            return parts
+        if head.status in _ABOUT_CONTENT:
             self._counts.refused(len(items))
-        for want in wants:
-            self._refuse(want, head, body)
+        for request in requests:
+            self._refuse(request, head, body)
+        return []
 
-    def _answered(self, call: ArrayCall, wants: Iterable[EmbeddingRequest], head: Head, body: bytes) -> None:
+    def _answered(self, call: ArrayCall, requests: Iterable[EmbeddingRequest], head: Head, body: bytes) -> None:
         whole = call.whole
         if whole is not None:
-            whole.body = body
+            whole.answered_by(body)
         try:
             results = results_of(call, head, body, self._faults.tell)
         except Unsplittable as e:
-            for want in wants:
-                if want is whole:
-                    self._refuse(want, head, body)  # its own request, and what the engine says to that
+            for request in requests:
+                if request is whole:
+                    self._refuse(request, head, body)  # this is the engine's answer to its own body
                 else:
-                    self._fail(want, no_parts(str(e)))
+                    self._fail(request, no_parts(str(e)))
             return
         self._counts.asked(len(results))
         for item, result in zip(call.items, results, strict=True):
@@ -430,115 +412,114 @@ class Embedder:
         self._delivery.work()
 
     def _comes(self, item: EmbeddingItem, result: Result) -> None:
-        item.result = result
+        item.arrive(result)
         if item.divided is not None and item.divided.came():
             self._apart(item.divided.backend)
         self.queue.sent(item)
         self._delivery.add(item)
 
-    def _handed_out(self, item: EmbeddingItem) -> None:
+    def _handed_out(self, item: EmbeddingItem, result: Result) -> None:
         """Store an item. It can be joined until that is settled."""
-        if item.result is not None:
-            self.store.keep(item, item.result, partial(self._forget, item))
+        self.store.keep(item, result, partial(self._forget, item))
 
-    def _landed(self, want: EmbeddingRequest) -> None:
-        self._finish(want)
-        if want.flight.stored_at is not None:
-            self._metrics.flight_landed("hit", want.flight.spec.model, None)
-        want.clear()
+    def _landed(self, request: EmbeddingRequest) -> None:
+        self._finish(request)
+        if request.flight.stored_at is not None:
+            self._metrics.flight_landed("hit", request.flight.spec.model, None)
+        request.clear()
 
     # -- ends -------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        """Queue wanted items that are in no queue, forget items without a request, end calls whose flight has
-        ended."""
-        for call in [call for call in self._calls if call.reader.flight.ended]:
-            self._ended(call, call.reader.flight)
-        self.queue.recount(self._wants.values(), self._items.values())
-        for item in [item for want in self._wants.values() for item in want.missing()]:
+        """Queue wanted items that are in no queue, forget items without a request, and end arrays whose task is
+        done."""
+        for task in [task for task in self._tasks if task.done()]:
+            self._ended(task)
+        under_way = {item for _, items in self._tasks.values() for item in items}
+        self.queue.recount(self._requests.values(), self._items.values())
+        for item in [item for request in self._requests.values() for item in request.missing()]:
             if item.result is not None:
                 self._delivery.add(item)
-            elif item.call not in self._calls and not self.store.waits(item) and not self.queue.waits(item):
+            elif item not in under_way and not self.store.waits(item) and not self.queue.waits(item):
                 self.queue.offer_again(item)
-        for item in [item for item in self._items.values() if item.wants is None and item.result is None]:
+        for item in [item for item in self._items.values() if item.waiting is None and item.result is None]:
             self._forget(item)
         if self._window is not None:
             self._window.cancel()
-            self._window = None  # the turn opens it again
-        self._turn_due = False  # one that raised at its start is not due any more
+            self._window = None  # the next turn sets it again
+        self._turn_due = False  # a turn that raised at its start has left it set
         self._soon()
 
     def _lost(self, item: EmbeddingItem, e: Exception) -> None:
         """An item failed: the requests that want it fail."""
         error = self._faults.error(e, "an embedding")
-        for want in item.wanted:
-            self._fail(want, error)
+        for request in item.requests:
+            self._fail(request, error)
         self._forget(item)
 
-    def _refuse(self, want: EmbeddingRequest, head: Head, body: bytes) -> None:
-        if want.over:
+    def _refuse(self, request: EmbeddingRequest, head: Head, body: bytes) -> None:
+        if request.over:
             return
-        self._finish(want)
-        self._faults.safely("a refusal of embeddings", want.refused, head, body)
-        self._fail(want, internal())  # if that did not end it
+        self._finish(request)
+        self._faults.safely("a refusal of embeddings", request.refused, head, body)
+        self._fail(request, internal())  # if that did not end it
 
-    def _fail(self, want: EmbeddingRequest, error: GatewayError) -> None:
-        self._finish(want)
-        if not want.flight.ended:
-            self._faults.safely("the failure of embeddings", want.flight.fail, error)
-        want.clear()
+    def _fail(self, request: EmbeddingRequest, error: GatewayError) -> None:
+        self._finish(request)
+        if not request.flight.ended:
+            self._faults.safely("the failure of embeddings", request.flight.fail, error)
+        request.clear()
 
     def _left(self, flight: Flight) -> None:
         """The last reader of a request left."""
-        want = self._wants[flight]
+        request = self._requests[flight]
         try:
-            for call in {item.call for item in want.missing()}:
+            for call in {item.call for item in request.missing()}:
                 if call is not None:
-                    want.was_sent(call.reader.flight)
+                    request.was_sent(call.flight)
         finally:
-            self._finish(want)
-            if not flight.ended:
-                flight.cancel()
-            want.clear()
+            self._finish(request)
+            flight.cancel()
+            request.clear()
 
-    def _finish(self, want: EmbeddingRequest) -> None:
-        """It is over: drop the items that no other request wants, at the engine too."""
-        want.ends()
-        self._wants.pop(want.flight, None)
-        self._group.remove(want.flight)
-        want.flight.when_abandoned(None)
+    def _finish(self, request: EmbeddingRequest) -> None:
+        """It is over: drop the items that no other request wants, also those that are at an engine."""
+        request.ends()
+        self._requests.pop(request.flight, None)
+        self._group.remove(request.flight)
+        request.flight.when_abandoned(None)
         where = "a request for embeddings that is over"
-        self._faults.safely(where, self.queue.ends, want)
-        self._faults.safely(where, self._wants_nothing, want)
+        self._faults.safely(where, self.queue.ends, request)
+        self._faults.safely(where, self._drop_items, request)
 
-    def _wants_nothing(self, want: EmbeddingRequest) -> None:
+    def _drop_items(self, request: EmbeddingRequest) -> None:
         calls: set[ArrayCall] = set()
-        for item in want.missing():
+        for item in request.missing():
             try:
-                call = self._unwanted(item, want)
-            except Exception as e:  # noqa: BLE001 - the other items are to be given up too
+                call = self._drop_item(item, request)
+            except Exception as e:  # noqa: BLE001 - the other items are given up too
                 self._faults.tell("an embedding that is given up", e)
                 continue
             if call is not None:
                 calls.add(call)
         for call in calls:
-            if call in self._calls and not any(item.wants is not None for item in call.items):
+            if not any(item.waiting is not None for item in call.items):
                 self._faults.safely("an abandoned array", call.reader.leave)  # the engine stops
 
-    def _unwanted(self, item: EmbeddingItem, want: EmbeddingRequest) -> ArrayCall | None:
-        """A request does not want an item any more. Returns its call, if no other request wants the item."""
-        item.drop(want)
+    def _drop_item(self, item: EmbeddingItem, request: EmbeddingRequest) -> ArrayCall | None:
+        """A request does not want an item any more. Returns its call, if no other request wants the item. The
+        oldest request that does is its heir: it pays for the item, unless that has been sent."""
+        item.drop(request)
         heir = item.first()
         if item.result is not None:
             return None
         if heir is not None:
             if item.call is None:
-                if item.payer is want:
-                    item.payer = heir
-                if item.owner is want:
+                item.charge_to(heir)
+                if item.owner is request:
                     self.queue.take_over(item, heir)
             return None
         self._forget(item)
-        if item.call is None and not self.store.discard(item):
+        if not self.store.discard(item):
             self.queue.discard(item)
         return item.call

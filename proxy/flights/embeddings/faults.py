@@ -1,5 +1,5 @@
-"""Containment for the embedder: a fault is reported, its client gets an error, and what it may have left undone is
-checked a moment later."""
+"""Containment for the embedder: a fault is reported, its client gets an error, and a moment later a check
+completes what the fault may have interrupted."""
 
 from __future__ import annotations
 

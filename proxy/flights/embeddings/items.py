@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from proxy.wire import (
     array_body,
     envelope_of,
     put_together,
-    shares_beside,
+    shares_of,
     take_apart,
 )
 
@@ -37,7 +38,6 @@ ITEM_BYTES: Final = 400
 """Memory of a queued input beside its text: 344 bytes measured with tracemalloc for 2,048 short texts, 246 where
 another request wants the same."""
 RESULT_BYTES: Final = 320  # memory of a vector beside its bytes
-MAX_TOKENS: Final = 1 << 53  # a larger number is no count
 STEP: Final = 1 << 18  # bytes by which the charge of a request grows
 
 
@@ -103,49 +103,89 @@ class EmbeddingItem(msgspec.Struct, eq=False, gc=False):
     weight: int  # tokens: ids are counted, texts estimated
     fresh: bool  # not to be looked up
     storable: bool = True  # a request that wants it allows its vector to be stored
-    owner: EmbeddingRequest | None = None  # in whose turn it waits
-    payer: EmbeddingRequest | None = None  # whose tokens it costs
+    owner: EmbeddingRequest | None = None  # the request in whose turn it is queued
+    payer: EmbeddingRequest | None = None  # the request that pays its tokens
     replace: bool = False  # its entry in the store does not serve
     sent: bool = False
     result: Result | None = None
     call: ArrayCall | None = None  # the array that it is in
     divided: Divided | None = None  # the largest refused array that it was in
-    wants: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # mostly one
+    waiting: EmbeddingRequest | dict[EmbeddingRequest, None] | None = None  # the requests for it, mostly one
 
     @property
-    def wanted(self) -> Iterable[EmbeddingRequest]:
+    def requests(self) -> Iterable[EmbeddingRequest]:
         """The requests that want it, in the order of arrival."""
-        wants = self.wants
-        return () if not wants else tuple(wants) if isinstance(wants, dict) else (wants,)
+        requests = self.waiting
+        return () if not requests else tuple(requests) if isinstance(requests, dict) else (requests,)
 
     def first(self) -> EmbeddingRequest | None:
         """The request that has wanted it for longest."""
-        return next(iter(self.wants), None) if isinstance(self.wants, dict) else self.wants
+        return next(iter(self.waiting), None) if isinstance(self.waiting, dict) else self.waiting
 
-    def add(self, want: EmbeddingRequest) -> None:
-        if isinstance(self.wants, dict):
-            self.wants[want] = None
+    def begin(self, request: EmbeddingRequest) -> None:
+        """It is new: the request that brings it owns it and pays for it."""
+        self.owner = self.payer = request
+        self.add(request)
+
+    def move_to(self, owner: EmbeddingRequest | None) -> None:
+        """Queue it in this request's turn from now on."""
+        self.owner = owner
+
+    def charge_to(self, payer: EmbeddingRequest) -> None:
+        """Let this request pay its tokens from now on."""
+        self.payer = payer
+
+    def mark_sent(self) -> bool:
+        """It is not queued any more. True the first time."""
+        first, self.sent = not self.sent, True
+        return first
+
+    def put_in(self, call: ArrayCall | None) -> None:
+        """Set the array that it is in."""
+        self.call = call
+
+    def divide(self, divided: Divided) -> None:
+        """An engine refused an array that it was in. The first array, which is the largest, counts."""
+        self.divided = self.divided or divided
+
+    def arrive(self, result: Result) -> None:
+        """Its vector has come."""
+        self.result = result
+
+    def disown(self) -> bool:
+        """All requests that wanted it have it. True the first time: a request that joins it later has it at
+        once."""
+        first = self.owner is not None
+        self.owner = self.payer = None
+        return first
+
+    def allow_storing(self) -> None:
+        """A request that wants it allows its vector to be stored."""
+        self.storable = True
+
+    def replace_stored(self) -> None:
+        """The store's entry does not serve: overwrite it."""
+        self.replace = True
+
+    def add(self, request: EmbeddingRequest) -> None:
+        if isinstance(self.waiting, dict):
+            self.waiting[request] = None
         else:
-            self.wants = want if self.wants is None else {self.wants: None, want: None}
+            self.waiting = request if self.waiting is None else {self.waiting: None, request: None}
 
-    def drop(self, want: EmbeddingRequest) -> bool:
-        """Remove a request. True if it wanted the item."""
-        if self.wants is want:
-            self.wants = None
-            return True
-        if not isinstance(self.wants, dict) or want not in self.wants:
-            return False
-        del self.wants[want]
-        if not self.wants:
-            self.wants = None
-        return True
+    def drop(self, request: EmbeddingRequest) -> None:
+        """This request does not want it any more."""
+        if isinstance(self.waiting, dict):
+            self.waiting.pop(request, None)
+        if self.waiting is request or not self.waiting:
+            self.waiting = None
 
-    def wanted_by(self) -> frozenset[Hashable]:
-        return frozenset(self.wanted)
+    def request_set(self) -> frozenset[Hashable]:
+        return frozenset(self.requests)
 
 
 def items_of(
-    want: EmbeddingRequest,
+    request: EmbeddingRequest,
     inputs: Inputs,
     options: bytes,
     keys: Sequence[bytes],
@@ -153,7 +193,7 @@ def items_of(
     known: Mapping[bytes, EmbeddingItem],
 ) -> dict[bytes, EmbeddingItem]:
     """Begin a request: its items by key, each once; those in `known` of the same kind, and new ones."""
-    spec = want.flight.spec
+    spec = request.flight.spec
     kind = BatchKey(spec.model, options, inputs.kind, tuple(headers_in_common(spec.headers)), apart)
     mine: dict[bytes, EmbeddingItem] = {}
     items = []
@@ -164,10 +204,10 @@ def items_of(
             if item is None or item.kind != kind or (spec.fresh and not (item.fresh or item.sent)):
                 item = EmbeddingItem(key, kind, text, weight, spec.fresh, spec.storable)
             elif spec.storable:
-                item.storable = True
+                item.allow_storing()
             mine[item.key] = item
         items.append(item)
-    want.begins(items)
+    request.begins(items)
     return mine
 
 
@@ -177,38 +217,62 @@ class ArrayCall:
 
     kind: BatchKey
     items: list[EmbeddingItem]
-    reader: Subscriber  # our own, of its Flight
+    reader: Subscriber  # the embedder's, of its Flight
     whole: EmbeddingRequest | None  # the request whose body is sent, as the client wrote it
-    caller: Hashable  # in whose turn it waits for a place
+    caller: Hashable  # in whose turn it is queued
     since: float  # by the loop's clock, when it was made
+
+    @property
+    def flight(self) -> Flight:
+        return self.reader.flight
 
     def callers(self) -> Collection[Hashable]:
         """The callers that want its items now."""
-        return {caller for want in wants_of(self.items) for caller in want.callers()}
+        return {caller for request in requests_of(self.items) for caller in request.callers()}
+
+    def begin(self) -> None:
+        """Its items are in it from now on, and its Flight knows the callers that want them."""
+        for item in self.items:
+            item.put_in(self)
+        self.flight.queue_state.read_by(self.callers)
+
+    async def ended(self) -> None:
+        """Wait until its Flight has ended, whatever the outcome."""
+        if not self.flight.ended:
+            end: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
+            self.flight.when_ended(end.set_result)
+            await end
+
+    def release(self) -> None:
+        """Its items are in it no more, and it leaves no reference cycle."""
+        self.flight.when_ended(None)
+        self.flight.queue_state.read_by(None)
+        for item in self.items:
+            item.put_in(None)
 
     def parts(self) -> list[list[EmbeddingItem]]:
         """The parts in which it is requested again, after a refusal for its content."""
-        items = [item for item in self.items if item.wants is not None]
-        again = halves(items, EmbeddingItem.wanted_by)
+        items = [item for item in self.items if item.waiting is not None]
+        again = halves(items, EmbeddingItem.request_set)
         if not again and 0 < len(items) < len(self.items):
-            return [items]  # the bad input may have left
+            return [items]  # the bad input may be one that was given up meanwhile
         return again
 
 
 def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, EmbeddingRequest | None]:
     """The request to an engine for these items, its queue state, and the client's request that it is a copy of, if
-    any. It waits in the turn of the first item's caller, with the latest deadline of all."""
-    wants = wants_of(items)
-    whole = next((want for want in wants if want.is_all(items)), None)
-    spec = (whole or wants[0]).flight.spec
+    any. It is queued in the turn of the first item's caller, with the latest deadline of all."""
+    requests = requests_of(items)
+    whole = next((request for request in requests if request.is_all(items)), None)
+    spec = (whole or requests[0]).flight.spec
     body = spec.body
     padded = len(body) > 4 * sum(len(item.text) for item in items) + PADDING  # others may want these too
     if (whole is None or padded) and spec.api_request is not None:
         body = array_body(spec.api_request, [item.text for item in items])
-    states = [want.flight.queue_state for want in wants]
+    states = [request.flight.queue_state for request in requests]
     last = max(state.latest for state in states)
     queue_state = QueueState(
-        owner=(items[0].owner or wants[0]).caller,
+        owner=(items[0].owner or requests[0]).caller,
         priority=min(state.priority for state in states),
         deadline=last,
         latest=last,
@@ -227,23 +291,21 @@ def array_of(items: list[EmbeddingItem]) -> tuple[FlightSpec, QueueState, Embedd
 def results_of(
     call: ArrayCall, head: Head, body: bytes, on_fault: Callable[[str, BaseException], None]
 ) -> list[Result | None]:
-    """What an engine's answer to an array says of each item; None of one that cannot be read. Raises Unsplittable.
+    """Each item's result from an engine's answer to an array; None where it cannot be read. Raises Unsplittable.
 
-    Tokens are told of the array only: ids have as many as they are, a text alone has all, of several texts each
-    has its share of the rest.
+    Engines count tokens for the array only. Each item has its share of them by its weight, which for a list of ids
+    is exact.
     """
     items = call.items
     parts = take_apart(body, len(items))
-    counts: list[int | None] = [None] * len(items)
-    if parts.tokens is not None and parts.tokens < MAX_TOKENS:
-        exact = call.kind.inputs == "ids"
-        known = [item.weight if exact else None for item in items]
+    counts: Sequence[int | None] = [None] * len(items)
+    if parts.tokens is not None:
         try:
-            counts = [*shares_beside(parts.tokens, [item.weight for item in items], known)]
-        except Exception as e:  # noqa: BLE001 - their vectors are known, if not their tokens
+            counts = shares_of(parts.tokens, [item.weight for item in items])
+        except Exception as e:  # noqa: BLE001 - their vectors are known without their tokens
             on_fault("the tokens of an array", e)
     envelope = envelope_of(parts)
-    flight = call.reader.flight
+    flight = call.flight
     origin = Origin(flight.backend, flight.times.created, flight.times.dispatched)
     results: list[Result | None] = []
     for datum, tokens in zip(parts.data, counts, strict=True):
@@ -255,9 +317,9 @@ def results_of(
     return results
 
 
-def wants_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
+def requests_of(items: Iterable[EmbeddingItem]) -> list[EmbeddingRequest]:
     """The requests that want these items, in order, each once."""
-    return list(dict.fromkeys(want for item in items for want in item.wanted))
+    return list(dict.fromkeys(request for item in items for request in item.requests))
 
 
 class EmbeddingRequest:
@@ -279,19 +341,19 @@ class EmbeddingRequest:
     ) -> None:
         """`limit`: bytes that the answer may have."""
         self.flight = flight
-        self.caller = caller  # in whose turn its items wait
+        self.caller = caller  # in whose turn its items are queued
         self.held: Held | None = None  # its charge to the memory budget
-        self.since = since  # by the loop's clock, when it came
+        self.since = since  # by the loop's clock, when it arrived
         self._limit = limit
         self._items: list[EmbeddingItem] = []  # by position; an item may be at several
         self._places: Counter[EmbeddingItem] | None = None  # where an item is at several positions
         self.lacks = 0  # items that have not come
-        self.unsent = 0  # items in its turn that wait to be looked up or sent
-        self.over = False
+        self.unsent = 0  # items in its turn that are not looked up or sent yet
+        self.over = False  # answered or failed
         self.asked = self.paid = 0  # items requested from an engine for this request, and their tokens
         self.size = 0  # bytes of the answer, as far as it has come
         self._charge = 0  # bytes that are held of it
-        self.body: bytes | None = None  # an engine's answer to exactly this request
+        self.body: bytes | None = None  # of an engine's answer to exactly this request
 
     def __repr__(self) -> str:
         return f"<EmbeddingRequest {len(self._items)} places, lacks {self.lacks}>"
@@ -318,8 +380,8 @@ class EmbeddingRequest:
         return callers_of(self.flight)
 
     def missing(self) -> Iterator[EmbeddingItem]:
-        """The items that it waits for, each once."""
-        return iter(dict.fromkeys(item for item in self._items if item.result is None or item.wants is not None))
+        """The items that have not come, each once."""
+        return iter(dict.fromkeys(item for item in self._items if item.result is None or item.waiting is not None))
 
     @property
     def step(self) -> int:
@@ -327,8 +389,25 @@ class EmbeddingRequest:
         return min(len(self._items), SLICE)
 
     def changes_to(self, caller: Hashable) -> None:
-        """Its items wait in another caller's turn from now on."""
+        """Queue its items in another caller's turn from now on."""
         self.caller = caller
+
+    def set_unsent(self, count: int) -> None:
+        """Set the number of items that are queued in its turn."""
+        self.unsent = count
+
+    def enqueue(self) -> None:
+        """One more item is queued in its turn."""
+        self.unsent += 1
+
+    def dequeue(self) -> bool:
+        """One item less is queued in its turn. True: none is left."""
+        self.unsent -= 1
+        return self.unsent <= 0
+
+    def answered_by(self, body: bytes) -> None:
+        """An engine has answered exactly this request: the body is passed on as it is."""
+        self.body = body
 
     def ends(self) -> None:
         """It is over: answered or failed."""
@@ -353,20 +432,20 @@ class EmbeddingRequest:
     def land(self) -> Iterator[None]:
         """Put the answer together, a slice at a time, and end the Flight with it."""
         flight, items = self.flight, self._items
-        found = [item.result for item in items if item.result is not None]
-        made = [one for one in found if one.stored_at is None]
-        stored = [one.stored_at for one in found if one.stored_at is not None]
-        counts = [one.tokens for one in found]
+        results = [item.result for item in items if item.result is not None]
+        made = [result for result in results if result.stored_at is None]
+        stored = [result.stored_at for result in results if result.stored_at is not None]
+        counts = [result.tokens for result in results]
         tokens = sum(count or 0 for count in counts) if None not in counts else None
-        from_ = (made or found)[0]
+        sample = (made or results)[0]
         slices: Iterable[list[bytes]] = ([self.body],) if self.body is not None else ()
-        for pieces in slices or put_together(from_.envelope, [one.vector for one in found], tokens):
+        for pieces in slices or put_together(sample.envelope, [result.vector for result in results], tokens):
             for piece in pieces:
                 flight.append_body(piece)
             yield
         self._keep_charge()
         flight.land_composed(
-            Head(200, from_.head.headers, flight.size),
+            Head(200, sample.head.headers, flight.size),
             Items(len(items), len(stored), unpaid=(tokens or 0) - self.paid),
             None if tokens is None else Usage(prompt_tokens=tokens, completion_tokens=0),
             origin="miss" if self.asked else "attached" if made else "hit",

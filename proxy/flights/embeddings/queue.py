@@ -1,4 +1,4 @@
-"""The queue of embeddings: the turn in which each item waits, and which request makes room in a full queue."""
+"""The queue of embeddings: the turn in which each item is queued, and which request makes room in a full queue."""
 
 from __future__ import annotations
 
@@ -58,46 +58,46 @@ class EmbedQueue:
             return None
         return self._waiting.make_room(caller, priority, self._limit, EmbeddingRequest.callers)
 
-    def begins(self, want: EmbeddingRequest, inputs: int, begin: Callable[[], None]) -> bool:
+    def begins(self, request: EmbeddingRequest, inputs: int, begin: Callable[[], None]) -> bool:
         """Whether a request begins at once. One large request does in a turn, the next ones in later turns: see
         `arrived`."""
         if inputs <= SLICE:
             return True
         if self._begun:
-            want.unsent = 1  # it waits
-            self.adds(want)
-            self._arriving.append((want, partial(self._begin, want, begin)))
+            request.set_unsent(1)  # so that it counts as queued
+            self.adds(request)
+            self._arriving.append((request, partial(self._begin, request, begin)))
             return False
         self._begun = True
         return True
 
     @property
     def crowded(self) -> bool:
-        """Whether large requests wait for a turn to begin in."""
+        """Whether large requests have not begun yet."""
         return bool(self._arriving)
 
     def arrived(self) -> Iterator[tuple[EmbeddingRequest, Callable[[], None]]]:
         """A new turn: the large request that begins in it, if there is one."""
         self._begun = False
         while self._arriving and not self._begun:
-            want, begin = self._arriving.popleft()
-            if not want.over:
+            request, begin = self._arriving.popleft()
+            if not request.over:
                 self._begun = True
-                yield want, begin
+                yield request, begin
 
-    def _begin(self, want: EmbeddingRequest, begin: Callable[[], None]) -> None:
-        want.unsent = 0
-        self.ends(want)
+    def _begin(self, request: EmbeddingRequest, begin: Callable[[], None]) -> None:
+        request.set_unsent(0)
+        self.ends(request)
         begin()
 
-    def adds(self, want: EmbeddingRequest) -> None:
+    def adds(self, request: EmbeddingRequest) -> None:
         """Count a request as queued, if any of its items is."""
-        if want.unsent:
-            self._waiting.add(want, want.caller, want.flight.queue_state.priority)
+        if request.unsent:
+            self._waiting.add(request, request.caller, request.flight.queue_state.priority)
 
-    def ends(self, want: EmbeddingRequest) -> None:
+    def ends(self, request: EmbeddingRequest) -> None:
         """No item of a request is queued any more."""
-        self._waiting.drop(want, want.caller, want.flight.queue_state.priority)
+        self._waiting.drop(request, request.caller, request.flight.queue_state.priority)
 
     def sooner(self, caller: Hashable, than: Hashable) -> bool:
         """Whether a caller has fewer requests queued than another, even with one more."""
@@ -110,7 +110,7 @@ class EmbedQueue:
             self.arrays.offer(item.kind, owner, item, item.weight, self._clock(), owner.caller)
 
     def discard(self, item: EmbeddingItem) -> None:
-        """Remove an item that no request wants."""
+        """Remove an item."""
         owner = item.owner
         if owner is not None:
             self.arrays.discard(item.kind, owner, item, owner.caller)
@@ -119,22 +119,22 @@ class EmbedQueue:
         owner = item.owner
         return owner is not None and self.arrays.waits(item.kind, owner, item, owner.caller)
 
-    def recount(self, wants: Iterable[EmbeddingRequest], items: Iterable[EmbeddingItem]) -> None:
+    def recount(self, requests: Iterable[EmbeddingRequest], items: Iterable[EmbeddingItem]) -> None:
         """Count anew which requests are queued, and for how many items."""
         for item in items:
-            for want in item.wanted:
-                if want.over:
-                    item.drop(want)
+            for request in item.requests:
+                if request.over:
+                    item.drop(request)
         self._waiting = Shares()
-        for want in wants:
-            want.unsent = sum(item.owner is want and not item.sent for item in want.missing())
-            self.adds(want)
+        for request in requests:
+            request.set_unsent(sum(item.owner is request and not item.sent for item in request.missing()))
+            self.adds(request)
 
     def offer_again(self, item: EmbeddingItem) -> None:
         """Enqueue an item that was lost, in the turn of a request that wants it."""
-        item.call = None
+        item.put_in(None)
         if item.owner is None or item.owner.over:
-            item.owner = item.first()
+            item.move_to(item.first())
         self.offer(item)
 
     def due(self, calls: Callable[[BatchKey], int]) -> list[tuple[BatchKey, list[EmbeddingItem]]]:
@@ -144,78 +144,74 @@ class EmbedQueue:
     def sent(self, item: EmbeddingItem) -> None:
         """It is not queued for an array or a look-up any more."""
         owner = item.owner
-        if owner is not None and not item.sent:
-            item.sent = True
-            owner.unsent -= 1
-            if owner.unsent <= 0:
-                self.ends(owner)
+        if owner is not None and item.mark_sent() and owner.dequeue():
+            self.ends(owner)
 
-    def take_over(self, item: EmbeddingItem, want: EmbeddingRequest) -> None:
+    def take_over(self, item: EmbeddingItem, request: EmbeddingRequest) -> None:
         """Move an item to another request's turn."""
         owner = item.owner
         if owner is None or item.sent:
-            item.owner = want
+            item.move_to(request)
             return
-        waited = self.arrays.leave(item.kind, owner, item, owner.caller)
-        owner.unsent -= 1
-        want.unsent += 1
-        if owner.unsent <= 0:
+        queued = self.arrays.leave(item.kind, owner, item, owner.caller)
+        request.enqueue()
+        if owner.dequeue():
             self.ends(owner)
-        self.adds(want)
-        item.owner = want
-        if waited:
+        self.adds(request)
+        item.move_to(request)
+        if queued:
             self.offer(item)
 
-    def change_turn(self, want: EmbeddingRequest, caller: Hashable) -> None:
+    def change_turn(self, request: EmbeddingRequest, caller: Hashable) -> None:
         """Move a request's queued items to another caller's turn."""
-        mine, leave = [item for item in want.missing() if item.owner is want], self.arrays.leave
-        waited = [item for item in mine if leave(item.kind, want, item, want.caller)]
-        self.ends(want)
-        want.changes_to(caller)
-        self.adds(want)
-        for item in waited:
+        mine, leave = [item for item in request.missing() if item.owner is request], self.arrays.leave
+        queued = [item for item in mine if leave(item.kind, request, item, request.caller)]
+        self.ends(request)
+        request.changes_to(caller)
+        self.adds(request)
+        for item in queued:
             self.offer(item)
 
-    def joined(self, want: EmbeddingRequest, caller: Hashable) -> None:
+    def joined(self, request: EmbeddingRequest, caller: Hashable) -> None:
         """Another caller reads a request."""
-        if self.sooner(caller, want.caller):
-            self.change_turn(want, caller)
-        self.hurry({item.call for item in want.missing()}, want, caller)
+        if self.sooner(caller, request.caller):
+            self.change_turn(request, caller)
+        self.hurry({item.call for item in request.missing()}, request, caller)
 
-    def hurry(self, calls: Iterable[ArrayCall | None], want: EmbeddingRequest, caller: Hashable) -> None:
+    def hurry(self, calls: Iterable[ArrayCall | None], request: EmbeddingRequest, caller: Hashable) -> None:
         """Make arrays as urgent as a request, and move them to a caller's turn where that comes earlier."""
-        state = want.flight.queue_state
+        state = request.flight.queue_state
         for call in calls:
             if call is not None:
-                self._promote(call.reader.flight, state.priority, state.latest, None, caller)
+                self._promote(call.flight, state.priority, state.latest, None, caller)
 
     def turned_away(
-        self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
+        self, call: ArrayCall, requests: list[EmbeddingRequest], error: GatewayError
     ) -> list[EmbeddingRequest]:
         """The requests that fail with an array that the request queue rejected. If the rejection concerns one
         caller: its requests, but for those that have readers of other callers."""
-        mine = [want for want in wants if want.caller == call.caller]
+        mine = [request for request in requests if request.caller == call.caller]
         if error.code not in _ABOUT_CALLER or not mine:
-            return wants
-        return [want for want in mine if not self._goes_on(want, error)]
+            return requests
+        return [request for request in mine if not self._goes_on(request, error)]
 
     def given_up(
-        self, call: ArrayCall, wants: list[EmbeddingRequest], error: GatewayError
+        self, call: ArrayCall, requests: list[EmbeddingRequest], error: GatewayError
     ) -> list[EmbeddingRequest]:
         """The requests that fail with an array. A queue timeout does not concern requests that came later."""
         if error.code is not Code.QUEUE_TIMEOUT:
-            return wants
+            return requests
         since = call.since
         return [
-            want
-            for want in wants
-            if want.since <= since and not want.flight.refuse(error, lambda reader: reader.since <= since)
+            request
+            for request in requests
+            if request.since <= since and not request.flight.refuse(error, lambda reader: reader.since <= since)
         ]
 
-    def _goes_on(self, want: EmbeddingRequest, error: GatewayError) -> bool:
-        mine = want.caller
-        others = [caller for caller in want.callers() if caller != mine]
-        if not others or not want.flight.refuse(error, lambda reader: reader.caller == mine):
+    def _goes_on(self, request: EmbeddingRequest, error: GatewayError) -> bool:
+        mine = request.caller
+        others = {*request.callers()} - {mine}
+        if not others or not request.flight.refuse(error, lambda reader: reader.caller == mine):
             return False
-        self.change_turn(want, others[0])
+        self.change_turn(request, others.pop())
         return True

@@ -31,8 +31,8 @@ class ItemStore:
         lost: Callable[[EmbeddingItem, Exception], None],
         on_fault: Callable[[str, BaseException], None],
     ) -> None:
-        """`makes`, `build_of`: see Backends. `found` is called with each item still wanted; `looked`, after it,
-        that the round trip is over; `lost` of one whose look-up has failed here."""
+        """`makes`, `build_of`: see Backends. `found` is called with each item that was not discarded, `lost` with
+        one whose result raised; `looked` after them, at the end of the round trip."""
         self._cache = cache
         self._makes = makes
         self._build_of = build_of
@@ -57,22 +57,22 @@ class ItemStore:
         return True
 
     def waits(self, item: EmbeddingItem) -> bool:
-        """Whether it waits for a look-up, or is being looked up."""
+        """Whether it is queued for a look-up, or is being looked up."""
         return item in self._lookups.arrived or item in self._lookups.looking
 
     def discard(self, item: EmbeddingItem) -> bool:
-        """Remove an item that no request wants. True if it was here."""
+        """Remove an item. True if it was here."""
         return self._lookups.discard(item)
 
     def look(self) -> None:
-        """One round trip for all items that wait; none while one is under way."""
+        """Start a round trip for all queued items, unless one is under way."""
         batch = self._lookups.due(0.0)
         if not batch or self._cache is None:
             return
         try:
             self._on_batch(len(batch))
             self._cache.lookup([item.key for item in batch], lambda found: self._found(batch, found))
-        except Exception as e:  # noqa: BLE001 - what cannot be looked up is asked of an engine
+        except Exception as e:  # noqa: BLE001 - items that cannot be looked up are requested from an engine
             self._on_fault("the look-up of embeddings", e)
             self._found(batch, ())
 
@@ -92,7 +92,7 @@ class ItemStore:
         if stored is None:
             return None
         if not self._makes(item.kind.model, stored.build):
-            item.replace = True
+            item.replace_stored()
             return None
         try:
             return Result.of(stored)
@@ -100,7 +100,7 @@ class ItemStore:
             pass
         except Exception as e:  # noqa: BLE001 - one entry must not end the look-up of the others
             self._on_fault("a stored embedding", e)
-        item.replace = True
+        item.replace_stored()
         return None
 
     def keep(self, item: EmbeddingItem, result: Result, settled: Callable[[], None]) -> None:
@@ -124,6 +124,6 @@ class ItemStore:
             )
             replace = item.fresh or item.replace
             self._cache.store(item.key, stored, settled, replace=replace, asked=created)
-        except Exception as e:  # noqa: BLE001 - it is served all the same
+        except Exception as e:  # noqa: BLE001 - it is served though it is not stored
             self._on_fault("the store of an embedding", e)
             settled()

@@ -110,6 +110,27 @@ async def test_twins_that_an_engine_did_not_do_together_wait_for_a_place_each(
         house.left_nothing()
 
 
+@pytest.mark.parametrize(("status", "few"), [(400, False), (422, False), (404, True), (200, True)])
+@virtual
+async def test_an_engine_that_refuses_a_twin_alone_too_is_sent_several_together_again(
+    status: int, few: bool
+) -> None:
+    house = House(kept=9)
+    _, reader = house.ask()
+    flights = twins(house, 2)
+    await house.turn()
+    reader.leave()
+    await house.turn()
+    answered(house, 400, b"{}")
+    await house.turn()
+    assert house.backends.all[0].few
+    answered(house, status, body_of(1) if status == 200 else b"{}")
+    assert house.backends.all[0].few is few
+    assert sum(flight.ended for flight in flights) == 1
+    await house.scheduler.close()
+    house.left_nothing()
+
+
 @virtual
 async def test_the_last_twin_to_leave_stops_the_engine_and_the_place_is_free() -> None:
     house = House(kept=5)

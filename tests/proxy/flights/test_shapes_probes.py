@@ -94,8 +94,7 @@ class Desk:
             pulse=Pulse(loop),
             log=cast(Any, self.log),
             metrics=self.metrics,
-            clock=loop.time,
-            **more,
+            **({"clock": loop.time} | more),
         )
 
     async def run(self, seconds: float) -> None:
@@ -129,6 +128,7 @@ async def test_an_engine_is_asked_one_stream_and_one_body_by_a_name_of_ours() ->
     bodies = [json.loads(body) for method, _, body in desk.pools[0].asked if method == "POST"]
     assert [body.get("stream", False) for body in bodies] == [True, False]
     assert bodies[0]["stream_options"] == {"include_usage": True}
+    assert bodies[0]["messages"] == bodies[1]["messages"]
     for body in bodies:
         assert (body["model"], body["max_tokens"], body["temperature"], body["seed"]) == ("m", 4, 0, 1)
     assert all(name.startswith(NAME) for name in desk.pools[0].names)
@@ -138,12 +138,110 @@ async def test_an_engine_is_asked_one_stream_and_one_body_by_a_name_of_ours() ->
 
 
 @virtual
+async def test_each_endpoint_is_asked_in_its_own_words_and_what_one_shows_is_not_taken_for_the_other() -> None:
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        return (400, b"") if asked[0] == "POST" else fine(asked)
+
+    desk = Desk(answers)
+    await desk.run(0.9)
+    bodies = {path: json.loads(body) for method, path, body in desk.pools[0].asked if method == "POST"}
+    prompts = {path: sorted(body.keys() & {"messages", "prompt"}) for path, body in bodies.items()}
+    assert prompts == {"/v1/chat/completions": ["messages"], "/v1/completions": ["prompt"]}
+    assert bodies["/v1/chat/completions"]["messages"] == [
+        {"role": "user", "content": bodies["/v1/completions"]["prompt"]}
+    ]
+    assert desk.probed == [("e0", "unknown")] * 2
+
+
+@virtual
+async def test_where_two_answers_have_different_texts_a_few_more_are_asked_for() -> None:
+    texts = iter(range(100))
+
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        status, body = fine(asked)
+        if asked[0] == "POST" and not json.loads(asked[2]).get("stream"):
+            body = body.replace(b'"content":"', b'"content":"%d' % next(texts))
+        return status, body
+
+    desk = Desk(answers)
+    await desk.run(EVERY / 2)
+    assert desk.probed == [("e0", "again")], "the next one after a pause"
+    await desk.run((TRIES - 1) * EVERY)
+    assert desk.probed[:TRIES] == [("e0", "again")] * (TRIES - 1) + [("e0", "unknown")]
+    assert "own body" in desk.log.lines[0]["detail"]
+    assert not any(key[2] == "chat" for key in desk.shapes._tries)
+
+
+@virtual
+async def test_an_answer_may_have_so_many_bytes_and_no_more() -> None:
+    size = [MOST_BYTES]
+    desk = Desk(lambda asked: (200, b"x" * size[0]))
+    engine = desk.engines[0]
+    assert len(await desk.shapes._answer(engine, "m", "chat", 0)) == MOST_BYTES
+    size[0] += 1
+    with pytest.raises(Unfoldable, match="a few tokens take it"):
+        await desk.shapes._answer(engine, "m", "chat", 0)
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(IMPATIENT - 1.0, False), (IMPATIENT, True)])
+@virtual
+async def test_patience_ends_to_the_second(seconds: float, asked: bool) -> None:
+    now = [100.0]
+    desk = Desk(clock=lambda: now[0])
+    desk.engines[0].inflight = 2
+    assert not await desk.shapes._look_at(desk.engines[0])
+    now[0] += seconds
+    assert await desk.shapes._look_at(desk.engines[0]) is asked
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(REST * TRIES - 1.0, 0), (REST * TRIES, 1)])
+@virtual
+async def test_a_rest_ends_to_the_second(seconds: float, more: int) -> None:
+    now = [0.0]
+    desk = Desk(lambda asked: (503, b""), clock=lambda: now[0])
+    for _ in range(TRIES):
+        await desk.shapes._look_at(desk.engines[0])
+    now[0] = seconds
+    await desk.shapes._look_at(desk.engines[0])
+    assert len(desk.probed) == TRIES + more
+
+
+@virtual
+async def test_an_engine_whose_stream_did_not_fold_is_asked_anew_at_once() -> None:
+    desk = Desk()
+    task = asyncio.ensure_future(desk.shapes.run())
+    await asyncio.sleep(EVERY / 2)
+    assert desk.posts() == 2
+    desk.shapes.unfolded(flight(), Unfoldable("new"))
+    await asyncio.sleep(EVERY / 10)
+    assert desk.posts() == 4
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.parametrize(("seconds", "anew"), [(AGAIN, False), (AGAIN + 1.0, True)])
+@virtual
+async def test_a_changed_engine_is_doubted_again_after_a_while(seconds: float, anew: bool) -> None:
+    now = [0.0]
+    desk = Desk(clock=lambda: now[0])
+    for n in (1, 2):
+        desk.engines[0].abilities.learn(["m", None], "chat", VLLM)
+        desk.shapes.unfolded(flight(n=n), Unfoldable("new"))
+        now[0] = seconds
+    assert desk.engines[0].abilities.knows("m", "chat") is not anew
+
+
+@virtual
 async def test_llama_cpp_is_known_without_a_question() -> None:
     desk = Desk(owner="llamacpp")
     await desk.run(0.5)
     assert (desk.pools[0].asked, desk.shapes.settled) == ([], True)
     for name in ("m", "another"):
         assert desk.engines[0].abilities.shape(api_request(model=name)) == LLAMA
+    desk.engines[0].abilities.forget()
+    desk.engines[0].models = [{"id": name, "owned_by": "llamacpp"} for name in ("m", "n", "o")]
+    await desk.run(EVERY / 2)
+    assert desk.shapes.settled, "one model after the other, without a pause"
 
 
 @pytest.mark.parametrize("busy", ["inflight", "running", "waiting"])
@@ -163,6 +261,55 @@ async def test_an_engine_at_work_is_asked_at_half_of_its_places_once_it_has_neve
     engine.abilities.forget()
     await desk.run(IMPATIENT + 5.0)
     assert desk.posts() == (0 if busy == "waiting" else 2), "more than half of its places are taken"
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "asked"), [(0.0, 0.0, True), (1.0, 0.0, False), (0.0, 1.0, False), (1.0, 1.0, False)]
+)
+@virtual
+async def test_an_engine_that_reports_no_request_is_idle(running: float, waiting: float, asked: bool) -> None:
+    desk = Desk()
+    desk.engines[0].report = LoadReport(running, waiting, 0.1)
+    assert await desk.shapes._look_at(desk.engines[0]) is asked
+
+
+@virtual
+async def test_what_is_known_of_the_other_endpoint_is_kept() -> None:
+    desk, none = Desk(), Shape("none")
+    abilities = desk.engines[0].abilities
+    abilities.learn(["m"], "completions", none)
+    await desk.run(0.5)
+    assert abilities.knows("m", "chat")
+    whole = decode("completions", b'{"model":"m","prompt":"x"}')
+    assert abilities.shape(whole) == none
+
+
+@virtual
+async def test_what_one_body_does_not_prove_is_asked_with_another_text() -> None:
+    def answers(asked: Asked) -> tuple[int, bytes]:
+        status, body = fine(asked)
+        if asked[0] == "POST" and not json.loads(asked[2]).get("stream"):
+            body = body.replace(b"{", b'{"site":"x",', 1)
+        return status, body
+
+    desk = Desk(answers)
+    await desk.run(0.5)
+    posts = [json.loads(body) for method, path, body in desk.pools[0].asked if method == "POST" and "chat" in path]
+    said = [body["messages"][0]["content"] for body in posts]
+    assert (len(said), said[0] == said[1], said[0] == said[2]) == (3, True, False)
+    known = desk.engines[0].abilities.shape(api_request())
+    assert known is not None
+    assert known.dialect == "learned"
+
+
+@virtual
+async def test_an_engine_of_models_of_several_kinds_is_asked_like_an_unknown_one() -> None:
+    desk = Desk()
+    engine = desk.engines[0]
+    engine.models = [{"id": "m", "owned_by": "llamacpp"}, {"id": "n", "owned_by": "vllm"}]
+    await desk.run(0.5)
+    assert desk.posts() > 0
+    assert engine.abilities.shape(api_request()) == VLLM
 
 
 @virtual
@@ -195,6 +342,18 @@ async def test_one_that_does_not_answer_well_is_tried_some_times_and_rests_for_l
     desk.engines[0].up = False
     await desk.run(0.5)
     assert desk.shapes._rests == desk.shapes._since == {}
+
+
+@virtual
+async def test_a_model_whose_adapter_is_loaded_meanwhile_has_had_its_tries() -> None:
+    desk = Desk(lambda asked: (503, b""))
+    engine = desk.engines[0]
+    engine.models = [{"id": "m", "owned_by": "vllm"}, {"id": "other", "owned_by": "vllm"}]
+    await desk.run((TRIES - 1) * EVERY - 0.5)
+    assert len(desk.probed) == TRIES - 1
+    engine.models = [*engine.models, {"id": "adapter", "owned_by": "vllm", "parent": "m"}]
+    await desk.run(3 * EVERY)
+    assert (len(desk.probed), len(desk.log.lines)) == (TRIES, 1)
 
 
 @virtual
@@ -236,7 +395,7 @@ async def test_what_an_engine_will_never_do_is_known_after_one_question(status: 
         )
 
 
-@pytest.mark.parametrize("owner", ["vllm", "new"])
+@pytest.mark.parametrize("owner", ["vllm", "new", "both"])
 @virtual
 async def test_an_engine_that_only_embeds_is_asked_for_no_token(owner: str) -> None:
     def embeds(asked: Asked) -> tuple[int, bytes]:
@@ -244,9 +403,11 @@ async def test_an_engine_that_only_embeds_is_asked_for_no_token(owner: str) -> N
             return fine(asked)
         return 404, b""
 
-    desk = Desk(embeds, owner=owner)
+    desk = Desk(embeds, owner="new" if owner == "new" else "vllm")
+    if owner == "both":
+        desk.engines[0].models = [*desk.engines[0].models, {"id": "n", "owned_by": "new"}]
     await desk.run(3.0)
-    assert desk.posts() == (0 if owner == "vllm" else 2)
+    assert desk.posts() == (2 if owner == "new" else 0)
     assert (desk.log.lines, desk.shapes.settled) == ([], True)
 
 
@@ -320,6 +481,11 @@ async def test_a_stream_that_does_not_fold_is_told_once_and_its_engine_asked_ane
 async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() -> None:
     desk = Desk()
     assert not desk.shapes.waits(flight()), "nothing is known"
+    over, watched = flight(), flight()
+    over.cancel()
+    watched.watch_frames(lambda frame: None)
+    assert desk.shapes.waits(over)
+    assert desk.shapes.waits(watched)
     desk.engines[0].abilities.learn(["m", None], "chat", VLLM)
     running: Any = flight()
     running.shape = VLLM
@@ -335,9 +501,6 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     )
     assert not desk.shapes.waits(embeds)
     assert not desk.shapes.waits(Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r")))
-    over = flight()
-    over.cancel()
-    assert desk.shapes.waits(over)
     reader = Subscriber(running, whole=True)
     running.subscribers.add(reader)
     woken = reader.changed()
@@ -350,6 +513,13 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     odd.log.append(b"no chunk")
     assert not desk.shapes.waits(odd)
     assert not odd.folds
+    begun_oddly = flight()
+    begun_oddly.shape = VLLM
+    begun_oddly.log.append(
+        chunk(b'data: {"id":"i","choices":[{"index":0,"delta":{"odd":1},"finish_reason":null}]}\n\n')
+    )
+    assert not desk.shapes.waits(begun_oddly)
+    assert (begun_oddly.folds, begun_oddly.look) == (False, None)
     unknown = flight()
     unknown.log.append(b"no chunk")
     assert desk.shapes.waits(unknown)
@@ -358,20 +528,45 @@ async def test_who_wants_one_body_waits_for_what_folds_and_for_nothing_else() ->
     assert unknown.folds
 
 
+@pytest.mark.parametrize(
+    ("entries", "known"),
+    [
+        ([0, 13, 14], True),
+        (list(range(15)), True),
+        ([0, 14], False),
+        ([13, 14], False),
+        ([1, 2, 3], False),
+        ([], False),
+    ],
+)
 @virtual
-async def test_a_stream_that_passes_tells_of_its_engine_where_its_frames_do() -> None:
-    desk = Desk(probe=False)
-    short, wrong, told = flight(), flight(), flight()
+async def test_a_stream_that_passes_shows_the_shape_of_its_engine(entries: list[int], known: bool) -> None:
+    desk, passed = Desk(probe=False), flight()
     frames = STREAM.frames()
-    short.log += [chunk(frame) for frame in frames[:2]]
-    wrong.log += [b"no chunk"] * 3
-    told.log += [chunk(frame) for frame in frames]
-    for one in (short, wrong, Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))):
+    passed.log += [chunk(frames[n]) for n in entries]
+    desk.shapes.passed(desk.engines[0], passed)
+    abilities = desk.engines[0].abilities
+    assert [abilities.knows("m", endpoint) for endpoint in shapes.ENDPOINTS] == [known] * 2
+    assert not abilities.knows("another", "chat")
+    if known:
+        assert abilities.shape(api_request()) == VLLM
+
+
+@virtual
+async def test_a_stream_that_passes_shows_nothing_where_it_is_unreadable_or_nobody_asked_for_it() -> None:
+    desk, unreadable = Desk(probe=False), flight()
+    unreadable.log += [b"no chunk"] * 3
+    comments = flight()
+    comments.log += [chunk(b": hi\n\n")] * 3
+    raw = Flight(FlightSpec("POST", "/", b"", Mode.RAW, "r"))
+    raw.log += [chunk(frame) for frame in STREAM.frames()]
+    for one in (unreadable, comments, raw):
         desk.shapes.passed(desk.engines[0], one)
     assert repr(desk.engines[0].abilities) == "<Abilities shapes=0 odd=0>"
-    desk.shapes.passed(desk.engines[0], told)
-    known = [desk.engines[0].abilities.knows("m", endpoint) for endpoint in shapes.ENDPOINTS]
-    assert known in ([True, True], [False, False])
+    llama = flight()
+    llama.log += [chunk(b'data: {"system_fingerprint":"b1"}\n\n'), chunk(b'data: {"timings":{}}\n\n'), b""]
+    desk.shapes.passed(desk.engines[0], llama)
+    assert desk.engines[0].abilities.shape(api_request()) == LLAMA
 
 
 def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
@@ -382,11 +577,17 @@ def test_names_of_one_model_and_its_adapters_are_one_family() -> None:
         {"id": "alias", "root": "/m"},
         {"id": "own"},
         {"id": "orphan", "parent": "gone"},
+        {"id": "odd", "parent": ["base"], "root": ["/m"]},
     ]
-    assert shapes._families(engine) == [["base", "alias", "lora"], ["own"], ["orphan"]]
+    assert shapes._families(engine) == [["base", "alias", "lora"], ["own"], ["odd"], ["orphan"]]
     engine.models = [{"id": f"{n}"} for n in range(20)]
     assert len(shapes._families(engine)) == shapes.MOST_MODELS
     assert shapes._unknown(engine) == (["0"], "chat")
+    engine.models = [{"id": "base", "root": "/m"}, {"id": "alias", "root": "/m"}, {"id": "own"}]
+    assert shapes._unknown(engine) == (["base", "alias"], "chat")
+    for endpoint in shapes.ENDPOINTS:
+        engine.abilities.learn(["base"], endpoint, Shape("none"))
+    assert shapes._unknown(engine) == (["own"], "chat")
     engine.models = [{"id": "one"}]
     assert shapes._unknown(engine) == (["one", None], "chat")
     engine.abilities.learn(["one"], "chat", Shape("none"))
@@ -399,6 +600,7 @@ def test_of_a_long_log_the_first_and_the_last_are_looked_at(monkeypatch: pytest.
     monkeypatch.setattr(shapes, "MOST_CHECKED", 4)
     monkeypatch.setattr(shapes, "MOST_FRAME", 20)
     log = [chunk(b"%d" % n) for n in range(5)]
+    assert list(shapes._some(log[:3])) == [b"0", b"1", b"2"]
     assert list(shapes._some(log[:4])) == [b"0", b"1", b"2", b"3"]
     assert list(shapes._some(log)) == [b"0", b"1", b"3", b"4"]
     sized = [chunk(b"x" * n) for n in (10, 14, 15, 16)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.flights.embeddings.batches import ArrayBatcher, halves
+from proxy.flights.embeddings.batches import ArrayBatcher, _Turn, _Waiting, halves
 
 GONE = "<Arrays waiting=0 under_way=0 groups=0>"
 
@@ -15,6 +15,30 @@ def one(group: str) -> int:
 
 def arrays(items: int = 4, tokens: int = 100, window: float = 0.0) -> ArrayBatcher[str, str]:
     return ArrayBatcher(items=items, tokens=tokens, window=window)
+
+
+def test_a_turn_forgets_removed_items_once_they_are_the_most() -> None:
+    turn = _Turn[str]()
+    for n in range(40):
+        turn.order.append(f"{n}")
+        turn.live[f"{n}"] = _Waiting(1, 0.0)
+    for n in range(20, 38):
+        turn.drop(f"{n}")
+    for n in range(10):
+        assert turn.drop(f"{n}") == _Waiting(1, 0.0)
+    assert (len(turn.live), len(turn.order)) == (12, 40)
+    turn.drop("39")
+    assert [*turn.order] == [*turn.live] == [*map(str, range(10, 20)), "38"]
+    assert turn.head() == ("10", _Waiting(1, 0.0))
+
+
+def test_items_that_weigh_the_same_and_come_together_share_a_record() -> None:
+    made = arrays(items=9)
+    for item, tokens, now in (("a", 1, 0.0), ("b", 1, 0.0), ("c", 2, 0.0), ("d", 2, 1.0), ("e", 2, 1.0)):
+        made.offer("g", "o", item, tokens, now)
+    live = made._lines["g"].callers[None]["o"].live
+    assert [live[item] for item in "abcde"] == [(1, 0.0), (1, 0.0), (2, 0.0), (2, 1.0), (2, 1.0)]
+    assert (live["a"] is live["b"], live["d"] is live["e"]) == (True, True)
 
 
 def test_what_waits_and_what_is_under_way_is_told() -> None:

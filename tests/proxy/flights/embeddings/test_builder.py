@@ -62,3 +62,6 @@ async def test_without_engines_one_call_may_wait_and_llama_cpp_is_given_one_clie
     assert alone._room(cast(Any, type("Kind", (), {"model": "m"}))) == 3
     assert not made(Metrics(), engine("vllm"), engine("llamacpp"))._mixes("m")
     assert (mixes(engine("llamacpp")), mixes(engine("vllm"))) == (False, True)
+    both = engine("vllm")
+    both.models = [*both.models, {"id": "n", "owned_by": "llamacpp"}]
+    assert not mixes(both)

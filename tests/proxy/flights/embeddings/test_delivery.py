@@ -42,7 +42,7 @@ class Desk:
             landed=lambda want: self.log.append(("landed", cast(Any, want).name)),
             failed=lambda want, e: self.log.append(("failed", cast(Any, want).name)),
             lost=lambda item, e: self.log.append(("lost", item.key)),
-            handed_out=lambda item: self.log.append(("out", item.key)),
+            handed_out=lambda item, result: self.log.append(("out", item.key)),
         )
 
     def _soon(self) -> None:
@@ -66,7 +66,7 @@ def test_who_wants_it_has_it_and_it_is_handed_out_once() -> None:
     assert (len(desk.delivery), repr(desk.delivery)) == (1, "<Delivery items=1 answers=0>")
     desk.delivery.work()
     assert desk.log == [("landed", "one"), ("out", b"a")]
-    assert (item.owner, item.payer, item.wants, len(desk.delivery), desk.turns) == (None, None, None, 0, 0)
+    assert (item.owner, item.payer, item.waiting, len(desk.delivery), desk.turns) == (None, None, None, 0, 0)
     again = desk.item(b"a", wants[1], owner=False)
     desk.delivery.add(again)
     desk.delivery.work()
@@ -107,9 +107,12 @@ def test_a_large_vector_and_a_slice_of_an_answer_are_work_too(monkeypatch: pytes
     desk.delivery.add(desk.item(b"c", long))
     desk.delivery.turn()
     assert (desk.log[2:], repr(desk.delivery)) == ([("out", b"c")], "<Delivery items=0 answers=1>")
+    desk.delivery.add(desk.item(b"d", Wanted("w", lacks=9)))
+    assert len(desk.delivery) == 2
     desk.delivery.turn()
+    assert desk.log[3:] == []
     desk.delivery.turn()
-    assert desk.log[3:] == [("landed", "long")]
+    assert desk.log[3:] == [("landed", "long"), ("out", b"d")]
 
 
 def test_who_is_over_meanwhile_gets_no_answer_and_what_raises_costs_its_own() -> None:
@@ -127,6 +130,21 @@ def test_who_is_over_meanwhile_gets_no_answer_and_what_raises_costs_its_own() ->
     desk.delivery.work()
     assert sorted(desk.log) == [("failed", "slow"), ("landed", "broken"), ("out", b"b")]
     assert len(desk.delivery) == 0
+
+
+def test_a_request_whose_hand_over_raises_is_not_served_a_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, drop, calls = Desk(), EmbeddingItem.drop, list[int]()
+
+    def fails_once(item: EmbeddingItem, request: EmbeddingRequest) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        drop(item, request)
+
+    monkeypatch.setattr(EmbeddingItem, "drop", fails_once)
+    desk.delivery.add(desk.item(b"a", Wanted("one"), Wanted("two")))
+    desk.delivery.work()
+    assert desk.log == [("failed", "one"), ("out", b"a"), ("landed", "two")]
 
 
 def test_an_item_that_cannot_be_looked_at_or_stored_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +178,6 @@ def test_it_is_not_entered_twice_and_may_be_cleared() -> None:
     desk.delivery.work()
     assert len(desk.delivery) == 0
     desk.delivery.add(desk.item(b"c", one))
-    desk.delivery._landing.append((cast(EmbeddingRequest, one), iter(())))
+    desk.delivery._landing = cast(EmbeddingRequest, one), iter(())
     desk.delivery.clear()
     assert (len(desk.delivery), repr(desk.delivery)) == (0, "<Delivery items=0 answers=0>")

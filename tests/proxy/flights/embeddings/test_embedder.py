@@ -67,6 +67,31 @@ def test_who_pays_leaves_before_it_is_sent_and_another_does() -> None:
     assert (joined.verdict, joined.flight.items.unpaid) == ("miss", 0)  # type: ignore[union-attr]
 
 
+def test_who_pays_leaves_after_it_is_sent_and_nobody_else_pays() -> None:
+    stage = Stage()
+    brought = stage.ask("a")
+    joined, third = stage.ask("a"), stage.ask("a")
+    stage.loop.turn()
+    brought.leave()
+    stage.answer()
+    assert [(reader.verdict, reader.flight.items.unpaid) for reader in (joined, third)] == [  # type: ignore[union-attr]
+        ("attached", cost("a"))
+    ] * 2
+
+
+def test_one_who_joined_leaves_before_it_is_sent_and_who_brought_it_pays() -> None:
+    stage = Stage(items=1)
+    stage.ask("x")
+    stage.loop.turn()
+    brought, joined, third = (stage.ask("a") for _ in range(3))
+    joined.leave()
+    for _ in range(2):
+        stage.answer()
+        stage.loop.turn()
+    unpaid = [reader.flight.items.unpaid for reader in (brought, third)]  # type: ignore[union-attr]
+    assert unpaid == [0, cost("a")]
+
+
 def test_all_joined_is_attached() -> None:
     stage = Stage()
     stage.ask("a")
@@ -92,7 +117,7 @@ def test_other_options_and_other_owners_never_share_an_array(one: Any, other: An
     stage.ask("a", **other)
     stage.loop.turn()
     assert stage.arrays == [["a"], ["b", "a"]]
-    stage.embedder.close()
+    stage.close()
 
 
 def test_texts_and_ids_never_share_an_array() -> None:
@@ -119,7 +144,7 @@ def test_a_new_one_joins_what_an_engine_makes_and_others_join_it() -> None:
     stage.ask("b", fresh=True)
     stage.loop.turn()
     assert stage.arrays == [["a"], ["b"]]
-    stage.embedder.close()
+    stage.close()
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
@@ -170,6 +195,7 @@ def test_a_refusal_that_is_about_no_input_is_everyones(status: int) -> None:
     stage.loop.turn()
     assert [reader.flight.head.status for reader in readers if reader.flight.head] == [status] * 3
     assert not stage.sent
+    assert b"gateway_embed_refused_items_total 0" in stage.metrics.render("text/plain")[0].replace(b"{}", b"")
 
 
 def test_an_engine_that_fails_fails_everyone_and_the_next_are_asked() -> None:
@@ -195,6 +221,7 @@ def test_an_array_of_several_without_its_vectors_is_an_error_and_one_s_own_answe
         stage.group.remove(flight)
         flight.append_body(b'{"data":[]}')
         flight.land(Head(200))
+        stage.loop.step()
         assert (reader.flight.error and reader.flight.error.code) == code
         assert (b"".join(reader.flight.log) == b'{"data":[]}') is (code is None)
 
@@ -220,14 +247,14 @@ def test_more_than_may_wait_are_refused() -> None:
         stage.ask("c")
     stage.loop.turn()
     stage.ask("d")  # those are at the engine now, and do not wait any more
-    stage.embedder.close()
+    stage.close()
 
 
 def test_closing_fails_everyone_and_stops_the_engine() -> None:
     stage = Stage(items=1)
     readers = [stage.ask(text) for text in "abc"]
     stage.loop.turn()
-    stage.embedder.close()
+    stage.close()
     assert {reader.flight.error.code for reader in readers if reader.flight.error} == {Code.SHUTTING_DOWN}
     assert (len(stage.sent), len(stage.group)) == (0, 0)
     with pytest.raises(GatewayError, match="shutting down"):
@@ -303,6 +330,7 @@ def test_more_arrays_than_one_turn_sends_go_up_in_the_turns_after_it() -> None:
         stage.answer()
     stage.loop.turn()
     assert [vectors(reader) for reader in readers] == [[vector(f"{n}")] for n in range(len(readers))]
+    assert stage.faults == [], "without a window no timer is set, which this loop could not"
 
 
 @pytest.mark.parametrize("lost", ["what is to be sent", "what has come"])
@@ -328,4 +356,4 @@ def test_what_a_turn_that_raises_has_lost_is_looked_for_again(lost: str, monkeyp
     stage.answer()
     stage.loop.turn()
     assert vectors(reader) == [vector("a")]
-    stage.embedder.close()
+    stage.close()

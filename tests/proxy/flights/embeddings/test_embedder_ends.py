@@ -108,10 +108,23 @@ def test_what_is_refused_is_told_by_its_reason_and_forgotten() -> None:
     with pytest.raises(GatewayError):
         stage.ask("b", caller="x")
     assert (why, len(stage.group), len(stage.embedder.queue)) == (["queue_full"], 1, 1)
-    stage.embedder.close()
+    stage.close()
     error = refused(stage, "c")
     assert (error.code, error.retry_after, why[1:]) == (Code.SHUTTING_DOWN, 1, ["shutting_down"])
     assert (len(stage.group), len(stage.embedder), stage.faults) == (0, 0, [])
+
+
+def test_a_request_that_is_invalid_is_not_counted_as_rejected_by_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def invalid(*given: Any, **more: Any) -> Any:
+        raise GatewayError(Code.INVALID_JSON, "no")
+
+    why: list[str] = []
+    stage = Stage(refused=why.append)
+    monkeypatch.setattr(stage.embedder._keyer, "items", invalid)
+    assert refused(stage, "a").code is Code.INVALID_JSON
+    assert (why, stage.faults, len(stage.group), len(stage.embedder)) == ([], [], 0, 0)
 
 
 def test_what_raises_as_it_is_taken_is_let_go_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +235,7 @@ def test_a_missing_vector_is_looked_for_in_halves_and_a_cancelled_array_ends_its
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.fail(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
+    stage.loop.step()
     settled(stage)
     assert [vectors(reader) for reader in readers] == [[vector("a")], [vector("b")]]
     assert counted(stage)["arrays_split_total"] == 1.0
@@ -230,11 +244,13 @@ def test_a_missing_vector_is_looked_for_in_halves_and_a_cancelled_array_ends_its
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.fail(GatewayError(Code.UPSTREAM_INCOMPLETE, "short"))
+    stage.loop.step()
     gone = stage.ask("d")
     stage.loop.turn()
     flight = stage.sent.pop()
     stage.group.remove(flight)
     flight.cancel()
+    stage.loop.step()
     assert (code_of(alone), code_of(gone)) == (Code.UPSTREAM_INCOMPLETE, Code.SHUTTING_DOWN)
     settled(stage)
 
@@ -320,6 +336,7 @@ def test_with_a_window_the_turn_comes_as_it_closes() -> None:
     assert ([when for when, _ in timers], stage.sent) == ([2.0], [])
     stage.loop.now = 2.0
     timers[0][1]()
+    stage.loop.step()
     assert stage.arrays == [["a", "b"]]
     stage.answer()
     stage.loop.turn()
@@ -331,14 +348,14 @@ def test_with_a_window_the_turn_comes_as_it_closes() -> None:
     assert cancelled == [1]
     stage.loop.turn()
     assert len(timers) == 3, "the turn opens it again"
-    stage.embedder.close()
+    stage.close()
     assert cancelled == [1, 1]
 
 
 def test_after_the_end_no_turn_does_anything() -> None:
     stage = Stage()
     reader = stage.ask("a")
-    stage.embedder.close()
+    stage.close()
     stage.loop.turn()
     assert (stage.arrays, code_of(reader), len(stage.embedder)) == ([], Code.SHUTTING_DOWN, 0)
 
@@ -349,6 +366,7 @@ def test_a_turn_is_asked_for_once_and_again_while_arrays_are_left() -> None:
         stage.ask(f"{n}")
     assert len(stage.loop.soon) == 1
     stage.loop.soon.pop(0)()
+    stage.loop.step()
     assert (len(stage.sent), len(stage.loop.soon)) == (ARRAYS_A_TURN, 1)
     stage.loop.soon.pop(0)()
     assert stage.loop.soon == []
@@ -409,6 +427,7 @@ def test_a_refusal_that_is_an_answer_ends_a_request_once_and_what_has_no_parts_i
     stage.group.remove(flight)
     flight.append_body(b"{}")
     flight.land(Head(200, ()))
+    stage.loop.step()
     assert [code_of(reader) for reader in (one, two)] == [Code.UPSTREAM_PROTOCOL] * 2
     assert no_parts("x").message == "The answer cannot be split into its vectors: x."
     assert (ending().retry_after, FlightGroup().live) == (1, set())
@@ -419,7 +438,7 @@ def test_who_joins_what_has_come_has_it_at_once() -> None:
     stage = Stage(memory=Memory(1 << 30))
     first = stage.ask(["a", "b"])
     stage.loop.turn()
-    (item_a, item_b) = stage.embedder._wants[first.flight].missing()
+    (item_a, item_b) = stage.embedder._requests[first.flight].missing()
     stage.embedder._comes(item_a, Result.of(Stored(kind="whole", created=1.0, body=Stage.body(["a"]))))
     late = stage.ask("a", caller="late")
     stage.embedder._delivery.turn()
@@ -439,7 +458,7 @@ def test_of_items_that_are_given_up_one_that_raises_keeps_no_other(monkeypatch: 
     busy = stage.ask("x")
     stage.loop.turn()
     reader = stage.ask(["a", "b", "c"])
-    monkeypatch.setattr(stage.embedder, "_unwanted", once(stage.embedder._unwanted))
+    monkeypatch.setattr(stage.embedder, "_drop_item", once(stage.embedder._drop_item))
     reader.leave()
     assert len(stage.embedder.arrays) == 1, "the others wait no longer"
     assert stage.faults == ["an embedding that is given up: ZeroDivisionError()"]
@@ -454,7 +473,7 @@ def test_what_ends_all_leaves_no_vector_on_its_way() -> None:
     (item,) = stage.embedder._items.values()
     stage.embedder._delivery.add(item)
     assert len(stage.embedder) == 4
-    stage.embedder.close()
+    stage.close()
     assert len(stage.embedder) == 0
     stage.embedder._turn()
     assert stage.sent == []

@@ -44,7 +44,7 @@ def test_many_requests_of_one_caller_have_no_more_turns_than_one_of_another() ->
     stage.answer()
     stage.loop.turn()
     assert [sum(text.startswith("light") for text in array) for array in stage.arrays] == [0, 2, 2]
-    stage.embedder.close()
+    stage.close()
 
 
 def test_a_full_queue_of_one_caller_takes_another_s_and_ends_the_newest_of_the_first() -> None:
@@ -89,7 +89,22 @@ def test_an_item_that_a_lighter_caller_wants_too_takes_its_turn() -> None:
         stage.answer()
         stage.loop.turn()
     assert vectors(light) == [vector("h19")]
-    stage.embedder.close()
+    stage.close()
+
+
+def test_one_who_leaves_an_item_that_waits_in_another_s_turn_changes_no_turn() -> None:
+    stage = Stage(items=1)
+    stage.ask("first")
+    stage.loop.turn()
+    for n in range(20):
+        stage.ask(f"h{n}", caller="heavy")
+    light = stage.ask("h19", caller="light")
+    stage.ask("h19", caller="third").leave()
+    for _ in range(3):
+        stage.answer()
+        stage.loop.turn()
+    assert vectors(light) == [vector("h19")]
+    stage.close()
 
 
 def test_a_request_that_a_lighter_caller_joins_takes_its_turn() -> None:
@@ -103,7 +118,7 @@ def test_a_request_that_a_lighter_caller_joins_takes_its_turn() -> None:
         stage.answer()
         stage.loop.turn()
     assert vectors(light) == [vector("h19")]
-    stage.embedder.close()
+    stage.close()
 
 
 REFUSALS = (Code.QUEUE_SHARE, Code.QUEUE_FULL, Code.DEADLINE_UNMEETABLE, Code.QUEUE_TIMEOUT, Code.MEMORY_FULL)
@@ -158,7 +173,7 @@ def test_an_array_knows_whose_it_is_and_hears_of_who_joins_it() -> None:
     stage.ask("a", caller="three", user="x", priority=0)
     assert set(array.queue_state.callers()) == {"one", "two", "three"}
     assert told == [(array, 0, float("inf"), None, "three")]
-    stage.embedder.close()
+    stage.close()
 
 
 def test_an_array_that_has_waited_for_too_long_is_asked_again_for_who_came_later() -> None:
@@ -171,6 +186,7 @@ def test_an_array_that_has_waited_for_too_long_is_asked_again_for_who_came_later
     stage.sent.clear()
     stage.group.remove(array)
     array.fail(GatewayError(Code.QUEUE_TIMEOUT, "too long"))
+    stage.loop.step()
     assert code_of(early) is Code.QUEUE_TIMEOUT
     finish(stage)
     assert vectors(late) == [vector("a")]
@@ -202,7 +218,7 @@ def test_with_no_memory_left_a_request_is_refused_and_another_caller_s_is_not() 
         stage.ask(texts("more", MAX_ITEMS), caller="heavy")
     assert (caught.value.code, caught.value.status) == (Code.MEMORY_FULL, 503)
     stage.ask("a", caller="light")
-    stage.embedder.close()
+    stage.close()
     assert (stage.memory.held, len(stage.group)) == (0, 0)
 
 
@@ -214,6 +230,7 @@ def large(stage: Stage, count: int, size: int) -> None:
     data = b",".join(b'{"index":%d,"embedding":"%b"}' % (n, numbers) for n in range(count))
     flight.append_body(b'{"object":"list","data":[' + data + b'],"usage":{"prompt_tokens":9}}')
     flight.land(Head(200))
+    stage.loop.step()
 
 
 def test_one_input_many_times_is_held_once_and_never_joined() -> None:

@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from proxy.errors import Code, GatewayError
 from proxy.flights.embeddings.items import (
-    MAX_TOKENS,
     RESULT_BYTES,
     STEP,
     ArrayCall,
@@ -20,8 +19,8 @@ from proxy.flights.embeddings.items import (
     Result,
     array_of,
     items_of,
+    requests_of,
     results_of,
-    wants_of,
 )
 from proxy.flights.flight import Flight, Subscriber
 from proxy.flights.key import PADDING
@@ -88,23 +87,31 @@ def result(text: str = "v", tokens: int | None = 3, **more: Any) -> Result:
 def test_a_new_item_has_been_given_nothing() -> None:
     one = item()
     assert (one.storable, one.replace, one.sent, one.result, one.call) == (True, False, False, None, None)
-    assert (one.owner, one.payer, one.wants, one.first(), list(one.wanted)) == (None, None, None, None, [])
+    assert (one.owner, one.payer, one.waiting, one.first(), list(one.requests)) == (None, None, None, None, [])
     assert (BatchKey("m", b"", "ids", ()).apart, one != item(), len({one, item()})) == (0, True, 2)
 
 
-def test_who_wants_an_item_is_known_in_their_order() -> None:
-    one, wants = item(), [want() for _ in range(3)]
-    assert not one.drop(wants[0])
-    for n, each in enumerate(wants):
+def test_the_requests_for_an_item_are_known_in_their_order() -> None:
+    one, requests = item(), [want() for _ in range(3)]
+    one.drop(requests[0])
+    assert (one.waiting, one.first()) == (None, None)
+    for n, each in enumerate(requests):
         one.add(each)
-        assert (list(one.wanted), one.first()) == (wants[: n + 1], wants[0])
-    assert one.wanted_by() == frozenset(wants)
-    assert [one.drop(wants[0]), one.drop(wants[0])] == [True, False]
-    assert one.first() is wants[1]
-    assert [one.drop(wants[1]), one.drop(wants[2]), one.wants] == [True, True, None]
-    one.add(wants[0])
-    assert not one.drop(wants[1])
-    assert [one.drop(wants[0]), one.wants] == [True, None]
+        assert (list(one.requests), one.first()) == (requests[: n + 1], requests[0])
+    assert one.request_set() == frozenset(requests)
+    for _ in range(2):
+        one.drop(requests[0])
+        assert list(one.requests) == requests[1:]
+    assert one.first() is requests[1]
+    one.drop(requests[1])
+    assert list(one.requests) == [requests[2]]
+    one.drop(requests[2])
+    assert one.waiting is None
+    one.add(requests[0])
+    one.drop(requests[1])
+    assert list(one.requests) == [requests[0]]
+    one.drop(requests[0])
+    assert one.waiting is None
 
 
 def test_a_request_joins_what_is_under_way_where_it_is_of_its_kind_and_new_enough() -> None:
@@ -209,6 +216,20 @@ def test_a_large_vector_is_charged_once_and_its_request_grows_by_steps(size: int
     assert getattr(one, "held") is None  # noqa: B009 - narrowed above
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_charge_grows_once_it_is_exceeded(more: int) -> None:
+    memory = Memory(1 << 30)
+    one = want()
+    (a,) = began(one).values()
+    one.charge(memory, inputs(one))
+    held = memory.held
+    size = (held - RESULT_BYTES) // 2 + more
+    one._charge = (held - RESULT_BYTES) % 2
+    one.gets(a, result()._replace(vector=Vector(b"x" * size, b"")))
+    assert memory.held == (held if not more else one._charge + STEP)
+    one.clear()
+
+
 def landing(one: EmbeddingRequest) -> None:
     for _ in one.land():
         pass
@@ -290,7 +311,7 @@ def body_of(count: int, tokens: int | None, bad: int | None = None) -> bytes:
         ("text", [1, 3], 8, [2, 6]),
         ("ids", [1, 3], 4, [1, 3]),
         ("text", [1, 1], None, [None, None]),
-        ("text", [1, 1], MAX_TOKENS, [None, None]),
+        ("text", [1, 1], 1 << 53, [None, None]),
         ("text", [5], 7, [7]),
     ],
 )
@@ -327,7 +348,7 @@ def test_of_an_answer_s_parts_what_raises_costs_its_own(monkeypatch: pytest.Monk
             calls += 1
             return fails() if calls == 1 else Vector.of(datum)
 
-    monkeypatch.setattr(embed_item, "shares_beside", fails)
+    monkeypatch.setattr(embed_item, "shares_of", fails)
     monkeypatch.setattr(embed_item, "Vector", Broken)
     found = results_of(call_of(items), JSON, body_of(2, 8), lambda where, e: faults.append(where))
     assert (found[0], found[1] and found[1].tokens) == (None, None)
@@ -369,14 +390,16 @@ def test_the_one_request_for_items_is_the_client_s_own_where_it_is_all_of_it() -
     assert (state.priority, state.deadline, state.latest, state.owner) == (1, 9.0, 9.0, "you")
     c.owner = None
     assert array_of([c, a])[1].owner == "you"
-    assert wants_of([a, b, c]) == [one, other]
+    assert requests_of([a, b, c]) == [one, other]
 
 
-@pytest.mark.parametrize(("padding", "own"), [(0, True), (2 * PADDING, False)])
-def test_a_padded_body_is_written_anew(padding: int, own: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "own"), [(0, True), (4 * 3 + PADDING, True), (4 * 3 + PADDING + 1, False), (9 * PADDING, False)]
+)
+def test_a_padded_body_is_written_anew(size: int, own: bool) -> None:
     one = want(["a"])
     (a,) = began(one).values()
-    one.flight.spec = replace(one.flight.spec, body=one.flight.spec.body + b" " * padding)
+    one.flight.spec = replace(one.flight.spec, body=one.flight.spec.body.ljust(size))
     spec, _, whole = array_of([a])
     assert whole is one
     assert (spec.body == one.flight.spec.body) is own

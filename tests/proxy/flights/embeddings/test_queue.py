@@ -107,6 +107,7 @@ def test_one_large_request_begins_in_a_turn_and_small_ones_at_once(monkeypatch: 
     for want, begin in waiting.queue.arrived():
         assert want is wants["third"]
         begin()
+        assert len(waiting.queue) == 2, "it is not queued any more, but as its items are"
     assert (begun, wants["third"].unsent, waiting.queue.crowded) == (["third"], 0, True)
     assert not waiting.queue.begins(wants["small"], 3, lambda: None), "one has begun in this turn"
     assert [want for want, _ in waiting.queue.arrived()] == [wants["left"]]
@@ -176,35 +177,35 @@ def test_one_more_caller_brings_its_turn_where_it_is_sooner_and_hurries_arrays(h
 def test_what_was_lost_waits_anew_in_the_turn_of_who_wants_it() -> None:
     waiting = Waiting()
     one, other = waiting.want("me"), waiting.want("you")
-    item: Any = EmbeddingItem(b"a", KIND, b'"a"', 1, False, owner=one)
+    item: Any = EmbeddingItem(b"a", KIND, b'"a"', 1, False, owner=other)
     item.call = call_of(item)
     item.add(one)
     item.add(other)
     waiting.queue.offer_again(item)
-    assert (item.call, item.owner, waiting.queue.waits(item)) == (None, one, True)
+    assert (item.call, item.owner, waiting.queue.waits(item)) == (None, other, True)
     waiting.queue.discard(item)
-    one.ends()
-    item.drop(one)
+    other.ends()
+    item.drop(other)
     waiting.queue.offer_again(item)
-    assert (item.owner, waiting.queue.waits(item)) == (other, True)
+    assert (item.owner, waiting.queue.waits(item)) == (one, True)
     waiting.queue.discard(item)
     assert len(waiting.queue.arrays) == 0
     item.owner = None
     waiting.queue.offer_again(item)
-    assert item.owner is other
+    assert item.owner is one
 
 
 def test_who_waits_is_counted_anew_and_who_is_over_wants_nothing() -> None:
     waiting = Waiting()
-    one, over = waiting.want("me", "a", "b", "c"), waiting.want("you", "d")
-    a, b, _ = items_of(one)
+    one, over = waiting.want("me", "a", "b", "c", "e"), waiting.want("you", "d")
+    a, b, _, _ = items_of(one)
     (d,) = items_of(over)
     a.sent, b.owner = True, over
     d.add(one)
     over.ends()
     one.unsent = 9
     waiting.queue.recount([one], [a, b, d])
-    assert (one.unsent, len(waiting.queue), list(d.wanted)) == (1, 1, [one])
+    assert (one.unsent, len(waiting.queue), list(d.requests)) == (2, 1, [one])
     assert (waiting.queue._waiting.owned("me"), waiting.queue._waiting.owned("you")) == (1, 0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
+import pytest
 
 from proxy.flights.embeddings.items import BatchKey, EmbeddingItem, Origin, Result
 from proxy.flights.embeddings.store import ItemStore
@@ -95,9 +96,12 @@ def test_a_batch_that_everyone_left_is_in_nobody_s_way_and_its_answer_is_nobody_
 
 def test_what_is_wanted_anew_or_has_nowhere_to_look_is_not_looked_up() -> None:
     desk = Desk()
-    desk.add("a", fresh=True)
+    items = [EmbeddingItem(b"a", BatchKey("m", b"", "text", ()), b'"a"', 1, fresh) for fresh in (False, True)]
+    assert [desk.store.add(item) for item in items] == [True, False]
+    assert [desk.store.waits(item) for item in items] == [True, False]
+    assert desk.store.discard(items[0])
     desk.redis.available = False
-    desk.add("b")
+    assert not desk.store.add(items[0])
     desk.store.look()
     assert desk.redis.asked == []
 
@@ -122,6 +126,31 @@ def test_a_vector_is_stored_as_the_answer_to_its_input_alone_and_read_back() -> 
     assert (key, replace, stored.body, settled) == (b"a", False, BODY, [1])
     back: Any = Result.of(stored)
     assert (back.tokens, back.stored_at, back.vector) == (3, stored.created, Vector.of(parts.data[0]))
+
+
+def test_an_entry_whose_reading_raises_is_a_miss_and_the_fault_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(stored: Stored) -> Result:
+        raise ZeroDivisionError
+
+    desk = Desk()
+    item = desk.add("a")
+    monkeypatch.setattr(Result, "of", fails)
+    desk.store.look()
+    desk.redis.asked[0][1]([kept()])
+    assert (desk.found, item.replace, desk.faults) == ([(b"a", None)], True, ["a stored embedding"])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_entry_is_replaced_where_it_did_not_serve_or_was_not_to(fresh: bool, replace: bool) -> None:
+    desk = Desk()
+    item = desk.add("a", fresh=fresh)
+    if replace:
+        item.replace_stored()
+    desk.store.keep(item, Result.of(kept()), lambda: None)
+    assert [replaced for _, _, replaced in desk.redis.stored] == [fresh or replace]
 
 
 def test_a_vector_is_stored_under_the_build_and_the_time_of_the_array_that_it_was_in() -> None:

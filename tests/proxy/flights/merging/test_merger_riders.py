@@ -202,6 +202,15 @@ def test_of_an_answer_that_was_cut_those_that_have_had_nothing_are_asked_for_alo
     assert len(ridden.merger) == 0
 
 
+def test_of_a_body_that_was_cut_no_member_is_told_that_it_cannot_be_split() -> None:
+    ridden, members = Ridden(), [flight(), flight()]
+    merged = ridden.merged(*members, at=Phase.PREFILL)
+    merged.append_body(b'{"choices":[')
+    much = GatewayError(Code.UPSTREAM_TOO_LARGE, "much")
+    assert ridden.merger.finish(merged, much) == ((), False)
+    assert [member.error for member in members] == [much, much]
+
+
 def part(index: int, content: str = "a", finish: str | None = None, **more: Any) -> bytes:
     choice = {"index": index, "delta": {"content": content}, "finish_reason": finish}
     return b"data: %b\n\n" % json.dumps({"id": "i", "choices": [choice], **more}).encode()
