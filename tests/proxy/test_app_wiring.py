@@ -23,6 +23,8 @@ from proxy.app import App, _at, _certificates, _on_redis, _retry_rules, _tls, _w
 from proxy.config.settings import Settings
 from proxy.flights.watchdog import PATIENCE
 from proxy.redis.cache import Cache
+from proxy.redis.health import RedisState
+from proxy.redis.resp import Lost, ReplyError
 from proxy.resources import Prepared
 from proxy.server import bind as listeners
 from proxy.telemetry.log import Log
@@ -275,10 +277,12 @@ async def cached(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Any, dic
             made["told"].append("ping")
 
     log, metrics = log_to(tmp_path / "log"), Metrics()
+    made["metrics"] = metrics
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring, "Cache", FakeCache)
         async with AsyncExitStack() as stack:
-            yield await wiring._cache("redis://h", Settings(**changes), log, metrics, stack), made
+            state = RedisState("yours")
+            yield await wiring._cache("redis://h", Settings(**changes), log, metrics, stack, state), made
     log.close()
 
 
@@ -286,12 +290,23 @@ async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_
     async with cached(tmp_path, redis_timeout_ms=2500.0, cache_ttl_seconds=7, redis_namespace="n") as (_, made):
         assert (made["timeout"], made["ttl"], made["namespace"], made["url"]) == (2.5, 7, "n", "redis://h")
         assert made["told"] == ["start", "ping"]
-        made["on_breaker"](True, "why")
-        made["on_breaker"](False, "")
+        for trouble in (Lost("no connection"), Lost("login", "WRONGPASS"), None):
+            made["on_breaker"](trouble)
+        for refusal in (ReplyError("OOM x"), None):
+            made["on_stores"](refusal)
+        made["on_refused"]("OOM")
     assert made["told"] == ["start", "ping", "stop"]
-    assert [(line["level"], line["msg"]) for line in lines(tmp_path / "log")] == [
-        ("warning", "redis away"),
-        ("info", "redis back"),
+    assert [(line["level"], line["msg"], line["use"], line.get("detail")) for line in lines(tmp_path / "log")] == [
+        ("warning", "redis away", "look-ups", "no connection"),
+        ("warning", "redis refuses", "look-ups", "login"),
+        ("info", "redis back", "look-ups", None),
+        ("warning", "redis refuses", "stores", str(ReplyError("OOM x"))),
+        ("info", "redis back", "stores", None),
     ]
+    counted = {tuple(labels.values()): n for labels, n in made["metrics"].samples("cache_breaker_changes_total")}
+    assert counted == {("open",): 1, ("closed",): 1}
+    refused = {labels["reason"]: n for labels, n in made["metrics"].samples("redis_refusals_total")}
+    assert (refused["OOM"], sum(refused.values())) == (1, 1)
     async with AsyncExitStack() as stack:
-        assert await wiring._cache(None, Settings(), cast(Any, None), Metrics(), stack) is None
+        off = RedisState("off")
+        assert await wiring._cache(None, Settings(), cast(Any, None), Metrics(), stack, off) is None
