@@ -41,7 +41,7 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
-from proxy.redis import Cache, RedisState, Use, WireError
+from proxy.redis import REASONS, Cache, RedisState, Use, WireError
 from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
 from proxy.server import (
     Flush,
@@ -406,8 +406,14 @@ async def _cache(
         record=metrics.cache,
         on_breaker=breaker,
         on_stores=partial(told, "stores"),
-        on_refused=metrics.redis_refused,
     )
+    for reason in REASONS:
+        metrics.gauge(
+            "redis_refusing",
+            "1 while Redis refuses what it is asked, by its error code; ERR: any other.",
+            lambda reason=reason: int(state.refuses(reason)),  # type: ignore[misc]
+            {"reason": reason},
+        )
     await cache.start()
     stack.push_async_callback(cache.stop)
     await cache.ping()

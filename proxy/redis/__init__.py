@@ -17,19 +17,20 @@ A reader meets, in this order:
 Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
 
-from proxy.redis.availability import Availability, OnChange, OnRefused
+from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
 from proxy.redis.client import RedisAddress, RedisClient, address, files_of
 from proxy.redis.health import RedisState, Use
+from proxy.redis.refusal import REASONS
 from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError, Word
 
 __all__ = [
+    "REASONS",
     "TAG_BYTES",
     "Availability",
     "Cache",
     "Lost",
     "OnChange",
-    "OnRefused",
     "RedisAddress",
     "RedisClient",
     "RedisState",

@@ -23,8 +23,6 @@ _ONE_KEY: Final = "WRONGTYPE"  # a refusal that says nothing of other keys: it i
 OnChange = Callable[[WireError | None], None]
 """Called with what went wrong when the trouble begins and when it becomes one of another kind, and with None when
 it is over. The error's text holds no secret."""
-OnRefused = Callable[[str], None]
-"""Called with the reason of each refusal, of a probe too."""
 
 
 def is_away(e: WireError) -> bool:
@@ -46,7 +44,6 @@ class Availability:
         probe: Callable[[], Awaitable[object]],
         on_change: OnChange,
         *,
-        on_refused: OnRefused = lambda reason: None,
         pause: float = 0.25,
         longest: float = 5.0,
         settled: float = SETTLED,
@@ -57,7 +54,6 @@ class Availability:
         self._first, self._longest, self._settled = pause, longest, settled
         self._probe = probe
         self._on_change = on_change
-        self._on_refused = on_refused
         self._kinds: set[str] = set()  # of the present trouble, reported already
         self._last_loss: WireError | None = None
         self._opened = asyncio.Event()
@@ -95,8 +91,6 @@ class Availability:
             self.pause = self._first if self.trouble is None else min(self.pause * 2, self._longest)
             self.open = True
         self.trouble = e
-        if e.reason:
-            self._on_refused(e.reason)
         kind = kind_of(e.reason)
         if kind not in self._kinds:
             self._kinds.add(kind)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.redis.availability import Availability, OnChange, OnRefused, is_away
+from proxy.redis.availability import Availability, OnChange, is_away
 from proxy.redis.client import RedisAddress, RedisClient, address
 from proxy.redis.resp import Lost, ReplyError, TooManyPending, WireError
 from proxy.telemetry import raised
@@ -151,7 +151,6 @@ class Cache:
         record: Callable[[Op], None] = lambda op: None,
         on_breaker: OnChange = lambda trouble: None,
         on_stores: OnChange = lambda trouble: None,
-        on_refused: OnRefused = lambda reason: None,
     ) -> None:
         """`on_breaker`: look-ups fail or work again; `on_stores`: stores are refused or accepted again."""
         where = address(url)
@@ -162,8 +161,8 @@ class Cache:
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
-        self._availability = Availability(self._try_lookup, on_breaker, on_refused=on_refused)
-        self._accepts = Availability(self._try_store, on_stores, on_refused=on_refused)
+        self._availability = Availability(self._try_lookup, on_breaker)
+        self._accepts = Availability(self._try_store, on_stores)
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
         self._where = where

@@ -29,6 +29,10 @@ class RedisState:
         else:
             self.troubles.pop(use, None)
 
+    def refuses(self, reason: str) -> bool:
+        """Whether Redis refuses for this reason now."""
+        return any(trouble.reason == reason for trouble in self.troubles.values())
+
     @property
     def state(self) -> str:
         """`off`, `in use`, `away`, or `refuses` with Redis's error codes."""

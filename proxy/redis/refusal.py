@@ -17,19 +17,20 @@ ADVICE: Final = {
     "CLUSTERDOWN": _CLUSTER,
     "CROSSSLOT": _CLUSTER,
     "LOADING": "it reads its data set from disk, and answers when it has finished",
-    "MASTERDOWN": "it is a replica without its master; give --redis the master",
+    "MASTERDOWN": "it is a replica that has lost its master; give --redis the master",
     "MISCONF": "it cannot save to its disk and accepts no writes until it can; its log has the reason",
     "MOVED": _CLUSTER,
-    "NOAUTH": "it requires a password; put it into --redis: redis://:PASSWORD@HOST:6379/0",
+    "NOAUTH": "it requires a password; put one into --redis",
     "NOPERM": "its ACL user lacks a command or key pattern; the documentation lists those needed",
     "NOREPLICAS": "too few replicas are connected (min-replicas-to-write), so that it accepts no writes",
-    "OOM": "its memory is full; raise its maxmemory, or set its maxmemory-policy to allkeys-lru",
+    "OOM": "its memory is full; raise its maxmemory, or set its maxmemory-policy to volatile-lru",
     "READONLY": "it is a replica; give --redis its master",
     "TRYAGAIN": _CLUSTER,
     "WRONGPASS": "it does not accept the user and the password in --redis",
     "WRONGTYPE": "another program writes to the gateway's keys; give it a Redis or a --redis-namespace of its own",
 }
 """What to do about each reason: an error code of Redis."""
+REASONS: Final = (*ADVICE, OTHER)
 
 _PHRASES: Final = {
     "not allowed in cluster mode": f"--redis names a database, and {_CLUSTER}",
@@ -41,7 +42,7 @@ _PHRASES: Final = {
 """What to do about errors without a code of their own, by a part of their text."""
 _SCRIPT_USER: Final = "The user executing the script can't"  # NOPERM inside a script
 _INSIDE: Final = re.compile(r"Error running script.*: -?([A-Z]{2,32}) ", re.DOTALL)  # before Redis 7
-_COMMAND: Final = re.compile(r"'([a-z|]{1,40})' command")
+_COMMAND: Final = re.compile(r"'([a-z]{1,40})(?:\|[a-z]{1,40})?' command")
 
 
 def code_of(text: str) -> str:

@@ -40,10 +40,6 @@ OPS: Final = ("hit", "miss", "error", "garbage", "bypassed", "store", "store_ski
 STATUSES: Final = range(100, 600)
 SOURCES: Final = ("usage", "estimated", "events")
 KEY_REFUSALS: Final = ("missing", "unknown", "expired", "not_operator", "ended")
-REDIS_REFUSALS: Final = (
-    *("ASK", "BUSY", "CLUSTERDOWN", "CROSSSLOT", "ERR", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH"),
-    *("NOPERM", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN", "WRONGPASS", "WRONGTYPE"),
-)  # error codes of Redis; ERR: any other
 LIMITS: Final = ("requests", "tokens", "streams", "global")
 BAD_STATUS: Final = "bad_status"  # an engine's 5xx, which is passed on as the client's answer
 LAG_SECONDS: Final = 1.0  # between two measurements of the event loop's lag
@@ -126,11 +122,6 @@ class Metrics:
             "Changes of the circuit breaker of Redis.",
             Label("to", ("open", "closed")),
         )
-        self._redis_refused = counts(
-            "redis_refusals_total",
-            "Commands and logins that Redis refused, by its error code; ERR: any other.",
-            Label("reason", REDIS_REFUSALS),
-        )
         code = Label("code", (*(code.code for code in Code), BAD_STATUS))
         self._upstream_errors = counts(
             "upstream_errors_total", "Requests failed by an engine, by error code.", backend, code
@@ -212,8 +203,6 @@ class Metrics:
             self._cache.count((value,), 0)
         for value in ("open", "closed"):
             self._breaker.count((value,), 0)
-        for value in REDIS_REFUSALS:
-            self._redis_refused.count((value,), 0)
         for value in (*RETRY_CAUSES, STALE):
             self._retries.count((value,), 0)
         for value in KEY_REFUSALS:
@@ -304,10 +293,6 @@ class Metrics:
     def cache_breaker(self, opened: bool) -> None:
         """The circuit breaker of Redis opened or closed."""
         self._breaker.count(("open" if opened else "closed",))
-
-    def redis_refused(self, reason: str) -> None:
-        """Redis refused a command or a login, see REDIS_REFUSALS."""
-        self._redis_refused.count((reason,))
 
     def upstream_request(self, backend: str) -> None:
         """A request was sent to an engine."""

@@ -294,7 +294,8 @@ async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_
             made["on_breaker"](trouble)
         for refusal in (ReplyError("OOM x"), None):
             made["on_stores"](refusal)
-        made["on_refused"]("OOM")
+            refusing = {labels["reason"]: n for labels, n in made["metrics"].samples("redis_refusing")}
+            assert (refusing["OOM"], sum(refusing.values())) == ((1, 1) if refusal else (0, 0))
     assert made["told"] == ["start", "ping", "stop"]
     assert [(line["level"], line["msg"], line["use"], line.get("detail")) for line in lines(tmp_path / "log")] == [
         ("warning", "redis away", "look-ups", "no connection"),
@@ -305,8 +306,6 @@ async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_
     ]
     counted = {tuple(labels.values()): n for labels, n in made["metrics"].samples("cache_breaker_changes_total")}
     assert counted == {("open",): 1, ("closed",): 1}
-    refused = {labels["reason"]: n for labels, n in made["metrics"].samples("redis_refusals_total")}
-    assert (refused["OOM"], sum(refused.values())) == (1, 1)
     async with AsyncExitStack() as stack:
         off = RedisState("off")
         assert await wiring._cache(None, Settings(), cast(Any, None), Metrics(), stack, off) is None

@@ -99,7 +99,6 @@ async def admission_for(
             timeout=settings.redis_timeout_ms / 1000,
             namespace=settings.redis_namespace,
             on_change=changed,
-            on_refused=metrics.redis_refused,
         )
         stack.push_async_callback(shared.stop)
         await shared.start()

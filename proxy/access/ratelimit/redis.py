@@ -15,7 +15,6 @@ from proxy.redis import (
     Availability,
     Lost,
     OnChange,
-    OnRefused,
     RedisAddress,
     RedisClient,
     ReplyError,
@@ -147,14 +146,13 @@ class RedisLimits:
         lease: float = LEASE,
         namespace: str = "gateway",
         on_change: OnChange = lambda trouble: None,
-        on_refused: OnRefused = lambda reason: None,
     ) -> None:
         self._link = RedisClient(address(url), connect_timeout=timeout)
         self._timeout = timeout
         self._lease = lease
         self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
-        self.availability = Availability(self._try, self._changed, on_refused=on_refused)
+        self.availability = Availability(self._try, self._changed)
         self._held: dict[str, Claim] = {}  # permits that live, to be renewed
         self._renewal: asyncio.TimerHandle | None = None
 
