@@ -31,7 +31,7 @@ class RedisState:
 
     def refuses(self, reason: str) -> bool:
         """Whether Redis refuses for this reason now."""
-        return any(trouble.reason == reason for trouble in self.troubles.values())
+        return any(trouble.reason == reason != "" for trouble in self.troubles.values())
 
     @property
     def state(self) -> str:

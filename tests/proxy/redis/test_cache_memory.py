@@ -78,8 +78,8 @@ class House:
         self.cache = Cache(
             "unix:///none",
             record=self.seen.append,
-            on_breaker=lambda trouble: self.told.append(trouble and str(trouble)),
-            on_stores=lambda trouble: self.stores_told.append(trouble and str(trouble)),
+            on_breaker=lambda trouble: self.told.append(trouble if trouble is None else str(trouble)),
+            on_stores=lambda trouble: self.stores_told.append(trouble if trouble is None else str(trouble)),
             **settings,
         )
         self.lookups, self.stores = Memory(), Memory()

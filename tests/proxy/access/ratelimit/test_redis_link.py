@@ -35,7 +35,10 @@ class FakeLink:
         self.sent.append((tuple(words), timeout, done))
 
     async def call(self, *words: Any, timeout: float) -> Any:
-        (self.loads if words[0] == b"SCRIPT" else self.tried).append(words[2] if words[0] == b"SCRIPT" else words)
+        if words[0] == b"SCRIPT":
+            self.loads.append(words[2])
+        else:
+            self.tried.append(words)
         if self.fails is not None:
             raise self.fails
         return YES
