@@ -199,8 +199,9 @@ async def running(
             stack,
             identify=lambda request: caller_for_address(prepared.rules.identity.address(request)),
             keyed=prepared.rules.identity.ring is not None,
-            on_redis=redis_state.of("rate limits"),
         )
+        if admission is not None and admission.limiter.shared is not None:
+            redis_state.watch("rate limits", admission.limiter.shared.availability)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -385,15 +386,18 @@ async def _cache(
         return None
 
     def told(use: Use, trouble: WireError | None) -> None:
-        state.of(use)(trouble)
         if trouble is None:
             log.event("info", "redis back", use=use)
         else:
             log.event("warning", "redis refuses" if trouble.reason else "redis away", use=use, detail=str(trouble))
 
+    opened = False
+
     def breaker(trouble: WireError | None) -> None:
-        if trouble is None or "look-ups" not in state.troubles:
-            metrics.cache_breaker(trouble is not None)
+        nonlocal opened
+        if opened is (trouble is None):
+            opened = not opened
+            metrics.cache_breaker(opened)
         told("look-ups", trouble)
 
     cache = Cache(
@@ -407,6 +411,8 @@ async def _cache(
         on_breaker=breaker,
         on_stores=partial(told, "stores"),
     )
+    state.watch("look-ups", cache.availability)
+    state.watch("stores", cache.accepts)
     for reason in REASONS:
         metrics.gauge(
             "redis_refusing",

@@ -161,15 +161,15 @@ class Cache:
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
-        self._availability = Availability(self._try_lookup, on_breaker)
-        self._accepts = Availability(self._try_store, on_stores)
+        self.availability = Availability(self._try_lookup, on_breaker)  # of look-ups
+        self.accepts = Availability(self._try_store, on_stores)  # of stores alone
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
         self._where = where
         self._flushed: dict[bytes, float] = {}  # time of the last flush of each key prefix, monotonic
 
     def __repr__(self) -> str:
-        return f"<Cache {'open' if self._availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+        return f"<Cache {'open' if self.availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
     def renew(self, where: RedisAddress) -> None:
         """Use this address for connections from now on."""
@@ -179,15 +179,15 @@ class Cache:
 
     @property
     def available(self) -> bool:
-        return not self._availability.open
+        return not self.availability.open
 
     async def start(self) -> None:
-        self._availability.start()
-        self._accepts.start()
+        self.availability.start()
+        self.accepts.start()
 
     async def stop(self) -> None:
-        await self._availability.stop()
-        await self._accepts.stop()
+        await self.availability.stop()
+        await self.accepts.stop()
         await self._lookups.close()
         await self._stores.close()
 
@@ -200,7 +200,7 @@ class Cache:
         """Call `done` with the value stored under each key, all in one round trip; None for a miss or an error.
         `done` may be called before this returns, and is called again, with misses only, where it raised.
         `others`: a second key for each, used where the first one misses; b"" for none."""
-        if self._availability.open:
+        if self.availability.open:
             self._record("bypassed")
             done([None] * len(keys))
             return
@@ -273,7 +273,7 @@ class Cache:
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if self._ttl <= 0 or len(value) > self.max_entry or self._availability.open or self._accepts.open:
+        if self._ttl <= 0 or len(value) > self.max_entry or self.availability.open or self.accepts.open:
             self._record("store_skipped")
             settled()
             return
@@ -325,12 +325,12 @@ class Cache:
             await link.close()
 
     def _failed(self, e: WireError, breaker: Availability | None = None) -> None:
-        if (breaker or self._availability).failed(e):
+        if (breaker or self.availability).failed(e):
             self._record("error")
 
     def _stores_or_all(self, e: WireError) -> Availability:
         """The breaker that an error of a store is about."""
-        return self._accepts if isinstance(e, ReplyError) and not is_away(e) else self._availability
+        return self.accepts if isinstance(e, ReplyError) and not is_away(e) else self.availability
 
     async def _try_lookup(self) -> None:
         """Look up two keys, which a Redis Cluster keeps on two nodes."""
@@ -344,7 +344,7 @@ class Cache:
         try:
             await self._stores.call(*command, timeout=STORE_SECONDS)
         except WireError as e:
-            if self._stores_or_all(e) is self._availability:
+            if self._stores_or_all(e) is self.availability:
                 self._failed(e)
             raise
 

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
-from proxy.redis.availability import OnChange
+from proxy.redis.availability import Availability
 from proxy.redis.resp import WireError
 
 Use = Literal["look-ups", "stores", "rate limits"]
 
 
 class RedisState:
-    """The present troubles, as the breakers report them."""
+    """The present troubles of the breakers that it watches."""
 
     def __init__(self, backed_by: str) -> None:
         """`backed_by`: embedded, yours or off."""
         self._backed_by = backed_by
-        self.troubles: dict[Use, WireError] = {}  # read only
+        self._watched: dict[Use, Availability] = {}
 
-    def of(self, use: Use) -> OnChange:
-        """What a breaker calls."""
-        return partial(self._changed, use)
+    def watch(self, use: Use, availability: Availability) -> None:
+        self._watched[use] = availability
 
-    def _changed(self, use: Use, trouble: WireError | None) -> None:
-        if trouble is not None:
-            self.troubles[use] = trouble
-        else:
-            self.troubles.pop(use, None)
+    @property
+    def _troubles(self) -> dict[Use, WireError]:
+        return {use: one.trouble for use, one in self._watched.items() if one.trouble is not None}
 
     def refuses(self, reason: str) -> bool:
         """Whether Redis refuses for this reason now."""
-        return any(trouble.reason == reason != "" for trouble in self.troubles.values())
+        return any(trouble.reason == reason != "" for trouble in self._troubles.values())
 
     @property
     def state(self) -> str:
         """`off`, `in use`, `away`, or `refuses` with Redis's error codes."""
         if self._backed_by == "off":
             return "off"
-        if not self.troubles:
+        reasons = {trouble.reason: None for trouble in self._troubles.values()}
+        if not reasons:
             return "in use"
-        reasons = {trouble.reason: None for trouble in self.troubles.values()}
         return "away" if "" in reasons else f"refuses: {', '.join(reasons)}"
 
     @property
     def detail(self) -> str:
         """What is wrong with which use, and what to do; empty where nothing is."""
         uses: dict[str, list[str]] = {}
-        for use, trouble in self.troubles.items():
+        for use, trouble in self._troubles.items():
             uses.setdefault(str(trouble), []).append(use)
         return "; ".join(f"{' and '.join(of)}: {trouble}" for trouble, of in uses.items())
 
@@ -58,4 +54,4 @@ class RedisState:
     @property
     def line(self) -> str:
         """For the terminal at the start."""
-        return f"{self.state} ({self.detail})" if self.troubles else self._backed_by
+        return f"{self.state} ({self.detail})" if self._troubles else self._backed_by

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -86,10 +87,19 @@ async def says(path: str, *command: str | int) -> Any:
         await link.close()
 
 
+def cluster_port() -> int:
+    """A free port whose cluster bus, 10000 above, is free too."""
+    while True:
+        port = free_port()
+        with socket.socket() as bus, suppress(OSError, OverflowError):
+            bus.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
 @asynccontextmanager
 async def refusing(case: Case) -> AsyncIterator[str]:
     """A Redis of this case; gives the URL for the gateway."""
-    options = (*case.options, str(free_port())) if case.options == CLUSTER else case.options
+    options = (*case.options, str(cluster_port())) if case.options == CLUSTER else case.options
     async with redis_server(*options) as path:
         for command in case.first:
             await says(path, *command)

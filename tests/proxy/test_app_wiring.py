@@ -265,7 +265,8 @@ async def cached(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Any, dic
 
     class FakeCache:
         def __init__(self, url: str, **given: Any) -> None:
-            made.update(given, url=url, told=[])
+            made.update(given, url=url, told=[], cache=self)
+            self.availability, self.accepts = SimpleNamespace(trouble=None), SimpleNamespace(trouble=None)
 
         async def start(self) -> None:
             made["told"].append("start")
@@ -294,6 +295,7 @@ async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_
             made["on_breaker"](trouble)
         for refusal in (ReplyError("OOM x"), None):
             made["on_stores"](refusal)
+            made["cache"].accepts.trouble = refusal
             refusing = {labels["reason"]: n for labels, n in made["metrics"].samples("redis_refusing")}
             assert (refusing["OOM"], sum(refusing.values())) == ((1, 1) if refusal else (0, 0))
     assert made["told"] == ["start", "ping", "stop"]

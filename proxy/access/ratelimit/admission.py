@@ -13,7 +13,7 @@ from proxy.access.ratelimit.limiter import Limiter
 from proxy.access.ratelimit.redis import RedisLimits
 from proxy.config import Settings
 from proxy.flights import NO_COST, Cost, estimate, estimate_raw
-from proxy.redis import OnChange, WireError
+from proxy.redis import WireError
 from proxy.telemetry import Log, Metrics
 from proxy.wire import NONE, RawBody
 
@@ -62,11 +62,9 @@ async def admission_for(
     *,
     identify: Identify,
     keyed: bool = False,
-    on_redis: OnChange = lambda trouble: None,
 ) -> Admission | None:
     """The settings' admission control; None without limits, so that requests pay nothing. `redis_url`: one that
-    other processes have too. `keyed`: callers may bring limits of their own. `on_redis`: limits are local, or
-    shared again."""
+    other processes have too. `keyed`: callers may bring limits of their own."""
     default = Rates(
         rps=settings.rate_limit_rps,
         burst=settings.rate_limit_burst,
@@ -92,7 +90,6 @@ async def admission_for(
                 log.event("warning", "limits are each process's own", detail=str(trouble))
             else:
                 log.event("info", "limits are shared again")
-            on_redis(trouble)
 
         shared = RedisLimits(
             redis_url,
