@@ -118,7 +118,7 @@ class Availability:
 
     async def _reopened(self) -> bool:
         """Whether it refused again before it had settled. A loss is over with the first reply."""
-        if self.trouble is None or is_away(self.trouble):
+        if not isinstance(self.trouble, ReplyError) or not kind_of(self.trouble.reason):
             return False
         try:
             async with asyncio.timeout(self._settled):

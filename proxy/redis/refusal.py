@@ -20,7 +20,7 @@ ADVICE: Final = {
     "MASTERDOWN": "it is a replica that has lost its master; give --redis the master",
     "MISCONF": "it cannot save to its disk and accepts no writes until it can; its log has the reason",
     "MOVED": _CLUSTER,
-    "NOAUTH": "it requires a password; put one into --redis",
+    "NOAUTH": "it requires a password; add it to --redis",
     "NOPERM": "its ACL user lacks a command or key pattern; the documentation lists those needed",
     "NOREPLICAS": "too few replicas are connected (min-replicas-to-write), so that it accepts no writes",
     "OOM": "its memory is full; raise its maxmemory, or set its maxmemory-policy to volatile-lru",
