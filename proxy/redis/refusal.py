@@ -48,7 +48,7 @@ _COMMAND: Final = re.compile(r"'([a-z]{1,40})(?:\|[a-z]{1,40})?' command")
 def code_of(text: str) -> str:
     """The first word of an error reply, where it is one: ERR, OOM, READONLY, MOVED, NOSCRIPT..."""
     word = text.partition(" ")[0]
-    return word if word.isascii() and word.isupper() and len(word) <= 32 else OTHER
+    return word if word.isascii() and word.isalpha() and word.isupper() and len(word) <= 32 else OTHER
 
 
 def reason_of(text: str) -> str:

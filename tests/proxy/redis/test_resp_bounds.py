@@ -31,6 +31,7 @@ from tests.kit.resp_kit import BOUNDS, HELLO_REPLY, Opened
         ("Moved 1", "ERR"),
         ("ÉTAT x", "ERR"),
         ("123 x", "ERR"),
+        ("\x1b[31OOM x", "ERR"),
         (b"OOM \xff", "OOM"),
     ],
 )
