@@ -68,6 +68,8 @@ class Availability:
         it is known already. A lost connection fails all its commands with one error, and `stop` fails the rest."""
         if self._stopping or e is self._last_loss:
             return False
+        if self.open and isinstance(e, ReplyError):
+            return True  # of a command sent before it opened: many refusals are no reason to probe less
         if not isinstance(e, TooManyPending | Unhandled):
             self._last_loss = e
             self._failure(e)

@@ -166,3 +166,12 @@ async def test_what_one_key_caused_is_reported_and_opens_nothing() -> None:
     await asyncio.sleep(11.0)
     assert (redis.changes[1:], redis.probes, availability.trouble) == ([None], [], None)
     await availability.stop()
+
+
+@virtual
+async def test_many_refusals_of_one_moment_do_not_make_the_probe_rarer() -> None:
+    redis = Redis()
+    availability = Availability(redis.probe, redis.changed)
+    for _ in range(50):
+        assert availability.failed(ReplyError("OOM x"))
+    assert (availability.pause, redis.changes) == (0.25, [str(ReplyError("OOM x"))])

@@ -11,7 +11,7 @@ from tests.kit.clock import virtual
 
 USES: tuple[Use, ...] = ("stores", "rate limits", "look-ups")
 FULL = ReplyError("OOM x")
-MOVED = ReplyError("MOVED 1 h")
+LOGIN = Lost("it refused the login", "WRONGPASS")
 
 
 def test_without_redis_and_without_trouble() -> None:
@@ -36,14 +36,14 @@ async def test_each_trouble_is_shown_with_its_uses_until_it_is_over() -> None:
     assert (state.state, state.detail) == ("refuses: OOM", f"stores: {FULL}")
     breakers["rate limits"].failed(FULL)
     assert (state.state, state.detail) == ("refuses: OOM", f"stores and rate limits: {FULL}")
-    breakers["look-ups"].failed(MOVED)
-    both = f"stores and rate limits: {FULL}; look-ups: {MOVED}"
-    assert (state.state, state.detail) == ("refuses: OOM, MOVED", both)
-    assert [state.refuses(reason) for reason in ("OOM", "MOVED", "NOPERM", "")] == [True, True, False, False]
+    breakers["look-ups"].failed(LOGIN)
+    both = f"stores and rate limits: {FULL}; look-ups: {LOGIN}"
+    assert (state.state, state.detail) == ("refuses: OOM, WRONGPASS", both)
+    assert [state.refuses(reason) for reason in ("OOM", "WRONGPASS", "NOPERM", "")] == [True, True, False, False]
     breakers["look-ups"].failed(Lost("no connection"))
     assert state.state == "away"
     assert state.line == f"away (stores and rate limits: {FULL}; look-ups: no connection)"
-    breakers["look-ups"].failed(ReplyError("MOVED 1 h"))
+    breakers["look-ups"].failed(Lost("it refused the login", "WRONGPASS"))
     assert state.detail == both, "the latest trouble, though each kind is reported once"
     for breaker in breakers.values():
         await breaker.stop()
