@@ -41,7 +41,7 @@ from proxy.flights import (
 )
 from proxy.flights.embeddings import Embedder, closing, embedder_for
 from proxy.flights.queue import RequestQueue, TicketFactory, callers_of, twin_of
-from proxy.redis import Cache
+from proxy.redis import REASONS, Cache, RedisState, Use, WireError
 from proxy.resources import EngineReload, FileReloads, OnRedis, Prepared, paths_of, prepare
 from proxy.server import (
     Flush,
@@ -84,7 +84,7 @@ class App:
     host: str
     port: int
     engines: list[str]
-    redis: str  # embedded, yours or off
+    redis: str  # embedded, yours or off; or its state at the start, where that is bad
     group: FlightGroup
     memory: Memory
     scheduler: Scheduler
@@ -130,7 +130,8 @@ async def running(
         metrics = Metrics()
         containment = _containment(log)
         memory = memory_for(settings, metrics, log, loop, prepared.rules.identity.name_of)
-        cache = await _cache(redis_url, settings, log, metrics, stack)
+        redis_state = RedisState(redis_words)
+        cache = await _cache(redis_url, settings, log, metrics, stack, redis_state)
         pulse = Pulse(loop)
         pulse.start()
         stack.callback(pulse.close)
@@ -198,6 +199,8 @@ async def running(
             identify=lambda request: caller_for_address(prepared.rules.identity.address(request)),
             keyed=prepared.rules.identity.ring is not None,
         )
+        if admission is not None and admission.limiter.shared is not None:
+            redis_state.watch("rate limits", admission.limiter.shared.availability)
         keyer = Keyer(hash_of_cpu())
         embedder = embedder_for(
             settings,
@@ -290,7 +293,7 @@ async def running(
                 queue=request_queue,
                 backends=backends,
                 cache=cache,
-                redis=redis_words,
+                redis=redis_state,
                 began=loop.time(),
                 clock=loop.time,
             )
@@ -302,7 +305,7 @@ async def running(
             host=host,
             port=port,
             engines=[backend.name for backend in backends.all],
-            redis=redis_words,
+            redis=redis_state.line,
             group=group,
             memory=memory,
             scheduler=scheduler,
@@ -376,14 +379,25 @@ def _listener(gateway: Gateway, settings: Settings, max_connections: int, metric
 
 
 async def _cache(
-    url: str | None, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack
+    url: str | None, settings: Settings, log: Log, metrics: Metrics, stack: AsyncExitStack, state: RedisState
 ) -> Cache | None:
     if url is None:
         return None
 
-    def breaker(opened: bool, why: str) -> None:
-        metrics.cache_breaker(opened)
-        log.event("warning" if opened else "info", "redis away" if opened else "redis back", detail=why)
+    def told(use: Use, trouble: WireError | None) -> None:
+        if trouble is None:
+            log.event("info", "redis back", use=use)
+        else:
+            log.event("warning", "redis refuses" if trouble.reason else "redis away", use=use, detail=str(trouble))
+
+    opened = False
+
+    def breaker(trouble: WireError | None) -> None:
+        nonlocal opened
+        if opened is (trouble is None):
+            opened = not opened
+            metrics.cache_breaker(opened)
+        told("look-ups", trouble)
 
     cache = Cache(
         url,
@@ -394,7 +408,17 @@ async def _cache(
         namespace=settings.redis_namespace,
         record=metrics.cache,
         on_breaker=breaker,
+        on_stores=partial(told, "stores"),
     )
+    state.watch("look-ups", cache.availability)
+    state.watch("stores", cache.accepts)
+    for reason in REASONS:
+        metrics.gauge(
+            "redis_refusing",
+            "1 while Redis refuses what it is asked, by its error code; ERR: any other.",
+            lambda reason=reason: int(state.refuses(reason)),  # type: ignore[misc]
+            {"reason": reason},
+        )
     await cache.start()
     stack.push_async_callback(cache.stop)
     await cache.ping()

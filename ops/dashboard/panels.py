@@ -291,6 +291,12 @@ REDIS: Final = Row(
             green=1,
         ),
         Panel(
+            "Refusals",
+            ((f"gateway_redis_refusing{{{ONE}}} == 1 or vector(0)", "{{instance}} {{reason}}"),),
+            kind="stat",
+            help="Redis's error code while it refuses a command; the log says what to do.",
+        ),
+        Panel(
             "Look-ups and stores",
             ((rate("cache_operations_total", by="op"), "{{op}}"),),
             "ops",

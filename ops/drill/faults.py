@@ -97,6 +97,13 @@ async def redis_frozen(stage: Stage) -> AsyncIterator[None]:
             stage.redis.thaw()
 
 
+@_fault("a user that Redis does not know", "GatewayRedisRefuses")
+async def redis_refuses(stage: Stage) -> AsyncIterator[None]:
+    url = stage.redis.url.replace("unix://", "unix://nobody:guess@")
+    async with stage.gateway("--redis", url) as gateway, clients(gateway.address, 4):
+        yield
+
+
 @_fault("one of two engines killed", "GatewayEngineDown")
 async def engine_killed(stage: Stage) -> AsyncIterator[None]:
     async with stage.gateway() as gateway, clients(gateway.address, 4):

@@ -8,19 +8,24 @@ A reader meets, in this order:
   `RespConnection` (`resp`). A reply or a `WireError` comes back within the timeout of the command.
 - `WireError` stands for a reply that failed: `ReplyError` (Redis answered with an error), `Lost` (no reply
   will come), `TooManyPending` (not sent) or `Unhandled` (the receiver raised).
-- `Availability` is the circuit breaker: the first loss opens it, a probe closes it. While it is open no request
-  waits for Redis.
+- `refusal` says what an error of Redis means: its reason, one of a bounded set, and what to do about it.
+- `Availability` is the circuit breaker: the first loss or refusal opens it, a probe that does what requests ask
+  closes it. While it is open no request waits for Redis. Look-ups, stores and limits each have one.
+- `RedisState` is what operators are shown of them: in use, away, or refusing.
 - `Cache` looks up and stores answers; a `Stored` is one answer in the bytes that a client gets.
 
-Redis fails open: slow, full, restarting or absent, requests are served without it.
+Redis fails open: slow, full, restarting, refusing or absent, requests are served without it.
 """
 
-from proxy.redis.availability import Availability, OnChange, is_away
+from proxy.redis.availability import Availability, OnChange
 from proxy.redis.cache import TAG_BYTES, Cache, Stored, stream_views, wall_clock
 from proxy.redis.client import RedisAddress, RedisClient, address, files_of
+from proxy.redis.health import RedisState, Use
+from proxy.redis.refusal import REASONS
 from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError, Word
 
 __all__ = [
+    "REASONS",
     "TAG_BYTES",
     "Availability",
     "Cache",
@@ -28,15 +33,16 @@ __all__ = [
     "OnChange",
     "RedisAddress",
     "RedisClient",
+    "RedisState",
     "ReplyError",
     "Stored",
     "TooManyPending",
     "Unhandled",
+    "Use",
     "WireError",
     "Word",
     "address",
     "files_of",
-    "is_away",
     "stream_views",
     "wall_clock",
 ]

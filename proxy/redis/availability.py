@@ -1,7 +1,6 @@
-"""Whether one Redis is used or left alone: a circuit breaker that the first loss opens, and the task that probes
-Redis until it answers. The answer cache and the shared rate limits each have one.
-
-Which error is a loss is decided here, once, for both."""
+"""Whether one Redis is used or left alone: a circuit breaker that the first loss or refusal opens, and the task
+that probes Redis until it does again what is asked of it. Look-ups, stores and the shared rate limits each have
+one."""
 
 from __future__ import annotations
 
@@ -9,30 +8,35 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from proxy.redis.resp import ReplyError, TooManyPending, Unhandled, WireError
+from proxy.redis.refusal import kind_of
+from proxy.redis.resp import Lost, ReplyError, TooManyPending, Unhandled, WireError
 from proxy.telemetry import raised
 
-AWAY: Final = frozenset({"LOADING", "NOAUTH"})
-"""Error codes that every command gets until something changes at the server. A Redis that is full (OOM), read-only
-or moved still answers look-ups: only that one command fails."""
+SETTLED: Final = 30.0
+"""Seconds without a refusal after which a Redis that refused is reported as good again. One that is full refuses
+and accepts in turns."""
 
-OnChange = Callable[[bool, str], None]
-"""Called with (away, reason) when the breaker opens or closes. The reason holds no secret."""
+_AWAY: Final = frozenset({"LOADING", "BUSY", "MASTERDOWN", "NOAUTH"})
+"""Error codes that every command gets until something changes at the server."""
+_ONE_KEY: Final = "WRONGTYPE"  # a refusal that says nothing of other keys: it is reported, and opens nothing
+
+OnChange = Callable[[WireError | None], None]
+"""Called with what went wrong when the trouble begins and when it becomes one of another kind, and with None when
+it is over. The error's text holds no secret."""
 
 
 def is_away(e: WireError) -> bool:
-    """Whether an error says that Redis serves no command at all now. One that this process caused, or that only
-    one command gets, does not."""
+    """Whether an error says that Redis serves no command at all now."""
     if isinstance(e, ReplyError):
-        return e.code in AWAY
+        return e.reason in _AWAY
     return not isinstance(e, TooManyPending | Unhandled)
 
 
 class Availability:
-    """The breaker and its probe. Open from the first loss until a probe succeeds.
+    """The breaker and its probe. Open from the first loss or refusal until a probe succeeds.
 
     `probe` is awaited while the breaker is open: first after `pause` seconds, then after twice the pause each
-    time, at most `longest`. It raises WireError where Redis does not answer.
+    time, at most `longest`. It does what requests ask and raises WireError where Redis does not do it.
     """
 
     def __init__(
@@ -42,12 +46,15 @@ class Availability:
         *,
         pause: float = 0.25,
         longest: float = 5.0,
+        settled: float = SETTLED,
     ) -> None:
         self.open = False  # an attribute: each request reads it
         self.pause = pause  # seconds until the next probe
-        self._first, self._longest = pause, longest
+        self.trouble: WireError | None = None  # as reported; it may outlast `open` by `settled` seconds
+        self._first, self._longest, self._settled = pause, longest, settled
         self._probe = probe
         self._on_change = on_change
+        self._kinds: set[str] = set()  # of the present trouble, reported already
         self._last_loss: WireError | None = None
         self._opened = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -57,14 +64,15 @@ class Availability:
         return f"<Availability {'open' if self.open else 'closed'} pause={self.pause:g}>"
 
     def failed(self, e: WireError) -> bool:
-        """Report the error of a command; one that `is_away` opens the breaker. False: it is known already. A lost
-        connection fails all its commands with one error, and `stop` fails the rest."""
+        """Report the error of a command, which opens the breaker unless this process or one key caused it. False:
+        it is known already. A lost connection fails all its commands with one error, and `stop` fails the rest."""
         if self._stopping or e is self._last_loss:
             return False
-        if is_away(e):
+        if self.open and isinstance(e, ReplyError):
+            return True  # of a command sent before it opened: many refusals are no reason to probe less
+        if not isinstance(e, TooManyPending | Unhandled):
             self._last_loss = e
-            if self._failure():
-                self._on_change(True, str(e))
+            self._failure(e)
             self._opened.set()
         return True
 
@@ -79,12 +87,16 @@ class Availability:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def _failure(self) -> bool:
-        """True where it opened the breaker. Each further failure doubles the pause."""
-        opened = not self.open
-        self.pause = self._first if opened else min(self.pause * 2, self._longest)
-        self.open = True
-        return opened
+    def _failure(self, e: WireError) -> None:
+        """Each failure doubles the pause, until the trouble is over."""
+        if e.reason != _ONE_KEY:
+            self.pause = self._first if self.trouble is None else min(self.pause * 2, self._longest)
+            self.open = True
+        self.trouble = e
+        kind = kind_of(e.reason)
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._on_change(e)
 
     async def _run(self) -> None:
         while True:
@@ -93,12 +105,26 @@ class Availability:
                 await asyncio.sleep(self.pause)
                 try:
                     await self._probe()
-                except WireError:
-                    self._failure()
+                except WireError as e:
+                    self._failure(e)
                 except Exception as e:  # noqa: BLE001 - else the breaker would stay open for ever
                     raised("the probe of Redis", e)
-                    self._failure()
+                    self._failure(Lost("the gateway's probe failed"))
                 else:
                     self.open = False
-                    self._on_change(False, "it answers again")
             self._opened.clear()
+            if not await self._reopened():
+                self.trouble = None
+                self._kinds.clear()
+                self._on_change(None)
+
+    async def _reopened(self) -> bool:
+        """Whether it refused again before it had settled. A loss is over with the first reply."""
+        if not isinstance(self.trouble, ReplyError) or not kind_of(self.trouble.reason):
+            return False
+        try:
+            async with asyncio.timeout(self._settled):
+                await self._opened.wait()
+        except TimeoutError:
+            return False
+        return True

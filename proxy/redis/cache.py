@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from proxy.redis.availability import Availability
+from proxy.redis.availability import Availability, OnChange, is_away
 from proxy.redis.client import RedisAddress, RedisClient, address
-from proxy.redis.resp import Lost, TooManyPending, WireError
+from proxy.redis.resp import Lost, ReplyError, TooManyPending, WireError
 from proxy.telemetry import raised
 from proxy.wire import MAX_TOKENS, ChunkCheck, whole_body, whole_streams
 from proxy.wire.fold import Shape
@@ -134,8 +134,9 @@ class Cache:
     """Look-ups and stores, each bounded in time. A look-up of many keys is one command and no task. Fails open:
     never raises, except for `flush`.
 
-    While Redis is unavailable, look-ups miss and stores are skipped at once. Stores have their own connection, so
-    that their bytes and their longer timeout do not delay look-ups.
+    While Redis is unavailable or refuses look-ups, look-ups miss and stores are skipped at once. A Redis that
+    refuses stores alone (full, read-only) is still asked for answers. Stores have their own connection, so that
+    their bytes and their longer timeout do not delay look-ups.
     """
 
     def __init__(
@@ -148,8 +149,10 @@ class Cache:
         max_pending: int,
         namespace: str = "gateway",
         record: Callable[[Op], None] = lambda op: None,
-        on_breaker: Callable[[bool, str], None] = lambda open_, why: None,
+        on_breaker: OnChange = lambda trouble: None,
+        on_stores: OnChange = lambda trouble: None,
     ) -> None:
+        """`on_breaker`: look-ups fail or work again; `on_stores`: stores are refused or accepted again."""
         where = address(url)
         self._lookups = RedisClient(where, connect_timeout=timeout)
         self._stores = RedisClient(where, connect_timeout=timeout, max_pending=max_pending)
@@ -158,14 +161,15 @@ class Cache:
         self.max_entry = max_entry  # bytes
         self._prefix = namespace.encode() + b":"  # of every key
         self._record = record
-        self._availability = Availability(self._ping, on_breaker)
+        self.availability = Availability(self._try_lookup, on_breaker)  # of look-ups
+        self.accepts = Availability(self._try_store, on_stores)  # of stores alone
         self._reader = Reader()
         self._unreadable: set[bytes] = set()  # keys with an unreadable value, which the next store replaces
         self._where = where
         self._flushed: dict[bytes, float] = {}  # time of the last flush of each key prefix, monotonic
 
     def __repr__(self) -> str:
-        return f"<Cache {'open' if self._availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
+        return f"<Cache {'open' if self.availability.open else 'closed'} {self._lookups!r} {self._stores!r}>"
 
     def renew(self, where: RedisAddress) -> None:
         """Use this address for connections from now on."""
@@ -175,13 +179,15 @@ class Cache:
 
     @property
     def available(self) -> bool:
-        return not self._availability.open
+        return not self.availability.open
 
     async def start(self) -> None:
-        self._availability.start()
+        self.availability.start()
+        self.accepts.start()
 
     async def stop(self) -> None:
-        await self._availability.stop()
+        await self.availability.stop()
+        await self.accepts.stop()
         await self._lookups.close()
         await self._stores.close()
 
@@ -194,7 +200,7 @@ class Cache:
         """Call `done` with the value stored under each key, all in one round trip; None for a miss or an error.
         `done` may be called before this returns, and is called again, with misses only, where it raised.
         `others`: a second key for each, used where the first one misses; b"" for none."""
-        if self._availability.open:
+        if self.availability.open:
             self._record("bypassed")
             done([None] * len(keys))
             return
@@ -267,7 +273,7 @@ class Cache:
         if key in self._unreadable:
             self._unreadable.discard(key)
             replace = True
-        if self._ttl <= 0 or len(value) > self.max_entry or self._availability.open:
+        if self._ttl <= 0 or len(value) > self.max_entry or self.availability.open or self.accepts.open:
             self._record("store_skipped")
             settled()
             return
@@ -277,7 +283,7 @@ class Cache:
                 if isinstance(reply, TooManyPending):
                     self._record("store_skipped")
                 elif isinstance(reply, WireError):
-                    self._failed(reply)
+                    self._failed(reply, self._stores_or_all(reply))
                 else:
                     self._record("store")
             finally:
@@ -318,19 +324,43 @@ class Cache:
         finally:
             await link.close()
 
-    def _failed(self, e: WireError) -> None:
-        if self._availability.failed(e):
+    def _failed(self, e: WireError, breaker: Availability | None = None) -> None:
+        if (breaker or self.availability).failed(e):
             self._record("error")
 
-    async def _ping(self) -> None:
-        await self._lookups.call(b"PING", timeout=self._timeout)
+    def _stores_or_all(self, e: WireError) -> Availability:
+        """The breaker that an error of a store is about."""
+        return self.accepts if isinstance(e, ReplyError) and not is_away(e) else self.availability
+
+    async def _try_lookup(self) -> None:
+        """Look up two keys, which a Redis Cluster keeps on two nodes."""
+        keys = (self._prefix + b"probe:1", self._prefix + b"probe:2")
+        reply = await self._lookups.call(b"MGET", *keys, timeout=self._timeout)
+        if type(reply) is not list or len(reply) != len(keys):
+            raise Lost("an invalid reply to MGET")
+
+    async def _try_store(self) -> None:
+        command = (b"SET", self._prefix + b"probe:1", b"", b"PX", 1)
+        try:
+            await self._stores.call(*command, timeout=STORE_SECONDS)
+        except WireError as e:
+            if self._stores_or_all(e) is self.availability:
+                self._failed(e)
+            raise
 
     async def ping(self) -> bool:
-        """Whether Redis answers now. A failure counts for the breaker."""
+        """Whether Redis looks up and stores now. A failure counts for the breakers."""
         try:
-            await self._ping()
+            await self._try_lookup()
         except WireError as e:
             self._failed(e)
+            return False
+        if self._ttl <= 0:
+            return True
+        try:
+            await self._try_store()
+        except WireError as e:
+            self._failed(e, self._stores_or_all(e))
             return False
         return True
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import hiredis
 
+from proxy.redis.refusal import code_of, explained, reason_of
 from proxy.telemetry import raised
 
 GRACE: Final = 0.001
@@ -25,26 +26,34 @@ _MORE: Final = object()
 _CONFIRMATIONS: Final = frozenset(
     {b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe", b"ssubscribe", b"sunsubscribe"}
 )
+_FULL: Final = "max number of clients"  # it says so in place of the first reply, and closes the connection
 _UNPAIRED: Final = frozenset({b"MONITOR", b"SYNC", b"PSYNC", b"RESET", b"QUIT", b"HELLO"})
 
 
 class WireError(Exception):
-    """What came in place of a reply. Its text never quotes the command."""
+    """What came in place of a reply. Its text never quotes the command's arguments."""
+
+    reason = ""
+    """Where Redis refused: its reason (`refusal.reason_of`)."""
 
 
 class ReplyError(WireError):
-    """Redis answered with an error. `code` is its first word: ERR, OOM, READONLY, MOVED, NOSCRIPT..."""
+    """Redis answered with an error. `code` is its first word."""
 
     def __init__(self, text: str | bytes) -> None:
         self.text = text if isinstance(text, str) else text.decode("utf-8", "replace")  # may quote the command
-        word = self.text.partition(" ")[0]
-        self.code = word if word.isascii() and word.isupper() and len(word) <= 32 else "ERR"
-        super().__init__(f"it refused ({self.code})")
+        self.code = code_of(self.text)
+        self.reason = reason_of(self.text)
+        super().__init__(f"it refused {explained(self.text)}")
 
 
 class Lost(WireError):
-    """No reply will come: not connected, cut, too late, or not Redis. All commands lost together get the same
-    object. Whether they were carried out is not known."""
+    """No reply will come: not connected, cut, too late, refused at the login, or not Redis. All commands lost
+    together get the same object. Whether they were carried out is not known."""
+
+    def __init__(self, why: str, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(why)
 
 
 class TooManyPending(WireError):
@@ -197,8 +206,8 @@ class RespConnection(asyncio.Protocol):
         if self.lost is not None or self._transport is None:
             return
         if isinstance(reply, ReplyError):
-            if not self._hello_sent or reply.code not in ("ERR", "NOPROTO", "NOPERM"):
-                self.lose(Lost(f"it refused the login ({reply.code})"))  # its text may quote the password
+            if not self._hello_sent or reply.code not in ("ERR", "NOPROTO", "NOPERM") or _FULL in reply.text:
+                self.lose(Lost(f"it refused the login {explained(reply.text)}", reply.reason))
                 return
             self._steps = self._login.old()  # a server without HELLO
         step = next(self._steps, None)
@@ -238,7 +247,7 @@ class RespConnection(asyncio.Protocol):
                 self._unparsed = 0
                 self._answer(reply)
         except (hiredis.HiredisError, ValueError, MemoryError):
-            self.lose(Lost("a reply that is not RESP"))
+            self.lose(Lost("a reply that is not RESP: no Redis listens there"))
         except Exception as e:  # noqa: BLE001 - replies cannot be matched to commands any more
             raised("the replies of Redis", e)
             self.lose(Lost("the gateway failed to read its replies"))

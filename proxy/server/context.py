@@ -62,6 +62,7 @@ class RequestContext:
     allow: str | None = None
     bytes_out: int = 0
     client_left: bool = False
+    endless: bool = False  # its answer lasts until the client leaves
     deadline: float = math.inf  # by the loop's clock, where the client gave one
     client: str | None = None  # its address, where it was refused
     named: bool = True  # its id may be the client's own
@@ -144,8 +145,9 @@ class RequestContext:
 
     # -- its response -----------------------------------------------------------------------------
 
-    def begin_response(self, status: int) -> None:
-        self.status = status
+    def begin_response(self, status: int, *, endless: bool = False) -> None:
+        """`endless`: the answer lasts until the client leaves, which is no 499 then."""
+        self.status, self.endless = status, endless
 
     def end_response(self, sent: int) -> None:
         """So many bytes were written, framing included."""
@@ -237,7 +239,7 @@ class RequestContext:
         """Count the request and, where `log` is given, log it. The log shares its buffer fairly among owners."""
         queue, ttft, total = self._durations()
         prompt, completion, source = self._tokens()
-        status = 499 if self.client_left else self.status
+        status = 499 if self.client_left and (self.error or not self.endless) else self.status
         model = self.model
         if model is not None and len(model) > MAX_MODEL:
             model = model[:MAX_MODEL] + "…"

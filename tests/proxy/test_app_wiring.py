@@ -23,6 +23,8 @@ from proxy.app import App, _at, _certificates, _on_redis, _retry_rules, _tls, _w
 from proxy.config.settings import Settings
 from proxy.flights.watchdog import PATIENCE
 from proxy.redis.cache import Cache
+from proxy.redis.health import RedisState
+from proxy.redis.resp import Lost, ReplyError
 from proxy.resources import Prepared
 from proxy.server import bind as listeners
 from proxy.telemetry.log import Log
@@ -263,7 +265,8 @@ async def cached(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Any, dic
 
     class FakeCache:
         def __init__(self, url: str, **given: Any) -> None:
-            made.update(given, url=url, told=[])
+            made.update(given, url=url, told=[], cache=self)
+            self.availability, self.accepts = SimpleNamespace(trouble=None), SimpleNamespace(trouble=None)
 
         async def start(self) -> None:
             made["told"].append("start")
@@ -275,10 +278,12 @@ async def cached(tmp_path: Path, **changes: Any) -> AsyncIterator[tuple[Any, dic
             made["told"].append("ping")
 
     log, metrics = log_to(tmp_path / "log"), Metrics()
+    made["metrics"] = metrics
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring, "Cache", FakeCache)
         async with AsyncExitStack() as stack:
-            yield await wiring._cache("redis://h", Settings(**changes), log, metrics, stack), made
+            state = RedisState("yours")
+            yield await wiring._cache("redis://h", Settings(**changes), log, metrics, stack, state), made
     log.close()
 
 
@@ -286,12 +291,23 @@ async def test_the_cache_is_started_asked_once_and_stopped_and_its_breaker_told_
     async with cached(tmp_path, redis_timeout_ms=2500.0, cache_ttl_seconds=7, redis_namespace="n") as (_, made):
         assert (made["timeout"], made["ttl"], made["namespace"], made["url"]) == (2.5, 7, "n", "redis://h")
         assert made["told"] == ["start", "ping"]
-        made["on_breaker"](True, "why")
-        made["on_breaker"](False, "")
+        for trouble in (Lost("no connection"), Lost("login", "WRONGPASS"), None):
+            made["on_breaker"](trouble)
+        for refusal in (ReplyError("OOM x"), None):
+            made["on_stores"](refusal)
+            made["cache"].accepts.trouble = refusal
+            refusing = {labels["reason"]: n for labels, n in made["metrics"].samples("redis_refusing")}
+            assert (refusing["OOM"], sum(refusing.values())) == ((1, 1) if refusal else (0, 0))
     assert made["told"] == ["start", "ping", "stop"]
-    assert [(line["level"], line["msg"]) for line in lines(tmp_path / "log")] == [
-        ("warning", "redis away"),
-        ("info", "redis back"),
+    assert [(line["level"], line["msg"], line["use"], line.get("detail")) for line in lines(tmp_path / "log")] == [
+        ("warning", "redis away", "look-ups", "no connection"),
+        ("warning", "redis refuses", "look-ups", "login"),
+        ("info", "redis back", "look-ups", None),
+        ("warning", "redis refuses", "stores", str(ReplyError("OOM x"))),
+        ("info", "redis back", "stores", None),
     ]
+    counted = {tuple(labels.values()): n for labels, n in made["metrics"].samples("cache_breaker_changes_total")}
+    assert counted == {("open",): 1, ("closed",): 1}
     async with AsyncExitStack() as stack:
-        assert await wiring._cache(None, Settings(), cast(Any, None), Metrics(), stack) is None
+        off = RedisState("off")
+        assert await wiring._cache(None, Settings(), cast(Any, None), Metrics(), stack, off) is None

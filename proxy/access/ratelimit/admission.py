@@ -13,6 +13,7 @@ from proxy.access.ratelimit.limiter import Limiter
 from proxy.access.ratelimit.redis import RedisLimits
 from proxy.config import Settings
 from proxy.flights import NO_COST, Cost, estimate, estimate_raw
+from proxy.redis import WireError
 from proxy.telemetry import Log, Metrics
 from proxy.wire import NONE, RawBody
 
@@ -84,9 +85,11 @@ async def admission_for(
     shared = None
     if redis_url is not None:
 
-        def changed(away: bool, why: str) -> None:
-            words = "limits are each process's own" if away else "limits are shared again"
-            log.event("warning" if away else "info", words, detail=why)
+        def changed(trouble: WireError | None) -> None:
+            if trouble is not None:
+                log.event("warning", "limits are each process's own", detail=str(trouble))
+            else:
+                log.event("info", "limits are shared again")
 
         shared = RedisLimits(
             redis_url,
@@ -110,7 +113,7 @@ async def admission_for(
     if shared is not None:
         metrics.gauge(
             "limits_local",
-            "1 while Redis is unavailable and each process limits by itself.",
-            lambda: int(not shared.available),
+            "1 while Redis is unavailable or refuses, and each process limits by itself.",
+            lambda: int(shared.availability.trouble is not None),
         )
     return Admission(limiter, identify, assumed=settings.rate_limit_assumed_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,12 +21,12 @@ from proxy.redis import (
     WireError,
     Word,
     address,
-    is_away,
 )
 
 LEASE: Final = 30.0
 """Seconds until a permit in Redis expires; it is renewed three times in them. The streams of a crashed process
 count for so long."""
+_MANY: Final = 1e6  # each bound of a probe
 BATCH: Final = 256  # permits renewed by one script: others wait while it runs
 _WHERE: Final[tuple[tuple[Whose, Kind], ...]] = (
     ("caller", "requests"), ("caller", "tokens"), ("caller", "streams"),
@@ -134,8 +135,8 @@ class RedisLimits:
     """Decisions of Redis, bounded in time and without a task: the claims of one event-loop iteration go out in one
     write.
 
-    While Redis is away nothing is sent until a probe is answered. Nothing is sent twice, and a lost command may
-    have run: its permit then expires, its charge leaks away.
+    Where Redis is away or refuses, nothing is sent until a probe succeeds. Nothing is sent twice, and a lost command
+    may have run: its permit then expires, its charge leaks away.
     """
 
     def __init__(
@@ -145,16 +146,15 @@ class RedisLimits:
         timeout: float,
         lease: float = LEASE,
         namespace: str = "gateway",
-        on_change: OnChange = lambda away, why: None,
+        on_change: OnChange = lambda trouble: None,
     ) -> None:
         self._link = RedisClient(address(url), connect_timeout=timeout)
         self._timeout = timeout
         self._lease = lease
         self._prefix = f"{namespace}:limit:"  # of every key
         self._on_change = on_change
-        self.availability = Availability(self._load, self._changed)
+        self.availability = Availability(self._try, self._changed)
         self._held: dict[str, Claim] = {}  # live permits, to be renewed
-        self._refused = False  # Redis answers, but with an error
         self._renewal: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -172,9 +172,9 @@ class RedisLimits:
     async def start(self) -> None:
         """Check whether it answers, and renew permits from now on."""
         try:
-            await self._load()
+            await self._try()
         except WireError as e:
-            self._failed(e)
+            self.availability.failed(e)
         self.availability.start()
         self._renew_later()
 
@@ -195,9 +195,7 @@ class RedisLimits:
         def read(reply: Any) -> None:
             decision = _decision(reply)
             if decision is None:
-                self._failed(reply if isinstance(reply, WireError) else Lost("an invalid reply to a limit script"))
-            else:
-                self._refused = False
+                self.availability.failed(reply if isinstance(reply, WireError) else _invalid())
             done(decision)
 
         bounds = [*_numbers(claim.own), *_numbers(claim.everyone)]
@@ -221,7 +219,7 @@ class RedisLimits:
 
     def _settled(self, reply: Any) -> None:
         if isinstance(reply, WireError):
-            self._failed(reply)
+            self.availability.failed(reply)
 
     def _run(self, script: Script, keys: list[str], words: tuple[Word, ...], done: Callable[[Any], None]) -> None:
         def answered(reply: Any) -> None:
@@ -236,17 +234,9 @@ class RedisLimits:
 
     # -- Redis away, and back -----------------------------------------------------------------------
 
-    def _failed(self, e: WireError) -> None:
-        known = not self.availability.failed(e)
-        if known or self._refused or not isinstance(e, ReplyError) or is_away(e):
-            return
-        # It answers, so requests lose no time: it is full, read-only, or a key has another type.
-        self._refused = True
-        self._on_change(True, str(e))
-
-    def _changed(self, away: bool, why: str) -> None:
-        self._on_change(away, why)
-        if not away:
+    def _changed(self, trouble: WireError | None) -> None:
+        self._on_change(trouble)
+        if trouble is None:
             self._renew()  # it may have been restarted, or the permits may have expired
 
     def _renew_later(self) -> None:
@@ -254,11 +244,21 @@ class RedisLimits:
             self._renewal.cancel()
         self._renewal = asyncio.get_running_loop().call_later(self._lease / 3, self._renew)
 
-    async def _load(self) -> None:
-        """Load the scripts, which shows whether it answers. Else a script would be sent again after NOSCRIPT, and
-        run after commands that were sent later."""
+    async def _try(self) -> None:
+        """Run the commands of requests: load the scripts, then take, renew and give back one permit, under separate
+        keys. A script that must first be sent would run after commands that were sent later."""
         for script in (TAKE, GIVE, RENEW):
             await self._link.call(b"SCRIPT", b"LOAD", script.text, timeout=self._timeout)
+        prefix = f"{self._prefix}probe:"
+        keys = [prefix + name for name in ("m", "s", "all:m", "all:s")]
+        permit, lease = os.urandom(6).hex(), _ms(self._lease)
+        if _decision(await self._eval(TAKE, keys, permit, lease, 1, *[_MANY] * 10, 1)) is None:
+            raise _invalid()
+        await self._eval(RENEW, keys[1::2], lease, 1, permit, 2, permit)
+        await self._eval(GIVE, keys, permit, -1, -1, *[_MANY] * 4)
+
+    async def _eval(self, script: Script, keys: list[str], *words: Word) -> Any:
+        return await self._link.call("EVALSHA", script.sha, len(keys), *keys, *words, timeout=self._timeout)
 
     def _renew(self) -> None:
         """Renew the live permits, unless Redis is away, and again after a third of the lease."""
@@ -290,6 +290,10 @@ def _numbers(bounds: Limits) -> tuple[Word, ...]:
         *(bounds.tokens or ("", "")),
         "" if bounds.streams is None else bounds.streams,
     )
+
+
+def _invalid() -> Lost:
+    return Lost("an invalid reply to a limit script")
 
 
 def _ms(seconds: float) -> int:

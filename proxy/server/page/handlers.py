@@ -84,7 +84,7 @@ class Page:
 
     async def _watch(self, context: RequestContext, view: StateView) -> respond.Sent:
         stream = EventStream(context.request, context.headers(), self._stall)
-        context.begin_response(200)
+        context.begin_response(200, endless=True)
         try:
             while not self._closing.is_set():
                 stream.put(msgspec.json.encode(view.look()))
@@ -131,7 +131,7 @@ class Page:
                 model=model[:256],
             )
             stream = EventStream(context.request, context.headers(), self._stall)
-            context.begin_response(200)
+            context.begin_response(200, endless=True)
             context.describe(None, stream=True)
             try:
                 board = Playground(stream, context)

@@ -1,6 +1,7 @@
 "use strict";
 // Whatever comes from outside is a text: it goes into text nodes and nothing else (the policy forbids more).
 const $ = (id) => document.getElementById(id);
+const REDIS = { off: "answers are not stored", yours: "an external server", embedded: "started by the gateway, for it alone" };
 const VERDICTS = ["miss", "attached", "hit", "merged", "bypass"];
 const whole = new Intl.NumberFormat("en");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -109,10 +110,10 @@ function show(state) {
   pill(state.ready ? "ready" : "no engine answers", state.ready ? "good" : "bad");
   const up = Math.round(state.uptime_s), hours = Math.floor(up / 3600), minutes = Math.floor(up / 60) % 60;
   put("about", `${state.version}, up ${hours ? hours + " h " : ""}${up >= 60 ? minutes + " min" : up + " s"}, sharing ${state.share}`);
-  put("flights", many(state.flights, "flight"));
+  put("flights", many(state.flights, "answer"));
   put("queue", `${many(state.readers, "reader")}, ${whole.format(state.queued)} queued`);
   put("ttft", ms(recent.ttft_ms.p50));
-  put("ttft2", recent.ttft_ms.p95 == null ? "none lately" : `p50; p95 ${ms(recent.ttft_ms.p95)}`);
+  put("ttft2", recent.ttft_ms.p95 == null ? "no answer in the last 10 s" : `median; 95 % within ${ms(recent.ttft_ms.p95)}`);
   put("rate", whole.format(Math.round(recent.delivered_per_s)));
   put("rate2", `delivered; ${whole.format(Math.round(recent.generated_per_s))} generated`);
   keep(past.ttft, recent.ttft_ms.p50); keep(past.ttft95, recent.ttft_ms.p95);
@@ -121,7 +122,7 @@ function show(state) {
   spark("sparkrate", past.given, past.made);
   const v = total.verdicts, shared = v.hit + v.attached + v.merged;
   put("shared", total.answered ? Math.round(100 * shared / total.answered) + " %" : "–");
-  put("counts", `${many(total.answered, "answer")}` + (total.refused ? `, ${whole.format(total.refused)} refused` : "") + (total.failed ? `, ${whole.format(total.failed)} failed` : ""));
+  put("counts", `of ${many(total.answered, "answer")}` + (total.refused ? `, ${whole.format(total.refused)} refused` : "") + (total.failed ? `, ${whole.format(total.failed)} failed` : ""));
   const mix = $("mix");
   if (!mix.childNodes.length) mix.append(...VERDICTS.map((name) => make("span", name)));
   VERDICTS.forEach((name, i) => {
@@ -129,8 +130,9 @@ function show(state) {
     mix.childNodes[i].hidden = !v[name];
   });
   const redis = state.redis;
-  put("redis", redis.available == null ? "off" : redis.available ? "there" : "away");
-  put("redis2", redis.is === "off" ? "no answers are kept" : redis.is + (redis.available ? "" : "; answering without it"));
+  put("redis", redis.state === "away" ? "not reachable" : redis.state);
+  put("redis2", redis.detail ? redis.detail + ". Requests are served without it." : REDIS[redis.is]);
+  $("redis").className = redis.detail ? "bad" : "";
   engines(state.backends);
   models(state.models);
 }
@@ -149,9 +151,9 @@ function engines(list) {
     name.textContent = engine.name;
     served.textContent = engine.models.join(", ") || engine.detail || "no models yet";
     load.firstChild.style.width = 100 * engine.inflight / engine.max_inflight + "%";
-    const state = engine.breaker === "open" ? `circuit open, next attempt in ${engine.retry_s} s`
-      : engine.breaker === "half_open" ? "half-open" : engine.up ? "up" : engine.up == null ? "not checked yet" : "down";
-    word.textContent = `${engine.inflight} of ${engine.max_inflight}` + (engine.waiting ? `, ${engine.waiting} queued there` : "")
+    const state = engine.breaker === "open" ? `paused after failures, next attempt in ${engine.retry_s} s`
+      : engine.breaker === "half_open" ? "paused after failures, trying one request" : engine.up ? "up" : engine.up == null ? "not checked yet" : "down";
+    word.textContent = `${engine.inflight} of ${many(engine.max_inflight, "request")}` + (engine.waiting ? `, ${engine.waiting} queued there` : "")
       + (engine.unshared.length ? ", some streams and JSON bodies are not shared" : "") + `, ${state}`;
     word.title = engine.unshared.join("\n");
     word.className = "pill " + (engine.up && engine.breaker === "closed" ? "good" : engine.up == null ? "" : "bad");
@@ -171,7 +173,7 @@ function models(list) {
 let run = null; // what is being shown: {lanes, asked, generations…}
 
 function lane(number, delay) {
-  const li = make("li"), line = make("p"), badge = make("span", "badge", "waits"), when = make("span"), times = make("span", "times");
+  const li = make("li"), line = make("p"), badge = make("span", "badge", "waiting"), when = make("span"), times = make("span", "times");
   const box = make("div"), span = make("span"), text = document.createTextNode("");
   line.append(make("b", "", String(number + 1)), badge, when, times);
   span.append(text);
@@ -180,7 +182,7 @@ function lane(number, delay) {
   li.addEventListener("pointerenter", () => { hot = number; draw(); });
   li.addEventListener("pointerleave", () => { hot = -1; draw(); });
   return { number, delay, li, badge, when, times, text, more: "", verdict: "", flight: null, ask: null, tokens: 0,
-    points: [], joined: null, first: null, over: false, touched: true, order: 0, behind: 0 };
+    points: [], joined: null, first: null, over: false, stopped: false, touched: true, order: 0, behind: 0 };
 }
 
 $("form").addEventListener("submit", (event) => { event.preventDefault(); play(); });
@@ -220,7 +222,7 @@ async function play() {
     }
   }
   mine.open = false;
-  for (const one of mine.lanes) if (!one.over) { one.over = true; one.touched = true; }
+  for (const one of mine.lanes) if (!one.over) one.over = one.stopped = one.touched = true;
   if (mine === run) {
     frame(performance.now()); // all of it is shown before the run is said to be over
     $("start").disabled = false;
@@ -258,6 +260,7 @@ function take(mine, event) {
     one.behind = event.behind;
     one.order = mine.joins++;
     one.points.push(event.ms, 0);
+    one.flight = event.flight;
   }
   if (event.verdict) { one.verdict = event.verdict; one.flight = event.flight; one.ask = event.ask; }
   for (const frame of event.frames ?? []) {
@@ -302,7 +305,7 @@ function frame(now) {
     if (one.more) { one.text.appendData(one.more); one.more = ""; }
     const cls = one.failed ? "failed" : one.verdict;
     if (one.li.className !== cls) one.li.className = cls;
-    const word = one.failed ? String(one.status ?? "failed") : one.verdict || (one.joined == null ? (one.over ? "left" : "waits") : "joined");
+    const word = one.failed ? String(one.status ?? "failed") : one.verdict || (one.over ? "stopped" : "waiting");
     if (one.badge.textContent !== word) one.badge.textContent = word;
     one.when.textContent = one.delay ? `+${((one.joined ?? one.delay) / 1000).toFixed(2)} s` : "";
     one.times.textContent = one.first == null ? "" : "TTFT " + ms(one.first);
@@ -312,29 +315,30 @@ function frame(now) {
 }
 
 function tally() {
-  const made = new Map(), asks = new Set();
-  let delivered = 0, hits = 0, failed = 0;
+  const made = new Map(), asks = new Set(), asked = new Set();
+  let delivered = 0, hits = 0, failed = 0, stopped = 0;
   for (const one of run.lanes) {
     if (one.failed) failed++;
+    else if (one.stopped) stopped++;
     const tokens = one.usage ?? one.tokens;
     delivered += tokens;
     if (one.flight == null) continue;
-    if (one.ask == null) { hits++; continue; }
-    asks.add(one.ask);
+    if (one.verdict && one.ask == null) { hits += !one.failed; continue; }
+    if (one.ask != null) { asks.add(one.ask); asked.add(one.flight); }
     made.set(one.flight, Math.max(made.get(one.flight) ?? 0, tokens));
   }
   const generated = [...made.values()].reduce((sum, n) => sum + n, 0);
   const bold = (text) => make("b", "", text), n = made.size;
-  const merged = asks.size && asks.size < n ? ` in ${many(asks.size, "request")} to the engine` : "";
+  const merged = asks.size < asked.size ? ` in ${many(asks.size, "request")} to the engine` : "";
   $("tally").replaceChildren(
     bold(whole.format(n)), (n === 1 ? " generation" : " generations") + merged + ", ",
-    bold(whole.format(run.lanes.length)), (run.lanes.length === 1 ? " reader" : " readers") + (hits ? `, ${hits} from Redis` : "") + (failed ? `, ${failed} without an answer` : "") + ". Tokens: ",
+    bold(whole.format(run.lanes.length)), (run.lanes.length === 1 ? " reader" : " readers") + (hits ? `, ${hits} from Redis` : "") + (failed ? `, ${failed} without an answer` : "") + (stopped ? `, ${stopped} stopped` : "") + ". Tokens: ",
     bold(whole.format(generated)), " generated, ", bold(whole.format(delivered)), " delivered.");
 }
 
 // -- the river -----------------------------------------------------------------------------------
-// Tokens over time. A reader is a strand: who was there from the start runs along with the generation (the wide
-// line), who comes late rises through the whole log at once and then flows with the others.
+// Tokens over time. Each reader is a thin line, the generation a wide one. A reader that starts later gets all earlier
+// tokens at once, so its line rises straight up first. Lines are shifted by `gap` each: only a length has a scale.
 
 let hot = -1;
 function draw() {
@@ -369,21 +373,19 @@ function draw() {
     pen.fillText(t ? t / 1000 + " s" : "0", X(t), h - 5);
     pen.fillRect(Math.round(X(t)), bottom, 1, 4);
   }
-  pen.textAlign = "right";
-  for (const share of [.5, 1]) {
-    const tokens = Math.round(most * share);
-    pen.fillText(whole.format(tokens), left - 8, Y(tokens, 0) + 4);
-    pen.globalAlpha = .5;
-    pen.fillRect(left, Math.round(Y(tokens, 0)), right - left, .5);
-    pen.globalAlpha = 1;
-  }
-  pen.textAlign = "left";
-  pen.fillText("tokens", 4, 11);
   if (!lanes.length) return;
+  const unit = [1, 2, 5].flatMap((n) => [10, 100, 1000].map((ten) => n * ten)).filter((n) => n <= most / 2).reduce((a, b) => Math.max(a, b), 8);
+  const high = Math.round(room * unit / most), foot = bottom - 8;
+  for (const [x, y, width, height] of [[left - 8, foot - high, 1, high], [left - 11, foot - high, 7, 1], [left - 11, foot, 7, 1]]) pen.fillRect(x, y, width, height);
+  pen.save();
+  pen.translate(left - 16, foot - high / 2);
+  pen.rotate(-Math.PI / 2);
+  pen.fillText(whole.format(unit) + " tokens", 0, 0);
+  pen.restore();
 
   const path = (one) => {
     pen.beginPath();
-    pen.moveTo(X(one.points[0]), one.delay ? bottom : Y(0, one.order));
+    pen.moveTo(X(one.points[0]), Y(0, one.order));
     let x = -9, y = 0;
     for (let i = 0; i < one.points.length; i += 2) {
       const nx = X(one.points[i]), ny = Y(one.points[i + 1], one.order);
@@ -396,7 +398,7 @@ function draw() {
   const seen = new Set();
   for (const one of [...lanes].sort((a, b) => a.order - b.order)) {
     if (!one.points.length || one.flight == null || one.ask == null || seen.has(one.flight)) continue;
-    seen.add(one.flight); // the generation itself, as wide as those who drink from it
+    seen.add(one.flight); // the generation
     pen.globalAlpha = .16;
     pen.strokeStyle = colour(one.verdict || "miss");
     pen.lineWidth = Math.max(7, gap * 2.5);
@@ -413,7 +415,7 @@ function draw() {
     pen.beginPath();
     pen.arc(X(t), Y(tokens, one.order), hot === one.number ? 4 : Math.min(2.6, gap * .7 + .6), 0, 7);
     pen.fill();
-    if (one.delay) { // where it came in
+    if (one.delay) { // when it started
       pen.beginPath();
       pen.moveTo(X(one.points[0]), bottom - 1);
       pen.lineTo(X(one.points[0]) - 3.5, bottom + 5);

@@ -67,12 +67,15 @@ class Playground:
             self._last = data, msgspec.json.encode(found) if found else b""
         return self._last[1]
 
+    def number_of(self, reader: Subscriber) -> int:
+        """Which flight it reads."""
+        self._kept.append(reader.flight)
+        return self._flights.setdefault(id(reader.flight), len(self._flights))
+
     def place_of(self, reader: Subscriber) -> tuple[int, int | None]:
         """Which flight it reads, and which request at an engine that is; None where the store answered.
         Twins that were merged left the queue in one request, at one time by the clock."""
-        flight = reader.flight
-        self._kept.append(flight)
-        number = self._flights.setdefault(id(flight), len(self._flights))
+        flight, number = reader.flight, self.number_of(reader)
         if flight.stored_at is not None:
             return number, None
         which: object = flight.times.dispatched if reader.verdict == "merged" else id(flight)
@@ -114,7 +117,9 @@ class Playground:
                     raise asked
                 context.accept(asked)
                 reader = await gateway.generation.join(context, asked)
-                self.tell(number, b'"behind":%d' % reader.flight.content_events)
+                self.tell(
+                    number, b'"behind":%d,"flight":%d' % (reader.flight.content_events, self.number_of(reader))
+                )
                 await self._follow(context, reader, number)
             except Exception as e:  # noqa: BLE001 - the border of one request: its reader is shown an error
                 refusal = gateway.outcomes.error_of(context, e)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from proxy.config import VERSION, Settings, mask_url
 from proxy.flights import Flight, FlightGroup
 from proxy.flights.queue import RequestQueue
-from proxy.redis import Cache
+from proxy.redis import Cache, RedisState
 from proxy.server.page.rates import CounterSnapshot, rates_between, read, window
 from proxy.telemetry import Metrics
 from proxy.upstream import Backend, Backends, State
@@ -33,7 +33,7 @@ class Sources:
     queue: RequestQueue[Flight]
     backends: Backends
     cache: Cache | None
-    redis: str  # what it is backed by, in words without secrets
+    redis: RedisState
     began: float  # monotonic seconds
     clock: Callable[[], float] = time.monotonic
 
@@ -85,7 +85,7 @@ def standing(of: Sources, visible: Visible, now: float) -> dict[str, Any]:
         "queued": len(of.queue),
         "queue_limit": of.queue.limit,
         "models": [str(model.get("id")) for model in visible(backends.models())],
-        "redis": {"is": of.redis, "available": None if of.cache is None else of.cache.available},
+        "redis": of.redis.shown() | {"available": None if of.cache is None else of.cache.available},
         "backends": [engine(backend, visible, now) for backend in backends.all],
     }
 

@@ -27,6 +27,7 @@ from tests.kit.clock import virtual
 BODY = b'{"choices":[{"index":0,"message":{"content":"Hi"},"finish_reason":"stop"}]}'
 STORED = Stored("whole", 1.0, BODY)
 KEY = bytes(range(KEY_BYTES))
+PROBE = [b"MGET", b"gateway:probe:1", b"gateway:probe:2"]
 
 
 class Memory:
@@ -70,11 +71,16 @@ class Memory:
 class House:
     def __init__(self, **more: Any) -> None:
         self.seen: list[str] = []
-        self.told: list[tuple[bool, str]] = []
+        self.told: list[str | None] = []
+        self.stores_told: list[str | None] = []
         self.settled = 0
         settings: dict[str, Any] = {"timeout": 0.5, "ttl": 60, "max_entry": 1000, "max_pending": 5000} | more
         self.cache = Cache(
-            "unix:///none", record=self.seen.append, on_breaker=lambda *told: self.told.append(told), **settings
+            "unix:///none",
+            record=self.seen.append,
+            on_breaker=lambda trouble: self.told.append(trouble if trouble is None else str(trouble)),
+            on_stores=lambda trouble: self.stores_told.append(trouble if trouble is None else str(trouble)),
+            **settings,
         )
         self.lookups, self.stores = Memory(), Memory()
         self.cache._lookups, self.cache._stores = cast(RedisClient, self.lookups), cast(RedisClient, self.stores)
@@ -139,10 +145,12 @@ def test_what_becomes_of_a_store(reply: WireError, seen: list[str], opens: bool)
     house.store()
     house.stores.reply(reply)
     assert (house.seen, house.settled, house.cache.available) == (seen, 1, not opens)
-    assert house.told == ([(True, str(reply))] if opens else [])
+    refused = isinstance(reply, ReplyError) and not opens
+    assert house.told == ([str(reply)] if opens else [])
+    assert house.stores_told == ([str(reply)] if refused else [])
     house.heard()
     house.store()
-    assert (house.seen, house.settled) == ((["store_skipped"], 2) if opens else ([], 1))
+    assert (house.seen, house.settled) == ((["store_skipped"], 2) if opens or refused else ([], 1))
 
 
 def test_a_count_that_raises_settles_none_the_less() -> None:
@@ -191,7 +199,7 @@ def test_an_answer_that_is_none_to_mget_opens_the_breaker(reply: Any) -> None:
     assert house.lookups.bounds == [0.5]
     house.lookups.reply(reply)
     assert (heard, house.seen) == ([[None, None]], ["error"])
-    assert house.told == [(True, "an invalid reply to MGET")]
+    assert house.told == ["an invalid reply to MGET"]
     house.cache.lookup([KEY], heard.append)
     assert (heard[1:], house.seen[1:], len(house.lookups.sent)) == ([[None]], ["bypassed"], 1)
 
@@ -220,16 +228,16 @@ async def test_a_probe_of_our_own_closes_the_breaker_and_each_failure_makes_it_r
     assert house.lookups.sent == []
     for _ in range(2):
         began = loop.time()
-        house.lookups.answers = [Lost("still"), ReplyError("LOADING x"), b"PONG"]
+        house.lookups.answers = [Lost("still"), ReplyError("LOADING x"), [None, None]]
         house.store()
         house.stores.reply(Lost("gone"))
         await asyncio.sleep(30.0)
         assert [at - began for at in house.lookups.times] == pytest.approx([0.25, 0.75, 1.75])
         assert house.cache.available
         house.lookups.times.clear()
-    assert house.lookups.sent == [[b"PING"]] * 6
+    assert house.lookups.sent == [PROBE] * 6
     assert house.lookups.bounds == [0.5] * 6
-    assert house.told == [(True, "gone"), (False, "it answers again")] * 2
+    assert house.told == ["gone", None] * 2
     await house.cache.stop()
     assert (house.lookups.closed, house.stores.closed) == (True, True)
     assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -239,15 +247,54 @@ async def test_a_probe_of_our_own_closes_the_breaker_and_each_failure_makes_it_r
 
 
 @virtual
-async def test_a_ping_says_whether_it_answers_and_opens_the_breaker_where_it_does_not() -> None:
+async def test_a_ping_does_what_requests_ask_and_opens_the_breaker_where_it_fails() -> None:
     house = House()
-    for reply, answers in ((b"PONG", True), (Lost("gone"), False)):
-        task = asyncio.ensure_future(house.cache.ping())
-        await asyncio.sleep(0)
-        house.lookups.reply(reply)
-        assert await task is answers
-        assert house.cache.available is answers
-    assert house.lookups.sent == [[b"PING"]] * 2
+    for lookup, store, good in (
+        ([None, None], b"OK", True),
+        ([None, None], ReplyError("READONLY x"), False),
+        ([None, None], Lost("gone"), False),
+    ):
+        house.lookups.answers, house.stores.answers = [lookup], [store]
+        assert await house.cache.ping() is good
+        assert house.cache.available is not isinstance(store, Lost)
+    assert (house.lookups.sent, house.stores.sent) == ([PROBE] * 3, [[b"SET", PROBE[1], b"", b"PX", 1]] * 3)
+    assert (house.told, house.stores_told) == (["gone"], [str(ReplyError("READONLY x"))])
+    assert house.heard() == ["error", "error"]
+    for bad in (ReplyError("CROSSSLOT x"), [None], b"PONG"):
+        house = House()
+        house.lookups.answers = [bad]
+        assert not await house.cache.ping()
+        assert not house.cache.available
+        assert house.stores.sent == []
+    house = House(ttl=0)
+    house.lookups.answers = [[None, None]]
+    assert await house.cache.ping()
+    assert house.stores.sent == []
+
+
+@virtual
+async def test_stores_that_are_refused_are_skipped_until_one_is_accepted_and_look_ups_go_on() -> None:
+    house = House()
+    await house.cache.start()
+    house.stores.answers = [ReplyError("OOM x"), b"OK"]
+    house.store()
+    house.stores.reply(ReplyError("OOM x"))
+    house.store()
+    assert (house.heard(), len(house.stores.sent)) == (["error", "store_skipped"], 1)
+    house.cache.lookup([KEY], lambda found: None)
+    assert len(house.lookups.sent) == 1
+    await asyncio.sleep(0.8)
+    house.store()
+    assert (len(house.stores.sent), len(house.stores_told), house.told) == (4, 1, [])
+    await asyncio.sleep(30.0)
+    assert house.stores_told == [str(ReplyError("OOM x")), None]
+    house.stores.waiting.clear()
+    house.stores.answers = [Lost("gone"), b"OK"]
+    house.store()
+    house.stores.reply(ReplyError("OOM x"))
+    await asyncio.sleep(0.3)
+    assert house.told == ["gone"], "a loss concerns look-ups too"
+    await house.cache.stop()
 
 
 # -- flushes --------------------------------------------------------------------------------------------

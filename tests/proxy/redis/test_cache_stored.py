@@ -19,6 +19,7 @@ from proxy.flights.flight import Flight
 from proxy.flights.spec import FlightSpec, Mode
 from proxy.flights.stored import replay
 from proxy.redis.cache import MAX_KNOWN, Cache, Op, Reader, Stored, stream_views
+from proxy.redis.resp import WireError
 from proxy.wire.openai import Endpoint, decode
 from proxy.wire.sse import LAST_CHUNK, ChunkCheck, chunk, is_done, unchunks
 from tests.kit.redis_server import look_up, redis_server
@@ -285,23 +286,25 @@ async def test_who_asked_may_leave_and_the_next_look_up_is_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "opens"),
+    ("harm", "says"),
     [
-        (lambda other: other.execute_command("ACL", "SETUSER", "default", "-mget"), False),
-        (lambda other: other.config_set("requirepass", "now there is one"), True),
+        (lambda other: other.execute_command("ACL", "SETUSER", "default", "-mget"), "it refused (NOPERM mget): "),
+        (
+            lambda other: other.config_set("requirepass", "now there is one"),
+            "it refused the login (NOAUTH): it requires a password; ",
+        ),
     ],
     ids=["it lives and says no", "it wants a password now"],
 )
-async def test_a_refusal_opens_the_breaker_only_where_everything_would_be_refused(
-    harm: Callable[[Redis], Any], opens: bool
-) -> None:
-    told: list[tuple[bool, str]] = []
-    async with cached(on_breaker=lambda opened, why: told.append((opened, why))) as (cache, seen, other):
+async def test_a_refusal_of_a_look_up_opens_the_breaker(harm: Callable[[Redis], Any], says: str) -> None:
+    told: list[WireError | None] = []
+    async with cached(on_breaker=told.append) as (cache, seen, other):
         await harm(other)
         assert await look_up(cache, [b"k"]) == [None]
         assert seen == ["error"]
-        assert cache.available is not opens
-        assert told == ([(True, "it refused the login (NOAUTH)")] if opens else [])
+        assert not cache.available
+        (trouble,) = told
+        assert str(trouble).startswith(says)
 
 
 def test_a_value_that_is_known_to_be_sound_is_known_byte_for_byte_and_within_a_bound() -> None:

@@ -31,12 +31,14 @@ from tests.kit.resp_kit import BOUNDS, HELLO_REPLY, Opened
         ("Moved 1", "ERR"),
         ("ÉTAT x", "ERR"),
         ("123 x", "ERR"),
+        ("\x1b[31OOM x", "ERR"),
         (b"OOM \xff", "OOM"),
     ],
 )
 def test_the_code_of_a_refusal_is_a_short_word_in_capitals(text: str | bytes, code: str) -> None:
     refused = ReplyError(text)
-    assert (refused.code, str(refused)) == (code, f"it refused ({code})")
+    assert refused.code == code
+    assert str(refused).startswith(f"it refused ({code})")
     assert refused.text == (text if isinstance(text, str) else "OOM \ufffd")
 
 
@@ -151,7 +153,7 @@ async def test_what_is_not_resp_is_lost_as_that() -> None:
     on = Opened()
     on.ask()
     on.reply(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    assert [str(reply) for reply in on.replies] == ["a reply that is not RESP"]
+    assert [str(reply) for reply in on.replies] == ["a reply that is not RESP: no Redis listens there"]
 
 
 @pytest.mark.parametrize("code", ["ERR", "NOPROTO", "NOPERM"])

@@ -230,7 +230,7 @@ async def test_a_correction_of_what_was_taken_ends_no_permit() -> None:
 async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage() -> None:
     told: list[bool] = []
     async with redis_server() as path:
-        shared = RedisLimits(f"unix://{path}", timeout=2, on_change=lambda away, why: told.append(away))
+        shared = RedisLimits(f"unix://{path}", timeout=2, on_change=lambda e: told.append(e is not None))
         await shared.start()
         await redis_says(path, "SET", "gateway:limit:m:a", "x")
         assert await ask(shared, claim("1")) is None
@@ -242,11 +242,16 @@ async def test_a_key_of_ours_that_is_something_else_is_no_decision_and_no_outage
         await shared.stop()
 
 
-async def test_a_redis_that_is_full_is_no_decision_and_no_outage() -> None:
+async def test_a_redis_that_is_full_decides_nothing_and_is_known_from_the_start() -> None:
     full = redis_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     async with full as path, shared_limits(path) as shared:
-        assert await ask(shared, claim("1", Limits(SLOW))) is None
-        assert shared.available
+        assert not shared.available
+        assert shared.availability.trouble is not None
+        assert shared.availability.trouble.reason == "OOM"
+        assert await ask(shared, claim("1")) is None
+        await redis_says(path, "CONFIG", "SET", "maxmemory", "0")
+        await until(lambda: shared.available)
+        assert await ask(shared, claim("2")) is not None
 
 
 async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
@@ -254,7 +259,7 @@ async def test_a_frozen_redis_is_waited_for_once_and_found_again() -> None:
     redis = EmbeddedRedis(8)
     url = await redis.start()
     told: list[bool] = []
-    shared = RedisLimits(url, timeout=0.1, on_change=lambda away, why: told.append(away))
+    shared = RedisLimits(url, timeout=0.1, on_change=lambda e: told.append(e is not None))
     try:
         await shared.start()
         held = claim("1", Limits(streams=1))

@@ -241,8 +241,14 @@ async def test_each_reader_is_charged_and_refused_for_itself(engine: Engine) -> 
         assert refused["error"]["code"] == "rate_limit_exceeded"
 
 
-async def test_the_page_leaving_is_all_its_readers_leaving(engine: Engine) -> None:
-    async with gateway(engine) as app:
+async def test_the_page_leaving_is_all_its_readers_leaving_and_the_end_of_the_page_s_own_request(
+    engine: Engine, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    async with gateway(engine, log_to=log) as app:
+        async with await Connection.open(app.url) as watcher:
+            await watcher.request("GET", "/-/state", headers=[STREAM])
+            assert await watcher.event() is not None
         async with streaming(app.url, READERS, {"request": HELLO_STREAM, "delays_ms": [0, 0, 60_000]}) as client:
             turn = await engine.next_request()
             await turn.send("a")
@@ -250,6 +256,8 @@ async def test_the_page_leaving_is_all_its_readers_leaving(engine: Engine) -> No
             await client.abort()
         await turn.cancelled()
         await until(lambda: len(app.group) == 0)
+    logged = sorted((line["endpoint"], line["status"]) for line in lines(log) if line["msg"] == "request")
+    assert logged == [("chat", 499), ("chat", 499), ("readers", 200), ("state", 200)], "one had not started"
 
 
 async def test_an_engine_s_error_and_a_broken_stream_reach_every_reader(engine: Engine) -> None:

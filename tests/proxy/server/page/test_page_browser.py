@@ -11,7 +11,7 @@ from proxy.access.api_keys import hash_of
 from tests.kit.chrome import BROWSER, Chrome
 from tests.kit.engine import Engine
 from tests.kit.engine_scripts import paced_script
-from tests.kit.running import gateway
+from tests.kit.running import gateway, until
 
 HOSTILE = [
     "<script>",
@@ -85,4 +85,36 @@ async def test_twenty_readers_are_seen_on_one_generation_and_nothing_of_it_is_ma
         picture = tmp_path / "page.png"
         await chrome.shot(picture)
         assert picture.stat().st_size > 40_000
+        assert chrome.complaints == []
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+async def test_readers_that_share_nothing_and_are_stopped_count_as_what_they_are(tmp_path: Path) -> None:
+    async with (
+        Engine() as engine,
+        gateway(engine, max_inflight=1, redis="unix:///none") as app,
+        Chrome(tmp_path / "home") as chrome,
+    ):
+        await chrome.look(1180, 900)
+        await chrome.open(app.url + "/")
+        await chrome.until("document.getElementById('redis').textContent === 'not reachable'")
+        words = await chrome.js("document.getElementById('redis2').textContent")
+        assert words == "look-ups: no connection (No such file or directory). Requests are served without it."
+        await chrome.until("document.querySelector('#model').options.length === 1")
+        await chrome.js(fill(prompt="hello", readers=20, late=1, by=60_000, share="off"))
+        turn = await engine.next_request()
+        await turn.send("a")
+        await chrome.until("[...document.querySelectorAll('#lanes .badge')].some(e => e.textContent === 'bypass')")
+        await until(lambda: app.group.subscribers == 19)
+        await chrome.until(
+            "document.querySelector('#tally').textContent.startsWith('19 generations, 20 readers.')"
+        )
+        await chrome.js("document.getElementById('stop').click()")
+        await chrome.until(OVER)
+        badges = [lane["badge"] for lane in await chrome.js(LANES)]
+        assert sorted(badges) == ["bypass", *["stopped"] * 19]
+        tally = await chrome.js("document.getElementById('tally').textContent")
+        assert tally == "19 generations, 20 readers, 20 stopped. Tokens: 1 generated, 1 delivered."
+        await turn.cancelled()
+        await until(lambda: len(app.group) == 0)
         assert chrome.complaints == []
