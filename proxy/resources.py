@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 from proxy.access import AccessPolicy, AccessRules, Authenticator, TrustedProxies, read_keys
 from proxy.access.denylist import read_deny_list
-from proxy.config import Settings, Take, Watched, conflicts, read_file, secret, warn_if_open
+from proxy.config import Settings, conflicts, read_file, secret, warn_if_open
+from proxy.config.file_watch import Take, Watched
 from proxy.errors import SettingsError
 from proxy.redis import RedisAddress, address, files_of
 from proxy.server import LargeRequests, ServerTls, server_context, source_of

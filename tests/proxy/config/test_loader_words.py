@@ -56,7 +56,9 @@ def test_what_no_flag_is_told(argv: list[str], lines: list[str]) -> None:
 def test_a_value_is_shown_up_to_a_length() -> None:
     for size, shown in ((200, "x" * 200), (201, "x" * 200 + "…")):
         (line,) = wrong(environ={"GATEWAY_PORT": "x" * size})
-        assert line == f"environment GATEWAY_PORT = {shown!r}: must be a whole number from 0 to 65535"
+        assert (
+            line == f"environment GATEWAY_PORT = {shown!r}: must be a whole number from 0 to 65535, such as 8080"
+        )
     url = "ftp://" + "h" * 300
     for argv, environ in ((["--redis", url], {}), (["--backend", url], {}), ([], {"GATEWAY_BACKENDS": url})):
         (line,) = wrong(argv, environ)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.__main__ import check
 from proxy.config.loader import exposed, load
 from proxy.config.redact import Known, secrets_in, shown_path, shown_url, shown_word
 from proxy.errors import SettingsError
+from proxy.program import check
 
 CANARY = "Hunter2-canary-9f8e7d"
 
