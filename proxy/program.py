@@ -27,7 +27,7 @@ STDOUT: Final = 1
 SAY_SECONDS: Final = 1.0  # for printing the reason of the exit
 
 SAMPLE: Final = """curl -iN {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
-  -d '{{"model": "{model}", "stream": true, "temperature": 0, \
+  -d '{{"model": "{model}", "stream": true, "temperature": 0,
        "messages": [{{"role": "user", "content": "Name three colours."}}]}}'"""
 
 

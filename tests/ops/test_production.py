@@ -1,4 +1,4 @@
-"""`ops/production.toml` is accepted, also with what it has commented out, and fits the grace period of the unit."""
+"""`ops/production.toml` is accepted, also with what is commented out, and fits the grace period of the unit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_what_is_commented_out_are_settings_too() -> None:
     assert whole.count("\n") == text.count("\n")
     settings = load(["--config", "x"], {}, lambda path: whole)
     assert settings.warnings == ()
-    assert settings.tls_cert and settings.api_keys_file and settings.backend_api_key_file
+    assert all((settings.tls_cert, settings.api_keys_file, settings.backend_api_key_file, settings.trusted_proxies))
 
 
 @pytest.mark.parametrize(

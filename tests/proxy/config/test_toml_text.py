@@ -39,8 +39,8 @@ def texts(option: Option) -> st.SearchStrategy[Any]:
         return st.lists(st.sampled_from(known), min_size=1, max_size=3).map(" ".join)
     if isinstance(option.default, int | float) and not option.is_switch:
         quantities = [number + unit for number in NUMBERS for unit in UNITS]
-        known = st.sampled_from([text for text in quantities if read(option, text) is not None])
-        return st.one_of(known, st.floats(0.1, 99).map(repr)) if isinstance(option.default, float) else known
+        typed = st.sampled_from([text for text in quantities if read(option, text) is not None])
+        return st.one_of(typed, st.floats(0.1, 99).map(repr)) if isinstance(option.default, float) else typed
     if "|" in option.metavar:
         return st.sampled_from(option.metavar.split("|"))
     return st.just(TYPED[option.name])
@@ -54,10 +54,11 @@ def read(option: Option, text: str) -> Any:
         return None
 
 
-LEGAL = {
-    name: texts(option).filter(lambda text, option=option: text.strip() and read(option, text) is not None)
-    for name, option in OPTIONS.items()
-}
+def legal(option: Option) -> st.SearchStrategy[str]:
+    return texts(option).filter(lambda text: bool(text.strip()) and read(option, text) is not None)
+
+
+LEGAL = {name: legal(option) for name, option in OPTIONS.items()}
 
 
 @st.composite
