@@ -30,6 +30,8 @@ def settings_as_toml(settings: Settings) -> str:
         if hint:
             secret.append(option.name)
             lines.append(f"# {option.name}{hint}: a secret, left out; set {option.env[0]}")
+        elif _is_lowered(option, value):
+            lines.append(f"# {option.name} = {_value(option, value)}: its default, lowered to another setting")
         else:
             lines.append(f"{option.name} = {_value(option, value)}")
     left_out = f"Secrets are left out and must be given as well: {', '.join(secret)}."
@@ -43,6 +45,17 @@ def _secret(option: Option, value: Any) -> str:
     if option.metavar == "URL" and isinstance(value, str) and shown_url(value) != value:
         return f" = {toml_string(shown_url(value))}"
     return ""
+
+
+def _is_lowered(option: Option, value: Any) -> bool:
+    """Whether `reconcile` has lowered a default below what may be set: it does so again where it is left out."""
+    if not isinstance(value, int | float):
+        return False
+    try:
+        option.read(option.typed(value))
+    except ValueError:
+        return True
+    return False
 
 
 def _value(option: Option, value: Any) -> str:

@@ -28,7 +28,7 @@ def test_what_is_commented_out_are_settings_too() -> None:
     assert whole.count("\n") == text.count("\n")
     settings = load(["--config", "x"], {}, lambda path: whole)
     assert settings.warnings == ()
-    assert all((settings.tls_cert, settings.api_keys_file, settings.backend_api_key_file, settings.trusted_proxies))
+    assert all((settings.tls_cert, settings.api_keys_file, settings.backend_api_key_file))
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,16 @@ def test_what_people_type_is_printed_as_they_type_it() -> None:
     assert reread(settings_as_toml(Settings(max_inflight=0))).max_inflight == 0
 
 
+def test_a_default_below_what_may_be_set_is_left_out() -> None:
+    """Another setting has lowered it, and does so again."""
+    loaded = load(["--total-timeout", "1ms", "--queue-timeout", "50ms"], {})
+    assert (loaded.connect_timeout, loaded.queue_patience) == (0.001, 0.05)
+    printed = settings_as_toml(loaded)
+    assert '\n# connect_timeout = "0.001s": its default, lowered to another setting\n' in printed
+    assert reread(printed) == loaded
+    assert "lowered" not in settings_as_toml(load(["--total-timeout", "2"], {}))
+
+
 def test_every_setting_is_printed_under_its_group() -> None:
     lines = settings_as_toml(Settings(max_prompt_chars=5)).splitlines()
     names = [line.partition(" = ")[0] for line in lines if " = " in line]
