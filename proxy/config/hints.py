@@ -23,7 +23,7 @@ _MEANINGS: Final[dict[tuple[str, ...], str | tuple[str, ...]]] = {
         "backends",
     ),
     ("bind", "listen", "address", "addr", "ip", "interface", "hostname"): ("host", "port"),
-    ("http-port", "listen-port", "server-port"): ("port",),
+    ("p", "http-port", "listen-port", "server-port"): ("port",),
     ("uds", "unix-socket", "socket"): ("listen_unix",),
     ("ssl-certfile", "certfile", "cert", "certificate", "tls", "ssl", "https"): ("tls_cert", "tls_key"),
     ("ssl-keyfile", "keyfile", "private-key"): ("tls_key",),

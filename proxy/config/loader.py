@@ -78,7 +78,8 @@ def _parse(argv: Sequence[str], known: Mapping[str, Option], problems: list[str]
     except SettingsError as e:
         # argparse repeats the value of a switch, which may be a key after `--metrics-key`
         words = re.sub(r"ignored explicit argument .*", "takes no value", str(e), flags=re.DOTALL)
-        problems.append(f"flags: {mask_url(words)}")
+        words = words.replace("expected one argument", "needs a value")
+        problems.append(mask_url(re.sub(r"^argument (?:-h/)?([\w-]+)(/\S+)?:", r"flag \1:", words)))
         return {}
     names = [*OWN_FLAGS, *(option.flag for option in known.values())]
     after_flag = False

@@ -352,8 +352,10 @@ def _base(path: str, right: str) -> str:
 
 def file(raw: object) -> str:
     """A file's path; `none` or nothing for none. Whether it can be read is checked on reading."""
-    if not isinstance(raw, str) or "\0" in raw or "://" in raw or _SURROGATE.search(raw):
+    if not isinstance(raw, str) or "\0" in raw or "://" in raw:
         raise ValueError("must be the path of a file, or none")
+    if _SURROGATE.search(raw):
+        raise ValueError("must be a path in UTF-8, or none")
     path = raw.strip()
     return "" if path == "none" else path
 

@@ -130,7 +130,7 @@ def test_all_that_is_wrong_is_told_at_once_with_its_source() -> None:
 
 def test_a_flag_without_its_value_joins_the_rest() -> None:
     assert wrong(["--port"], {"GATEWAY_MAX_BATCH": "0"}) == [
-        "flags: argument --port: expected one argument",
+        "flag --port: needs a value",
         "environment GATEWAY_MAX_BATCH = '0': must be from 1 to 4096",
     ]
 

@@ -45,8 +45,10 @@ def test_a_default_stays_where_its_bound_allows_it() -> None:
         (["a", "b"], [f"unexpected argument {word!r}: settings are given as --flag VALUE" for word in ("a", "b")]),
         (["--confi", "x"], ["unknown flag '--confi'; did you mean --config?"]),
         (["--check-confi"], ["unknown flag '--check-confi'; did you mean --check-config?"]),
-        (["--metrics-key=s3cret"], ["flags: argument --metrics-key/--no-metrics-key: takes no value"]),
-        (["--config"], ["flags: argument --config: expected one argument"]),
+        (["--metrics-key=s3cret"], ["flag --metrics-key: takes no value"]),
+        (["--help=5"], ["flag --help: takes no value"]),
+        (["--print-completion"], ["flag --print-completion: needs a value"]),
+        (["--config"], ["flag --config: needs a value"]),
     ],
 )
 def test_what_no_flag_is_told(argv: list[str], lines: list[str]) -> None:

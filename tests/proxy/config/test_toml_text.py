@@ -186,7 +186,7 @@ def test_a_string_is_itself_in_toml_and_controls_no_terminal(text: str) -> None:
 
 
 def test_a_path_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^must be the path of a file, or none$"):
+    with pytest.raises(ValueError, match=r"^must be a path in UTF-8, or none$"):
         OPTIONS["deny_file"].read("/etc/\udcff")
 
 
