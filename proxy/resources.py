@@ -95,6 +95,9 @@ def _tls(settings: Settings, prepared: Prepared) -> None:
 
 
 def _client_certs(settings: Settings, prepared: Prepared) -> None:
+    ca, cert, key = settings.backend_ca, settings.backend_cert, settings.backend_key
+    if ca or cert or key:
+        tls_context(ca=ca, cert=cert, key=key, insecure=settings.backend_insecure)
     if settings.backend_cert:
         prepared.backend_cert_expires = expiry_of("backend_cert", settings.backend_cert)
     redis_cert = files_of(settings.redis).get("ssl_certfile")
