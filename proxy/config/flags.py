@@ -83,6 +83,8 @@ def _parser(prog: str, shown: Sequence[Option], *, short: bool, completes_files:
         if short and len(metavar) > _LONG_METAVAR:
             metavar = metavar.partition("|")[0] + "|..."
         kind: dict[str, Any] = {"action": "append" if option.repeats else "store", "metavar": metavar}
+        if completes_files and "|" in metavar:
+            kind["choices"] = metavar.split("|")
         if option.is_switch:
             kind = {"action": argparse.BooleanOptionalAction}
         action = groups[option.group].add_argument(

@@ -71,9 +71,15 @@ def test_a_shell_completes_every_flag(shown: Shown, shell: str) -> None:
 
 def test_bash_accepts_its_completion_and_completes(shown: Shown) -> None:
     script = shown("--print-completion", "bash")
-    ask = "COMP_WORDS=(streaming-gateway --queue-t); COMP_CWORD=1; _shtab_streaming_gateway; echo ${COMPREPLY[@]}"
-    done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["--queue-timeout"]
+
+    def completed(*words: str) -> list[str]:
+        line = f"COMP_WORDS=(streaming-gateway {' '.join(words)}); COMP_CWORD={len(words)}"
+        ask = f"{script}\n{line}; _shtab_streaming_gateway; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert completed("--queue-t") == ["--queue-timeout"]
+    assert completed("--share", "a") == ["auto", "all"]
 
 
 @pytest.mark.parametrize(
