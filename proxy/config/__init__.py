@@ -5,6 +5,7 @@ A reader meets, in this order:
 - `Settings` declares every setting once: default, flag, environment variable, TOML key, help and the reader of
   its value (`values`). An `Option` is one setting as it is given.
 - `load` reads flags, environment and file, in this order of precedence, and reports all errors at once.
+- `flags` is the command line: help, version, completion. `hints` says what an unknown name may have meant.
 - `conflicts` finds settings that exclude or need one another; settings that bound one another are reconciled by
   `load`.
 - `settings_as_toml` writes them as a file that reads back as the same settings.

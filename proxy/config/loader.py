@@ -65,7 +65,7 @@ def load(
             sources[option.name] = source
         except ValueError as e:
             problems.append(f"{source} = {_given(option, raw)}: {e}")
-    problems += reconcile(values, sources, {option.name: option.default for option in known.values()})
+    problems += reconcile(values, sources, known)
     if problems:
         raise SettingsError("\n".join(problems))
     return Settings(**values, warnings=tuple(warnings), config=str(path or ""))

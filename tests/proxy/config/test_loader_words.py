@@ -21,7 +21,7 @@ def test_a_value_may_be_as_large_as_its_bound(total: str, token: str, lines: int
     argv = ["--total-timeout", total, "--token-timeout", token]
     if lines:
         assert wrong(argv) == [
-            "flag --token-timeout = 101.0: must not be over total_timeout, which is 100.0 "
+            "flag --token-timeout = 101s: must not be over total_timeout, which is 100s "
             "(flag --total-timeout): it would have no effect"
         ]
     else:
